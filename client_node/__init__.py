@@ -1,0 +1,1 @@
+"""The site's side: keys, policy, data access, training step, daemon, command line."""

@@ -1,0 +1,1 @@
+"""The operator's side: federation register, round driver, store, command line."""

@@ -1,0 +1,1 @@
+"""The bundle that the SuperLink starts for a run."""

@@ -1,0 +1,1 @@
+"""The backbone, its adapters and heads: building, loading, saving, evaluation."""

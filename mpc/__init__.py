@@ -1,0 +1,1 @@
+"""Fixed point, secret sharing, sealing and the aggregator parties."""

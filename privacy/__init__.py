@@ -1,0 +1,1 @@
+"""Per-unit clipping, noise, sampling, accounting, the ledger and its reports."""
