@@ -1,0 +1,153 @@
+"""One round at one party: agree with the other two on the set of sites, add, bind, release.
+
+Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
+that lies can spoil the total unseen. There is no check of an update's norm on the shares: a malicious site can shift
+the total as far as the ring goes.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+from .errors import CohortTooSmall, EnvelopeRejected, Equivocation, OrderMismatch, PartyLost, SetConflict
+from .fields import MAX_COHORT, MAX_TEXT, canonical
+from .journal import Binding, Journal
+from .orders import Order, Release
+from .ring import Ring, RingVector
+from .sealing import Envelope, max_envelope_bytes, open_envelope
+from .shares import Share, unpack
+
+logger = logging.getLogger(__name__)
+
+_HASH = 32
+
+
+class Links(Protocol):
+    """What the protocol needs of the links between the parties."""
+
+    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        """All three parties' bytes of this step, in aggregator order."""
+
+
+class Addition(Protocol):
+    """How one party adds its shares."""
+
+    def __call__(self, vectors: Iterable[RingVector], ring: Ring) -> RingVector:
+        """The sum of `vectors`, one at least, in `ring`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A site's share, opened and found sound at this party."""
+
+    share: Share = field(repr=False)
+    digest: bytes  # SHA-256 over the digests that the site signed: the same at all parties, or they saw two updates
+
+
+def admit(order: Order, aggregator_id: int, site: str, data: bytes) -> Submission | None:
+    """The site's share, or None where the bytes are not what the site sealed for this party and round.
+
+    Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
+    """
+    identity = dict(order.cohort).get(site)
+    if identity is None:
+        logger.warning("round %d: %r is not in the cohort; its envelope is ignored", order.round, site)
+        return None
+    try:
+        envelope = Envelope.from_bytes(data, max_bytes=max_envelope_bytes(order.dim, order.ring_bits))
+        share = open_envelope(
+            envelope,
+            order.context(site),
+            aggregator_id,
+            identity=bytes.fromhex(identity),
+            private_key=order.private_key,
+        )
+    except EnvelopeRejected as err:
+        logger.warning("round %d: site %s is left out: %s", order.round, site, err)
+        return None
+    return Submission(share, sha256(b"".join(envelope.digests)).digest())
+
+
+def compare_orders(order: Order, links: Links) -> None:
+    """First step of every order: all three must hold the same one, at the same attempt.
+
+    Raises:
+        OrderMismatch: they do not.
+        PartyLost: a party is gone or silent.
+    """
+    if len(set(links.all_gather("ORDR", order.digest(), _HASH))) != 1:
+        raise OrderMismatch(f"round {order.round}, attempt {order.attempt}: the parties were given different orders")
+
+
+def aggregate(
+    order: Order, submissions: Mapping[str, Submission], links: Links, journal: Journal, add: Addition
+) -> Release:
+    """This party's share of the sum over all sites that reached all three parties.
+
+    Returns only after every party has bound the round to this very set on its disk.
+
+    Raises:
+        Equivocation: two parties hold different updates of one site.
+        CohortTooSmall: fewer than `order.min_sites` sites are complete.
+        SetConflict: a party has bound the round to another set; all three raise it.
+        JournalBroken: this party's disk did not take the binding.
+        PartyLost: another party is gone or silent.
+    """
+    kept = _agree(order, submissions, links)
+    if len(kept) < order.min_sites:
+        raise CohortTooSmall(
+            f"round {order.round}: {len(kept)} sites reached all parties, {order.min_sites} are needed", kept
+        )
+    binding = Binding(_set_digest(order, kept, submissions), kept)
+    _refuse_other_set(order, binding, links, journal)
+    total = add((unpack(submissions[site].share, order.context(site)) for site in kept), order.ring)
+    journal.bind(order.round_id, binding)
+    links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
+    logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
+    return Release(kept=kept, set_digest=binding.set_digest, share=total.tobytes())
+
+
+def _agree(order: Order, submissions: Mapping[str, Submission], links: Links) -> tuple[str, ...]:
+    """Sites that all three hold, in cohort order, once all three hold the same of each."""
+    names = [name for name, _ in order.cohort]
+    mask = bytes(name in submissions for name in names)
+    masks = _of_length(links.all_gather("MASK", mask, len(mask)), len(mask))
+    kept = tuple(name for name, *votes in zip(names, *masks, strict=True) if all(vote == 1 for vote in votes))
+    view = b"".join(submissions[name].digest for name in kept)
+    views = _of_length(links.all_gather("VIEW", view, len(view)), len(view))
+    if len(set(views)) != 1:
+        seen = [{other[i * _HASH : (i + 1) * _HASH] for other in views} for i in range(len(kept))]
+        doubtful = tuple(name for name, digests in zip(kept, seen, strict=True) if len(digests) > 1)
+        raise Equivocation(
+            f"round {order.round}: the parties were shown different messages of {', '.join(doubtful)}", doubtful
+        )
+    return kept
+
+
+def _refuse_other_set(order: Order, binding: Binding, links: Links, journal: Journal) -> None:
+    """Compares what the three have bound before any binds more: a crash half-way can never leave two sets bound."""
+    known = journal.bound(order.round_id)
+    mine = b"" if known is None else known.set_digest + "\n".join(known.sites).encode()
+    for other in links.all_gather("BIND", mine, _HASH + MAX_COHORT * (MAX_TEXT + 1)):
+        if other and other[:_HASH] != binding.set_digest:
+            raise SetConflict(f"round {order.round} is bound to another set of sites", _names(other[_HASH:]))
+
+
+def _names(data: bytes) -> tuple[str, ...]:
+    try:
+        return tuple(data.decode().split("\n"))
+    except UnicodeDecodeError as err:
+        raise PartyLost("another party sends names that are no text") from err
+
+
+def _of_length(gathered: list[bytes], size: int) -> list[bytes]:
+    if any(len(data) != size for data in gathered):
+        raise PartyLost("another party is out of step")
+    return gathered
+
+
+def _set_digest(order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission]) -> bytes:
+    words = (word for name in kept for word in (name, submissions[name].digest))
+    return sha256(canonical("confide/mpc/set/1", *order.round_id, len(kept), *words)).digest()

@@ -1,0 +1,146 @@
+"""The process of one MPC party: `python -m confide.mpc.party FD`, started by `parties.PartyProcess` only.
+
+It has a process of its own because CrypTen keeps its state in module globals and wants them altered. It reads orders
+from the inherited socket FD, keeps its links to the other parties between orders, and ends when its parent does.
+"""
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+from typing import Any
+
+from . import aggregation, crypten_runtime
+from .errors import CohortTooSmall, Equivocation, JournalBroken, MpcError, OrderMismatch, PartyLost, SetConflict
+from .frames import Channel, config_from_wire, order_from_wire, take, take_names
+from .journal import Journal
+from .links import TlsCommunicator
+from .orders import Order, PartyConfig, Release
+from .sealing import max_envelope_bytes
+
+logger = logging.getLogger(__name__)
+
+# What all three parties conclude from the same exchanged bytes: their links are in step and stay up.
+_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, SetConflict)
+
+
+class Party:
+    """The links and the journal of one party."""
+
+    def __init__(self, config: PartyConfig) -> None:
+        self.aggregator_id = config.aggregator_id
+        self._config = config
+        self._journal = Journal(config.journal)
+        self._links: TlsCommunicator | None = None
+
+    def aggregate(self, order: Order, submissions: dict[str, aggregation.Submission]) -> Release:
+        """Carries out one order; see `aggregation.aggregate` for its errors."""
+        try:
+            links = self._link_up(order)
+            return aggregation.aggregate(order, submissions, links, self._journal, crypten_runtime.add_shares)
+        except _COMMON:
+            raise
+        except BaseException:  # the others shall not wait for this party
+            self._drop_links()
+            raise
+
+    def _link_up(self, order: Order) -> TlsCommunicator:
+        """Links on which all three confirmed this very order.
+
+        Kept links may be dead, or hold words of an order that another party gave up, if a party was started anew
+        since. Only on fresh ones is that a failure; silence always is.
+        """
+        if self._links is not None:
+            try:
+                aggregation.compare_orders(order, self._links)
+                return self._links
+            except (PartyLost, OrderMismatch) as err:
+                if isinstance(err.__cause__, TimeoutError):
+                    raise
+                logger.info("round %d: linking up anew: %s", order.round, err)
+                self._drop_links()
+        self._links = TlsCommunicator.connect(self._config)
+        crypten_runtime.start(self._links)
+        aggregation.compare_orders(order, self._links)
+        return self._links
+
+    def _drop_links(self) -> None:
+        crypten_runtime.stop()
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+
+
+def serve(channel: Channel) -> None:
+    """Takes a configuration, then orders, until the parent closes the channel or the journal breaks."""
+    try:
+        party = Party(config_from_wire(take(channel.receive(), "config", config=dict)[0]))
+    except MpcError as err:
+        channel.send(_failure(err))
+        return
+    channel.send({"kind": "ready"})
+    while True:
+        try:
+            order, submissions = _receive_order(channel, party.aggregator_id)
+        except EOFError:  # the parent is through with us
+            return
+        except MpcError as err:  # what follows on the channel can no longer be told apart
+            channel.send(_failure(err))
+            return
+        try:
+            release = party.aggregate(order, submissions)
+        except JournalBroken as err:
+            channel.send(_failure(err))
+            return
+        except MpcError as err:
+            logger.warning("%s: %s", type(err).__name__, err)
+            channel.send(_failure(err))
+        else:
+            channel.send({"kind": "release", "kept": release.kept, "set_digest": release.set_digest})
+            channel.send_raw(release.share)
+
+
+def _receive_order(channel: Channel, aggregator_id: int) -> tuple[Order, dict[str, aggregation.Submission]]:
+    """The next order and the shares that opened; only what opened is kept in memory."""
+    fields, sites = take(channel.receive(), "order", order=dict, sites=tuple)
+    order = order_from_wire(fields)
+    limit = max_envelope_bytes(order.dim, order.ring_bits)
+    submissions = {}
+    for site in take_names(sites):
+        submission = aggregation.admit(order, aggregator_id, site, channel.receive_raw(limit))
+        if submission is not None:
+            submissions[site] = submission
+    return order, submissions
+
+
+def _failure(err: MpcError) -> dict[str, Any]:
+    return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names}
+
+
+def _end_with_parent(channel: Channel) -> None:
+    """Ends this process as soon as the parent's end of the pair is closed, whatever the main thread waits for.
+
+    Linux could signal the death of the parent's thread that started us; but that thread may end long before.
+    """
+    poll = select.poll()
+    poll.register(channel.fileno(), 0)  # hang-up is always reported
+
+    def watch() -> None:
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def main() -> None:
+    """Runs the party on the socket whose descriptor is the only argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    _end_with_parent(channel)
+    serve(channel)
+
+
+if __name__ == "__main__":
+    main()

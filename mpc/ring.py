@@ -1,0 +1,132 @@
+"""Fixed point in the integers modulo 2**32 or 2**64: choosing a ring, writing vectors into it, reading totals.
+
+Sums are exact as long as they stay within half the ring; past that they wrap and nothing notices. Hence `plan_ring`
+sizes the ring for the worst case of a whole cohort. Nothing here hides anything: see `shares`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidField, NoRing, OutOfRange, ShareMalformed
+from .fields import MAX_DIM, NUM_AGGREGATORS, whole
+
+RingVector = npt.NDArray[Any]  # uint32 or uint64, little-endian, one dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The integers modulo 2**bits, in which the real number 1.0 is written as 2**scale_bits."""
+
+    bits: int  # 32 or 64
+    scale_bits: int  # in [0, bits - 2]
+
+    def __post_init__(self) -> None:
+        if self.bits not in (32, 64):
+            raise InvalidField(f"bits must be 32 or 64, got {self.bits!r}")
+        whole("scale_bits", self.scale_bits, 0, self.bits - 2)
+
+    @property
+    def unsigned(self) -> np.dtype[Any]:
+        """Type of a ring element."""
+        return np.dtype("<u4" if self.bits == 32 else "<u8")
+
+    @property
+    def signed(self) -> np.dtype[Any]:
+        """Type in which a ring element is read as a number."""
+        return np.dtype("<i4" if self.bits == 32 else "<i8")
+
+    def capacity(self, max_abs: float) -> int:
+        """How many vectors with entries of size at most `max_abs` have a sum that cannot wrap."""
+        if not 0 < max_abs < math.inf:
+            raise InvalidField(f"max_abs must be positive and finite, got {max_abs}")
+        largest = math.floor(math.ldexp(max_abs, self.scale_bits)) + 1  # rounding adds less than one unit
+        return int((2 ** (self.bits - 1) - 1) // largest)
+
+
+def plan_ring(sites: int, max_abs: float, dim: int, clip_norm: float, max_inflation: float = 1e-3) -> Ring:
+    """The smallest ring that holds the sum of `sites` vectors and hardly widens their sensitivity.
+
+    Rounding moves each coordinate by less than one unit, so two neighbouring inputs that differ by at most `clip_norm`
+    in L2 differ by at most `clip_norm + sqrt(dim) * 2**-scale_bits` once rounded; the second term is kept at or below
+    `max_inflation * clip_norm`. The accountant must still be given the sum of both.
+
+    Args:
+        sites: vectors that may be added.
+        max_abs: bound on any entry of one vector, noise included.
+        dim: entries of a vector.
+        clip_norm: L2 sensitivity before rounding.
+        max_inflation: largest relative growth of the sensitivity.
+
+    Raises:
+        NoRing: 64 bits are too few.
+    """
+    whole("sites", sites, 1, 2**31)
+    whole("dim", dim, 1, MAX_DIM)
+    if not (0 < clip_norm < math.inf and 0 < max_inflation < math.inf):
+        raise InvalidField(f"clip_norm and max_inflation must be positive, got {clip_norm} and {max_inflation}")
+    for bits in (32, 64):
+        for scale_bits in range(bits - 1):
+            if math.ldexp(math.sqrt(dim), -scale_bits) <= max_inflation * clip_norm:
+                ring = Ring(bits, scale_bits)  # a finer scale holds less, so this is the only candidate
+                if ring.capacity(max_abs) >= sites:
+                    return ring
+                break
+    raise NoRing(f"no ring holds {sites} sites with max_abs {max_abs}, dim {dim}, clip_norm {clip_norm}: lower max_abs")
+
+
+def encode(values: npt.NDArray[np.floating[Any]], ring: Ring, max_abs: float) -> RingVector:
+    """Real `values`, clamped to [-max_abs, max_abs] and rounded to the nearest unit of 2**-scale_bits.
+
+    Clamping is post-processing: it costs no privacy but biases, so size `max_abs` such that honest vectors never meet
+    it. Each entry within the bound is off by at most 2**-(scale_bits + 1).
+
+    Raises:
+        OutOfRange: an entry is NaN or infinite, or the ring cannot hold `max_abs` (numpy would cast it in silence).
+    """
+    if not np.isfinite(values).all():
+        raise OutOfRange("the vector has NaN or infinite entries")
+    if ring.capacity(max_abs) < 1:
+        raise OutOfRange(f"max_abs {max_abs} does not fit in {ring}")
+    units = np.clip(values.astype(np.float64), -max_abs, max_abs)
+    units *= 2.0**ring.scale_bits
+    return from_integers(np.rint(units, out=units).astype(np.int64), ring)
+
+
+def from_integers(values: npt.NDArray[np.int64], ring: Ring) -> RingVector:
+    """Exact integers, in units of 2**-scale_bits, as ring elements.
+
+    Raises:
+        OutOfRange: an entry is outside [-2**(bits - 1), 2**(bits - 1)): it would be read back as another number.
+    """
+    if values.dtype != np.int64 or values.ndim != 1:
+        raise InvalidField(f"need one int64 vector, got {values.dtype} of {values.ndim} dimensions")
+    if ring.bits == 32 and values.size and not -(2**31) <= int(values.min()) <= int(values.max()) < 2**31:
+        raise OutOfRange("an entry does not fit in 32 bits")
+    return values.astype(ring.signed).view(ring.unsigned)
+
+
+def decode(total: RingVector, ring: Ring) -> npt.NDArray[np.float64]:
+    """Ring elements as real numbers; exact up to 2**53 units, rounded to float64 beyond."""
+    if total.dtype != ring.unsigned:
+        raise InvalidField(f"need {ring.unsigned} entries, got {total.dtype}")
+    return total.view(ring.signed).astype(np.float64) * 2.0**-ring.scale_bits
+
+
+def open_total(shares: Sequence[bytes], ring: Ring, dim: int) -> npt.NDArray[np.float64]:
+    """The sum of all kept sites' vectors, from the three parties' released shares of it.
+
+    Raises:
+        ShareMalformed: not three shares of `dim` ring elements.
+    """
+    size = dim * ring.unsigned.itemsize
+    if len(shares) != NUM_AGGREGATORS or any(len(share) != size for share in shares):
+        raise ShareMalformed(f"need {NUM_AGGREGATORS} shares of {size} bytes, got {[len(share) for share in shares]}")
+    total = np.zeros(dim, ring.unsigned)
+    for share in shares:
+        total += np.frombuffer(share, ring.unsigned)
+    return decode(total, ring)

@@ -1,0 +1,202 @@
+"""The protocol by itself: three threads, queues for links, numpy for CrypTen."""
+
+import dataclasses
+import functools
+import queue
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confide.mpc import aggregation, sealing
+from confide.mpc.errors import CohortTooSmall, Equivocation, OrderMismatch, PartyLost, SetConflict
+from confide.mpc.journal import Journal
+from confide.mpc.orders import Release
+from confide.mpc.ring import Ring, open_total
+
+RING = Ring(64, 24)
+
+
+class QueueLinks:
+    """Links of one party; `lie` alters what it sends at a step, at `dies_at` it ends."""
+
+    def __init__(self, party, mesh):
+        self.party, self.mesh = party, mesh
+        self.lie, self.dies_at = {}, None
+
+    def all_gather(self, step, data, limit):
+        if step == self.dies_at:
+            raise PartyLost("killed")
+        for peer in range(3):
+            self.mesh[self.party, peer].put((step, self.lie.get(step, data)))
+        return [self._get(peer, step) for peer in range(3)]
+
+    def _get(self, peer, step):
+        try:
+            tag, data = self.mesh[peer, self.party].get(timeout=1)
+        except queue.Empty:
+            raise PartyLost(f"{peer} is silent") from None
+        assert tag == step
+        return data
+
+
+def add(vectors, ring):
+    return np.sum(list(vectors), axis=0, dtype=ring.unsigned)
+
+
+@pytest.fixture
+def three(tmp_path, kit):
+    """Runs one order at three parties whose journals last; a dict of Release or error by party."""
+    journals = [Journal(tmp_path / f"journal{party}") for party in range(3)]
+
+    def run(orders, inboxes, *, dies_at=None, lie=None):
+        mesh = {(a, b): queue.SimpleQueue() for a in range(3) for b in range(3)}
+        links = [QueueLinks(party, mesh) for party in range(3)]
+        links[1].dies_at = dies_at
+        links[2].lie = lie or {}
+
+        def party(i):
+            aggregation.compare_orders(orders[i], links[i])
+            opened = {site: aggregation.admit(orders[i], i, site, data) for site, data in inboxes[i].items()}
+            sound = {site: one for site, one in opened.items() if one is not None}
+            return aggregation.aggregate(orders[i], sound, links[i], journals[i], add)
+
+        return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())
+
+    yield run
+    for journal in journals:
+        journal.close()
+
+
+@pytest.fixture
+def five(kit):
+    return kit.Round(7, RING, 5, 40, np.random.default_rng(11))
+
+
+def orders(one, **changes):
+    return [one.order(party, **changes) for party in range(3)]
+
+
+def inboxes(one, without=((), (), ())):
+    return [one.inbox(party, without[party]) for party in range(3)]
+
+
+def total_of(releases):
+    assert all(isinstance(release, Release) for release in releases), releases
+    assert len({release.set_digest for release in releases}) == len({release.kept for release in releases}) == 1
+    return sum((np.frombuffer(r.share, RING.unsigned) for r in releases), np.zeros(40, RING.unsigned))
+
+
+def kinds(results):
+    return [type(result) for result in results]
+
+
+def test_released_shares_open_to_the_sum(three, five):
+    releases = three(orders(five), inboxes(five))
+    assert (total_of(releases) == five.total(five.vectors)).all()
+    exact = five.total(five.vectors).view(np.int64) * 2.0**-RING.scale_bits
+    assert (open_total([release.share for release in releases], RING, 40) == exact).all()
+
+
+def test_site_that_misses_one_party_is_left_out_by_all(three, five):
+    releases = three(orders(five), inboxes(five, ({"site0"}, (), {"site3"})))
+    assert [release.kept for release in releases] == [("site1", "site2", "site4")] * 3
+    assert (total_of(releases) == five.total(["site1", "site2", "site4"])).all()
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\1" * 300, None])
+def test_site_whose_share_is_unsound_at_one_party_is_left_out_by_all(three, five, garbage):
+    boxes = inboxes(five)
+    boxes[1]["site2"] = boxes[1]["site1"] if garbage is None else garbage  # None: another site's envelope
+    assert [release.kept for release in three(orders(five), boxes)] == [("site0", "site1", "site3", "site4")] * 3
+
+
+def test_signed_share_that_does_not_open_leaves_the_site_out(three, five):
+    """A malicious site cannot stop the round by sealing to a wrong key."""
+    wrong = [sealing.new_keypair()[1], *five.public[1:]]
+    one = sealing.seal_update(five.vectors["site0"], five.context("site0"), wrong, five.signers["site0"], 0)
+    five.envelopes["site0"] = one
+    assert [release.kept[0] for release in three(orders(five), inboxes(five))] == ["site1"] * 3
+
+
+def test_stranger_is_ignored(three, five):
+    boxes = inboxes(five)
+    for box in boxes:
+        box["stranger"] = box["site0"]
+    assert [release.kept for release in three(orders(five), boxes)] == [tuple(five.signers)] * 3
+
+
+def test_update_of_an_invented_site_key_is_ignored(three, five):
+    five.signers["site0"] = Ed25519PrivateKey.generate()  # the envelope was signed by another
+    assert [release.kept[0] for release in three(orders(five), inboxes(five))] == ["site1"] * 3
+
+
+def test_two_updates_of_one_site_stop_the_round(three, five):
+    again = sealing.seal_update(five.vectors["site3"], five.context("site3"), five.public, five.signers["site3"], 0)
+    boxes = inboxes(five)
+    boxes[2]["site3"] = again[2].to_bytes()
+    results = three(orders(five), boxes)
+    assert kinds(results) == [Equivocation] * 3
+    assert {result.names for result in results} == {("site3",)}
+
+
+def test_too_few_sites_are_refused(three, five):
+    results = three(orders(five, min_sites=4), inboxes(five, ({"site0"}, {"site1"}, ())))
+    assert kinds(results) == [CohortTooSmall] * 3
+    assert {result.names for result in results} == {("site2", "site3", "site4")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attempt": 1}, {"min_sites": 3}, {"dim": 41}, {"run": "other"}, {"cohort": ()}],
+    ids=lambda change: next(iter(change)),
+)
+def test_different_orders_are_refused(three, five, change):
+    given = orders(five)
+    given[2] = dataclasses.replace(given[2], **change)
+    assert kinds(three(given, inboxes(five))) == [OrderMismatch] * 3
+
+
+def test_same_set_is_released_again_bit_for_bit(three, five):
+    first = three(orders(five), inboxes(five, ({"site0"}, (), ())))
+    again = three(orders(five, attempt=1), inboxes(five, ((), {"site0"}, ())))
+    assert [release.share for release in first] == [release.share for release in again]
+
+
+def test_another_set_is_never_released(three, five):
+    total_of(three(orders(five), inboxes(five)))
+    results = three(orders(five, attempt=1), inboxes(five, ({"site0"}, (), ())))
+    assert kinds(results) == [SetConflict] * 3
+    assert {result.bound for result in results} == {tuple(five.signers)}
+
+
+def test_new_draw_of_the_same_sites_is_another_set(three, five):
+    total_of(three(orders(five), inboxes(five)))
+    five.envelopes["site0"] = sealing.seal_update(
+        five.vectors["site0"], five.context("site0"), five.public, five.signers["site0"], 0
+    )
+    assert kinds(three(orders(five, attempt=1), inboxes(five))) == [SetConflict] * 3
+
+
+def test_set_bound_by_one_party_alone_binds_all(three, five):
+    """Party 1 dies after the comparison: only the others have bound. No second set can ever be released."""
+    assert kinds(three(orders(five), inboxes(five), dies_at="DONE")) == [PartyLost] * 3
+    short = inboxes(five, ({"site4"}, (), ()))
+    assert kinds(three(orders(five, attempt=1), short)) == [SetConflict] * 3
+    assert (total_of(three(orders(five, attempt=2), inboxes(five))) == five.total(five.vectors)).all()
+
+
+@pytest.mark.parametrize("step", ["ORDR", "MASK", "VIEW", "BIND", "DONE"])
+def test_nothing_is_released_when_a_party_dies(three, five, step):
+    assert kinds(three(orders(five), inboxes(five), dies_at=step)) == [PartyLost] * 3
+    assert (total_of(three(orders(five, attempt=1), inboxes(five))) == five.total(five.vectors)).all()
+
+
+@pytest.mark.parametrize(("step", "lie"), [("MASK", b"\1" * 4), ("VIEW", b"\1" * 31), ("BIND", b"\2" * 32 + b"\xff")])
+def test_words_of_another_party_are_checked(three, five, step, lie):
+    assert PartyLost in kinds(three(orders(five), inboxes(five), lie={step: lie}))
+
+
+def test_mask_that_is_no_bit_is_no_vote(three, five):
+    results = three(orders(five), inboxes(five), lie={"MASK": b"\2\1\1\1\1"})
+    assert [release.kept for release in results] == [("site1", "site2", "site3", "site4")] * 3

@@ -1,0 +1,92 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from confide.mpc.errors import InvalidField
+from confide.mpc.orders import Release, host_and_port
+from confide.mpc.ring import Ring
+
+KEY = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def order(kit):
+    return kit.Round(1, Ring(32, 20), 3, 5, np.random.default_rng(0)).order(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"study": "t"},
+        {"run": "q"},
+        {"round": 2},
+        {"attempt": 1},
+        {"cohort": (("a", KEY),)},
+        {"dim": 6},
+        {"ring_bits": 64},
+        {"scale_bits": 19},
+        {"min_sites": 3},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_digest_covers_every_common_field(order, change):
+    assert dataclasses.replace(order, **change).digest() != order.digest()
+
+
+def test_digest_leaves_out_what_is_private(order):
+    assert dataclasses.replace(order, private_key=bytes(32)).digest() == order.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"min_sites": 1},  # the sum over one site is its update
+        {"cohort": (("a", KEY), ("a", "cd" * 32))},
+        {"cohort": (("a", KEY), ("b", KEY))},
+        {"cohort": (("a", KEY.upper()),)},
+        {"cohort": (("a\nb", KEY),)},
+        {"cohort": [("a", KEY)]},
+        {"private_key": bytes(31)},
+        {"round": -1},
+        {"dim": 2**27 + 1},
+    ],
+)
+def test_order_outside_its_ranges_is_refused(order, change):
+    with pytest.raises(InvalidField):
+        dataclasses.replace(order, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"aggregator_id": 3},
+        {"addresses": ("a:1", "b:2")},
+        {"addresses": ("a:1", "b:2", "c")},
+        {"pins": ("x" * 20_000,) * 3},
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+        {"journal": "text"},
+        {"listen": ":1"},
+    ],
+)
+def test_configuration_outside_its_ranges_is_refused(kit, tmp_path, change):
+    config = kit.configs(tmp_path, 1)[0]
+    with pytest.raises(InvalidField):
+        dataclasses.replace(config, **change)
+
+
+def test_secrets_do_not_show(order):
+    assert "private_key" not in repr(order)
+    assert "share" not in repr(Release(kept=("a",), set_digest=bytes(32), share=b"secret"))
+
+
+@pytest.mark.parametrize(("address", "expected"), [("a.example:80", ("a.example", 80)), ("[::1]:9", ("::1", 9))])
+def test_addresses_are_split(address, expected):
+    assert host_and_port(address) == expected
+
+
+@pytest.mark.parametrize("address", ["a", "a:", ":1", "a:0", "a:65536", "a:-1", "a:¹", 7, None])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(InvalidField):
+        host_and_port(address)

@@ -1,0 +1,227 @@
+"""Three real party processes over mutual TLS on 127.0.0.1."""
+
+import dataclasses
+import functools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.mpc import aggregation, parties
+from confide.mpc.errors import (
+    CohortTooSmall,
+    Equivocation,
+    JournalBroken,
+    OrderMismatch,
+    PartyDied,
+    PartyLost,
+    SetConflict,
+)
+from confide.mpc.links import TlsCommunicator
+from confide.mpc.parties import PartyProcess, Release
+from confide.mpc.ring import Ring
+from confide.mpc.sealing import seal_update
+
+RINGS = [Ring(64, 24), Ring(32, 20)]
+numbers = iter(range(1000))
+
+
+@pytest.fixture(scope="module")
+def three(kit, tmp_path_factory):
+    processes = [PartyProcess(config) for config in kit.configs(tmp_path_factory.mktemp("parties"), 4.0)]
+    for one in processes:
+        one.start()
+    yield processes
+    for one in processes:
+        one.stop()
+
+
+@pytest.fixture(autouse=True)
+def _all_loaded(three):
+    for one in three:
+        one.wait_ready()
+
+
+@pytest.fixture
+def new_round(kit):
+    return lambda ring=RINGS[0], sites=4: kit.Round(next(numbers), ring, sites, 1000, np.random.default_rng(3))
+
+
+@pytest.fixture
+def ask(kit, three):
+    def run(one, *, attempt=0, min_sites=2, without=((), (), ()), attempts=None):
+        return list(
+            kit.outcomes(
+                {
+                    i: functools.partial(
+                        process.aggregate,
+                        one.order(i, attempt=attempts[i] if attempts else attempt, min_sites=min_sites),
+                        one.inbox(i, without[i]),
+                    )
+                    for i, process in enumerate(three)
+                }
+            ).values()
+        )
+
+    return run
+
+
+def total_of(releases, one):
+    assert all(isinstance(release, Release) for release in releases), releases
+    assert len({(release.kept, release.set_digest) for release in releases}) == 1
+    shares = (np.frombuffer(release.share, one.ring.unsigned) for release in releases)
+    return sum(shares, np.zeros(one.dim, one.ring.unsigned))
+
+
+def kinds(results):
+    return [type(result) for result in results]
+
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_total_is_right_bit_for_bit_and_on_a_retry(ask, new_round, ring):
+    one = new_round(ring)
+    first, again = ask(one), ask(one, attempt=1)
+    assert (total_of(first, one) == one.total(one.vectors)).all()
+    assert [release.share for release in first] == [release.share for release in again]
+
+
+def test_withheld_site_after_a_release_is_a_conflict(ask, new_round):
+    one = new_round()
+    ask(one)
+    results = ask(one, attempt=1, without=(("site2",), (), ()))
+    assert kinds(results) == [SetConflict] * 3
+    assert {result.bound for result in results} == {("site0", "site1", "site2", "site3")}
+
+
+def test_too_few_sites_are_refused_and_then_waited_for(ask, new_round):
+    one = new_round()
+    results = ask(one, min_sites=4, without=((), (), ("site1",)))
+    assert kinds(results) == [CohortTooSmall] * 3
+    assert {result.names for result in results} == {("site0", "site2", "site3")}
+    assert (total_of(ask(one, attempt=1, min_sites=4), one) == one.total(one.vectors)).all()
+
+
+def test_different_attempts_are_refused(ask, new_round):
+    assert kinds(ask(new_round(), attempts=(0, 0, 1))) == [OrderMismatch] * 3
+
+
+def test_different_messages_of_a_site_stop_the_round(ask, new_round):
+    one, other = new_round(), new_round()
+    resealed = seal_update(other.vectors["site1"], one.context("site1"), one.public, one.signers["site1"], 0)
+    inboxes = [one.inbox(0), one.inbox(1), {**one.inbox(2), "site1": resealed[2].to_bytes()}]
+    one.inbox = lambda party, without: inboxes[party]
+    assert kinds(ask(one)) == [Equivocation] * 3
+
+
+def test_garbage_and_oversized_envelopes_count_as_absent(ask, new_round):
+    one = new_round(sites=5)
+    honest = one.inbox
+    one.inbox = lambda party, without: {**honest(party), "site0": b"junk", "site4": bytes(100_000), "who": b""}
+    assert [release.kept for release in ask(one)] == [("site1", "site2", "site3")] * 3
+
+
+def test_killed_party_ends_the_call_and_a_new_one_takes_the_retry(ask, new_round, three):
+    one = new_round()
+    first = ask(one)
+    pid = three[1].pid
+    os.kill(pid, signal.SIGKILL)
+    while three[1].pid == pid:  # until the death is noticed
+        time.sleep(0.01)
+        three[1].wait_ready()
+    again = ask(one, attempt=1)
+    assert three[1].pid != pid
+    assert total_of(again, one).tobytes() == total_of(first, one).tobytes()
+    assert kinds(ask(one, attempt=2, without=(("site0",), (), ()))) == [SetConflict] * 3
+
+
+@pytest.mark.parametrize("end", [lambda one: os.kill(one.pid, signal.SIGKILL), PartyProcess.stop], ids=["kill", "stop"])
+def test_process_that_ends_during_a_call_is_party_died(new_round, three, end):
+    one = new_round()
+    timer = threading.Timer(0.5, end, [three[0]])
+    timer.start()
+    with pytest.raises(PartyDied):  # it waits for the other two, who have no order
+        three[0].aggregate(one.order(0), one.inbox(0))
+    timer.join()
+
+
+@pytest.mark.parametrize("step", ["MASK", "DONE"])
+def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask, kit, new_round, three, step):
+    """Party 2 is played by this test up to the step; then its links close, as when it is killed."""
+    one = new_round()
+    three[2].stop()
+    start = []
+
+    def dying():
+        links = TlsCommunicator.connect(three[2]._config)
+        links.exchange("SEED", {0: b"s" * 32, 1: b""}, 32)
+        order = one.order(2)
+        aggregation.compare_orders(order, links)
+        opened = {site: aggregation.admit(order, 2, site, data) for site, data in one.inbox(2).items()}
+        if step == "DONE":
+            aggregation._agree(order, opened, links)
+            links.all_gather("BIND", b"", 2**20)
+        start.append(time.monotonic())
+        links.close()
+
+    calls = {i: functools.partial(three[i].aggregate, one.order(i), one.inbox(i)) for i in range(2)}
+    results = kit.outcomes({**calls, 2: dying})
+    assert kinds([results[0], results[1]]) == [PartyLost] * 2
+    assert time.monotonic() - start[0] < 3
+    three[2].wait_ready()
+    assert (total_of(ask(one, attempt=1), one) == one.total(one.vectors)).all()
+
+
+def test_party_that_never_gets_the_order_is_lost_after_the_timeout(kit, new_round, three):
+    one = new_round()
+    calls = {i: functools.partial(three[i].aggregate, one.order(i), one.inbox(i)) for i in range(2)}
+    assert kinds(kit.outcomes(calls).values()) == [PartyLost] * 2
+
+
+def test_process_ends_when_its_parent_is_killed(kit, tmp_path):
+    code = (
+        "import sys, time, pickle; from confide.mpc.parties import PartyProcess\n"
+        "party = PartyProcess(pickle.load(sys.stdin.buffer)); party.wait_ready()\n"
+        "print(party.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with parent:
+        parent.stdin.write(pickle.dumps(kit.configs(tmp_path, 1.0)[0]))
+        parent.stdin.close()
+        child = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the party outlived its parent")
+
+
+def test_unusable_journal_is_told(kit, tmp_path):
+    config = dataclasses.replace(kit.configs(tmp_path, 1.0)[0], journal=tmp_path / "no" / "journal")
+    with PartyProcess(config) as party, pytest.raises(JournalBroken):
+        party.wait_ready()
+
+
+def test_stop_is_harmless_where_nothing_runs(kit, tmp_path):
+    party = PartyProcess(kit.configs(tmp_path, 1.0)[0])
+    party.stop()
+    assert party.pid is None
+
+
+def test_exported_names_exist():
+    assert {name for name in parties.__all__ if hasattr(parties, name)} == {
+        "Order",
+        "PartyConfig",
+        "PartyProcess",
+        "Release",
+        "make_certificate",
+    }

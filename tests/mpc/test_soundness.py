@@ -1,0 +1,140 @@
+"""What must hold of the code itself: where randomness comes from, and what is imported where."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from confide import mpc
+
+FILES = sorted(Path(mpc.__file__).parent.resolve().glob("*.py"))
+WEAK = {
+    "randint",
+    "rand",
+    "randn",
+    "random",
+    "normal",
+    "uniform",
+    "bernoulli",
+    "manual_seed",
+    "Generator",
+    "default_rng",
+}
+
+
+def names_used(tree):
+    """Every attribute and imported name, with the module it comes from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_random_numbers_from_numpy_torch_or_random(path):
+    used = set(names_used(ast.parse(path.read_text())))
+    assert not used & WEAK
+    assert not {name for name in used if name.split(".")[0] in ("random", "pickle", "marshal")}
+
+
+def test_only_one_module_imports_crypten():
+    importers = {
+        path.name for path in FILES if "crypten" in {n.split(".")[0] for n in names_used(ast.parse(path.read_text()))}
+    }
+    assert importers == {"crypten_runtime.py"}
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_site_and_aggregator_do_not_import_torch():
+    code = "import sys; from confide.mpc import sealing, parties, ring; print({'torch', 'crypten'} & {*sys.modules})"
+    assert run(code).stdout == "set()\n"
+
+
+RUNTIME = """
+import sys, numpy as np, torch
+from confide.mpc import crypten_runtime as runtime
+from confide.mpc.errors import RuntimeUnsound
+from confide.mpc.ring import Ring
+crypten, Shared = runtime.crypten, runtime.ArithmeticSharedTensor
+
+class Links:  # of a party between two others that send 32 bytes each
+    aggregator_id = 1
+    def exchange(self, step, outgoing, limit):
+        self.sent = dict(outgoing)
+        return {0: b"p" * 32, 2: b""}
+
+links = Links()
+runtime.start(links)
+held = [one for generators in crypten.generators.values() for one in generators.values()]
+assert len(held) == 3 and all(type(one) is runtime.Prg for one in held), held
+assert len(links.sent[2]) == 32 and links.sent[0] == b"", links.sent
+stream = crypten.generators["prev"][runtime.CPU].elements((2,)).numpy().tobytes()
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+assert stream == Cipher(algorithms.AES(b"p" * 32), modes.CTR(bytes(16))).encryptor().update(bytes(16))
+assert (Shared.PRZS((4,)).share != 0).all()  # CrypTen itself draws from them
+
+def refused(call):
+    try:
+        call()
+    except RuntimeUnsound:
+        return True
+    raise AssertionError(call)
+
+one = Shared.from_shares(torch.arange(4), precision=0)
+refused(lambda: one * one)
+refused(lambda: one.square())
+refused(lambda: crypten.mpc.get_default_provider().B2A_rng(()))
+refused(crypten.init)
+refused(lambda: sys.modules["crypten.common.rng"].generate_random_ring_element((2,), generator=torch.Generator()))
+try:
+    one.reveal()
+except NotImplementedError:
+    pass
+else:
+    raise AssertionError("opened")
+
+for bits, dtype in ((64, np.uint64), (32, np.uint32)):
+    top = np.array([2**bits - 1, 2 ** (bits - 1), 0, 7], dtype)
+    total = runtime.add_shares([top.copy(), top.copy(), top.copy()], Ring(bits, 0))
+    assert total.dtype == dtype and total.tolist() == [3 * int(x) % 2**bits for x in top], total
+runtime.stop()
+assert not any(crypten.generators.values()) and runtime.PartyCommunicator.current is None
+print("sound")
+"""
+
+
+def test_crypten_holds_only_our_generators_and_can_do_nothing_but_add():
+    result = run(RUNTIME)
+    assert result.stdout == "sound\n", result.stderr
+
+
+NO_TORCH = "import sys; from unittest.mock import MagicMock; sys.modules['torch'] = MagicMock()"  # it loads slowly
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (f"{NO_TORCH}; sys.modules['crypten'] = MagicMock()", "imported before"),
+        (f"{NO_TORCH}; from importlib import metadata; metadata.version = lambda name: '0.4.2'", "0.4.2 is installed"),
+        (
+            "import sys, types; sys.modules['omegaconf'] = types.ModuleType('omegaconf')",  # crypten.config fails
+            "does not import",
+        ),
+    ],
+)
+def test_changed_crypten_is_refused(before, says):
+    result = run(f"{before}\nimport confide.mpc.crypten_runtime")
+    assert result.returncode == 1
+    assert re.search(rf"RuntimeUnsound: .*{says}", result.stderr), result.stderr
