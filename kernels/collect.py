@@ -1,0 +1,222 @@
+"""Per-unit gradients from one backward pass.
+
+The gradient of a low-rank factor with respect to one privacy unit is a sum of outer products l_t r_t^T over that unit's
+tokens. An op's backward has both thin matrices at hand, and instead of returning their product it hands them here. What
+is kept is the smaller of the product per unit and the matrices themselves, about rank / tokens_per_row of the
+activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must hold
+for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
+
+Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `N` (expert, unit) runs, `P`, `Q` the widths of a gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CaptureClosed, CapturedTwice, TokensMiscounted
+from .routing import Runs, slices_of
+
+
+class Collector:
+    """Gradients of every factor for every unit of one microbatch.
+
+    Args:
+        unit_of_row: [R], values in [0, num_units).
+        tokens_per_row: padded length of each row.
+    """
+
+    def __init__(self, unit_of_row: Tensor, num_units: int, tokens_per_row: int) -> None:
+        self.unit_of_row = unit_of_row
+        self.num_units = num_units
+        self.tokens_per_row = tokens_per_row
+        self.unit_of_token = unit_of_row.repeat_interleave(tokens_per_row)
+        self._kept: dict[nn.Parameter, _Kept] = {}
+        self._is_closed = False
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that backward has reached."""
+        return list(self._kept)
+
+    def close(self) -> None:
+        """Ends the microbatch: a later backward through its graph raises `CaptureClosed`."""
+        self._is_closed = True
+
+    def capture_tokens(self, parameter: nn.Parameter, left_TP: Tensor, right_TQ: Tensor, *, transposed: bool) -> None:
+        """Takes the gradient left^T right, tokens row-major; `transposed` if the parameter is stored as [Q, P]."""
+        self._capture_rows(parameter, left_TP, right_TQ, self.tokens_per_row, transposed)
+
+    def capture_rows(self, parameter: nn.Parameter, left_RP: Tensor, right_RQ: Tensor, *, transposed: bool) -> None:
+        """The same for an op that sees one vector a row, such as a head on pooled states."""
+        self._capture_rows(parameter, left_RP, right_RQ, 1, transposed)
+
+    def capture_runs(
+        self,
+        parameter: nn.Parameter,
+        left_SP: Tensor,
+        right_SQ: Tensor,
+        runs: Runs,
+        num_experts: int,
+        *,
+        transposed: bool,
+    ) -> None:
+        """Takes one gradient an expert, from pairs sorted as `runs` says; the parameter has a leading expert axis."""
+        self._claim(parameter)
+        left, right = left_SP.to(parameter.dtype), right_SQ.to(parameter.dtype)
+        width_p, width_q = left.shape[1], right.shape[1]
+        if len(runs.length_N) * width_p * width_q <= len(left) * (width_p + width_q):
+            kept: _Kept = _RunGradients(_run_products(left, right, runs.length_N), runs, num_experts, transposed)
+        else:
+            kept = _RunFactors(left, right, runs, num_experts, transposed)
+        self._kept[parameter] = kept
+
+    def square_norms(self) -> Tensor:
+        """[U] float64: squared l2 norm of each unit's gradient over all factors together."""
+        total = torch.zeros(self.num_units, dtype=torch.float64, device=self.unit_of_row.device)
+        for kept in self._kept.values():
+            total += kept.square_norms(self.num_units)
+        return total
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        """Zeroes everything kept of these units, so that not even 0 * nan of them can enter a sum."""
+        for kept in self._kept.values():
+            kept.forget(is_forgotten_U)
+
+    def weighted_sum(self, factors_U: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Sum over units of factor * gradient, float64, one tensor a reached parameter in that parameter's shape."""
+        factors = factors_U.to(torch.float64)
+        return {p: kept.weighted_sum(factors).reshape(p.shape) for p, kept in self._kept.items()}
+
+    def _capture_rows(
+        self, parameter: nn.Parameter, left: Tensor, right: Tensor, per_row: int, transposed: bool
+    ) -> None:
+        self._claim(parameter)
+        rows = len(self.unit_of_row)
+        if len(left) != rows * per_row or len(right) != rows * per_row:
+            raise TokensMiscounted(f"gradient over {len(left)} tokens, expected {rows} rows x {per_row}")
+        left, right = left.to(parameter.dtype), right.to(parameter.dtype)
+        by_row = torch.bmm(left.reshape(rows, per_row, -1).mT, right.reshape(rows, per_row, -1))
+        by_unit = by_row.new_zeros(self.num_units, *by_row.shape[1:]).index_add_(0, self.unit_of_row, by_row)
+        self._kept[parameter] = _UnitGradients(by_unit, transposed)
+
+    def _claim(self, parameter: nn.Parameter) -> None:
+        if self._is_closed:
+            raise CaptureClosed("backward ran after its microbatch had ended")
+        if parameter in self._kept:
+            raise CapturedTwice("a factor was reached twice by backward inside one microbatch")
+
+
+@dataclass(slots=True)
+class CaptureSlot:
+    """Where the adapters of one model find the collector of the microbatch in progress; None trains without privacy."""
+
+    collector: Collector | None = None
+
+
+class _Kept(Protocol):
+    def square_norms(self, num_units: int) -> Tensor: ...
+
+    def forget(self, is_forgotten_U: Tensor) -> None: ...
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class _UnitGradients:
+    grads_UPQ: Tensor
+    transposed: bool
+
+    def square_norms(self, num_units: int) -> Tensor:
+        return _square_norms(self.grads_UPQ)
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        self.grads_UPQ[is_forgotten_U] = 0
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        total = _contract(factors_U, self.grads_UPQ)
+        return total.mT if self.transposed else total
+
+
+@dataclass(slots=True)
+class _RunGradients:
+    grads_NPQ: Tensor
+    runs: Runs
+    num_experts: int
+    transposed: bool
+
+    def square_norms(self, num_units: int) -> Tensor:
+        by_run = _square_norms(self.grads_NPQ)
+        return by_run.new_zeros(num_units).index_add_(0, self.runs.unit_N, by_run)
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        self.grads_NPQ[is_forgotten_U[self.runs.unit_N]] = 0
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        factors_N = factors_U[self.runs.unit_N]
+        total = self.grads_NPQ.new_zeros(self.num_experts, *self.grads_NPQ.shape[1:], dtype=torch.float64)
+        for expert, part in slices_of(torch.bincount(self.runs.expert_N, minlength=self.num_experts).tolist()):
+            total[expert] = _contract(factors_N[part], self.grads_NPQ[part])
+        return total.mT if self.transposed else total
+
+
+@dataclass(slots=True)
+class _RunFactors:
+    left_SP: Tensor
+    right_SQ: Tensor
+    runs: Runs
+    num_experts: int
+    transposed: bool
+
+    def square_norms(self, num_units: int) -> Tensor:
+        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Terms cancel, so float32 could understate the norm.
+        total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
+        for runs, rows in _equally_long(self.runs.length_N):
+            left, right = self.left_SP[rows].double(), self.right_SQ[rows].double()
+            gram = (left @ left.mT) * (right @ right.mT)
+            total.index_add_(0, self.runs.unit_N[runs], gram.sum((1, 2)))
+        return total.clamp_min_(0)
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        rows = is_forgotten_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)
+        self.left_SP[rows] = 0
+        self.right_SQ[rows] = 0
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        scaled = self.left_SP * factors_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)[:, None]
+        total = scaled.new_zeros(self.num_experts, scaled.shape[1], self.right_SQ.shape[1])
+        pairs = torch.zeros(self.num_experts, dtype=torch.int64, device=scaled.device)
+        pairs.index_add_(0, self.runs.expert_N, self.runs.length_N)
+        for expert, part in slices_of(pairs.tolist()):
+            torch.mm(scaled[part].T, self.right_SQ[part].double(), out=total[expert])
+        return total.mT if self.transposed else total
+
+
+def _square_norms(grads_BPQ: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(grads_BPQ, dim=(1, 2), dtype=torch.float64)
+    return norms.square_()
+
+
+def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
+    return torch.mv(grads_BPQ.flatten(1).double().T, factors_B).view(grads_BPQ.shape[1:])
+
+
+def _run_products(left_SP: Tensor, right_SQ: Tensor, length_N: Tensor) -> Tensor:
+    """[N, P, Q]: left^T right over each run of consecutive pairs."""
+    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_SP, right_SQ))
+    if is_aligned and left_SP.dtype == torch.float32:  # grouped_mm knows no float64 and wants rows of 16 bytes
+        return torch.nn.functional.grouped_mm(left_SP.T, right_SQ, offs=length_N.cumsum(0).to(torch.int32))
+    out = left_SP.new_empty(len(length_N), left_SP.shape[1], right_SQ.shape[1])
+    for runs, rows in _equally_long(length_N):
+        out[runs] = torch.bmm(left_SP[rows].mT, right_SQ[rows])
+    return out
+
+
+def _equally_long(length_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches the runs of one length: their numbers [B] and the pairs of each [B, length]."""
+    start = length_N.cumsum(0) - length_N
+    for length in torch.unique(length_N).tolist():
+        runs = (length_N == length).nonzero().squeeze(1)
+        yield runs, start[runs, None] + torch.arange(length, device=length_N.device)

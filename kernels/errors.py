@@ -1,0 +1,28 @@
+"""What can go wrong in a kernel.
+
+KernelError
+├── RoutingOutOfRange   an expert or unit index that does not exist
+├── TokensMiscounted    an op saw another number of tokens than the microbatch has
+├── CapturedTwice       one factor contributed twice to the same microbatch
+└── CaptureClosed       backward reached a factor after its microbatch had ended
+"""
+
+
+class KernelError(Exception):
+    """Base of every error raised in this folder."""
+
+
+class RoutingOutOfRange(KernelError):
+    """A routing table names an expert outside [0, num_experts) or a unit outside [0, num_units)."""
+
+
+class TokensMiscounted(KernelError):
+    """The tokens of an op cannot be laid out as rows x tokens_per_row, so their owners are unknown."""
+
+
+class CapturedTwice(KernelError):
+    """A factor was used twice in one microbatch: norms of the two parts would not add up to the norm of their sum."""
+
+
+class CaptureClosed(KernelError):
+    """Backward ran outside the microbatch in which forward ran; its gradient would escape clipping."""

@@ -1,0 +1,112 @@
+"""Linear maps whose trainable part can hand its gradient over unit by unit.
+
+Legend: `T` tokens (all leading axes flattened), `I` inputs, `O` outputs, `R` rank of the adapter, `B` rows of a batch.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from .collect import Collector
+
+
+def lora_linear(
+    x: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    lora_A_RI: nn.Parameter,
+    lora_B_OR: nn.Parameter,
+    lora_scaling: float,
+    collector: Collector | None = None,
+) -> Tensor:
+    """x W^T + bias + lora_scaling (x A^T) B^T, with W and bias frozen; W + BA is never built.
+
+    With a collector, the gradients of A and B go to it and the factors' `.grad` is left alone. It is given at forward
+    and must still be open at backward.
+
+    Args:
+        x: [..., I] in the dtype of the weight, row-major over (row, token) if a collector is given.
+
+    Raises:
+        CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
+    """
+    out = _LoRALinear.apply(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector)  # type: ignore[no-untyped-call]
+    return cast(Tensor, out)
+
+
+def vector_head(x_BI: Tensor, weight_I: nn.Parameter, collector: Collector | None = None) -> Tensor:
+    """[B]: <x, weight> for each row, with the weight's gradient handed to the collector if there is one."""
+    return cast(Tensor, _VectorHead.apply(x_BI, weight_I, collector))  # type: ignore[no-untyped-call]
+
+
+class _LoRALinear(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: nn.Parameter,
+        lora_B: nn.Parameter,
+        scaling: float,
+        collector: Collector | None,
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        z = flat @ lora_A.T.to(flat.dtype)
+        y = F.linear(flat, weight, bias).addmm_(z, lora_B.T.to(flat.dtype), alpha=scaling)
+        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, z, weight, lora_A, lora_B)
+        # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
+        ctx.parameters = lora_A, lora_B
+        ctx.scaling, ctx.collector, ctx.shape = scaling, collector, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flat, z, weight, lora_A, lora_B = ctx.saved_tensors
+        needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
+        g = grad.reshape(-1, grad.shape[-1])
+        h = (g @ lora_B.to(g.dtype)).mul_(ctx.scaling) if needs_x or needs_A else None
+        grad_x = grad_A = grad_B = None
+        if needs_x:
+            assert h is not None
+            grad_x = (g @ weight).addmm_(h, lora_A.to(g.dtype)).view(ctx.shape)
+        collector: Collector | None = ctx.collector
+        if needs_A:
+            assert h is not None
+            if collector is not None:
+                collector.capture_tokens(ctx.parameters[0], h, flat, transposed=False)
+            else:
+                grad_A = (h.T @ flat).to(lora_A.dtype)
+        if needs_B:
+            z = z * ctx.scaling
+            if collector is not None:
+                collector.capture_tokens(ctx.parameters[1], z, g, transposed=True)
+            else:
+                grad_B = (g.T @ z).to(lora_B.dtype)
+        return grad_x, None, None, grad_A, grad_B, None, None
+
+
+class _VectorHead(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, collector: Collector | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.parameter, ctx.collector = weight, collector
+        return torch.mv(x, weight.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = torch.outer(grad, weight.to(grad.dtype)) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            collector: Collector | None = ctx.collector
+            if collector is not None:
+                collector.capture_rows(ctx.parameter, grad[:, None], x, transposed=False)
+            else:
+                grad_weight = torch.mv(x.T, grad).to(weight.dtype)
+        return grad_x, grad_weight, None

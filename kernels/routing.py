@@ -1,0 +1,82 @@
+"""Token-choice routing as a sort: which rows belong to which expert, and inside an expert to which privacy unit.
+
+Legend: `T` tokens, `K` top-k, `E` experts, `S` = T*K routed pairs, `N` non-empty (expert, unit) runs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import RoutingOutOfRange, TokensMiscounted
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Consecutive sorted pairs that share an (expert, unit); ordered by expert, then unit."""
+
+    length_N: Tensor  # pairs in each run, all positive, sum S
+    expert_N: Tensor
+    unit_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The (token, choice) pairs of one routing decision, sorted by expert; the order inside an expert is stable."""
+
+    num_experts: int
+    pair_S: Tensor  # flat position t*K + k of each sorted pair
+    token_S: Tensor  # token of each sorted pair
+    slot_TK: Tensor  # inverse of pair_S: the sorted position of each pair
+    slices: tuple[tuple[int, slice], ...]  # (expert, its sorted pairs) for experts that were hit
+    runs: Runs | None  # only when the owners of the tokens were given
+
+
+@torch.no_grad()
+def route(topk_ids_TK: Tensor, num_experts: int, unit_of_token: Tensor | None = None, num_units: int = 0) -> Plan:
+    """Sorts pairs by expert and, if `unit_of_token` [T] in [0, num_units) is given, by owner inside an expert.
+
+    Raises:
+        RoutingOutOfRange: an expert or unit index does not exist; nothing is dropped silently.
+        TokensMiscounted: `unit_of_token` has another length than `topk_ids_TK`.
+    """
+    tokens, top_k = topk_ids_TK.shape
+    expert = topk_ids_TK.reshape(-1)
+    _check_range("expert", expert, num_experts)
+    runs = None
+    if unit_of_token is None:
+        pair = torch.argsort(expert, stable=True)
+    else:
+        if unit_of_token.shape != (tokens,):
+            raise TokensMiscounted(f"{tokens} routed tokens, but owners for {unit_of_token.numel()}")
+        _check_range("unit", unit_of_token, num_units)
+        key, pair = torch.sort(expert * num_units + unit_of_token.repeat_interleave(top_k), stable=True)
+        run, length = torch.unique_consecutive(key, return_counts=True)
+        runs = Runs(length, run // max(num_units, 1), run % max(num_units, 1))
+    slot = torch.empty_like(pair)
+    slot[pair] = torch.arange(pair.numel(), device=pair.device)
+    return Plan(
+        num_experts=num_experts,
+        pair_S=pair,
+        token_S=pair // top_k,
+        slot_TK=slot.view(tokens, top_k),
+        slices=slices_of(torch.bincount(expert, minlength=num_experts).tolist()),
+        runs=runs,
+    )
+
+
+def slices_of(counts: list[int]) -> tuple[tuple[int, slice], ...]:
+    """(index, slice) of each non-empty group when groups of these sizes lie one after another."""
+    found, start = [], 0
+    for index, count in enumerate(counts):
+        if count:
+            found.append((index, slice(start, start + count)))
+        start += count
+    return tuple(found)
+
+
+def _check_range(what: str, index: Tensor, bound: int) -> None:
+    if index.numel():
+        low, high = (int(edge) for edge in torch.aminmax(index))
+        if low < 0 or high >= bound:
+            raise RoutingOutOfRange(f"{what} index must be in [0, {bound}), got {low}..{high}")

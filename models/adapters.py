@@ -1,0 +1,319 @@
+"""LoRA on every part of a DeepseekV3 backbone: projections, shared and routed experts, router.
+
+The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
+the average of sites' updates is then exact and half as long. Not for quantised weights, expert parallelism or modules
+that run twice in one forward pass.
+
+Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..kernels.collect import CaptureSlot
+from ..kernels.experts import ExpertFactors, lora_experts
+from ..kernels.lora import lora_linear
+from ..kernels.routing import route
+from .errors import InvalidAdapter, StateMismatch, TargetMissing, UnsupportedModule
+from .head import PooledHead
+
+HEAD_WEIGHT = "head.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """Where adapters sit and how they start; public and equal at all sites."""
+
+    rank: int
+    alpha: float  # the low-rank product is scaled by alpha / rank
+    targets: tuple[str, ...]  # last names of modules: any nn.Linear, `experts` (routed bank), `gate` (router)
+    seed: str  # public; expands to the same A factors on every machine
+    freeze_a: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InvalidAdapter(f"need rank >= 1 and a finite alpha > 0, got rank {self.rank}, alpha {self.alpha}")
+        if len(set(self.targets)) != len(self.targets):
+            raise InvalidAdapter(f"targets are named twice: {self.targets}")
+
+    @property
+    def lora_scaling(self) -> float:
+        """What the low-rank product is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoRAFactors(nn.Module):
+    """The pair (A, B) of one weight; a bank of experts has a leading expert axis on both."""
+
+    def __init__(self, weight: Tensor, config: AdapterConfig, name: str) -> None:
+        super().__init__()
+        *bank, width_out, width_in = weight.shape
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # never below full precision: updates are small
+        shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
+        start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, 1 / math.sqrt(width_in)))
+        self.lora_A = nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a)
+        self.lora_B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
+
+
+class LoRALinear(LoRAFactors):
+    """An adapted nn.Linear."""
+
+    def __init__(self, base: nn.Linear, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__(base.weight, config, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the base layer, plus the low-rank product."""
+        return lora_linear(
+            x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
+        )
+
+
+class LoRARouter(LoRAFactors):
+    """An adapted token-choice router; `e_score_correction_bias` stays frozen, as it is a statistic of a batch.
+
+    A token's experts depend on that token alone: there is no capacity and no balance loss.
+    """
+
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__(base.weight, config, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Router logits [T, E], weights [T, K] and expert ids [T, K] (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
+        base = self.base
+        weight = base.weight.to(self.lora_B.dtype)
+        hidden_TD = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
+        logits_TE = lora_linear(
+            hidden_TD, weight, None, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
+        )  # fmt: skip
+        scores_TE = logits_TE.sigmoid()
+        topk_ids_TK = self._choose(scores_TE)
+        topk_weights_TK = scores_TE.gather(1, topk_ids_TK)
+        if base.norm_topk_prob:
+            topk_weights_TK = topk_weights_TK / (topk_weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return logits_TE, topk_weights_TK * base.routed_scaling_factor, topk_ids_TK
+
+    @torch.no_grad()
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        base = self.base
+        biased_TE = scores_TE + base.e_score_correction_bias
+        if base.num_group > 1:
+            grouped = biased_TE.unflatten(-1, (base.num_group, -1))
+            strength = grouped.topk(2, dim=-1).values.sum(-1)
+            is_kept = torch.zeros_like(strength, dtype=torch.bool)
+            is_kept.scatter_(-1, strength.topk(base.topk_group, dim=-1).indices, True)
+            biased_TE = grouped.masked_fill(~is_kept.unsqueeze(-1), -torch.inf).flatten(-2)
+        chosen_TK: Tensor = biased_TE.topk(base.top_k, dim=-1, sorted=False).indices
+        return chosen_TK
+
+
+class LoRAExperts(nn.Module):
+    """An adapted bank of routed experts: every expert has factors of its own on `gate_up_proj` and `down_proj`."""
+
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__()
+        _check_bank(base, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+        self.gate_up_proj = LoRAFactors(base.gate_up_proj, config, f"{name}.gate_up_proj")
+        self.down_proj = LoRAFactors(base.down_proj, config, f"{name}.down_proj")
+
+    def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
+        """[T, D], as the base bank, plus the low-rank products."""
+        collector = self.slot.collector
+        num_experts = len(self.base.gate_up_proj)
+        if collector is None:
+            plan = route(topk_ids_TK, num_experts)
+        else:
+            plan = route(topk_ids_TK, num_experts, collector.unit_of_token, collector.num_units)
+        factors = ExpertFactors(
+            self.gate_up_proj.lora_A, self.gate_up_proj.lora_B, self.down_proj.lora_A, self.down_proj.lora_B
+        )
+        return lora_experts(
+            hidden_TD,
+            plan,
+            topk_weights_TK,
+            self.base.gate_up_proj,
+            self.base.down_proj,
+            factors,
+            self.lora_scaling,
+            collector,
+        )
+
+
+class AdapterLayout:
+    """The fixed order in which trained tensors make up one vector, the state: the head first, then by name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        names = sorted(shapes, key=lambda name: (name != HEAD_WEIGHT, name))
+        self.shapes = {name: tuple(shapes[name]) for name in names}
+        self.slices: dict[str, slice] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            self.slices[name] = slice(end, end + math.prod(shape))
+            end += math.prod(shape)
+        self.dim = end
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the trained tensors, in order."""
+        return tuple(self.shapes)
+
+    @property
+    def head_slice(self) -> slice:
+        """Where the head lies in a state; empty if there is none."""
+        return self.slices.get(HEAD_WEIGHT, slice(0, 0))
+
+    def flatten(self, tensors: Mapping[str, npt.ArrayLike | Tensor]) -> npt.NDArray[np.float32]:
+        """One float32 vector [dim] of the named tensors.
+
+        Raises:
+            StateMismatch: names or shapes are not those of the layout.
+        """
+        if tensors.keys() != self.shapes.keys():
+            raise StateMismatch(f"names do not fit the layout: {sorted(tensors.keys() ^ self.shapes.keys())[:5]}")
+        state = np.empty(self.dim, dtype=np.float32)
+        for name, shape in self.shapes.items():
+            tensor = tensors[name]
+            array = tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
+            if array.shape != shape:
+                raise StateMismatch(f"{name} has shape {array.shape}, the layout says {shape}")
+            state[self.slices[name]] = array.reshape(-1)
+        return state
+
+    def unflatten(self, state: npt.ArrayLike) -> dict[str, npt.NDArray[np.float32]]:
+        """The named tensors of a state, as copies.
+
+        Raises:
+            StateMismatch: the state is not `dim` finite numbers.
+        """
+        vector = np.array(state, dtype=np.float32)
+        if vector.shape != (self.dim,):
+            raise StateMismatch(f"state has shape {vector.shape}, the layout says ({self.dim},)")
+        if not np.isfinite(vector).all():
+            raise StateMismatch("state is not finite")
+        return {name: vector[self.slices[name]].reshape(shape).copy() for name, shape in self.shapes.items()}
+
+
+class AdaptedModel(nn.Module):
+    """A frozen backbone with its adapters and, if it classifies, its head.
+
+    Attributes:
+        model: the backbone, adapters in place.
+        adapters: adapter modules by the name of the module they replaced.
+        trained: the trained parameters by name, in the order of `layout`. Names are those of the backbone's modules
+            plus `.lora_A` / `.lora_B`, a bank's `<bank>.gate_up_proj.lora_B` and so on, the head's `head.weight`.
+        slot: where a clipper puts the collector of the microbatch in progress.
+    """
+
+    def __init__(self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot) -> None:
+        super().__init__()
+        self.model, self.head, self.config, self.slot = model, head, config, slot
+        if head is not None:
+            head.slot = slot
+        self.adapters: dict[str, LoRALinear | LoRARouter | LoRAExperts] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, LoRALinear | LoRARouter | LoRAExperts)
+        }
+        found = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in model.named_modules()
+            if isinstance(module, LoRAFactors)
+            for name, parameter in (("lora_A", module.lora_A), ("lora_B", module.lora_B))
+            if parameter.requires_grad
+        }
+        if head is not None:
+            found[HEAD_WEIGHT] = head.weight
+        self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
+        self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
+
+    def state(self) -> npt.NDArray[np.float32]:
+        """The trained parameters as one vector [dim]."""
+        return self.layout.flatten(self.trained)
+
+    @torch.no_grad()
+    def load_state(self, state: npt.ArrayLike) -> None:
+        """Overwrites the trained parameters.
+
+        Raises:
+            StateMismatch: the state is not `dim` finite numbers; nothing was changed.
+        """
+        for name, array in self.layout.unflatten(state).items():
+            self.trained[name].copy_(torch.from_numpy(array))
+
+
+def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) -> AdaptedModel:
+    """Freezes `model` and puts adapters in place of its target modules; the model object itself is changed.
+
+    Every B starts at zero, so the adapted model computes what the backbone does. It is put into eval mode: fine-tuning
+    here uses no dropout.
+
+    Raises:
+        TargetMissing: a target is the last name of no module.
+        UnsupportedModule: a target is neither nn.Linear, a fused SwiGLU bank, nor a top-k router.
+        InvalidAdapter: nothing would be trained.
+    """
+    if not config.targets and head is None:
+        raise InvalidAdapter("no targets and no head: nothing to train")
+    model.requires_grad_(False)
+    slot = CaptureSlot()
+    places = [
+        (name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in config.targets
+    ]  # fmt: skip
+    missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
+    if missing:
+        raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}")
+    adapters = {name: _adapter_for(module, config, name, slot) for name, module in places}
+    for name, adapter in adapters.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, adapter)
+    return AdaptedModel(model.eval(), config, head, slot)
+
+
+def _adapter_for(
+    module: Any, config: AdapterConfig, name: str, slot: CaptureSlot
+) -> LoRALinear | LoRARouter | LoRAExperts:
+    if type(module) is nn.Linear:  # a subclass may compute something else, a quantised product for instance
+        return LoRALinear(module, config, name, slot)
+    if hasattr(module, "e_score_correction_bias"):
+        return LoRARouter(module, config, name, slot)
+    if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj"):
+        return LoRAExperts(module, config, name, slot)
+    raise UnsupportedModule(f"{name} is a {type(module).__name__}, which no adapter fits")
+
+
+def _check_bank(base: Any, name: str) -> None:
+    """Refuses a bank that is not: [E, 2F, D] gate rows over up rows, then [E, D, F], SiLU in between, no biases."""
+    gate_up, down = base.gate_up_proj, base.down_proj
+    if not (isinstance(gate_up, Tensor) and isinstance(down, Tensor) and gate_up.ndim == down.ndim == 3):
+        raise UnsupportedModule(f"{name} does not store its experts as 3-D tensors")
+    experts, width, model_width = gate_up.shape
+    if down.shape != (experts, model_width, width // 2) or not gate_up.is_floating_point() or gate_up.itemsize < 2:
+        raise UnsupportedModule(f"{name}: gate_up {tuple(gate_up.shape)}, down {tuple(down.shape)} are no SwiGLU bank")
+    is_plain = (
+        not getattr(base, "is_transposed", False)
+        and not getattr(base, "has_bias", False)
+        and getattr(base, "has_gate", True)
+        and getattr(base, "is_concatenated", True)
+        and not getattr(base, "has_post_expert_norm", False)
+    )
+    probe = torch.linspace(-4, 4, 9)
+    if not is_plain or not torch.allclose(base.act_fn(probe), nn.functional.silu(probe)):
+        raise UnsupportedModule(f"{name} is not a plain SwiGLU bank with SiLU")
+
+
+def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
+    """Uniform numbers of that standard deviation, expanded from `label` by SHAKE-256: equal on every machine."""
+    size = math.prod(shape)
+    digest = hashlib.shake_256(b"confide lora_A 1\0" + label.encode()).digest(4 * size)
+    unit = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1 + 2.0**-32
+    return (unit * (std * math.sqrt(3))).astype(np.float32).reshape(shape)

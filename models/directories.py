@@ -1,0 +1,32 @@
+"""Directories that exist whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """An empty folder beside `directory` to write into; becomes `directory` in one rename when the block ends well.
+
+    Files end up readable by everybody (0644): what is written here is published.
+
+    Raises:
+        FileExistsError: `directory` exists already. Nothing is left behind on this or any other error.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists already")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        for path in partial.iterdir():
+            path.chmod(0o644)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,166 @@
+"""A trained adapter as a PEFT checkpoint with a model card, for everybody who uses plain transformers and peft.
+
+Routed experts and the router are stored by PEFT's `target_parameters` (peft >= 0.17). A bank's A is expert-major
+[experts * rank, in], its B rank-major [out, rank * experts]; one wrapper a parameter is nested in the order of the
+bank's parameters, so that gate_up_proj lies inside, under `base_layer`, and down_proj outside.
+
+Dense and shared projections go by `target_parameters` as well: PEFT takes the module names gate_proj, up_proj and
+down_proj of this architecture for those of routed experts before transformers 5 fused them, and would move the
+adapters there.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .adapters import AdaptedModel, LoRAExperts, LoRARouter
+from .directories import new_directory
+from .errors import ExportRefused
+
+_TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a stranger must know of how the adapter was made."""
+
+    study: str
+    study_hash: str  # hex SHA-256 of the approved study
+    backbone_hash: str
+    sites: tuple[str, ...]
+    rounds: int  # that entered the adapter
+    unit: str  # what privacy protects, e.g. "patient"
+    mode: str  # distributed, local or none
+    epsilon: float | None  # spent on any one unit; None for mode "none"
+    delta: float | None
+    collusion: int  # colluding sites that epsilon allows for
+
+
+def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
+    """Writes the adapter as it stands now; `directory` appears in one rename.
+
+    Files: `adapter_config.json`, `adapter_model.safetensors`, `README.md` (the card) and, if there is a head,
+    `head.safetensors` with its weight and public moments.
+
+    Raises:
+        ExportRefused: the card's mode and its epsilon contradict each other.
+        FileExistsError: `directory` exists already.
+    """
+    if (card.epsilon is None or card.delta is None) != (card.mode == "none"):
+        raise ExportRefused(f"mode {card.mode} and epsilon {card.epsilon}, delta {card.delta} contradict each other")
+    tensors = _peft_tensors(adapted)
+    with new_directory(directory) as partial:
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = json.dumps(_peft_config(adapted), indent=2) + "\n"
+        (partial / "adapter_config.json").write_text(config, encoding="utf-8")
+        if adapted.head is not None:
+            head = {name: tensor.detach().cpu().contiguous() for name, tensor in adapted.head.state_dict().items()}
+            save_file(head, partial / "head.safetensors", metadata={"format": "pt"})
+        (partial / "README.md").write_text(_card_text(adapted, card), encoding="utf-8")
+
+
+def _peft_config(adapted: AdaptedModel) -> dict[str, object]:
+    """The fields that PEFT cannot do without or whose defaults would change the result."""
+    modules: set[str] = set()
+    parameters: set[str] = set()
+    for name, module in adapted.adapters.items():
+        *_, parent, leaf = name.split(".")
+        if isinstance(module, LoRAExperts):
+            parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
+        elif isinstance(module, LoRARouter) or leaf in _TAKEN_FOR_EXPERTS:
+            parameters.add(f"{parent}.{leaf}.weight")
+        else:
+            modules.add(leaf)  # `attach` adapts every module of a name, so the last part says it all
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": adapted.config.rank,
+        "lora_alpha": adapted.config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(modules),
+        "target_parameters": sorted(parameters) or None,
+    }
+
+
+def _peft_tensors(adapted: AdaptedModel) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, module in adapted.adapters.items():
+        prefix = f"base_model.model.{name}"
+        if isinstance(module, LoRAExperts):
+            pairs = [(f"{prefix}.base_layer", module.gate_up_proj), (prefix, module.down_proj)]
+            for place, factors in pairs:
+                # [E, R, in] -> [E * R, in], and [E, out, R] -> [out, R * E]
+                tensors[f"{place}.lora_A.weight"] = factors.lora_A.flatten(0, 1)
+                tensors[f"{place}.lora_B.weight"] = factors.lora_B.permute(1, 2, 0).flatten(1)
+        else:
+            tensors[f"{prefix}.lora_A.weight"] = module.lora_A
+            tensors[f"{prefix}.lora_B.weight"] = module.lora_B
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+
+
+def _card_text(adapted: AdaptedModel, card: ModelCard) -> str:
+    head = "" if adapted.head is None else _HEAD_TEXT
+    return f"""---
+library_name: peft
+tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
+---
+# {card.study}
+
+A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a DeepSeek-V3 Mixture-of-Experts
+backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
+
+| | |
+|---|---|
+| study | `{card.study_hash}` |
+| backbone | `{card.backbone_hash}` |
+| sites | {", ".join(card.sites)} |
+| rounds | {card.rounds} |
+| privacy | {_privacy_text(card)} |
+
+## Load
+```python
+from peft import PeftModel
+from transformers import DeepseekV3ForCausalLM
+
+model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
+```
+Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
+{head}
+## Limits
+{_limits(card)}Nothing here says how accurate or fair the adapter is.
+"""
+
+
+_HEAD_TEXT = """
+`head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
+and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
+times `weight`.
+"""
+
+
+def _limits(card: ModelCard) -> str:
+    if card.mode == "none":
+        return "Nothing bounds what this adapter tells about the records it was trained on. "
+    return (
+        f"Epsilon bounds what this adapter, and every round's sum behind it, tells about any single {card.unit} of one "
+        "site; a person known to several sites is protected at each of them separately. "
+    )
+
+
+def _privacy_text(card: ModelCard) -> str:
+    if card.epsilon is None or card.delta is None:
+        return "**none: trained without noise, not for private records**"
+    return (
+        f"epsilon {card.epsilon:.3f} at delta {card.delta:g} for one {card.unit} (added or removed with all records), "
+        f"noise {card.mode}, even if {card.collusion} of the sites collude"
+    )

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from confide.kernels.errors import RoutingOutOfRange, TokensMiscounted
+from confide.kernels.routing import route
+
+
+def random_routing(tokens=50, experts=6, top_k=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(tokens, experts, generator=generator).topk(top_k, dim=1).indices
+
+
+def test_slices_hold_the_pairs_of_each_expert_in_order():
+    ids = random_routing()
+    plan = route(ids, 6)
+    for expert, part in plan.slices:
+        assert torch.equal(plan.pair_S[part], (ids.flatten() == expert).nonzero().squeeze(1))
+
+
+def test_slot_is_the_inverse_of_the_sort():
+    plan = route(random_routing(), 6)
+    assert torch.equal(plan.pair_S[plan.slot_TK.flatten()], torch.arange(100))
+
+
+def test_runs_are_the_pairs_of_one_expert_and_one_unit():
+    ids, owner = random_routing(), torch.arange(50) % 4
+    plan = route(ids, 6, owner, 4)
+    start = 0
+    for length, expert, unit in zip(plan.runs.length_N, plan.runs.expert_N, plan.runs.unit_N, strict=True):
+        token = plan.token_S[start : start + length]
+        assert torch.equal(token.sort().values, ((ids == expert).any(1) & (owner == unit)).nonzero().squeeze(1))
+        start += int(length)
+    assert start == 100
+
+
+def test_idle_experts_have_no_slice():
+    assert [expert for expert, _ in route(torch.full((5, 1), 2), 4).slices] == [2]
+
+
+def test_no_tokens_give_an_empty_plan():
+    plan = route(torch.empty(0, 2, dtype=torch.int64), 4, torch.empty(0, dtype=torch.int64), 0)
+    assert plan.slices == ()
+    assert plan.runs.length_N.numel() == 0
+
+
+@pytest.mark.parametrize("bad", [-1, 4])  # 4 is what expert parallelism uses for "not here"; it is not dropped silently
+def test_expert_out_of_range_is_refused(bad):
+    with pytest.raises(RoutingOutOfRange, match="expert"):
+        route(torch.tensor([[0, bad]]), 4)
+
+
+def test_unit_out_of_range_is_refused():
+    with pytest.raises(RoutingOutOfRange, match="unit"):
+        route(torch.tensor([[0, 1]]), 4, torch.tensor([3]), 3)
+
+
+def test_owners_of_other_tokens_are_refused():
+    with pytest.raises(TokensMiscounted):
+        route(torch.tensor([[0, 1]]), 4, torch.tensor([0, 0]), 1)

@@ -1,0 +1,56 @@
+"""A DeepSeek-V3-shaped model of random weights, small enough to differentiate unit by unit."""
+
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+VOCABULARY = 64
+
+
+def tiny_deepseek(*, experts: int = 4, groups: int = 1, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+    """Two layers, one dense and one MoE, width 32.
+
+    In float64 the norms are replaced by torch's own: the stock ones round to float32 inside, which would hide errors of
+    the engine below 1e-7. The stock router does so too, so float64 tests adapt it.
+    """
+    config = DeepseekV3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_shared_experts=1,
+        n_routed_experts=experts,
+        num_experts_per_tok=2,
+        n_group=groups,
+        topk_group=max(1, groups // 2),
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        max_position_embeddings=256,
+        use_cache=False,
+        pad_token_id=0,
+    )
+    config._experts_implementation = "eager"  # the default, grouped_mm, knows no float64
+    model = DeepseekV3ForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+    if dtype == torch.float64:
+        for name, module in list(model.named_modules()):
+            if type(module).__name__ == "DeepseekV3RMSNorm":
+                parent, _, leaf = name.rpartition(".")
+                norm = torch.nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
+                setattr(model.get_submodule(parent), leaf, norm)
+    return model.to(dtype).eval()
+
+
+def random_ids(rows: int, length: int = 12, *, seed: int = 0) -> torch.Tensor:
+    """Token ids without padding."""
+    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
