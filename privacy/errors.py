@@ -1,0 +1,92 @@
+"""What can go wrong in `privacy`.
+
+PrivacyError
+├── InvalidPrivacyParameter       a number out of its range
+├── LedgerError
+│   ├── LedgerBroken              an entry was changed, left out, moved or forged; names the entry
+│   ├── LedgerUnavailable         the file cannot be opened, locked or written
+│   ├── BudgetExceeded            the charge would pass the cap; nothing was written
+│   ├── BudgetMissing             no budget is set for this data set and unit
+│   ├── ChargeConflict            this round was charged or settled before, with other contents
+│   └── UnprotectedRefused        a release without noise, and the caller did not allow one
+├── ReportInvalid                 a report does not follow the format or is too large
+└── StepError
+    ├── UnprotectedGradient       a gradient would reach, or has reached, a parameter without being clipped
+    ├── UnitRepeated              a unit was met in two microbatches of one step
+    ├── ClipperMisused            microbatch, backward and clipping came in another order than they must
+    ├── BatchMalformed            the records of a step do not fit together
+    ├── SourceRefused             randomness that can be repeated where protection is asked for
+    └── RingOverflow              a sum that the ring cannot hold
+"""
+
+
+class PrivacyError(Exception):
+    """Base of every error that `privacy` raises."""
+
+
+class InvalidPrivacyParameter(PrivacyError):
+    """A number that decides a guarantee is out of its range."""
+
+
+class LedgerError(PrivacyError):
+    """Base of what a ledger refuses."""
+
+
+class LedgerBroken(LedgerError):
+    """An entry was changed, left out, moved or forged; the message names the first bad one."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's file cannot be opened, locked or written; nothing was charged."""
+
+
+class BudgetExceeded(LedgerError):
+    """The charge would pass the cap. Nothing was written."""
+
+    def __init__(self, message: str, *, cap: float, spent: float, would_be: float) -> None:
+        super().__init__(message)
+        self.cap, self.spent, self.would_be = cap, spent, would_be
+
+
+class BudgetMissing(LedgerError):
+    """No budget is set for this data set and unit, so nothing may be charged."""
+
+
+class ChargeConflict(LedgerError):
+    """The round was charged or settled before with other contents, or never charged."""
+
+
+class UnprotectedRefused(LedgerError):
+    """A release without noise was to be charged and the caller did not allow one."""
+
+
+class ReportInvalid(PrivacyError):
+    """A report does not follow the format or is too large."""
+
+
+class StepError(PrivacyError):
+    """Base of what stops a private training step; nothing was released."""
+
+
+class UnprotectedGradient(StepError):
+    """A trainable parameter is out of the clipper's reach, or holds a gradient that the clipper never saw."""
+
+
+class UnitRepeated(StepError):
+    """A unit was met in two microbatches of one step, so its clipped parts could add up to more than the bound."""
+
+
+class ClipperMisused(StepError):
+    """Microbatch, backward and clipping came in another order than they must."""
+
+
+class BatchMalformed(StepError):
+    """Records, labels and units of a step do not fit together; the message shows shapes, never entries."""
+
+
+class SourceRefused(StepError):
+    """Randomness that can be repeated was given where protection is asked for."""
+
+
+class RingOverflow(StepError):
+    """A sum is not finite or too large for the ring: it would wrap around and nobody would notice."""

@@ -1,0 +1,150 @@
+"""Opacus' optimizer, fed by per-unit clipping and noised in the ring.
+
+Opacus keeps the books: skipped steps for microbatches, the hook by which its accountants count a step. Gradient
+capture, clipping and noise are ours.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from opacus.optimizers import DPOptimizer
+
+from .clipping import ClipReport, PerUnitClipper
+from .errors import ClipperMisused, InvalidPrivacyParameter, RingOverflow, UnprotectedGradient
+from .noise import discrete_gaussian
+from .sampling import Integers, RandomBytes
+
+_RING_LIMIT = 2.0**62  # of a rounded sum: half of what an int64 holds, the rest is room for the noise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RingNoise:
+    """Rounding of a sum to fixed point, then integer Gaussian noise.
+
+    Rounding comes first, so two sums that differ by clip_norm in l2 differ in the ring by at most
+    2**scale_bits * clip_norm + sqrt(dim), and the noise itself is exact.
+    """
+
+    sigma: int  # std of the noise in ring units; 0 adds none and protects nothing
+    scale_bits: int  # a ring unit is 2**-scale_bits
+    source: RandomBytes = field(default=os.urandom, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.sigma < 0 or not 0 <= self.scale_bits <= 48:
+            raise InvalidPrivacyParameter(f"need sigma >= 0 and scale_bits in [0, 48], got {self}")
+
+    def noise_multiplier(self, clip_norm: float, dim: int) -> float:
+        """sigma over the sensitivity of a rounded sum of `dim` entries."""
+        return self.sigma / (2.0**self.scale_bits * clip_norm + math.sqrt(dim))
+
+    def add_to(self, total: npt.NDArray[np.float64]) -> Integers:
+        """The noised sum in ring units, int64.
+
+        Raises:
+            RingOverflow: an entry is not finite or too large.
+        """
+        scaled = np.rint(total * 2.0**self.scale_bits)
+        if not (np.abs(scaled) < _RING_LIMIT).all():  # NaN fails too
+            raise RingOverflow(f"an entry of the sum is not finite or at least 2**{62 - self.scale_bits} in size")
+        rounded = scaled.astype(np.int64)
+        return rounded + discrete_gaussian(self.sigma, rounded.size, self.source) if self.sigma else rounded
+
+
+class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
+    """Private steps on the trained parameters of one clipper.
+
+    For every microbatch: forward and backward inside `clipper.microbatch`, then `accumulate()`. Then once, also if
+    there was no microbatch at all: `release()`, which adds noise and runs the step hook exactly once, so that an
+    accountant attached by `attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate))` counts logical batches. It
+    sees the noise multiplier of this optimizer's own noise. A bare `step()` in place of `release()` also moves the
+    parameters, by the decoded release over expected_batch_size.
+
+    Args:
+        optimizer: holds exactly the clipper's parameters.
+        clip_norm: None only without noise.
+        expected_batch_size: expected UNITS in a logical batch, sample_rate * units; never the number drawn.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clipper: PerUnitClipper,
+        *,
+        clip_norm: float | None,
+        noise: RingNoise,
+        expected_batch_size: float = 1.0,
+    ) -> None:
+        if clip_norm is None and noise.sigma:
+            raise InvalidPrivacyParameter("noise without clip_norm protects nothing")
+        dim = sum(parameter.numel() for parameter in clipper.parameters.values())
+        super().__init__(
+            optimizer,
+            noise_multiplier=0.0 if clip_norm is None else noise.noise_multiplier(clip_norm, dim),
+            max_grad_norm=math.inf if clip_norm is None else clip_norm,
+            expected_batch_size=expected_batch_size,
+        )
+        if set(self.params) != set(clipper.parameters.values()):
+            raise UnprotectedGradient("optimizer and clipper must hold exactly the same parameters")
+        self.clipper, self.noise, self.clip_norm = clipper, noise, clip_norm
+        self.last_report: ClipReport | None = None
+        self._released: Integers | None = None
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """Always 1: the microbatches of a Poisson batch are one step."""
+        return 1
+
+    @property
+    def grad_samples(self) -> list[torch.Tensor]:
+        """Only its length is looked at: without any, Opacus would skip clipping and noise."""
+        return list(self.clipper.parameters.values())
+
+    def clip_and_accumulate(self) -> None:
+        """Adds the clipped sum of the last microbatch; nothing after an empty batch."""
+        total, self.last_report = self.clipper.clipped_sum(self.clip_norm)
+        for name, parameter in self.clipper.parameters.items():
+            so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]  # set by opacus
+            total_so_far = total[name] if so_far is None else so_far + total[name]
+            parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
+
+    def add_noise(self) -> None:
+        """Rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
+        parameters = list(self.clipper.parameters.values())
+        sums = [parameter.summed_grad.flatten() for parameter in parameters]  # type: ignore[attr-defined]
+        self._released = self.noise.add_to(torch.cat(sums).cpu().numpy())
+        decoded = torch.from_numpy(self._released * 2.0**-self.noise.scale_bits)
+        parts = torch.split(decoded, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter)
+        self.clipper.start_step()
+
+    def accumulate(self) -> None:
+        """Ends a microbatch of a logical batch that goes on."""
+        self.signal_skip_step(True)
+        self.pre_step()
+
+    def release(self) -> Integers:
+        """Ends the logical batch: the noised sum in ring units, int64 [dim] in the clipper's order.
+
+        The parameters stay as they are and hold no gradient: a release whose noise suffices only in a sum over sites
+        must not move a local copy. One call is one step for the accountant.
+        """
+        if not self.pre_step() or self._released is None:
+            raise ClipperMisused("a skipped step was signalled: there is nothing to release")
+        released, self._released = self._released, None
+        self.discard()
+        return released
+
+    def discard(self) -> None:
+        """Drops sums and gradients of the logical batch, as after an error."""
+        self._is_last_step_skipped = False
+        self.zero_grad(set_to_none=True)
+        self.clipper.start_step()
+
+
+StepHook = Callable[[LoRADPOptimizer], None]

@@ -1,0 +1,77 @@
+"""Budget reports: what was spent on whose data, signed, with all that is needed to recompute it.
+
+A report carries each site's ledger whole, so a reader needs to trust neither the issuer nor its arithmetic: see
+`verify`. What a report cannot show is that a ledger goes on after its last entry here; its date says until when.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from . import accounting, canonical, renyi, statement
+from .chain import Entry, verify_chain
+from .charges import Books
+from .report_format import FORMAT, SIGNATURE_DOMAIN, Accountants, Report, SiteReport, dump, study_facts
+from .report_page import render_html
+
+__all__ = ["SiteLedger", "build_report", "render_html"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLedger:
+    """A site's ledger as it came from the site or from its replica."""
+
+    public_key: str  # Ed25519, hex
+    entries: Sequence[Entry]
+
+
+def build_report(
+    federation: str,
+    sites: Mapping[str, SiteLedger],
+    studies: Sequence[Mapping[str, Any]],
+    signer: Ed25519PrivateKey,
+) -> dict[str, Any]:
+    """The report over `sites` as a JSON object, signed by `signer`.
+
+    Args:
+        federation: its name.
+        sites: by name, which must be the one in the ledger's entry 0.
+        studies: for each the fields of `report_format.StudyFacts`; name, hash and mode are required.
+
+    Raises:
+        LedgerBroken: a ledger does not hold together; names the entry.
+        ReportInvalid: a study's facts do not follow the schema.
+    """
+    report = Report(
+        format=FORMAT,
+        federation=federation,
+        issued=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        issuer=canonical.public_hex(signer),
+        accountants=_accountants(),
+        studies=[study_facts(facts) for facts in studies],
+        sites=[_site_report(name, ledger) for name, ledger in sorted(sites.items())],
+        signature="0" * 128,
+    )
+    contents = {name: value for name, value in dump(report).items() if name != "signature"}
+    return contents | {"signature": canonical.sign(signer, SIGNATURE_DOMAIN, canonical.encode(contents))}
+
+
+def _site_report(name: str, ledger: SiteLedger) -> SiteReport:
+    verify_chain(ledger.entries, ledger.public_key)
+    books = Books.replay(ledger.entries)
+    return SiteReport(
+        name=name, public_key=ledger.public_key, entries=list(ledger.entries), accounts=statement.accounts(books)
+    )
+
+
+def _accountants() -> Accountants:
+    return Accountants(
+        relation="add_or_remove_one",
+        sampler="poisson",
+        pld=f"dp-accounting {version('dp-accounting')}, connect-the-dots, pessimistic, grid {accounting.GRID:g}",
+        rdp=f"sampled Gaussian at whole orders {renyi.ORDERS[0]} to {renyi.ORDERS[-1]}",
+    )

@@ -1,0 +1,179 @@
+"""The budget report as JSON: its schema, with size limits, for whoever writes or reads one.
+
+Real numbers are decimal text that reads back to the same double ("6.7701724141811885"), and "inf" where there is no
+guarantee; so a reader never has to print a number to check the signature. The entries inside are a ledger's own lines.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
+
+from .chain import Entry, Hex64, Hex128, Time
+from .errors import ReportInvalid
+
+FORMAT: Literal["confide-budget-report-1"] = "confide-budget-report-1"
+SIGNATURE_DOMAIN = "confide budget report 1"
+MAX_BYTES = 64 << 20  # of a report file
+MAX_SITES = 1_000
+MAX_ENTRIES = 100_000  # of one ledger
+MAX_STUDIES = 1_000
+
+
+_DECIMAL = re.compile(r"\d{1,20}(\.\d{1,20})?(e[+-]\d{2,3})?|inf")
+
+
+def _read_real(value: object) -> object:
+    if isinstance(value, str):
+        if not _DECIMAL.fullmatch(value) or repr(float(value)) != value:
+            raise ValueError("not a decimal number in its shortest form")
+        value = float(value)
+    if isinstance(value, float) and not value >= 0:
+        raise ValueError("must be a number of at least 0")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_read_real), PlainSerializer(repr, return_type=str)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class StudyFacts(_Part):
+    """What the issuer says about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
+
+    name: Name
+    hash: Hex64
+    mode: Literal["distributed", "local", "none"]
+    delta: Real | None = None
+    collusion: Count = 0
+    sites: Annotated[list[Name], Field(max_length=MAX_SITES)] = []
+    rounds: Count | None = None
+    noise_multiplier: Real | None = None
+    clip_norm: Real | None = None
+    sample_rate: Real | None = None
+    max_dropouts: Count | None = None
+
+
+class BudgetFacts(_Part):
+    """The cap in force."""
+
+    epsilon: Real
+    delta: Real
+    collusion: Count
+
+
+class Spending(_Part):
+    """What one unit's participation has cost, seen by an observer who pools with `colluding` other sites."""
+
+    colluding: Count
+    pld: Real
+    rdp: Real
+
+
+class Event(_Part):
+    """`count` equal releases of one study."""
+
+    study: Hex64
+    mode: Literal["distributed", "local", "none"]
+    sample_rate: Real
+    clip_norm: Real
+    dim: Count
+    scale_bits: Count
+    site_noise_int: Count
+    sites: Count  # really summed, or the fewest allowed while not settled
+    is_settled: bool
+    count: Count
+
+
+class Point(_Part):
+    """Epsilon after the first `releases` releases, at the budget's delta and collusion."""
+
+    releases: Count
+    pld: Real
+    rdp: Real
+
+
+class Account(_Part):
+    """One data set and unit of one site. Without a budget there is no delta, and every epsilon reads "inf"."""
+
+    dataset: Name
+    unit: Name
+    budget: BudgetFacts | None
+    releases: Count
+    unprotected: Count  # of them without noise
+    spent: Annotated[list[Spending], Field(max_length=8)]
+    events: Annotated[list[Event], Field(max_length=MAX_ENTRIES)]
+    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget or with an unprotected release
+
+
+class SiteReport(_Part):
+    """A site's whole ledger, and what it adds up to."""
+
+    name: Name
+    public_key: Hex64
+    entries: Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]
+    accounts: Annotated[list[Account], Field(max_length=MAX_ENTRIES)]
+
+
+class Accountants(_Part):
+    """How the epsilons were computed."""
+
+    relation: Literal["add_or_remove_one"]
+    sampler: Literal["poisson"]
+    pld: Name
+    rdp: Name
+
+
+class Report(_Part):
+    """A signed budget report."""
+
+    format: Literal["confide-budget-report-1"]
+    federation: Name
+    issued: Time
+    issuer: Hex64
+    accountants: Accountants
+    studies: Annotated[list[StudyFacts], Field(max_length=MAX_STUDIES)]
+    sites: Annotated[list[SiteReport], Field(max_length=MAX_SITES)]
+    signature: Hex128
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether a release without noise, or a study that asks for such, is part of it."""
+        accounts = [account for site in self.sites for account in site.accounts]
+        return any(account.unprotected for account in accounts) or any(study.mode == "none" for study in self.studies)
+
+
+def parse(value: object) -> Report:
+    """Reads a report, checking types, sizes and alphabets and nothing else.
+
+    Raises:
+        ReportInvalid: names the place and the problem, never the value.
+    """
+    try:
+        return Report.model_validate(value)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "report"
+        raise ReportInvalid(f"{where}: {problem['msg']} ({err.error_count()} such problems)") from err
+
+
+def study_facts(value: object) -> StudyFacts:
+    """Reads what an issuer says about a study; numbers may be plain numbers here.
+
+    Raises:
+        ReportInvalid: names the field and the problem.
+    """
+    try:
+        return StudyFacts.model_validate(value)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        raise ReportInvalid(f"study facts: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from err
+
+
+def dump(part: BaseModel) -> dict[str, Any]:
+    """A report or part of one as JSON values."""
+    return part.model_dump(mode="json")

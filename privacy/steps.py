@@ -1,0 +1,176 @@
+"""One private training step of one site: sample, clip, sum, round, add noise.
+
+Privacy unit: all records of one unit id, added or removed together.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from ..models.adapters import AdaptedModel
+from ..models.head import classify
+from .clipping import PerUnitClipper
+from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
+from .noise import MAX_SIGMA
+from .optimizer import LoRADPOptimizer, RingNoise, StepHook
+from .sampling import Integers, RandomBytes, choose, poisson_sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseTerms:
+    """What all sites of a study agree on about a step; `max_rows_per_batch` alone is a matter of memory."""
+
+    mode: Literal["distributed", "local", "none"]
+    clip_norm: float | None  # None only in mode "none"
+    sample_rate: float  # probability that a unit takes part, in (0, 1]
+    site_noise_int: int  # std of this site's noise in ring units; 0 exactly in mode "none"
+    scale_bits: int  # a ring unit is 2**-scale_bits
+    max_rows_per_batch: int  # rows that are computed at once
+    max_records_per_unit: int  # more are cut by a random choice inside the unit
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("distributed", "local", "none"):
+            raise InvalidPrivacyParameter(f"mode must be distributed, local or none, got {self.mode!r}")
+        is_private = self.mode != "none"
+        if is_private if self.clip_norm is None else not 0 < self.clip_norm < math.inf:
+            raise InvalidPrivacyParameter(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if not 0 < self.sample_rate <= 1:  # NaN fails too
+            raise InvalidPrivacyParameter(f"sample_rate must be in (0, 1], got {self.sample_rate}")
+        low, high = (1, MAX_SIGMA) if is_private else (0, 0)
+        if not low <= self.site_noise_int <= high:
+            raise InvalidPrivacyParameter(
+                f"site_noise_int must be in [{low}, {high}] in mode {self.mode}, got {self.site_noise_int}"
+            )
+        if not 0 <= self.scale_bits <= 48:
+            raise InvalidPrivacyParameter(f"scale_bits must be in [0, 48], got {self.scale_bits}")
+        if not 1 <= self.max_records_per_unit <= self.max_rows_per_batch:
+            raise InvalidPrivacyParameter(
+                f"need 1 <= max_records_per_unit <= max_rows_per_batch, got {self.max_records_per_unit} and "
+                f"{self.max_rows_per_batch}"
+            )
+
+
+def private_release(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    labels: npt.ArrayLike,
+    unit_of_row: npt.ArrayLike,
+    *,
+    terms: ReleaseTerms,
+    source: RandomBytes = os.urandom,
+    on_step: StepHook | None = None,
+) -> Integers:
+    """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
+
+    The loss of a unit is the mean over its rows of binary cross-entropy on the logits. Entries are in the order of
+    `adapted.layout`. The model is left as it was. An empty sample gives pure noise and is a step like any other. In
+    mode "none" there is no noise, and a seeded `source` gives the same bytes on every call on one machine. In mode
+    "distributed" the noise of one site does not suffice: the result must go nowhere but into secret sharing.
+
+    Args:
+        ids: [rows, length] tokens, padded on the right with 0; a row holds one record.
+        labels: [rows], 0 or 1.
+        unit_of_row: [rows], any ids.
+        on_step: runs once, before the release, as an Opacus step hook: for its accountants.
+
+    Raises:
+        BatchMalformed: shapes do not fit together.
+        SourceRefused: a mode with noise and a source other than the operating system's.
+        RingOverflow: the sum does not fit the ring.
+        UnprotectedGradient: something trainable is out of the clipper's reach.
+    """
+    if terms.mode != "none" and source is not os.urandom:
+        raise SourceRefused(f"mode {terms.mode} draws its coins and noise from the operating system only")
+    ids, labels = np.asarray(ids, dtype=np.int64), np.asarray(labels)
+    if ids.ndim != 2 or not len(ids) == len(labels) == np.size(unit_of_row):
+        raise BatchMalformed(
+            f"ids {ids.shape}, labels {labels.shape}, units {np.shape(unit_of_row)} do not fit together"
+        )
+    drawn = _draw(np.asarray(unit_of_row), terms, source)
+    clipper = PerUnitClipper(adapted)
+    noise = RingNoise(sigma=terms.site_noise_int, scale_bits=terms.scale_bits, source=source)
+    # lr is never used: the model moves by the opened aggregate alone.
+    idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
+    optimizer = LoRADPOptimizer(idle, clipper, clip_norm=terms.clip_norm, noise=noise)
+    optimizer.attach_step_hook(on_step)
+    try:
+        with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():
+            for batch in _microbatches(drawn, terms.max_rows_per_batch):
+                _accumulate(adapted, ids, labels, batch, optimizer)
+        return optimizer.release()
+    finally:
+        optimizer.discard()
+
+
+def _draw(unit_of_row: npt.NDArray[np.generic], terms: ReleaseTerms, source: RandomBytes) -> list[Integers]:
+    """The rows of each unit that takes part, at most max_records_per_unit of them."""
+    units, inverse = np.unique(unit_of_row, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    rows_of_unit = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(units)))[:-1])
+    drawn = []
+    for unit in poisson_sample(len(units), terms.sample_rate, source):
+        rows = rows_of_unit[unit]
+        if len(rows) > terms.max_records_per_unit:
+            rows = rows[choose(len(rows), terms.max_records_per_unit, source)]
+        drawn.append(rows)
+    return drawn
+
+
+def _microbatches(rows_of_unit: list[Integers], max_rows: int) -> Iterator[dict[int, Integers]]:
+    """Whole units packed in order; a unit has at most max_rows rows."""
+    batch: dict[int, Integers] = {}
+    size = 0
+    for unit, rows in enumerate(rows_of_unit):
+        if size + len(rows) > max_rows:
+            yield batch
+            batch, size = {}, 0
+        batch[unit] = rows
+        size += len(rows)
+    if batch:
+        yield batch
+
+
+def _accumulate(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.generic],
+    batch: dict[int, Integers],
+    optimizer: LoRADPOptimizer,
+) -> None:
+    rows = np.concatenate(list(batch.values()))
+    sizes = np.array([len(own) for own in batch.values()])
+    device = next(iter(adapted.trained.values())).device
+    tokens = ids[rows]
+    length = max(1, int((tokens > 0).sum(1).max()))  # columns of padding alone are inert
+    tokens_RT = torch.as_tensor(tokens[:, :length], device=device)
+    with optimizer.clipper.microbatch(np.repeat(list(batch), sizes), length):
+        logits = classify(adapted, tokens_RT)
+        target = torch.as_tensor(labels[rows].astype(np.float64), device=device).to(logits)
+        by_row = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(logits)  # the mean inside a unit
+        (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.accumulate()
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """One thread: how a matrix product is split among threads decides the order of its additions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    yield

@@ -1,0 +1,81 @@
+"""The definition of a clipped sum, as a loop over units; and models to try it on."""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.head import PooledHead, classify
+
+from ..models.tiny import tiny_deepseek
+
+TARGETS = {
+    "attention": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    "dense and shared": ("gate_proj", "up_proj", "down_proj"),
+    "experts": ("experts",),
+    "router": ("gate",),
+    "head": (),
+    "all": (
+        *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj", "experts", "gate"),
+    ),
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def adapted_tiny(
+    targets: str = "all", *, freeze_a: bool = True, dtype: torch.dtype = torch.float32, rank: int = 4, experts: int = 4
+) -> AdaptedModel:
+    """An adapted model away from its start, where half of the gradients would vanish."""
+    model = tiny_deepseek(experts=experts, dtype=dtype)
+    g = torch.Generator().manual_seed(3)
+    head = PooledHead(torch.randn(64, generator=g, dtype=dtype), torch.randn(64, 64, generator=g, dtype=dtype) / 8)
+    names = TARGETS[targets]
+    # Adapted in any case, because the stock router rounds to float32 inside.
+    with_router = names if "gate" in names else (*names, "gate")
+    config = AdapterConfig(rank=rank, alpha=2.0 * rank, targets=with_router, seed="s", freeze_a=freeze_a)
+    adapted = attach(model, config, head)
+    if "gate" not in names:
+        adapted.adapters["model.layers.1.mlp.gate"].requires_grad_(False)
+        adapted = AdaptedModel(model, config, head, adapted.slot)
+    adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
+    return adapted
+
+
+def labels_for(rows: int) -> torch.Tensor:
+    """0, 1, 0, 1, ..."""
+    return (torch.arange(rows) % 2).to(torch.float64)
+
+
+def unit_loss(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor, units: np.ndarray) -> torch.Tensor:
+    """Sum over units of the mean over the unit's rows."""
+    logits = classify(adapted, ids)
+    by_row = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    size = torch.as_tensor([(units == unit).sum() for unit in units])
+    return (by_row / size).sum()
+
+
+def clipped_loop(
+    adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor, units: np.ndarray, clip_norm: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """One plain backward a unit in float64: clip, add. Returns the sum and the norms, units ascending."""
+    adapted = copy.deepcopy(adapted).double()
+    total = {name: torch.zeros_like(p) for name, p in adapted.trained.items()}
+    norms = []
+    for unit in np.unique(units):
+        own = torch.as_tensor(units == unit)
+        loss = unit_loss(adapted, ids[own], labels[own], units[units == unit])
+        grads = torch.autograd.grad(loss, list(adapted.trained.values()), allow_unused=True)
+        norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
+        norms.append(norm)
+        for name, grad in zip(adapted.trained, grads, strict=True):
+            if grad is not None:
+                total[name] += grad * min(1.0, clip_norm / float(norm))
+    return total, torch.stack(norms)
+
+
+def norm_of(total: dict[str, torch.Tensor]) -> float:
+    """Over all tensors together."""
+    return float(torch.stack([t.norm() for t in total.values()]).norm())

@@ -1,0 +1,252 @@
+import numpy as np
+import pytest
+import torch
+
+from confide.kernels.errors import CaptureClosed, TokensMiscounted
+from confide.models.head import classify
+from confide.privacy.clipping import PerUnitClipper, row_independence_gap
+from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
+
+from ..models.tiny import random_ids
+from .loops import DTYPES, TARGETS, adapted_tiny, clipped_loop, labels_for, norm_of, unit_loss
+
+LENGTH, C = 12, 0.05
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+
+def clipped(adapted, ids, units, *, labels=None, clip_norm=C, clipper=None):
+    clipper, units = clipper or PerUnitClipper(adapted), np.asarray(units)
+    labels = labels_for(len(ids)) if labels is None else labels
+    with clipper.microbatch(units, ids.shape[1]):
+        unit_loss(adapted, ids, labels, units).backward()
+    return clipper.clipped_sum(clip_norm)
+
+
+def assert_close(got, want, tolerance):
+    for part in ("head", "model"):  # of different size, so compared apart
+        names = [name for name in want if name.startswith(part)]
+        scale = max((float(want[name].abs().max()) for name in names), default=0.0)
+        for name in names:
+            gap = float((got[name] - want[name]).abs().max()) / scale
+            assert gap < tolerance, (name, gap)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("freeze_a", [True, False])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
+    adapted, ids = adapted_tiny(targets, freeze_a=freeze_a, dtype=dtype), random_ids(6)
+    units = np.array([3, 0, 9, 5, 1, 7])
+    norms = clipped_loop(adapted, ids, labels_for(6), units, 1.0)[1]
+    clip_norm = float(norms.median())  # bites for half of the units
+    want, _ = clipped_loop(adapted, ids, labels_for(6), units, clip_norm)
+    got, report = clipped(adapted, ids, units, clip_norm=clip_norm)
+    torch.testing.assert_close(report.norms, norms, rtol=TOLERANCE[dtype] * 10, atol=0)
+    assert 0 < (report.factors < 1).sum() < 6
+    assert_close(got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("length", [3, 48])  # short runs are kept as factors, long ones as products
+def test_unit_of_several_rows_is_clipped_as_one(length, dtype):
+    adapted, ids = adapted_tiny(freeze_a=False, dtype=dtype), random_ids(7, length)
+    units = np.array([2, 8, 2, 2, 5, 8, 1])
+    want, norms = clipped_loop(adapted, ids, labels_for(7), units, C)
+    got, report = clipped(adapted, ids, units)
+    torch.testing.assert_close(report.norms, norms, rtol=TOLERANCE[dtype] * 10, atol=0)
+    assert_close(got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("clip_norm", [1e-6, 0.05, 1e3])
+@pytest.mark.parametrize("experts", [4, 16])  # 16: runs shorter than the rank
+def test_no_unit_exceeds_the_bound(clip_norm, experts):
+    adapted, ids = adapted_tiny(freeze_a=False, experts=experts), random_ids(5)
+    for row in range(5):  # in a batch of one the sum is that unit's contribution
+        total, report = clipped(adapted, ids[row : row + 1], [row], clip_norm=clip_norm)
+        assert norm_of(total) <= clip_norm
+        assert norm_of(total) == pytest.approx(min(clip_norm, float(report.norms[0])), rel=1e-9)
+
+
+def test_another_unit_moves_the_sum_by_at_most_the_bound():
+    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(6)
+    with_it, _ = clipped(adapted, ids, range(6))
+    without, _ = clipped(adapted, ids[:5], range(5))
+    assert norm_of({name: with_it[name] - without[name] for name in with_it}) <= C * (1 + 1e-9)
+
+
+def test_without_a_bound_the_sum_is_the_plain_gradient():
+    adapted, ids = adapted_tiny(freeze_a=False, dtype=torch.float64), random_ids(4)
+    loss = unit_loss(adapted, ids, labels_for(4), np.arange(4))
+    want = dict(zip(adapted.trained, torch.autograd.grad(loss, list(adapted.trained.values())), strict=True))
+    got, report = clipped(adapted, ids, range(4), clip_norm=None)
+    assert_close(got, want, 1e-11)
+    assert torch.equal(report.factors, torch.ones(4, dtype=torch.float64))
+
+
+def test_padding_is_inert():
+    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(4)
+    ids[0, 7:], ids[2, 4:] = 0, 0
+    want, _ = clipped_loop(adapted, ids, labels_for(4), np.arange(4), C)
+    wider = torch.cat([ids, torch.zeros(4, 5, dtype=torch.int64)], dim=1)
+    for padded in (ids, wider):
+        assert_close(clipped(adapted, padded, range(4))[0], want, 1e-11)
+
+
+def test_unit_whose_loss_is_constant_contributes_exactly_zero():
+    adapted, ids = adapted_tiny(), random_ids(3)
+    clipper = PerUnitClipper(adapted)
+    with clipper.microbatch(range(3), LENGTH):
+        (classify(adapted, ids) * torch.tensor([1.0, 0.0, 1.0])).sum().backward()
+    _, report = clipper.clipped_sum(C)
+    assert report.norms[1] == 0
+    assert report.norms[0] > 0
+
+
+def test_all_tokens_on_one_pair_of_experts():
+    adapted, ids = adapted_tiny("experts"), random_ids(4)
+    for module in adapted.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.e_score_correction_bias.copy_(torch.tensor([10.0, 9.0, 0.0, 0.0]))
+    want, _ = clipped_loop(adapted, ids, labels_for(4), np.arange(4), C)
+    got, _ = clipped(adapted, ids, range(4))
+    assert_close(got, want, 2e-5)
+    down = got["model.layers.1.mlp.experts.down_proj.lora_B"]
+    assert down[:2].any()
+    assert not down[2:].any()
+
+
+def test_empty_batch_sums_to_zero():
+    adapted = adapted_tiny()
+    total, report = PerUnitClipper(adapted).clipped_sum(C)
+    assert list(total) == list(adapted.layout.names)
+    assert not any(t.any() for t in total.values())
+    assert report.norms.numel() == 0
+
+
+@pytest.mark.parametrize("freeze_a", [True, False])
+def test_gradient_checkpointing_gives_the_same_sum(freeze_a):
+    adapted, ids = adapted_tiny(freeze_a=freeze_a, dtype=torch.float64), random_ids(4)
+    want, _ = clipped(adapted, ids, range(4))
+    adapted.train()
+    adapted.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    runs = []
+    adapted.adapters["model.layers.0.self_attn.o_proj"].register_forward_hook(lambda *_: runs.append(1))
+    got, _ = clipped(adapted, ids, range(4))
+    assert len(runs) == 2  # it was really computed again
+    assert_close(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+@pytest.mark.parametrize("poison", [torch.inf, torch.nan])
+def test_unit_that_is_not_finite_is_dropped_and_does_not_spread(targets, poison):
+    adapted, ids = adapted_tiny(targets, freeze_a=False), random_ids(3)
+    clipper = PerUnitClipper(adapted)
+    with clipper.microbatch(range(3), LENGTH):
+        (classify(adapted, ids) * torch.tensor([1.0, poison, 1.0])).sum().backward()
+    got, report = clipper.clipped_sum(C)
+    with clipper.microbatch([10, 12], LENGTH):
+        classify(adapted, ids[[0, 2]]).sum().backward()
+    want, _ = clipper.clipped_sum(C)
+    assert report.factors.tolist()[1] == 0
+    assert_close(got, want, 2e-5)
+
+
+def test_unit_in_two_microbatches_is_refused():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    clipped(adapted, ids, [0, 1], clipper=clipper)
+    with pytest.raises(UnitRepeated), clipper.microbatch([1, 2], LENGTH):
+        pass
+    clipper.start_step()
+    clipped(adapted, ids, [0, 1], clipper=clipper)
+
+
+@pytest.mark.parametrize("name", ["model.lm_head.weight", "model.model.layers.0.self_attn.o_proj.lora_A"])
+def test_trainable_parameter_out_of_reach_is_named(name):
+    adapted = adapted_tiny()
+    adapted.get_parameter(name).requires_grad_(True)
+    with pytest.raises(UnprotectedGradient, match=name):
+        PerUnitClipper(adapted)
+
+
+def test_backward_outside_the_microbatch_is_refused():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    classify(adapted, ids).sum().backward()
+    with pytest.raises(UnprotectedGradient, match="outside a microbatch"):
+        clipper.clipped_sum(C)
+    with pytest.raises(UnprotectedGradient, match="outside a microbatch"), clipper.microbatch([0, 1], LENGTH):
+        pass
+
+
+def test_forward_outside_the_microbatch_is_refused():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    loss = classify(adapted, ids).sum()
+    with pytest.raises(UnprotectedGradient), clipper.microbatch([0, 1], LENGTH):
+        loss.backward()
+
+
+def test_backward_after_the_microbatch_is_refused():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    with pytest.raises(ClipperMisused, match="no adapter was reached"), clipper.microbatch([0, 1], LENGTH):
+        loss = classify(adapted, ids).sum()
+    with pytest.raises(CaptureClosed):
+        loss.backward()
+
+
+def test_two_backwards_without_clipping_between_are_refused():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    with clipper.microbatch([0, 1], LENGTH):
+        classify(adapted, ids).sum().backward()
+    with pytest.raises(ClipperMisused, match="not clipped"), clipper.microbatch([2, 3], LENGTH):
+        pass
+
+
+def test_clipping_inside_the_microbatch_is_refused():
+    clipper = PerUnitClipper(adapted_tiny())
+    with pytest.raises(ClipperMisused, match="after leaving"), clipper.microbatch([0], LENGTH):
+        clipper.clipped_sum(C)
+
+
+def test_wrong_row_length_is_refused():
+    adapted, ids = adapted_tiny("attention"), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    with pytest.raises(TokensMiscounted), clipper.microbatch([0, 1], LENGTH + 1):
+        classify(adapted, ids).sum().backward()
+
+
+def test_error_inside_the_microbatch_leaves_the_model_usable():
+    adapted, ids = adapted_tiny(), random_ids(2)
+    clipper = PerUnitClipper(adapted)
+    with pytest.raises(ZeroDivisionError), clipper.microbatch([0, 1], LENGTH):
+        1 / 0  # noqa: B018
+    assert adapted.slot.collector is None
+    clipped(adapted, ids, [0, 1], clipper=clipper)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_bound_out_of_range_is_refused(clip_norm):
+    with pytest.raises(InvalidPrivacyParameter):
+        PerUnitClipper(adapted_tiny()).clipped_sum(clip_norm)
+
+
+def test_report_does_not_show_its_figures():
+    adapted = adapted_tiny()
+    _, report = clipped(adapted, random_ids(2), [0, 1])
+    assert repr(report) == "ClipReport()"
+
+
+class PerTensorScale(torch.nn.Module):
+    def forward(self, x):  # the step depends on every row
+        step = x.abs().max() / 8
+        return (x / step).round() * step
+
+
+def test_probe_tells_models_that_mix_rows():
+    adapted, ids, other = adapted_tiny(), random_ids(4), random_ids(4, seed=9)
+    assert row_independence_gap(lambda i: classify(adapted, i), ids, other) < 1e-4
+    adapted.model.model.norm = torch.nn.Sequential(adapted.model.model.norm, PerTensorScale())
+    assert row_independence_gap(lambda i: classify(adapted, i), ids, other) > 1e-3

@@ -1,0 +1,319 @@
+import math
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from confide.privacy import accounting
+from confide.privacy.errors import (
+    BudgetExceeded,
+    BudgetMissing,
+    ChargeConflict,
+    InvalidPrivacyParameter,
+    LedgerBroken,
+    LedgerUnavailable,
+    UnprotectedRefused,
+)
+from confide.privacy.ledger import Ledger, verify_chain
+
+from .ledgers import SITES, budget, charge, ledger_with, release, signer
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path):
+    with Ledger.open(path, signer(), "east") as ledger:
+        ledger.set_budget(budget())
+        yield ledger
+
+
+def test_entry_0_binds_site_key_and_format(ledger):
+    first = ledger.entries()[0]
+    assert first.kind == "open"
+    assert first.body == {"format": "confide-ledger-1", "site": "east", "public_key": ledger.public_key}
+
+
+def test_what_was_charged_is_there_after_reopening(path):
+    with ledger_with(path) as ledger:
+        head, spent = ledger.head, ledger.spent("thyroid", "patient", 1, 1e-5)
+    with Ledger.open(path, signer(), "east") as again:
+        assert again.head == head
+        assert again.spent("thyroid", "patient", 1, 1e-5) == spent
+        assert verify_chain(again.entries(), again.public_key) == head
+
+
+def test_the_file_is_for_its_owner_only(ledger, path):
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_spent_is_what_the_releases_cost_together(ledger):
+    for round in range(5):
+        ledger.reserve(charge(round))
+    spent = ledger.spent("thyroid", "patient", 1, 1e-5)
+    assert spent.releases == 5
+    assert spent.pld == accounting.epsilon_pld([release()] * 5, 1e-5, 1)
+    assert spent.rdp == accounting.epsilon_rdp([release()] * 5, 1e-5, 1)
+
+
+def test_a_charge_over_the_cap_is_refused_with_its_numbers_and_not_written(ledger):
+    ledger.set_budget(budget(2.0))
+    ledger.reserve(charge(0))
+    head = ledger.head
+    with pytest.raises(BudgetExceeded, match=r"cap is epsilon 2 .*spent .*would be") as caught:
+        ledger.reserve(charge(1))
+    error = caught.value
+    assert error.spent <= error.cap == 2.0 < error.would_be
+    assert error.spent == ledger.spent("thyroid", "patient", 1, 1e-5).pld
+    assert ledger.head == head
+
+
+def test_the_cap_holds_across_studies_but_not_across_data_sets(ledger):
+    one = accounting.epsilon_pld([release()], 1e-5, 1)
+    ledger.set_budget(budget(one * 1.01))
+    ledger.set_budget(budget(one * 1.01, dataset="heart"))
+    ledger.reserve(charge(0))
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(charge(0, run="run-2", study="cd" * 32))
+    ledger.reserve(charge(0, run="run-3", dataset="heart"))
+
+
+def test_the_cap_is_measured_against_the_colluders_the_budget_names(ledger):
+    outsider, insider = (accounting.epsilon_pld([release()], 1e-5, colluding) for colluding in (0, 2))
+    ledger.set_budget(budget((outsider + insider) / 2, collusion=2))
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(charge())
+    ledger.set_budget(budget((outsider + insider) / 2, collusion=0))
+    ledger.reserve(charge())
+
+
+def test_without_a_budget_nothing_may_be_charged(ledger):
+    with pytest.raises(BudgetMissing, match="heart"):
+        ledger.reserve(charge(dataset="heart"))
+    with pytest.raises(BudgetMissing):
+        ledger.affordable(charge(dataset="heart"), 10)
+
+
+def test_reserving_a_round_again_changes_nothing(ledger):
+    first = ledger.reserve(charge())
+    assert ledger.reserve(charge(cohort=tuple(reversed(SITES)))) == first
+    assert ledger.head.seq == first.seq
+
+
+def test_reserving_a_round_with_other_contents_is_a_conflict(ledger):
+    ledger.reserve(charge())
+    with pytest.raises(ChargeConflict, match="round 0 of run run-1"):
+        ledger.reserve(charge(sites=3))
+
+
+def test_an_exhausted_budget_still_answers_for_a_round_already_charged(ledger):
+    first = ledger.reserve(charge())
+    ledger.set_budget(budget(0.01))
+    assert ledger.reserve(charge()) == first
+
+
+def test_settling_accounts_for_the_set_really_summed(ledger):
+    ledger.reserve(charge(sites=3))
+    assert ledger.spent("thyroid", "patient", 0, 1e-5).pld == accounting.epsilon_pld([release(sites=3)], 1e-5, 0)
+    entry = ledger.settle("run-1", 0, SITES)
+    assert ledger.spent("thyroid", "patient", 0, 1e-5).pld == accounting.epsilon_pld([release(sites=4)], 1e-5, 0)
+    assert ledger.settle("run-1", 0, tuple(reversed(SITES))) == entry
+
+
+def test_a_set_without_this_site_leaves_the_reserve_in_place(ledger):
+    ledger.reserve(charge(sites=2))
+    before = ledger.spent("thyroid", "patient", 0, 1e-5)
+    ledger.settle("run-1", 0, ["north", "south", "west"])  # more sites than reserved: it would look cheaper
+    assert ledger.spent("thyroid", "patient", 0, 1e-5) == before
+
+
+@pytest.mark.parametrize(
+    ("round", "summed"),
+    [(1, SITES), (0, SITES[:3]), (0, [*SITES, "elsewhere"]), (0, []), (0, ["east", "east"])],
+    ids=["never reserved", "settled otherwise", "not in the cohort", "empty", "twice"],
+)
+def test_a_settlement_that_contradicts_is_a_conflict(ledger, round, summed):
+    ledger.reserve(charge())
+    if summed == SITES[:3]:
+        ledger.settle("run-1", 0, SITES)
+    head = ledger.head
+    with pytest.raises(ChargeConflict):
+        ledger.settle("run-1", round, summed)
+    assert ledger.head == head
+
+
+def test_a_quote_is_what_the_whole_run_would_come_to(ledger):
+    quote = ledger.affordable(charge(), 40)
+    assert quote.spent == 0
+    assert quote.would_be == accounting.epsilon_pld([release()] * 40, 1e-5, 1)
+    assert quote.fits == (quote.would_be <= 8.0)
+    ledger.reserve(charge(0))
+    ledger.reserve(charge(1))
+    assert ledger.affordable(charge(), 40).would_be == quote.would_be  # two of the forty are charged already
+    assert ledger.affordable(charge(run="another"), 40).would_be > quote.would_be
+    assert not ledger.affordable(charge(), 400).fits
+
+
+def test_a_release_without_noise_needs_consent_and_leaves_no_guarantee(ledger):
+    with pytest.raises(UnprotectedRefused, match="without noise"):
+        ledger.reserve(charge(mode="none"))
+    ledger.reserve(charge(mode="none"), unprotected_allowed=True)
+    spent = ledger.spent("thyroid", "patient", 0, 1e-5)
+    assert (spent.pld, spent.rdp, spent.unprotected) == (math.inf, math.inf, 1)
+    with pytest.raises(BudgetExceeded, match="spent inf"):
+        ledger.reserve(charge(1))
+
+
+def test_a_budget_set_twice_is_written_once(ledger):
+    head = ledger.head
+    ledger.set_budget(budget())
+    assert ledger.head == head
+    ledger.set_budget(budget(3.0))
+    assert ledger.budget("thyroid", "patient") == budget(3.0)
+    assert ledger.accounts() == [("thyroid", "patient")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"study": "xyz"},
+        {"round": -1},
+        {"run": ""},
+        {"cohort": ()},
+        {"cohort": ("east", "east")},
+        {"cohort": ("east",)},
+        {"relation": "replace_one"},
+        {"sampler": "shuffle"},
+    ],
+)
+def test_a_charge_that_says_something_impossible_is_refused(change):
+    with pytest.raises(InvalidPrivacyParameter, match=next(iter(change))):
+        replace(charge(), **change)
+
+
+@pytest.mark.parametrize("column", ["time", "kind", "body", "previous", "hash", "signature"])
+@pytest.mark.parametrize("seq", [0, 1, 4])
+def test_a_flipped_byte_in_the_file_names_the_entry(path, seq, column):
+    ledger_with(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER no_update")
+        (text,) = connection.execute(f"SELECT {column} FROM entries WHERE seq = ?", (seq,)).fetchone()
+        at = text.index("0") if "0" in text else 2
+        changed = text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :]
+        connection.execute(f"UPDATE entries SET {column} = ? WHERE seq = ?", (changed, seq))
+    connection.close()
+    with pytest.raises(LedgerBroken, match=f"entry {seq}"):
+        Ledger.open(path, signer(), "east")
+
+
+def test_a_space_in_a_body_is_found_too(path):
+    ledger_with(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER no_update")
+        connection.execute("UPDATE entries SET body = body || ' ' WHERE seq = 2")
+    connection.close()
+    with pytest.raises(LedgerBroken, match="entry 2"):
+        Ledger.open(path, signer(), "east")
+
+
+def test_a_missing_entry_is_named(path):
+    ledger_with(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER no_delete")
+        connection.execute("DELETE FROM entries WHERE seq = 3")
+    connection.close()
+    with pytest.raises(LedgerBroken, match="entry 3 is missing"):
+        Ledger.open(path, signer(), "east")
+
+
+def test_rows_cannot_be_changed_or_removed_by_accident(ledger, path):
+    connection = sqlite3.connect(path)
+    for statement in ("DELETE FROM entries", "UPDATE entries SET time = ''"):
+        with pytest.raises(sqlite3.IntegrityError, match="append only"):
+            connection.execute(statement)
+    connection.close()
+
+
+def test_a_ledger_rolled_back_while_open_is_noticed(ledger, path):
+    ledger.reserve(charge())
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER no_delete")
+    connection.execute("DELETE FROM entries WHERE seq = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerBroken, match="entry 2 vanished"):
+        ledger.reserve(charge(1))
+
+
+@pytest.mark.parametrize(("seed", "site"), [(2, "east"), (1, "west")])
+def test_another_sites_ledger_is_refused(path, seed, site):
+    ledger_with(path).close()
+    with pytest.raises(LedgerBroken, match="entry 0"):
+        Ledger.open(path, signer(seed), site)
+
+
+def test_a_file_that_is_no_database_or_cannot_be_opened_is_refused(tmp_path):
+    (tmp_path / "noise").write_bytes(os.urandom(8192))
+    with pytest.raises(LedgerBroken, match="damaged"):
+        Ledger.open(tmp_path / "noise", signer(), "east")
+    with pytest.raises(LedgerUnavailable, match="cannot open"):
+        Ledger.open(tmp_path, signer(), "east")
+
+
+def test_two_writers_take_turns_and_see_each_other(path):
+    with ledger_with(path, rounds=0) as one, Ledger.open(path, signer(), "east") as two:
+        threads = [
+            threading.Thread(target=lambda ledger=ledger, at=at: [ledger.reserve(charge(at + i)) for i in range(5)])
+            for at, ledger in enumerate([one, two, one, two])
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert one.head == two.head
+        assert one.spent("thyroid", "patient", 1, 1e-5).releases == 8  # rounds 0 to 7, most reserved by both
+        verify_chain(one.entries(), one.public_key)
+
+
+def test_a_reader_does_not_wait_for_a_writer(ledger, path):
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    start = time.perf_counter()
+    assert ledger.spent("thyroid", "patient", 0, 1e-5).releases == 0
+    assert time.perf_counter() - start < 5
+    writer.close()
+
+
+def test_a_charge_survives_kill_9_the_moment_it_returns(path):
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from ledgers import charge, ledger_with
+        ledger = ledger_with(Path({str(path)!r}), rounds=0)
+        ledger.reserve(charge(7))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    with Ledger.open(path, signer(), "east") as ledger:
+        assert ledger.entries()[-1].body["round"] == 7
+
+
+def test_the_fortieth_charge_is_quick(ledger):
+    for round in range(39):
+        ledger.reserve(charge(round))
+    start = time.process_time()  # of this process: the machine may be busy with others
+    ledger.reserve(charge(39))
+    assert time.process_time() - start < 0.1

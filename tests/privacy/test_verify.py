@@ -1,0 +1,205 @@
+import copy
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confide.privacy import canonical, report_format
+from confide.privacy.errors import ReportInvalid
+from confide.privacy.ledger import Ledger
+from confide.privacy.report import SiteLedger, build_report
+from confide.privacy.report_format import SIGNATURE_DOMAIN
+from confide.privacy.verify import verify, verify_file
+
+from .ledgers import SITES, STUDY, budget, charge, ledger_with, signer
+
+ISSUER = signer(99)
+FACTS = {"name": "thyroid", "hash": STUDY, "mode": "distributed", "delta": 1e-5, "collusion": 1}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    sites = {}
+    for seed, site in enumerate(SITES[:2], start=1):
+        with ledger_with(tmp_path_factory.mktemp(site) / "ledger.db", site=site, seed=seed) as ledger:
+            sites[site] = SiteLedger(ledger.public_key, ledger.entries())
+    return build_report("Federation", sites, [FACTS], ISSUER)
+
+
+@pytest.fixture
+def report(sound):
+    return copy.deepcopy(sound)
+
+
+def signed(report):
+    """The report signed anew: what an issuer that lies would hand out."""
+    contents = {name: value for name, value in report.items() if name != "signature"}
+    return contents | {"signature": canonical.sign(ISSUER, SIGNATURE_DOMAIN, canonical.encode(contents))}
+
+
+def failures(report) -> str:
+    result = verify(report)
+    assert not result.ok
+    return "\n".join(result.failures)
+
+
+def account(report, site=0):
+    return report["sites"][site]["accounts"][0]
+
+
+def test_a_sound_report_passes_and_says_what_was_checked(report):
+    result = verify(report)
+    assert result.ok
+    assert result.failures == []
+    assert result.issuer == canonical.public_hex(ISSUER)
+    assert sorted(result.site_keys) == ["east", "north"]
+    assert sum("recomputed by RDP and PLD" in line for line in result.checked) == 2
+
+
+def test_a_report_passes_through_a_file(report, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(report, indent=2))
+    assert verify_file(tmp_path / "report.json").ok
+
+
+@pytest.mark.parametrize("method", ["pld", "rdp"])
+def test_a_tampered_epsilon_is_named(report, method):
+    account(report)["spent"][1][method] = "0.5"
+    assert f"site east: accounts[thyroid/patient]: spent[colluding=1]: {method}: says 0.5" in failures(signed(report))
+
+
+def test_a_tampered_curve_is_named(report):
+    account(report)["course"][-1]["pld"] = "0.25"
+    assert "course[2]: pld: says 0.25" in failures(signed(report))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("count", 1), ("sites", 9), ("site_noise_int", 2**40), ("sample_rate", "0.01"), ("mode", "local")],
+)
+def test_a_tampered_event_is_named(report, name, value):
+    account(report)["events"][0][name] = value
+    assert f"events[0]: {name}: says {value}" in failures(signed(report))
+
+
+def test_a_dropped_event_is_named(report):
+    del account(report)["events"][0]
+    assert "events: has 1 items, the ledger gives 2" in failures(signed(report))
+
+
+def test_a_tampered_budget_is_named(report):
+    account(report)["budget"]["epsilon"] = "100.0"
+    assert "budget: epsilon: says 100.0, the ledger gives 8.0" in failures(signed(report))
+
+
+def test_a_tampered_entry_is_named(report):
+    report["sites"][1]["entries"][2]["body"]["release"]["site_noise_int"] += 1
+    assert "site north: ledger: entry 2 was changed" in failures(signed(report))
+
+
+def test_a_missing_entry_is_named(report):
+    del report["sites"][0]["entries"][3]
+    assert "site east: ledger: entry 3 is missing" in failures(signed(report))
+
+
+def test_a_cut_off_ledger_shows_in_the_figures(report):
+    del report["sites"][0]["entries"][-1]
+    assert "site east: accounts[thyroid/patient]: releases: says 3, the ledger gives 2" in failures(signed(report))
+
+
+def test_a_swapped_site_key_is_named(report):
+    report["sites"][0]["public_key"] = canonical.public_hex(signer(50))
+    assert "site east: ledger: entry 0" in failures(signed(report))
+
+
+def test_a_ledger_under_another_name_is_named(report):
+    report["sites"][0]["name"] = "elsewhere"
+    assert "entry 0 opens the ledger of site 'east'" in failures(signed(report))
+
+
+def test_a_change_by_somebody_else_breaks_the_signature(report):
+    report["federation"] = "Another"
+    assert failures(report) == "signature: the report was changed after its issuer signed it"
+
+
+def test_keys_known_from_elsewhere_are_compared(report):
+    known = canonical.public_hex(signer(50))
+    result = verify(report, issuer=known, site_keys={"north": known})
+    assert [line.split(":")[0] for line in result.failures] == ["issuer", "site north"]
+
+
+def test_a_study_said_to_be_private_that_was_not_is_named(report):
+    report["studies"][0]["mode"] = "local"
+    assert "the report says mode local, site east charged mode distributed" in failures(signed(report))
+
+
+def test_sites_that_were_told_different_sets_are_named(tmp_path):
+    sites = {}
+    for seed, (site, summed) in enumerate({"east": SITES, "north": SITES[:3]}.items(), start=1):
+        with Ledger.open(tmp_path / site, signer(seed), site) as ledger:
+            ledger.set_budget(budget())
+            ledger.reserve(charge(sites=3))
+            ledger.settle("run-1", 0, summed)
+            sites[site] = SiteLedger(ledger.public_key, ledger.entries())
+    report = build_report("Federation", sites, [], ISSUER)
+    assert failures(report) == "round 0 of run run-1: sites east and north settled different sets"
+
+
+def test_a_summed_site_that_charged_nothing_is_noted(tmp_path):
+    sites = {}
+    for seed, (site, rounds) in enumerate({"east": 2, "north": 1}.items(), start=1):
+        with ledger_with(tmp_path / site, site=site, seed=seed, rounds=rounds) as ledger:
+            sites[site] = SiteLedger(ledger.public_key, ledger.entries())
+    result = verify(build_report("Federation", sites, [], ISSUER))
+    assert result.ok
+    assert result.notes == ["site north: 1 settled rounds name it, but its ledger here does not charge them (yet)"]
+
+
+def places(value, at=()):
+    """Every place of a JSON value."""
+    yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from places(item, (*at, name))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):
+    report = copy.deepcopy(sound)
+    *way, last = data.draw(st.sampled_from([place for place in places(report) if place]))
+    holder = report
+    for name in way:
+        holder = holder[name]
+    other = data.draw(st.sampled_from([None, True, -1, 0, 2**80, 1.5, "", "inf", "0x1p0", "a" * 64, [], {}, [[]]]))
+    if holder[last] != other or type(holder[last]) is not type(other):
+        holder[last] = other
+        assert not verify(report).ok
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3, {}, {"format": "confide-budget-report-2"}])
+def test_what_is_no_report_fails_by_schema(value):
+    assert failures(value).startswith("schema: ")
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"{", b'{"a":1,"a":2}', b"[" * 200_000])
+def test_a_file_that_is_not_json_fails(tmp_path, text):
+    (tmp_path / "report.json").write_bytes(text)
+    result = verify_file(tmp_path / "report.json")
+    assert not result.ok
+    assert "JSON" in result.failures[0] or "schema" in result.failures[0]
+
+
+def test_a_file_that_is_too_large_or_missing_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "report.json").write_bytes(b" " * 2000)
+    monkeypatch.setattr("confide.privacy.verify.MAX_BYTES", 1000)
+    assert "larger than" in verify_file(tmp_path / "report.json").failures[0]
+    with pytest.raises(ReportInvalid, match="cannot read"):
+        verify_file(tmp_path / "absent.json")
+
+
+def test_schema_errors_name_the_place_and_not_the_value(report):
+    report["sites"][0]["accounts"][0]["spent"][0]["pld"] = "secret"
+    with pytest.raises(ReportInvalid, match=r"sites\.0\.accounts\.0\.spent\.0\.pld") as caught:
+        report_format.parse(report)
+    assert "secret" not in str(caught.value)
