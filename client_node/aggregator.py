@@ -1,0 +1,118 @@
+"""The aggregator role of a node: keys that live as long as a run, and the party process that adds shares."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..mpc.parties import Order, PartyConfig, PartyProcess, Release
+from ..mpc.sealing import new_keypair
+from .errors import MessageInvalid, RunEnded
+from .files import read_private, write_private
+from .messages import KeyCertificate
+from .study import Study
+
+
+class AggregatorRole:
+    """One of the three parties of a study. At most one party process runs at a time, warm between rounds."""
+
+    def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
+        self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
+        self._party: PartyProcess | None = None
+        self._study_hash: str | None = None
+
+    def run_key(self, study: Study, run: str) -> KeyCertificate:
+        """This party's certified HPKE key for `run`, made at the first call and kept until `end`.
+
+        Also starts the party process, so that it is warm when the first round needs it.
+        """
+        self._party_for(study).start()
+        return KeyCertificate.issue(
+            study=study.study_hash,
+            run=run,
+            aggregator_id=self._aggregator_id(study),
+            public_key=self._keypair(run)[1],
+            signer=self._signer,
+        )
+
+    def aggregate(
+        self,
+        study: Study,
+        *,
+        run: str,
+        round_number: int,
+        attempt: int,
+        cohort: tuple[str, ...],
+        shares: Mapping[str, bytes],
+    ) -> Release:
+        """Adds the sites' shares with the other two parties and gives this party's share of the total.
+
+        Raises:
+            MessageInvalid: a site of `cohort` is not in the study.
+            SetConflict: the round is bound to another set.
+            MpcError: anything else that stops the aggregation; nothing was released.
+        """
+        identities = {site.name: site.identity for site in study.sites}
+        if not set(cohort) <= identities.keys() or set(shares) != set(cohort):
+            raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
+        order = Order(
+            study=study.study_hash,
+            run=run,
+            round=round_number,
+            attempt=attempt,
+            cohort=tuple((site, identities[site]) for site in sorted(cohort)),
+            dim=study.dim,
+            ring_bits=study.ring_bits,
+            scale_bits=study.scale_bits,
+            min_sites=study.quorum,
+            private_key=self._keypair(run)[0],
+        )
+        return self._party_for(study).aggregate(order, shares)
+
+    def end(self, run: str) -> None:
+        """Deletes the run's key: its sealed shares can never be opened again, and no new key is ever made for it."""
+        write_private(self._key_path(run), json.dumps({"ended": True}).encode())
+
+    def stop(self) -> None:
+        """Stops the party process."""
+        if self._party is not None:
+            self._party.stop()
+            self._party = None
+
+    def _keypair(self, run: str) -> tuple[bytes, bytes]:
+        path = self._key_path(run)
+        if not path.exists():
+            private, public = new_keypair()
+            write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
+        stored = json.loads(read_private(path))
+        if "private" not in stored:
+            raise RunEnded(f"run {run} has ended here and its key is gone; start a new run")
+        return bytes.fromhex(stored["private"]), bytes.fromhex(stored["public"])
+
+    def _key_path(self, run: str) -> Path:
+        return self._home / "run-keys" / f"{run}.json"
+
+    def _party_for(self, study: Study) -> PartyProcess:
+        if self._party is None or self._study_hash != study.study_hash:
+            self.stop()
+            parties = study.aggregators
+            self._party = PartyProcess(
+                PartyConfig(
+                    aggregator_id=self._aggregator_id(study),
+                    addresses=(parties[0].address, parties[1].address, parties[2].address),
+                    certificate=self._keys / "party.pem",
+                    key=self._keys / "party.key",
+                    pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
+                    journal=self._home / "journal",
+                    timeout_s=20.0,
+                )
+            )
+            self._study_hash = study.study_hash
+        return self._party
+
+    def _aggregator_id(self, study: Study) -> int:
+        for index, party in enumerate(study.aggregators):
+            if party.name == self._name:
+                return index
+        raise MessageInvalid(f"{self._name} is no aggregator of study {study.draft.name}")

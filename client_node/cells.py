@@ -1,0 +1,100 @@
+"""What the text in a table's cells means: numbers, flags, categories, labels, and which cells mean nothing.
+
+Every reader takes a column of trimmed text and gives its values with two masks: which cells are missing, and which do
+not fit. A cell that does not fit has a harmless value in its place; the caller refuses the table.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TRUE = ("1", "t", "true", "y", "yes")
+FALSE = ("0", "f", "false", "n", "no")
+MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a published category of that name goes first
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One column of one batch."""
+
+    values: np.ndarray  # [rows]
+    missing: np.ndarray  # bool [rows]
+    misfit: np.ndarray  # bool [rows]; a missing cell can be one, too
+
+
+def numbers(text: pa.Array) -> Cells:
+    """float64, NaN where missing. Decimal point; no thousands separators, no infinities."""
+    missing = _is_in(pc.utf8_lower(text), MISSING)
+    plain = pc.match_substring_regex(text, _NUMBER)
+    values = _numpy(pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())).astype(np.float64)
+    return Cells(values, missing, ~missing & ~np.isfinite(values))
+
+
+def flags(text: pa.Array) -> Cells:
+    """bool; a missing flag counts as not set."""
+    lower = pc.utf8_lower(text)
+    set_, unset, missing = _is_in(lower, TRUE), _is_in(lower, FALSE), _is_in(lower, MISSING)
+    return Cells(set_, missing, ~(set_ | unset | missing))
+
+
+def categories(text: pa.Array, published: Sequence[str]) -> Cells:
+    """Objects: a string of `published`, spelt exactly so, or None where missing."""
+    codes = _numpy(pc.fill_null(pc.index_in(text, value_set=pa.array(published, pa.string())), len(published)))
+    known = codes < len(published)
+    missing = ~known & _is_in(pc.utf8_lower(text), MISSING)
+    return Cells(np.array([*published, None], dtype=object)[codes], missing, ~(known | missing))
+
+
+def labels(text: pa.Array) -> Cells:
+    """int64, 0 or 1. There is no missing label: such a record cannot be learned from."""
+    lower = pc.utf8_lower(text)
+    ones, zeros = _is_in(lower, ("1", "1.0", "true")), _is_in(lower, ("0", "0.0", "false"))
+    return Cells(ones.astype(np.int64), _is_in(lower, MISSING), ~(ones | zeros))
+
+
+def anything(text: pa.Array) -> Cells:
+    """No values, only which cells are missing."""
+    missing = _is_in(pc.utf8_lower(text), MISSING)
+    return Cells(np.zeros(0), missing, np.zeros(len(missing), dtype=bool))
+
+
+def unit_ids(text: pa.Array, index: dict[str, int]) -> Cells:
+    """int64: the number of each unit in `index`, which grows by the ids not seen before.
+
+    Ids are compared letter by letter: 007 is not 7. A record without an id is a misfit: nobody would answer for it.
+    """
+    missing = _is_in(text, ("",))
+    usable = _numpy(pc.and_(pc.less_equal(pc.utf8_length(text), 256), pc.utf8_is_printable(text)))
+    encoded = text.dictionary_encode()
+    numbers = [index.setdefault(unit, len(index)) for unit in encoded.dictionary.to_pylist()]
+    return Cells(np.array(numbers, dtype=np.int64)[_numpy(encoded.indices)], missing, missing | ~usable)
+
+
+def respell(text: pa.Array, spelling: Mapping[str, str]) -> pa.Array:
+    """The column with a site's own words, the keys of `spelling`, replaced by the study's."""
+    if not spelling:
+        return text
+    places = pc.index_in(text, value_set=pa.array(list(spelling), pa.string()))
+    return pc.coalesce(pc.take(pa.array(list(spelling.values()), pa.string()), places), text)
+
+
+def kinds(text: pa.Array, rows: np.ndarray) -> Iterator[str]:
+    """What kind of thing the cells at `rows` are, in words that tell nothing else about them."""
+    for row in rows:
+        cell = pa.array([text[int(row)].as_py()], pa.string())
+        if _is_in(pc.utf8_lower(cell), MISSING)[0]:
+            yield "nothing"
+        else:
+            yield "a number" if pc.match_substring_regex(cell, _NUMBER)[0].as_py() else "text"
+
+
+def _is_in(text: pa.Array, words: Sequence[str]) -> np.ndarray:
+    return _numpy(pc.is_in(text, value_set=pa.array(words, pa.string())))
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    return np.asarray(array.to_numpy(zero_copy_only=False))

@@ -1,0 +1,68 @@
+"""`client-node run`: one process for as long as the site takes part, its model loaded once."""
+
+import fcntl
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .approval import open_ledger
+from .enrolment import Enrolment
+from .errors import AlreadyRunning
+from .flower import WarmNode
+from .identity import NodeIdentity
+from .node import Node
+
+logger = logging.getLogger(__name__)
+
+
+def run(home: Path) -> int:
+    """Serves the coordinator until a signal ends it. Returns the exit code: 0 stopped, 77 refused by the coordinator."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpx2", "httpcore", "flwr"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _only_one(home):
+        ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
+        node = Node(home, identity, enrolment, ledger=ledger)
+        logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
+        try:
+            return WarmNode(identity, enrolment, node.handle).run(stop)
+        finally:
+            node.stop()
+            if ledger is not None:
+                ledger.close()
+
+
+def status(home: Path) -> dict[str, Any]:
+    """Who this node is and whether its daemon runs; nothing here depends on records."""
+    enrolment = Enrolment.load(home)
+    try:
+        with _only_one(home):
+            running = False
+    except AlreadyRunning:
+        running = True
+    return {
+        "name": enrolment.name,
+        "roles": list(enrolment.roles),
+        "coordinator": enrolment.address,
+        "running": running,
+    }
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Holds the home for one daemon: two would answer one round twice."""
+    with (home / "daemon.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise AlreadyRunning(f"a daemon serves {home} already; stop it first, or use another --home") from err
+        yield

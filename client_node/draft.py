@@ -1,0 +1,278 @@
+"""A study's draft, study.toml: adapter, data, privacy, rounds, optimizer and the names of who takes part."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+
+from ..models.errors import ModelError
+from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from .errors import StudyInvalid
+from .settings import Settings, contradictions, read_toml, rule
+
+NUM_AGGREGATORS = 3
+
+# Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
+TARGETS = (
+    "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+    "gate_proj", "up_proj", "down_proj", "experts", "gate",
+)  # fmt: skip
+
+
+def _matches(pattern: str, text: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise rule(text)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_printable(value: str) -> str:
+    if not value.replace("\n", " ").isprintable():
+        raise rule("printable text")
+    return value
+
+
+def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in itertools.pairwise(cuts)):
+        raise rule("strictly increasing")
+    return cuts
+
+
+def _has_no_twins(entries: tuple[str, ...]) -> tuple[str, ...]:
+    if twins := sorted({entry for entry in entries if entries.count(entry) > 1}):
+        raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
+    return entries
+
+
+def _is_target(name: str) -> str:
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, n=1)
+        raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return name
+
+
+def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+Unique = AfterValidator(_has_no_twins)
+NO_ENTRIES: Any = Field(default_factory=dict, validate_default=True)
+Frozen = (AfterValidator(_frozen), PlainSerializer(dict, return_type=dict[str, Any]))
+
+Name = Annotated[
+    str, _matches(r"[a-z0-9][a-z0-9._-]{0,62}", "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")
+]
+Digest = Annotated[str, _matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
+FieldName = Annotated[
+    str, _matches(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}", "a letter or _, then up to 63 letters, digits, '_', '.' or '-'")
+]
+Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
+Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
+
+
+class AdapterTerms(Settings):
+    """Which LoRA weights are trained."""
+
+    rank: int = Field(ge=1, le=256, description="rank = 4")
+    alpha: float = Field(gt=0, le=4096, description="alpha = 4.0 (LoRA's output is scaled by alpha / rank)")
+    freeze_a: bool = True
+    targets: Annotated[
+        tuple[Annotated[str, AfterValidator(_is_target)], ...],
+        Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
+        Unique,
+    ]
+    head: Literal["pooled"] = "pooled"
+    seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+
+
+class DataTerms(Settings):
+    """What a record looks like: published cut points and category lists, never taken from records."""
+
+    label: FieldName = Field(description='label = "diagnosis" (a column of 0 and 1)')
+    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
+    max_records_per_unit: int = Field(default=1, ge=1, le=1024)
+    max_tokens: int = Field(ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted)")
+    flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
+    numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
+
+    def fields(self) -> tuple[str, ...]:
+        """Names of all columns that make up a record; the label is not one of them."""
+        return (*self.numeric, *self.categorical, *self.flags)
+
+    def record_schema(self) -> RecordSchema:
+        """The same description, as the models read it."""
+        return RecordSchema(
+            numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
+            flags=tuple(FlagField(name) for name in self.flags),
+            categorical=tuple(CategoricalField(name, values) for name, values in self.categorical.items()),
+        )
+
+
+class PrivacyTerms(Settings):
+    """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
+
+    mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
+    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / clip_norm as an outsider sees it
+    clip_norm: float = Field(gt=0, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
+    sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
+    delta: float = Field(default=0.0, ge=0, le=1e-3)
+    max_dropouts: int = Field(default=0, ge=0, le=1000)
+    collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
+
+
+class RoundTerms(Settings):
+    """How a run proceeds."""
+
+    rounds: int = Field(ge=1, le=100_000, description="rounds = 40")
+    min_sites: int = Field(ge=2, le=1000, description="min_sites = 3 (fewest sites that a sum may hold)")
+    deadline_s: float = Field(ge=1, le=86_400, description="deadline_s = 60")
+    batch_units: float = Field(
+        gt=0, le=1e9, description="batch_units = 1374 (units expected in a round, all sites; public, divides the sum)"
+    )
+
+
+class OptimizerTerms(Settings):
+    """The coordinator's step on the opened sum."""
+
+    lr: float = Field(gt=0, le=1000, description="lr = 0.3")
+    head_lr: float = Field(gt=0, le=1000, description="head_lr = 10.0")
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class ModelTerms(Settings):
+    """The frozen model."""
+
+    backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
+
+
+class Participants(Settings):
+    """Names in the federation's register; the study adds their keys."""
+
+    sites: Annotated[
+        tuple[Name, ...], Field(min_length=2, max_length=1000, description='sites = ["north", "south"]'), Unique
+    ]
+    aggregators: Annotated[
+        tuple[Name, ...],
+        Field(min_length=NUM_AGGREGATORS, max_length=NUM_AGGREGATORS, description='aggregators = ["a", "b", "c"]'),
+        Unique,
+    ]
+
+
+class StudyDraft(Settings):
+    """What study.toml says."""
+
+    name: Name = Field(description='name = "thyroid"')
+    description: Text = ""
+    model: ModelTerms = Field(description="a table [model]")
+    adapter: AdapterTerms = Field(description="a table [adapter]")
+    data: DataTerms = Field(description="a table [data]")
+    privacy: PrivacyTerms = Field(description="a table [privacy]")
+    rounds: RoundTerms = Field(description="a table [rounds]")
+    optimizer: OptimizerTerms = Field(description="a table [optimizer]")
+    participants: Participants = Field(description="a table [participants]")
+
+    @property
+    def quorum(self) -> int:
+        """Fewest sites whose sum may be opened.
+
+        With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized for
+        that many, and a smaller sum would show more than was charged.
+        """
+        if self.privacy.mode != "distributed":
+            return self.rounds.min_sites
+        return max(self.rounds.min_sites, len(self.participants.sites) - self.privacy.max_dropouts)
+
+    def record_schema(self) -> RecordSchema:
+        """The public description of a record."""
+        return self.data.record_schema()
+
+    def adapter_config(self) -> dict[str, Any]:
+        """Arguments for `models.adapters.AdapterConfig`."""
+        adapter = self.adapter
+        return {
+            "rank": adapter.rank,
+            "alpha": adapter.alpha,
+            "freeze_a": adapter.freeze_a,
+            "targets": adapter.targets,
+            "seed": adapter.seed,
+        }
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if problems := [*_data_problems(self.data), *_privacy_problems(self)]:
+            raise contradictions(problems)
+        return self
+
+
+def load_draft(path: Path) -> StudyDraft:
+    """The draft in the study.toml at `path`.
+
+    Raises:
+        StudyInvalid: every problem of the file, each with its key, value and remedy.
+    """
+    return read_toml(path, StudyDraft, error=StudyInvalid)
+
+
+def _data_problems(data: DataTerms) -> list[str]:
+    names = data.fields()
+    problems = [
+        f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if data.label in names:
+        problems.append(f"data.label is {data.label!r}, also a column of the record; a model would just read it off")
+    if len(names) > data.max_tokens:
+        problems.append(
+            f"data.max_tokens is {data.max_tokens}; a record can hold {len(names)} words, so it must be at least that"
+        )
+    if not problems:
+        try:
+            data.record_schema()
+        except ModelError as err:
+            problems.append(f"data: {err}")
+    return problems
+
+
+def _privacy_problems(draft: StudyDraft) -> list[str]:
+    privacy, rounds, sites = draft.privacy, draft.rounds, len(draft.participants.sites)
+    sure = sites - privacy.max_dropouts
+    problems = []
+    if rounds.min_sites > sure:
+        problems.append(
+            f"rounds.min_sites is {rounds.min_sites}; it must be at most {sure}, the {sites} sites less "
+            f"privacy.max_dropouts ({privacy.max_dropouts})"
+        )
+    if privacy.collusion >= sure:
+        problems.append(
+            f"privacy.collusion is {privacy.collusion}; it must be less than {sure}, the {sites} sites less "
+            f"privacy.max_dropouts ({privacy.max_dropouts}), or nobody's noise would remain"
+        )
+    if privacy.mode == "none":
+        problems += [
+            f"privacy.{name} is {getattr(privacy, name):g}; remove it: with privacy.mode 'none' nothing is protected"
+            for name in ("noise_multiplier", "delta")
+            if getattr(privacy, name)
+        ]
+        return problems
+    if not privacy.noise_multiplier:
+        problems.append(f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'")
+    if not privacy.delta:
+        problems.append(f"privacy.delta must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 1e-5")
+    if privacy.mode == "distributed" and sites < 3:
+        problems.append(
+            f"privacy.mode is 'distributed' with {sites} sites; it needs at least 3: of two, each would find the "
+            "other's update by taking its own from the sum. Use 'local'"
+        )
+    if privacy.mode == "distributed" and privacy.collusion < 1:
+        problems.append("privacy.collusion is 0; it must be at least 1 with distributed noise: a site knows its own")
+    return problems

@@ -1,0 +1,254 @@
+"""What the coordinator and a node say to each other: one schema per message, signed, with size limits.
+
+A message travels as a `Packet`: a JSON body and named binary blobs. The body holds the message's own JSON text, the
+SHA-256 of every blob and an Ed25519 signature over all of it, so a relay can neither change nor mix parts. A reply names
+the digest of the request that it answers, which makes an old reply worthless.
+
+Fields that a node sends are public by construction: names, numbers of the study, digests of sealed bytes and ledger
+entries. Nothing here may depend on a record except through sealed shares.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic.types import NonNegativeInt, PositiveInt
+
+from ..privacy.chain import Entry
+from .errors import MessageInvalid
+
+MAX_BODY = 1 << 20  # bytes
+MAX_BLOB = 1 << 30  # bytes; the transport cuts blobs into chunks of at most 8 MB
+MAX_BLOBS = 4096
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{4,64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One message as the transport carries it: a small JSON body and named binary blobs."""
+
+    body: bytes  # JSON, at most 1 MiB
+    blobs: Mapping[str, bytes] = field(default_factory=dict)  # name -> opaque bytes
+
+    def digest(self) -> str:
+        """SHA-256 of the body, which covers the blobs through their digests."""
+        return hashlib.sha256(self.body).hexdigest()
+
+
+class Message(BaseModel):
+    """Base of everything that is signed and sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: ClassVar[str]
+
+
+class Reply(Message):
+    """Base of answers: each names the request that it answers by its digest."""
+
+    request: Digest
+
+
+class KeyCertificate(BaseModel):
+    """An aggregator's HPKE key for one run, signed by the aggregator's identity, which the study names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    study: Digest
+    run: RunId
+    aggregator_id: NonNegativeInt
+    public_key: Digest
+    signature: Signature
+
+    @classmethod
+    def issue(cls, *, study: str, run: str, aggregator_id: int, public_key: bytes, signer: Ed25519PrivateKey) -> Self:
+        """Signs `public_key` (32 bytes, X25519) for `run`."""
+        signed = cls._signed(study, run, aggregator_id, public_key.hex())
+        return cls(
+            study=study,
+            run=run,
+            aggregator_id=aggregator_id,
+            public_key=public_key.hex(),
+            signature=signer.sign(signed).hex(),
+        )
+
+    def verify(self, identity: str) -> None:
+        """Raises `MessageInvalid` unless `identity` (hex Ed25519 key) signed this certificate."""
+        signed = self._signed(self.study, self.run, self.aggregator_id, self.public_key)
+        try:
+            Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity)).verify(bytes.fromhex(self.signature), signed)
+        except (InvalidSignature, ValueError) as err:
+            raise MessageInvalid(
+                f"aggregator {self.aggregator_id}: its key for run {self.run} is not signed by it"
+            ) from err
+
+    @staticmethod
+    def _signed(study: str, run: str, aggregator_id: int, public_key: str) -> bytes:
+        return f"confide/run-key/1|{study}|{run}|{aggregator_id}|{public_key}".encode()
+
+
+class Outcome(BaseModel):
+    """What became of a round: which sites were really summed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    round: PositiveInt
+    sites: tuple[Name, ...]
+
+
+class Prepare(Message):
+    """Coordinator to every node of a study: load what the run needs; aggregators make the run's key."""
+
+    kind: ClassVar[str] = "prepare"
+    study: Digest
+    run: RunId
+    lease: PositiveInt
+    ledger_from: NonNegativeInt
+
+
+class Ready(Reply):
+    """Answer to `Prepare`."""
+
+    kind: ClassVar[str] = "ready"
+    key: KeyCertificate | None = None  # from aggregators
+    ledger: tuple[Entry, ...] = ()  # from sites
+
+
+class RoundPlan(Message):
+    """Coordinator to a site: one round. Blob `state`: the trained vector, float32 little-endian."""
+
+    kind: ClassVar[str] = "step"
+    study: Digest
+    run: RunId
+    lease: PositiveInt
+    round: PositiveInt
+    cohort: tuple[Name, ...]
+    keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    outcomes: tuple[Outcome, ...]
+    ledger_from: NonNegativeInt
+
+
+class Update(Reply):
+    """A site's answer to `RoundPlan`. Blobs `envelope-0..2`: one sealed share for each aggregator."""
+
+    kind: ClassVar[str] = "update"
+    run: RunId
+    round: PositiveInt
+    ledger: tuple[Entry, ...]
+
+
+class AggregateOrder(Message):
+    """Coordinator to an aggregator: add these sites. One blob per site, named like it: the sealed share."""
+
+    kind: ClassVar[str] = "aggregate"
+    study: Digest
+    run: RunId
+    lease: PositiveInt
+    round: PositiveInt
+    attempt: NonNegativeInt
+    cohort: tuple[Name, ...]
+
+
+class ShareOfTotal(Reply):
+    """An aggregator's answer. Blob `share`: its share of the total over `kept`, ring elements little-endian."""
+
+    kind: ClassVar[str] = "share"
+    run: RunId
+    round: PositiveInt
+    kept: tuple[Name, ...]
+    set_digest: Digest
+
+
+class SetTaken(Reply):
+    """An aggregator's refusal: the round is bound to another set of sites for ever."""
+
+    kind: ClassVar[str] = "bound"
+    run: RunId
+    round: PositiveInt
+    bound: tuple[Name, ...]
+
+
+class Settle(Message):
+    """Coordinator to every node: outcomes not told before; `final` ends the run and its keys."""
+
+    kind: ClassVar[str] = "settle"
+    study: Digest
+    run: RunId
+    lease: PositiveInt
+    outcomes: tuple[Outcome, ...]
+    final: bool
+    ledger_from: NonNegativeInt
+
+
+class Settled(Reply):
+    """Answer to `Settle`."""
+
+    kind: ClassVar[str] = "settled"
+    ledger: tuple[Entry, ...] = ()
+
+
+M = TypeVar("M", bound=Message)
+
+
+class _Signed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
+    message: Annotated[str, StringConstraints(max_length=MAX_BODY)]
+    blobs: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")], Digest]
+    signature: Signature
+
+
+def sign(message: Message, signer: Ed25519PrivateKey, blobs: Mapping[str, bytes] | None = None) -> Packet:
+    """The message and its blobs as a signed packet."""
+    blobs = blobs or {}
+    digests = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+    text = message.model_dump_json()
+    signature = signer.sign(_signed_bytes(message.kind, text, digests)).hex()
+    body = json.dumps({"kind": message.kind, "message": text, "blobs": digests, "signature": signature})
+    return Packet(body.encode(), blobs)
+
+
+def verify(packet: Packet, identity: str, *models: type[M]) -> M:
+    """The message in `packet`, once its signature by `identity` (hex Ed25519 key) and its schema hold.
+
+    Raises:
+        MessageInvalid: too large, not signed by `identity`, none of `models`, or not of that model's schema.
+    """
+    if len(packet.body) > MAX_BODY or len(packet.blobs) > MAX_BLOBS:
+        raise MessageInvalid(f"message of {len(packet.body)} bytes with {len(packet.blobs)} blobs is over the limit")
+    try:
+        outer = _Signed.model_validate_json(packet.body)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity))
+        public.verify(bytes.fromhex(outer.signature), _signed_bytes(outer.kind, outer.message, outer.blobs))
+    except (ValidationError, InvalidSignature, ValueError) as err:
+        raise MessageInvalid("message is malformed or not signed by the expected identity") from err
+    if outer.blobs != {name: hashlib.sha256(blob).hexdigest() for name, blob in packet.blobs.items()}:
+        raise MessageInvalid(f"blobs of the {outer.kind} message are not those that were signed")
+    for model in models:
+        if model.kind == outer.kind:
+            try:
+                return model.model_validate_json(outer.message)
+            except ValidationError as err:
+                places = [".".join(map(str, problem["loc"])) for problem in err.errors()]
+                raise MessageInvalid(f"{outer.kind} message: bad fields {places}") from err
+    raise MessageInvalid(f"unexpected {outer.kind} message, expected {[model.kind for model in models]}")
+
+
+def _signed_bytes(kind: str, text: str, digests: Mapping[str, str]) -> bytes:
+    listed = "".join(f"{name}={digest};" for name, digest in sorted(digests.items()))
+    return f"confide/message/1|{kind}|{len(text)}|{text}|{listed}".encode()
+
+
+def outgoing_fields() -> dict[str, list[str]]:
+    """Every field of every message that leaves a node, for the privacy review in the tests."""
+    replies: list[type[Reply]] = [Ready, Update, ShareOfTotal, SetTaken, Settled]
+    return {reply.kind: sorted(reply.model_fields) for reply in replies}
+
+
+Kind = Literal["prepare", "step", "aggregate", "settle"]

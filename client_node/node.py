@@ -1,0 +1,258 @@
+"""What a node does with each message of the coordinator, free of any transport.
+
+The order inside `_step` is the site's whole protection: signature, approval, stored answer, charge, and only then the
+records. Whatever fails leaves the charge standing, never a release without one.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..models.errors import ModelError
+from ..mpc.errors import SetConflict
+from ..mpc.ring import Ring, from_integers
+from ..mpc.sealing import seal_update
+from ..mpc.shares import ShareContext
+from ..privacy.chain import Entry
+from ..privacy.errors import PrivacyError
+from ..privacy.ledger import Ledger
+from .aggregator import AggregatorRole
+from .approval import charge, noise, record_budget
+from .data import read as read_records
+from .enrolment import Enrolment
+from .errors import ChargeRefused, MessageInvalid, ModelUnusable, StaleLease
+from .files import read_private, write_private
+from .identity import NodeIdentity
+from .messages import (
+    AggregateOrder,
+    Outcome,
+    Packet,
+    Prepare,
+    Ready,
+    RoundPlan,
+    SetTaken,
+    Settle,
+    Settled,
+    ShareOfTotal,
+    Update,
+    sign,
+    verify,
+)
+from .outbox import Outbox
+from .policy import SitePolicy, load_policy
+from .studies import approved_study
+from .study import Study
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Node:
+    """The warm state behind a node's answers: at most one study's model, the ledger, the party process."""
+
+    def __init__(
+        self, home: Path, identity: NodeIdentity, enrolment: Enrolment, *, ledger: Ledger | None = None
+    ) -> None:
+        """`ledger` is None for a node that only aggregates."""
+        self._home, self._identity, self._enrolment, self._ledger = home, identity, enrolment, ledger
+        self._outbox = Outbox(home)
+        self._aggregator = AggregatorRole(home, enrolment.name, identity.signer)
+        self._trainer: tuple[str, "Trainer"] | None = None
+        self._leases = home / "leases.json"
+
+    def handle(self, kind: str, packet: Packet) -> Packet:
+        """The answer to one message. Raises an error of ours for whatever is refused."""
+        answers: dict[str, Callable[[Packet], Packet]] = {
+            "prepare": self._prepare,
+            "step": self._step,
+            "aggregate": self._aggregate,
+            "settle": self._settle,
+        }
+        if kind not in answers:
+            raise MessageInvalid(f"no message of kind {kind!r} is known")
+        return answers[kind](packet)
+
+    def stop(self) -> None:
+        """Ends the party process."""
+        self._aggregator.stop()
+
+    def _prepare(self, packet: Packet) -> Packet:
+        message = verify(packet, self._enrolment.coordinator, Prepare)
+        study = self._admit(message.study, message.run, message.lease)
+        key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
+        records: tuple[Entry, ...] = ()
+        if self._trains(study):
+            policy = load_policy(self._home)
+            self._require_budget(study, policy, message.run)
+            self._trainer_for(study, policy)
+            records = self._ledger_since(message.ledger_from)
+        return sign(Ready(request=packet.digest(), key=key, ledger=records), self._identity.signer)
+
+    def _step(self, packet: Packet) -> Packet:
+        plan = verify(packet, self._enrolment.coordinator, RoundPlan)
+        study = self._admit(plan.study, plan.run, plan.lease)
+        if not self._trains(study):
+            raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
+        self._settle_outcomes(plan.run, plan.outcomes)
+        envelopes = self._outbox.get(plan.run, plan.round)
+        if envelopes is None:
+            envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
+        answer = Update(
+            request=packet.digest(), run=plan.run, round=plan.round, ledger=self._ledger_since(plan.ledger_from)
+        )
+        blobs = {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)}
+        return sign(answer, self._identity.signer, blobs)
+
+    def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
+        if plan.round > study.draft.rounds.rounds or len(state) != 4 * study.dim:
+            raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
+        for aggregator, key in zip(study.aggregators, plan.keys, strict=True):
+            if (key.study, key.run) != (plan.study, plan.run):
+                raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
+            key.verify(aggregator.identity)
+        policy = load_policy(self._home)
+        trainer = self._trainer_for(study, policy)
+        self._reserve(study, policy, plan.run, plan.round)
+        vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+        context = ShareContext(
+            study=plan.study,
+            run=plan.run,
+            round=plan.round,
+            site=self._enrolment.name,
+            dim=study.dim,
+            ring_bits=study.ring_bits,
+            scale_bits=study.scale_bits,
+        )
+        sealed = seal_update(
+            from_integers(vector, Ring(bits=study.ring_bits, scale_bits=study.scale_bits)),
+            context,
+            [bytes.fromhex(key.public_key) for key in plan.keys],
+            self._identity.signer,
+            full=self._site_index(study) % 3,  # the party that gets the long share rotates over the sites
+        )
+        envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
+        self._outbox.put(plan.run, plan.round, envelopes)
+        return envelopes
+
+    def _aggregate(self, packet: Packet) -> Packet:
+        order = verify(packet, self._enrolment.coordinator, AggregateOrder)
+        study = self._admit(order.study, order.run, order.lease)
+        try:
+            release = self._aggregator.aggregate(
+                study,
+                run=order.run,
+                round_number=order.round,
+                attempt=order.attempt,
+                cohort=order.cohort,
+                shares=packet.blobs,
+            )
+        except SetConflict as conflict:
+            bound = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=conflict.bound)
+            return sign(bound, self._identity.signer)
+        answer = ShareOfTotal(
+            request=packet.digest(),
+            run=order.run,
+            round=order.round,
+            kept=release.kept,
+            set_digest=release.set_digest.hex(),
+        )
+        return sign(answer, self._identity.signer, {"share": release.share})
+
+    def _settle(self, packet: Packet) -> Packet:
+        message = verify(packet, self._enrolment.coordinator, Settle)
+        study = self._admit(message.study, message.run, message.lease)
+        records: tuple[Entry, ...] = ()
+        if self._trains(study):
+            self._settle_outcomes(message.run, message.outcomes)
+            records = self._ledger_since(message.ledger_from)
+        if message.final and self._aggregates(study):
+            self._aggregator.end(message.run)
+        return sign(Settled(request=packet.digest(), ledger=records), self._identity.signer)
+
+    def _admit(self, study_hash: str, run: str, lease: int) -> Study:
+        """The approved study of a message whose lease is not older than the newest seen for its run."""
+        seen = json.loads(read_private(self._leases)) if self._leases.exists() else {}
+        if lease < seen.get(run, 0):
+            raise StaleLease(f"run {run} is driven under lease {seen[run]}, this message is from lease {lease}")
+        study = approved_study(self._home, study_hash)
+        if lease > seen.get(run, 0):
+            write_private(self._leases, json.dumps(seen | {run: lease}).encode())
+        return study
+
+    def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
+        """Refuses a run whose remaining rounds would not fit in what is left, before it begins."""
+        ledger, rounds = self._require_ledger(), study.draft.rounds.rounds
+        record_budget(ledger, policy)
+        try:
+            quote = ledger.affordable(
+                charge(study, policy, run=run, round_number=1), rounds, unprotected_allowed=self._may_go_unprotected(study, policy)
+            )
+        except PrivacyError as err:
+            raise ChargeRefused(str(err)) from err
+        if not quote.fits:
+            raise ChargeRefused(
+                f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
+                f"budget of {quote.cap:g}; nothing was read"
+            )
+
+    def _reserve(self, study: Study, policy: SitePolicy, run: str, round_number: int) -> None:
+        release = charge(study, policy, run=run, round_number=round_number)
+        try:
+            self._require_ledger().reserve(release, unprotected_allowed=self._may_go_unprotected(study, policy))
+        except PrivacyError as err:
+            raise ChargeRefused(f"round {round_number}: {err}") from err
+
+    @staticmethod
+    def _may_go_unprotected(study: Study, policy: SitePolicy) -> bool:
+        return study.study_hash in policy.studies.unprotected
+
+    def _settle_outcomes(self, run: str, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            self._require_ledger().settle(run, outcome.round, outcome.sites)
+            self._outbox.drop(run, outcome.round)
+
+    def _ledger_since(self, since: int) -> tuple[Entry, ...]:
+        return tuple(self._require_ledger().entries(since))
+
+    def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer":
+        if self._trainer is None or self._trainer[0] != study.study_hash:
+            from .trainer import Trainer  # loads torch, which a node that only aggregates does without
+
+            try:
+                trainer = Trainer(
+                    study,
+                    policy.backbone.directory,
+                    lambda: read_records(policy, study),
+                    site=self._enrolment.name,
+                    site_noise=noise(study),
+                    max_rows=policy.limits.max_rows_per_batch,
+                )
+            except ModelError as err:
+                raise ModelUnusable(str(err)) from err
+            self._trainer = study.study_hash, trainer
+        return self._trainer[1]
+
+    def _site_index(self, study: Study) -> int:
+        return [site.name for site in study.sites].index(self._enrolment.name)
+
+    def _trains(self, study: Study) -> bool:
+        return any(
+            (site.name, site.identity) == (self._enrolment.name, self._identity.identity_hex) for site in study.sites
+        )
+
+    def _aggregates(self, study: Study) -> bool:
+        return any(
+            (party.name, party.identity) == (self._enrolment.name, self._identity.identity_hex)
+            for party in study.aggregators
+        )
+
+    def _require_ledger(self) -> Ledger:
+        if self._ledger is None:
+            raise MessageInvalid(f"{self._enrolment.name} keeps no ledger: it does not train")
+        return self._ledger

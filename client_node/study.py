@@ -1,0 +1,217 @@
+"""A study: what shall be learned, on what terms and by whom, as drafted by an operator and as approved by sites.
+
+A `Study` is immutable and has one canonical form; its hash is the SHA-256 of that form. The participants' keys are part
+of it, so whoever approves the hash has confirmed who takes part, and a coordinator cannot add parties later.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509 import load_pem_x509_certificates
+from pydantic import AfterValidator, Field, model_validator
+
+from ..models.schema import RecordSchema
+from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
+from .errors import StudyInvalid
+from .settings import Settings, contradictions, parse_json, raise_problems, rule
+
+_SIGNATURE_CONTEXT = b"confide study v1\0"
+
+
+def _is_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    is_host = re.fullmatch(r"[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]", host)
+    if not is_host or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
+        raise rule("HOST:PORT")
+    return value
+
+
+def _is_certificate(value: str) -> str:
+    try:
+        count = len(load_pem_x509_certificates(value.encode()))
+    except ValueError:
+        count = 0
+    if count != 1:
+        raise rule("one certificate in PEM form")
+    return value
+
+
+class Participant(Settings):
+    """A site that trains."""
+
+    name: Name
+    identity: Digest  # Ed25519 public key
+
+
+class AggregatorParty(Settings):
+    """One of the three MPC parties; its place in the study's list is its aggregator_id."""
+
+    name: Name
+    identity: Digest  # Ed25519 public key
+    address: Annotated[str, AfterValidator(_is_address)]  # where the other two parties reach it
+    certificate: Annotated[str, Field(max_length=16_384), AfterValidator(_is_certificate)]  # PEM, pinned by the others
+
+
+class Study(Settings):
+    """The whole of what a site approves."""
+
+    format: Literal[1] = 1
+    draft: StudyDraft
+    backbone_hash: Digest
+    sites: Annotated[tuple[Participant, ...], Field(min_length=2, max_length=1000)]
+    aggregators: Annotated[tuple[AggregatorParty, ...], Field(min_length=NUM_AGGREGATORS, max_length=NUM_AGGREGATORS)]
+    coordinator: Digest  # Ed25519 public key
+    created: date  # UTC
+    scale_bits: int = Field(ge=1, le=62)  # a release counts in units of 2**-scale_bits
+    ring_bits: Literal[32, 64]
+    dim: int = Field(ge=1, le=2**31)  # length of the state
+
+    @classmethod
+    def from_draft(
+        cls,
+        draft: StudyDraft,
+        *,
+        backbone_hash: str,
+        sites: Sequence[Participant],
+        aggregators: Sequence[AggregatorParty],
+        coordinator: str,
+        created: date,
+        dim: int,
+        scale_bits: int = 24,
+        ring_bits: Literal[32, 64] = 64,
+    ) -> Self:
+        """The study that `draft` becomes once its names have keys, given in the order of the draft's lists.
+
+        Only the last part of the backbone's path is kept: the operator's folders are nobody else's business.
+
+        Raises:
+            StudyInvalid: the parties are not those that the draft names, or the terms do not fit together.
+        """
+        folder = draft.model.model_copy(update={"backbone": Path(draft.model.backbone).name or "backbone"})
+        try:
+            return cls(
+                draft=draft.model_copy(update={"model": folder}),
+                backbone_hash=backbone_hash,
+                sites=tuple(sites),
+                aggregators=tuple(aggregators),
+                coordinator=coordinator,
+                created=created,
+                scale_bits=scale_bits,
+                ring_bits=ring_bits,
+                dim=dim,
+            )
+        except pydantic.ValidationError as err:
+            raise_problems(err, cls, error=StudyInvalid, source=f"study {draft.name}")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """The study whose canonical form is `data`, at most 1 MiB.
+
+        Raises:
+            StudyInvalid: anything else, a different spelling of a valid study included.
+        """
+        study = parse_json(data, cls, error=StudyInvalid, source="study")
+        if study.canonical() != data:
+            raise StudyInvalid("study", ("not in canonical form, so its hash would name another text",))
+        return study
+
+    def canonical(self) -> bytes:
+        """JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
+        plain = self.model_dump(mode="json")
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+    @property
+    def study_hash(self) -> str:
+        """SHA-256 of the canonical form, hexadecimal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The study's name; only the hash identifies it."""
+        return self.draft.name
+
+    @property
+    def quorum(self) -> int:
+        """Fewest sites whose sum may be opened: `StudyDraft.quorum`."""
+        return self.draft.quorum
+
+    def site_names(self) -> tuple[str, ...]:
+        """The planned cohort."""
+        return tuple(site.name for site in self.sites)
+
+    def record_schema(self) -> RecordSchema:
+        """The public description of a record."""
+        return self.draft.data.record_schema()
+
+    def adapter_config(self) -> dict[str, Any]:
+        """Arguments for `models.adapters.AdapterConfig`."""
+        return self.draft.adapter_config()
+
+    def sign(self, key: Ed25519PrivateKey) -> str:
+        """The coordinator's signature, hexadecimal; `is_signed` checks it."""
+        return key.sign(_SIGNATURE_CONTEXT + self.canonical()).hex()
+
+    def is_signed(self, signature: str) -> bool:
+        """Whether the coordinator named in the study signed it."""
+        try:
+            public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.coordinator))
+            public_key.verify(bytes.fromhex(signature), _SIGNATURE_CONTEXT + self.canonical())
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    @model_validator(mode="after")
+    def _parties_differ(self) -> Self:
+        if problems := [*self._party_problems(), *self._ring_problems()]:
+            raise contradictions(problems)
+        return self
+
+    def _party_problems(self) -> list[str]:
+        problems = []
+        for kind, named, given in (
+            ("sites", self.draft.participants.sites, self.sites),
+            ("aggregators", self.draft.participants.aggregators, self.aggregators),
+        ):
+            if tuple(party.name for party in given) != named:
+                got = [party.name for party in given]
+                problems.append(f"draft.participants.{kind} is {list(named)}; got keys for {got}")
+        for kind, values in {
+            "sites: identity": [site.identity for site in self.sites],
+            "aggregators: identity": [party.identity for party in self.aggregators],
+            "aggregators: address": [party.address for party in self.aggregators],
+            "aggregators: certificate": [party.certificate for party in self.aggregators],
+        }.items():
+            if len(set(values)) < len(values):
+                problems.append(f"{kind} occurs twice; each party needs its own")
+        # A site may also aggregate: then name and key must agree, and neither may stand for anybody else.
+        pairs = {(site.name, site.identity) for site in self.sites}
+        pairs |= {(party.name, party.identity) for party in self.aggregators}
+        if len({name for name, _ in pairs}) < len(pairs) or len({identity for _, identity in pairs}) < len(pairs):
+            problems.append("sites and aggregators: one name has two identities, or two names share one")
+        if self.coordinator in {identity for _, identity in pairs}:
+            problems.append("coordinator has the identity of a site or aggregator")
+        return problems
+
+    def _ring_problems(self) -> list[str]:
+        """A sum must not wrap: twice the expected batch in one coordinate and ten standard deviations of noise."""
+        privacy, sites = self.draft.privacy, len(self.sites)
+        share = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
+        noise_std = privacy.noise_multiplier * privacy.clip_norm * (sites / max(share, 1)) ** 0.5
+        largest = 2.0**self.scale_bits * (2 * self.draft.rounds.batch_units * privacy.clip_norm + 10 * noise_std)
+        if largest < 2.0 ** (self.ring_bits - 1):
+            return []
+        return [
+            f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
+            "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
+        ]
+
+
+__all__ = ["AggregatorParty", "Participant", "Study", "StudyDraft", "load_draft"]

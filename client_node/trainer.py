@@ -1,0 +1,83 @@
+"""The site's training step: from the state of a round to the noised integer vector that will be shared.
+
+The model is loaded once and stays warm. Records are read when the first step asks for them, which is after the first
+charge has been reserved.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..models.adapters import AdaptedModel, AdapterConfig, attach
+from ..models.backbone import load as load_backbone
+from ..models.errors import BackboneMismatch
+from ..models.head import PooledHead
+from ..privacy.sampling import SeededBytes
+from ..privacy.steps import ReleaseTerms, private_release
+from .data import Records
+from .study import Study
+
+
+class Trainer:
+    """One study's model and one site's records."""
+
+    def __init__(
+        self, study: Study, backbone: Path, read: Callable[[], Records], *, site: str, site_noise: int, max_rows: int
+    ) -> None:
+        """Loads the backbone and attaches the adapter; reads no record.
+
+        Args:
+            backbone: directory whose hash must be the study's.
+            read: gives the records, called once, at the first step.
+            site: name of this site in the study.
+            site_noise: std of this site's noise in ring units.
+            max_rows: rows of one microbatch.
+
+        Raises:
+            BackboneMismatch: the directory holds another backbone, or the adapter has another size.
+        """
+        loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
+        self._study, self._read, self._site, self._noise, self._max_rows = study, read, site, site_noise, max_rows
+        head = PooledHead(loaded.center, loaded.whiten)
+        self.adapted: AdaptedModel = attach(loaded.model, AdapterConfig(**study.adapter_config()), head=head)
+        if self.adapted.layout.dim != study.dim:
+            raise BackboneMismatch(
+                f"the adapter has {self.adapted.layout.dim} trained parameters, the study says {study.dim}"
+            )
+        self._records: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
+        """The clipped sum over one Poisson sample of units, rounded, with this site's noise: int64 [dim]."""
+        tokens, labels, units = self._load()
+        self.adapted.load_state(state)
+        return private_release(
+            self.adapted, tokens, labels, units, terms=self._terms(), source=self._source(round_number)
+        )
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._records is None:
+            records = self._read()
+            self._records = records.tokens(self._study.record_schema()), records.labels, records.units
+        return self._records
+
+    def _terms(self) -> ReleaseTerms:
+        privacy = self._study.draft.privacy
+        return ReleaseTerms(
+            mode=privacy.mode,
+            clip_norm=privacy.clip_norm,
+            sample_rate=privacy.sample_rate,
+            site_noise_int=self._noise,
+            scale_bits=self._study.scale_bits,
+            max_rows_per_batch=self._max_rows,
+            max_records_per_unit=self._study.draft.data.max_records_per_unit,
+        )
+
+    def _source(self, round_number: int) -> Callable[[int], bytes]:
+        """The operating system's CSPRNG, or without privacy a stream that repeats, so that runs can be compared."""
+        if self._study.draft.privacy.mode != "none":
+            return os.urandom
+        seed = f"confide/unprotected/1|{self._study.study_hash}|{self._site}|{round_number}"
+        return SeededBytes(hashlib.sha256(seed.encode()).digest())

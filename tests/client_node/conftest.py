@@ -1,0 +1,210 @@
+"""Studies and nodes to start tests from: a valid study.toml, keys for its names, a site with a table and a policy."""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from confide.client_node.identity import NodeIdentity
+from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
+
+STUDY_TOML = """
+name = "thyroid"
+description = "Any diagnosis from laboratory values"
+[model]
+backbone = "some/where/backbone"
+[adapter]
+rank = 4
+alpha = 4.0
+targets = ["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]
+head = "pooled"
+seed = "thyroid-1"
+[data]
+label = "diagnosis"
+unit = "patient"
+max_records_per_unit = 2
+max_tokens = 64
+flags = ["sick"]
+[data.numeric]
+age = [20, 40, 60, 80]
+TSH = [0.4, 4.0, 10.0]
+[data.categorical]
+sex = ["F", "M"]
+[privacy]
+mode = "distributed"
+noise_multiplier = 1.19
+clip_norm = 1.0
+sample_rate = 0.2
+delta = 1e-5
+max_dropouts = 0
+collusion = 1
+[rounds]
+rounds = 40
+min_sites = 3
+deadline_s = 60
+batch_units = 1374
+[optimizer]
+lr = 0.3
+head_lr = 10.0
+momentum = 0.9
+[participants]
+sites = ["other", "svi", "svhc", "rest"]
+aggregators = ["agg-a", "agg-b", "agg-c"]
+"""
+
+SITE_TOML = """
+[data]
+path = "patients.csv"
+name = "patients"
+unit = "patient"
+unit_column = "patient_id"
+[data.columns]
+TSH = "tsh_miu_l"
+[data.values.sex]
+female = "F"
+male = "M"
+[budget]
+epsilon = 8.0
+delta = 1e-5
+[backbone]
+directory = "backbone"
+"""
+
+PATIENTS_CSV = """patient_id,age,tsh_miu_l,sex,sick,diagnosis
+p1,34,1.5,female,f,0
+p2,71,,M,t,1
+p1,35,12,F,no,1
+p3,?,0.2,,yes,0
+"""
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    """The same key for the same name, in tests only."""
+    return Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32, b"."))
+
+
+def identity_of(name: str) -> str:
+    return key_of(name).public_key().public_bytes_raw().hex()
+
+
+@cache
+def certificate_of(name: str) -> str:
+    """The same certificate on every call and machine: Ed25519 signatures are deterministic."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(
+        subject, subject, key_of(name).public_key(), 1, start, start + timedelta(days=999)
+    )
+    return builder.sign(key_of(name), None).public_bytes(Encoding.PEM).decode()
+
+
+def build_study(draft_file: Path, identities: dict[str, str]) -> Study:
+    draft = load_draft(draft_file)
+    return Study.from_draft(
+        draft,
+        backbone_hash="ab" * 32,
+        sites=[
+            Participant(name=name, identity=identities.get(name) or identity_of(name))
+            for name in draft.participants.sites
+        ],
+        aggregators=[
+            AggregatorParty(
+                name=name,
+                identity=identities.get(name) or identity_of(name),
+                address=f"{name}.example:74{i:02}",
+                certificate=certificate_of(name),
+            )
+            for i, name in enumerate(draft.participants.aggregators)
+        ],
+        coordinator=identity_of("coordinator"),
+        created=date(2026, 1, 31),
+        dim=1000,
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """An enrolled node with a table and a policy, and what its coordinator would offer it."""
+
+    home: Path
+    identity: NodeIdentity
+
+    def study(self, *changes: tuple[str, str], named: str = "svi") -> Study:
+        """A study in which this node is the site `named`."""
+        path = self.home.parent / "study.toml"
+        path.write_text(changed(STUDY_TOML, changes))
+        return build_study(path, {named: self.identity.identity_hex})
+
+    def offer(self, study: Study) -> dict[str, str]:
+        """The study as it comes over the network."""
+        return {
+            "canonical": base64.b64encode(study.canonical()).decode(),
+            "hash": study.study_hash,
+            "signature": study.sign(key_of("coordinator")),
+        }
+
+    def keep(self, study: Study) -> Study:
+        """Puts the study where `client-node study list` would."""
+        (self.home / "studies").mkdir(exist_ok=True)
+        (self.home / "studies" / f"{study.study_hash}.json").write_text(json.dumps(self.offer(study)))
+        return study
+
+    def write(self, *changes: tuple[str, str]) -> Path:
+        """A site.toml in which each (old, new) has been replaced."""
+        path = self.home / "site.toml"
+        path.write_text(changed(SITE_TOML, changes))
+        return path
+
+
+def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
+    for old, new in changes:
+        assert old in text, f"{old!r} is not in the text to change"
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture
+def write_draft(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a study.toml in which each (old, new) has been replaced."""
+
+    def write(*changes: tuple[str, str]) -> Path:
+        path = tmp_path / "study.toml"
+        path.write_text(changed(STUDY_TOML, changes))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_study(write_draft: Callable[..., Path]) -> Callable[..., Study]:
+    """A study of `write_draft`'s draft and made-up keys."""
+    return lambda *changes: build_study(write_draft(*changes), {})
+
+
+@pytest.fixture
+def coordinator_key() -> Ed25519PrivateKey:
+    return key_of("coordinator")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    home = tmp_path / "node"
+    identity = NodeIdentity.create(home, "svi")
+    (home / "enrolment.json").write_text(
+        json.dumps(
+            {"name": "svi", "roles": ["train"], "address": "127.0.0.1:1", "coordinator": identity_of("coordinator")}
+        )
+    )
+    (home / "patients.csv").write_text(PATIENTS_CSV)
+    found = Site(home, identity)
+    found.write()
+    return found

@@ -1,0 +1,255 @@
+import contextlib
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from confide.client_node.errors import StudyInvalid
+from confide.client_node.study import Study, load_draft
+
+# One change to a good study.toml, and what the message must name: the key, the value, the rule.
+BAD_DRAFTS = {
+    "sample_rate above 1": (
+        ("sample_rate = 0.2", "sample_rate = 1.2"),
+        "privacy.sample_rate is 1.2; it must be greater than 0 and at most 1",
+    ),
+    "sample_rate not a number": (
+        ("sample_rate = 0.2", "sample_rate = nan"),
+        "privacy.sample_rate is NaN; it must be a finite number",
+    ),
+    "infinite learning rate": (("lr = 0.3", "lr = inf"), "optimizer.lr is Infinity; it must be a finite number"),
+    "rounds in quotes": (("rounds = 40", 'rounds = "40"'), 'rounds.rounds is "40"; it must be a whole number'),
+    "rank is a truth": (("rank = 4", "rank = true"), "adapter.rank is true; it must be a whole number"),
+    "rank missing": (("rank = 4\n", ""), "adapter.rank is missing; add it: rank = 4"),
+    "table missing": (("[optimizer]", "[optimiser]"), "optimiser is not a setting; did you mean optimizer?"),
+    "unknown key": (("clip_norm", "clipnorm"), "privacy.clipnorm is not a setting; did you mean clip_norm?"),
+    "unknown mode": (
+        ('"distributed"', '"central"'),
+        "privacy.mode is \"central\"; it must be 'distributed', 'local' or 'none'",
+    ),
+    "unknown target": (('"experts"', '"expert"'), "(did you mean experts?)"),
+    "target twice": (('"experts"', '"o_proj"'), "more than once: o_proj"),
+    "cuts not increasing": (
+        ("[0.4, 4.0, 10.0]", "[0.4, 4.0, 4.0]"),
+        "data.numeric.TSH is [0.4, 4.0, 4.0]; it must be strictly increasing",
+    ),
+    "cuts empty": (("[0.4, 4.0, 10.0]", "[]"), "data.numeric.TSH is []; it must have at least 1 entries"),
+    "category twice": (('["F", "M"]', '["F", "F"]'), "data.categorical.sex"),
+    "category named na": (('["F", "M"]', '["F", "na"]'), "sex"),
+    "column of two kinds": (('flags = ["sick"]', 'flags = ["sick", "age"]'), "data: age is a column of two kinds"),
+    "label among the columns": (('label = "diagnosis"', 'label = "sick"'), "data.label is 'sick'"),
+    "records longer than max_tokens": (
+        ("max_tokens = 64", "max_tokens = 3"),
+        "data.max_tokens is 3; a record can hold 4 words",
+    ),
+    "bad site name": (('"svi"', '"St. Vincent"'), 'participants.sites.1 is "St. Vincent"'),
+    "site twice": (('"svi"', '"other"'), "more than once: other"),
+    "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
+    "one site": (('"other", "svi", "svhc", "rest"', '"other"'), "it must have at least 2 entries"),
+    "one site is enough": (("min_sites = 3", "min_sites = 1"), "rounds.min_sites is 1; it must be at least 2"),
+    "min_sites above those that must stay": (
+        ("max_dropouts = 0", "max_dropouts = 2"),
+        "rounds.min_sites is 3; it must be at most 2, the 4 sites less privacy.max_dropouts (2)",
+    ),
+    "everybody colludes": (("collusion = 1", "collusion = 4"), "privacy.collusion is 4; it must be less than 4"),
+    "nobody knows its own noise": (("collusion = 1", "collusion = 0"), "privacy.collusion is 0"),
+    "delta too large": (
+        ("delta = 1e-5", "delta = 0.01"),
+        "privacy.delta is 0.01; it must be at least 0 and at most 0.001",
+    ),
+    "delta missing": (("delta = 1e-5\n", ""), "privacy.delta must be greater than 0"),
+    "noise missing": (("noise_multiplier = 1.19\n", ""), "privacy.noise_multiplier must be greater than 0"),
+    "noise without privacy": (('"distributed"', '"none"'), "privacy.noise_multiplier is 1.19; remove it"),
+    "distributed over two": (('"other", "svi", "svhc", "rest"', '"other", "svi"'), "it needs at least 3"),
+    "not TOML": (("[rounds]", "[rounds"), "not TOML"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DRAFTS)
+def test_a_bad_draft_is_told_by_file_key_value_and_remedy(case, write_draft):
+    change, expected = BAD_DRAFTS[case]
+    path = write_draft(change)
+    with pytest.raises(StudyInvalid) as caught:
+        load_draft(path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_all_problems_come_at_once(write_draft):
+    path = write_draft(("rank = 4", "rank = 0"), ("lr = 0.3", "lr = -1"), ("seed =", "sede ="))
+    with pytest.raises(StudyInvalid) as caught:
+        load_draft(path)
+    keys = [problem.split(" ")[0] for problem in caught.value.problems]
+    assert keys == ["adapter.rank", "adapter.seed", "adapter.sede", "optimizer.lr"]
+
+
+def test_problems_between_tables_come_at_once(write_draft):
+    path = write_draft(('label = "diagnosis"', 'label = "sex"'), ("collusion = 1", "collusion = 9"))
+    with pytest.raises(StudyInvalid) as caught:
+        load_draft(path)
+    assert len(caught.value.problems) == 2
+
+
+def test_the_documented_draft_is_valid(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "study-toml.md").read_text()
+    (tmp_path / "study.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    assert load_draft(tmp_path / "study.toml").name == "thyroid"
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(StudyInvalid, match="cannot be read"):
+        load_draft(tmp_path / "absent.toml")
+
+
+def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
+    study = make_study()
+    assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
+    assert study.study_hash == "e0bd73a0a393a0b5ecb2e64d3729ae849e9d356f1504d6efe2336f56c6c31095"
+
+
+def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
+    swapped = make_study(
+        ("age = [20, 40, 60, 80]\nTSH = [0.4, 4.0, 10.0]\n", "TSH = [0.4, 4, 10]\nage = [20.0, 40, 60, 80]\n")
+    )
+    assert swapped.study_hash == make_study().study_hash
+
+
+def test_every_term_is_in_the_hash(make_study):
+    changes = [
+        ("rank = 4", "rank = 5"), ("alpha = 4.0", "alpha = 4.1"), ("[20, 40, 60, 80]", "[20, 40, 60, 81]"),
+        ('["F", "M"]', '["M", "F"]'), ("delta = 1e-5", "delta = 2e-5"), ("lr = 0.3", "lr = 0.4"),
+        ("rounds = 40", "rounds = 41"), ('"agg-b"', '"agg-d"'), ("batch_units = 1374", "batch_units = 1375"),
+    ]  # fmt: skip
+    hashes = {make_study(change).study_hash for change in changes}
+    assert len(hashes | {make_study().study_hash}) == len(changes) + 1
+
+
+def test_parse_is_the_inverse_of_canonical(make_study):
+    for change in [
+        ("rank = 4", "rank = 4"),
+        ('"distributed"\nnoise_multiplier = 1.19', '"local"\nnoise_multiplier = 2.5'),
+    ]:
+        study = make_study(change)
+        assert Study.parse(study.canonical()) == study
+        assert Study.parse(study.canonical()).canonical() == study.canonical()
+
+
+def test_another_spelling_of_a_study_is_refused(make_study):
+    canonical = make_study().canonical()
+    spaced = json.dumps(json.loads(canonical), sort_keys=True).encode()
+    doubled = canonical.replace(b'{"aggregators"', b'{"dim":7,"aggregators"', 1)
+    integral = canonical.replace(b'"alpha":4.0', b'"alpha":4')
+    for text in (spaced, doubled, integral, canonical + b"\n"):
+        assert text != canonical
+        with pytest.raises(StudyInvalid, match="canonical form"):
+            Study.parse(text)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"null", b"\xff", b"{" * 100_000, b" " * (2**20 + 1)])
+def test_what_is_no_study_is_refused(text):
+    with pytest.raises(StudyInvalid):
+        Study.parse(text)
+
+
+def test_no_changed_byte_gives_the_same_study(make_study):
+    study = make_study()
+    canonical = study.canonical()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, len(canonical) - 1), st.integers(1, 255))
+    def change(place, flip):
+        text = bytearray(canonical)
+        text[place] ^= flip
+        with contextlib.suppress(StudyInvalid):
+            assert Study.parse(bytes(text)).study_hash != study.study_hash
+
+    change()
+
+
+def test_a_study_cannot_be_changed(make_study):
+    study = make_study()
+    with pytest.raises(ValidationError):
+        study.dim = 3
+    with pytest.raises(ValidationError):
+        study.draft.privacy.noise_multiplier = 0.1
+    with pytest.raises(TypeError):
+        study.draft.data.numeric["age"] = (1.0,)
+
+
+def test_only_the_coordinator_named_in_it_can_sign_a_study(make_study, coordinator_key):
+    study = make_study()
+    assert study.is_signed(study.sign(coordinator_key))
+    assert not study.is_signed(make_study(("rank = 4", "rank = 5")).sign(coordinator_key))
+    for forged in ("", "00" * 64, "not hex"):
+        assert not study.is_signed(forged)
+
+
+def test_the_operators_folders_stay_with_the_operator(make_study):
+    assert b"some/where" not in make_study().canonical()
+
+
+BAD_PARTIES = {
+    "site without key": (lambda s: s["sites"].pop(), "draft.participants.sites"),
+    "site added": (lambda s: s["sites"].append({"name": "late", "identity": "77" * 32}), "draft.participants.sites"),
+    "sites swapped": (lambda s: s["sites"].reverse(), "draft.participants.sites"),
+    "one key for two sites": (lambda s: s["sites"][0].update(identity=s["sites"][1]["identity"]), "occurs twice"),
+    "a site's key for an aggregator": (
+        lambda s: s["aggregators"][0].update(identity=s["sites"][1]["identity"]),
+        "two names share one",
+    ),
+    "the coordinator's key for a site": (lambda s: s["sites"][0].update(identity=s["coordinator"]), "coordinator has"),
+    "one address for two": (
+        lambda s: s["aggregators"][0].update(address=s["aggregators"][1]["address"]),
+        "aggregators: address occurs twice",
+    ),
+    "no port": (lambda s: s["aggregators"][0].update(address="host"), 'aggregators.0.address is "host"'),
+    "no certificate": (lambda s: s["aggregators"][0].update(certificate="PEM"), "one certificate in PEM form"),
+    "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
+    "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
+    "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
+    "another format": (lambda s: s.update(format=2), "format is 2; it must be 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTIES)
+def test_bad_parties_are_told(case, make_study):
+    spoil, expected = BAD_PARTIES[case]
+    plain = json.loads(make_study().canonical())
+    spoil(plain)
+    with pytest.raises(StudyInvalid) as caught:
+        Study.parse(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
+    assert expected in str(caught.value)
+
+
+def test_a_site_may_aggregate_under_its_own_key(make_study):
+    plain = json.loads(make_study().canonical())
+    plain["draft"]["participants"]["aggregators"][0] = plain["aggregators"][0]["name"] = "svi"
+    plain["aggregators"][0]["identity"] = plain["sites"][1]["identity"]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    assert Study.parse(text).aggregators[0].name == "svi"
+
+
+def test_a_sum_with_distributed_noise_never_holds_fewer_sites_than_the_noise_is_sized_for(make_study):
+    assert make_study().quorum == 4  # min_sites = 3, but no dropout is provided for
+    assert make_study(("max_dropouts = 0", "max_dropouts = 1")).quorum == 3
+    assert make_study(('"distributed"', '"local"')).quorum == 3
+
+
+def test_the_schema_and_the_adapter_are_those_of_the_draft(make_study):
+    study = make_study()
+    schema = study.record_schema()
+    assert [field.name for field in schema.numeric] == ["TSH", "age"]
+    assert schema.categorical[0].values == ("F", "M")
+    assert study.adapter_config()["targets"][-1] == "experts"
+
+
+def test_the_adapter_accepts_every_setting(make_study):
+    from confide.models.adapters import AdapterConfig
+
+    config = AdapterConfig(**make_study().adapter_config())
+    assert {field.name for field in dataclasses.fields(config)} == set(make_study().adapter_config())
