@@ -1,0 +1,148 @@
+"""What a round costs when nobody trains: our warm nodes behind the gate, beside Flower's stock SuperNode.
+
+Three sites, TLS, enrolled keys, an update of 1 MB out and back. Stock means what Flower's strategies do: `send_and_receive`
+and a new ClientApp process for each message, whose app imports torch. Both run on one SuperLink, one after the other, so the
+ratio holds for the machine and its load at that time.
+
+    python benchmarks/rounds.py [--json] [--rounds 8] [--stock-rounds 3] [--bytes 1000000]
+"""
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from confide.client_node.enrolment import EnrolAnswer, Enrolment, EnrolRequest, enroll
+from confide.client_node.flower import WarmNode
+from confide.client_node.identity import NodeIdentity, fingerprint
+from confide.coordinator.gate import FleetGate, serve_gate
+from confide.coordinator.invites import code_text
+from confide.coordinator.pki import Pki
+from confide.coordinator.superlink import SuperLink
+
+SITES = ("north", "south", "west")
+BIN = Path(sys.executable).parent
+
+
+class Register:
+    """Names invited nodes in the order in which they come."""
+
+    def __init__(self, superlink: SuperLink, pki: Pki) -> None:
+        self.names: dict[str, str] = {}
+        self._superlink, self._pki = superlink, pki
+
+    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+        key, name = request.transport_public.encode(), SITES[len(self.names)]
+        self.names[fingerprint(key)] = name
+        self._superlink.register(key, name)
+        return EnrolAnswer(name=name, roles=("train",), coordinator=self._pki.identity_hex)
+
+    def site_of(self, key: str) -> str | None:
+        return self.names.get(key)
+
+    def revoked_site(self, key: str) -> str | None:
+        return None
+
+    def site_with_identity(self, identity: str) -> str | None:
+        return None
+
+
+def serve_node(home: Path) -> int:
+    """One warm node; torch is loaded, as in a node that trains."""
+    import torch  # noqa: F401
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return WarmNode(NodeIdentity.load(home), Enrolment.load(home), lambda kind, packet: packet).run(stop)
+
+
+def measure(home: Path, plan: dict) -> dict[str, list[float]]:
+    """Seconds of each round, by mode."""
+    (home / "plan.json").write_text(json.dumps(plan))
+    pki = Pki.create(home, [])
+    superlink = SuperLink(home, 0, fab=Path(__file__).resolve().parent / "rounds_fab")
+    register = Register(superlink, pki)
+    app = FleetGate(
+        register, enroll=register.enroll, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port
+    )
+    gate = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    with ExitStack() as stack:
+        stack.callback(superlink.stop)
+        stack.callback(gate.stop)
+        superlink.start()
+        for name in SITES:
+            enroll(code_text(f"127.0.0.1:{gate.port}", secrets.token_bytes(16), pki.ca_digest), home / name)
+        (home / "register.json").write_text(json.dumps(register.names))
+        warm = {name: [sys.executable, __file__, "--node", str(home / name)] for name in SITES}
+        stock = {
+            name: [
+                str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{superlink.port}",
+                "--root-certificates", str(pki.ca_path),
+                "--auth-supernode-private-key", str(home / name / "keys" / "transport.key"),
+                "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(superlink.port + 1 + number),
+            ]
+            for number, name in enumerate(SITES)
+        }  # fmt: skip
+        return {mode: run(home, superlink, mode, nodes) for mode, nodes in (("warm", warm), ("stock", stock))}
+
+
+def run(home: Path, superlink: SuperLink, mode: str, nodes: dict[str, list[str]]) -> list[float]:
+    with ExitStack() as stack:
+        for name, command in nodes.items():
+            environment = os.environ | {
+                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "FLWR_HOME": str(home / name / "flower"),
+                "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "OMP_NUM_THREADS": "1",
+            }  # fmt: skip
+            log = stack.enter_context((home / f"{mode}-{name}.log").open("wb"))
+            node = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            stack.callback(node.wait)
+            stack.callback(node.terminate)
+        superlink.submit(mode)
+        result, end = home / f"{mode}.json", time.monotonic() + 400
+        while not result.exists():
+            if time.monotonic() > end:
+                raise SystemExit(f"the {mode} rounds did not end; see {superlink.log_path}")
+            time.sleep(0.1)
+        return json.loads(result.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=8, help="timed rounds over warm nodes")
+    parser.add_argument("--stock-rounds", type=int, default=3, help="timed rounds over stock nodes")
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="size of the update")
+    parser.add_argument("--node", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.node:
+        sys.exit(serve_node(asked.node))
+    # One round more than asked: the first finds nodes that are still waking up.
+    plan = {
+        "bytes": asked.bytes, "sites": len(SITES), "rounds": {"warm": asked.rounds + 1, "stock": asked.stock_rounds + 1}
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="confide-rounds-") as folder:
+        seconds = {mode: rounds[1:] for mode, rounds in measure(Path(folder), plan).items()}
+    medians = {mode: statistics.median(rounds) for mode, rounds in seconds.items()}
+    ratio = medians["stock"] / medians["warm"]
+    if asked.json:
+        print(json.dumps({"seconds": seconds, "median": medians, "ratio": ratio, "load": os.getloadavg()[0]}))
+        return
+    for mode, rounds in seconds.items():
+        print(f"{mode:6} {medians[mode]:7.2f} s a round  ({', '.join(f'{round_:.2f}' for round_ in rounds)})")
+    print(
+        f"stock / warm = {ratio:.1f}  ({asked.bytes} bytes, {len(SITES)} sites, load average {os.getloadavg()[0]:.1f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""The `coordinator` command.
+
+Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage, 3 verification failed, 130 stopped by
+Ctrl-C.
+"""
+
+import json
+import logging
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..client_node.enrolment import Role
+from ..client_node.errors import ClientNodeError
+from ..models.errors import ModelError
+from ..mpc.errors import MpcError
+from ..privacy.errors import PrivacyError
+from .errors import Conflict, CoordinatorError
+from .home import Settings, create_home, load_settings
+from .pki import Pki
+from .register import Register
+from .store import Run, Store
+
+app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
+site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
+study_app = typer.Typer(help="What shall be learned, on which terms.", no_args_is_help=True)
+run_app = typer.Typer(help="Executions of studies.", no_args_is_help=True)
+budget_app = typer.Typer(help="What was spent on whose data.", no_args_is_help=True)
+adapter_app = typer.Typer(help="What was learned.", no_args_is_help=True)
+for name, group in (
+    ("site", site_app),
+    ("study", study_app),
+    ("run", run_app),
+    ("budget", budget_app),
+    ("adapter", adapter_app),
+):
+    app.add_typer(group, name=name)
+
+FAILED, UNVERIFIED, INTERRUPTED = 1, 3, 130
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="CONFIDE_COORDINATOR_HOME", help="Folder of the federation."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
+DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
+
+out, err = Console(), Console(stderr=True)
+_state = {"debug": False}
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Common options."""
+    _state["debug"] = debug
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turns errors of ours into one message on stderr and an exit code."""
+    try:
+        yield
+    except (CoordinatorError, ClientNodeError, ModelError, MpcError, PrivacyError, OSError) as problem:
+        if _state["debug"]:
+            raise
+        err.print(f"[bold red]{type(problem).__name__}[/]: ", end="")
+        err.print(str(problem), markup=False, highlight=False)
+        raise typer.Exit(FAILED) from problem
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(INTERRUPTED) from stop
+
+
+@app.command()
+def init(
+    home: HomeOption = DEFAULT_HOME,
+    federation: Annotated[str, typer.Option(help="Name of the federation, printed on reports.")] = "federation",
+    host: Annotated[str, typer.Option(help="Name or address at which sites reach this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Public port of the gate.")] = 9443,
+    listen: Annotated[str, typer.Option(help="Address on which the gate listens.")] = "127.0.0.1",
+    superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of Flower's SuperLink.")] = 9444,
+) -> None:
+    """Make the keys, certificates and database of a new federation."""
+    with told():
+        settings = Settings(
+            federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port
+        )
+        create_home(home, settings)
+        out.print(
+            f"Federation [bold]{federation}[/] made in {home}. Next: coordinator serve, coordinator site invite NAME"
+        )
+
+
+@app.command()
+def serve(home: HomeOption = DEFAULT_HOME) -> None:
+    """Serve the federation until stopped; runs that were going on go on."""
+    from .service import Service
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with told():
+        Service(home).serve(stop)
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show sites and runs at a glance."""
+    with told(), opened(home) as store:
+        nodes = {"sites": [node_row(node) for node in store.nodes()], "runs": [run_row(store, r) for r in store.runs()]}
+        if as_json:
+            return print_json({"federation": load_settings(home).federation, **nodes})
+        print_table("Sites", nodes["sites"])
+        print_table("Runs", nodes["runs"])
+
+
+@site_app.command("invite")
+def site_invite(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.")],
+    role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
+    with told(), opened(home) as store:
+        roles = parse_roles(role or ["train"])
+        if not _NAME.fullmatch(name):
+            raise Conflict(
+                f"{name!r} is no name for a site; use up to 63 of a-z, 0-9, _ and -, beginning with one of a-z, 0-9"
+            )
+        code = Register(store, Pki.load(home)).invite(name, roles, load_settings(home).address)
+        if as_json:
+            return print_json({"name": name, "roles": list(roles), "code": code})
+        err.print(f"One-time code for {name} (valid for a week), to be told in private:")
+        print(code)
+
+
+@site_app.command("list")
+def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show every site, its roles and state."""
+    with told(), opened(home) as store:
+        show("Sites", [node_row(node) for node in store.nodes()], as_json)
+
+
+@site_app.command("revoke")
+def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Turn a site out: its next request is refused."""
+    with told(), opened(home) as store:
+        Register(store, Pki.load(home)).revoke(name)
+        out.print(f"{name} is revoked; a running server refuses it from now on.")
+
+
+@study_app.command("create")
+def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
+    from .studies import create_study
+
+    with told(), opened(home) as store:
+        study = create_study(store, Pki.load(home), home, draft)
+        if as_json:
+            return print_json({"name": study.name, "hash": study.study_hash, "dim": study.dim})
+        out.print(f"Study [bold]{study.name}[/] trains {study.dim:,} numbers. Sites approve it by its hash:")
+        print(study.study_hash)
+
+
+@study_app.command("list")
+def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show every study."""
+    with told(), opened(home) as store:
+        rows = [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in store.studies()]
+        show("Studies", rows, as_json)
+
+
+@study_app.command("show")
+def study_show(study: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Print a study as sites see it, in JSON."""
+    with told(), opened(home) as store:
+        print_json(json.loads(store.study(study).canonical))
+
+
+@run_app.command("start")
+def run_start(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Start a run of a study; `coordinator serve` drives it."""
+    with told(), opened(home) as store:
+        run_id = start_run(store, study)
+        if as_json:
+            return print_json({"run": run_id})
+        err.print("The run is started; watch it with: coordinator run watch RUN")
+        print(run_id)
+
+
+@run_app.command("list")
+def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show every run."""
+    with told(), opened(home) as store:
+        show("Runs", [run_row(store, run) for run in store.runs()], as_json)
+
+
+@run_app.command("watch")
+def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Follow a run until it ends; leaving does not stop it."""
+    from .watch import watch
+
+    with told(), opened(home) as store:
+        raise typer.Exit(0 if watch(store, run, err).state == "done" else FAILED)
+
+
+@run_app.command("stop")
+def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Stop a run after the question in progress; committed rounds stay."""
+    with told(), opened(home) as store:
+        if store.run(run).state not in ("pending", "running"):
+            raise Conflict(f"run {run} is {store.run(run).state}, there is nothing to stop")
+        store.set_run_state(run, "stopping")
+        out.print(f"Run {run} stops; go on with it later by: coordinator run resume {run}")
+
+
+@run_app.command("resume")
+def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Go on with a stopped or failed run from its last committed round."""
+    with told(), opened(home) as store:
+        if store.run(run).state not in ("stopped", "failed"):
+            raise Conflict(f"run {run} is {store.run(run).state}; only a stopped or failed run is resumed")
+        store.set_run_state(run, "pending")
+        out.print(f"Run {run} goes on from round {store.last_round(run).number + 1}.")
+
+
+@budget_app.command("report")
+def budget_report(
+    home: HomeOption = DEFAULT_HOME,
+    study: Annotated[str | None, typer.Option(help="Only sites of this study.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a web page to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report what was spent at every site, from the signed ledgers, for people (--html) or programs (--json)."""
+    from ..privacy.report import render_html
+    from .reports import budget_report as build
+
+    with told(), opened(home) as store:
+        report = build(store, home, study)
+        if html is not None:
+            html.write_text(render_html(report), encoding="utf-8")
+            err.print(f"Report written to {html}")
+        if as_json:
+            return print_json(report)
+        if html is None:
+            from .reports import summary
+
+            print_table("Spent", summary(report))
+
+
+@budget_app.command("verify")
+def budget_verify(file: Path, as_json: JsonOption = False) -> None:
+    """Recompute a report from its entries, on any machine, without the federation's stores."""
+    from .reports import verify_report
+
+    with told():
+        verified, lines = verify_report(file)
+        if as_json:
+            print_json({"verified": verified, "findings": lines})
+        else:
+            for line in lines:
+                out.print(line, markup=False, highlight=False)
+        raise typer.Exit(0 if verified else UNVERIFIED)
+
+
+@adapter_app.command("export")
+def adapter_export(run: str, directory: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Write a run's adapter as a PEFT directory with a model card."""
+    from dataclasses import asdict
+
+    from .results import export_adapter
+
+    with told(), opened(home) as store:
+        card = export_adapter(store, home, run, directory)
+        if as_json:
+            return print_json({"directory": str(directory), **asdict(card)})
+        out.print(f"Adapter after round {card.rounds} written to {directory}")
+
+
+@adapter_app.command("evaluate")
+def adapter_evaluate(
+    run: str,
+    data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
+    unit_column: Annotated[str, typer.Option(help="Column that names the unit.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Score held-out records that lie on this machine: AUC and accuracy with 95 % intervals.
+
+    The figures depend on those records: publish them only if the records are public or their release is accounted for.
+    """
+    from .results import adapted_model, evaluate, held_out_policy
+    from .studies import load_study
+
+    with told(), opened(home) as store:
+        study = load_study(store.study(store.run(run).study))
+        found = evaluate(
+            adapted_model(store, home, run), study, [held_out_policy(path, study, unit_column) for path in data]
+        )
+        if as_json:
+            return print_json(found)
+        for metric in ("auc", "accuracy"):
+            out.print(
+                f"{metric:9s} {found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]"
+            )
+
+
+@app.command()
+def demo(
+    example: Annotated[str, typer.Argument(help="Name of the example.")] = "thyroid",
+    directory: Annotated[Path, typer.Option("--dir", help="Where everything of the demo lies.")] = Path("confide-demo"),
+    rounds: Annotated[int | None, typer.Option(min=1, help="Fewer or more rounds than the example says.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a whole federation on this machine: real processes, keys, TLS, privacy, secret sharing."""
+    from .demo import run_demo
+
+    with told():
+        raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, as_json=as_json))
+
+
+@contextmanager
+def opened(home: Path) -> Iterator[Store]:
+    """The store of the federation in `home`."""
+    load_settings(home)
+    store = Store.open(home)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def start_run(store: Store, study: str) -> str:
+    """Adds a pending run of the newest study of that name or hash and returns its id."""
+    row = store.study(study)
+    run_id = f"{row.name}-{secrets.token_hex(4)}"
+    with store.session() as session:
+        session.add(Run(id=run_id, study=row.hash, state="pending", created_at=time.time()))
+        store.audit(session, f"run {run_id} of study {row.hash} started")
+    return run_id
+
+
+def parse_roles(words: list[str]) -> tuple[Role, ...]:
+    """Roles named on the command line, in one order."""
+    unknown = sorted(set(words) - {"train", "aggregate"})
+    if unknown:
+        raise Conflict(f"{', '.join(unknown)} is no role; the roles are train and aggregate")
+    return tuple(role for role in ("train", "aggregate") if role in words)
+
+
+def node_row(node: Any) -> dict[str, Any]:
+    """A node as a table shows it."""
+    state = "revoked" if node.revoked_at else "enrolled" if node.enrolled_at else "invited"
+    return {"name": node.name, "roles": node.roles, "state": state, "identity": node.identity or ""}
+
+
+def run_row(store: Store, run: Run) -> dict[str, Any]:
+    """A run as a table shows it."""
+    return {
+        "run": run.id,
+        "state": run.state,
+        "rounds": store.last_round(run.id).number,
+        "step": run.step if run.state == "running" else (run.error or ""),
+        "started": clock(run.created_at),
+    }
+
+
+def clock(seconds: float) -> str:
+    """A time as people read it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
+def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Rows as a table, or as JSON."""
+    printer: Callable[[], None] = (lambda: print_json(rows)) if as_json else (lambda: print_table(title, rows))
+    printer()
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of equal keys as a table."""
+    if not rows:
+        out.print(f"{title}: none yet")
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table)

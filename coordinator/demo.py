@@ -1,0 +1,317 @@
+"""`coordinator demo`: a whole federation on one machine, every party a process of its own with its own keys.
+
+Nothing is simulated on the private path: sites enrol with codes, approve the study by its hash, train in their daemons
+behind TLS, and three aggregators add secret shares. Only the comparison figures are computed in this one process, which
+is possible because the demo's records are public.
+"""
+
+import importlib.util
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..client_node.draft import StudyDraft, load_draft
+from ..client_node.policy import SitePolicy
+from ..client_node.study import Study
+from ..privacy.report import render_html
+from .demo_federation import DemoFederation
+from .errors import DemoFailed, RunFailed
+from .reports import budget_report, verify_report
+from .run_folder import write_durably
+from .store import Store
+from .studies import load_study
+
+_EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+_BUDGET = 3.0  # epsilon that each demo site puts on its data set
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workbench:
+    """What a demo makes once and keeps: the sites' tables and the backbone."""
+
+    root: Path
+    tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), patients, ...
+
+    @property
+    def backbone(self) -> Path:
+        """The pretrained backbone."""
+        return self.root / "backbone"
+
+
+def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool) -> int:
+    """Runs the demo to its end and prints what came out; an unfinished one under `directory` goes on.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C.
+    """
+    started = time.monotonic()
+    console = Console(stderr=True)
+    console.rule(f"[bold]confide demo: {example}")
+    draft = _draft(example, rounds)
+    bench = _workbench(example, draft, directory, console)
+    federation = _next_federation(directory, draft)
+    try:
+        run_id = _bring_up(federation, bench, draft, console)
+        _follow(federation, run_id, console)
+        outcome = _harvest(federation, bench, run_id, console)
+    except KeyboardInterrupt:
+        console.print("\nStopped. Committed rounds, ledgers and keys are kept; go on with: [bold]coordinator demo[/]")
+        return 130
+    finally:
+        federation.shut_down()
+    outcome |= {
+        "peak_memory_gib": round(federation.peak_memory / 2**30, 2),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_durably(federation.folder / "outcome.json", json.dumps(outcome, indent=2).encode())
+    if as_json:
+        print(json.dumps(outcome, indent=2))
+    else:
+        _show(outcome, console)
+    return 0
+
+
+def _draft(example: str, rounds: int | None) -> StudyDraft:
+    draft = load_draft(_example_file(example, "study.toml"))
+    if rounds is None:
+        return draft
+    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
+
+
+def _workbench(example: str, draft: StudyDraft, directory: Path, console: Console) -> Workbench:
+    """Prepares data and backbone, or finds them prepared."""
+    from ..models.pretraining import pretrain
+
+    described = directory / "data" / "tables.json"
+    if not described.exists():
+        console.print("Splitting public patient records into the sites' own tables")
+        tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
+        write_durably(described, json.dumps(tables).encode())
+    bench = Workbench(root=directory, tables=json.loads(described.read_text()))
+    if not bench.backbone.exists():
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("Pretraining the backbone on synthetic records", total=None)
+            pretrain(
+                draft.record_schema(),
+                bench.backbone,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+        console.print("Backbone pretrained on synthetic records (kept for the next time)")
+    return bench
+
+
+def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
+    """The newest federation if it is unfinished, else a new one beside it: ledgers are never thrown away."""
+    folders = [path for path in directory.glob("federation-*") if re.fullmatch(r"federation-\d+", path.name)]
+    newest = max((int(path.name.rpartition("-")[2]) for path in folders), default=0)
+    sites, aggregators = draft.participants.sites, draft.participants.aggregators
+    if newest:
+        last = DemoFederation(directory / f"federation-{newest}", sites, aggregators)
+        if last.is_founded and not (last.folder / "outcome.json").exists():
+            return last
+    return DemoFederation(directory / f"federation-{newest + 1}", sites, aggregators)
+
+
+def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, console: Console) -> str:
+    """Founds the federation if it is new, starts all processes, and returns the run to follow."""
+    if not federation.is_founded:
+        nodes = len(federation.nodes)
+        with console.status(
+            f"Founding a federation: {nodes} nodes make keys, enrol with one-time codes, approve the study"
+        ):
+            study_toml = federation.folder / "study.toml"
+            write_durably(study_toml, _study_text(draft, bench).encode())
+            policies = {site: _site_toml(bench, draft, site) for site in federation.sites}
+            study_hash = federation.found(f"{draft.name} demo", policies, study_toml)
+        console.print(f"Federation founded; every node approved study [bold]{study_hash[:16]}[/]")
+    with console.status("Starting the nodes' daemons"):
+        federation.bring_up()
+    with _store(federation) as store:
+        runs = store.runs()
+        if not runs:
+            name = store.studies()[-1].name
+            return federation.operator("run", "start", name).strip()
+        if runs[-1].state in ("stopped", "failed"):
+            federation.operator("run", "resume", runs[-1].id)
+        return runs[-1].id
+
+
+def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
+    from .watch import watch
+
+    console.print(
+        f"Run [bold]{run_id}[/]: {len(federation.sites)} sites, {len(federation.aggregators)} aggregators, "
+        "each a process with its own keys"
+    )
+    with _store(federation) as store:
+        ended = watch(store, run_id, console, check=federation.check)
+    if ended.state != "done":
+        raise RunFailed(
+            f"run {run_id} is {ended.state} after {ended.rounds} rounds: {ended.error}. Logs: {federation.folder}/logs"
+        )
+
+
+def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console: Console) -> dict[str, Any]:
+    """Report, adapter, and what both are worth."""
+    from . import results
+    from .references import references
+
+    folder, home = federation.folder, federation.home
+    with _store(federation) as store:
+        study = load_study(store.study(store.run(run_id).study))
+        with console.status("Writing and verifying the privacy report"):
+            report = budget_report(store, home, study.study_hash)
+            report_json, report_html = folder / "report.json", folder / "report.html"
+            write_durably(report_json, json.dumps(report, indent=1).encode())
+            write_durably(report_html, render_html(report).encode())
+            verified, findings = verify_report(report_json)
+            if not verified:
+                raise DemoFailed("the report does not verify: " + "; ".join(findings))
+        adapter = folder / "adapter"
+        if not adapter.exists():
+            results.export_adapter(store, home, run_id, adapter)
+        rounds = store.rounds(run_id)
+        seconds = sorted(row.seconds for row in rounds)
+        held_out = [_held_out(bench, study, site) for site in federation.sites]
+        found = results.evaluate(results.adapted_model(store, home, run_id), study, held_out)
+        train = [_train(bench, study, site) for site in federation.sites]
+        with console.status("Measuring the references in this process (the demo's records are public)"):
+            compared = references(study, bench.backbone, train, held_out)
+        private = study.draft.privacy.mode != "none"
+        return {
+            "epsilon": results.largest_epsilon(store, study, colluding=1) if private else None,
+            "delta": study.draft.privacy.delta if private else None,
+            "auc_private": found["auc"]["value"],
+            "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
+            "accuracy_private": found["accuracy"]["value"],
+            **compared,
+            "rounds": len(rounds),
+            "seconds_per_round": round(seconds[len(seconds) // 2], 3),
+            "bytes_per_site_round": max(row.bytes_per_site for row in rounds),
+            "units": {site: bench.tables[site]["patients"] for site in federation.sites},
+            "report_json": str(report_json),
+            "report_html": str(report_html),
+            "adapter": str(adapter),
+            "backbone": str(bench.backbone),
+            "study": study.study_hash,
+            "run": run_id,
+        }
+
+
+def _show(outcome: dict[str, Any], console: Console) -> None:
+    table = Table(title="What came out", title_justify="left", show_header=False)
+    low, high = outcome["auc_private_interval"]
+    rows = [
+        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone with an untrained head"),
+        (
+            "AUC without privacy",
+            f"{outcome['auc_nonprivate']:.3f}",
+            "same study, no noise, no clipping loss measured here",
+        ),
+        ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
+        ("  head alone, private", f"{outcome['auc_head_only']:.3f}", "the same noise, no adapters: what the head did"),
+        (
+            "  control, private",
+            f"{outcome['auc_control']:.3f}",
+            "logistic regression on the record's words, same noise",
+        ),
+    ]
+    if outcome["epsilon"] is not None:
+        rows.append(
+            ("ε, δ per patient", f"{outcome['epsilon']:.2f}, {outcome['delta']:g}", "largest over sites, one colluding")
+        )
+    rows += [
+        ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
+        ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
+        ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
+        ("report", outcome["report_html"], "verify: coordinator budget verify " + outcome["report_json"]),
+        ("adapter", outcome["adapter"], "PeftModel.from_pretrained loads it on the backbone"),
+        ("backbone", outcome["backbone"], ""),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _study_text(draft: StudyDraft, bench: Workbench) -> str:
+    """The example's study.toml with the demo's backbone and number of rounds."""
+    text = _example_file(draft.name, "study.toml").read_text(encoding="utf-8")
+    text = re.sub(r'(?m)^backbone = "[^"]*"', f"backbone = {json.dumps(str(bench.backbone))}", text, count=1)
+    return re.sub(r"(?m)^rounds = \d+", f"rounds = {draft.rounds.rounds}", text, count=1)
+
+
+def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
+    """What the site's engineer would write."""
+    return f"""# What may run at {site}, on which records, at what cost.
+[data]
+path = {json.dumps(bench.tables[site]["train"])}
+name = "{draft.name}-{site}"
+unit = "{draft.data.unit}"
+unit_column = "patient_id"
+
+[budget]
+epsilon = {_BUDGET}
+delta = {draft.privacy.delta or 1e-5}
+collusion = {draft.privacy.collusion}
+
+[backbone]
+directory = {json.dumps(str(bench.backbone))}
+
+[limits]
+threads = 1
+max_rows_per_batch = 512
+"""
+
+
+def _train(bench: Workbench, study: Study, site: str) -> SitePolicy:
+    from .results import held_out_policy
+
+    return held_out_policy(Path(bench.tables[site]["train"]), study, "patient_id")
+
+
+def _held_out(bench: Workbench, study: Study, site: str) -> SitePolicy:
+    from .results import held_out_policy
+
+    return held_out_policy(Path(bench.tables[site]["heldout"]), study, "patient_id")
+
+
+def _store(federation: DemoFederation) -> "_OpenStore":
+    return _OpenStore(federation.home)
+
+
+class _OpenStore:
+    def __init__(self, home: Path) -> None:
+        self._store = Store.open(home)
+
+    def __enter__(self) -> Store:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+
+def _example_file(example: str, name: str) -> Path:
+    path = _EXAMPLES / example / name
+    if not path.exists():
+        known = sorted(folder.name for folder in _EXAMPLES.glob("*") if (folder / "prepare.py").exists())
+        raise DemoFailed(
+            f"there is no example {example!r} ({', '.join(known) or 'the demo needs a checkout of the sources'})"
+        )
+    return path
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"confide_example_{path.parent.name}", path)
+    if spec is None or spec.loader is None:
+        raise DemoFailed(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

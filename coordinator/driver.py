@@ -1,0 +1,77 @@
+"""Drives one run in a process of its own, under a lease, until it is done, stopped or has to wait for a person."""
+
+import logging
+import threading
+from pathlib import Path
+
+from ..client_node.errors import ClientNodeError
+from ..mpc.errors import MpcError
+from ..privacy.errors import PrivacyError
+from .errors import CoordinatorError, LeaseLost, RunStopped
+from .fleet import Fleet
+from .pki import Pki
+from .register import Register
+from .replica import LedgerReplica
+from .rounds import Drive, drive_run, settle
+from .run_folder import RunFolder
+from .store import Store
+from .studies import load_study, study_start
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+
+
+def drive(fleet: Fleet, home: Path, run_id: str) -> None:
+    """Takes the run's lease and drives it; how it ended is in the store.
+
+    Errors of ours are for a person to mend: the run is marked failed and can be resumed. Anything else (a lost link to
+    Flower, say) leaves it running, and `coordinator serve` starts the next driver.
+    """
+    store = Store.open(home)
+    run = store.run(run_id)
+    study = load_study(store.study(run.study))
+    start = study_start(home, study)
+    pki = Pki.load(home)
+    fleet.trust(Register(store, pki).site_of)
+    revoked = {node.name for node in store.nodes() if node.revoked_at is not None}
+    state = Drive(
+        fleet=fleet,
+        store=store,
+        folder=RunFolder(home, run_id),
+        replica=LedgerReplica(store),
+        study=study,
+        run=run_id,
+        lease=store.acquire_lease(run_id),
+        signer=pki.signer,
+        start=start.start,
+        head_size=start.head_size,
+        sites=tuple(site.name for site in study.sites if site.name not in revoked),
+    )
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(store, run_id, state.lease, ended), daemon=True)
+    heart.start()
+    try:
+        store.set_run_state(run_id, "running", lease=state.lease)
+        drive_run(state)
+    except LeaseLost as err:
+        logger.warning("%s", err)
+    except RunStopped as err:
+        logger.info("%s", err)
+        settle(state, final=False)
+        store.set_run_state(run_id, "stopped", lease=state.lease)
+    except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
+        logger.error("run %s failed: %s", run_id, err)
+        store.set_run_state(run_id, "failed", lease=state.lease, error=f"{type(err).__name__}: {err}"[:2000])
+    finally:
+        ended.set()
+        heart.join()
+        store.close()
+
+
+def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_S):
+        try:
+            store.beat(run_id, lease)
+        except LeaseLost:
+            return  # the driver meets the same refusal at its next commit

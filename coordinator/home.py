@@ -1,0 +1,45 @@
+"""The coordinator's home folder: where everything of one federation lies, and the few settings of its server."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import Conflict, NotFound
+from .pki import Pki
+from .run_folder import write_durably
+from .store import Store
+
+_SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What `coordinator init` fixes."""
+
+    federation: str  # for people: stands on reports
+    address: str  # host:port at which sites reach the gate
+    listen: str  # host on which the gate listens
+    port: int  # of the gate
+    superlink_port: int  # of Flower's SuperLink, on loopback only
+
+
+def create_home(home: Path, settings: Settings) -> None:
+    """Makes keys, certificates, database and settings under `home`.
+
+    Raises:
+        Conflict: there is a federation in `home` already; it is left as it is.
+    """
+    if (home / _SETTINGS).exists():
+        raise Conflict(f"{home} holds a federation already; nothing was changed. Use another --home for a new one")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Pki.create(home, [settings.address.rpartition(":")[0]])
+    Store.create(home).close()
+    write_durably(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
+
+
+def load_settings(home: Path) -> Settings:
+    """The settings under `home`. Raises `NotFound` if `coordinator init` was never run there."""
+    path = home / _SETTINGS
+    if not path.exists():
+        raise NotFound(f"{home} holds no federation; run `coordinator init` first, or name its folder with --home")
+    return Settings(**json.loads(path.read_text()))

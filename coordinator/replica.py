@@ -1,0 +1,48 @@
+"""The coordinator's copy of every site's ledger: grown entry by entry, never rewritten."""
+
+from collections.abc import Sequence
+
+from ..privacy.chain import START, Entry, Head, check_extension
+from ..privacy.errors import LedgerBroken
+from .errors import ReplicaBroken
+from .store import LedgerRow, Store
+
+
+class LedgerReplica:
+    """Accepts a site's new entries only if they continue its chain under its own signature."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def length(self, site: str) -> int:
+        """How many entries of `site` are here; the site is asked for those from this number on."""
+        return self._store.ledger_length(site)
+
+    def extend(self, site: str, identity: str, entries: Sequence[Entry]) -> None:
+        """Appends `entries`, skipping those that are here already.
+
+        Raises:
+            ReplicaBroken: they do not continue the chain, or are not signed by `identity`.
+        """
+        last = self._store.last_ledger_row(site)
+        head = START if last is None else Head(last.seq, last.hash)
+        fresh = [entry for entry in entries if entry.seq > head.seq]
+        try:
+            check_extension(head, fresh, identity)
+        except LedgerBroken as err:
+            raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
+        self._store.add_ledger(
+            [
+                LedgerRow(site=site, seq=entry.seq, kind=entry.kind, hash=entry.hash, entry=entry.model_dump_json())
+                for entry in fresh
+            ]
+        )
+
+    def entries(self, site: str) -> list[Entry]:
+        """Every replicated entry of `site`, in order."""
+        return [Entry.model_validate_json(row.entry) for row in self._store.ledger(site)]
+
+    def settled_rounds(self, site: str, run: str) -> set[int]:
+        """Rounds of `run` whose outcome the site has signed."""
+        settled = [Entry.model_validate_json(row.entry).body for row in self._store.ledger(site, kind="settle")]
+        return {int(str(body["round"])) for body in settled if body["run"] == run}

@@ -1,0 +1,76 @@
+"""Budget reports over the ledgers that sites have replicated to the coordinator."""
+
+from pathlib import Path
+from typing import Any
+
+from ..client_node.study import Study
+from ..privacy.report import SiteLedger, build_report
+from ..privacy.verify import verify_file
+from .errors import NotFound
+from .home import load_settings
+from .pki import Pki
+from .replica import LedgerReplica
+from .store import Store
+from .studies import load_study
+
+
+def budget_report(store: Store, home: Path, study: str | None = None) -> dict[str, Any]:
+    """The signed report over every site with a ledger here, or over the sites of one study."""
+    studies = [load_study(row) for row in ([store.study(study)] if study else store.studies())]
+    wanted = {site.name for found in studies for site in found.sites}
+    replica, ledgers = LedgerReplica(store), {}
+    for node in store.nodes():
+        entries = replica.entries(node.name)
+        if node.name in wanted and entries:
+            ledgers[node.name] = SiteLedger(entries=entries, public_key=node.identity or "")
+    if not ledgers:
+        raise NotFound("no site has sent a ledger yet; a report needs at least one run that has begun")
+    return build_report(
+        load_settings(home).federation, ledgers, [study_facts(found) for found in studies], Pki.load(home).signer
+    )
+
+
+def study_facts(study: Study) -> dict[str, Any]:
+    """What a report says about a study."""
+    privacy = study.draft.privacy
+    has_guarantee = privacy.mode != "none"
+    return {
+        "name": study.name,
+        "hash": study.study_hash,
+        "mode": privacy.mode,
+        "delta": privacy.delta if has_guarantee else None,
+        "collusion": privacy.collusion,
+        "sites": [site.name for site in study.sites],
+        "rounds": study.draft.rounds.rounds,
+        "noise_multiplier": privacy.noise_multiplier if has_guarantee else None,
+        "clip_norm": privacy.clip_norm,
+        "sample_rate": privacy.sample_rate,
+        "max_dropouts": privacy.max_dropouts,
+    }
+
+
+def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per site, data set and number of colluding sites, for a table."""
+    return [
+        {
+            "site": site["name"],
+            "data set": account["dataset"],
+            "unit": account["unit"],
+            "releases": account["releases"],
+            "colluding": spent["colluding"],
+            "ε by PLD": f"{float(spent['pld']):.3f}",
+            "ε by RDP": f"{float(spent['rdp']):.3f}",
+            "budget": f"{float(account['budget']['epsilon']):g}" if account["budget"] else "none",
+            "δ": f"{float(account['budget']['delta']):g}" if account["budget"] else "",
+        }
+        for site in report["sites"]
+        for account in site["accounts"]
+        for spent in account["spent"]
+    ]
+
+
+def verify_report(path: Path) -> tuple[bool, list[str]]:
+    """Whether the report in a file holds, and what was found."""
+    verification = verify_file(path)
+    lines = [*(f"ok      {line}" for line in verification.checked), *(f"note    {line}" for line in verification.notes)]
+    return verification.ok, [*lines, *(f"FAILED  {line}" for line in verification.failures)]

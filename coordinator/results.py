@@ -1,0 +1,105 @@
+"""What a run leaves behind: the adapter as a PEFT directory, and how good it is on records that were held out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..client_node.data import read as read_records
+from ..client_node.policy import SitePolicy
+from ..client_node.study import Study
+from ..models.adapters import AdaptedModel, AdapterConfig, attach
+from ..models.evaluation import accuracy, auc
+from ..models.head import PooledHead, classify
+from ..models.peft_format import ModelCard, export
+from ..privacy.charges import Books
+from .errors import Conflict
+from .replica import LedgerReplica
+from .run_folder import RunFolder
+from .store import Store
+from .studies import load_study, open_backbone
+
+_ROWS = 1024  # records scored at a time
+
+
+def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
+    """The backbone with the adapter as of the run's last committed round.
+
+    Raises:
+        Conflict: no round is committed yet.
+    """
+    study = load_study(store.study(store.run(run_id).study))
+    last = store.last_round(run_id)
+    if last.state_hash is None:
+        raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
+    backbone = open_backbone(home, study)
+    adapted = attach(
+        backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
+    )
+    adapted.load_state(RunFolder(home, run_id).load(last.number, last.state_hash).state)
+    return adapted
+
+
+def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> ModelCard:
+    """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica."""
+    study = load_study(store.study(store.run(run_id).study))
+    privacy = study.draft.privacy
+    has_guarantee = privacy.mode != "none"
+    card = ModelCard(
+        study=study.name,
+        study_hash=study.study_hash,
+        backbone_hash=study.backbone_hash,
+        sites=tuple(site.name for site in study.sites),
+        rounds=store.last_round(run_id).number,
+        unit=study.draft.data.unit,
+        mode=privacy.mode,
+        epsilon=largest_epsilon(store, study, colluding=privacy.collusion) if has_guarantee else None,
+        delta=privacy.delta if has_guarantee else None,
+        collusion=privacy.collusion,
+    )
+    export(adapted_model(store, home, run_id), directory, card)
+    return card
+
+
+def largest_epsilon(store: Store, study: Study, *, colluding: int) -> float:
+    """The most that any site has spent on a data set of the study's unit, by PLD, at the study's delta."""
+    from ..privacy.charges import spent
+
+    replica, worst = LedgerReplica(store), 0.0
+    for site in study.sites:
+        books = Books.replay(replica.entries(site.name))
+        for dataset, unit in books.accounts():
+            if unit == study.draft.data.unit:
+                releases = books.releases(dataset, unit)
+                worst = max(worst, spent(releases, colluding=colluding, delta=study.draft.privacy.delta).pld)
+    return worst
+
+
+def evaluate(adapted: AdaptedModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
+    """AUC and accuracy, with 95 % intervals, over all the held-out tables together."""
+    scores, labels = zip(*(score(adapted, study, policy) for policy in policies), strict=True)
+    all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
+    return {
+        "records": len(all_labels),
+        "auc": asdict(auc(all_scores, all_labels)),
+        "accuracy": asdict(accuracy(all_scores, all_labels)),
+    }
+
+
+@torch.no_grad()
+def score(adapted: AdaptedModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the records that `policy` points to."""
+    records = read_records(policy, study)
+    ids = torch.from_numpy(records.tokens(study.record_schema()))
+    return torch.cat([classify(adapted, part) for part in torch.split(ids, _ROWS)]).numpy(), records.labels
+
+
+def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:
+    """A policy that reads `path` by the study's own column names, for records on the operator's machine."""
+    data = {"path": str(path), "name": "held-out", "unit": study.draft.data.unit, "unit_column": unit_column}
+    unused = {"budget": {"epsilon": 1.0, "delta": 1e-5}, "backbone": {"directory": "."}}
+    return SitePolicy.model_validate_json(json.dumps({"data": data, **unused}))

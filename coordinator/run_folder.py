@@ -1,0 +1,102 @@
+"""Files of one run: the trained vector after each round, and sealed envelopes until their round is committed.
+
+A file is written beside its final name, flushed to disk and renamed, so a name never stands for half a file.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from .errors import StateDamaged
+
+Envelopes = dict[str, tuple[bytes, bytes, bytes]]  # site -> its three sealed shares, by aggregator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """The trained vector after a round, and what the server optimizer carries on."""
+
+    round: int
+    state: np.ndarray  # float32 [dim]
+    velocity: np.ndarray  # float32 [dim]
+
+
+class RunFolder:
+    """The folder of one run under the coordinator's home."""
+
+    def __init__(self, home: Path, run_id: str) -> None:
+        self.path = home / "runs" / run_id
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns that."""
+        data = save_tensors({"state": checkpoint.state, "velocity": checkpoint.velocity})
+        state_hash = hashlib.sha256(data).hexdigest()
+        write_durably(self._checkpoint(checkpoint.round, state_hash), data)
+        return state_hash
+
+    def prune(self, committed_round: int) -> None:
+        """Drops what no restart needs once `committed_round` is committed."""
+        shutil.rmtree(self._envelopes(committed_round), ignore_errors=True)
+        for path in self.path.glob(f"state-{committed_round - 2}-*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    def load(self, round_number: int, state_hash: str) -> Checkpoint:
+        """The checkpoint of a committed round. Raises `StateDamaged` if the file is not the committed one."""
+        path = self._checkpoint(round_number, state_hash)
+        try:
+            data = path.read_bytes()
+            tensors = load_tensors(data)
+        except (OSError, SafetensorError) as err:
+            raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
+        if hashlib.sha256(data).hexdigest() != state_hash:
+            raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
+        return Checkpoint(round=round_number, state=tensors["state"], velocity=tensors["velocity"])
+
+    def save_envelopes(self, round_number: int, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
+        """Keeps a site's sealed shares: a retried round must be able to offer exactly the same set again."""
+        for aggregator_id, envelope in enumerate(envelopes):
+            write_durably(self._envelopes(round_number) / f"{site}.{aggregator_id}", envelope)
+        write_durably(self._envelopes(round_number) / f"{site}.complete", b"")
+
+    def envelopes(self, round_number: int) -> Envelopes:
+        """Every complete set of sealed shares kept for a round."""
+        folder = self._envelopes(round_number)
+        sites = sorted(path.stem for path in folder.glob("*.complete"))
+        return {
+            site: (
+                (folder / f"{site}.0").read_bytes(),
+                (folder / f"{site}.1").read_bytes(),
+                (folder / f"{site}.2").read_bytes(),
+            )
+            for site in sites
+        }
+
+    def _checkpoint(self, round_number: int, state_hash: str) -> Path:
+        return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
+
+    def _envelopes(self, round_number: int) -> Path:
+        return self.path / f"envelopes-{round_number}"
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes `data` under `path` so that after a crash the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

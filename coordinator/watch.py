@@ -1,0 +1,104 @@
+"""Follows a run in its store and shows it: rounds, time left, bytes, privacy spent."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..client_node.study import Study
+from ..privacy.accounting import Release, epsilon_pld, site_noise
+from .store import Round, Run, Store
+from .studies import load_study
+
+_ENDED = ("done", "failed", "stopped")
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a watched run ended."""
+
+    state: str
+    rounds: int
+    error: str | None
+
+
+def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:
+    """Shows the run until it is done, stopped or failed. `check` is called in between and may raise."""
+    study = load_study(store.study(store.run(run_id).study))
+    columns = (
+        TextColumn("[bold]round[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[spent]}"),
+        TextColumn("[dim]{task.fields[sent]}[/]"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[step]}[/]"),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = study.draft.rounds.rounds
+        bar = progress.add_task("rounds", total=total, spent="", sent="", step="")
+        while True:
+            run, rounds = store.run(run_id), store.rounds(run_id)
+            progress.update(
+                bar,
+                completed=len(rounds),
+                spent=spent_text(study, len(rounds)),
+                sent=sent_text(rounds),
+                step=step_text(run),
+            )
+            if run.state in _ENDED:
+                return Ended(run.state, len(rounds), run.error)
+            if check is not None:
+                check()
+            time.sleep(_POLL_S)
+
+
+def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
+    """Epsilon by PLD that `rounds` rounds of the study cost at a site that spent nothing before."""
+    return epsilon_pld([_release(study)] * rounds, study.draft.privacy.delta, colluding)
+
+
+def spent_text(study: Study, rounds: int) -> str:
+    """Epsilon so far and what the whole study will cost."""
+    privacy = study.draft.privacy
+    if privacy.mode == "none":
+        return "[red]no privacy[/]"
+    now = planned_epsilon(study, rounds, colluding=privacy.collusion)
+    whole = planned_epsilon(study, study.draft.rounds.rounds, colluding=privacy.collusion)
+    return f"ε {now:.2f} of {whole:.2f}"
+
+
+def sent_text(rounds: list[Round]) -> str:
+    """Sealed bytes that one site has sent."""
+    return f"{sum(row.bytes_per_site for row in rounds) / 1e6:.1f} MB a site"
+
+
+def step_text(run: Run) -> str:
+    """What the driver is doing."""
+    return run.step if run.state == "running" else run.state
+
+
+def _release(study: Study) -> Release:
+    privacy = study.draft.privacy
+    return Release(
+        mode=privacy.mode,
+        site_noise_int=site_noise(
+            privacy.noise_multiplier,
+            privacy.clip_norm,
+            len(study.sites),
+            privacy.max_dropouts,
+            privacy.collusion,
+            study.scale_bits,
+            privacy.mode,
+        ),
+        scale_bits=study.scale_bits,
+        clip_norm=privacy.clip_norm,
+        dim=study.dim,
+        sample_rate=privacy.sample_rate,
+        sites=len(study.sites),
+    )

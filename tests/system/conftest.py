@@ -1,0 +1,142 @@
+"""A small federation of real processes on public made-up records: four sites, three aggregators, no privacy.
+
+Without privacy a run is a function of the study alone, so two runs can be compared bit for bit.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from confide.client_node.draft import load_draft
+from confide.coordinator.demo_federation import DemoFederation
+from confide.coordinator.store import Store
+from confide.models.backbone import BackboneConfig
+from confide.models.pretraining import PretrainingConfig, pretrain
+
+SITES = ("north", "south", "east", "west")
+PARTIES = ("agg-a", "agg-b", "agg-c")
+ROUNDS = 5
+DEADLINE_S = 6
+STUDY_TOML = f"""
+name = "tiny"
+[model]
+backbone = "backbone"
+[adapter]
+rank = 2
+alpha = 2.0
+targets = ["q_a_proj", "o_proj", "gate_proj", "experts", "gate"]
+seed = "tiny"
+[data]
+label = "ill"
+unit = "patient"
+max_records_per_unit = 2
+max_tokens = 8
+flags = ["fever"]
+[data.numeric]
+age = [20.0, 40.0, 60.0]
+[data.categorical]
+sex = ["F", "M"]
+[privacy]
+mode = "none"
+clip_norm = 0.5
+sample_rate = 0.5
+collusion = 0
+[rounds]
+rounds = {ROUNDS}
+min_sites = 4
+deadline_s = {DEADLINE_S}
+batch_units = 40
+[optimizer]
+lr = 1.0
+head_lr = 5.0
+momentum = 0.9
+[participants]
+sites = {json.dumps(SITES)}
+aggregators = {json.dumps(PARTIES)}
+"""
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederation]:
+    folder = tmp_path_factory.mktemp("federation")
+    study_toml = folder / "study.toml"
+    study_toml.write_text(STUDY_TOML)
+    schema = load_draft(study_toml).record_schema()
+    config = PretrainingConfig(steps=3, batch=16, questions=4, moment_records=64)
+    pretrain(schema, folder / "backbone", backbone=BackboneConfig(hidden=32, experts=4), config=config)
+    made = DemoFederation(folder / "run", SITES, PARTIES)
+    try:
+        made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True)
+        made.bring_up()
+        yield made
+    finally:
+        made.shut_down()
+
+
+def site_toml(folder: Path, site: str) -> str:
+    """Writes a site's made-up records and returns its policy."""
+    rng = random.Random(site)
+    lines = ["patient_id,age,sex,fever,ill"]
+    for row in range(30):
+        fever, age = rng.random() < 0.4, rng.randrange(90)
+        ill = int(fever or age > 60)
+        lines.append(f"p{row // 2},{age},{rng.choice('FM')},{'t' if fever else 'f'},{ill}")
+    (folder / f"{site}.csv").write_text("\n".join(lines) + "\n")
+    return f"""
+[data]
+path = "{folder / f"{site}.csv"}"
+name = "{site}"
+unit = "patient"
+unit_column = "patient_id"
+[budget]
+epsilon = 1.0
+delta = 1e-5
+[backbone]
+directory = "{folder / "backbone"}"
+[limits]
+threads = 1
+"""
+
+
+def start_run(federation: DemoFederation) -> str:
+    return federation.operator("run", "start", "tiny").strip()
+
+
+def wait_for(claim: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
+        time.sleep(0.05)
+
+
+def finish(federation: DemoFederation, run: str) -> None:
+    """Waits until the run is done."""
+    store = Store.open(federation.home)
+
+    def ended() -> bool:
+        row = store.run(run)
+        assert row.state not in ("failed", "stopped"), row.error
+        return row.state == "done"
+
+    wait_for(ended, f"run {run}", seconds=240)
+    store.close()
+
+
+def committed(federation: DemoFederation, run: str) -> int:
+    store = Store.open(federation.home)
+    number = store.last_round(run).number
+    store.close()
+    return number
+
+
+def final_hash(federation: DemoFederation, run: str) -> str:
+    """SHA-256 of state and velocity after the last round."""
+    store = Store.open(federation.home)
+    last = store.last_round(run)
+    store.close()
+    assert last.number == ROUNDS
+    return last.state_hash or ""

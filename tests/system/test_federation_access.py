@@ -1,0 +1,251 @@
+"""Who gets into a federation and who does not: a real SuperLink, the real gate, nodes in processes of their own."""
+
+import json
+import logging
+import os
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+from confide.client_node.enrolment import EnrolAnswer, EnrolRequest, enroll
+from confide.client_node.identity import NodeIdentity, fingerprint
+from confide.coordinator.errors import InviteUsed
+from confide.coordinator.gate import FleetGate, serve_gate
+from confide.coordinator.invites import code_text
+from confide.coordinator.pki import Pki
+from confide.coordinator.superlink import SuperLink
+
+HARNESS = Path(__file__).resolve().parent / "harness"
+NODES = ("north", "south")
+
+
+def until(met: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "not met in time"
+        time.sleep(0.05)
+
+
+class Federation:
+    """A coordinator in this process and its nodes in others."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.pki = home, Pki.create(home, [])
+        self.known: dict[str, str] = {}
+        self.revoked: dict[str, str] = {}
+        self.invited: dict[str, str] = {}
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.superlink = SuperLink(home, 0, fab=HARNESS / "fab")
+        app = FleetGate(
+            self, enroll=self.enroll, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
+        )
+        self.gate = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
+        self.superlink.start()
+
+    def site_of(self, key: str) -> str | None:
+        return self.known.get(key)
+
+    def revoked_site(self, key: str) -> str | None:
+        return self.revoked.get(key)
+
+    def site_with_identity(self, identity: str) -> str | None:
+        return None
+
+    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+        name = self.invited.pop(request.secret, None)
+        if name is None:
+            raise InviteUsed("used")
+        key = request.transport_public.encode()
+        self.known[fingerprint(key)] = name
+        self.superlink.register(key, name)
+        return EnrolAnswer(name=name, roles=("train",), coordinator=self.pki.identity_hex)
+
+    def join(self, name: str) -> Path:
+        """Enrols a node under `home`/`name`."""
+        secret = secrets.token_bytes(16)
+        self.invited[secret.hex()] = name
+        enroll(code_text(f"127.0.0.1:{self.gate.port}", secret, self.pki.ca_digest), self.home / name)
+        return self.home / name
+
+    def start_node(self, home: Path) -> subprocess.Popen[bytes]:
+        with (home / "log").open("wb") as log:
+            command = [sys.executable, str(HARNESS / "echo_node.py"), str(home)]
+            node = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        self.nodes[home.name] = node
+        return node
+
+    def drive(
+        self, run_id: str, steps: list[dict[str, object]], nodes: tuple[str, ...] = NODES
+    ) -> list[dict[str, str]]:
+        """What the nodes answered to each step of a run."""
+        (self.home / "register.json").write_text(json.dumps(self.known))
+        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": nodes, "steps": steps}))
+        self.superlink.submit(run_id)
+        results = self.home / f"{run_id}.jsonl"
+        until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 60)
+        return [json.loads(line)["answers"] for line in results.read_text().splitlines()]
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+            node.wait()
+        self.gate.stop()
+        self.superlink.stop()
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    running = Federation(tmp_path_factory.mktemp("federation"))
+    try:
+        for name in NODES:
+            running.start_node(running.join(name))
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(autouse=True)
+def gate_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="confide.gate")
+
+
+def test_enrolled_nodes_answer_and_their_private_errors_stay_at_home(federation: Federation) -> None:
+    large = {"kind": "echo", "bytes": 6 << 20}  # past Flower's 5 MiB parts
+    steps: list[dict[str, object]] = [{"kind": "echo"}, large, {"kind": "fail_private"}, {"kind": "fail_public"}]
+    assert federation.drive("first", steps) == [
+        dict.fromkeys(NODES, "echo"),
+        dict.fromkeys(NODES, "echo"),
+        dict.fromkeys(NODES, "failed: ValueError"),
+        dict.fromkeys(NODES, "failed: PacketInvalid: no blob called state"),
+    ]
+    assert "ward 7" not in (federation.home / "north" / "log").read_text()
+
+
+def test_operators_and_drivers_interfaces_do_not_pass_the_gate(federation: Federation) -> None:
+    trusting = ssl.create_default_context(cafile=str(federation.pki.ca_path))
+    headers = {"content-type": "application/protobuf", "accept": "application/protobuf"}
+    for path, message in (
+        ("/v1/control/register-node", RegisterNodeRequest(public_key=b"x")),
+        ("/v1/runtime/acquire-task", AcquireTaskRequest(supported_task_types=["flwr-serverapp"])),
+    ):
+        to_gate, to_superlink = (
+            httpx.post(
+                f"https://127.0.0.1:{port}{path}", content=message.SerializeToString(), headers=headers, verify=trusting
+            ).status_code
+            for port in (federation.gate.port, federation.superlink.port)
+        )
+        assert to_gate == 404
+        assert to_superlink != 404  # there is something to hide
+
+
+def test_a_stranger_is_refused_for_good_and_leaves_a_line(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = federation.join("stranger")
+    key = NodeIdentity.load(home).transport_fingerprint
+    del federation.known[key]
+    assert federation.start_node(home).wait(30) == 77
+    assert f"unknown key {key[:16]}" in caplog.text
+    assert "does not know this node's key" in (home / "log").read_text()
+
+
+def test_revocation_ends_a_running_node(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
+    home = federation.join("late")
+    node = federation.start_node(home)
+    until(lambda: "is connected" in (home / "log").read_text())
+    key = NodeIdentity.load(home).transport_fingerprint
+    federation.revoked[key] = federation.known.pop(key)
+    assert node.wait(10) == 77
+    assert f"revoked key {key[:16]} of site 'late'" in caplog.text
+    assert "has revoked this node" in (home / "log").read_text()
+
+
+def test_a_node_of_another_ca_gets_nothing_and_says_why(
+    federation: Federation, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    home = federation.join("astray")
+    (home / "ca.crt").write_bytes(Pki.create(tmp_path, []).ca_path.read_bytes())
+    node = federation.start_node(home)
+    until(lambda: "not from the CA that this node enrolled with" in (home / "log").read_text())
+    assert node.poll() is None  # it waits: its operator may mend that
+    node.kill()
+    assert "TLS handshake failed" in caplog.text
+    assert "is connected" not in (home / "log").read_text()
+
+
+def test_a_node_that_answers_for_another_is_refused_and_named(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The forger holds an enrolled key and speaks Flower's protocol to the letter, but for whose reply it is."""
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
+    from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+    from flwr.proto.node_pb2 import Node
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    from confide.client_node.identity import wire_form
+
+    forger = NodeIdentity.load(federation.join("forger"))
+    victim = federation.superlink.register(NodeIdentity.load(federation.home / "north").transport_public, "north")
+    signing = NodeAuthHttpInterceptor(forger.transport_key, forger.transport_key.public_key())
+    trusting = ssl.create_default_context(cafile=str(federation.pki.ca_path))
+    address = f"https://127.0.0.1:{federation.gate.port}"
+    with FleetHttpClient(address, interceptors=[signing], verify=trusting) as client:
+        key = wire_form(forger.transport_public)
+        own = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30)).node_id
+        for caller, sender in ((own, victim), (victim, victim)):
+            forged = PushMessagesRequest(
+                node=Node(node_id=caller), messages_list=[Message(metadata=Metadata(src_node_id=sender))],
+                message_object_trees=[ObjectTree()],
+            )  # fmt: skip
+            with pytest.raises(httpx.HTTPStatusError, match="400"):
+                client.PushMessages(forged)
+    named = (
+        f"impersonation: site 'forger' (key {forger.transport_fingerprint[:16]}, node {own}) spoke for node {victim}"
+    )
+    assert named in caplog.text
+
+
+def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -> None:
+    killed = federation.superlink.pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: not federation.superlink.is_up)
+    until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
+    assert federation.drive("second", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert all(federation.nodes[name].poll() is None for name in NODES)
+
+
+def test_a_stopped_node_says_goodbye_and_exits_cleanly(federation: Federation) -> None:
+    node = federation.start_node(federation.join("brief"))
+    log = federation.home / "brief" / "log"
+    until(lambda: "is connected" in log.read_text())
+    node.terminate()
+    assert node.wait(10) == 0
+
+
+def test_the_superlink_dies_with_a_killed_coordinator(tmp_path: Path) -> None:
+    Pki.create(tmp_path, [])
+    serving = (
+        "import sys, time; from pathlib import Path; from confide.coordinator.superlink import SuperLink\n"
+        "link = SuperLink(Path(sys.argv[1]), 0); link.start(); print(link.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", serving, str(tmp_path)], stdout=subprocess.PIPE) as coordinator:
+        assert coordinator.stdout is not None
+        child = psutil.Process(int(coordinator.stdout.readline()))
+        coordinator.kill()
+    with suppress(psutil.NoSuchProcess):
+        child.wait(5)
+    assert not child.is_running()

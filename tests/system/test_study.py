@@ -1,0 +1,180 @@
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from confide.client_node.data import read as read_records
+from confide.client_node.policy import load_policy
+from confide.client_node.study import Study
+from confide.coordinator.demo_federation import DemoFederation
+from confide.coordinator.optimizer import ServerOptimizer
+from confide.coordinator.run_folder import RunFolder
+from confide.coordinator.store import Store
+from confide.coordinator.studies import load_study
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.backbone import load as load_backbone
+from confide.models.head import PooledHead, classify
+from confide.mpc.sealing import Envelope, open_envelope
+from confide.mpc.shares import ShareContext, unpack
+from confide.privacy.sampling import SeededBytes, poisson_sample
+
+from .conftest import PARTIES, ROUNDS, SITES, committed, final_hash, finish, start_run, wait_for
+
+
+@pytest.fixture(scope="module")
+def study(federation: DemoFederation) -> Iterator[Study]:
+    store = Store.open(federation.home)
+    yield load_study(store.studies()[-1])
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: DemoFederation) -> str:
+    run = start_run(federation)
+    finish(federation, run)
+    return run
+
+
+def test_the_adapter_is_what_a_plain_computation_gives(federation, study, undisturbed):
+    store = Store.open(federation.home)
+    last = store.last_round(undisturbed)
+    got = RunFolder(federation.home, undisturbed).load(last.number, last.state_hash or "").state
+    store.close()
+    want = plain_training(federation, study)
+    moved = np.abs(want).max()
+    assert moved > 1e-3
+    # Each round rounds the sum of every site to 2**-(scale_bits + 1); what float32 adds is of the same order.
+    np.testing.assert_allclose(got, want, atol=2e-4 * moved)
+
+
+@pytest.mark.parametrize("victim", ["coordinator", "south", "agg-b"])
+def test_a_process_killed_in_the_middle_changes_nothing(federation, undisturbed, victim):
+    run = start_run(federation)
+    wait_for(lambda: committed(federation, run) >= 2, "round 2")
+    federation.kill(victim)
+    if victim == "coordinator":
+        federation.start_coordinator()
+    else:
+        federation.start_node(victim)
+    finish(federation, run)
+    assert final_hash(federation, run) == final_hash(federation, undisturbed)
+
+
+def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federation, study):
+    run = start_run(federation)
+    run_key = federation.node_home("agg-a") / "aggregator" / "run-keys" / f"{run}.json"
+    wait_for(run_key.exists, "the run's key")
+    os.kill(federation.pid("agg-a"), signal.SIGSTOP)  # so that round 1 waits with all shares at the coordinator
+    try:
+        envelopes = federation.home / "runs" / run / "envelopes-1"
+        wait_for(lambda: len(list(envelopes.glob("*.complete"))) == len(SITES), "all sealed shares")
+        secrets = secrets_of_round_one(federation, study, run)
+        stored = b"".join(path.read_bytes() for path in everything_of(federation))
+    finally:
+        os.kill(federation.pid("agg-a"), signal.SIGCONT)
+    assert (envelopes / f"{SITES[0]}.0").read_bytes() in stored
+    for name, secret in secrets.items():
+        assert secret not in stored, f"{name} lies in clear at the coordinator"
+    finish(federation, run)
+
+
+def test_the_runs_keys_are_gone_when_it_is_done(federation, undisturbed):
+    for party in PARTIES:
+        kept = federation.node_home(party) / "aggregator" / "run-keys" / f"{undisturbed}.json"
+        assert kept.read_text() == '{"ended": true}'
+
+
+def test_each_site_was_charged_once_a_round_and_signed_what_was_summed(federation, undisturbed):
+    store = Store.open(federation.home)
+    for site in SITES:
+        bodies = [row.entry for row in store.ledger(site) if undisturbed in row.entry]
+        kinds = [row.kind for row in store.ledger(site) if undisturbed in row.entry]
+        assert kinds.count("reserve") == kinds.count("settle") == ROUNDS
+        assert all(f'"{other}"' in body for body in bodies for other in SITES)
+    store.close()
+
+
+def plain_training(federation: DemoFederation, study: Study) -> np.ndarray:
+    """The same rounds with plain autograd, one unit at a time, clipped and added in float64."""
+    policy = load_policy(federation.node_home(SITES[0]))
+    backbone = load_backbone(policy.backbone.directory)
+    head = PooledHead(backbone.center, backbone.whiten)
+    adapted = attach(backbone.model, AdapterConfig(**study.adapter_config()), head=head)
+    terms = study.draft
+    optimizer = ServerOptimizer(lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=0.9)
+    state = adapted.state()
+    velocity = np.zeros_like(state)
+    for number in range(1, ROUNDS + 1):
+        adapted.load_state(state)
+        total = sum(clipped_sum(adapted, federation, study, site, number) for site in SITES)
+        state, velocity = optimizer.step(
+            state, velocity, total / (terms.rounds.batch_units * terms.privacy.clip_norm), adapted.layout.head_slice
+        )
+    return state
+
+
+def clipped_sum(adapted: AdaptedModel, federation: DemoFederation, study: Study, site: str, number: int) -> np.ndarray:
+    records = read_records(load_policy(federation.node_home(site)), study)
+    ids, privacy = records.tokens(study.record_schema()), study.draft.privacy
+    total = np.zeros(study.dim)
+    units = np.unique(records.units)
+    for unit in units[poisson_sample(len(units), privacy.sample_rate, source(study, site, number))]:
+        rows = np.flatnonzero(records.units == unit)
+        logits = classify(adapted, torch.from_numpy(ids[rows]))
+        target = torch.from_numpy(records.labels[rows]).to(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        grads = torch.autograd.grad(loss, list(adapted.trained.values()), allow_unused=True)
+        flat = np.concatenate(
+            [np.zeros(p.numel()) if g is None else g.double().flatten().numpy()
+             for g, p in zip(grads, adapted.trained.values(), strict=True)]
+        )  # fmt: skip
+        total += flat * min(1.0, privacy.clip_norm / np.linalg.norm(flat))
+    return total
+
+
+def source(study: Study, site: str, number: int) -> SeededBytes:
+    """The coins of a study without privacy, as the sites draw them."""
+    return SeededBytes(hashlib.sha256(f"confide/unprotected/1|{study.study_hash}|{site}|{number}".encode()).digest())
+
+
+def secrets_of_round_one(federation: DemoFederation, study: Study, run: str) -> dict[str, bytes]:
+    """Recognisable pieces of every site's update and shares, opened with all three aggregators' keys."""
+    found = {}
+    for site in SITES:
+        identity = bytes.fromhex(next(s.identity for s in study.sites if s.name == site))
+        context = ShareContext(
+            study=study.study_hash,
+            run=run,
+            round=1,
+            site=site,
+            dim=study.dim,
+            ring_bits=study.ring_bits,
+            scale_bits=study.scale_bits,
+        )
+        total = np.zeros(study.dim, np.uint64 if study.ring_bits == 64 else np.uint32)
+        for party, name in enumerate(PARTIES):
+            keys = federation.node_home(name) / "aggregator" / "run-keys" / f"{run}.json"
+            envelope = (federation.node_home(site) / "outbox" / run / "1" / f"envelope-{party}").read_bytes()
+            share = open_envelope(
+                Envelope.from_bytes(envelope), context, party,
+                identity=identity, private_key=bytes.fromhex(json.loads(keys.read_text())["private"]),
+            )  # fmt: skip
+            found[f"{site}'s share for {name}"] = share.payload[-32:]  # the seed, or the end of the vector
+            total += unpack(share, context)
+        largest = int(np.argmax(np.abs(total.view(f"i{total.itemsize}"))))
+        first = min(largest, study.dim - 8)
+        found[f"{site}'s update"] = total[first : first + 8].tobytes()
+    return found
+
+
+def everything_of(federation: DemoFederation) -> list[Path]:
+    """Every file that the coordinator writes, its log included."""
+    return [*(path for path in federation.home.rglob("*") if path.is_file()), federation.log("coordinator")]
+
