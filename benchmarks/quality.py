@@ -200,8 +200,8 @@ def measure(name: str, run: Callable[[int], np.ndarray], bench: Bench, seeds: li
     }
 
 
-def all_rows(bench: Bench, seeds: list[int]) -> list[dict]:
-    """The table, top to bottom."""
+def all_rows(bench: Bench, seeds: list[int]) -> tuple[list[dict], int]:
+    """The table, top to bottom, and how many numbers head and LoRA have."""
     before, adapted = federate(replace(bench, draft=_with_rounds(bench.draft, 0)), mode="none", seed=0)
     dim, head_dim = adapted.layout.dim, len(adapted.head.weight)
     distributed, local = (epsilon(bench.draft, mode, dim) for mode in ("distributed", "local"))
@@ -213,7 +213,7 @@ def all_rows(bench: Bench, seeds: list[int]) -> list[dict]:
     def federated(mode: Mode, targets: tuple[str, ...] | None = None) -> Callable[[int], np.ndarray]:
         return lambda seed: federate(bench, mode=mode, seed=seed, targets=targets)[0]
 
-    return [
+    rows = [
         row("before training", lambda seed: before, 0.0, repeats=False),
         row("head + LoRA, no noise", federated("none"), None),
         row("head + LoRA, distributed noise", federated("distributed"), distributed),
@@ -224,6 +224,7 @@ def all_rows(bench: Bench, seeds: list[int]) -> list[dict]:
         row("logistic regression on words, pooled", lambda seed: logistic_regression(bench), None, repeats=False),
         row("boosted trees on raw columns, pooled", lambda seed: boosted_trees(bench), None, repeats=False),
     ]
+    return rows, dim
 
 
 def _with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
@@ -273,12 +274,13 @@ def main() -> None:
             "backbone_parameters": sum(p.numel() for p in model.parameters()),
             "pretraining_seconds": pretraining_s,
         }
-        rows = all_rows(bench, options.seeds)
+        rows, trained = all_rows(bench, options.seeds)
+        facts["trained_parameters"] = trained
     if options.json:
         print(json.dumps({**facts, "rows": rows}, indent=2))
         return
     print(json.dumps(facts))
-    print(f"\n| {'trained':40} | AUC    | epsilon | s a run |\n|{'-' * 42}|--------|---------|---------|")
+    print(f"\n| {'trained':40} | AUC    | epsilon  | s a run |\n|{'-' * 42}|--------|----------|---------|")
     for row in rows:
         spent = "no bound" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
         print(f"| {row['row']:40} | {row['auc']:.4f} | {spent:>8} | {row['seconds']:7.1f} |")

@@ -1,8 +1,8 @@
 """What a round costs when nobody trains: our warm nodes behind the gate, beside Flower's stock SuperNode.
 
-Three sites, TLS, enrolled keys, an update of 1 MB out and back. Stock means what Flower's strategies do: `send_and_receive`
-and a new ClientApp process for each message, whose app imports torch. Both run on one SuperLink, one after the other, so the
-ratio holds for the machine and its load at that time.
+Three sites, TLS, enrolled keys, an update of 1 MB out and back. Stock means what Flower's strategies do:
+`send_and_receive` and a new ClientApp process for each message, whose app imports torch. Both run on one SuperLink, one
+after the other, so the ratio holds for the machine and its load at that time.
 
     python benchmarks/rounds.py [--json] [--rounds 8] [--stock-rounds 3] [--bytes 1000000]
 """

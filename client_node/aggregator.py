@@ -13,6 +13,9 @@ from .files import read_private, write_private
 from .messages import KeyCertificate
 from .study import Study
 
+# A party gives up on the others well before the coordinator asks anew, or the three would never be at one attempt.
+_LEAST_PATIENCE_S = 2.0
+
 
 class AggregatorRole:
     """One of the three parties of a study. At most one party process runs at a time, warm between rounds."""
@@ -105,7 +108,7 @@ class AggregatorRole:
                     key=self._keys / "party.key",
                     pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
                     journal=self._home / "journal",
-                    timeout_s=20.0,
+                    timeout_s=max(_LEAST_PATIENCE_S, study.draft.rounds.deadline_s / 3),
                 )
             )
             self._study_hash = study.study_hash

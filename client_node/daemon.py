@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(home: Path) -> int:
-    """Serves the coordinator until a signal ends it. Returns the exit code: 0 stopped, 77 refused by the coordinator."""
+    """Serves the coordinator until a signal ends it. Returns 0 when stopped, 77 when the coordinator refuses it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "httpx2", "httpcore", "flwr"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -35,7 +35,8 @@ from .errors import (
     NotEnrolled,
     WrongCoordinator,
 )
-from .identity import NodeIdentity, write_private
+from .files import write_private
+from .identity import NodeIdentity
 
 Role = Literal["train", "aggregate"]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

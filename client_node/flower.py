@@ -2,7 +2,8 @@
 
 It speaks the Fleet protocol of flwr 1.42 with Flower's own client, and leaves out what a stock SuperNode does beyond
 that: no app bundle is ever fetched or run, so a site runs only code that it installed, and no process is started for a
-message. `flwr.supernode.fleet_http_client` and `flwr.supercore.inflatable` are not public API: the minor version is pinned and the system tests drive this file against a real SuperLink.
+message. `flwr.supernode.fleet_http_client` and `flwr.supercore.inflatable` are not public API: the minor version is
+pinned, and the system tests drive this file against a real SuperLink.
 
 Delivery is at most once: a message pulled by a process that then dies is not handed out again. The coordinator asks
 anew.
@@ -67,7 +68,7 @@ _POLL_S = (0.05, 0.5)  # from the last message on
 _RESTING_POLL_S = 2.0  # after a minute without a message
 _RESTING_AFTER_S = 60.0
 _BUSY_S = 1.0  # how long after a message the shortest poll is kept: the next phase of a round follows soon
-_RETRY_S = (0.25, 15.0)
+_RETRY_S = (0.25, 5.0)
 _ARRIVAL_S = 120.0  # for the parts of a message to arrive after its head
 
 T = TypeVar("T")

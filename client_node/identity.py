@@ -10,7 +10,6 @@ owner may read: disk encryption and backups are the site's business.
 
 import hashlib
 import json
-import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .errors import IdentityMissing
+from .files import write_private
 
 _FOLDER = "keys"
 _TRANSPORT, _IDENTITY, _NAME = "transport.key", "identity.key", "name.json"
@@ -123,17 +123,6 @@ def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError("the transport key must be an ECDSA key on P-384")
     return key
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner can read, whole or not at all, and flushes it to disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
 
 
 def _read_private(path: Path) -> bytes:

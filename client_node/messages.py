@@ -1,8 +1,8 @@
 """What the coordinator and a node say to each other: one schema per message, signed, with size limits.
 
 A message travels as a `Packet`: a JSON body and named binary blobs. The body holds the message's own JSON text, the
-SHA-256 of every blob and an Ed25519 signature over all of it, so a relay can neither change nor mix parts. A reply names
-the digest of the request that it answers, which makes an old reply worthless.
+SHA-256 of every blob and an Ed25519 signature over all of it, so a relay can neither change nor mix parts. A reply
+names the digest of the request that it answers, which makes an old reply worthless.
 
 Fields that a node sends are public by construction: names, numbers of the study, digests of sealed bytes and ledger
 entries. Nothing here may depend on a record except through sealed shares.

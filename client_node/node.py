@@ -63,7 +63,7 @@ class Node:
         self._home, self._identity, self._enrolment, self._ledger = home, identity, enrolment, ledger
         self._outbox = Outbox(home)
         self._aggregator = AggregatorRole(home, enrolment.name, identity.signer)
-        self._trainer: tuple[str, "Trainer"] | None = None
+        self._trainer: tuple[str, Trainer] | None = None
         self._leases = home / "leases.json"
 
     def handle(self, kind: str, packet: Packet) -> Packet:
@@ -191,7 +191,9 @@ class Node:
         record_budget(ledger, policy)
         try:
             quote = ledger.affordable(
-                charge(study, policy, run=run, round_number=1), rounds, unprotected_allowed=self._may_go_unprotected(study, policy)
+                charge(study, policy, run=run, round_number=1),
+                rounds,
+                unprotected_allowed=self._may_go_unprotected(study, policy),
             )
         except PrivacyError as err:
             raise ChargeRefused(str(err)) from err

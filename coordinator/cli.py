@@ -1,7 +1,7 @@
 """The `coordinator` command.
 
-Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage, 3 verification failed, 130 stopped by
-Ctrl-C.
+Exit codes: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage, 3 verification failed, 130 stopped
+by Ctrl-C.
 """
 
 import json
@@ -166,7 +166,7 @@ def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
 @study_app.command("create")
 def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
-    from .studies import create_study
+    from .drafting import create_study
 
     with told(), opened(home) as store:
         study = create_study(store, Pki.load(home), home, draft)

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -134,7 +135,7 @@ def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, c
         console.print(f"Federation founded; every node approved study [bold]{study_hash[:16]}[/]")
     with console.status("Starting the nodes' daemons"):
         federation.bring_up()
-    with _store(federation) as store:
+    with closing(Store.open(federation.home)) as store:
         runs = store.runs()
         if not runs:
             name = store.studies()[-1].name
@@ -151,7 +152,7 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
         f"Run [bold]{run_id}[/]: {len(federation.sites)} sites, {len(federation.aggregators)} aggregators, "
         "each a process with its own keys"
     )
-    with _store(federation) as store:
+    with closing(Store.open(federation.home)) as store:
         ended = watch(store, run_id, console, check=federation.check)
     if ended.state != "done":
         raise RunFailed(
@@ -165,7 +166,7 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
     from .references import references
 
     folder, home = federation.folder, federation.home
-    with _store(federation) as store:
+    with closing(Store.open(federation.home)) as store:
         study = load_study(store.study(store.run(run_id).study))
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
@@ -281,21 +282,6 @@ def _held_out(bench: Workbench, study: Study, site: str) -> SitePolicy:
     from .results import held_out_policy
 
     return held_out_policy(Path(bench.tables[site]["heldout"]), study, "patient_id")
-
-
-def _store(federation: DemoFederation) -> "_OpenStore":
-    return _OpenStore(federation.home)
-
-
-class _OpenStore:
-    def __init__(self, home: Path) -> None:
-        self._store = Store.open(home)
-
-    def __enter__(self) -> Store:
-        return self._store
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
 
 
 def _example_file(example: str, name: str) -> Path:

@@ -1,6 +1,6 @@
-"""The processes of a demo: a coordinator, its sites and three aggregators on this machine, started as an operator would.
+"""The processes of a demo: a coordinator, its sites and three aggregators on this machine.
 
-Everything goes through the same commands that real organisations type; only the typing is done for them.
+Nodes go through the same commands that real organisations type; only the typing is done for them.
 """
 
 import json
@@ -12,13 +12,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from ..client_node.enrolment import Role
 from .errors import DemoFailed
+from .home import load_settings
+from .pki import Pki
+from .register import Register
 from .run_folder import write_durably
+from .store import Store
 from .superlink import die_with_parent
 
 _BIN = Path(sys.executable).parent
@@ -116,7 +122,7 @@ class DemoFederation:
         self._memory.stop()
         for name in reversed(self._children):
             self._children[name].terminate()
-        for name, child in self._children.items():
+        for child in self._children.values():
             try:
                 child.wait(_STOP_S)
             except subprocess.TimeoutExpired:
@@ -150,10 +156,12 @@ class DemoFederation:
         return self.command("coordinator", *arguments, "--home", str(self.home))
 
     def _enrol(self, node: str, party_address: str | None) -> None:
-        roles = [r for r, names in (("train", self.sites), ("aggregate", self.aggregators)) if node in names]
-        options = [option for role in roles for option in ("--role", role)]
-        invited = self.operator("site", "invite", node, *options, "--json")
-        code = str(json.loads(invited)["code"])
+        roles: tuple[Role, ...] = (
+            *(("train",) if node in self.sites else ()),
+            *(("aggregate",) if node in self.aggregators else ()),
+        )
+        with closing(Store.open(self.home)) as store:  # an operator types: coordinator site invite
+            code = Register(store, Pki.load(self.home)).invite(node, roles, load_settings(self.home).address)
         address = [] if party_address is None else ["--party-address", party_address]
         self.client(node, "enroll", code, *address)
 

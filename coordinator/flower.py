@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import httpx
 from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.constant import TIMESTAMP_HEADER as _TIMESTAMP
-from flwr.common.constant import ErrorCode
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -112,7 +112,10 @@ class Fleet:
             Message(pack(requests[name]), nodes[name][0], f"query.{kind}", ttl=timeout, group_id="") for name in reached
         ]
         waiting: dict[str, tuple[str, int]] = {}
-        for name, message_id in zip(reached, self._grid.push_messages(messages) if messages else (), strict=True):
+        taken = list(self._grid.push_messages(messages)) if messages else []
+        if len(taken) != len(messages):
+            raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
+        for name, message_id in zip(reached, taken, strict=True):
             if message_id is None:
                 yield name, NodeFailure(reason="unknown", message="the SuperLink did not take the message")
             else:
@@ -122,9 +125,14 @@ class Fleet:
         while waiting:
             for window in _windows(list(waiting)):
                 for reply in self._grid.pull_messages(window):
-                    asked = waiting.pop(reply.metadata.reply_to_message_id, None)
-                    if asked is not None:
-                        yield asked[0], _read_reply(reply, asked[1])
+                    name, node_id = waiting.get(reply.metadata.reply_to_message_id, ("", 0))
+                    if not name:
+                        continue
+                    if reply.metadata.src_node_id not in (node_id, SUPERLINK_NODE_ID):
+                        logger.warning("node %d answered in place of %s; ignored", reply.metadata.src_node_id, name)
+                        continue
+                    del waiting[reply.metadata.reply_to_message_id]
+                    yield name, _read_reply(reply)
             if not waiting:
                 return
             if time.monotonic() >= deadline:
@@ -149,17 +157,13 @@ def _windows(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + _AT_ONCE]
 
 
-def _read_reply(reply: Message, asked: int) -> Packet | NodeFailure:
+def _read_reply(reply: Message) -> Packet | NodeFailure:
     if reply.has_error():
-        code = reply.error.code
-        if code == ErrorCode.NODE_UNAVAILABLE:
+        if reply.metadata.src_node_id != SUPERLINK_NODE_ID:
+            return _read_failure(reply.error.reason or "")
+        if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
             return NodeFailure(reason="offline")
-        if code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
-            return NodeFailure(reason="timeout", message="the message or its answer expired or did not arrive whole")
-    if reply.metadata.src_node_id != asked:
-        return NodeFailure(reason="invalid", message="another node answered in its place")
-    if reply.has_error():
-        return _read_failure(reply.error.reason or "")
+        return NodeFailure(reason="timeout", message="the message or its answer expired or did not arrive whole")
     try:
         return unpack(reply.content)
     except PacketInvalid as err:

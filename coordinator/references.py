@@ -142,4 +142,5 @@ def _word_inputs(study: Study, records: Records) -> np.ndarray:
     has[np.arange(len(ids))[:, None], ids] = 1.0
     has[:, 0] = 0.0  # padding
     has[:, -1] = 1.0
-    return has / np.linalg.norm(has, axis=1, keepdims=True)
+    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
+    return inputs

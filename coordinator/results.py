@@ -13,15 +13,16 @@ from ..client_node.data import read as read_records
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
+from ..models.backbone import load as load_backbone
 from ..models.evaluation import accuracy, auc
 from ..models.head import PooledHead, classify
 from ..models.peft_format import ModelCard, export
-from ..privacy.charges import Books
+from ..privacy.charges import Books, spent
 from .errors import Conflict
 from .replica import LedgerReplica
 from .run_folder import RunFolder
 from .store import Store
-from .studies import load_study, open_backbone
+from .studies import load_study, study_start
 
 _ROWS = 1024  # records scored at a time
 
@@ -36,7 +37,7 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     last = store.last_round(run_id)
     if last.state_hash is None:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
-    backbone = open_backbone(home, study)
+    backbone = load_backbone(study_start(home, study).backbone, expected_hash=study.backbone_hash)
     adapted = attach(
         backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
@@ -67,8 +68,6 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
 
 def largest_epsilon(store: Store, study: Study, *, colluding: int) -> float:
     """The most that any site has spent on a data set of the study's unit, by PLD, at the study's delta."""
-    from ..privacy.charges import spent
-
     replica, worst = LedgerReplica(store), 0.0
     for site in study.sites:
         books = Books.replay(replica.entries(site.name))

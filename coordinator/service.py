@@ -1,4 +1,4 @@
-"""`coordinator serve`: the gate, Flower's SuperLink as a child, and a driver process for every run that should go on."""
+"""`coordinator serve`: the gate, Flower's SuperLink as a child, and a driver process for every run that is to go on."""
 
 import logging
 import threading

@@ -1,6 +1,6 @@
 """What the coordinator knows, in SQL: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
 
-This is the truth; Flower's own database is a cache. A round exists once its row is committed, and only the holder of the
+This is the truth; what Flower keeps is a cache. A round exists once its row is committed, and only the holder of the
 run's current lease commits it. Large vectors are files named in rows by their SHA-256.
 """
 

@@ -196,6 +196,13 @@ def test_an_aggregator_sends_its_address_and_certificate(federation: Federation,
     assert request.roles_wanted == ("aggregate",)
 
 
+def test_an_aggregators_certificate_is_made_on_its_own_machine(federation: Federation, tmp_path: Path) -> None:
+    enroll(federation.code, tmp_path, party_address="10.0.0.5:9500")
+    (request,) = federation.register.enrolled
+    assert request.party_certificate == (tmp_path / "party" / "party.pem").read_text()
+    assert stat.S_IMODE((tmp_path / "party" / "party.key").stat().st_mode) == 0o600
+
+
 def test_an_address_without_a_port_is_refused_before_anything_is_sent(federation: Federation, tmp_path: Path) -> None:
     with pytest.raises(EnrolmentFailed, match="party_address"):
         enroll(federation.code, tmp_path, party_address="10.0.0.5", party_certificate="PEM")

@@ -156,7 +156,7 @@ def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monke
     monkeypatch.setattr(node_module, "read_records", lambda *_: pytest.fail("a record was read"))
     with pytest.raises(ChargeRefused, match=r"40 rounds of study thyroid would bring epsilon to .* over the budget"):
         prepare(desk)
-    with pytest.raises(ChargeRefused, match="the cap is epsilon 0.05"):
+    with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
         desk.step()
     assert desk.charges() == []
 

@@ -45,7 +45,7 @@ def identity_of(name: str) -> str:
 
 @dataclass
 class FakeFleet:
-    """`before(kind, name)` and `after(kind, name)` run around every question to a node and may raise or return a failure."""
+    """`before` and `after` run around every question to a node; they may raise, `before` may return a failure."""
 
     study: Study
     before: Callable[[str, str], NodeFailure | None] = lambda kind, name: None

@@ -52,7 +52,6 @@ class HeldGrid:
             if (message := self.waiting.get(message_id)) is not None:
                 reply = self.answers.get(names[message.metadata.dst_node_id], echo)(message)
                 if reply is not None:
-                    del self.waiting[message_id]
                     replies.append(reply)
         return replies
 
@@ -98,16 +97,26 @@ def test_a_request_dies_with_its_deadline(fleet_with: Callable[..., tuple[Fleet,
     assert [message.metadata.ttl for message in grid.pushes[0]] == [7.5]
 
 
-def test_an_answer_from_another_node_does_not_count(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
-    def forged(message: Message) -> Message:
-        reply = echo(message)
-        reply.metadata.__dict__["_src_node_id"] = NODES["south"]
-        return reply
+@pytest.mark.parametrize("answers_itself", [True, False])
+def test_an_answer_from_another_node_does_not_count(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], answers_itself: bool
+) -> None:
+    replies = []
 
-    fleet, _ = fleet_with(north=forged)
-    ((name, answer),) = fleet.ask("plan", {"north": Packet(b"")}, 5.0)
-    assert isinstance(answer, NodeFailure)
-    assert (name, answer.reason) == ("north", "invalid")
+    def forged_first(message: Message) -> Message | None:
+        replies.append(echo(message))
+        if len(replies) == 1:
+            replies[0].metadata.__dict__["_src_node_id"] = NODES["south"]
+        return replies[-1] if len(replies) == 1 or answers_itself else None
+
+    fleet, _ = fleet_with(north=forged_first)
+    ((name, answer),) = fleet.ask("plan", {"north": Packet(b"mine")}, 0.5)
+    assert name == "north"
+    if answers_itself:
+        assert answer == Packet(b"mine")
+    else:
+        assert isinstance(answer, NodeFailure)
+        assert answer.reason == "timeout"
 
 
 def test_a_silent_node_is_a_timeout_and_holds_nobody_else(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
@@ -121,7 +130,7 @@ def test_a_silent_node_is_a_timeout_and_holds_nobody_else(fleet_with: Callable[.
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (Error(5, "node unavailable"), NodeFailure(reason="offline")),
+        (Error(5, "a node may say so of itself"), NodeFailure(reason="failed", error="unreadable")),
         (
             Error(2, failure_text("BudgetExceeded", "over")),
             NodeFailure(reason="failed", error="BudgetExceeded", message="over"),
@@ -135,6 +144,21 @@ def test_failures_say_what_happened(
 ) -> None:
     fleet, _ = fleet_with(north=lambda message: Message(error, reply_to=message))
     assert dict(fleet.ask("plan", {"north": Packet(b"")}, 5.0)) == {"north": expected}
+
+
+@pytest.mark.parametrize(("code", "reason"), [(5, "offline"), (3, "timeout"), (4, "timeout")])
+def test_what_the_superlink_says_of_a_node_is_told(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], code: int, reason: str
+) -> None:
+    def generated(message: Message) -> Message:
+        reply = Message(Error(code), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+    fleet, _ = fleet_with(north=generated)
+    answer = dict(fleet.ask("plan", {"north": Packet(b"")}, 5.0))["north"]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == reason
 
 
 def test_an_answer_in_another_form_is_invalid(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:

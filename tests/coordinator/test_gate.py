@@ -370,7 +370,7 @@ def test_a_client_of_tls_1_2_is_refused(gate: Setting) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
         socket.create_connection(("127.0.0.1", gate.port)) as raw,
-        pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION|EOF"),
+        pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|EOF"),
     ):
         context.wrap_socket(raw)
 

@@ -20,7 +20,7 @@ from confide.models.pretraining import PretrainingConfig, pretrain
 SITES = ("north", "south", "east", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")
 ROUNDS = 5
-DEADLINE_S = 6
+DEADLINE_S = 9
 STUDY_TOML = f"""
 name = "tiny"
 [model]

@@ -86,12 +86,10 @@ class Federation:
         self.nodes[home.name] = node
         return node
 
-    def drive(
-        self, run_id: str, steps: list[dict[str, object]], nodes: tuple[str, ...] = NODES
-    ) -> list[dict[str, str]]:
+    def drive(self, run_id: str, steps: list[dict[str, object]]) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
         (self.home / "register.json").write_text(json.dumps(self.known))
-        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": nodes, "steps": steps}))
+        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": NODES, "steps": steps}))
         self.superlink.submit(run_id)
         results = self.home / f"{run_id}.jsonl"
         until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 60)
@@ -203,8 +201,8 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
     trusting = ssl.create_default_context(cafile=str(federation.pki.ca_path))
     address = f"https://127.0.0.1:{federation.gate.port}"
     with FleetHttpClient(address, interceptors=[signing], verify=trusting) as client:
-        key = wire_form(forger.transport_public)
-        own = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30)).node_id
+        activation = ActivateNodeRequest(public_key=wire_form(forger.transport_public), heartbeat_interval=30)
+        own = client.ActivateNode(activation).node_id
         for caller, sender in ((own, victim), (victim, victim)):
             forged = PushMessagesRequest(
                 node=Node(node_id=caller), messages_list=[Message(metadata=Metadata(src_node_id=sender))],
@@ -212,10 +210,8 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
             )  # fmt: skip
             with pytest.raises(httpx.HTTPStatusError, match="400"):
                 client.PushMessages(forged)
-    named = (
-        f"impersonation: site 'forger' (key {forger.transport_fingerprint[:16]}, node {own}) spoke for node {victim}"
-    )
-    assert named in caplog.text
+    key = forger.transport_fingerprint[:16]
+    assert f"impersonation: site 'forger' (key {key}, node {own}) spoke for node {victim}" in caplog.text
 
 
 def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -> None:

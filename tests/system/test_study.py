@@ -69,8 +69,8 @@ def test_a_process_killed_in_the_middle_changes_nothing(federation, undisturbed,
 
 def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federation, study):
     run = start_run(federation)
-    run_key = federation.node_home("agg-a") / "aggregator" / "run-keys" / f"{run}.json"
-    wait_for(run_key.exists, "the run's key")
+    outboxes = [federation.node_home(site) / "outbox" / run for site in SITES]
+    wait_for(lambda: any(outbox.exists() for outbox in outboxes), "the first round's step")
     os.kill(federation.pid("agg-a"), signal.SIGSTOP)  # so that round 1 waits with all shares at the coordinator
     try:
         envelopes = federation.home / "runs" / run / "envelopes-1"
@@ -177,4 +177,3 @@ def secrets_of_round_one(federation: DemoFederation, study: Study, run: str) -> 
 def everything_of(federation: DemoFederation) -> list[Path]:
     """Every file that the coordinator writes, its log included."""
     return [*(path for path in federation.home.rglob("*") if path.is_file()), federation.log("coordinator")]
-

@@ -1,0 +1,99 @@
+"""From an operator's draft to an immutable study: names become keys, the backbone its hash, the adapter its size."""
+
+import datetime as dt
+import json
+import time
+from pathlib import Path
+
+from ..client_node.draft import load_draft
+from ..client_node.study import AggregatorParty, Participant, Study
+from ..models.adapters import AdapterConfig, attach
+from ..models.backbone import load as load_backbone
+from ..models.head import PooledHead
+from ..mpc.ring import plan_ring
+from .errors import StudyRefused
+from .pki import Pki
+from .run_folder import write_durably
+from .store import Node, Store, StudyRow
+from .studies import start_file
+
+_BATCH_SLACK = 4  # a Poisson batch this many times the expected one does not wrap the ring
+
+
+def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
+    """Makes the draft in `draft_file` a signed study of this federation and stores it.
+
+    Raises:
+        StudyInvalid: the draft itself is wrong.
+        StudyRefused: the draft fits no site, key or backbone of this federation.
+    """
+    draft = load_draft(draft_file)
+    folder = (draft_file.parent / draft.model.backbone).resolve()
+    backbone = load_backbone(folder)
+    if backbone.schema != draft.record_schema():
+        raise StudyRefused(
+            f"{draft_file}: the backbone in {folder} reads records of another schema than [data] describes"
+        )
+    adapted = attach(
+        backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
+    )
+    dim = adapted.layout.dim
+    noise_std = draft.privacy.noise_multiplier * draft.privacy.clip_norm
+    # Bounds an entry of the total over all sites, so the ring is planned for one vector of that size.
+    max_total = _BATCH_SLACK * draft.rounds.batch_units * draft.privacy.clip_norm + 10 * noise_std
+    ring = plan_ring(1, max_total, dim, draft.privacy.clip_norm)
+    study = Study.from_draft(
+        draft,
+        backbone_hash=backbone.hash,
+        sites=[
+            Participant(name=node.name, identity=node.identity or "")
+            for node in _enrolled(store, draft.participants.sites, "train")
+        ],
+        aggregators=[
+            AggregatorParty(
+                name=node.name,
+                identity=node.identity or "",
+                address=node.party_address or "",
+                certificate=node.party_certificate or "",
+            )
+            for node in _enrolled(store, draft.participants.aggregators, "aggregate")
+        ],
+        coordinator=pki.identity_hex,
+        created=dt.datetime.now(dt.UTC).date(),
+        dim=dim,
+        scale_bits=ring.scale_bits,
+        ring_bits=64 if ring.bits == 64 else 32,
+    )
+    start = {"state": adapted.state().tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
+    write_durably(start_file(home, study.study_hash), json.dumps(start).encode())
+    with store.session() as session:
+        if session.get(StudyRow, study.study_hash) is None:
+            session.add(
+                StudyRow(
+                    hash=study.study_hash,
+                    name=study.name,
+                    canonical=study.canonical(),
+                    signature=study.sign(pki.signer),
+                    created_at=time.time(),
+                )
+            )
+            store.audit(session, f"study {study.name} created as {study.study_hash}")
+    return study
+
+
+def _enrolled(store: Store, names: tuple[str, ...], role: str) -> list[Node]:
+    nodes = {node.name: node for node in store.nodes()}
+    problems = []
+    for name in names:
+        node = nodes.get(name)
+        if node is None:
+            problems.append(f"{name} is not a site; invite it: coordinator site invite {name} --role {role}")
+        elif node.revoked_at is not None:
+            problems.append(f"{name} was revoked")
+        elif node.enrolled_at is None:
+            problems.append(f"{name} was invited and has not enrolled yet")
+        elif role not in node.roles.split(","):
+            problems.append(f"{name} has roles {node.roles}, the study needs it to {role}")
+    if problems:
+        raise StudyRefused("the study can't be created; nothing was stored:\n  " + "\n  ".join(problems))
+    return [nodes[name] for name in names]
