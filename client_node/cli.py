@@ -5,6 +5,7 @@ coordinator does not know this node's key, 130 stopped by Ctrl-C.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _state = {"debug": False}
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     """Common options."""
+    os.umask(0o077)  # whatever a node writes is its site's alone
     _state["debug"] = debug
 
 
@@ -144,9 +146,11 @@ def study_approve(
     from .approval import assess
     from .decisions import approve
     from .errors import ApprovalRefused
-    from .studies import find_study
+    from .studies import find_study, is_meant, known_studies
 
     with told():
+        if not any(is_meant(known, study) for known in known_studies(home)):
+            _refresh(home)
         found = find_study(home, study)
         assessment = assess(home, found, unprotected=unprotected)
         if assessment.reasons:

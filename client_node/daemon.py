@@ -5,10 +5,11 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .approval import open_ledger
 from .enrolment import Enrolment
@@ -18,6 +19,8 @@ from .identity import NodeIdentity
 from .node import Node
 
 logger = logging.getLogger(__name__)
+
+_LOCK_TRIES = 4
 
 
 def run(home: Path) -> int:
@@ -45,24 +48,34 @@ def status(home: Path) -> dict[str, Any]:
     """Who this node is and whether its daemon runs; nothing here depends on records."""
     enrolment = Enrolment.load(home)
     try:
-        with _only_one(home):
+        with _only_one(home, shared=True):
             running = False
     except AlreadyRunning:
         running = True
     return {
         "name": enrolment.name,
         "roles": list(enrolment.roles),
+        "identity": NodeIdentity.load(home).identity_hex,
         "coordinator": enrolment.address,
         "running": running,
     }
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Holds the home for one daemon: two would answer one round twice."""
+def _only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds the home for one daemon: two would answer one round twice. `shared` only looks whether one is there."""
     with (home / "daemon.lock").open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError as err:
             raise AlreadyRunning(f"a daemon serves {home} already; stop it first, or use another --home") from err
         yield
+
+
+def _lock(file: IO[str], kind: int) -> None:
+    for _ in range(_LOCK_TRIES):
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError:  # a `status` that looks just now lets go at once
+            time.sleep(0.05)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)

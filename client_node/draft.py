@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -188,9 +189,22 @@ class StudyDraft(Settings):
         With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized for
         that many, and a smaller sum would show more than was charged.
         """
+        if self.privacy.mode == "none":  # two runs over different sets would differ by one site's exact update
+            return len(self.participants.sites)
         if self.privacy.mode != "distributed":
             return self.rounds.min_sites
         return max(self.rounds.min_sites, len(self.participants.sites) - self.privacy.max_dropouts)
+
+    @property
+    def largest_total(self) -> float:
+        """More than an entry of an opened sum reaches: a ring that holds it does not wrap.
+
+        Four times the expected batch, all clipped units in one coordinate, and ten standard deviations of all noise.
+        """
+        privacy, sites = self.privacy, len(self.participants.sites)
+        honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
+        noise_std = privacy.noise_multiplier * privacy.clip_norm * math.sqrt(sites / max(honest, 1))
+        return 4 * self.rounds.batch_units * privacy.clip_norm + 10 * noise_std
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""

@@ -23,6 +23,9 @@ ClientNodeError
 ├── StaleLease               a message from a driver that was replaced
 ├── RunEnded                 the run is over at this node
 ├── ChargeRefused            the ledger refuses the charge
+├── StepFailed               a step failed after its charge; why stays at the site
+├── RoundOver                the round is settled and never computed again
+├── SiteNotReady             the site's policy or data cannot be used
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -157,11 +160,30 @@ class ModelUnusable(ClientNodeError):
     public = True
 
 
+class RoundOver(ClientNodeError):
+    """The round is settled here: it is never computed again."""
+
+    public = True
+
+
+class StepFailed(ClientNodeError):
+    """A step failed after its charge. The message is the same whatever happened: the reason may depend on records."""
+
+    public = True
+
+
+class SiteNotReady(ClientNodeError):
+    """The site's own files do not allow the study to run; what is wrong with them stays in the site's log."""
+
+    public = True
+
+
 class AlreadyRunning(ClientNodeError):
     """Another daemon holds the home folder."""
 
 
 FINAL_REFUSALS = frozenset(
-    error.__name__ for error in (StudyNotApproved, StudyUnknown, PolicyInvalid, ChargeRefused, ModelUnusable, RunEnded)
+    error.__name__
+    for error in (StudyNotApproved, StudyUnknown, ChargeRefused, ModelUnusable, RunEnded, RoundOver, SiteNotReady)
 )
 """Names of refusals that asking again does not change: a person has to act."""

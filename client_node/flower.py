@@ -163,7 +163,7 @@ class WarmNode:
         seconds = time.monotonic() - started
         logger.info("%s: %d bytes, %.2f s, %s", kind, received, seconds, outcome)
         del message
-        session.send(reply, seconds, until=head.metadata.created_at + head.metadata.ttl)
+        session.send(reply, until=head.metadata.created_at + head.metadata.ttl)
 
     def _complain(self, err: Exception) -> None:
         """One line when the trouble changes, and one a minute while it lasts."""
@@ -252,14 +252,15 @@ class _Session:
         message.metadata.__dict__["_message_id"] = tree.object_id
         return message
 
-    def send(self, reply: Message, seconds: float, *, until: float) -> None:
+    def send(self, reply: Message, *, until: float) -> None:
         """Sends a reply, through short absences of the coordinator, until the request's time is over."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             tree, parts = get_object_tree(reply), get_all_nested_objects(reply)
+            # Flower would send how long the app ran, which grows with the records that were drawn: we say 0.
             request = PushMessagesRequest(
                 node=self._node, messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[tree], clientapp_runtime_list=[seconds],
+                message_object_trees=[tree], clientapp_runtime_list=[0.0],
             )  # fmt: skip
             answer = _patiently(lambda: self._client.PushMessages(request), until)
 

@@ -10,20 +10,20 @@ entries. Nothing here may depend on a record except through sealed shares.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.types import NonNegativeInt, PositiveInt
 
 from ..privacy.chain import Entry
 from .errors import MessageInvalid
+from .study import Study
 
 MAX_BODY = 1 << 20  # bytes
-MAX_BLOB = 1 << 30  # bytes; the transport cuts blobs into chunks of at most 8 MB
 MAX_BLOBS = 4096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -49,6 +49,15 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: ClassVar[str]
+
+
+class Request(Message):
+    """Base of what the coordinator asks of one node in one run."""
+
+    to: Name
+    study: Digest
+    run: RunId
+    lease: PositiveInt  # the driver's token; a lower one than seen before is refused
 
 
 class Reply(Message):
@@ -95,20 +104,18 @@ class KeyCertificate(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a round: which sites were really summed."""
+    """What became of a round: which sites were really summed, and the three aggregators' signed word for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     round: PositiveInt
     sites: tuple[Name, ...]
+    evidence: Annotated[tuple[Annotated[str, StringConstraints(max_length=1 << 17)], ...], Field(max_length=3)]
 
 
-class Prepare(Message):
-    """Coordinator to every node of a study: load what the run needs; aggregators make the run's key."""
+class Prepare(Request):
+    """To every node of a study: load what the run needs; aggregators make the run's key."""
 
     kind: ClassVar[str] = "prepare"
-    study: Digest
-    run: RunId
-    lease: PositiveInt
     ledger_from: NonNegativeInt
 
 
@@ -120,15 +127,11 @@ class Ready(Reply):
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
-class RoundPlan(Message):
-    """Coordinator to a site: one round. Blob `state`: the trained vector, float32 little-endian."""
+class RoundPlan(Request):
+    """To a site: one round. Blob `state`: the trained vector, float32 little-endian."""
 
     kind: ClassVar[str] = "step"
-    study: Digest
-    run: RunId
-    lease: PositiveInt
     round: PositiveInt
-    cohort: tuple[Name, ...]
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     outcomes: tuple[Outcome, ...]
     ledger_from: NonNegativeInt
@@ -143,14 +146,12 @@ class Update(Reply):
     ledger: tuple[Entry, ...]
 
 
-class AggregateOrder(Message):
-    """Coordinator to an aggregator: add these sites. One blob per site, named like it: the sealed share."""
+class AggregateOrder(Request):
+    """To an aggregator: add these sites. One blob per site, named like it: the sealed share."""
 
     kind: ClassVar[str] = "aggregate"
-    study: Digest
-    run: RunId
-    lease: PositiveInt
     round: PositiveInt
+    state: Digest  # SHA-256 of the trained vector that every site started from
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
 
@@ -159,6 +160,7 @@ class ShareOfTotal(Reply):
     """An aggregator's answer. Blob `share`: its share of the total over `kept`, ring elements little-endian."""
 
     kind: ClassVar[str] = "share"
+    study: Digest
     run: RunId
     round: PositiveInt
     kept: tuple[Name, ...]
@@ -174,13 +176,10 @@ class SetTaken(Reply):
     bound: tuple[Name, ...]
 
 
-class Settle(Message):
-    """Coordinator to every node: outcomes not told before; `final` ends the run and its keys."""
+class Settle(Request):
+    """To every node: outcomes not told before; `final` ends the run and its keys."""
 
     kind: ClassVar[str] = "settle"
-    study: Digest
-    run: RunId
-    lease: PositiveInt
     outcomes: tuple[Outcome, ...]
     final: bool
     ledger_from: NonNegativeInt
@@ -220,16 +219,46 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
     Raises:
         MessageInvalid: too large, not signed by `identity`, none of `models`, or not of that model's schema.
     """
-    if len(packet.body) > MAX_BODY or len(packet.blobs) > MAX_BLOBS:
-        raise MessageInvalid(f"message of {len(packet.body)} bytes with {len(packet.blobs)} blobs is over the limit")
+    outer = _open(packet.body, identity)
+    if len(packet.blobs) > MAX_BLOBS:
+        raise MessageInvalid(f"message with {len(packet.blobs)} blobs is over the limit")
+    if outer.blobs != {name: hashlib.sha256(blob).hexdigest() for name, blob in packet.blobs.items()}:
+        raise MessageInvalid(f"blobs of the {outer.kind} message are not those that were signed")
+    return _read(outer, models)
+
+
+def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
+    """Raises `MessageInvalid` unless all three aggregators signed that `outcome` is what they released.
+
+    The signed answers are looked at without their blobs: a site has no business with shares of a total.
+    """
+    if len(outcome.evidence) != len(study.aggregators):
+        raise MessageInvalid(f"round {outcome.round}: the outcome lacks the aggregators' signatures")
+    released = set()
+    for party, body in zip(study.aggregators, outcome.evidence, strict=True):
+        share = _read(_open(body.encode(), party.identity), (ShareOfTotal,))
+        if (share.study, share.run, share.round) != (study.study_hash, run, outcome.round):
+            raise MessageInvalid(f"round {outcome.round}: what {party.name} signed is about another round")
+        released.add((share.kept, share.set_digest))
+    if len(released) != 1 or released.pop()[0] != outcome.sites:
+        raise MessageInvalid(f"round {outcome.round}: the aggregators released another set than the coordinator says")
+
+
+def _open(body: bytes, identity: str) -> "_Signed":
+    """The signed envelope in a body, once its size and signature hold."""
+    if len(body) > MAX_BODY:
+        raise MessageInvalid(f"message of {len(body)} bytes is over the limit")
     try:
-        outer = _Signed.model_validate_json(packet.body)
+        outer = _Signed.model_validate_json(body)
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity))
         public.verify(bytes.fromhex(outer.signature), _signed_bytes(outer.kind, outer.message, outer.blobs))
     except (ValidationError, InvalidSignature, ValueError) as err:
         raise MessageInvalid("message is malformed or not signed by the expected identity") from err
-    if outer.blobs != {name: hashlib.sha256(blob).hexdigest() for name, blob in packet.blobs.items()}:
-        raise MessageInvalid(f"blobs of the {outer.kind} message are not those that were signed")
+    return outer
+
+
+def _read(outer: "_Signed", models: Sequence[type[M]]) -> M:
+    """The message in an envelope, by the model of its kind."""
     for model in models:
         if model.kind == outer.kind:
             try:

@@ -4,6 +4,7 @@ The order inside `_step` is the site's whole protection: signature, approval, st
 records. Whatever fails leaves the charge standing, never a release without one.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -24,7 +25,16 @@ from .aggregator import AggregatorRole
 from .approval import charge, noise, record_budget
 from .data import read as read_records
 from .enrolment import Enrolment
-from .errors import ChargeRefused, MessageInvalid, ModelUnusable, StaleLease
+from .errors import (
+    ChargeRefused,
+    MessageInvalid,
+    ModelUnusable,
+    PolicyInvalid,
+    RoundOver,
+    SiteNotReady,
+    StaleLease,
+    StepFailed,
+)
 from .files import read_private, write_private
 from .identity import NodeIdentity
 from .messages import (
@@ -33,12 +43,14 @@ from .messages import (
     Packet,
     Prepare,
     Ready,
+    Request,
     RoundPlan,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
     Update,
+    require_evidence,
     sign,
     verify,
 )
@@ -51,6 +63,8 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+_ENTRIES_A_MESSAGE = 256
 
 
 class Node:
@@ -84,7 +98,7 @@ class Node:
 
     def _prepare(self, packet: Packet) -> Packet:
         message = verify(packet, self._enrolment.coordinator, Prepare)
-        study = self._admit(message.study, message.run, message.lease)
+        study = self._admit(message)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         records: tuple[Entry, ...] = ()
         if self._trains(study):
@@ -96,10 +110,14 @@ class Node:
 
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
-        study = self._admit(plan.study, plan.run, plan.lease)
+        study = self._admit(plan)
         if not self._trains(study):
             raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
-        self._settle_outcomes(plan.run, plan.outcomes)
+        self._settle_outcomes(study, plan.run, plan.outcomes)
+        if self._require_ledger().is_settled(plan.run, plan.round):
+            raise RoundOver(
+                f"round {plan.round} of run {plan.run} is settled here; another draw would be another release"
+            )
         envelopes = self._outbox.get(plan.run, plan.round)
         if envelopes is None:
             envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
@@ -119,12 +137,17 @@ class Node:
         policy = load_policy(self._home)
         trainer = self._trainer_for(study, policy)
         self._reserve(study, policy, plan.run, plan.round)
-        vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+        try:
+            vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+        except Exception as err:  # whatever it is, the coordinator is told one and the same
+            logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
+            raise StepFailed("the step failed after its charge; the site's log says why") from err
         context = ShareContext(
             study=plan.study,
             run=plan.run,
             round=plan.round,
             site=self._enrolment.name,
+            state=hashlib.sha256(state).hexdigest(),
             dim=study.dim,
             ring_bits=study.ring_bits,
             scale_bits=study.scale_bits,
@@ -142,12 +165,13 @@ class Node:
 
     def _aggregate(self, packet: Packet) -> Packet:
         order = verify(packet, self._enrolment.coordinator, AggregateOrder)
-        study = self._admit(order.study, order.run, order.lease)
+        study = self._admit(order)
         try:
             release = self._aggregator.aggregate(
                 study,
                 run=order.run,
                 round_number=order.round,
+                state=order.state,
                 attempt=order.attempt,
                 cohort=order.cohort,
                 shares=packet.blobs,
@@ -157,6 +181,7 @@ class Node:
             return sign(bound, self._identity.signer)
         answer = ShareOfTotal(
             request=packet.digest(),
+            study=order.study,
             run=order.run,
             round=order.round,
             kept=release.kept,
@@ -166,23 +191,41 @@ class Node:
 
     def _settle(self, packet: Packet) -> Packet:
         message = verify(packet, self._enrolment.coordinator, Settle)
-        study = self._admit(message.study, message.run, message.lease)
+        study = self._admit(message)
         records: tuple[Entry, ...] = ()
         if self._trains(study):
-            self._settle_outcomes(message.run, message.outcomes)
+            self._settle_outcomes(study, message.run, message.outcomes)
             records = self._ledger_since(message.ledger_from)
         if message.final and self._aggregates(study):
             self._aggregator.end(message.run)
         return sign(Settled(request=packet.digest(), ledger=records), self._identity.signer)
 
-    def _admit(self, study_hash: str, run: str, lease: int) -> Study:
-        """The approved study of a message whose lease is not older than the newest seen for its run."""
+    def _admit(self, message: Request) -> Study:
+        """The approved study of a message to this node, from the newest driver of a run of that study.
+
+        Raises:
+            MessageInvalid: it is for another node, or names another study than the run began with.
+            StaleLease: a newer driver has spoken already.
+            ClientNodeError: the study may not run here.
+        """
+        if message.to != self._enrolment.name:
+            raise MessageInvalid(f"the message is for {message.to}, this is {self._enrolment.name}")
         seen = json.loads(read_private(self._leases)) if self._leases.exists() else {}
-        if lease < seen.get(run, 0):
-            raise StaleLease(f"run {run} is driven under lease {seen[run]}, this message is from lease {lease}")
-        study = approved_study(self._home, study_hash)
-        if lease > seen.get(run, 0):
-            write_private(self._leases, json.dumps(seen | {run: lease}).encode())
+        study_hash, lease = seen.get(message.run, (message.study, 0))
+        if study_hash != message.study:
+            raise MessageInvalid(f"run {message.run} is of study {study_hash[:12]}, not of {message.study[:12]}")
+        if message.lease < lease:
+            raise StaleLease(
+                f"run {message.run} is driven under lease {lease}, this message is from lease {message.lease}"
+            )
+        try:
+            study = approved_study(self._home, message.study)
+        except PolicyInvalid as err:
+            logger.error("%s", err)
+            raise SiteNotReady("the site's policy cannot be read; its log says why") from err
+        if message.lease > lease:
+            newest = seen | {message.run: (message.study, message.lease)}
+            write_private(self._leases, json.dumps(newest).encode())
         return study
 
     def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
@@ -204,6 +247,7 @@ class Node:
             )
 
     def _reserve(self, study: Study, policy: SitePolicy, run: str, round_number: int) -> None:
+        record_budget(self._require_ledger(), policy)  # a cap lowered meanwhile counts from the next round on
         release = charge(study, policy, run=run, round_number=round_number)
         try:
             self._require_ledger().reserve(release, unprotected_allowed=self._may_go_unprotected(study, policy))
@@ -214,16 +258,22 @@ class Node:
     def _may_go_unprotected(study: Study, policy: SitePolicy) -> bool:
         return study.study_hash in policy.studies.unprotected
 
-    def _settle_outcomes(self, run: str, outcomes: tuple[Outcome, ...]) -> None:
+    def _settle_outcomes(self, study: Study, run: str, outcomes: tuple[Outcome, ...]) -> None:
+        """Signs what was summed in rounds that this site took part in, as all three aggregators have signed it."""
+        ledger = self._require_ledger()
         for outcome in outcomes:
-            self._require_ledger().settle(run, outcome.round, outcome.sites)
+            if ledger.is_open(run, outcome.round):
+                require_evidence(study, run, outcome)
+                ledger.settle(run, outcome.round, outcome.sites)
             self._outbox.drop(run, outcome.round)
 
     def _ledger_since(self, since: int) -> tuple[Entry, ...]:
-        return tuple(self._require_ledger().entries(since))
+        """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
+        return tuple(self._require_ledger().entries(since)[:_ENTRIES_A_MESSAGE])
 
     def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer":
-        if self._trainer is None or self._trainer[0] != study.study_hash:
+        wanted = _trainer_key(study, policy)
+        if self._trainer is None or self._trainer[0] != wanted:
             from .trainer import Trainer  # loads torch, which a node that only aggregates does without
 
             try:
@@ -234,10 +284,14 @@ class Node:
                     site=self._enrolment.name,
                     site_noise=noise(study),
                     max_rows=policy.limits.max_rows_per_batch,
+                    threads=policy.limits.threads,
                 )
-            except ModelError as err:
-                raise ModelUnusable(str(err)) from err
-            self._trainer = study.study_hash, trainer
+            except (ModelError, PrivacyError) as err:
+                logger.error("study %s cannot be computed here: %s", study.name, err)
+                raise ModelUnusable(
+                    "the backbone or the limits here do not fit the study; the site's log says why"
+                ) from err
+            self._trainer = wanted, trainer
         return self._trainer[1]
 
     def _site_index(self, study: Study) -> int:
@@ -258,3 +312,13 @@ class Node:
         if self._ledger is None:
             raise MessageInvalid(f"{self._enrolment.name} keeps no ledger: it does not train")
         return self._ledger
+
+
+def _trainer_key(study: Study, policy: SitePolicy) -> str:
+    """Changes whenever the model, the records or their columns may have: then both are read anew."""
+    try:
+        found = policy.data.path.stat()
+        version = (found.st_mtime_ns, found.st_size)
+    except OSError:
+        version = (0, 0)
+    return repr((study.study_hash, policy.data, policy.backbone, policy.limits, version))

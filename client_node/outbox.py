@@ -34,7 +34,8 @@ class Outbox:
         write_private(folder / "complete", b"")
 
     def drop(self, run: str, round_number: int) -> None:
-        """Forgets a settled round."""
+        """Forgets a settled round; its end is marked first, so that half a deletion is no half round."""
+        (self._folder(run, round_number) / "complete").unlink(missing_ok=True)
         shutil.rmtree(self._folder(run, round_number), ignore_errors=True)
 
     def _folder(self, run: str, round_number: int) -> Path:

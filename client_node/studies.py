@@ -66,18 +66,12 @@ def cached_study(home: Path, study_hash: str) -> Study:
 
 
 def find_study(home: Path, text: str) -> Study:
-    """The one study whose hash begins with `text` (at least 8 digits) or whose name is `text`.
-
-    One that is not in the cache is asked of the coordinator.
+    """The one study in the cache whose hash begins with `text` (at least 8 digits) or whose name is `text`.
 
     Raises:
         StudyUnknown: none, or several.
-        CoordinatorUnreachable: it is not in the cache and nobody can be asked.
     """
-    found = [study for study in known_studies(home) if _is_meant(study, text)]
-    if not found:
-        refresh(home)
-        found = [study for study in known_studies(home) if _is_meant(study, text)]
+    found = [study for study in known_studies(home) if is_meant(study, text)]
     if len(found) == 1:
         return found[0]
     hint = "give more of its hash" if found else "`client-node study list` shows those that are known"
@@ -128,7 +122,8 @@ def _checked(offered: object, coordinator: str) -> Study:
     return study
 
 
-def _is_meant(study: Study, text: str) -> bool:
+def is_meant(study: Study, text: str) -> bool:
+    """Whether `text` is the study's name, or at least 8 digits that its hash begins with."""
     prefix = text.lower()
     return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
 

@@ -201,11 +201,7 @@ class Study(Settings):
         return problems
 
     def _ring_problems(self) -> list[str]:
-        """A sum must not wrap: twice the expected batch in one coordinate and ten standard deviations of noise."""
-        privacy, sites = self.draft.privacy, len(self.sites)
-        share = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
-        noise_std = privacy.noise_multiplier * privacy.clip_norm * (sites / max(share, 1)) ** 0.5
-        largest = 2.0**self.scale_bits * (2 * self.draft.rounds.batch_units * privacy.clip_norm + 10 * noise_std)
+        largest = 2.0**self.scale_bits * self.draft.largest_total
         if largest < 2.0 ** (self.ring_bits - 1):
             return []
         return [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
@@ -25,7 +26,15 @@ class Trainer:
     """One study's model and one site's records."""
 
     def __init__(
-        self, study: Study, backbone: Path, read: Callable[[], Records], *, site: str, site_noise: int, max_rows: int
+        self,
+        study: Study,
+        backbone: Path,
+        read: Callable[[], Records],
+        *,
+        site: str,
+        site_noise: int,
+        max_rows: int,
+        threads: int,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
 
@@ -35,12 +44,25 @@ class Trainer:
             site: name of this site in the study.
             site_noise: std of this site's noise in ring units.
             max_rows: rows of one microbatch.
+            threads: of this process's arithmetic.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
+            InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
         loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
-        self._study, self._read, self._site, self._noise, self._max_rows = study, read, site, site_noise, max_rows
+        self._study, self._read, self._site = study, read, site
+        privacy = study.draft.privacy
+        self._terms = ReleaseTerms(
+            mode=privacy.mode,
+            clip_norm=privacy.clip_norm,
+            sample_rate=privacy.sample_rate,
+            site_noise_int=site_noise,
+            scale_bits=study.scale_bits,
+            max_rows_per_batch=max_rows,
+            max_records_per_unit=study.draft.data.max_records_per_unit,
+        )
+        torch.set_num_threads(threads)
         head = PooledHead(loaded.center, loaded.whiten)
         self.adapted: AdaptedModel = attach(loaded.model, AdapterConfig(**study.adapter_config()), head=head)
         if self.adapted.layout.dim != study.dim:
@@ -54,7 +76,7 @@ class Trainer:
         tokens, labels, units = self._load()
         self.adapted.load_state(state)
         return private_release(
-            self.adapted, tokens, labels, units, terms=self._terms(), source=self._source(round_number)
+            self.adapted, tokens, labels, units, terms=self._terms, source=self._source(round_number)
         )
 
     def _load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,18 +84,6 @@ class Trainer:
             records = self._read()
             self._records = records.tokens(self._study.record_schema()), records.labels, records.units
         return self._records
-
-    def _terms(self) -> ReleaseTerms:
-        privacy = self._study.draft.privacy
-        return ReleaseTerms(
-            mode=privacy.mode,
-            clip_norm=privacy.clip_norm,
-            sample_rate=privacy.sample_rate,
-            site_noise_int=self._noise,
-            scale_bits=self._study.scale_bits,
-            max_rows_per_batch=self._max_rows,
-            max_records_per_unit=self._study.draft.data.max_records_per_unit,
-        )
 
     def _source(self, round_number: int) -> Callable[[int], bytes]:
         """The operating system's CSPRNG, or without privacy a stream that repeats, so that runs can be compared."""

@@ -6,6 +6,7 @@ by Ctrl-C.
 
 import json
 import logging
+import os
 import re
 import secrets
 import signal
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..client_node.enrolment import Role
@@ -64,6 +66,7 @@ _state = {"debug": False}
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     """Common options."""
+    os.umask(0o077)  # whatever a federation writes is its operator's alone
     _state["debug"] = debug
 
 
@@ -215,7 +218,10 @@ def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     from .watch import watch
 
     with told(), opened(home) as store:
-        raise typer.Exit(0 if watch(store, run, err).state == "done" else FAILED)
+        ended = watch(store, run, err)
+        if ended.error:
+            err.print(ended.error, markup=False, highlight=False)
+        raise typer.Exit(0 if ended.state == "done" else FAILED)
 
 
 @run_app.command("stop")
@@ -404,5 +410,5 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))  # nodes' words are in it
     out.print(table)

@@ -188,7 +188,9 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             compared = references(study, bench.backbone, train, held_out)
         private = study.draft.privacy.mode != "none"
         return {
-            "epsilon": results.largest_epsilon(store, study, colluding=1) if private else None,
+            "epsilon": results.largest_epsilon(store, study, colluding=1).pld if private else None,
+            "epsilon_rdp": results.largest_epsilon(store, study, colluding=1).rdp if private else None,
+            "unit": study.draft.data.unit,
             "delta": study.draft.privacy.delta if private else None,
             "auc_private": found["auc"]["value"],
             "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
@@ -208,38 +210,28 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
 
 
 def _show(outcome: dict[str, Any], console: Console) -> None:
-    table = Table(title="What came out", title_justify="left", show_header=False)
     low, high = outcome["auc_private_interval"]
-    rows = [
-        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone with an untrained head"),
-        (
-            "AUC without privacy",
-            f"{outcome['auc_nonprivate']:.3f}",
-            "same study, no noise, no clipping loss measured here",
-        ),
+    figures = [
+        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
+        ("AUC without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise, measured here"),
         ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
-        ("  head alone, private", f"{outcome['auc_head_only']:.3f}", "the same noise, no adapters: what the head did"),
-        (
-            "  control, private",
-            f"{outcome['auc_control']:.3f}",
-            "logistic regression on the record's words, same noise",
-        ),
-    ]
-    if outcome["epsilon"] is not None:
-        rows.append(
-            ("ε, δ per patient", f"{outcome['epsilon']:.2f}, {outcome['delta']:g}", "largest over sites, one colluding")
-        )
-    rows += [
+        ("  a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
+        ("  a control", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
         ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
         ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
         ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
-        ("report", outcome["report_html"], "verify: coordinator budget verify " + outcome["report_json"]),
-        ("adapter", outcome["adapter"], "PeftModel.from_pretrained loads it on the backbone"),
-        ("backbone", outcome["backbone"], ""),
     ]
-    for row in rows:
+    if outcome["epsilon"] is not None:
+        spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
+        bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
+        figures.insert(3, ("ε by PLD", spent, bound))
+    table = Table(title="What came out", title_justify="left", show_header=False, box=None)
+    for row in figures:
         table.add_row(*row)
     console.print(table)
+    for label in ("report_html", "report_json", "adapter", "backbone"):
+        console.print(f"{label.replace('_', ' '):12s} {outcome[label]}", soft_wrap=True, highlight=False)
+    console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:

@@ -17,8 +17,6 @@ from .run_folder import write_durably
 from .store import Node, Store, StudyRow
 from .studies import start_file
 
-_BATCH_SLACK = 4  # a Poisson batch this many times the expected one does not wrap the ring
-
 
 def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     """Makes the draft in `draft_file` a signed study of this federation and stores it.
@@ -38,10 +36,8 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
     dim = adapted.layout.dim
-    noise_std = draft.privacy.noise_multiplier * draft.privacy.clip_norm
-    # Bounds an entry of the total over all sites, so the ring is planned for one vector of that size.
-    max_total = _BATCH_SLACK * draft.rounds.batch_units * draft.privacy.clip_norm + 10 * noise_std
-    ring = plan_ring(1, max_total, dim, draft.privacy.clip_norm)
+    # `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
+    ring = plan_ring(1, draft.largest_total, dim, draft.privacy.clip_norm)
     study = Study.from_draft(
         draft,
         backbone_hash=backbone.hash,

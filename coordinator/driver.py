@@ -4,10 +4,12 @@ import logging
 import threading
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
+
 from ..client_node.errors import ClientNodeError
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
-from .errors import CoordinatorError, LeaseLost, RunStopped
+from .errors import Conflict, CoordinatorError, LeaseLost, RunStopped
 from .fleet import Fleet
 from .pki import Pki
 from .register import Register
@@ -34,7 +36,6 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
     start = study_start(home, study)
     pki = Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
-    revoked = {node.name for node in store.nodes() if node.revoked_at is not None}
     state = Drive(
         fleet=fleet,
         store=store,
@@ -46,14 +47,15 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
         signer=pki.signer,
         start=start.start,
         head_size=start.head_size,
-        sites=tuple(site.name for site in study.sites if site.name not in revoked),
     )
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(store, run_id, state.lease, ended), daemon=True)
     heart.start()
     try:
-        store.set_run_state(run_id, "running", lease=state.lease)
+        store.begin_driving(run_id, state.lease)
         drive_run(state)
+    except Conflict as err:
+        logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
     except RunStopped as err:
@@ -75,3 +77,5 @@ def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None
             store.beat(run_id, lease)
         except LeaseLost:
             return  # the driver meets the same refusal at its next commit
+        except OperationalError as err:  # the database is busy for longer than it should be; the next beat tries again
+            logger.warning("run %s: no heartbeat: %s", run_id, err.orig)

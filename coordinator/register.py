@@ -39,6 +39,7 @@ class Register:
                 session.add(node)
             node.roles = ",".join(roles)
             node.invite_digest, node.invite_expires = digest, time.time() + VALID_S
+            node.revoked_at = None  # set here only if the last invitation was withdrawn
             self._store.audit(session, f"{name} invited to {node.roles}")
         return code_text(address, secret, self._pki.ca_digest)
 
@@ -80,10 +81,11 @@ class Register:
         return answer
 
     def revoke(self, name: str) -> None:
-        """Turns a node out: the gate refuses its next request."""
+        """Turns a node out, the code it was invited with included: the gate refuses its next request."""
         node = self._store.node(name)
+        turned_out = {"revoked_at": time.time(), "invite_digest": None}
         with self._store.session() as session:
-            session.execute(update(Node).where(Node.name == node.name).values(revoked_at=time.time()))
+            session.execute(update(Node).where(Node.name == node.name).values(**turned_out))
             self._store.audit(session, f"{name} revoked")
 
     def site_of(self, key: str) -> str | None:

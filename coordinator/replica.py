@@ -42,7 +42,14 @@ class LedgerReplica:
         """Every replicated entry of `site`, in order."""
         return [Entry.model_validate_json(row.entry) for row in self._store.ledger(site)]
 
-    def settled_rounds(self, site: str, run: str) -> set[int]:
-        """Rounds of `run` whose outcome the site has signed."""
-        settled = [Entry.model_validate_json(row.entry).body for row in self._store.ledger(site, kind="settle")]
-        return {int(str(body["round"])) for body in settled if body["run"] == run}
+    def has_charge(self, site: str, run: str, round_number: int) -> bool:
+        """Whether the site has signed a charge for this round."""
+        return round_number in self._rounds(site, run, "reserve")
+
+    def open_rounds(self, site: str, run: str) -> set[int]:
+        """Rounds of `run` that the site has charged and whose outcome it has not signed yet."""
+        return self._rounds(site, run, "reserve") - self._rounds(site, run, "settle")
+
+    def _rounds(self, site: str, run: str, kind: str) -> set[int]:
+        bodies = [Entry.model_validate_json(row.entry).body for row in self._store.ledger(site, kind=kind)]
+        return {int(str(body["round"])) for body in bodies if body["run"] == run}

@@ -17,7 +17,7 @@ from ..models.backbone import load as load_backbone
 from ..models.evaluation import accuracy, auc
 from ..models.head import PooledHead, classify
 from ..models.peft_format import ModelCard, export
-from ..privacy.charges import Books, spent
+from ..privacy.charges import Books, Spent, spent
 from .errors import Conflict
 from .replica import LedgerReplica
 from .run_folder import RunFolder
@@ -58,7 +58,7 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
         rounds=store.last_round(run_id).number,
         unit=study.draft.data.unit,
         mode=privacy.mode,
-        epsilon=largest_epsilon(store, study, colluding=privacy.collusion) if has_guarantee else None,
+        epsilon=largest_epsilon(store, study, colluding=privacy.collusion).pld if has_guarantee else None,
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
     )
@@ -66,15 +66,15 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
     return card
 
 
-def largest_epsilon(store: Store, study: Study, *, colluding: int) -> float:
-    """The most that any site has spent on a data set of the study's unit, by PLD, at the study's delta."""
-    replica, worst = LedgerReplica(store), 0.0
+def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
+    """The most that any site has spent on a data set of the study's unit, at the study's delta."""
+    replica, worst = LedgerReplica(store), Spent(0.0, 0.0, 0, 0)
     for site in study.sites:
         books = Books.replay(replica.entries(site.name))
         for dataset, unit in books.accounts():
             if unit == study.draft.data.unit:
-                releases = books.releases(dataset, unit)
-                worst = max(worst, spent(releases, colluding=colluding, delta=study.draft.privacy.delta).pld)
+                found = spent(books.releases(dataset, unit), colluding=colluding, delta=study.draft.privacy.delta)
+                worst = max(worst, found, key=lambda one: one.pld)
     return worst
 
 

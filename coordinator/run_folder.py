@@ -44,9 +44,13 @@ class RunFolder:
 
     def prune(self, committed_round: int) -> None:
         """Drops what no restart needs once `committed_round` is committed."""
-        shutil.rmtree(self._envelopes(committed_round), ignore_errors=True)
-        for path in self.path.glob(f"state-{committed_round - 2}-*.safetensors"):
-            path.unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            kind, _, rest = path.name.partition("-")
+            number = rest.partition("-")[0]
+            if kind == "envelopes" and int(number) <= committed_round:
+                shutil.rmtree(path, ignore_errors=True)
+            if kind == "state" and int(number) <= committed_round - 2:
+                path.unlink(missing_ok=True)
 
     def load(self, round_number: int, state_hash: str) -> Checkpoint:
         """The checkpoint of a committed round. Raises `StateDamaged` if the file is not the committed one."""

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, LargeBinary, String, Text, create_engine, event, func, select, update
+from sqlalchemy import Double, ForeignKey, LargeBinary, String, Text, create_engine, event, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from .errors import LeaseLost, NotFound
+from .errors import Conflict, LeaseLost, NotFound
 
 RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
 
 
 class Base(DeclarativeBase):
     """Declarative base of every table."""
+
+    type_annotation_map: ClassVar = {float: Double}  # seconds since 1970 do not fit in a single-precision FLOAT
 
 
 class Node(Base):
@@ -75,6 +77,7 @@ class Round(Base):
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
+    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
     state_hash: Mapped[str] = mapped_column(String(64))
     seconds: Mapped[float]
     bytes_per_site: Mapped[int]  # sealed bytes that one site sent
@@ -169,7 +172,8 @@ class Store:
             by_name = select(StudyRow).where(StudyRow.name == name_or_hash).order_by(StudyRow.created_at.desc())
             row = session.scalars(by_name.limit(1)).first()
             if row is None and len(name_or_hash) >= 8:
-                row = session.scalars(select(StudyRow).where(StudyRow.hash.startswith(name_or_hash)).limit(1)).first()
+                by_hash = select(StudyRow).where(StudyRow.hash.startswith(name_or_hash, autoescape=True))
+                row = session.scalars(by_hash.limit(1)).first()
         if row is None:
             raise NotFound(f"no study is called {name_or_hash!r}; `coordinator study list` shows them")
         return row
@@ -218,13 +222,21 @@ class Store:
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
+    def begin_driving(self, run_id: str, lease: int) -> None:
+        """Marks a pending run as running. Raises `Conflict` for one that ended, `LeaseLost` for an overtaken driver."""
+        with self.session() as session:
+            run = session.get(Run, run_id)
+            if run is None or run.state not in ("pending", "running", "stopping"):
+                raise Conflict(f"run {run_id} has ended; there is nothing to drive")
+            state = "stopping" if run.state == "stopping" else "running"
+            self._fenced(session, run_id, lease, {"state": state, "error": None})
+
     def set_run_state(
         self, run_id: str, state: RunState, *, lease: int | None = None, error: str | None = None
     ) -> None:
         """Moves a run to `state`; with `lease`, only for its holder."""
-        values: dict[str, Any] = {"state": state, "error": error}
-        if state in ("stopped", "done", "failed"):
-            values["ended_at"] = time.time()
+        ended_at = time.time() if state in ("stopped", "done", "failed") else None
+        values: dict[str, Any] = {"state": state, "error": error, "ended_at": ended_at}
         with self.session() as session:
             if lease is None:
                 session.execute(update(Run).where(Run.id == run_id).values(**values))

@@ -2,7 +2,8 @@
 
 Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
 that lies can spoil the total unseen. There is no check of an update's norm on the shares: a malicious site can shift
-the total as far as the ring goes.
+the total as far as the ring goes. Every update in a total started from the one state that the order names; that the
+sites trained on it as agreed is not checked.
 """
 
 import logging
@@ -47,7 +48,7 @@ class Submission:
 
 
 def admit(order: Order, aggregator_id: int, site: str, data: bytes) -> Submission | None:
-    """The site's share, or None where the bytes are not what the site sealed for this party and round.
+    """The site's share, or None where the bytes are not what the site sealed for this party, round and state.
 
     Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
     """

@@ -4,6 +4,8 @@ Everything that is hashed, signed or used as a key-derivation context in this fo
 no two different tuples under one label give the same bytes.
 """
 
+import re
+
 from .errors import InvalidField
 
 NUM_AGGREGATORS = 3
@@ -11,6 +13,7 @@ MAX_DIM = 2**27  # a 64-bit share is then 1 GiB
 MAX_COHORT = 4096
 MAX_TEXT = 128  # bytes of UTF-8 in a name
 MAX_ROUND = 2**31 - 1
+_HEX_64 = re.compile(r"[0-9a-f]{64}")
 
 
 def text(name: str, value: object) -> str:
@@ -43,6 +46,17 @@ def octets(name: str, value: object, size: int) -> bytes:
     """
     if not isinstance(value, bytes) or len(value) != size:
         raise InvalidField(f"{name} must be {size} bytes")
+    return value
+
+
+def hex_64(name: str, value: object) -> str:
+    """`value`, if it is 64 lower-case hex digits: a SHA-256 or a public key in its only spelling.
+
+    Raises:
+        InvalidField: it is not.
+    """
+    if not isinstance(value, str) or not _HEX_64.fullmatch(value):
+        raise InvalidField(f"{name} must be 64 lower-case hex digits, got {_shown(value)}")
     return value
 
 

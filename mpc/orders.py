@@ -3,20 +3,18 @@
 The checks run at both ends, in the constructors.
 """
 
-import re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from .errors import InvalidField
-from .fields import MAX_COHORT, MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, octets, text, whole
+from .fields import MAX_COHORT, MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, hex_64, octets, text, whole
 from .journal import RoundId
 from .ring import Ring
 from .sealing import KEY_BYTES
 from .shares import ShareContext
 
 _MAX_PEM = 16_384
-_IDENTITY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +55,7 @@ class Order:
     study: str
     run: str
     round: int
+    state: str  # SHA-256 in hex of the vector that the round starts from: updates of another do not open
     attempt: int
     cohort: tuple[tuple[str, str], ...]  # (site, hex of its Ed25519 public key), from this aggregator's own study
     dim: int
@@ -69,6 +68,7 @@ class Order:
         text("study", self.study)
         text("run", self.run)
         whole("round", self.round, 0, MAX_ROUND)
+        hex_64("state", self.state)
         whole("attempt", self.attempt, 0, 2**31 - 1)
         whole("dim", self.dim, 1, MAX_DIM)
         whole("min_sites", self.min_sites, 2, MAX_COHORT)
@@ -80,8 +80,7 @@ class Order:
             if not isinstance(member, tuple) or len(member) != 2:
                 raise InvalidField("cohort members are pairs of name and identity")
             text("site", member[0])
-            if not isinstance(member[1], str) or not _IDENTITY.fullmatch(member[1]):
-                raise InvalidField(f"the identity of site {member[0]} must be 64 hex digits")
+            hex_64(f"the identity of site {member[0]}", member[1])
         for place, what in enumerate(("site", "identity")):  # one organisation under two names would count twice
             if len({member[place] for member in self.cohort}) != len(self.cohort):
                 raise InvalidField(f"a {what} stands twice in the cohort")
@@ -102,6 +101,7 @@ class Order:
             study=self.study,
             run=self.run,
             round=self.round,
+            state=self.state,
             site=site,
             dim=self.dim,
             ring_bits=self.ring_bits,
@@ -110,11 +110,10 @@ class Order:
 
     def digest(self) -> bytes:
         """SHA-256 over all that the three parties' orders must have in common."""
+        place = (self.study, self.run, self.round, self.state, self.attempt)
         common = (self.dim, self.ring_bits, self.scale_bits, self.min_sites, len(self.cohort))
         members = (word for member in self.cohort for word in member)
-        return sha256(
-            canonical("confide/mpc/order/1", self.study, self.run, self.round, self.attempt, *common, *members)
-        ).digest()
+        return sha256(canonical("confide/mpc/order/1", *place, *common, *members)).digest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,16 +98,15 @@ def encode(values: npt.NDArray[np.floating[Any]], ring: Ring, max_abs: float) ->
 
 
 def from_integers(values: npt.NDArray[np.int64], ring: Ring) -> RingVector:
-    """Exact integers, in units of 2**-scale_bits, as ring elements.
+    """Integers, in units of 2**-scale_bits, modulo 2**bits.
 
-    Raises:
-        OutOfRange: an entry is outside [-2**(bits - 1), 2**(bits - 1)): it would be read back as another number.
+    No value is refused: an error that depends on one site's noised integers would tell more of them than the sum does.
+    An entry, or a sum, outside [-2**(bits - 1), 2**(bits - 1)) is therefore read back as another number and nothing
+    notices, so plan the ring for the noise as well. What cancels within a sum is right nonetheless.
     """
     if values.dtype != np.int64 or values.ndim != 1:
         raise InvalidField(f"need one int64 vector, got {values.dtype} of {values.ndim} dimensions")
-    if ring.bits == 32 and values.size and not -(2**31) <= int(values.min()) <= int(values.max()) < 2**31:
-        raise OutOfRange("an entry does not fit in 32 bits")
-    return values.astype(ring.signed).view(ring.unsigned)
+    return values.astype(ring.unsigned)  # to an unsigned type C converts modulo 2**bits
 
 
 def decode(total: RingVector, ring: Ring) -> npt.NDArray[np.float64]:

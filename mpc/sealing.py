@@ -2,7 +2,8 @@
 
 The relay between site and aggregators learns the sizes and nothing else. HPKE's base mode does not say who sealed:
 the Ed25519 signature does, and it covers the digests of all three ciphertexts, so that the parties can tell whether
-they hold parts of one and the same update. Site side: numpy and cryptography only. Byte layout: docs/formats-mpc.md.
+they hold parts of one and the same update. Site and relay: numpy and cryptography only. Byte layout:
+docs/formats-mpc.md.
 """
 
 from collections.abc import Sequence
@@ -90,6 +91,35 @@ def seal_update(
     return tuple(Envelope(part, digests, signature) for part in sealed)  # type: ignore[return-value]  # three of them
 
 
+def check_update(envelopes: Sequence[bytes], context: ShareContext, identity: bytes) -> None:
+    """Checks all that can be checked of a site's three envelopes without opening one; for the relay.
+
+    A site that signs two sets of digests for one round, and gets both past the relay, stops that round at every attempt
+    (`Equivocation`). What passes here can at worst fail to open, and then its site is left out.
+
+    Args:
+        envelopes: for aggregators 0, 1, 2.
+        identity: the site's raw Ed25519 public key.
+
+    Raises:
+        EnvelopeRejected: not three, or one is too long or no envelope, carries other digests than the first, holds
+            other sealed bytes than it says, or is not signed by this site for this context; the message says which.
+    """
+    if len(envelopes) != NUM_AGGREGATORS:
+        raise EnvelopeRejected(f"{len(envelopes)} envelopes; one is needed for each of {NUM_AGGREGATORS} aggregators")
+    limit = max_envelope_bytes(context.dim, context.ring_bits)
+    digests = None
+    for aggregator_id, data in enumerate(envelopes):
+        try:
+            envelope = Envelope.from_bytes(data, max_bytes=limit)
+            digests = digests or envelope.digests
+            if envelope.digests != digests:
+                raise EnvelopeRejected("the digests are not those of the envelope for aggregator 0")
+            _check_signed(envelope, context, aggregator_id, identity)
+        except EnvelopeRejected as err:
+            raise EnvelopeRejected(f"envelope for aggregator {aggregator_id}: {err}") from err
+
+
 def open_envelope(
     envelope: Envelope, context: ShareContext, aggregator_id: int, *, identity: bytes, private_key: bytes
 ) -> Share:
@@ -103,22 +133,26 @@ def open_envelope(
         EnvelopeRejected: one of them is not.
     """
     whole("aggregator_id", aggregator_id, 0, NUM_AGGREGATORS - 1)
-    try:
-        key = Ed25519PublicKey.from_public_bytes(octets("identity", identity, KEY_BYTES))
-        key.verify(envelope.signature, _statement(context, envelope.digests))
-    except InvalidSignature as err:
-        raise EnvelopeRejected("the signature is not this site's for this round") from err
-    if sha256(envelope.sealed).digest() != envelope.digests[aggregator_id]:
-        raise EnvelopeRejected("the sealed bytes are not those that the site signed")
+    _check_signed(envelope, context, aggregator_id, identity)
     private = X25519PrivateKey.from_private_bytes(octets("private_key", private_key, KEY_BYTES))
     try:
         payload = _SUITE.decrypt(envelope.sealed, private, info=_info(context, aggregator_id))
         check_payload(payload, context)
     except InvalidTag as err:
-        raise EnvelopeRejected("the sealed bytes do not open with this key, party and round") from err
+        raise EnvelopeRejected("the sealed bytes do not open with this key, party, round and state") from err
     except ShareMalformed as err:
         raise EnvelopeRejected(str(err)) from err
     return Share(aggregator_id, payload)
+
+
+def _check_signed(envelope: Envelope, context: ShareContext, aggregator_id: int, identity: bytes) -> None:
+    try:
+        key = Ed25519PublicKey.from_public_bytes(octets("identity", identity, KEY_BYTES))
+        key.verify(envelope.signature, _statement(context, envelope.digests))
+    except InvalidSignature as err:
+        raise EnvelopeRejected("the signature is not this site's for this round and state") from err
+    if sha256(envelope.sealed).digest() != envelope.digests[aggregator_id]:
+        raise EnvelopeRejected("the sealed bytes are not those that the site signed")
 
 
 def _seal(share: Share, context: ShareContext, recipient: bytes) -> bytes:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .errors import InvalidField, ShareMalformed
-from .fields import MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, octets, text, whole
+from .fields import MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, hex_64, octets, text, whole
 from .ring import Ring, RingVector
 
 SEED_BYTES = 32
@@ -24,11 +24,16 @@ _VERSION, _SEED, _VECTOR = 1, 0, 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShareContext:
-    """All that a share is bound to: it opens, expands and counts in this place only."""
+    """All that a share is bound to: it opens, expands and counts in this place only.
+
+    `state` is among it because updates add up only if they start from one vector: whoever gives one site the real one
+    and the others one that makes their updates vanish would read the one site's update off the total.
+    """
 
     study: str
     run: str
     round: int
+    state: str  # SHA-256 in hex of the public vector that the update was computed from
     site: str
     dim: int  # entries of the vector
     ring_bits: int  # 32 or 64
@@ -38,6 +43,7 @@ class ShareContext:
         for name in ("study", "run", "site"):
             text(name, getattr(self, name))
         whole("round", self.round, 0, MAX_ROUND)
+        hex_64("state", self.state)
         whole("dim", self.dim, 1, MAX_DIM)
         Ring(self.ring_bits, self.scale_bits)  # refuses what is no ring
 
@@ -52,6 +58,7 @@ class ShareContext:
             self.study,
             self.run,
             self.round,
+            self.state,
             self.site,
             self.dim,
             self.ring_bits,

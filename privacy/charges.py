@@ -202,6 +202,9 @@ def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
         raise ValueError(f"{name} is settled already")
     if not settlement.summed or list(settlement.summed) != sorted(set(settlement.summed)):
         raise ValueError(f"{name}: the summed sites must be named once each, sorted")
+    least = booked.charge.release.sites
+    if booked.charge.release.mode == "distributed" and len(settlement.summed) < least:
+        raise ValueError(f"{name}: {len(settlement.summed)} sites summed, the charge is for at least {least}")
     strangers = set(settlement.summed) - set(booked.charge.cohort)
     if strangers:
         raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")

@@ -15,8 +15,7 @@ PrivacyError
     ├── UnitRepeated              a unit was met in two microbatches of one step
     ├── ClipperMisused            microbatch, backward and clipping came in another order than they must
     ├── BatchMalformed            the records of a step do not fit together
-    ├── SourceRefused             randomness that can be repeated where protection is asked for
-    └── RingOverflow              a sum that the ring cannot hold
+    └── SourceRefused             randomness that can be repeated where protection is asked for
 """
 
 
@@ -86,7 +85,3 @@ class BatchMalformed(StepError):
 
 class SourceRefused(StepError):
     """Randomness that can be repeated was given where protection is asked for."""
-
-
-class RingOverflow(StepError):
-    """A sum is not finite or too large for the ring: it would wrap around and nobody would notice."""

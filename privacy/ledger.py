@@ -125,6 +125,18 @@ class Ledger:
             releases = self._books.releases(dataset, unit)
         return charges.spent(releases, colluding=colluding, delta=delta)
 
+    def is_settled(self, run: str, round: int) -> bool:
+        """Whether the round's outcome is recorded, after which it must never be computed again."""
+        with self._reading():
+            booked = self._books.booked.get((run, round))
+            return booked is not None and booked.summed is not None
+
+    def is_open(self, run: str, round: int) -> bool:
+        """Whether the round is charged and its outcome not recorded yet."""
+        with self._reading():
+            booked = self._books.booked.get((run, round))
+            return booked is not None and booked.summed is None
+
     def set_budget(self, budget: Budget) -> None:
         """Puts `budget` in force for its data set and unit, from now on; what was spent stays spent."""
         with self._writing() as (_, append):

@@ -15,11 +15,11 @@ import torch
 from opacus.optimizers import DPOptimizer
 
 from .clipping import ClipReport, PerUnitClipper
-from .errors import ClipperMisused, InvalidPrivacyParameter, RingOverflow, UnprotectedGradient
+from .errors import ClipperMisused, InvalidPrivacyParameter, UnprotectedGradient
 from .noise import discrete_gaussian
 from .sampling import Integers, RandomBytes
 
-_RING_LIMIT = 2.0**62  # of a rounded sum: half of what an int64 holds, the rest is room for the noise
+_RING_LIMIT = 2.0**61  # of a rounded sum: a quarter of what an int64 holds, the rest is room for the noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +45,12 @@ class RingNoise:
     def add_to(self, total: npt.NDArray[np.float64]) -> Integers:
         """The noised sum in ring units, int64.
 
-        Raises:
-            RingOverflow: an entry is not finite or too large.
+        An entry is cut to the ring rather than refused: cutting moves no two sums further apart, while a refusal would
+        be an answer about records without noise. A clipped sum is finite; NaN would count as 0.
         """
-        scaled = np.rint(total * 2.0**self.scale_bits)
-        if not (np.abs(scaled) < _RING_LIMIT).all():  # NaN fails too
-            raise RingOverflow(f"an entry of the sum is not finite or at least 2**{62 - self.scale_bits} in size")
-        rounded = scaled.astype(np.int64)
+        scaled = np.nan_to_num(np.rint(total * 2.0**self.scale_bits), posinf=_RING_LIMIT, neginf=-_RING_LIMIT)
+        scaled = np.clip(scaled, -_RING_LIMIT, _RING_LIMIT)
+        rounded: Integers = scaled.astype(np.int64)
         return rounded + discrete_gaussian(self.sigma, rounded.size, self.source) if self.sigma else rounded
 
 

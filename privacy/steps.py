@@ -84,7 +84,6 @@ def private_release(
     Raises:
         BatchMalformed: shapes do not fit together.
         SourceRefused: a mode with noise and a source other than the operating system's.
-        RingOverflow: the sum does not fit the ring.
         UnprotectedGradient: something trainable is out of the clipper's reach.
     """
     if terms.mode != "none" and source is not os.urandom:

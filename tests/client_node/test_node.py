@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confide.client_node import node as node_module
 from confide.client_node.decisions import approve
 from confide.client_node.enrolment import Enrolment
-from confide.client_node.errors import ChargeRefused, MessageInvalid, ModelUnusable, StaleLease, StudyNotApproved
+from confide.client_node.errors import (
+    ChargeRefused,
+    MessageInvalid,
+    ModelUnusable,
+    RoundOver,
+    StaleLease,
+    StepFailed,
+    StudyNotApproved,
+)
 from confide.client_node.messages import (
     KeyCertificate,
     Message,
@@ -20,6 +29,7 @@ from confide.client_node.messages import (
     RoundPlan,
     Settle,
     Settled,
+    ShareOfTotal,
     Update,
     outgoing_fields,
     sign,
@@ -61,11 +71,11 @@ class Desk:
             for i, (party, (_, public)) in enumerate(zip(self.study.aggregators, self.party_keys, strict=True))
         )
         plan = RoundPlan(
+            to="svi",
             study=self.study.study_hash,
             run=RUN,
             lease=1,
             round=round_number,
-            cohort=self.study.site_names(),
             keys=(keys[0], keys[1], keys[2]),
             outcomes=(),
             ledger_from=0,
@@ -110,7 +120,7 @@ def desk(site: Site) -> Desk:
 
 
 def prepare(desk: Desk, lease: int = 1) -> Packet:
-    return desk.ask("prepare", Prepare(study=desk.study.study_hash, run=RUN, lease=lease, ledger_from=0))
+    return desk.ask("prepare", Prepare(to="svi", study=desk.study.study_hash, run=RUN, lease=lease, ledger_from=0))
 
 
 def opened(desk: Desk, packet: Packet) -> np.ndarray:
@@ -121,6 +131,7 @@ def opened(desk: Desk, packet: Packet) -> np.ndarray:
         run=RUN,
         round=1,
         site="svi",
+        state=hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest(),
         dim=study.dim,
         ring_bits=study.ring_bits,
         scale_bits=study.scale_bits,
@@ -161,23 +172,113 @@ def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monke
     assert desk.charges() == []
 
 
-def test_a_failure_after_the_charge_leaves_it_standing(desk, monkeypatch):
+def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, monkeypatch):
     def broken(*_: object) -> None:
-        raise OSError("disk")
+        raise OSError("patient 4711")
 
     monkeypatch.setattr(node_module, "read_records", broken)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(StepFailed) as failed:
         desk.step()
+    assert str(failed.value) == "the step failed after its charge; the site's log says why"
     assert desk.charges() == ["reserve"]
+
+
+def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:
+    """What the three aggregators signed for `sites`, under what the coordinator claims it to be."""
+    signed = [
+        sign(
+            ShareOfTotal(
+                request="0" * 64, study=desk.study.study_hash, run=RUN, round=1, kept=sites, set_digest="cd" * 32
+            ),
+            key_of(party.name),
+        ).body.decode()
+        for party in desk.study.aggregators
+    ]
+    return Outcome(round=1, sites=claimed or sites, evidence=tuple(signed))
+
+
+def settle(desk: Desk, outcome: Outcome) -> Packet:
+    message = Settle(
+        to="svi",
+        study=desk.study.study_hash,
+        run=RUN,
+        lease=1,
+        outcomes=(outcome,),
+        final=False,
+        ledger_from=len(desk.ledger.entries()),
+    )
+    return desk.ask("settle", message)
+
+
+ALL = ("other", "rest", "svhc", "svi")
 
 
 def test_a_settled_round_is_signed_with_the_set_really_summed_and_its_shares_are_forgotten(desk):
     desk.step()
-    outcome = Outcome(round=1, sites=("other", "rest", "svhc", "svi"))
-    settle = Settle(study=desk.study.study_hash, run=RUN, lease=1, outcomes=(outcome,), final=False, ledger_from=3)
-    answer = verify(desk.ask("settle", settle), desk.site.identity.identity_hex, Settled)
-    assert [entry.body["summed"] for entry in answer.ledger] == [list(outcome.sites)]
+    answer = verify(settle(desk, outcome_of(desk, ALL)), desk.site.identity.identity_hex, Settled)
+    assert [entry.body["summed"] for entry in answer.ledger] == [list(ALL)]
     assert not any((desk.site.home / "outbox" / RUN).iterdir())
+
+
+def test_a_settled_round_is_never_computed_again(desk):
+    desk.step()
+    settle(desk, outcome_of(desk, ALL))
+    with pytest.raises(RoundOver, match="another draw would be another release"):
+        desk.step()
+    with pytest.raises(RoundOver):
+        desk.restarted().step()
+
+
+def test_a_plan_that_settles_its_own_round_gets_nothing(desk):
+    desk.step()
+    with pytest.raises(RoundOver):
+        desk.step(outcomes=(outcome_of(desk, ALL),))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        lambda desk: outcome_of(desk, ALL[1:], claimed=ALL),
+        lambda desk: outcome_of(desk, ALL).model_copy(update={"evidence": ()}),
+        lambda desk: outcome_of(desk, ALL).model_copy(update={"evidence": outcome_of(desk, ALL).evidence[:1] * 3}),
+    ],
+    ids=["another set than was signed", "no signatures", "one aggregator three times"],
+)
+def test_a_set_that_the_aggregators_did_not_sign_is_not_believed(desk, outcome):
+    desk.step()
+    with pytest.raises(MessageInvalid):
+        settle(desk, outcome(desk))
+    assert desk.charges() == ["reserve"]
+
+
+def test_an_outcome_of_a_round_that_the_site_missed_is_no_business_of_its_ledger(desk):
+    settle(desk, outcome_of(desk, ALL))
+    assert desk.charges() == []
+
+
+def test_a_message_for_another_node_is_refused(desk):
+    with pytest.raises(MessageInvalid, match="the message is for rest, this is svi"):
+        desk.step(to="rest")
+
+
+def test_a_run_belongs_to_the_study_that_it_began_with(desk):
+    other = desk.site.keep(desk.study.model_copy(update={"scale_bits": 20}))
+    approve(desk.site.home, other.study_hash)
+    message = Prepare(to="svi", study=other.study_hash, run=RUN, lease=2, ledger_from=0)
+    with pytest.raises(MessageInvalid, match="is of study"):
+        desk.ask("prepare", message)
+
+
+def test_records_that_changed_on_disk_are_read_anew(desk, monkeypatch):
+    desk.step()
+    reads = []
+    real = node_module.read_records
+    monkeypatch.setattr(node_module, "read_records", lambda *a: reads.append(1) or real(*a))
+    desk.step(2)
+    assert reads == []
+    (desk.site.home / "patients.csv").write_text((desk.site.home / "patients.csv").read_text() + "p9,50,1,M,no,0\n")
+    desk.step(3)
+    assert reads == [1]
 
 
 def test_a_study_that_is_not_approved_runs_nothing(site):
@@ -236,7 +337,7 @@ def test_another_backbone_than_the_approved_one_is_refused(site):
     desk = make_desk(site)
     config = json.loads((site.home / "backbone" / "config.json").read_text())
     (site.home / "backbone" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    with pytest.raises(ModelUnusable, match="hash"):
+    with pytest.raises(ModelUnusable):
         prepare(desk)
 
 
@@ -261,7 +362,7 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     assert outgoing_fields() == {
         "ready": ["key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run"],
-        "share": ["kept", "request", "round", "run", "set_digest"],
+        "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
         "settled": ["ledger", "request"],
     }

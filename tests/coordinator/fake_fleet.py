@@ -1,9 +1,10 @@
-"""A federation in one process: sites that send their update in the clear and aggregators that add in the clear.
+"""A federation in one process: sites with made-up updates and aggregators that open shares and add them.
 
-It answers as the real nodes do, signatures included, so that the round driver can be tested step by step and cut off at
-every question. Sealing, shares and the parties' protocol have tests of their own.
+It seals, signs, charges and answers as real nodes do, so that the round driver can be tested step by step and cut off
+at every question. What it leaves out is records, models, and the parties' own protocol.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confide.client_node.messages import (
     AggregateOrder,
     KeyCertificate,
+    Outcome,
     Packet,
     Prepare,
     Ready,
@@ -23,12 +25,19 @@ from confide.client_node.messages import (
     Settled,
     ShareOfTotal,
     Update,
+    require_evidence,
     sign,
     verify,
 )
 from confide.client_node.study import Study
 from confide.coordinator.fleet import NodeFailure
 from confide.mpc.ring import Ring, from_integers
+from confide.mpc.sealing import Envelope, new_keypair, open_envelope, seal_update
+from confide.mpc.shares import ShareContext, unpack
+from confide.privacy.accounting import Release
+from confide.privacy.canonical import to_record
+from confide.privacy.chain import START, Entry, Head, extend
+from confide.privacy.charges import FORMAT, Charge, Opening, Settlement
 
 SITES = ("north", "south", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")
@@ -43,6 +52,35 @@ def identity_of(name: str) -> str:
     return key_of(name).public_key().public_bytes_raw().hex()
 
 
+class FakeLedger:
+    """A site's chain of entries, in memory."""
+
+    def __init__(self, site: str) -> None:
+        self.site, self.entries = site, list[Entry]()
+        self._add("open", to_record(Opening(format=FORMAT, site=site, public_key=identity_of(site))))
+
+    def reserve(self, study: Study, run: str, round_number: int) -> None:
+        release = Release(
+            mode="none", site_noise_int=0, scale_bits=study.scale_bits, clip_norm=1.0, dim=study.dim,
+            sample_rate=0.5, sites=study.quorum,
+        )  # fmt: skip
+        charge = Charge(
+            study=study.study_hash, run=run, round=round_number, dataset="d", unit="patient",
+            cohort=study.site_names(), release=release,
+        )  # fmt: skip
+        self._add("reserve", to_record(charge))
+
+    def settle(self, run: str, outcome: Outcome) -> None:
+        self._add("settle", to_record(Settlement(run=run, round=outcome.round, summed=outcome.sites)))
+
+    def has(self, kind: str, round_number: int) -> bool:
+        return any((entry.kind, entry.body.get("round")) == (kind, round_number) for entry in self.entries)
+
+    def _add(self, kind: str, contents: dict[str, object]) -> None:
+        head = Head(self.entries[-1].seq, self.entries[-1].hash) if self.entries else START
+        self.entries.append(extend(head, key_of(self.site), "2026-01-31T00:00:00Z", kind, contents))
+
+
 @dataclass
 class FakeFleet:
     """`before` and `after` run around every question to a node; they may raise, `before` may return a failure."""
@@ -54,7 +92,10 @@ class FakeFleet:
     states: dict[int, np.ndarray] = field(default_factory=dict)  # round -> the state that sites were sent
     bound: dict[int, tuple[str, ...]] = field(default_factory=dict)
     computed: list[tuple[str, int]] = field(default_factory=list)  # (site, round): fresh draws, not stored answers
-    stored: dict[tuple[str, int], tuple[bytes, bytes, bytes]] = field(default_factory=dict)
+    stored: dict[tuple[str, int], tuple[Envelope, Envelope, Envelope]] = field(default_factory=dict)
+    ledgers: dict[str, FakeLedger] = field(default_factory=lambda: {site: FakeLedger(site) for site in SITES})
+    keys: dict[str, tuple[bytes, bytes]] = field(default_factory=lambda: {name: new_keypair() for name in PARTIES})
+    ended: set[str] = field(default_factory=set)  # parties whose key of the run is gone
 
     def trust(self, site_of: Callable[[str], str | None]) -> None: ...
 
@@ -67,6 +108,8 @@ class FakeFleet:
         for name, packet in requests.items():
             self.asked.append((kind, name))
             failure = self.before(kind, name)
+            if failure is None and kind in ("prepare", "aggregate") and name in self.ended:
+                failure = NodeFailure(reason="failed", error="RunEnded", message="the run's key is gone")
             if failure is not None:
                 yield name, failure
                 continue
@@ -82,20 +125,29 @@ class FakeFleet:
                 study=message.study,
                 run=message.run,
                 aggregator_id=PARTIES.index(name),
-                public_key=bytes(32),
+                public_key=self.keys[name][1],
                 signer=key_of(name),
             )
-        return self._sign(Ready(request=packet.digest(), key=key), name)
+        return self._sign(
+            Ready(request=packet.digest(), key=key, ledger=self._entries(name, message.ledger_from)), name
+        )
 
     def _step(self, name: str, packet: Packet) -> Packet:
         plan = verify(packet, self.study.coordinator, RoundPlan)
         state = np.frombuffer(packet.blobs["state"], "<f4")
         self.states[plan.round] = state
+        self._settle_outcomes(name, plan.run, plan.outcomes)
         if (name, plan.round) not in self.stored:
             self.computed.append((name, plan.round))
-            self.stored[name, plan.round] = shares_of(site_vector(name, plan.round, state), self.ring)
-        blobs = {f"envelope-{i}": share for i, share in enumerate(self.stored[name, plan.round])}
-        answer = Update(request=packet.digest(), run=plan.run, round=plan.round, ledger=())
+            if not self.ledgers[name].has("reserve", plan.round):
+                self.ledgers[name].reserve(self.study, plan.run, plan.round)
+            context = self._context(name, plan.run, plan.round, hashlib.sha256(packet.blobs["state"]).hexdigest())
+            recipients = [bytes.fromhex(key.public_key) for key in plan.keys]
+            vector = from_integers(site_vector(name, plan.round, state), self.ring)
+            self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0)
+        blobs = {f"envelope-{i}": envelope.to_bytes() for i, envelope in enumerate(self.stored[name, plan.round])}
+        entries = self._entries(name, plan.ledger_from)
+        answer = Update(request=packet.digest(), run=plan.run, round=plan.round, ledger=entries)
         return sign(answer, key_of(name), blobs)
 
     def _aggregate(self, name: str, packet: Packet) -> Packet:
@@ -104,16 +156,46 @@ class FakeFleet:
         if bound != order.cohort:
             taken = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=bound)
             return self._sign(taken, name)
-        parts = [np.frombuffer(blob, self.ring.unsigned) for blob in packet.blobs.values()]
-        total = np.sum(parts, axis=0, dtype=self.ring.unsigned)
+        total = np.zeros(self.study.dim, self.ring.unsigned)
+        for site, blob in packet.blobs.items():
+            context = self._context(site, order.run, order.round, order.state)
+            share = open_envelope(
+                Envelope.from_bytes(blob), context, PARTIES.index(name),
+                identity=bytes.fromhex(identity_of(site)), private_key=self.keys[name][0],
+            )  # fmt: skip
+            total += unpack(share, context)
         answer = ShareOfTotal(
-            request=packet.digest(), run=order.run, round=order.round, kept=order.cohort, set_digest="cd" * 32
+            request=packet.digest(),
+            study=order.study,
+            run=order.run,
+            round=order.round,
+            kept=order.cohort,
+            set_digest="cd" * 32,
         )
         return sign(answer, key_of(name), {"share": total.tobytes()})
 
     def _settle(self, name: str, packet: Packet) -> Packet:
-        verify(packet, self.study.coordinator, Settle)
-        return self._sign(Settled(request=packet.digest()), name)
+        message = verify(packet, self.study.coordinator, Settle)
+        self._settle_outcomes(name, message.run, message.outcomes)
+        if message.final and name in PARTIES:
+            self.ended.add(name)
+        return self._sign(Settled(request=packet.digest(), ledger=self._entries(name, message.ledger_from)), name)
+
+    def _settle_outcomes(self, name: str, run: str, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            require_evidence(self.study, run, outcome)
+            if not self.ledgers[name].has("settle", outcome.round):
+                self.ledgers[name].settle(run, outcome)
+
+    def _entries(self, name: str, since: int) -> tuple[Entry, ...]:
+        return tuple(self.ledgers[name].entries[since:]) if name in self.ledgers else ()
+
+    def _context(self, site: str, run: str, round_number: int, state: str) -> ShareContext:
+        study = self.study
+        return ShareContext(
+            study=study.study_hash, run=run, round=round_number, site=site, state=state, dim=study.dim,
+            ring_bits=study.ring_bits, scale_bits=study.scale_bits,
+        )  # fmt: skip
 
     @property
     def ring(self) -> Ring:
@@ -127,8 +209,3 @@ class FakeFleet:
 def site_vector(name: str, round_number: int, state: np.ndarray) -> np.ndarray:
     """An update that depends on the site, the round and the state, in ring units."""
     return np.round(state.astype(np.float64) * 1000).astype(np.int64) + len(name) * round_number + np.arange(len(state))
-
-
-def shares_of(vector: np.ndarray, ring: Ring) -> tuple[bytes, bytes, bytes]:
-    zero = np.zeros_like(from_integers(vector, ring)).tobytes()
-    return from_integers(vector, ring).tobytes(), zero, zero

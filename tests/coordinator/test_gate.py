@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from confide.client_node.enrolment import EnrolAnswer, EnrolRequest, StudiesQuery
 from confide.client_node.identity import NodeIdentity, wire_form
+from confide.coordinator import door
 from confide.coordinator.door import DoorLog
 from confide.coordinator.gate import FleetGate, serve_gate
 from confide.coordinator.pki import Pki
@@ -354,7 +355,10 @@ def test_any_bytes_are_met_with_a_refusal(gate: Setting, body: bytes) -> None:
     assert gate.post("push-messages", body, gate.north).status_code in (200, 400)
 
 
-def test_a_client_of_another_ca_leaves_a_line(gate: Setting, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_client_of_another_ca_leaves_a_line(
+    gate: Setting, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "_handshakes", door.DoorLog())  # another test's line would silence this one for a minute
     other = Pki.create(tmp_path, [])
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"https://127.0.0.1:{gate.port}/", verify=ssl.create_default_context(cafile=str(other.ca_path)))

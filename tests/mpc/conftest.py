@@ -54,6 +54,7 @@ class Round:
 
     def __init__(self, number: int, ring: Ring, sites: int, dim: int, rng: np.random.Generator) -> None:
         self.number, self.ring, self.dim = number, ring, dim
+        self.state = f"{number:064x}"
         self.signers = {f"site{i}": Ed25519PrivateKey.generate() for i in range(sites)}
         self.private, self.public = zip(*(sealing.new_keypair() for _ in PARTIES), strict=True)
         self.vectors = {
@@ -73,6 +74,7 @@ class Round:
             study="study",
             run="run",
             round=self.number,
+            state=self.state,
             attempt=attempt,
             cohort=cohort,
             dim=self.dim,

@@ -15,6 +15,7 @@ from confide.mpc.orders import Release
 from confide.mpc.ring import Ring, open_total
 
 RING = Ring(64, 24)
+OTHER_STATE = "0d" * 32
 
 
 class QueueLinks:
@@ -119,6 +120,37 @@ def test_signed_share_that_does_not_open_leaves_the_site_out(three, five):
     assert [release.kept[0] for release in three(orders(five), inboxes(five))] == ["site1"] * 3
 
 
+def move(one, sites):
+    """Lets `sites` compute and seal their updates from another state than the order's."""
+    for site in sites:
+        context = dataclasses.replace(one.context(site), state=OTHER_STATE)
+        one.envelopes[site] = sealing.seal_update(one.vectors[site], context, one.public, one.signers[site], 0)
+
+
+def test_update_of_another_state_leaves_its_site_out(three, five):
+    move(five, ["site3"])
+    releases = three(orders(five), inboxes(five))
+    assert [release.kept for release in releases] == [("site0", "site1", "site2", "site4")] * 3
+    assert (total_of(releases) == five.total(["site0", "site1", "site2", "site4"])).all()
+
+
+def test_one_site_alone_with_its_state_is_never_released(three, five):
+    """A coordinator that sends the real state to one site only gets that site's update in no order."""
+    move(five, ["site0", "site1", "site2", "site3"])
+    results = three(orders(five), inboxes(five))
+    assert kinds(results) == [CohortTooSmall] * 3
+    assert {result.names for result in results} == {("site4",)}
+    five.state = OTHER_STATE
+    assert [r.kept for r in three(orders(five), inboxes(five))] == [("site0", "site1", "site2", "site3")] * 3
+
+
+def test_round_released_for_one_state_is_bound_for_every_other(three, five):
+    total_of(three(orders(five), inboxes(five)))
+    move(five, five.signers)
+    five.state = OTHER_STATE
+    assert kinds(three(orders(five), inboxes(five))) == [SetConflict] * 3
+
+
 def test_stranger_is_ignored(three, five):
     boxes = inboxes(five)
     for box in boxes:
@@ -148,7 +180,7 @@ def test_too_few_sites_are_refused(three, five):
 
 @pytest.mark.parametrize(
     "change",
-    [{"attempt": 1}, {"min_sites": 3}, {"dim": 41}, {"run": "other"}, {"cohort": ()}],
+    [{"attempt": 1}, {"min_sites": 3}, {"dim": 41}, {"run": "other"}, {"state": OTHER_STATE}, {"cohort": ()}],
     ids=lambda change: next(iter(change)),
 )
 def test_different_orders_are_refused(three, five, change):

@@ -21,6 +21,7 @@ def order(kit):
         {"study": "t"},
         {"run": "q"},
         {"round": 2},
+        {"state": KEY},
         {"attempt": 1},
         {"cohort": (("a", KEY),)},
         {"dim": 6},
@@ -49,6 +50,8 @@ def test_digest_leaves_out_what_is_private(order):
         {"cohort": [("a", KEY)]},
         {"private_key": bytes(31)},
         {"round": -1},
+        {"state": KEY.upper()},
+        {"state": KEY + "\n"},
         {"dim": 2**27 + 1},
     ],
 )

@@ -21,8 +21,8 @@ def test_round_trip_is_off_by_half_a_unit_at_most(ring):
 @given(st.data())
 def test_sums_are_exact_modulo_the_ring(data):
     ring = data.draw(st.sampled_from([R32, R64]))
-    low, high = EDGES[ring.bits]
-    entry = st.sampled_from([low, low + 1, -1, 0, 1, high - 1, high]) | st.integers(low, high)
+    edges = [edge + step for low, high in EDGES.values() for edge, step in ((low, 0), (low, 1), (high, -1), (high, 0))]
+    entry = st.sampled_from([*edges, -(2**31) - 1, 2**31, 2**32, -1, 0, 1]) | st.integers(*EDGES[64])
     vectors = data.draw(st.lists(st.lists(entry, min_size=3, max_size=3), min_size=1, max_size=6))
     total = sum((from_integers(np.array(v, np.int64), ring) for v in vectors), np.zeros(3, ring.unsigned))
     assert total.dtype == ring.unsigned
@@ -54,10 +54,9 @@ def test_bound_that_does_not_fit_is_refused():
         encode(np.zeros(1), R32, 2048.0)
 
 
-@pytest.mark.parametrize("entry", [2**31, -(2**31) - 1])
-def test_integer_beyond_32_bits_is_refused(entry):
-    with pytest.raises(OutOfRange):
-        from_integers(np.array([entry], np.int64), R32)
+@pytest.mark.parametrize(("entry", "read"), [(2**31, -(2**31)), (-(2**31) - 1, 2**31 - 1), (2**32 + 5, 5)])
+def test_integer_beyond_the_ring_is_read_back_wrapped(entry, read):
+    assert decode(from_integers(np.array([entry], np.int64), Ring(32, 0)), Ring(32, 0)).tolist() == [read]
 
 
 def test_integers_of_another_type_are_refused():

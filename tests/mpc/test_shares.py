@@ -13,13 +13,14 @@ from confide.mpc.errors import InvalidField, ShareMalformed
 from confide.mpc.ring import Ring
 from confide.mpc.shares import Share, ShareContext, expand, split, unpack
 
-CONTEXT = ShareContext(study="s", run="r", round=1, site="a", dim=64, ring_bits=64, scale_bits=24)
+CONTEXT = ShareContext(study="s", run="r", round=1, state="ab" * 32, site="a", dim=64, ring_bits=64, scale_bits=24)
 NARROW = dataclasses.replace(CONTEXT, ring_bits=32, scale_bits=20)
 KNOWN = json.loads((Path(__file__).parent / "vectors" / "expand.json").read_text())
 CHANGES = [
     {"study": "t"},
     {"run": "q"},
     {"round": 2},
+    {"state": "ab" * 31 + "ac"},
     {"site": "b"},
     {"dim": 65},
     {"scale_bits": 23},
@@ -109,6 +110,9 @@ def test_no_two_contexts_have_the_same_bytes(a, b, c, d, e, f):
         {"dim": 0},
         {"ring_bits": 16},
         {"round": True},
+        {"state": "ab" * 31},
+        {"state": "AB" * 32},  # a second spelling would be a second context
+        {"state": bytes(32)},
     ],
     ids=lambda change: next(iter(change)),
 )

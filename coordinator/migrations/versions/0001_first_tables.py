@@ -14,15 +14,15 @@ def upgrade() -> None:
         sa.Column("name", sa.String(63), primary_key=True),
         sa.Column("roles", sa.String(64), nullable=False),
         sa.Column("invite_digest", sa.String(64), index=True),
-        sa.Column("invite_expires", sa.Float()),
+        sa.Column("invite_expires", sa.Double()),
         sa.Column("identity", sa.String(64)),
         sa.Column("transport_key", sa.LargeBinary()),
         sa.Column("fingerprint", sa.String(64), index=True),
         sa.Column("party_address", sa.String(255)),
         sa.Column("party_certificate", sa.String(8192)),
         sa.Column("flower_id", sa.String(32)),
-        sa.Column("enrolled_at", sa.Float()),
-        sa.Column("revoked_at", sa.Float()),
+        sa.Column("enrolled_at", sa.Double()),
+        sa.Column("revoked_at", sa.Double()),
     )
     op.create_table(
         "study",
@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(63), nullable=False, index=True),
         sa.Column("canonical", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.String(128), nullable=False),
-        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
     )
     op.create_table(
         "run",
@@ -38,22 +38,23 @@ def upgrade() -> None:
         sa.Column("study", sa.String(64), sa.ForeignKey("study.hash"), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("lease", sa.Integer(), nullable=False),
-        sa.Column("heartbeat", sa.Float(), nullable=False),
+        sa.Column("heartbeat", sa.Double(), nullable=False),
         sa.Column("step", sa.String(255), nullable=False),
         sa.Column("error", sa.String(2000)),
-        sa.Column("created_at", sa.Float(), nullable=False),
-        sa.Column("ended_at", sa.Float()),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("ended_at", sa.Double()),
     )
     op.create_table(
         "round",
         sa.Column("run", sa.String(64), sa.ForeignKey("run.id"), primary_key=True),
         sa.Column("number", sa.Integer(), primary_key=True),
         sa.Column("sites", sa.Text(), nullable=False),
+        sa.Column("evidence", sa.Text(), nullable=False),
         sa.Column("state_hash", sa.String(64), nullable=False),
-        sa.Column("seconds", sa.Float(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("bytes_per_site", sa.Integer(), nullable=False),
         sa.Column("lease", sa.Integer(), nullable=False),
-        sa.Column("committed_at", sa.Float(), nullable=False),
+        sa.Column("committed_at", sa.Double(), nullable=False),
     )
     op.create_table(
         "ledger",
@@ -66,6 +67,6 @@ def upgrade() -> None:
     op.create_table(
         "audit",
         sa.Column("seq", sa.Integer(), primary_key=True, autoincrement=True),
-        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
         sa.Column("what", sa.String(2000), nullable=False),
     )

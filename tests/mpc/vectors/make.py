@@ -11,10 +11,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+STATE = hashlib.sha256(b"").hexdigest()
+FIRST = {"study": "s", "run": "r", "round": 0, "state": STATE, "site": "a", "dim": 5, "ring_bits": 64, "scale_bits": 24}
+NARROW = {"dim": 9, "ring_bits": 32, "scale_bits": 20}
 CASES = [
-    {"study": "s", "run": "r", "round": 0, "site": "a", "dim": 5, "ring_bits": 64, "scale_bits": 24},
-    {"study": "s", "run": "r", "round": 1, "site": "a", "dim": 5, "ring_bits": 64, "scale_bits": 24},
-    {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI", "dim": 9, "ring_bits": 32, "scale_bits": 20},
+    FIRST,
+    FIRST | {"round": 1},
+    FIRST | {"state": hashlib.sha256(bytes(20)).hexdigest()},
+    FIRST | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | NARROW,
 ]
 
 
@@ -30,7 +34,7 @@ def number(value: int) -> bytes:
 def context(case: dict) -> bytes:
     head = text("confide/mpc/context/1") + text(case["study"]) + text(case["run"])
     ring = number(case["dim"]) + number(case["ring_bits"]) + number(case["scale_bits"])
-    return head + number(case["round"]) + text(case["site"]) + ring
+    return head + number(case["round"]) + text(case["state"]) + text(case["site"]) + ring
 
 
 def hkdf(seed: bytes, info: bytes) -> bytes:

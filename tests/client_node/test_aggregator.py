@@ -1,0 +1,197 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from confide.client_node import aggregator as aggregator_module
+from confide.client_node.aggregator import AggregatorRole
+from confide.client_node.errors import MessageInvalid, RunEnded
+from confide.mpc.parties import Order, PartyConfig, Release
+
+from .conftest import identity_of, key_of
+
+RUN = "thyroid-0001"
+COHORT = ("svi", "other", "svhc", "rest")
+
+
+@dataclass
+class PlayedParty:
+    """Stands where the party process would be and notes what it is told."""
+
+    config: PartyConfig
+    told: list[str] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.told.append("start")
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+    def aggregate(self, order: Order, envelopes: dict[str, bytes]) -> Release:
+        self.orders.append(order)
+        return Release(kept=tuple(sorted(envelopes)), set_digest=bytes(32), share=b"total")
+
+
+@pytest.fixture
+def parties(monkeypatch):
+    """Every party that a role has made."""
+    made: list[PlayedParty] = []
+
+    def make(config: PartyConfig) -> PlayedParty:
+        made.append(PlayedParty(config))
+        return made[-1]
+
+    monkeypatch.setattr(aggregator_module, "PartyProcess", make)
+    return made
+
+
+@pytest.fixture
+def study(make_study):
+    return make_study()
+
+
+@pytest.fixture
+def open_role(tmp_path):
+    return lambda name="agg-b": AggregatorRole(tmp_path, name, key_of(name))
+
+
+def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT):
+    return role.aggregate(
+        study,
+        run=run,
+        round_number=1,
+        state="12" * 32,
+        attempt=0,
+        cohort=cohort,
+        shares=dict.fromkeys(shares, b"sealed"),
+    )
+
+
+@pytest.mark.usefixtures("parties")
+def test_a_run_key_is_made_once_and_survives_reopening(open_role, study):
+    first = open_role().run_key(study, RUN)
+    assert open_role().run_key(study, RUN) == first
+
+
+@pytest.mark.usefixtures("parties")
+def test_every_run_has_a_key_of_its_own(open_role, study):
+    role = open_role()
+    assert role.run_key(study, RUN).public_key != role.run_key(study, "thyroid-0002").public_key
+
+
+@pytest.mark.usefixtures("parties")
+@pytest.mark.parametrize(("name", "aggregator_id"), [("agg-a", 0), ("agg-b", 1), ("agg-c", 2)])
+def test_a_run_key_is_certified_for_the_party_s_place_in_the_study(open_role, study, name, aggregator_id):
+    certificate = open_role(name).run_key(study, RUN)
+    certificate.verify(identity_of(name))
+    assert (certificate.study, certificate.run, certificate.aggregator_id) == (study.study_hash, RUN, aggregator_id)
+
+
+def test_the_private_key_that_opens_shares_is_the_certified_one_s(open_role, study, parties):
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    role = open_role()
+    certificate = role.run_key(study, RUN)
+    add(role, study)
+    private = X25519PrivateKey.from_private_bytes(parties[0].orders[0].private_key)
+    assert private.public_key().public_bytes_raw().hex() == certificate.public_key
+
+
+@pytest.mark.usefixtures("parties")
+def test_a_run_key_is_its_owner_s_alone_and_gone_after_the_end(open_role, study, tmp_path):
+    role = open_role()
+    role.run_key(study, RUN)
+    path = tmp_path / "aggregator" / "run-keys" / f"{RUN}.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    role.end(RUN)
+    assert path.read_text() == '{"ended": true}'
+
+
+@pytest.mark.usefixtures("parties")
+@pytest.mark.parametrize("is_reopened", [False, True])
+def test_a_run_that_ended_never_gets_a_key_again(open_role, study, is_reopened):
+    role = open_role()
+    role.run_key(study, RUN)
+    role.end(RUN)
+    role = open_role() if is_reopened else role
+    with pytest.raises(RunEnded, match="start a new run"):
+        role.run_key(study, RUN)
+
+
+def test_a_run_that_ended_before_it_began_gets_no_key_and_no_process(open_role, study):
+    role = open_role()  # with the real PartyProcess, which is never started
+    role.end(RUN)
+    with pytest.raises(RunEnded):
+        add(role, study)
+
+
+def test_the_end_of_a_run_leaves_other_runs_their_keys(open_role, study, parties):
+    role = open_role()
+    kept = role.run_key(study, "thyroid-0002")
+    role.end(RUN)
+    assert role.run_key(study, "thyroid-0002") == kept
+
+
+@pytest.mark.parametrize(
+    ("cohort", "shares"),
+    [
+        ((*COHORT, "stranger"), (*COHORT, "stranger")),
+        (COHORT, COHORT[:3]),
+        (COHORT[:3], COHORT),
+        (COHORT, ()),
+    ],
+    ids=["a site outside the study", "a share missing", "a share too many", "no shares"],
+)
+def test_an_order_that_does_not_fit_the_study_is_refused(open_role, study, cohort, shares):
+    role = open_role()  # with the real PartyProcess, which is never started
+    with pytest.raises(MessageInvalid, match="not made of sites of study thyroid"):
+        add(role, study, cohort=cohort, shares=shares)
+
+
+def test_a_party_is_told_the_study_s_identities_size_and_quorum(open_role, study, parties):
+    role = open_role()
+    release = add(role, study)
+    order = parties[0].orders[0]
+    assert release.kept == tuple(sorted(COHORT))
+    assert order.cohort == tuple((site, identity_of(site)) for site in sorted(COHORT))
+    assert (order.dim, order.ring_bits, order.scale_bits) == (study.dim, study.ring_bits, study.scale_bits)
+    assert order.min_sites == study.quorum == 4
+
+
+def test_one_process_serves_a_study_and_pins_its_certificates(open_role, study, parties):
+    role = open_role()
+    role.run_key(study, RUN)
+    add(role, study)
+    add(role, study, run="thyroid-0002")
+    assert [party.told for party in parties] == [["start"]]
+    assert parties[0].config.aggregator_id == 1
+    assert parties[0].config.pins == tuple(party.certificate for party in study.aggregators)
+    assert parties[0].config.addresses == tuple(party.address for party in study.aggregators)
+
+
+def test_another_study_stops_the_process_of_the_one_before(open_role, study, make_study, parties):
+    role = open_role()
+    role.run_key(study, RUN)
+    role.run_key(make_study(('name = "thyroid"', 'name = "heart"')), "heart-0001")
+    assert [party.told for party in parties] == [["start", "stop"], ["start"]]
+
+
+def test_a_stopped_role_can_stop_again_and_start_anew(open_role, study, parties):
+    role = open_role()
+    role.run_key(study, RUN)
+    role.stop()
+    role.stop()
+    role.run_key(study, RUN)
+    assert [party.told for party in parties] == [["start", "stop"], ["start"]]
+
+
+def test_parties_give_up_on_each_other_before_the_coordinator_asks_anew(open_role, make_study, parties):
+    study = make_study(("deadline_s = 60", "deadline_s = 30"))
+    open_role().run_key(study, RUN)
+    assert 2.0 <= parties[0].config.timeout_s < 30
+
+
+@pytest.mark.usefixtures("parties")
+def test_a_node_outside_the_three_has_no_part(open_role, study):
+    with pytest.raises(MessageInvalid, match="agg-x is no aggregator of study thyroid"):
+        open_role("agg-x").run_key(study, RUN)

@@ -1,0 +1,113 @@
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from confide.client_node import daemon as daemon_module
+from confide.client_node.daemon import run, status
+from confide.client_node.errors import AlreadyRunning, NotEnrolled
+
+from .conftest import identity_of
+
+HOLD = "import fcntl, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True)"
+
+
+@pytest.fixture
+def another_daemon(site):
+    """A process that holds the home as a daemon would, until its input closes."""
+    script = f"{HOLD}; sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(site.home / "daemon.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"held\n"
+    yield child
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+
+
+@pytest.fixture
+def handlers():
+    """Puts back what `run` sets in the process that it owns."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class PlayedConnection:
+    """Stands where the way to the coordinator would be; notes whether the home was held meanwhile."""
+
+    def __init__(self, identity, enrolment, handle):
+        self.home, self.handle = identity.home, handle
+
+    def run(self, stop):
+        assert status(self.home)["running"]
+        return 77
+
+
+@pytest.mark.usefixtures("another_daemon", "handlers")
+def test_a_second_daemon_on_one_home_is_refused_before_it_touches_the_ledger(site):
+    with pytest.raises(AlreadyRunning, match=f"a daemon serves {site.home} already"):
+        run(site.home)
+    assert not (site.home / "ledger.db").exists()
+
+
+@pytest.mark.usefixtures("another_daemon")
+def test_status_sees_a_running_daemon(site):
+    assert status(site.home)["running"]
+
+
+def test_a_daemon_that_was_killed_leaves_the_home_free(site, another_daemon):
+    another_daemon.kill()
+    another_daemon.wait()
+    assert not status(site.home)["running"]
+
+
+def test_status_says_who_this_is_and_nothing_of_its_records(site):
+    assert status(site.home) == {
+        "name": "svi",
+        "roles": ["train"],
+        "identity": site.identity.identity_hex,
+        "coordinator": "127.0.0.1:1",
+        "running": False,
+    }
+
+
+def test_status_leaves_the_home_free(site):
+    status(site.home)
+    with (site.home / "daemon.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_status_of_a_home_without_enrolment_says_so(tmp_path):
+    with pytest.raises(NotEnrolled, match="client-node enroll CODE"):
+        status(tmp_path)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("roles", "has_ledger"), [(["train"], True), (["aggregate"], False)])
+def test_a_daemon_keeps_a_ledger_only_where_it_trains(site, monkeypatch, roles, has_ledger):
+    kept = {"name": "svi", "roles": roles, "address": "127.0.0.1:1", "coordinator": identity_of("coordinator")}
+    (site.home / "enrolment.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
+    assert run(site.home) == 77
+    assert (site.home / "ledger.db").exists() is has_ledger
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_daemon_whose_connection_breaks_frees_the_home(site, monkeypatch):
+    class Broken(PlayedConnection):
+        def run(self, stop):
+            raise OSError("no network")
+
+    monkeypatch.setattr(daemon_module, "WarmNode", Broken)
+    with pytest.raises(OSError, match="no network"):
+        run(site.home)
+    assert not status(site.home)["running"]

@@ -1,0 +1,123 @@
+"""A coordinator's things to start tests from: an empty store, keys, a tiny backbone, a federation of enrolled nodes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from confide.coordinator.pki import Pki
+from confide.coordinator.store import Node, Round, Store
+
+from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity_of
+
+if TYPE_CHECKING:
+    from confide.client_node.study import Study
+
+SITES, PARTIES = ("other", "svi", "svhc", "rest"), ("agg-a", "agg-b", "agg-c")
+
+
+@dataclass
+class Federation:
+    """Enrolled nodes, keys and a backbone; `draft` writes a study.toml."""
+
+    home: Path
+    store: Store
+    pki: Pki
+    backbone: Path
+
+    def draft(self, *changes: tuple[str, str]) -> Path:
+        path = self.home / "study.toml"
+        path.write_text(changed(STUDY_TOML, (("some/where/backbone", str(self.backbone)), *changes)))
+        return path
+
+    def create(self, *changes: tuple[str, str]) -> "Study":
+        from confide.coordinator.drafting import create_study
+
+        return create_study(self.store, self.pki, self.home, self.draft(*changes))
+
+    def change(self, name: str, **values: object) -> None:
+        with self.store.session() as session:
+            node = session.get(Node, name)
+            for column, value in values.items():
+                setattr(node, column, value)
+
+
+@pytest.fixture(scope="session")
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    home = tmp_path_factory.mktemp("empty")
+    Store.create(home).close()
+    return (home / "coordinator.db").read_bytes()
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path, _empty_database: bytes) -> Iterator[Store]:
+    """A new store under `tmp_path`; one migration serves all tests."""
+    (tmp_path / "coordinator.db").write_bytes(_empty_database)
+    store = Store.open(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """Keys and certificates that no test changes."""
+    return Pki.create(tmp_path_factory.mktemp("pki"), ["fed.example"])
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone for the records of `STUDY_TOML`, too small to be good at anything."""
+    import torch  # most tests of the coordinator do without
+
+    from confide.client_node.draft import load_draft
+    from confide.models.backbone import BackboneConfig, build, save
+
+    home = tmp_path_factory.mktemp("backbone")
+    (home / "study.toml").write_text(STUDY_TOML)
+    schema = load_draft(home / "study.toml").record_schema()
+    model = build(schema, BackboneConfig(hidden=32, experts=4))
+    save(model, schema, torch.zeros(64), torch.eye(64), home / "backbone")
+    return home / "backbone"
+
+
+@pytest.fixture
+def federation(tmp_path: Path, empty_store: Store, pki: Pki, backbone: Path) -> Federation:
+    """Everyone whom `STUDY_TOML` names, enrolled."""
+    with empty_store.session() as session:
+        session.add_all(enrolled_nodes())
+    return Federation(tmp_path, empty_store, pki, backbone)
+
+
+def enrolled_nodes() -> list[Node]:
+    sites = [Node(name=name, roles="train", identity=identity_of(name), enrolled_at=0.5) for name in SITES]
+    parties = [
+        Node(
+            name=name,
+            roles="aggregate",
+            identity=identity_of(name),
+            enrolled_at=0.5,
+            party_address=f"{name}.example:7000",
+            party_certificate=certificate_of(name),
+        )
+        for name in PARTIES
+    ]
+    return [*sites, *parties]
+
+
+def committed_round(
+    number: int = 1, *, run: str = "run-1", lease: int = 1, sent: int = 1, state_hash: str = ""
+) -> Round:
+    """A row for `Store.commit_round`."""
+    return Round(
+        run=run,
+        number=number,
+        sites="[]",
+        evidence="[]",
+        state_hash=state_hash or f"{number:064x}",
+        seconds=1.0,
+        bytes_per_site=sent,
+        lease=lease,
+        committed_at=0.0,
+    )

@@ -1,0 +1,181 @@
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from confide.client_node.approval import charge
+from confide.coordinator.errors import Conflict, StateDamaged
+from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.results import (
+    adapted_model,
+    evaluate,
+    export_adapter,
+    held_out_policy,
+    largest_epsilon,
+    score,
+)
+from confide.coordinator.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store import Run
+from confide.privacy.ledger import Budget, Ledger
+
+from ..client_node.conftest import key_of
+from .conftest import Federation, committed_round
+
+RUN = "thyroid-0001"
+HELD_OUT = """patient_id,age,TSH,sex,sick,diagnosis
+p1,34,1.5,F,0,0
+p2,71,,M,1,1
+p3,25,0.2,F,0,0
+p4,50,12,F,1,1
+p5,66,5.5,M,0,1
+p6,19,2.0,M,0,0
+"""
+
+
+def with_run(federation: Federation, *changes: tuple[str, str], rounds: int = 2):
+    """A study and a run of it with committed rounds, each with a state of its own."""
+    study = federation.create(*changes)
+    with federation.store.session() as session:
+        session.add(Run(id=RUN, study=study.study_hash, state="done", created_at=0.0))
+    lease, folder = federation.store.acquire_lease(RUN), RunFolder(federation.home, RUN)
+    for number in range(1, rounds + 1):
+        state_hash = folder.save(Checkpoint(round=number, state=state(study, number), velocity=state(study, 0)))
+        federation.store.commit_round(committed_round(number, run=RUN, lease=lease, state_hash=state_hash))
+    return study
+
+
+def state(study, number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(0, 0.1, study.dim).astype(np.float32)
+
+
+def spend(federation: Federation, study, site: str, *, rounds: int, unit: str = "patient") -> float:
+    """Charges `rounds` rounds in a ledger of `site`, replicates it, and says what the site itself has spent."""
+    policy = held_out_policy(federation.home / "x.csv", study, "patient_id")
+    with Ledger.open(federation.home / f"{site}-{unit}.db", key_of(site), site) as ledger:
+        ledger.set_budget(Budget(dataset="held-out", unit=unit, epsilon=50.0, delta=1e-5, collusion=1))
+        for number in range(1, rounds + 1):
+            ledger.reserve(replace(charge(study, policy, run=RUN, round_number=number), unit=unit))
+        LedgerReplica(federation.store).extend(site, ledger.public_key, ledger.entries())
+        return ledger.spent("held-out", unit, colluding=1, delta=1e-5).pld
+
+
+@pytest.fixture
+def table(federation):
+    path = federation.home / "held-out.csv"
+    path.write_text(HELD_OUT)
+    return path
+
+
+def test_the_adapter_is_that_of_the_last_committed_round(federation):
+    study = with_run(federation)
+    found = adapted_model(federation.store, federation.home, RUN)
+    np.testing.assert_array_equal(found.state(), state(study, 2))
+
+
+def test_a_run_without_a_committed_round_has_no_adapter(federation):
+    with_run(federation, rounds=0)
+    with pytest.raises(Conflict, match="no committed round yet"):
+        adapted_model(federation.store, federation.home, RUN)
+    with pytest.raises(Conflict):
+        export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert not (federation.home / "adapter").exists()
+
+
+def test_a_damaged_state_is_not_exported(federation):
+    with_run(federation)
+    for path in RunFolder(federation.home, RUN).path.glob("state-2-*"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StateDamaged):
+        export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert not (federation.home / "adapter").exists()
+
+
+def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
+    with_run(federation)
+    directory = federation.home / "adapter"
+    export_adapter(federation.store, federation.home, RUN, directory)
+    assert {path.name for path in directory.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "README.md",
+    }  # fmt: skip
+    assert json.loads((directory / "adapter_config.json").read_text())["r"] == 4
+    head = adapted_model(federation.store, federation.home, RUN).head.weight.detach().numpy()
+    np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
+
+
+def test_an_export_replaces_nothing(federation):
+    with_run(federation)
+    (federation.home / "adapter").mkdir()
+    with pytest.raises(FileExistsError):
+        export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+
+
+def test_the_card_s_epsilon_is_the_largest_that_a_site_signed_for(federation):
+    study = with_run(federation)
+    spent = [spend(federation, study, "svi", rounds=2), spend(federation, study, "rest", rounds=5)]
+    card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert card.epsilon == max(spent) > min(spent) > 0
+    assert (card.delta, card.collusion, card.unit, card.mode) == (1e-5, 1, "patient", "distributed")
+
+
+def test_the_card_names_the_study_its_sites_and_rounds(federation):
+    study = with_run(federation)
+    card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert (card.study, card.study_hash, card.backbone_hash) == (study.name, study.study_hash, study.backbone_hash)
+    assert (card.sites, card.rounds) == (study.site_names(), 2)
+    text = (federation.home / "adapter" / "README.md").read_text()
+    assert all(word in text for word in (study.study_hash, study.backbone_hash, *study.site_names()))
+
+
+def test_what_a_site_spent_on_another_unit_is_not_this_study_s(federation):
+    study = with_run(federation)
+    spend(federation, study, "svi", rounds=3, unit="visit")
+    assert largest_epsilon(federation.store, study, colluding=1).pld == 0
+
+
+def test_the_card_of_a_study_without_privacy_states_no_epsilon(federation):
+    with_run(
+        federation,
+        ('mode = "distributed"', 'mode = "none"'),
+        ("noise_multiplier = 1.19\n", ""),
+        ("delta = 1e-5\n", ""),
+    )
+    card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert (card.mode, card.epsilon, card.delta) == ("none", None, None)
+
+
+def test_an_evaluation_counts_pairs_and_right_answers(federation, table):
+    study = with_run(federation)
+    adapted, policy = adapted_model(federation.store, federation.home, RUN), held_out_policy(table, study, "patient_id")
+    scores, labels = score(adapted, study, policy)
+    found = evaluate(adapted, study, [policy])
+    pairs = list(itertools.product(scores[labels == 1], scores[labels == 0]))
+    assert labels.tolist() == [0, 1, 0, 1, 1, 0]
+    assert found["records"] == 6
+    assert found["auc"]["value"] == pytest.approx(np.mean([a > b for a, b in pairs]))
+    assert found["accuracy"]["value"] == pytest.approx(np.mean((scores > 0) == labels))
+    assert found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"]
+
+
+def test_an_untrained_head_knows_nothing(federation, table):
+    study = with_run(federation)
+    adapted = adapted_model(federation.store, federation.home, RUN)
+    adapted.load_state(np.zeros(study.dim, np.float32))
+    assert evaluate(adapted, study, [held_out_policy(table, study, "patient_id")])["auc"]["value"] == 0.5
+
+
+def test_two_tables_are_scored_as_one(federation, table):
+    study = with_run(federation)
+    header, *rows = HELD_OUT.splitlines(keepends=True)
+    halves = []
+    for name, part in (("first.csv", rows[:2]), ("second.csv", rows[2:])):
+        (federation.home / name).write_text(header + "".join(part))
+        halves.append(held_out_policy(federation.home / name, study, "patient_id"))
+    adapted = adapted_model(federation.store, federation.home, RUN)
+    whole = evaluate(adapted, study, [held_out_policy(table, study, "patient_id")])
+    found = evaluate(adapted, study, halves)
+    assert found["records"] == whole["records"] == 6
+    assert found["auc"] == pytest.approx(whole["auc"])
+    assert found["accuracy"] == pytest.approx(whole["accuracy"])
