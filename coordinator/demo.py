@@ -64,7 +64,8 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool
         _follow(federation, run_id, console)
         outcome = _harvest(federation, bench, run_id, console)
     except KeyboardInterrupt:
-        console.print("\nStopped. Committed rounds, ledgers and keys are kept; go on with: [bold]coordinator demo[/]")
+        again = f"coordinator demo {example} --dir {directory}" + ("" if rounds is None else f" --rounds {rounds}")
+        console.print(f"\nStopped. Committed rounds, ledgers and keys are kept; go on with: {again}", soft_wrap=True)
         return 130
     finally:
         federation.shut_down()

@@ -337,7 +337,11 @@ def ask_until_all(
     answers: dict[str, M] = {}
     refused: dict[str, str] = {}
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
-    while missing := [name for name in nodes if name not in answers and name not in refused]:
+    while True:
+        missing = [name for name in nodes if name not in answers and name not in refused]
+        if len(nodes) - len(refused) < needed:
+            few = f"{kind}: {needed} nodes are needed and {len(nodes)} are not revoked"
+            raise RunRefused("; ".join(refused.values()) or few)
         if is_stoppable:
             stop_if_asked(drive)
         online = drive.fleet.online()
@@ -357,15 +361,12 @@ def ask_until_all(
                 continue
             answers[name] = message
         if len(answers) >= needed:
-            break
-        if len(nodes) - len(refused) < needed:
-            raise RunRefused("; ".join(refused.values()))
+            return answers
         away = ", ".join(name for name in missing if name not in answers)
         if time.monotonic() > deadline:
             raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
         drive.store.beat(drive.run, drive.lease, f"{kind}: waits for {away}")
         time.sleep(RETRY_S)
-    return answers
 
 
 def accept_ledger(drive: Drive, site: str, entries: tuple[Entry, ...]) -> None:

@@ -1,0 +1,116 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import DeepseekV3ForCausalLM
+
+from confide.coordinator.store import Store
+from confide.privacy.verify import verify_file
+
+from .conftest import wait_for
+
+COORDINATOR = Path(sys.executable).parent / "coordinator"
+ROUNDS = 4
+KEYS = {
+    "epsilon", "delta", "auc_before", "auc_nonprivate", "auc_private", "seconds_per_round", "bytes_per_site_round",
+    "report_json", "report_html", "adapter", "backbone",
+}  # fmt: skip
+
+
+def demo(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(COORDINATOR), "demo", "--dir", str(folder), "--rounds", str(ROUNDS), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def committed(folder: Path) -> int:
+    home = folder / "federation-1" / "coordinator"
+    if not (home / "coordinator.db").exists():
+        return 0
+    store = Store.open(home)
+    try:
+        return sum(len(store.rounds(run.id)) for run in store.runs())
+    except Exception:  # the tables are being made
+        return 0
+    finally:
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A private demo that is stopped with Ctrl-C after its first round and then run again."""
+    folder = tmp_path_factory.mktemp("demo")
+    first = demo(folder)
+    wait_for(lambda: committed(folder) >= 1 or first.poll() is not None, "the first round", seconds=400)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=90)
+    assert first.returncode == 130, said
+    assert f"go on with: coordinator demo thyroid --dir {folder}" in said
+    assert leftovers(folder) == []
+    before = committed(folder)
+    second = demo(folder)
+    printed, said = second.communicate(timeout=500)
+    assert second.returncode == 0, said
+    assert "Pretraining" not in said
+    found: dict[str, object] = json.loads(printed)
+    assert found["rounds"] == ROUNDS
+    assert 1 <= before < ROUNDS
+    return found
+
+
+def leftovers(folder: Path) -> list[int]:
+    """Processes of the demo that outlived it."""
+    time.sleep(0.5)
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
+def test_a_stopped_demo_goes_on_and_prints_one_object(outcome):
+    assert outcome.keys() >= KEYS
+    assert 0 < float(str(outcome["epsilon"])) < 3
+    assert float(str(outcome["auc_private"])) > 0.8
+    assert int(str(outcome["bytes_per_site_round"])) > 10_000
+
+
+def test_the_report_verifies_and_says_what_was_printed(outcome):
+    verification = verify_file(Path(str(outcome["report_json"])))
+    assert verification.ok, verification.failures
+    report = json.loads(Path(str(outcome["report_json"])).read_text())
+    printed = {one["colluding"]: float(one["pld"]) for one in report["sites"][0]["accounts"][0]["spent"]}
+    assert printed[1] == pytest.approx(float(str(outcome["epsilon"])))
+    assert report["sites"][0]["accounts"][0]["releases"] == ROUNDS
+    html = Path(str(outcome["report_html"])).read_text()
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "<script" not in html
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own, while loading
+def test_the_adapter_loads_in_peft_and_changes_the_routed_experts(outcome):
+    backbone = DeepseekV3ForCausalLM.from_pretrained(str(outcome["backbone"]))
+    ids = torch.arange(2, 22)[None]
+    with torch.no_grad():
+        plain = backbone.model(ids).last_hidden_state.clone()
+        adapted = PeftModel.from_pretrained(backbone, str(outcome["adapter"]))
+        moved = (adapted.base_model.model.model(ids).last_hidden_state - plain).abs().max()
+    assert moved > 1e-5
+    trained = {name: p for name, p in adapted.named_parameters() if "lora_B" in name}
+    experts = [p for name, p in trained.items() if "experts" in name and "shared" not in name]
+    assert experts
+    assert all(parameter.abs().max() > 0 for parameter in experts)
