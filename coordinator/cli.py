@@ -39,12 +39,14 @@ site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
 study_app = typer.Typer(help="What shall be learned, on which terms.", no_args_is_help=True)
 run_app = typer.Typer(help="Executions of studies.", no_args_is_help=True)
 budget_app = typer.Typer(help="What was spent on whose data.", no_args_is_help=True)
+backbone_app = typer.Typer(help="The frozen model that studies adapt.", no_args_is_help=True)
 adapter_app = typer.Typer(help="What was learned.", no_args_is_help=True)
 for name, group in (
     ("site", site_app),
     ("study", study_app),
     ("run", run_app),
     ("budget", budget_app),
+    ("backbone", backbone_app),
     ("adapter", adapter_app),
 ):
     app.add_typer(group, name=name)
@@ -164,6 +166,27 @@ def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
     with told(), opened(home) as store:
         Register(store, Pki.load(home)).revoke(name)
         out.print(f"{name} is revoked; a running server refuses it from now on.")
+
+
+@backbone_app.command("build")
+def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) -> None:
+    """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
+    from rich.progress import Progress
+
+    from ..client_node.draft import load_draft
+    from ..models.pretraining import pretrain
+
+    with told(), Progress(console=err, transient=True) as progress:
+        bar = progress.add_task("Pretraining on synthetic records", total=None)
+        digest = pretrain(
+            load_draft(draft).record_schema(),
+            directory,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        if as_json:
+            return print_json({"directory": str(directory), "hash": digest})
+        out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
+        print(digest)
 
 
 @study_app.command("create")

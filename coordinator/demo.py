@@ -20,13 +20,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..client_node.draft import StudyDraft, load_draft
+from ..client_node.files import write_private
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..privacy.report import render_html
 from .demo_federation import DemoFederation
 from .errors import DemoFailed, RunFailed
 from .reports import budget_report, verify_report
-from .run_folder import write_durably
 from .store import Store
 from .studies import load_study
 
@@ -73,7 +73,7 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool
         "peak_memory_gib": round(federation.peak_memory / 2**30, 2),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_durably(federation.folder / "outcome.json", json.dumps(outcome, indent=2).encode())
+    write_private(federation.folder / "outcome.json", json.dumps(outcome, indent=2).encode())
     if as_json:
         print(json.dumps(outcome, indent=2))
     else:
@@ -96,7 +96,7 @@ def _workbench(example: str, draft: StudyDraft, directory: Path, console: Consol
     if not described.exists():
         console.print("Splitting public patient records into the sites' own tables")
         tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
-        write_durably(described, json.dumps(tables).encode())
+        write_private(described, json.dumps(tables).encode())
     bench = Workbench(root=directory, tables=json.loads(described.read_text()))
     if not bench.backbone.exists():
         with Progress(console=console, transient=True) as progress:
@@ -130,7 +130,7 @@ def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, c
             f"Founding a federation: {nodes} nodes make keys, enrol with one-time codes, approve the study"
         ):
             study_toml = federation.folder / "study.toml"
-            write_durably(study_toml, _study_text(draft, bench).encode())
+            write_private(study_toml, _study_text(draft, bench).encode())
             policies = {site: _site_toml(bench, draft, site) for site in federation.sites}
             study_hash = federation.found(f"{draft.name} demo", policies, study_toml)
         console.print(f"Federation founded; every node approved study [bold]{study_hash[:16]}[/]")
@@ -172,8 +172,8 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
             report_json, report_html = folder / "report.json", folder / "report.html"
-            write_durably(report_json, json.dumps(report, indent=1).encode())
-            write_durably(report_html, render_html(report).encode())
+            write_private(report_json, json.dumps(report, indent=1).encode())
+            write_private(report_html, render_html(report).encode())
             verified, findings = verify_report(report_json)
             if not verified:
                 raise DemoFailed("the report does not verify: " + "; ".join(findings))

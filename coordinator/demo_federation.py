@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 
 from ..client_node.enrolment import Role
+from ..client_node.files import write_private
 from .errors import DemoFailed
 from .home import load_settings
 from .pki import Pki
 from .register import Register
-from .run_folder import write_durably
 from .store import Store
 from .superlink import die_with_parent
 
@@ -70,12 +70,12 @@ class DemoFederation:
         addresses = {party: f"{_HOST}:{port}" for party, port in zip(self.aggregators, party_ports, strict=True)}
         self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)
         for site, text in site_toml.items():
-            write_durably(self.node_home(site) / "site.toml", text.encode())
+            write_private(self.node_home(site) / "site.toml", text.encode())
         created = self.operator("study", "create", str(study_toml), "--json")
         study_hash = str(json.loads(created)["hash"])
         consent = ["--unprotected"] if unprotected else []
         self._each(lambda node: self.client(node, "study", "approve", study_hash, *consent), self.nodes)
-        write_durably(self.folder / "founded", study_hash.encode())
+        write_private(self.folder / "founded", study_hash.encode())
         return study_hash
 
     def bring_up(self) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ..client_node.draft import load_draft
+from ..client_node.files import write_private
 from ..client_node.study import AggregatorParty, Participant, Study
 from ..models.adapters import AdapterConfig, attach
 from ..models.backbone import load as load_backbone
@@ -13,7 +14,6 @@ from ..models.head import PooledHead
 from ..mpc.ring import plan_ring
 from .errors import StudyRefused
 from .pki import Pki
-from .run_folder import write_durably
 from .store import Node, Store, StudyRow
 from .studies import start_file
 
@@ -61,7 +61,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         ring_bits=64 if ring.bits == 64 else 32,
     )
     start = {"state": adapted.state().tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
-    write_durably(start_file(home, study.study_hash), json.dumps(start).encode())
+    write_private(start_file(home, study.study_hash), json.dumps(start).encode())
     with store.session() as session:
         if session.get(StudyRow, study.study_hash) is None:
             session.add(

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..client_node.files import write_private
 from .errors import Conflict, NotFound
 from .pki import Pki
-from .run_folder import write_durably
 from .store import Store
 
 _SETTINGS = "settings.json"
@@ -34,7 +34,7 @@ def create_home(home: Path, settings: Settings) -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     Pki.create(home, [settings.address.rpartition(":")[0]])
     Store.create(home).close()
-    write_durably(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
+    write_private(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
 
 
 def load_settings(home: Path) -> Settings:

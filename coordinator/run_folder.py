@@ -4,7 +4,6 @@ A file is written beside its final name, flushed to disk and renamed, so a name 
 """
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from ..client_node.files import write_private
 from .errors import StateDamaged
 
 Envelopes = dict[str, tuple[bytes, bytes, bytes]]  # site -> its three sealed shares, by aggregator
@@ -39,7 +39,7 @@ class RunFolder:
         """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns that."""
         data = save_tensors({"state": checkpoint.state, "velocity": checkpoint.velocity})
         state_hash = hashlib.sha256(data).hexdigest()
-        write_durably(self._checkpoint(checkpoint.round, state_hash), data)
+        write_private(self._checkpoint(checkpoint.round, state_hash), data)
         return state_hash
 
     def prune(self, committed_round: int) -> None:
@@ -67,8 +67,8 @@ class RunFolder:
     def save_envelopes(self, round_number: int, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
         """Keeps a site's sealed shares: a retried round must be able to offer exactly the same set again."""
         for aggregator_id, envelope in enumerate(envelopes):
-            write_durably(self._envelopes(round_number) / f"{site}.{aggregator_id}", envelope)
-        write_durably(self._envelopes(round_number) / f"{site}.complete", b"")
+            write_private(self._envelopes(round_number) / f"{site}.{aggregator_id}", envelope)
+        write_private(self._envelopes(round_number) / f"{site}.complete", b"")
 
     def envelopes(self, round_number: int) -> Envelopes:
         """Every complete set of sealed shares kept for a round."""
@@ -88,19 +88,3 @@ class RunFolder:
 
     def _envelopes(self, round_number: int) -> Path:
         return self.path / f"envelopes-{round_number}"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes `data` under `path` so that after a crash the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -154,6 +154,13 @@ def test_a_step_charges_first_and_answers_with_sealed_shares_that_open(desk):
     assert 0.3 < noise.std() < 3  # 1.19 / sqrt(3), within what 200 draws and few records can move it
 
 
+def test_local_noise_is_the_whole_of_it_at_every_site(site):
+    desk = make_desk(site, ('mode = "distributed"', 'mode = "local"'))
+    prepare(desk)
+    noise = opened(desk, desk.step())[-400:] / 2**desk.study.scale_bits
+    assert 1.0 < noise.std() < 1.5  # 1.19, where distributed noise would have 0.69
+
+
 def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
     first = desk.step()
     again = desk.restarted().step()

@@ -11,6 +11,9 @@ from confide.coordinator.cli import app
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.store import Node, Run, Store
+from confide.models import pretraining
+from confide.models.backbone import backbone_hash
+from confide.models.pretraining import PretrainingConfig
 
 from ..client_node.conftest import STUDY_TOML, changed, identity_of, key_of
 from ..privacy.ledgers import ledger_with
@@ -20,7 +23,7 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+watch run+stop run+resume budget+report budget+verify adapter+export adapter+evaluate demo"
+    "run+watch run+stop run+resume backbone+build budget+report budget+verify adapter+export adapter+evaluate demo"
 )
 
 
@@ -326,3 +329,11 @@ def test_a_report_is_a_table_a_page_or_json(call, tmp_path):
     result = call("budget", "report", "--html", tmp_path / "report.html")
     assert "svi" in (tmp_path / "report.html").read_text()
     assert result.stdout == ""
+
+
+def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkeypatch):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    built = json.loads(invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--json").stdout)
+    assert built["hash"] == backbone_hash(tmp_path / "made")

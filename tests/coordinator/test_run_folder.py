@@ -1,4 +1,3 @@
-import os
 import re
 
 import numpy as np
@@ -6,9 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from confide.client_node.files import write_private
 from confide.coordinator import run_folder as run_folder_module
 from confide.coordinator.errors import StateDamaged
-from confide.coordinator.run_folder import Checkpoint, RunFolder, write_durably
+from confide.coordinator.run_folder import Checkpoint, RunFolder
 
 DIM = 7
 ENVELOPES = (b"first", b"second", b"third")
@@ -111,9 +111,9 @@ def test_half_a_site_s_envelopes_are_none(folder, monkeypatch, writes):
     def write(path, data):
         if next(left, None) is None:
             raise PowerCut
-        write_durably(path, data)
+        write_private(path, data)
 
-    monkeypatch.setattr(run_folder_module, "write_durably", write)
+    monkeypatch.setattr(run_folder_module, "write_private", write)
     with pytest.raises(PowerCut):
         folder.save_envelopes(1, "north", ENVELOPES)
     assert folder.envelopes(1) == {}
@@ -144,26 +144,3 @@ def test_prune_of_a_pruned_round_does_nothing(folder):
     folder.prune(1)
     folder.prune(1)
     assert list(folder.path.iterdir()) == []
-
-
-@pytest.mark.parametrize("before", [b"old", None], ids=["an old file", "no file"])
-def test_a_file_cut_off_while_it_is_written_is_as_before(tmp_path, monkeypatch, before):
-    path = tmp_path / "file"
-    if before is not None:
-        write_durably(path, before)
-
-    def cut(_: int) -> None:
-        raise PowerCut
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", cut)
-        with pytest.raises(PowerCut):
-            write_durably(path, b"new")
-    assert (path.read_bytes() if path.exists() else None) == before
-
-
-def test_what_a_crash_left_behind_does_not_stop_the_next_write(tmp_path):
-    (tmp_path / f".file.{os.getpid()}").write_bytes(b"much longer than the new contents")
-    write_durably(tmp_path / "file", b"whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_bytes() == b"whole"
