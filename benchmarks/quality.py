@@ -2,22 +2,19 @@
 
     python benchmarks/quality.py [--rounds N] [--seeds 1 2] [--backbone DIR] [--json]
 
-Every site step is `privacy.steps.private_release`, every server step `coordinator.optimizer.ServerOptimizer`; only
-the network and the secret sharing, which add integers exactly, are left out. A row is the mean over the seeds. Seeds
-fix the rows without noise and nothing else: noise and sampling under privacy come from the operating system, so that
-such a row is a mean over as many independent runs.
+The rounds are those of `coordinator.references.federate`. A row is the mean over the seeds. Seeds fix the rows without
+noise and nothing else: noise and sampling under privacy come from the operating system, so that such a row is a mean
+over as many independent runs.
 """
 
 import argparse
 import json
-import math
-import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +24,15 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from confide.client_node.draft import StudyDraft, load_draft
-from confide.coordinator.optimizer import ServerOptimizer
+from confide.coordinator.references import WORDS_LR, federate, logits, noise_of, private_linear, untrained, word_inputs
 from confide.models import backbone as backbones
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.evaluation import auc
-from confide.models.head import PooledHead, classify
 from confide.models.pretraining import pretrain
 from confide.models.schema import RecordSchema
-from confide.privacy.accounting import Mode, Release, epsilon_pld, site_noise
-from confide.privacy.sampling import SeededBytes
-from confide.privacy.steps import ReleaseTerms, private_release
+from confide.privacy.accounting import Mode, Release, epsilon_pld
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thyroid"
 SCALE_BITS = 24
-ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,62 +63,19 @@ def read_table(paths: Iterable[Path], draft: StudyDraft, schema: RecordSchema) -
     return Table(frame, ids, frame[draft.data.label].to_numpy())
 
 
-def federate(
-    bench: Bench, *, mode: Mode, seed: int, targets: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, AdaptedModel]:
-    """Runs the study in `mode`; returns the held-out records' logits and the trained model."""
-    draft, privacy = bench.draft, bench.draft.privacy
-    loaded = backbones.load(bench.backbone)
-    settings = draft.adapter_config() | ({} if targets is None else {"targets": targets})
-    adapted = attach(loaded.model, AdapterConfig(**settings), head=PooledHead(loaded.center, loaded.whiten))
-    terms = ReleaseTerms(
-        mode=mode,
-        clip_norm=privacy.clip_norm,
-        sample_rate=privacy.sample_rate,
-        site_noise_int=noise_of(draft, mode),
-        scale_bits=SCALE_BITS,
-        max_rows_per_batch=ROWS_AT_ONCE,
-        max_records_per_unit=draft.data.max_records_per_unit,
-    )
-    optimizer = ServerOptimizer(**draft.optimizer.model_dump())
-    state, velocity = adapted.state(), np.zeros(adapted.layout.dim, dtype=np.float32)
-    for round_number in range(draft.rounds.rounds):
-        total = np.zeros(adapted.layout.dim, dtype=np.int64)
-        for name, table in bench.sites.items():
-            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            units = np.arange(len(table.labels))
-            total += private_release(adapted, table.ids, table.labels, units, terms=terms, source=source)
-        mean_update = total / 2.0**SCALE_BITS / (draft.rounds.batch_units * privacy.clip_norm)
-        state, velocity = optimizer.step(state, velocity, mean_update, adapted.layout.head_slice)
-        adapted.load_state(state)
-    return scores(adapted, bench.held_out), adapted
-
-
-@torch.no_grad()
-def scores(adapted: AdaptedModel, table: Table) -> np.ndarray:
-    """Logits of the records."""
-    return torch.cat([classify(adapted, part) for part in torch.from_numpy(table.ids).split(1024)]).numpy()
-
-
-def noise_of(draft: StudyDraft, mode: Mode) -> int:
-    """One site's noise in ring units."""
-    privacy = draft.privacy
-    return site_noise(
-        privacy.noise_multiplier,
-        privacy.clip_norm,
-        len(draft.participants.sites),
-        privacy.max_dropouts,
-        privacy.collusion,
-        SCALE_BITS,
-        mode,
-    )
+def federated(bench: Bench, draft: StudyDraft, *, mode: Mode, seed: int) -> np.ndarray:
+    """The held-out records' logits after the rounds of `draft` in `mode`."""
+    adapted = untrained(draft, bench.backbone)
+    sites = {name: (table.ids, table.labels, np.arange(len(table.labels))) for name, table in bench.sites.items()}
+    federate(draft, adapted, sites, mode=mode, scale_bits=SCALE_BITS, seed=seed)
+    return logits(adapted, bench.held_out.ids)
 
 
 def epsilon(draft: StudyDraft, mode: Mode, dim: int) -> float:
     """Spent on any one patient after all rounds, with the study's number of colluding sites."""
     release = Release(
         mode=mode,
-        site_noise_int=noise_of(draft, mode),
+        site_noise_int=noise_of(draft, mode, SCALE_BITS),
         scale_bits=SCALE_BITS,
         clip_norm=draft.privacy.clip_norm,
         dim=dim,
@@ -136,42 +85,25 @@ def epsilon(draft: StudyDraft, mode: Mode, dim: int) -> float:
     return epsilon_pld([release] * draft.rounds.rounds, draft.privacy.delta, draft.privacy.collusion)
 
 
-def words_of(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bags of words of all training records and of the held-out ones, and the training labels."""
-    size = len(bench.draft.data.record_schema().words())
-
-    def bag(ids: np.ndarray) -> np.ndarray:
-        out = np.zeros((len(ids), size))
-        np.put_along_axis(out, ids, 1.0, axis=1)
-        out[:, 0] = 1.0  # padding's place serves as the constant
-        return out
-
-    train = np.concatenate([bag(table.ids) for table in bench.sites.values()])
-    return train, bag(bench.held_out.ids), np.concatenate([table.labels for table in bench.sites.values()])
-
-
 def private_logistic_regression(bench: Bench) -> np.ndarray:
     """The control: the same rounds, noise and momentum on a linear model of the words, without any backbone."""
-    draft, privacy = bench.draft, bench.draft.privacy
-    train, held_out, labels = words_of(bench)
-    train, held_out = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, held_out))
+    inputs, labels, held_out = words_of(bench)
     rng = np.random.default_rng()
-    noise_std = math.sqrt(len(bench.sites)) * noise_of(draft, "distributed") / 2.0**SCALE_BITS
-    optimizer = ServerOptimizer(**draft.optimizer.model_dump())
-    weight = velocity = np.zeros(train.shape[1], dtype=np.float32)
-    for _ in range(draft.rounds.rounds):
-        x_BW = train[drawn := rng.random(len(train)) < privacy.sample_rate]
-        error_B = 1 / (1 + np.exp(-x_BW @ weight)) - labels[drawn]  # below 1, and rows have length 1: nothing to clip
-        total = error_B @ x_BW + rng.normal(size=len(weight)) * noise_std
-        mean_update = total / (draft.rounds.batch_units * privacy.clip_norm)
-        weight, velocity = optimizer.step(weight, velocity, mean_update, slice(0, len(weight)))
-    return held_out @ weight
+    return private_linear(bench.draft, inputs, labels, held_out, lr=WORDS_LR, scale_bits=SCALE_BITS, rng=rng)
 
 
 def logistic_regression(bench: Bench) -> np.ndarray:
     """All training records in one place, no privacy."""
-    train, held_out, labels = words_of(bench)
-    return LogisticRegression(max_iter=5000).fit(train, labels).decision_function(held_out)
+    inputs, labels, held_out = words_of(bench)
+    model = LogisticRegression(max_iter=5000).fit(np.concatenate(inputs) > 0, np.concatenate(labels))
+    return model.decision_function(held_out > 0)
+
+
+def words_of(bench: Bench) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Words and labels of every site's training records, and the words of the held-out ones."""
+    tables = bench.sites.values()
+    inputs = [word_inputs(bench.draft, table.ids) for table in tables]
+    return inputs, [table.labels for table in tables], word_inputs(bench.draft, bench.held_out.ids)
 
 
 def boosted_trees(bench: Bench) -> np.ndarray:
@@ -202,7 +134,9 @@ def measure(name: str, run: Callable[[int], np.ndarray], bench: Bench, seeds: li
 
 def all_rows(bench: Bench, seeds: list[int]) -> tuple[list[dict], int]:
     """The table, top to bottom, and how many numbers head and LoRA have."""
-    before, adapted = federate(replace(bench, draft=_with_rounds(bench.draft, 0)), mode="none", seed=0)
+    head_alone = _with(bench.draft, "adapter", targets=())
+    adapted = untrained(bench.draft, bench.backbone)
+    before = logits(adapted, bench.held_out.ids)
     dim, head_dim = adapted.layout.dim, len(adapted.head.weight)
     distributed, local = (epsilon(bench.draft, mode, dim) for mode in ("distributed", "local"))
     head_only = epsilon(bench.draft, "distributed", head_dim)
@@ -210,16 +144,16 @@ def all_rows(bench: Bench, seeds: list[int]) -> tuple[list[dict], int]:
     def row(name: str, run: Callable[[int], np.ndarray], cost: float | None, *, repeats: bool = True) -> dict:
         return measure(name, run, bench, seeds if repeats else seeds[:1], cost)
 
-    def federated(mode: Mode, targets: tuple[str, ...] | None = None) -> Callable[[int], np.ndarray]:
-        return lambda seed: federate(bench, mode=mode, seed=seed, targets=targets)[0]
+    def study(mode: Mode, draft: StudyDraft = bench.draft) -> Callable[[int], np.ndarray]:
+        return lambda seed: federated(bench, draft, mode=mode, seed=seed)
 
     rows = [
         row("before training", lambda seed: before, 0.0, repeats=False),
-        row("head + LoRA, no noise", federated("none"), None),
-        row("head + LoRA, distributed noise", federated("distributed"), distributed),
-        row("head + LoRA, local noise", federated("local"), local),
-        row("head alone, no noise", federated("none", ()), None),
-        row("head alone, distributed noise", federated("distributed", ()), head_only),
+        row("head + LoRA, no noise", study("none"), None),
+        row("head + LoRA, distributed noise", study("distributed"), distributed),
+        row("head + LoRA, local noise", study("local"), local),
+        row("head alone, no noise", study("none", head_alone), None),
+        row("head alone, distributed noise", study("distributed", head_alone), head_only),
         row("logistic regression on words, same noise", lambda seed: private_logistic_regression(bench), head_only),
         row("logistic regression on words, pooled", lambda seed: logistic_regression(bench), None, repeats=False),
         row("boosted trees on raw columns, pooled", lambda seed: boosted_trees(bench), None, repeats=False),
@@ -227,8 +161,8 @@ def all_rows(bench: Bench, seeds: list[int]) -> tuple[list[dict], int]:
     return rows, dim
 
 
-def _with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
-    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
+def _with(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:
+    return draft.model_copy(update={part: getattr(draft, part).model_copy(update=terms)})
 
 
 def prepare_bench(folder: Path, rounds: int | None, backbone: Path | None) -> tuple[Bench, float | None]:
@@ -238,7 +172,7 @@ def prepare_bench(folder: Path, rounds: int | None, backbone: Path | None) -> tu
 
     draft = load_draft(EXAMPLE / "study.toml")
     if rounds is not None:
-        draft = _with_rounds(draft, rounds)
+        draft = _with(draft, "rounds", rounds=rounds)
     schema = draft.record_schema()
     parts = prepare(folder / "data")
     seconds = None

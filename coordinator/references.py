@@ -1,109 +1,135 @@
 """What a private result is to be compared with, computed in one process from records that must be public.
 
-Four yardsticks on the same split: the untrained head, the same study without noise and secret sharing, the head alone
-under the same noise (so that adapters are not credited with what the head does), and a private logistic regression on
-the record's words, which needs no language model at all.
+`references` gives a demo its four yardsticks on one split: the untrained head, the same study without noise and secret
+sharing, the head alone under the same noise (so that adapters are not credited with what the head does), and a private
+logistic regression on the record's words, which needs no language model at all. `benchmarks/quality.py` makes its
+table with the functions below it.
 """
 
-import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..client_node.data import Records
 from ..client_node.data import read as read_records
+from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.evaluation import auc
 from ..models.head import PooledHead, classify, pooled
-from ..privacy.accounting import site_noise
+from ..privacy.accounting import Mode, site_noise
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import ReleaseTerms, private_release
 from .optimizer import ServerOptimizer
 
-_ROWS = 1024
-_HEAD_LR_OF_WORDS = 10.0  # unit-length inputs like the head's
+WORDS_LR = 10.0  # of the regression on words, whose inputs have unit length like the head's
+_ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
+
+SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [rows, length], labels [rows], unit of each row
 
 
 def references(
     study: Study, backbone: Path, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
 ) -> dict[str, Any]:
-    """AUC on the pooled held-out records of: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`."""
-    trained_on = [read_records(policy, study) for policy in train]
-    tested_on = [read_records(policy, study) for policy in held_out]
-    labels = np.concatenate([records.labels for records in tested_on])
-    adapted = _attach(study, backbone)
-    before = _scores(adapted, study, tested_on)
-    states = [_head_inputs(adapted, study, records) for records in (*trained_on, *tested_on)]
-    words = [_word_inputs(study, records) for records in (*trained_on, *tested_on)]
-    site_labels = [records.labels for records in trained_on]
-    sites, rate = len(train), study.draft.optimizer.head_lr
-    head_only = _private_linear(study, states[:sites], site_labels, np.concatenate(states[sites:]), rate)
-    control = _private_linear(study, words[:sites], site_labels, np.concatenate(words[sites:]), _HEAD_LR_OF_WORDS)
-    _train_without_privacy(adapted, study, trained_on)
-    nonprivate = _scores(adapted, study, tested_on)
-    scores = {"before": before, "nonprivate": nonprivate, "head_only": head_only, "control": control}
+    """AUC on the pooled held-out records of: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
+
+    Args:
+        train: one policy a site, in the study's order.
+    """
+    draft, scale_bits = study.draft, study.scale_bits
+    trained_on, tested_on = ([_arrays(policy, study) for policy in part] for part in (train, held_out))
+    adapted = untrained(draft, backbone, expected_hash=study.backbone_hash)
+
+    def linear(inputs_of: Callable[[np.ndarray], np.ndarray], lr: float) -> np.ndarray:
+        inputs = [inputs_of(ids) for ids, _, _ in trained_on]
+        test = np.concatenate([inputs_of(ids) for ids, _, _ in tested_on])
+        labels, rng = [labels for _, labels, _ in trained_on], np.random.default_rng(0)
+        return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng)
+
+    before = [logits(adapted, ids) for ids, _, _ in tested_on]
+    head_only = linear(lambda ids: _head_inputs(adapted, ids), draft.optimizer.head_lr)
+    control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
+    sites = dict(zip(study.site_names(), trained_on, strict=True))
+    federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0)
+    nonprivate = [logits(adapted, ids) for ids, _, _ in tested_on]
+    scores = {
+        "before": np.concatenate(before),
+        "nonprivate": np.concatenate(nonprivate),
+        "head_only": head_only,
+        "control": control,
+    }
+    labels = np.concatenate([labels for _, labels, _ in tested_on])
     return {f"auc_{name}": auc(found, labels).value for name, found in scores.items()}
 
 
-def _attach(study: Study, backbone: Path) -> AdaptedModel:
-    loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
-    return attach(loaded.model, AdapterConfig(**study.adapter_config()), head=PooledHead(loaded.center, loaded.whiten))
+def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
+    """The backbone with the study's adapters and head as they start."""
+    loaded = load_backbone(backbone, expected_hash=expected_hash)
+    return attach(loaded.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(loaded.center, loaded.whiten))
 
 
-def _train_without_privacy(adapted: AdaptedModel, study: Study, sites: Sequence[Records]) -> None:
-    """The study's rounds with the same clipping, sampling rate and optimizer, exact sums and no noise."""
-    draft = study.draft
+def federate(
+    draft: StudyDraft,
+    adapted: AdaptedModel,
+    sites: Mapping[str, SiteArrays],
+    *,
+    mode: Mode,
+    scale_bits: int,
+    seed: int,
+) -> None:
+    """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
+
+    The sites' and the server's steps are the real ones; the network and the secret sharing, which add integers exactly,
+    are left out. `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
+    """
     terms = ReleaseTerms(
-        mode="none",
+        mode=mode,
         clip_norm=draft.privacy.clip_norm,
         sample_rate=draft.privacy.sample_rate,
-        site_noise_int=0,
-        scale_bits=study.scale_bits,
-        max_rows_per_batch=512,
+        site_noise_int=noise_of(draft, mode, scale_bits),
+        scale_bits=scale_bits,
+        max_rows_per_batch=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
         max_records_per_unit=draft.data.max_records_per_unit,
     )
-    optimizer = ServerOptimizer(
-        lr=draft.optimizer.lr, head_lr=draft.optimizer.head_lr, momentum=draft.optimizer.momentum
-    )
-    tokens = [records.tokens(study.record_schema()) for records in sites]
+    optimizer = ServerOptimizer(**draft.optimizer.model_dump())
     state = adapted.state()
     velocity = np.zeros_like(state)
-    for round_number in range(1, draft.rounds.rounds + 1):
+    for round_number in range(draft.rounds.rounds):
+        total = np.zeros(len(state), dtype=np.int64)
+        for name, (ids, labels, units) in sites.items():
+            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
+            total += private_release(adapted, ids, labels, units, terms=terms, source=source)
+        mean_update = total * 2.0**-scale_bits / (draft.rounds.batch_units * draft.privacy.clip_norm)
+        state, velocity = optimizer.step(state, velocity, mean_update, adapted.layout.head_slice)
         adapted.load_state(state)
-        total = np.zeros(study.dim, dtype=np.int64)
-        for index, (ids, records) in enumerate(zip(tokens, sites, strict=True)):
-            seed = hashlib.sha256(f"reference|{study.study_hash}|{index}|{round_number}".encode()).digest()
-            total += private_release(adapted, ids, records.labels, records.units, terms=terms, source=SeededBytes(seed))
-        mean = total * 2.0**-study.scale_bits / (draft.rounds.batch_units * draft.privacy.clip_norm)
-        state, velocity = optimizer.step(state, velocity, mean, adapted.layout.head_slice)
-    adapted.load_state(state)
 
 
-def _private_linear(
-    study: Study, inputs: Sequence[np.ndarray], labels: Sequence[np.ndarray], test: np.ndarray, lr: float
+def private_linear(
+    draft: StudyDraft,
+    inputs: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    test: np.ndarray,
+    *,
+    lr: float,
+    scale_bits: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Test scores of a logistic regression on unit-length inputs, with the study's sampling, clipping and noise.
+    """Scores of `test` by a logistic regression under the study's rounds, sampling, clipping, noise and momentum.
 
     A record is taken for a unit, and the noise is a plain Gaussian: this is a yardstick, nothing of it is released.
+
+    Args:
+        inputs: [rows, width] of each site.
+        labels: [rows] of each site, 0 or 1.
     """
-    draft, rng = study.draft, np.random.default_rng(0)
     privacy = draft.privacy
-    std = 2.0**-study.scale_bits * site_noise(
-        privacy.noise_multiplier,
-        privacy.clip_norm,
-        len(inputs),
-        privacy.max_dropouts,
-        privacy.collusion,
-        study.scale_bits,
-        privacy.mode,
-    )
-    weight, velocity = np.zeros(inputs[0].shape[1]), np.zeros(inputs[0].shape[1])
+    noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits)
+    weight = velocity = np.zeros(test.shape[1])
     for _ in range(draft.rounds.rounds):
         total = np.zeros_like(weight)
         for x, y in zip(inputs, labels, strict=True):
@@ -111,36 +137,51 @@ def _private_linear(
             error = 1 / (1 + np.exp(-x[chosen] @ weight)) - y[chosen]
             norms = np.abs(error) * np.linalg.norm(x[chosen], axis=1)
             error *= np.minimum(1, privacy.clip_norm / np.maximum(norms, 1e-12))
-            total += error @ x[chosen] + rng.normal(0, std, len(weight))
+            total += error @ x[chosen] + rng.normal(0, noise_std, len(weight))
         velocity = draft.optimizer.momentum * velocity + total / (draft.rounds.batch_units * privacy.clip_norm)
         weight = weight - lr * velocity
     scores: np.ndarray = test @ weight
     return scores
 
 
-@torch.no_grad()
-def _scores(adapted: AdaptedModel, study: Study, sites: Sequence[Records]) -> np.ndarray:
-    ids = [torch.from_numpy(records.tokens(study.record_schema())) for records in sites]
-    parts = [part for one in ids for part in torch.split(one, _ROWS)]
-    return torch.cat([classify(adapted, part) for part in parts]).numpy()
+def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
+    """Std of one site's integer noise in `mode`, in ring units."""
+    privacy = draft.privacy
+    return site_noise(
+        privacy.noise_multiplier,
+        privacy.clip_norm,
+        len(draft.participants.sites),
+        privacy.max_dropouts,
+        privacy.collusion,
+        scale_bits,
+        mode,
+    )
 
 
 @torch.no_grad()
-def _head_inputs(adapted: AdaptedModel, study: Study, records: Records) -> np.ndarray:
-    """What the head sees of the unadapted backbone: [rows, 2D + 1], unit length."""
+def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """[rows], of the records with these tokens."""
+    return torch.cat([classify(adapted, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
+
+
+def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
+    """Which words a record has, and a constant in padding's place: [rows, words], unit length."""
+    has = np.zeros((len(ids), len(draft.record_schema().words())))
+    np.put_along_axis(has, ids, 1.0, axis=1)
+    has[:, 0] = 1.0
+    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
+    return inputs
+
+
+@torch.no_grad()
+def _head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """What the head sees: [rows, 2D + 1], unit length."""
     assert adapted.head is not None
-    ids = torch.from_numpy(records.tokens(study.record_schema()))
-    states = torch.cat([pooled(adapted.model, part) for part in torch.split(ids, _ROWS)])
+    states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
     inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
     return inputs
 
 
-def _word_inputs(study: Study, records: Records) -> np.ndarray:
-    """Which words a record has, and a constant: [rows, words + 1], unit length."""
-    ids = records.tokens(study.record_schema())
-    has = np.zeros((len(ids), len(study.record_schema().words()) + 1))
-    has[np.arange(len(ids))[:, None], ids] = 1.0
-    has[:, 0] = 0.0  # padding
-    has[:, -1] = 1.0
-    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
-    return inputs
+def _arrays(policy: SitePolicy, study: Study) -> SiteArrays:
+    records = read_records(policy, study)
+    return records.tokens(study.record_schema()), records.labels, records.units

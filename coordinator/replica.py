@@ -9,10 +9,14 @@ from .store import LedgerRow, Store
 
 
 class LedgerReplica:
-    """Accepts a site's new entries only if they continue its chain under its own signature."""
+    """Accepts a site's new entries only if they continue its chain under its own signature.
+
+    One process extends replicas at a time, the driver that holds the run's lease; it remembers what it has read.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._rounds: dict[str, dict[tuple[str, str], set[int]]] = {}  # site -> (kind, run) -> rounds
 
     def length(self, site: str) -> int:
         """How many entries of `site` are here; the site is asked for those from this number on."""
@@ -31,12 +35,14 @@ class LedgerReplica:
             check_extension(head, fresh, identity)
         except LedgerBroken as err:
             raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
+        rounds = self._rounds_of(site)
         self._store.add_ledger(
             [
                 LedgerRow(site=site, seq=entry.seq, kind=entry.kind, hash=entry.hash, entry=entry.model_dump_json())
                 for entry in fresh
             ]
         )
+        _note(rounds, fresh)
 
     def entries(self, site: str) -> list[Entry]:
         """Every replicated entry of `site`, in order."""
@@ -44,12 +50,21 @@ class LedgerReplica:
 
     def has_charge(self, site: str, run: str, round_number: int) -> bool:
         """Whether the site has signed a charge for this round."""
-        return round_number in self._rounds(site, run, "reserve")
+        return round_number in self._rounds_of(site).get(("reserve", run), ())
 
     def open_rounds(self, site: str, run: str) -> set[int]:
         """Rounds of `run` that the site has charged and whose outcome it has not signed yet."""
-        return self._rounds(site, run, "reserve") - self._rounds(site, run, "settle")
+        rounds = self._rounds_of(site)
+        return rounds.get(("reserve", run), set()) - rounds.get(("settle", run), set())
 
-    def _rounds(self, site: str, run: str, kind: str) -> set[int]:
-        bodies = [Entry.model_validate_json(row.entry).body for row in self._store.ledger(site, kind=kind)]
-        return {int(str(body["round"])) for body in bodies if body["run"] == run}
+    def _rounds_of(self, site: str) -> dict[tuple[str, str], set[int]]:
+        if site not in self._rounds:
+            self._rounds[site] = {}
+            _note(self._rounds[site], self.entries(site))
+        return self._rounds[site]
+
+
+def _note(rounds: dict[tuple[str, str], set[int]], entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if entry.kind in ("reserve", "settle"):
+            rounds.setdefault((entry.kind, str(entry.body["run"])), set()).add(int(str(entry.body["round"])))

@@ -250,11 +250,11 @@ class Store:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
 
-    def ledger(self, site: str, *, kind: str | None = None) -> list[LedgerRow]:
-        """Replicated entries of `site` in order, all of them or those of one kind."""
+    def ledger(self, site: str) -> list[LedgerRow]:
+        """Replicated entries of `site`, in order."""
         wanted = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq)
         with self.session() as session:
-            return list(session.scalars(wanted if kind is None else wanted.where(LedgerRow.kind == kind)))
+            return list(session.scalars(wanted))
 
     def last_ledger_row(self, site: str) -> LedgerRow | None:
         """The newest replicated entry of `site`."""

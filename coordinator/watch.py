@@ -64,13 +64,13 @@ def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
 
 
 def spent_text(study: Study, rounds: int) -> str:
-    """Epsilon so far and what the whole study will cost."""
+    """Epsilon so far and how much of what the whole study costs is left."""
     privacy = study.draft.privacy
     if privacy.mode == "none":
         return "[red]no privacy[/]"
     now = planned_epsilon(study, rounds, colluding=privacy.collusion)
     whole = planned_epsilon(study, study.draft.rounds.rounds, colluding=privacy.collusion)
-    return f"ε {now:.2f} of {whole:.2f}"
+    return f"ε {now:.2f}, left {whole - now:.2f}"
 
 
 def sent_text(rounds: list[Round]) -> str:

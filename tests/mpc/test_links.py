@@ -100,18 +100,15 @@ def test_large_words_do_not_block(configs, connect, kit):
 def test_closed_link_is_noticed_at_once(configs, connect, kit):
     links = connect(configs)
     links[1].close()
-    start = time.monotonic()
     results = together(kit, [links[0], links[2]])
     assert [type(result) for result in results] == [PartyLost] * 2
-    assert time.monotonic() - start < 1
+    assert not any("timed out" in str(result) for result in results)
 
 
 def test_silent_party_is_lost_after_the_timeout(configs, connect):
     links = connect(configs)
-    start = time.monotonic()
-    with pytest.raises(PartyLost, match="step TEST"):
+    with pytest.raises(PartyLost, match=r"step TEST: .*timed out"):
         links[0].all_gather("TEST", b"", 1)
-    assert 0.9 < time.monotonic() - start < 3
 
 
 def test_party_at_another_step_is_lost(configs, connect, kit):

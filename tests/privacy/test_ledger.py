@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,9 +289,7 @@ def test_two_writers_take_turns_and_see_each_other(path):
 def test_a_reader_does_not_wait_for_a_writer(ledger, path):
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
-    start = time.perf_counter()
-    assert ledger.spent("thyroid", "patient", 0, 1e-5).releases == 0
-    assert time.perf_counter() - start < 5
+    assert ledger.spent("thyroid", "patient", 0, 1e-5).releases == 0  # waiting for it would end in LedgerUnavailable
     writer.close()
 
 
@@ -309,11 +306,3 @@ def test_a_charge_survives_kill_9_the_moment_it_returns(path):
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     with Ledger.open(path, signer(), "east") as ledger:
         assert ledger.entries()[-1].body["round"] == 7
-
-
-def test_the_fortieth_charge_is_quick(ledger):
-    for round in range(39):
-        ledger.reserve(charge(round))
-    start = time.process_time()  # of this process: the machine may be busy with others
-    ledger.reserve(charge(39))
-    assert time.process_time() - start < 0.1
