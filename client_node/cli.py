@@ -290,21 +290,20 @@ def budget_report(
 @budget_app.command("verify")
 def budget_verify(
     file: Annotated[Path, typer.Argument(help="A report in JSON.")],
+    issuer: Annotated[str | None, typer.Option(help="The issuer's key in hex, known from elsewhere.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="NAME=KEY known from elsewhere; may be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a report from its entries alone: signatures, chains, every epsilon."""
-    from ..privacy.verify import verify_file
+    from ..privacy.verify import known_keys, verify_file
 
     with told():
-        found = verify_file(file)
+        found = verify_file(file, issuer=issuer, site_keys=known_keys(site or ()))
         if as_json:
-            print_json(
-                {"verified": found.ok, "failures": found.failures, "checked": found.checked, "notes": found.notes}
-            )
+            print_json(found.to_dict())
         else:
-            for title, lines in (("checked", found.checked), ("note", found.notes), ("FAILED", found.failures)):
-                for line in lines:
-                    out.print(f"{title}: {line}", markup=False, highlight=False)
+            for line in found.lines():
+                out.print(line, markup=False, highlight=False)
             out.print("Everything holds." if found.ok else "This report does not hold.")
         raise typer.Exit(0 if found.ok else PROBLEMS)
 

@@ -24,9 +24,10 @@ from ..client_node.files import write_private
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..privacy.report import render_html
+from ..privacy.verify import verify_file
 from .demo_federation import DemoFederation
 from .errors import DemoFailed, RunFailed
-from .reports import budget_report, verify_report
+from .reports import budget_report
 from .store import Store
 from .studies import load_study
 
@@ -174,9 +175,9 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             report_json, report_html = folder / "report.json", folder / "report.html"
             write_private(report_json, json.dumps(report, indent=1).encode())
             write_private(report_html, render_html(report).encode())
-            verified, findings = verify_report(report_json)
-            if not verified:
-                raise DemoFailed("the report does not verify: " + "; ".join(findings))
+            verification = verify_file(report_json)
+            if not verification.ok:
+                raise DemoFailed("the report does not verify: " + "; ".join(verification.failures))
         adapter = folder / "adapter"
         if not adapter.exists():
             results.export_adapter(store, home, run_id, adapter)

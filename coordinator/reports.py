@@ -5,7 +5,6 @@ from typing import Any
 
 from ..client_node.study import Study
 from ..privacy.report import SiteLedger, build_report
-from ..privacy.verify import verify_file
 from .errors import NotFound
 from .home import load_settings
 from .pki import Pki
@@ -67,10 +66,3 @@ def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
         for account in site["accounts"]
         for spent in account["spent"]
     ]
-
-
-def verify_report(path: Path) -> tuple[bool, list[str]]:
-    """Whether the report in a file holds, and what was found."""
-    verification = verify_file(path)
-    lines = [*(f"ok      {line}" for line in verification.checked), *(f"note    {line}" for line in verification.notes)]
-    return verification.ok, [*lines, *(f"FAILED  {line}" for line in verification.failures)]

@@ -35,7 +35,7 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
         TextColumn("{task.fields[spent]}"),
         TextColumn("[dim]{task.fields[sent]}[/]"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[step]}[/]"),
     )
@@ -70,7 +70,7 @@ def spent_text(study: Study, rounds: int) -> str:
         return "[red]no privacy[/]"
     now = planned_epsilon(study, rounds, colluding=privacy.collusion)
     whole = planned_epsilon(study, study.draft.rounds.rounds, colluding=privacy.collusion)
-    return f"ε {now:.2f}, left {whole - now:.2f}"
+    return f"ε {now:.2f} ({whole - now:.2f} left)"
 
 
 def sent_text(rounds: list[Round]) -> str:

@@ -4,7 +4,8 @@ A report that holds together shows what the owners of the keys inside it signed.
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,30 @@ class Verification:
     def ok(self) -> bool:
         """Whether every check passed."""
         return not self.failures
+
+    def lines(self) -> list[str]:
+        """What was found, for people, failures last."""
+        found = (("ok", self.checked), ("note", self.notes), ("FAILED", self.failures))
+        return [f"{title:7s} {line}" for title, lines in found for line in lines]
+
+    def to_dict(self) -> dict[str, object]:
+        """What was found, for programs."""
+        return {"verified": self.ok, "failures": self.failures, "checked": self.checked, "notes": self.notes}
+
+
+def known_keys(pairs: Sequence[str]) -> dict[str, str]:
+    """Sites' public keys from `NAME=KEY` texts.
+
+    Raises:
+        ReportInvalid: one is not of that form.
+    """
+    keys = {}
+    for pair in pairs:
+        name, equals, key = pair.partition("=")
+        if not (name and equals and re.fullmatch(r"[0-9a-f]{64}", key)):
+            raise ReportInvalid(f"{pair!r} is not NAME=KEY with a key of 64 hexadecimal digits")
+        keys[name] = key
+    return keys
 
 
 def verify_file(path: Path, *, issuer: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verification:

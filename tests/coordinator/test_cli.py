@@ -306,6 +306,18 @@ def test_a_report_verifies_anywhere(report):
     assert "ok" in invoke("budget", "verify", report).stdout
 
 
+def test_a_report_of_other_keys_than_the_known_ones_does_not_verify(report):
+    good = json.loads(report.read_text())
+    site = good["sites"][0]
+    known = ("--issuer", good["issuer"], "--site", f"{site['name']}={site['public_key']}")
+    invoke("budget", "verify", report, *known)
+    assert "FAILED" in invoke("budget", "verify", report, "--issuer", "0" * 64, code=UNVERIFIED).stdout
+    assert (
+        "FAILED" in invoke("budget", "verify", report, "--site", f"{site['name']}={'0' * 64}", code=UNVERIFIED).stdout
+    )
+    assert "is not NAME=KEY" in invoke("budget", "verify", report, "--site", "svi", code=FAILED).stderr
+
+
 def test_a_report_with_one_figure_changed_does_not_verify(report):
     text = report.read_text()
     figure = json.loads(text)["sites"][0]["accounts"][0]["spent"][0]["pld"]

@@ -41,8 +41,8 @@ def test_epsilon_grows_from_nothing_to_the_whole(make_study):
 def test_the_watcher_reads_what_is_spent_of_what_it_will_be(make_study):
     study = make_study()
     now, whole = (planned_epsilon(study, rounds, colluding=1) for rounds in (10, 40))
-    assert spent_text(study, 10) == f"ε {now:.2f}, left {whole - now:.2f}"
-    assert spent_text(study, 0).startswith("ε 0.00, left ")
+    assert spent_text(study, 10) == f"ε {now:.2f} ({whole - now:.2f} left)"
+    assert spent_text(study, 0).startswith("ε 0.00 (")
 
 
 def test_a_study_without_privacy_is_named_so(make_study):
