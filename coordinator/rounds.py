@@ -218,57 +218,64 @@ def aggregate(
     drive: Drive, number: int, envelopes: Envelopes, checkpoint: Checkpoint
 ) -> tuple[tuple[str, ...], list[bytes], list[str]]:
     """The set of sites that was summed, the three shares of its total, and what the aggregators signed for it."""
-    offered, parties = tuple(sorted(envelopes)), drive.parties
+    offered = tuple(sorted(envelopes))
     deadline = time.monotonic() + PATIENCE_S
     while True:
         stop_if_asked(drive)
         drive.store.beat(drive.run, drive.lease, f"round {number}: aggregators add {len(offered)} sites")
-        terms: dict[str, Any] = {
-            "round": number,
-            "state": state_hash(checkpoint),
-            "attempt": secrets.randbelow(2**31),
-            "cohort": offered,
-        }
-        requests = {
-            name: sign(
-                AggregateOrder(**drive.addressed(name), **terms),
-                drive.signer,
-                {site: envelopes[site][aggregator_id] for site in offered},
-            )
-            for aggregator_id, name in enumerate(parties)
-        }
-        shares: dict[str, tuple[ShareOfTotal, Packet]] = {}
-        problems = dict.fromkeys(parties, "no answer in time")
-        for name, answer in drive.fleet.ask("aggregate", requests, drive.study.draft.rounds.deadline_s):
-            if isinstance(answer, NodeFailure):
-                problems[name] = str(answer)
-                continue
-            try:
-                message: Reply = verify(answer, identity_of(drive.study, name), ShareOfTotal, SetTaken)
-                require_reply(message.request, requests[name], name)
-            except (MessageInvalid, MessageRefused) as err:
-                problems[name] = str(err)
-                continue
+        terms = {"round": number, "state": state_hash(checkpoint), "cohort": offered}
+        answers, problems = ask_aggregators(drive, terms, envelopes)
+        shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
+        views = {(share.kept, share.set_digest) for share in shares.values()}
+        if len(views) > 1:
+            raise AggregationFailed(f"round {number}: the aggregators released shares of different sets")
+        if len(shares) == len(drive.parties):
+            packets = [answers[name][1] for name in drive.parties]
+            evidence = [packet.body.decode() for packet in packets]
+            return views.pop()[0], [packet.blobs["share"] for packet in packets], evidence
+        for message, _ in answers.values():
             if isinstance(message, SetTaken):
                 if not set(message.bound) <= set(envelopes):
                     raise AggregationFailed(f"round {number} is bound to {message.bound}, whose shares are gone")
                 offered = message.bound
-            elif isinstance(message, ShareOfTotal) and "share" in answer.blobs:
-                shares[name] = message, answer
-        views = {(message.kept, message.set_digest) for message, _ in shares.values()}
-        if len(shares) == len(parties) and len(views) == 1:
-            answers = [shares[name][1] for name in parties]
-            evidence = [answer.body.decode() for answer in answers]
-            return views.pop()[0], [answer.blobs["share"] for answer in answers], evidence
-        if len(views) > 1:
-            raise AggregationFailed(f"round {number}: the aggregators released shares of different sets")
-        waiting = {name: why for name, why in problems.items() if name not in shares}
-        logger.warning("run %s: round %d not aggregated, asking again (%s)", drive.run, number, waiting)
+        logger.warning("run %s: round %d not aggregated, asking again (%s)", drive.run, number, problems)
         if time.monotonic() > deadline:
             raise AggregationFailed(
-                f"round {number} was not aggregated in {PATIENCE_S:.0f} s: {waiting}; sealed shares are kept"
+                f"round {number} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         time.sleep(RETRY_S)
+
+
+def ask_aggregators(
+    drive: Drive, terms: dict[str, Any], envelopes: Envelopes
+) -> tuple[dict[str, tuple[Reply, Packet]], dict[str, str]]:
+    """One attempt: verified answers by aggregator, and why the others have none."""
+    attempt = secrets.randbelow(2**31)
+    requests = {
+        name: sign(
+            AggregateOrder(**drive.addressed(name), **terms, attempt=attempt),
+            drive.signer,
+            {site: envelopes[site][aggregator_id] for site in terms["cohort"]},
+        )
+        for aggregator_id, name in enumerate(drive.parties)
+    }
+    answers: dict[str, tuple[Reply, Packet]] = {}
+    problems = dict.fromkeys(drive.parties, "no answer in time")
+    for name, packet in drive.fleet.ask("aggregate", requests, drive.study.draft.rounds.deadline_s):
+        if isinstance(packet, NodeFailure):
+            problems[name] = str(packet)
+            continue
+        try:
+            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken)
+            require_reply(message.request, requests[name], name)
+            if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
+                raise MessageRefused(f"{name} sent no share")
+        except (MessageInvalid, MessageRefused) as err:
+            problems[name] = str(err)
+            continue
+        answers[name] = message, packet
+        problems[name] = "" if isinstance(message, ShareOfTotal) else "bound to another set"
+    return answers, {name: why for name, why in problems.items() if why}
 
 
 def server_step(drive: Drive, checkpoint: Checkpoint, total: np.ndarray) -> Checkpoint:
