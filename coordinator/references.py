@@ -21,7 +21,7 @@ from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.evaluation import auc
-from ..models.head import PooledHead, classify, pooled
+from ..models.head import PooledHead, pooled
 from ..privacy.accounting import Mode, site_noise
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import ReleaseTerms, private_release
@@ -161,7 +161,7 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
 @torch.no_grad()
 def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
     """[rows], of the records with these tokens."""
-    return torch.cat([classify(adapted, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
+    return torch.cat([adapted.classify(part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
 
 
 def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:

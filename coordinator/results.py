@@ -15,7 +15,7 @@ from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.evaluation import accuracy, auc
-from ..models.head import PooledHead, classify
+from ..models.head import PooledHead
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
 from .errors import Conflict
@@ -94,7 +94,7 @@ def score(adapted: AdaptedModel, study: Study, policy: SitePolicy) -> tuple[np.n
     """Logits and labels of the records that `policy` points to."""
     records = read_records(policy, study)
     ids = torch.from_numpy(records.tokens(study.record_schema()))
-    return torch.cat([classify(adapted, part) for part in torch.split(ids, _ROWS)]).numpy(), records.labels
+    return torch.cat([adapted.classify(part) for part in torch.split(ids, _ROWS)]).numpy(), records.labels
 
 
 def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:

@@ -3,7 +3,7 @@
 Legend: `R` rows (records), `T` tokens, `D` model width.
 """
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from ..kernels.collect import CaptureSlot
 from ..kernels.lora import vector_head
 from .errors import InvalidAdapter
-
-if TYPE_CHECKING:
-    from .adapters import AdaptedModel
 
 _EMBEDDING_SCALE = 0.05  # spread of the embedding table at its start; brings both halves of a pooled state to unit size
 
@@ -73,14 +70,3 @@ def pooled(model: Any, ids_RT: Tensor) -> Tensor:
     both = torch.cat([embedded / _EMBEDDING_SCALE, last], dim=-1).masked_fill(~is_token[..., None], 0)
     mean: Tensor = both.sum(1) / is_token.sum(1, keepdim=True).clamp_min(1)
     return mean
-
-
-def classify(adapted: "AdaptedModel", ids_RT: Tensor) -> Tensor:
-    """[R] logits of the records, by the adapted backbone and its head.
-
-    Raises:
-        InvalidAdapter: the model was attached without a head.
-    """
-    if adapted.head is None:
-        raise InvalidAdapter("the adapted model has no head to classify with")
-    return cast(Tensor, adapted.head(pooled(adapted.model, ids_RT)))

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from ..models.adapters import AdaptedModel
-from ..models.head import classify
 from .clipping import PerUnitClipper
 from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from .noise import MAX_SIGMA
@@ -151,7 +150,7 @@ def _accumulate(
     length = max(1, int((tokens > 0).sum(1).max()))  # columns of padding alone are inert
     tokens_RT = torch.as_tensor(tokens[:, :length], device=device)
     with optimizer.clipper.microbatch(np.repeat(list(batch), sizes), length):
-        logits = classify(adapted, tokens_RT)
+        logits = adapted.classify(tokens_RT)
         target = torch.as_tensor(labels[rows].astype(np.float64), device=device).to(logits)
         by_row = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(logits)  # the mean inside a unit

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from confide.models.adapters import AdapterConfig, AdapterLayout, attach
+from confide.models.adapters import AdapterConfig, attach
 from confide.models.errors import InvalidAdapter, StateMismatch, TargetMissing, UnsupportedModule
 from confide.models.head import PooledHead
+from confide.models.layout import AdapterLayout
 
 from .tiny import random_ids, tiny_deepseek
 

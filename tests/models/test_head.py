@@ -3,7 +3,7 @@ import torch
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.errors import InvalidAdapter
-from confide.models.head import PooledHead, classify, pooled
+from confide.models.head import PooledHead, pooled
 
 from .tiny import random_ids, tiny_deepseek
 
@@ -56,4 +56,4 @@ def test_moments_that_do_not_fit_are_refused():
 def test_classifying_without_a_head_is_refused():
     adapted = attach(tiny_deepseek(), AdapterConfig(rank=2, alpha=2.0, targets=("experts",), seed="s"))
     with pytest.raises(InvalidAdapter, match="no head"):
-        classify(adapted, random_ids(1))
+        adapted.classify(random_ids(1))

@@ -11,7 +11,7 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build, load, save
 from confide.models.errors import ExportRefused
-from confide.models.head import PooledHead, classify, pooled
+from confide.models.head import PooledHead, pooled
 from confide.models.peft_format import ModelCard, export
 from confide.models.schema import CategoricalField, FlagField, NumericField, RecordSchema
 
@@ -75,7 +75,7 @@ def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_d
     with torch.no_grad():
         white = (pooled(adapted.model, IDS) - head["center"]) @ head["whiten"]
         unit = torch.nn.functional.normalize(torch.cat([white, torch.full((3, 1), 64**0.5 / 2)], 1), dim=1)
-        torch.testing.assert_close(unit @ head["weight"], classify(adapted, IDS))
+        torch.testing.assert_close(unit @ head["weight"], adapted.classify(IDS))
 
 
 def test_card_says_what_a_stranger_must_know(backbone_dir, tmp_path):

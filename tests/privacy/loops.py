@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.head import PooledHead, classify
+from confide.models.head import PooledHead
 
 from ..models.tiny import tiny_deepseek
 
@@ -51,7 +51,7 @@ def labels_for(rows: int) -> torch.Tensor:
 
 def unit_loss(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor, units: np.ndarray) -> torch.Tensor:
     """Sum over units of the mean over the unit's rows."""
-    logits = classify(adapted, ids)
+    logits = adapted.classify(ids)
     by_row = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
     size = torch.as_tensor([(units == unit).sum() for unit in units])
     return (by_row / size).sum()

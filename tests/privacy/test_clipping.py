@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from confide.kernels.errors import CaptureClosed, TokensMiscounted
-from confide.models.head import classify
 from confide.privacy.clipping import PerUnitClipper, row_independence_gap
 from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
 
@@ -96,7 +95,7 @@ def test_unit_whose_loss_is_constant_contributes_exactly_zero():
     adapted, ids = adapted_tiny(), random_ids(3)
     clipper = PerUnitClipper(adapted)
     with clipper.microbatch(range(3), LENGTH):
-        (classify(adapted, ids) * torch.tensor([1.0, 0.0, 1.0])).sum().backward()
+        (adapted.classify(ids) * torch.tensor([1.0, 0.0, 1.0])).sum().backward()
     _, report = clipper.clipped_sum(C)
     assert report.norms[1] == 0
     assert report.norms[0] > 0
@@ -142,10 +141,10 @@ def test_unit_that_is_not_finite_is_dropped_and_does_not_spread(targets, poison)
     adapted, ids = adapted_tiny(targets, freeze_a=False), random_ids(3)
     clipper = PerUnitClipper(adapted)
     with clipper.microbatch(range(3), LENGTH):
-        (classify(adapted, ids) * torch.tensor([1.0, poison, 1.0])).sum().backward()
+        (adapted.classify(ids) * torch.tensor([1.0, poison, 1.0])).sum().backward()
     got, report = clipper.clipped_sum(C)
     with clipper.microbatch([10, 12], LENGTH):
-        classify(adapted, ids[[0, 2]]).sum().backward()
+        adapted.classify(ids[[0, 2]]).sum().backward()
     want, _ = clipper.clipped_sum(C)
     assert report.factors.tolist()[1] == 0
     assert_close(got, want, 2e-5)
@@ -172,7 +171,7 @@ def test_trainable_parameter_out_of_reach_is_named(name):
 def test_backward_outside_the_microbatch_is_refused():
     adapted, ids = adapted_tiny(), random_ids(2)
     clipper = PerUnitClipper(adapted)
-    classify(adapted, ids).sum().backward()
+    adapted.classify(ids).sum().backward()
     with pytest.raises(UnprotectedGradient, match="outside a microbatch"):
         clipper.clipped_sum(C)
     with pytest.raises(UnprotectedGradient, match="outside a microbatch"), clipper.microbatch([0, 1], LENGTH):
@@ -182,7 +181,7 @@ def test_backward_outside_the_microbatch_is_refused():
 def test_forward_outside_the_microbatch_is_refused():
     adapted, ids = adapted_tiny(), random_ids(2)
     clipper = PerUnitClipper(adapted)
-    loss = classify(adapted, ids).sum()
+    loss = adapted.classify(ids).sum()
     with pytest.raises(UnprotectedGradient), clipper.microbatch([0, 1], LENGTH):
         loss.backward()
 
@@ -191,7 +190,7 @@ def test_backward_after_the_microbatch_is_refused():
     adapted, ids = adapted_tiny(), random_ids(2)
     clipper = PerUnitClipper(adapted)
     with pytest.raises(ClipperMisused, match="no adapter was reached"), clipper.microbatch([0, 1], LENGTH):
-        loss = classify(adapted, ids).sum()
+        loss = adapted.classify(ids).sum()
     with pytest.raises(CaptureClosed):
         loss.backward()
 
@@ -200,7 +199,7 @@ def test_two_backwards_without_clipping_between_are_refused():
     adapted, ids = adapted_tiny(), random_ids(2)
     clipper = PerUnitClipper(adapted)
     with clipper.microbatch([0, 1], LENGTH):
-        classify(adapted, ids).sum().backward()
+        adapted.classify(ids).sum().backward()
     with pytest.raises(ClipperMisused, match="not clipped"), clipper.microbatch([2, 3], LENGTH):
         pass
 
@@ -215,7 +214,7 @@ def test_wrong_row_length_is_refused():
     adapted, ids = adapted_tiny("attention"), random_ids(2)
     clipper = PerUnitClipper(adapted)
     with pytest.raises(TokensMiscounted), clipper.microbatch([0, 1], LENGTH + 1):
-        classify(adapted, ids).sum().backward()
+        adapted.classify(ids).sum().backward()
 
 
 def test_error_inside_the_microbatch_leaves_the_model_usable():
@@ -247,6 +246,6 @@ class PerTensorScale(torch.nn.Module):
 
 def test_probe_tells_models_that_mix_rows():
     adapted, ids, other = adapted_tiny(), random_ids(4), random_ids(4, seed=9)
-    assert row_independence_gap(lambda i: classify(adapted, i), ids, other) < 1e-4
+    assert row_independence_gap(lambda i: adapted.classify(i), ids, other) < 1e-4
     adapted.model.model.norm = torch.nn.Sequential(adapted.model.model.norm, PerTensorScale())
-    assert row_independence_gap(lambda i: classify(adapted, i), ids, other) > 1e-3
+    assert row_independence_gap(lambda i: adapted.classify(i), ids, other) > 1e-3

@@ -20,7 +20,7 @@ from confide.coordinator.store import Store
 from confide.coordinator.studies import load_study
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbone import load as load_backbone
-from confide.models.head import PooledHead, classify
+from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, open_envelope
 from confide.mpc.shares import ShareContext, unpack
 from confide.privacy.sampling import SeededBytes, poisson_sample
@@ -127,7 +127,7 @@ def clipped_sum(adapted: AdaptedModel, federation: DemoFederation, study: Study,
     units = np.unique(records.units)
     for unit in units[poisson_sample(len(units), privacy.sample_rate, source(study, site, number))]:
         rows = np.flatnonzero(records.units == unit)
-        logits = classify(adapted, torch.from_numpy(ids[rows]))
+        logits = adapted.classify(torch.from_numpy(ids[rows]))
         target = torch.from_numpy(records.labels[rows]).to(logits)
         loss = F.binary_cross_entropy_with_logits(logits, target)
         grads = torch.autograd.grad(loss, list(adapted.trained.values()), allow_unused=True)
