@@ -183,15 +183,16 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             results.export_adapter(store, home, run_id, adapter)
         rounds = store.rounds(run_id)
         seconds = sorted(row.seconds for row in rounds)
-        held_out = [_held_out(bench, study, site) for site in federation.sites]
+        held_out = [_records(bench, study, site, "heldout") for site in federation.sites]
         found = results.evaluate(results.adapted_model(store, home, run_id), study, held_out)
-        train = [_train(bench, study, site) for site in federation.sites]
+        train = [_records(bench, study, site, "train") for site in federation.sites]
         with console.status("Measuring the references in this process (the demo's records are public)"):
             compared = references(study, bench.backbone, train, held_out)
         private = study.draft.privacy.mode != "none"
+        spent = results.largest_epsilon(store, study, colluding=1)
         return {
-            "epsilon": results.largest_epsilon(store, study, colluding=1).pld if private else None,
-            "epsilon_rdp": results.largest_epsilon(store, study, colluding=1).rdp if private else None,
+            "epsilon": spent.pld if private else None,
+            "epsilon_rdp": spent.rdp if private else None,
             "unit": study.draft.data.unit,
             "delta": study.draft.privacy.delta if private else None,
             "auc_private": found["auc"]["value"],
@@ -266,16 +267,10 @@ max_rows_per_batch = 512
 """
 
 
-def _train(bench: Workbench, study: Study, site: str) -> SitePolicy:
+def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy:
     from .results import held_out_policy
 
-    return held_out_policy(Path(bench.tables[site]["train"]), study, "patient_id")
-
-
-def _held_out(bench: Workbench, study: Study, site: str) -> SitePolicy:
-    from .results import held_out_policy
-
-    return held_out_policy(Path(bench.tables[site]["heldout"]), study, "patient_id")
+    return held_out_policy(Path(bench.tables[site][part]), study, "patient_id")
 
 
 def _example_file(example: str, name: str) -> Path:

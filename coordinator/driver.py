@@ -31,44 +31,51 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
     Flower, say) leaves it running, and `coordinator serve` starts the next driver.
     """
     store = Store.open(home)
-    run = store.run(run_id)
-    study = load_study(store.study(run.study))
-    start = study_start(home, study)
-    pki = Pki.load(home)
+    lease = store.acquire_lease(run_id)
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(store, run_id, lease, ended), daemon=True)
+    heart.start()
+    try:
+        store.begin_driving(run_id, lease)
+        _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
+    except Conflict as err:
+        logger.info("%s", err)
+    except LeaseLost as err:
+        logger.warning("%s", err)
+    except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
+        logger.error("run %s failed: %s", run_id, err)
+        store.set_run_state(run_id, "failed", lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+    finally:
+        ended.set()
+        heart.join()
+        store.close()
+
+
+def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> Drive:
+    study = load_study(store.study(store.run(run_id).study))
+    start, pki = study_start(home, study), Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
-    state = Drive(
+    return Drive(
         fleet=fleet,
         store=store,
         folder=RunFolder(home, run_id),
         replica=LedgerReplica(store),
         study=study,
         run=run_id,
-        lease=store.acquire_lease(run_id),
+        lease=lease,
         signer=pki.signer,
         start=start.start,
         head_size=start.head_size,
     )
-    ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, run_id, state.lease, ended), daemon=True)
-    heart.start()
+
+
+def _drive_or_stop(drive: Drive) -> None:
     try:
-        store.begin_driving(run_id, state.lease)
-        drive_run(state)
-    except Conflict as err:
-        logger.info("%s", err)
-    except LeaseLost as err:
-        logger.warning("%s", err)
+        drive_run(drive)
     except RunStopped as err:
         logger.info("%s", err)
-        settle(state, final=False)
-        store.set_run_state(run_id, "stopped", lease=state.lease)
-    except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
-        logger.error("run %s failed: %s", run_id, err)
-        store.set_run_state(run_id, "failed", lease=state.lease, error=f"{type(err).__name__}: {err}"[:2000])
-    finally:
-        ended.set()
-        heart.join()
-        store.close()
+        settle(drive, final=False)
+        drive.store.set_run_state(drive.run, "stopped", lease=drive.lease)
 
 
 def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:

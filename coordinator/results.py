@@ -21,7 +21,7 @@ from ..privacy.charges import Books, Spent, spent
 from .errors import Conflict
 from .replica import LedgerReplica
 from .run_folder import RunFolder
-from .store import Store
+from .store import Store, site_names
 from .studies import load_study, study_start
 
 _ROWS = 1024  # records scored at a time
@@ -50,6 +50,7 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
+    require_charges(store, run_id)
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -64,6 +65,17 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
     )
     export(adapted_model(store, home, run_id), directory, card)
     return card
+
+
+def require_charges(store: Store, run_id: str) -> None:
+    """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
+    replica = LedgerReplica(store)
+    for row in store.rounds(run_id):
+        for site in site_names(row):
+            if not replica.has_charge(site, run_id, row.number):
+                raise Conflict(
+                    f"run {run_id}: no charge of {site} for round {row.number} is here; restore the database"
+                )
 
 
 def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:

@@ -18,7 +18,7 @@ from confide.coordinator.results import (
     score,
 )
 from confide.coordinator.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store import Run
+from confide.coordinator.store import Round, Run
 from confide.privacy.ledger import Budget, Ledger
 
 from ..client_node.conftest import key_of
@@ -118,6 +118,17 @@ def test_the_card_s_epsilon_is_the_largest_that_a_site_signed_for(federation):
     card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
     assert card.epsilon == max(spent) > min(spent) > 0
     assert (card.delta, card.collusion, card.unit, card.mode) == (1e-5, 1, "patient", "distributed")
+
+
+def test_no_card_is_written_without_the_charges_of_all_summed_sites(federation):
+    study = with_run(federation)
+    with federation.store.session() as session:
+        session.get(Round, (RUN, 2)).sites = '["svi", "rest"]'
+    spend(federation, study, "svi", rounds=2)
+    with pytest.raises(Conflict, match="no charge of rest for round 2 is here"):
+        export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    spend(federation, study, "rest", rounds=2)
+    export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
 
 
 def test_the_card_names_the_study_its_sites_and_rounds(federation):

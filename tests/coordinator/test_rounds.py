@@ -293,3 +293,11 @@ def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
     late = FakeFleet(desk.study)
     drive(late, desk.home, "run-1")
     assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
+def test_a_run_whose_beginning_is_lost_fails_with_words_and_is_not_tried_for_ever(desk):
+    start_file(desk.home, desk.study.study_hash).unlink()
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    run = desk.store.run("run-1")
+    assert run.state == "failed"
+    assert "create the study again from the same study.toml" in (run.error or "")
