@@ -150,7 +150,7 @@ class WarmNode:
         except Exception as err:  # Flower raises many kinds when parts are missing or malformed
             logger.warning("%s: the message did not arrive whole (%s)", kind, type(err).__name__)
             return
-        started, received = time.monotonic(), 0
+        received = 0
         try:
             packet = unpack(message.content)
             received = _size(packet)
@@ -160,8 +160,8 @@ class WarmNode:
             reply = Message(Error(FAILED, _told(err)), reply_to=message)
             outcome = f"failed: {type(err).__name__}"
             logger.debug("handler failed", exc_info=True)
-        seconds = time.monotonic() - started
-        logger.info("%s: %d bytes, %.2f s, %s", kind, received, seconds, outcome)
+        # No duration: it grows with the records that were drawn, and logs travel further than one thinks.
+        logger.info("%s: %d bytes, %s", kind, received, outcome)
         del message
         session.send(reply, until=head.metadata.created_at + head.metadata.ttl)
 
