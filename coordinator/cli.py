@@ -6,6 +6,7 @@ by Ctrl-C.
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -426,8 +427,16 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    print(json.dumps(value, indent=2))
+    """One JSON value on stdout; what has no bound reads "inf", as in reports, since JSON has no number for it."""
+    print(json.dumps(_without_infinities(value), indent=2, allow_nan=False))
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return "inf" if value == math.inf else value
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

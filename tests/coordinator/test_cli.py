@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from confide.client_node.enrolment import InvitationCode
-from confide.coordinator.cli import app
+from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.store import Node, Run, Store
@@ -349,3 +350,8 @@ def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkey
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     built = json.loads(invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--json").stdout)
     assert built["hash"] == backbone_hash(tmp_path / "made")
+
+
+def test_json_output_has_no_number_outside_json(capsys):
+    print_json({"epsilon": math.inf, "rows": [(1.5, math.inf)]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"epsilon": "inf", "rows": [[1.5, "inf"]]}

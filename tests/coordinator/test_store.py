@@ -175,6 +175,12 @@ def test_a_heartbeat_without_a_step_keeps_the_step(store):
     assert store.run(RUN).heartbeat >= before
 
 
+def test_a_step_with_many_names_is_cut_to_its_column(store):
+    lease = store.acquire_lease(RUN)
+    store.beat(RUN, lease, "waiting for " + ", ".join(f"site-{number}" for number in range(100)))
+    assert len(store.run(RUN).step) == 255
+
+
 @pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped", "done", "failed"])
 def test_a_run_has_an_end_exactly_once_it_ended(store, state):
     store.set_run_state(RUN, state, error="why" if state == "failed" else None)
