@@ -22,7 +22,7 @@ from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
 from .aggregator import AggregatorRole
-from .approval import charge, noise, record_budget
+from .approval import charge, noise, planned_charges, record_budget
 from .data import read as read_records
 from .enrolment import Enrolment
 from .errors import (
@@ -230,17 +230,14 @@ class Node:
 
     def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
         """Refuses a run whose remaining rounds would not fit in what is left, before it begins."""
-        ledger, rounds = self._require_ledger(), study.draft.rounds.rounds
+        ledger, planned = self._require_ledger(), planned_charges(study, policy, run=run)
         record_budget(ledger, policy)
         try:
-            quote = ledger.affordable(
-                charge(study, policy, run=run, round_number=1),
-                rounds,
-                unprotected_allowed=self._may_go_unprotected(study, policy),
-            )
+            quote = ledger.affordable(planned, unprotected_allowed=self._may_go_unprotected(study, policy))
         except PrivacyError as err:
             raise ChargeRefused(str(err)) from err
         if not quote.fits:
+            rounds = sum(count for _, count in planned)
             raise ChargeRefused(
                 f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
                 f"budget of {quote.cap:g}; nothing was read"
@@ -282,7 +279,7 @@ class Node:
                     policy.backbone.directory,
                     lambda: read_records(policy, study),
                     site=self._enrolment.name,
-                    site_noise=noise(study),
+                    site_noise=noise(study, study.planned_round(1)),
                     max_rows=policy.limits.max_rows_per_batch,
                     threads=policy.limits.threads,
                 )

@@ -374,5 +374,5 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
         "settled": ["ledger", "request"],
     }
     assert set(Charge.__dataclass_fields__) == {
-        "study", "run", "round", "dataset", "unit", "cohort", "release", "relation", "sampler",
+        "study", "run", "round", "dataset", "unit", "cohort", "release", "purpose", "relation", "sampler",
     }  # fmt: skip

@@ -109,7 +109,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "e0bd73a0a393a0b5ecb2e64d3729ae849e9d356f1504d6efe2336f56c6c31095"
+    assert study.study_hash == "ad864e8a96b6ae0f1a5cb2a24334e672d7cd16c719315f895d49da0b93682e1f"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
