@@ -128,7 +128,7 @@ def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
 def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> Checkpoint:
     """A round of training: the total becomes a step of the server optimizer."""
     planned = drive.study.planned_round(checkpoint.round + 1)
-    opened = open_round(drive, keys, planned, state_bytes(checkpoint), drive.sites)
+    opened = open_round(drive, keys, planned, state_bytes(checkpoint.state), drive.sites)
     # 7 commit: the round exists once its row does.
     after = server_step(drive, checkpoint, opened.total)
     drive.store.commit_round(Round(**opened.record, state_hash=drive.folder.save(after), committed_at=time.time()))
@@ -149,7 +149,7 @@ def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpo
             raise RunRefused(
                 f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
             )
-        opened = open_round(drive, keys, planned, state_bytes(checkpoint), sites)
+        opened = open_round(drive, keys, planned, state_bytes(checkpoint.exported), sites)
     except RunRefused as err:
         logger.warning("run %s: not evaluated: %s", drive.run, err)
         drive.store.commit_round(
@@ -452,9 +452,9 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
     )
 
 
-def state_bytes(checkpoint: Checkpoint) -> bytes:
-    """The trained vector as it is sent: float32, little-endian."""
-    return checkpoint.state.astype("<f4").tobytes()
+def state_bytes(state: np.ndarray) -> bytes:
+    """A vector as it is sent: float32, little-endian."""
+    return state.astype("<f4").tobytes()
 
 
 def state_hash(state: bytes) -> str:
