@@ -116,7 +116,8 @@ def drive_run(drive: Drive) -> None:
             evaluate(drive, keys, checkpoint)
     settle(drive, final=True)
     evaluation = drive.store.evaluation(drive.run)
-    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=evaluation and evaluation.problem)
+    problem = None if evaluation is None else evaluation.problem
+    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=problem)
 
 
 def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
@@ -140,7 +141,7 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
 def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> None:
     """The round after the last update: the total is a histogram of how the final state scores held-out records.
 
-    It ends no run: where too few sites take part, that is written down instead, and what was trained is kept.
+    Where too few sites take part, or refuse for good, that is written down instead: what was trained is kept.
     """
     planned = drive.study.planned_round(drive.study.last_round)
     sites = tuple(site for site in drive.sites if site not in drive.abstaining)

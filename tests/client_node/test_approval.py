@@ -33,16 +33,20 @@ def test_a_sum_over_all_sites_has_more_noise_than_the_charge_counts_on(make_stud
 
 
 def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):
-    quote = assess(site.home, evaluated).quote
+    assessment = assess(site.home, evaluated)
+    quote = assessment.quote
     assert quote is not None
+    assert assessment.evaluates is True
     releases = [release for release, count in planned_releases(evaluated) for _ in range(count)]
     assert quote.would_be == epsilon_pld(releases, 1e-5, 1) > epsilon_pld(releases[:-1], 1e-5, 1)
 
 
 def test_a_site_that_holds_nothing_out_is_quoted_the_updates_alone(site, evaluated):
     site.write()
-    quote = assess(site.home, evaluated).quote
+    assessment = assess(site.home, evaluated)
+    quote = assessment.quote
     assert quote is not None
+    assert assessment.evaluates is False
     assert quote.would_be == epsilon_pld([planned_releases(evaluated)[0][0]] * 40, 1e-5, 1)
 
 
