@@ -53,13 +53,14 @@ class AggregatorRole:
         """Adds the sites' shares with the other two parties and gives this party's share of the total.
 
         Raises:
-            MessageInvalid: a site of `cohort` is not in the study.
+            MessageInvalid: a site of `cohort`, or the round, is not in the study.
             SetConflict: the round is bound to another set.
             MpcError: anything else that stops the aggregation; nothing was released.
         """
         identities = {site.name: site.identity for site in study.sites}
         if not set(cohort) <= identities.keys() or set(shares) != set(cohort):
             raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
+        planned = study.planned_round(round_number)
         order = Order(
             study=study.study_hash,
             run=run,
@@ -67,9 +68,9 @@ class AggregatorRole:
             state=state,
             attempt=attempt,
             cohort=tuple((site, identities[site]) for site in sorted(cohort)),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
             min_sites=study.quorum,
             private_key=self._keypair(run)[0],
         )

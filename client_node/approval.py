@@ -13,7 +13,7 @@ from .data import DataReport, check
 from .enrolment import Enrolment
 from .identity import NodeIdentity
 from .policy import SitePolicy, load_policy
-from .study import Study
+from .study import PlannedRound, Study
 
 LEDGER_FILE = "ledger.db"
 
@@ -27,6 +27,7 @@ class Assessment:
     aggregates: bool
     data: DataReport | None  # None if this node only aggregates
     quote: Quote | None  # None if nothing is to be paid, or the ledger would not say
+    evaluates: bool | None  # whether it takes part in the evaluation; None if there is none for it
     reasons: tuple[str, ...]  # why not to approve it; none: it can be approved
 
 
@@ -41,18 +42,20 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
     trains = me in {(site.name, site.identity) for site in study.sites}
     aggregates = me in {(party.name, party.identity) for party in study.aggregators}
     reasons = _identity_reasons(study, *me, takes_part=trains or aggregates)
-    data = quote = None
+    data = quote = evaluates = None
     if trains:
         policy = load_policy(home)
+        evaluates = policy.held_out() is not None if study.draft.evaluation else None
         reasons += _terms_reasons(study, policy, unprotected=unprotected)
         data = check(policy.data.path, policy, study)
         reasons += _data_reasons(study, policy, data)
+        reasons += _held_out_reasons(study, policy)
         if study.draft.privacy.mode != "none" and not reasons:
             with open_ledger(home, identity, enrolment) as ledger:
                 record_budget(ledger, policy)
                 quote, refusals = _quote(ledger, study, policy)
             reasons += refusals
-    return Assessment(study, trains, aggregates, data, quote, tuple(reasons))
+    return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
 
 
 def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Ledger:
@@ -75,7 +78,7 @@ def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
 
 def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Charge:
     """What one round of the study is charged before it begins: the release at its worst."""
-    privacy = study.draft.privacy
+    planned = study.planned_round(round_number)
     return Charge(
         study=study.study_hash,
         run=run,
@@ -83,28 +86,59 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
         dataset=policy.data.name,
         unit=policy.data.unit,
         cohort=study.site_names(),
-        release=Release(
-            mode=privacy.mode,
-            site_noise_int=noise(study),
-            scale_bits=study.scale_bits,
-            clip_norm=privacy.clip_norm,
-            dim=study.dim,
-            sample_rate=privacy.sample_rate,
-            sites=study.quorum,  # the fewest whose noise protects the sum
-        ),
+        release=release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
+        purpose=planned.purpose,
     )
 
 
-def noise(study: Study) -> int:
-    """Std of one site's integer noise, in ring units."""
+def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple[Charge, int]]:
+    """What a whole run will be charged at this site, for each purpose one charge and how many like it.
+
+    A site that holds nothing out takes no part in the evaluation and pays nothing for it.
+    """
+    rounds = study.draft.rounds.rounds
+    planned = [(charge(study, policy, run=run, round_number=1), rounds)]
+    if study.draft.evaluation and policy.data.heldout_path:
+        planned.append((charge(study, policy, run=run, round_number=study.last_round), 1))
+    return planned
+
+
+def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
+    """All that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
+
+    Args:
+        sites: how many sites each sum holds; None stands for the fewest that may be summed.
+    """
+    summed = study.quorum if sites is None else sites
+    releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
+    if study.draft.evaluation:
+        releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
+    return releases
+
+
+def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
+    """What a round opens over `sites` sites, as an accountant sees it."""
+    return Release(
+        mode=study.draft.privacy.mode,
+        site_noise_int=noise(study, planned),
+        scale_bits=planned.scale_bits,
+        clip_norm=planned.clip_norm,
+        dim=planned.dim,
+        sample_rate=planned.sample_rate,
+        sites=sites,
+    )
+
+
+def noise(study: Study, planned: PlannedRound) -> int:
+    """Std of one site's integer noise in a round, in ring units."""
     privacy = study.draft.privacy
     return site_noise(
-        noise_multiplier=privacy.noise_multiplier,
-        clip_norm=privacy.clip_norm,
+        noise_multiplier=planned.noise_multiplier,
+        clip_norm=planned.clip_norm,
         cohort=len(study.sites),
         max_dropouts=privacy.max_dropouts,
         collusion=privacy.collusion,
-        scale_bits=study.scale_bits,
+        scale_bits=planned.scale_bits,
         mode=privacy.mode,
     )
 
@@ -134,8 +168,7 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
 
 def _data_reasons(study: Study, policy: SitePolicy, data: DataReport) -> list[str]:
     if not data.is_fit:
-        count = "1 problem" if data.problem_count == 1 else f"{data.problem_count} problems"
-        return [f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"]
+        return [_misfit(study, data)]
     if not data.units:
         return [f"{data.path} holds no records"]
     if study.draft.privacy.mode == "none":
@@ -151,14 +184,28 @@ def _data_reasons(study: Study, policy: SitePolicy, data: DataReport) -> list[st
     ]
 
 
+def _held_out_reasons(study: Study, policy: SitePolicy) -> list[str]:
+    held_out = policy.held_out()
+    if study.draft.evaluation is None or held_out is None:
+        return []
+    found = check(held_out.data.path, held_out, study)
+    return [] if found.is_fit else [_misfit(study, found)]
+
+
+def _misfit(study: Study, data: DataReport) -> str:
+    count = "1 problem" if data.problem_count == 1 else f"{data.problem_count} problems"
+    return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
+
+
 def _quote(ledger: Ledger, study: Study, policy: SitePolicy) -> tuple[Quote | None, list[str]]:
-    rounds = study.draft.rounds.rounds
+    planned = planned_charges(study, policy, run="(before approval)")
     try:
-        quote = ledger.affordable(charge(study, policy, run="(before approval)", round_number=1), rounds)
+        quote = ledger.affordable(planned)
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []
+    rounds = sum(count for _, count in planned)
     return quote, [
         f"the budget cannot pay for all {rounds} rounds: they would bring epsilon from {quote.spent:.4g} to "
         f"{quote.would_be:.4g}, the cap is {quote.cap:g}"

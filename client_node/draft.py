@@ -52,6 +52,12 @@ def _has_no_twins(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
+def _is_even(count: int) -> int:
+    if count % 2:
+        raise rule("even: probability one half is the edge in the middle")
+    return count
+
+
 def _is_target(name: str) -> str:
     if name not in TARGETS:
         near = difflib.get_close_matches(name, TARGETS, n=1)
@@ -150,6 +156,13 @@ class OptimizerTerms(Settings):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
+class EvaluationTerms(Settings):
+    """One noised histogram of the final model's scores on records that sites hold out, after the last round."""
+
+    bins: Annotated[int, Field(ge=2, le=200), AfterValidator(_is_even)] = 20  # of the score, for each label
+    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
+
+
 class ModelTerms(Settings):
     """The frozen model."""
 
@@ -180,6 +193,7 @@ class StudyDraft(Settings):
     privacy: PrivacyTerms = Field(description="a table [privacy]")
     rounds: RoundTerms = Field(description="a table [rounds]")
     optimizer: OptimizerTerms = Field(description="a table [optimizer]")
+    evaluation: EvaluationTerms | None = None
     participants: Participants = Field(description="a table [participants]")
 
     @property
@@ -259,6 +273,7 @@ def _data_problems(data: DataTerms) -> list[str]:
 
 def _privacy_problems(draft: StudyDraft) -> list[str]:
     privacy, rounds, sites = draft.privacy, draft.rounds, len(draft.participants.sites)
+    measured = draft.evaluation
     sure = sites - privacy.max_dropouts
     problems = []
     if rounds.min_sites > sure:
@@ -277,7 +292,13 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
             for name in ("noise_multiplier", "delta")
             if getattr(privacy, name)
         ]
+        if measured and measured.noise_multiplier:
+            problems.append("evaluation.noise_multiplier must go with privacy.mode 'none': nothing is protected")
         return problems
+    if measured and not measured.noise_multiplier:
+        problems.append(
+            f"evaluation.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 10.0"
+        )
     if not privacy.noise_multiplier:
         problems.append(f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'")
     if not privacy.delta:

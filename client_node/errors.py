@@ -26,6 +26,7 @@ ClientNodeError
 ├── StepFailed               a step failed after its charge; why stays at the site
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── NothingHeldOut           the site holds no records out for an evaluation
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -178,12 +179,27 @@ class SiteNotReady(ClientNodeError):
     public = True
 
 
+class NothingHeldOut(ClientNodeError):
+    """The site's policy names no held-out records, so it takes no part in the evaluation."""
+
+    public = True
+
+
 class AlreadyRunning(ClientNodeError):
     """Another daemon holds the home folder."""
 
 
 FINAL_REFUSALS = frozenset(
     error.__name__
-    for error in (StudyNotApproved, StudyUnknown, ChargeRefused, ModelUnusable, RunEnded, RoundOver, SiteNotReady)
+    for error in (
+        StudyNotApproved,
+        StudyUnknown,
+        ChargeRefused,
+        ModelUnusable,
+        RunEnded,
+        RoundOver,
+        SiteNotReady,
+        NothingHeldOut,
+    )
 )
 """Names of refusals that asking again does not change: a person has to act."""

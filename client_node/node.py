@@ -22,13 +22,14 @@ from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
 from .aggregator import AggregatorRole
-from .approval import charge, noise, record_budget
+from .approval import charge, noise, planned_charges, record_budget
 from .data import read as read_records
 from .enrolment import Enrolment
 from .errors import (
     ChargeRefused,
     MessageInvalid,
     ModelUnusable,
+    NothingHeldOut,
     PolicyInvalid,
     RoundOver,
     SiteNotReady,
@@ -57,7 +58,7 @@ from .messages import (
 from .outbox import Outbox
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
-from .study import Study
+from .study import PlannedRound, Study
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -101,12 +102,14 @@ class Node:
         study = self._admit(message)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         records: tuple[Entry, ...] = ()
+        evaluates = False
         if self._trains(study):
             policy = load_policy(self._home)
             self._require_budget(study, policy, message.run)
             self._trainer_for(study, policy)
-            records = self._ledger_since(message.ledger_from)
-        return sign(Ready(request=packet.digest(), key=key, ledger=records), self._identity.signer)
+            records, evaluates = self._ledger_since(message.ledger_from), policy.held_out() is not None
+        ready = Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=records)
+        return sign(ready, self._identity.signer)
 
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
@@ -128,17 +131,18 @@ class Node:
         return sign(answer, self._identity.signer, blobs)
 
     def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
-        if plan.round > study.draft.rounds.rounds or len(state) != 4 * study.dim:
+        planned = study.planned_round(plan.round)
+        if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
         for aggregator, key in zip(study.aggregators, plan.keys, strict=True):
             if (key.study, key.run) != (plan.study, plan.run):
                 raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
             key.verify(aggregator.identity)
         policy = load_policy(self._home)
-        trainer = self._trainer_for(study, policy)
+        compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
         try:
-            vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+            vector = compute(np.frombuffer(state, "<f4"))
         except Exception as err:  # whatever it is, the coordinator is told one and the same
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
@@ -148,12 +152,12 @@ class Node:
             round=plan.round,
             site=self._enrolment.name,
             state=hashlib.sha256(state).hexdigest(),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
         )
         sealed = seal_update(
-            from_integers(vector, Ring(bits=study.ring_bits, scale_bits=study.scale_bits)),
+            from_integers(vector, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)),
             context,
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self._identity.signer,
@@ -162,6 +166,26 @@ class Node:
         envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
         self._outbox.put(plan.run, plan.round, envelopes)
         return envelopes
+
+    def _contribution(
+        self, study: Study, policy: SitePolicy, planned: PlannedRound
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What turns the state of a round into this site's noised vector. It reads no record before it is called.
+
+        Raises:
+            NothingHeldOut: the round is an evaluation, and this site has nothing to evaluate on.
+        """
+        trainer = self._trainer_for(study, policy)
+        if planned.purpose == "update":
+            return lambda state: trainer.release(state, planned.number)
+        held_out = policy.held_out()
+        if held_out is None:
+            raise NothingHeldOut(
+                f"{self._enrolment.name} holds no records out (data.heldout_path in its site.toml): not evaluated here"
+            )
+        return lambda state: trainer.histogram(
+            state, lambda: read_records(held_out, study), planned.number, site_noise=noise(study, planned)
+        )
 
     def _aggregate(self, packet: Packet) -> Packet:
         order = verify(packet, self._enrolment.coordinator, AggregateOrder)
@@ -230,17 +254,14 @@ class Node:
 
     def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
         """Refuses a run whose remaining rounds would not fit in what is left, before it begins."""
-        ledger, rounds = self._require_ledger(), study.draft.rounds.rounds
+        ledger, planned = self._require_ledger(), planned_charges(study, policy, run=run)
         record_budget(ledger, policy)
         try:
-            quote = ledger.affordable(
-                charge(study, policy, run=run, round_number=1),
-                rounds,
-                unprotected_allowed=self._may_go_unprotected(study, policy),
-            )
+            quote = ledger.affordable(planned, unprotected_allowed=self._may_go_unprotected(study, policy))
         except PrivacyError as err:
             raise ChargeRefused(str(err)) from err
         if not quote.fits:
+            rounds = sum(count for _, count in planned)
             raise ChargeRefused(
                 f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
                 f"budget of {quote.cap:g}; nothing was read"
@@ -282,7 +303,7 @@ class Node:
                     policy.backbone.directory,
                     lambda: read_records(policy, study),
                     site=self._enrolment.name,
-                    site_noise=noise(study),
+                    site_noise=noise(study, study.planned_round(1)),
                     max_rows=policy.limits.max_rows_per_batch,
                     threads=policy.limits.threads,
                 )

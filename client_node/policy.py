@@ -32,6 +32,7 @@ class DataPolicy(Settings):
     path: Path = Field(description='path = "patients.csv" (beside site.toml, or absolute)', strict=False)
     format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
+    heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
     name: Name = Field(description='name = "patients" (what the ledger calls this data set; never rename it)')
     unit: Name = Field(description='unit = "patient" (the word for whom privacy protects; studies must use the same)')
     unit_column: Label = Field(description='unit_column = "patient_id"')
@@ -73,6 +74,13 @@ class SitePolicy(Settings):
     backbone: BackbonePolicy = Field(description="a table [backbone]")
     limits: LimitPolicy = LimitPolicy()
 
+    def held_out(self) -> "SitePolicy | None":
+        """The same policy, reading the held-out records; None if the site holds none out."""
+        if self.data.heldout_path is None:
+            return None
+        held_out = self.data.model_copy(update={"path": self.data.heldout_path, "heldout_path": None})
+        return self.model_copy(update={"data": held_out})
+
     def permits(self, study: Study) -> bool:
         """Whether the study may run on this site's records."""
         return not refusals(self, study)
@@ -94,7 +102,12 @@ def load_policy(home: Path) -> SitePolicy:
         raise PolicyInvalid(str(path), ("the file is missing; write it as docs/site-toml.md shows",))
     stated = read_toml(path, SitePolicy, error=PolicyInvalid)
     base = path.parent.resolve()
-    data = stated.data.model_copy(update={"path": base / stated.data.path.expanduser()})
+    held_out = stated.data.heldout_path
+    paths = {
+        "path": base / stated.data.path.expanduser(),
+        "heldout_path": held_out and base / held_out.expanduser(),
+    }
+    data = stated.data.model_copy(update=paths)
     backbone = stated.backbone.model_copy(update={"directory": base / stated.backbone.directory.expanduser()})
     decisions = load_decisions(home)
     return stated.model_copy(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,10 +21,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ..models.schema import RecordSchema
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
-from .errors import StudyInvalid
+from .errors import MessageInvalid, StudyInvalid
 from .settings import Settings, contradictions, parse_json, raise_problems, rule
 
 _SIGNATURE_CONTEXT = b"confide study v1\0"
+_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 units, rounding costs 6e-6 of the noise
 
 
 def _is_address(value: str) -> str:
@@ -58,6 +60,29 @@ class AggregatorParty(Settings):
     identity: Digest  # Ed25519 public key
     address: Annotated[str, AfterValidator(_is_address)]  # where the other two parties reach it
     certificate: Annotated[str, Field(max_length=16_384), AfterValidator(_is_certificate)]  # PEM, pinned by the others
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRound:
+    """What a study has every site contribute to one round: known from the study and the round's number alone.
+
+    "update": a clipped sum of gradients over a Poisson sample of units, by which the state moves. "evaluation": a
+    histogram of the final state's scores on held-out records, in which each unit counts once.
+    """
+
+    number: int
+    purpose: Literal["update", "evaluation"]
+    dim: int  # length of the vector that is opened
+    ring_bits: Literal[32, 64]
+    scale_bits: int  # an entry counts in units of 2**-scale_bits
+    clip_norm: float  # most that one unit moves a site's vector, L2
+    sample_rate: float  # chance that a unit takes part
+    noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"round {self.number}" if self.purpose == "update" else "evaluation"
 
 
 class Study(Settings):
@@ -143,6 +168,43 @@ class Study(Settings):
         """Fewest sites whose sum may be opened: `StudyDraft.quorum`."""
         return self.draft.quorum
 
+    @property
+    def last_round(self) -> int:
+        """Number of the last thing that a run opens: the evaluation if there is one, else the last update."""
+        return self.draft.rounds.rounds + (self.draft.evaluation is not None)
+
+    def planned_round(self, number: int) -> PlannedRound:
+        """What round `number` is: updates first, from 1 on, then the evaluation if the study has one.
+
+        Raises:
+            MessageInvalid: the study has no round of that number.
+        """
+        if not 1 <= number <= self.last_round:
+            raise MessageInvalid(f"study {self.name} has rounds 1 to {self.last_round}, none of number {number}")
+        terms, privacy = self.draft.evaluation, self.draft.privacy
+        if terms is None or number <= self.draft.rounds.rounds:
+            return PlannedRound(
+                number=number,
+                purpose="update",
+                dim=self.dim,
+                ring_bits=self.ring_bits,
+                scale_bits=self.scale_bits,
+                clip_norm=privacy.clip_norm,
+                sample_rate=privacy.sample_rate,
+                noise_multiplier=privacy.noise_multiplier,
+            )
+        ring_bits, scale_bits = _HISTOGRAM_RING
+        return PlannedRound(
+            number=number,
+            purpose="evaluation",
+            dim=2 * terms.bins,
+            ring_bits=ring_bits,
+            scale_bits=scale_bits,
+            clip_norm=1.0,  # a unit is one count in one bin
+            sample_rate=1.0,
+            noise_multiplier=terms.noise_multiplier,
+        )
+
     def site_names(self) -> tuple[str, ...]:
         """The planned cohort."""
         return tuple(site.name for site in self.sites)
@@ -210,4 +272,4 @@ class Study(Settings):
         ]
 
 
-__all__ = ["AggregatorParty", "Participant", "Study", "StudyDraft", "load_draft"]
+__all__ = ["AggregatorParty", "Participant", "PlannedRound", "Study", "StudyDraft", "load_draft"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..client_node.approval import planned_releases
 from ..client_node.study import Study
-from ..privacy.accounting import Release, epsilon_pld, site_noise
+from ..privacy.accounting import epsilon_pld
 from .store import Round, Run, Store
 from .studies import load_study
 
@@ -43,11 +44,12 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
         total = study.draft.rounds.rounds
         bar = progress.add_task("rounds", total=total, spent="", sent="", step="")
         while True:
-            run, rounds = store.run(run_id), store.rounds(run_id)
+            run, rounds, evaluation = store.run(run_id), store.rounds(run_id), store.evaluation(run_id)
+            opened = len(rounds) + (evaluation is not None and evaluation.problem is None)
             progress.update(
                 bar,
                 completed=len(rounds),
-                spent=spent_text(study, len(rounds)),
+                spent=spent_text(study, opened),
                 sent=sent_text(rounds),
                 step=step_text(run),
             )
@@ -59,8 +61,12 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
 
 
 def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
-    """Epsilon by PLD that `rounds` rounds of the study cost at a site that spent nothing before."""
-    return epsilon_pld([_release(study)] * rounds, study.draft.privacy.delta, colluding)
+    """Epsilon by PLD that the first `rounds` rounds of the study, its evaluation the last of all, cost at a site that
+    spent nothing before; with all sites summed.
+    """
+    planned = planned_releases(study, sites=len(study.sites))
+    releases = [release for release, count in planned for _ in range(count)]
+    return epsilon_pld(releases[:rounds], study.draft.privacy.delta, colluding)
 
 
 def spent_text(study: Study, rounds: int) -> str:
@@ -69,7 +75,7 @@ def spent_text(study: Study, rounds: int) -> str:
     if privacy.mode == "none":
         return "[red]no privacy[/]"
     now = planned_epsilon(study, rounds, colluding=privacy.collusion)
-    whole = planned_epsilon(study, study.draft.rounds.rounds, colluding=privacy.collusion)
+    whole = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
     return f"ε {now:.2f} ({whole - now:.2f} left)"
 
 
@@ -81,24 +87,3 @@ def sent_text(rounds: list[Round]) -> str:
 def step_text(run: Run) -> str:
     """What the driver is doing."""
     return run.step if run.state == "running" else run.state
-
-
-def _release(study: Study) -> Release:
-    privacy = study.draft.privacy
-    return Release(
-        mode=privacy.mode,
-        site_noise_int=site_noise(
-            privacy.noise_multiplier,
-            privacy.clip_norm,
-            len(study.sites),
-            privacy.max_dropouts,
-            privacy.collusion,
-            study.scale_bits,
-            privacy.mode,
-        ),
-        scale_bits=study.scale_bits,
-        clip_norm=privacy.clip_norm,
-        dim=study.dim,
-        sample_rate=privacy.sample_rate,
-        sites=len(study.sites),
-    )

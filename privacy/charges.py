@@ -52,6 +52,7 @@ class Charge:
     unit: str
     cohort: tuple[str, ...]  # names of the sites planned for this round; kept sorted
     release: Release
+    purpose: Literal["update", "evaluation"] = "update"  # a step of training, or a histogram of held-out scores
     relation: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampler: Literal["poisson"] = "poisson"
 
@@ -63,6 +64,7 @@ class Charge:
             "round must be at least 0": self.round >= 0,
             "cohort must name each site once": len(set(self.cohort)) == len(self.cohort) > 0,
             "release.sites must not pass the cohort": self.release.sites <= len(self.cohort),
+            "purpose must be update or evaluation": self.purpose in ("update", "evaluation"),
             "relation must be add_or_remove_one": self.relation == "add_or_remove_one",
             "sampler must be poisson": self.sampler == "poisson",
         }

@@ -8,6 +8,7 @@ is that an older copy of the file was put back; whoever keeps a replica can (`ch
 import logging
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from . import accounting, canonical, chain, charges
+from .accounting import Release
 from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Settlement, Spent
 from .entry_store import EntryStore
@@ -143,22 +145,31 @@ class Ledger:
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
 
-    def affordable(self, charge: Charge, rounds: int, *, unprotected_allowed: bool = False) -> Quote:
-        """What a whole run of `rounds` rounds like `charge` would come to, with everything charged before.
+    def affordable(self, planned: Sequence[tuple[Charge, int]], *, unprotected_allowed: bool = False) -> Quote:
+        """What a whole run would come to, with everything charged before.
 
-        Rounds of `charge.run` that are charged already are not counted twice. Nothing is written.
+        Rounds of the run that are charged already are not counted twice. Nothing is written.
+
+        Args:
+            planned: for each purpose a charge like those of the run, and how many of them a whole run has; all on one
+                data set and unit.
 
         Raises:
             BudgetMissing: no budget is set for the data set and unit.
-            UnprotectedRefused: the charge is unprotected and that was not allowed.
+            UnprotectedRefused: a charge is unprotected and that was not allowed.
         """
         with self._reading():
-            charged = sum(run == charge.run for run, _ in self._books.booked)
-            budget = self._payer(charge, unprotected_allowed)
+            booked = self._books.booked.items()
+            charged = Counter((run, item.charge.purpose) for (run, _), item in booked)
+            budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
-            would_be = self._epsilon(budget, charge, max(0, rounds - charged))
-            return Quote(cap=budget.epsilon, spent=self._epsilon(budget, charge, 0), would_be=would_be)
+            more = [
+                release
+                for charge, count in planned
+                for release in [charge.release] * max(0, count - charged[charge.run, charge.purpose])
+            ]
+            return Quote(cap=budget.epsilon, spent=self._epsilon(budget, []), would_be=self._epsilon(budget, more))
 
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
@@ -179,9 +190,9 @@ class Ledger:
                 return self._store.load(connection, before.seq, limit=1)[0]
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
-                would_be = self._epsilon(budget, charge, 1)
+                would_be = self._epsilon(budget, [charge.release])
                 if not would_be <= budget.epsilon:
-                    raise _exceeded(budget, self._epsilon(budget, charge, 0), would_be)
+                    raise _exceeded(budget, self._epsilon(budget, []), would_be)
             return append("reserve", canonical.to_record(charge))
 
     def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
@@ -215,9 +226,9 @@ class Ledger:
             raise BudgetMissing(f"no budget is set for data set {charge.dataset!r}, unit {charge.unit!r}")
         return budget
 
-    def _epsilon(self, budget: Budget, charge: Charge, more: int) -> float:
-        """What the budget's data set has cost and would cost with `more` releases like `charge`."""
-        releases = [*self._books.releases(budget.dataset, budget.unit), *[charge.release] * more]
+    def _epsilon(self, budget: Budget, more: Sequence[Release]) -> float:
+        """What the budget's data set has cost and would cost with `more` releases."""
+        releases = [*self._books.releases(budget.dataset, budget.unit), *more]
         return accounting.epsilon_pld(releases, budget.delta, budget.collusion)
 
     def _start(self) -> None:

@@ -102,7 +102,7 @@ def test_without_a_budget_nothing_may_be_charged(ledger):
     with pytest.raises(BudgetMissing, match="heart"):
         ledger.reserve(charge(dataset="heart"))
     with pytest.raises(BudgetMissing):
-        ledger.affordable(charge(dataset="heart"), 10)
+        ledger.affordable([(charge(dataset="heart"), 10)])
 
 
 def test_reserving_a_round_again_changes_nothing(ledger):
@@ -154,15 +154,34 @@ def test_a_settlement_that_contradicts_is_a_conflict(ledger, round, summed):
 
 
 def test_a_quote_is_what_the_whole_run_would_come_to(ledger):
-    quote = ledger.affordable(charge(), 40)
+    quote = ledger.affordable([(charge(), 40)])
     assert quote.spent == 0
     assert quote.would_be == accounting.epsilon_pld([release()] * 40, 1e-5, 1)
     assert quote.fits == (quote.would_be <= 8.0)
     ledger.reserve(charge(0))
     ledger.reserve(charge(1))
-    assert ledger.affordable(charge(), 40).would_be == quote.would_be  # two of the forty are charged already
-    assert ledger.affordable(charge(run="another"), 40).would_be > quote.would_be
-    assert not ledger.affordable(charge(), 400).fits
+    assert ledger.affordable([(charge(), 40)]).would_be == quote.would_be  # two of the forty are charged already
+    assert ledger.affordable([(charge(run="another"), 40)]).would_be > quote.would_be
+    assert not ledger.affordable([(charge(), 400)]).fits
+
+
+def test_a_plan_of_two_purposes_counts_what_is_left_of_each(ledger):
+    update, last = charge(), replace(charge(3), purpose="evaluation", release=release(sample_rate=1.0, multiplier=4.0))
+    planned = [(update, 3), (last, 1)]
+    whole = ledger.affordable(planned).would_be
+    assert whole > ledger.affordable(planned[:1]).would_be
+    ledger.reserve(last)
+    for round in range(2):
+        ledger.reserve(charge(round))
+    quote = ledger.affordable(planned)
+    assert quote.would_be == whole
+    releases = [update.release] * 2 + [last.release]
+    assert quote.spent == accounting.epsilon_pld(releases, 1e-5, 1)
+
+
+def test_a_charge_for_an_unknown_purpose_is_none():
+    with pytest.raises(InvalidPrivacyParameter, match="purpose must be update or evaluation"):
+        replace(charge(), purpose="curiosity")
 
 
 def test_a_release_without_noise_needs_consent_and_leaves_no_guarantee(ledger):
