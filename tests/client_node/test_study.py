@@ -2,9 +2,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -188,6 +191,17 @@ def test_another_spelling_of_a_study_is_refused(make_study):
 def test_what_is_no_study_is_refused(text):
     with pytest.raises(StudyInvalid):
         Study.parse(text)
+
+
+def test_a_certificate_of_an_unknown_version_is_refused(make_study):
+    study = make_study()
+    pem = study.aggregators[0].certificate
+    der = bytearray(x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER))
+    version = der.index(b"\xa0\x03\x02\x01\x02") + 4
+    der[version] = 9
+    changed = ssl.DER_cert_to_PEM_cert(bytes(der))
+    with pytest.raises(StudyInvalid, match="certificate"):
+        Study.parse(study.canonical().replace(json.dumps(pem).encode(), json.dumps(changed).encode()))
 
 
 def test_no_changed_byte_gives_the_same_study(make_study):
