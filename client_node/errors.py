@@ -24,6 +24,7 @@ ClientNodeError
 ├── RunEnded                 the run is over at this node
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; why stays at the site
+├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── AlreadyRunning           another daemon holds the home folder
@@ -160,6 +161,12 @@ class ModelUnusable(ClientNodeError):
     public = True
 
 
+class SetFixed(ClientNodeError):
+    """The site has added its noise for a sum over one set of sites, and adds none for a sum over others."""
+
+    public = True
+
+
 class RoundOver(ClientNodeError):
     """The round is settled here: it is never computed again."""
 
@@ -184,6 +191,15 @@ class AlreadyRunning(ClientNodeError):
 
 FINAL_REFUSALS = frozenset(
     error.__name__
-    for error in (StudyNotApproved, StudyUnknown, ChargeRefused, ModelUnusable, RunEnded, RoundOver, SiteNotReady)
+    for error in (
+        StudyNotApproved,
+        StudyUnknown,
+        ChargeRefused,
+        ModelUnusable,
+        RunEnded,
+        SetFixed,
+        RoundOver,
+        SiteNotReady,
+    )
 )
 """Names of refusals that asking again does not change: a person has to act."""

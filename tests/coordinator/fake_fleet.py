@@ -157,7 +157,8 @@ class FakeFleet:
             taken = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=bound)
             return self._sign(taken, name)
         total = np.zeros(self.study.dim, self.ring.unsigned)
-        for site, blob in packet.blobs.items():
+        for place, site in enumerate(order.cohort):
+            blob = packet.blobs[f"update-{place}"]
             context = self._context(site, order.run, order.round, order.state)
             share = open_envelope(
                 Envelope.from_bytes(blob), context, PARTIES.index(name),
