@@ -58,7 +58,7 @@ class AggregatorRole:
             blobs: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or for none.
 
         Raises:
-            MessageInvalid: a site of `cohort` is not in the study, or the blobs are not those of the cohort.
+            MessageInvalid: a site of `cohort`, or the round, is not in the study, or the blobs are not the cohort's.
             SetConflict: the round is bound to another set.
             TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
             MpcError: anything else that stops the aggregation; nothing was released.
@@ -70,6 +70,7 @@ class AggregatorRole:
         whole = set(shares) == set(cohort) and set(topups) in ({*cohort}, set())
         if not whole or len(shares) + len(topups) != len(blobs):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
+        planned = study.planned_round(round_number)
         order = Order(
             study=study.study_hash,
             run=run,
@@ -77,9 +78,9 @@ class AggregatorRole:
             state=state,
             attempt=attempt,
             cohort=tuple((site, identities[site]) for site in sorted(cohort)),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,
             private_key=self._keypair(run)[0],

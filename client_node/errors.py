@@ -27,6 +27,7 @@ ClientNodeError
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── NothingHeldOut           the site holds no records out for an evaluation
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -185,6 +186,12 @@ class SiteNotReady(ClientNodeError):
     public = True
 
 
+class NothingHeldOut(ClientNodeError):
+    """The site's policy names no held-out records, so it takes no part in the evaluation."""
+
+    public = True
+
+
 class AlreadyRunning(ClientNodeError):
     """Another daemon holds the home folder."""
 
@@ -200,6 +207,7 @@ FINAL_REFUSALS = frozenset(
         SetFixed,
         RoundOver,
         SiteNotReady,
+        NothingHeldOut,
     )
 )
 """Names of refusals that asking again does not change: a person has to act."""

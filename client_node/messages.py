@@ -124,11 +124,15 @@ class Ready(Reply):
 
     kind: ClassVar[str] = "ready"
     key: KeyCertificate | None = None  # from aggregators
+    evaluates: bool = False  # from sites: whether their policy names held-out records
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
 class RoundPlan(Request):
-    """To a site: one round. Blob `state`: the trained vector, float32 little-endian."""
+    """To a site: one round, of the purpose that the study gives to its number.
+
+    Blob `state`: the vector to train from or to evaluate, float32 little-endian.
+    """
 
     kind: ClassVar[str] = "step"
     round: PositiveInt
@@ -170,7 +174,7 @@ class AggregateOrder(Request):
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
-    state: Digest  # SHA-256 of the trained vector that every site started from
+    state: Digest  # SHA-256 of the vector that every site was sent
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
 

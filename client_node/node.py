@@ -29,6 +29,7 @@ from .errors import (
     ChargeRefused,
     MessageInvalid,
     ModelUnusable,
+    NothingHeldOut,
     PolicyInvalid,
     RoundOver,
     SiteNotReady,
@@ -61,7 +62,7 @@ from .messages import (
 from .outbox import Outbox
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
-from .study import Study
+from .study import PlannedRound, Study
 from .topup import top_up
 
 if TYPE_CHECKING:
@@ -107,12 +108,14 @@ class Node:
         study = self._admit(message)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         records: tuple[Entry, ...] = ()
+        evaluates = False
         if self._trains(study):
             policy = load_policy(self._home)
             self._require_budget(study, policy, message.run)
             self._trainer_for(study, policy)
-            records = self._ledger_since(message.ledger_from)
-        return sign(Ready(request=packet.digest(), key=key, ledger=records), self._identity.signer)
+            records, evaluates = self._ledger_since(message.ledger_from), policy.held_out() is not None
+        ready = Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=records)
+        return sign(ready, self._identity.signer)
 
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
@@ -129,14 +132,15 @@ class Node:
         return sign(answer, self._identity.signer, blobs)
 
     def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
-        if plan.round > study.draft.rounds.rounds or len(state) != 4 * study.dim:
+        planned = study.planned_round(plan.round)
+        if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
         require_run_keys(study, plan.run, plan.keys)
         policy = load_policy(self._home)
-        trainer = self._trainer_for(study, policy)
+        compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
         try:
-            vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+            vector = compute(np.frombuffer(state, "<f4"))
         except Exception as err:  # whatever it is, the coordinator is told one and the same
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
@@ -146,12 +150,12 @@ class Node:
             round=plan.round,
             site=self._enrolment.name,
             state=hashlib.sha256(state).hexdigest(),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
         )
         sealed = seal_update(
-            from_integers(vector, Ring(bits=study.ring_bits, scale_bits=study.scale_bits)),
+            from_integers(vector, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)),
             context,
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self._identity.signer,
@@ -169,6 +173,26 @@ class Node:
         envelopes = top_up(study, plan, outbox=self._outbox, site=name, signer=signer)
         answer = TopUp(request=packet.digest(), run=plan.run, round=plan.round)
         return sign(answer, signer, {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)})
+
+    def _contribution(
+        self, study: Study, policy: SitePolicy, planned: PlannedRound
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What turns the state of a round into this site's noised vector. It reads no record before it is called.
+
+        Raises:
+            NothingHeldOut: the round is an evaluation, and this site has nothing to evaluate on.
+        """
+        trainer = self._trainer_for(study, policy)
+        if planned.purpose == "update":
+            return lambda state: trainer.release(state, planned.number)
+        held_out = policy.held_out()
+        if held_out is None:
+            raise NothingHeldOut(
+                f"{self._enrolment.name} holds no records out (data.heldout_path in its site.toml): not evaluated here"
+            )
+        return lambda state: trainer.histogram(
+            state, lambda: read_records(held_out, study), planned.number, site_noise=noise(study, planned)
+        )
 
     def _aggregate(self, packet: Packet) -> Packet:
         order = verify(packet, self._enrolment.coordinator, AggregateOrder)
