@@ -24,6 +24,7 @@ ClientNodeError
 ├── RunEnded                 the run is over at this node
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; why stays at the site
+├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── NothingHeldOut           the site holds no records out for an evaluation
@@ -161,6 +162,12 @@ class ModelUnusable(ClientNodeError):
     public = True
 
 
+class SetFixed(ClientNodeError):
+    """The site has added its noise for a sum over one set of sites, and adds none for a sum over others."""
+
+    public = True
+
+
 class RoundOver(ClientNodeError):
     """The round is settled here: it is never computed again."""
 
@@ -197,6 +204,7 @@ FINAL_REFUSALS = frozenset(
         ChargeRefused,
         ModelUnusable,
         RunEnded,
+        SetFixed,
         RoundOver,
         SiteNotReady,
         NothingHeldOut,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..models.errors import ModelError
-from ..mpc.errors import SetConflict
+from ..mpc.errors import SetConflict, TopUpMissing
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
 from ..mpc.shares import ShareContext
@@ -46,12 +46,16 @@ from .messages import (
     Ready,
     Request,
     RoundPlan,
+    SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    TopUp,
+    TopUpPlan,
     Update,
     require_evidence,
+    require_run_keys,
     sign,
     verify,
 )
@@ -59,6 +63,7 @@ from .outbox import Outbox
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
 from .study import PlannedRound, Study
+from .topup import top_up
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -86,6 +91,7 @@ class Node:
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "step": self._step,
+            "topup": self._topup,
             "aggregate": self._aggregate,
             "settle": self._settle,
         }
@@ -113,14 +119,9 @@ class Node:
 
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
-        study = self._admit(plan)
-        if not self._trains(study):
-            raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
+        study = self._admit_site(plan)
         self._settle_outcomes(study, plan.run, plan.outcomes)
-        if self._require_ledger().is_settled(plan.run, plan.round):
-            raise RoundOver(
-                f"round {plan.round} of run {plan.run} is settled here; another draw would be another release"
-            )
+        self._refuse_settled(plan.run, plan.round)
         envelopes = self._outbox.get(plan.run, plan.round)
         if envelopes is None:
             envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
@@ -134,10 +135,7 @@ class Node:
         planned = study.planned_round(plan.round)
         if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
-        for aggregator, key in zip(study.aggregators, plan.keys, strict=True):
-            if (key.study, key.run) != (plan.study, plan.run):
-                raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
-            key.verify(aggregator.identity)
+        require_run_keys(study, plan.run, plan.keys)
         policy = load_policy(self._home)
         compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
@@ -166,6 +164,15 @@ class Node:
         envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
         self._outbox.put(plan.run, plan.round, envelopes)
         return envelopes
+
+    def _topup(self, packet: Packet) -> Packet:
+        plan = verify(packet, self._enrolment.coordinator, TopUpPlan)
+        study = self._admit_site(plan)
+        self._refuse_settled(plan.run, plan.round)
+        name, signer = self._enrolment.name, self._identity.signer
+        envelopes = top_up(study, plan, outbox=self._outbox, site=name, signer=signer)
+        answer = TopUp(request=packet.digest(), run=plan.run, round=plan.round)
+        return sign(answer, signer, {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)})
 
     def _contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
@@ -198,11 +205,14 @@ class Node:
                 state=order.state,
                 attempt=order.attempt,
                 cohort=order.cohort,
-                shares=packet.blobs,
+                blobs=packet.blobs,
             )
         except SetConflict as conflict:
             bound = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=conflict.bound)
             return sign(bound, self._identity.signer)
+        except TopUpMissing as lack:
+            incomplete = SetIncomplete(request=packet.digest(), run=order.run, round=order.round, complete=lack.names)
+            return sign(incomplete, self._identity.signer)
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,
@@ -252,6 +262,17 @@ class Node:
             write_private(self._leases, json.dumps(newest).encode())
         return study
 
+    def _admit_site(self, message: Request) -> Study:
+        """`_admit` for what only a site that trains can do."""
+        study = self._admit(message)
+        if not self._trains(study):
+            raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
+        return study
+
+    def _refuse_settled(self, run: str, round_number: int) -> None:
+        if self._require_ledger().is_settled(run, round_number):
+            raise RoundOver(f"round {round_number} of run {run} is settled here; another draw would be another release")
+
     def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
         """Refuses a run whose remaining rounds would not fit in what is left, before it begins."""
         ledger, planned = self._require_ledger(), planned_charges(study, policy, run=run)
@@ -285,8 +306,19 @@ class Node:
         for outcome in outcomes:
             if ledger.is_open(run, outcome.round):
                 require_evidence(study, run, outcome)
+                self._require_topped(study, run, outcome)
                 ledger.settle(run, outcome.round, outcome.sites)
             self._outbox.drop(run, outcome.round)
+
+    def _require_topped(self, study: Study, run: str, outcome: Outcome) -> None:
+        """Refuses a smaller sum with this site's update in it that this site has added no noise for."""
+        if self._enrolment.name not in outcome.sites or len(outcome.sites) >= study.draft.min_untopped:
+            return
+        if self._outbox.topped_set(run, outcome.round) != outcome.sites:
+            raise MessageInvalid(
+                f"round {outcome.round}: {self._enrolment.name} never added noise for a sum over "
+                f"{', '.join(outcome.sites)}"
+            )
 
     def _ledger_since(self, since: int) -> tuple[Entry, ...]:
         """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,10 +28,13 @@ from ..client_node.messages import (
     Ready,
     Reply,
     RoundPlan,
+    SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    TopUp,
+    TopUpPlan,
     Update,
     sign,
     verify,
@@ -40,7 +43,7 @@ from ..client_node.study import PlannedRound, Study
 from ..mpc.errors import EnvelopeRejected
 from ..mpc.ring import Ring, open_total
 from ..mpc.sealing import check_update
-from ..mpc.shares import ShareContext
+from ..mpc.shares import ShareContext, set_name
 from ..privacy.chain import Entry
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, RunStopped, SitesMissing
 from .fleet import Fleet, NodeFailure
@@ -55,6 +58,7 @@ PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fai
 FAREWELL_S = 60.0  # how long the end of a run waits for them
 RETRY_S = 1.0
 OUTCOMES_A_MESSAGE = 64
+_PROBLEMS = {SetTaken.kind: "bound to another set", SetIncomplete.kind: "a share or top-up of a site does not open"}
 
 M = TypeVar("M", bound=Reply)
 
@@ -176,15 +180,17 @@ def open_round(
     plans = plan_round(drive, keys, planned, state, sites)
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
     envelopes = collect_envelopes(drive, planned, plans, state)
-    # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever.
-    kept, shares, evidence = aggregate(drive, planned, envelopes, state)
+    # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are
+    # missing, and the study wants it so, those of the set first make up for the noise of the missing ones.
+    kept, shares, evidence = aggregate(drive, keys, planned, envelopes, state)
+    topups = drive.folder.topups(planned.number, kept)
     record = {
         "run": drive.run,
         "number": planned.number,
         "sites": json.dumps(kept),
         "evidence": json.dumps(evidence),
         "seconds": time.monotonic() - started,
-        "bytes_per_site": max(sum(map(len, sealed)) for sealed in envelopes.values()),
+        "bytes_per_site": largest(envelopes) + largest(topups),
         "lease": drive.lease,
     }
     total = open_total(shares, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits), planned.dim)
@@ -244,6 +250,8 @@ def collect_envelopes(drive: Drive, planned: PlannedRound, plans: dict[str, Pack
     """Sealed shares of at least the required sites, kept on disk until the round is committed."""
     number = planned.number
     kept = drive.folder.envelopes(number)
+    if drive.folder.fixed_set(number) is not None:
+        return kept  # sites have added noise for a set: it grows no more
     missing = [site for site in plans if site not in kept]
     drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites compute")
 
@@ -251,18 +259,11 @@ def collect_envelopes(drive: Drive, planned: PlannedRound, plans: dict[str, Pack
         return plans[site]
 
     def store_envelopes(site: str, answer: Update, packet: Packet) -> None:
-        if answer.round != number or sorted(packet.blobs) != ["envelope-0", "envelope-1", "envelope-2"]:
-            raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
+        sealed = sealed_shares(site, answer, number, packet)
         accept_ledger(drive, site, answer.ledger)
         if not drive.replica.has_charge(site, drive.run, number):
             raise MessageRefused(f"{site} sent shares of round {number} without the charge for them")
-        sealed = packet.blobs["envelope-0"], packet.blobs["envelope-1"], packet.blobs["envelope-2"]
-        try:
-            check_update(
-                sealed, share_context(drive, site, planned, state), bytes.fromhex(identity_of(drive.study, site))
-            )
-        except EnvelopeRejected as err:
-            raise MessageRefused(f"{site}: {err}") from err
+        check_sealed(drive, sealed, share_context(drive, site, planned, state))
         drive.folder.save_envelopes(number, site, sealed)
 
     needed = max(0, drive.study.quorum - len(kept))
@@ -270,17 +271,83 @@ def collect_envelopes(drive: Drive, planned: PlannedRound, plans: dict[str, Pack
     return drive.folder.envelopes(number)
 
 
+def top_up(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, sites: tuple[str, ...], state: bytes
+) -> tuple[tuple[str, ...], Envelopes]:
+    """The set to be summed, and the noise that each of it adds for the missing ones; none where none is needed.
+
+    A site of the set that fails now is left out too, and the others are asked anew for what remains.
+    """
+    while len(sites) < drive.study.draft.min_untopped:
+        topups = collect_topups(drive, keys, planned, sites, state)
+        if len(topups) == len(sites):
+            return sites, topups
+        sites = tuple(sorted(topups))
+    return sites, {}
+
+
+def collect_topups(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, sites: tuple[str, ...], state: bytes
+) -> Envelopes:
+    """Top-ups of at least a quorum of `sites` for a sum over all of them. The set is on disk before they hear of it."""
+    number = planned.number
+    drive.folder.fix_set(number, sites)
+    kept = drive.folder.topups(number, sites)
+    missing = [site for site in sites if site not in kept]
+    drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites add noise for the missing ones")
+    first, second, third = keys
+
+    def request(site: str) -> Packet:
+        plan = TopUpPlan(
+            **drive.addressed(site),
+            round=number,
+            state=state_hash(state),
+            cohort=sites,
+            keys=(first, second, third),
+        )
+        return sign(plan, drive.signer)
+
+    def store_topup(site: str, answer: TopUp, packet: Packet) -> None:
+        sealed = sealed_shares(site, answer, number, packet)
+        check_sealed(drive, sealed, replace(share_context(drive, site, planned, state), topup_for=set_name(sites)))
+        drive.folder.save_topup(number, sites, site, sealed)
+
+    needed = max(0, drive.study.quorum - len(kept))
+    ask_until_all(drive, "topup", missing, request, (TopUp,), needed=needed, accept=store_topup)
+    return drive.folder.topups(number, sites)
+
+
+def sealed_shares(site: str, answer: Update | TopUp, number: int, packet: Packet) -> tuple[bytes, bytes, bytes]:
+    """A site's three envelopes. Raises `MessageRefused` if it answered something else."""
+    if answer.round != number or sorted(packet.blobs) != ["envelope-0", "envelope-1", "envelope-2"]:
+        raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
+    return packet.blobs["envelope-0"], packet.blobs["envelope-1"], packet.blobs["envelope-2"]
+
+
+def check_sealed(drive: Drive, sealed: tuple[bytes, bytes, bytes], context: ShareContext) -> None:
+    """Raises `MessageRefused` unless these are what the context's site sealed for it, as far as a relay can see."""
+    try:
+        check_update(sealed, context, bytes.fromhex(identity_of(drive.study, context.site)))
+    except EnvelopeRejected as err:
+        raise MessageRefused(f"{context.site}: {err}") from err
+
+
 def aggregate(
-    drive: Drive, planned: PlannedRound, envelopes: Envelopes, state: bytes
+    drive: Drive,
+    keys: tuple[KeyCertificate, ...],
+    planned: PlannedRound,
+    envelopes: Envelopes,
+    state: bytes,
 ) -> tuple[tuple[str, ...], list[bytes], list[str]]:
     """The set of sites that was summed, the three shares of its total, and what the aggregators signed for it."""
-    offered = tuple(sorted(envelopes))
+    offered = drive.folder.fixed_set(planned.number) or tuple(sorted(envelopes))
     deadline = time.monotonic() + PATIENCE_S
     while True:
         stop_if_asked(drive)
+        offered, topups = top_up(drive, keys, planned, offered, state)
         drive.store.beat(drive.run, drive.lease, f"{planned.title}: aggregators add {len(offered)} sites")
         terms = {"round": planned.number, "state": state_hash(state), "cohort": offered}
-        answers, problems = ask_aggregators(drive, terms, envelopes)
+        answers, problems = ask_aggregators(drive, terms, envelopes, topups)
         shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
         views = {(share.kept, share.set_digest) for share in shares.values()}
         if len(views) > 1:
@@ -294,6 +361,7 @@ def aggregate(
                 if not set(message.bound) <= set(envelopes):
                     raise AggregationFailed(f"{planned.title} is bound to {message.bound}, whose shares are gone")
                 offered = message.bound
+        offered = without_incomplete(drive, offered, [message for message, _ in answers.values()])
         logger.warning("run %s: %s not aggregated, asking again (%s)", drive.run, planned.title, problems)
         if time.monotonic() > deadline:
             raise AggregationFailed(
@@ -302,8 +370,17 @@ def aggregate(
         time.sleep(RETRY_S)
 
 
+def without_incomplete(drive: Drive, offered: tuple[str, ...], answers: Sequence[Reply]) -> tuple[str, ...]:
+    """`offered`, or the sites of it that lack nothing, if all aggregators name the same and they may be summed."""
+    complete = [answer.complete for answer in answers if isinstance(answer, SetIncomplete)]
+    if len(complete) < len(drive.parties) or len(set(complete)) > 1:
+        return offered
+    is_allowed = set(complete[0]) < set(offered) and len(complete[0]) >= drive.study.quorum
+    return complete[0] if is_allowed else offered
+
+
 def ask_aggregators(
-    drive: Drive, terms: dict[str, Any], envelopes: Envelopes
+    drive: Drive, terms: dict[str, Any], envelopes: Envelopes, topups: Envelopes
 ) -> tuple[dict[str, tuple[Reply, Packet]], dict[str, str]]:
     """One attempt: verified answers by aggregator, and why the others have none."""
     attempt = secrets.randbelow(2**31)
@@ -311,7 +388,7 @@ def ask_aggregators(
         name: sign(
             AggregateOrder(**drive.addressed(name), **terms, attempt=attempt),
             drive.signer,
-            {site: envelopes[site][aggregator_id] for site in terms["cohort"]},
+            order_blobs(terms["cohort"], aggregator_id, update=envelopes, topup=topups),
         )
         for aggregator_id, name in enumerate(drive.parties)
     }
@@ -322,7 +399,7 @@ def ask_aggregators(
             problems[name] = str(packet)
             continue
         try:
-            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken)
+            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken, SetIncomplete)
             require_reply(message.request, requests[name], name)
             if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
                 raise MessageRefused(f"{name} sent no share")
@@ -330,8 +407,23 @@ def ask_aggregators(
             problems[name] = str(err)
             continue
         answers[name] = message, packet
-        problems[name] = "" if isinstance(message, ShareOfTotal) else "bound to another set"
+        problems[name] = _PROBLEMS.get(message.kind, "")
     return answers, {name: why for name, why in problems.items() if why}
+
+
+def largest(envelopes: Envelopes) -> int:
+    """Bytes of the site that sent the most."""
+    return max((sum(map(len, sealed)) for sealed in envelopes.values()), default=0)
+
+
+def order_blobs(cohort: Sequence[str], aggregator_id: int, **sealed: Envelopes) -> dict[str, bytes]:
+    """What one aggregator gets of each kind of envelope, named by kind and place in the cohort."""
+    return {
+        f"{kind}-{place}": envelopes[site][aggregator_id]
+        for kind, envelopes in sealed.items()
+        for place, site in enumerate(cohort)
+        if site in envelopes
+    }
 
 
 def server_step(drive: Drive, checkpoint: Checkpoint, total: np.ndarray) -> Checkpoint:

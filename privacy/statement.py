@@ -66,6 +66,8 @@ def _events(booked: Sequence[Booked], site: str) -> list[Event]:
             scale_bits=release.scale_bits,
             site_noise_int=release.site_noise_int,
             sites=release.sites,
+            planned_sites=release.planned_sites,
+            noise_collusion=release.noise_collusion,
             is_settled=is_settled,
             count=count,
         )

@@ -162,7 +162,8 @@ class FakeFleet:
             return self._sign(taken, name)
         planned = self.study.planned_round(order.round)
         total = np.zeros(planned.dim, ring_of(planned).unsigned)
-        for site, blob in packet.blobs.items():
+        for place, site in enumerate(order.cohort):
+            blob = packet.blobs[f"update-{place}"]
             context = self._context(site, order.run, order.round, order.state)
             share = open_envelope(
                 Envelope.from_bytes(blob), context, PARTIES.index(name),
