@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,6 +44,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Append = Callable[[str, Mapping[str, Any]], Entry]
+
+_PART = 1000  # entries in memory at a time while a ledger is taken up
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,10 @@ class Ledger:
         with self._reading():
             return self._head
 
-    def entries(self, since: int = 0) -> list[Entry]:
-        """The entries from number `since` on."""
+    def entries(self, since: int = 0, limit: int | None = None) -> list[Entry]:
+        """The entries from number `since` on, at most `limit`."""
         with self._reading() as connection:
-            return self._store.load(connection, since)
+            return list(self._store.load(connection, since, limit))
 
     def budget(self, dataset: str, unit: str) -> Budget | None:
         """The cap in force, if one is set."""
@@ -145,31 +149,35 @@ class Ledger:
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
 
-    def affordable(self, planned: Sequence[tuple[Charge, int]], *, unprotected_allowed: bool = False) -> Quote:
+    def affordable(
+        self,
+        planned: Sequence[tuple[Charge, int]],
+        *,
+        held: Sequence[tuple[Charge, int]] = (),
+        unprotected_allowed: bool = False,
+    ) -> Quote:
         """What a whole run would come to, with everything charged before.
 
-        Rounds of the run that are charged already are not counted twice. Nothing is written.
+        Rounds of a run that are charged already are not counted twice. Nothing is written.
 
         Args:
             planned: for each purpose a charge like those of the run, and how many of them a whole run has; all on one
                 data set and unit.
+            held: the same for other runs on that data set and unit that have begun and shall be able to end.
+            unprotected_allowed: whether the site lets the run go without noise.
 
         Raises:
             BudgetMissing: no budget is set for the data set and unit.
             UnprotectedRefused: a charge is unprotected and that was not allowed.
         """
         with self._reading():
-            booked = self._books.booked.items()
-            charged = Counter((run, item.charge.purpose) for (run, _), item in booked)
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
-            more = [
-                release
-                for charge, count in planned
-                for release in [charge.release] * max(0, count - charged[charge.run, charge.purpose])
-            ]
-            return Quote(cap=budget.epsilon, spent=self._epsilon(budget, []), would_be=self._epsilon(budget, more))
+            yet: Counter[Release] = Counter()
+            for charge, count in (*planned, *held):
+                yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
+            return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
 
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
@@ -187,12 +195,12 @@ class Ledger:
                     raise ChargeConflict(
                         f"round {charge.round} of run {charge.run} was charged with other contents: entry {before.seq}"
                     )
-                return self._store.load(connection, before.seq, limit=1)[0]
+                return next(self._store.load(connection, before.seq, limit=1))
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
-                would_be = self._epsilon(budget, [charge.release])
+                would_be = self._epsilon(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
-                    raise _exceeded(budget, self._epsilon(budget, []), would_be)
+                    raise _exceeded(budget, self._epsilon(budget), would_be)
             return append("reserve", canonical.to_record(charge))
 
     def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
@@ -205,7 +213,7 @@ class Ledger:
         with self._writing() as (connection, append):
             booked = self._books.booked.get((run, round))
             if booked is not None and booked.settled_seq is not None and booked.summed == settlement.summed:
-                return self._store.load(connection, booked.settled_seq, limit=1)[0]
+                return next(self._store.load(connection, booked.settled_seq, limit=1))
             try:
                 charges.check_settlement(booked, settlement)
             except ValueError as err:
@@ -226,9 +234,10 @@ class Ledger:
             raise BudgetMissing(f"no budget is set for data set {charge.dataset!r}, unit {charge.unit!r}")
         return budget
 
-    def _epsilon(self, budget: Budget, more: Sequence[Release]) -> float:
-        """What the budget's data set has cost and would cost with `more` releases."""
-        releases = [*self._books.releases(budget.dataset, budget.unit), *more]
+    def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
+        """What the budget's data set has cost and would cost with `more`."""
+        releases = self._books.releases(budget.dataset, budget.unit)
+        releases.update(more)
         return accounting.epsilon_pld(releases, budget.delta, budget.collusion)
 
     def _start(self) -> None:
@@ -242,14 +251,22 @@ class Ledger:
     def _refresh(self, connection: sa.Connection) -> None:
         """Takes in what other processes added since the last look."""
         entries = self._store.load(connection, max(self._head.seq, 0))
+        check = chain.check_links  # taking up its own ledger, a site need not check each of its own signatures
         if self._head != START:
-            if not entries or Head(entries[0].seq, entries[0].hash) != self._head:
+            known = next(entries, None)
+            if known is None or Head(known.seq, known.hash) != self._head:
                 raise LedgerBroken(f"entry {self._head.seq} vanished or changed while the ledger was open")
-            entries = entries[1:]
-        head = check_extension(self._head, entries, self.public_key)
-        for entry in entries:
-            self._books.apply(entry)
-        self._head = head
+            check = check_extension
+        while part := list(islice(entries, _PART)):
+            if self._head == START:
+                chain.check_opening(part[0], self.public_key)
+            check(self._head, part, self.public_key)
+            for entry in part:
+                self._book(entry)
+
+    def _book(self, entry: Entry) -> None:
+        self._books.apply(entry)
+        self._head = Head(entry.seq, entry.hash)
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -273,8 +290,7 @@ class Ledger:
 
                 yield connection, append
             for entry in added:  # committed, so it counts now
-                self._books.apply(entry)
-                self._head = Head(entry.seq, entry.hash)
+                self._book(entry)
                 logger.debug("ledger entry %s: %s", entry.seq, entry.kind)
 
 

@@ -55,8 +55,10 @@ def test_events_are_merged_with_the_open_ones_apart(report):
 def test_the_course_ends_at_what_was_spent(report):
     account = report["sites"][0]["accounts"][0]
     assert account["course"][0]["releases"] == 1
+    reserves = [entry for entry in report["sites"][0]["entries"] if entry["kind"] == "reserve"]
     assert account["course"][-1] == {
         "releases": 3,
+        "time": reserves[-1]["time"],
         "pld": account["spent"][1]["pld"],
         "rdp": account["spent"][1]["rdp"],
     }
