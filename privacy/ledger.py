@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from .accounting import Release
 from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Settlement, Spent
 from .entry_store import EntryStore
-from .errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, UnprotectedRefused
+from .errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 
 __all__ = [
     "START",
@@ -94,6 +94,43 @@ class Ledger:
             raise
         return ledger
 
+    @classmethod
+    def restore(cls, path: Path, entries: Iterable[Entry], signer: Ed25519PrivateKey, site: str) -> tuple[int, int]:
+        """Puts a whole ledger, kept elsewhere, at `path`, where there is none or the beginning of the very same one.
+
+        What is there stays; what `entries` hold beyond it is added, all of it or, if an error is raised, nothing.
+
+        Returns:
+            How many entries were added, and how many there are now.
+
+        Raises:
+            LedgerForked: the ledger at `path` goes on otherwise than `entries` do.
+            LedgerBroken: an entry fails its check, or the entries are another site's or another key's.
+            LedgerUnavailable: the file cannot be opened or written.
+        """
+        public_key, store, books, head, added = canonical.public_hex(signer), EntryStore(path), Books(), START, 0
+        try:
+            with store.write() as connection:
+                own = store.load(connection, 0)
+                for entry in entries:
+                    if head == START:
+                        chain.check_opening(entry, public_key)
+                    head = check_extension(head, [entry], public_key)
+                    books.apply(entry)
+                    if books.site != site:
+                        raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}, not of {site!r}")
+                    known = next(own, None)
+                    if known is None:
+                        store.add(connection, entry)
+                        added += 1
+                    elif known.hash != entry.hash:
+                        raise _forked(known, own)
+                if head == START:
+                    raise LedgerBroken("entry 0 is missing: there is nothing to restore")
+                return added, head.seq + 1 + sum(1 for _ in own)
+        finally:
+            store.close()
+
     def close(self) -> None:
         """Closes the file; every entry was durable when the call that wrote it returned."""
         self._store.close()
@@ -114,6 +151,13 @@ class Ledger:
         """The entries from number `since` on, at most `limit`."""
         with self._reading() as connection:
             return list(self._store.load(connection, since, limit))
+
+    def walk(self) -> Iterator[Entry]:
+        """All entries, read part by part."""
+        seq = 0
+        while part := self.entries(seq, _PART):
+            yield from part
+            seq += len(part)
 
     def budget(self, dataset: str, unit: str) -> Budget | None:
         """The cap in force, if one is set."""
@@ -292,6 +336,19 @@ class Ledger:
             for entry in added:  # committed, so it counts now
                 self._book(entry)
                 logger.debug("ledger entry %s: %s", entry.seq, entry.kind)
+
+
+def _forked(known: Entry, rest: Iterator[Entry]) -> LedgerForked:
+    where = f"entry {known.seq} of the ledger here is another than entry {known.seq} to be restored"
+    if known.kind == "reserve" or any(entry.kind == "reserve" for entry in rest):
+        return LedgerForked(
+            f"{where}: both went on after entry {known.seq - 1}, so neither holds all that was charged. Nothing was "
+            "changed; this site must not go on under this key"
+        )
+    return LedgerForked(
+        f"{where}; from there on the one here holds no charge. Nothing was changed. Stop the daemon, move the ledger's "
+        "files away, and restore again"
+    )
 
 
 def _exceeded(budget: Budget, spent: float, would_be: float) -> BudgetExceeded:

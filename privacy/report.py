@@ -71,8 +71,8 @@ def build_report(
     encoded = canonical.encode(contents)
     if len(encoded) > MAX_BYTES:
         raise ReportInvalid(
-            f"the report would be {len(encoded) >> 20} MiB long, and none beyond {MAX_BYTES >> 20} MiB is read; nothing "
-            "was written. Report on fewer sites, one study at a time, or let each site report for itself"
+            f"the report would be {len(encoded) >> 20} MiB long, and none beyond {MAX_BYTES >> 20} MiB is read; "
+            "nothing was written. Report on fewer sites, one study at a time, or let each site report for itself"
         )
     return contents | {"signature": canonical.sign(signer, SIGNATURE_DOMAIN, encoded)}
 
