@@ -37,7 +37,7 @@ Releases = Iterable["Release"] | Mapping["Release", int]  # one by one, or how m
 GRID = 1e-3  # 1e-2 nearly doubles a small epsilon, 1e-4 gains 2 % for half the time again
 MIN_SITE_NOISE = 10  # ring units; below it integer noise is no longer as good as a Gaussian
 DIGITS = 5  # significant digits of a multiplier or rate when accounted: few distinct pairs, at most 1e-4 too dear
-MOST_SOLVED = 1024.0  # noise multiplier up to which a target is tried
+MOST_SOLVED = 512.0  # noise multiplier up to which a target is tried
 LEAST_MULTIPLIER, MOST_MULTIPLIER, LEAST_RATE = 1e-2, 1e6, 1e-9  # beyond, the safe end is taken: numerics hold within
 HOPELESS = 64.0  # epsilon from which PLD is not worth its memory: RDP's bound stands for it
 MAX_DISTINCT = 256  # pairs that PLD composes, about 60 ms each; for more, RDP's bound stands for it
@@ -151,7 +151,7 @@ def solve_noise_multiplier(
         A multiplier of at most `DIGITS` significant digits; its own cost was computed, so the target holds for it.
 
     Raises:
-        InvalidPrivacyParameter: no multiplier up to 1000 reaches the target, or an argument is out of range.
+        InvalidPrivacyParameter: no multiplier up to `MOST_SOLVED` reaches the target, or an argument is out of range.
     """
     if not 0 < target_epsilon < math.inf:
         raise InvalidPrivacyParameter(f"target_epsilon must be finite and > 0, got {target_epsilon}")

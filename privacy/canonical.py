@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cryptography.exceptions import InvalidSignature
@@ -20,6 +20,7 @@ MAX_LIST = 10_000
 HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]{1,13}p[+-]\d{1,4}")  # finite ones; what `float.hex` writes
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_HINTS: dict[type, dict[str, Any]] = {}  # of records' classes: finding them takes longer than all the rest
 _PLAIN = frozenset({str, int, bool, type(None)})
 
 
@@ -87,9 +88,10 @@ def _public_key(public_key: str) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
 
 
-@cache
 def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def _reject_floats(value: object) -> None:

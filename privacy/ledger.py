@@ -169,6 +169,16 @@ class Ledger:
         with self._reading():
             return self._books.accounts()
 
+    def releases(self, dataset: str, unit: str) -> Counter[Release]:
+        """What is charged on one data set and unit, across studies: how many of each release."""
+        with self._reading():
+            return self._books.releases(dataset, unit)
+
+    def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        """What is not charged yet of whole runs, each given as for `affordable`."""
+        with self._reading():
+            return self._yet(planned)
+
     def spent(self, dataset: str, unit: str, colluding: int, delta: float) -> Spent:
         """What all charges on one data set cost one unit so far, across studies."""
         with self._reading():
@@ -218,9 +228,7 @@ class Ledger:
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
-            yet: Counter[Release] = Counter()
-            for charge, count in (*planned, *held):
-                yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
+            yet = self._yet([*planned, *held])
             return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
 
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
@@ -277,6 +285,12 @@ class Ledger:
         if budget is None:
             raise BudgetMissing(f"no budget is set for data set {charge.dataset!r}, unit {charge.unit!r}")
         return budget
+
+    def _yet(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        yet: Counter[Release] = Counter()
+        for charge, count in planned:
+            yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
+        return yet
 
     def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
         """What the budget's data set has cost and would cost with `more`."""
