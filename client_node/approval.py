@@ -3,19 +3,28 @@
 Nothing of an assessment leaves the site. It counts records, so its reasons may depend on them.
 """
 
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..privacy.accounting import Release, site_noise
+from ..privacy.accounting import Release, epsilon_pld, site_noise
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Budget, Charge, Ledger, Quote
 from .data import DataReport, check
 from .enrolment import Enrolment
+from .errors import StudyInvalid, StudyUnknown
+from .holds import Holds
 from .identity import NodeIdentity
 from .policy import SitePolicy, load_policy
+from .studies import cached_study
 from .study import PlannedRound, Study
 
+logger = logging.getLogger(__name__)
+
 LEDGER_FILE = "ledger.db"
+_ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         if study.draft.privacy.mode != "none" and not reasons:
             with open_ledger(home, identity, enrolment) as ledger:
                 record_budget(ledger, policy)
-                quote, refusals = _quote(ledger, study, policy)
+                quote, refusals = _quote(ledger, study, policy, held_charges(home, policy))
             reasons += refusals
     return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
 
@@ -103,6 +112,23 @@ def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple
     return planned
 
 
+def held_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[str, list[tuple[Charge, int]]]:
+    """What each other run that has begun here was planned to charge, `planned_charges` by the run's name.
+
+    A run whose study may not run here any more holds nothing.
+    """
+    held = {}
+    for run, study_hash in Holds(home).runs().items():
+        try:
+            study = cached_study(home, study_hash)
+        except (StudyUnknown, StudyInvalid) as err:
+            logger.warning("run %s holds no budget: %s", run, err)
+            continue
+        if run != besides and study.draft.privacy.mode != "none" and policy.permits(study):
+            held[run] = planned_charges(study, policy, run=run)
+    return held
+
+
 def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
     """All that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
 
@@ -114,6 +140,19 @@ def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Re
     if study.draft.evaluation:
         releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
     return releases
+
+
+def releases_of_run(study: Study) -> Counter[Release]:
+    """All that a whole run opens at the worst, equal releases together."""
+    total: Counter[Release] = Counter()
+    for kind, count in planned_releases(study):
+        total[kind] += count
+    return total
+
+
+def whole_cost(study: Study) -> float:
+    """Epsilon by PLD of a whole run at the study's own delta and collusion, at a site that releases nothing else."""
+    return epsilon_pld(releases_of_run(study), study.draft.privacy.delta, study.draft.privacy.collusion)
 
 
 def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
@@ -166,6 +205,11 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
             f"the study protects each {study.draft.data.unit!r}, this site's budget is per {policy.data.unit!r} "
             "(data.unit in site.toml)"
         )
+    target = study.draft.privacy.target_epsilon
+    if target is not None and not (cost := whole_cost(study)) <= target * (1 + _ROUNDED):
+        reasons.append(
+            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {cost:.4g}"
+        )
     return reasons
 
 
@@ -200,10 +244,12 @@ def _misfit(study: Study, data: DataReport) -> str:
     return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
 
 
-def _quote(ledger: Ledger, study: Study, policy: SitePolicy) -> tuple[Quote | None, list[str]]:
+def _quote(
+    ledger: Ledger, study: Study, policy: SitePolicy, held: Mapping[str, list[tuple[Charge, int]]]
+) -> tuple[Quote | None, list[str]]:
     planned = planned_charges(study, policy, run="(before approval)")
     try:
-        quote = ledger.affordable(planned)
+        quote = ledger.affordable(planned, held=[charge for each in held.values() for charge in each])
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
@@ -211,5 +257,11 @@ def _quote(ledger: Ledger, study: Study, policy: SitePolicy) -> tuple[Quote | No
     rounds = sum(count for _, count in planned)
     return quote, [
         f"the budget cannot pay for all {rounds} rounds: they would bring epsilon from {quote.spent:.4g} to "
-        f"{quote.would_be:.4g}, the cap is {quote.cap:g}"
+        f"{quote.would_be:.4g}{beside(held)}, the cap is {quote.cap:g}"
     ]
+
+
+def beside(held: Iterable[str]) -> str:
+    """Names the runs that hold a part of the budget, to go on a sentence; nothing if none does."""
+    names = ", ".join(sorted(held))
+    return f" with what is held for {names}" if names else ""

@@ -17,7 +17,7 @@ import typer
 from ..models.errors import ModelError
 from ..privacy.errors import PrivacyError
 from .errors import ClientNodeError
-from .shown import err, out, print_json, report_facts, show, show_budget, show_facts, study_facts, study_row
+from .shown import err, out, print_json, report_facts, show, show_budget, show_facts, show_plan, study_facts, study_row
 
 FAILED, PROBLEMS, INTERRUPTED = 1, 3, 130
 DEFAULT_HOME = Path.home() / ".confide" / "client-node"
@@ -286,6 +286,56 @@ def budget_report(
             print_json(report)
         elif html is None:
             show_budget(ledger, as_json=False)
+
+
+@budget_app.command("plan")
+def budget_plan(
+    study: Annotated[str, typer.Argument(help="Path of a study.toml, or name or hash of a study that is known here.")],
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Length of the trained vector, for a study.toml; hardly matters.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a study would cost here, how many of its rounds fit, and what noise would make all of them fit."""
+    from .planning import plan_at
+
+    with told():
+        show_plan(plan_at(home, study, dim), as_json)
+
+
+@budget_app.command("export")
+def budget_export(
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole ledger to one file, to keep beside a backup of the keys."""
+    from ..privacy import ledger_file
+
+    with told(), _ledger(home) as ledger:
+        head = ledger_file.write(file, ledger.walk(), ledger.public_key)
+        facts = {"file": str(file), "entries": head.seq + 1, "head": head.hash}
+        show_facts("Ledger written", facts, as_json)
+
+
+@budget_app.command("import")
+def budget_import(
+    file: Annotated[Path, typer.Argument(help="What `budget export` wrote, here or at the coordinator.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
+    from ..privacy import ledger_file
+    from ..privacy.ledger import Ledger
+    from .approval import LEDGER_FILE
+    from .enrolment import Enrolment
+    from .identity import NodeIdentity
+
+    with told():
+        signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
+        added, total = Ledger.restore(home / LEDGER_FILE, ledger_file.read(file), signer, name)
+        show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)
 
 
 @budget_app.command("verify")

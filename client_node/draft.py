@@ -130,6 +130,7 @@ class PrivacyTerms(Settings):
 
     mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
     noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / clip_norm as an outsider sees it
+    target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
     clip_norm: float = Field(gt=0, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
     sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
     delta: float = Field(default=0.0, ge=0, le=1e-3)
@@ -259,7 +260,17 @@ def load_draft(path: Path) -> StudyDraft:
     Raises:
         StudyInvalid: every problem of the file, each with its key, value and remedy.
     """
-    return read_toml(path, StudyDraft, error=StudyInvalid)
+    draft = read_toml(path, StudyDraft, error=StudyInvalid)
+    if draft.privacy.target_epsilon is not None and draft.privacy.noise_multiplier:
+        # A study has both: what was aimed at, and the noise that was solved for it.
+        raise StudyInvalid(
+            str(path),
+            (
+                f"privacy.noise_multiplier is {draft.privacy.noise_multiplier:g} and privacy.target_epsilon is "
+                f"{draft.privacy.target_epsilon:g}; keep one: the noise is solved for a target",
+            ),
+        )
+    return draft
 
 
 def _data_problems(data: DataTerms) -> list[str]:
@@ -305,7 +316,7 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
     if privacy.mode == "none":
         problems += [
             f"privacy.{name} is {getattr(privacy, name):g}; remove it: with privacy.mode 'none' nothing is protected"
-            for name in ("noise_multiplier", "delta")
+            for name in ("noise_multiplier", "target_epsilon", "delta")
             if getattr(privacy, name)
         ]
         if measured and measured.noise_multiplier:
@@ -315,8 +326,11 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
         problems.append(
             f"evaluation.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 10.0"
         )
-    if not privacy.noise_multiplier:
-        problems.append(f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'")
+    if not privacy.noise_multiplier and privacy.target_epsilon is None:
+        problems.append(
+            f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'; or say what the "
+            "whole study may cost, and it is solved: target_epsilon = 3.0"
+        )
     if not privacy.delta:
         problems.append(f"privacy.delta must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 1e-5")
     if privacy.mode == "distributed" and sites < 3:

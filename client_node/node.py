@@ -22,7 +22,7 @@ from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
 from .aggregator import AggregatorRole
-from .approval import charge, noise, planned_charges, record_budget
+from .approval import beside, charge, held_charges, noise, planned_charges, record_budget
 from .data import read as read_records
 from .enrolment import Enrolment
 from .errors import (
@@ -37,6 +37,7 @@ from .errors import (
     StepFailed,
 )
 from .files import read_private, write_private
+from .holds import Holds
 from .identity import NodeIdentity
 from .messages import (
     AggregateOrder,
@@ -81,7 +82,7 @@ class Node:
     ) -> None:
         """`ledger` is None for a node that only aggregates."""
         self._home, self._identity, self._enrolment, self._ledger = home, identity, enrolment, ledger
-        self._outbox = Outbox(home)
+        self._outbox, self._holds = Outbox(home), Holds(home)
         self._aggregator = AggregatorRole(home, enrolment.name, identity.signer)
         self._trainer: tuple[str, Trainer] | None = None
         self._leases = home / "leases.json"
@@ -111,8 +112,10 @@ class Node:
         evaluates = False
         if self._trains(study):
             policy = load_policy(self._home)
+            self._require_whole_ledger(message.ledger_from)
             self._require_budget(study, policy, message.run)
             self._trainer_for(study, policy)
+            self._holds.keep(message.run, study.study_hash)
             records, evaluates = self._ledger_since(message.ledger_from), policy.held_out() is not None
         ready = Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=records)
         return sign(ready, self._identity.signer)
@@ -120,6 +123,8 @@ class Node:
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
         study = self._admit_site(plan)
+        self._require_whole_ledger(plan.ledger_from)
+        self._holds.keep(plan.run, study.study_hash)
         self._settle_outcomes(study, plan.run, plan.outcomes)
         self._refuse_settled(plan.run, plan.round)
         envelopes = self._outbox.get(plan.run, plan.round)
@@ -230,6 +235,8 @@ class Node:
         if self._trains(study):
             self._settle_outcomes(study, message.run, message.outcomes)
             records = self._ledger_since(message.ledger_from)
+            if message.final:
+                self._holds.drop(message.run)
         if message.final and self._aggregates(study):
             self._aggregator.end(message.run)
         return sign(Settled(request=packet.digest(), ledger=records), self._identity.signer)
@@ -273,19 +280,33 @@ class Node:
         if self._require_ledger().is_settled(run, round_number):
             raise RoundOver(f"round {round_number} of run {run} is settled here; another draw would be another release")
 
+    def _require_whole_ledger(self, known: int) -> None:
+        """Refuses to go on with a ledger that lacks some of the `known` entries that the coordinator has from here."""
+        here = self._require_ledger().head.seq + 1
+        if here < known:
+            raise SiteNotReady(
+                f"the ledger of {self._enrolment.name} has {here} entries here and {known} at the coordinator: an "
+                "older copy was put back; the site can restore it: client-node budget import"
+            )
+
     def _require_budget(self, study: Study, policy: SitePolicy, run: str) -> None:
         """Refuses a run whose remaining rounds would not fit in what is left, before it begins."""
         ledger, planned = self._require_ledger(), planned_charges(study, policy, run=run)
         record_budget(ledger, policy)
+        held = held_charges(self._home, policy, besides=run)
         try:
-            quote = ledger.affordable(planned, unprotected_allowed=self._may_go_unprotected(study, policy))
+            quote = ledger.affordable(
+                planned,
+                held=[charge for each in held.values() for charge in each],
+                unprotected_allowed=self._may_go_unprotected(study, policy),
+            )
         except PrivacyError as err:
             raise ChargeRefused(str(err)) from err
         if not quote.fits:
             rounds = sum(count for _, count in planned)
             raise ChargeRefused(
                 f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
-                f"budget of {quote.cap:g}; nothing was read"
+                f"budget of {quote.cap:g}{beside(held)}; nothing was read"
             )
 
     def _reserve(self, study: Study, policy: SitePolicy, run: str, round_number: int) -> None:
@@ -322,7 +343,7 @@ class Node:
 
     def _ledger_since(self, since: int) -> tuple[Entry, ...]:
         """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
-        return tuple(self._require_ledger().entries(since)[:_ENTRIES_A_MESSAGE])
+        return tuple(self._require_ledger().entries(since, _ENTRIES_A_MESSAGE))
 
     def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer":
         wanted = _trainer_key(study, policy)

@@ -16,6 +16,7 @@ from .study import Study
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..privacy.ledger import Ledger
+    from .planning import BudgetPlan
 
 out, err = Console(), Console(stderr=True)
 
@@ -52,6 +53,44 @@ def show_budget(ledger: "Ledger", as_json: bool) -> None:
     if not as_json and not any(row["unprotected"] for row in rows):
         rows = [{name: value for name, value in row.items() if name != "unprotected"} for row in rows]
     show("Budget: cap on epsilon, and what was spent by PLD and by RDP", rows, as_json)
+
+
+def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
+    """What a study would cost at this site."""
+    budget = plan.budget
+    costs = [
+        {
+            "colluding": cost.colluding,
+            "PLD": cost.pld,
+            "RDP": cost.rdp,
+            "PLD with all before": cost.pld_after,
+            "RDP with all before": cost.rdp_after,
+        }
+        for cost in plan.costs
+    ]
+    fit = plan.rounds_left >= plan.rounds
+    facts = {
+        "study": plan.study,
+        "dim": plan.dim,
+        "dim is assumed": plan.is_dim_assumed,
+        "data set": budget.dataset,
+        "unit": budget.unit,
+        "cap": budget.epsilon,
+        "delta": budget.delta,
+        "colluding": budget.collusion,
+        "spent or held": plan.spent,
+        "rounds": plan.rounds,
+        "rounds that fit in what is left": plan.rounds_left,
+        "rounds that fit in the cap from zero": plan.rounds_from_zero,
+        "all rounds fit": fit,
+        "noise multiplier": plan.noise_multiplier,
+        "noise multiplier with which all rounds fit": plan.noise_multiplier_needed,
+    }
+    if as_json:
+        rows = [{name.replace(" ", "_"): value for name, value in cost.items()} for cost in costs]
+        return print_json({name.replace(" ", "_"): value for name, value in facts.items()} | {"costs": rows})
+    show(f"Epsilon of the whole study at delta {budget.delta:g}, by colluding sites", costs, as_json=False)
+    show_facts("Plan", facts, as_json=False)
 
 
 def print_json(value: Any) -> None:

@@ -232,7 +232,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _parties_differ(self) -> Self:
-        if problems := [*self._party_problems(), *self._ring_problems()]:
+        if problems := [*self._party_problems(), *self._ring_problems(), *self._noise_problems()]:
             raise contradictions(problems)
         return self
 
@@ -261,6 +261,12 @@ class Study(Settings):
         if self.coordinator in {identity for _, identity in pairs}:
             problems.append("coordinator has the identity of a site or aggregator")
         return problems
+
+    def _noise_problems(self) -> list[str]:
+        privacy = self.draft.privacy
+        if privacy.target_epsilon is None or privacy.noise_multiplier:
+            return []
+        return ["draft.privacy.noise_multiplier is missing; a study states the one that was solved for its target"]
 
     def _ring_problems(self) -> list[str]:
         largest = 2.0**self.scale_bits * self.draft.largest_total

@@ -193,12 +193,27 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
 @study_app.command("create")
 def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
+    from ..client_node.approval import whole_cost
     from .drafting import create_study
 
     with told(), opened(home) as store:
         study = create_study(store, Pki.load(home), home, draft)
+        privacy = study.draft.privacy
+        cost = None if privacy.mode == "none" else whole_cost(study)
         if as_json:
-            return print_json({"name": study.name, "hash": study.study_hash, "dim": study.dim})
+            terms = {
+                name: getattr(privacy, name) for name in ("noise_multiplier", "target_epsilon", "delta", "collusion")
+            }
+            return print_json(
+                {"name": study.name, "hash": study.study_hash, "dim": study.dim, **terms, "epsilon": cost}
+            )
+        if cost is not None:
+            aimed = f", solved for a target of {privacy.target_epsilon:g}" if privacy.target_epsilon else ""
+            out.print(
+                f"Noise multiplier {privacy.noise_multiplier:g}{aimed}: a whole run costs epsilon {cost:.3f} at delta "
+                f"{privacy.delta:g} with {privacy.collusion} colluding.",
+                highlight=False,
+            )
         out.print(f"Study [bold]{study.name}[/] trains {study.dim:,} numbers. Sites approve it by its hash:")
         print(study.study_hash)
 
@@ -326,6 +341,29 @@ def budget_report(
             from .reports import summary
 
             print_table("Spent", summary(report))
+
+
+@budget_app.command("export")
+def budget_export(
+    site: str,
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
+    from ..privacy import ledger_file
+    from .errors import NotFound
+    from .replica import LedgerReplica
+
+    with told(), opened(home) as store:
+        nodes = {node.name: node for node in store.nodes()}
+        entries = LedgerReplica(store).entries(site) if site in nodes else []
+        if not entries:
+            raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
+        head = ledger_file.write(file, entries, nodes[site].identity or "")
+        if as_json:
+            return print_json({"file": str(file), "site": site, "entries": head.seq + 1, "head": head.hash})
+        out.print(f"{head.seq + 1} entries of {site} written to {file}. There: client-node budget import FILE")
 
 
 @budget_app.command("verify")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..client_node.draft import load_draft
 from ..client_node.files import write_private
+from ..client_node.planning import ring_of, solve
 from ..client_node.study import AggregatorParty, Participant, Study
 from ..models.adapters import AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.head import PooledHead
-from ..mpc.ring import plan_ring
 from .errors import StudyRefused
 from .pki import Pki
 from .store import Node, Store, StudyRow
@@ -20,6 +20,8 @@ from .studies import start_file
 
 def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     """Makes the draft in `draft_file` a signed study of this federation and stores it.
+
+    Where the draft names a target epsilon, the noise multiplier is solved for it here.
 
     Raises:
         StudyInvalid: the draft itself is wrong.
@@ -36,8 +38,8 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
     dim = adapted.layout.dim
-    # `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
-    ring = plan_ring(1, draft.largest_total, dim, draft.privacy.clip_norm)
+    draft = solve(draft, dim)
+    ring = ring_of(draft, dim)
     study = Study.from_draft(
         draft,
         backbone_hash=backbone.hash,

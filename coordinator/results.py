@@ -22,7 +22,7 @@ from .errors import Conflict
 from .measurement import measurement
 from .replica import LedgerReplica
 from .run_folder import RunFolder
-from .store import Store, site_names
+from .store import Evaluation, Round, Store, site_names
 from .studies import load_study, study_start
 
 _ROWS = 1024  # records scored at a time
@@ -74,7 +74,8 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
 def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
     replica, evaluation = LedgerReplica(store), store.evaluation(run_id)
-    for row in [*store.rounds(run_id), *([evaluation] if evaluation else [])]:
+    rows: list[Round | Evaluation] = [*store.rounds(run_id), *([evaluation] if evaluation else [])]
+    for row in rows:
         for site in site_names(row):
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(

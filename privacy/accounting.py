@@ -10,12 +10,16 @@ Both hold for the integer noise that is really drawn, by a proof written out in 
 Gaussians is, but for a factor of 1 + 1e-136 a coordinate, what anybody could make of a continuous Gaussian of variance
 less by `SMOOTHING`^2, and that smaller variance is the one accounted for.
 
-Equal releases are merged before composing, so the answer depends neither on their order nor on how they are split.
+Equal releases are merged before composing, and what is left is composed in an order that its contents alone decide:
+the answer depends neither on the order of releases nor on how they are split. The cost follows the number of distinct
+pairs of noise multiplier and sample rate; after one more release only a few of the partial results are new.
 """
 
+import hashlib
 import math
+import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
@@ -28,15 +32,18 @@ from .errors import InvalidPrivacyParameter
 
 Mode = Literal["distributed", "local", "none"]
 Merged = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate, count), sorted
+Releases = Iterable["Release"] | Mapping["Release", int]  # one by one, or how many of each kind
 
 GRID = 1e-3  # 1e-2 nearly doubles a small epsilon, 1e-4 gains 2 % for half the time again
 SMOOTHING = 4.0  # ring units; a discrete Gaussian of this std sums to 1 around any real centre within 2 exp(-32 pi^2)
 MIN_SITE_NOISE = 10  # ring units; sums of fewer are not covered by docs/noise.md, which needs sqrt(2) * SMOOTHING
 MAX_TOPPED_NOISE = 2**50  # ring units of one site's noise before any top-up, which multiplies it by at most 1000
 DIGITS = 5  # significant digits of a multiplier or rate when accounted: few distinct pairs, at most 1e-4 too dear
+MOST_SOLVED = 512.0  # noise multiplier up to which a target is tried
 LEAST_MULTIPLIER, MOST_MULTIPLIER, LEAST_RATE = 1e-2, 1e6, 1e-9  # beyond, the safe end is taken: numerics hold within
 HOPELESS = 64.0  # epsilon from which PLD is not worth its memory: RDP's bound stands for it
 MAX_DISTINCT = 256  # pairs that PLD composes, about 60 ms each; for more, RDP's bound stands for it
+BLOCK = 1024  # so many equal releases are composed first where there are many more: their tails are cut closer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,19 +122,22 @@ class Release:
         return noise_std / (2.0**self.scale_bits * self.clip_norm + math.sqrt(self.dim))
 
 
-def epsilon_pld(releases: Iterable[Release], delta: float, colluding: int) -> float:
+def epsilon_pld(releases: Releases, delta: float, colluding: int) -> float:
     """Upper bound on epsilon by privacy loss distributions; 0 for no release, infinite where noise is absent."""
     return _epsilon_pld(merge(releases, colluding), _checked(delta))
 
 
-def epsilon_rdp(releases: Iterable[Release], delta: float, colluding: int) -> float:
+def epsilon_rdp(releases: Releases, delta: float, colluding: int) -> float:
     """Upper bound on epsilon by Rényi DP at whole orders; 0 for no release, infinite where noise is absent."""
     return _epsilon_rdp(merge(releases, colluding), _checked(delta))
 
 
-def merge(releases: Iterable[Release], colluding: int) -> Merged:
+def merge(releases: Releases, colluding: int) -> Merged:
     """Counts the releases by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
-    counts = Counter(_pair(release, colluding) for release in releases)
+    counts: Counter[tuple[float, float]] = Counter()
+    for release, count in Counter(releases).items():
+        if count:
+            counts[_pair(release, colluding)] += count
     return tuple(sorted((multiplier, rate, count) for (multiplier, rate), count in counts.items()))
 
 
@@ -183,44 +193,40 @@ def topup_noise(site_noise_int: int, *, planned: int, sites: int, collusion: int
 
 
 def solve_noise_multiplier(
-    target_epsilon: float,
-    delta: float,
-    sample_rate: float,
-    rounds: int,
-    *,
-    clip_norm: float = 1.0,
-    dim: int = 0,
-    scale_bits: int = 0,
+    releases: Callable[[float], Releases], target_epsilon: float, delta: float, colluding: int
 ) -> float:
-    """Smallest noise multiplier whose `rounds` releases cost at most `target_epsilon`, at most 0.1 % too large.
+    """Smallest noise multiplier at which `releases` cost at most `target_epsilon` by PLD, at most 0.05 % too large.
 
-    By PLD. With `dim` and `scale_bits` the loss by rounding to the ring is made up for, so that what `site_noise` makes
-    of the answer keeps the target.
+    Args:
+        releases: all that is released at a given noise multiplier, whatever else it holds: an evaluation with noise of
+            its own, what was spent before. More noise must not cost more.
+        target_epsilon: for an observer who knows the noise of `colluding` sites.
+
+    Returns:
+        A multiplier of at most `DIGITS` significant digits; its own cost was computed, so the target holds for it.
 
     Raises:
-        InvalidPrivacyParameter: no multiplier up to 1e6 reaches the target, or an argument is out of range.
+        InvalidPrivacyParameter: no multiplier up to `MOST_SOLVED` reaches the target, or an argument is out of range.
     """
-    if not (0 < target_epsilon < math.inf and 0 < sample_rate <= 1 and rounds >= 1):
-        raise InvalidPrivacyParameter(
-            f"need epsilon > 0, sample_rate in (0, 1], rounds >= 1, got {target_epsilon}, {sample_rate}, {rounds}"
-        )
-    rate, delta = _shorten(sample_rate, ROUND_CEILING, DIGITS), _checked(delta)
+    if not 0 < target_epsilon < math.inf:
+        raise InvalidPrivacyParameter(f"target_epsilon must be finite and > 0, got {target_epsilon}")
 
     def fits(multiplier: float) -> bool:
-        return _epsilon_pld(((multiplier, rate, rounds),), delta) <= target_epsilon
+        return epsilon_pld(releases(multiplier), delta, colluding) <= target_epsilon
 
     high = 1.0
     while not fits(high):
         high *= 2
-        if high > 1e6:
-            raise InvalidPrivacyParameter(f"no noise multiplier reaches epsilon {target_epsilon} at delta {delta}")
+        if high > MOST_SOLVED:
+            raise InvalidPrivacyParameter(
+                f"no noise multiplier up to {MOST_SOLVED:g} reaches epsilon {target_epsilon:g} at delta {delta:g} "
+                f"with {colluding} colluding"
+            )
     low = 0.0 if high == 1 else high / 2
-    while high - low > 2e-4 * high:
-        middle = (low + high) / 2
+    while high - low > 4e-4 * high:
+        middle = _shorten((low + high) / 2, ROUND_CEILING, DIGITS)
         low, high = (low, middle) if fits(middle) else (middle, high)
-    rounding_loss = 1 + math.sqrt(dim) / (2.0**scale_bits * clip_norm)
-    ceiling_loss = 1 + 10.0 ** (1 - DIGITS)  # merging rounds the multiplier down by up to this
-    return _shorten(high * rounding_loss * ceiling_loss, ROUND_CEILING, DIGITS)
+    return high
 
 
 def _root_up(square: int) -> int:
@@ -258,18 +264,45 @@ def _epsilon_pld(merged: Merged, delta: float) -> float:
     upper = _epsilon_rdp(merged, delta)
     if not merged or upper > HOPELESS or len(merged) > MAX_DISTINCT:
         return upper
-    total = _composed(*merged[0])
-    for part in merged[1:]:
-        total = total.compose(_composed(*part))
-    return float(total.get_epsilon_for_delta(delta))
+    return float(_joint(merged, 0).get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=16)  # up to about 2 MB each
+@lru_cache(maxsize=512)  # up to about 2 MB each, mostly far less
+def _joint(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
+    """The pairs' joint privacy loss, composed along a binary tree in which a hash of each pair is its path.
+
+    So another count of one pair, or one pair more, leaves all but a path of the tree as it was, and in the cache.
+    """
+    if len(merged) == 1:
+        return _composed(*merged[0])
+    sides: tuple[list[tuple[float, float, int]], ...] = ([], [])
+    for part in merged:
+        sides[_path(part[0], part[1]) >> depth & 1].append(part)
+    if not all(sides):
+        return _joint(merged, depth + 1)
+    return _joint(tuple(sides[0]), depth + 1).compose(_joint(tuple(sides[1]), depth + 1))
+
+
+@lru_cache(maxsize=4096)
+def _path(noise_multiplier: float, sample_rate: float) -> int:
+    return int.from_bytes(hashlib.sha256(struct.pack("<dd", noise_multiplier, sample_rate)).digest())
+
+
 def _composed(noise_multiplier: float, sample_rate: float, count: int) -> pld.PrivacyLossDistribution:
-    return _one(noise_multiplier, sample_rate).self_compose(count)
+    one = _one(noise_multiplier, sample_rate)
+    if count < 64 * BLOCK:
+        return one.self_compose(count)
+    blocks, rest = divmod(count, BLOCK)
+    total = _block(noise_multiplier, sample_rate).self_compose(blocks)
+    return total.compose(one.self_compose(rest)) if rest else total
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
+def _block(noise_multiplier: float, sample_rate: float) -> pld.PrivacyLossDistribution:
+    return _one(noise_multiplier, sample_rate).self_compose(BLOCK)
+
+
+@lru_cache(maxsize=256)
 def _one(noise_multiplier: float, sample_rate: float) -> pld.PrivacyLossDistribution:
     return pld.from_gaussian_mechanism(
         noise_multiplier,

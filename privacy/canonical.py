@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +19,10 @@ MAX_TEXT = 256  # characters of a name in a record
 MAX_LIST = 10_000
 HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]{1,13}p[+-]\d{1,4}")  # finite ones; what `float.hex` writes
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_HINTS: dict[type, dict[str, Any]] = {}  # of records' classes: finding them takes longer than all the rest
+_PLAIN = frozenset({str, int, bool, type(None)})
+
 
 def encode(value: object) -> bytes:
     """Canonical JSON of `value`: dicts, lists, text, whole numbers, booleans and None, nothing else.
@@ -26,7 +31,7 @@ def encode(value: object) -> bytes:
         ValueError: a float or another type is inside.
     """
     _reject_floats(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def decode(text: str | bytes) -> Any:
@@ -43,7 +48,7 @@ def decode(text: str | bytes) -> Any:
 
 def to_record(record: Any) -> dict[str, Any]:
     """A frozen dataclass as a JSON object: floats in hex, tuples as lists, dataclasses nested."""
-    hints = get_type_hints(type(record))
+    hints = _hints(type(record))
     return {name: _to_json(hint, getattr(record, name)) for name, hint in hints.items()}
 
 
@@ -53,7 +58,7 @@ def from_record(cls: type[T], value: object) -> T:
     Raises:
         ValueError: a field is missing, unknown, too long or of another type.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     if not isinstance(value, Mapping) or set(value) != set(hints):
         raise ValueError(f"{cls.__name__} needs exactly the fields {', '.join(sorted(hints))}")
     return cls(**{name: _from_json(hint, value[name], name) for name, hint in hints.items()})
@@ -67,8 +72,7 @@ def sign(signer: Ed25519PrivateKey, domain: str, message: bytes) -> str:
 def is_signed(public_key: str, domain: str, message: bytes, signature: str) -> bool:
     """Whether `signature` (hex) is the one that `public_key` (hex, 32 bytes) gave for `domain` and `message`."""
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        key.verify(bytes.fromhex(signature), domain.encode() + b"\n" + message)
+        _public_key(public_key).verify(bytes.fromhex(signature), domain.encode() + b"\n" + message)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -79,15 +83,28 @@ def public_hex(signer: Ed25519PrivateKey) -> str:
     return signer.public_key().public_bytes_raw().hex()
 
 
+@lru_cache(maxsize=64)
+def _public_key(public_key: str) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        _HINTS[cls] = get_type_hints(cls)
+    return _HINTS[cls]
+
+
 def _reject_floats(value: object) -> None:
     if isinstance(value, Mapping):
         for name, item in value.items():
             if not isinstance(name, str):
                 raise ValueError(f"names must be text, got {type(name).__name__}")
-            _reject_floats(item)
+            if type(item) not in _PLAIN:  # a ledger of 100,000 entries asks this some million times
+                _reject_floats(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            _reject_floats(item)
+            if type(item) not in _PLAIN:
+                _reject_floats(item)
     elif not (value is None or isinstance(value, str | bool | int)):
         raise ValueError(f"{type(value).__name__} has no canonical form")
 

@@ -96,8 +96,27 @@ def check_extension(known_head: Head, entries: Iterable[Entry], public_key: str)
     """
     head = known_head
     for entry in entries:
-        _check(entry, head, public_key)
+        _check_link(entry, head)
+        _check_signature(entry, public_key)
         head = Head(entry.seq, entry.hash)
+    return head
+
+
+def check_links(known_head: Head, entries: Iterable[Entry], public_key: str) -> Head:
+    """Like `check_extension`, but of the signatures it checks the last one alone: half the time of a long chain.
+
+    A hash covers all that comes before, so the last signature vouches for every entry's contents: enough for a site
+    that takes up its own ledger. Whoever is shown a part of a ledger, or passes one on, needs `check_extension`.
+
+    Raises:
+        LedgerBroken: naming the first bad entry.
+    """
+    head, last = known_head, None
+    for last in entries:
+        _check_link(last, head)
+        head = Head(last.seq, last.hash)
+    if last is not None:
+        _check_signature(last, public_key)
     return head
 
 
@@ -109,18 +128,26 @@ def verify_chain(entries: Sequence[Entry], public_key: str) -> Head:
     """
     if not entries:
         raise LedgerBroken("entry 0 is missing: the ledger is empty")
-    if entries[0].kind != "open" or entries[0].body.get("public_key") != public_key:
-        raise LedgerBroken("entry 0 does not open a ledger of the given public key")
+    check_opening(entries[0], public_key)
     return check_extension(START, entries, public_key)
 
 
-def _check(entry: Entry, head: Head, public_key: str) -> None:
+def check_opening(first: Entry, public_key: str) -> None:
+    """Raises LedgerBroken unless `first` opens a ledger of `public_key`."""
+    if first.kind != "open" or first.body.get("public_key") != public_key:
+        raise LedgerBroken("entry 0 does not open a ledger of the given public key")
+
+
+def _check_link(entry: Entry, head: Head) -> None:
     if entry.seq != head.seq + 1:
         raise LedgerBroken(f"entry {head.seq + 1} is missing or out of order: found entry {entry.seq} in its place")
     if entry.previous != head.hash:
         raise LedgerBroken(f"entry {entry.seq} does not follow entry {head.seq}: its previous hash is another")
     if entry.hash != entry.digest():
         raise LedgerBroken(f"entry {entry.seq} was changed: its contents do not give its hash")
+
+
+def _check_signature(entry: Entry, public_key: str) -> None:
     if not canonical.is_signed(public_key, SIGNATURE_DOMAIN, bytes.fromhex(entry.hash), entry.signature):
         raise LedgerBroken(f"entry {entry.seq} is not signed by the ledger's key")
 

@@ -5,7 +5,8 @@ at its worst, written before it can), `settle` (which sites a release really sum
 stays charged at its worst: nobody can prove that nothing was released.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +14,7 @@ from . import accounting, canonical
 from .accounting import Release
 from .chain import Entry
 from .errors import InvalidPrivacyParameter, LedgerBroken
+from .tally import Kind, Purpose, Tally
 
 FORMAT = "confide-ledger-1"
 
@@ -52,7 +54,7 @@ class Charge:
     unit: str
     cohort: tuple[str, ...]  # names of the sites planned for this round; kept sorted
     release: Release
-    purpose: Literal["update", "evaluation"] = "update"  # a step of training, or a histogram of held-out scores
+    purpose: Purpose = "update"  # a step of training, or a histogram of held-out scores
     relation: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampler: Literal["poisson"] = "poisson"
 
@@ -104,6 +106,7 @@ class Booked:
 
     seq: int
     charge: Charge
+    place: int  # among the charges on its data set and unit
     settled_seq: int | None = None
     summed: tuple[str, ...] | None = None
 
@@ -116,6 +119,10 @@ class Booked:
             return self.charge.release
         return self.charge.release.over(len(self.summed))
 
+    def kind(self, site: str) -> Kind:
+        """What it has in common with equal charges."""
+        return Kind(self.charge.study, self.charge.purpose, self.summed is not None, self.release(site))
+
 
 @dataclass(slots=True)
 class Books:
@@ -124,6 +131,8 @@ class Books:
     opening: Opening | None = None
     budgets: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> the one in force
     booked: dict[tuple[str, int], Booked] = field(default_factory=dict)  # (run, round)
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (dataset, unit)
+    _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
 
     @classmethod
     def replay(cls, entries: Iterable[Entry]) -> "Books":
@@ -148,17 +157,18 @@ class Books:
         except (ValueError, InvalidPrivacyParameter) as err:
             raise LedgerBroken(f"entry {entry.seq} ({entry.kind}): {err}") from err
 
-    def of(self, dataset: str, unit: str) -> list[Booked]:
-        """All charges on one data set and unit, in ledger order."""
-        return [item for item in self.booked.values() if (item.charge.dataset, item.charge.unit) == (dataset, unit)]
+    def releases(self, dataset: str, unit: str) -> Counter[Release]:
+        """What to account for on one data set and unit, across studies: how many of each."""
+        tally = self.tallies.get((dataset, unit))
+        return tally.releases() if tally else Counter()
 
-    def releases(self, dataset: str, unit: str) -> list[Release]:
-        """What to account for on one data set and unit, across studies."""
-        return [item.release(self.site) for item in self.of(dataset, unit)]
+    def charged(self, run: str, purpose: str) -> int:
+        """How many releases of `run` for that purpose are reserved."""
+        return self._runs[run, purpose]
 
     def accounts(self) -> list[tuple[str, str]]:
         """Every (dataset, unit) with a budget or a charge, sorted."""
-        return sorted({*self.budgets, *((item.charge.dataset, item.charge.unit) for item in self.booked.values())})
+        return sorted({*self.budgets, *self.tallies})
 
     @property
     def site(self) -> str:
@@ -180,20 +190,28 @@ class Books:
                 budget = canonical.from_record(Budget, entry.body)
                 self.budgets[budget.dataset, budget.unit] = budget
             case "reserve":
-                charge = canonical.from_record(Charge, entry.body)
-                if (charge.run, charge.round) in self.booked:
-                    raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
-                self.booked[charge.run, charge.round] = Booked(entry.seq, charge)
+                self._reserve(entry, canonical.from_record(Charge, entry.body))
             case "settle":
-                settlement = canonical.from_record(Settlement, entry.body)
-                booked = self.booked.get((settlement.run, settlement.round))
-                check_settlement(booked, settlement)
-                assert booked is not None
-                self.booked[settlement.run, settlement.round] = replace(
-                    booked, settled_seq=entry.seq, summed=settlement.summed
-                )
+                self._settle(entry, canonical.from_record(Settlement, entry.body))
             case _:
                 raise ValueError("unknown kind")
+
+    def _reserve(self, entry: Entry, charge: Charge) -> None:
+        if (charge.run, charge.round) in self.booked:
+            raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
+        tally = self.tallies.setdefault((charge.dataset, charge.unit), Tally())
+        place = tally.add(Kind(charge.study, charge.purpose, False, charge.release), entry.time)
+        self._runs[charge.run, charge.purpose] += 1
+        self.booked[charge.run, charge.round] = Booked(entry.seq, charge, place)
+
+    def _settle(self, entry: Entry, settlement: Settlement) -> None:
+        booked = self.booked.get((settlement.run, settlement.round))
+        check_settlement(booked, settlement)
+        assert booked is not None
+        settled = replace(booked, settled_seq=entry.seq, summed=settlement.summed)
+        tally = self.tallies[booked.charge.dataset, booked.charge.unit]
+        tally.change(booked.place, settled.kind(self.site))
+        self.booked[settlement.run, settlement.round] = settled
 
 
 def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
@@ -213,11 +231,11 @@ def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
         raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")
 
 
-def spent(releases: Sequence[Release], *, colluding: int, delta: float) -> Spent:
-    """Both accountants' answer for `releases` together."""
+def spent(releases: Mapping[Release, int], *, colluding: int, delta: float) -> Spent:
+    """Both accountants' answer for `releases` (how many of each) together."""
     return Spent(
         pld=accounting.epsilon_pld(releases, delta, colluding),
         rdp=accounting.epsilon_rdp(releases, delta, colluding),
-        releases=len(releases),
-        unprotected=sum(release.mode == "none" for release in releases),
+        releases=sum(releases.values()),
+        unprotected=sum(count for release, count in releases.items() if release.mode == "none"),
     )

@@ -68,16 +68,17 @@ class EntryStore:
             yield connection
 
     @staticmethod
-    def load(connection: sa.Connection, since: int, limit: int | None = None) -> list[Entry]:
-        """The entries from number `since` on, at most `limit`."""
+    def load(connection: sa.Connection, since: int, limit: int | None = None) -> Iterator[Entry]:
+        """The entries from number `since` on, at most `limit`, read one after the other."""
         query = sa.select(_entries).where(_entries.c.seq >= since).order_by(_entries.c.seq).limit(limit)
-        return [_entry(row) for row in connection.execute(query).mappings()]
+        for row in connection.execute(query).mappings():
+            yield _entry(row)
 
     @staticmethod
     def add(connection: sa.Connection, entry: Entry) -> None:
         """Adds one entry to the transaction of `connection`."""
         row = entry.model_dump() | {"body": canonical.encode(entry.body).decode()}
-        connection.execute(_entries.insert().values(row))
+        connection.execute(_entries.insert(), row)
 
 
 def _entry(row: sa.RowMapping) -> Entry:

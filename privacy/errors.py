@@ -8,7 +8,9 @@ PrivacyError
 │   ├── BudgetExceeded            the charge would pass the cap; nothing was written
 │   ├── BudgetMissing             no budget is set for this data set and unit
 │   ├── ChargeConflict            this round was charged or settled before, with other contents
-│   └── UnprotectedRefused        a release without noise, and the caller did not allow one
+│   ├── UnprotectedRefused        a release without noise, and the caller did not allow one
+│   ├── LedgerFileInvalid         a ledger's file for keeping or moving it is cut short or malformed
+│   └── LedgerForked              two ledgers of one site went on apart from each other
 ├── ReportInvalid                 a report does not follow the format or is too large
 └── StepError
     ├── UnprotectedGradient       a gradient would reach, or has reached, a parameter without being clipped
@@ -57,6 +59,14 @@ class ChargeConflict(LedgerError):
 
 class UnprotectedRefused(LedgerError):
     """A release without noise was to be charged and the caller did not allow one."""
+
+
+class LedgerFileInvalid(LedgerError):
+    """A file that should hold a whole ledger is missing, cut short, malformed or too large; names the line."""
+
+
+class LedgerForked(LedgerError):
+    """Two ledgers of one site and key went on apart from each other: neither holds all that was charged."""
 
 
 class ReportInvalid(PrivacyError):

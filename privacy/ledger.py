@@ -9,11 +9,13 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +26,7 @@ from .accounting import Release
 from .chain import START, Entry, Head, check_extension, verify_chain
 from .charges import Books, Budget, Charge, Settlement, Spent
 from .entry_store import EntryStore
-from .errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, UnprotectedRefused
+from .errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 
 __all__ = [
     "START",
@@ -42,6 +44,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Append = Callable[[str, Mapping[str, Any]], Entry]
+
+_PART = 1000  # entries in memory at a time while a ledger is taken up
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,43 @@ class Ledger:
             raise
         return ledger
 
+    @classmethod
+    def restore(cls, path: Path, entries: Iterable[Entry], signer: Ed25519PrivateKey, site: str) -> tuple[int, int]:
+        """Puts a whole ledger, kept elsewhere, at `path`, where there is none or the beginning of the very same one.
+
+        What is there stays; what `entries` hold beyond it is added, all of it or, if an error is raised, nothing.
+
+        Returns:
+            How many entries were added, and how many there are now.
+
+        Raises:
+            LedgerForked: the ledger at `path` goes on otherwise than `entries` do.
+            LedgerBroken: an entry fails its check, or the entries are another site's or another key's.
+            LedgerUnavailable: the file cannot be opened or written.
+        """
+        public_key, store, books, head, added = canonical.public_hex(signer), EntryStore(path), Books(), START, 0
+        try:
+            with store.write() as connection:
+                own = store.load(connection, 0)
+                for entry in entries:
+                    if head == START:
+                        chain.check_opening(entry, public_key)
+                    head = check_extension(head, [entry], public_key)
+                    books.apply(entry)
+                    if books.site != site:
+                        raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}, not of {site!r}")
+                    known = next(own, None)
+                    if known is None:
+                        store.add(connection, entry)
+                        added += 1
+                    elif known.hash != entry.hash:
+                        raise _forked(known, own)
+                if head == START:
+                    raise LedgerBroken("entry 0 is missing: there is nothing to restore")
+                return added, head.seq + 1 + sum(1 for _ in own)
+        finally:
+            store.close()
+
     def close(self) -> None:
         """Closes the file; every entry was durable when the call that wrote it returned."""
         self._store.close()
@@ -106,10 +147,17 @@ class Ledger:
         with self._reading():
             return self._head
 
-    def entries(self, since: int = 0) -> list[Entry]:
-        """The entries from number `since` on."""
+    def entries(self, since: int = 0, limit: int | None = None) -> list[Entry]:
+        """The entries from number `since` on, at most `limit`."""
         with self._reading() as connection:
-            return self._store.load(connection, since)
+            return list(self._store.load(connection, since, limit))
+
+    def walk(self) -> Iterator[Entry]:
+        """All entries, read part by part."""
+        seq = 0
+        while part := self.entries(seq, _PART):
+            yield from part
+            seq += len(part)
 
     def budget(self, dataset: str, unit: str) -> Budget | None:
         """The cap in force, if one is set."""
@@ -120,6 +168,16 @@ class Ledger:
         """Every (dataset, unit) that has a budget or a charge."""
         with self._reading():
             return self._books.accounts()
+
+    def releases(self, dataset: str, unit: str) -> Counter[Release]:
+        """What is charged on one data set and unit, across studies: how many of each release."""
+        with self._reading():
+            return self._books.releases(dataset, unit)
+
+    def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        """What is not charged yet of whole runs, each given as for `affordable`."""
+        with self._reading():
+            return self._yet(planned)
 
     def spent(self, dataset: str, unit: str, colluding: int, delta: float) -> Spent:
         """What all charges on one data set cost one unit so far, across studies."""
@@ -145,31 +203,33 @@ class Ledger:
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
 
-    def affordable(self, planned: Sequence[tuple[Charge, int]], *, unprotected_allowed: bool = False) -> Quote:
+    def affordable(
+        self,
+        planned: Sequence[tuple[Charge, int]],
+        *,
+        held: Sequence[tuple[Charge, int]] = (),
+        unprotected_allowed: bool = False,
+    ) -> Quote:
         """What a whole run would come to, with everything charged before.
 
-        Rounds of the run that are charged already are not counted twice. Nothing is written.
+        Rounds of a run that are charged already are not counted twice. Nothing is written.
 
         Args:
             planned: for each purpose a charge like those of the run, and how many of them a whole run has; all on one
                 data set and unit.
+            held: the same for other runs on that data set and unit that have begun and shall be able to end.
+            unprotected_allowed: whether the site lets the run go without noise.
 
         Raises:
             BudgetMissing: no budget is set for the data set and unit.
             UnprotectedRefused: a charge is unprotected and that was not allowed.
         """
         with self._reading():
-            booked = self._books.booked.items()
-            charged = Counter((run, item.charge.purpose) for (run, _), item in booked)
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
-            more = [
-                release
-                for charge, count in planned
-                for release in [charge.release] * max(0, count - charged[charge.run, charge.purpose])
-            ]
-            return Quote(cap=budget.epsilon, spent=self._epsilon(budget, []), would_be=self._epsilon(budget, more))
+            yet = self._yet([*planned, *held])
+            return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
 
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
@@ -187,12 +247,12 @@ class Ledger:
                     raise ChargeConflict(
                         f"round {charge.round} of run {charge.run} was charged with other contents: entry {before.seq}"
                     )
-                return self._store.load(connection, before.seq, limit=1)[0]
+                return next(self._store.load(connection, before.seq, limit=1))
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
-                would_be = self._epsilon(budget, [charge.release])
+                would_be = self._epsilon(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
-                    raise _exceeded(budget, self._epsilon(budget, []), would_be)
+                    raise _exceeded(budget, self._epsilon(budget), would_be)
             return append("reserve", canonical.to_record(charge))
 
     def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
@@ -205,7 +265,7 @@ class Ledger:
         with self._writing() as (connection, append):
             booked = self._books.booked.get((run, round))
             if booked is not None and booked.settled_seq is not None and booked.summed == settlement.summed:
-                return self._store.load(connection, booked.settled_seq, limit=1)[0]
+                return next(self._store.load(connection, booked.settled_seq, limit=1))
             try:
                 charges.check_settlement(booked, settlement)
             except ValueError as err:
@@ -226,9 +286,16 @@ class Ledger:
             raise BudgetMissing(f"no budget is set for data set {charge.dataset!r}, unit {charge.unit!r}")
         return budget
 
-    def _epsilon(self, budget: Budget, more: Sequence[Release]) -> float:
-        """What the budget's data set has cost and would cost with `more` releases."""
-        releases = [*self._books.releases(budget.dataset, budget.unit), *more]
+    def _yet(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        yet: Counter[Release] = Counter()
+        for charge, count in planned:
+            yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
+        return yet
+
+    def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
+        """What the budget's data set has cost and would cost with `more`."""
+        releases = self._books.releases(budget.dataset, budget.unit)
+        releases.update(more)
         return accounting.epsilon_pld(releases, budget.delta, budget.collusion)
 
     def _start(self) -> None:
@@ -242,14 +309,22 @@ class Ledger:
     def _refresh(self, connection: sa.Connection) -> None:
         """Takes in what other processes added since the last look."""
         entries = self._store.load(connection, max(self._head.seq, 0))
+        check = chain.check_links  # taking up its own ledger, a site need not check each of its own signatures
         if self._head != START:
-            if not entries or Head(entries[0].seq, entries[0].hash) != self._head:
+            known = next(entries, None)
+            if known is None or Head(known.seq, known.hash) != self._head:
                 raise LedgerBroken(f"entry {self._head.seq} vanished or changed while the ledger was open")
-            entries = entries[1:]
-        head = check_extension(self._head, entries, self.public_key)
-        for entry in entries:
-            self._books.apply(entry)
-        self._head = head
+            check = check_extension
+        while part := list(islice(entries, _PART)):
+            if self._head == START:
+                chain.check_opening(part[0], self.public_key)
+            check(self._head, part, self.public_key)
+            for entry in part:
+                self._book(entry)
+
+    def _book(self, entry: Entry) -> None:
+        self._books.apply(entry)
+        self._head = Head(entry.seq, entry.hash)
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -273,9 +348,21 @@ class Ledger:
 
                 yield connection, append
             for entry in added:  # committed, so it counts now
-                self._books.apply(entry)
-                self._head = Head(entry.seq, entry.hash)
+                self._book(entry)
                 logger.debug("ledger entry %s: %s", entry.seq, entry.kind)
+
+
+def _forked(known: Entry, rest: Iterator[Entry]) -> LedgerForked:
+    where = f"entry {known.seq} of the ledger here is another than entry {known.seq} to be restored"
+    if known.kind == "reserve" or any(entry.kind == "reserve" for entry in rest):
+        return LedgerForked(
+            f"{where}: both went on after entry {known.seq - 1}, so neither holds all that was charged. Nothing was "
+            "changed; this site must not go on under this key"
+        )
+    return LedgerForked(
+        f"{where}; from there on the one here holds no charge. Nothing was changed. Stop the daemon, move the ledger's "
+        "files away, and restore again"
+    )
 
 
 def _exceeded(budget: Budget, spent: float, would_be: float) -> BudgetExceeded:

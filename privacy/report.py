@@ -15,7 +15,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from . import accounting, canonical, renyi, statement
 from .chain import Entry, verify_chain
 from .charges import Books
-from .report_format import FORMAT, SIGNATURE_DOMAIN, Accountants, Report, SiteReport, dump, study_facts
+from .errors import ReportInvalid
+from .report_format import (
+    FORMAT,
+    MAX_BYTES,
+    MAX_ENTRIES,
+    SIGNATURE_DOMAIN,
+    Accountants,
+    Report,
+    SiteReport,
+    dump,
+    study_facts,
+)
 from .report_page import render_html
 
 __all__ = ["SiteLedger", "build_report", "render_html"]
@@ -44,7 +55,7 @@ def build_report(
 
     Raises:
         LedgerBroken: a ledger does not hold together; names the entry.
-        ReportInvalid: a study's facts do not follow the schema.
+        ReportInvalid: a study's facts do not follow the schema, or a ledger is too long for a report.
     """
     report = Report(
         format=FORMAT,
@@ -57,10 +68,21 @@ def build_report(
         signature="0" * 128,
     )
     contents = {name: value for name, value in dump(report).items() if name != "signature"}
-    return contents | {"signature": canonical.sign(signer, SIGNATURE_DOMAIN, canonical.encode(contents))}
+    encoded = canonical.encode(contents)
+    if len(encoded) > MAX_BYTES:
+        raise ReportInvalid(
+            f"the report would be {len(encoded) >> 20} MiB long, and none beyond {MAX_BYTES >> 20} MiB is read; "
+            "nothing was written. Report on fewer sites, one study at a time, or let each site report for itself"
+        )
+    return contents | {"signature": canonical.sign(signer, SIGNATURE_DOMAIN, encoded)}
 
 
 def _site_report(name: str, ledger: SiteLedger) -> SiteReport:
+    if len(ledger.entries) > MAX_ENTRIES:
+        raise ReportInvalid(
+            f"site {name}: its ledger has {len(ledger.entries):,} entries, a report holds at most {MAX_ENTRIES:,}; "
+            "nothing was written. `budget show` still adds it up, `budget export` still writes all of it"
+        )
     verify_chain(ledger.entries, ledger.public_key)
     books = Books.replay(ledger.entries)
     return SiteReport(

@@ -78,6 +78,7 @@ class Event(_Part):
     """`count` equal releases of one study."""
 
     study: Hex64
+    purpose: Literal["update", "evaluation"]
     mode: Literal["distributed", "local", "none"]
     sample_rate: Real
     clip_norm: Real
@@ -95,6 +96,7 @@ class Point(_Part):
     """Epsilon after the first `releases` releases, at the budget's delta and collusion."""
 
     releases: Count
+    time: Time  # when the last of them was reserved, by the site's clock
     pld: Real
     rdp: Real
 

@@ -25,10 +25,11 @@ def call(site):
 
 
 def test_every_command_explains_itself_without_loading_torch():
-    words = "enroll run status study+list study+show study+approve study+revoke data+check budget+show budget+set"
+    words = "enroll run status study+list study+show study+approve study+revoke data+check budget+show budget+set "
+    words += "budget+report budget+verify budget+plan budget+export budget+import"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli import app\n"
-        f"for words in {words.split()!r} + ['budget+report', 'budget+verify']:\n"
+        f"for words in {words.split()!r}:\n"
         "    result = CliRunner().invoke(app, [*words.split('+'), '--help'])\n"
         "    assert result.exit_code == 0 and 'Usage' in result.output, words\n"
         "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'pandas'} & set(sys.modules)\n"
@@ -117,6 +118,14 @@ def test_an_approval_is_refused_with_its_reason(case, site, call):
     assert not load_policy(site.home).permits(study)
 
 
+def test_a_study_that_promises_less_than_it_costs_is_refused(site, call):
+    draft = site.study().draft
+    promised = draft.privacy.model_copy(update={"target_epsilon": 1.0})
+    study = site.keep(site.study().model_copy(update={"draft": draft.model_copy(update={"privacy": promised})}))
+    refused = call("study", "approve", study.study_hash, code=FAILED).stderr
+    assert "promises epsilon 1 (privacy.target_epsilon), but its rounds cost 6.7" in refused
+
+
 def test_a_study_that_gives_this_sites_name_to_another_key_is_refused(site, call):
     study = site.keep(site.study(named="nobody"))
     assert "another key" in call("study", "approve", study.study_hash, code=FAILED).stderr
@@ -167,6 +176,21 @@ def verify(report, code):
     result = CliRunner().invoke(app, ["budget", "verify", str(report), "--json"])
     assert result.exit_code == code, result.output
     return json.loads(result.stdout)
+
+
+def test_a_ledger_is_exported_and_imported_into_an_empty_home(site, call, tmp_path):
+    call("budget", "set", "--epsilon", "2.5", "--delta", "1e-6")
+    file = tmp_path / "ledger.jsonl"
+    written = json.loads(call("budget", "export", str(file), "--json").stdout)
+    assert written["entries"] == 2
+    assert "exists already" in call("budget", "export", str(file), code=FAILED).stderr
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (site.home / name).unlink(missing_ok=True)
+    restored = json.loads(call("budget", "import", str(file), "--json").stdout)
+    assert restored == {"entries_added": 2, "entries_now": 2}
+    assert json.loads(call("budget", "show", "--json").stdout)[0]["cap"] == 2.5
+    file.write_text(file.read_text()[:-10])
+    assert "cut short" in call("budget", "import", str(file), code=FAILED).stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node import node as node_module
-from confide.client_node.decisions import approve
+from confide.client_node.decisions import approve, revoke
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
@@ -16,6 +17,7 @@ from confide.client_node.errors import (
     ModelUnusable,
     NothingHeldOut,
     RoundOver,
+    SiteNotReady,
     StaleLease,
     StepFailed,
     StudyNotApproved,
@@ -178,6 +180,58 @@ def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monke
     with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
         desk.step()
     assert desk.charges() == []
+
+
+def prepare_run(desk: Desk, run: str, study: Study | None = None) -> Packet:
+    wanted = (study or desk.study).study_hash
+    return desk.ask("prepare", Prepare(to="svi", study=wanted, run=run, lease=1, ledger_from=0))
+
+
+def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
+    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    prepare_run(desk, "first")
+    with pytest.raises(ChargeRefused, match="with what is held for first"):
+        prepare_run(desk, "second")
+    prepare_run(desk, "first")  # a run does not stand in its own way
+    with pytest.raises(ChargeRefused, match="held for first"):
+        prepare_run(desk.restarted(), "second")
+
+
+def test_a_run_that_has_ended_holds_nothing(site):
+    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    prepare_run(desk, "first")
+    settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
+    desk.ask("settle", settle)
+    prepare_run(desk, "second")
+
+
+def test_a_run_of_a_revoked_study_holds_nothing(site):
+    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    prepare_run(desk, "first")
+    other = site.keep(desk.study.model_copy(update={"created": date(2026, 2, 1)}))
+    approve(site.home, other.study_hash)
+    with pytest.raises(ChargeRefused, match="held for first"):
+        prepare_run(desk, "second", other)
+    revoke(site.home, desk.study.study_hash)
+    prepare_run(desk, "second", other)
+
+
+def test_a_ledger_that_lacks_what_the_coordinator_has_from_it_goes_no_further(desk):
+    for ask in (prepare_from, step_from):
+        with pytest.raises(SiteNotReady, match="has 2 entries here and 3 at the coordinator"):
+            ask(desk, 3)
+    assert desk.charges() == []
+    step_from(desk, 2)
+
+
+def prepare_from(desk: Desk, ledger_from: int) -> Packet:
+    return desk.ask(
+        "prepare", Prepare(to="svi", study=desk.study.study_hash, run=RUN, lease=1, ledger_from=ledger_from)
+    )
+
+
+def step_from(desk: Desk, ledger_from: int) -> Packet:
+    return desk.step(ledger_from=ledger_from)
 
 
 def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, monkeypatch):
@@ -421,10 +475,11 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound: names and digests of
-    # sealed bytes. Updates and histograms travel in blobs, sealed.
+    # sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
     assert outgoing_fields() == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run"],
+        "topped": ["request", "round", "run"],
         "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
         "settled": ["ledger", "request"],

@@ -70,6 +70,15 @@ BAD_DRAFTS = {
     "delta missing": (("delta = 1e-5\n", ""), "privacy.delta must be greater than 0"),
     "noise missing": (("noise_multiplier = 1.19\n", ""), "privacy.noise_multiplier must be greater than 0"),
     "noise without privacy": (('"distributed"', '"none"'), "privacy.noise_multiplier is 1.19; remove it"),
+    "noise and target": (
+        ("delta = 1e-5", "delta = 1e-5\ntarget_epsilon = 3.0"),
+        "privacy.noise_multiplier is 1.19 and privacy.target_epsilon is 3; keep one",
+    ),
+    "target of nothing": (("noise_multiplier = 1.19", "target_epsilon = 0.0"), "privacy.target_epsilon is 0.0"),
+    "target without privacy": (
+        ('"distributed"\nnoise_multiplier = 1.19', '"none"\ntarget_epsilon = 3.0'),
+        "privacy.target_epsilon is 3; remove it",
+    ),
     "distributed over two": (('"other", "svi", "svhc", "rest"', '"other", "svi"'), "it needs at least 3"),
     "odd bins": (
         ("[participants]", "[evaluation]\nbins = 5\nnoise_multiplier = 4.0\n[participants]"),
@@ -91,6 +100,11 @@ def test_a_bad_draft_is_told_by_file_key_value_and_remedy(case, write_draft):
         load_draft(path)
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_a_study_states_the_noise_that_was_solved_for_its_target(make_study):
+    with pytest.raises(StudyInvalid, match="states the one that was solved"):
+        make_study(("noise_multiplier = 1.19", "target_epsilon = 3.0"))
 
 
 def test_all_problems_come_at_once(write_draft):
@@ -128,7 +142,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "ad864e8a96b6ae0f1a5cb2a24334e672d7cd16c719315f895d49da0b93682e1f"
+    assert study.study_hash == "097bfdef335062b83664a19f74b029d586723c3a9fba3b5ed80d3311b7ed7d0c"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):

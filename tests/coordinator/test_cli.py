@@ -15,9 +15,11 @@ from confide.coordinator.store import Node, Run, Store
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash
 from confide.models.pretraining import PretrainingConfig
+from confide.privacy import ledger_file
+from confide.privacy.ledger import Ledger
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, changed, identity_of, key_of, make_study, write_draft
-from ..privacy.ledgers import ledger_with
+from ..privacy.ledgers import charge, ledger_with, signer
 from .conftest import SITES, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
 from .test_measurement import with_evaluation
@@ -28,8 +30,8 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify adapter+export "
-    "adapter+evaluate demo"
+    "run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify budget+export "
+    "adapter+export adapter+evaluate demo"
 )
 
 
@@ -349,6 +351,23 @@ def test_a_report_with_one_figure_changed_does_not_verify(report):
     result = invoke("budget", "verify", report, "--json", code=UNVERIFIED)
     assert not json.loads(result.stdout)["verified"]
     assert "FAILED" in invoke("budget", "verify", report, code=UNVERIFIED).stdout
+
+
+@pytest.mark.usefixtures("report")
+def test_a_site_that_lost_its_ledger_gets_it_back_from_the_replica(call, tmp_path):
+    file = tmp_path / "svi.jsonl"
+    written = json.loads(call("budget", "export", "svi", file, "--json").stdout)
+    restored = Ledger.restore(tmp_path / "restored.db", ledger_file.read(file), signer(), "svi")
+    assert restored == (written["entries"], written["entries"])
+    with Ledger.open(tmp_path / "restored.db", signer(), "svi") as ledger:
+        assert ledger.head.hash == written["head"]
+        ledger.reserve(charge(9))
+
+
+def test_a_site_without_a_replica_has_nothing_to_export(call, tmp_path):
+    for site in ("svi", "nobody"):
+        assert f"no ledger of {site} is here" in call("budget", "export", site, tmp_path / "f", code=FAILED).stderr
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no json", '{"sites": 1}'])

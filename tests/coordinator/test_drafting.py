@@ -1,8 +1,10 @@
 import time
 
+import dp_accounting as dpa
 import numpy as np
 import pytest
 
+from confide.client_node.approval import planned_releases, whole_cost
 from confide.client_node.errors import StudyInvalid
 from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.studies import load_study, start_file, study_start
@@ -38,6 +40,37 @@ def test_a_study_pins_the_backbone_and_the_size_of_its_adapter(federation):
     backbone = load(federation.backbone, expected_hash=study.backbone_hash)
     head = PooledHead(backbone.center, backbone.whiten)
     assert attach(backbone.model, AdapterConfig(**study.adapter_config()), head=head).layout.dim == study.dim
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (("max_dropouts = 0", "max_dropouts = 1"),),
+        (("[rounds]", "[evaluation]\nnoise_multiplier = 8.0\n[rounds]"),),
+    ],
+    ids=["plain", "with room for a dropout", "with an evaluation"],
+)
+def test_noise_is_solved_for_the_target_of_the_whole_study(federation, changes):
+    study = federation.create(("noise_multiplier = 1.19", "target_epsilon = 3.0"), *changes)
+    privacy = study.draft.privacy
+    assert privacy.target_epsilon == 3.0
+    seen = [  # each release as an outsider sees it, by dp-accounting alone
+        (release.noise_multiplier(privacy.collusion), release.sample_rate, count)
+        for release, count in planned_releases(study)
+    ]
+    accountant = dpa.pld.PLDAccountant(value_discretization_interval=1e-3)
+    for multiplier, rate, count in seen:
+        accountant.compose(dpa.PoissonSampledDpEvent(rate, dpa.GaussianDpEvent(multiplier)), count)
+    for cost in (accountant.get_epsilon(privacy.delta), whole_cost(study)):
+        assert 0.99 * 3.0 <= cost <= 3.0
+    assert load_study(federation.store.study("thyroid")) == study
+
+
+def test_a_target_out_of_reach_is_refused_and_nothing_stored(federation):
+    with pytest.raises(StudyInvalid, match="no noise multiplier up to 512 reaches epsilon 1e-06"):
+        federation.create(("noise_multiplier = 1.19", "target_epsilon = 1e-6"))
+    assert federation.store.studies() == []
 
 
 def test_a_study_keeps_the_operator_s_folders_to_itself(federation):

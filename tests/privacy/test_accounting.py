@@ -204,21 +204,68 @@ def test_site_noise_refuses_when_nobody_is_left():
         site_noise(1.0, 1.0, 4, 2, 2, 24, "distributed")
 
 
+def study_of(multiplier, rate, rounds):
+    """The releases of a study of four sites whose noise is sized for one colluder, at that noise multiplier."""
+    noise = site_noise(multiplier, 1.0, 4, 0, 1, 20, "distributed")
+    one = Release(
+        mode="distributed", site_noise_int=noise, scale_bits=20, clip_norm=1.0, dim=50_000, sample_rate=rate, sites=4
+    )
+    return {one: rounds}
+
+
 @pytest.mark.parametrize(("target", "rate", "rounds"), [(3.0, 0.2, 40), (0.5, 0.01, 100), (8.0, 1.0, 5)])
 def test_solved_multiplier_meets_the_target_and_hardly_less_would(target, rate, rounds):
-    multiplier = solve_noise_multiplier(target, DELTA, rate, rounds, dim=50_000, scale_bits=20)
-    noise = site_noise(multiplier, 1.0, 4, 0, 1, 20, "distributed")
-    opened = Release(
-        mode="distributed",
-        site_noise_int=noise,
-        scale_bits=20,
-        clip_norm=1.0,
-        dim=50_000,
-        sample_rate=rate,
-        sites=4,
-    )
-    assert epsilon_pld([opened] * rounds, DELTA, 1) <= target
-    assert epsilon_pld([replace(opened, site_noise_int=round(noise * 0.998))] * rounds, DELTA, 1) > target
+    multiplier = solve_noise_multiplier(lambda noise: study_of(noise, rate, rounds), target, DELTA, 1)
+    assert epsilon_pld(study_of(multiplier, rate, rounds), DELTA, 1) <= target
+    assert epsilon_pld(study_of(multiplier * 0.999, rate, rounds), DELTA, 1) > target
+
+
+def test_solved_multiplier_pays_for_what_is_released_beside():
+    target = 3.0
+    other = gaussian(6.0)
+    multiplier = solve_noise_multiplier(lambda noise: {**study_of(noise, 0.2, 40), other: 1}, target, DELTA, 1)
+    total = epsilon_pld([*[*study_of(multiplier, 0.2, 40)] * 40, other], DELTA, 1)
+    assert 0.99 * target <= total <= target
+    assert multiplier > solve_noise_multiplier(lambda noise: study_of(noise, 0.2, 40), target, DELTA, 1)
+
+
+@pytest.mark.parametrize(("target", "why"), [(1e-9, "no noise multiplier up to"), (0.0, "target_epsilon")])
+def test_a_target_that_no_noise_reaches_is_refused(target, why):
+    with pytest.raises(InvalidPrivacyParameter, match=why):
+        solve_noise_multiplier(lambda noise: [gaussian(noise)], target, DELTA, 0)
+
+
+def test_counted_releases_cost_what_they_cost_one_by_one():
+    counts = {release(sites=4): 3, release(sites=3): 2, release(mode="none"): 0}
+    listed = [release(sites=4)] * 3 + [release(sites=3)] * 2
+    for epsilon in (epsilon_pld, epsilon_rdp):
+        assert epsilon(counts, DELTA, 1) == epsilon(listed, DELTA, 1) < math.inf
+
+
+def test_many_distinct_pairs_cost_what_dp_accounting_composes_in_a_row():
+    pairs = [(6 + number / 4, 0.02 * (1 + number % 3), 1 + number % 4) for number in range(12)]
+    accountant = dpa.pld.PLDAccountant(value_discretization_interval=1e-3)
+    for multiplier, rate, count in pairs:
+        accountant.compose(dpa.PoissonSampledDpEvent(rate, dpa.GaussianDpEvent(multiplier)), count)
+    counts = {gaussian(multiplier, rate): count for multiplier, rate, count in pairs}
+    assert epsilon_pld(counts, DELTA, 0) == pytest.approx(accountant.get_epsilon(DELTA), rel=2e-3)
+
+
+def test_very_many_equal_releases_cost_what_one_composition_of_all_costs():
+    many = 64 * accounting.BLOCK + 7
+    accountant = dpa.pld.PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(dpa.PoissonSampledDpEvent(0.01, dpa.GaussianDpEvent(40.0)), many)
+    found = epsilon_pld({gaussian(40.0, 0.01): many}, DELTA, 0)
+    assert found == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-4)  # five digits of the multiplier
+
+
+def test_one_more_release_after_many_distinct_ones_composes_only_a_path_anew():
+    counts = {gaussian(9 + number / 8, 0.05): 9 for number in range(32)}
+    epsilon_pld(counts, DELTA, 0)
+    before = accounting._joint.cache_info().misses
+    counts[gaussian(9.0, 0.05)] += 1
+    epsilon_pld(counts, DELTA, 0)
+    assert accounting._joint.cache_info().misses - before <= 16  # of 63 partial results; a path is about 5 to 10 long
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import dp_accounting as dpa
 import pytest
 
-from confide.privacy import accounting
+from confide.privacy import accounting, canonical
+from confide.privacy.chain import START, Head, extend
 from confide.privacy.errors import (
     BudgetExceeded,
     BudgetMissing,
@@ -24,7 +26,7 @@ from confide.privacy.errors import (
 )
 from confide.privacy.ledger import Ledger, verify_chain
 
-from .ledgers import SITES, budget, charge, ledger_with, release, signer
+from .ledgers import SITES, STUDY, budget, charge, ledger_with, release, signer
 
 
 @pytest.fixture
@@ -103,6 +105,65 @@ def test_without_a_budget_nothing_may_be_charged(ledger):
         ledger.reserve(charge(dataset="heart"))
     with pytest.raises(BudgetMissing):
         ledger.affordable([(charge(dataset="heart"), 10)])
+
+
+def test_studies_and_runs_on_one_data_set_compose_jointly(ledger):
+    ledger.set_budget(budget(60.0))
+    ledger.set_budget(budget(60.0, dataset="heart"))
+    runs = [("run-1", STUDY, 1.2, 0.2), ("run-2", STUDY, 1.2, 0.2), ("run-3", "cd" * 32, 3.0, 0.05)]
+    for round in range(3):  # taking turns, one aborted round among them
+        for run, study, multiplier, rate in runs:
+            ledger.reserve(charge(round, run=run, study=study, multiplier=multiplier, sample_rate=rate, sites=3))
+            if (run, round) != ("run-2", 1):
+                ledger.settle(run, round, SITES)
+        ledger.reserve(charge(round, run="run-4", dataset="heart"))
+    together = dpa.pld.PLDAccountant(value_discretization_interval=1e-3)
+    sensitivity = 1 + 1000**0.5 / 2**24
+    for multiplier, rate, sites, count in [(1.2, 0.2, 4, 5), (1.2, 0.2, 3, 1), (3.0, 0.05, 4, 3)]:
+        seen = multiplier / 3**0.5 * (sites - 1) ** 0.5 / sensitivity  # noise sized for 3 of 4 sites, one of them known
+        together.compose(dpa.PoissonSampledDpEvent(rate, dpa.GaussianDpEvent(seen)), count)
+    spent = ledger.spent("thyroid", "patient", 1, 1e-5)
+    assert spent.releases == 9
+    assert spent.pld == pytest.approx(together.get_epsilon(1e-5), rel=1e-3)
+    apart = [accounting.epsilon_pld([release(multiplier=m, sample_rate=q)] * 3, 1e-5, 1) for _, _, m, q in runs]
+    assert spent.pld < sum(apart)
+
+
+def test_a_settlement_over_a_larger_set_is_counted_once_at_each_data_set(ledger):
+    for round in range(6):
+        ledger.reserve(charge(round, sites=3))
+        ledger.settle("run-1", round, SITES if round % 2 else SITES[:3])
+    expected = [release(sites=3), release(sites=4)] * 3
+    assert ledger.spent("thyroid", "patient", 1, 1e-5).pld == accounting.epsilon_pld(expected, 1e-5, 1)
+
+
+def test_what_a_second_process_charged_counts_in_the_next_decision(ledger, path):
+    cap = accounting.epsilon_pld([release()] * 3, 1e-5, 1) * 1.0001
+    ledger.set_budget(budget(cap))
+    with Ledger.open(path, signer(), "east") as other:
+        ledger.reserve(charge(0))
+        other.reserve(charge(1))
+        ledger.reserve(charge(2))
+        with pytest.raises(BudgetExceeded):
+            other.reserve(charge(3))
+        assert other.affordable([(charge(run="more"), 1)]).spent <= cap
+
+
+def test_what_other_runs_still_plan_counts_in_a_quote(ledger):
+    ledger.reserve(charge(0, run="run-1"))
+    ledger.reserve(charge(1, run="run-1"))
+    held = [(charge(run="run-1"), 10), (charge(run="run-2", sites=3), 5)]
+    quote = ledger.affordable([(charge(run="run-9"), 4)], held=held)
+    assert quote.would_be == accounting.epsilon_pld({release(): 14, release(sites=3): 5}, 1e-5, 1)
+    assert quote.spent == accounting.epsilon_pld([release()] * 2, 1e-5, 1)
+
+
+def test_a_long_ledger_is_taken_up_part_by_part(path, monkeypatch):
+    with ledger_with(path) as ledger:
+        head, spent = ledger.head, ledger.spent("thyroid", "patient", 1, 1e-5)
+    monkeypatch.setattr("confide.privacy.ledger._PART", 2)
+    with Ledger.open(path, signer(), "east") as again:
+        assert (again.head, again.spent("thyroid", "patient", 1, 1e-5)) == (head, spent)
 
 
 def test_reserving_a_round_again_changes_nothing(ledger):
@@ -238,10 +299,7 @@ def test_a_charge_that_says_something_impossible_is_refused(change):
         replace(charge(), **change)
 
 
-@pytest.mark.parametrize("column", ["time", "kind", "body", "previous", "hash", "signature"])
-@pytest.mark.parametrize("seq", [0, 1, 4])
-def test_a_flipped_byte_in_the_file_names_the_entry(path, seq, column):
-    ledger_with(path).close()
+def flip(path, seq, column):
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TRIGGER no_update")
         (text,) = connection.execute(f"SELECT {column} FROM entries WHERE seq = ?", (seq,)).fetchone()
@@ -249,7 +307,46 @@ def test_a_flipped_byte_in_the_file_names_the_entry(path, seq, column):
         changed = text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :]
         connection.execute(f"UPDATE entries SET {column} = ? WHERE seq = ?", (changed, seq))
     connection.close()
+
+
+@pytest.mark.parametrize("column", ["time", "kind", "body", "previous", "hash"])
+@pytest.mark.parametrize("seq", [0, 1, 4])
+def test_a_flipped_byte_in_the_file_names_the_entry(path, seq, column):
+    ledger_with(path).close()
+    flip(path, seq, column)
     with pytest.raises(LedgerBroken, match=f"entry {seq}"):
+        Ledger.open(path, signer(), "east")
+
+
+def test_the_last_signature_vouches_for_the_contents_of_all(path):
+    last = ledger_with(path).head.seq
+    flip(path, last, "signature")
+    with pytest.raises(LedgerBroken, match=f"entry {last} is not signed"):
+        Ledger.open(path, signer(), "east")
+
+
+def test_an_older_signature_is_checked_by_whoever_gets_the_entries(path):
+    ledger_with(path).close()
+    flip(path, 1, "signature")
+    with Ledger.open(path, signer(), "east") as ledger, pytest.raises(LedgerBroken, match="entry 1 is not signed"):
+        verify_chain(ledger.entries(), ledger.public_key)
+
+
+def test_a_ledger_whose_entries_were_all_rewritten_by_another_key_is_refused(path, tmp_path):
+    ledger_with(path).close()
+    with ledger_with(tmp_path / "forged.db", seed=2) as forged:
+        body = forged.entries()[0].body | {"public_key": canonical.public_hex(signer())}
+        head, entries = START, []
+        for entry in forged.entries():
+            entries.append(extend(head, signer(2), entry.time, entry.kind, body if entry.seq == 0 else entry.body))
+            head = Head(entries[-1].seq, entries[-1].hash)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER no_update")
+        for entry in entries:
+            row = (canonical.encode(entry.body).decode(), entry.previous, entry.hash, entry.signature, entry.seq)
+            connection.execute("UPDATE entries SET body = ?, previous = ?, hash = ?, signature = ? WHERE seq = ?", row)
+    connection.close()
+    with pytest.raises(LedgerBroken, match="entry 6 is not signed"):
         Ledger.open(path, signer(), "east")
 
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from confide.privacy import accounting, canonical
+from confide.privacy import accounting, canonical, statement
+from confide.privacy.charges import Books
 from confide.privacy.errors import LedgerBroken, ReportInvalid
 from confide.privacy.report import SiteLedger, build_report, render_html
 
@@ -55,8 +56,10 @@ def test_events_are_merged_with_the_open_ones_apart(report):
 def test_the_course_ends_at_what_was_spent(report):
     account = report["sites"][0]["accounts"][0]
     assert account["course"][0]["releases"] == 1
+    reserves = [entry for entry in report["sites"][0]["entries"] if entry["kind"] == "reserve"]
     assert account["course"][-1] == {
         "releases": 3,
+        "time": reserves[-1]["time"],
         "pld": account["spent"][1]["pld"],
         "rdp": account["spent"][1]["rdp"],
     }
@@ -95,6 +98,32 @@ class Page(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_the_course_counts_a_prefix_of_the_charges_with_the_time_of_its_last(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", rounds=30, settled=29) as ledger:
+        entries = [  # an hour between any two of them
+            entry.model_copy(update={"time": f"2026-03-{1 + entry.seq // 24:02}T{entry.seq % 24:02}:00:00Z"})
+            for entry in ledger.entries()
+        ]
+    (account,) = statement.accounts(Books.replay(entries))
+    reserves = [entry.time for entry in entries if entry.kind == "reserve"]
+    assert [point.releases for point in account.course] == sorted({point.releases for point in account.course})
+    for point in account.course:
+        assert point.time == reserves[point.releases - 1]
+        assert point.pld == accounting.epsilon_pld([release()] * point.releases, 1e-5, 1)
+        assert point.rdp == accounting.epsilon_rdp([release()] * point.releases, 1e-5, 1)
+    assert account.course[-1].releases == 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "why"),
+    [("MAX_ENTRIES", 6, r"east: its ledger has 7 entries.* at most 6.*budget export"), ("MAX_BYTES", 5000, "MiB long")],
+)
+def test_a_ledger_too_long_for_a_report_is_refused_with_what_to_do(ledgers, monkeypatch, limit, value, why):
+    monkeypatch.setattr(f"confide.privacy.report.{limit}", value)
+    with pytest.raises(ReportInvalid, match=why):
+        build_report("F", ledgers, [FACTS], signer(99))
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(report):

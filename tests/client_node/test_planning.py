@@ -1,0 +1,131 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from confide.client_node import planning
+from confide.client_node.cli import app
+from confide.client_node.decisions import approve
+from confide.client_node.draft import load_draft
+from confide.client_node.errors import StudyInvalid
+from confide.client_node.holds import Holds
+from confide.client_node.planning import plan, provisional, releases, with_noise, with_rounds
+from confide.privacy import accounting
+from confide.privacy.charges import Budget
+
+DIM = 1000
+NOISY = ("noise_multiplier = 1.19", "noise_multiplier = 4.0")  # small losses are composed faster
+EVALUATED = ("[rounds]", "[evaluation]\nnoise_multiplier = 8.0\n[rounds]")
+
+
+def cap(epsilon: float, collusion: int = 1) -> Budget:
+    return Budget(dataset="patients", unit="patient", epsilon=epsilon, delta=1e-5, collusion=collusion)
+
+
+@pytest.fixture
+def draft(write_draft):
+    return load_draft(write_draft(EVALUATED, NOISY))
+
+
+def cost(draft, more=None, collusion=1):
+    return accounting.epsilon_pld(releases(draft, DIM) + (more or planning.NOTHING), 1e-5, collusion)
+
+
+def test_a_provisional_study_releases_what_the_real_one_does(make_study):
+    study = make_study(EVALUATED)
+    found = provisional(study.draft, study.dim)
+    assert found.last_round == study.last_round == 41
+    for number in (1, 41):
+        ours, real = found.planned_round(number), study.planned_round(number)
+        assert (ours.dim, ours.clip_norm, ours.sample_rate) == (real.dim, real.clip_norm, real.sample_rate)
+        assert ours.noise_multiplier == real.noise_multiplier
+    assert found.quorum == study.quorum
+
+
+def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
+    found = plan(provisional(draft, DIM), cap(8.0, collusion=2))
+    assert [each.colluding for each in found.costs] == [0, 1, 2]
+    for each in found.costs:
+        assert each.pld == each.pld_after == cost(draft, collusion=each.colluding) <= each.rdp
+    assert found.spent == 0
+
+
+@pytest.mark.parametrize("epsilon", [0.9, 3.0], ids=["fewer than planned", "more than planned"])
+def test_the_rounds_that_fit_are_the_most_that_fit(draft, epsilon):
+    found = plan(provisional(draft, DIM), cap(epsilon))
+    assert found.rounds_left == found.rounds_from_zero
+    assert cost(with_rounds(draft, found.rounds_left)) <= epsilon < cost(with_rounds(draft, found.rounds_left + 1))
+
+
+def test_what_is_spent_and_held_leaves_fewer_rounds(draft):
+    spent, held = releases(with_rounds(draft, 5), DIM), releases(with_rounds(draft, 3), DIM)
+    found = plan(provisional(draft, DIM), cap(1.5), spent=spent, held=held)
+    before = spent + held
+    assert found.spent == accounting.epsilon_pld(before, 1e-5, 1)
+    assert cost(with_rounds(draft, found.rounds_left), before) <= 1.5
+    assert cost(with_rounds(draft, found.rounds_left + 1), before) > 1.5
+    assert found.rounds_left < found.rounds_from_zero
+    assert found.costs[1].pld_after == cost(draft, before)
+
+
+def test_with_the_noise_that_is_needed_all_rounds_fit(draft):
+    found = plan(provisional(draft, DIM), cap(1.0))
+    needed = found.noise_multiplier_needed
+    assert 0.99 <= cost(with_noise(draft, needed)) <= 1.0
+    assert needed > found.noise_multiplier == 4.0
+
+
+def test_a_spent_budget_leaves_nothing_and_no_noise_helps(draft):
+    found = plan(provisional(draft, DIM), cap(1.0), spent=releases(draft, DIM))
+    assert (found.rounds_left, found.noise_multiplier_needed) == (0, None)
+    assert found.rounds_from_zero > 0
+    assert found.spent > 1.0
+
+
+def test_a_study_without_privacy_has_no_plan(write_draft):
+    bare = (("distributed", "none"), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\n", ""))
+    with pytest.raises(StudyInvalid, match="no cost that could be counted"):
+        plan(provisional(load_draft(write_draft(*bare)), DIM), cap(1.0))
+
+
+def told(site, *words):
+    result = CliRunner().invoke(app, ["budget", "plan", *words, "--home", str(site.home), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_draft_is_planned_without_a_federation(site, write_draft):
+    (site.home / "enrolment.json").unlink()
+    path = write_draft(("noise_multiplier = 1.19", "target_epsilon = 1.0"), ("rounds = 40", "rounds = 10"))
+    found = told(site, str(path))
+    assert found["dim_is_assumed"]
+    assert 0.99 <= found["costs"][1]["PLD"] <= 1.0
+    assert found["all_rounds_fit"]
+    assert (found["cap"], found["spent_or_held"]) == (8.0, 0)
+    assert not (site.home / "ledger.db").exists()
+
+
+def test_the_length_of_the_vector_can_be_told(site, write_draft):
+    found = told(site, str(write_draft(NOISY)), "--dim", "5000")
+    assert (found["dim"], found["dim_is_assumed"]) == (5000, False)
+
+
+def test_a_known_study_is_planned_with_what_its_ledger_and_other_runs_leave(site):
+    study = site.keep(site.study(NOISY))
+    approve(site.home, study.study_hash)
+    CliRunner().invoke(app, ["budget", "set", "--epsilon", "2", "--delta", "1e-5", "--home", str(site.home)])
+    alone = told(site, "thyroid")
+    assert (alone["dim"], alone["dim_is_assumed"], alone["cap"]) == (1000, False, 2.0)
+    Holds(site.home).keep("run-1", study.study_hash)
+    beside = told(site, study.study_hash[:12])
+    assert beside["spent_or_held"] == alone["costs"][1]["PLD"]
+    assert beside["rounds_that_fit_in_what_is_left"] < alone["rounds_that_fit_in_what_is_left"]
+
+
+def test_a_plan_is_a_table_for_people(site, write_draft):
+    result = CliRunner().invoke(
+        app, ["budget", "plan", str(write_draft(NOISY)), "--home", str(site.home)], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0
+    assert "rounds that fit in what is left" in result.stdout
+    assert "PLD with all before" in result.stdout
