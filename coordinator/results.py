@@ -73,8 +73,8 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
 
 def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
-    replica, evaluation = LedgerReplica(store), store.evaluation(run_id)
-    for row in [*store.rounds(run_id), *([evaluation] if evaluation else [])]:
+    replica = LedgerReplica(store)
+    for row in store.opened(run_id):
         for site in site_names(row):
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(
