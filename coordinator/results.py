@@ -22,7 +22,7 @@ from .errors import Conflict
 from .measurement import measurement
 from .replica import LedgerReplica
 from .run_folder import RunFolder
-from .store import Evaluation, Round, Store, site_names
+from .store import Store, site_names
 from .studies import load_study, study_start
 
 _ROWS = 1024  # records scored at a time
@@ -73,9 +73,8 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
 
 def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
-    replica, evaluation = LedgerReplica(store), store.evaluation(run_id)
-    rows: list[Round | Evaluation] = [*store.rounds(run_id), *([evaluation] if evaluation else [])]
-    for row in rows:
+    replica = LedgerReplica(store)
+    for row in store.opened(run_id):
         for site in site_names(row):
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(

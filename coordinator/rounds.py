@@ -535,11 +535,7 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
     """Committed rounds that the site has charged and not settled, as its replicated ledger says; some at a time."""
     if site not in drive.open:
         drive.open[site] = drive.replica.open_rounds(site, drive.run)
-    evaluation = drive.store.evaluation(drive.run)
-    committed: list[Round | Evaluation] = [*drive.store.rounds(drive.run)]
-    if evaluation is not None and evaluation.problem is None:
-        committed.append(evaluation)
-    untold = [row for row in committed if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
+    untold = [row for row in drive.store.opened(drive.run) if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
     return tuple(
         Outcome(round=row.number, sites=site_names(row), evidence=tuple(json.loads(row.evidence))) for row in untold
     )

@@ -44,12 +44,11 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
         total = study.draft.rounds.rounds
         bar = progress.add_task("rounds", total=total, spent="", sent="", step="")
         while True:
-            run, rounds, evaluation = store.run(run_id), store.rounds(run_id), store.evaluation(run_id)
-            opened = len(rounds) + (evaluation is not None and evaluation.problem is None)
+            run, rounds = store.run(run_id), store.rounds(run_id)
             progress.update(
                 bar,
                 completed=len(rounds),
-                spent=spent_text(study, opened),
+                spent=spent_text(study, len(store.opened(run_id))),
                 sent=sent_text(rounds),
                 step=step_text(run),
             )

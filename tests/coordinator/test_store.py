@@ -74,6 +74,18 @@ def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     assert [run.id for run in store.runs()] == [RUN]
 
 
+def test_an_evaluation_that_measured_nothing_opened_nothing(store):
+    lease = store.acquire_lease(RUN)
+    store.commit_round(committed_round(1, run=RUN, lease=lease))
+    store.commit_round(
+        Evaluation(
+            run=RUN, number=41, sites="[]", evidence="[]", counts="[]", problem="not evaluated: few sites",
+            seconds=0.0, bytes_per_site=0, lease=lease, committed_at=0.0,
+        )
+    )  # fmt: skip
+    assert [row.number for row in store.opened(RUN)] == [1]
+
+
 def test_an_evaluation_is_committed_once_by_the_current_driver(store):
     def evaluation(lease: int) -> Evaluation:
         return Evaluation(
@@ -89,6 +101,7 @@ def test_an_evaluation_is_committed_once_by_the_current_driver(store):
     found = store.evaluation(RUN)
     assert (found.number, found.counts) == (41, "[1.0, -2.5]")
     assert store.last_round(RUN).number == 0
+    assert [row.number for row in store.opened(RUN)] == [41]
     with pytest.raises(sa.exc.IntegrityError):
         store.commit_round(evaluation(lease))
 
