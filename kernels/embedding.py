@@ -47,8 +47,9 @@ class _LoRAEmbedding(Function):
         collector: Collector | None,
     ) -> Tensor:
         flat = ids.reshape(-1)
+        y = F.embedding(flat, weight)  # first: unlike index_select, it refuses an id out of range without showing it
         z = lora_A.to(weight.dtype).index_select(1, flat).T
-        y = F.embedding(flat, weight).addmm_(z, lora_B.T.to(weight.dtype), alpha=scaling)
+        y.addmm_(z, lora_B.T.to(weight.dtype), alpha=scaling)
         ctx.save_for_backward(flat, z, lora_A, lora_B)
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
         ctx.parameters = lora_A, lora_B

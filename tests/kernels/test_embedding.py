@@ -79,3 +79,11 @@ def test_table_used_twice_is_refused():
     both = lora_embedding(IDS, weight, A, B, 0.5, collector) + lora_embedding(IDS, weight, A, B, 0.5, collector)
     with pytest.raises(CapturedTwice):
         both.sum().backward()
+
+
+@pytest.mark.parametrize("bad", [-7, 987])
+def test_word_out_of_range_is_refused_and_not_shown(bad):
+    weight, A, B = table()
+    with pytest.raises(IndexError) as refused:
+        lora_embedding(torch.tensor([[1, bad]]), weight, A, B, 0.5)
+    assert str(bad) not in str(refused.value)
