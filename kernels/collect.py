@@ -161,7 +161,7 @@ class _WordGradients:
     words: int
 
     def square_norms(self, num_units: int) -> Tensor:
-        by_word = torch.linalg.vector_norm(self.grads_NP, dim=1, dtype=torch.float64).square_()
+        by_word = _square_norms(self.grads_NP.unsqueeze(1))
         return by_word.new_zeros(num_units).index_add_(0, self.unit_N, by_word)
 
     def forget(self, is_forgotten_U: Tensor) -> None:
@@ -169,7 +169,8 @@ class _WordGradients:
 
     def weighted_sum(self, factors_U: Tensor) -> Tensor:
         scaled = self.grads_NP * factors_U[self.unit_N, None]
-        return scaled.new_zeros(self.words, scaled.shape[1]).index_add_(0, self.word_N, scaled).mT
+        total = scaled.new_zeros(self.words, scaled.shape[1]).index_add_(0, self.word_N, scaled)
+        return total.mT
 
 
 @dataclass(slots=True)
