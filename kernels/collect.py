@@ -87,7 +87,7 @@ class Collector:
         self._kept[parameter] = _WordGradients(grads_NP, key_N // words, key_N % words, words)
 
     def square_norms(self) -> Tensor:
-        """[U] float64: squared l2 norm of each unit's gradient over all factors together."""
+        """[U] float64: squared l2 norm of each unit's gradient over all factors together, never less than it is."""
         total = torch.zeros(self.num_units, dtype=torch.float64, device=self.unit_of_row.device)
         for kept in self._kept.values():
             total += kept.square_norms(self.num_units)
@@ -204,13 +204,17 @@ class _RunFactors:
     transposed: bool
 
     def square_norms(self, num_units: int) -> Tensor:
-        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Terms cancel, so float32 could understate the norm.
+        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
+        # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
         total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
         for runs, rows in _equally_long(self.runs.length_N):
             left, right = self.left_SP[rows].double(), self.right_SQ[rows].double()
             gram = (left @ left.mT) * (right @ right.mT)
-            total.index_add_(0, self.runs.unit_N[runs], gram.sum((1, 2)))
-        return total.clamp_min_(0)
+            size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
+            terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
+            hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
+            total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
+        return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
         rows = is_forgotten_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)
