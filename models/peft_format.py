@@ -7,6 +7,9 @@ bank's parameters, so that gate_up_proj lies inside, under `base_layer`, and dow
 Dense and shared projections go by `target_parameters` as well: PEFT takes the module names gate_proj, up_proj and
 down_proj of this architecture for those of routed experts before transformers 5 fused them, and would move the
 adapters there.
+
+An embedding is stored as `lora_embedding_A` [rank, words] and `lora_embedding_B` [out, rank]. Where the output matrix
+is tied to it, each use keeps its own adapter as long as nobody merges them into the shared matrix; the card says so.
 """
 
 import json
@@ -17,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adapters import AdaptedModel, LoRAExperts, LoRARouter
+from .adapters import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter
 from .directories import new_directory
 from .errors import ExportRefused
 from .evaluation import Estimate
@@ -70,7 +73,8 @@ def _peft_config(adapted: AdaptedModel) -> dict[str, object]:
     modules: set[str] = set()
     parameters: set[str] = set()
     for name, module in adapted.adapters.items():
-        *_, parent, leaf = name.split(".")
+        path, _, leaf = name.rpartition(".")
+        parent = path.rpartition(".")[2]
         if isinstance(module, LoRAExperts):
             parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
         elif isinstance(module, LoRARouter) or leaf in _TAKEN_FOR_EXPERTS:
@@ -104,6 +108,9 @@ def _peft_tensors(adapted: AdaptedModel) -> dict[str, Tensor]:
                 # [E, R, in] -> [E * R, in], and [E, out, R] -> [out, R * E]
                 tensors[f"{place}.lora_A.weight"] = factors.lora_A.flatten(0, 1)
                 tensors[f"{place}.lora_B.weight"] = factors.lora_B.permute(1, 2, 0).flatten(1)
+        elif isinstance(module, LoRAEmbedding):
+            tensors[f"{prefix}.lora_embedding_A"] = module.lora_A
+            tensors[f"{prefix}.lora_embedding_B"] = module.lora_B
         else:
             tensors[f"{prefix}.lora_A.weight"] = module.lora_A
             tensors[f"{prefix}.lora_B.weight"] = module.lora_B
@@ -138,7 +145,7 @@ from transformers import DeepseekV3ForCausalLM
 model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{head}
+{_merging(adapted)}{head}
 ## Limits
 {_limits(card)}Nothing here says how fair the adapter is, or how it does on other records than the sites'.
 """
@@ -149,6 +156,18 @@ _HEAD_TEXT = """
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
 times `weight`.
 """
+
+
+def _merging(adapted: AdaptedModel) -> str:
+    is_shared = adapted.model.config.tie_word_embeddings and any(
+        isinstance(module, LoRAEmbedding) or name == "lm_head" for name, module in adapted.adapters.items()
+    )
+    if not is_shared:
+        return ""
+    return (
+        "Do not merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to one use "
+        "would change the other.\n"
+    )
 
 
 def _limits(card: ModelCard) -> str:

@@ -38,6 +38,7 @@ BAD_DRAFTS = {
         "privacy.mode is \"central\"; it must be 'distributed', 'local' or 'none'",
     ),
     "unknown target": (('"experts"', '"expert"'), "(did you mean experts?)"),
+    "target that the head never runs": (('"experts"', '"lm_head"'), "the pooled head, which never runs lm_head"),
     "target twice": (('"experts"', '"o_proj"'), "more than once: o_proj"),
     "cuts not increasing": (
         ("[0.4, 4.0, 10.0]", "[0.4, 4.0, 4.0]"),

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from confide.client_node.approval import noise
 from confide.client_node.data import read
 from confide.client_node.policy import load_policy
 from confide.client_node.trainer import Trainer
+from confide.models.backbone import Backbone
 from confide.models.binned_evaluation import bin_edges, bin_of
-from confide.models.errors import BackboneMismatch, UnsupportedModule
-from confide.privacy.errors import InvalidPrivacyParameter
+from confide.models.errors import BackboneMismatch
+from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from .conftest import PATIENTS_CSV, Site
 from .test_node import Desk, make_desk
@@ -58,17 +61,22 @@ def test_a_table_without_records_has_an_empty_histogram(site: Site):
     assert counts.tolist() == [0] * 2 * BINS
 
 
-def test_a_model_that_mixes_records_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch):
-    desk = make_desk(site)
-    real = trainer_module.pooled
+class CentredOverRows(torch.nn.Module):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states - states.mean(0)
 
-    def batch_norm(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        states = real(model, ids)
-        return (states - states.mean(0)) / states.std(0)
+
+def test_a_model_that_mixes_records_is_refused_by_the_name_of_the_module(site: Site, monkeypatch: pytest.MonkeyPatch):
+    desk, real = make_desk(site), trainer_module.load_backbone
+
+    def load_sabotaged(directory: Path, *, expected_hash: str) -> Backbone:
+        loaded = real(directory, expected_hash=expected_hash)
+        loaded.model.model.norm = torch.nn.Sequential(loaded.model.model.norm, CentredOverRows())
+        return loaded
 
     new_trainer(desk)
-    monkeypatch.setattr(trainer_module, "pooled", batch_norm)
-    with pytest.raises(UnsupportedModule, match="mixes records of one batch"):
+    monkeypatch.setattr(trainer_module, "load_backbone", load_sabotaged)
+    with pytest.raises(UnitsCoupled, match=r"model\.norm\.1 mixes rows"):
         new_trainer(desk)
 
 
