@@ -87,10 +87,11 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
             mode=privacy.mode,
             site_noise_int=noise(study),
             scale_bits=study.scale_bits,
-            clip_norm=privacy.clip_norm,
+            clip_norm=privacy.sensitivity,
             dim=study.dim,
             sample_rate=privacy.sample_rate,
             sites=study.quorum,  # the fewest whose noise protects the sum
+            steps=privacy.local_steps,
         ),
     )
 
@@ -100,7 +101,7 @@ def noise(study: Study) -> int:
     privacy = study.draft.privacy
     return site_noise(
         noise_multiplier=privacy.noise_multiplier,
-        clip_norm=privacy.clip_norm,
+        clip_norm=privacy.sensitivity,
         cohort=len(study.sites),
         max_dropouts=privacy.max_dropouts,
         collusion=privacy.collusion,

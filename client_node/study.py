@@ -170,7 +170,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _parties_differ(self) -> Self:
-        if problems := [*self._party_problems(), *self._ring_problems()]:
+        if problems := [*self._party_problems(), *self._ring_problems(), *self._rate_problems()]:
             raise contradictions(problems)
         return self
 
@@ -208,6 +208,11 @@ class Study(Settings):
             f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
             "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
         ]
+
+    def _rate_problems(self) -> list[str]:
+        optimizer = self.draft.optimizer
+        missing = [name for name in ("lr", "head_lr") if getattr(optimizer, name) is None]
+        return [f"draft.optimizer.{name} is missing; a study states the rate that was chosen" for name in missing]
 
 
 __all__ = ["AggregatorParty", "Participant", "Study", "StudyDraft", "load_draft"]

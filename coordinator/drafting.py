@@ -13,9 +13,10 @@ from ..models.backbone import load as load_backbone
 from ..models.head import PooledHead
 from ..mpc.ring import plan_ring
 from .errors import StudyRefused
+from .learning_rates import with_rates
 from .pki import Pki
 from .store import Node, Store, StudyRow
-from .studies import start_file
+from .studies import start_file, start_state
 
 
 def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
@@ -25,7 +26,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         StudyInvalid: the draft itself is wrong.
         StudyRefused: the draft fits no site, key or backbone of this federation.
     """
-    draft = load_draft(draft_file)
+    draft = with_rates(load_draft(draft_file))
     folder = (draft_file.parent / draft.model.backbone).resolve()
     backbone = load_backbone(folder)
     if backbone.schema != draft.record_schema():
@@ -35,9 +36,10 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     adapted = attach(
         backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
-    dim = adapted.layout.dim
+    state = start_state(draft, adapted.state())
+    dim = len(state)
     # `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
-    ring = plan_ring(1, draft.largest_total, dim, draft.privacy.clip_norm)
+    ring = plan_ring(1, draft.largest_total, dim, draft.privacy.sensitivity)
     study = Study.from_draft(
         draft,
         backbone_hash=backbone.hash,
@@ -60,7 +62,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         scale_bits=ring.scale_bits,
         ring_bits=64 if ring.bits == 64 else 32,
     )
-    start = {"state": adapted.state().tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
+    start = {"state": state.tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
     write_private(start_file(home, study.study_hash), json.dumps(start).encode())
     with store.session() as session:
         if session.get(StudyRow, study.study_hash) is None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..client_node.errors import FINAL_REFUSALS, MessageInvalid
@@ -44,7 +43,7 @@ from ..mpc.shares import ShareContext
 from ..privacy.chain import Entry
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, RunStopped, SitesMissing
 from .fleet import Fleet, NodeFailure
-from .optimizer import ServerOptimizer
+from .optimizer import server_step
 from .replica import LedgerReplica
 from .run_folder import Checkpoint, Envelopes, RunFolder
 from .store import Round, Store, site_names
@@ -122,7 +121,7 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
     kept, shares, evidence = aggregate(drive, number, envelopes, checkpoint)
     # 7 commit: the total becomes a step of the server optimizer; the round exists once its row does.
     total = open_total(shares, drive.ring, drive.study.dim)
-    after = server_step(drive, checkpoint, total)
+    after = server_step(drive.study.draft, checkpoint, total, slice(0, drive.head_size))
     drive.store.commit_round(
         Round(
             run=drive.run,
@@ -276,18 +275,6 @@ def ask_aggregators(
         answers[name] = message, packet
         problems[name] = "" if isinstance(message, ShareOfTotal) else "bound to another set"
     return answers, {name: why for name, why in problems.items() if why}
-
-
-def server_step(drive: Drive, checkpoint: Checkpoint, total: np.ndarray) -> Checkpoint:
-    """The trained vector after one server optimizer step on the mean update over the public batch size."""
-    terms = drive.study.draft
-    optimizer = ServerOptimizer(
-        lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=terms.optimizer.momentum
-    )
-    mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
-    head = slice(0, drive.head_size)
-    state, velocity = optimizer.step(checkpoint.state, checkpoint.velocity, mean, head)
-    return Checkpoint(round=checkpoint.round + 1, state=state, velocity=velocity)
 
 
 def settle(drive: Drive, *, final: bool) -> None:

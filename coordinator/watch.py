@@ -89,7 +89,7 @@ def _release(study: Study) -> Release:
         mode=privacy.mode,
         site_noise_int=site_noise(
             privacy.noise_multiplier,
-            privacy.clip_norm,
+            privacy.sensitivity,
             len(study.sites),
             privacy.max_dropouts,
             privacy.collusion,
@@ -97,8 +97,9 @@ def _release(study: Study) -> Release:
             privacy.mode,
         ),
         scale_bits=study.scale_bits,
-        clip_norm=privacy.clip_norm,
+        clip_norm=privacy.sensitivity,
         dim=study.dim,
         sample_rate=privacy.sample_rate,
         sites=len(study.sites),
+        steps=privacy.local_steps,
     )

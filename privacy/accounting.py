@@ -52,6 +52,7 @@ class Release:
     dim: int  # length of the released vector
     sample_rate: float  # probability that a unit takes part, (0, 1]
     sites: int  # how many sites' vectors the opened sum holds
+    steps: int = 1  # noised sums that each site adds up, every one over a new sample; 1 in mode "distributed"
 
     def __post_init__(self) -> None:
         checks = {
@@ -63,6 +64,8 @@ class Release:
             "dim must be in [1, 2**48]": 1 <= self.dim <= 2**48,
             "sample_rate must be in (0, 1]": 0 < self.sample_rate <= 1,
             "sites must be in [1, 10**6]": 1 <= self.sites <= 10**6,
+            "steps must be in [1, 10**6]": 1 <= self.steps <= 10**6,
+            "steps must be 1 in mode distributed": self.mode != "distributed" or self.steps == 1,
         }
         for claim, holds in checks.items():
             if not holds:  # NaN fails the comparisons above too
@@ -94,8 +97,10 @@ def epsilon_rdp(releases: Iterable[Release], delta: float, colluding: int) -> fl
 
 
 def merge(releases: Iterable[Release], colluding: int) -> Merged:
-    """Counts the releases by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
-    counts = Counter(_pair(release, colluding) for release in releases)
+    """Counts the releases' steps by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for release in releases:
+        counts[_pair(release, colluding)] += release.steps
     return tuple(sorted((multiplier, rate, count) for (multiplier, rate), count in counts.items()))
 
 

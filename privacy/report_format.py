@@ -85,6 +85,7 @@ class Event(_Part):
     scale_bits: Count
     site_noise_int: Count
     sites: Count  # really summed, or the fewest allowed while not settled
+    steps: Count  # noised sums that each release adds up
     is_settled: bool
     count: Count
 

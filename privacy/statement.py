@@ -66,6 +66,7 @@ def _events(booked: Sequence[Booked], site: str) -> list[Event]:
             scale_bits=release.scale_bits,
             site_noise_int=release.site_noise_int,
             sites=release.sites,
+            steps=release.steps,
             is_settled=is_settled,
             count=count,
         )

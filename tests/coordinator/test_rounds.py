@@ -81,7 +81,7 @@ class Desk:
             run="run-1",
             lease=self.store.acquire_lease("run-1"),
             signer=Pki.load(self.home).signer,
-            start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
+            start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
             head_size=5,
         )
 
@@ -132,13 +132,14 @@ def new_desk(home: Path, *, max_dropouts: int = 0) -> Desk:
 def by_hand(study: Study, sites: tuple[str, ...] = SITES) -> np.ndarray:
     """The definition: sum, divide, step, in plain numpy."""
     terms: StudyDraft = study.draft
-    optimizer = ServerOptimizer(lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=0.9)
-    state, velocity = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+    lr, head_lr = terms.optimizer.rates
+    optimizer = ServerOptimizer(lr=lr, head_lr=head_lr, momentum=0.9)
+    checkpoint = Checkpoint.beginning(np.zeros(DIM, np.float32))
     for number in range(1, ROUNDS + 1):
-        total = sum(site_vector(site, number, state) for site in sites) * 2.0**-study.scale_bits
+        total = sum(site_vector(site, number, checkpoint.state) for site in sites) * 2.0**-study.scale_bits
         mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
-        state, velocity = optimizer.step(state, velocity, mean, slice(0, 5))
-    return state
+        checkpoint = optimizer.step(checkpoint, mean, slice(0, 5))
+    return checkpoint.state
 
 
 def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
