@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.study import Study, load_draft
+from confide.privacy.adaptive_clipping import SENSITIVITY
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -66,6 +67,23 @@ BAD_DRAFTS = {
     "noise missing": (("noise_multiplier = 1.19\n", ""), "privacy.noise_multiplier must be greater than 0"),
     "noise without privacy": (('"distributed"', '"none"'), "privacy.noise_multiplier is 1.19; remove it"),
     "distributed over two": (('"other", "svi", "svhc", "rest"', '"other", "svi"'), "it needs at least 3"),
+    "local steps on a share of the noise": (
+        ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
+        "privacy.local_steps is 4 with privacy.mode 'distributed'; it must be 1",
+    ),
+    "local steps of no length": (
+        ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
+        "optimizer.local_lr is missing with privacy.local_steps 4; add it",
+    ),
+    "a local rate for no local steps": (
+        ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
+        "optimizer.local_lr is 0.1; remove it",
+    ),
+    "unknown clipping": (
+        ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "automatic"'),
+        "privacy.clipping is \"automatic\"; it must be 'fixed' or 'adaptive'",
+    ),
+    "unknown optimizer": (("momentum = 0.9", 'kind = "sgd"'), 'optimizer.kind is "sgd"'),
     "not TOML": (("[rounds]", "[rounds"), "not TOML"),
 }
 
@@ -109,7 +127,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "e0bd73a0a393a0b5ecb2e64d3729ae849e9d356f1504d6efe2336f56c6c31095"
+    assert study.study_hash == "fa0136653cb91583d708d1bcab67a93627767c46b7e3c145cea66565840155db"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
@@ -253,3 +271,19 @@ def test_the_adapter_accepts_every_setting(make_study):
 
     config = AdapterConfig(**make_study().adapter_config())
     assert {field.name for field in dataclasses.fields(config)} == set(make_study().adapter_config())
+
+
+def test_a_draft_may_leave_the_rates_to_the_rule_and_a_study_may_not(write_draft, make_study):
+    no_rates = ("lr = 0.3\nhead_lr = 10.0\n", "")
+    assert load_draft(write_draft(no_rates)).optimizer.lr is None
+    with pytest.raises(StudyInvalid, match=r"(?s)optimizer\.lr is missing.*optimizer\.head_lr is missing"):
+        make_study(no_rates)
+
+
+def test_an_adaptive_clip_adds_one_number_to_the_state_and_fixes_the_sensitivity(write_draft):
+    fixed = load_draft(write_draft(("clip_norm = 1.0", "clip_norm = 0.25")))
+    adaptive = load_draft(write_draft(("clip_norm = 1.0", 'clip_norm = 0.25\nclipping = "adaptive"')))
+    assert (fixed.state_dim(100), fixed.privacy.sensitivity, fixed.update_divisor) == (100, 0.25, 1374 * 0.25)
+    assert (adaptive.state_dim(100), adaptive.privacy.sensitivity) == (101, SENSITIVITY)
+    assert adaptive.update_divisor == 1374  # the sum is in clip units already
+    assert adaptive.noise_std == pytest.approx(4 * SENSITIVITY * fixed.noise_std)

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from confide.privacy import accounting
-from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise, solve_noise_multiplier
+from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, merge, site_noise, solve_noise_multiplier
 from confide.privacy.errors import InvalidPrivacyParameter
 
 from .ledgers import release
@@ -170,6 +170,8 @@ def test_solved_multiplier_meets_the_target_and_hardly_less_would(target, rate, 
         {"mode": "off"},
         {"site_noise_int": -1},
         {"scale_bits": 63},
+        {"steps": 0},
+        {"steps": 2},  # of noise that only the whole sum has
         {"clip_norm": 0.0},
         {"clip_norm": math.nan},
         {"clip_norm": math.inf},
@@ -214,3 +216,10 @@ def test_no_release_from_outside_makes_an_accountant_fail(noise, bits, clip, dim
     )
     pld, rdp = epsilon_pld([strange] * 3, DELTA, 1), epsilon_rdp([strange] * 3, DELTA, 1)
     assert 0 <= pld <= rdp + 2e-3  # the grid's pessimism shows where both are almost 0
+
+
+def test_a_release_of_several_steps_costs_what_as_many_releases_do():
+    one = gaussian(2.0, 0.2)
+    for count in (epsilon_pld, epsilon_rdp):
+        assert count([replace(one, steps=8)] * 5, DELTA, 0) == count([one] * 40, DELTA, 0)
+    assert merge([replace(one, steps=8), one], 0) == merge([one] * 9, 0)

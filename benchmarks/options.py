@@ -1,0 +1,158 @@
+"""What the options of study.toml do for quality: the thyroid study with one of them changed at a time.
+
+    python benchmarks/options.py [--part validation|held-out] [--rows WORD ...] [--seeds N] [--backbone DIR] [--json]
+
+Simulated in one process by `coordinator.references.federate`, like `quality.py`. Settings are to be chosen on
+`validation`: a fifth of the training records, held out of training for the purpose. `held-out` trains on all of them.
+A row is the mean over N independent runs: noise and sampling come from the operating system.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from quality import Bench, Table, epsilon, federated, prepare_bench
+
+from confide.client_node.draft import StudyDraft
+from confide.coordinator.references import untrained
+from confide.models.evaluation import auc
+from confide.models.pretraining import PretrainingConfig, pretrain
+from confide.privacy.accounting import Mode
+
+RULE = {"lr": None, "head_lr": None}  # rates left to the rule
+VALIDATION = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """The study with these terms instead of its own."""
+
+    name: str
+    privacy: dict[str, object] = field(default_factory=dict)
+    optimizer: dict[str, object] = field(default_factory=dict)
+    rounds: int = 40
+    mode: Mode = "distributed"
+    with_lora: bool = False
+    is_pretrained: bool = True
+
+    def draft(self, study: StudyDraft) -> StudyDraft:
+        """The whole draft."""
+        changes: dict[str, dict[str, object]] = {
+            "privacy": {**self.privacy, "mode": self.mode},
+            "optimizer": self.optimizer,
+            "rounds": {"rounds": self.rounds},
+            "adapter": {} if self.with_lora else {"targets": ()},
+        }
+        parts = {part: getattr(study, part).model_copy(update=terms) for part, terms in changes.items()}
+        return study.model_copy(update=parts)
+
+
+ADAPTIVE = {"clipping": "adaptive"}
+AVERAGED = {"averaging": "ema", "ema_decay": 0.9}
+ROWS = (
+    Row(name="head: as the study says"),
+    Row(name="head: rates by the rule", optimizer=RULE),
+    Row(name="head: rates by the rule, averaged", optimizer={**RULE, **AVERAGED}),
+    Row(name="head: as the study says, averaged", optimizer=AVERAGED),
+    Row(name="head: rate 24, averaged", optimizer={"head_lr": 24.0, **AVERAGED}),
+    Row(name="head: Adam, rates by the rule", optimizer={**RULE, "kind": "adam"}),
+    Row(name="head: Adam, noise-corrected", optimizer={**RULE, "kind": "adam", "noise_correction": True}),
+    Row(name="head: Adam, averaged", optimizer={**RULE, **AVERAGED, "kind": "adam"}),
+    Row(name="head: adaptive clip from 1", privacy=ADAPTIVE),
+    Row(name="head: adaptive clip from 1, quantile 0.9", privacy={**ADAPTIVE, "target_quantile": 0.9}),
+    Row(name="head: clip 20", privacy={"clip_norm": 20.0}),
+    Row(name="head: adaptive clip from 20", privacy={**ADAPTIVE, "clip_norm": 20.0, "clip_learning_rate": 0.5}),
+    Row(name="head: local noise", mode="local"),
+    Row(
+        name="head: local noise, 4 local steps, 10 rounds",
+        mode="local",
+        rounds=10,
+        privacy={"local_steps": 4},
+        optimizer={"lr": 1.2, "head_lr": 40.0, "local_lr": 0.3},
+    ),
+    Row(name="head: backbone not pretrained", is_pretrained=False),
+    Row(name="LoRA: as the study says", with_lora=True),
+    Row(name="LoRA: rates by the rule", with_lora=True, optimizer=RULE),
+    Row(name="LoRA: adaptive clip from 1", with_lora=True, privacy=ADAPTIVE),
+    Row(name="LoRA: averaged", with_lora=True, optimizer=AVERAGED),
+    Row(name="LoRA: Adam, rates by the rule", with_lora=True, optimizer={**RULE, "kind": "adam"}),
+    Row(name="LoRA: backbone not pretrained", with_lora=True, is_pretrained=False),
+)
+
+
+def validation(bench: Bench) -> Bench:
+    """The bench with a fifth of the training records in place of the held-out ones."""
+    kept, left_out = {}, []
+    for site, table in bench.sites.items():
+        is_out = np.random.default_rng(7).random(len(table.labels)) < VALIDATION
+        kept[site] = _rows(table, ~is_out)
+        left_out.append(_rows(table, is_out))
+    length = max(table.ids.shape[1] for table in left_out)
+    together = Table(
+        frame=bench.held_out.frame.iloc[:0],
+        ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
+        labels=np.concatenate([table.labels for table in left_out]),
+    )
+    rounds = bench.draft.rounds
+    rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
+    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept, held_out=together)
+
+
+def _rows(table: Table, chosen: np.ndarray) -> Table:
+    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen])
+
+
+def measure(bench: Bench, plain_backbone: Path, rows: tuple[Row, ...], seeds: int) -> Iterator[dict[str, object]]:
+    """One result for each row."""
+    for row in rows:
+        own = bench if row.is_pretrained else replace(bench, backbone=plain_backbone)
+        draft, started = row.draft(bench.draft), time.perf_counter()
+        runs = [
+            auc(federated(own, draft, mode=row.mode, seed=seed), own.held_out.labels).value for seed in range(seeds)
+        ]
+        dim = draft.state_dim(untrained(draft, own.backbone).layout.dim)
+        yield {
+            "row": row.name,
+            "auc": float(np.mean(runs)),
+            "runs": [round(run, 4) for run in runs],
+            "epsilon": epsilon(draft, row.mode, dim),
+            "seconds": (time.perf_counter() - started) / seeds,
+        }
+
+
+def main() -> None:
+    """Prints the table, or JSON, row by row as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("validation", "held-out"), default="validation", help="what is scored")
+    parser.add_argument("--rows", nargs="+", default=[""], help="only rows with one of these words in their names")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a row")
+    parser.add_argument("--backbone", type=Path, help="use this one instead of pretraining one")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = tuple(row for row in ROWS if any(word in row.name for word in options.rows))
+    with tempfile.TemporaryDirectory() as folder:
+        bench, _ = prepare_bench(Path(folder), None, options.backbone)
+        plain = Path(folder) / "plain"
+        if not all(row.is_pretrained for row in rows):  # its published moments are those of untrained states
+            pretrain(bench.draft.record_schema(), plain, config=PretrainingConfig(steps=1, lr=1e-12))
+        if options.part == "validation":
+            bench = validation(bench)
+        for found in measure(bench, plain, rows, options.seeds):
+            if options.json:
+                print(json.dumps(found), flush=True)
+            else:
+                print(
+                    f"| {found['row']:44} | {found['auc']:.4f} | {', '.join(map(str, found['runs']))} "
+                    f"| {found['epsilon']:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
