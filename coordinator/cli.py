@@ -196,9 +196,14 @@ def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOpti
 
     with told(), opened(home) as store:
         study = create_study(store, Pki.load(home), home, draft)
+        lr, head_lr = study.draft.optimizer.rates
         if as_json:
-            return print_json({"name": study.name, "hash": study.study_hash, "dim": study.dim})
-        out.print(f"Study [bold]{study.name}[/] trains {study.dim:,} numbers. Sites approve it by its hash:")
+            facts = {"name": study.name, "hash": study.study_hash, "dim": study.dim, "lr": lr, "head_lr": head_lr}
+            return print_json(facts)
+        out.print(
+            f"Study [bold]{study.name}[/] trains {study.dim:,} numbers with lr {lr:g} and head_lr {head_lr:g}. "
+            "Sites approve it by its hash:"
+        )
         print(study.study_hash)
 
 

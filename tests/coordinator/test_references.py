@@ -87,6 +87,34 @@ def test_every_option_at_once_is_the_sites_and_the_server_s_steps_in_turn(tmp_pa
     assert checkpoint.state[-1] != 0
 
 
+def test_after_local_steps_plain_descent_averages_the_sites_copies(tmp_path):
+    draft = make_draft(
+        tmp_path,
+        *TINY,
+        ("\nrounds = 2", "\nrounds = 1"),
+        ('"distributed"', '"local"'),
+        ("collusion = 1", "collusion = 1\nlocal_steps = 3"),
+        ("lr = 0.3\nhead_lr = 10.0\nmomentum = 0.9", "lr = 0.6\nhead_lr = 3.0\nmomentum = 0.0\nlocal_lr = 0.2"),
+    )
+    adapted, copies = adapted_tiny(dtype=torch.float64), []
+    sites = {
+        name: (random_ids(4, seed=i).numpy(), labels_for(4).numpy(), np.arange(4)) for i, name in enumerate("abcd")
+    }
+    rates = np.full(adapted.layout.dim, 0.2)
+    rates[adapted.layout.head_slice] = 1.0
+    start = adapted.state()
+    for ids, labels, units in sites.values():
+        copy = start.astype(np.float64)
+        for _ in range(3):
+            adapted.load_state(copy)
+            step = clipped_loop(adapted, torch.from_numpy(ids), torch.from_numpy(labels), units, clip_norm=1.0)[0]
+            copy -= rates * np.concatenate([step[name].numpy().ravel() for name in adapted.layout.names]) / (8 / 4)
+        copies.append(copy)
+    adapted.load_state(start)
+    federate(draft, adapted, sites, mode="none", scale_bits=24, seed=0)
+    np.testing.assert_allclose(adapted.state(), np.mean(copies, axis=0), atol=1e-5)  # states are float32
+
+
 def test_private_linear_without_noise_is_clipped_descent_record_by_record(tmp_path):
     draft = make_draft(tmp_path, *TINY, *NO_NOISE, ("clip_norm = 1.0", "clip_norm = 0.4"))
     rng = np.random.default_rng(0)
