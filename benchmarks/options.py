@@ -17,11 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from quality import Bench, Table, epsilon, federated, prepare_bench
+import torch
+from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench
 
 from confide.client_node.draft import StudyDraft
-from confide.coordinator.references import untrained
+from confide.coordinator.references import federate, logits, untrained
+from confide.models.adapters import AdaptedModel
 from confide.models.evaluation import auc
+from confide.models.head import pooled
 from confide.models.pretraining import PretrainingConfig, pretrain
 from confide.privacy.accounting import Mode
 
@@ -108,15 +111,40 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
     return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen])
 
 
+def known_states(adapted: AdaptedModel, bench: Bench) -> dict[bytes, torch.Tensor]:
+    """The pooled state of every record: without adapters it never changes, so it need not be computed every round."""
+    states = {}
+    for ids in [table.ids for table in (*bench.sites.values(), bench.held_out)]:
+        for part in np.array_split(ids, 1 + len(ids) // 1024):
+            with torch.no_grad():
+                found = pooled(adapted.model, torch.from_numpy(part))
+            states.update((row[row > 0].tobytes(), state) for row, state in zip(part, found, strict=True))
+    return states
+
+
+def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[bytes, torch.Tensor]) -> np.ndarray:
+    """The held-out records' logits after the rounds of `draft`."""
+    adapted = untrained(draft, bench.backbone)
+    if states:
+
+        def classify(ids: torch.Tensor) -> torch.Tensor:
+            return adapted.head(torch.stack([states[row[row > 0].tobytes()] for row in ids.numpy()]))
+
+        adapted.classify = classify
+    sites = {name: (table.ids, table.labels, np.arange(len(table.labels))) for name, table in bench.sites.items()}
+    federate(draft, adapted, sites, mode=row.mode, scale_bits=SCALE_BITS, seed=seed)
+    return logits(adapted, bench.held_out.ids)
+
+
 def measure(bench: Bench, plain_backbone: Path, rows: tuple[Row, ...], seeds: int) -> Iterator[dict[str, object]]:
     """One result for each row."""
     for row in rows:
         own = bench if row.is_pretrained else replace(bench, backbone=plain_backbone)
         draft, started = row.draft(bench.draft), time.perf_counter()
-        runs = [
-            auc(federated(own, draft, mode=row.mode, seed=seed), own.held_out.labels).value for seed in range(seeds)
-        ]
-        dim = draft.state_dim(untrained(draft, own.backbone).layout.dim)
+        start = untrained(draft, own.backbone)
+        states = {} if row.with_lora else known_states(start, own)
+        runs = [auc(trained(own, row, draft, seed, states), own.held_out.labels).value for seed in range(seeds)]
+        dim = draft.state_dim(start.layout.dim)
         yield {
             "row": row.name,
             "auc": float(np.mean(runs)),

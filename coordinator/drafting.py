@@ -26,7 +26,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         StudyInvalid: the draft itself is wrong.
         StudyRefused: the draft fits no site, key or backbone of this federation.
     """
-    draft = with_rates(load_draft(draft_file))
+    draft = load_draft(draft_file)
     folder = (draft_file.parent / draft.model.backbone).resolve()
     backbone = load_backbone(folder)
     if backbone.schema != draft.record_schema():
@@ -36,6 +36,8 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     adapted = attach(
         backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
+    layout = adapted.layout
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     state = start_state(draft, adapted.state())
     dim = len(state)
     # `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
@@ -62,7 +64,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         scale_bits=ring.scale_bits,
         ring_bits=64 if ring.bits == 64 else 32,
     )
-    start = {"state": state.tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
+    start = {"state": state.tolist(), "head_size": layout.head_slice.stop, "backbone": str(folder)}
     write_private(start_file(home, study.study_hash), json.dumps(start).encode())
     with store.session() as session:
         if session.get(StudyRow, study.study_hash) is None:

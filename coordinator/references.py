@@ -93,7 +93,7 @@ def federate(
     `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
     """
     layout = adapted.layout
-    draft = with_rates(draft)
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     terms = release_terms(
         draft,
         mode,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from confide.client_node.draft import StudyDraft, load_draft
-from confide.coordinator.learning_rates import WALK, head_rate, with_rates
+from confide.coordinator.learning_rates import ADAPTER_WALK, HEAD_WALK, head_rate, with_rates
 from confide.coordinator.optimizer import ServerOptimizer
 from confide.coordinator.run_folder import Checkpoint
 
@@ -32,7 +32,7 @@ def test_noise_alone_moves_a_weight_of_the_head_as_far_as_the_rule_says(tmp_path
     for _ in range(rounds):
         noise = rng.normal(0, draft.noise_std / draft.update_divisor, 4000)
         checkpoint = optimizer.step(checkpoint, noise, slice(0, 0))
-    assert checkpoint.state.std() == pytest.approx(WALK, rel=0.06)  # over 5 standard errors
+    assert checkpoint.state.std() == pytest.approx(HEAD_WALK, rel=0.06)  # over 5 standard errors
 
 
 def test_without_noise_the_rate_is_below_what_heavy_ball_descent_bears(tmp_path):
@@ -47,13 +47,26 @@ def test_without_noise_the_rate_is_below_what_heavy_ball_descent_bears(tmp_path)
 def test_adam_s_rate_keeps_the_distance_whatever_the_noise(tmp_path):
     adam = ("momentum = 0.9", 'momentum = 0.0\nkind = "adam"')
     rates = {head_rate(make_draft(tmp_path, adam, ("= 1.19", f"= {sigma}"))) for sigma in (1.0, 9.0)}
-    assert rates == {WALK / math.sqrt(40)}
+    assert rates == {HEAD_WALK / math.sqrt(40)}
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_noise_alone_moves_the_adapters_together_as_far_as_the_rule_says(tmp_path, kind):
+    draft = make_draft(
+        tmp_path, NO_RATES, ("momentum = 0.9", f'momentum = 0.9\nkind = "{kind}"'), ("= 1.19", "= 900.0")
+    )
+    optimizer = ServerOptimizer.of(with_rates(draft, 4000))
+    checkpoint, rng = Checkpoint.beginning(np.zeros(4000, np.float32)), np.random.default_rng(0)
+    for _ in range(40):
+        noise = rng.normal(0, draft.noise_std / draft.update_divisor, 4000)
+        checkpoint = optimizer.step(checkpoint, noise, slice(0, 0))
+    # rates have two digits; Adam's first few rounds know little of the second moment
+    assert np.linalg.norm(checkpoint.state) == pytest.approx(ADAPTER_WALK, rel=0.2 if kind == "adam" else 0.08)
 
 
 def test_only_what_the_draft_leaves_out_is_chosen(tmp_path):
     stated = make_draft(tmp_path)
-    assert with_rates(stated) == stated
-    lr, head_lr = with_rates(make_draft(tmp_path, ("lr = 0.3\nhead_lr", "head_lr"))).optimizer.rates
-    assert (lr, head_lr) == (pytest.approx(0.03 * 10.0), 10.0)
-    lr, head_lr = with_rates(make_draft(tmp_path, NO_RATES)).optimizer.rates
-    assert lr == pytest.approx(0.03 * head_lr, rel=0.05)  # both to two digits
+    assert with_rates(stated, 1000) == stated
+    lr, head_lr = with_rates(make_draft(tmp_path, ("lr = 0.3\nhead_lr", "head_lr")), 10).optimizer.rates
+    assert (lr, head_lr) == (pytest.approx(0.03 * 10.0), 10.0)  # so few adapters that the head sets the limit
+    assert with_rates(make_draft(tmp_path, NO_RATES), 10**8).optimizer.rates[0] < 0.003 * head_lr
