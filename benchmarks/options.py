@@ -1,22 +1,22 @@
 """What the options of study.toml do for quality: the thyroid study with one of them changed at a time.
 
-    python benchmarks/options.py [--part validation|held-out] [--rows WORD ...] [--seeds N] [--backbone DIR] [--json]
+    python benchmarks/options.py [--rows WORD ...] [--seeds N] [--backbone DIR] [--json]
 
-Simulated in one process by `coordinator.references.federate`, like `quality.py`. Settings are to be chosen on
-`validation`: a fifth of the training records, held out of training for the purpose. `held-out` trains on all of them.
-A row is the mean over N independent runs: noise and sampling come from the operating system.
+Simulated in one process by `coordinator.references.federate`, like `quality.py`. Four fifths of the training records
+are trained on. Each run is scored twice: on the other fifth, by which settings are to be chosen, and on the held-out
+records. A row is the mean over N independent runs: noise and sampling come from the operating system.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench
 
@@ -89,32 +89,32 @@ ROWS = (
 )
 
 
-def validation(bench: Bench) -> Bench:
-    """The bench with a fifth of the training records in place of the held-out ones."""
+def split(bench: Bench) -> tuple[Bench, Table]:
+    """The bench with four fifths of the training records, and the other fifth of all sites together."""
     kept, left_out = {}, []
     for site, table in bench.sites.items():
         is_out = np.random.default_rng(7).random(len(table.labels)) < VALIDATION
         kept[site] = _rows(table, ~is_out)
         left_out.append(_rows(table, is_out))
     length = max(table.ids.shape[1] for table in left_out)
-    together = Table(
-        frame=bench.held_out.frame.iloc[:0],
+    validation = Table(
+        frame=pd.concat([table.frame for table in left_out]),
         ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
         labels=np.concatenate([table.labels for table in left_out]),
     )
     rounds = bench.draft.rounds
     rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
-    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept, held_out=together)
+    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept), validation
 
 
 def _rows(table: Table, chosen: np.ndarray) -> Table:
     return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen])
 
 
-def known_states(adapted: AdaptedModel, bench: Bench) -> dict[bytes, torch.Tensor]:
+def known_states(adapted: AdaptedModel, tables: Iterable[Table]) -> dict[bytes, torch.Tensor]:
     """The pooled state of every record: without adapters it never changes, so it need not be computed every round."""
     states = {}
-    for ids in [table.ids for table in (*bench.sites.values(), bench.held_out)]:
+    for ids in [table.ids for table in tables]:
         for part in np.array_split(ids, 1 + len(ids) // 1024):
             with torch.no_grad():
                 found = pooled(adapted.model, torch.from_numpy(part))
@@ -122,8 +122,8 @@ def known_states(adapted: AdaptedModel, bench: Bench) -> dict[bytes, torch.Tenso
     return states
 
 
-def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[bytes, torch.Tensor]) -> np.ndarray:
-    """The held-out records' logits after the rounds of `draft`."""
+def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[bytes, torch.Tensor]) -> AdaptedModel:
+    """The model after the rounds of `draft`; `states` are those of a frozen backbone, or none."""
     adapted = untrained(draft, bench.backbone)
     if states:
 
@@ -133,23 +133,32 @@ def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[b
         adapted.classify = classify
     sites = {name: (table.ids, table.labels, np.arange(len(table.labels))) for name, table in bench.sites.items()}
     federate(draft, adapted, sites, mode=row.mode, scale_bits=SCALE_BITS, seed=seed)
-    return logits(adapted, bench.held_out.ids)
+    return adapted
 
 
 def measure(bench: Bench, plain_backbone: Path, rows: tuple[Row, ...], seeds: int) -> Iterator[dict[str, object]]:
     """One result for each row."""
+    bench, validation = split(bench)
+    parts = {"validation": validation, "held_out": bench.held_out}
+    known: dict[Path, dict[bytes, torch.Tensor]] = {}
     for row in rows:
         own = bench if row.is_pretrained else replace(bench, backbone=plain_backbone)
         draft, started = row.draft(bench.draft), time.perf_counter()
-        start = untrained(draft, own.backbone)
-        states = {} if row.with_lora else known_states(start, own)
-        runs = [auc(trained(own, row, draft, seed, states), own.held_out.labels).value for seed in range(seeds)]
-        dim = draft.state_dim(start.layout.dim)
+        start, states = untrained(draft, own.backbone), {}
+        if not row.with_lora:
+            if own.backbone not in known:
+                known[own.backbone] = known_states(start, [*bench.sites.values(), *parts.values()])
+            states = known[own.backbone]
+        runs: dict[str, list[float]] = {part: [] for part in parts}
+        for seed in range(seeds):
+            adapted = trained(own, row, draft, seed, states)
+            for part, table in parts.items():
+                runs[part].append(auc(logits(adapted, table.ids), table.labels).value)
         yield {
             "row": row.name,
-            "auc": float(np.mean(runs)),
-            "runs": [round(run, 4) for run in runs],
-            "epsilon": epsilon(draft, row.mode, dim),
+            **{part: float(np.mean(values)) for part, values in runs.items()},
+            "runs": {part: [round(value, 4) for value in values] for part, values in runs.items()},
+            "epsilon": epsilon(draft, row.mode, draft.state_dim(start.layout.dim)),
             "seconds": (time.perf_counter() - started) / seeds,
         }
 
@@ -157,7 +166,6 @@ def measure(bench: Bench, plain_backbone: Path, rows: tuple[Row, ...], seeds: in
 def main() -> None:
     """Prints the table, or JSON, row by row as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("validation", "held-out"), default="validation", help="what is scored")
     parser.add_argument("--rows", nargs="+", default=[""], help="only rows with one of these words in their names")
     parser.add_argument("--seeds", type=int, default=3, help="runs a row")
     parser.add_argument("--backbone", type=Path, help="use this one instead of pretraining one")
@@ -169,18 +177,13 @@ def main() -> None:
         plain = Path(folder) / "plain"
         if not all(row.is_pretrained for row in rows):  # its published moments are those of untrained states
             pretrain(bench.draft.record_schema(), plain, config=PretrainingConfig(steps=1, lr=1e-12))
-        if options.part == "validation":
-            bench = validation(bench)
         for found in measure(bench, plain, rows, options.seeds):
             if options.json:
                 print(json.dumps(found), flush=True)
-            else:
-                print(
-                    f"| {found['row']:44} | {found['auc']:.4f} | {', '.join(map(str, found['runs']))} "
-                    f"| {found['epsilon']:.2f} |",
-                    flush=True,
-                )
+                continue
+            both = " | ".join(f"{found[part]:.4f} ({found['runs'][part]})" for part in ("validation", "held_out"))
+            print(f"| {found['row']:44} | {both} | {found['epsilon']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -237,6 +237,8 @@ class StudyDraft(Settings):
     def noise_std(self) -> float:
         """Std of the noise in an entry of the opened sum over all sites."""
         privacy, sites = self.privacy, len(self.participants.sites)
+        if privacy.mode == "none":
+            return 0.0
         honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
         by_step = privacy.noise_multiplier * privacy.sensitivity * math.sqrt(sites / max(honest, 1))
         return by_step * math.sqrt(privacy.local_steps)

@@ -89,11 +89,12 @@ def federate(
     """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
 
     The sites' and the server's steps are the real ones, with every option of the draft; the network and the secret
-    sharing, which add integers exactly, are left out. Rates that the draft leaves open are chosen by `learning_rates`.
+    sharing, which add integers exactly, are left out. Rates that the draft leaves open are chosen for its own mode.
     `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
     """
     layout = adapted.layout
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
+    draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
     terms = release_terms(
         draft,
         mode,
