@@ -65,6 +65,7 @@ def _events(tally: Tally) -> list[Event]:
             sites=kind.release.sites,
             planned_sites=kind.release.planned_sites,
             noise_collusion=kind.release.noise_collusion,
+            steps=kind.release.steps,
             is_settled=kind.is_settled,
             count=count,
         )

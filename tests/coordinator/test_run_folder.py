@@ -26,7 +26,10 @@ def folder(tmp_path):
 
 def checkpoint(number: int = 1, *, value: float = 0.5) -> Checkpoint:
     return Checkpoint(
-        round=number, state=np.full(DIM, value, np.float32), velocity=np.arange(DIM, dtype=np.float32) * value
+        round=number,
+        state=np.full(DIM, value, np.float32),
+        velocity=np.arange(DIM, dtype=np.float32) * value,
+        second_moment=np.full(DIM, value**2, np.float32),
     )
 
 
@@ -41,6 +44,8 @@ def test_a_checkpoint_comes_back_bit_for_bit_after_a_restart(folder, tmp_path):
     assert found.round == 1
     np.testing.assert_array_equal(found.state, checkpoint().state)
     np.testing.assert_array_equal(found.velocity, checkpoint().velocity)
+    np.testing.assert_array_equal(found.second_moment, checkpoint().second_moment)
+    assert found.average is None
 
 
 def test_two_drivers_of_one_round_do_not_overwrite_each_other(folder):
