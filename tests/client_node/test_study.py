@@ -57,6 +57,10 @@ BAD_DRAFTS = {
         "rounds.min_sites is 3; it must be at most 2, the 4 sites less privacy.max_dropouts (2)",
     ),
     "everybody colludes": (("collusion = 1", "collusion = 4"), "privacy.collusion is 4; it must be less than 4"),
+    "top-up of noise that nobody shares": (
+        ('mode = "distributed"', 'mode = "local"\ndropouts = "top-up"'),
+        "privacy.dropouts is 'top-up' with privacy.mode 'local'; remove it",
+    ),
     "nobody knows its own noise": (("collusion = 1", "collusion = 0"), "privacy.collusion is 0"),
     "delta too large": (
         ("delta = 1e-5", "delta = 0.01"),
@@ -109,7 +113,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "ad864e8a96b6ae0f1a5cb2a24334e672d7cd16c719315f895d49da0b93682e1f"
+    assert study.study_hash == "57573557050745b1a8b4798e94fa227f384aa6aea6f62968c048fa1885b9e4ec"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
