@@ -64,6 +64,10 @@ BAD_DRAFTS = {
         "rounds.min_sites is 3; it must be at most 2, the 4 sites less privacy.max_dropouts (2)",
     ),
     "everybody colludes": (("collusion = 1", "collusion = 4"), "privacy.collusion is 4; it must be less than 4"),
+    "top-up of noise that nobody shares": (
+        ('mode = "distributed"', 'mode = "local"\ndropouts = "top-up"'),
+        "privacy.dropouts is 'top-up' with privacy.mode 'local'; remove it",
+    ),
     "nobody knows its own noise": (("collusion = 1", "collusion = 0"), "privacy.collusion is 0"),
     "delta too large": (
         ("delta = 1e-5", "delta = 0.01"),

@@ -149,3 +149,20 @@ def test_prune_of_a_pruned_round_does_nothing(folder):
     folder.prune(1)
     folder.prune(1)
     assert list(folder.path.iterdir()) == []
+
+
+def test_top_ups_come_back_by_site_for_their_set_alone(folder):
+    folder.fix_set(3, ("a", "b"))
+    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    assert folder.fixed_set(3) == ("a", "b")
+    assert folder.topups(3, ("a", "b")) == {"a": (b"1", b"2", b"3")}
+    assert folder.topups(3, ("a",)) == folder.topups(4, ("a", "b")) == folder.envelopes(3) == {}
+    assert folder.fixed_set(4) is None
+
+
+def test_prune_drops_top_ups_with_their_envelopes(folder):
+    folder.fix_set(3, ("a", "b"))
+    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    folder.prune(3)
+    assert folder.fixed_set(3) is None
+    assert folder.topups(3, ("a", "b")) == {}
