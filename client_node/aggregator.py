@@ -48,18 +48,29 @@ class AggregatorRole:
         state: str,
         attempt: int,
         cohort: tuple[str, ...],
-        shares: Mapping[str, bytes],
+        blobs: Mapping[str, bytes],
     ) -> Release:
         """Adds the sites' shares with the other two parties and gives this party's share of the total.
 
+        Which sums need top-ups is read from the study, never from the order.
+
+        Args:
+            blobs: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or for none.
+
         Raises:
-            MessageInvalid: a site of `cohort` is not in the study.
+            MessageInvalid: a site of `cohort`, or the round, is not in the study, or the blobs are not the cohort's.
             SetConflict: the round is bound to another set.
+            TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
             MpcError: anything else that stops the aggregation; nothing was released.
         """
         identities = {site.name: site.identity for site in study.sites}
-        if not set(cohort) <= identities.keys() or set(shares) != set(cohort):
+        if not set(cohort) <= identities.keys():
             raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
+        shares, topups = _by_site(cohort, blobs, "update"), _by_site(cohort, blobs, "topup")
+        whole = set(shares) == set(cohort) and set(topups) in ({*cohort}, set())
+        if not whole or len(shares) + len(topups) != len(blobs):
+            raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
+        planned = study.planned_round(round_number)
         order = Order(
             study=study.study_hash,
             run=run,
@@ -67,13 +78,14 @@ class AggregatorRole:
             state=state,
             attempt=attempt,
             cohort=tuple((site, identities[site]) for site in sorted(cohort)),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
             min_sites=study.quorum,
+            min_untopped=study.draft.min_untopped,
             private_key=self._keypair(run)[0],
         )
-        return self._party_for(study).aggregate(order, shares)
+        return self._party_for(study).aggregate(order, shares, topups)
 
     def end(self, run: str) -> None:
         """Deletes the run's key: its sealed shares can never be opened again, and no new key is ever made for it."""
@@ -121,3 +133,7 @@ class AggregatorRole:
             if party.name == self._name:
                 return index
         raise MessageInvalid(f"{self._name} is no aggregator of study {study.draft.name}")
+
+
+def _by_site(cohort: tuple[str, ...], blobs: Mapping[str, bytes], kind: str) -> dict[str, bytes]:
+    return {site: blobs[name] for i, site in enumerate(cohort) if (name := f"{kind}-{i}") in blobs}

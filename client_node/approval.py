@@ -154,7 +154,8 @@ def whole_cost(study: Study) -> float:
 
 
 def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
-    """What a round opens over `sites` sites, as an accountant sees it."""
+    """What a round opens over `sites` sites, as an accountant sees it; with top-up, over these or more."""
+    is_topped = study.draft.privacy.dropouts == "top-up"
     return Release(
         mode=study.draft.privacy.mode,
         site_noise_int=noise(study, planned),
@@ -163,6 +164,8 @@ def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
         dim=planned.dim,
         sample_rate=planned.sample_rate,
         sites=sites,
+        planned_sites=len(study.sites) if is_topped else 0,
+        noise_collusion=study.draft.privacy.collusion if is_topped else 0,
     )
 
 
@@ -173,7 +176,7 @@ def noise(study: Study, planned: PlannedRound) -> int:
         noise_multiplier=planned.noise_multiplier,
         clip_norm=planned.clip_norm,
         cohort=len(study.sites),
-        max_dropouts=privacy.max_dropouts,
+        max_dropouts=privacy.spared_sites,
         collusion=privacy.collusion,
         scale_bits=planned.scale_bits,
         mode=privacy.mode,

@@ -135,7 +135,13 @@ class PrivacyTerms(Settings):
     sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
     delta: float = Field(default=0.0, ge=0, le=1e-3)
     max_dropouts: int = Field(default=0, ge=0, le=1000)
+    dropouts: Literal["over-provision", "top-up"] = "over-provision"  # noise for them in advance, or once they are gone
     collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
+
+    @property
+    def spared_sites(self) -> int:
+        """How many sites may fail without the others adding more noise than at first."""
+        return 0 if self.dropouts == "top-up" else self.max_dropouts
 
 
 class RoundTerms(Settings):
@@ -201,14 +207,19 @@ class StudyDraft(Settings):
     def quorum(self) -> int:
         """Fewest sites whose sum may be opened.
 
-        With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized for
-        that many, and a smaller sum would show more than was charged.
+        With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized, or
+        topped up, for that many, and a smaller sum would show more than was charged.
         """
         if self.privacy.mode == "none":  # two runs over different sets would differ by one site's exact update
             return len(self.participants.sites)
         if self.privacy.mode != "distributed":
             return self.rounds.min_sites
         return max(self.rounds.min_sites, len(self.participants.sites) - self.privacy.max_dropouts)
+
+    @property
+    def min_untopped(self) -> int:
+        """Fewest sites whose sum may be opened as it is; with top-up, a smaller one first gets more noise."""
+        return len(self.participants.sites) if self.privacy.dropouts == "top-up" else self.quorum
 
     @property
     def largest_total(self) -> float:
@@ -296,6 +307,11 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
         problems.append(
             f"privacy.collusion is {privacy.collusion}; it must be less than {sure}, the {sites} sites less "
             f"privacy.max_dropouts ({privacy.max_dropouts}), or nobody's noise would remain"
+        )
+    if privacy.dropouts == "top-up" and privacy.mode != "distributed":
+        problems.append(
+            f"privacy.dropouts is 'top-up' with privacy.mode '{privacy.mode}'; remove it: only with 'distributed' do "
+            "sites share the noise"
         )
     if privacy.mode == "none":
         problems += [

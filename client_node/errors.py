@@ -24,8 +24,10 @@ ClientNodeError
 ├── RunEnded                 the run is over at this node
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; why stays at the site
+├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── NothingHeldOut           the site holds no records out for an evaluation
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -160,6 +162,12 @@ class ModelUnusable(ClientNodeError):
     public = True
 
 
+class SetFixed(ClientNodeError):
+    """The site has added its noise for a sum over one set of sites, and adds none for a sum over others."""
+
+    public = True
+
+
 class RoundOver(ClientNodeError):
     """The round is settled here: it is never computed again."""
 
@@ -178,12 +186,28 @@ class SiteNotReady(ClientNodeError):
     public = True
 
 
+class NothingHeldOut(ClientNodeError):
+    """The site's policy names no held-out records, so it takes no part in the evaluation."""
+
+    public = True
+
+
 class AlreadyRunning(ClientNodeError):
     """Another daemon holds the home folder."""
 
 
 FINAL_REFUSALS = frozenset(
     error.__name__
-    for error in (StudyNotApproved, StudyUnknown, ChargeRefused, ModelUnusable, RunEnded, RoundOver, SiteNotReady)
+    for error in (
+        StudyNotApproved,
+        StudyUnknown,
+        ChargeRefused,
+        ModelUnusable,
+        RunEnded,
+        SetFixed,
+        RoundOver,
+        SiteNotReady,
+        NothingHeldOut,
+    )
 )
 """Names of refusals that asking again does not change: a person has to act."""

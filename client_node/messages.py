@@ -124,11 +124,15 @@ class Ready(Reply):
 
     kind: ClassVar[str] = "ready"
     key: KeyCertificate | None = None  # from aggregators
+    evaluates: bool = False  # from sites: whether their policy names held-out records
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
 class RoundPlan(Request):
-    """To a site: one round. Blob `state`: the trained vector, float32 little-endian."""
+    """To a site: one round, of the purpose that the study gives to its number.
+
+    Blob `state`: the vector to train from or to evaluate, float32 little-endian.
+    """
 
     kind: ClassVar[str] = "step"
     round: PositiveInt
@@ -146,12 +150,31 @@ class Update(Reply):
     ledger: tuple[Entry, ...]
 
 
+class TopUpPlan(Request):
+    """To a site whose update is there, while others' are not: the set to be summed is fixed; add noise for it."""
+
+    kind: ClassVar[str] = "topup"
+    round: PositiveInt
+    state: Digest  # SHA-256 of the trained vector that every site started from
+    cohort: tuple[Name, ...]  # sorted
+    keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+
+
+class TopUp(Reply):
+    """A site's answer to `TopUpPlan`. Blobs `envelope-0..2`: one sealed share of noise for each aggregator."""
+
+    kind: ClassVar[str] = "topped"
+    run: RunId
+    round: PositiveInt
+
+
 class AggregateOrder(Request):
-    """To an aggregator: add these sites. One blob per site, named like it: the sealed share."""
+    """To an aggregator: add these sites. Blobs `update-I`: sealed share of site number I of `cohort`; for a set that
+    needs them also `topup-I`."""
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
-    state: Digest  # SHA-256 of the trained vector that every site started from
+    state: Digest  # SHA-256 of the vector that every site was sent
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
 
@@ -174,6 +197,15 @@ class SetTaken(Reply):
     run: RunId
     round: PositiveInt
     bound: tuple[Name, ...]
+
+
+class SetIncomplete(Reply):
+    """An aggregator's refusal: a sum over fewer sites than planned lacks noise. `complete`: sites that lack nothing."""
+
+    kind: ClassVar[str] = "incomplete"
+    run: RunId
+    round: PositiveInt
+    complete: tuple[Name, ...]
 
 
 class Settle(Request):
@@ -244,6 +276,14 @@ def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
         raise MessageInvalid(f"round {outcome.round}: the aggregators released another set than the coordinator says")
 
 
+def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:
+    """Raises `MessageInvalid` unless each of the three is for this run and signed by the aggregator in its place."""
+    for aggregator, key in zip(study.aggregators, keys, strict=True):
+        if (key.study, key.run) != (study.study_hash, run):
+            raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
+        key.verify(aggregator.identity)
+
+
 def _open(body: bytes, identity: str) -> "_Signed":
     """The signed envelope in a body, once its size and signature hold."""
     if len(body) > MAX_BODY:
@@ -276,8 +316,8 @@ def _signed_bytes(kind: str, text: str, digests: Mapping[str, str]) -> bytes:
 
 def outgoing_fields() -> dict[str, list[str]]:
     """Every field of every message that leaves a node, for the privacy review in the tests."""
-    replies: list[type[Reply]] = [Ready, Update, ShareOfTotal, SetTaken, Settled]
+    replies: list[type[Reply]] = [Ready, Update, TopUp, ShareOfTotal, SetTaken, SetIncomplete, Settled]
     return {reply.kind: sorted(reply.model_fields) for reply in replies}
 
 
-Kind = Literal["prepare", "step", "aggregate", "settle"]
+Kind = Literal["prepare", "step", "topup", "aggregate", "settle"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..models.errors import ModelError
-from ..mpc.errors import SetConflict
+from ..mpc.errors import SetConflict, TopUpMissing
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
 from ..mpc.shares import ShareContext
@@ -29,6 +29,7 @@ from .errors import (
     ChargeRefused,
     MessageInvalid,
     ModelUnusable,
+    NothingHeldOut,
     PolicyInvalid,
     RoundOver,
     SiteNotReady,
@@ -46,19 +47,24 @@ from .messages import (
     Ready,
     Request,
     RoundPlan,
+    SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    TopUp,
+    TopUpPlan,
     Update,
     require_evidence,
+    require_run_keys,
     sign,
     verify,
 )
 from .outbox import Outbox
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
-from .study import Study
+from .study import PlannedRound, Study
+from .topup import top_up
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -86,6 +92,7 @@ class Node:
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "step": self._step,
+            "topup": self._topup,
             "aggregate": self._aggregate,
             "settle": self._settle,
         }
@@ -102,27 +109,24 @@ class Node:
         study = self._admit(message)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         records: tuple[Entry, ...] = ()
+        evaluates = False
         if self._trains(study):
             policy = load_policy(self._home)
             self._require_whole_ledger(message.ledger_from)
             self._require_budget(study, policy, message.run)
             self._trainer_for(study, policy)
             self._holds.keep(message.run, study.study_hash)
-            records = self._ledger_since(message.ledger_from)
-        return sign(Ready(request=packet.digest(), key=key, ledger=records), self._identity.signer)
+            records, evaluates = self._ledger_since(message.ledger_from), policy.held_out() is not None
+        ready = Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=records)
+        return sign(ready, self._identity.signer)
 
     def _step(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, RoundPlan)
-        study = self._admit(plan)
-        if not self._trains(study):
-            raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
+        study = self._admit_site(plan)
         self._require_whole_ledger(plan.ledger_from)
         self._holds.keep(plan.run, study.study_hash)
         self._settle_outcomes(study, plan.run, plan.outcomes)
-        if self._require_ledger().is_settled(plan.run, plan.round):
-            raise RoundOver(
-                f"round {plan.round} of run {plan.run} is settled here; another draw would be another release"
-            )
+        self._refuse_settled(plan.run, plan.round)
         envelopes = self._outbox.get(plan.run, plan.round)
         if envelopes is None:
             envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
@@ -133,17 +137,15 @@ class Node:
         return sign(answer, self._identity.signer, blobs)
 
     def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
-        if plan.round > study.draft.rounds.rounds or len(state) != 4 * study.dim:
+        planned = study.planned_round(plan.round)
+        if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
-        for aggregator, key in zip(study.aggregators, plan.keys, strict=True):
-            if (key.study, key.run) != (plan.study, plan.run):
-                raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
-            key.verify(aggregator.identity)
+        require_run_keys(study, plan.run, plan.keys)
         policy = load_policy(self._home)
-        trainer = self._trainer_for(study, policy)
+        compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
         try:
-            vector = trainer.release(np.frombuffer(state, "<f4"), plan.round)
+            vector = compute(np.frombuffer(state, "<f4"))
         except Exception as err:  # whatever it is, the coordinator is told one and the same
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
@@ -153,12 +155,12 @@ class Node:
             round=plan.round,
             site=self._enrolment.name,
             state=hashlib.sha256(state).hexdigest(),
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
         )
         sealed = seal_update(
-            from_integers(vector, Ring(bits=study.ring_bits, scale_bits=study.scale_bits)),
+            from_integers(vector, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)),
             context,
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self._identity.signer,
@@ -167,6 +169,35 @@ class Node:
         envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
         self._outbox.put(plan.run, plan.round, envelopes)
         return envelopes
+
+    def _topup(self, packet: Packet) -> Packet:
+        plan = verify(packet, self._enrolment.coordinator, TopUpPlan)
+        study = self._admit_site(plan)
+        self._refuse_settled(plan.run, plan.round)
+        name, signer = self._enrolment.name, self._identity.signer
+        envelopes = top_up(study, plan, outbox=self._outbox, site=name, signer=signer)
+        answer = TopUp(request=packet.digest(), run=plan.run, round=plan.round)
+        return sign(answer, signer, {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)})
+
+    def _contribution(
+        self, study: Study, policy: SitePolicy, planned: PlannedRound
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What turns the state of a round into this site's noised vector. It reads no record before it is called.
+
+        Raises:
+            NothingHeldOut: the round is an evaluation, and this site has nothing to evaluate on.
+        """
+        trainer = self._trainer_for(study, policy)
+        if planned.purpose == "update":
+            return lambda state: trainer.release(state, planned.number)
+        held_out = policy.held_out()
+        if held_out is None:
+            raise NothingHeldOut(
+                f"{self._enrolment.name} holds no records out (data.heldout_path in its site.toml): not evaluated here"
+            )
+        return lambda state: trainer.histogram(
+            state, lambda: read_records(held_out, study), planned.number, site_noise=noise(study, planned)
+        )
 
     def _aggregate(self, packet: Packet) -> Packet:
         order = verify(packet, self._enrolment.coordinator, AggregateOrder)
@@ -179,11 +210,14 @@ class Node:
                 state=order.state,
                 attempt=order.attempt,
                 cohort=order.cohort,
-                shares=packet.blobs,
+                blobs=packet.blobs,
             )
         except SetConflict as conflict:
             bound = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=conflict.bound)
             return sign(bound, self._identity.signer)
+        except TopUpMissing as lack:
+            incomplete = SetIncomplete(request=packet.digest(), run=order.run, round=order.round, complete=lack.names)
+            return sign(incomplete, self._identity.signer)
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,
@@ -235,6 +269,17 @@ class Node:
             write_private(self._leases, json.dumps(newest).encode())
         return study
 
+    def _admit_site(self, message: Request) -> Study:
+        """`_admit` for what only a site that trains can do."""
+        study = self._admit(message)
+        if not self._trains(study):
+            raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
+        return study
+
+    def _refuse_settled(self, run: str, round_number: int) -> None:
+        if self._require_ledger().is_settled(run, round_number):
+            raise RoundOver(f"round {round_number} of run {run} is settled here; another draw would be another release")
+
     def _require_whole_ledger(self, known: int) -> None:
         """Refuses to go on with a ledger that lacks some of the `known` entries that the coordinator has from here."""
         here = self._require_ledger().head.seq + 1
@@ -282,8 +327,19 @@ class Node:
         for outcome in outcomes:
             if ledger.is_open(run, outcome.round):
                 require_evidence(study, run, outcome)
+                self._require_topped(study, run, outcome)
                 ledger.settle(run, outcome.round, outcome.sites)
             self._outbox.drop(run, outcome.round)
+
+    def _require_topped(self, study: Study, run: str, outcome: Outcome) -> None:
+        """Refuses a smaller sum with this site's update in it that this site has added no noise for."""
+        if self._enrolment.name not in outcome.sites or len(outcome.sites) >= study.draft.min_untopped:
+            return
+        if self._outbox.topped_set(run, outcome.round) != outcome.sites:
+            raise MessageInvalid(
+                f"round {outcome.round}: {self._enrolment.name} never added noise for a sum over "
+                f"{', '.join(outcome.sites)}"
+            )
 
     def _ledger_since(self, since: int) -> tuple[Entry, ...]:
         """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""

@@ -79,6 +79,11 @@ class PlannedRound:
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"round {self.number}" if self.purpose == "update" else "evaluation"
+
 
 class Study(Settings):
     """The whole of what a site approves."""

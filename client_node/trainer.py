@@ -14,9 +14,11 @@ import torch
 
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
+from ..models.binned_evaluation import bin_of
 from ..models.errors import BackboneMismatch, UnsupportedModule
 from ..models.head import PooledHead, pooled
 from ..privacy.clipping import row_independence_gap
+from ..privacy.histogram import HistogramTerms, private_histogram
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import ReleaseTerms, private_release
 from .data import Records
@@ -83,6 +85,30 @@ class Trainer:
         return private_release(
             self.adapted, tokens, labels, units, terms=self._terms, source=self._source(round_number)
         )
+
+    def histogram(
+        self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
+    ) -> np.ndarray:
+        """Units of the records that `read` gives, by label and bin of their score, with this site's noise: int64.
+
+        Counts of label 0 come first, bins ascending; see `models.binned_evaluation`.
+        """
+        records = read()
+        self.adapted.load_state(state)
+        tokens = torch.from_numpy(records.tokens(self._study.record_schema()))
+        with torch.no_grad():
+            batches = torch.split(tokens, self._terms.max_rows_per_batch) if len(tokens) else ()
+            scores = [self.adapted.classify(batch).numpy() for batch in batches]
+        planned = self._study.planned_round(round_number)
+        bins = planned.dim // 2
+        terms = HistogramTerms(
+            mode=self._study.draft.privacy.mode,
+            cells=planned.dim,
+            site_noise_int=site_noise,
+            scale_bits=planned.scale_bits,
+        )
+        cells = records.labels * bins + bin_of(np.concatenate([np.zeros(0), *scores]), bins)
+        return private_histogram(cells, records.units, terms=terms, source=self._source(round_number))
 
     def _refuse_mixing(self) -> None:
         """Refuses a model in which one record's result depends on another's: no bound per unit would hold."""

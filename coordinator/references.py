@@ -151,7 +151,7 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
         privacy.noise_multiplier,
         privacy.clip_norm,
         len(draft.participants.sites),
-        privacy.max_dropouts,
+        privacy.spared_sites,
         privacy.collusion,
         scale_bits,
         mode,

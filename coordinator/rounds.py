@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,26 +28,29 @@ from ..client_node.messages import (
     Ready,
     Reply,
     RoundPlan,
+    SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    TopUp,
+    TopUpPlan,
     Update,
     sign,
     verify,
 )
-from ..client_node.study import Study
+from ..client_node.study import PlannedRound, Study
 from ..mpc.errors import EnvelopeRejected
 from ..mpc.ring import Ring, open_total
 from ..mpc.sealing import check_update
-from ..mpc.shares import ShareContext
+from ..mpc.shares import ShareContext, set_name
 from ..privacy.chain import Entry
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, RunStopped, SitesMissing
 from .fleet import Fleet, NodeFailure
 from .optimizer import ServerOptimizer
 from .replica import LedgerReplica
 from .run_folder import Checkpoint, Envelopes, RunFolder
-from .store import Round, Store, site_names
+from .store import Evaluation, Round, Store, site_names
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fai
 FAREWELL_S = 60.0  # how long the end of a run waits for them
 RETRY_S = 1.0
 OUTCOMES_A_MESSAGE = 64
+_PROBLEMS = {SetTaken.kind: "bound to another set", SetIncomplete.kind: "a share or top-up of a site does not open"}
 
 M = TypeVar("M", bound=Reply)
 
@@ -74,6 +78,7 @@ class Drive:
     start: Checkpoint  # round 0, used when nothing is committed yet
     head_size: int  # leading entries of the trained vector that belong to the head
     open: dict[str, set[int]] = field(default_factory=dict)  # site -> charged rounds whose outcome it has not signed
+    abstaining: set[str] = field(default_factory=set)  # sites that say they hold no records out
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -90,10 +95,14 @@ class Drive:
         """What every request to `name` begins with."""
         return {"to": name, "study": self.study.study_hash, "run": self.run, "lease": self.lease}
 
-    @property
-    def ring(self) -> Ring:
-        """Ring in which updates are shared."""
-        return Ring(bits=self.study.ring_bits, scale_bits=self.study.scale_bits)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """What a round opened, and what its row will say of it."""
+
+    total: np.ndarray  # float64 [dim of the round]
+    sites: tuple[str, ...]
+    record: dict[str, Any]  # columns that rows of every purpose have
 
 
 def drive_run(drive: Drive) -> None:
@@ -101,44 +110,90 @@ def drive_run(drive: Drive) -> None:
     rounds = drive.study.draft.rounds.rounds
     last = drive.store.last_round(drive.run)
     checkpoint = drive.start if last.state_hash is None else drive.folder.load(last.number, last.state_hash)
-    if checkpoint.round < rounds:  # else only the end was missed, and the run's keys may be gone
+    if not is_over(drive, checkpoint):  # else only the end was missed, and the run's keys may be gone
         keys = prepare(drive)
         while checkpoint.round < rounds:
             stop_if_asked(drive)
             checkpoint = one_round(drive, keys, checkpoint)
+        if not is_over(drive, checkpoint):
+            stop_if_asked(drive)
+            evaluate(drive, keys, checkpoint)
     settle(drive, final=True)
-    drive.store.set_run_state(drive.run, "done", lease=drive.lease)
+    evaluation = drive.store.evaluation(drive.run)
+    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=evaluation and evaluation.problem)
+
+
+def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
+    """Whether all that the study opens is committed."""
+    is_evaluated = drive.study.draft.evaluation is None or drive.store.evaluation(drive.run) is not None
+    return checkpoint.round >= drive.study.draft.rounds.rounds and is_evaluated
 
 
 def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> Checkpoint:
-    """The seven steps of a round."""
-    started = time.monotonic()
-    number = checkpoint.round + 1
-    # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
-    plans = plan_round(drive, keys, checkpoint)
-    # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
-    envelopes = collect_envelopes(drive, number, plans, checkpoint)
-    # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever.
-    kept, shares, evidence = aggregate(drive, number, envelopes, checkpoint)
-    # 7 commit: the total becomes a step of the server optimizer; the round exists once its row does.
-    total = open_total(shares, drive.ring, drive.study.dim)
-    after = server_step(drive, checkpoint, total)
-    drive.store.commit_round(
-        Round(
-            run=drive.run,
-            number=number,
-            sites=json.dumps(kept),
-            evidence=json.dumps(evidence),
-            state_hash=drive.folder.save(after),
-            seconds=time.monotonic() - started,
-            bytes_per_site=max(sum(map(len, sealed)) for sealed in envelopes.values()),
-            lease=drive.lease,
-            committed_at=time.time(),
-        )
-    )
-    drive.folder.prune(number)
-    logger.info("run %s: round %d committed with %s", drive.run, number, ", ".join(kept))
+    """A round of training: the total becomes a step of the server optimizer."""
+    planned = drive.study.planned_round(checkpoint.round + 1)
+    opened = open_round(drive, keys, planned, state_bytes(checkpoint), drive.sites)
+    # 7 commit: the round exists once its row does.
+    after = server_step(drive, checkpoint, opened.total)
+    drive.store.commit_round(Round(**opened.record, state_hash=drive.folder.save(after), committed_at=time.time()))
+    drive.folder.prune(planned.number)
+    logger.info("run %s: round %d committed with %s", drive.run, planned.number, ", ".join(opened.sites))
     return after
+
+
+def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> None:
+    """The round after the last update: the total is a histogram of how the final state scores held-out records.
+
+    It ends no run: where too few sites take part, that is written down instead, and what was trained is kept.
+    """
+    planned = drive.study.planned_round(drive.study.last_round)
+    sites = tuple(site for site in drive.sites if site not in drive.abstaining)
+    try:
+        if len(sites) < drive.study.quorum:  # asked nevertheless, the others would pay for a sum that is never opened
+            raise RunRefused(
+                f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
+            )
+        opened = open_round(drive, keys, planned, state_bytes(checkpoint), sites)
+    except RunRefused as err:
+        logger.warning("run %s: not evaluated: %s", drive.run, err)
+        drive.store.commit_round(
+            Evaluation(
+                run=drive.run, number=planned.number, sites="[]", evidence="[]", counts="[]",
+                problem=f"not evaluated: {err}"[:2000],
+                seconds=0.0, bytes_per_site=0, lease=drive.lease, committed_at=time.time(),
+            )
+        )  # fmt: skip
+    else:
+        counts = json.dumps(opened.total.tolist())
+        drive.store.commit_round(Evaluation(**opened.record, counts=counts, committed_at=time.time()))
+        logger.info("run %s: evaluated with %s", drive.run, ", ".join(opened.sites))
+    drive.folder.prune(planned.number)
+
+
+def open_round(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, sites: tuple[str, ...]
+) -> Opened:
+    """Steps 1 to 6 of a round, the same for every purpose: what enough of `sites` make of `state`, added up."""
+    started = time.monotonic()
+    # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
+    plans = plan_round(drive, keys, planned, state, sites)
+    # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
+    envelopes = collect_envelopes(drive, planned, plans, state)
+    # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are
+    # missing, and the study wants it so, those of the set first make up for the noise of the missing ones.
+    kept, shares, evidence = aggregate(drive, keys, planned, envelopes, state)
+    topups = drive.folder.topups(planned.number, kept)
+    record = {
+        "run": drive.run,
+        "number": planned.number,
+        "sites": json.dumps(kept),
+        "evidence": json.dumps(evidence),
+        "seconds": time.monotonic() - started,
+        "bytes_per_site": largest(envelopes) + largest(topups),
+        "lease": drive.lease,
+    }
+    total = open_total(shares, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits), planned.dim)
+    return Opened(total=total, sites=kept, record=record)
 
 
 def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
@@ -150,6 +205,8 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
 
     def accept(name: str, answer: Ready, _: Packet) -> None:
         accept_ledger(drive, name, answer.ledger)
+        if not answer.evaluates:
+            drive.abstaining.add(name)
 
     answers = ask_until_all(
         drive, "prepare", drive.parties, request, (Ready,), needed=len(drive.parties), accept=accept
@@ -167,46 +224,45 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
     return tuple(keys)
 
 
-def plan_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> dict[str, Packet]:
-    """The signed plan for each site, with the trained vector and the outcomes that the site has not been told."""
-    state = {"state": state_bytes(checkpoint)}
+def plan_round(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, sites: tuple[str, ...]
+) -> dict[str, Packet]:
+    """The signed plan for each site, with the vector and the outcomes that the site has not been told."""
     first, second, third = keys
     return {
         site: sign(
             RoundPlan(
                 **drive.addressed(site),
-                round=checkpoint.round + 1,
+                round=planned.number,
                 keys=(first, second, third),
                 outcomes=untold_outcomes(drive, site),
                 ledger_from=drive.replica.length(site),
             ),
             drive.signer,
-            state,
+            {"state": state},
         )
-        for site in drive.sites
+        for site in sites
     }
 
 
-def collect_envelopes(drive: Drive, number: int, plans: dict[str, Packet], checkpoint: Checkpoint) -> Envelopes:
+def collect_envelopes(drive: Drive, planned: PlannedRound, plans: dict[str, Packet], state: bytes) -> Envelopes:
     """Sealed shares of at least the required sites, kept on disk until the round is committed."""
+    number = planned.number
     kept = drive.folder.envelopes(number)
-    missing = [site for site in drive.sites if site not in kept]
-    drive.store.beat(drive.run, drive.lease, f"round {number}: {len(missing)} sites compute")
+    if drive.folder.fixed_set(number) is not None:
+        return kept  # sites have added noise for a set: it grows no more
+    missing = [site for site in plans if site not in kept]
+    drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites compute")
 
     def request(site: str) -> Packet:
         return plans[site]
 
     def store_envelopes(site: str, answer: Update, packet: Packet) -> None:
-        if answer.round != number or sorted(packet.blobs) != ["envelope-0", "envelope-1", "envelope-2"]:
-            raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
+        sealed = sealed_shares(site, answer, number, packet)
         accept_ledger(drive, site, answer.ledger)
         if not drive.replica.has_charge(site, drive.run, number):
             raise MessageRefused(f"{site} sent shares of round {number} without the charge for them")
-        sealed = packet.blobs["envelope-0"], packet.blobs["envelope-1"], packet.blobs["envelope-2"]
-        try:
-            check_update(sealed, share_context(drive, site, checkpoint), bytes.fromhex(identity_of(drive.study, site)))
-        except EnvelopeRejected as err:
-            raise MessageRefused(f"{site}: {err}") from err
+        check_sealed(drive, sealed, share_context(drive, site, planned, state))
         drive.folder.save_envelopes(number, site, sealed)
 
     needed = max(0, drive.study.quorum - len(kept))
@@ -214,21 +270,87 @@ def collect_envelopes(drive: Drive, number: int, plans: dict[str, Packet], check
     return drive.folder.envelopes(number)
 
 
+def top_up(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, sites: tuple[str, ...], state: bytes
+) -> tuple[tuple[str, ...], Envelopes]:
+    """The set to be summed, and the noise that each of it adds for the missing ones; none where none is needed.
+
+    A site of the set that fails now is left out too, and the others are asked anew for what remains.
+    """
+    while len(sites) < drive.study.draft.min_untopped:
+        topups = collect_topups(drive, keys, planned, sites, state)
+        if len(topups) == len(sites):
+            return sites, topups
+        sites = tuple(sorted(topups))
+    return sites, {}
+
+
+def collect_topups(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, sites: tuple[str, ...], state: bytes
+) -> Envelopes:
+    """Top-ups of at least a quorum of `sites` for a sum over all of them. The set is on disk before they hear of it."""
+    number = planned.number
+    drive.folder.fix_set(number, sites)
+    kept = drive.folder.topups(number, sites)
+    missing = [site for site in sites if site not in kept]
+    drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites add noise for the missing ones")
+    first, second, third = keys
+
+    def request(site: str) -> Packet:
+        plan = TopUpPlan(
+            **drive.addressed(site),
+            round=number,
+            state=state_hash(state),
+            cohort=sites,
+            keys=(first, second, third),
+        )
+        return sign(plan, drive.signer)
+
+    def store_topup(site: str, answer: TopUp, packet: Packet) -> None:
+        sealed = sealed_shares(site, answer, number, packet)
+        check_sealed(drive, sealed, replace(share_context(drive, site, planned, state), topup_for=set_name(sites)))
+        drive.folder.save_topup(number, sites, site, sealed)
+
+    needed = max(0, drive.study.quorum - len(kept))
+    ask_until_all(drive, "topup", missing, request, (TopUp,), needed=needed, accept=store_topup)
+    return drive.folder.topups(number, sites)
+
+
+def sealed_shares(site: str, answer: Update | TopUp, number: int, packet: Packet) -> tuple[bytes, bytes, bytes]:
+    """A site's three envelopes. Raises `MessageRefused` if it answered something else."""
+    if answer.round != number or sorted(packet.blobs) != ["envelope-0", "envelope-1", "envelope-2"]:
+        raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
+    return packet.blobs["envelope-0"], packet.blobs["envelope-1"], packet.blobs["envelope-2"]
+
+
+def check_sealed(drive: Drive, sealed: tuple[bytes, bytes, bytes], context: ShareContext) -> None:
+    """Raises `MessageRefused` unless these are what the context's site sealed for it, as far as a relay can see."""
+    try:
+        check_update(sealed, context, bytes.fromhex(identity_of(drive.study, context.site)))
+    except EnvelopeRejected as err:
+        raise MessageRefused(f"{context.site}: {err}") from err
+
+
 def aggregate(
-    drive: Drive, number: int, envelopes: Envelopes, checkpoint: Checkpoint
+    drive: Drive,
+    keys: tuple[KeyCertificate, ...],
+    planned: PlannedRound,
+    envelopes: Envelopes,
+    state: bytes,
 ) -> tuple[tuple[str, ...], list[bytes], list[str]]:
     """The set of sites that was summed, the three shares of its total, and what the aggregators signed for it."""
-    offered = tuple(sorted(envelopes))
+    offered = drive.folder.fixed_set(planned.number) or tuple(sorted(envelopes))
     deadline = time.monotonic() + PATIENCE_S
     while True:
         stop_if_asked(drive)
-        drive.store.beat(drive.run, drive.lease, f"round {number}: aggregators add {len(offered)} sites")
-        terms = {"round": number, "state": state_hash(checkpoint), "cohort": offered}
-        answers, problems = ask_aggregators(drive, terms, envelopes)
+        offered, topups = top_up(drive, keys, planned, offered, state)
+        drive.store.beat(drive.run, drive.lease, f"{planned.title}: aggregators add {len(offered)} sites")
+        terms = {"round": planned.number, "state": state_hash(state), "cohort": offered}
+        answers, problems = ask_aggregators(drive, terms, envelopes, topups)
         shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
         views = {(share.kept, share.set_digest) for share in shares.values()}
         if len(views) > 1:
-            raise AggregationFailed(f"round {number}: the aggregators released shares of different sets")
+            raise AggregationFailed(f"{planned.title}: the aggregators released shares of different sets")
         if len(shares) == len(drive.parties):
             packets = [answers[name][1] for name in drive.parties]
             evidence = [packet.body.decode() for packet in packets]
@@ -236,18 +358,28 @@ def aggregate(
         for message, _ in answers.values():
             if isinstance(message, SetTaken):
                 if not set(message.bound) <= set(envelopes):
-                    raise AggregationFailed(f"round {number} is bound to {message.bound}, whose shares are gone")
+                    raise AggregationFailed(f"{planned.title} is bound to {message.bound}, whose shares are gone")
                 offered = message.bound
-        logger.warning("run %s: round %d not aggregated, asking again (%s)", drive.run, number, problems)
+        offered = without_incomplete(drive, offered, [message for message, _ in answers.values()])
+        logger.warning("run %s: %s not aggregated, asking again (%s)", drive.run, planned.title, problems)
         if time.monotonic() > deadline:
             raise AggregationFailed(
-                f"round {number} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
+                f"{planned.title} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         time.sleep(RETRY_S)
 
 
+def without_incomplete(drive: Drive, offered: tuple[str, ...], answers: Sequence[Reply]) -> tuple[str, ...]:
+    """`offered`, or the sites of it that lack nothing, if all aggregators name the same and they may be summed."""
+    complete = [answer.complete for answer in answers if isinstance(answer, SetIncomplete)]
+    if len(complete) < len(drive.parties) or len(set(complete)) > 1:
+        return offered
+    is_allowed = set(complete[0]) < set(offered) and len(complete[0]) >= drive.study.quorum
+    return complete[0] if is_allowed else offered
+
+
 def ask_aggregators(
-    drive: Drive, terms: dict[str, Any], envelopes: Envelopes
+    drive: Drive, terms: dict[str, Any], envelopes: Envelopes, topups: Envelopes
 ) -> tuple[dict[str, tuple[Reply, Packet]], dict[str, str]]:
     """One attempt: verified answers by aggregator, and why the others have none."""
     attempt = secrets.randbelow(2**31)
@@ -255,7 +387,7 @@ def ask_aggregators(
         name: sign(
             AggregateOrder(**drive.addressed(name), **terms, attempt=attempt),
             drive.signer,
-            {site: envelopes[site][aggregator_id] for site in terms["cohort"]},
+            order_blobs(terms["cohort"], aggregator_id, update=envelopes, topup=topups),
         )
         for aggregator_id, name in enumerate(drive.parties)
     }
@@ -266,7 +398,7 @@ def ask_aggregators(
             problems[name] = str(packet)
             continue
         try:
-            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken)
+            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken, SetIncomplete)
             require_reply(message.request, requests[name], name)
             if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
                 raise MessageRefused(f"{name} sent no share")
@@ -274,8 +406,23 @@ def ask_aggregators(
             problems[name] = str(err)
             continue
         answers[name] = message, packet
-        problems[name] = "" if isinstance(message, ShareOfTotal) else "bound to another set"
+        problems[name] = _PROBLEMS.get(message.kind, "")
     return answers, {name: why for name, why in problems.items() if why}
+
+
+def largest(envelopes: Envelopes) -> int:
+    """Bytes of the site that sent the most."""
+    return max((sum(map(len, sealed)) for sealed in envelopes.values()), default=0)
+
+
+def order_blobs(cohort: Sequence[str], aggregator_id: int, **sealed: Envelopes) -> dict[str, bytes]:
+    """What one aggregator gets of each kind of envelope, named by kind and place in the cohort."""
+    return {
+        f"{kind}-{place}": envelopes[site][aggregator_id]
+        for kind, envelopes in sealed.items()
+        for place, site in enumerate(cohort)
+        if site in envelopes
+    }
 
 
 def server_step(drive: Drive, checkpoint: Checkpoint, total: np.ndarray) -> Checkpoint:
@@ -387,7 +534,11 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
     """Committed rounds that the site has charged and not settled, as its replicated ledger says; some at a time."""
     if site not in drive.open:
         drive.open[site] = drive.replica.open_rounds(site, drive.run)
-    untold = [row for row in drive.store.rounds(drive.run) if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
+    evaluation = drive.store.evaluation(drive.run)
+    committed: list[Round | Evaluation] = [*drive.store.rounds(drive.run)]
+    if evaluation is not None and evaluation.problem is None:
+        committed.append(evaluation)
+    untold = [row for row in committed if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
     return tuple(
         Outcome(round=row.number, sites=site_names(row), evidence=tuple(json.loads(row.evidence))) for row in untold
     )
@@ -398,22 +549,22 @@ def state_bytes(checkpoint: Checkpoint) -> bytes:
     return checkpoint.state.astype("<f4").tobytes()
 
 
-def state_hash(checkpoint: Checkpoint) -> str:
-    """What shares of the next round are bound to, so that only updates from one and the same vector add up."""
-    return hashlib.sha256(state_bytes(checkpoint)).hexdigest()
+def state_hash(state: bytes) -> str:
+    """What shares of a round are bound to, so that only what was made of one and the same vector adds up."""
+    return hashlib.sha256(state).hexdigest()
 
 
-def share_context(drive: Drive, site: str, checkpoint: Checkpoint) -> ShareContext:
-    """What a site's shares of the next round must be sealed and signed for."""
+def share_context(drive: Drive, site: str, planned: PlannedRound, state: bytes) -> ShareContext:
+    """What a site's shares of a round must be sealed and signed for."""
     return ShareContext(
         study=drive.study.study_hash,
         run=drive.run,
-        round=checkpoint.round + 1,
+        round=planned.number,
         site=site,
-        state=state_hash(checkpoint),
-        dim=drive.study.dim,
-        ring_bits=drive.study.ring_bits,
-        scale_bits=drive.study.scale_bits,
+        state=state_hash(state),
+        dim=planned.dim,
+        ring_bits=planned.ring_bits,
+        scale_bits=planned.scale_bits,
     )
 
 

@@ -4,7 +4,9 @@ A file is written beside its final name, flushed to disk and renamed, so a name 
 """
 
 import hashlib
+import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..client_node.files import write_private
+from ..mpc.shares import set_name
 from .errors import StateDamaged
 
 Envelopes = dict[str, tuple[bytes, bytes, bytes]]  # site -> its three sealed shares, by aggregator
@@ -47,7 +50,7 @@ class RunFolder:
         for path in self.path.iterdir():
             kind, _, rest = path.name.partition("-")
             number = rest.partition("-")[0]
-            if kind == "envelopes" and int(number) <= committed_round:
+            if kind in ("envelopes", "topups") and int(number) <= committed_round:
                 shutil.rmtree(path, ignore_errors=True)
             if kind == "state" and int(number) <= committed_round - 2:
                 path.unlink(missing_ok=True)
@@ -66,25 +69,54 @@ class RunFolder:
 
     def save_envelopes(self, round_number: int, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
         """Keeps a site's sealed shares: a retried round must be able to offer exactly the same set again."""
-        for aggregator_id, envelope in enumerate(envelopes):
-            write_private(self._envelopes(round_number) / f"{site}.{aggregator_id}", envelope)
-        write_private(self._envelopes(round_number) / f"{site}.complete", b"")
+        _write(self._envelopes(round_number), site, envelopes)
 
     def envelopes(self, round_number: int) -> Envelopes:
         """Every complete set of sealed shares kept for a round."""
-        folder = self._envelopes(round_number)
-        sites = sorted(path.stem for path in folder.glob("*.complete"))
-        return {
-            site: (
-                (folder / f"{site}.0").read_bytes(),
-                (folder / f"{site}.1").read_bytes(),
-                (folder / f"{site}.2").read_bytes(),
-            )
-            for site in sites
-        }
+        return _read(self._envelopes(round_number))
+
+    def fix_set(self, round_number: int, sites: Sequence[str]) -> None:
+        """Notes that a round is to be summed over `sites`, before any of them is asked to add noise for that."""
+        write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(sites)).encode())
+
+    def fixed_set(self, round_number: int) -> tuple[str, ...] | None:
+        """What `fix_set` noted last."""
+        path = self._topups(round_number) / "fixed.json"
+        return tuple(json.loads(path.read_bytes())) if path.exists() else None
+
+    def save_topup(
+        self, round_number: int, sites: Sequence[str], site: str, envelopes: tuple[bytes, bytes, bytes]
+    ) -> None:
+        """Keeps what `site` has added for a sum over just `sites`."""
+        _write(self._topups(round_number) / set_name(sites), site, envelopes)
+
+    def topups(self, round_number: int, sites: Sequence[str]) -> Envelopes:
+        """Every complete top-up kept for a sum over just `sites`."""
+        return _read(self._topups(round_number) / set_name(sites))
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
         return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
 
     def _envelopes(self, round_number: int) -> Path:
         return self.path / f"envelopes-{round_number}"
+
+    def _topups(self, round_number: int) -> Path:
+        return self.path / f"topups-{round_number}"
+
+
+def _write(folder: Path, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
+    for aggregator_id, envelope in enumerate(envelopes):
+        write_private(folder / f"{site}.{aggregator_id}", envelope)
+    write_private(folder / f"{site}.complete", b"")
+
+
+def _read(folder: Path) -> Envelopes:
+    sites = sorted(path.stem for path in folder.glob("*.complete"))
+    return {
+        site: (
+            (folder / f"{site}.0").read_bytes(),
+            (folder / f"{site}.1").read_bytes(),
+            (folder / f"{site}.2").read_bytes(),
+        )
+        for site in sites
+    }

@@ -13,7 +13,7 @@ from .gate import FleetGate, serve_gate
 from .home import load_settings
 from .pki import Pki
 from .register import Register
-from .store import Node, Run, Store
+from .store import Node, Run, Store, migrate
 from .superlink import SuperLink
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class Service:
     def __init__(self, home: Path) -> None:
         self._settings = load_settings(home)
         self._pki, self._store = Pki.load(home), Store.open(home)
+        migrate(self._store.url)
         self._register = Register(self._store, self._pki)
         self._superlink = SuperLink(home, self._settings.superlink_port)
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id

@@ -85,6 +85,22 @@ class Round(Base):
     committed_at: Mapped[float]
 
 
+class Evaluation(Base):
+    """What came of a run's evaluation, the round after its last update. One that measured nothing says why."""
+
+    __tablename__ = "evaluation"
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    number: Mapped[int]  # of the round
+    sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
+    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
+    counts: Mapped[str] = mapped_column(Text)  # JSON list: the noised histogram, label 0 first, bins ascending
+    problem: Mapped[str | None] = mapped_column(String(2000))
+    seconds: Mapped[float]
+    bytes_per_site: Mapped[int]
+    lease: Mapped[int]
+    committed_at: Mapped[float]
+
+
 class LedgerRow(Base):
     """A signed entry of a site's ledger, replicated."""
 
@@ -201,6 +217,11 @@ class Store:
         with self.session() as session:
             return list(session.scalars(select(Round).where(Round.run == run_id).order_by(Round.number)))
 
+    def evaluation(self, run_id: str) -> Evaluation | None:
+        """What came of a run's evaluation; None while it is still to come, or if the study has none."""
+        with self.session() as session:
+            return session.get(Evaluation, run_id)
+
     def last_round(self, run_id: str) -> CommittedRound:
         """The last committed round of a run."""
         rounds = self.rounds(run_id)
@@ -244,8 +265,8 @@ class Store:
                 self._fenced(session, run_id, lease, values)
             self.audit(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
 
-    def commit_round(self, row: Round) -> None:
-        """Makes a round exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
+    def commit_round(self, row: Round | Evaluation) -> None:
+        """Makes a round, or the evaluation, exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
@@ -290,7 +311,7 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-def site_names(round_: Round) -> tuple[str, ...]:
+def site_names(round_: Round | Evaluation) -> tuple[str, ...]:
     """The set of sites that a committed round summed."""
     return tuple(json.loads(round_.sites))
 

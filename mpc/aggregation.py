@@ -4,15 +4,27 @@ Honest-but-curious parties: any two of them learn nothing of a single update, th
 that lies can spoil the total unseen. There is no check of an update's norm on the shares: a malicious site can shift
 the total as far as the ring goes. Every update in a total started from the one state that the order names; that the
 sites trained on it as agreed is not checked.
+
+A study may size the sites' noise for all of them. A sum over fewer would then be noised too little: it is released only
+with a top-up of every site in it, sealed for exactly this set. So which noise a sum has follows from the set alone, and
+a round is bound to one set.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
 
-from .errors import CohortTooSmall, EnvelopeRejected, Equivocation, OrderMismatch, PartyLost, SetConflict
+from .errors import (
+    CohortTooSmall,
+    EnvelopeRejected,
+    Equivocation,
+    OrderMismatch,
+    PartyLost,
+    SetConflict,
+    TopUpMissing,
+)
 from .fields import MAX_COHORT, MAX_TEXT, canonical
 from .journal import Binding, Journal
 from .orders import Order, Release
@@ -47,10 +59,13 @@ class Submission:
     digest: bytes  # SHA-256 over the digests that the site signed: the same at all parties, or they saw two updates
 
 
-def admit(order: Order, aggregator_id: int, site: str, data: bytes) -> Submission | None:
+def admit(order: Order, aggregator_id: int, site: str, data: bytes, *, is_topup: bool = False) -> Submission | None:
     """The site's share, or None where the bytes are not what the site sealed for this party, round and state.
 
     Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
+
+    Args:
+        is_topup: `data` is no update but a top-up, which must be for the order's cohort.
     """
     identity = dict(order.cohort).get(site)
     if identity is None:
@@ -60,7 +75,7 @@ def admit(order: Order, aggregator_id: int, site: str, data: bytes) -> Submissio
         envelope = Envelope.from_bytes(data, max_bytes=max_envelope_bytes(order.dim, order.ring_bits))
         share = open_envelope(
             envelope,
-            order.context(site),
+            order.topup_context(site) if is_topup else order.context(site),
             aggregator_id,
             identity=bytes.fromhex(identity),
             private_key=order.private_key,
@@ -83,41 +98,78 @@ def compare_orders(order: Order, links: Links) -> None:
 
 
 def aggregate(
-    order: Order, submissions: Mapping[str, Submission], links: Links, journal: Journal, add: Addition
+    order: Order,
+    submissions: Mapping[str, Submission],
+    topups: Mapping[str, Submission],
+    links: Links,
+    journal: Journal,
+    add: Addition,
 ) -> Release:
     """This party's share of the sum over all sites that reached all three parties.
 
-    Returns only after every party has bound the round to this very set on its disk.
+    Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
+    only for fewer sites than `order.min_untopped`.
 
     Raises:
-        Equivocation: two parties hold different updates of one site.
+        Equivocation: two parties hold different updates or top-ups of one site.
         CohortTooSmall: fewer than `order.min_sites` sites are complete.
+        TopUpMissing: fewer than `order.min_untopped` are, and not each has its top-up for exactly this set.
         SetConflict: a party has bound the round to another set; all three raise it.
         JournalBroken: this party's disk did not take the binding.
         PartyLost: another party is gone or silent.
     """
-    kept = _agree(order, submissions, links)
+    kept = _agree(order, submissions, links, "MASK", "VIEW")
     if len(kept) < order.min_sites:
         raise CohortTooSmall(
             f"round {order.round}: {len(kept)} sites reached all parties, {order.min_sites} are needed", kept
         )
-    binding = Binding(_set_digest(order, kept, submissions), kept)
+    is_topped = len(kept) < order.min_untopped
+    if is_topped:
+        _require_topups(order, kept, topups, links)
+    added = topups if is_topped else {}
+    binding = Binding(_set_digest(order, kept, submissions, added), kept)
     _refuse_other_set(order, binding, links, journal)
-    total = add((unpack(submissions[site].share, order.context(site)) for site in kept), order.ring)
+    total = add(_vectors(order, kept, submissions, added), order.ring)
     journal.bind(order.round_id, binding)
     links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
     logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     return Release(kept=kept, set_digest=binding.set_digest, share=total.tobytes())
 
 
-def _agree(order: Order, submissions: Mapping[str, Submission], links: Links) -> tuple[str, ...]:
+def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Submission], links: Links) -> None:
+    """Raises `TopUpMissing` at all three unless all hold the same top-up of each site, for exactly the kept set.
+
+    Top-ups were opened for the order's cohort, so if less of it is kept, none is for the kept set.
+    """
+    cohort = tuple(name for name, _ in order.cohort)
+    complete = _agree(order, topups, links, "TMSK", "TVEW") if kept == cohort else kept
+    if complete != cohort:
+        raise TopUpMissing(
+            f"round {order.round}: of {order.min_untopped} sites {len(kept)} are there, and not each of them has added "
+            "the noise of the missing ones",
+            complete,
+        )
+
+
+def _vectors(
+    order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+) -> Iterator[RingVector]:
+    for site in kept:
+        yield unpack(submissions[site].share, order.context(site))
+        if topups:
+            yield unpack(topups[site].share, order.topup_context(site))
+
+
+def _agree(
+    order: Order, submissions: Mapping[str, Submission], links: Links, mask_step: str, view_step: str
+) -> tuple[str, ...]:
     """Sites that all three hold, in cohort order, once all three hold the same of each."""
     names = [name for name, _ in order.cohort]
     mask = bytes(name in submissions for name in names)
-    masks = _of_length(links.all_gather("MASK", mask, len(mask)), len(mask))
+    masks = _of_length(links.all_gather(mask_step, mask, len(mask)), len(mask))
     kept = tuple(name for name, *votes in zip(names, *masks, strict=True) if all(vote == 1 for vote in votes))
     view = b"".join(submissions[name].digest for name in kept)
-    views = _of_length(links.all_gather("VIEW", view, len(view)), len(view))
+    views = _of_length(links.all_gather(view_step, view, len(view)), len(view))
     if len(set(views)) != 1:
         seen = [{other[i * _HASH : (i + 1) * _HASH] for other in views} for i in range(len(kept))]
         doubtful = tuple(name for name, digests in zip(kept, seen, strict=True) if len(digests) > 1)
@@ -149,6 +201,11 @@ def _of_length(gathered: list[bytes], size: int) -> list[bytes]:
     return gathered
 
 
-def _set_digest(order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission]) -> bytes:
+def _set_digest(
+    order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+) -> bytes:
+    if topups:
+        topped = (word for name in kept for word in (name, submissions[name].digest, topups[name].digest))
+        return sha256(canonical("confide/mpc/topped-set/1", *order.round_id, len(kept), *topped)).digest()
     words = (word for name in kept for word in (name, submissions[name].digest))
     return sha256(canonical("confide/mpc/set/1", *order.round_id, len(kept), *words)).digest()

@@ -14,6 +14,7 @@ MpcError
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
+├── TopUpMissing       the noise of a smaller set was not made up by every site of it
 └── SetConflict        the round is bound to another set of sites
 
 No message holds a share, seed or key.
@@ -81,6 +82,10 @@ class Equivocation(MpcError):
 
 class CohortTooSmall(MpcError):
     """Too few sites reached all three parties; `names` are those that did."""
+
+
+class TopUpMissing(MpcError):
+    """A sum over fewer sites than planned lacks a top-up; `names` are the sites of which nothing was missing."""
 
 
 class SetConflict(MpcError):

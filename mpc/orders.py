@@ -3,7 +3,7 @@
 The checks run at both ends, in the constructors.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from .fields import MAX_COHORT, MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, 
 from .journal import RoundId
 from .ring import Ring
 from .sealing import KEY_BYTES
-from .shares import ShareContext
+from .shares import ShareContext, set_name
 
 _MAX_PEM = 16_384
 
@@ -62,6 +62,7 @@ class Order:
     ring_bits: int
     scale_bits: int
     min_sites: int  # at least 2: the sum over one site is its update
+    min_untopped: int  # fewest sites that are summed as they are; of fewer, each must have sent its top-up for that set
     private_key: bytes = field(repr=False)  # raw X25519, opens what is sealed to this aggregator
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Order:
         whole("attempt", self.attempt, 0, 2**31 - 1)
         whole("dim", self.dim, 1, MAX_DIM)
         whole("min_sites", self.min_sites, 2, MAX_COHORT)
+        whole("min_untopped", self.min_untopped, self.min_sites, MAX_COHORT)
         octets("private_key", self.private_key, KEY_BYTES)
         Ring(self.ring_bits, self.scale_bits)
         if not isinstance(self.cohort, tuple) or len(self.cohort) > MAX_COHORT:
@@ -108,12 +110,16 @@ class Order:
             scale_bits=self.scale_bits,
         )
 
+    def topup_context(self, site: str) -> ShareContext:
+        """What the shares of one site's top-up are bound to: this very cohort, besides all that its update is."""
+        return replace(self.context(site), topup_for=set_name(name for name, _ in self.cohort))
+
     def digest(self) -> bytes:
         """SHA-256 over all that the three parties' orders must have in common."""
         place = (self.study, self.run, self.round, self.state, self.attempt)
-        common = (self.dim, self.ring_bits, self.scale_bits, self.min_sites, len(self.cohort))
+        common = (self.dim, self.ring_bits, self.scale_bits, self.min_sites, self.min_untopped, len(self.cohort))
         members = (word for member in self.cohort for word in member)
-        return sha256(canonical("confide/mpc/order/1", *place, *common, *members)).digest()
+        return sha256(canonical("confide/mpc/order/2", *place, *common, *members)).digest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Never, Self
 
 from . import errors
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
 _STOP_S = 5.0
+_NO_TOPUPS: Mapping[str, bytes] = MappingProxyType({})
 _PATIENCE = 30  # of `timeout_s`: silence of the process itself after which it is taken for hung
 
 
@@ -66,28 +68,26 @@ class PartyProcess:
         with self._lock:
             self._running().wait_ready()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, bytes]) -> Release:
+    def aggregate(
+        self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes] = _NO_TOPUPS
+    ) -> Release:
         """Carries out one order; blocks until all three parties are through, or one is lost.
 
         Args:
             order: what the other two parties are given as well, with this aggregator's private key.
             envelopes: by site, the bytes of its envelope for this aggregator. A site may be absent; whatever is not
                 a sound envelope of that site counts as absent.
+            topups: the same of top-ups for exactly the order's cohort.
 
         Raises:
             PartyDied: the process ended; call again and a new one starts.
             PartyLost: another party is gone or silent; repeat the order as the next attempt.
             MpcError: `aggregation.aggregate` lists the others.
         """
-        limit = max_envelope_bytes(order.dim, order.ring_bits)
-        members = {name for name, _ in order.cohort}
-        sound = {site: data for site, data in envelopes.items() if site in members and len(data) <= limit}
-        for site in envelopes.keys() - sound.keys():
-            logger.warning("round %d: the envelope of %r is too long or not of the cohort", order.round, site)
         with self._lock:
             child = self._running()
             child.wait_ready()
-            return child.aggregate(order, sound)
+            return child.aggregate(order, _within_limits(order, envelopes), _within_limits(order, topups))
 
     def stop(self) -> None:
         """Ends the process; harmless where there is none."""
@@ -145,12 +145,13 @@ class _Child:
                 return
             self._raise(answer)
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, bytes]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes]) -> Release:
         """Sends the order and all envelopes, then waits for the release."""
         self._channel.settimeout(_PATIENCE * self._config.timeout_s)
         with self._talking():
-            self._channel.send({"kind": "order", "order": order_to_wire(order), "sites": tuple(envelopes)})
-            for data in envelopes.values():
+            names = {"sites": tuple(envelopes), "topups": tuple(topups)}
+            self._channel.send({"kind": "order", "order": order_to_wire(order), **names})
+            for data in (*envelopes.values(), *topups.values()):
                 self._channel.send_raw(data)
             answer = self._channel.receive()
             if answer.get("kind") == "error":
@@ -190,6 +191,15 @@ class _Child:
         except BaseException:  # interrupted half-way: what comes next on the channel is not ours to read
             self.end()
             raise
+
+
+def _within_limits(order: Order, envelopes: Mapping[str, bytes]) -> dict[str, bytes]:
+    limit = max_envelope_bytes(order.dim, order.ring_bits)
+    members = {name for name, _ in order.cohort}
+    sound = {site: data for site, data in envelopes.items() if site in members and len(data) <= limit}
+    for site in envelopes.keys() - sound.keys():
+        logger.warning("round %d: the envelope of %r is too long or not of the cohort", order.round, site)
+    return sound
 
 
 class _Reported(Exception):

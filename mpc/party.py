@@ -13,7 +13,16 @@ import threading
 from typing import Any
 
 from . import aggregation, crypten_runtime
-from .errors import CohortTooSmall, Equivocation, JournalBroken, MpcError, OrderMismatch, PartyLost, SetConflict
+from .errors import (
+    CohortTooSmall,
+    Equivocation,
+    JournalBroken,
+    MpcError,
+    OrderMismatch,
+    PartyLost,
+    SetConflict,
+    TopUpMissing,
+)
 from .frames import Channel, config_from_wire, order_from_wire, take, take_names
 from .journal import Journal
 from .links import TlsCommunicator
@@ -23,7 +32,9 @@ from .sealing import max_envelope_bytes
 logger = logging.getLogger(__name__)
 
 # What all three parties conclude from the same exchanged bytes: their links are in step and stay up.
-_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, SetConflict)
+_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, SetConflict)
+
+Submissions = dict[str, aggregation.Submission]
 
 
 class Party:
@@ -35,11 +46,11 @@ class Party:
         self._journal = Journal(config.journal)
         self._links: TlsCommunicator | None = None
 
-    def aggregate(self, order: Order, submissions: dict[str, aggregation.Submission]) -> Release:
+    def aggregate(self, order: Order, submissions: Submissions, topups: Submissions) -> Release:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
         try:
             links = self._link_up(order)
-            return aggregation.aggregate(order, submissions, links, self._journal, crypten_runtime.add_shares)
+            return aggregation.aggregate(order, submissions, topups, links, self._journal, crypten_runtime.add_shares)
         except _COMMON:
             raise
         except BaseException:  # the others shall not wait for this party
@@ -83,14 +94,14 @@ def serve(channel: Channel) -> None:
     channel.send({"kind": "ready"})
     while True:
         try:
-            order, submissions = _receive_order(channel, party.aggregator_id)
+            order, submissions, topups = _receive_order(channel, party.aggregator_id)
         except EOFError:  # the parent is through with us
             return
         except MpcError as err:  # what follows on the channel can no longer be told apart
             channel.send(_failure(err))
             return
         try:
-            release = party.aggregate(order, submissions)
+            release = party.aggregate(order, submissions, topups)
         except JournalBroken as err:
             channel.send(_failure(err))
             return
@@ -102,17 +113,21 @@ def serve(channel: Channel) -> None:
             channel.send_raw(release.share)
 
 
-def _receive_order(channel: Channel, aggregator_id: int) -> tuple[Order, dict[str, aggregation.Submission]]:
-    """The next order and the shares that opened; only what opened is kept in memory."""
-    fields, sites = take(channel.receive(), "order", order=dict, sites=tuple)
+def _receive_order(channel: Channel, aggregator_id: int) -> tuple[Order, Submissions, Submissions]:
+    """The next order and the shares of updates and top-ups that opened; only what opened is kept in memory."""
+    fields, sites, topped = take(channel.receive(), "order", order=dict, sites=tuple, topups=tuple)
     order = order_from_wire(fields)
     limit = max_envelope_bytes(order.dim, order.ring_bits)
-    submissions = {}
-    for site in take_names(sites):
-        submission = aggregation.admit(order, aggregator_id, site, channel.receive_raw(limit))
-        if submission is not None:
-            submissions[site] = submission
-    return order, submissions
+
+    def opened(names: tuple[str, ...], *, is_topup: bool) -> Submissions:
+        found = {}
+        for site in names:
+            submission = aggregation.admit(order, aggregator_id, site, channel.receive_raw(limit), is_topup=is_topup)
+            if submission is not None:
+                found[site] = submission
+        return found
+
+    return order, opened(take_names(sites), is_topup=False), opened(take_names(topped), is_topup=True)
 
 
 def _failure(err: MpcError) -> dict[str, Any]:

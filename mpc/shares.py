@@ -5,7 +5,9 @@ keystreams of which the pair misses at least one (computationally, AES-256 as a 
 together are the vector. Byte layouts: docs/formats-mpc.md.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from secrets import token_bytes
 
 import numpy as np
@@ -28,6 +30,9 @@ class ShareContext:
 
     `state` is among it because updates add up only if they start from one vector: whoever gives one site the real one
     and the others one that makes their updates vanish would read the one site's update off the total.
+
+    `topup_for` marks a top-up: noise that a site adds to its update because others are missing. It names the one set
+    of sites that it suffices for, so that it counts for no other, and neither stands for an update.
     """
 
     study: str
@@ -38,12 +43,15 @@ class ShareContext:
     dim: int  # entries of the vector
     ring_bits: int  # 32 or 64
     scale_bits: int
+    topup_for: str | None = None  # `set_name` of the sites to be summed; None for the update itself
 
     def __post_init__(self) -> None:
         for name in ("study", "run", "site"):
             text(name, getattr(self, name))
         whole("round", self.round, 0, MAX_ROUND)
         hex_64("state", self.state)
+        if self.topup_for is not None:
+            hex_64("topup_for", self.topup_for)
         whole("dim", self.dim, 1, MAX_DIM)
         Ring(self.ring_bits, self.scale_bits)  # refuses what is no ring
 
@@ -53,17 +61,10 @@ class ShareContext:
         return Ring(self.ring_bits, self.scale_bits)
 
     def __bytes__(self) -> bytes:
-        return canonical(
-            "confide/mpc/context/1",
-            self.study,
-            self.run,
-            self.round,
-            self.state,
-            self.site,
-            self.dim,
-            self.ring_bits,
-            self.scale_bits,
-        )
+        place = (self.study, self.run, self.round, self.state, self.site, self.dim, self.ring_bits, self.scale_bits)
+        if self.topup_for is None:
+            return canonical("confide/mpc/context/1", *place)
+        return canonical("confide/mpc/topup/1", *place, self.topup_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,12 @@ class Share:
 
     def __post_init__(self) -> None:
         whole("aggregator_id", self.aggregator_id, 0, NUM_AGGREGATORS - 1)
+
+
+def set_name(sites: Iterable[str]) -> str:
+    """What stands for a set of sites in the context of a top-up: a SHA-256 in hex over the sorted names."""
+    names = sorted(sites)
+    return sha256(canonical("confide/mpc/sites/1", len(names), *names)).hexdigest()
 
 
 def vector_payload_bytes(dim: int, ring_bits: int) -> int:

@@ -20,7 +20,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
 from typing import Literal
@@ -35,6 +35,7 @@ Merged = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate,
 Releases = Iterable["Release"] | Mapping["Release", int]  # one by one, or how many of each kind
 
 GRID = 1e-3  # 1e-2 nearly doubles a small epsilon, 1e-4 gains 2 % for half the time again
+MAX_TOPPED_NOISE = 2**50  # ring units of one site's noise before any top-up, which multiplies it by at most 1000
 MIN_SITE_NOISE = 10  # ring units; below it integer noise is no longer as good as a Gaussian
 DIGITS = 5  # significant digits of a multiplier or rate when accounted: few distinct pairs, at most 1e-4 too dear
 MOST_SOLVED = 512.0  # noise multiplier up to which a target is tried
@@ -50,6 +51,10 @@ class Release:
 
     mode "distributed": each of `sites` adds its share of the noise and only their sum is opened.
     mode "local": the noise of one site suffices against everybody. mode "none": no noise, no guarantee.
+
+    With `planned_sites` above 0 the release stands for any of several sums: over `planned_sites` sites as they are, or
+    over fewer, down to `sites`, each of which has added its `topup_noise` before the sum was opened. `over` gives the
+    one that became of it.
     """
 
     mode: Mode
@@ -58,7 +63,9 @@ class Release:
     clip_norm: float  # most that one unit moves a site's sum before rounding, L2
     dim: int  # length of the released vector
     sample_rate: float  # probability that a unit takes part, (0, 1]
-    sites: int  # how many sites' vectors the opened sum holds
+    sites: int  # how many sites' vectors the opened sum holds, or at least holds
+    planned_sites: int = 0  # with top-up: how many it holds at most; without: 0
+    noise_collusion: int = 0  # with top-up: how many sites' noise the planned noise multiplier does without
 
     def __post_init__(self) -> None:
         checks = {
@@ -70,10 +77,26 @@ class Release:
             "dim must be in [1, 2**48]": 1 <= self.dim <= 2**48,
             "sample_rate must be in (0, 1]": 0 < self.sample_rate <= 1,
             "sites must be in [1, 10**6]": 1 <= self.sites <= 10**6,
+            "top-up needs mode distributed, sites <= planned_sites <= 10**6, 0 <= noise_collusion < sites and "
+            f"site_noise_int <= {MAX_TOPPED_NOISE}": self._is_topup_sound(),
         }
         for claim, holds in checks.items():
             if not holds:  # NaN fails the comparisons above too
                 raise InvalidPrivacyParameter(f"{claim}, got {self}")
+
+    def _is_topup_sound(self) -> bool:
+        if self.planned_sites == 0:
+            return self.noise_collusion == 0
+        is_sized = self.mode == "distributed" and 0 <= self.noise_collusion < self.sites
+        return is_sized and self.sites <= self.planned_sites <= 10**6 and self.site_noise_int <= MAX_TOPPED_NOISE
+
+    def over(self, sites: int) -> "Release":
+        """The release once it is known how many sites' vectors the opened sum holds."""
+        noise = self.site_noise_int
+        if self.planned_sites:
+            added = topup_noise(noise, planned=self.planned_sites, sites=sites, collusion=self.noise_collusion)
+            noise = math.isqrt(noise**2 + added**2)
+        return replace(self, sites=sites, site_noise_int=noise, planned_sites=0, noise_collusion=0)
 
     def noise_multiplier(self, colluding: int) -> float:
         """Noise std over one unit's sensitivity, for an observer who knows the noise of `colluding` of the sites.
@@ -81,9 +104,15 @@ class Release:
         Rounding to the ring happens before the noise and moves two neighbouring sums apart by up to sqrt(dim), hence
         sensitivity 2**scale_bits * clip_norm + sqrt(dim). 0 (no guarantee) for mode "none", for noise below
         `MIN_SITE_NOISE`, and when no site's noise is left unknown.
+
+        With top-up the least over all sums that the release stands for. A sum over n sites has a multiplier in
+        proportion to sqrt((n - colluding) / (n - noise_collusion)), which is monotone in n: the smallest or the largest
+        n has the least.
         """
         if colluding < 0:
             raise InvalidPrivacyParameter(f"colluding must be at least 0, got {colluding}")
+        if self.planned_sites:
+            return min(self.over(sites).noise_multiplier(colluding) for sites in (self.sites, self.planned_sites))
         unknown = 1 if self.mode == "local" else self.sites - colluding
         if self.mode == "none" or self.site_noise_int < MIN_SITE_NOISE or unknown < 1:
             return 0.0
@@ -137,6 +166,29 @@ def site_noise(
     return math.ceil(noise_multiplier * clip_norm / math.sqrt(honest) * 2.0**scale_bits)
 
 
+def topup_noise(site_noise_int: int, *, planned: int, sites: int, collusion: int) -> int:
+    """Std of the noise, in ring units, that each of `sites` adds because the others of `planned` are missing.
+
+    `site_noise_int` is what `site_noise` gives for `planned` sites without dropouts, so that any `planned - collusion`
+    of them make up the noise multiplier. Afterwards any `sites - collusion` do: the variance of each site grows by the
+    factor (planned - collusion) / (sites - collusion), rounded up. In whole numbers throughout, so that who verifies a
+    ledger gets the same. Not below `MIN_SITE_NOISE`, or the sum of both noises would no longer pass for one Gaussian;
+    0 if none is missing.
+
+    Raises:
+        InvalidPrivacyParameter: `sites` is above `planned`, or not above `collusion`.
+    """
+    if not 0 <= collusion < sites <= planned or site_noise_int < 0:
+        raise InvalidPrivacyParameter(
+            f"no top-up for {sites} of {planned} sites with {collusion} colluding and site noise {site_noise_int}"
+        )
+    if sites == planned:
+        return 0
+    square = site_noise_int**2
+    needed = _root_up(-(-square * (planned - collusion) // (sites - collusion)))
+    return max(MIN_SITE_NOISE, _root_up(needed**2 - square))
+
+
 def solve_noise_multiplier(
     releases: Callable[[float], Releases], target_epsilon: float, delta: float, colluding: int
 ) -> float:
@@ -172,6 +224,11 @@ def solve_noise_multiplier(
         middle = _shorten((low + high) / 2, ROUND_CEILING, DIGITS)
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
+
+
+def _root_up(square: int) -> int:
+    """The least whole number whose square is at least `square`."""
+    return math.isqrt(square - 1) + 1 if square > 0 else 0
 
 
 def _checked(delta: float) -> float:

@@ -66,6 +66,7 @@ class Charge:
             "round must be at least 0": self.round >= 0,
             "cohort must name each site once": len(set(self.cohort)) == len(self.cohort) > 0,
             "release.sites must not pass the cohort": self.release.sites <= len(self.cohort),
+            "release.planned_sites must be 0 or the cohort": self.release.planned_sites in (0, len(self.cohort)),
             "purpose must be update or evaluation": self.purpose in ("update", "evaluation"),
             "relation must be add_or_remove_one": self.relation == "add_or_remove_one",
             "sampler must be poisson": self.sampler == "poisson",
@@ -116,7 +117,7 @@ class Booked:
         """
         if self.summed is None or site not in self.summed:
             return self.charge.release
-        return replace(self.charge.release, sites=len(self.summed))
+        return self.charge.release.over(len(self.summed))
 
     def kind(self, site: str) -> Kind:
         """What it has in common with equal charges."""

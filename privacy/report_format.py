@@ -86,6 +86,8 @@ class Event(_Part):
     scale_bits: Count
     site_noise_int: Count
     sites: Count  # really summed, or the fewest allowed while not settled
+    planned_sites: Count  # with top-up, while not settled: the most that may be summed; else 0
+    noise_collusion: Count
     is_settled: bool
     count: Count
 

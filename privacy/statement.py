@@ -5,6 +5,7 @@ a statement over 1,000,000 of them costs what their distinct kinds cost.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from . import accounting
 from .accounting import Release
@@ -53,20 +54,8 @@ def _spending(releases: Mapping[Release, int], budget: Budget | None, colluding:
 
 def _events(tally: Tally) -> list[Event]:
     return [
-        Event(
-            study=kind.study,
-            purpose=kind.purpose,
-            mode=kind.release.mode,
-            sample_rate=kind.release.sample_rate,
-            clip_norm=kind.release.clip_norm,
-            dim=kind.release.dim,
-            scale_bits=kind.release.scale_bits,
-            site_noise_int=kind.release.site_noise_int,
-            sites=kind.release.sites,
-            is_settled=kind.is_settled,
-            count=count,
-        )
-        for kind, count in tally.kinds().items()  # in the order in which they first appeared
+        Event(study=kind.study, purpose=kind.purpose, is_settled=kind.is_settled, count=count, **asdict(kind.release))
+        for kind, count in tally.kinds().items()  # in the order of their first charges
     ]
 
 

@@ -15,6 +15,7 @@ from confide.client_node.errors import (
     ChargeRefused,
     MessageInvalid,
     ModelUnusable,
+    NothingHeldOut,
     RoundOver,
     SiteNotReady,
     StaleLease,
@@ -47,7 +48,7 @@ from confide.mpc.shares import ShareContext, unpack
 from confide.privacy.charges import Charge
 from confide.privacy.ledger import Ledger
 
-from .conftest import Site, key_of
+from .conftest import PATIENTS_CSV, Site, key_of
 
 RUN = "thyroid-0001"
 
@@ -125,21 +126,21 @@ def prepare(desk: Desk, lease: int = 1) -> Packet:
     return desk.ask("prepare", Prepare(to="svi", study=desk.study.study_hash, run=RUN, lease=lease, ledger_from=0))
 
 
-def opened(desk: Desk, packet: Packet) -> np.ndarray:
-    """The update in the clear, as only all three aggregators together could read it."""
-    study = desk.study
+def opened(desk: Desk, packet: Packet, round_number: int = 1) -> np.ndarray:
+    """A site's vector in the clear, as only all three aggregators together could read it."""
+    study, planned = desk.study, desk.study.planned_round(round_number)
     context = ShareContext(
         study=study.study_hash,
         run=RUN,
-        round=1,
+        round=round_number,
         site="svi",
         state=hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest(),
-        dim=study.dim,
-        ring_bits=study.ring_bits,
-        scale_bits=study.scale_bits,
+        dim=planned.dim,
+        ring_bits=planned.ring_bits,
+        scale_bits=planned.scale_bits,
     )
     identity = bytes.fromhex(desk.site.identity.identity_hex)
-    total = np.zeros(study.dim, np.uint64 if study.ring_bits == 64 else np.uint32)
+    total = np.zeros(planned.dim, np.uint64 if planned.ring_bits == 64 else np.uint32)
     for party, (private, _) in enumerate(desk.party_keys):
         envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"])
         share = open_envelope(envelope, context, party, identity=identity, private_key=private)
@@ -274,6 +275,65 @@ def settle(desk: Desk, outcome: Outcome) -> Packet:
 ALL = ("other", "rest", "svhc", "svi")
 
 
+NONE = (('mode = "distributed"', 'mode = "none"'), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\nmax", "max"))
+BINS, EVALUATION = 4, 41  # the round after the last one
+
+
+def evaluating_desk(site: Site, *changes: tuple[str, str], noise: float = 10.0) -> Desk:
+    """A desk of a study that evaluates, at a site that holds three patients out."""
+    (site.home / "held-out.csv").write_text(PATIENTS_CSV)
+    site.write(('path = "patients.csv"', 'path = "patients.csv"\nheldout_path = "held-out.csv"'))
+    terms = f"[evaluation]\nbins = {BINS}\n" + (f"noise_multiplier = {noise}\n" if noise else "")
+    return make_desk(site, ("[participants]", terms + "[participants]"), *changes)
+
+
+def test_an_evaluation_counts_every_held_out_unit_once_by_label_and_bin(site):
+    desk = evaluating_desk(site, *NONE, noise=0)
+    (site.home / "patients.csv").write_text("these are not read")
+    counts = opened(desk, desk.step(EVALUATION), EVALUATION).reshape(2, BINS) / 2**20
+    assert counts.sum() == 3  # p1 has two records, of both labels
+    assert (counts[:, BINS // 2] >= 1).all()  # an untrained head says one half of everybody, which counts as positive
+
+
+def test_an_evaluation_is_charged_first_as_what_it_is_with_noise_of_its_own(site):
+    desk = evaluating_desk(site)
+    packet = desk.step(EVALUATION)
+    reserved = desk.ledger.entries()[-1].body
+    assert (desk.charges(), reserved["purpose"]) == (["reserve"], "evaluation")
+    assert isinstance(reserved["release"], dict)
+    assert (reserved["release"]["dim"], float.fromhex(reserved["release"]["sample_rate"])) == (2 * BINS, 1.0)
+    assert reserved["release"]["site_noise_int"] == int(np.ceil(10 / 3**0.5 * 2**20))  # three of four sites do not pool
+    spread = np.abs(opened(desk, packet, EVALUATION)).mean() / 2**20
+    assert 1 < spread < 20  # of 8 draws of std 5.8; without noise it would be 3 / 8
+
+
+def test_an_evaluation_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
+    desk = evaluating_desk(site, noise=0.1)
+    monkeypatch.setattr(node_module, "read_records", lambda *_: pytest.fail("a record was read"))
+    with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring epsilon to"):
+        prepare(desk)  # the training alone would fit
+    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 8"):
+        desk.step(EVALUATION)
+    assert desk.charges() == []
+
+
+def test_an_evaluation_asked_for_twice_gets_the_same_bytes_and_one_charge(site):
+    desk = evaluating_desk(site)
+    first = desk.step(EVALUATION)
+    assert desk.restarted().step(EVALUATION).blobs == first.blobs
+    assert desk.charges() == ["reserve"]
+
+
+def test_a_site_that_holds_nothing_out_says_so_and_pays_for_no_evaluation(site):
+    desk = evaluating_desk(site, noise=0.1)
+    assert site.write().exists()  # without heldout_path
+    ready = verify(prepare(desk), site.identity.identity_hex, Ready)  # which fits, as no evaluation is to come
+    assert not ready.evaluates
+    with pytest.raises(NothingHeldOut, match="svi holds no records out"):
+        desk.step(EVALUATION)
+    assert desk.charges() == []
+
+
 def test_a_settled_round_is_signed_with_the_set_really_summed_and_its_shares_are_forgotten(desk):
     desk.step()
     answer = verify(settle(desk, outcome_of(desk, ALL)), desk.site.identity.identity_hex, Settled)
@@ -353,12 +413,7 @@ def test_a_study_that_is_not_approved_runs_nothing(site):
 
 
 def test_without_privacy_only_with_the_sites_explicit_consent(site):
-    none = (
-        ('mode = "distributed"', 'mode = "none"'),
-        ("noise_multiplier = 1.19\n", ""),
-        ("delta = 1e-5\nmax", "max"),
-    )
-    desk = make_desk(site, *none)
+    desk = make_desk(site, *NONE)
     desk.step()
     approve(site.home, desk.study.study_hash, unprotected=False)
     with pytest.raises(StudyNotApproved, match="--unprotected"):
@@ -419,9 +474,10 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
-    # site's own caps. kept, set_digest, bound: names and digests of sealed bytes. Updates travel in blobs, sealed.
+    # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound: names and digests of
+    # sealed bytes. Updates and histograms travel in blobs, sealed.
     assert outgoing_fields() == {
-        "ready": ["key", "ledger", "request"],
+        "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run"],
         "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],

@@ -29,7 +29,7 @@ from confide.client_node.messages import (
     sign,
     verify,
 )
-from confide.client_node.study import Study
+from confide.client_node.study import PlannedRound, Study
 from confide.coordinator.fleet import NodeFailure
 from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope, seal_update
@@ -59,14 +59,14 @@ class FakeLedger:
         self.site, self.entries = site, list[Entry]()
         self._add("open", to_record(Opening(format=FORMAT, site=site, public_key=identity_of(site))))
 
-    def reserve(self, study: Study, run: str, round_number: int) -> None:
+    def reserve(self, study: Study, run: str, planned: PlannedRound) -> None:
         release = Release(
-            mode="none", site_noise_int=0, scale_bits=study.scale_bits, clip_norm=1.0, dim=study.dim,
+            mode="none", site_noise_int=0, scale_bits=planned.scale_bits, clip_norm=1.0, dim=planned.dim,
             sample_rate=0.5, sites=study.quorum,
         )  # fmt: skip
         charge = Charge(
-            study=study.study_hash, run=run, round=round_number, dataset="d", unit="patient",
-            cohort=study.site_names(), release=release,
+            study=study.study_hash, run=run, round=planned.number, dataset="d", unit="patient",
+            cohort=study.site_names(), release=release, purpose=planned.purpose,
         )  # fmt: skip
         self._add("reserve", to_record(charge))
 
@@ -96,6 +96,7 @@ class FakeFleet:
     ledgers: dict[str, FakeLedger] = field(default_factory=lambda: {site: FakeLedger(site) for site in SITES})
     keys: dict[str, tuple[bytes, bytes]] = field(default_factory=lambda: {name: new_keypair() for name in PARTIES})
     ended: set[str] = field(default_factory=set)  # parties whose key of the run is gone
+    abstaining: tuple[str, ...] = ()  # sites that hold no records out
 
     def trust(self, site_of: Callable[[str], str | None]) -> None: ...
 
@@ -128,22 +129,25 @@ class FakeFleet:
                 public_key=self.keys[name][1],
                 signer=key_of(name),
             )
-        return self._sign(
-            Ready(request=packet.digest(), key=key, ledger=self._entries(name, message.ledger_from)), name
-        )
+        entries = self._entries(name, message.ledger_from)
+        evaluates = name in SITES and name not in self.abstaining
+        return self._sign(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries), name)
 
     def _step(self, name: str, packet: Packet) -> Packet:
         plan = verify(packet, self.study.coordinator, RoundPlan)
         state = np.frombuffer(packet.blobs["state"], "<f4")
         self.states[plan.round] = state
         self._settle_outcomes(name, plan.run, plan.outcomes)
+        planned = self.study.planned_round(plan.round)
         if (name, plan.round) not in self.stored:
             self.computed.append((name, plan.round))
             if not self.ledgers[name].has("reserve", plan.round):
-                self.ledgers[name].reserve(self.study, plan.run, plan.round)
+                self.ledgers[name].reserve(self.study, plan.run, planned)
             context = self._context(name, plan.run, plan.round, hashlib.sha256(packet.blobs["state"]).hexdigest())
             recipients = [bytes.fromhex(key.public_key) for key in plan.keys]
-            vector = from_integers(site_vector(name, plan.round, state), self.ring)
+            is_update = planned.purpose == "update"
+            values = site_vector(name, plan.round, state) if is_update else site_histogram(name, planned)
+            vector = from_integers(values, ring_of(planned))
             self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0)
         blobs = {f"envelope-{i}": envelope.to_bytes() for i, envelope in enumerate(self.stored[name, plan.round])}
         entries = self._entries(name, plan.ledger_from)
@@ -156,8 +160,10 @@ class FakeFleet:
         if bound != order.cohort:
             taken = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=bound)
             return self._sign(taken, name)
-        total = np.zeros(self.study.dim, self.ring.unsigned)
-        for site, blob in packet.blobs.items():
+        planned = self.study.planned_round(order.round)
+        total = np.zeros(planned.dim, ring_of(planned).unsigned)
+        for place, site in enumerate(order.cohort):
+            blob = packet.blobs[f"update-{place}"]
             context = self._context(site, order.run, order.round, order.state)
             share = open_envelope(
                 Envelope.from_bytes(blob), context, PARTIES.index(name),
@@ -191,19 +197,24 @@ class FakeFleet:
         return tuple(self.ledgers[name].entries[since:]) if name in self.ledgers else ()
 
     def _context(self, site: str, run: str, round_number: int, state: str) -> ShareContext:
-        study = self.study
+        study, planned = self.study, self.study.planned_round(round_number)
         return ShareContext(
-            study=study.study_hash, run=run, round=round_number, site=site, state=state, dim=study.dim,
-            ring_bits=study.ring_bits, scale_bits=study.scale_bits,
+            study=study.study_hash, run=run, round=round_number, site=site, state=state, dim=planned.dim,
+            ring_bits=planned.ring_bits, scale_bits=planned.scale_bits,
         )  # fmt: skip
-
-    @property
-    def ring(self) -> Ring:
-        return Ring(bits=self.study.ring_bits, scale_bits=self.study.scale_bits)
 
     @staticmethod
     def _sign(reply: Reply, name: str) -> Packet:
         return sign(reply, key_of(name))
+
+
+def ring_of(planned: PlannedRound) -> Ring:
+    return Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
+
+
+def site_histogram(name: str, planned: PlannedRound) -> np.ndarray:
+    """Counts that depend on the site, in ring units."""
+    return (len(name) + np.arange(planned.dim)) << planned.scale_bits
 
 
 def site_vector(name: str, round_number: int, state: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ from confide.coordinator.studies import start_file
 from ..client_node.conftest import certificate_of
 from .fake_fleet import PARTIES, SITES, FakeFleet, identity_of, site_vector
 
-ROUNDS, DIM = 2, 12
+ROUNDS, DIM, BINS = 2, 12, 4
+EVALUATION = f"[evaluation]\nbins = {BINS}\nnoise_multiplier = 2.0\n"
 STUDY_TOML = """
 name = "s"
 [model]
@@ -85,6 +86,12 @@ class Desk:
             head_size=5,
         )
 
+    def counts(self) -> list[float]:
+        evaluation = self.store.evaluation("run-1")
+        assert evaluation is not None
+        found: list[float] = json.loads(evaluation.counts)
+        return found
+
     def state(self) -> np.ndarray:
         last = self.store.last_round("run-1")
         return RunFolder(self.home, "run-1").load(last.number, last.state_hash or "").state
@@ -96,10 +103,16 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return new_desk(tmp_path)
 
 
-def new_desk(home: Path, *, max_dropouts: int = 0) -> Desk:
+@pytest.fixture
+def evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    return new_desk(tmp_path, evaluation=EVALUATION)
+
+
+def new_desk(home: Path, *, max_dropouts: int = 0, evaluation: str = "") -> Desk:
     store = Store.create(home)
     (home / "study.toml").write_text(
-        STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts, min_sites=3 - max_dropouts)
+        STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts, min_sites=3 - max_dropouts) + evaluation
     )
     study = Study.from_draft(
         load_draft(home / "study.toml"),
@@ -150,8 +163,10 @@ def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6))
-def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter(desk, question, moment):
+@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6 + 6))
+def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter_and_measures_it_once(evaluating, question, moment):
+    desk = evaluating
+
     class PowerCut(BaseException):
         pass
 
@@ -164,7 +179,61 @@ def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter(desk, questio
         desk.drive(fleet)
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
-    assert sorted(fleet.computed) == sorted({(site, n) for site in SITES for n in range(1, ROUNDS + 1)})
+    assert desk.counts() == COUNTS
+    assert sorted(fleet.computed) == sorted({(site, n) for site in SITES for n in range(1, ROUNDS + 2)})
+
+
+COUNTS = [sum(len(site) for site in SITES) + 3.0 * cell for cell in range(2 * BINS)]  # of `site_histogram`s
+
+
+def test_an_evaluation_adds_histograms_of_the_final_state_and_moves_nothing(evaluating):
+    fleet = FakeFleet(evaluating.study)
+    evaluating.drive(fleet)
+    assert evaluating.counts() == COUNTS
+    np.testing.assert_array_equal(fleet.states[ROUNDS + 1], evaluating.state())
+    np.testing.assert_array_equal(evaluating.state(), by_hand(evaluating.study))
+    assert evaluating.store.last_round("run-1").number == ROUNDS
+    assert evaluating.store.run("run-1").error is None
+
+
+def test_what_an_evaluation_summed_is_signed_by_every_site(evaluating):
+    fleet = FakeFleet(evaluating.study)
+    evaluating.drive(fleet)
+    assert all(fleet.ledgers[site].has("settle", ROUNDS + 1) for site in SITES)
+
+
+def test_where_too_few_sites_hold_records_out_nobody_pays_and_the_run_is_done(evaluating):
+    fleet = FakeFleet(evaluating.study, abstaining=("west",))
+    evaluating.drive(fleet)
+    assert not any(fleet.ledgers[site].has("reserve", ROUNDS + 1) for site in SITES)
+    run = evaluating.store.run("run-1")
+    assert (run.state, run.error) == ("done", "not evaluated: 3 sites are needed, only north, south hold records out")
+    np.testing.assert_array_equal(evaluating.state(), by_hand(evaluating.study))
+
+
+def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
+    def refuse(kind: str, name: str) -> NodeFailure | None:
+        is_evaluation = kind == "step" and len(evaluating.store.rounds("run-1")) == ROUNDS
+        no = NodeFailure(reason="failed", error="NothingHeldOut", message="not evaluated here")
+        return no if is_evaluation and name == "west" else None
+
+    evaluating.drive(FakeFleet(evaluating.study, before=refuse))
+    run = evaluating.store.run("run-1")
+    assert run.state == "done"
+    assert run.error == "not evaluated: west refuses (NothingHeldOut): not evaluated here"
+    late = FakeFleet(evaluating.study, ended=set(PARTIES))
+    evaluating.store.set_run_state("run-1", "running")
+    evaluating.drive(late)  # what was written down is not tried again, without the run's keys
+    assert late.computed == []
+
+
+def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
+    desk.drive(FakeFleet(desk.study, abstaining=("north",)))
+    evaluation = desk.store.evaluation("run-1")
+    assert evaluation is not None
+    assert site_names(evaluation) == ("south", "west")
 
 
 def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):

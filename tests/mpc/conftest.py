@@ -64,12 +64,33 @@ class Round:
             site: sealing.seal_update(self.vectors[site], self.context(site), self.public, signer, i % 3)
             for i, (site, signer) in enumerate(self.signers.items())
         }
+        self.topups: dict[str, tuple[RingVector, tuple[sealing.Envelope, ...]]] = {}  # of the last `top_up`
 
     def context(self, site: str) -> ShareContext:
         return self.order(0).context(site)
 
-    def order(self, party: int, *, attempt: int = 0, min_sites: int = 2) -> parties.Order:
-        cohort = tuple((site, signer.public_key().public_bytes_raw().hex()) for site, signer in self.signers.items())
+    def top_up(self, sites: Iterable[str]) -> None:
+        """Lets each of `sites` draw and seal a top-up for just this set."""
+        self.topups, cohort, rng = {}, tuple(sites), np.random.default_rng(12)
+        for site in cohort:
+            vector = rng.integers(0, 2**self.ring.bits, self.dim, dtype=self.ring.unsigned.type, endpoint=False)
+            context = self.order(0, sites=cohort).topup_context(site)
+            self.topups[site] = vector, sealing.seal_update(vector, context, self.public, self.signers[site], 0)
+
+    def topup_box(self, party: int) -> dict[str, bytes]:
+        return {site: parts[party].to_bytes() for site, (_, parts) in self.topups.items()}
+
+    def order(
+        self,
+        party: int,
+        *,
+        attempt: int = 0,
+        min_sites: int = 2,
+        min_untopped: int | None = None,
+        sites: Iterable[str] | None = None,
+    ) -> parties.Order:
+        members = self.signers if sites is None else sites
+        cohort = tuple((site, self.signers[site].public_key().public_bytes_raw().hex()) for site in members)
         return parties.Order(
             study="study",
             run="run",
@@ -81,6 +102,7 @@ class Round:
             ring_bits=self.ring.bits,
             scale_bits=self.ring.scale_bits,
             min_sites=min_sites,
+            min_untopped=min_untopped or min_sites,
             private_key=self.private[party],
         )
 

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.mpc import aggregation, sealing
-from confide.mpc.errors import CohortTooSmall, Equivocation, OrderMismatch, PartyLost, SetConflict
+from confide.mpc.errors import CohortTooSmall, Equivocation, OrderMismatch, PartyLost, SetConflict, TopUpMissing
 from confide.mpc.journal import Journal
 from confide.mpc.orders import Release
 from confide.mpc.ring import Ring, open_total
@@ -45,12 +45,17 @@ def add(vectors, ring):
     return np.sum(list(vectors), axis=0, dtype=ring.unsigned)
 
 
+def sound(order, party, box, **how):
+    opened = {site: aggregation.admit(order, party, site, data, **how) for site, data in box.items()}
+    return {site: one for site, one in opened.items() if one is not None}
+
+
 @pytest.fixture
 def three(tmp_path, kit):
     """Runs one order at three parties whose journals last; a dict of Release or error by party."""
     journals = [Journal(tmp_path / f"journal{party}") for party in range(3)]
 
-    def run(orders, inboxes, *, dies_at=None, lie=None):
+    def run(orders, inboxes, topups=({}, {}, {}), *, dies_at=None, lie=None):
         mesh = {(a, b): queue.SimpleQueue() for a in range(3) for b in range(3)}
         links = [QueueLinks(party, mesh) for party in range(3)]
         links[1].dies_at = dies_at
@@ -58,9 +63,9 @@ def three(tmp_path, kit):
 
         def party(i):
             aggregation.compare_orders(orders[i], links[i])
-            opened = {site: aggregation.admit(orders[i], i, site, data) for site, data in inboxes[i].items()}
-            sound = {site: one for site, one in opened.items() if one is not None}
-            return aggregation.aggregate(orders[i], sound, links[i], journals[i], add)
+            opened = sound(orders[i], i, inboxes[i])
+            topped = sound(orders[i], i, topups[i], is_topup=True)
+            return aggregation.aggregate(orders[i], opened, topped, links[i], journals[i], add)
 
         return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())
 
@@ -180,7 +185,15 @@ def test_too_few_sites_are_refused(three, five):
 
 @pytest.mark.parametrize(
     "change",
-    [{"attempt": 1}, {"min_sites": 3}, {"dim": 41}, {"run": "other"}, {"state": OTHER_STATE}, {"cohort": ()}],
+    [
+        {"attempt": 1},
+        {"min_sites": 3, "min_untopped": 3},
+        {"min_untopped": 3},
+        {"dim": 41},
+        {"run": "other"},
+        {"state": OTHER_STATE},
+        {"cohort": ()},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_different_orders_are_refused(three, five, change):
@@ -232,3 +245,145 @@ def test_words_of_another_party_are_checked(three, five, step, lie):
 def test_mask_that_is_no_bit_is_no_vote(three, five):
     results = three(orders(five), inboxes(five), lie={"MASK": b"\2\1\1\1\1"})
     assert [release.kept for release in results] == [("site1", "site2", "site3", "site4")] * 3
+
+
+FOUR = ("site0", "site1", "site2", "site4")
+
+
+def topped(one, **changes):
+    """Orders for site3's absence, of five sites without whom each sum needs its top-ups."""
+    return orders(one, sites=FOUR, min_untopped=5, **changes)
+
+
+def boxes_of(one, sites=FOUR):
+    return [{site: data for site, data in one.topup_box(party).items() if site in sites} for party in range(3)]
+
+
+def topped_total(one):
+    noise = (one.topups[site][0] for site in FOUR)
+    return one.total(FOUR) + np.sum(list(noise), axis=0, dtype=RING.unsigned)
+
+
+def test_smaller_set_is_released_with_the_top_up_of_each_of_its_sites(three, five):
+    five.top_up(FOUR)
+    releases = three(topped(five), inboxes(five), boxes_of(five))
+    assert [release.kept for release in releases] == [FOUR] * 3
+    assert (total_of(releases) == topped_total(five)).all()
+
+
+def test_smaller_set_without_top_ups_is_never_released(three, five):
+    results = three(topped(five), inboxes(five))
+    assert kinds(results) == [TopUpMissing] * 3
+    assert {result.names for result in results} == {()}
+
+
+@pytest.mark.parametrize("at", [(0,), (1, 2), (0, 1, 2)])
+def test_one_top_up_missing_at_one_party_stops_the_release_and_is_named(three, five, at):
+    five.top_up(FOUR)
+    boxes = boxes_of(five)
+    for party in at:
+        del boxes[party]["site2"]
+    results = three(topped(five), inboxes(five), boxes)
+    assert kinds(results) == [TopUpMissing] * 3
+    assert {result.names for result in results} == {("site0", "site1", "site4")}
+
+
+@pytest.mark.parametrize("other", [FOUR[:3], (*FOUR, "site3"), ("site0", "site1", "site2", "site3")])
+def test_top_ups_for_another_set_count_as_none(three, five, other):
+    five.top_up(other)
+    for site in set(FOUR) - set(other):
+        five.topups[site] = five.topups["site0"]
+    results = three(topped(five), inboxes(five), boxes_of(five))
+    assert {(type(result), result.names) for result in results} == {(TopUpMissing, ())}
+
+
+def test_top_ups_of_two_sets_cannot_be_mixed(three, five):
+    five.top_up(FOUR)
+    mine = five.topups["site0"]
+    five.top_up(FOUR[:3])
+    five.topups["site0"] = mine
+    results = three(topped(five), inboxes(five), boxes_of(five))
+    assert {(type(result), result.names) for result in results} == {(TopUpMissing, ("site0",))}
+
+
+def test_update_stands_for_no_top_up_and_a_top_up_for_no_update(three, five):
+    assert kinds(three(topped(five), inboxes(five), inboxes(five))) == [TopUpMissing] * 3
+    five.top_up(FOUR)
+    assert kinds(three(topped(five), boxes_of(five), boxes_of(five))) == [CohortTooSmall] * 3
+
+
+def test_top_ups_of_another_round_or_state_count_as_none(three, five):
+    five.top_up(FOUR)
+    boxes = boxes_of(five)
+    five.number += 1
+    move(five, [])
+    for site in FOUR:  # the updates of the next round, with the top-ups of this one
+        five.envelopes[site] = sealing.seal_update(
+            five.vectors[site], five.context(site), five.public, five.signers[site], 0
+        )
+    assert kinds(three(topped(five), inboxes(five), boxes)) == [TopUpMissing] * 3
+
+
+def test_site_whose_update_does_not_open_is_named_so_that_the_others_can_top_up(three, five):
+    five.envelopes["site0"] = five.envelopes["site1"]
+    results = three(orders(five, min_untopped=5), inboxes(five))
+    assert {(type(result), result.names) for result in results} == {
+        (TopUpMissing, ("site1", "site2", "site3", "site4"))
+    }
+    five.envelopes["site3"] = five.envelopes["site1"]
+    five.top_up(FOUR)
+    results = three(topped(five), inboxes(five), boxes_of(five))
+    assert {(type(result), result.names) for result in results} == {(TopUpMissing, ("site1", "site2", "site4"))}
+
+
+def test_all_sites_are_summed_as_they_are_whatever_top_ups_come_along(three, five):
+    five.top_up(five.signers)
+    with_topups = three(orders(five, min_untopped=5), inboxes(five), boxes_of(five, five.signers))
+    without = three(orders(five, min_untopped=5, attempt=1), inboxes(five))
+    assert (total_of(with_topups) == five.total(five.vectors)).all()
+    assert [release.share for release in with_topups] == [release.share for release in without]
+
+
+def test_total_with_and_total_without_top_ups_are_never_both_released(three, five):
+    five.top_up(FOUR)
+    total_of(three(topped(five), inboxes(five), boxes_of(five)))
+    assert kinds(three(topped(five, attempt=1), inboxes(five))) == [TopUpMissing] * 3
+    results = three(orders(five, min_untopped=5, attempt=2), inboxes(five))
+    assert {(type(result), result.names) for result in results} == {(SetConflict, FOUR)}
+
+
+def test_no_smaller_set_is_released_after_the_whole(three, five):
+    total_of(three(orders(five, min_untopped=5), inboxes(five)))
+    five.top_up(FOUR)
+    results = three(topped(five, attempt=1), inboxes(five), boxes_of(five))
+    assert {(type(result), result.bound) for result in results} == {(SetConflict, tuple(five.signers))}
+
+
+def test_another_draw_of_the_top_ups_is_another_set(three, five):
+    five.top_up(FOUR)
+    total_of(three(topped(five), inboxes(five), boxes_of(five)))
+    five.top_up(FOUR)  # seals anew
+    assert kinds(three(topped(five, attempt=1), inboxes(five), boxes_of(five))) == [SetConflict] * 3
+
+
+def test_two_top_ups_of_one_site_stop_the_round(three, five):
+    five.top_up(FOUR)
+    boxes = boxes_of(five)
+    five.top_up(FOUR)
+    boxes[2]["site1"] = boxes_of(five)[2]["site1"]
+    results = three(topped(five), inboxes(five), boxes)
+    assert {(type(result), result.names) for result in results} == {(Equivocation, ("site1",))}
+
+
+@pytest.mark.parametrize("step", ["TMSK", "TVEW", "BIND", "DONE"])
+def test_party_that_dies_between_fix_and_release_leaves_the_same_total_to_the_next_attempt(three, five, step):
+    five.top_up(FOUR)
+    assert kinds(three(topped(five), inboxes(five), boxes_of(five), dies_at=step)) == [PartyLost] * 3
+    again = three(topped(five, attempt=1), inboxes(five), boxes_of(five))
+    assert (total_of(again) == topped_total(five)).all()
+
+
+def test_orders_that_differ_in_who_needs_top_ups_are_refused(three, five):
+    given = orders(five, min_untopped=5)
+    given[1] = five.order(1)
+    assert kinds(three(given, inboxes(five))) == [OrderMismatch] * 3

@@ -27,12 +27,21 @@ def order(kit):
         {"dim": 6},
         {"ring_bits": 64},
         {"scale_bits": 19},
-        {"min_sites": 3},
+        {"min_sites": 3, "min_untopped": 3},
+        {"min_untopped": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_digest_covers_every_common_field(order, change):
     assert dataclasses.replace(order, **change).digest() != order.digest()
+
+
+def test_top_up_is_for_the_order_s_very_cohort_and_no_update(order):
+    smaller = dataclasses.replace(order, cohort=order.cohort[:2])
+    contexts = [order.context("site0"), order.topup_context("site0"), smaller.topup_context("site0")]
+    assert len({bytes(context) for context in contexts}) == 3
+    again = dataclasses.replace(order, cohort=order.cohort[::-1])  # the order of names does not count
+    assert again.topup_context("site0") == order.topup_context("site0")
 
 
 def test_digest_leaves_out_what_is_private(order):
@@ -43,6 +52,8 @@ def test_digest_leaves_out_what_is_private(order):
     "change",
     [
         {"min_sites": 1},  # the sum over one site is its update
+        {"min_sites": 3},  # more than may be summed as they are
+        {"min_untopped": 4097},
         {"cohort": (("a", KEY), ("a", "cd" * 32))},
         {"cohort": (("a", KEY), ("b", KEY))},
         {"cohort": (("a", KEY.upper()),)},

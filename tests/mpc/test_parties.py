@@ -23,6 +23,7 @@ from confide.mpc.errors import (
     PartyDied,
     PartyLost,
     SetConflict,
+    TopUpMissing,
 )
 from confide.mpc.links import TlsCommunicator
 from confide.mpc.parties import PartyProcess, Release
@@ -108,6 +109,27 @@ def test_too_few_sites_are_refused_and_then_waited_for(ask, new_round):
     assert (total_of(ask(one, attempt=1, min_sites=4), one) == one.total(one.vectors)).all()
 
 
+def test_smaller_set_is_released_with_its_top_ups_only(kit, new_round, three):
+    one, left = new_round(), ("site0", "site2", "site3")
+    one.top_up(left)
+
+    def asked(topups, attempt):
+        calls = {
+            i: functools.partial(
+                process.aggregate,
+                one.order(i, attempt=attempt, sites=left, min_untopped=4),
+                one.inbox(i, without=["site1"]),
+                topups(i),
+            )
+            for i, process in enumerate(three)
+        }
+        return list(kit.outcomes(calls).values())
+
+    assert kinds(asked(lambda party: {}, 0)) == [TopUpMissing] * 3
+    noise = np.sum([one.topups[site][0] for site in left], axis=0, dtype=one.ring.unsigned)
+    assert (total_of(asked(one.topup_box, 1), one) == one.total(left) + noise).all()
+
+
 def test_different_attempts_are_refused(ask, new_round):
     assert kinds(ask(new_round(), attempts=(0, 0, 1))) == [OrderMismatch] * 3
 
@@ -164,7 +186,7 @@ def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask,
         aggregation.compare_orders(order, links)
         opened = {site: aggregation.admit(order, 2, site, data) for site, data in one.inbox(2).items()}
         if step == "DONE":
-            aggregation._agree(order, opened, links)
+            aggregation._agree(order, opened, links, "MASK", "VIEW")
             links.all_gather("BIND", b"", 2**20)
         links.close()
 

@@ -27,6 +27,7 @@ CHANGES = [
     {"site": "b"},
     {"scale_bits": 23},
     {"dim": 17},
+    {"topup_for": "cd" * 32},
 ]
 SIGNER, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 PRIVATE, PUBLIC = zip(*(new_keypair() for _ in range(3)), strict=True)

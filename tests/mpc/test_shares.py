@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from confide.mpc import shares
 from confide.mpc.errors import InvalidField, ShareMalformed
 from confide.mpc.ring import Ring
-from confide.mpc.shares import Share, ShareContext, expand, split, unpack
+from confide.mpc.shares import Share, ShareContext, expand, set_name, split, unpack
 
 CONTEXT = ShareContext(study="s", run="r", round=1, state="ab" * 32, site="a", dim=64, ring_bits=64, scale_bits=24)
 NARROW = dataclasses.replace(CONTEXT, ring_bits=32, scale_bits=20)
@@ -25,6 +25,7 @@ CHANGES = [
     {"dim": 65},
     {"scale_bits": 23},
     {"ring_bits": 32},
+    {"topup_for": "ab" * 32},
 ]
 
 
@@ -113,6 +114,8 @@ def test_no_two_contexts_have_the_same_bytes(a, b, c, d, e, f):
         {"state": "ab" * 31},
         {"state": "AB" * 32},  # a second spelling would be a second context
         {"state": bytes(32)},
+        {"topup_for": ""},
+        {"topup_for": "AB" * 32},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -141,6 +144,11 @@ def test_secrets_do_not_show():
 def test_vector_of_another_shape_or_ring_is_refused(vector):
     with pytest.raises(InvalidField):
         split(vector, CONTEXT, 0)
+
+
+def test_a_set_is_named_by_its_members_alone():
+    assert set_name(["b", "a"]) == set_name(("a", "b"))
+    assert len({set_name(names) for names in (["a", "b"], ["ab"], ["a"], ["a", "b", "c"], [])}) == 5
 
 
 def test_context_names_its_ring():

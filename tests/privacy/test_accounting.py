@@ -10,7 +10,14 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from confide.privacy import accounting
-from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise, solve_noise_multiplier
+from confide.privacy.accounting import (
+    Release,
+    epsilon_pld,
+    epsilon_rdp,
+    site_noise,
+    solve_noise_multiplier,
+    topup_noise,
+)
 from confide.privacy.errors import InvalidPrivacyParameter
 
 from .ledgers import release
@@ -137,6 +144,55 @@ def test_site_noise_keeps_the_multiplier_after_dropouts_and_collusion(dropouts, 
     assert noise / (0.5 * 2**24) * math.sqrt(6 - dropouts - collusion) >= 1.2 * (1 - 1e-12)
 
 
+def topped(*, planned=6, fewest=4, collusion=1, multiplier=1.2) -> Release:
+    """What a study with top-up is charged: noise for all planned sites, of which some may be missing."""
+    noise = site_noise(multiplier, 1.0, planned, 0, collusion, 24, "distributed")
+    return replace(
+        release(), site_noise_int=noise, dim=1, sites=fewest, planned_sites=planned, noise_collusion=collusion
+    )
+
+
+@pytest.mark.parametrize("sites", [6, 5, 4])
+@pytest.mark.parametrize("collusion", [1, 2, 3])
+def test_top_up_brings_the_noise_of_the_honest_remaining_sites_back_to_the_multiplier(sites, collusion):
+    charged = topped(collusion=collusion)
+    added = topup_noise(charged.site_noise_int, planned=6, sites=sites, collusion=collusion)
+    by_definition = (1.2 * 2**24) ** 2 * (1 / (sites - collusion) - 1 / (6 - collusion))
+    assert added == pytest.approx(math.sqrt(by_definition), rel=1e-6)
+    honest = (sites - collusion) * (charged.site_noise_int**2 + added**2)
+    assert (1.2 * 2**24) ** 2 <= honest <= (1.2 * 2**24) ** 2 * (1 + 1e-5)
+    assert charged.over(sites).noise_multiplier(collusion) == pytest.approx(1.2, rel=1e-6)
+
+
+def test_who_all_stay_pay_for_no_dropouts():
+    everybody = topped().over(6)
+    assert everybody == replace(topped(), sites=6, planned_sites=0, noise_collusion=0)
+    spare = site_noise(1.2, 1.0, 6, 2, 1, 24, "distributed")
+    assert spare / everybody.site_noise_int == pytest.approx(math.sqrt(5 / 3))
+
+
+@given(st.integers(2, 40), st.data())
+def test_charge_with_top_up_is_the_dearest_of_all_sums_that_it_allows(planned, data):
+    collusion = data.draw(st.integers(0, planned - 1))
+    fewest = data.draw(st.integers(collusion + 1, planned))
+    observers = data.draw(st.integers(0, planned + 1))
+    charged = topped(planned=planned, fewest=fewest, collusion=collusion)
+    each = [charged.over(sites).noise_multiplier(observers) for sites in range(fewest, planned + 1)]
+    assert charged.noise_multiplier(observers) <= min(each) * (1 + 1e-12)
+    assert charged.noise_multiplier(observers) in each
+
+
+def test_a_top_up_is_never_too_small_to_pass_for_a_gaussian():
+    assert topup_noise(20, planned=1000, sites=999, collusion=1) == accounting.MIN_SITE_NOISE
+    assert topup_noise(20, planned=1000, sites=1000, collusion=1) == 0
+
+
+@pytest.mark.parametrize(("sites", "collusion"), [(7, 1), (1, 1), (0, 0), (4, -1)])
+def test_no_top_up_for_more_than_planned_or_for_nobody(sites, collusion):
+    with pytest.raises(InvalidPrivacyParameter):
+        topup_noise(1000, planned=6, sites=sites, collusion=collusion)
+
+
 def test_site_noise_is_whole_in_local_mode_and_absent_in_mode_none():
     assert site_noise(1.5, 2.0, 3, 2, 1, 10, "local") == 1.5 * 2.0 * 1024
     assert site_noise(1.5, 2.0, 3, 2, 1, 10, "none") == 0
@@ -225,6 +281,13 @@ def test_one_more_release_after_many_distinct_ones_composes_only_a_path_anew():
         {"sample_rate": 1.2},
         {"sample_rate": math.nan},
         {"sites": 0},
+        {"planned_sites": 3},
+        {"planned_sites": -1},
+        {"planned_sites": 5, "mode": "local"},
+        {"planned_sites": 5, "noise_collusion": 4},
+        {"planned_sites": 5, "noise_collusion": -1},
+        {"planned_sites": 5, "site_noise_int": 2**50 + 1},
+        {"noise_collusion": 1},
     ],
 )
 def test_a_release_with_a_number_out_of_range_is_refused_by_name(change):
@@ -259,5 +322,7 @@ def test_no_release_from_outside_makes_an_accountant_fail(noise, bits, clip, dim
         sample_rate=rate,
         sites=sites,
     )
-    pld, rdp = epsilon_pld([strange] * 3, DELTA, 1), epsilon_rdp([strange] * 3, DELTA, 1)
-    assert 0 <= pld <= rdp + 2e-3  # the grid's pessimism shows where both are almost 0
+    topped_up = replace(strange, planned_sites=10**6, noise_collusion=sites - 1) if noise <= 2**50 else strange
+    for one in (strange, topped_up):
+        pld, rdp = epsilon_pld([one] * 3, DELTA, 1), epsilon_rdp([one] * 3, DELTA, 1)
+        assert 0 <= pld <= rdp + 2e-3  # the grid's pessimism shows where both are almost 0

@@ -192,6 +192,22 @@ def test_settling_accounts_for_the_set_really_summed(ledger):
     assert ledger.settle("run-1", 0, tuple(reversed(SITES))) == entry
 
 
+@pytest.mark.parametrize("summed", [SITES, SITES[:3]])
+def test_settling_accounts_for_the_noise_after_the_top_up(ledger, summed):
+    charged = charge(sites=3)
+    planned = replace(charged.release, planned_sites=4, noise_collusion=1)
+    ledger.reserve(replace(charged, release=planned))
+    reserved = ledger.spent("thyroid", "patient", 2, 1e-5).pld
+    ledger.settle("run-1", 0, summed)
+    noise = charged.release.site_noise_int * math.sqrt(
+        3 / (len(summed) - 1)
+    )  # variance by (planned - 1) / (summed - 1)
+    opened = replace(charged.release, sites=len(summed), site_noise_int=round(noise))
+    settled = ledger.spent("thyroid", "patient", 2, 1e-5).pld
+    assert settled == pytest.approx(accounting.epsilon_pld([opened], 1e-5, 2), rel=1e-4)
+    assert settled <= reserved
+
+
 def test_a_set_without_this_site_leaves_the_reserve_in_place(ledger):
     ledger.reserve(charge(sites=2))
     before = ledger.spent("thyroid", "patient", 0, 1e-5)
@@ -254,6 +270,7 @@ def test_a_budget_set_twice_is_written_once(ledger):
         {"cohort": ()},
         {"cohort": ("east", "east")},
         {"cohort": ("east",)},
+        {"release": replace(charge().release, planned_sites=5)},
         {"relation": "replace_one"},
         {"sampler": "shuffle"},
     ],

@@ -18,6 +18,7 @@ CASES = [
     FIRST,
     FIRST | {"round": 1},
     FIRST | {"state": hashlib.sha256(bytes(20)).hexdigest()},
+    FIRST | {"topup_for": hashlib.sha256(b"a set").hexdigest()},
     FIRST | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | NARROW,
 ]
 
@@ -32,9 +33,11 @@ def number(value: int) -> bytes:
 
 
 def context(case: dict) -> bytes:
-    head = text("confide/mpc/context/1") + text(case["study"]) + text(case["run"])
+    label = "topup" if "topup_for" in case else "context"
+    head = text(f"confide/mpc/{label}/1") + text(case["study"]) + text(case["run"])
     ring = number(case["dim"]) + number(case["ring_bits"]) + number(case["scale_bits"])
-    return head + number(case["round"]) + text(case["state"]) + text(case["site"]) + ring
+    tail = text(case["topup_for"]) if "topup_for" in case else b""
+    return head + number(case["round"]) + text(case["state"]) + text(case["site"]) + ring + tail
 
 
 def hkdf(seed: bytes, info: bytes) -> bytes:
