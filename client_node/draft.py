@@ -20,7 +20,7 @@ NUM_AGGREGATORS = 3
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
 TARGETS = (
-    "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+    "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
     "gate_proj", "up_proj", "down_proj", "experts", "gate",
 )  # fmt: skip
 
@@ -59,6 +59,8 @@ def _is_even(count: int) -> int:
 
 
 def _is_target(name: str) -> str:
+    if name == "lm_head":
+        raise rule("left out: records are classified by the pooled head, which never runs lm_head")
     if name not in TARGETS:
         near = difflib.get_close_matches(name, TARGETS, n=1)
         raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))

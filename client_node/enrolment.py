@@ -257,7 +257,7 @@ def _fetch_ca(invitation: InvitationCode) -> bytes:
     pem = _exchange("GET", invitation.address, unverified, CA_PATH, b"", {})
     try:
         found = hashlib.sha256(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)).digest()
-    except ValueError as err:
+    except (ValueError, x509.InvalidVersion) as err:
         raise WrongCoordinator(f"{invitation.address} is not a coordinator: it has no CA certificate to show") from err
     if not secrets.compare_digest(found, invitation.ca_digest):
         raise WrongCoordinator(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, Field, model_validator
 
 from ..models.schema import RecordSchema
@@ -39,7 +39,7 @@ def _is_address(value: str) -> str:
 def _is_certificate(value: str) -> str:
     try:
         count = len(load_pem_x509_certificates(value.encode()))
-    except ValueError:
+    except (ValueError, InvalidVersion, UnsupportedAlgorithm):
         count = 0
     if count != 1:
         raise rule("one certificate in PEM form")

@@ -15,16 +15,15 @@ import torch
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.binned_evaluation import bin_of
-from ..models.errors import BackboneMismatch, UnsupportedModule
-from ..models.head import PooledHead, pooled
-from ..privacy.clipping import row_independence_gap
+from ..models.errors import BackboneMismatch
+from ..models.head import PooledHead
 from ..privacy.histogram import HistogramTerms, private_histogram
+from ..privacy.independence import refuse_dependence
+from ..privacy.loss import record_losses
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import ReleaseTerms, private_release
 from .data import Records
 from .study import Study
-
-_LARGEST_GAP = 1e-3  # float32 alone makes about 1e-6; whatever mixes rows makes far more
 
 
 class Trainer:
@@ -53,7 +52,8 @@ class Trainer:
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
-            UnsupportedModule: the model mixes the records of a batch.
+            UnitsCoupled: one record's gradient would depend on other records.
+            TargetUnreached: an adapter would never be trained.
             InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
         loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
@@ -75,7 +75,7 @@ class Trainer:
             raise BackboneMismatch(
                 f"the adapter has {self.adapted.layout.dim} trained parameters, the study says {study.dim}"
             )
-        self._refuse_mixing()
+        refuse_dependence(self.adapted, record_losses, words=len(study.record_schema().words()))
         self._records: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class Trainer:
         Counts of label 0 come first, bins ascending; see `models.binned_evaluation`.
         """
         records = read()
-        self.adapted.load_state(state)
+        self.adapted.load_state(state[: self.adapted.layout.dim])
         tokens = torch.from_numpy(records.tokens(self._study.record_schema()))
         with torch.no_grad():
             batches = torch.split(tokens, self._terms.max_rows_per_batch) if len(tokens) else ()
@@ -109,16 +109,6 @@ class Trainer:
         )
         cells = records.labels * bins + bin_of(np.concatenate([np.zeros(0), *scores]), bins)
         return private_histogram(cells, records.units, terms=terms, source=self._source(round_number))
-
-    def _refuse_mixing(self) -> None:
-        """Refuses a model in which one record's result depends on another's: no bound per unit would hold."""
-        words = len(self._study.record_schema().words())
-        ids, other = (torch.from_numpy(np.random.default_rng(seed).integers(1, words, (4, 12))) for seed in (1, 2))
-        with torch.no_grad():
-            # The head starts at zero, so the pooled states are compared.
-            gap = row_independence_gap(lambda batch: pooled(self.adapted.model, batch), ids, other)
-        if not gap < _LARGEST_GAP:  # NaN fails too
-            raise UnsupportedModule(f"the backbone mixes records of one batch (relative change {gap:.1e})")
 
     def _load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._records is None:

@@ -6,6 +6,7 @@ by Ctrl-C.
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -282,6 +283,42 @@ def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         out.print(f"Run {run} goes on from round {store.last_round(run).number + 1}.")
 
 
+@run_app.command("metrics")
+def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show how good a run's model is on records that its sites hold out, as far as noise and chance let one tell.
+
+    The figures come from one noised histogram that the sites charged; they may be published.
+    """
+    from dataclasses import asdict
+
+    from .measurement import measurement
+
+    with told(), opened(home) as store:
+        found = measurement(store, run)
+        if as_json:
+            return print_json(asdict(found))
+        names = ("auc", "accuracy", "prevalence", "calibration_error", "records")
+        rows = [
+            {"metric": name.replace("_", " "), "value": value, "95 % interval": interval}
+            for name in names
+            for value, interval in [estimate_texts(getattr(found.metrics, name))]
+        ]
+        print_table(f"{run}, held-out records of {', '.join(found.sites)}", rows)
+        print_table(
+            "What the model says, and what is so", [reliability_row(each) for each in found.metrics.reliability]
+        )
+        if found.metrics.auc_tied is not None:
+            out.print(
+                f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one."
+            )
+        if found.epsilon is not None:
+            out.print(
+                f"Noise of std {found.noise_std:.3g} in every count. Cost for every {found.unit}: epsilon "
+                f"{found.epsilon:.3f} by itself, {found.epsilon_added:.3f} on top of the run's updates, at delta "
+                f"{found.delta:g} with {found.collusion} colluding."
+            )
+
+
 @budget_app.command("report")
 def budget_report(
     home: HomeOption = DEFAULT_HOME,
@@ -452,6 +489,25 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
     }
 
 
+def estimate_texts(estimate: Any) -> tuple[str, str]:
+    """A metric and its interval as a table shows them."""
+    if estimate is None:
+        return "hidden by the noise", ""
+    digits = 0 if estimate.value > 1 else 3
+    return f"{estimate.value:.{digits}f}", f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+
+
+def reliability_row(each: Any) -> dict[str, Any]:
+    """A bin of the score as a table shows it."""
+    value, interval = estimate_texts(each.positives)
+    return {
+        "probability": f"{each.low:.3f} to {each.high:.3f}",
+        "records": f"{100 * each.share.value:.1f} %",
+        "positive": value,
+        "95 % interval": interval,
+    }
+
+
 def clock(seconds: float) -> str:
     """A time as people read it, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
@@ -464,8 +520,16 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    print(json.dumps(value, indent=2))
+    """One JSON value on stdout; what has no bound reads "inf", as in reports, since JSON has no number for it."""
+    print(json.dumps(_without_infinities(value), indent=2, allow_nan=False))
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return "inf" if value == math.inf else value
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from ..client_node.files import write_private
-from .errors import Conflict, NotFound
+from .errors import Conflict, NotFound, StateDamaged
 from .pki import Pki
 from .store import Store
 
@@ -21,6 +23,11 @@ class Settings:
     listen: str  # host on which the gate listens
     port: int  # of the gate
     superlink_port: int  # of Flower's SuperLink, on loopback only
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_SCHEMA = TypeAdapter(Settings)
 
 
 def create_home(home: Path, settings: Settings) -> None:
@@ -38,8 +45,18 @@ def create_home(home: Path, settings: Settings) -> None:
 
 
 def load_settings(home: Path) -> Settings:
-    """The settings under `home`. Raises `NotFound` if `coordinator init` was never run there."""
+    """The settings under `home`.
+
+    Raises:
+        NotFound: `coordinator init` was never run there.
+        StateDamaged: the file does not hold settings.
+    """
     path = home / _SETTINGS
     if not path.exists():
         raise NotFound(f"{home} holds no federation; run `coordinator init` first, or name its folder with --home")
-    return Settings(**json.loads(path.read_text()))
+    try:
+        return _SCHEMA.validate_json(path.read_bytes())
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "file"
+        raise StateDamaged(f"{path}: {where}: {problem['msg']}; put the file back from a backup") from err

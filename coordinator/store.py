@@ -20,6 +20,9 @@ from .errors import Conflict, LeaseLost, NotFound
 RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
 
 
+_MAX_STEP = 255  # characters
+
+
 class Base(DeclarativeBase):
     """Declarative base of every table."""
 
@@ -64,7 +67,7 @@ class Run(Base):
     state: Mapped[str] = mapped_column(String(16))
     lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
     heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
-    step: Mapped[str] = mapped_column(String(255), default="")  # what the driver is doing, for people
+    step: Mapped[str] = mapped_column(String(_MAX_STEP), default="")  # what the driver is doing, for people
     error: Mapped[str | None] = mapped_column(String(2000))
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
@@ -222,6 +225,12 @@ class Store:
         with self.session() as session:
             return session.get(Evaluation, run_id)
 
+    def opened(self, run_id: str) -> list[Round | Evaluation]:
+        """All that was opened in a run, in order: its rounds and, if it measured something, its evaluation."""
+        evaluation = self.evaluation(run_id)
+        measured = [evaluation] if evaluation is not None and evaluation.problem is None else []
+        return [*self.rounds(run_id), *measured]
+
     def last_round(self, run_id: str) -> CommittedRound:
         """The last committed round of a run."""
         rounds = self.rounds(run_id)
@@ -239,7 +248,7 @@ class Store:
         """Says that the holder of `lease` is alive, and at which step. Raises `LeaseLost`."""
         values: dict[str, Any] = {"heartbeat": time.time()}
         if step is not None:
-            values["step"] = step
+            values["step"] = step[:_MAX_STEP]
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 

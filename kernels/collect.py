@@ -6,7 +6,8 @@ is kept is the smaller of the product per unit and the matrices themselves, abou
 activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must hold
 for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
 
-Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `N` (expert, unit) runs, `P`, `Q` the widths of a gradient.
+Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `N` (expert, unit) runs or (unit, word)
+pairs, `P`, `Q` the widths of a gradient.
 """
 
 from collections.abc import Iterator
@@ -73,8 +74,20 @@ class Collector:
             kept = _RunFactors(left, right, runs, num_experts, transposed)
         self._kept[parameter] = kept
 
+    def capture_lookups(self, parameter: nn.Parameter, grads_TP: Tensor, ids_T: Tensor) -> None:
+        """Takes the gradient of a factor stored as [P, words], of which token t read column ids_T[t]."""
+        self._claim(parameter)
+        if not len(grads_TP) == len(ids_T) == len(self.unit_of_token):
+            raise TokensMiscounted(f"lookups of {len(ids_T)} tokens, expected {len(self.unit_of_token)}")
+        words = parameter.shape[1]
+        # Only words that a unit holds have a gradient: [units, words] would be far more than the tokens are.
+        key_N, place_T = torch.unique(self.unit_of_token * words + ids_T, return_inverse=True)
+        grads_NP = torch.zeros(len(key_N), grads_TP.shape[1], dtype=parameter.dtype, device=grads_TP.device)
+        grads_NP.index_add_(0, place_T, grads_TP.to(parameter.dtype))
+        self._kept[parameter] = _WordGradients(grads_NP, key_N // words, key_N % words, words)
+
     def square_norms(self) -> Tensor:
-        """[U] float64: squared l2 norm of each unit's gradient over all factors together."""
+        """[U] float64: squared l2 norm of each unit's gradient over all factors together, never less than it is."""
         total = torch.zeros(self.num_units, dtype=torch.float64, device=self.unit_of_row.device)
         for kept in self._kept.values():
             total += kept.square_norms(self.num_units)
@@ -141,6 +154,26 @@ class _UnitGradients:
 
 
 @dataclass(slots=True)
+class _WordGradients:
+    grads_NP: Tensor  # one for each (unit, word) that occurs
+    unit_N: Tensor
+    word_N: Tensor
+    words: int
+
+    def square_norms(self, num_units: int) -> Tensor:
+        by_word = _square_norms(self.grads_NP.unsqueeze(1))
+        return by_word.new_zeros(num_units).index_add_(0, self.unit_N, by_word)
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        self.grads_NP[is_forgotten_U[self.unit_N]] = 0
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        scaled = self.grads_NP * factors_U[self.unit_N, None]
+        total = scaled.new_zeros(self.words, scaled.shape[1]).index_add_(0, self.word_N, scaled)
+        return total.mT
+
+
+@dataclass(slots=True)
 class _RunGradients:
     grads_NPQ: Tensor
     runs: Runs
@@ -171,13 +204,17 @@ class _RunFactors:
     transposed: bool
 
     def square_norms(self, num_units: int) -> Tensor:
-        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Terms cancel, so float32 could understate the norm.
+        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
+        # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
         total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
         for runs, rows in _equally_long(self.runs.length_N):
             left, right = self.left_SP[rows].double(), self.right_SQ[rows].double()
             gram = (left @ left.mT) * (right @ right.mT)
-            total.index_add_(0, self.runs.unit_N[runs], gram.sum((1, 2)))
-        return total.clamp_min_(0)
+            size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
+            terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
+            hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
+            total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
+        return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
         rows = is_forgotten_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)

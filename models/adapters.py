@@ -1,8 +1,11 @@
-"""LoRA on every part of a DeepseekV3 backbone: projections, shared and routed experts, router.
+"""LoRA on every part of a DeepseekV3: embedding, projections, shared and routed experts, router, output matrix.
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
 the average of sites' updates is then exact and half as long. Not for quantised weights, expert parallelism or modules
 that run twice in one forward pass.
+
+A backbone may use one matrix as embedding and as output matrix (`tie_word_embeddings`): as it is frozen and adapters
+are never merged into it, each of its two uses takes an adapter of its own, and adapting one leaves the other alone.
 
 Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
 """
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.collect import CaptureSlot
+from ..kernels.embedding import lora_embedding
 from ..kernels.experts import ExpertFactors, lora_experts
 from ..kernels.lora import lora_linear
 from ..kernels.routing import route
@@ -32,7 +36,7 @@ class AdapterConfig:
 
     rank: int
     alpha: float  # the low-rank product is scaled by alpha / rank
-    targets: tuple[str, ...]  # last names of modules: any nn.Linear, `experts` (routed bank), `gate` (router)
+    targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
     seed: str  # public; expands to the same A factors on every machine
     freeze_a: bool = True
 
@@ -51,12 +55,14 @@ class AdapterConfig:
 class LoRAFactors(nn.Module):
     """The pair (A, B) of one weight; a bank of experts has a leading expert axis on both."""
 
-    def __init__(self, weight: Tensor, config: AdapterConfig, name: str) -> None:
+    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
+        """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
         super().__init__()
         *bank, width_out, width_in = weight.shape
+        std = 1 / math.sqrt(width_in) if start_std is None else start_std
         dtype = torch.promote_types(weight.dtype, torch.float32)  # never below full precision: updates are small
         shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
-        start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, 1 / math.sqrt(width_in)))
+        start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
         self.lora_A = nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a)
         self.lora_B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
 
@@ -73,6 +79,21 @@ class LoRALinear(LoRAFactors):
         return lora_linear(
             x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
         )
+
+
+class LoRAEmbedding(LoRAFactors):
+    """An adapted nn.Embedding; the factors are those of the transposed table, A [R, words] and B [D, R], as in PEFT."""
+
+    def __init__(self, base: nn.Embedding, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        # A word reads one column of A, so a spread of 1 makes what B sees as large as behind a projection.
+        super().__init__(base.weight.T, config, name, start_std=1.0)
+        if base.max_norm is not None or base.scale_grad_by_freq:
+            raise UnsupportedModule(f"{name} rescales its table by the words of a batch (max_norm, scale_grad_by_freq)")
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """As the base table, plus the low-rank product."""
+        return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
 
 
 class LoRARouter(LoRAFactors):
@@ -147,6 +168,9 @@ class LoRAExperts(nn.Module):
         )
 
 
+Adapter = LoRALinear | LoRAEmbedding | LoRARouter | LoRAExperts
+
+
 class AdaptedModel(nn.Module):
     """A frozen backbone with its adapters and, if it classifies, its head.
 
@@ -163,10 +187,8 @@ class AdaptedModel(nn.Module):
         self.model, self.head, self.config, self.slot = model, head, config, slot
         if head is not None:
             head.slot = slot
-        self.adapters: dict[str, LoRALinear | LoRARouter | LoRAExperts] = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, LoRALinear | LoRARouter | LoRAExperts)
+        self.adapters: dict[str, Adapter] = {
+            name: module for name, module in model.named_modules() if isinstance(module, Adapter)
         }
         found = {
             f"{prefix}.{name}": parameter
@@ -213,7 +235,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
 
     Raises:
         TargetMissing: a target is the last name of no module.
-        UnsupportedModule: a target is neither nn.Linear, a fused SwiGLU bank, nor a top-k router.
+        UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a fused SwiGLU bank, nor a top-k router.
         InvalidAdapter: nothing would be trained.
     """
     if not config.targets and head is None:
@@ -233,11 +255,11 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     return AdaptedModel(model.eval(), config, head, slot)
 
 
-def _adapter_for(
-    module: Any, config: AdapterConfig, name: str, slot: CaptureSlot
-) -> LoRALinear | LoRARouter | LoRAExperts:
+def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> Adapter:
     if type(module) is nn.Linear:  # a subclass may compute something else, a quantised product for instance
         return LoRALinear(module, config, name, slot)
+    if type(module) is nn.Embedding:
+        return LoRAEmbedding(module, config, name, slot)
     if hasattr(module, "e_score_correction_bias"):
         return LoRARouter(module, config, name, slot)
     if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj"):

@@ -7,6 +7,9 @@ bank's parameters, so that gate_up_proj lies inside, under `base_layer`, and dow
 Dense and shared projections go by `target_parameters` as well: PEFT takes the module names gate_proj, up_proj and
 down_proj of this architecture for those of routed experts before transformers 5 fused them, and would move the
 adapters there.
+
+An embedding is stored as `lora_embedding_A` [rank, words] and `lora_embedding_B` [out, rank]. Where the output matrix
+is tied to it, each use keeps its own adapter as long as nobody merges them into the shared matrix; the card says so.
 """
 
 import json
@@ -17,9 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adapters import AdaptedModel, LoRAExperts, LoRARouter
+from .adapters import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter
 from .directories import new_directory
 from .errors import ExportRefused
+from .evaluation import Estimate
 
 _TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
 
@@ -38,6 +42,7 @@ class ModelCard:
     epsilon: float | None  # spent on any one unit; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
+    auc: Estimate | None = None  # measured by the sites on records that they held out
 
 
 def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
@@ -68,7 +73,8 @@ def _peft_config(adapted: AdaptedModel) -> dict[str, object]:
     modules: set[str] = set()
     parameters: set[str] = set()
     for name, module in adapted.adapters.items():
-        *_, parent, leaf = name.split(".")
+        path, _, leaf = name.rpartition(".")
+        parent = path.rpartition(".")[2]
         if isinstance(module, LoRAExperts):
             parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
         elif isinstance(module, LoRARouter) or leaf in _TAKEN_FOR_EXPERTS:
@@ -102,6 +108,9 @@ def _peft_tensors(adapted: AdaptedModel) -> dict[str, Tensor]:
                 # [E, R, in] -> [E * R, in], and [E, out, R] -> [out, R * E]
                 tensors[f"{place}.lora_A.weight"] = factors.lora_A.flatten(0, 1)
                 tensors[f"{place}.lora_B.weight"] = factors.lora_B.permute(1, 2, 0).flatten(1)
+        elif isinstance(module, LoRAEmbedding):
+            tensors[f"{prefix}.lora_embedding_A"] = module.lora_A
+            tensors[f"{prefix}.lora_embedding_B"] = module.lora_B
         else:
             tensors[f"{prefix}.lora_A.weight"] = module.lora_A
             tensors[f"{prefix}.lora_B.weight"] = module.lora_B
@@ -126,6 +135,7 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 | sites | {", ".join(card.sites)} |
 | rounds | {card.rounds} |
 | privacy | {_privacy_text(card)} |
+| quality | {_quality_text(card)} |
 
 ## Load
 ```python
@@ -135,9 +145,9 @@ from transformers import DeepseekV3ForCausalLM
 model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{head}
+{_merging(adapted)}{head}
 ## Limits
-{_limits(card)}Nothing here says how accurate or fair the adapter is.
+{_limits(card)}Nothing here says how fair the adapter is, or how it does on other records than the sites'.
 """
 
 
@@ -148,6 +158,18 @@ times `weight`.
 """
 
 
+def _merging(adapted: AdaptedModel) -> str:
+    is_shared = adapted.model.config.tie_word_embeddings and any(
+        isinstance(module, LoRAEmbedding) or name == "lm_head" for name, module in adapted.adapters.items()
+    )
+    if not is_shared:
+        return ""
+    return (
+        "Do not merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to one use "
+        "would change the other.\n"
+    )
+
+
 def _limits(card: ModelCard) -> str:
     if card.mode == "none":
         return "Nothing bounds what this adapter tells about the records it was trained on. "
@@ -155,6 +177,14 @@ def _limits(card: ModelCard) -> str:
         f"Epsilon bounds what this adapter, and every round's sum behind it, tells about any single {card.unit} of one "
         "site; a person known to several sites is protected at each of them separately. "
     )
+
+
+def _quality_text(card: ModelCard) -> str:
+    if card.auc is None:
+        return "not measured"
+    auc, noise = card.auc, "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
+    interval = f"{100 * auc.confidence:g} % interval {auc.low:.3f} to {auc.high:.3f}"
+    return f"AUC {auc.value:.3f} ({interval}) on records that the sites held out{noise}"
 
 
 def _privacy_text(card: ModelCard) -> str:

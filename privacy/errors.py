@@ -14,6 +14,8 @@ PrivacyError
 ├── ReportInvalid                 a report does not follow the format or is too large
 └── StepError
     ├── UnprotectedGradient       a gradient would reach, or has reached, a parameter without being clipped
+    ├── UnitsCoupled              one record's gradient depends on other records; names through what
+    ├── TargetUnreached           the loss does not depend on a trained parameter
     ├── UnitRepeated              a unit was met in two microbatches of one step
     ├── ClipperMisused            microbatch, backward and clipping came in another order than they must
     ├── BatchMalformed            the records of a step do not fit together
@@ -79,6 +81,14 @@ class StepError(PrivacyError):
 
 class UnprotectedGradient(StepError):
     """A trainable parameter is out of the clipper's reach, or holds a gradient that the clipper never saw."""
+
+
+class UnitsCoupled(StepError):
+    """One record's gradient depends on other records of its batch, so that no bound on a unit would hold."""
+
+
+class TargetUnreached(StepError):
+    """The loss does not depend on a trained parameter, which would take noise and learn nothing."""
 
 
 class UnitRepeated(StepError):

@@ -19,6 +19,7 @@ from .errors import ClipperMisused, InvalidPrivacyParameter, UnprotectedGradient
 from .noise import discrete_gaussian
 from .sampling import Integers, RandomBytes
 
+_CHUNK = 2**17  # entries noised at a time: a sampler needs many times the memory of what it returns
 _RING_LIMIT = 2.0**61  # of a rounded sum: a quarter of what an int64 holds, the rest is room for the noise
 
 
@@ -48,10 +49,20 @@ class RingNoise:
         An entry is cut to the ring rather than refused: cutting moves no two sums further apart, while a refusal would
         be an answer about records without noise. A clipped sum is finite; NaN would count as 0.
         """
-        scaled = np.nan_to_num(np.rint(total * 2.0**self.scale_bits), posinf=_RING_LIMIT, neginf=-_RING_LIMIT)
-        scaled = np.clip(scaled, -_RING_LIMIT, _RING_LIMIT)
+        released = np.empty(total.size, dtype=np.int64)
+        for start in range(0, total.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            released[part] = self._noised(total[part])
+        return released
+
+    def _noised(self, total: npt.NDArray[np.float64]) -> Integers:
+        scaled = np.rint(total * 2.0**self.scale_bits)
+        np.nan_to_num(scaled, copy=False, posinf=_RING_LIMIT, neginf=-_RING_LIMIT)
+        np.clip(scaled, -_RING_LIMIT, _RING_LIMIT, out=scaled)
         rounded: Integers = scaled.astype(np.int64)
-        return rounded + discrete_gaussian(self.sigma, rounded.size, self.source) if self.sigma else rounded
+        if self.sigma:
+            rounded += discrete_gaussian(self.sigma, rounded.size, self.source)
+        return rounded
 
 
 class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -108,18 +119,21 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         total, self.last_report = self.clipper.clipped_sum(self.clip_norm)
         for name, parameter in self.clipper.parameters.items():
             so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]  # set by opacus
-            total_so_far = total[name] if so_far is None else so_far + total[name]
+            total_so_far = total[name] if so_far is None else so_far.add_(total[name])
             parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
 
     def add_noise(self) -> None:
         """Rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
         parameters = list(self.clipper.parameters.values())
-        sums = [parameter.summed_grad.flatten() for parameter in parameters]  # type: ignore[attr-defined]
-        self._released = self.noise.add_to(torch.cat(sums).cpu().numpy())
-        decoded = torch.from_numpy(self._released * 2.0**-self.noise.scale_bits)
-        parts = torch.split(decoded, [parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter)
+        total = torch.cat([parameter.summed_grad.flatten() for parameter in parameters])  # type: ignore[attr-defined]
+        for parameter in parameters:
+            parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
+        self._released = self.noise.add_to(total.cpu().numpy())
+        end = 0
+        for parameter in parameters:
+            start, end = end, end + parameter.numel()
+            decoded = torch.from_numpy(self._released[start:end] * 2.0**-self.noise.scale_bits)
+            parameter.grad = decoded.view_as(parameter).to(parameter)
         self.clipper.start_step()
 
     def accumulate(self) -> None:

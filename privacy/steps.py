@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from ..models.adapters import AdaptedModel
 from .clipping import PerUnitClipper
 from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
+from .loss import record_losses
 from .noise import MAX_SIGMA
 from .optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
@@ -152,7 +152,7 @@ def _accumulate(
     with optimizer.clipper.microbatch(np.repeat(list(batch), sizes), length):
         logits = adapted.classify(tokens_RT)
         target = torch.as_tensor(labels[rows].astype(np.float64), device=device).to(logits)
-        by_row = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        by_row = record_losses(logits, target)
         share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(logits)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.accumulate()

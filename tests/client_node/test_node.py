@@ -475,10 +475,11 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound: names and digests of
-    # sealed bytes. Updates and histograms travel in blobs, sealed.
+    # sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
     assert outgoing_fields() == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run"],
+        "topped": ["request", "round", "run"],
         "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
         "settled": ["ledger", "request"],

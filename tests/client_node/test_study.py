@@ -2,15 +2,20 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from confide.client_node.errors import StudyInvalid
+from confide.client_node.errors import MessageInvalid, StudyInvalid
 from confide.client_node.study import Study, load_draft
+
+from .conftest import EVALUATION
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -33,6 +38,7 @@ BAD_DRAFTS = {
         "privacy.mode is \"central\"; it must be 'distributed', 'local' or 'none'",
     ),
     "unknown target": (('"experts"', '"expert"'), "(did you mean experts?)"),
+    "target that the head never runs": (('"experts"', '"lm_head"'), "the pooled head, which never runs lm_head"),
     "target twice": (('"experts"', '"o_proj"'), "more than once: o_proj"),
     "cuts not increasing": (
         ("[0.4, 4.0, 10.0]", "[0.4, 4.0, 4.0]"),
@@ -75,6 +81,14 @@ BAD_DRAFTS = {
         "privacy.target_epsilon is 3; remove it",
     ),
     "distributed over two": (('"other", "svi", "svhc", "rest"', '"other", "svi"'), "it needs at least 3"),
+    "odd bins": (
+        ("[participants]", "[evaluation]\nbins = 5\nnoise_multiplier = 4.0\n[participants]"),
+        "evaluation.bins is 5; it must be even",
+    ),
+    "evaluation without noise": (
+        ("[participants]", "[evaluation]\n[participants]"),
+        "evaluation.noise_multiplier must be greater than 0",
+    ),
     "not TOML": (("[rounds]", "[rounds"), "not TOML"),
 }
 
@@ -102,6 +116,12 @@ def test_all_problems_come_at_once(write_draft):
     assert keys == ["adapter.rank", "adapter.seed", "adapter.sede", "optimizer.lr"]
 
 
+def test_an_evaluation_has_no_noise_where_nothing_else_has(write_draft):
+    path = write_draft(EVALUATION, ('"distributed"\nnoise_multiplier = 1.19', '"none"'), ("delta = 1e-5\n", ""))
+    with pytest.raises(StudyInvalid, match=r"evaluation\.noise_multiplier must go"):
+        load_draft(path)
+
+
 def test_problems_between_tables_come_at_once(write_draft):
     path = write_draft(('label = "diagnosis"', 'label = "sex"'), ("collusion = 1", "collusion = 9"))
     with pytest.raises(StudyInvalid) as caught:
@@ -123,7 +143,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "8e1d19d9edb6d786587c53accad9c2ccdaca70ae47d45eec75ad86e1ac0db8da"
+    assert study.study_hash == "097bfdef335062b83664a19f74b029d586723c3a9fba3b5ed80d3311b7ed7d0c"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
@@ -143,8 +163,26 @@ def test_every_term_is_in_the_hash(make_study):
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
 
 
+def test_the_rounds_of_a_study_are_its_updates_and_then_its_evaluation(make_study):
+    study = make_study(EVALUATION)
+    planned = [study.planned_round(number) for number in range(1, study.last_round + 1)]
+    assert [each.number for each in planned] == list(range(1, 42))
+    assert [each.purpose for each in planned] == ["update"] * 40 + ["evaluation"]
+    assert (planned[0].dim, planned[0].noise_multiplier, planned[0].sample_rate) == (1000, 1.19, 0.2)
+    last = planned[-1]
+    assert (last.dim, last.noise_multiplier, last.sample_rate, last.clip_norm) == (20, 4.0, 1.0, 1.0)
+    assert 2.0 ** (last.ring_bits - 1 - last.scale_bits) > 1e12  # more units than there are
+
+
+@pytest.mark.parametrize("number", [-1, 0, 41])
+def test_a_study_has_no_round_beyond_its_last(make_study, number):
+    with pytest.raises(MessageInvalid, match="has rounds 1 to 40"):
+        make_study().planned_round(number)
+
+
 def test_parse_is_the_inverse_of_canonical(make_study):
     for change in [
+        EVALUATION,
         ("rank = 4", "rank = 4"),
         ('"distributed"\nnoise_multiplier = 1.19', '"local"\nnoise_multiplier = 2.5'),
     ]:
@@ -168,6 +206,17 @@ def test_another_spelling_of_a_study_is_refused(make_study):
 def test_what_is_no_study_is_refused(text):
     with pytest.raises(StudyInvalid):
         Study.parse(text)
+
+
+def test_a_certificate_of_an_unknown_version_is_refused(make_study):
+    study = make_study()
+    pem = study.aggregators[0].certificate
+    der = bytearray(x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER))
+    version = der.index(b"\xa0\x03\x02\x01\x02") + 4
+    der[version] = 9
+    changed = ssl.DER_cert_to_PEM_cert(bytes(der))
+    with pytest.raises(StudyInvalid, match="certificate"):
+        Study.parse(study.canonical().replace(json.dumps(pem).encode(), json.dumps(changed).encode()))
 
 
 def test_no_changed_byte_gives_the_same_study(make_study):

@@ -92,6 +92,22 @@ def test_collector_gets_each_units_gradient(rank, per_row, dtype):
         torch.testing.assert_close(collector.square_norms()[unit], norm, rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_of_terms_that_cancel_is_never_understated(dtype):
+    """Two pairs of one unit whose products are all but opposite: rounding is larger than what remains of them."""
+    g = torch.Generator().manual_seed(4)
+    parameter = nn.Parameter(torch.zeros(1, 16, 16, dtype=dtype))
+    for _ in range(50):
+        left, right = (torch.randn(16, generator=g, dtype=dtype).expand(2, -1).clone() for _ in range(2))
+        right[1] *= -(1 + 2 * torch.finfo(dtype).eps)
+        collector = Collector(torch.zeros(1, dtype=torch.int64), 1, 2)
+        runs = route(torch.zeros(2, 1, dtype=torch.int64), 1, collector.unit_of_token, 1).runs
+        collector.capture_runs(parameter, left, right, runs, 1, transposed=False)
+        total = collector.weighted_sum(torch.ones(1))[parameter]
+        assert total.any()
+        assert total.norm() <= collector.square_norms().sqrt()
+
+
 def test_forgotten_unit_leaves_no_nan_behind():
     for per_row in (2, 30):  # kept as factors, kept as products
         gate_up, down, factors = bank()

@@ -14,7 +14,7 @@ from .tiny import random_ids, tiny_deepseek
 
 TARGETS = (
     *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-    *("gate_proj", "up_proj", "down_proj", "experts", "gate"),
+    *("gate_proj", "up_proj", "down_proj", "experts", "gate", "embed_tokens", "lm_head"),
 )
 
 
@@ -43,7 +43,8 @@ def test_trained_adapters_compute_the_merged_weights():
         for part in weights:
             factors = getattr(adapter, part) if part else adapter
             weight = getattr(base, part or "weight")
-            weight.data += adapter.lora_scaling * factors.lora_B @ factors.lora_A
+            product = factors.lora_B @ factors.lora_A
+            weight.data += adapter.lora_scaling * (product.T if name.endswith("embed_tokens") else product)
     # the stock router rounds to float32 inside, the adapted one does not
     torch.testing.assert_close(adapted.model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-6)
 
@@ -111,8 +112,30 @@ def test_missing_target_is_named():
 
 
 def test_other_modules_are_refused():
-    with pytest.raises(UnsupportedModule, match=r"embed_tokens is a Embedding"):
-        attach(tiny_deepseek(), config(("embed_tokens",)))
+    with pytest.raises(UnsupportedModule, match="norm is a DeepseekV3RMSNorm"):
+        attach(tiny_deepseek(), config(("norm",)))
+
+
+@pytest.mark.parametrize("setting", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_embedding_that_depends_on_the_words_of_a_batch_is_refused(setting):
+    model = tiny_deepseek()
+    model.model.embed_tokens = torch.nn.Embedding(64, 32, **setting)
+    with pytest.raises(UnsupportedModule, match="embed_tokens rescales its table"):
+        attach(model, config(("embed_tokens",)))
+
+
+def test_adapting_one_use_of_a_tied_matrix_leaves_the_other_alone():
+    model, ids = tiny_deepseek(), random_ids(4)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    before = model(input_ids=ids, output_hidden_states=True)
+    adapted = attach(model, config(("lm_head",)))
+    adapted.load_state(random_state(adapted.layout.dim))
+    after = adapted.model(input_ids=ids, output_hidden_states=True)
+    assert torch.equal(after.hidden_states[0], before.hidden_states[0])
+    want = before.logits + adapted.model.lm_head.lora_scaling * (
+        before.hidden_states[-1] @ adapted.model.lm_head.lora_A.T @ adapted.model.lm_head.lora_B.T
+    )
+    torch.testing.assert_close(after.logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_bank_with_another_activation_is_refused():

@@ -11,17 +11,21 @@ from confide.models.head import PooledHead
 
 from ..models.tiny import tiny_deepseek
 
+_ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+_DENSE_AND_SHARED = ("gate_proj", "up_proj", "down_proj")
+_EVERYWHERE = ("embed_tokens", *_ATTENTION, *_DENSE_AND_SHARED, "experts", "gate")
 TARGETS = {
-    "attention": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-    "dense and shared": ("gate_proj", "up_proj", "down_proj"),
+    "attention": _ATTENTION,
+    "dense and shared": _DENSE_AND_SHARED,
     "experts": ("experts",),
     "router": ("gate",),
+    "embedding": ("embed_tokens",),
     "head": (),
-    "all": (
-        *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-        *("gate_proj", "up_proj", "down_proj", "experts", "gate"),
-    ),
+    "all": _EVERYWHERE,
+    "output": ("lm_head",),
+    "all, causal": (*_EVERYWHERE, "lm_head"),
 }
+CAUSAL = ("output", "all, causal")  # trained to predict the next token; all others classify by a head
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -30,8 +34,9 @@ def adapted_tiny(
 ) -> AdaptedModel:
     """An adapted model away from its start, where half of the gradients would vanish."""
     model = tiny_deepseek(experts=experts, dtype=dtype)
-    g = torch.Generator().manual_seed(3)
-    head = PooledHead(torch.randn(64, generator=g, dtype=dtype), torch.randn(64, 64, generator=g, dtype=dtype) / 8)
+    g, exact = torch.Generator().manual_seed(3), torch.promote_types(dtype, torch.float32)
+    center, whiten = torch.randn(64, generator=g, dtype=exact), torch.randn(64, 64, generator=g, dtype=exact) / 8
+    head = None if targets in CAUSAL else PooledHead(center, whiten)
     names = TARGETS[targets]
     # Adapted in any case, because the stock router rounds to float32 inside.
     with_router = names if "gate" in names else (*names, "gate")
@@ -51,28 +56,48 @@ def labels_for(rows: int) -> torch.Tensor:
 
 def unit_loss(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor, units: np.ndarray) -> torch.Tensor:
     """Sum over units of the mean over the unit's rows."""
-    logits = adapted.classify(ids)
-    by_row = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    by_row = row_losses(adapted, ids, labels)
     size = torch.as_tensor([(units == unit).sum() for unit in units])
     return (by_row / size).sum()
 
 
+def row_losses(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[R]: cross-entropy of the label or, without a head, of the next token, as a mean over the row's own tokens."""
+    if adapted.head is not None:
+        logits = adapted.classify(ids)
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    logits = adapted.model(input_ids=ids, attention_mask=(ids > 0).long()).logits[:, :-1]
+    is_target = ids[:, 1:] > 0
+    by_token = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").masked_fill(~is_target, 0)
+    return by_token.sum(1) / is_target.sum(1).clamp_min(1)
+
+
 def clipped_loop(
-    adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor, units: np.ndarray, clip_norm: float
+    adapted: AdaptedModel,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    units: np.ndarray,
+    clip_norm: float,
+    *,
+    as_it_is: bool = False,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One plain backward a unit in float64: clip, add. Returns the sum and the norms, units ascending."""
-    adapted = copy.deepcopy(adapted).double()
-    total = {name: torch.zeros_like(p) for name, p in adapted.trained.items()}
+    """One plain backward a unit in float64: clip, add. Returns the sum and the norms, units ascending.
+
+    Args:
+        as_it_is: compute in the model's own precision; only clipping and adding are in float64.
+    """
+    adapted = copy.deepcopy(adapted) if as_it_is else copy.deepcopy(adapted).double()
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in adapted.trained.items()}
     norms = []
     for unit in np.unique(units):
         own = torch.as_tensor(units == unit)
         loss = unit_loss(adapted, ids[own], labels[own], units[units == unit])
         grads = torch.autograd.grad(loss, list(adapted.trained.values()), allow_unused=True)
-        norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
+        norm = torch.stack([g.double().norm() for g in grads if g is not None]).norm()
         norms.append(norm)
         for name, grad in zip(adapted.trained, grads, strict=True):
             if grad is not None:
-                total[name] += grad * min(1.0, clip_norm / float(norm))
+                total[name] += grad.double() * min(1.0, clip_norm / float(norm))
     return total, torch.stack(norms)
 
 
