@@ -13,7 +13,7 @@ from .charges import Books, Budget, spent
 from .report_format import Account, BudgetFacts, Event, Point, Spending
 from .tally import Tally
 
-MAX_POINTS = 12  # of the course; each costs one composition
+MAX_POINTS = 9  # of the course; each costs one composition
 
 
 def accounts(books: Books) -> list[Account]:
