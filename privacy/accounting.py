@@ -270,7 +270,7 @@ def _epsilon_pld(merged: Merged, delta: float) -> float:
     return float(_joint(merged, 0).get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=512)  # up to about 2 MB each, mostly far less
+@lru_cache(maxsize=1024)  # twice MAX_DISTINCT and the paths in use; up to about 2 MB each, mostly far less
 def _joint(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
     """The pairs' joint privacy loss, composed along a binary tree in which a hash of each pair is its path.
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
 ORDERS = np.array([*range(2, 65), 72, 80, 96, 128, 192, 256, 384, 512, 768, 1024])  # the large ones serve tiny epsilons
 
@@ -45,4 +45,6 @@ def _log_moment(noise_multiplier: float, sample_rate: float, order: int) -> floa
     i = np.arange(order + 1)
     log_binomial = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
     log_weight = log_binomial + i * np.log(sample_rate) + (order - i) * np.log1p(-sample_rate)
-    return float(logsumexp(log_weight + (i * i - i) / (2 * noise_multiplier**2)))
+    terms = log_weight + (i * i - i) / (2 * noise_multiplier**2)
+    largest = terms.max()
+    return float(largest + np.log(np.exp(terms - largest).sum()))

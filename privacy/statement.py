@@ -5,6 +5,7 @@ a statement over 1,000,000 of them costs what their distinct kinds cost.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from . import accounting
 from .accounting import Release
@@ -12,7 +13,7 @@ from .charges import Books, Budget, spent
 from .report_format import Account, BudgetFacts, Event, Point, Spending
 from .tally import Tally
 
-MAX_POINTS = 12  # of the course; each costs one composition
+MAX_POINTS = 9  # of the course; each costs one composition
 
 
 def accounts(books: Books) -> list[Account]:
@@ -53,23 +54,8 @@ def _spending(releases: Mapping[Release, int], budget: Budget | None, colluding:
 
 def _events(tally: Tally) -> list[Event]:
     return [
-        Event(
-            study=kind.study,
-            purpose=kind.purpose,
-            mode=kind.release.mode,
-            sample_rate=kind.release.sample_rate,
-            clip_norm=kind.release.clip_norm,
-            dim=kind.release.dim,
-            scale_bits=kind.release.scale_bits,
-            site_noise_int=kind.release.site_noise_int,
-            sites=kind.release.sites,
-            planned_sites=kind.release.planned_sites,
-            noise_collusion=kind.release.noise_collusion,
-            steps=kind.release.steps,
-            is_settled=kind.is_settled,
-            count=count,
-        )
-        for kind, count in tally.kinds().items()  # in the order in which they first appeared
+        Event(study=kind.study, purpose=kind.purpose, is_settled=kind.is_settled, count=count, **asdict(kind.release))
+        for kind, count in tally.kinds().items()  # in the order of their first charges
     ]
 
 
