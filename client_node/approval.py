@@ -27,6 +27,7 @@ class Assessment:
     aggregates: bool
     data: DataReport | None  # None if this node only aggregates
     quote: Quote | None  # None if nothing is to be paid, or the ledger would not say
+    evaluates: bool | None  # whether it takes part in the evaluation; None if there is none for it
     reasons: tuple[str, ...]  # why not to approve it; none: it can be approved
 
 
@@ -41,9 +42,10 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
     trains = me in {(site.name, site.identity) for site in study.sites}
     aggregates = me in {(party.name, party.identity) for party in study.aggregators}
     reasons = _identity_reasons(study, *me, takes_part=trains or aggregates)
-    data = quote = None
+    data = quote = evaluates = None
     if trains:
         policy = load_policy(home)
+        evaluates = policy.held_out() is not None if study.draft.evaluation else None
         reasons += _terms_reasons(study, policy, unprotected=unprotected)
         data = check(policy.data.path, policy, study)
         reasons += _data_reasons(study, policy, data)
@@ -53,7 +55,7 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
                 record_budget(ledger, policy)
                 quote, refusals = _quote(ledger, study, policy)
             reasons += refusals
-    return Assessment(study, trains, aggregates, data, quote, tuple(reasons))
+    return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
 
 
 def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Ledger:

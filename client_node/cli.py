@@ -167,6 +167,7 @@ def study_approve(
             "epsilon spent": quote.spent if quote else None,
             "epsilon after all rounds": quote.would_be if quote else None,
             "epsilon cap": quote.cap if quote else None,
+            "takes part in the evaluation": assessment.evaluates,
         }
         show_facts("Approved", {name: value for name, value in facts.items() if value is not None}, as_json)
 

@@ -94,7 +94,7 @@ class Trainer:
         Counts of label 0 come first, bins ascending; see `models.binned_evaluation`.
         """
         records = read()
-        self.adapted.load_state(state)
+        self.adapted.load_state(state[: self.adapted.layout.dim])
         tokens = torch.from_numpy(records.tokens(self._study.record_schema()))
         with torch.no_grad():
             batches = torch.split(tokens, self._terms.max_rows_per_batch) if len(tokens) else ()

@@ -267,6 +267,42 @@ def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         out.print(f"Run {run} goes on from round {store.last_round(run).number + 1}.")
 
 
+@run_app.command("metrics")
+def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show how good a run's model is on records that its sites hold out, as far as noise and chance let one tell.
+
+    The figures come from one noised histogram that the sites charged; they may be published.
+    """
+    from dataclasses import asdict
+
+    from .measurement import measurement
+
+    with told(), opened(home) as store:
+        found = measurement(store, run)
+        if as_json:
+            return print_json(asdict(found))
+        names = ("auc", "accuracy", "prevalence", "calibration_error", "records")
+        rows = [
+            {"metric": name.replace("_", " "), "value": value, "95 % interval": interval}
+            for name in names
+            for value, interval in [estimate_texts(getattr(found.metrics, name))]
+        ]
+        print_table(f"{run}, held-out records of {', '.join(found.sites)}", rows)
+        print_table(
+            "What the model says, and what is so", [reliability_row(each) for each in found.metrics.reliability]
+        )
+        if found.metrics.auc_tied is not None:
+            out.print(
+                f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one."
+            )
+        if found.epsilon is not None:
+            out.print(
+                f"Noise of std {found.noise_std:.3g} in every count. Cost for every {found.unit}: epsilon "
+                f"{found.epsilon:.3f} by itself, {found.epsilon_added:.3f} on top of the run's updates, at delta "
+                f"{found.delta:g} with {found.collusion} colluding."
+            )
+
+
 @budget_app.command("report")
 def budget_report(
     home: HomeOption = DEFAULT_HOME,
@@ -411,6 +447,25 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
         "rounds": store.last_round(run.id).number,
         "step": run.step if run.state == "running" else (run.error or ""),
         "started": clock(run.created_at),
+    }
+
+
+def estimate_texts(estimate: Any) -> tuple[str, str]:
+    """A metric and its interval as a table shows them."""
+    if estimate is None:
+        return "hidden by the noise", ""
+    digits = 0 if estimate.value > 1 else 3
+    return f"{estimate.value:.{digits}f}", f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+
+
+def reliability_row(each: Any) -> dict[str, Any]:
+    """A bin of the score as a table shows it."""
+    value, interval = estimate_texts(each.positives)
+    return {
+        "probability": f"{each.low:.3f} to {each.high:.3f}",
+        "records": f"{100 * each.share.value:.1f} %",
+        "positive": value,
+        "95 % interval": interval,
     }
 
 

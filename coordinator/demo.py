@@ -165,6 +165,7 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
 def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console: Console) -> dict[str, Any]:
     """Report, adapter, and what both are worth."""
     from . import results
+    from .measurement import measurement
     from .references import references
 
     folder, home = federation.folder, federation.home
@@ -190,6 +191,7 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             compared = references(study, bench.backbone, train, held_out)
         private = study.draft.privacy.mode != "none"
         spent = results.largest_epsilon(store, study, colluding=1)
+        measured = measurement(store, run_id).metrics.auc if study.draft.evaluation else None
         return {
             "epsilon": spent.pld if private else None,
             "epsilon_rdp": spent.rdp if private else None,
@@ -197,6 +199,8 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             "delta": study.draft.privacy.delta if private else None,
             "auc_private": found["auc"]["value"],
             "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
+            "auc_measured": measured and measured.value,
+            "auc_measured_interval": measured and [measured.low, measured.high],
             "accuracy_private": found["accuracy"]["value"],
             **compared,
             "rounds": len(rounds),
@@ -224,6 +228,10 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
         ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
         ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
     ]
+    if outcome["auc_measured"] is not None:
+        low, high = outcome["auc_measured_interval"]
+        noised = f"95 % interval {low:.3f} to {high:.3f}: what the sites released of the same records"
+        figures.insert(3, ("  as measured", f"{outcome['auc_measured']:.3f}", noised))
     if outcome["epsilon"] is not None:
         spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
         bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
@@ -249,6 +257,7 @@ def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
     return f"""# What may run at {site}, on which records, at what cost.
 [data]
 path = {json.dumps(bench.tables[site]["train"])}
+heldout_path = {json.dumps(bench.tables[site]["heldout"])}
 name = "{draft.name}-{site}"
 unit = "{draft.data.unit}"
 unit_column = "patient_id"

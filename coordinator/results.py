@@ -19,6 +19,7 @@ from ..models.head import PooledHead
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
 from .errors import Conflict
+from .measurement import measurement
 from .replica import LedgerReplica
 from .run_folder import RunFolder
 from .store import Store, site_names
@@ -41,7 +42,7 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     adapted = attach(
         backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
-    adapted.load_state(RunFolder(home, run_id).load(last.number, last.state_hash).state)
+    adapted.load_state(RunFolder(home, run_id).load(last.number, last.state_hash).exported)
     return adapted
 
 
@@ -51,6 +52,8 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
+    evaluation = store.evaluation(run_id)
+    is_measured = evaluation is not None and evaluation.problem is None
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -62,6 +65,7 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
         epsilon=largest_epsilon(store, study, colluding=privacy.collusion).pld if has_guarantee else None,
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
+        auc=measurement(store, run_id).metrics.auc if is_measured else None,
     )
     export(adapted_model(store, home, run_id), directory, card)
     return card
@@ -70,7 +74,7 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
 def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
     replica = LedgerReplica(store)
-    for row in store.rounds(run_id):
+    for row in store.opened(run_id):
         for site in site_names(row):
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(

@@ -120,7 +120,8 @@ def drive_run(drive: Drive) -> None:
             evaluate(drive, keys, checkpoint)
     settle(drive, final=True)
     evaluation = drive.store.evaluation(drive.run)
-    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=evaluation and evaluation.problem)
+    problem = None if evaluation is None else evaluation.problem
+    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=problem)
 
 
 def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
@@ -132,7 +133,7 @@ def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
 def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> Checkpoint:
     """A round of training: the total becomes a step of the server optimizer."""
     planned = drive.study.planned_round(checkpoint.round + 1)
-    opened = open_round(drive, keys, planned, state_bytes(checkpoint), drive.sites)
+    opened = open_round(drive, keys, planned, state_bytes(checkpoint.state), drive.sites)
     # 7 commit: the round exists once its row does.
     after = server_step(drive, checkpoint, opened.total)
     drive.store.commit_round(Round(**opened.record, state_hash=drive.folder.save(after), committed_at=time.time()))
@@ -144,7 +145,7 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
 def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> None:
     """The round after the last update: the total is a histogram of how the final state scores held-out records.
 
-    It ends no run: where too few sites take part, that is written down instead, and what was trained is kept.
+    Where too few sites take part, or refuse for good, that is written down instead: what was trained is kept.
     """
     planned = drive.study.planned_round(drive.study.last_round)
     sites = tuple(site for site in drive.sites if site not in drive.abstaining)
@@ -153,7 +154,7 @@ def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpo
             raise RunRefused(
                 f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
             )
-        opened = open_round(drive, keys, planned, state_bytes(checkpoint), sites)
+        opened = open_round(drive, keys, planned, state_bytes(checkpoint.exported), sites)
     except RunRefused as err:
         logger.warning("run %s: not evaluated: %s", drive.run, err)
         drive.store.commit_round(
@@ -534,19 +535,15 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
     """Committed rounds that the site has charged and not settled, as its replicated ledger says; some at a time."""
     if site not in drive.open:
         drive.open[site] = drive.replica.open_rounds(site, drive.run)
-    evaluation = drive.store.evaluation(drive.run)
-    committed: list[Round | Evaluation] = [*drive.store.rounds(drive.run)]
-    if evaluation is not None and evaluation.problem is None:
-        committed.append(evaluation)
-    untold = [row for row in committed if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
+    untold = [row for row in drive.store.opened(drive.run) if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
     return tuple(
         Outcome(round=row.number, sites=site_names(row), evidence=tuple(json.loads(row.evidence))) for row in untold
     )
 
 
-def state_bytes(checkpoint: Checkpoint) -> bytes:
-    """The trained vector as it is sent: float32, little-endian."""
-    return checkpoint.state.astype("<f4").tobytes()
+def state_bytes(state: np.ndarray) -> bytes:
+    """A vector as it is sent: float32, little-endian."""
+    return state.astype("<f4").tobytes()
 
 
 def state_hash(state: bytes) -> str:

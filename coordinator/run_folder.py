@@ -30,6 +30,11 @@ class Checkpoint:
     state: np.ndarray  # float32 [dim]
     velocity: np.ndarray  # float32 [dim]
 
+    @property
+    def exported(self) -> np.ndarray:
+        """The vector that the run offers as its result, and that an evaluation measures."""
+        return self.state
+
 
 class RunFolder:
     """The folder of one run under the coordinator's home."""

@@ -222,6 +222,12 @@ class Store:
         with self.session() as session:
             return session.get(Evaluation, run_id)
 
+    def opened(self, run_id: str) -> list[Round | Evaluation]:
+        """All that was opened in a run, in order: its rounds and, if it measured something, its evaluation."""
+        evaluation = self.evaluation(run_id)
+        measured = [evaluation] if evaluation is not None and evaluation.problem is None else []
+        return [*self.rounds(run_id), *measured]
+
     def last_round(self, run_id: str) -> CommittedRound:
         """The last committed round of a run."""
         rounds = self.rounds(run_id)

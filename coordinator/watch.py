@@ -48,7 +48,7 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
             progress.update(
                 bar,
                 completed=len(rounds),
-                spent=spent_text(study, len(rounds)),
+                spent=spent_text(study, len(store.opened(run_id))),
                 sent=sent_text(rounds),
                 step=step_text(run),
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 from .adapters import AdaptedModel, LoRAExperts, LoRARouter
 from .directories import new_directory
 from .errors import ExportRefused
+from .evaluation import Estimate
 
 _TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
 
@@ -38,6 +39,7 @@ class ModelCard:
     epsilon: float | None  # spent on any one unit; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
+    auc: Estimate | None = None  # measured by the sites on records that they held out
 
 
 def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
@@ -126,6 +128,7 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 | sites | {", ".join(card.sites)} |
 | rounds | {card.rounds} |
 | privacy | {_privacy_text(card)} |
+| quality | {_quality_text(card)} |
 
 ## Load
 ```python
@@ -137,7 +140,7 @@ model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
 {head}
 ## Limits
-{_limits(card)}Nothing here says how accurate or fair the adapter is.
+{_limits(card)}Nothing here says how fair the adapter is, or how it does on other records than the sites'.
 """
 
 
@@ -155,6 +158,14 @@ def _limits(card: ModelCard) -> str:
         f"Epsilon bounds what this adapter, and every round's sum behind it, tells about any single {card.unit} of one "
         "site; a person known to several sites is protected at each of them separately. "
     )
+
+
+def _quality_text(card: ModelCard) -> str:
+    if card.auc is None:
+        return "not measured"
+    auc, noise = card.auc, "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
+    interval = f"{100 * auc.confidence:g} % interval {auc.low:.3f} to {auc.high:.3f}"
+    return f"AUC {auc.value:.3f} ({interval}) on records that the sites held out{noise}"
 
 
 def _privacy_text(card: ModelCard) -> str:

@@ -79,6 +79,8 @@ delta = 1e-5
 directory = "backbone"
 """
 
+EVALUATION = ("[participants]", "[evaluation]\nbins = 10\nnoise_multiplier = 4.0\n[participants]")  # a change
+
 PATIENTS_CSV = """patient_id,age,tsh_miu_l,sex,sick,diagnosis
 p1,34,1.5,female,f,0
 p2,71,,M,t,1

@@ -7,7 +7,7 @@ from confide.client_node.aggregator import AggregatorRole
 from confide.client_node.errors import MessageInvalid, RunEnded
 from confide.mpc.parties import Order, PartyConfig, Release
 
-from .conftest import identity_of, key_of
+from .conftest import EVALUATION, identity_of, key_of
 
 RUN = "thyroid-0001"
 COHORT = ("svi", "other", "svhc", "rest")
@@ -57,11 +57,11 @@ def open_role(tmp_path):
     return lambda name="agg-b": AggregatorRole(tmp_path, name, key_of(name))
 
 
-def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, more=()):
+def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, more=(), round_number=1):
     return role.aggregate(
         study,
         run=run,
-        round_number=1,
+        round_number=round_number,
         state="12" * 32,
         attempt=0,
         cohort=cohort,
@@ -214,3 +214,15 @@ def test_parties_give_up_on_each_other_before_the_coordinator_asks_anew(open_rol
 def test_a_node_outside_the_three_has_no_part(open_role, study):
     with pytest.raises(MessageInvalid, match="agg-x is no aggregator of study thyroid"):
         open_role("agg-x").run_key(study, RUN)
+
+
+def test_an_evaluation_is_added_in_its_own_ring_and_no_round_beyond_it(open_role, make_study, parties):
+    study, role = make_study(EVALUATION), open_role()
+    add(role, study)
+    add(role, study, round_number=41)
+    update, evaluation = parties[0].orders
+    assert (update.dim, update.scale_bits) == (study.dim, study.scale_bits)
+    assert (evaluation.dim, evaluation.ring_bits, evaluation.scale_bits) == (20, 64, 20)
+    assert evaluation.min_sites == study.quorum
+    with pytest.raises(MessageInvalid, match="none of number 42"):
+        add(role, study, round_number=42)

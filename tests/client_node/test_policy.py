@@ -158,6 +158,12 @@ def test_a_budget_set_by_command_holds_instead_of_the_stated_one(site):
 def test_paths_are_beside_the_file_that_names_them(site, tmp_path):
     policy = load_policy(site.home)
     assert policy.data.path == site.home.resolve() / "patients.csv"
+    assert policy.held_out() is None
+    site.write(('path = "patients.csv"', 'path = "patients.csv"\nheldout_path = "kept/out.csv"'))
+    held_out = load_policy(site.home).held_out()
+    assert held_out is not None
+    assert held_out.data.path == site.home.resolve() / "kept" / "out.csv"
+    assert held_out.held_out() is None
     site.write(('path = "patients.csv"', f'path = "{tmp_path}/elsewhere.csv"'))
     assert load_policy(site.home).data.path == tmp_path / "elsewhere.csv"
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from confide.client_node.errors import StudyInvalid
+from confide.client_node.errors import MessageInvalid, StudyInvalid
 from confide.client_node.study import Study, load_draft
+
+from .conftest import EVALUATION
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -70,6 +72,14 @@ BAD_DRAFTS = {
     "noise missing": (("noise_multiplier = 1.19\n", ""), "privacy.noise_multiplier must be greater than 0"),
     "noise without privacy": (('"distributed"', '"none"'), "privacy.noise_multiplier is 1.19; remove it"),
     "distributed over two": (('"other", "svi", "svhc", "rest"', '"other", "svi"'), "it needs at least 3"),
+    "odd bins": (
+        ("[participants]", "[evaluation]\nbins = 5\nnoise_multiplier = 4.0\n[participants]"),
+        "evaluation.bins is 5; it must be even",
+    ),
+    "evaluation without noise": (
+        ("[participants]", "[evaluation]\n[participants]"),
+        "evaluation.noise_multiplier must be greater than 0",
+    ),
     "not TOML": (("[rounds]", "[rounds"), "not TOML"),
 }
 
@@ -90,6 +100,12 @@ def test_all_problems_come_at_once(write_draft):
         load_draft(path)
     keys = [problem.split(" ")[0] for problem in caught.value.problems]
     assert keys == ["adapter.rank", "adapter.seed", "adapter.sede", "optimizer.lr"]
+
+
+def test_an_evaluation_has_no_noise_where_nothing_else_has(write_draft):
+    path = write_draft(EVALUATION, ('"distributed"\nnoise_multiplier = 1.19', '"none"'), ("delta = 1e-5\n", ""))
+    with pytest.raises(StudyInvalid, match=r"evaluation\.noise_multiplier must go"):
+        load_draft(path)
 
 
 def test_problems_between_tables_come_at_once(write_draft):
@@ -133,8 +149,26 @@ def test_every_term_is_in_the_hash(make_study):
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
 
 
+def test_the_rounds_of_a_study_are_its_updates_and_then_its_evaluation(make_study):
+    study = make_study(EVALUATION)
+    planned = [study.planned_round(number) for number in range(1, study.last_round + 1)]
+    assert [each.number for each in planned] == list(range(1, 42))
+    assert [each.purpose for each in planned] == ["update"] * 40 + ["evaluation"]
+    assert (planned[0].dim, planned[0].noise_multiplier, planned[0].sample_rate) == (1000, 1.19, 0.2)
+    last = planned[-1]
+    assert (last.dim, last.noise_multiplier, last.sample_rate, last.clip_norm) == (20, 4.0, 1.0, 1.0)
+    assert 2.0 ** (last.ring_bits - 1 - last.scale_bits) > 1e12  # more units than there are
+
+
+@pytest.mark.parametrize("number", [-1, 0, 41])
+def test_a_study_has_no_round_beyond_its_last(make_study, number):
+    with pytest.raises(MessageInvalid, match="has rounds 1 to 40"):
+        make_study().planned_round(number)
+
+
 def test_parse_is_the_inverse_of_canonical(make_study):
     for change in [
+        EVALUATION,
         ("rank = 4", "rank = 4"),
         ('"distributed"\nnoise_multiplier = 1.19', '"local"\nnoise_multiplier = 2.5'),
     ]:

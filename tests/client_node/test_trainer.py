@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,11 +7,14 @@ from confide.client_node.approval import noise
 from confide.client_node.data import read
 from confide.client_node.policy import load_policy
 from confide.client_node.trainer import Trainer
+from confide.models.binned_evaluation import bin_edges, bin_of
 from confide.models.errors import BackboneMismatch, UnsupportedModule
 from confide.privacy.errors import InvalidPrivacyParameter
 
-from .conftest import Site
+from .conftest import PATIENTS_CSV, Site
 from .test_node import Desk, make_desk
+
+BINS = 20
 
 
 def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
@@ -20,10 +24,38 @@ def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
         policy.backbone.directory,
         lambda: read(policy, desk.study),
         site="svi",
-        site_noise=noise(desk.study),
+        site_noise=noise(desk.study, desk.study.planned_round(1)),
         max_rows=max_rows,
         threads=1,
     )
+
+
+def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
+    table = PATIENTS_CSV.replace("p1,35", "p4,35")  # a unit for every record
+    (site.home / "patients.csv").write_text(table)
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))
+    trainer, policy = new_trainer(desk, max_rows=3), load_policy(site.home)
+    state = np.random.default_rng(1).normal(0, 0.5, desk.study.dim).astype(np.float32)
+    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    records = read(policy, desk.study)
+    trainer.adapted.load_state(state)
+    with torch.no_grad():
+        scores = trainer.adapted.classify(torch.from_numpy(records.tokens(desk.study.record_schema()))).numpy()
+    loop = np.zeros((2, BINS))
+    for score, label in zip(scores, records.labels, strict=True):
+        loop[label, sum(score >= edge for edge in bin_edges(BINS))] += 1
+    assert len(set(bin_of(scores, BINS))) > 1
+    np.testing.assert_array_equal(counts.reshape(2, BINS), loop)
+
+
+def test_a_table_without_records_has_an_empty_histogram(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))
+    (site.home / "patients.csv").write_text(PATIENTS_CSV.splitlines()[0] + "\n")
+    records = read(load_policy(site.home), desk.study)
+    counts = new_trainer(desk).histogram(np.zeros(desk.study.dim), lambda: records, 41, site_noise=0)
+    assert counts.tolist() == [0] * 2 * BINS
 
 
 def test_a_model_that_mixes_records_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch):

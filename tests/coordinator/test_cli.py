@@ -15,15 +15,20 @@ from confide.models import pretraining
 from confide.models.backbone import backbone_hash
 from confide.models.pretraining import PretrainingConfig
 
-from ..client_node.conftest import STUDY_TOML, changed, identity_of, key_of
+from ..client_node.conftest import EVALUATION, STUDY_TOML, changed, identity_of, key_of, make_study, write_draft
 from ..privacy.ledgers import ledger_with
 from .conftest import SITES, enrolled_nodes
+from .test_measurement import RUN as EVALUATED
+from .test_measurement import with_evaluation
+
+__all__ = ["make_study", "write_draft"]  # fixtures
 
 FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+watch run+stop run+resume backbone+build budget+report budget+verify adapter+export adapter+evaluate demo"
+    "run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify adapter+export "
+    "adapter+evaluate demo"
 )
 
 
@@ -178,6 +183,7 @@ def test_an_empty_list_says_so_and_is_an_empty_json_list(call, words, title):
         ("run watch nothing", "no run is called 'nothing'"),
         ("run stop nothing", "no run is called 'nothing'"),
         ("run resume nothing", "no run is called 'nothing'"),
+        ("run metrics nothing", "no run is called 'nothing'"),
         ("budget report", "no site has sent a ledger yet"),
         ("budget report --study nothing", "no study is called 'nothing'"),
         ("adapter export nothing out", "no run is called 'nothing'"),
@@ -270,6 +276,23 @@ def test_an_error_with_a_node_s_words_is_shown_as_it_is(call, store, run, error)
 def test_watching_a_run_that_is_done_succeeds(call, store, run):
     store.set_run_state(run, "done")
     call("run", "watch", run)
+
+
+def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, make_study):
+    fresh = Store.open(home)
+    with_evaluation(fresh, make_study(EVALUATION), number=41)
+    fresh.close()
+    shown = lined(call("run", "metrics", EVALUATED).stdout)
+    printed = json.loads(call("run", "metrics", EVALUATED, "--json").stdout)
+    auc = printed["metrics"]["auc"]
+    assert f"{auc['value']:.3f}" in shown
+    assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
+    assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
+    assert len(printed["metrics"]["reliability"]) == 10
+
+
+def test_metrics_of_a_run_that_measured_nothing_say_why(call, run):
+    assert "has no [evaluation]" in lined(call("run", "metrics", run, code=FAILED).stderr)
 
 
 def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):

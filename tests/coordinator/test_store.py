@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound
-from confide.coordinator.store import AuditRow, Base, CommittedRound, Node, Run, Store, StudyRow, migrate
+from confide.coordinator.store import AuditRow, Base, CommittedRound, Evaluation, Node, Run, Store, StudyRow, migrate
 
 from .conftest import committed_round
 
@@ -61,6 +61,49 @@ def test_migrations_make_the_tables_that_the_models_describe(tmp_path):
 def test_a_store_migrated_twice_keeps_its_rows(store):
     migrate(store.url)
     assert [run.id for run in store.runs()] == [RUN]
+
+
+def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
+    engine = sa.create_engine(store.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE evaluation"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+    migrate(store.url)
+    assert store.evaluation(RUN) is None
+    assert [run.id for run in store.runs()] == [RUN]
+
+
+def test_an_evaluation_that_measured_nothing_opened_nothing(store):
+    lease = store.acquire_lease(RUN)
+    store.commit_round(committed_round(1, run=RUN, lease=lease))
+    store.commit_round(
+        Evaluation(
+            run=RUN, number=41, sites="[]", evidence="[]", counts="[]", problem="not evaluated: few sites",
+            seconds=0.0, bytes_per_site=0, lease=lease, committed_at=0.0,
+        )
+    )  # fmt: skip
+    assert [row.number for row in store.opened(RUN)] == [1]
+
+
+def test_an_evaluation_is_committed_once_by_the_current_driver(store):
+    def evaluation(lease: int) -> Evaluation:
+        return Evaluation(
+            run=RUN, number=41, sites='["svi"]', evidence="[]", counts="[1.0, -2.5]", problem=None, seconds=1.0,
+            bytes_per_site=1, lease=lease, committed_at=0.0,
+        )  # fmt: skip
+
+    lease = store.acquire_lease(RUN)
+    with pytest.raises(LeaseLost):
+        store.commit_round(evaluation(lease - 1))
+    assert store.evaluation(RUN) is None
+    store.commit_round(evaluation(lease))
+    found = store.evaluation(RUN)
+    assert (found.number, found.counts) == (41, "[1.0, -2.5]")
+    assert store.last_round(RUN).number == 0
+    assert [row.number for row in store.opened(RUN)] == [41]
+    with pytest.raises(sa.exc.IntegrityError):
+        store.commit_round(evaluation(lease))
 
 
 def test_a_store_lies_in_any_folder(tmp_path):

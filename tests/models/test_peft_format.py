@@ -11,6 +11,7 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build, load, save
 from confide.models.errors import ExportRefused
+from confide.models.evaluation import Estimate
 from confide.models.head import PooledHead, pooled
 from confide.models.peft_format import ModelCard, export
 from confide.models.schema import CategoricalField, FlagField, NumericField, RecordSchema
@@ -91,6 +92,14 @@ def test_card_says_what_a_stranger_must_know(backbone_dir, tmp_path):
         CARD.backbone_hash,
     ]
     assert [fact for fact in facts if fact not in text] == []
+
+
+def test_card_tells_measured_quality_with_its_interval_or_that_there_is_none(backbone_dir, tmp_path):
+    measured = replace(CARD, auc=Estimate(0.951, 0.93, 0.972, 0.95))
+    for name, card in (("plain", CARD), ("measured", measured)):
+        export(adapted_model(backbone_dir, ("experts",)), tmp_path / name, card)
+    assert "| quality | not measured |" in (tmp_path / "plain" / "README.md").read_text()
+    assert "AUC 0.951 (95 % interval 0.930 to 0.972)" in (tmp_path / "measured" / "README.md").read_text()
 
 
 def test_card_of_an_unprotected_adapter_says_so(backbone_dir, tmp_path):

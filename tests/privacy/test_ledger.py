@@ -181,6 +181,25 @@ def test_a_quote_is_what_the_whole_run_would_come_to(ledger):
     assert not ledger.affordable([(charge(), 400)]).fits
 
 
+def test_a_plan_of_two_purposes_counts_what_is_left_of_each(ledger):
+    update, last = charge(), replace(charge(3), purpose="evaluation", release=release(sample_rate=1.0, multiplier=4.0))
+    planned = [(update, 3), (last, 1)]
+    whole = ledger.affordable(planned).would_be
+    assert whole > ledger.affordable(planned[:1]).would_be
+    ledger.reserve(last)
+    for round in range(2):
+        ledger.reserve(charge(round))
+    quote = ledger.affordable(planned)
+    assert quote.would_be == whole
+    releases = [update.release] * 2 + [last.release]
+    assert quote.spent == accounting.epsilon_pld(releases, 1e-5, 1)
+
+
+def test_a_charge_for_an_unknown_purpose_is_none():
+    with pytest.raises(InvalidPrivacyParameter, match="purpose must be update or evaluation"):
+        replace(charge(), purpose="curiosity")
+
+
 def test_a_release_without_noise_needs_consent_and_leaves_no_guarantee(ledger):
     with pytest.raises(UnprotectedRefused, match="without noise"):
         ledger.reserve(charge(mode="none"))

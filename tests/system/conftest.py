@@ -20,6 +20,7 @@ from confide.models.pretraining import PretrainingConfig, pretrain
 SITES = ("north", "south", "east", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")
 ROUNDS = 5
+BINS = 4
 DEADLINE_S = 9
 STUDY_TOML = f"""
 name = "tiny"
@@ -54,6 +55,8 @@ batch_units = 40
 lr = 1.0
 head_lr = 5.0
 momentum = 0.9
+[evaluation]
+bins = {BINS}
 [participants]
 sites = {json.dumps(SITES)}
 aggregators = {json.dumps(PARTIES)}
@@ -78,17 +81,19 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederat
 
 
 def site_toml(folder: Path, site: str) -> str:
-    """Writes a site's made-up records and returns its policy."""
+    """Writes a site's made-up records, some of them held out, and returns its policy."""
     rng = random.Random(site)
-    lines = ["patient_id,age,sex,fever,ill"]
-    for row in range(30):
-        fever, age = rng.random() < 0.4, rng.randrange(90)
-        ill = int(fever or age > 60)
-        lines.append(f"p{row // 2},{age},{rng.choice('FM')},{'t' if fever else 'f'},{ill}")
-    (folder / f"{site}.csv").write_text("\n".join(lines) + "\n")
+    for name, records, per_unit in ((site, 30, 2), (f"{site}-held-out", 12, 1)):
+        lines = ["patient_id,age,sex,fever,ill"]
+        for row in range(records):
+            fever, age = rng.random() < 0.4, rng.randrange(90)
+            ill = int(fever or age > 60)
+            lines.append(f"p{row // per_unit},{age},{rng.choice('FM')},{'t' if fever else 'f'},{ill}")
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     return f"""
 [data]
 path = "{folder / f"{site}.csv"}"
+heldout_path = "{folder / f"{site}-held-out.csv"}"
 name = "{site}"
 unit = "patient"
 unit_column = "patient_id"
@@ -131,6 +136,17 @@ def committed(federation: DemoFederation, run: str) -> int:
     number = store.last_round(run).number
     store.close()
     return number
+
+
+def histogram(federation: DemoFederation, run: str) -> list[float]:
+    """What the run's evaluation counted."""
+    store = Store.open(federation.home)
+    row = store.evaluation(run)
+    store.close()
+    assert row is not None
+    assert row.problem is None
+    counts: list[float] = json.loads(row.counts)
+    return counts
 
 
 def final_hash(federation: DemoFederation, run: str) -> str:

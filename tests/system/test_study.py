@@ -15,17 +15,20 @@ from confide.client_node.policy import load_policy
 from confide.client_node.study import Study
 from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.optimizer import ServerOptimizer
+from confide.coordinator.results import adapted_model
+from confide.coordinator.results import score as score_records
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import Store
 from confide.coordinator.studies import load_study
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbone import load as load_backbone
+from confide.models.binned_evaluation import bin_edges
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, open_envelope
 from confide.mpc.shares import ShareContext, unpack
 from confide.privacy.sampling import SeededBytes, poisson_sample
 
-from .conftest import PARTIES, ROUNDS, SITES, committed, final_hash, finish, start_run, wait_for
+from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,24 @@ def test_a_process_killed_in_the_middle_changes_nothing(federation, undisturbed,
         federation.start_node(victim)
     finish(federation, run)
     assert final_hash(federation, run) == final_hash(federation, undisturbed)
+    assert histogram(federation, run) == histogram(federation, undisturbed)
+
+
+def test_what_is_measured_is_what_a_plain_count_of_the_final_models_scores_gives(federation, study, undisturbed):
+    store = Store.open(federation.home)
+    adapted = adapted_model(store, federation.home, undisturbed)
+    store.close()
+    counts = np.zeros((2, BINS))
+    for site in SITES:
+        held_out = load_policy(federation.node_home(site)).held_out()
+        assert held_out is not None
+        for score, label in zip(*score_records(adapted, study, held_out), strict=True):
+            counts[label, sum(score >= edge for edge in bin_edges(BINS))] += 1
+    assert histogram(federation, undisturbed) == counts.ravel().tolist()
+    assert counts.sum() == 12 * len(SITES)
+    printed = json.loads(federation.operator("run", "metrics", undisturbed, "--json"))
+    assert printed["metrics"]["records"]["value"] == counts.sum()
+    assert printed["epsilon"] is None
 
 
 def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federation, study):
@@ -96,7 +117,7 @@ def test_each_site_was_charged_once_a_round_and_signed_what_was_summed(federatio
     for site in SITES:
         bodies = [row.entry for row in store.ledger(site) if undisturbed in row.entry]
         kinds = [row.kind for row in store.ledger(site) if undisturbed in row.entry]
-        assert kinds.count("reserve") == kinds.count("settle") == ROUNDS
+        assert kinds.count("reserve") == kinds.count("settle") == ROUNDS + 1  # and the evaluation
         assert all(f'"{other}"' in body for body in bodies for other in SITES)
     store.close()
 
