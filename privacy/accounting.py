@@ -3,12 +3,12 @@
 Privacy unit: one person, added or removed with all their records. Holds for Poisson sampling of units and noise that
 every site really adds; a malicious site counts as a colluding one. Two accountants answer side by side:
 
-* RDP at whole orders (`renyi`): holds for the integer noise that is really drawn.
-* PLD (dp-accounting, connect-the-dots, grid 1e-3, pessimistic): tighter, but takes discrete Gaussians for continuous
-  ones of equal std: an approximation, good to many digits at the noise of a usual ring (2**20 units and more).
+* RDP at whole orders (`renyi`).
+* PLD (dp-accounting, connect-the-dots, grid 1e-3, pessimistic): tighter.
 
-A sum of discrete Gaussians counts as one of their joint std: from `MIN_SITE_NOISE` on the difference is below double
-precision (Kairouz et al. 2021, arXiv:2102.06387, theorem 1).
+Both hold for the integer noise that is really drawn, by a proof written out in `docs/noise.md`: a sum of discrete
+Gaussians is, but for a factor of 1 + 1e-136 a coordinate, what anybody could make of a continuous Gaussian of variance
+less by `SMOOTHING`^2, and that smaller variance is the one accounted for.
 
 Equal releases are merged before composing, so the answer depends neither on their order nor on how they are split.
 """
@@ -31,7 +31,8 @@ Merged = tuple[tuple[float, float, int], ...]  # (noise multiplier, sample rate,
 
 GRID = 1e-3  # 1e-2 nearly doubles a small epsilon, 1e-4 gains 2 % for half the time again
 MAX_TOPPED_NOISE = 2**50  # ring units of one site's noise before any top-up, which multiplies it by at most 1000
-MIN_SITE_NOISE = 10  # ring units; below it integer noise is no longer as good as a Gaussian
+SMOOTHING = 4.0  # ring units; a discrete Gaussian of this std sums to 1 around any real centre within 2 exp(-32 pi^2)
+MIN_SITE_NOISE = 10  # ring units; sums of fewer are not covered by docs/noise.md, which needs sqrt(2) * SMOOTHING
 DIGITS = 5  # significant digits of a multiplier or rate when accounted: few distinct pairs, at most 1e-4 too dear
 LEAST_MULTIPLIER, MOST_MULTIPLIER, LEAST_RATE = 1e-2, 1e6, 1e-9  # beyond, the safe end is taken: numerics hold within
 HOPELESS = 64.0  # epsilon from which PLD is not worth its memory: RDP's bound stands for it
@@ -95,12 +96,12 @@ class Release:
         """Noise std over one unit's sensitivity, for an observer who knows the noise of `colluding` of the sites.
 
         Rounding to the ring happens before the noise and moves two neighbouring sums apart by up to sqrt(dim), hence
-        sensitivity 2**scale_bits * clip_norm + sqrt(dim). 0 (no guarantee) for mode "none", for noise below
-        `MIN_SITE_NOISE`, and when no site's noise is left unknown.
+        sensitivity 2**scale_bits * clip_norm + sqrt(dim). `SMOOTHING`^2 of the variance pays for the noise being whole
+        numbers. 0 (no guarantee) for mode "none", for noise below `MIN_SITE_NOISE`, and when no site's noise is left
+        unknown.
 
-        With top-up the least over all sums that the release stands for. A sum over n sites has a multiplier in
-        proportion to sqrt((n - colluding) / (n - noise_collusion)), which is monotone in n: the smallest or the largest
-        n has the least.
+        With top-up the least over all sums that the release stands for. A sum over n sites has a variance in proportion
+        to (n - colluding) / (n - noise_collusion), which is monotone in n: the smallest or the largest n has the least.
         """
         if colluding < 0:
             raise InvalidPrivacyParameter(f"colluding must be at least 0, got {colluding}")
@@ -109,7 +110,8 @@ class Release:
         unknown = 1 if self.mode == "local" else self.sites - colluding
         if self.mode == "none" or self.site_noise_int < MIN_SITE_NOISE or unknown < 1:
             return 0.0
-        return math.sqrt(unknown) * self.site_noise_int / (2.0**self.scale_bits * self.clip_norm + math.sqrt(self.dim))
+        noise_std = math.sqrt(unknown * self.site_noise_int**2 - SMOOTHING**2)
+        return noise_std / (2.0**self.scale_bits * self.clip_norm + math.sqrt(self.dim))
 
 
 def epsilon_pld(releases: Iterable[Release], delta: float, colluding: int) -> float:

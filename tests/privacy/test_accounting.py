@@ -116,11 +116,12 @@ def test_noise_multiplier_counts_the_unknown_noise_over_the_rounded_sensitivity(
         mode="distributed", site_noise_int=3000, scale_bits=10, clip_norm=2.0, dim=10_000, sample_rate=1.0, sites=5
     )
     sensitivity = 1024 * 2.0 + 100
-    assert opened.noise_multiplier(0) == pytest.approx(5**0.5 * 3000 / sensitivity)
-    assert opened.noise_multiplier(1) == pytest.approx(2 * 3000 / sensitivity)
+    assert opened.noise_multiplier(0) == pytest.approx((5 * 3000**2 - 16) ** 0.5 / sensitivity, rel=1e-12)
+    assert opened.noise_multiplier(1) == pytest.approx((4 * 3000**2 - 16) ** 0.5 / sensitivity, rel=1e-12)
     assert opened.noise_multiplier(5) == opened.noise_multiplier(9) == 0
     local = replace(opened, mode="local")
-    assert local.noise_multiplier(0) == local.noise_multiplier(7) == pytest.approx(3000 / sensitivity)
+    one = pytest.approx((3000**2 - 16) ** 0.5 / sensitivity, rel=1e-12)
+    assert local.noise_multiplier(0) == local.noise_multiplier(7) == one
 
 
 @given(st.integers(2**20, 2**43), st.floats(1e-6, 1), st.integers(1, 2**20))
