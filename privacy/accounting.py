@@ -110,9 +110,8 @@ class Release:
         numbers. 0 (no guarantee) for mode "none", for noise below `MIN_SITE_NOISE`, and when no site's noise is left
         unknown.
 
-        With top-up the least over all sums that the release stands for. A sum over n sites has a multiplier in
-        proportion to sqrt((n - colluding) / (n - noise_collusion)), which is monotone in n: the smallest or the largest
-        n has the least.
+        With top-up the least over all sums that the release stands for. A sum over n sites has a variance in proportion
+        to (n - colluding) / (n - noise_collusion), which is monotone in n: the smallest or the largest n has the least.
         """
         if colluding < 0:
             raise InvalidPrivacyParameter(f"colluding must be at least 0, got {colluding}")

@@ -285,7 +285,7 @@ def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     """What the aggregators answer a coordinator that makes up its own order from what it holds of round 1."""
     folder, drive = RunFolder(federation.home, RUN), federation.new_drive()
     envelopes, added = folder.envelopes(1), topups or {}
-    terms = {"round": 1, "state": state_hash(state_bytes(drive.start)), "cohort": cohort, "attempt": attempt}
+    terms = {"round": 1, "state": state_hash(state_bytes(drive.start.state)), "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
             AggregateOrder(**drive.addressed(name), **terms),
