@@ -38,6 +38,7 @@ class ModelCard:
     epsilon: float | None  # spent on any one unit; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
+    audit: str  # in words: what an empirical audit of the training step found, or why there is none
 
 
 def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
@@ -126,6 +127,7 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 | sites | {", ".join(card.sites)} |
 | rounds | {card.rounds} |
 | privacy | {_privacy_text(card)} |
+| audit | {_one_line(card.audit)} |
 
 ## Load
 ```python
@@ -146,6 +148,11 @@ _HEAD_TEXT = """
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
 times `weight`.
 """
+
+
+def _one_line(text: str) -> str:
+    """Text of a person inside a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _limits(card: ModelCard) -> str:
