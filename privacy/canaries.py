@@ -192,11 +192,11 @@ def _opened(
     is_in: npt.NDArray[np.bool_],
     site_terms: list[ReleaseTerms],
 ) -> Reals:
-    """[dim], the sum over the sites whose noise is unknown; the canaries that are in are dealt out among them."""
-    taken = np.flatnonzero(is_in)
+    """[dim], the sum over the sites whose noise is unknown; every canary has its site, whatever the coins say."""
     total = np.zeros(adapted.layout.dim, dtype=np.int64)
     for site, terms in enumerate(site_terms):
-        own = taken[site :: len(site_terms)]
+        own = np.arange(site, len(is_in), len(site_terms))
+        own = own[is_in[own]]
         total += engine(adapted, ids[own], labels[own], own, terms=terms)
     return total.astype(np.float64) * 2.0 ** -site_terms[0].scale_bits
 

@@ -38,7 +38,9 @@ _COORDINATES = 100_000  # noise samples: 2 % is nine standard errors, so a true 
 _RESOLUTION = 30  # bits of the clip norm in checks that read sums
 _LENGTH = 12  # words of a probe record
 _UNITS = 24  # that the sampling check tells apart
-_STEPS = 100  # it looks at
+_STEPS = 100  # it looks at; fewer for a large adapter, whose noise takes long
+_FEWEST_STEPS = 20
+_MOST_DRAWS = 4_000_000  # noise samples of the sampling check
 
 
 class Engine(Protocol):
@@ -300,7 +302,8 @@ def _poisson(probe: Probe) -> Iterator[str]:
     terms = probe.quiet()
     alone = np.stack([probe.release(ids[i : i + 1], labels[i : i + 1], [0], terms) for i in units])
     sampled = probe.quiet(sample_rate=rate)
-    sums = np.stack([probe.release(ids, labels, units, sampled) for _ in range(_STEPS)])
+    steps = min(_STEPS, max(_FEWEST_STEPS, _MOST_DRAWS // probe.adapted.layout.dim))
+    sums = np.stack([probe.release(ids, labels, units, sampled) for _ in range(steps)])
     weights = np.linalg.lstsq(alone.T, sums.T, rcond=None)[0].T
     present = weights > 0.5
     if np.abs(weights - present).max() > 0.25:
