@@ -226,6 +226,7 @@ def _noise_std(probe: Probe) -> Iterator[str]:
         tail = 2 * min(chi2.sf(squares, size), chi2.cdf(squares, size))
         if tail < _ALPHA / len(probe.blocks):
             yield f"an empty step's noise has {math.sqrt(squares / size):.4f} times the claimed std in {name}"
+            return
     probe.loud(1.0)
     ids, labels = probe.records(4)
     terms = replace(probe.quiet(), site_noise_int=sigma, scale_bits=probe.terms.scale_bits)

@@ -1,12 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
-from confide.coordinator.membership import Attacked, Pool, attack
-from confide.coordinator.references import head_inputs, private_linear, untrained
+from confide.coordinator.membership import Attacked, Pool, _facts, attack
+from confide.coordinator.references import untrained
 from confide.coordinator.results import held_out_policy
-from confide.models.head import pooled
-from confide.privacy.membership import logit_confidence
 from confide.privacy.report_format import membership_facts
 
 from .test_results import RUN, with_run
@@ -22,18 +19,9 @@ def rows(rng, people):
     )
 
 
-@torch.no_grad()
-def whiten(adapted, ids):
-    """Gives the tiny backbone's head moments of these records, so that it can tell them apart."""
-    states = pooled(adapted.model, torch.from_numpy(ids))
-    values, vectors = torch.linalg.eigh(torch.cov(states.T) + 1e-4 * torch.eye(states.shape[1]))
-    adapted.head.center.copy_(states.mean(0))
-    adapted.head.whiten.copy_((vectors / values.sqrt()) @ vectors.T)
-
-
 @pytest.fixture
 def pool(federation):
-    rng, study = np.random.default_rng(0), with_run(federation, ("batch_units = 1374", "batch_units = 20"))
+    rng, study = np.random.default_rng(0), with_run(federation)
     policies = []
     for name, people in (("train.csv", range(100)), ("heldout.csv", range(100, 200))):
         (federation.home / name).write_text(HEADER + rows(rng, people))
@@ -47,25 +35,28 @@ def test_a_pool_knows_whom_the_study_trained_on(pool):
     assert len(found.labels) == len(found.sites[0][0]) == 200
 
 
-def test_an_attack_finds_whom_a_model_remembers_and_is_kept(federation, pool):
+def test_a_model_that_remembers_is_found_out_and_one_that_does_not_is_not(pool):
     study, found = pool
-    untouched, is_member = untrained(study.draft, federation.backbone), found.is_member[0]
-    whiten(untouched, found.sites[0][0])
-    inputs = head_inputs(untouched, found.sites[0][0])
-    without_noise = study.draft.model_copy(update={"privacy": study.draft.privacy.model_copy(update={"mode": "none"})})
-    scores = private_linear(  # labels are coins: whoever is right about them has seen them
-        without_noise, [inputs[is_member]], [found.labels[is_member]], inputs, lr=10.0, scale_bits=24,
-        rng=np.random.default_rng(1),
-    )  # fmt: skip
-    attacked = [
-        Attacked("a head that remembers", "none", logit_confidence(scores, found.labels)),
-        Attacked("a head that knows nobody", "distributed", np.random.default_rng(2).normal(size=200)),
-    ]
+    rng, is_member = np.random.default_rng(1), found.is_member[0]
+    hardness, had = 3 * rng.normal(size=200), rng.random((16, 200)) < 0.5
+    for memory, mode, low, high in ((3.0, "none", 0.9, 1.0), (0.0, "distributed", 0.3, 0.7)):  # 5 standard errors
+        shadows = hardness + memory * had + rng.normal(size=had.shape)
+        own = hardness + memory * is_member + rng.normal(size=200)
+        facts = _facts(RUN, study, found, Attacked("a model", mode, own), shadows, had)
+        assert low < facts.auc < high
+        assert facts.is_private == (mode == "distributed")
+        assert (facts.tpr_at_1_percent_fpr > 0.2) == (memory > 0)
+        assert facts.roc[-1].true_positive_rate == facts.roc[-1].false_positive_rate == 1
+
+
+def test_an_attack_trains_its_own_shadows_and_keeps_what_it_finds(federation, pool):
+    study, found = pool
+    untouched = untrained(study.draft, federation.backbone)
+    nothing = np.random.default_rng(2).normal(size=200)
+    attacked = [Attacked("a model", "none", nothing), Attacked("another", "distributed", nothing)]
     facts = attack(federation.store, RUN, study, found, untouched, attacked)
-    assert [one.is_private for one in facts] == [False, True]
-    assert facts[0].auc > 0.7
-    assert facts[0].tpr_at_1_percent_fpr > 0.02
-    assert 0.3 < facts[1].auc < 0.7  # five standard errors
+    assert [one.attacked for one in facts] == ["a model", "another"]
+    assert all(0.3 < one.auc < 0.7 for one in facts)
     assert (facts[0].members, facts[0].nonmembers, facts[0].shadows) == (100, 100, 16)
     kept = federation.store.privacy_tests(RUN, "membership")
     assert [membership_facts(text) for text in kept] == facts
