@@ -42,6 +42,7 @@ run_app = typer.Typer(help="Executions of studies.", no_args_is_help=True)
 budget_app = typer.Typer(help="What was spent on whose data.", no_args_is_help=True)
 backbone_app = typer.Typer(help="The frozen model that studies adapt.", no_args_is_help=True)
 adapter_app = typer.Typer(help="What was learned.", no_args_is_help=True)
+audit_app = typer.Typer(help="Does the engine do what its epsilon claims?", no_args_is_help=True)
 for name, group in (
     ("site", site_app),
     ("study", study_app),
@@ -49,6 +50,7 @@ for name, group in (
     ("budget", budget_app),
     ("backbone", backbone_app),
     ("adapter", adapter_app),
+    ("audit", audit_app),
 ):
     app.add_typer(group, name=name)
 
@@ -390,15 +392,44 @@ def budget_verify(
         raise typer.Exit(0 if found.ok else UNVERIFIED)
 
 
+@audit_app.command("privacy")
+def audit_privacy(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Try to prove the epsilon of a run's training step wrong, on canaries on this machine; about a minute.
+
+    Exit code 3 if the claim does not stand. Every audit is kept and enters reports.
+    """
+    from .audit import audit_run
+
+    with told(), opened(home) as store:
+        with err.status("Auditing the sites' training step on this run's model"):
+            facts = audit_run(store, home, run)
+        if as_json:
+            print_json(facts.model_dump(mode="json") | {"passed": facts.passed})
+        else:
+            print_table(f"Audit of {run}, round {facts.round}", audit_rows(facts))
+            out.print("The claim stands." if facts.passed else "[bold red]The claim does not stand.[/]")
+        raise typer.Exit(0 if facts.passed else UNVERIFIED)
+
+
 @adapter_app.command("export")
-def adapter_export(run: str, directory: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Write a run's adapter as a PEFT directory with a model card."""
+def adapter_export(
+    run: str,
+    directory: Path,
+    override_audit: Annotated[
+        str | None, typer.Option(help="Export without an audit that passed, for this reason; the model card shows it.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
     from dataclasses import asdict
 
     from .results import export_adapter
 
     with told(), opened(home) as store:
-        card = export_adapter(store, home, run, directory)
+        if override_audit is not None and not override_audit.strip():
+            raise Conflict("--override-audit needs a reason in words; nothing was written")
+        card = export_adapter(store, home, run, directory, override_audit=override_audit)
         if as_json:
             return print_json({"directory": str(directory), **asdict(card)})
         out.print(f"Adapter after round {card.rounds} written to {directory}")
@@ -509,6 +540,17 @@ def reliability_row(each: Any) -> dict[str, Any]:
         "positive": value,
         "95 % interval": interval,
     }
+
+
+def audit_rows(facts: Any) -> list[dict[str, Any]]:
+    """An audit as a table shows it."""
+    found = {finding.check: finding.detail for finding in reversed(facts.findings)}
+    bound = f"at least {facts.lower_bound:.3f} at {100 * facts.confidence:g} % confidence"
+    guesses = f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries right"
+    return [
+        {"check": "epsilon of a step", "claimed": f"{facts.claimed_epsilon:.3f}", "found": f"{bound}; {guesses}"},
+        *({"check": name, "claimed": "", "found": found.get(name, "holds")} for name in facts.checks),
+    ]
 
 
 def clock(seconds: float) -> str:

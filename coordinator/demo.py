@@ -24,6 +24,7 @@ from ..client_node.files import write_private
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..privacy.report import render_html
+from ..privacy.report_format import dump
 from ..privacy.verify import verify_file
 from .demo_federation import DemoFederation
 from .errors import DemoFailed, RunFailed
@@ -32,6 +33,7 @@ from .store import Store
 from .studies import load_study
 
 _EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+_PARTS = ("train", "heldout")
 _BUDGET = 3.0  # epsilon that each demo site puts on its data set
 
 
@@ -165,12 +167,35 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
 def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console: Console) -> dict[str, Any]:
     """Report, adapter, and what both are worth."""
     from . import results
+    from .audit import audit_run
     from .measurement import measurement
-    from .references import references
+    from .membership import Attacked, Pool, attack
+    from .references import references, untrained
 
     folder, home = federation.folder, federation.home
     with closing(Store.open(federation.home)) as store:
         study = load_study(store.study(store.run(run_id).study))
+        train, held_out = ([_records(bench, study, site, part) for site in federation.sites] for part in _PARTS)
+        private = study.draft.privacy.mode != "none"
+        if private:
+            with console.status("Trying to prove the claimed epsilon wrong: an audit of the training step"):
+                audited = audit_run(store, home, run_id)
+        adapter = folder / "adapter"
+        if not adapter.exists():
+            results.export_adapter(store, home, run_id, adapter)
+        with console.status("Measuring the references in this process (the demo's records are public)"):
+            pool, mode = Pool.read(study, train, held_out), study.draft.privacy.mode
+            attacked = [
+                Attacked("the run's adapter", mode, pool.confidences(results.adapted_model(store, home, run_id)))
+            ]
+            compared = references(
+                study, bench.backbone, train, held_out,
+                on_nonprivate=lambda model: attacked.append(
+                    Attacked("the same study trained without noise", "none", pool.confidences(model))
+                ),
+            )  # fmt: skip
+        with console.status("Attacking both adapters: who was in the training records?"):
+            attacks = attack(store, run_id, study, pool, untrained(study.draft, bench.backbone), attacked)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
             report_json, report_html = folder / "report.json", folder / "report.html"
@@ -179,17 +204,9 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             verification = verify_file(report_json)
             if not verification.ok:
                 raise DemoFailed("the report does not verify: " + "; ".join(verification.failures))
-        adapter = folder / "adapter"
-        if not adapter.exists():
-            results.export_adapter(store, home, run_id, adapter)
         rounds = store.rounds(run_id)
         seconds = sorted(row.seconds for row in rounds)
-        held_out = [_records(bench, study, site, "heldout") for site in federation.sites]
         found = results.evaluate(results.adapted_model(store, home, run_id), study, held_out)
-        train = [_records(bench, study, site, "train") for site in federation.sites]
-        with console.status("Measuring the references in this process (the demo's records are public)"):
-            compared = references(study, bench.backbone, train, held_out)
-        private = study.draft.privacy.mode != "none"
         spent = results.largest_epsilon(store, study, colluding=1)
         measured = measurement(store, run_id).metrics.auc if study.draft.evaluation else None
         return {
@@ -203,6 +220,8 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             "auc_measured_interval": measured and [measured.low, measured.high],
             "accuracy_private": found["accuracy"]["value"],
             **compared,
+            "audit": dump(audited) if private else None,
+            "membership": [dump(facts) for facts in attacks],
             "rounds": len(rounds),
             "seconds_per_round": round(seconds[len(seconds) // 2], 3),
             "bytes_per_site_round": max(row.bytes_per_site for row in rounds),
@@ -236,6 +255,11 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
         spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
         bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
         figures.insert(3, ("ε by PLD", spent, bound))
+        figures.insert(4, ("  audited, a step", *_audit_texts(outcome["audit"])))
+    for facts in outcome["membership"]:
+        low, high = float(facts["auc_low"]), float(facts["auc_high"])
+        text = f"AUC of finding members of {facts['attacked']}, {low:.3f} to {high:.3f}; 0.5 is guessing"
+        figures.append(("membership attack", f"{float(facts['auc']):.3f}", text))
     table = Table(title="What came out", title_justify="left", show_header=False, box=None)
     for row in figures:
         table.add_row(*row)
@@ -243,6 +267,12 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
     for label in ("report_html", "report_json", "adapter", "backbone"):
         console.print(f"{label.replace('_', ' '):12s} {outcome[label]}", soft_wrap=True, highlight=False)
     console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
+
+
+def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:
+    found = "; ".join(finding["check"] for finding in audit["findings"]) or f"{len(audit['checks'])} checks hold"
+    claim, bound = float(audit["claimed_epsilon"]), float(audit["lower_bound"])
+    return f"≥ {bound:.2f}", f"{100 * float(audit['confidence']):g} % confidence, claimed {claim:.2f}; {found}"
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:

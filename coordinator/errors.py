@@ -11,6 +11,7 @@ CoordinatorError
 ├── NotFound                 no site, study or run of that name
 ├── Conflict                 the name is taken, or the state does not allow it
 ├── StudyRefused             a study draft that this federation cannot run
+├── AuditMissing             a claim of privacy that no audit stands for
 ├── LeaseLost                another driver has taken the run over
 ├── StateDamaged             a file of a run is not the one that was committed
 ├── MessageRefused           a node's answer that is forged, stale or malformed
@@ -74,6 +75,10 @@ class Conflict(CoordinatorError):
 
 class StudyRefused(CoordinatorError):
     """A study draft that this federation cannot run as it stands."""
+
+
+class AuditMissing(CoordinatorError):
+    """The run claims privacy, and no audit of its last round stands for the claim; nothing was written."""
 
 
 class LeaseLost(CoordinatorError):

@@ -38,15 +38,21 @@ SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [rows, length],
 
 
 def references(
-    study: Study, backbone: Path, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
+    study: Study,
+    backbone: Path,
+    train: Sequence[SitePolicy],
+    held_out: Sequence[SitePolicy],
+    *,
+    on_nonprivate: Callable[[AdaptedModel], None] = lambda _: None,
 ) -> dict[str, Any]:
     """AUC on the pooled held-out records of: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
 
     Args:
         train: one policy a site, in the study's order.
+        on_nonprivate: called with the model that was trained without noise.
     """
     draft, scale_bits = study.draft, study.scale_bits
-    trained_on, tested_on = ([_arrays(policy, study) for policy in part] for part in (train, held_out))
+    trained_on, tested_on = ([site_arrays(policy, study) for policy in part] for part in (train, held_out))
     adapted = untrained(draft, backbone, expected_hash=study.backbone_hash)
 
     def linear(inputs_of: Callable[[np.ndarray], np.ndarray], lr: float) -> np.ndarray:
@@ -56,10 +62,11 @@ def references(
         return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng)
 
     before = [logits(adapted, ids) for ids, _, _ in tested_on]
-    head_only = linear(lambda ids: _head_inputs(adapted, ids), draft.optimizer.rates[1])
+    head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
     control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
     sites = dict(zip(study.site_names(), trained_on, strict=True))
     federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0)
+    on_nonprivate(adapted)
     nonprivate = [logits(adapted, ids) for ids, _, _ in tested_on]
     scores = {
         "before": np.concatenate(before),
@@ -177,7 +184,7 @@ def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
     """What the head sees: [rows, 2D + 1], unit length."""
     assert adapted.head is not None
     states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
@@ -185,6 +192,7 @@ def _head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
     return inputs
 
 
-def _arrays(policy: SitePolicy, study: Study) -> SiteArrays:
+def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
+    """The records that a policy points to, as a site's trainer reads them."""
     records = read_records(policy, study)
     return records.tokens(study.record_schema()), records.labels, records.units

@@ -5,6 +5,8 @@ from typing import Any
 
 from ..client_node.study import Study
 from ..privacy.report import SiteLedger, build_report
+from ..privacy.report_format import membership_facts
+from .audit import audits
 from .errors import NotFound
 from .home import load_settings
 from .pki import Pki
@@ -24,8 +26,15 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
             ledgers[node.name] = SiteLedger(entries=entries, public_key=node.identity or "")
     if not ledgers:
         raise NotFound("no site has sent a ledger yet; a report needs at least one run that has begun")
+    hashes = {found.study_hash for found in studies}
+    runs = [run.id for run in store.runs() if run.study in hashes]
     return build_report(
-        load_settings(home).federation, ledgers, [study_facts(found) for found in studies], Pki.load(home).signer
+        load_settings(home).federation,
+        ledgers,
+        [study_facts(found) for found in studies],
+        Pki.load(home).signer,
+        audits=[facts for run in runs for facts in audits(store, run)],
+        membership=[membership_facts(text) for run in runs for text in store.privacy_tests(run, "membership")],
     )
 
 

@@ -18,6 +18,7 @@ from ..models.evaluation import accuracy, auc
 from ..models.head import PooledHead
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
+from .audit import require_audit
 from .errors import Conflict
 from .measurement import measurement
 from .replica import LedgerReplica
@@ -47,14 +48,24 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     return adapted
 
 
-def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> ModelCard:
-    """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica."""
+def export_adapter(
+    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+) -> ModelCard:
+    """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
+
+    Args:
+        override_audit: the reason why a person exports without an audit that passed; None does not.
+
+    Raises:
+        AuditMissing: the study claims privacy and no audit stands for it.
+    """
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
+    adapted = adapted_model(store, home, run_id)
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -67,8 +78,9 @@ def export_adapter(store: Store, home: Path, run_id: str, directory: Path) -> Mo
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
         auc=measurement(store, run_id).metrics.auc if is_measured else None,
+        audit=require_audit(store, study, run_id, override_audit),
     )
-    export(adapted_model(store, home, run_id), directory, card)
+    export(adapted, directory, card)
     return card
 
 

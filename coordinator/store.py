@@ -124,6 +124,16 @@ class AuditRow(Base):
     what: Mapped[str] = mapped_column(String(2000))
 
 
+class PrivacyTest(Base):
+    """What a measurement of a run's privacy found: an audit of its engine, or an attack on its adapter."""
+
+    __tablename__ = "privacy_test"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(16))  # audit or membership
+    facts: Mapped[str] = mapped_column(Text)  # JSON, as a report carries it
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedRound:
     """The last committed round of a run, round 0 before the first."""
@@ -301,6 +311,18 @@ class Store:
         """Appends verified entries to the replica."""
         with self.session() as session:
             session.add_all(rows)
+
+    def add_privacy_test(self, row: PrivacyTest, said: str) -> None:
+        """Keeps what a measurement found, and says so in the audit log. Nothing replaces an earlier one."""
+        with self.session() as session:
+            session.add(row)
+            self.audit(session, said)
+
+    def privacy_tests(self, run_id: str, kind: Literal["audit", "membership"]) -> list[str]:
+        """Facts of every measurement of that kind, oldest first."""
+        wanted = select(PrivacyTest.facts).where(PrivacyTest.run == run_id, PrivacyTest.kind == kind)
+        with self.session() as session:
+            return list(session.scalars(wanted.order_by(PrivacyTest.seq)))
 
     @staticmethod
     def _fenced(session: Session, run_id: str, lease: int, values: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class ModelCard:
     epsilon: float | None  # spent on any one unit; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
+    audit: str  # in words: what an empirical audit of the training step found, or why there is none
     auc: Estimate | None = None  # measured by the sites on records that they held out
 
 
@@ -136,6 +137,7 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 | rounds | {card.rounds} |
 | privacy | {_privacy_text(card)} |
 | quality | {_quality_text(card)} |
+| audit | {_one_line(card.audit)} |
 
 ## Load
 ```python
@@ -168,6 +170,11 @@ def _merging(adapted: AdaptedModel) -> str:
         "Do not merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to one use "
         "would change the other.\n"
     )
+
+
+def _one_line(text: str) -> str:
+    """Text of a person inside a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _limits(card: ModelCard) -> str:

@@ -22,6 +22,8 @@ from .report_format import (
     MAX_ENTRIES,
     SIGNATURE_DOMAIN,
     Accountants,
+    AuditFacts,
+    MembershipFacts,
     Report,
     SiteReport,
     dump,
@@ -45,6 +47,9 @@ def build_report(
     sites: Mapping[str, SiteLedger],
     studies: Sequence[Mapping[str, Any]],
     signer: Ed25519PrivateKey,
+    *,
+    audits: Sequence[AuditFacts] = (),
+    membership: Sequence[MembershipFacts] = (),
 ) -> dict[str, Any]:
     """The report over `sites` as a JSON object, signed by `signer`.
 
@@ -52,6 +57,8 @@ def build_report(
         federation: its name.
         sites: by name, which must be the one in the ledger's entry 0.
         studies: for each the fields of `report_format.StudyFacts`; name, hash and mode are required.
+        audits: of the engine, as the issuer measured.
+        membership: attacks on what was trained, as the issuer measured.
 
     Raises:
         LedgerBroken: a ledger does not hold together; names the entry.
@@ -65,6 +72,8 @@ def build_report(
         accountants=_accountants(),
         studies=[study_facts(facts) for facts in studies],
         sites=[_site_report(name, ledger) for name, ledger in sorted(sites.items())],
+        audits=list(audits),
+        membership=list(membership),
         signature="0" * 128,
     )
     contents = {name: value for name, value in dump(report).items() if name != "signature"}

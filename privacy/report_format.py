@@ -5,7 +5,7 @@ guarantee; so a reader never has to print a number to check the signature. The e
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
 
@@ -18,6 +18,7 @@ MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
 MAX_STUDIES = 1_000
+MAX_TESTS = 1_000  # audits, and attacks
 
 
 _DECIMAL = re.compile(r"\d{1,20}(\.\d{1,20})?(e[+-]\d{2,3})?|inf")
@@ -35,11 +36,15 @@ def _read_real(value: object) -> object:
 
 Real = Annotated[float, BeforeValidator(_read_real), PlainSerializer(repr, return_type=str)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+_P = TypeVar("_P", bound=_Part)
 
 
 class StudyFacts(_Part):
@@ -124,6 +129,82 @@ class SiteReport(_Part):
     accounts: Annotated[list[Account], Field(max_length=MAX_ENTRIES)]
 
 
+class AuditFinding(_Part):
+    """A claim about a training step that did not hold."""
+
+    check: Name
+    detail: Text
+
+
+class AuditFacts(_Part):
+    """What an empirical audit of a run's training step found, beside the claim for the very steps it looked at.
+
+    The issuer's word: an audit needs the engine, not the ledgers, so a reader repeats it rather than recomputing it.
+    """
+
+    run: Name
+    study: Hex64
+    round: Count  # the committed round whose trained numbers were audited
+    time: Time
+    delta: Real
+    claimed_epsilon: Real  # by PLD, for a unit in one audited step at rate 1
+    lower_bound: Real  # the epsilon that the guesses refute; above claimed_epsilon, the claim is wrong
+    largest_bound: Real  # what the bound would have been with every guess right
+    confidence: Real
+    noise_multiplier: Real  # of the audited step, for an observer who knows the noise of `colluding` sites
+    colluding: Count
+    steps: Count
+    canaries: Count
+    guesses: Count
+    right: Count
+    checks: Annotated[list[Name], Field(max_length=64)]  # claims that were tested one by one
+    findings: Annotated[list[AuditFinding], Field(max_length=64)]  # of them, those that did not hold
+    blocks: Count  # trained tensors, every expert counted by itself
+    blocks_reached: Count  # of them, in which clipping was seen to act
+    seconds: Real
+    versions: Name
+
+    @property
+    def passed(self) -> bool:
+        """Whether the guesses leave the claim standing and every single check held."""
+        return self.lower_bound <= self.claimed_epsilon and not self.findings
+
+
+class RocPoint(_Part):
+    """One threshold of an attack."""
+
+    false_positive_rate: Real
+    true_positive_rate: Real
+
+
+class MembershipFacts(_Part):
+    """How well a likelihood-ratio attack (LiRA, arXiv:2112.03570) tells an adapter's training records from others.
+
+    The issuer's word, measured with records at hand: only where they are public, as in a demo.
+    """
+
+    run: Name
+    study: Hex64
+    time: Time
+    attacked: Name  # what was attacked, in words
+    is_private: bool
+    shadows: Count
+    shadow_model: Name  # what stood in for the attacked model, in words
+    members: Count
+    nonmembers: Count
+    auc: Real  # 0.5 is guessing
+    auc_low: Real
+    auc_high: Real
+    tpr_at_1_percent_fpr: Real  # 0.01 is guessing
+    tpr_at_1_percent_fpr_low: Real
+    tpr_at_1_percent_fpr_high: Real
+    tpr_at_01_percent_fpr: Real
+    tpr_at_01_percent_fpr_low: Real
+    tpr_at_01_percent_fpr_high: Real
+    confidence: Real  # of the intervals
+    roc: Annotated[list[RocPoint], Field(max_length=256)]
+
+
 class Accountants(_Part):
     """How the epsilons were computed."""
 
@@ -143,6 +224,8 @@ class Report(_Part):
     accountants: Accountants
     studies: Annotated[list[StudyFacts], Field(max_length=MAX_STUDIES)]
     sites: Annotated[list[SiteReport], Field(max_length=MAX_SITES)]
+    audits: Annotated[list[AuditFacts], Field(max_length=MAX_TESTS)] = []
+    membership: Annotated[list[MembershipFacts], Field(max_length=MAX_TESTS)] = []
     signature: Hex128
 
     @property
@@ -177,6 +260,25 @@ def study_facts(value: object) -> StudyFacts:
     except ValidationError as err:
         problem = err.errors(include_input=False, include_url=False)[0]
         raise ReportInvalid(f"study facts: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from err
+
+
+def audit_facts(text: str) -> AuditFacts:
+    """Reads what `dump` made of an audit's facts. Raises `ReportInvalid`."""
+    return _facts(AuditFacts, text)
+
+
+def membership_facts(text: str) -> MembershipFacts:
+    """Reads what `dump` made of an attack's facts. Raises `ReportInvalid`."""
+    return _facts(MembershipFacts, text)
+
+
+def _facts(kind: type[_P], text: str) -> _P:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ReportInvalid(f"{kind.__name__}: {where}: {problem['msg']}") from err
 
 
 def dump(part: BaseModel) -> dict[str, Any]:

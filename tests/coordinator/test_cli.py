@@ -31,7 +31,7 @@ RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
     "run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify budget+export "
-    "adapter+export adapter+evaluate demo"
+    "adapter+export adapter+evaluate audit+privacy demo"
 )
 
 
@@ -190,6 +190,7 @@ def test_an_empty_list_says_so_and_is_an_empty_json_list(call, words, title):
         ("budget report", "no site has sent a ledger yet"),
         ("budget report --study nothing", "no study is called 'nothing'"),
         ("adapter export nothing out", "no run is called 'nothing'"),
+        ("audit privacy nothing", "no run is called 'nothing'"),
         ("adapter evaluate nothing --data x.csv --unit-column p", "no run is called 'nothing'"),
     ],
 )

@@ -23,6 +23,7 @@ from confide.coordinator.store import Round, Run
 from confide.privacy.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of
+from .audits import audit_facts, keep_audit
 from .conftest import Federation, committed_round
 from .test_measurement import evaluation
 
@@ -37,8 +38,8 @@ p6,19,2.0,M,0,0
 """
 
 
-def with_run(federation: Federation, *changes: tuple[str, str], rounds: int = 2):
-    """A study and a run of it with committed rounds, each with a state of its own."""
+def with_run(federation: Federation, *changes: tuple[str, str], rounds: int = 2, audited: bool = True):
+    """A study and a run of it with committed rounds, each with a state of its own, and an audit that passed."""
     study = federation.create(*changes)
     with federation.store.session() as session:
         session.add(Run(id=RUN, study=study.study_hash, state="done", created_at=0.0))
@@ -46,6 +47,8 @@ def with_run(federation: Federation, *changes: tuple[str, str], rounds: int = 2)
     for number in range(1, rounds + 1):
         state_hash = folder.save(Checkpoint(round=number, state=state(study, number), velocity=state(study, 0)))
         federation.store.commit_round(committed_round(number, run=RUN, lease=lease, state_hash=state_hash))
+    if audited:
+        keep_audit(federation.store, audit_facts(run=RUN, study=study.study_hash, round=rounds))
     return study
 
 

@@ -27,7 +27,7 @@ ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
 DENSE_AND_SHARED = ("gate_proj", "up_proj", "down_proj")
 CARD = ModelCard(
     study="thyroid", study_hash="ab" * 32, backbone_hash="cd" * 32, sites=("a", "b", "c"), rounds=40, unit="patient",
-    mode="distributed", epsilon=2.914, delta=1e-5, collusion=1,
+    mode="distributed", epsilon=2.914, delta=1e-5, collusion=1, audit="nothing found",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ COORDINATOR = Path(sys.executable).parent / "coordinator"
 ROUNDS = 4
 KEYS = {
     "epsilon", "delta", "auc_before", "auc_nonprivate", "auc_private", "seconds_per_round", "bytes_per_site_round",
-    "report_json", "report_html", "adapter", "backbone",
+    "report_json", "report_html", "adapter", "backbone", "audit", "membership",
 }  # fmt: skip
 
 
@@ -89,6 +89,19 @@ def test_a_stopped_demo_goes_on_and_prints_one_object(outcome):
     low, high = outcome["auc_measured_interval"]  # type: ignore[misc]
     assert low - 0.05 < float(str(outcome["auc_private"])) < high + 0.05  # one in twenty misses, none by that much
     assert int(str(outcome["bytes_per_site_round"])) > 10_000
+
+
+def test_the_engine_was_audited_and_both_adapters_attacked(outcome):
+    report = json.loads(Path(str(outcome["report_json"])).read_text())
+    (audit,) = report["audits"]
+    assert audit == outcome["audit"]
+    assert audit["findings"] == []
+    assert float(audit["lower_bound"]) < float(audit["claimed_epsilon"])
+    assert (
+        f"{audit['right']} of {audit['guesses']} guesses" in (Path(str(outcome["adapter"])) / "README.md").read_text()
+    )
+    assert report["membership"] == outcome["membership"]
+    assert [attack["is_private"] for attack in report["membership"]] == [True, False]
 
 
 def test_the_report_verifies_and_says_what_was_printed(outcome):
