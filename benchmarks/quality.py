@@ -77,10 +77,11 @@ def epsilon(draft: StudyDraft, mode: Mode, dim: int) -> float:
         mode=mode,
         site_noise_int=noise_of(draft, mode, SCALE_BITS),
         scale_bits=SCALE_BITS,
-        clip_norm=draft.privacy.clip_norm,
+        clip_norm=draft.privacy.sensitivity,
         dim=dim,
         sample_rate=draft.privacy.sample_rate,
         sites=len(draft.participants.sites),
+        steps=draft.privacy.local_steps,
     )
     return epsilon_pld([release] * draft.rounds.rounds, draft.privacy.delta, draft.privacy.collusion)
 

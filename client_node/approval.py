@@ -168,6 +168,7 @@ def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
         sites=sites,
         planned_sites=len(study.sites) if is_topped else 0,
         noise_collusion=study.draft.privacy.collusion if is_topped else 0,
+        steps=planned.steps,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from ..models.errors import ModelError
 from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from ..privacy import adaptive_clipping
 from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 
@@ -131,14 +132,28 @@ class PrivacyTerms(Settings):
     """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
 
     mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
-    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / clip_norm as an outsider sees it
+    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / sensitivity as an outsider sees it
     target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
     clip_norm: float = Field(gt=0, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
+    clipping: Literal["fixed", "adaptive"] = "fixed"  # adaptive: the threshold starts at clip_norm and follows...
+    target_quantile: float = Field(default=0.5, ge=0, le=1)  # ... this quantile of the units' gradient norms
+    clip_learning_rate: float = Field(default=0.2, gt=0, le=10)  # ... by at most this much of its logarithm a round
     sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
     delta: float = Field(default=0.0, ge=0, le=1e-3)
     max_dropouts: int = Field(default=0, ge=0, le=1000)
     dropouts: Literal["over-provision", "top-up"] = "over-provision"  # noise for them in advance, or once they are gone
     collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
+    local_steps: int = Field(default=1, ge=1, le=1000)  # noised steps of a site in a round; each is charged
+
+    @property
+    def sensitivity(self) -> float:
+        """Most that one unit moves a site's sum of one step, L2: in clip units if the clip is adaptive."""
+        return self.clip_norm if self.clipping == "fixed" else adaptive_clipping.SENSITIVITY
+
+    @property
+    def clip_unit(self) -> float:
+        """What the length clip_norm of a clipped gradient is written as in a site's sum."""
+        return self.clip_norm if self.clipping == "fixed" else 1.0
 
     @property
     def spared_sites(self) -> int:
@@ -160,9 +175,23 @@ class RoundTerms(Settings):
 class OptimizerTerms(Settings):
     """The coordinator's step on the opened sum."""
 
-    lr: float = Field(gt=0, le=1000, description="lr = 0.3")
-    head_lr: float = Field(gt=0, le=1000, description="head_lr = 10.0")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    kind: Literal["momentum", "adam"] = "momentum"
+    lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters; left out, a rule chooses for the study
+    head_lr: float | None = Field(default=None, gt=0, le=1000)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of the velocity; Adam's beta1
+    beta2: float = Field(default=0.99, ge=0, lt=1)  # Adam's, of the mean square
+    epsilon: float = Field(default=1e-3, gt=0, le=1)  # Adam's, added to the root
+    noise_correction: bool = False  # Adam's mean square less the known variance of the noise
+    averaging: Literal["none", "ema"] = "none"  # ema: the exported adapter is a mean of the states...
+    ema_decay: float = Field(default=0.9, gt=0, lt=1)  # ... each weighted by this to the power of its age in rounds
+    local_lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters in a site's local steps
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(lr, head_lr) of a study, which has both whether its draft said them or not."""
+        assert self.lr is not None, "a draft whose rates were never chosen"
+        assert self.head_lr is not None, "a draft whose rates were never chosen"
+        return self.lr, self.head_lr
 
 
 class EvaluationTerms(Settings):
@@ -229,10 +258,27 @@ class StudyDraft(Settings):
 
         Four times the expected batch, all clipped units in one coordinate, and ten standard deviations of all noise.
         """
+        steps = self.privacy.local_steps
+        return 4 * self.rounds.batch_units * self.privacy.clip_unit * steps + 10 * self.noise_std
+
+    @property
+    def noise_std(self) -> float:
+        """Std of the noise in an entry of the opened sum over all sites."""
         privacy, sites = self.privacy, len(self.participants.sites)
+        if privacy.mode == "none":
+            return 0.0
         honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
-        noise_std = privacy.noise_multiplier * privacy.clip_norm * math.sqrt(sites / max(honest, 1))
-        return 4 * self.rounds.batch_units * privacy.clip_norm + 10 * noise_std
+        by_step = privacy.noise_multiplier * privacy.sensitivity * math.sqrt(sites / max(honest, 1))
+        return by_step * math.sqrt(privacy.local_steps)
+
+    @property
+    def update_divisor(self) -> float:
+        """What the opened sum is divided by: the mean update is per expected unit and local step, in clip units."""
+        return self.rounds.batch_units * self.privacy.clip_unit * self.privacy.local_steps
+
+    def state_dim(self, trained: int) -> int:
+        """Length of the state that rounds exchange: the `trained` numbers, and the clip's logarithm if it adapts."""
+        return trained + (self.privacy.clipping == "adaptive")
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""
@@ -315,6 +361,7 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
             f"privacy.dropouts is 'top-up' with privacy.mode '{privacy.mode}'; remove it: only with 'distributed' do "
             "sites share the noise"
         )
+    problems += _local_problems(draft)
     if privacy.mode == "none":
         problems += [
             f"privacy.{name} is {getattr(privacy, name):g}; remove it: with privacy.mode 'none' nothing is protected"
@@ -342,4 +389,19 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
         )
     if privacy.mode == "distributed" and privacy.collusion < 1:
         problems.append("privacy.collusion is 0; it must be at least 1 with distributed noise: a site knows its own")
+    return problems
+
+
+def _local_problems(draft: StudyDraft) -> list[str]:
+    steps, local_lr = draft.privacy.local_steps, draft.optimizer.local_lr
+    problems = []
+    if steps > 1 and draft.privacy.mode == "distributed":
+        problems.append(
+            f"privacy.local_steps is {steps} with privacy.mode 'distributed'; it must be 1: a site would train its own "
+            "copy on noise that protects only the sum over all sites. Use 'local'"
+        )
+    if steps > 1 and local_lr is None:
+        problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
+    if steps == 1 and local_lr is not None:
+        problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
     return problems

@@ -61,7 +61,7 @@ def ring_of(draft: StudyDraft, dim: int) -> Ring:
 
     `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
     """
-    return plan_ring(1, draft.largest_total, dim, draft.privacy.clip_norm)
+    return plan_ring(1, draft.largest_total, dim, draft.privacy.sensitivity)
 
 
 def provisional(draft: StudyDraft, dim: int) -> Study:

@@ -159,6 +159,7 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
         "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.quorum},
         "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},
         "Rounds": draft.rounds.model_dump(),
+        "Optimizer": draft.optimizer.model_dump(),
         **({"Evaluation on held-out records": draft.evaluation.model_dump()} if draft.evaluation else {}),
         "Sites (name: identity key)": {site.name: site.identity for site in study.sites},
         "Aggregators (name: identity key, address)": {

@@ -78,6 +78,7 @@ class PlannedRound:
     clip_norm: float  # most that one unit moves a site's vector, L2
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
+    steps: int = 1  # noised sums that a site adds up
 
     @property
     def title(self) -> str:
@@ -189,9 +190,10 @@ class Study(Settings):
                 dim=self.dim,
                 ring_bits=self.ring_bits,
                 scale_bits=self.scale_bits,
-                clip_norm=privacy.clip_norm,
+                clip_norm=privacy.sensitivity,
                 sample_rate=privacy.sample_rate,
                 noise_multiplier=privacy.noise_multiplier,
+                steps=privacy.local_steps,
             )
         ring_bits, scale_bits = _HISTOGRAM_RING
         return PlannedRound(
@@ -232,7 +234,8 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _parties_differ(self) -> Self:
-        if problems := [*self._party_problems(), *self._ring_problems(), *self._noise_problems()]:
+        problems = [*self._party_problems(), *self._ring_problems(), *self._noise_problems(), *self._rate_problems()]
+        if problems:
             raise contradictions(problems)
         return self
 
@@ -276,6 +279,11 @@ class Study(Settings):
             f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
             "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
         ]
+
+    def _rate_problems(self) -> list[str]:
+        optimizer = self.draft.optimizer
+        missing = [name for name in ("lr", "head_lr") if getattr(optimizer, name) is None]
+        return [f"draft.optimizer.{name} is missing; a study states the rate that was chosen" for name in missing]
 
 
 __all__ = ["AggregatorParty", "Participant", "PlannedRound", "Study", "StudyDraft", "load_draft"]

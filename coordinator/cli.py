@@ -200,13 +200,13 @@ def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOpti
         study = create_study(store, Pki.load(home), home, draft)
         privacy = study.draft.privacy
         cost = None if privacy.mode == "none" else whole_cost(study)
+        lr, head_lr = study.draft.optimizer.rates
         if as_json:
             terms = {
                 name: getattr(privacy, name) for name in ("noise_multiplier", "target_epsilon", "delta", "collusion")
             }
-            return print_json(
-                {"name": study.name, "hash": study.study_hash, "dim": study.dim, **terms, "epsilon": cost}
-            )
+            facts = {"name": study.name, "hash": study.study_hash, "dim": study.dim, "lr": lr, "head_lr": head_lr}
+            return print_json({**facts, **terms, "epsilon": cost})
         if cost is not None:
             aimed = f", solved for a target of {privacy.target_epsilon:g}" if privacy.target_epsilon else ""
             out.print(
@@ -214,7 +214,10 @@ def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOpti
                 f"{privacy.delta:g} with {privacy.collusion} colluding.",
                 highlight=False,
             )
-        out.print(f"Study [bold]{study.name}[/] trains {study.dim:,} numbers. Sites approve it by its hash:")
+        out.print(
+            f"Study [bold]{study.name}[/] trains {study.dim:,} numbers with lr {lr:g} and head_lr {head_lr:g}. "
+            "Sites approve it by its hash:"
+        )
         print(study.study_hash)
 
 

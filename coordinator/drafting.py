@@ -13,9 +13,10 @@ from ..models.adapters import AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.head import PooledHead
 from .errors import StudyRefused
+from .learning_rates import with_rates
 from .pki import Pki
 from .store import Node, Store, StudyRow
-from .studies import start_file
+from .studies import start_file, start_state
 
 
 def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
@@ -37,8 +38,11 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     adapted = attach(
         backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
-    dim = adapted.layout.dim
-    draft = solve(draft, dim)
+    layout = adapted.layout
+    draft = solve(draft, draft.state_dim(layout.dim))
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
+    state = start_state(draft, adapted.state())
+    dim = len(state)
     ring = ring_of(draft, dim)
     study = Study.from_draft(
         draft,
@@ -62,7 +66,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         scale_bits=ring.scale_bits,
         ring_bits=64 if ring.bits == 64 else 32,
     )
-    start = {"state": adapted.state().tolist(), "head_size": adapted.layout.head_slice.stop, "backbone": str(folder)}
+    start = {"state": state.tolist(), "head_size": layout.head_slice.stop, "backbone": str(folder)}
     write_private(start_file(home, study.study_hash), json.dumps(start).encode())
     with store.session() as session:
         if session.get(StudyRow, study.study_hash) is None:

@@ -43,7 +43,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         raise Conflict(f"run {run_id}: {row.problem}")
     sites = site_names(row)
     updates, evaluations = planned_releases(study, sites=len(sites))
-    release = evaluations[0]
+    release = evaluations[0].over(len(sites))  # with what sites have added for missing ones
     noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits
     counts = json.loads(row.counts)
     epsilon = added = None

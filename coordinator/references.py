@@ -18,14 +18,18 @@ from ..client_node.data import read as read_records
 from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
+from ..client_node.trainer import release_terms
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
 from ..models.evaluation import auc
 from ..models.head import PooledHead, pooled
 from ..privacy.accounting import Mode, site_noise
 from ..privacy.sampling import SeededBytes
-from ..privacy.steps import ReleaseTerms, private_release
-from .optimizer import ServerOptimizer
+from ..privacy.steps import round_release
+from .learning_rates import with_rates
+from .optimizer import server_step
+from .run_folder import Checkpoint
+from .studies import start_state
 
 WORDS_LR = 10.0  # of the regression on words, whose inputs have unit length like the head's
 _ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
@@ -52,7 +56,7 @@ def references(
         return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng)
 
     before = [logits(adapted, ids) for ids, _, _ in tested_on]
-    head_only = linear(lambda ids: _head_inputs(adapted, ids), draft.optimizer.head_lr)
+    head_only = linear(lambda ids: _head_inputs(adapted, ids), draft.optimizer.rates[1])
     control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
     sites = dict(zip(study.site_names(), trained_on, strict=True))
     federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0)
@@ -84,29 +88,28 @@ def federate(
 ) -> None:
     """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
 
-    The sites' and the server's steps are the real ones; the network and the secret sharing, which add integers exactly,
-    are left out. `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
+    The sites' and the server's steps are the real ones, with every option of the draft; the network and the secret
+    sharing, which add integers exactly, are left out. Rates that the draft leaves open are chosen for its own mode.
+    `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
     """
-    terms = ReleaseTerms(
-        mode=mode,
-        clip_norm=draft.privacy.clip_norm,
-        sample_rate=draft.privacy.sample_rate,
-        site_noise_int=noise_of(draft, mode, scale_bits),
+    layout = adapted.layout
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)
+    draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
+    terms = release_terms(
+        draft,
+        mode,
+        site_noise=noise_of(draft, mode, scale_bits),
         scale_bits=scale_bits,
-        max_rows_per_batch=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
-        max_records_per_unit=draft.data.max_records_per_unit,
+        max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
     )
-    optimizer = ServerOptimizer(**draft.optimizer.model_dump())
-    state = adapted.state()
-    velocity = np.zeros_like(state)
+    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
     for round_number in range(draft.rounds.rounds):
-        total = np.zeros(len(state), dtype=np.int64)
+        total = np.zeros(len(checkpoint.state), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            total += private_release(adapted, ids, labels, units, terms=terms, source=source)
-        mean_update = total * 2.0**-scale_bits / (draft.rounds.batch_units * draft.privacy.clip_norm)
-        state, velocity = optimizer.step(state, velocity, mean_update, adapted.layout.head_slice)
-        adapted.load_state(state)
+            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=terms, source=source)
+        checkpoint = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+    adapted.load_state(checkpoint.exported[: layout.dim])
 
 
 def private_linear(
@@ -119,7 +122,7 @@ def private_linear(
     scale_bits: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Scores of `test` by a logistic regression under the study's rounds, sampling, clipping, noise and momentum.
+    """Scores of `test` by a logistic regression under the study's rounds, sampling, clip_norm, noise and momentum.
 
     A record is taken for a unit, and the noise is a plain Gaussian: this is a yardstick, nothing of it is released.
 
@@ -128,7 +131,7 @@ def private_linear(
         labels: [rows] of each site, 0 or 1.
     """
     privacy = draft.privacy
-    noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits)
+    noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits) / privacy.clip_unit  # in clip units
     weight = velocity = np.zeros(test.shape[1])
     for _ in range(draft.rounds.rounds):
         total = np.zeros_like(weight)
@@ -136,9 +139,9 @@ def private_linear(
             chosen = rng.random(len(x)) < privacy.sample_rate
             error = 1 / (1 + np.exp(-x[chosen] @ weight)) - y[chosen]
             norms = np.abs(error) * np.linalg.norm(x[chosen], axis=1)
-            error *= np.minimum(1, privacy.clip_norm / np.maximum(norms, 1e-12))
+            error /= np.maximum(norms, privacy.clip_norm)
             total += error @ x[chosen] + rng.normal(0, noise_std, len(weight))
-        velocity = draft.optimizer.momentum * velocity + total / (draft.rounds.batch_units * privacy.clip_norm)
+        velocity = draft.optimizer.momentum * velocity + total / draft.rounds.batch_units
         weight = weight - lr * velocity
     scores: np.ndarray = test @ weight
     return scores
@@ -149,7 +152,7 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
     privacy = draft.privacy
     return site_noise(
         privacy.noise_multiplier,
-        privacy.clip_norm,
+        privacy.sensitivity,
         len(draft.participants.sites),
         privacy.spared_sites,
         privacy.collusion,

@@ -42,7 +42,8 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     adapted = attach(
         backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
-    adapted.load_state(RunFolder(home, run_id).load(last.number, last.state_hash).exported)
+    exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
+    adapted.load_state(exported[: adapted.layout.dim])  # an adaptive clip's logarithm may follow
     return adapted
 
 

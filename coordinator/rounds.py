@@ -47,7 +47,7 @@ from ..mpc.shares import ShareContext, set_name
 from ..privacy.chain import Entry
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, RunStopped, SitesMissing
 from .fleet import Fleet, NodeFailure
-from .optimizer import ServerOptimizer
+from .optimizer import server_step
 from .replica import LedgerReplica
 from .run_folder import Checkpoint, Envelopes, RunFolder
 from .store import Evaluation, Round, Store, site_names
@@ -135,7 +135,7 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
     planned = drive.study.planned_round(checkpoint.round + 1)
     opened = open_round(drive, keys, planned, state_bytes(checkpoint.state), drive.sites)
     # 7 commit: the round exists once its row does.
-    after = server_step(drive, checkpoint, opened.total)
+    after = server_step(drive.study.draft, checkpoint, opened.total, slice(0, drive.head_size))
     drive.store.commit_round(Round(**opened.record, state_hash=drive.folder.save(after), committed_at=time.time()))
     drive.folder.prune(planned.number)
     logger.info("run %s: round %d committed with %s", drive.run, planned.number, ", ".join(opened.sites))
@@ -424,18 +424,6 @@ def order_blobs(cohort: Sequence[str], aggregator_id: int, **sealed: Envelopes) 
         for place, site in enumerate(cohort)
         if site in envelopes
     }
-
-
-def server_step(drive: Drive, checkpoint: Checkpoint, total: np.ndarray) -> Checkpoint:
-    """The trained vector after one server optimizer step on the mean update over the public batch size."""
-    terms = drive.study.draft
-    optimizer = ServerOptimizer(
-        lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=terms.optimizer.momentum
-    )
-    mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
-    head = slice(0, drive.head_size)
-    state, velocity = optimizer.step(checkpoint.state, checkpoint.velocity, mean, head)
-    return Checkpoint(round=checkpoint.round + 1, state=state, velocity=velocity)
 
 
 def settle(drive: Drive, *, final: bool) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,21 +20,30 @@ from ..client_node.files import write_private
 from ..mpc.shares import set_name
 from .errors import StateDamaged
 
+_TENSORS = ("state", "velocity", "second_moment", "average")  # of a checkpoint, and the names in its file
+
 Envelopes = dict[str, tuple[bytes, bytes, bytes]]  # site -> its three sealed shares, by aggregator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The trained vector after a round, and what the server optimizer carries on."""
+    """The trained vector after a round, and what the server optimizer carries on; all float32 [dim]."""
 
     round: int
-    state: np.ndarray  # float32 [dim]
-    velocity: np.ndarray  # float32 [dim]
+    state: np.ndarray
+    velocity: np.ndarray
+    second_moment: np.ndarray | None = None  # with Adam, from round 1 on
+    average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
+
+    @classmethod
+    def beginning(cls, state: np.ndarray) -> Self:
+        """Round 0."""
+        return cls(round=0, state=state, velocity=np.zeros_like(state))
 
     @property
     def exported(self) -> np.ndarray:
         """The vector that the run offers as its result, and that an evaluation measures."""
-        return self.state
+        return self.state if self.average is None else self.average
 
 
 class RunFolder:
@@ -45,7 +55,8 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns that."""
-        data = save_tensors({"state": checkpoint.state, "velocity": checkpoint.velocity})
+        tensors = {name: getattr(checkpoint, name) for name in _TENSORS}
+        data = save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
         state_hash = hashlib.sha256(data).hexdigest()
         write_private(self._checkpoint(checkpoint.round, state_hash), data)
         return state_hash
@@ -70,7 +81,7 @@ class RunFolder:
             raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
         if hashlib.sha256(data).hexdigest() != state_hash:
             raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
-        return Checkpoint(round=round_number, state=tensors["state"], velocity=tensors["velocity"])
+        return Checkpoint(round=round_number, **tensors)
 
     def save_envelopes(self, round_number: int, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
         """Keeps a site's sealed shares: a retried round must be able to offer exactly the same set again."""

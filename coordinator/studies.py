@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..client_node.draft import StudyDraft
 from ..client_node.study import Study
 from .errors import StateDamaged
 from .run_folder import Checkpoint
@@ -40,10 +41,17 @@ def study_start(home: Path, study: Study) -> StudyStart:
     stored = json.loads(path.read_text())
     state = np.asarray(stored["state"], dtype=np.float32)
     return StudyStart(
-        start=Checkpoint(round=0, state=state, velocity=np.zeros_like(state)),
+        start=Checkpoint.beginning(state),
         head_size=int(stored["head_size"]),
         backbone=Path(stored["backbone"]),
     )
+
+
+def start_state(draft: StudyDraft, trained: np.ndarray) -> np.ndarray:
+    """The state of round 0: the trained numbers as they start, and an adaptive clip at its start value."""
+    state = np.zeros(draft.state_dim(len(trained)), dtype=np.float32)
+    state[: len(trained)] = trained
+    return state
 
 
 def start_file(home: Path, study_hash: str) -> Path:

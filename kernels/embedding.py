@@ -75,5 +75,5 @@ class _LoRAEmbedding(Function):
             if collector is not None:
                 collector.capture_tokens(ctx.parameters[1], z, g, transposed=True)
             else:
-                grad_B = (g.T @ z).to(lora_B.dtype)
+                grad_B = (z.T @ g).T.to(lora_B.dtype)
         return None, None, grad_A, grad_B, None, None

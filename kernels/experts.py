@@ -144,11 +144,10 @@ def _hand_over(ctx: Any, number: int, left_SP: Tensor, right_SQ: Tensor | None, 
         assert plan.runs is not None
         collector.capture_runs(parameter, left_SP, right_SQ, plan.runs, plan.num_experts, transposed=transposed)
         return None
-    total = left_SP.new_zeros(parameter.shape)
+    total_EPQ = left_SP.new_zeros(len(parameter), left_SP.shape[1], right_SQ.shape[1])
     for e, s in plan.slices:
-        left, right = (right_SQ[s], left_SP[s]) if transposed else (left_SP[s], right_SQ[s])
-        torch.mm(left.T, right, out=total[e])
-    return total.to(parameter.dtype)
+        torch.mm(left_SP[s].T, right_SQ[s], out=total_EPQ[e])
+    return (total_EPQ.mT if transposed else total_EPQ).to(parameter.dtype)
 
 
 def _combine(rows_SD: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tensor:

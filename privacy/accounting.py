@@ -67,6 +67,7 @@ class Release:
     sites: int  # how many sites' vectors the opened sum holds, or at least holds
     planned_sites: int = 0  # with top-up: how many it holds at most; without: 0
     noise_collusion: int = 0  # with top-up: how many sites' noise the planned noise multiplier does without
+    steps: int = 1  # noised sums that each site adds up, every one over a new sample; 1 in mode "distributed"
 
     def __post_init__(self) -> None:
         checks = {
@@ -80,6 +81,8 @@ class Release:
             "sites must be in [1, 10**6]": 1 <= self.sites <= 10**6,
             "top-up needs mode distributed, sites <= planned_sites <= 10**6, 0 <= noise_collusion < sites and "
             f"site_noise_int <= {MAX_TOPPED_NOISE}": self._is_topup_sound(),
+            "steps must be in [1, 10**6]": 1 <= self.steps <= 10**6,
+            "steps must be 1 in mode distributed": self.mode != "distributed" or self.steps == 1,
         }
         for claim, holds in checks.items():
             if not holds:  # NaN fails the comparisons above too
@@ -133,11 +136,11 @@ def epsilon_rdp(releases: Releases, delta: float, colluding: int) -> float:
 
 
 def merge(releases: Releases, colluding: int) -> Merged:
-    """Counts the releases by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
+    """Counts the releases' steps by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
     counts: Counter[tuple[float, float]] = Counter()
     for release, count in Counter(releases).items():
         if count:
-            counts[_pair(release, colluding)] += count
+            counts[_pair(release, colluding)] += count * release.steps
     return tuple(sorted((multiplier, rate, count) for (multiplier, rate), count in counts.items()))
 
 

@@ -39,8 +39,8 @@ class PerUnitClipper:
     What the caller must keep: the loss is a SUM over units of terms that depend on that unit's rows alone (dividing by
     the tokens of the batch ties units together), and the model mixes nothing across rows; `independence` refuses what
     it can find of either. A unit's gradient is computed in the model's precision, and which other rows share its batch
-    can change how a matrix product is rounded: by at most 4e-7 of its norm in float32 and 1e-15 in float64, and mostly
-    by nothing, in the trials of `benchmarks/privacy.py --invariance`. Each unit stays below the bound all the same.
+    can change how matrix products are rounded: by less than 5e-7 of its norm in float32 and 2e-15 in float64, in the
+    trials of `benchmarks/privacy.py --invariance`. Each unit stays below the bound all the same.
     """
 
     def __init__(self, adapted: AdaptedModel) -> None:

@@ -12,6 +12,7 @@ probed. That nobody does so is an assumption about the published code and backbo
 Legend: `R` rows, `T` tokens.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,9 @@ def refuse_dependence(adapted: AdaptedModel, losses: Losses, *, words: int) -> N
     with _away_from_start(adapted):
         refuse_mixing(adapted, adapted.classify, words=words)
         refuse_moving_gradients(
-            adapted, lambda ids: losses(adapted.classify(ids), torch.arange(len(ids)) % 2), words=words
+            adapted,
+            lambda ids: losses(adapted.classify(ids), torch.arange(len(ids), device=ids.device) % 2),
+            words=words,
         )
 
 
@@ -129,7 +132,7 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
         UnitsCoupled: naming the first module whose output for the record moved while its inputs did not, or what a
             forward pass in training mode overwrote.
     """
-    batches = _batches(words)
+    batches = _batches(words, model)
     with _mode(model, training=False):
         seen = {others: _passed(model, run, ids) for others, ids in batches.items()}
         alone = seen.pop("left out")
@@ -145,35 +148,38 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
 
 
 def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], *, words: int) -> None:
-    """Watches the gradient of one record, unit by unit as it is clipped, while the other rows change.
+    """Watches the gradient of one record, first and last in a batch, as it is clipped, while the other rows change.
 
     Args:
-        row_losses: [R] terms of the rows of ids [R, T].
+        row_losses: [R] terms of the rows of ids [R, T]; the record's has to be the same in the first and last place.
 
     Raises:
         UnitsCoupled: naming the parameter whose gradient moved.
         TargetUnreached: naming the trained parameters that backward did not reach.
     """
-    batches = _batches(words)
+    batches = _batches(words, adapted)
     want = unit_gradient(adapted, row_losses, batches.pop("left out"))
     scale = torch.stack([grad.norm() for grad in want.values()]).norm()
-    for others, ids in batches.items():
-        got = unit_gradient(adapted, row_losses, ids)
+    for (others, ids), place in itertools.product(batches.items(), (0, -1)):
+        got = unit_gradient(adapted, row_losses, ids, place)
         for name, grad in got.items():
             moved = (grad - want[name]).norm() / scale
             if not moved < _tolerance(adapted.trained[name].dtype):
                 raise UnitsCoupled(f"the gradient of {name} for one record moves when other rows are {others}")
 
 
-def unit_gradient(adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], ids_RT: Tensor) -> dict[str, Tensor]:
-    """What the first row adds to the sum of gradients over all rows, before clipping; float64, by parameter name.
+def unit_gradient(
+    adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], ids_RT: Tensor, row: int = 0
+) -> dict[str, Tensor]:
+    """What one row adds to the sum of gradients over all rows, before clipping; float64, by parameter name.
 
     PRIVATE where the rows are records.
 
     Raises:
         TargetUnreached: naming the trained parameters that backward did not reach.
     """
-    collector = Collector(torch.arange(len(ids_RT)), len(ids_RT), ids_RT.shape[1])
+    rows, device = len(ids_RT), ids_RT.device
+    collector = Collector(torch.arange(rows, device=device), rows, ids_RT.shape[1])
     adapted.slot.collector = collector
     try:
         with torch.enable_grad():
@@ -186,9 +192,9 @@ def unit_gradient(adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor],
         raise TargetUnreached(
             f"the loss does not depend on {', '.join(absent)}: it would never be trained; take it from the targets"
         )
-    first = torch.zeros(len(ids_RT), dtype=torch.float64)
-    first[0] = 1
-    sums = collector.weighted_sum(first)
+    only = torch.zeros(rows, dtype=torch.float64, device=device)
+    only[row] = 1
+    sums = collector.weighted_sum(only)
     return {name: sums[parameter] for name, parameter in adapted.trained.items()}
 
 
@@ -313,11 +319,11 @@ def _refuse_coupled_settings(config: object) -> None:
         )
 
 
-def _batches(words: int) -> dict[str, Tensor]:
+def _batches(words: int, model: nn.Module) -> dict[str, Tensor]:
     """One record, first and last in every batch but the one it has for itself."""
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     record, there, other = (
-        torch.randint(1, words, (rows, _TOKENS), generator=generator) for rows in (1, _ROWS - 2, _ROWS - 2)
+        torch.randint(1, words, (rows, _TOKENS), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
     )
     beside = {"there": there, "replaced": other, "equal to it": record.expand(_ROWS - 2, -1)}
     return {"left out": record} | {name: torch.cat([record, rows, record]) for name, rows in beside.items()}

@@ -77,6 +77,9 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     Args:
         optimizer: holds exactly the clipper's parameters.
         clip_norm: None only without noise.
+        count_weight: if positive, gradients are summed in clip units, g / max(|g|, clip_norm), and one more entry at
+            the end counts count_weight / 2 for each unit at or below clip_norm and minus that for each one above
+            (`adaptive_clipping`).
         expected_batch_size: expected UNITS in a logical batch, sample_rate * units; never the number drawn.
     """
 
@@ -87,20 +90,27 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         *,
         clip_norm: float | None,
         noise: RingNoise,
+        count_weight: float = 0.0,
         expected_batch_size: float = 1.0,
     ) -> None:
         if clip_norm is None and noise.sigma:
             raise InvalidPrivacyParameter("noise without clip_norm protects nothing")
+        if count_weight and clip_norm is None:
+            raise InvalidPrivacyParameter("without clip_norm no unit is at or below it")
         dim = sum(parameter.numel() for parameter in clipper.parameters.values())
+        sensitivity = clip_norm
+        if count_weight:
+            sensitivity, dim = math.hypot(1.0, count_weight / 2), dim + 1
         super().__init__(
             optimizer,
-            noise_multiplier=0.0 if clip_norm is None else noise.noise_multiplier(clip_norm, dim),
+            noise_multiplier=0.0 if sensitivity is None else noise.noise_multiplier(sensitivity, dim),
             max_grad_norm=math.inf if clip_norm is None else clip_norm,
             expected_batch_size=expected_batch_size,
         )
         if set(self.params) != set(clipper.parameters.values()):
             raise UnprotectedGradient("optimizer and clipper must hold exactly the same parameters")
         self.clipper, self.noise, self.clip_norm = clipper, noise, clip_norm
+        self.count_weight, self._count = count_weight, 0.0
         self.last_report: ClipReport | None = None
         self._released: Integers | None = None
 
@@ -117,6 +127,11 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     def clip_and_accumulate(self) -> None:
         """Adds the clipped sum of the last microbatch; nothing after an empty batch."""
         total, self.last_report = self.clipper.clipped_sum(self.clip_norm)
+        if self.count_weight:
+            assert self.clip_norm is not None
+            total = {name: part / self.clip_norm for name, part in total.items()}
+            is_below = self.last_report.norms <= self.clip_norm  # NaN is above: every unit counts for one or the other
+            self._count += self.count_weight / 2 * (2 * int(is_below.sum()) - len(is_below))
         for name, parameter in self.clipper.parameters.items():
             so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]  # set by opacus
             total_so_far = total[name] if so_far is None else so_far.add_(total[name])
@@ -128,7 +143,8 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         total = torch.cat([parameter.summed_grad.flatten() for parameter in parameters])  # type: ignore[attr-defined]
         for parameter in parameters:
             parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
-        self._released = self.noise.add_to(total.cpu().numpy())
+        sums = total.cpu().numpy()
+        self._released = self.noise.add_to(np.append(sums, self._count) if self.count_weight else sums)
         end = 0
         for parameter in parameters:
             start, end = end, end + parameter.numel()
@@ -155,7 +171,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
 
     def discard(self) -> None:
         """Drops sums and gradients of the logical batch, as after an error."""
-        self._is_last_step_skipped = False
+        self._is_last_step_skipped, self._count = False, 0.0
         self.zero_grad(set_to_none=True)
         self.clipper.start_step()
 

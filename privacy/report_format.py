@@ -88,6 +88,7 @@ class Event(_Part):
     sites: Count  # really summed, or the fewest allowed while not settled
     planned_sites: Count  # with top-up, while not settled: the most that may be summed; else 0
     noise_collusion: Count
+    steps: Count  # noised sums that each release adds up
     is_settled: bool
     count: Count
 

@@ -1,4 +1,4 @@
-"""One private training step of one site: sample, clip, sum, round, add noise.
+"""The private training of one site in a round: sample, clip, sum, round, add noise; once, or in several local steps.
 
 Privacy unit: all records of one unit id, added or removed together.
 """
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import torch
 
 from ..models.adapters import AdaptedModel
+from ..models.errors import StateMismatch
+from . import adaptive_clipping
 from .clipping import PerUnitClipper
 from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from .loss import record_losses
@@ -24,16 +27,32 @@ from .sampling import Integers, RandomBytes, choose, poisson_sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LocalSteps:
+    """How a site's copy of the model moves between the steps of one round, by its own noised sums alone."""
+
+    steps: int = 1
+    lr: float = 1.0  # of the adapters, on the mean noised gradient in clip units
+    head_lr: float = 1.0  # of the head
+    batch_units: float = 1.0  # units expected in a step of one site; public, never counted
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and all(0 < x < math.inf for x in (self.lr, self.head_lr, self.batch_units))):
+            raise InvalidPrivacyParameter(f"need steps >= 1 and finite lr, head_lr, batch_units > 0, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseTerms:
-    """What all sites of a study agree on about a step; `max_rows_per_batch` alone is a matter of memory."""
+    """What all sites of a study agree on about a round; `max_rows_per_batch` alone is a matter of memory."""
 
     mode: Literal["distributed", "local", "none"]
-    clip_norm: float | None  # None only in mode "none"
+    clip_norm: float | None  # the threshold, or what an adaptive one starts from; None only in mode "none"
     sample_rate: float  # probability that a unit takes part, in (0, 1]
     site_noise_int: int  # std of this site's noise in ring units; 0 exactly in mode "none"
     scale_bits: int  # a ring unit is 2**-scale_bits
     max_rows_per_batch: int  # rows that are computed at once
     max_records_per_unit: int  # more are cut by a random choice inside the unit
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    local: LocalSteps = LocalSteps()
 
     def __post_init__(self) -> None:
         if self.mode not in ("distributed", "local", "none"):
@@ -41,6 +60,15 @@ class ReleaseTerms:
         is_private = self.mode != "none"
         if is_private if self.clip_norm is None else not 0 < self.clip_norm < math.inf:
             raise InvalidPrivacyParameter(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if self.clipping not in ("fixed", "adaptive"):
+            raise InvalidPrivacyParameter(f"clipping must be fixed or adaptive, got {self.clipping!r}")
+        if self.clipping == "adaptive" and self.clip_norm is None:
+            raise InvalidPrivacyParameter("adaptive clipping needs a clip_norm to start from")
+        if self.mode == "distributed" and self.local.steps > 1:
+            raise InvalidPrivacyParameter(
+                f"local steps must be 1 in mode distributed, got {self.local.steps}: a site's own share of the noise "
+                "does not protect what its copy would learn"
+            )
         if not 0 < self.sample_rate <= 1:  # NaN fails too
             raise InvalidPrivacyParameter(f"sample_rate must be in (0, 1], got {self.sample_rate}")
         low, high = (1, MAX_SIGMA) if is_private else (0, 0)
@@ -57,6 +85,59 @@ class ReleaseTerms:
             )
 
 
+def round_release(
+    adapted: AdaptedModel,
+    state: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int64],
+    labels: npt.ArrayLike,
+    unit_of_row: npt.ArrayLike,
+    *,
+    terms: ReleaseTerms,
+    source: RandomBytes = os.urandom,
+) -> Integers:
+    """What a site gives for a round that begins at `state`: int64, as long as `state`.
+
+    With one step that is a `private_release` at `state`. With several, the copy of the model moves by each noised sum
+    as it would be released, and the result is the sum of them all. That is the difference between the first and the
+    last state over the local rates, without rounding it a second time: post-processing of `terms.local.steps` releases,
+    each of which has all the noise of its mode, so they are charged as that many.
+
+    Args:
+        state: the trained parameters in the order of `adapted.layout`; then, with adaptive clipping, the logarithm of
+            the threshold over `terms.clip_norm`.
+
+    Raises:
+        StateMismatch: the state is not finite or of another length.
+    """
+    dim = adapted.layout.dim
+    is_adaptive = terms.clipping == "adaptive"
+    if is_adaptive and len(state) != dim + 1:
+        raise StateMismatch(f"state has {len(state)} numbers; {dim} trained ones and the clip's logarithm are due")
+    weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
+    adapted.load_state(weights)
+    release = partial(private_release, adapted, ids, labels, unit_of_row, terms=terms, source=source, log_clip=log_clip)
+    total = release()
+    if terms.local.steps == 1:
+        return total
+    step = _local_step(adapted, terms)
+    copy, last = weights.astype(np.float64), total
+    for _ in range(terms.local.steps - 1):
+        copy -= step * last[:dim]
+        adapted.load_state(copy)
+        last = release()
+        total = total + last
+    return total
+
+
+def _local_step(adapted: AdaptedModel, terms: ReleaseTerms) -> npt.NDArray[np.float64]:
+    """[dim], how far one ring unit of a noised sum moves each trained number of the site's copy."""
+    rates = np.full(adapted.layout.dim, terms.local.lr)
+    rates[adapted.layout.head_slice] = terms.local.head_lr
+    in_clip_units = 1.0 if terms.clipping == "adaptive" or terms.clip_norm is None else terms.clip_norm
+    step: npt.NDArray[np.float64] = rates * 2.0**-terms.scale_bits / (terms.local.batch_units * in_clip_units)
+    return step
+
+
 def private_release(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
@@ -66,6 +147,7 @@ def private_release(
     terms: ReleaseTerms,
     source: RandomBytes = os.urandom,
     on_step: StepHook | None = None,
+    log_clip: float = 0.0,
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
@@ -74,11 +156,15 @@ def private_release(
     mode "none" there is no noise, and a seeded `source` gives the same bytes on every call on one machine. In mode
     "distributed" the noise of one site does not suffice: the result must go nowhere but into secret sharing.
 
+    With `terms.clipping` "adaptive" gradients are in clip units and one entry more ends the vector, [dim + 1]:
+    `adaptive_clipping` says what it counts. Its L2 sensitivity is `adaptive_clipping.SENSITIVITY` for any `log_clip`.
+
     Args:
         ids: [rows, length] tokens, padded on the right with 0; a row holds one record.
         labels: [rows], 0 or 1.
         unit_of_row: [rows], any ids.
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
+        log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
 
     Raises:
         BatchMalformed: shapes do not fit together.
@@ -97,7 +183,11 @@ def private_release(
     noise = RingNoise(sigma=terms.site_noise_int, scale_bits=terms.scale_bits, source=source)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
-    optimizer = LoRADPOptimizer(idle, clipper, clip_norm=terms.clip_norm, noise=noise)
+    clip_norm, count_weight = terms.clip_norm, 0.0
+    if terms.clipping == "adaptive":
+        assert clip_norm is not None
+        clip_norm, count_weight = adaptive_clipping.clip_at(clip_norm, log_clip), adaptive_clipping.COUNT_WEIGHT
+    optimizer = LoRADPOptimizer(idle, clipper, clip_norm=clip_norm, noise=noise, count_weight=count_weight)
     optimizer.attach_step_hook(on_step)
     try:
         with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():

@@ -19,6 +19,7 @@ class PlayedParty:
 
     config: PartyConfig
     told: list[str] = field(default_factory=list)
+    topups: dict[str, bytes] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
 
     def start(self) -> None:
@@ -27,8 +28,9 @@ class PlayedParty:
     def stop(self) -> None:
         self.told.append("stop")
 
-    def aggregate(self, order: Order, envelopes: dict[str, bytes]) -> Release:
+    def aggregate(self, order: Order, envelopes: dict[str, bytes], topups: dict[str, bytes]) -> Release:
         self.orders.append(order)
+        self.topups = topups
         return Release(kept=tuple(sorted(envelopes)), set_digest=bytes(32), share=b"total")
 
 
@@ -55,7 +57,7 @@ def open_role(tmp_path):
     return lambda name="agg-b": AggregatorRole(tmp_path, name, key_of(name))
 
 
-def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, round_number=1):
+def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, more=(), round_number=1):
     return role.aggregate(
         study,
         run=run,
@@ -63,7 +65,7 @@ def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, round_number=1):
         state="12" * 32,
         attempt=0,
         cohort=cohort,
-        shares=dict.fromkeys(shares, b"sealed"),
+        blobs=dict.fromkeys([*(f"update-{cohort.index(site)}" for site in shares), *more], b"sealed"),
     )
 
 
@@ -133,19 +135,36 @@ def test_the_end_of_a_run_leaves_other_runs_their_keys(open_role, study, parties
 
 
 @pytest.mark.parametrize(
-    ("cohort", "shares"),
+    ("cohort", "shares", "more"),
     [
-        ((*COHORT, "stranger"), (*COHORT, "stranger")),
-        (COHORT, COHORT[:3]),
-        (COHORT[:3], COHORT),
-        (COHORT, ()),
+        ((*COHORT, "stranger"), (*COHORT, "stranger"), ()),
+        (COHORT, COHORT[:3], ()),
+        (COHORT[:3], COHORT[:3], ("update-3",)),
+        (COHORT, (), ()),
+        ((*COHORT[:3], COHORT[0]), COHORT[:3], ("update-3",)),
+        (COHORT, COHORT, ("topup-0", "topup-1", "topup-2")),
+        (COHORT, COHORT, ("other",)),
     ],
-    ids=["a site outside the study", "a share missing", "a share too many", "no shares"],
-)
-def test_an_order_that_does_not_fit_the_study_is_refused(open_role, study, cohort, shares):
+    ids=[
+        "a site outside the study", "a share missing", "a share too many", "no shares", "a site twice",
+        "a top-up missing", "a blob of another kind",
+    ],
+)  # fmt: skip
+def test_an_order_that_does_not_fit_the_study_is_refused(open_role, study, cohort, shares, more):
     role = open_role()  # with the real PartyProcess, which is never started
-    with pytest.raises(MessageInvalid, match="not made of sites of study thyroid"):
-        add(role, study, cohort=cohort, shares=shares)
+    with pytest.raises(MessageInvalid, match=r"not made of sites of study thyroid|not those of the cohort"):
+        add(role, study, cohort=cohort, shares=shares, more=more)
+
+
+TOPPED = (("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"'),)
+
+
+@pytest.mark.parametrize(("changes", "least"), [(TOPPED, 4), ((("max_dropouts = 0", "max_dropouts = 1"),), 3)])
+def test_which_sums_need_top_ups_is_read_from_the_study(open_role, make_study, parties, changes, least):
+    study = make_study(*changes)
+    add(open_role(), study, cohort=COHORT[:3], shares=COHORT[:3], more=("topup-0", "topup-1", "topup-2"))
+    assert (parties[0].orders[0].min_sites, parties[0].orders[0].min_untopped) == (3, least)
+    assert parties[0].topups == dict.fromkeys(COHORT[:3], b"sealed")
 
 
 def test_a_party_is_told_the_study_s_identities_size_and_quorum(open_role, study, parties):

@@ -22,10 +22,13 @@ from confide.client_node.messages import (
     Reply,
     Request,
     RoundPlan,
+    SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    TopUp,
+    TopUpPlan,
     Update,
     require_evidence,
     sign,
@@ -59,12 +62,21 @@ EVERY_MESSAGE: tuple[Message, ...] = (
     RoundPlan(
         **HEADER, round=3, keys=(certificate(0), certificate(1), certificate(2)), outcomes=OUTCOMES, ledger_from=7
     ),
+    TopUpPlan(
+        **HEADER,
+        round=3,
+        state="12" * 32,
+        cohort=("svhc", "svi"),
+        keys=(certificate(0), certificate(1), certificate(2)),
+    ),
     AggregateOrder(**HEADER, round=1, state="12" * 32, attempt=0, cohort=("svhc", "svi")),
     Settle(**HEADER, outcomes=OUTCOMES, final=True, ledger_from=0),
     Ready(request=REQUEST, key=certificate(), ledger=(ENTRY,)),
     Update(request=REQUEST, run=RUN, round=1, ledger=(ENTRY,)),
     ShareOfTotal(request=REQUEST, study=STUDY, run=RUN, round=1, kept=("svi",), set_digest="ef" * 32),
     SetTaken(request=REQUEST, run=RUN, round=1, bound=("svhc",)),
+    TopUp(request=REQUEST, run=RUN, round=1),
+    SetIncomplete(request=REQUEST, run=RUN, round=1, complete=("svhc", "svi")),
     Settled(request=REQUEST, ledger=()),
 )
 PACKET = sign(EVERY_MESSAGE[1], key_of("coordinator"), BLOBS)

@@ -45,7 +45,9 @@ from confide.models.backbone import BackboneConfig, build, load, save
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
 from confide.mpc.shares import ShareContext, unpack
-from confide.privacy.charges import Charge
+from confide.privacy.accounting import epsilon_pld
+from confide.privacy.adaptive_clipping import SENSITIVITY
+from confide.privacy.charges import Books, Charge
 from confide.privacy.ledger import Ledger
 
 from .conftest import PATIENTS_CSV, Site, key_of
@@ -108,7 +110,7 @@ def make_desk(site: Site, *changes: tuple[str, str]) -> Desk:
     backbone = load(site.home / "backbone")
     head = PooledHead(backbone.center, backbone.whiten)
     dim = attach(backbone.model, AdapterConfig(**draft.adapter_config()), head=head).layout.dim
-    study = draft.model_copy(update={"backbone_hash": digest, "dim": dim})
+    study = draft.model_copy(update={"backbone_hash": digest, "dim": draft.draft.state_dim(dim)})
     site.keep(study)
     approve(site.home, study.study_hash, unprotected=study.draft.privacy.mode == "none")
     ledger = Ledger.open(site.home / "ledger.db", site.identity.signer, "svi")
@@ -162,6 +164,29 @@ def test_local_noise_is_the_whole_of_it_at_every_site(site):
     prepare(desk)
     noise = opened(desk, desk.step())[-400:] / 2**desk.study.scale_bits
     assert 1.0 < noise.std() < 1.5  # 1.19, where distributed noise would have 0.69
+
+
+def test_local_steps_are_charged_as_many_and_add_up_their_noise(site):
+    steps = ("collusion = 1", "collusion = 1\nlocal_steps = 4"), ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1")
+    desk = make_desk(site, ('mode = "distributed"', 'mode = "local"'), ("rounds = 40", "rounds = 4"), *steps)
+    prepare(desk)
+    noise = opened(desk, desk.step())[-400:] / 2**desk.study.scale_bits
+    assert noise.std() == pytest.approx(2 * 1.19, rel=0.25)  # 400 draws, and few records
+    (release,) = Books.replay(desk.ledger.entries()).releases("patients", "patient")
+    assert release.steps == 4
+    whole = epsilon_pld([replace(release, steps=1)] * 4, 1e-5, 1)
+    assert desk.ledger.spent("patients", "patient", 1, 1e-5).pld == whole
+
+
+def test_an_adaptive_clip_travels_as_the_last_number_and_is_charged_as_a_constant(site):
+    adaptive = ("clip_norm = 1.0", 'clip_norm = 0.5\nclipping = "adaptive"')
+    desk = make_desk(site, adaptive)
+    prepare(desk)
+    assert opened(desk, desk.step()).shape == (desk.study.dim,)
+    (release,) = Books.replay(desk.ledger.entries()).releases("patients", "patient")
+    assert (release.clip_norm, release.dim, release.steps) == (SENSITIVITY, desk.study.dim, 1)
+    fixed = replace(release, clip_norm=1.0, site_noise_int=release.site_noise_int / SENSITIVITY)
+    assert release.noise_multiplier(1) == pytest.approx(fixed.noise_multiplier(1), rel=1e-4)
 
 
 def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
@@ -474,14 +499,15 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
-    # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound: names and digests of
-    # sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
+    # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
+    # digests of sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
     assert outgoing_fields() == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run"],
-        "topped": ["request", "round", "run"],
         "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
+        "topped": ["request", "round", "run"],
+        "incomplete": ["complete", "request", "round", "run"],
         "settled": ["ledger", "request"],
     }
     assert set(Charge.__dataclass_fields__) == {

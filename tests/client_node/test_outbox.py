@@ -95,3 +95,38 @@ def test_sealed_shares_are_their_owners_alone(tmp_path):
     files = [path for path in (tmp_path / "outbox").rglob("*") if path.is_file()]
     assert len(files) == WRITES
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_top_up_comes_back_for_its_set_alone(tmp_path):
+    outbox = Outbox(tmp_path)
+    assert outbox.topped_set(RUN, 1) is None
+    outbox.put_topup(RUN, 1, ("a", "b"), FIRST)
+    outbox = Outbox(tmp_path)
+    assert (outbox.topup(RUN, 1, ("a", "b")), outbox.topped_set(RUN, 1)) == (FIRST, ("a", "b"))
+    assert outbox.topup(RUN, 1, ("a",)) is outbox.topup(RUN, 2, ("a", "b")) is outbox.get(RUN, 1) is None
+
+
+def test_a_stored_top_up_is_never_written_over(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.put_topup(RUN, 1, ("a", "b"), FIRST)
+    outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
+    assert outbox.topup(RUN, 1, ("a", "b")) == FIRST
+
+
+@pytest.mark.parametrize("writes", range(WRITES + 1))
+def test_half_a_top_up_leaves_the_set_as_it_was(tmp_path, cut_after, writes):
+    outbox = Outbox(tmp_path)
+    outbox.put_topup(RUN, 1, ("a", "b", "c"), FIRST)
+    cut_after(writes)
+    with pytest.raises(PowerCut):
+        outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
+    assert outbox.topped_set(RUN, 1) == ("a", "b", "c")
+    assert outbox.topup(RUN, 1, ("a", "b")) == (SECOND if writes == WRITES else None)
+
+
+def test_top_ups_are_forgotten_with_their_round(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.put(RUN, 1, FIRST)
+    outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
+    outbox.drop(RUN, 1)
+    assert outbox.topup(RUN, 1, ("a", "b")) is outbox.topped_set(RUN, 1) is None

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from confide.client_node.errors import MessageInvalid, StudyInvalid
 from confide.client_node.study import Study, load_draft
+from confide.privacy.adaptive_clipping import SENSITIVITY
 
 from .conftest import EVALUATION
 
@@ -63,6 +64,10 @@ BAD_DRAFTS = {
         "rounds.min_sites is 3; it must be at most 2, the 4 sites less privacy.max_dropouts (2)",
     ),
     "everybody colludes": (("collusion = 1", "collusion = 4"), "privacy.collusion is 4; it must be less than 4"),
+    "top-up of noise that nobody shares": (
+        ('mode = "distributed"', 'mode = "local"\ndropouts = "top-up"'),
+        "privacy.dropouts is 'top-up' with privacy.mode 'local'; remove it",
+    ),
     "nobody knows its own noise": (("collusion = 1", "collusion = 0"), "privacy.collusion is 0"),
     "delta too large": (
         ("delta = 1e-5", "delta = 0.01"),
@@ -89,6 +94,23 @@ BAD_DRAFTS = {
         ("[participants]", "[evaluation]\n[participants]"),
         "evaluation.noise_multiplier must be greater than 0",
     ),
+    "local steps on a share of the noise": (
+        ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
+        "privacy.local_steps is 4 with privacy.mode 'distributed'; it must be 1",
+    ),
+    "local steps of no length": (
+        ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
+        "optimizer.local_lr is missing with privacy.local_steps 4; add it",
+    ),
+    "a local rate for no local steps": (
+        ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
+        "optimizer.local_lr is 0.1; remove it",
+    ),
+    "unknown clipping": (
+        ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "automatic"'),
+        "privacy.clipping is \"automatic\"; it must be 'fixed' or 'adaptive'",
+    ),
+    "unknown optimizer": (("momentum = 0.9", 'kind = "sgd"'), 'optimizer.kind is "sgd"'),
     "not TOML": (("[rounds]", "[rounds"), "not TOML"),
 }
 
@@ -316,3 +338,19 @@ def test_the_adapter_accepts_every_setting(make_study):
 
     config = AdapterConfig(**make_study().adapter_config())
     assert {field.name for field in dataclasses.fields(config)} == set(make_study().adapter_config())
+
+
+def test_a_draft_may_leave_the_rates_to_the_rule_and_a_study_may_not(write_draft, make_study):
+    no_rates = ("lr = 0.3\nhead_lr = 10.0\n", "")
+    assert load_draft(write_draft(no_rates)).optimizer.lr is None
+    with pytest.raises(StudyInvalid, match=r"(?s)optimizer\.lr is missing.*optimizer\.head_lr is missing"):
+        make_study(no_rates)
+
+
+def test_an_adaptive_clip_adds_one_number_to_the_state_and_fixes_the_sensitivity(write_draft):
+    fixed = load_draft(write_draft(("clip_norm = 1.0", "clip_norm = 0.25")))
+    adaptive = load_draft(write_draft(("clip_norm = 1.0", 'clip_norm = 0.25\nclipping = "adaptive"')))
+    assert (fixed.state_dim(100), fixed.privacy.sensitivity, fixed.update_divisor) == (100, 0.25, 1374 * 0.25)
+    assert (adaptive.state_dim(100), adaptive.privacy.sensitivity) == (101, SENSITIVITY)
+    assert adaptive.update_divisor == 1374  # the sum is in clip units already
+    assert adaptive.noise_std == pytest.approx(4 * SENSITIVITY * fixed.noise_std)

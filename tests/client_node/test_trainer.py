@@ -45,11 +45,25 @@ def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
     trainer.adapted.load_state(state)
     with torch.no_grad():
         scores = trainer.adapted.classify(torch.from_numpy(records.tokens(desk.study.record_schema()))).numpy()
+    assert (
+        np.abs(scores[:, None] - bin_edges(BINS)).min() > 1e-4
+    )  # so far from an edge, a batch's rounding is no matter
     loop = np.zeros((2, BINS))
     for score, label in zip(scores, records.labels, strict=True):
         loop[label, sum(score >= edge for edge in bin_edges(BINS))] += 1
     assert len(set(bin_of(scores, BINS))) > 1
     np.testing.assert_array_equal(counts.reshape(2, BINS), loop)
+
+
+def test_a_record_is_counted_by_itself_whoever_its_neighbours_are(site: Site, monkeypatch: pytest.MonkeyPatch):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    seen = []
+    monkeypatch.setattr(trainer.adapted, "classify", lambda ids: seen.append(ids) or torch.zeros(len(ids)))
+    trainer.histogram(np.zeros(desk.study.dim), lambda: read(policy, desk.study), 41, site_noise=0)
+    records = read(policy, desk.study).tokens(desk.study.record_schema())
+    assert [ids.tolist() for ids in seen] == [[[word for word in row if word]] for row in records.tolist()]
 
 
 def test_a_table_without_records_has_an_empty_histogram(site: Site):

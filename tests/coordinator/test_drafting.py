@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from confide.client_node.approval import planned_releases, whole_cost
+from confide.client_node.draft import load_draft
 from confide.client_node.errors import StudyInvalid
 from confide.coordinator.errors import StateDamaged, StudyRefused
+from confide.coordinator.learning_rates import with_rates
 from confide.coordinator.studies import load_study, start_file, study_start
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import load
@@ -186,3 +188,18 @@ def test_the_start_survives_json_bit_for_bit(federation):
         backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
     np.testing.assert_array_equal(study_start(federation.home, study).start.state, adapted.state())
+
+
+def test_an_adaptive_study_begins_with_its_clip_where_the_draft_says(federation):
+    fixed = federation.create()
+    study = federation.create(("clip_norm = 1.0", 'clip_norm = 0.5\nclipping = "adaptive"'))
+    found = study_start(federation.home, study)
+    assert study.dim == fixed.dim + 1 == len(found.start.state)
+    assert found.start.state[-1] == 0  # the logarithm of the clip over clip_norm
+    assert found.head_size == 65
+
+
+def test_a_study_states_the_rates_that_were_chosen_for_it(federation):
+    study = federation.create(("lr = 0.3\nhead_lr = 10.0\n", ""))
+    draft = load_draft(federation.home / "study.toml")
+    assert study.draft.optimizer.rates == with_rates(draft, study.dim - 65).optimizer.rates

@@ -55,6 +55,13 @@ def test_a_measurement_knows_the_noise_of_all_summed_sites_and_the_cost(empty_st
     assert (found.delta, found.collusion, found.unit) == (1e-5, 1, "patient")
 
 
+def test_a_measurement_counts_the_noise_that_sites_added_for_a_missing_one(empty_store, make_study):
+    study = make_study(EVALUATION, ("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"'))
+    with_evaluation(empty_store, study, number=41, sites=json.dumps(["other", "rest", "svi"]))
+    found = measurement(empty_store, RUN)
+    assert found.noise_std == pytest.approx(4.0 * (3 / 2) ** 0.5, rel=1e-6)  # two of three make up 4 by themselves
+
+
 @pytest.mark.parametrize(
     ("terms", "row", "told"),
     [

@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from confide.client_node.draft import StudyDraft, load_draft
+from confide.client_node.trainer import release_terms
+from confide.coordinator.optimizer import server_step
 from confide.coordinator.references import federate, private_linear, references, word_inputs
 from confide.coordinator.results import held_out_policy
+from confide.coordinator.run_folder import Checkpoint
+from confide.privacy.steps import round_release
 
 from ..client_node.conftest import STUDY_TOML, changed
 from ..models.tiny import random_ids
@@ -61,6 +65,54 @@ def test_the_seed_decides_who_is_drawn_without_noise(tmp_path):
         return adapted.state().tobytes()
 
     assert trained(1) == trained(1) != trained(2)
+
+
+def test_every_option_at_once_is_the_sites_and_the_server_s_steps_in_turn(tmp_path):
+    draft = make_draft(
+        tmp_path,
+        *TINY,
+        ('"distributed"', '"local"'),
+        ("clip_norm = 1.0", 'clip_norm = 0.05\nclipping = "adaptive"\nlocal_steps = 2'),
+        ("momentum = 0.9", 'momentum = 0.9\nkind = "adam"\naveraging = "ema"\nlocal_lr = 0.1'),
+    )
+    adapted, by_hand = adapted_tiny(), adapted_tiny()
+    ids, labels, units = random_ids(6).numpy(), labels_for(6).numpy(), np.arange(6)
+    federate(draft, adapted, {"a": (ids, labels, units)}, mode="none", scale_bits=24, seed=0)
+    terms = release_terms(draft, "none", site_noise=0, scale_bits=24, max_rows=256)
+    checkpoint = Checkpoint.beginning(np.append(by_hand.state(), np.float32(0)))
+    for _ in range(2):
+        total = round_release(by_hand, checkpoint.state, ids, labels, units, terms=terms)
+        checkpoint = server_step(draft, checkpoint, total * 2.0**-24, by_hand.layout.head_slice)
+    np.testing.assert_array_equal(adapted.state(), checkpoint.exported[:-1])
+    assert checkpoint.state[-1] != 0
+
+
+def test_after_local_steps_plain_descent_averages_the_sites_copies(tmp_path):
+    draft = make_draft(
+        tmp_path,
+        *TINY,
+        ("\nrounds = 2", "\nrounds = 1"),
+        ('"distributed"', '"local"'),
+        ("collusion = 1", "collusion = 1\nlocal_steps = 3"),
+        ("lr = 0.3\nhead_lr = 10.0\nmomentum = 0.9", "lr = 0.6\nhead_lr = 3.0\nmomentum = 0.0\nlocal_lr = 0.2"),
+    )
+    adapted, copies = adapted_tiny(dtype=torch.float64), []
+    sites = {
+        name: (random_ids(4, seed=i).numpy(), labels_for(4).numpy(), np.arange(4)) for i, name in enumerate("abcd")
+    }
+    rates = np.full(adapted.layout.dim, 0.2)
+    rates[adapted.layout.head_slice] = 1.0
+    start = adapted.state()
+    for ids, labels, units in sites.values():
+        copy = start.astype(np.float64)
+        for _ in range(3):
+            adapted.load_state(copy)
+            step = clipped_loop(adapted, torch.from_numpy(ids), torch.from_numpy(labels), units, clip_norm=1.0)[0]
+            copy -= rates * np.concatenate([step[name].numpy().ravel() for name in adapted.layout.names]) / (8 / 4)
+        copies.append(copy)
+    adapted.load_state(start)
+    federate(draft, adapted, sites, mode="none", scale_bits=24, seed=0)
+    np.testing.assert_allclose(adapted.state(), np.mean(copies, axis=0), atol=1e-5)  # states are float32
 
 
 def test_private_linear_without_noise_is_clipped_descent_record_by_record(tmp_path):

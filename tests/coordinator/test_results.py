@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from confide.client_node.approval import charge
 from confide.coordinator.errors import Conflict, StateDamaged
+from confide.coordinator.measurement import measurement
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.results import (
     adapted_model,
@@ -21,8 +22,9 @@ from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
 from confide.privacy.ledger import Budget, Ledger
 
-from ..client_node.conftest import key_of
+from ..client_node.conftest import EVALUATION, key_of
 from .conftest import Federation, committed_round
+from .test_measurement import evaluation
 
 RUN = "thyroid-0001"
 HELD_OUT = """patient_id,age,TSH,sex,sick,diagnosis
@@ -73,6 +75,15 @@ def test_the_adapter_is_that_of_the_last_committed_round(federation):
     study = with_run(federation)
     found = adapted_model(federation.store, federation.home, RUN)
     np.testing.assert_array_equal(found.state(), state(study, 2))
+
+
+def test_where_states_are_averaged_the_adapter_is_the_average_without_the_clip(federation):
+    study = with_run(federation, ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'), rounds=1)
+    folder, store = RunFolder(federation.home, RUN), federation.store
+    kept = Checkpoint(round=2, state=state(study, 2), velocity=state(study, 0), average=state(study, 3))
+    lease = store.acquire_lease(RUN)
+    store.commit_round(committed_round(2, run=RUN, lease=lease, state_hash=folder.save(kept)))
+    np.testing.assert_array_equal(adapted_model(store, federation.home, RUN).state(), state(study, 3)[:-1])
 
 
 def test_a_run_without_a_committed_round_has_no_adapter(federation):
@@ -129,6 +140,23 @@ def test_no_card_is_written_without_the_charges_of_all_summed_sites(federation):
         export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
     spend(federation, study, "rest", rounds=2)
     export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+
+
+def test_a_measured_auc_stands_on_the_card_once_its_charges_are_here(federation):
+    study = with_run(federation, EVALUATION)
+    federation.store.commit_round(evaluation(federation.store.run(RUN).lease, number=41, sites='["svi"]'))
+    with pytest.raises(Conflict, match="no charge of svi for round 41 is here"):
+        export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    policy = held_out_policy(federation.home / "x.csv", study, "patient_id")
+    with Ledger.open(federation.home / "svi.db", key_of("svi"), "svi") as ledger:
+        ledger.set_budget(Budget(dataset="held-out", unit="patient", epsilon=50.0, delta=1e-5, collusion=1))
+        ledger.reserve(charge(study, policy, run=RUN, round_number=41))
+        LedgerReplica(federation.store).extend("svi", ledger.public_key, ledger.entries())
+        spent = ledger.spent("held-out", "patient", colluding=1, delta=1e-5).pld
+    card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert card.epsilon == spent > 0
+    assert card.auc == measurement(federation.store, RUN).metrics.auc
+    assert f"AUC {card.auc.value:.3f}" in (federation.home / "adapter" / "README.md").read_text()
 
 
 def test_the_card_names_the_study_its_sites_and_rounds(federation):

@@ -12,7 +12,7 @@ from confide.coordinator import rounds
 from confide.coordinator.driver import drive
 from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing
 from confide.coordinator.fleet import NodeFailure
-from confide.coordinator.optimizer import ServerOptimizer
+from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.rounds import Drive, drive_run
@@ -82,7 +82,7 @@ class Desk:
             run="run-1",
             lease=self.store.acquire_lease("run-1"),
             signer=Pki.load(self.home).signer,
-            start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
+            start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
             head_size=5,
         )
 
@@ -92,9 +92,12 @@ class Desk:
         found: list[float] = json.loads(evaluation.counts)
         return found
 
-    def state(self) -> np.ndarray:
+    def checkpoint(self) -> Checkpoint:
         last = self.store.last_round("run-1")
-        return RunFolder(self.home, "run-1").load(last.number, last.state_hash or "").state
+        return RunFolder(self.home, "run-1").load(last.number, last.state_hash or "")
+
+    def state(self) -> np.ndarray:
+        return self.checkpoint().state
 
 
 @pytest.fixture
@@ -109,11 +112,12 @@ def evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return new_desk(tmp_path, evaluation=EVALUATION)
 
 
-def new_desk(home: Path, *, max_dropouts: int = 0, evaluation: str = "") -> Desk:
+def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evaluation: str = "") -> Desk:
     store = Store.create(home)
-    (home / "study.toml").write_text(
-        STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts, min_sites=3 - max_dropouts) + evaluation
-    )
+    text = STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts, min_sites=3 - max_dropouts) + evaluation
+    for old, new in changes:
+        text = text.replace(old, new)
+    (home / "study.toml").write_text(text)
     study = Study.from_draft(
         load_draft(home / "study.toml"),
         backbone_hash="ab" * 32,
@@ -145,13 +149,14 @@ def new_desk(home: Path, *, max_dropouts: int = 0, evaluation: str = "") -> Desk
 def by_hand(study: Study, sites: tuple[str, ...] = SITES) -> np.ndarray:
     """The definition: sum, divide, step, in plain numpy."""
     terms: StudyDraft = study.draft
-    optimizer = ServerOptimizer(lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=0.9)
-    state, velocity = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+    lr, head_lr = terms.optimizer.rates
+    optimizer = ServerOptimizer(lr=lr, head_lr=head_lr, momentum=0.9)
+    checkpoint = Checkpoint.beginning(np.zeros(DIM, np.float32))
     for number in range(1, ROUNDS + 1):
-        total = sum(site_vector(site, number, state) for site in sites) * 2.0**-study.scale_bits
+        total = sum(site_vector(site, number, checkpoint.state) for site in sites) * 2.0**-study.scale_bits
         mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
-        state, velocity = optimizer.step(state, velocity, mean, slice(0, 5))
-    return state
+        checkpoint = optimizer.step(checkpoint, mean, slice(0, 5))
+    return checkpoint.state
 
 
 def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
@@ -234,6 +239,35 @@ def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp
     evaluation = desk.store.evaluation("run-1")
     assert evaluation is not None
     assert site_names(evaluation) == ("south", "west")
+
+
+@pytest.mark.parametrize("question", [11, 13, 17])  # in the first round, between two, in the second
+def test_a_run_cut_off_keeps_what_adam_the_average_and_the_clip_had_reached(tmp_path, monkeypatch, question):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(kind: str, name: str) -> None:
+        if len(fleet.asked) == question:
+            raise PowerCut
+
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    options = (
+        ("[optimizer]", '[optimizer]\nkind = "adam"\naveraging = "ema"'),
+        ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),
+    )
+    desk = new_desk(tmp_path, *options)
+    fleet = FakeFleet(desk.study, after=cut)
+    with pytest.raises(PowerCut):
+        desk.drive(fleet)
+    desk.drive(fleet)
+    checkpoint = Checkpoint.beginning(np.zeros(DIM, np.float32))
+    for number in range(1, ROUNDS + 1):
+        total = sum(site_vector(site, number, checkpoint.state) for site in SITES) * 2.0**-desk.study.scale_bits
+        checkpoint = server_step(desk.study.draft, checkpoint, total, slice(0, 5))
+    found = desk.checkpoint()
+    for name in ("state", "velocity", "second_moment", "average"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(checkpoint, name))
+    assert not np.array_equal(found.exported, found.state)
 
 
 def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):

@@ -26,7 +26,10 @@ def folder(tmp_path):
 
 def checkpoint(number: int = 1, *, value: float = 0.5) -> Checkpoint:
     return Checkpoint(
-        round=number, state=np.full(DIM, value, np.float32), velocity=np.arange(DIM, dtype=np.float32) * value
+        round=number,
+        state=np.full(DIM, value, np.float32),
+        velocity=np.arange(DIM, dtype=np.float32) * value,
+        second_moment=np.full(DIM, value**2, np.float32),
     )
 
 
@@ -41,6 +44,8 @@ def test_a_checkpoint_comes_back_bit_for_bit_after_a_restart(folder, tmp_path):
     assert found.round == 1
     np.testing.assert_array_equal(found.state, checkpoint().state)
     np.testing.assert_array_equal(found.velocity, checkpoint().velocity)
+    np.testing.assert_array_equal(found.second_moment, checkpoint().second_moment)
+    assert found.average is None
 
 
 def test_two_drivers_of_one_round_do_not_overwrite_each_other(folder):
@@ -144,3 +149,20 @@ def test_prune_of_a_pruned_round_does_nothing(folder):
     folder.prune(1)
     folder.prune(1)
     assert list(folder.path.iterdir()) == []
+
+
+def test_top_ups_come_back_by_site_for_their_set_alone(folder):
+    folder.fix_set(3, ("a", "b"))
+    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    assert folder.fixed_set(3) == ("a", "b")
+    assert folder.topups(3, ("a", "b")) == {"a": (b"1", b"2", b"3")}
+    assert folder.topups(3, ("a",)) == folder.topups(4, ("a", "b")) == folder.envelopes(3) == {}
+    assert folder.fixed_set(4) is None
+
+
+def test_prune_drops_top_ups_with_their_envelopes(folder):
+    folder.fix_set(3, ("a", "b"))
+    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    folder.prune(3)
+    assert folder.fixed_set(3) is None
+    assert folder.topups(3, ("a", "b")) == {}

@@ -14,6 +14,7 @@ from confide.privacy.accounting import (
     Release,
     epsilon_pld,
     epsilon_rdp,
+    merge,
     site_noise,
     solve_noise_multiplier,
     topup_noise,
@@ -274,6 +275,8 @@ def test_one_more_release_after_many_distinct_ones_composes_only_a_path_anew():
         {"mode": "off"},
         {"site_noise_int": -1},
         {"scale_bits": 63},
+        {"steps": 0},
+        {"steps": 2},  # of noise that only the whole sum has
         {"clip_norm": 0.0},
         {"clip_norm": math.nan},
         {"clip_norm": math.inf},
@@ -327,3 +330,10 @@ def test_no_release_from_outside_makes_an_accountant_fail(noise, bits, clip, dim
     for one in (strange, topped_up):
         pld, rdp = epsilon_pld([one] * 3, DELTA, 1), epsilon_rdp([one] * 3, DELTA, 1)
         assert 0 <= pld <= rdp + 2e-3  # the grid's pessimism shows where both are almost 0
+
+
+def test_a_release_of_several_steps_costs_what_as_many_releases_do():
+    one = gaussian(2.0, 0.2)
+    for count in (epsilon_pld, epsilon_rdp):
+        assert count([replace(one, steps=8)] * 5, DELTA, 0) == count([one] * 40, DELTA, 0)
+    assert merge([replace(one, steps=8), one], 0) == merge([one] * 9, 0)

@@ -243,23 +243,31 @@ def test_result_that_depends_on_the_longest_row_is_refused():
         mixing(put_after(adapted_tiny(), NORM, ScaledByLength()))
 
 
-class CentredGradient(torch.autograd.Function):
+class LeakyGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, hears):
+        ctx.hears = hears
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad - grad.mean(0)
+        leaked = grad.clone()
+        leaked[ctx.hears] += 0.1 * grad.mean(0)
+        return leaked, None
 
 
 class MixesInBackward(nn.Module):
+    def __init__(self, hears):
+        super().__init__()
+        self.hears = hears
+
     def forward(self, x):
-        return CentredGradient.apply(x)
+        return LeakyGradient.apply(x, self.hears)
 
 
-def test_backward_that_mixes_rows_is_found_though_forward_does_not():
-    adapted = put_after(adapted_tiny(), NORM, MixesInBackward())
+@pytest.mark.parametrize("hears", [0, -1])
+def test_backward_that_mixes_rows_is_found_though_forward_does_not(hears):
+    adapted = put_after(adapted_tiny(), NORM, MixesInBackward(hears))
     mixing(adapted)
     with pytest.raises(UnitsCoupled, match="for one record moves when other rows are"):
         refuse_moving_gradients(

@@ -5,9 +5,11 @@ import pytest
 import torch
 from opacus.accountants import RDPAccountant
 
+from confide.models.errors import StateMismatch
+from confide.privacy.adaptive_clipping import COUNT_WEIGHT, SENSITIVITY
 from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from confide.privacy.sampling import SeededBytes
-from confide.privacy.steps import ReleaseTerms, private_release
+from confide.privacy.steps import LocalSteps, ReleaseTerms, private_release, round_release
 
 from ..models.tiny import random_ids
 from .loops import adapted_tiny, clipped_loop, labels_for
@@ -176,6 +178,8 @@ def test_records_that_do_not_fit_together_are_refused():
         {"site_noise_int": 0},  # a private mode that adds nothing
         {"mode": "none"},  # and noise that protects nothing
         {"scale_bits": 60},
+        {"clipping": "automatic"},
+        {"local": LocalSteps(steps=2)},  # a copy trained on a share of the noise
         {"max_records_per_unit": 0},
         {"max_rows_per_batch": 2},  # smaller than a unit
     ],
@@ -183,3 +187,126 @@ def test_records_that_do_not_fit_together_are_refused():
 def test_terms_out_of_range_are_refused(bad):
     with pytest.raises(InvalidPrivacyParameter):
         ReleaseTerms(**{**PRIVATE, **bad})
+
+
+ADAPTIVE = {"clipping": "adaptive", "clip_norm": C}
+
+
+@pytest.mark.parametrize("log_clip", [-1e6, -3.0, 0.0, 2.0, 1e6])
+def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_is_sent(log_clip):
+    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(6)
+    for unit in range(6):
+        own = ids[unit : unit + 1]
+        moved = release(adapted, own, [unit], {**ADAPTIVE, "scale_bits": 40}, log_clip=log_clip) / 2**40
+        assert moved.shape == (adapted.layout.dim + 1,)
+        assert np.linalg.norm(moved[:-1]) <= 1 + adapted.layout.dim**0.5 * 2**-41  # rounding moves each by half a unit
+        assert abs(moved[-1]) == pytest.approx(COUNT_WEIGHT / 2, abs=2**-40)
+        assert np.linalg.norm(moved) <= SENSITIVITY + adapted.layout.dim**0.5 * 2**-41
+    assert not release(adapted, ids[:0], [], ADAPTIVE, log_clip=log_clip).any()
+
+
+def test_an_adaptive_release_is_the_clipped_sum_in_clip_units_and_a_count_of_units_below():
+    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(9)
+    units = np.array([0, 1, 0, 2, 3, 4, 0, 5, 1])
+    _, norms = clipped_loop(adapted, ids, labels_for(9), units, 1.0)
+    threshold = float(norms.sort().values[2]) * (1 + 1e-9)  # three of the six units are at or below
+    total, _ = clipped_loop(adapted, ids, labels_for(9), units, threshold)
+    got = release(adapted, ids, units, ADAPTIVE, log_clip=np.log(threshold / C))
+    assert np.abs(got[:-1] - flat(adapted, total) / threshold * 2**BITS).max() <= 0.5 + 1e-3
+    assert got[-1] == 0
+    above = release(adapted, ids, units, {**ADAPTIVE, "max_rows_per_batch": 4}, log_clip=-9.0)
+    assert above[-1] == round(-6 * COUNT_WEIGHT / 2 * 2**BITS)
+
+
+def test_a_unit_without_a_finite_gradient_counts_as_above_and_adds_nothing_else():
+    adapted, ids = adapted_tiny("head"), random_ids(1)
+    adapted.head.whiten.fill_(float("nan"))
+    got = release(adapted, ids, [0], ADAPTIVE)
+    assert not got[:-1].any()
+    assert got[-1] == round(-COUNT_WEIGHT / 2 * 2**BITS)
+
+
+def test_the_count_gets_the_noise_of_every_other_entry():
+    adapted = adapted_tiny("head")
+    terms = {**PRIVATE, **ADAPTIVE, "sample_rate": 2.0**-60}
+    counts = np.array([release(adapted, random_ids(1), [0], terms)[-1] for _ in range(400)])
+    assert counts.std() == pytest.approx(2**20, rel=0.18)  # 5 standard errors
+
+
+def test_a_failed_adaptive_step_leaves_no_count_behind():
+    adapted, ids = adapted_tiny(), random_ids(8)
+    want = release(adapted, ids, range(8), ADAPTIVE)
+    broken = ids.clone()
+    broken[6, 0] = 1 << 40
+    with pytest.raises(IndexError):
+        release(adapted, broken, range(8), ADAPTIVE)
+    assert release(adapted, ids, range(8), ADAPTIVE).tobytes() == want.tobytes()
+
+
+def for_round(adapted, state, ids, terms, **kwargs):
+    labels = labels_for(len(ids)).numpy()
+    terms = ReleaseTerms(**{**PLAIN, **terms})
+    return round_release(adapted, state, ids.numpy(), labels, np.arange(len(ids)), terms=terms, **kwargs)
+
+
+def test_one_step_of_a_round_is_a_private_release_at_its_state():
+    adapted, ids = adapted_tiny(), random_ids(6)
+    state = 0.5 * adapted.state()
+    got = for_round(adapted, state, ids, {"sample_rate": 0.5}, source=SeededBytes(b"s"))
+    np.testing.assert_array_equal(adapted.state(), state)
+    want = release(adapted, ids, range(6), {"sample_rate": 0.5}, source=SeededBytes(b"s"))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_last_entry_of_an_adaptive_state_sets_the_clip():
+    adapted, ids = adapted_tiny(), random_ids(6)
+    state = np.append(adapted.state(), np.float32(0.75))
+    want = release(adapted, ids, range(6), ADAPTIVE, log_clip=0.75)
+    np.testing.assert_array_equal(for_round(adapted, state, ids, ADAPTIVE), want)
+    with pytest.raises(StateMismatch, match="clip's logarithm"):
+        for_round(adapted, state[:-1], ids, ADAPTIVE)
+    with pytest.raises(InvalidPrivacyParameter):
+        for_round(adapted, np.append(state[:-1], np.nan), ids, ADAPTIVE)
+
+
+LOCAL = LocalSteps(steps=3, lr=0.4, head_lr=2.0, batch_units=5.0)
+
+
+def test_local_steps_give_the_sum_of_what_moved_the_copy():
+    adapted, ids = adapted_tiny(), random_ids(8)
+    state, source = adapted.state(), SeededBytes(b"coins")
+    got = for_round(adapted, state, ids, {"local": LOCAL, "sample_rate": 0.7}, source=SeededBytes(b"coins"))
+    rates = np.full(len(state), 0.4)
+    rates[adapted.layout.head_slice] = 2.0
+    copy, total = state.astype(np.float64), 0
+    for _ in range(3):  # every step on a sample of its own, from where the last one led
+        adapted.load_state(copy)
+        one = release(adapted, ids, range(8), {"sample_rate": 0.7}, source=source)
+        copy -= rates * one / 2**BITS / (5.0 * C)
+        total = total + one
+    np.testing.assert_array_equal(got, total)
+    np.testing.assert_allclose((state - copy) / rates * (5.0 * C), got / 2**BITS, atol=1e-6)
+
+
+def test_each_local_step_carries_the_whole_noise_and_moves_the_copy_by_it():
+    adapted = adapted_tiny(rank=16)
+    terms = {**PRIVATE, "mode": "local", "local": LOCAL, "sample_rate": 2.0**-60}
+    state = adapted.state()
+    got = for_round(adapted, state, random_ids(4), terms)
+    assert got.std() == pytest.approx(3**0.5 * 2**20, rel=0.04)  # over 5 standard errors
+    rest = slice(adapted.layout.head_slice.stop, None)
+    moved = (adapted.state() - state)[rest]  # by two of the three
+    assert moved.std() == pytest.approx(2**0.5 * 0.4 * 2**20 / 2**BITS / (5.0 * C), rel=0.04)
+
+
+def test_local_steps_on_an_adaptive_clip_add_up_their_counts():
+    adapted, ids = adapted_tiny(), random_ids(6)
+    state = np.append(adapted.state(), np.float32(-20.0))
+    got = for_round(adapted, state, ids, {**ADAPTIVE, "local": LOCAL})
+    assert got[-1] == 3 * round(-6 * COUNT_WEIGHT / 2 * 2**BITS)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"lr": 0.0}, {"head_lr": float("nan")}, {"batch_units": float("inf")}])
+def test_local_steps_out_of_range_are_refused(bad):
+    with pytest.raises(InvalidPrivacyParameter):
+        LocalSteps(**bad)

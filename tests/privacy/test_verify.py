@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -143,6 +144,37 @@ def test_sites_that_were_told_different_sets_are_named(tmp_path):
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
     report = build_report("Federation", sites, [], ISSUER)
     assert failures(report) == "round 0 of run run-1: sites east and north settled different sets"
+
+
+@pytest.fixture
+def topped(tmp_path):
+    """A report on two rounds with top-up: one settled over three of four sites, one that was never opened."""
+    sites = {}
+    for seed, site in enumerate(SITES[:2], start=1):
+        with Ledger.open(tmp_path / site, signer(seed), site) as ledger:
+            ledger.set_budget(budget())
+            for round in (0, 1):
+                charged = charge(round, sites=2)
+                release = replace(charged.release, planned_sites=4, noise_collusion=1)
+                ledger.reserve(replace(charged, release=release))
+            ledger.settle("run-1", 0, SITES[:3])
+            sites[site] = SiteLedger(ledger.public_key, ledger.entries())
+    return build_report("Federation", sites, [FACTS], ISSUER)
+
+
+def test_noise_after_a_top_up_is_recomputed_from_the_settled_set(topped):
+    assert verify(topped).ok
+    settled, open_round = account(topped)["events"]
+    assert (settled["sites"], settled["planned_sites"]) == (3, 0)
+    before = open_round["site_noise_int"]
+    assert settled["site_noise_int"] == pytest.approx(before * (3 / 2) ** 0.5, rel=1e-6)  # (planned - 1) / (summed - 1)
+    account(topped)["events"][0]["site_noise_int"] = before
+    assert f"events[0]: site_noise_int: says {before}" in failures(signed(topped))
+
+
+def test_a_round_that_was_topped_up_for_another_set_than_was_settled_is_named(topped):
+    account(topped)["events"][0]["sites"] = 4
+    assert "events[0]: sites: says 4, the ledger gives 3" in failures(signed(topped))
 
 
 def test_a_summed_site_that_charged_nothing_is_noted(tmp_path):

@@ -17,7 +17,7 @@ from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.optimizer import ServerOptimizer
 from confide.coordinator.results import adapted_model
 from confide.coordinator.results import score as score_records
-from confide.coordinator.run_folder import RunFolder
+from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Store
 from confide.coordinator.studies import load_study
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
@@ -129,16 +129,15 @@ def plain_training(federation: DemoFederation, study: Study) -> np.ndarray:
     head = PooledHead(backbone.center, backbone.whiten)
     adapted = attach(backbone.model, AdapterConfig(**study.adapter_config()), head=head)
     terms = study.draft
-    optimizer = ServerOptimizer(lr=terms.optimizer.lr, head_lr=terms.optimizer.head_lr, momentum=0.9)
-    state = adapted.state()
-    velocity = np.zeros_like(state)
+    lr, head_lr = terms.optimizer.rates
+    optimizer = ServerOptimizer(lr=lr, head_lr=head_lr, momentum=0.9)
+    checkpoint = Checkpoint.beginning(adapted.state())
     for number in range(1, ROUNDS + 1):
-        adapted.load_state(state)
+        adapted.load_state(checkpoint.state)
         total = sum(clipped_sum(adapted, federation, study, site, number) for site in SITES)
-        state, velocity = optimizer.step(
-            state, velocity, total / (terms.rounds.batch_units * terms.privacy.clip_norm), adapted.layout.head_slice
-        )
-    return state
+        mean_update = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
+        checkpoint = optimizer.step(checkpoint, mean_update, adapted.layout.head_slice)
+    return checkpoint.state
 
 
 def clipped_sum(adapted: AdaptedModel, federation: DemoFederation, study: Study, site: str, number: int) -> np.ndarray:

@@ -1,0 +1,94 @@
+"""A real node without a model: its samples are all empty, so what it shares is noise and nothing else."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from confide.client_node.approval import noise
+from confide.client_node.decisions import approve
+from confide.client_node.enrolment import Enrolment
+from confide.client_node.identity import NodeIdentity
+from confide.client_node.node import Node
+from confide.client_node.policy import SitePolicy
+from confide.client_node.study import PlannedRound, Study
+from confide.privacy.ledger import Ledger
+from confide.privacy.noise import discrete_gaussian
+
+from .conftest import SITE_TOML
+
+STUDY_TOML = """
+name = "s"
+[model]
+backbone = "backbone"
+[adapter]
+rank = 1
+alpha = 1.0
+targets = ["experts"]
+seed = "s"
+[data]
+label = "sick"
+unit = "patient"
+max_tokens = 8
+numeric = {{ age = [50.0] }}
+[privacy]
+mode = "distributed"
+noise_multiplier = 1.5
+delta = 1e-5
+clip_norm = 1.0
+sample_rate = 0.1
+max_dropouts = {max_dropouts}
+dropouts = "{dropouts}"
+collusion = 1
+[rounds]
+rounds = {rounds}
+min_sites = 2
+deadline_s = 5
+batch_units = 10
+[optimizer]
+lr = 0.5
+head_lr = 2.0
+[participants]
+sites = ["east", "north", "south", "west"]
+aggregators = ["agg-a", "agg-b", "agg-c"]
+"""
+
+
+class QuietNode(Node):
+    """Does all that a node does, except for loading a model and reading records."""
+
+    def _trainer_for(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
+        return None
+
+    def _contribution(
+        self, study: Study, policy: SitePolicy, planned: PlannedRound
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda state: discrete_gaussian(noise(study, planned), planned.dim)
+
+
+def enrol(home: Path, name: str, coordinator: str) -> NodeIdentity:
+    """A home with keys, an enrolment and, for whoever trains, a policy."""
+    identity = NodeIdentity.create(home, name)
+    facts = {"name": name, "roles": ["train"], "address": "127.0.0.1:1", "coordinator": coordinator}
+    (home / "enrolment.json").write_text(json.dumps(facts))
+    return identity
+
+
+def quiet_node(home: Path, study: Study, signature: str) -> tuple[QuietNode, Ledger | None]:
+    """The node at `home`, which has approved `study`, and the ledger that it keeps if it trains."""
+    offered = {
+        "canonical": base64.b64encode(study.canonical()).decode(),
+        "hash": study.study_hash,
+        "signature": signature,
+    }
+    (home / "studies").mkdir()
+    (home / "studies" / f"{study.study_hash}.json").write_text(json.dumps(offered))
+    enrolment, identity = Enrolment.load(home), NodeIdentity.load(home)
+    trains = enrolment.name in study.site_names()
+    if trains:
+        (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 8.0", "epsilon = 100.0"))
+    approve(home, study.study_hash)
+    ledger = Ledger.open(home / "ledger.db", identity.signer, enrolment.name) if trains else None
+    return QuietNode(home, identity, enrolment, ledger=ledger), ledger

@@ -1,0 +1,236 @@
+"""A federation of real nodes in one process: their ledgers, outboxes, sealed noise, and the parties' own protocol.
+
+Only the model and the links are missing: sites share noise alone (`QuietNode`), and the parties meet at a table instead
+of over TLS. So the noise in whatever is opened can be measured, and held against what the ledgers say.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.client_node import aggregator as aggregator_module
+from confide.client_node.errors import ClientNodeError
+from confide.client_node.messages import Packet
+from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
+from confide.coordinator import rounds as rounds_module
+from confide.coordinator.fleet import NodeFailure
+from confide.coordinator.pki import Pki
+from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.rounds import Drive, drive_run
+from confide.coordinator.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store import Run, Store, StudyRow
+from confide.mpc import aggregation
+from confide.mpc.errors import MpcError, PartyLost
+from confide.mpc.journal import Journal
+from confide.mpc.orders import Order, PartyConfig, Release
+from confide.mpc.ring import Ring, RingVector
+from confide.privacy import accounting
+from confide.privacy.charges import Books
+from confide.privacy.ledger import Ledger
+
+from ..client_node.conftest import certificate_of
+from ..client_node.quiet_node import STUDY_TOML, QuietNode, enrol, quiet_node
+
+SITES, PARTIES = ("east", "north", "south", "west"), ("agg-a", "agg-b", "agg-c")
+DIM, RUN = 6000, "run-1"
+AWAY = NodeFailure(reason="timeout")
+
+
+class Table:
+    """Where three parties meet for one order."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(3, timeout=10)
+        self.said: dict[int, tuple[str, bytes]] = {}
+
+
+@dataclass
+class Seat:
+    """One party's links. It dies at the step `dies_at`, if it comes to that."""
+
+    table: Table
+    party: int
+    dies_at: str | None
+
+    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        if step == self.dies_at:
+            self.table.barrier.abort()
+            raise PartyLost("killed")
+        self.table.said[self.party] = step, data
+        try:
+            self.table.barrier.wait()
+            heard = [self.table.said[party] for party in range(3)]
+            self.table.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise PartyLost("another party is gone") from None
+        assert {tag for tag, _ in heard} == {step}
+        return [said for _, said in heard]
+
+
+class TableParty:
+    """Stands where the party process would be, and does what that does."""
+
+    table = Table()
+    dies: tuple[int, str] | None = None  # (party, step), once
+
+    def __init__(self, config: PartyConfig) -> None:
+        config.journal.parent.mkdir(parents=True, exist_ok=True)
+        self._id, self._journal = config.aggregator_id, Journal(config.journal)
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        self._journal.close()
+
+    def aggregate(self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes]) -> Release:
+        party, step = TableParty.dies or (-1, "")
+        seat = Seat(TableParty.table, self._id, step if party == self._id else None)
+        try:
+            aggregation.compare_orders(order, seat)
+            opened, topped = self._open(order, envelopes), self._open(order, topups, is_topup=True)
+            return aggregation.aggregate(order, opened, topped, seat, self._journal, add)
+        finally:
+            if party == self._id:
+                TableParty.dies = None
+
+    def _open(
+        self, order: Order, box: Mapping[str, bytes], *, is_topup: bool = False
+    ) -> dict[str, aggregation.Submission]:
+        found = {s: aggregation.admit(order, self._id, s, data, is_topup=is_topup) for s, data in box.items()}
+        return {site: one for site, one in found.items() if one is not None}
+
+
+def add(vectors: Iterator[RingVector], ring: Ring) -> RingVector:
+    return np.sum(list(vectors), axis=0, dtype=ring.unsigned)  # type: ignore[no-any-return]
+
+
+@dataclass
+class QuietFleet:
+    """`before` and `after` run around every question to a node; they may raise, `before` may return a failure."""
+
+    nodes: dict[str, QuietNode]
+    before: Callable[[str, str], NodeFailure | None] = lambda kind, name: None
+    after: Callable[[str, str], None] = lambda kind, name: None
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def trust(self, site_of: Callable[[str], str | None]) -> None: ...
+
+    def online(self) -> set[str]:
+        return set(self.nodes)
+
+    def ask(
+        self, kind: str, requests: Mapping[str, Packet], timeout: float
+    ) -> Iterator[tuple[str, Packet | NodeFailure]]:
+        failures: dict[str, Packet | NodeFailure] = {}
+        for name in requests:
+            self.asked.append((kind, name))
+            if (failure := self.before(kind, name)) is not None:
+                failures[name] = failure
+        TableParty.table = Table()
+        if kind == "aggregate" and failures:
+            TableParty.table.barrier.abort()
+        with ThreadPoolExecutor(len(requests)) as pool:
+            going = {n: pool.submit(self._answer, kind, n, p) for n, p in requests.items() if n not in failures}
+            answers = failures | {name: answer.result() for name, answer in going.items()}
+        for name, answer in answers.items():
+            yield name, answer
+            self.after(kind, name)
+
+    def _answer(self, kind: str, name: str, packet: Packet) -> Packet | NodeFailure:
+        try:
+            return self.nodes[name].handle(kind, packet)
+        except (ClientNodeError, MpcError) as err:
+            message = str(err) if getattr(err, "public", False) else ""
+            return NodeFailure(reason="failed", error=type(err).__name__, message=message)
+
+
+@dataclass
+class Federation:
+    """Four sites, three aggregators and a coordinator with one pending run."""
+
+    home: Path
+    store: Store
+    study: Study
+    fleet: QuietFleet
+    ledgers: dict[str, Ledger]
+    opened: list[tuple[tuple[bytes, ...], np.ndarray]] = field(default_factory=list)  # released shares, their total
+
+    def new_drive(self) -> Drive:
+        return Drive(
+            fleet=self.fleet,
+            store=self.store,
+            folder=RunFolder(self.home, RUN),
+            replica=LedgerReplica(self.store),
+            study=self.study,
+            run=RUN,
+            lease=self.store.acquire_lease(RUN),
+            signer=Pki.load(self.home).signer,
+            start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
+            head_size=5,
+        )
+
+    def drive(self) -> None:
+        drive_run(self.new_drive())
+
+    def charged(self, site: str, round_number: int = 1) -> accounting.Release:
+        """What the site's ledger has it pay for a round."""
+        books = Books.replay(self.ledgers[site].entries())
+        return books.booked[RUN, round_number].release(site)
+
+    def reserved(self, site: str) -> bool:
+        return any(entry.kind == "reserve" for entry in self.ledgers[site].entries())
+
+
+def found(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, *, dropouts: str, max_dropouts: int, rounds: int
+) -> Federation:
+    """A federation under `home`, with the empty `store` there."""
+    monkeypatch.setattr(rounds_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(rounds_module, "FAREWELL_S", 0.0)
+    monkeypatch.setattr(aggregator_module, "PartyProcess", TableParty)
+    TableParty.dies = None
+    pki = Pki.create(home, ["127.0.0.1"])
+    keys = {name: enrol(home / name, name, pki.identity_hex).identity_hex for name in (*SITES, *PARTIES)}
+    (home / "study.toml").write_text(STUDY_TOML.format(dropouts=dropouts, max_dropouts=max_dropouts, rounds=rounds))
+    study = Study.from_draft(
+        load_draft(home / "study.toml"),
+        backbone_hash="ab" * 32,
+        sites=[Participant(name=name, identity=keys[name]) for name in SITES],
+        aggregators=[
+            AggregatorParty(
+                name=name, identity=keys[name], address=f"{name}.example:7001", certificate=certificate_of(name)
+            )
+            for name in PARTIES
+        ],
+        coordinator=pki.identity_hex,
+        created=date(2026, 1, 31),
+        dim=DIM,
+    )
+    with store.session() as session:
+        session.add(StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0))
+    with store.session() as session:
+        session.add(Run(id=RUN, study=study.study_hash, state="pending", created_at=0))
+    nodes = {name: quiet_node(home / name, study, study.sign(pki.signer)) for name in (*SITES, *PARTIES)}
+    fleet = QuietFleet({name: node for name, (node, _) in nodes.items()})
+    made = Federation(home, store, study, fleet, {n: ledger for n, (_, ledger) in nodes.items() if ledger is not None})
+    real = rounds_module.open_total
+
+    def open_total(shares: list[bytes], ring: Ring, dim: int) -> np.ndarray:
+        made.opened.append((tuple(shares), real(shares, ring, dim)))
+        return made.opened[-1][1]
+
+    monkeypatch.setattr(rounds_module, "open_total", open_total)
+    return made
+
+
+def std_bounds(std: float, count: int) -> tuple[float, float]:
+    """Where the measured std of `count` normal numbers lies but for once in a few million times (chi-square)."""
+    reach = 5 * math.sqrt(2 / count)
+    return std * math.sqrt(1 - reach), std * math.sqrt(1 + reach)
