@@ -165,7 +165,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "8e1d19d9edb6d786587c53accad9c2ccdaca70ae47d45eec75ad86e1ac0db8da"
+    assert study.study_hash == "7d49a6426abb2a21fc975a2940cc49ac7be189a1e828128d674f159ab52d45d7"
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):
