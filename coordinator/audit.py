@@ -59,7 +59,9 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
         max_rows_per_batch=max(_ROWS, study.draft.data.max_records_per_unit),
         max_records_per_unit=study.draft.data.max_records_per_unit,
     )
-    step = AuditedStep(terms=terms, sites=study.quorum, colluding=privacy.collusion, delta=privacy.delta)
+    # With top-up the noise of all sites is what any allowed sum has in the end.
+    sites = len(study.sites) if privacy.dropouts == "top-up" else study.quorum
+    step = AuditedStep(terms=terms, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
     checked = check_engine(engine, adapted, words, terms)
     guessed = run_audit(engine, adapted, words, step)
     facts = AuditFacts(
