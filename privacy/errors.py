@@ -12,6 +12,7 @@ PrivacyError
 │   ├── LedgerFileInvalid         a ledger's file for keeping or moving it is cut short or malformed
 │   └── LedgerForked              two ledgers of one site went on apart from each other
 ├── ReportInvalid                 a report does not follow the format or is too large
+├── NotCheckable                  an accountant that is asked as a further witness has no answer; says why
 └── StepError
     ├── UnprotectedGradient       a gradient would reach, or has reached, a parameter without being clipped
     ├── UnitsCoupled              one record's gradient depends on other records; names through what
@@ -73,6 +74,10 @@ class LedgerForked(LedgerError):
 
 class ReportInvalid(PrivacyError):
     """A report does not follow the format or is too large."""
+
+
+class NotCheckable(PrivacyError):
+    """An accountant that is asked as a further witness has no answer, or none within a few seconds."""
 
 
 class StepError(PrivacyError):

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from .chain import Entry, Hex64, Hex128, Time
 from .errors import ReportInvalid
 
-FORMAT: Literal["confide-budget-report-1"] = "confide-budget-report-1"
-SIGNATURE_DOMAIN = "confide budget report 1"
+FORMAT: Literal["confide-budget-report-2"] = "confide-budget-report-2"
+SIGNATURE_DOMAIN = "confide budget report 2"
 MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
@@ -217,7 +217,7 @@ class Accountants(_Part):
 class Report(_Part):
     """A signed budget report."""
 
-    format: Literal["confide-budget-report-1"]
+    format: Literal["confide-budget-report-2"]
     federation: Name
     issued: Time
     issuer: Hex64

@@ -1,22 +1,30 @@
 """Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
 
+Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
+make, PRV (`second_opinion`).
+
 A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import canonical, report_format, statement
+import dp_accounting as dpa
+
+from . import audit, canonical, report_format, second_opinion, statement
 from .chain import verify_chain
 from .charges import Books
-from .errors import LedgerBroken, ReportInvalid
-from .report_format import MAX_BYTES, SIGNATURE_DOMAIN, Report, SiteReport, dump
+from .errors import InvalidPrivacyParameter, LedgerBroken, ReportInvalid
+from .report_format import MAX_BYTES, SIGNATURE_DOMAIN, Account, AuditFacts, Report, SiteReport, Spending, dump
+from .second_opinion import Opinion
 
 TOLERANCE = 1e-6  # relative: FFTs differ in the last digits between machines; a lie worth telling is larger
+CLAIM_SLACK = 2e-3  # how far an audit's claim, by PLD, may be above the exact epsilon of its one Gaussian
 
 
 @dataclass(slots=True)
@@ -28,6 +36,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)  # worth knowing, no failure
     issuer: str | None = None  # the key that the report names, hex
     site_keys: dict[str, str] = field(default_factory=dict)
+    opinions: list["Witnessed"] = field(default_factory=list)  # one for each epsilon that is stated at a level
 
     @property
     def ok(self) -> bool:
@@ -41,7 +50,46 @@ class Verification:
 
     def to_dict(self) -> dict[str, object]:
         """What was found, for programs."""
-        return {"verified": self.ok, "failures": self.failures, "checked": self.checked, "notes": self.notes}
+        return {
+            "verified": self.ok,
+            "failures": self.failures,
+            "checked": self.checked,
+            "notes": self.notes,
+            "accountants": [witnessed.to_dict() for witnessed in self.opinions],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """What a report states of one account for one observer, and what PRV says to it."""
+
+    site: str
+    dataset: str
+    unit: str
+    delta: float
+    stated: Spending
+    opinion: Opinion
+
+    @property
+    def where(self) -> str:
+        """Names the account and the observer."""
+        return f"site {self.site}: {self.dataset}/{self.unit}, {self.stated.colluding} colluding"
+
+    def to_dict(self) -> dict[str, object]:
+        """The three accountants' answers; `prv` is null where it was not asked, and `why_not` says why."""
+        bracket = self.opinion.bracket
+        return {
+            "site": self.site,
+            "dataset": self.dataset,
+            "unit": self.unit,
+            "delta": self.delta,
+            "colluding": self.stated.colluding,
+            "pld": _finite(self.stated.pld),
+            "rdp": _finite(self.stated.rdp),
+            "prv": {"lower": bracket.lower, "estimate": bracket.estimate, "upper": bracket.upper} if bracket else None,
+            "agrees": not self.opinion.objections if bracket else None,
+            "why_not": self.opinion.why_not,
+        }
 
 
 def known_keys(pairs: Sequence[str]) -> dict[str, str]:
@@ -101,6 +149,7 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
     result.failures += _contradictions(sound)
     result.failures += _study_contradictions(parsed, sound)
     result.notes += _gaps(sound)
+    _check_tests(result, parsed)
     return result
 
 
@@ -138,7 +187,39 @@ def _check_site(result: Verification, site: SiteReport, known_key: str | None) -
     if not differences:
         releases = sum(account.releases for account in site.accounts)
         result.checked.append(f"{where}: epsilon of {releases} releases recomputed by RDP and PLD")
+    for account in site.accounts:
+        _ask_a_third(result, site.name, account, books)
     return books
+
+
+def _ask_a_third(result: Verification, site: str, account: Account, books: Books) -> None:
+    """Holds what is stated against PRV, over the releases that the entries give."""
+    tally = books.tallies.get((account.dataset, account.unit))
+    if account.budget is None or tally is None or not len(tally):
+        return
+    agreed = []
+    for stated in account.spent:
+        opinion = second_opinion.compare(
+            tally.releases(), account.budget.delta, stated.colluding, pld=stated.pld, rdp=stated.rdp
+        )
+        witnessed = Witnessed(site, account.dataset, account.unit, account.budget.delta, stated, opinion)
+        result.opinions.append(witnessed)
+        result.failures += [f"{witnessed.where}: {objection}" for objection in opinion.objections]
+        if opinion.bracket is None:
+            result.notes.append(f"{witnessed.where}: not checked by PRV: {opinion.why_not}")
+        elif not opinion.objections:
+            bracket = opinion.bracket
+            agreed.append(
+                f"{stated.colluding} colluding: PRV {bracket.lower:.3f} to {bracket.upper:.3f}, "
+                f"PLD {stated.pld:.3f}, RDP {stated.rdp:.3f}"
+            )
+    if agreed:
+        name = f"site {site}: {account.dataset}/{account.unit}"
+        result.checked.append(f"{name}: a third accountant agrees ({'; '.join(agreed)})")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _differences(stated: Any, recomputed: Any, where: str) -> Iterator[str]:
@@ -214,3 +295,42 @@ def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
                 missing[name] = missing.get(name, 0) + 1
     for name, rounds in sorted(missing.items()):
         yield f"site {name}: {rounds} settled rounds name it, but its ledger here does not charge them (yet)"
+
+
+def _check_tests(result: Verification, report: Report) -> None:
+    """Recomputes what can be of audits and attacks. Their raw counts are the issuer's word."""
+    for facts in report.audits:
+        where = f"audit of run {facts.run}, round {facts.round}"
+        problems = list(_audit_problems(facts))
+        result.failures += [f"{where}: {problem}" for problem in problems]
+        if not problems:
+            result.checked.append(
+                f"{where}: its bound of {facts.lower_bound:.3f} follows from {facts.right} of {facts.guesses} right "
+                f"guesses and does not reach the claimed {facts.claimed_epsilon:.3f}"
+            )
+
+
+def _audit_problems(facts: AuditFacts) -> Iterator[str]:
+    try:
+        bound = audit.epsilon_lower_bound(
+            facts.right, facts.guesses, facts.canaries, delta=facts.delta, confidence=facts.confidence
+        )
+    except InvalidPrivacyParameter as err:
+        yield str(err)
+        return
+    if not _is_near(facts.lower_bound, bound):
+        yield f"says that epsilon is at least {facts.lower_bound:.4f}; its guesses give {bound:.4f}"
+    if not (0 < facts.noise_multiplier < math.inf and 0 < facts.delta < 1):
+        yield "audits a step without noise, which claims nothing"
+        return
+    exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
+    if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= exact + CLAIM_SLACK * (1 + exact):
+        yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"
+    if bound > facts.claimed_epsilon:
+        yield f"refutes the claim: epsilon is at least {bound:.4f}, claimed is {facts.claimed_epsilon:.4f}"
+    for finding in facts.findings:
+        yield f"{finding.check}: {finding.detail}"
+
+
+def _is_near(stated: float, recomputed: float) -> bool:
+    return abs(stated - recomputed) <= 1e-5 + TOLERANCE * recomputed  # the bound is searched for down to 1e-6

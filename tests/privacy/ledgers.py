@@ -1,14 +1,25 @@
-"""Charges, budgets and small ledgers for the tests beside."""
+"""Charges, budgets, ledgers and reports for the tests beside."""
 
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from dp_accounting import get_epsilon_gaussian
+from scipy.stats import norm
 
+from confide.privacy import canonical
 from confide.privacy.accounting import Release, site_noise
+from confide.privacy.audit import epsilon_lower_bound
+from confide.privacy.chain import START, Head, extend
+from confide.privacy.charges import FORMAT, Opening, Settlement
 from confide.privacy.ledger import Budget, Charge, Ledger
+from confide.privacy.report import SiteLedger, build_report
+from confide.privacy.report_format import AuditFacts, MembershipFacts, RocPoint
 
 SITES = ("east", "north", "south", "west")
-STUDY = "ab" * 32
+STUDY, LOCAL_STUDY = "ab" * 32, "cd" * 32
 
 
 def signer(seed: int = 1) -> Ed25519PrivateKey:
@@ -53,3 +64,91 @@ def ledger_with(path: Path, *, site="east", seed=1, rounds=3, settled=2, epsilon
         if round < settled:
             ledger.settle("run-1", round, SITES)
     return ledger
+
+
+def eventful_ledger(site="east", seed=1, *, rounds=40) -> SiteLedger:
+    """Months of work on two data sets: training with two sums topped up, its evaluation, and local steps still open."""
+    start, key = datetime(2026, 1, 12, 8, 0, tzinfo=UTC), signer(seed)
+    head, entries = START, []
+
+    def write(hours: float, kind: str, record) -> None:
+        nonlocal head
+        time = (start + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        entries.append(extend(head, key, time, kind, canonical.to_record(record)))
+        head = Head(entries[-1].seq, entries[-1].hash)
+
+    def charged(hours: float, item: Charge, summed=SITES) -> None:
+        write(hours, "reserve", item)
+        if summed:
+            write(hours + 0.1, "settle", Settlement(run=item.run, round=item.round, summed=summed))
+
+    public_key = canonical.public_hex(key)
+    write(0, "open", Opening(format=FORMAT, site=site, public_key=public_key))
+    write(1, "budget", budget(4.0))
+    write(1, "budget", budget(2.0, dataset="follow-up", collusion=2))
+    topped_up = replace(release(multiplier=2.35, sites=3, dim=20_000), planned_sites=4, noise_collusion=1)
+    others = tuple(name for name in SITES if name != "west")
+    for round in range(rounds):
+        left_out_west = round % 13 == 12
+        item = replace(charge(round), release=topped_up)
+        charged(24 + 30 * round, item, others if left_out_west else SITES)
+    histogram = replace(release(multiplier=8.0, sample_rate=1.0, dim=128), planned_sites=0)
+    charged(30 * rounds + 60, replace(charge(rounds), purpose="evaluation", release=histogram))
+    local = replace(release(mode="local", multiplier=2.5, sample_rate=0.02, dim=20_000), steps=4)
+    for round in range(8):
+        item = replace(charge(round, run="run-2", study=LOCAL_STUDY, dataset="follow-up"), release=local)
+        charged(900 + 70 * round, item, SITES if round < 7 else None)
+    return SiteLedger(public_key, entries)
+
+
+def audit_facts(**changes) -> AuditFacts:
+    """An audit that passed, its bound as its guesses give it."""
+    facts = {
+        "run": "run-1", "study": STUDY, "round": 39, "time": "2026-03-04T10:00:00Z", "delta": 1e-5,
+        "claimed_epsilon": math.ceil(1e3 * get_epsilon_gaussian(2.35, 1e-5)) / 1e3,
+        "lower_bound": epsilon_lower_bound(136, 200, 800, delta=1e-5, confidence=0.95),
+        "largest_bound": epsilon_lower_bound(200, 200, 800, delta=1e-5, confidence=0.95),
+        "confidence": 0.95, "noise_multiplier": 2.35, "colluding": 1, "steps": 2, "canaries": 800, "guesses": 200,
+        "right": 136, "checks": ["every contribution is clipped", "noise has its std", "no unit is drawn twice"],
+        "findings": [], "blocks": 212, "blocks_reached": 209, "seconds": 41.5, "versions": "confide 0.1, torch 2.13",
+    }  # fmt: skip
+    return AuditFacts(**(facts | changes))
+
+
+def membership_facts(*, power=0.15, **changes) -> MembershipFacts:
+    """An attack that tells members by scores `power` standard deviations apart, on 2,000 records of each kind."""
+    rates = [0.0, *(10 ** (-3.3 + 3.3 * step / 60) for step in range(61))]
+    curve = [(rate, float(norm.cdf(norm.ppf(rate) + power))) for rate in rates]
+    one, tenth = (float(norm.cdf(norm.ppf(rate) + power)) for rate in (0.01, 0.001))
+    area = float(norm.cdf(power / math.sqrt(2)))
+    facts = {
+        "run": "run-1", "study": STUDY, "time": "2026-03-04T11:00:00Z", "attacked": "the run's adapter",
+        "is_private": True, "shadows": 16, "shadow_model": "a head alone on the frozen backbone",
+        "members": 2000, "nonmembers": 2000, "auc": area, "auc_low": area - 0.018, "auc_high": area + 0.018,
+        "tpr_at_1_percent_fpr": one, "tpr_at_1_percent_fpr_low": 0.7 * one, "tpr_at_1_percent_fpr_high": 1.4 * one,
+        "tpr_at_01_percent_fpr": tenth, "tpr_at_01_percent_fpr_low": 0.3 * tenth,
+        "tpr_at_01_percent_fpr_high": 2.5 * tenth, "confidence": 0.95,
+        "roc": [RocPoint(false_positive_rate=false, true_positive_rate=true) for false, true in curve],
+    }  # fmt: skip
+    return MembershipFacts(**(facts | changes))
+
+
+def eventful_report() -> dict:
+    """A signed report over four such ledgers, with audits and attacks."""
+    ledgers = {site: eventful_ledger(site, seed) for seed, site in enumerate(SITES, start=1)}
+    shared = {"delta": 1e-5, "collusion": 1, "sites": list(SITES), "clip_norm": 1.0}
+    studies = [
+        {"name": "thyroid", "hash": STUDY, "mode": "distributed", "rounds": 40, "noise_multiplier": 2.35,
+         "sample_rate": 0.2, "max_dropouts": 1, **shared},
+        {"name": "thyroid-local", "hash": LOCAL_STUDY, "mode": "local", "rounds": 8, "noise_multiplier": 2.5,
+         "sample_rate": 0.02, "max_dropouts": 0, **shared},
+    ]  # fmt: skip
+    undefended = membership_facts(power=1.1, attacked="the same study trained without noise", is_private=False)
+    return build_report(
+        "Thyroid network",
+        ledgers,
+        studies,
+        signer(99),
+        audits=[audit_facts()],
+        membership=[membership_facts(), undefended],
+    )

@@ -1,8 +1,10 @@
 import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
+from dp_accounting import get_epsilon_gaussian
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -10,10 +12,10 @@ from confide.privacy import canonical, report_format
 from confide.privacy.errors import ReportInvalid
 from confide.privacy.ledger import Ledger
 from confide.privacy.report import SiteLedger, build_report
-from confide.privacy.report_format import SIGNATURE_DOMAIN
+from confide.privacy.report_format import SIGNATURE_DOMAIN, AuditFinding, dump
 from confide.privacy.verify import verify, verify_file
 
-from .ledgers import SITES, STUDY, budget, charge, ledger_with, signer
+from .ledgers import SITES, STUDY, audit_facts, budget, charge, ledger_with, signer
 
 ISSUER = signer(99)
 FACTS = {"name": "thyroid", "hash": STUDY, "mode": "distributed", "delta": 1e-5, "collusion": 1}
@@ -81,6 +83,61 @@ def test_a_tampered_curve_is_named(report):
 def test_a_tampered_event_is_named(report, name, value):
     account(report)["events"][0][name] = value
     assert f"events[0]: {name}: says {value}" in failures(signed(report))
+
+
+def test_a_third_accountant_agrees_and_its_answer_is_told(report):
+    result = verify(report)
+    assert sum("a third accountant agrees (0 colluding: PRV" in line for line in result.checked) == 2
+    answers = result.to_dict()["accountants"]
+    assert [answer["colluding"] for answer in answers] == [0, 1, 0, 1]
+    for answer in answers:
+        assert answer["agrees"]
+        assert answer["prv"]["lower"] <= answer["pld"] <= answer["rdp"]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(0.98, "is at least"), (1.05, "is at most")])
+def test_a_wrong_pld_is_caught_by_the_third_accountant_as_well(report, factor, words):
+    spent = account(report)["spent"][1]
+    spent["pld"] = repr(float(spent["pld"]) * factor)
+    assert re.search(
+        f"thyroid/patient, 1 colluding: PLD says .* PRV shows that epsilon {words}", failures(signed(report))
+    )
+
+
+def test_what_the_third_accountant_cannot_check_is_noted(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", epsilon=1e6, rounds=0) as ledger:
+        ledger.reserve(charge(0, run="loud", multiplier=0.05))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    result = verify(build_report("Federation", sites, [], ISSUER))
+    assert result.ok
+    assert any("1 colluding: not checked by PRV: epsilon is above 64" in line for line in result.notes)
+    assert result.to_dict()["accountants"][1]["prv"] is None
+
+
+def with_audit(report, **changes):
+    return signed(report | {"audits": [dump(audit_facts(**changes))]})
+
+
+def test_an_audits_arithmetic_is_recomputed(report):
+    result = verify(with_audit(report))
+    assert result.ok
+    assert "follows from 136 of 200 right guesses" in result.checked[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"right": 150}, "its guesses give"),
+        ({"right": 300}, "need 0 <= right <= guesses"),
+        ({"claimed_epsilon": 3.0}, "is claimed; its noise multiplier gives 1.6655"),
+        ({"noise_multiplier": 0.0}, "without noise"),
+        ({"findings": [AuditFinding(check="noise", detail="std is half of it")]}, "noise: std is half of it"),
+        ({"noise_multiplier": 20.0, "claimed_epsilon": get_epsilon_gaussian(20.0, 1e-5)}, "refutes the claim"),
+    ],
+)
+def test_an_audit_that_does_not_stand_fails_the_report(report, changes, words):
+    assert words in failures(with_audit(report, **changes))
 
 
 def test_a_dropped_event_is_named(report):
@@ -209,7 +266,7 @@ def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):
         assert not verify(report).ok
 
 
-@pytest.mark.parametrize("value", [None, [], "x", 3, {}, {"format": "confide-budget-report-2"}])
+@pytest.mark.parametrize("value", [None, [], "x", 3, {}, {"format": "confide-budget-report-1"}])
 def test_what_is_no_report_fails_by_schema(value):
     assert failures(value).startswith("schema: ")
 
