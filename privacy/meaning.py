@@ -1,0 +1,29 @@
+"""What an (epsilon, delta) guarantee means in numbers that need no theory: odds, and how many an attacker can find.
+
+All of it follows from the guarantee alone and holds against every attack, known or not.
+"""
+
+import math
+
+
+def odds_factor(epsilon: float) -> float:
+    """By how much the odds of any conclusion about a unit can move, save with probability delta."""
+    return math.exp(epsilon) if epsilon < 700 else math.inf
+
+
+def certainty(epsilon: float) -> float:
+    """What a suspicion of one half that a unit took part can grow to, save with probability delta."""
+    return 1 / (1 + math.exp(-epsilon))
+
+
+def most_found(epsilon: float, delta: float, false_alarms: float) -> float:
+    """The largest true positive rate of any membership attack at the false positive rate `false_alarms`.
+
+    Kairouz, Oh & Viswanath 2015 (arXiv:1311.0776), theorem 2.1: both errors of any test of "in" against "out" satisfy
+    false_alarms + e^epsilon missed >= 1 - delta, and the same with the two exchanged.
+    """
+    if math.isinf(epsilon):
+        return 1.0
+    by_alarms = odds_factor(epsilon) * false_alarms + delta
+    by_misses = 1 - math.exp(-epsilon) * (1 - delta - false_alarms)
+    return max(0.0, min(1.0, by_alarms, by_misses))
