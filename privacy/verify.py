@@ -16,7 +16,7 @@ from typing import Any
 
 import dp_accounting as dpa
 
-from . import audit, canonical, report_format, second_opinion, statement
+from . import accounting, audit, canonical, report_format, second_opinion, statement
 from .chain import verify_chain
 from .charges import Books
 from .errors import InvalidPrivacyParameter, LedgerBroken, ReportInvalid
@@ -324,7 +324,9 @@ def _audit_problems(facts: AuditFacts) -> Iterator[str]:
         yield "audits a step without noise, which claims nothing"
         return
     exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
-    if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= exact + CLAIM_SLACK * (1 + exact):
+    is_tight = facts.claimed_epsilon <= exact + CLAIM_SLACK * (1 + exact)
+    is_tight |= facts.claimed_epsilon > accounting.HOPELESS  # there RDP stands for PLD
+    if not (exact * (1 - TOLERANCE) <= facts.claimed_epsilon and is_tight):
         yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"
     if bound > facts.claimed_epsilon:
         yield f"refutes the claim: epsilon is at least {bound:.4f}, claimed is {facts.claimed_epsilon:.4f}"

@@ -151,7 +151,8 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(eventful):
     [
         "Thyroid &amp; friends", "thyroid &lt;b&gt;", "Not covered", "Whom one has to trust",
         # SP 800-226
-        "Unit of privacy", "Neighbouring data sets", "added or removed", "Poisson", "Trust model", "Exposure in collection",
+        "Unit of privacy", "Neighbouring data sets", "added or removed", "Poisson", "Trust model",
+        "Exposure in collection",
         "Floating-point noise", "Side channels", "Contribution bounds", "Budget across studies", "Post-processing",
     ],
 )  # fmt: skip
