@@ -10,7 +10,7 @@ def audit_facts(**changes: object) -> AuditFacts:
     """An audit that passed."""
     facts: dict[str, object] = {
         "run": "run-1", "study": "ab" * 32, "round": 2, "time": "2026-01-02T03:04:05Z", "delta": 1e-5,
-        "claimed_epsilon": 1.75, "lower_bound": 0.5, "largest_bound": 3.47, "confidence": 0.95,
+        "claimed_epsilon": 1.75, "lower_bound": 0.700018, "largest_bound": 3.47, "confidence": 0.95,
         "noise_multiplier": 2.25, "colluding": 1, "steps": 32, "canaries": 800, "guesses": 100, "right": 75,
         "checks": ["noise-std", "clipping"], "findings": [], "blocks": 33, "blocks_reached": 33, "seconds": 21.5,
         "versions": "confide 0.1.0, torch 2.13.0",
