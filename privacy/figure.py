@@ -65,23 +65,27 @@ def over_time(account: Account, issued: str) -> Markup:
 
 def audits(found: Sequence[AuditFacts]) -> Markup:
     """For each audit a bar as far as its guesses refute epsilon, and a mark at the claim."""
-    plot = Plot(width=720, height=64 + 40 * len(found), left=150, right=64, top=30, bottom=34)
+    row_height = 54
+    plot = Plot(width=720, height=50 + row_height * len(found), left=8, right=64, top=8, bottom=42)
     top = nice_top(max(max(facts.claimed_epsilon, facts.lower_bound, facts.largest_bound) for facts in found))
     x = linear(0, top, *plot.x_range)
     bottom, upper = plot.y_range
     for value, text in ticks(top):
         plot.line("grid", x(value), bottom, x(value), upper)
         plot.text("tick", x(value), bottom + 16, text, "middle")
-    plot.text("axis", sum(plot.x_range) / 2, plot.height - 4, "epsilon of one audited step", "middle")
+    plot.text("axis", sum(plot.x_range) / 2, plot.height - 6, "epsilon of one audited step", "middle")
     for row, facts in enumerate(found):
-        y = upper + 40 * row + 20
-        plot.text("label", plot.left - 12, y + 4, f"{facts.run}, round {facts.round}"[:24], "end")
-        plot.bar("refuted" if facts.passed else "refuted failed", x(0), x(facts.lower_bound), y, 14)
+        y = upper + row_height * row + 28
+        plot.text("label", x(0), y - 13, f"{facts.run}, round {facts.round}"[:60])
+        plot.bar("refuted" if facts.passed else "refuted failed", x(0), x(facts.lower_bound), y, 13)
         plot.line("reach", x(facts.lower_bound), y, x(facts.largest_bound), y)
         plot.line("reach", x(facts.largest_bound), y - 5, x(facts.largest_bound), y + 5)
-        plot.line("claim", x(facts.claimed_epsilon), y - 14, x(facts.claimed_epsilon), y + 14)
-        plot.text("claim-name", x(facts.claimed_epsilon) + 5, y - 7, f"claimed {facts.claimed_epsilon:.2f}")
-        plot.text("label", x(facts.lower_bound) + 5, y + 16, f"at least {facts.lower_bound:.2f}")
+        plot.line("claim", x(facts.claimed_epsilon), y - 10, x(facts.claimed_epsilon), y + 20)
+        bound = f"at least {facts.lower_bound:.2f}"
+        # below the bar, or above it where it would meet the claim's label
+        is_crowded = x(facts.claimed_epsilon) - x(facts.lower_bound) < 90
+        plot.text("label", x(facts.lower_bound) + 5, y - 9 if is_crowded else y + 20, bound)
+        plot.text("claim-name", x(facts.claimed_epsilon) + 5, y + 20, f"claimed {facts.claimed_epsilon:.2f}")
     story = " ".join(
         f"Run {facts.run}, round {facts.round}: claimed {facts.claimed_epsilon:.2f}, shown to be at least "
         f"{facts.lower_bound:.2f} at {100 * facts.confidence:g} per cent confidence."

@@ -200,13 +200,13 @@ def test_the_page_puts_what_was_measured_beside_what_the_guarantee_allows(eventf
     (shown,) = re.findall(r"the run's adapter run-1 .* at most (\d+(?:\.\d)?) %", found)
     assert allowed <= float(shown) < allowed + 1
     assert re.search("the same study trained without noise run-1 .* anything", found)
-    assert "run-1 39 2026-03-04 1.67 ≥ 0.49 95 % 136 of 200 800 3 of 3 209 of 212 claim stands" in found
+    assert "run-1, round 39 2026-03-04 1.67 ≥ 0.49 at 95 % 136 of 200 on 800 canaries 3 of 3 209 of 212 stands" in found
 
 
 def test_a_refuted_claim_is_shown_as_refuted(eventful):
     facts = dump(audit_facts(lower_bound=3.0, findings=[AuditFinding(check="noise", detail="std is 0.5 of it")]))
     found = "\n".join(rows(render_html(eventful | {"audits": [facts]})))
-    assert "claim refuted" in found
+    assert "is refuted" in found
     assert "noise : std is 0.5 of it" in found
 
 
