@@ -354,7 +354,7 @@ def budget_verify(
             print_json(found.to_dict())
         else:
             for line in found.lines():
-                out.print(line, markup=False, highlight=False)
+                out.print(line, markup=False, highlight=False, soft_wrap=True)
             out.print("Everything holds." if found.ok else "This report does not hold.")
         raise typer.Exit(0 if found.ok else PROBLEMS)
 

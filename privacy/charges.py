@@ -16,7 +16,7 @@ from .chain import Entry
 from .errors import InvalidPrivacyParameter, LedgerBroken
 from .tally import Kind, Purpose, Tally
 
-FORMAT = "confide-ledger-1"
+FORMAT = "confide-ledger-2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

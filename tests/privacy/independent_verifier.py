@@ -44,7 +44,7 @@ def check_signature(key, domain, message, signature, what):
 def check_chain(site):
     previous = "0" * 64
     opening = site["entries"][0]
-    require(opening["kind"] == "open" and opening["body"]["format"] == "confide-ledger-1", "entry 0 opens no ledger")
+    require(opening["kind"] == "open" and opening["body"]["format"] == "confide-ledger-2", "entry 0 opens no ledger")
     require(opening["body"]["public_key"] == site["public_key"], "entry 0 names another key")
     require(opening["body"]["site"] == site["name"], "entry 0 names another site")
     for seq, entry in enumerate(site["entries"]):

@@ -44,7 +44,7 @@ def ledger(path):
 def test_entry_0_binds_site_key_and_format(ledger):
     first = ledger.entries()[0]
     assert first.kind == "open"
-    assert first.body == {"format": "confide-ledger-1", "site": "east", "public_key": ledger.public_key}
+    assert first.body == {"format": "confide-ledger-2", "site": "east", "public_key": ledger.public_key}
 
 
 def test_what_was_charged_is_there_after_reopening(path):
