@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -14,8 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from confide.client_node import trainer
 from confide.client_node.identity import NodeIdentity
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
+from confide.models.adapters import AdaptedModel
+from confide.privacy.independence import Losses
 
 STUDY_TOML = """
 name = "thyroid"
@@ -172,6 +175,21 @@ def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
         assert old in text, f"{old!r} is not in the text to change"
         text = text.replace(old, new)
     return text
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_probe_a_kind_of_model() -> Iterator[None]:
+    """Probes a model for coupled units once, not for every node that loads it: a third of a second each."""
+    probe, passed = trainer.refuse_dependence, set()
+
+    def probe_once(adapted: AdaptedModel, losses: Losses, *, words: int) -> None:
+        if (kind := (repr(adapted), words)) not in passed:
+            probe(adapted, losses, words=words)
+            passed.add(kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "refuse_dependence", probe_once)
+        yield
 
 
 @pytest.fixture
