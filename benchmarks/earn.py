@@ -70,7 +70,7 @@ TERMS = {
         "delta": 1e-5,
     },
     "rounds": {"rounds": 80, "min_sites": 6, "deadline_s": 60, "batch_units": 1294},
-    "optimizer": {"lr": 16.0, "head_lr": 20.0},
+    "optimizer": {"lr": 4.0, "head_lr": 20.0},
     "participants": {"sites": (*SITES,), "aggregators": ("agg-a", "agg-b", "agg-c")},
 }
 HEAD_LR, GRAMS_LR = 10.0, 10.0  # the best of 10, 30 and 100 for each alone
