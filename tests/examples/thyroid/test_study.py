@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from confide.client_node.draft import load_draft
 from confide.models.adapters import AdapterConfig, attach
@@ -8,7 +9,6 @@ from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead
 from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise
 
-torch = pytest.importorskip("torch")
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
 SCALE_BITS = 24
 

@@ -1,0 +1,70 @@
+import csv
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "names"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("names_prepare", EXAMPLE / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prepared(example, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("names")
+    return directory, example.prepare(directory)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_name_is_in_exactly_one_file(prepared):
+    directory, report = prepared
+    names = Counter(row["name"] for path in directory.rglob("*.csv") for row in rows(path))
+    assert set(names.values()) == {1}
+    assert sum(part["names"] + part["heldout_names"] for part in report.values()) == len(names) == 34738
+
+
+def test_report_counts_what_the_files_hold(prepared):
+    for site, part in prepared[1].items():
+        assert len(rows(part["train"])) == part["names"], site
+        assert len(rows(part["heldout"])) == part["heldout_names"], site
+        assert 0.4 < part["female"] < 0.6, site
+
+
+def test_split_is_a_function_of_the_name_alone(example, prepared):
+    # Computed once with `printf 'x%s' NAME | sha256sum`: first byte below 0x40 is held out.
+    known = {"aad": False, "maria": False, "john": False, "milica": True, "mehmet": True}
+    assert {name: example.is_drawn(name, example.HELD_OUT_SALT, example.HELD_OUT_BYTES) for name in known} == known
+    for part in prepared[1].values():
+        assert all(example.is_drawn(row["name"], b"x", 64) for row in rows(part["heldout"]))
+        assert not any(example.is_drawn(row["name"], b"x", 64) for row in rows(part["train"]))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("Åse", "ase"), ("Jürgen", "jurgen"), ("Søren", "soren"), ("Jun+Wei", "jun-wei"), ("O'Neil 2", "o'neil ")],
+)
+def test_names_are_read_without_accents(example, written, read):
+    assert example.plain(written) == read
+
+
+def test_a_name_lives_where_it_is_most_common(example):
+    home = example.read_table().set_index("name")["site"]
+    known = {"giuseppe": "romance", "siobhan": "british", "bjorn": "nordic", "milica": "slavic", "mehmet": "east"}
+    assert {name: home[name] for name in known} == known
+
+
+def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
+    example.prepare(tmp_path)
+    for path in prepared[0].rglob("*.csv"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
