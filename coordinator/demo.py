@@ -208,7 +208,8 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
         seconds = sorted(row.seconds for row in rounds)
         found = results.evaluate(results.adapted_model(store, home, run_id), study, held_out)
         spent = results.largest_epsilon(store, study, colluding=1)
-        measured = measurement(store, run_id).metrics.auc if study.draft.evaluation else None
+        metrics = measurement(store, run_id).metrics if study.draft.evaluation else None
+        measured, tied = (metrics.auc, metrics.auc_tied) if metrics else (None, None)
         return {
             "epsilon": spent.pld if private else None,
             "epsilon_rdp": spent.rdp if private else None,
@@ -218,6 +219,7 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
             "auc_measured": measured and measured.value,
             "auc_measured_interval": measured and [measured.low, measured.high],
+            "auc_measured_binning": tied and tied / 2,
             "accuracy_private": found["accuracy"]["value"],
             **compared,
             "audit": dump(audited) if private else None,
@@ -247,15 +249,16 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
         ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
         ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
     ]
-    if outcome["auc_measured"] is not None:
-        low, high = outcome["auc_measured_interval"]
-        noised = f"95 % interval {low:.3f} to {high:.3f}: what the sites released of the same records"
-        figures.insert(3, ("  as measured", f"{outcome['auc_measured']:.3f}", noised))
     if outcome["epsilon"] is not None:
         spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
         bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
         figures.insert(3, ("ε by PLD", spent, bound))
         figures.insert(4, ("  audited, a step", *_audit_texts(outcome["audit"])))
+    if outcome["auc_measured"] is not None:
+        low, high = outcome["auc_measured_interval"]
+        binning = f"bins hide up to {outcome['auc_measured_binning']:.3f}"
+        noised = f"95 % interval {low:.3f} to {high:.3f}, {binning}: what the sites released of the same records"
+        figures.insert(3, ("  as measured", f"{outcome['auc_measured']:.3f}", noised))
     for facts in outcome["membership"]:
         low, high = float(facts["auc_low"]), float(facts["auc_high"])
         text = f"AUC of finding members of {facts['attacked']}, {low:.3f} to {high:.3f}; 0.5 is guessing"
