@@ -66,7 +66,8 @@ def test_a_store_migrated_twice_keeps_its_rows(store):
 def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     engine = sa.create_engine(store.url)
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE evaluation"))
+        for table in ("evaluation", "privacy_test"):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
     engine.dispose()
     migrate(store.url)
