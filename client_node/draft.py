@@ -134,7 +134,7 @@ class PrivacyTerms(Settings):
     mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
     noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / sensitivity as an outsider sees it
     target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
-    clip_norm: float = Field(gt=0, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
+    clip_norm: float = Field(ge=1e-6, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
     clipping: Literal["fixed", "adaptive"] = "fixed"  # adaptive: the threshold starts at clip_norm and follows...
     target_quantile: float = Field(default=0.5, ge=0, le=1)  # ... this quantile of the units' gradient norms
     clip_learning_rate: float = Field(default=0.2, gt=0, le=10)  # ... by at most this much of its logarithm a round

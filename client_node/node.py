@@ -60,7 +60,7 @@ from .messages import (
     sign,
     verify,
 )
-from .outbox import Outbox
+from .outbox import Envelopes, Outbox
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
 from .study import PlannedRound, Study
@@ -127,7 +127,7 @@ class Node:
         self._holds.keep(plan.run, study.study_hash)
         self._settle_outcomes(study, plan.run, plan.outcomes)
         self._refuse_settled(plan.run, plan.round)
-        envelopes = self._outbox.get(plan.run, plan.round)
+        envelopes = self._stored(study, plan.run, plan.round)
         if envelopes is None:
             envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
         answer = Update(
@@ -135,6 +135,16 @@ class Node:
         )
         blobs = {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)}
         return sign(answer, self._identity.signer, blobs)
+
+    def _stored(self, study: Study, run: str, round_number: int) -> Envelopes | None:
+        """The sealed answer to an earlier plan of the round, if there is one; it goes out under a charge too.
+
+        The charge is there already, unless the ledger was lost or is an older copy.
+        """
+        envelopes = self._outbox.get(run, round_number)
+        if envelopes is not None:
+            self._reserve(study, load_policy(self._home), run, round_number)
+        return envelopes
 
     def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
         planned = study.planned_round(plan.round)
@@ -174,6 +184,7 @@ class Node:
         plan = verify(packet, self._enrolment.coordinator, TopUpPlan)
         study = self._admit_site(plan)
         self._refuse_settled(plan.run, plan.round)
+        self._stored(study, plan.run, plan.round)
         name, signer = self._enrolment.name, self._identity.signer
         envelopes = top_up(study, plan, outbox=self._outbox, site=name, signer=signer)
         answer = TopUp(request=packet.digest(), run=plan.run, round=plan.round)
@@ -329,7 +340,8 @@ class Node:
                 require_evidence(study, run, outcome)
                 self._require_topped(study, run, outcome)
                 ledger.settle(run, outcome.round, outcome.sites)
-            self._outbox.drop(run, outcome.round)
+            if ledger.is_settled(run, outcome.round):  # else another draw would follow under the same charge
+                self._outbox.drop(run, outcome.round)
 
     def _require_topped(self, study: Study, run: str, outcome: Outcome) -> None:
         """Refuses a smaller sum with this site's update in it that this site has added no noise for."""

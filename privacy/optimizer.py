@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from opacus.optimizers import DPOptimizer
 
+from .accounting import SMOOTHING
 from .clipping import ClipReport, PerUnitClipper
 from .errors import ClipperMisused, InvalidPrivacyParameter, UnprotectedGradient
 from .noise import discrete_gaussian
@@ -40,8 +41,9 @@ class RingNoise:
             raise InvalidPrivacyParameter(f"need sigma >= 0 and scale_bits in [0, 48], got {self}")
 
     def noise_multiplier(self, clip_norm: float, dim: int) -> float:
-        """sigma over the sensitivity of a rounded sum of `dim` entries."""
-        return self.sigma / (2.0**self.scale_bits * clip_norm + math.sqrt(dim))
+        """Noise that counts over the sensitivity of a rounded sum of `dim` entries; as `accounting.Release` has it."""
+        counts = math.sqrt(max(0.0, self.sigma**2 - SMOOTHING**2))
+        return counts / (2.0**self.scale_bits * clip_norm + math.sqrt(dim))
 
     def add_to(self, total: npt.NDArray[np.float64]) -> Integers:
         """The noised sum in ring units, int64.
@@ -145,6 +147,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
         sums = total.cpu().numpy()
         self._released = self.noise.add_to(np.append(sums, self._count) if self.count_weight else sums)
+        self._count = 0.0
         end = 0
         for parameter in parameters:
             start, end = end, end + parameter.numel()

@@ -7,8 +7,18 @@ guarantee; so a reader never has to print a number to check the signature. The e
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
 
+from .accounting import LEAST_MULTIPLIER, MOST_MULTIPLIER
 from .chain import Entry, Hex64, Hex128, Time
 from .errors import ReportInvalid
 
@@ -18,6 +28,7 @@ MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
 MAX_STUDIES = 1_000
+MAX_CANARIES = 100_000  # of one audit: whoever verifies it sums over its guesses
 MAX_TESTS = 1_000  # audits, and attacks
 
 
@@ -38,6 +49,16 @@ Real = Annotated[float, BeforeValidator(_read_real), PlainSerializer(repr, retur
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Guesses = Annotated[int, Field(ge=0, le=MAX_CANARIES)]
+
+
+def _is_accountable(noise_multiplier: float) -> float:
+    if noise_multiplier and not LEAST_MULTIPLIER <= noise_multiplier <= MOST_MULTIPLIER:
+        raise ValueError(f"must be 0 or in [{LEAST_MULTIPLIER:g}, {MOST_MULTIPLIER:g}]")
+    return noise_multiplier
+
+
+Multiplier = Annotated[Real, AfterValidator(_is_accountable)]
 
 
 class _Part(BaseModel):
@@ -151,12 +172,14 @@ class AuditFacts(_Part):
     lower_bound: Real  # the epsilon that the guesses refute; above claimed_epsilon, the claim is wrong
     largest_bound: Real  # what the bound would have been with every guess right
     confidence: Real
-    noise_multiplier: Real  # of the audited step, for an observer who knows the noise of `colluding` sites
+    noise_multiplier: Annotated[
+        Real, AfterValidator(_is_accountable)
+    ]  # of the audited step, for an observer who knows the noise of `colluding` sites
     colluding: Count
-    steps: Count
-    canaries: Count
-    guesses: Count
-    right: Count
+    steps: Annotated[int, Field(ge=1, le=MAX_CANARIES)]
+    canaries: Guesses
+    guesses: Guesses
+    right: Guesses
     checks: Annotated[list[Name], Field(max_length=64)]  # claims that were tested one by one
     findings: Annotated[list[AuditFinding], Field(max_length=64)]  # of them, those that did not hold
     blocks: Count  # trained tensors, every expert counted by itself

@@ -2,12 +2,12 @@
 
 PRV (Gopi et al. 2021, arXiv:2106.02848) composes the densities of the privacy loss by Fourier transform and brackets
 the true epsilon between a lower and an upper bound. It shares no code with dp-accounting's PLD nor with `renyi`, so a
-slip in one of the three shows as a contradiction: an upper bound must not lie below PRV's lower end, and PLD, being
-tight, must not lie far above PRV's upper end.
+slip in one of the three shows as a contradiction: an upper bound must not lie below PRV's lower end. One far above
+PRV's upper end is worth a remark, no more: PLD rounds every release up to its grid, and very many cheap ones add up.
 
 Out of scope: PRV looks at the removal of a unit alone, PLD at the worse of removal and addition. For Gaussians on
 Poisson samples removal has been the worse one in every case that was tried; were it not, PLD would be called too large
-here, never too small. Opacus imports torch; it is loaded when the first epsilon is asked for.
+here, in a remark, never too small. Opacus imports torch; it is loaded when the first epsilon is asked for.
 """
 
 import math
@@ -46,6 +46,7 @@ class Opinion:
 
     bracket: Bracket | None  # None: not checked
     objections: tuple[str, ...] = ()  # why a stated bound cannot be right
+    remarks: tuple[str, ...] = ()  # where one is right and larger than it need be
     why_not: str | None = None  # why PRV could not be asked
 
 
@@ -55,7 +56,7 @@ def compare(releases: Releases, delta: float, colluding: int, *, pld: float, rdp
         bracket = epsilon_prv(accounting.merge(releases, colluding), delta)
     except NotCheckable as err:
         return Opinion(None, why_not=str(err))
-    return Opinion(bracket, tuple(_objections(bracket, pld, rdp)))
+    return Opinion(bracket, tuple(_objections(bracket, pld, rdp)), tuple(_remarks(bracket, pld)))
 
 
 def epsilon_prv(merged: Merged, delta: float) -> Bracket:
@@ -70,14 +71,17 @@ def epsilon_prv(merged: Merged, delta: float) -> Bracket:
 
 
 def _objections(bracket: Bracket, pld: float, rdp: float) -> list[str]:
-    found = [
+    return [
         f"{name} says {bound:.4f}, but PRV shows that epsilon is at least {bracket.lower:.4f}"
         for name, bound in (("PLD", pld), ("RDP", rdp))
         if bound < bracket.lower * (1 - 1e-9)
     ]
-    if pld > bracket.upper + SLACK * (1 + bracket.upper):
-        found.append(f"PLD says {pld:.4f}, but PRV shows that epsilon is at most {bracket.upper:.4f}")
-    return found
+
+
+def _remarks(bracket: Bracket, pld: float) -> list[str]:
+    if pld <= bracket.upper + SLACK * (1 + bracket.upper):
+        return []
+    return [f"PLD says {pld:.4f}, and PRV shows that epsilon is at most {bracket.upper:.4f}: more than need be"]
 
 
 @lru_cache(maxsize=1024)

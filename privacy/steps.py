@@ -25,6 +25,8 @@ from .noise import MAX_SIGMA
 from .optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
 
+LEAST_CLIP = 1e-6  # far above the numbers at which a factor clip_norm / norm loses digits, also 1e4 times lower
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSteps:
@@ -58,8 +60,8 @@ class ReleaseTerms:
         if self.mode not in ("distributed", "local", "none"):
             raise InvalidPrivacyParameter(f"mode must be distributed, local or none, got {self.mode!r}")
         is_private = self.mode != "none"
-        if is_private if self.clip_norm is None else not 0 < self.clip_norm < math.inf:
-            raise InvalidPrivacyParameter(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if is_private if self.clip_norm is None else not LEAST_CLIP <= self.clip_norm < math.inf:
+            raise InvalidPrivacyParameter(f"clip_norm must be finite and at least {LEAST_CLIP:g}, got {self.clip_norm}")
         if self.clipping not in ("fixed", "adaptive"):
             raise InvalidPrivacyParameter(f"clipping must be fixed or adaptive, got {self.clipping!r}")
         if self.clipping == "adaptive" and self.clip_norm is None:

@@ -205,6 +205,7 @@ def _ask_a_third(result: Verification, site: str, account: Account, books: Books
         witnessed = Witnessed(site, account.dataset, account.unit, account.budget.delta, stated, opinion)
         result.opinions.append(witnessed)
         result.failures += [f"{witnessed.where}: {objection}" for objection in opinion.objections]
+        result.notes += [f"{witnessed.where}: {remark}" for remark in opinion.remarks]
         if opinion.bracket is None:
             result.notes.append(f"{witnessed.where}: not checked by PRV: {opinion.why_not}")
         elif not opinion.objections:

@@ -196,6 +196,22 @@ def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
     assert desk.charges() == ["reserve"]
 
 
+def test_stored_shares_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, tmp_path):
+    first = desk.step()
+    new = Ledger.open(tmp_path / "new.db", desk.site.identity.signer, "svi")
+    again = replace(desk, ledger=new, node=new_node(desk.site, new))
+    assert again.step().blobs == first.blobs
+    assert again.charges() == ["reserve"]
+
+
+def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_shares(desk, tmp_path):
+    first = desk.step()
+    new = Ledger.open(tmp_path / "new.db", desk.site.identity.signer, "svi")
+    again = replace(desk, ledger=new, node=new_node(desk.site, new))
+    untold = Outcome(round=1, sites=desk.study.site_names(), evidence=())
+    assert again.step(outcomes=(untold,)).blobs == first.blobs
+
+
 def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = make_desk(site)
     site.write(("epsilon = 8.0", "epsilon = 0.05"))

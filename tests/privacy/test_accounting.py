@@ -256,7 +256,8 @@ def test_very_many_equal_releases_cost_what_one_composition_of_all_costs():
     many = 64 * accounting.BLOCK + 7
     accountant = dpa.pld.PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(dpa.PoissonSampledDpEvent(0.01, dpa.GaussianDpEvent(40.0)), many)
-    found = epsilon_pld({gaussian(40.0, 0.01): many}, DELTA, 0)
+    [merged] = accounting.merge({gaussian(40.0, 0.01): many}, 0)
+    found = accounting._composed(*merged).get_epsilon_for_delta(DELTA)  # RDP's bound is smaller here
     assert found == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-4)  # five digits of the multiplier
 
 
@@ -337,3 +338,15 @@ def test_a_release_of_several_steps_costs_what_as_many_releases_do():
     for count in (epsilon_pld, epsilon_rdp):
         assert count([replace(one, steps=8)] * 5, DELTA, 0) == count([one] * 40, DELTA, 0)
     assert merge([replace(one, steps=8), one], 0) == merge([one] * 9, 0)
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-10, 1e-12, 1e-14, 1e-20])
+@pytest.mark.parametrize(("multiplier", "count"), [(200.0, 10_000), (30.0, 22_500), (14.0, 196)])
+def test_pld_stays_above_exact_epsilon_at_deltas_where_rounding_would_decide(multiplier, count, delta):
+    exact = dpa.get_epsilon_gaussian(multiplier / math.sqrt(count), delta)
+    assert accounting._epsilon_pld(((multiplier, 1.0, count),), delta) >= exact
+
+
+def test_the_smaller_of_both_bounds_is_charged():
+    cheap = {gaussian(2.0, 0.001): 100_000}
+    assert epsilon_pld(cheap, DELTA, 0) == epsilon_rdp(cheap, DELTA, 0)

@@ -343,8 +343,11 @@ def test_a_ledger_whose_entries_were_all_rewritten_by_another_key_is_refused(pat
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TRIGGER no_update")
         for entry in entries:
-            row = (canonical.encode(entry.body).decode(), entry.previous, entry.hash, entry.signature, entry.seq)
-            connection.execute("UPDATE entries SET body = ?, previous = ?, hash = ?, signature = ? WHERE seq = ?", row)
+            body, chained = canonical.encode(entry.body).decode(), (entry.previous, entry.hash, entry.signature)
+            connection.execute(
+                "UPDATE entries SET time = ?, body = ?, previous = ?, hash = ?, signature = ? WHERE seq = ?",
+                (entry.time, body, *chained, entry.seq),
+            )
     connection.close()
     with pytest.raises(LedgerBroken, match="entry 6 is not signed"):
         Ledger.open(path, signer(), "east")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from opacus.accountants import RDPAccountant
 
+from confide.privacy.accounting import Release
 from confide.privacy.clipping import PerUnitClipper
 from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnprotectedGradient
 from confide.privacy.optimizer import LoRADPOptimizer, RingNoise
@@ -58,7 +59,7 @@ def test_empty_batch_is_a_counted_noise_step():
     assert abs(released.mean()) < 4 * 1.7 * C / released.size**0.5
     [(multiplier, rate, steps)] = accountant.history
     assert (rate, steps) == (0.1, 1)
-    assert multiplier == sigma / (2**BITS * C + adapted.layout.dim**0.5)
+    assert multiplier == pytest.approx((sigma**2 - 16) ** 0.5 / (2**BITS * C + adapted.layout.dim**0.5), rel=1e-12)
 
 
 def test_noise_is_added_once_for_all_microbatches():
@@ -101,6 +102,26 @@ def test_two_steps_are_two_entries():
     assert accountant.history[0][2] == 2
 
 
+def test_a_step_leaves_no_count_to_the_next():
+    adapted, ids = adapted_tiny("head"), random_ids(3)
+    clipper = PerUnitClipper(adapted)
+    sgd = torch.optim.SGD(list(adapted.trained.values()), lr=1.0)
+    noise = RingNoise(sigma=0, scale_bits=BITS)
+    optimizer = LoRADPOptimizer(sgd, clipper, clip_norm=C, noise=noise, count_weight=0.2)
+    backward(optimizer, adapted, ids, range(3))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    assert not optimizer.release().any()
+
+
+def test_opacus_counts_the_noise_that_the_ledger_counts():
+    noise = RingNoise(sigma=12, scale_bits=4)
+    charged = Release(
+        mode="local", site_noise_int=12, scale_bits=4, clip_norm=C, dim=9, sample_rate=0.5, sites=1
+    ).noise_multiplier(0)  # fmt: skip
+    assert noise.noise_multiplier(C, 9) == pytest.approx(charged, rel=1e-12)
+
+
 def test_unit_may_come_again_after_a_release():
     adapted, ids = adapted_tiny(), random_ids(2)
     optimizer = optimizer_for(adapted)
@@ -136,7 +157,7 @@ def test_rounded_neighbours_differ_by_at_most_the_stated_sensitivity():
         total, own = rng.normal(size=dim), rng.normal(size=dim)
         own /= np.linalg.norm(own)
         worst = max(worst, float(np.linalg.norm(ring.add_to(total + own) - ring.add_to(total))))
-    sensitivity = 1 / RingNoise(sigma=1, scale_bits=bits).noise_multiplier(1.0, dim)
+    sensitivity = 2**30 / RingNoise(sigma=2**30, scale_bits=bits).noise_multiplier(1.0, dim)
     assert 2**bits < worst <= sensitivity  # rounding does cost something, and no more than is charged
 
 

@@ -9,7 +9,7 @@ from confide.models.errors import StateMismatch
 from confide.privacy.adaptive_clipping import COUNT_WEIGHT, SENSITIVITY
 from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from confide.privacy.sampling import SeededBytes
-from confide.privacy.steps import LocalSteps, ReleaseTerms, private_release, round_release
+from confide.privacy.steps import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
 from ..models.tiny import random_ids
 from .loops import adapted_tiny, clipped_loop, labels_for
@@ -97,7 +97,10 @@ def test_step_of_many_microbatches_counts_once():
     adapted, ids = adapted_tiny(), random_ids(9)
     accountant = RDPAccountant()
     release(adapted, ids, range(9), PRIVATE, on_step=accountant.get_optimizer_hook_fn(sample_rate=1.0))
-    assert accountant.history == [((1 << 20) / (2**BITS * C + adapted.layout.dim**0.5), 1.0, 1)]
+    counted = ((1 << 40) - 16) ** 0.5  # less what smooths the integers
+    [(multiplier, rate, steps)] = accountant.history
+    assert (rate, steps) == (1.0, 1)
+    assert multiplier == pytest.approx(counted / (2**BITS * C + adapted.layout.dim**0.5), rel=1e-12)
 
 
 def test_unit_with_too_many_records_is_cut_at_random():
@@ -172,6 +175,7 @@ def test_records_that_do_not_fit_together_are_refused():
         {"mode": "off"},
         {"clip_norm": None},
         {"clip_norm": 0.0},
+        {"clip_norm": 1e-319},  # where a factor clip_norm / norm has no digits left
         {"clip_norm": float("nan")},
         {"sample_rate": 0.0},
         {"sample_rate": float("nan")},
@@ -192,12 +196,16 @@ def test_terms_out_of_range_are_refused(bad):
 ADAPTIVE = {"clipping": "adaptive", "clip_norm": C}
 
 
+@pytest.mark.parametrize("clip_norm", [C, LEAST_CLIP])
 @pytest.mark.parametrize("log_clip", [-1e6, -3.0, 0.0, 2.0, 1e6])
-def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_is_sent(log_clip):
+def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_is_sent(clip_norm, log_clip):
     adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(6)
     for unit in range(6):
         own = ids[unit : unit + 1]
-        moved = release(adapted, own, [unit], {**ADAPTIVE, "scale_bits": 40}, log_clip=log_clip) / 2**40
+        moved = (
+            release(adapted, own, [unit], {**ADAPTIVE, "clip_norm": clip_norm, "scale_bits": 40}, log_clip=log_clip)
+            / 2**40
+        )
         assert moved.shape == (adapted.layout.dim + 1,)
         assert np.linalg.norm(moved[:-1]) <= 1 + adapted.layout.dim**0.5 * 2**-41  # rounding moves each by half a unit
         assert abs(moved[-1]) == pytest.approx(COUNT_WEIGHT / 2, abs=2**-40)
