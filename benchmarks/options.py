@@ -93,7 +93,7 @@ def split(bench: Bench) -> tuple[Bench, Table]:
     """The bench with four fifths of the training records, and the other fifth of all sites together."""
     kept, left_out = {}, []
     for site, table in bench.sites.items():
-        is_out = np.random.default_rng(7).random(len(table.labels)) < VALIDATION
+        is_out = (np.random.default_rng(7).random(table.units.max() + 1) < VALIDATION)[table.units]
         kept[site] = _rows(table, ~is_out)
         left_out.append(_rows(table, is_out))
     length = max(table.ids.shape[1] for table in left_out)
@@ -101,6 +101,7 @@ def split(bench: Bench) -> tuple[Bench, Table]:
         frame=pd.concat([table.frame for table in left_out]),
         ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
         labels=np.concatenate([table.labels for table in left_out]),
+        units=np.concatenate([table.units for table in left_out]),  # nobody trains on these
     )
     rounds = bench.draft.rounds
     rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
@@ -108,7 +109,7 @@ def split(bench: Bench) -> tuple[Bench, Table]:
 
 
 def _rows(table: Table, chosen: np.ndarray) -> Table:
-    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen])
+    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen], table.units[chosen])
 
 
 def known_states(adapted: AdaptedModel, tables: Iterable[Table]) -> dict[bytes, torch.Tensor]:
@@ -131,7 +132,7 @@ def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[b
             return adapted.head(torch.stack([states[row[row > 0].tobytes()] for row in ids.numpy()]))
 
         adapted.classify = classify
-    sites = {name: (table.ids, table.labels, np.arange(len(table.labels))) for name, table in bench.sites.items()}
+    sites = {name: (table.ids, table.labels, table.units) for name, table in bench.sites.items()}
     federate(draft, adapted, sites, mode=row.mode, scale_bits=SCALE_BITS, seed=seed)
     return adapted
 
