@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench
+from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
 from confide.client_node.draft import StudyDraft
 from confide.coordinator.references import federate, logits, untrained
@@ -29,7 +28,6 @@ from confide.models.pretraining import PretrainingConfig, pretrain
 from confide.privacy.accounting import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule
-VALIDATION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,29 +85,6 @@ ROWS = (
     Row(name="LoRA: Adam, rates by the rule", with_lora=True, optimizer={**RULE, "kind": "adam"}),
     Row(name="LoRA: backbone not pretrained", with_lora=True, is_pretrained=False),
 )
-
-
-def split(bench: Bench) -> tuple[Bench, Table]:
-    """The bench with four fifths of the training records, and the other fifth of all sites together."""
-    kept, left_out = {}, []
-    for site, table in bench.sites.items():
-        is_out = (np.random.default_rng(7).random(table.units.max() + 1) < VALIDATION)[table.units]
-        kept[site] = _rows(table, ~is_out)
-        left_out.append(_rows(table, is_out))
-    length = max(table.ids.shape[1] for table in left_out)
-    validation = Table(
-        frame=pd.concat([table.frame for table in left_out]),
-        ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
-        labels=np.concatenate([table.labels for table in left_out]),
-        units=np.concatenate([table.units for table in left_out]),  # nobody trains on these
-    )
-    rounds = bench.draft.rounds
-    rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
-    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept), validation
-
-
-def _rows(table: Table, chosen: np.ndarray) -> Table:
-    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen], table.units[chosen])
 
 
 def known_states(adapted: AdaptedModel, tables: Iterable[Table]) -> dict[bytes, torch.Tensor]:

@@ -2,11 +2,13 @@
 
     python benchmarks/quality.py [--example NAME] [--rows WORD ...] [--seeds 1 2] [--rounds N] [--backbone DIR] [--json]
     python benchmarks/quality.py --epsilons 1 2 3 8    # instead of the study's own noise
+    python benchmarks/quality.py --settings            # other settings of the head alone, scored on a validation split
     python benchmarks/quality.py --by-record           # each record a unit of its own: what unit-level privacy costs
 
 The rounds are those of `coordinator.references.federate`. A row is the mean over the seeds. Seeds fix the rows without
 noise and nothing else: noise and sampling under privacy come from the operating system, so that such a row is a mean
-over as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares settings.
+over as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares the options
+of study.toml in the same way as `--settings`.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from confide.privacy.accounting import Mode, epsilon_pld
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCALE_BITS = 24
+VALIDATION = 0.2
 HEAD_ROWS = ("head alone, no noise", "head alone, distributed noise")
 
 
@@ -198,6 +201,74 @@ def all_rows(bench: Bench, seeds: list[int], words: list[str], epsilons: list[fl
     yield from row("boosted trees on raw columns, pooled", lambda seed: boosted_trees(bench), no_bound, once=True)
 
 
+def split(bench: Bench) -> tuple[Bench, Table]:
+    """The bench with four fifths of the training records, and the other fifth of all sites together."""
+    kept, left_out = {}, []
+    for site, table in bench.sites.items():
+        is_out = (np.random.default_rng(7).random(table.units.max() + 1) < VALIDATION)[table.units]
+        kept[site] = _rows(table, ~is_out)
+        left_out.append(_rows(table, is_out))
+    length = max(table.ids.shape[1] for table in left_out)
+    validation = Table(
+        frame=pd.concat([table.frame for table in left_out]),
+        ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
+        labels=np.concatenate([table.labels for table in left_out]),
+        units=np.concatenate([table.units for table in left_out]),  # nobody trains on these
+    )
+    rounds = bench.draft.rounds
+    rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
+    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept), validation
+
+
+def _rows(table: Table, chosen: np.ndarray) -> Table:
+    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen], table.units[chosen])
+
+
+def settings_of(study: StudyDraft) -> dict[str, StudyDraft]:
+    """The study and changes of it. The noise of each makes it cost what the study's rounds cost."""
+    dim = len(study.record_schema().words())  # epsilon hardly depends on it
+    target = epsilon(study.model_copy(update={"evaluation": None}), "distributed", dim)
+    rate, batch = study.privacy.sample_rate, study.rounds.batch_units
+
+    def changed(head_lr: float = 10.0, momentum: float = 0.9, rounds: int = 40, share: float = rate, clip: float = 1.0):
+        draft = _with(study, "optimizer", head_lr=head_lr, momentum=momentum)
+        draft = _with(draft, "rounds", rounds=rounds, batch_units=batch * share / rate)
+        return at_epsilon(_with(draft, "privacy", sample_rate=share, clip_norm=clip), target, dim)
+
+    return {
+        "as thyroid's study says": changed(),
+        "head_lr 5": changed(5.0),
+        "head_lr 20": changed(20.0),
+        "head_lr 40": changed(40.0),
+        "clip_norm 0.5": changed(clip=0.5),
+        "clip_norm 0.25": changed(clip=0.25),
+        "clip_norm 2, head_lr 20": changed(20.0, clip=2.0),
+        "momentum 0, head_lr 100": changed(100.0, momentum=0.0),
+        "momentum 0.95, head_lr 5": changed(5.0, momentum=0.95),
+        "20 rounds, head_lr 20": changed(20.0, rounds=20),
+        "80 rounds": changed(rounds=80),
+        "80 rounds, head_lr 5": changed(5.0, rounds=80),
+        "sample_rate 0.1": changed(share=0.1),
+        "sample_rate 0.5": changed(share=0.5),
+        "all units in every round": changed(share=1.0),
+        "all units, 20 rounds, head_lr 20": changed(20.0, share=1.0, rounds=20),
+    }
+
+
+def compare_settings(bench: Bench, seeds: list[int]) -> Iterator[dict]:
+    """Each setting of the head alone, scored on a fifth of the training records that is not trained on."""
+    own, validation = split(bench)
+    own = replace(own, held_out=validation)
+    heads = head_inputs_of(own)
+    for name, draft in settings_of(own.draft).items():
+        spent = epsilon(draft, "distributed", len(heads[1][0]))
+
+        def run(seed: int, draft: StudyDraft = draft) -> np.ndarray:
+            return linear(own, draft, *heads, lr=draft.optimizer.rates[1])
+
+        yield measure(name, run, own, seeds, spent) | {"noise_multiplier": draft.privacy.noise_multiplier}
+
+
 def at_epsilon(draft: StudyDraft, target: float, dim: int) -> StudyDraft:
     """The study with the noise that makes a whole run of it cost `target`, evaluation left out.
 
@@ -251,6 +322,8 @@ def main() -> None:
         "--epsilons", type=float, nargs="+", default=[], help="solve the noise for these, no evaluation"
     )
     parser.add_argument("--by-record", action="store_true", help="protect a record, not a unit with all its records")
+    parser.add_argument("--settings", action="store_true", help="compare settings on a validation split instead")
+    parser.add_argument("--setting", help="take this one of the settings for the study; scored on the held-out records")
     parser.add_argument("--rounds", type=int, help="instead of the study's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="one run a seed and row")
     parser.add_argument("--backbone", type=Path, help="use this one instead of pretraining one")
@@ -260,6 +333,8 @@ def main() -> None:
         bench, pretraining_s = prepare_bench(
             Path(folder), options.rounds, options.backbone, options.example, by_record=options.by_record
         )
+        if options.setting:
+            bench = replace(bench, draft=settings_of(bench.draft)[options.setting])
         facts = {
             "example": options.example,
             "unit": "record" if options.by_record else bench.draft.data.unit,
@@ -278,7 +353,8 @@ def main() -> None:
         print(json.dumps(facts), flush=True)
         if not options.json:
             print(f"\n| {'trained':40} | AUC    | epsilon  | s a run |\n|{'-' * 42}|--------|----------|---------|")
-        for row in all_rows(bench, options.seeds, options.rows, options.epsilons):
+        rows = all_rows(bench, options.seeds, options.rows, options.epsilons)
+        for row in compare_settings(bench, options.seeds) if options.settings else rows:
             spent = "no bound" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
             line = f"| {row['row']:40} | {row['auc']:.4f} | {spent:>8} | {row['seconds']:7.1f} |"
             print(json.dumps(row) if options.json else line, flush=True)

@@ -73,7 +73,7 @@ def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
         assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
 
 
-def test_cut_points_are_not_quantiles_of_the_table(example):
+def test_cut_points_are_round_numbers_within_the_range_of_their_column(example):
     table, draft = example.read_table(), load_draft(EXAMPLE / "study.toml")
     for name, cuts in draft.data.numeric.items():
         assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
