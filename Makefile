@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml requirements-crypten.txt
 	@echo "== making .venv with $$($(PYTHON) -V)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,names,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev]'
 	@echo "== installing CrypTen without its outdated dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-crypten.txt
 	@touch $@

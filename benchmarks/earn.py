@@ -136,7 +136,7 @@ def public_words() -> dict[str, int]:
     """How often each word of 2 to 20 letters stands in the tabular list of ICD-10-CM."""
     folder = importlib.util.find_spec("simple_icd_10_cm")
     if folder is None or not folder.submodule_search_locations:
-        raise FileNotFoundError("package simple-icd-10-cm is not installed: pip install 'confide[names]'")
+        raise FileNotFoundError("package simple-icd-10-cm is not installed: pip install 'confide[examples]'")
     (path,) = (Path(next(iter(folder.submodule_search_locations))) / "data").glob("*.xml")
     words: Counter[str] = Counter()
     for entry in ElementTree.parse(path).iter():

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench
+from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
 from confide.client_node.draft import StudyDraft
 from confide.coordinator.references import federate, logits, untrained
@@ -29,7 +28,6 @@ from confide.models.pretraining import PretrainingConfig, pretrain
 from confide.privacy.accounting import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule
-VALIDATION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,28 +87,6 @@ ROWS = (
 )
 
 
-def split(bench: Bench) -> tuple[Bench, Table]:
-    """The bench with four fifths of the training records, and the other fifth of all sites together."""
-    kept, left_out = {}, []
-    for site, table in bench.sites.items():
-        is_out = np.random.default_rng(7).random(len(table.labels)) < VALIDATION
-        kept[site] = _rows(table, ~is_out)
-        left_out.append(_rows(table, is_out))
-    length = max(table.ids.shape[1] for table in left_out)
-    validation = Table(
-        frame=pd.concat([table.frame for table in left_out]),
-        ids=np.concatenate([np.pad(t.ids, ((0, 0), (0, length - t.ids.shape[1]))) for t in left_out]),
-        labels=np.concatenate([table.labels for table in left_out]),
-    )
-    rounds = bench.draft.rounds
-    rounds = rounds.model_copy(update={"batch_units": rounds.batch_units * (1 - VALIDATION)})
-    return replace(bench, draft=bench.draft.model_copy(update={"rounds": rounds}), sites=kept), validation
-
-
-def _rows(table: Table, chosen: np.ndarray) -> Table:
-    return Table(table.frame[chosen], table.ids[chosen], table.labels[chosen])
-
-
 def known_states(adapted: AdaptedModel, tables: Iterable[Table]) -> dict[bytes, torch.Tensor]:
     """The pooled state of every record: without adapters it never changes, so it need not be computed every round."""
     states = {}
@@ -131,7 +107,7 @@ def trained(bench: Bench, row: Row, draft: StudyDraft, seed: int, states: dict[b
             return adapted.head(torch.stack([states[row[row > 0].tobytes()] for row in ids.numpy()]))
 
         adapted.classify = classify
-    sites = {name: (table.ids, table.labels, np.arange(len(table.labels))) for name, table in bench.sites.items()}
+    sites = {name: (table.ids, table.labels, table.units) for name, table in bench.sites.items()}
     federate(draft, adapted, sites, mode=row.mode, scale_bits=SCALE_BITS, seed=seed)
     return adapted
 

@@ -42,7 +42,7 @@ class Workbench:
     """What a demo makes once and keeps: the sites' tables and the backbone."""
 
     root: Path
-    tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), patients, ...
+    tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), units, ...
 
     @property
     def backbone(self) -> Path:
@@ -97,7 +97,7 @@ def _workbench(example: str, draft: StudyDraft, directory: Path, console: Consol
 
     described = directory / "data" / "tables.json"
     if not described.exists():
-        console.print("Splitting public patient records into the sites' own tables")
+        console.print("Splitting public records into the sites' own tables")
         tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
         write_private(described, json.dumps(tables).encode())
     bench = Workbench(root=directory, tables=json.loads(described.read_text()))
@@ -227,7 +227,7 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             "rounds": len(rounds),
             "seconds_per_round": round(seconds[len(seconds) // 2], 3),
             "bytes_per_site_round": max(row.bytes_per_site for row in rounds),
-            "units": {site: bench.tables[site]["patients"] for site in federation.sites},
+            "units": {site: bench.tables[site]["units"] for site in federation.sites},
             "report_json": str(report_json),
             "report_html": str(report_html),
             "adapter": str(adapter),
@@ -293,7 +293,7 @@ path = {json.dumps(bench.tables[site]["train"])}
 heldout_path = {json.dumps(bench.tables[site]["heldout"])}
 name = "{draft.name}-{site}"
 unit = "{draft.data.unit}"
-unit_column = "patient_id"
+unit_column = "{_unit_column(draft)}"
 
 [budget]
 epsilon = {_BUDGET}
@@ -309,10 +309,15 @@ max_rows_per_batch = 512
 """
 
 
+def _unit_column(draft: StudyDraft) -> str:
+    """As the examples' `prepare` names it."""
+    return f"{draft.data.unit}_id"
+
+
 def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy:
     from .results import held_out_policy
 
-    return held_out_policy(Path(bench.tables[site][part]), study, "patient_id")
+    return held_out_policy(Path(bench.tables[site][part]), study, _unit_column(study.draft))
 
 
 def _example_file(example: str, name: str) -> Path:

@@ -98,6 +98,7 @@ def _shadows(study: Study, pool: Pool, inputs: list[np.ndarray], mode: Mode) -> 
             lr=draft.optimizer.rates[1],
             scale_bits=study.scale_bits,
             rng=rng,
+            units=[units[rows] for (_, _, units), rows in zip(pool.sites, own, strict=True)],
         )
         confidences.append(logit_confidence(scores, labels))
         had.append(np.concatenate(own))

@@ -58,8 +58,9 @@ def references(
     def linear(inputs_of: Callable[[np.ndarray], np.ndarray], lr: float) -> np.ndarray:
         inputs = [inputs_of(ids) for ids, _, _ in trained_on]
         test = np.concatenate([inputs_of(ids) for ids, _, _ in tested_on])
-        labels, rng = [labels for _, labels, _ in trained_on], np.random.default_rng(0)
-        return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng)
+        labels, units = [labels for _, labels, _ in trained_on], [units for _, _, units in trained_on]
+        rng = np.random.default_rng(0)
+        return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng, units=units)
 
     before = [logits(adapted, ids) for ids, _, _ in tested_on]
     head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
@@ -128,30 +129,50 @@ def private_linear(
     lr: float,
     scale_bits: int,
     rng: np.random.Generator,
+    units: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Scores of `test` by a logistic regression under the study's rounds, sampling, clip_norm, noise and momentum.
 
-    A record is taken for a unit, and the noise is a plain Gaussian: this is a yardstick, nothing of it is released.
+    The noise is a plain Gaussian: this is a yardstick, nothing of it is released.
 
     Args:
         inputs: [rows, width] of each site.
         labels: [rows] of each site, 0 or 1.
+        units: [rows] of each site, any numbers: whose record it is. Without it each record is a unit of its own.
     """
+    if units is None:
+        units = [np.arange(len(site_labels)) for site_labels in labels]
     privacy = draft.privacy
     noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits) / privacy.clip_unit  # in clip units
     weight = velocity = np.zeros(test.shape[1])
     for _ in range(draft.rounds.rounds):
         total = np.zeros_like(weight)
-        for x, y in zip(inputs, labels, strict=True):
-            chosen = rng.random(len(x)) < privacy.sample_rate
-            error = 1 / (1 + np.exp(-x[chosen] @ weight)) - y[chosen]
-            norms = np.abs(error) * np.linalg.norm(x[chosen], axis=1)
-            error /= np.maximum(norms, privacy.clip_norm)
-            total += error @ x[chosen] + rng.normal(0, noise_std, len(weight))
+        for x, y, unit_of_row in zip(inputs, labels, units, strict=True):
+            rows, starts = _drawn(unit_of_row, privacy.sample_rate, draft.data.max_records_per_unit, rng)
+            if len(rows):
+                error = 1 / (1 + np.exp(-x[rows] @ weight)) - y[rows]
+                sizes = np.diff(starts, append=len(rows))
+                gradients = np.add.reduceat(error[:, None] * x[rows], starts) / sizes[:, None]
+                norms = np.linalg.norm(gradients, axis=1)
+                total += (1 / np.maximum(norms, privacy.clip_norm)) @ gradients
+            total += rng.normal(0, noise_std, len(weight))
         velocity = draft.optimizer.momentum * velocity + total / draft.rounds.batch_units
         weight = weight - lr * velocity
     scores: np.ndarray = test @ weight
     return scores
+
+
+def _drawn(
+    unit_of_row: np.ndarray, sample_rate: float, most: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a Poisson sample of units, unit by unit and at most `most` of each, and where each unit's rows begin."""
+    by_chance = rng.permutation(len(unit_of_row))
+    names, of_row = np.unique(unit_of_row[by_chance], return_inverse=True)
+    order = np.argsort(of_row, kind="stable")
+    rows, of_row = by_chance[order], of_row[order]
+    place = np.arange(len(rows)) - np.searchsorted(of_row, of_row)  # within the unit
+    kept = (rng.random(len(names)) < sample_rate)[of_row] & (place < most)
+    return rows[kept], np.flatnonzero(np.diff(of_row[kept], prepend=-1))
 
 
 def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:

@@ -112,7 +112,7 @@ def _home(commonness: list[int]) -> str:
 def _package_file(package: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[names]'")
+        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[examples]'")
     return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
 
 

