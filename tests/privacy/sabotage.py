@@ -100,9 +100,8 @@ class OldNoise:
 
 def loud_count(adapted, ids, labels, units, *, terms):
     """The count of an adaptive clip weighs ten times what sensitivity covers."""
-    noise = site_round(adapted, ids[:0], labels[:0], units[:0], terms=terms)
     total = site_round(adapted, ids, labels, units, terms=terms)
-    total[-1] = noise[-1] + 10 * (total[-1] - noise[-1])
+    total[-1] += 9 * site_round(adapted, ids, labels, units, terms=replace(terms, site_noise_int=1))[-1]
     return total
 
 

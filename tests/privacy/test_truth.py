@@ -42,6 +42,12 @@ def head():
     return adapted_tiny("head")
 
 
+@pytest.fixture(scope="module")
+def attention():
+    """Some thousand numbers: looking at the noise takes few steps."""
+    return adapted_tiny("attention")
+
+
 def test_the_true_engine_passes_every_check_in_every_block(adapted):
     before = adapted.state()
     found = check_engine(site_round, adapted, VOCABULARY, TERMS)
@@ -66,23 +72,23 @@ LOCAL = replace(TERMS, mode="local", local=LocalSteps(steps=9, lr=0.3, head_lr=0
 
 
 @pytest.mark.parametrize("terms", [ADAPTIVE, LOCAL])
-def test_the_true_engine_passes_with_an_adaptive_clip_and_with_local_steps(head, terms):
-    before = head.state()
-    found = check_engine(site_round, head, VOCABULARY, terms)
+def test_the_true_engine_passes_with_an_adaptive_clip_and_with_local_steps(attention, terms):
+    before = attention.state()
+    found = check_engine(site_round, attention, VOCABULARY, terms)
     assert found.findings == ()
     assert found.reached == found.blocks
-    np.testing.assert_array_equal(head.state(), before)
+    np.testing.assert_array_equal(attention.state(), before)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE_ENGINES)
-def test_a_sabotaged_adaptive_engine_is_caught_by_name(head, name):
+def test_a_sabotaged_adaptive_engine_is_caught_by_name(attention, name):
     engine, want = ADAPTIVE_ENGINES[name]
-    found = check_engine(engine, head, VOCABULARY, ADAPTIVE, checks=OTHERS).findings
+    found = check_engine(engine, attention, VOCABULARY, ADAPTIVE, checks=OTHERS).findings
     assert {finding.check for finding in found} == want
 
 
-def test_local_steps_that_share_one_step_s_noise_are_caught(head):
-    found = check_engine(noise_in_one_local_step, head, VOCABULARY, LOCAL, checks=OTHERS).findings
+def test_local_steps_that_share_one_step_s_noise_are_caught(attention):
+    found = check_engine(noise_in_one_local_step, attention, VOCABULARY, LOCAL, checks=OTHERS).findings
     assert {finding.check for finding in found} == {"noise-std"}
 
 
