@@ -24,8 +24,8 @@ from confide.models.pretraining import pretrain
 from confide.privacy.accounting import Mode
 from confide.privacy.canaries import AuditedStep, run_audit
 from confide.privacy.membership import attack_auc, likelihood_ratios, logit_confidence, pooled, roc
-from confide.privacy.steps import ReleaseTerms, private_release
-from confide.privacy.truth import check_engine
+from confide.privacy.steps import ReleaseTerms
+from confide.privacy.truth import check_engine, site_round
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "thyroid"
@@ -50,7 +50,7 @@ def power(draft: StudyDraft, backbone: Path, runs: int) -> list[dict]:
     )
     step = AuditedStep(terms=terms, sites=draft.quorum, colluding=privacy.collusion, delta=privacy.delta)
     rows = []
-    for name, make in {"true engine": lambda: private_release, **{n: m for n, (m, _) in ENGINES.items()}}.items():
+    for name, make in {"true engine": lambda: site_round, **{n: m for n, (m, _) in ENGINES.items()}}.items():
         started, found = time.process_time(), []
         for _ in range(runs):
             found.append(run_audit(make(), adapted, words, step))

@@ -7,7 +7,7 @@ lets an auditor guess who took part and turns its right guesses into a lower bou
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 _ROWS = 256  # of one microbatch
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands for a run that is exported."""
+
+    card: str  # what the model card says of the audits
+    override: str | None = None  # what the audit log must say once the adapter is written, if a person overrides them
+
+
 def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" = None) -> AuditFacts:
     """Audits the training step of a run on its last committed state, and keeps what came out.
 
@@ -37,31 +45,36 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     """
     import torch
 
+    from ..client_node.trainer import release_terms
     from ..privacy.canaries import AuditedStep, run_audit
-    from ..privacy.steps import ReleaseTerms, private_release
-    from ..privacy.truth import check_engine
+    from ..privacy.steps import LocalSteps
+    from ..privacy.truth import check_engine, site_round
     from .results import adapted_model
 
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     if privacy.mode == "none":
         raise Conflict(f"run {run_id} claims no privacy: there is nothing to audit, and export asks for none")
-    started, engine = time.monotonic(), engine or private_release
+    started, engine = time.monotonic(), engine or site_round
     adapted, last = adapted_model(store, home, run_id), store.last_round(run_id)
     words = len(study.record_schema().words())
-    # One step of fixed clipping: of an adaptive clip its start value, with the noise that goes with it.
-    terms = ReleaseTerms(
-        mode=privacy.mode,
-        clip_norm=privacy.clip_norm,
-        sample_rate=privacy.sample_rate,
-        site_noise_int=noise(study, replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
+    terms = release_terms(
+        study.draft,
+        privacy.mode,
+        site_noise=noise(study, study.planned_round(1)),
         scale_bits=study.scale_bits,
-        max_rows_per_batch=max(_ROWS, study.draft.data.max_records_per_unit),
-        max_records_per_unit=study.draft.data.max_records_per_unit,
+        max_rows=max(_ROWS, study.draft.data.max_records_per_unit),
+    )
+    # Canaries are in one step at a fixed clip: an adaptive one's start value, with the noise that goes with it.
+    one_step = replace(
+        terms,
+        site_noise_int=noise(study, replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
+        clipping="fixed",
+        local=LocalSteps(),
     )
     # With top-up the noise of all sites is what any allowed sum has in the end.
     sites = len(study.sites) if privacy.dropouts == "top-up" else study.quorum
-    step = AuditedStep(terms=terms, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
+    step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
     checked = check_engine(engine, adapted, words, terms)
     guessed = run_audit(engine, adapted, words, step)
     facts = AuditFacts(
@@ -102,24 +115,24 @@ def audits(store: Store, run_id: str) -> list[AuditFacts]:
     return [audit_facts(text) for text in store.privacy_tests(run_id, "audit")]
 
 
-def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> str:
-    """What a model card says of the run's audits.
+def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
+    """What the run's audits let a model card say.
 
     An audit that failed stands in the way for good: what it found was in the code that trained the run.
 
     Args:
-        override: why a person exports all the same; kept in the audit log.
+        override: why a person exports all the same.
 
     Raises:
         AuditMissing: the study claims privacy, nobody overrides, and the last round was not audited or an audit failed.
     """
     if study.draft.privacy.mode == "none":
-        return "none, since the adapter claims no privacy"
+        return Standing("none, since the adapter claims no privacy")
     last, found = store.last_round(run_id).number, audits(store, run_id)
     failed = [facts for facts in found if not facts.passed]
     current = [facts for facts in found if facts.round == last]
     if current and not failed:
-        return summary(current[-1])
+        return Standing(summary(current[-1]))
     if failed:
         problem = f"failed: {summary(failed[-1])}"
     else:
@@ -130,17 +143,18 @@ def require_audit(store: Store, study: Study, run_id: str, override: str | None)
             + ("" if failed else f"Run `coordinator audit privacy {run_id}` first. ")
             + 'To export all the same, give a reason, which the model card will show: --override-audit "..."'
         )
-    with store.session() as session:
-        store.audit(session, f"export of run {run_id} overrides its audit, which {problem}; reason: {override}"[:2000])
-    return f"**overridden**: the audit {problem}; reason given: {override}"
+    return Standing(
+        f"**overridden**: the audit {problem}; reason given: {override}",
+        f"export of run {run_id} overrides its audit, which {problem}; reason: {override}"[:2000],
+    )
 
 
 def summary(facts: AuditFacts) -> str:
     """One audit in a line."""
     bound = (
-        f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries were right, so epsilon of an "
-        f"audited step is at least {facts.lower_bound:.2f} ({100 * facts.confidence:g} % confidence), claimed "
-        f"{facts.claimed_epsilon:.2f}"
+        f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries were right, so epsilon of one "
+        f"audited step at a fixed clip is at least {facts.lower_bound:.2f} ({100 * facts.confidence:g} % confidence), "
+        f"claimed {facts.claimed_epsilon:.2f}"
     )
     if not facts.findings:
         return f"{bound}; {len(facts.checks)} checks of the step found nothing"

@@ -54,15 +54,18 @@ def export_adapter(
     """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
 
     Args:
-        override_audit: the reason why a person exports without an audit that passed; None does not.
+        override_audit: the reason why a person exports without an audit that passed, kept in the audit log once the
+            adapter is written; None does not.
 
     Raises:
         AuditMissing: the study claims privacy and no audit stands for it.
+        FileExistsError: `directory` exists already.
     """
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
+    standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
     adapted = adapted_model(store, home, run_id)
@@ -78,9 +81,12 @@ def export_adapter(
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
         auc=measurement(store, run_id).metrics.auc if is_measured else None,
-        audit=require_audit(store, study, run_id, override_audit),
+        audit=standing.card,
     )
     export(adapted, directory, card)
+    if standing.override is not None:
+        with store.session() as session:
+            store.audit(session, standing.override)
     return card
 
 

@@ -1,9 +1,11 @@
 """Does a training step do what its claim says? Seen from outside, by what it releases.
 
-An engine is anything that can stand in the place of `steps.private_release`. Every check feeds it public records and
-terms, and compares what comes out with a definition that shares no code with it: plain autograd one unit at a time,
-chi-square and binomial laws. An audit by guessing (`canaries`) sees only large errors; these see small ones and name
-them.
+An engine is anything that can stand in the place of `site_round`. Every check feeds it public records and terms, and
+compares what comes out with a definition that shares no code with it: plain autograd one unit at a time, chi-square and
+exact binomial laws. An audit by guessing (`canaries`) sees only large errors; these see small ones and name them.
+
+Sums, clips and draws are looked at in rounds of one step, with the study's clipping; noise in rounds with its local
+steps. How a site's copy moves between local steps is no matter of privacy and not looked at.
 
 Where the noise is not the point, it is one ring unit at a resolution of about 2**-30 of the clip norm: the private path
 runs unchanged and its result can be read. Records are random words of the public schema, and the trained numbers are
@@ -26,13 +28,14 @@ from scipy.stats import binom, chi2, norm
 
 from ..models.adapters import AdaptedModel
 from ..models.layout import AdapterLayout
+from . import adaptive_clipping
 from .sampling import Integers
-from .steps import ReleaseTerms
+from .steps import LocalSteps, ReleaseTerms, round_release
 
 Reals = npt.NDArray[np.float64]
 
 FALSE_ALARM = 1e-5  # that a true engine fails any statistical test in a whole run of the checks
-_ALPHA = FALSE_ALARM / 10  # of one test; there are eight
+_ALPHA = FALSE_ALARM / 10  # of one test; there are seven
 NOISE_TOLERANCE = 0.02  # how far the std of the noise may be from the claim
 _COORDINATES = 100_000  # noise samples: 2 % is nine standard errors, so a true engine passes but for 1e-18
 _RESOLUTION = 30  # bits of the clip norm in checks that read sums
@@ -41,10 +44,13 @@ _UNITS = 24  # that the sampling check tells apart
 _STEPS = 100  # it looks at; fewer for a large adapter, whose noise takes long
 _FEWEST_STEPS = 20
 _MOST_DRAWS = 4_000_000  # noise samples of the sampling check
+_MOST_LOCAL_STEPS = 4  # that a checked round has: of four, one without noise takes 13 % of the std
+_COUNT = "count below the clip"  # name of the entry that adaptive clipping adds
+_MOVED_CLIP = math.log(2)  # how far an adaptive clip has come from its start value
 
 
 class Engine(Protocol):
-    """What one site does in one step: `steps.private_release` or whatever is to be tried in its place."""
+    """What one site gives for a round: `site_round` or whatever is to be tried in its place."""
 
     def __call__(
         self,
@@ -55,8 +61,34 @@ class Engine(Protocol):
         *,
         terms: ReleaseTerms,
     ) -> Integers:
-        """The noised sum, int64 [dim], in ring units of 2**-terms.scale_bits."""
+        """The noised sum, int64 [dim], in ring units of 2**-terms.scale_bits; [dim + 1] with adaptive clipping.
+
+        The round begins at the model's own trained numbers, and the model is left as it was.
+        """
         ...
+
+
+def site_round(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    unit_of_row: npt.NDArray[np.int64],
+    *,
+    terms: ReleaseTerms,
+) -> Integers:
+    """The true engine: `steps.round_release`, as sites call it.
+
+    An adaptive clip begins at twice `terms.clip_norm` and has come down to it, so that its own arithmetic takes part.
+    """
+    state = start = adapted.state()
+    if terms.clipping == "adaptive":
+        assert terms.clip_norm is not None
+        terms = replace(terms, clip_norm=terms.clip_norm * math.exp(_MOVED_CLIP))
+        state = np.append(start, np.float32(-_MOVED_CLIP))
+    try:
+        return round_release(adapted, state, ids, labels, unit_of_row, terms=terms)
+    finally:
+        adapted.load_state(start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +121,48 @@ class Probe:
 
     @property
     def clip_norm(self) -> float:
-        """The bound that is claimed."""
+        """The gradient norm above which a unit is clipped."""
         assert self.terms.clip_norm is not None, "a step without a bound claims nothing"
         return self.terms.clip_norm
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether a release is in clip units and ends with a count."""
+        return self.terms.clipping == "adaptive"
+
+    @property
+    def bound(self) -> float:
+        """The most that one unit's gradient adds to a release, L2."""
+        return 1.0 if self.is_adaptive else self.clip_norm
+
+    @property
+    def sensitivity(self) -> float:
+        """The most that one unit moves a release, L2; above `bound` by the share of the count."""
+        return adaptive_clipping.SENSITIVITY if self.is_adaptive else self.clip_norm
+
+    @property
+    def dim(self) -> int:
+        """Length of a release."""
+        return self.adapted.layout.dim + self.is_adaptive
+
+    @property
     def blocks(self) -> dict[str, slice]:
-        """Where every trained tensor lies in a release, each expert of a bank by itself."""
-        return blocks(self.adapted.layout)
+        """Where every trained tensor lies in a release, each expert of a bank by itself, and the count if any."""
+        found = blocks(self.adapted.layout)
+        return {**found, _COUNT: slice(self.dim - 1, self.dim)} if self.is_adaptive else found
+
+    def limit(self, block: str) -> float:
+        """The most that one unit adds to a block of a release, L2."""
+        return adaptive_clipping.COUNT_WEIGHT / 2 if block == _COUNT else self.bound
+
+    def round_terms(self) -> ReleaseTerms:
+        """The study's own terms, of local steps at most four."""
+        local = self.terms.local
+        return replace(self.terms, local=replace(local, steps=min(local.steps, _MOST_LOCAL_STEPS)))
 
     def quiet(self, **changes: Any) -> ReleaseTerms:
-        """The study's terms with noise of one ring unit, fine resolution, and everybody drawn."""
-        bits = min(48, max(0, _RESOLUTION - round(math.log2(self.clip_norm))))
+        """The study's terms for one step, with noise of one ring unit, fine resolution, and everybody drawn."""
+        bits = min(48, max(0, _RESOLUTION - round(math.log2(self.bound))))
         calm = replace(
             self.terms,
             mode="distributed",
@@ -109,6 +171,7 @@ class Probe:
             sample_rate=1.0,
             max_rows_per_batch=64,
             max_records_per_unit=1,
+            local=LocalSteps(),
         )
         return replace(calm, **changes)
 
@@ -125,13 +188,13 @@ class Probe:
         return ids, wrong_labels(self.adapted, ids)
 
     def release(self, ids: Integers, labels: Integers, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
-        """What the engine releases, as real numbers [dim]."""
+        """What the engine releases, as real numbers [self.dim]."""
         found = self.engine(self.adapted, ids, labels, np.asarray(units), terms=terms)
         return found.astype(np.float64) * 2.0**-terms.scale_bits
 
     def slack(self, terms: ReleaseTerms) -> float:
         """What rounding, one ring unit of noise and float32 add to a norm of at most a few clip norms."""
-        return 4 * math.sqrt(self.adapted.layout.dim) * 2.0**-terms.scale_bits + 1e-4 * self.clip_norm
+        return 4 * math.sqrt(self.dim) * 2.0**-terms.scale_bits + 1e-4 * self.bound
 
 
 Check = Callable[[Probe], Iterator[str]]
@@ -213,25 +276,29 @@ def _twice(check: Check, probe: Probe, start: npt.NDArray[np.float32]) -> Iterat
 
 
 def _noise_std(probe: Probe) -> Iterator[str]:
-    """The noise has the claimed std within 2 %, over all coordinates and by block, with and without units."""
-    sigma, dim = probe.terms.site_noise_int, probe.adapted.layout.dim
+    """The noise has the claimed std within 2 %, over all coordinates and by block, with and without units.
+
+    That of a round with n local steps is sqrt(n) times one step's.
+    """
+    one_step, dim = probe.terms.site_noise_int, probe.dim
+    sigma = one_step * math.sqrt(probe.round_terms().local.steps)
     steps = max(2, math.ceil(_COORDINATES / dim))
     empty = np.stack([_noise(probe) for _ in range(steps)])
     ratio = float(np.sqrt(np.mean((empty / sigma) ** 2)))
     if abs(ratio - 1) > NOISE_TOLERANCE:
-        yield f"an empty step's noise has {ratio:.4f} times the claimed std"
+        yield f"an empty round's noise has {ratio:.4f} times the claimed std"
         return
     for name, part in probe.blocks.items():
         squares, size = float(((empty[:, part] / sigma) ** 2).sum()), empty[:, part].size
         tail = 2 * min(chi2.sf(squares, size), chi2.cdf(squares, size))
         if tail < _ALPHA / len(probe.blocks):
-            yield f"an empty step's noise has {math.sqrt(squares / size):.4f} times the claimed std in {name}"
+            yield f"an empty round's noise has {math.sqrt(squares / size):.4f} times the claimed std in {name}"
             return
     probe.loud(1.0)
     ids, labels = probe.records(4)
-    terms = replace(probe.quiet(), site_noise_int=sigma, scale_bits=probe.terms.scale_bits)
+    terms = replace(probe.quiet(), site_noise_int=one_step, scale_bits=probe.terms.scale_bits)
     apart = [probe.engine(probe.adapted, ids, labels, np.arange(4), terms=terms).astype(np.float64) for _ in range(2)]
-    squares = float((((apart[0] - apart[1]) / sigma) ** 2).sum() / 2)
+    squares = float((((apart[0] - apart[1]) / one_step) ** 2).sum() / 2)
     if 2 * min(chi2.sf(squares, dim), chi2.cdf(squares, dim)) < _ALPHA:
         yield f"with units in the step the noise has {math.sqrt(squares / dim):.4f} times the claimed std"
 
@@ -248,7 +315,7 @@ def _noise_fresh(probe: Probe) -> Iterator[str]:
 
 def _noise(probe: Probe) -> Reals:
     nobody = np.zeros((0, _LENGTH), dtype=np.int64)
-    return probe.engine(probe.adapted, nobody, nobody[:, 0], nobody[:, 0], terms=probe.terms).astype(np.float64)
+    return probe.engine(probe.adapted, nobody, nobody[:, 0], nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
 
 
 def _clipping(probe: Probe) -> Iterator[str]:
@@ -256,15 +323,19 @@ def _clipping(probe: Probe) -> Iterator[str]:
     probe.loud(1e4)
     ids, labels = probe.records(6)
     terms = probe.quiet()
-    bound, limit = probe.clip_norm, probe.clip_norm + probe.slack(terms)
     alone = np.stack([probe.release(ids[i : i + 1], labels[i : i + 1], [0], terms) for i in range(len(ids))])
-    worst = {name: float(np.linalg.norm(alone[:, part], axis=1).max()) for name, part in probe.blocks.items()}
-    for name, size in sorted(worst.items(), key=lambda item: -item[1])[:3]:
-        if size > limit:
-            yield f"{name}: one unit moves it by {size:.3g}, the clip norm is {bound:g}"
-    whole = float(np.linalg.norm(alone, axis=1).max())
-    if whole > limit and max(worst.values()) <= limit:
-        yield f"all parts together: one unit moves them by {whole:.3g}, the clip norm is {bound:g}"
+    slack, worst = probe.slack(terms), _largest(alone, probe.blocks)
+    over = {name: size for name, size in worst.items() if size > probe.limit(name) + slack}
+    for name, size in sorted(over.items(), key=lambda item: -item[1] / probe.limit(item[0]))[:3]:
+        yield f"{name}: one unit moves it by {size:.3g}, the bound is {probe.limit(name):g}"
+    whole = float(np.linalg.norm(alone[:, : probe.adapted.layout.dim], axis=1).max())
+    if whole > probe.bound + slack and not over:
+        yield f"all parts together: one unit moves them by {whole:.3g}, the bound is {probe.bound:g}"
+
+
+def _largest(rows: Reals, parts: dict[str, slice]) -> dict[str, float]:
+    """The largest norm of each part over the rows."""
+    return {name: float(np.linalg.norm(rows[:, part], axis=1).max()) for name, part in parts.items()}
 
 
 def _sensitivity(probe: Probe) -> Iterator[str]:
@@ -276,8 +347,8 @@ def _sensitivity(probe: Probe) -> Iterator[str]:
     for left_out in (0, 3, 5):
         others = units != left_out
         moved = float(np.linalg.norm(everybody - probe.release(ids[others], labels[others], units[others], terms)))
-        if moved > probe.clip_norm + probe.slack(terms):
-            yield f"one unit of six moves the sum by {moved:.3g}, the clip norm is {probe.clip_norm:g}"
+        if moved > probe.sensitivity + probe.slack(terms):
+            yield f"one unit of six moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
             return
 
 
@@ -289,56 +360,73 @@ def _unit_whole(probe: Probe) -> Iterator[str]:
     terms = probe.quiet(max_rows_per_batch=4, max_records_per_unit=4)
     both = probe.release(ids[rows], labels[rows], rows, terms)
     moved = float(np.linalg.norm(both - probe.release(ids[:1], labels[:1], [0], terms)))
-    if moved > probe.clip_norm + probe.slack(terms):
-        yield f"a unit of four records moves the sum by {moved:.3g}, the clip norm is {probe.clip_norm:g}"
+    if moved > probe.sensitivity + probe.slack(terms):
+        yield f"a unit of four records moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
 
 
 def _poisson(probe: Probe) -> Iterator[str]:
     """Every unit enters every step by a coin of its own: sizes, shares, pairs, repeats follow their binomial laws."""
     study = probe.terms.sample_rate
     rate = study if 0.05 <= study <= 0.5 else 0.25  # a rarer coin would need more steps to tell
+    present = _who_was_drawn(probe, rate)
+    if present is None:
+        present = _who_was_drawn(probe, rate)  # a router's near tie can spoil one reading, hardly two
+    if present is None:
+        yield "a release is not a sum of whole contributions of units"
+    else:
+        yield from _binomial_problems(present, rate)
+
+
+def _who_was_drawn(probe: Probe, rate: float) -> npt.NDArray[np.bool_] | None:
+    """[steps, units], read off the sums; None if some sum does not consist of whole contributions."""
     probe.loud(1.0)
     ids, labels = probe.records(_UNITS)
     units = np.arange(_UNITS)
     terms = probe.quiet()
     alone = np.stack([probe.release(ids[i : i + 1], labels[i : i + 1], [0], terms) for i in units])
     sampled = probe.quiet(sample_rate=rate)
-    steps = min(_STEPS, max(_FEWEST_STEPS, _MOST_DRAWS // probe.adapted.layout.dim))
+    steps = min(_STEPS, max(_FEWEST_STEPS, _MOST_DRAWS // probe.dim))
     sums = np.stack([probe.release(ids, labels, units, sampled) for _ in range(steps)])
     weights = np.linalg.lstsq(alone.T, sums.T, rcond=None)[0].T
-    present = weights > 0.5
-    if np.abs(weights - present).max() > 0.25:
-        yield "a release is not a sum of whole contributions of units"
-        return
-    yield from _binomial_problems(present, rate)
+    present: npt.NDArray[np.bool_] = weights > 0.5
+    return present if np.abs(weights - present).max() <= 0.25 else None
 
 
 def _binomial_problems(present: npt.NDArray[np.bool_], rate: float) -> Iterator[str]:
-    """What in [steps, units] does not look like independent coins of that rate."""
+    """What in [steps, units] does not look like independent coins of that rate.
+
+    Every count that is looked at is binomial exactly, and Bonferroni's bound covers those of one test: a false alarm of
+    a test has probability at most _ALPHA for any number of steps, and of all four at most 4 * _ALPHA.
+    """
     steps, units = present.shape
     sizes = present.sum(1)
-    # A batch size seen more often than binom allows is rare in both tails: pooled so that each cell expects five.
-    edges = binom.ppf(np.linspace(0, 1, 7)[1:-1], units, rate)
-    cells = np.searchsorted(edges, sizes)
+    edges = binom.ppf(np.linspace(0, 1, 7)[1:-1], units, rate)  # of six cells of batch sizes, about equally likely
+    cells = np.bincount(np.searchsorted(edges, sizes), minlength=len(edges) + 1)
     shares = np.diff(np.concatenate([[0.0], binom.cdf(edges, units, rate), [1.0]]))
-    seen, expected = np.bincount(cells, minlength=len(shares)), shares * steps
-    usable = expected > 0
-    statistic = float(((seen - expected)[usable] ** 2 / expected[usable]).sum())
-    if chi2.sf(statistic, max(1, int(usable.sum()) - 1)) < _ALPHA:
+    if _tails(cells, steps, shares).min() * len(cells) < _ALPHA:
         yield f"batch sizes from {sizes.min()} to {sizes.max()} are not those of independent coins of rate {rate:g}"
     tests = (
         ("a unit is drawn in {} of {} steps", present.sum(0), steps, rate),
         ("two units are drawn together in {} of {} steps", _pairs(present), steps, rate * rate),
     )
     for text, counts, trials, chance in tests:
-        tails = np.minimum(binom.cdf(counts, trials, chance), binom.sf(counts - 1, trials, chance))
-        if 2 * tails.min() * len(counts) < _ALPHA:
+        tails = _tails(counts, trials, chance)
+        if tails.min() * len(counts) < _ALPHA:
             yield f"{text.format(counts[tails.argmin()], trials)} at rate {rate:g}"
-    repeats, trials = int((present[1:] & present[:-1]).sum()), units * (steps - 1)
-    # Consecutive pairs of steps overlap, so the variance is a little above a binomial's.
-    spread = math.sqrt(trials * rate * rate * (1 - rate * rate + 2 * rate * (1 - rate)))
-    if abs(repeats - trials * rate * rate) > norm.isf(_ALPHA / 2) * spread:
-        yield f"{repeats} of {trials} times a unit is in two steps running, {trials * rate * rate:.0f} expected"
+    for first in (0, 1):  # pairs of steps that share none: overlapping ones would make no binomial count
+        before, after = present[first:-1:2], present[first + 1 :: 2]
+        repeats, trials = int((before & after).sum()), before.size
+        if 2 * _tails(repeats, trials, rate * rate) < _ALPHA:
+            expected = trials * rate * rate
+            yield f"{repeats} of {trials} times a unit is in two steps running, {expected:.0f} expected"
+            return
+
+
+def _tails(counts: npt.ArrayLike, trials: int, chance: npt.ArrayLike) -> Reals:
+    """Two-sided p-values of binomial counts: below any x with probability at most x, whatever the trials."""
+    seen = np.asarray(counts)
+    tails: Reals = 2 * np.minimum(binom.cdf(seen, trials, chance), binom.sf(seen - 1, trials, chance))
+    return tails
 
 
 def _pairs(present: npt.NDArray[np.bool_]) -> Integers:
@@ -361,12 +449,14 @@ def _loop(probe: Probe) -> Iterator[str]:
         each = unit_gradients(probe.adapted, ids, labels)
         means = np.stack([each[units == unit].mean(0) for unit in range(5)])
         sizes = np.linalg.norm(means, axis=1, keepdims=True)
-        want = (means * np.minimum(1, probe.clip_norm / np.maximum(sizes, 1e-300))).sum(0)
+        want = (means * (probe.bound / np.maximum(sizes, probe.clip_norm))).sum(0)
+        if probe.is_adaptive:
+            want = np.append(want, adaptive_clipping.COUNT_WEIGHT / 2 * np.where(sizes <= probe.clip_norm, 1, -1).sum())
         for rows in (2, 64):
             terms = probe.quiet(max_rows_per_batch=rows, max_records_per_unit=2)
             gap = float(np.linalg.norm(probe.release(ids, labels, units, terms) - want))
-            if gap > 1e-3 * probe.clip_norm + probe.slack(terms):
-                yield f"the sum over five units is off by {gap:.3g} at clip norm {probe.clip_norm:g}"
+            if gap > 1e-3 * probe.bound + probe.slack(terms):
+                yield f"the sum over five units is off by {gap:.3g}, where one unit adds at most {probe.bound:g}"
                 return
 
 
@@ -374,8 +464,8 @@ def _reached(probe: Probe) -> int:
     probe.loud(1e4)
     ids, labels = probe.records(6)
     gradients = unit_gradients(probe.adapted, ids, labels)
-    norms = [np.linalg.norm(gradients[:, part], axis=1).max() for part in probe.blocks.values()]
-    return sum(bool(size > probe.clip_norm) for size in norms)
+    norms = _largest(gradients, blocks(probe.adapted.layout)).values()
+    return sum(size > probe.clip_norm for size in norms)
 
 
 CHECKS: dict[str, Check] = {

@@ -14,6 +14,7 @@ from confide.coordinator.results import adapted_model, export_adapter
 from confide.coordinator.store import AuditRow, Node, PrivacyTest
 from confide.privacy.canaries import AuditDesign
 from confide.privacy.report_format import dump
+from confide.privacy.truth import check_engine
 from confide.privacy.verify import verify
 
 from ..client_node.conftest import key_of
@@ -50,7 +51,38 @@ def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation
     assert facts.blocks_reached == facts.blocks
     assert facts.noise_multiplier == pytest.approx(1.19, rel=1e-3)  # the study's, for one colluding site
     assert any(line.startswith(f"audit of run {RUN} at round 2 passed") for line in log(federation.store))
-    assert require_audit(federation.store, study, RUN, None) == summary(facts)
+    assert require_audit(federation.store, study, RUN, None).card == summary(facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clipping", "steps"),
+    [
+        ((("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),), "adaptive", 1),
+        (
+            (
+                ('mode = "distributed"', 'mode = "local"\nlocal_steps = 3'),
+                ("[optimizer]", "[optimizer]\nlocal_lr = 0.3"),
+            ),
+            "fixed",
+            3,
+        ),
+    ],
+)
+def test_the_checks_run_on_the_study_s_own_clipping_and_local_steps(federation, monkeypatch, changes, clipping, steps):
+    with_run(federation, *changes, audited=False)
+    seen = []
+
+    def only_noise(engine, adapted, words, terms):
+        seen.append(terms)
+        return check_engine(engine, adapted, words, terms, checks=("noise-std",))
+
+    monkeypatch.setattr("confide.privacy.truth.check_engine", only_noise)
+    monkeypatch.setattr(
+        AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=20, canaries_per_step=20, guesses=4)
+    )
+    assert audit_run(federation.store, federation.home, RUN).passed
+    ((found, at),) = ((terms.clipping, terms.local.steps) for terms in seen)
+    assert (found, at) == (clipping, steps)
 
 
 @pytest.mark.usefixtures("few_canaries")
@@ -98,12 +130,21 @@ def test_an_override_is_in_the_model_card_and_in_the_log(federation, tmp_path):
     assert reason in log(federation.store)[-1]
 
 
+def test_an_override_of_an_export_that_failed_is_not_in_the_log(federation, tmp_path):
+    with_run(federation, audited=False)
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(FileExistsError):
+        export_adapter(federation.store, federation.home, RUN, tmp_path / "adapter", override_audit="to look at it")
+    assert not any("overrides its audit" in line for line in log(federation.store))
+
+
 def test_an_audit_that_passed_is_in_the_model_card(federation, tmp_path):
     with_run(federation)
     export_adapter(federation.store, federation.home, RUN, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert (
-        "| audit | 75 of 100 guesses about 800 canaries were right, so epsilon of an audited step is at least" in card
+        "| audit | 75 of 100 guesses about 800 canaries were right, so epsilon of one audited step at a fixed clip "
+        "is at least" in card
     )
     assert "2 checks of the step found nothing |" in card
 

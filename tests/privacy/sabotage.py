@@ -6,7 +6,7 @@ import numpy as np
 
 from confide.privacy.sampling import poisson_sample
 from confide.privacy.steps import private_release
-from confide.privacy.truth import blocks
+from confide.privacy.truth import blocks, site_round
 
 
 def drawn(units, terms):
@@ -97,6 +97,37 @@ class OldNoise:
         )
         return no_noise(adapted, ids, labels, units, terms=terms) + kept
 
+
+def loud_count(adapted, ids, labels, units, *, terms):
+    """The count of an adaptive clip weighs ten times what sensitivity covers."""
+    total = site_round(adapted, ids, labels, units, terms=terms)
+    total[-1] += 9 * site_round(adapted, ids, labels, units, terms=replace(terms, site_noise_int=1))[-1]
+    return total
+
+
+def bare_count(adapted, ids, labels, units, *, terms):
+    """The count of an adaptive clip is released without noise."""
+    total = site_round(adapted, ids, labels, units, terms=terms)
+    total[-1] = site_round(adapted, ids, labels, units, terms=replace(terms, site_noise_int=1))[-1]
+    return total
+
+
+def forgotten_clip(adapted, ids, labels, units, *, terms):
+    """Gradients are clipped at twice the threshold that holds."""
+    return site_round(adapted, ids, labels, units, terms=replace(terms, clip_norm=2 * terms.clip_norm))
+
+
+def noise_in_one_local_step(adapted, ids, labels, units, *, terms):
+    """All local steps of a round share the noise of one."""
+    return site_round(adapted, ids, labels, units, terms=replace(terms, local=replace(terms.local, steps=1)))
+
+
+# What each is called and does to an adaptive clip, and the checks that must name it.
+ADAPTIVE_ENGINES = {
+    "a count that weighs too much": (loud_count, {"clipping", "sensitivity", "unit-whole", "float64-loop"}),
+    "a count without noise": (bare_count, {"noise-std"}),
+    "a clip that is not the round's": (forgotten_clip, {"float64-loop"}),
+}
 
 # What each is called, how to make it, and the checks that must name it.
 ENGINES = {

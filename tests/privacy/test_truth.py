@@ -1,12 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from confide.privacy.steps import ReleaseTerms, private_release
-from confide.privacy.truth import CHECKS, _binomial_problems, blocks, check_engine, unit_gradients, wrong_labels
+from confide.privacy.steps import LocalSteps, ReleaseTerms
+from confide.privacy.truth import (
+    _ALPHA,
+    CHECKS,
+    _binomial_problems,
+    _tails,
+    blocks,
+    check_engine,
+    site_round,
+    unit_gradients,
+    wrong_labels,
+)
 
 from ..models.tiny import VOCABULARY, random_ids
 from .loops import adapted_tiny, clipped_loop, labels_for
-from .sabotage import ENGINES
+from .sabotage import ADAPTIVE_ENGINES, ENGINES, noise_in_one_local_step
 
 TERMS = ReleaseTerms(
     mode="distributed", clip_norm=0.5, sample_rate=0.2, site_noise_int=150_000, scale_bits=17, max_rows_per_batch=64,
@@ -29,9 +42,15 @@ def head():
     return adapted_tiny("head")
 
 
+@pytest.fixture(scope="module")
+def attention():
+    """Some thousand numbers: looking at the noise takes few steps."""
+    return adapted_tiny("attention")
+
+
 def test_the_true_engine_passes_every_check_in_every_block(adapted):
     before = adapted.state()
-    found = check_engine(private_release, adapted, VOCABULARY, TERMS)
+    found = check_engine(site_round, adapted, VOCABULARY, TERMS)
     assert found.findings == ()
     assert found.checks == tuple(CHECKS)
     assert found.reached == found.blocks == len(blocks(adapted.layout))
@@ -46,6 +65,31 @@ def test_a_sabotaged_engine_is_caught_by_name(adapted, head, name):
         *check_engine(make(), head, VOCABULARY, TERMS, checks=SAMPLING).findings,
     ]
     assert {finding.check for finding in found} == want
+
+
+ADAPTIVE = replace(TERMS, clipping="adaptive")
+LOCAL = replace(TERMS, mode="local", local=LocalSteps(steps=9, lr=0.3, head_lr=0.3, batch_units=5))
+
+
+@pytest.mark.parametrize("terms", [ADAPTIVE, LOCAL])
+def test_the_true_engine_passes_with_an_adaptive_clip_and_with_local_steps(attention, terms):
+    before = attention.state()
+    found = check_engine(site_round, attention, VOCABULARY, terms)
+    assert found.findings == ()
+    assert found.reached == found.blocks
+    np.testing.assert_array_equal(attention.state(), before)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_ENGINES)
+def test_a_sabotaged_adaptive_engine_is_caught_by_name(attention, name):
+    engine, want = ADAPTIVE_ENGINES[name]
+    found = check_engine(engine, attention, VOCABULARY, ADAPTIVE, checks=OTHERS).findings
+    assert {finding.check for finding in found} == want
+
+
+def test_local_steps_that_share_one_step_s_noise_are_caught(attention):
+    found = check_engine(noise_in_one_local_step, attention, VOCABULARY, LOCAL, checks=OTHERS).findings
+    assert {finding.check for finding in found} == {"noise-std"}
 
 
 def test_the_one_unclipped_expert_is_named(adapted):
@@ -84,6 +128,27 @@ def coins(rate, steps=120, units=32, seed=0):
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
 def test_independent_coins_pass_a_hundred_times(rate):
     assert [list(_binomial_problems(coins(rate, seed=seed), rate)) for seed in range(100)] == [[]] * 100
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("trials", [20, 100, 24 * 10, 24 * 50])
+def test_a_binomial_count_is_called_unlikely_no_more_often_than_stated(trials, rate):
+    """Over all counts, each with its own probability: nothing is left to luck."""
+    counts = np.arange(trials + 1)
+    chances, tails = binom.pmf(counts, trials, rate**2), _tails(counts, trials, rate**2)
+    for level in (1e-2, 1e-4, _ALPHA, 1e-8):
+        assert chances[tails < level].sum() <= level * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.05, 20), (0.05, 40), (0.2, 20), (0.2, 100)])
+def test_true_coins_raise_no_more_false_alarms_than_stated(rate, steps, monkeypatch):
+    """At a level where false alarms can be counted: one test in 500, of which there are four."""
+    runs, level = 1500, 2e-3
+    monkeypatch.setattr("confide.privacy.truth._ALPHA", level)
+    drawn = np.random.default_rng(7).random((runs, steps, 24)) < rate
+    alarms = [problem for present in drawn for problem in _binomial_problems(present, rate)]
+    for words in ("batch sizes", "a unit is drawn", "together", "running"):
+        assert binom.sf(sum(words in alarm for alarm in alarms) - 1, runs, level) > 1e-4, words
 
 
 def test_what_is_not_an_independent_coin_is_told():
