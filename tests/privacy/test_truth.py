@@ -140,7 +140,7 @@ def test_a_binomial_count_is_called_unlikely_no_more_often_than_stated(trials, r
         assert chances[tails < level].sum() <= level * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("rate", "steps"), [(0.05, 20), (0.05, 40), (0.2, 20), (0.2, 100)])
+@pytest.mark.parametrize(("rate", "steps"), [(0.05, 20), (0.2, 100)])
 def test_true_coins_raise_no_more_false_alarms_than_stated(rate, steps, monkeypatch):
     """At a level where false alarms can be counted: one test in 500, of which there are four."""
     runs, level = 1500, 2e-3
@@ -148,7 +148,7 @@ def test_true_coins_raise_no_more_false_alarms_than_stated(rate, steps, monkeypa
     drawn = np.random.default_rng(7).random((runs, steps, 24)) < rate
     alarms = [problem for present in drawn for problem in _binomial_problems(present, rate)]
     for words in ("batch sizes", "a unit is drawn", "together", "running"):
-        assert binom.sf(sum(words in alarm for alarm in alarms) - 1, runs, level) > 1e-4, words
+        assert binom.sf(sum(words in alarm for alarm in alarms) - 1, runs, level) > 1e-3, words
 
 
 def test_what_is_not_an_independent_coin_is_told():
