@@ -25,6 +25,7 @@ from .study import Study
 
 MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096
+ENTRIES_A_MESSAGE = 256  # of a ledger; the coordinator asks on for the rest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -40,6 +40,7 @@ from .files import read_private, write_private
 from .holds import Holds
 from .identity import NodeIdentity
 from .messages import (
+    ENTRIES_A_MESSAGE,
     AggregateOrder,
     Outcome,
     Packet,
@@ -70,8 +71,6 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-_ENTRIES_A_MESSAGE = 256
 
 
 class Node:
@@ -355,7 +354,7 @@ class Node:
 
     def _ledger_since(self, since: int) -> tuple[Entry, ...]:
         """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
-        return tuple(self._require_ledger().entries(since, _ENTRIES_A_MESSAGE))
+        return tuple(self._require_ledger().entries(since, ENTRIES_A_MESSAGE))
 
     def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer":
         wanted = _trainer_key(study, policy)

@@ -14,7 +14,7 @@ from ..privacy import accounting
 from ..privacy.accounting import Release
 from ..privacy.charges import Budget
 from ..privacy.errors import InvalidPrivacyParameter
-from .approval import LEDGER_FILE, held_charges, open_ledger, releases_of_run
+from .approval import LEDGER_FILE, held_charges, open_ledger, release, releases_of_run
 from .draft import StudyDraft, load_draft
 from .enrolment import Enrolment
 from .errors import StudyInvalid
@@ -118,7 +118,11 @@ def solve(draft: StudyDraft, dim: int) -> StudyDraft:
             privacy.collusion,
         )
     except InvalidPrivacyParameter as err:
-        problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or plan fewer rounds"
+        remedy = "plan fewer rounds"
+        alone = _evaluation(provisional(draft, dim))
+        if alone and accounting.epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
+            remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
+        problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
         raise StudyInvalid(f"study {draft.name}", (problem,)) from err
     return with_noise(draft, solved)
 
@@ -195,6 +199,13 @@ def plan(
         noise_multiplier=draft.privacy.noise_multiplier,
         noise_multiplier_needed=needed,
     )
+
+
+def _evaluation(study: Study) -> Counter[Release]:
+    """What a run of the study opens beside its updates."""
+    if study.draft.evaluation is None:
+        return Counter()
+    return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})
 
 
 def _drafted(path: Path, dim: int) -> Study:

@@ -17,12 +17,12 @@ import pydantic
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ..models.schema import RecordSchema
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid
-from .settings import Settings, contradictions, parse_json, raise_problems, rule
+from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
 
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 _HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 units, rounding costs 6e-6 of the noise
@@ -44,6 +44,18 @@ def _is_certificate(value: str) -> str:
     if count != 1:
         raise rule("one certificate in PEM form")
     return value
+
+
+class _Marked(BaseModel):
+    format: Literal[1]  # of which every earlier version's studies were
+
+
+def _is_older(data: bytes) -> bool:
+    try:
+        _Marked.model_validate_json(data[: MAX_BYTES + 1])
+    except pydantic.ValidationError:
+        return False
+    return True
 
 
 class Participant(Settings):
@@ -89,7 +101,7 @@ class PlannedRound:
 class Study(Settings):
     """The whole of what a site approves."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     draft: StudyDraft
     backbone_hash: Digest
     sites: Annotated[tuple[Participant, ...], Field(min_length=2, max_length=1000)]
@@ -144,7 +156,16 @@ class Study(Settings):
         Raises:
             StudyInvalid: anything else, a different spelling of a valid study included.
         """
-        study = parse_json(data, cls, error=StudyInvalid, source="study")
+        try:
+            study = parse_json(data, cls, error=StudyInvalid, source="study")
+        except StudyInvalid:
+            if _is_older(data):
+                problem = (
+                    'made by an earlier version, which this one cannot run; "Upgrade" in docs/operator.md says how to '
+                    "go on"
+                )
+                raise StudyInvalid("study", (problem,)) from None
+            raise
         if study.canonical() != data:
             raise StudyInvalid("study", ("not in canonical form, so its hash would name another text",))
         return study

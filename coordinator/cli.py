@@ -483,6 +483,7 @@ def opened(home: Path) -> Iterator[Store]:
     load_settings(home)
     store = Store.open(home)
     try:
+        store.require_schema()
         yield store
     finally:
         store.close()

@@ -13,7 +13,7 @@ CoordinatorError
 ├── StudyRefused             a study draft that this federation cannot run
 ├── AuditMissing             a claim of privacy that no audit stands for
 ├── LeaseLost                another driver has taken the run over
-├── StateDamaged             a file of a run is not the one that was committed
+├── StateDamaged             a file is missing, or is not the one that was written
 ├── MessageRefused           a node's answer that is forged, stale or malformed
 ├── ReplicaBroken            a site's ledger entries do not continue what it sent before
 ├── DemoFailed               a process or command of the demo failed
@@ -86,7 +86,7 @@ class LeaseLost(CoordinatorError):
 
 
 class StateDamaged(CoordinatorError):
-    """A file of a run is missing, or is not the one that was committed."""
+    """A file of the federation is missing, or is not the one that was written."""
 
 
 class MessageRefused(CoordinatorError):

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..client_node.errors import FINAL_REFUSALS, MessageInvalid
 from ..client_node.messages import (
+    ENTRIES_A_MESSAGE,
     AggregateOrder,
     KeyCertificate,
     Outcome,
@@ -177,9 +178,8 @@ def open_round(
     """Steps 1 to 6 of a round, the same for every purpose: what enough of `sites` make of `state`, added up."""
     started = time.monotonic()
     # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
-    plans = plan_round(drive, keys, planned, state, sites)
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
-    envelopes = collect_envelopes(drive, planned, plans, state)
+    envelopes = collect_envelopes(drive, keys, planned, state, sites)
     # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are
     # missing, and the study wants it so, those of the set first make up for the noise of the missing ones.
     kept, shares, evidence = aggregate(drive, keys, planned, envelopes, state)
@@ -198,7 +198,11 @@ def open_round(
 
 
 def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
-    """Has every aggregator make (or find again) its key for this run, and enough sites load the study."""
+    """Has every aggregator make (or find again) its key for this run, and enough sites load the study.
+
+    A site whose ledger is longer than one message holds is asked on, so that no round waits for the rest of it.
+    """
+    behind: set[str] = set()  # sites of which the replica may still lack entries
 
     def request(name: str) -> Packet:
         since = drive.replica.length(name) if name in drive.sites else 0
@@ -206,6 +210,8 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
 
     def accept(name: str, answer: Ready, _: Packet) -> None:
         accept_ledger(drive, name, answer.ledger)
+        if len(answer.ledger) >= ENTRIES_A_MESSAGE:
+            behind.add(name)
         if not answer.evaluates:
             drive.abstaining.add(name)
 
@@ -215,6 +221,11 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
     sites = [site for site in drive.sites if site not in answers]
     needed = drive.study.quorum - (len(drive.sites) - len(sites))
     ask_until_all(drive, "prepare", sites, request, (Ready,), needed=needed, accept=accept)
+    deadline = time.monotonic() + PATIENCE_S  # a ledger without end must not keep the others waiting for ever
+    while behind and time.monotonic() < deadline:
+        asked = tuple(behind)
+        behind.clear()
+        ask_until_all(drive, "prepare", asked, request, (Ready,), needed=0, accept=accept)
     keys = []
     for aggregator_id, party in enumerate(drive.study.aggregators):
         key = answers[party.name].key
@@ -226,37 +237,33 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
 
 
 def plan_round(
-    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, sites: tuple[str, ...]
-) -> dict[str, Packet]:
-    """The signed plan for each site, with the vector and the outcomes that the site has not been told."""
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, site: str
+) -> Packet:
+    """The signed plan for a site, with the vector and what the site has not been told, as things stand now."""
     first, second, third = keys
-    return {
-        site: sign(
-            RoundPlan(
-                **drive.addressed(site),
-                round=planned.number,
-                keys=(first, second, third),
-                outcomes=untold_outcomes(drive, site),
-                ledger_from=drive.replica.length(site),
-            ),
-            drive.signer,
-            {"state": state},
-        )
-        for site in sites
-    }
+    plan = RoundPlan(
+        **drive.addressed(site),
+        round=planned.number,
+        keys=(first, second, third),
+        outcomes=untold_outcomes(drive, site),
+        ledger_from=drive.replica.length(site),
+    )
+    return sign(plan, drive.signer, {"state": state})
 
 
-def collect_envelopes(drive: Drive, planned: PlannedRound, plans: dict[str, Packet], state: bytes) -> Envelopes:
+def collect_envelopes(
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, sites: tuple[str, ...]
+) -> Envelopes:
     """Sealed shares of at least the required sites, kept on disk until the round is committed."""
     number = planned.number
     kept = drive.folder.envelopes(number)
     if drive.folder.fixed_set(number) is not None:
         return kept  # sites have added noise for a set: it grows no more
-    missing = [site for site in plans if site not in kept]
+    missing = [site for site in sites if site not in kept]
     drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites compute")
 
-    def request(site: str) -> Packet:
-        return plans[site]
+    def request(site: str) -> Packet:  # anew each time: an answer may have brought a part of a long ledger
+        return plan_round(drive, keys, planned, state, site)
 
     def store_envelopes(site: str, answer: Update, packet: Packet) -> None:
         sealed = sealed_shares(site, answer, number, packet)

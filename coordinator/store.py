@@ -12,14 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import Double, ForeignKey, LargeBinary, String, Text, create_engine, event, func, select, update
+from sqlalchemy import (
+    Double,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from .errors import Conflict, LeaseLost, NotFound
+from .errors import Conflict, LeaseLost, NotFound, StateDamaged
 
 RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
 
 
+SCHEMA = "0003"  # the newest of the migrations
 _MAX_STEP = 255  # characters
 
 
@@ -162,6 +176,26 @@ class Store:
     def open(cls, home: Path) -> "Store":
         """The database under `home`."""
         return cls(f"sqlite:///{home.resolve() / 'coordinator.db'}")
+
+    def require_schema(self) -> None:
+        """Refuses a database that `serve` has not brought to this version's schema yet; changes nothing.
+
+        Raises:
+            Conflict: it is an earlier version's, or a later one's.
+            StateDamaged: it holds no schema at all.
+        """
+        name = self._engine.url.database
+        if not inspect(self._engine).has_table("alembic_version"):
+            raise StateDamaged(f"{name} holds no federation's tables; put the file back from a backup")
+        with self.session() as session:
+            version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
+        if version < SCHEMA:
+            raise Conflict(
+                f"{name} is an earlier version's; `coordinator serve` brings it to this version's schema when it "
+                "starts. Back it up, start `serve` once, then repeat this command; nothing was changed"
+            )
+        if version > SCHEMA:
+            raise Conflict(f"{name} is a later version's; install that version again. Nothing was changed")
 
     @property
     def url(self) -> str:

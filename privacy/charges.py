@@ -184,7 +184,10 @@ class Books:
             case "open":
                 opening = canonical.from_record(Opening, entry.body)
                 if opening.format != FORMAT:
-                    raise ValueError(f"format is {opening.format}; this version reads {FORMAT}")
+                    raise ValueError(
+                        f"format is {opening.format}; this version reads {FORMAT} alone and carries no other over. "
+                        'Nothing was changed; "Upgrade" in docs/site.md says how to go on'
+                    )
                 self.opening = opening
             case "budget":
                 budget = canonical.from_record(Budget, entry.body)
@@ -199,8 +202,10 @@ class Books:
     def _reserve(self, entry: Entry, charge: Charge) -> None:
         if (charge.run, charge.round) in self.booked:
             raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
-        tally = self.tallies.setdefault((charge.dataset, charge.unit), Tally())
+        account = charge.dataset, charge.unit
+        tally = self.tallies.get(account, Tally())
         place = tally.add(Kind(charge.study, charge.purpose, False, charge.release), entry.time)
+        self.tallies[account] = tally
         self._runs[charge.run, charge.purpose] += 1
         self.booked[charge.run, charge.round] = Booked(entry.seq, charge, place)
 

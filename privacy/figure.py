@@ -30,7 +30,8 @@ def course(account: Account) -> Markup:
         plot.dot(f"{kind}-dot", *places[-1])
         plot.name(f"{kind}-name", places[-1][1], name)
     story = (
-        f"After {last.releases} releases epsilon is {last.pld:.2f} by PLD and {last.rdp:.2f} by RDP; budget {cap:g}."
+        f"After {last.releases} releases epsilon is {_said(last.pld)} by PLD and {_said(last.rdp)} by RDP; "
+        f"budget {cap:g}."
     )
     return plot.svg("course", f"Epsilon over releases, {account.dataset}", story)
 
@@ -57,8 +58,8 @@ def over_time(account: Account, issued: str) -> Markup:
     plot.curve("pld", places)
     plot.name("pld-name", places[-1][1], "PLD")
     story = (
-        f"From {account.course[0].time[:10]} to {account.course[-1].time[:10]} epsilon rose to {before:.2f} "
-        f"of a budget of {account.budget.epsilon:g}."
+        f"From {account.course[0].time[:10]} to {account.course[-1].time[:10]} epsilon rose to {_said(before)}; "
+        f"budget {account.budget.epsilon:g}."
     )
     return plot.svg("course", f"Epsilon over time, {account.dataset}", story)
 
@@ -148,6 +149,10 @@ def _epsilon_axis(plot: Plot, account: Account) -> Scale:
     plot.level("cap", y(cap))
     plot.name("cap-name", y(cap), "budget")
     return y
+
+
+def _said(epsilon: float) -> str:
+    return f"{epsilon:.2f}" if math.isfinite(epsilon) else "unbounded"
 
 
 def _seconds(time: str) -> float:

@@ -24,11 +24,15 @@ def write(path: Path, entries: Iterable[Entry], public_key: str) -> Head:
 
     Raises:
         LedgerFileInvalid: there is a file at `path` already, or it cannot be written.
-        LedgerBroken: an entry does not follow the one before under `public_key`; the file is of no use then.
+        LedgerBroken: an entry does not follow the one before under `public_key`.
+
+    Whatever is raised, nothing is left at `path` that was not there before.
     """
-    head = START
+    _require_new(path)
+    head, beside = START, path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        beside.unlink(missing_ok=True)  # what a process of that number left when it was killed
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             _write_line(file, {"format": FORMAT})
             for entry in entries:
                 head = check_extension(head, [entry], public_key)
@@ -36,10 +40,12 @@ def write(path: Path, entries: Iterable[Entry], public_key: str) -> Head:
             _write_line(file, {"entries": head.seq + 1, "head": head.hash})
             file.flush()
             os.fsync(file.fileno())
-    except FileExistsError as err:
-        raise LedgerFileInvalid(f"{path} exists already; name a new file, so that no older ledger is lost") from err
+        _require_new(path)
+        beside.rename(path)
     except OSError as err:
         raise LedgerFileInvalid(f"cannot write {path}: {err.strerror}") from err
+    finally:
+        beside.unlink(missing_ok=True)
     return head
 
 
@@ -70,6 +76,11 @@ def read(path: Path) -> Iterator[Entry]:
             raise LedgerFileInvalid(f"{path} holds more than {MAX_ENTRIES:,} entries")
     except OSError as err:
         raise LedgerFileInvalid(f"cannot read {path}: {err.strerror}") from err
+
+
+def _require_new(path: Path) -> None:
+    if os.path.lexists(path):
+        raise LedgerFileInvalid(f"{path} exists already; name a new file, so that no older ledger is lost")
 
 
 def _write_line(file: BinaryIO, value: dict[str, Any]) -> None:

@@ -111,6 +111,8 @@ def round_release(
     Raises:
         StateMismatch: the state is not finite or of another length.
     """
+    if not np.isfinite(state).all():
+        raise StateMismatch("the state is not finite")
     dim = adapted.layout.dim
     is_adaptive = terms.clipping == "adaptive"
     if is_adaptive and len(state) != dim + 1:

@@ -74,7 +74,8 @@ class Tally:
 
     def time(self, place: int) -> str:
         """When the charge at `place` was reserved."""
-        return datetime.fromtimestamp(self._times[place], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        reserved = datetime.fromtimestamp(self._times[place], UTC)
+        return reserved.replace(tzinfo=None).isoformat() + "Z"  # strftime writes years below 1000 with fewer digits
 
     def _number(self, kind: Kind) -> int:
         number = self._numbers.setdefault(kind, len(self._numbers))

@@ -129,3 +129,17 @@ def test_a_plan_is_a_table_for_people(site, write_draft):
     assert result.exit_code == 0
     assert "rounds that fit in what is left" in result.stdout
     assert "PLD with all before" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ([("[rounds]", "[evaluation]\nnoise_multiplier = 1.0\n[rounds]")], "raise evaluation.noise_multiplier"),
+        ([("delta = 1e-5", "delta = 1e-12"), ("rounds = 40", "rounds = 90000")], "plan fewer rounds"),
+    ],
+    ids=["by the evaluation", "by the rounds"],
+)
+def test_a_target_out_of_reach_names_what_puts_it_there(write_draft, changes, remedy):
+    hopeless = load_draft(write_draft(("noise_multiplier = 1.19", "target_epsilon = 0.01"), *changes))
+    with pytest.raises(StudyInvalid, match="target_epsilon is 0.01.*or " + remedy):
+        planning.solve(hopeless, DIM)

@@ -165,7 +165,14 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "7d49a6426abb2a21fc975a2940cc49ac7be189a1e828128d674f159ab52d45d7"
+    assert study.study_hash == "24eeed0dc680333fb666d07d4d902b190b73706412f02fcb0a7a1d0071d0beb9"
+
+
+def test_a_study_of_an_earlier_version_is_refused_with_where_to_read_on(make_study):
+    old = json.loads(make_study().canonical()) | {"format": 1}
+    del old["draft"]["privacy"]["max_dropouts"]
+    with pytest.raises(StudyInvalid, match=r"made by an earlier version.*docs/operator.md"):
+        Study.parse(json.dumps(old, sort_keys=True, separators=(",", ":")).encode())
 
 
 def test_the_order_of_tables_and_columns_does_not_change_the_hash(make_study):

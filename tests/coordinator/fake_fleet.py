@@ -12,6 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node.messages import (
+    ENTRIES_A_MESSAGE,
     AggregateOrder,
     KeyCertificate,
     Outcome,
@@ -37,7 +38,7 @@ from confide.mpc.shares import ShareContext, unpack
 from confide.privacy.accounting import Release
 from confide.privacy.canonical import to_record
 from confide.privacy.chain import START, Entry, Head, extend
-from confide.privacy.charges import FORMAT, Charge, Opening, Settlement
+from confide.privacy.charges import FORMAT, Budget, Charge, Opening, Settlement
 
 SITES = ("north", "south", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")
@@ -72,6 +73,13 @@ class FakeLedger:
 
     def settle(self, run: str, outcome: Outcome) -> None:
         self._add("settle", to_record(Settlement(run=run, round=outcome.round, summed=outcome.sites)))
+
+    def grow(self, count: int) -> None:
+        """What else a site writes: `count` caps of another data set."""
+        for epsilon in range(1, count + 1):
+            self._add(
+                "budget", to_record(Budget(dataset="e", unit="patient", epsilon=epsilon, delta=1e-5, collusion=0))
+            )
 
     def has(self, kind: str, round_number: int) -> bool:
         return any((entry.kind, entry.body.get("round")) == (kind, round_number) for entry in self.entries)
@@ -194,7 +202,7 @@ class FakeFleet:
                 self.ledgers[name].settle(run, outcome)
 
     def _entries(self, name: str, since: int) -> tuple[Entry, ...]:
-        return tuple(self.ledgers[name].entries[since:]) if name in self.ledgers else ()
+        return tuple(self.ledgers[name].entries[since:][:ENTRIES_A_MESSAGE]) if name in self.ledgers else ()
 
     def _context(self, site: str, run: str, round_number: int, state: str) -> ShareContext:
         study, planned = self.study, self.study.planned_round(round_number)

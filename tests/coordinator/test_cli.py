@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from confide.client_node.enrolment import InvitationCode
@@ -293,6 +294,13 @@ def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, m
     assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
     assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
     assert len(printed["metrics"]["reliability"]) == 10
+
+
+def test_a_database_that_serve_has_not_upgraded_is_refused_with_words(call, store):
+    with store.session() as session:
+        session.execute(text("DROP TABLE evaluation"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    assert "start `serve` once" in lined(call("run", "metrics", RUN, code=FAILED).stderr)
 
 
 def test_metrics_of_a_run_that_measured_nothing_say_why(call, run):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from confide.client_node.draft import StudyDraft, load_draft
+from confide.client_node.messages import ENTRIES_A_MESSAGE
 from confide.client_node.study import AggregatorParty, Participant, Study
 from confide.coordinator import rounds
 from confide.coordinator.driver import drive
@@ -404,3 +405,38 @@ def test_a_run_whose_beginning_is_lost_fails_with_words_and_is_not_tried_for_eve
     run = desk.store.run("run-1")
     assert run.state == "failed"
     assert "create the study again from the same study.toml" in (run.error or "")
+
+
+@pytest.mark.parametrize("moment", ["before the run", "during a round"])
+def test_a_ledger_longer_than_a_message_holds_does_not_keep_its_site_from_a_round(desk, moment):
+    grown = 2 * ENTRIES_A_MESSAGE + 10
+
+    def another_run_charges(kind, name):
+        if moment == "during a round" and (kind, name) == ("step", "west") and (kind, name) not in fleet.asked[:-1]:
+            fleet.ledgers["west"].grow(grown)
+
+    fleet = FakeFleet(desk.study, before=another_run_charges)
+    if moment == "before the run":
+        fleet.ledgers["west"].grow(grown)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert fleet.computed.count(("west", 1)) == 1
+    assert LedgerReplica(desk.store).entries("west") == fleet.ledgers["west"].entries
+
+
+def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)  # nobody waits for one site
+    fleet = FakeFleet(desk.study)
+    fleet.ledgers["west"].grow(2 * ENTRIES_A_MESSAGE + 10)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+
+
+def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS

@@ -3,8 +3,19 @@ import sqlite3
 import pytest
 import sqlalchemy as sa
 
-from confide.coordinator.errors import Conflict, LeaseLost, NotFound
-from confide.coordinator.store import AuditRow, Base, CommittedRound, Evaluation, Node, Run, Store, StudyRow, migrate
+from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
+from confide.coordinator.store import (
+    SCHEMA,
+    AuditRow,
+    Base,
+    CommittedRound,
+    Evaluation,
+    Node,
+    Run,
+    Store,
+    StudyRow,
+    migrate,
+)
 
 from .conftest import committed_round
 
@@ -73,6 +84,33 @@ def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     migrate(store.url)
     assert store.evaluation(RUN) is None
     assert [run.id for run in store.runs()] == [RUN]
+
+
+def at_schema(store: Store, version: str) -> None:
+    with store.session() as session:
+        session.execute(sa.text(f"UPDATE alembic_version SET version_num = '{version}'"))
+
+
+def test_a_new_store_has_the_newest_schema(tmp_path):
+    store = Store.create(tmp_path)
+    store.require_schema()
+    with store.session() as session:
+        assert session.scalar(sa.text("SELECT version_num FROM alembic_version")) == SCHEMA
+    store.close()
+
+
+@pytest.mark.parametrize(("version", "why"), [("0002", "start `serve` once"), ("9999", "a later version's")])
+def test_a_store_of_another_version_is_refused_with_what_to_do(store, version, why):
+    at_schema(store, version)
+    with pytest.raises(Conflict, match=why):
+        store.require_schema()
+
+
+def test_a_store_without_tables_is_damaged(tmp_path):
+    store = Store.open(tmp_path)
+    with pytest.raises(StateDamaged, match="from a backup"):
+        store.require_schema()
+    store.close()
 
 
 def test_an_evaluation_that_measured_nothing_opened_nothing(store):

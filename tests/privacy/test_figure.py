@@ -1,3 +1,4 @@
+import math
 import re
 from itertools import pairwise
 
@@ -59,3 +60,11 @@ def test_guessing_lies_on_the_diagonal_and_a_perfect_attack_in_what_is_ruled_out
 
 def test_without_a_guarantee_nothing_is_ruled_out():
     assert "ruled out" not in str(figure.roc([membership_facts(is_private=False)], None))
+
+
+def test_an_infinite_epsilon_is_said_to_be_unbounded(account):
+    course = [*account.course[:-1], account.course[-1].model_copy(update={"pld": math.inf, "rdp": math.inf})]
+    endless = account.model_copy(update={"course": course})
+    for svg in (figure.course(endless), figure.over_time(endless, "2026-11-25T12:00:00Z")):
+        assert "unbounded" in svg
+        assert not re.search(r"\b(inf|nan)\b", svg)

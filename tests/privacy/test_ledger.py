@@ -13,8 +13,9 @@ from pathlib import Path
 import dp_accounting as dpa
 import pytest
 
-from confide.privacy import accounting, canonical
+from confide.privacy import accounting, canonical, charges
 from confide.privacy.chain import START, Head, extend
+from confide.privacy.entry_store import EntryStore
 from confide.privacy.errors import (
     BudgetExceeded,
     BudgetMissing,
@@ -442,3 +443,25 @@ def test_a_charge_survives_kill_9_the_moment_it_returns(path):
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     with Ledger.open(path, signer(), "east") as ledger:
         assert ledger.entries()[-1].body["round"] == 7
+
+
+def test_a_ledger_of_an_earlier_format_is_refused_with_where_to_read_on(path):
+    opening = charges.Opening(format="confide-ledger-1", site="east", public_key=canonical.public_hex(signer()))
+    entry = extend(START, signer(), "2026-03-01T00:00:00Z", "open", canonical.to_record(opening))
+    store = EntryStore(path)
+    with store.write() as connection:
+        store.add(connection, entry)
+    store.close()
+    with pytest.raises(LedgerBroken, match=r'confide-ledger-1.*"Upgrade" in docs/site.md'):
+        Ledger.open(path, signer(), "east")
+
+
+def test_a_charge_at_an_impossible_time_leaves_the_books_as_they_were():
+    opening = charges.Opening(format=charges.FORMAT, site="east", public_key=canonical.public_hex(signer()))
+    first = extend(START, signer(), "2026-03-01T00:00:00Z", "open", canonical.to_record(opening))
+    books = charges.Books.replay([first])
+    head = Head(first.seq, first.hash)
+    entry = extend(head, signer(), "2026-13-01T00:00:00Z", "reserve", canonical.to_record(charge(0)))
+    with pytest.raises(LedgerBroken, match="entry 1"):
+        books.apply(entry)
+    assert books == charges.Books.replay([first])

@@ -167,6 +167,21 @@ def test_a_ledger_with_a_damaged_signature_is_not_written(ledger, tmp_path):
     entries[2] = entries[2].model_copy(update={"signature": "0" * 128})
     with pytest.raises(LedgerBroken, match="entry 2 is not signed"):
         ledger_file.write(tmp_path / "bad.jsonl", entries, ledger.public_key)
+    assert not [path for path in tmp_path.iterdir() if "bad" in path.name]
+    assert ledger_file.write(tmp_path / "bad.jsonl", ledger.walk(), ledger.public_key) == ledger.head
+
+
+def test_a_file_that_appears_while_another_is_written_is_kept(ledger, tmp_path):
+    path = tmp_path / "kept.jsonl"
+
+    def entries():
+        yield from ledger.entries()
+        path.write_text("older")
+
+    with pytest.raises(LedgerFileInvalid, match="exists already"):
+        ledger_file.write(path, entries(), ledger.public_key)
+    assert path.read_text() == "older"
+    assert not list(tmp_path.glob(".kept*"))
 
 
 def test_a_settled_round_stays_settled(restore, tmp_path):

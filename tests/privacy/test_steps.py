@@ -273,8 +273,16 @@ def test_the_last_entry_of_an_adaptive_state_sets_the_clip():
     np.testing.assert_array_equal(for_round(adapted, state, ids, ADAPTIVE), want)
     with pytest.raises(StateMismatch, match="clip's logarithm"):
         for_round(adapted, state[:-1], ids, ADAPTIVE)
-    with pytest.raises(InvalidPrivacyParameter):
-        for_round(adapted, np.append(state[:-1], np.nan), ids, ADAPTIVE)
+
+
+@pytest.mark.parametrize("entry", [0, -1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_refused_wherever_it_is_not(entry, value):
+    adapted, ids = adapted_tiny(), random_ids(6)
+    state = np.append(adapted.state(), np.float32(0.75))
+    state[entry] = value
+    with pytest.raises(StateMismatch, match="not finite"):
+        for_round(adapted, state, ids, ADAPTIVE)
 
 
 LOCAL = LocalSteps(steps=3, lr=0.4, head_lr=2.0, batch_units=5.0)

@@ -68,3 +68,9 @@ def test_a_time_that_does_not_exist_is_refused_and_leaves_the_tally_as_it_was():
         tally.add(KINDS[0], "2026-13-01T00:00:00Z")
     assert len(tally) == 0
     assert tally.kinds() == {}
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "0500-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_every_time_that_an_entry_may_have_is_told_as_it_was_written(time):
+    tally = Tally()
+    assert tally.time(tally.add(KINDS[0], time)) == time
