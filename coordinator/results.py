@@ -65,10 +65,10 @@ def export_adapter(
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
+    adapted = adapted_model(store, home, run_id)
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
-    adapted = adapted_model(store, home, run_id)
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,

@@ -304,7 +304,7 @@ BAD_PARTIES = {
     "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
     "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
     "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
-    "another format": (lambda s: s.update(format=2), "format is 2; it must be 1"),
+    "another format": (lambda s: s.update(format=3), "format is 3; it must be 2"),
 }
 
 
