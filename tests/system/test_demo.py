@@ -87,7 +87,8 @@ def test_a_stopped_demo_goes_on_and_prints_one_object(outcome):
     assert 0 < float(str(outcome["epsilon"])) < 3
     assert float(str(outcome["auc_private"])) > 0.8
     low, high = outcome["auc_measured_interval"]  # type: ignore[misc]
-    assert low - 0.05 < float(str(outcome["auc_private"])) < high + 0.05  # one in twenty misses, none by that much
+    slack = 0.05 + float(str(outcome["auc_measured_binning"]))  # after few rounds most scores share few bins
+    assert low - slack < float(str(outcome["auc_private"])) < high + slack  # one in twenty misses, none by that much
     assert int(str(outcome["bytes_per_site_round"])) > 10_000
 
 
