@@ -129,7 +129,7 @@ class Release:
 
 def epsilon_pld(releases: Releases, delta: float, colluding: int) -> float:
     """Upper bound on epsilon by privacy loss distributions; 0 for no release, infinite where noise is absent."""
-    return _epsilon_pld(merge(releases, colluding), _checked(delta))
+    return pld_bound(merge(releases, colluding), _checked(delta))
 
 
 def epsilon_rdp(releases: Releases, delta: float, colluding: int) -> float:
@@ -265,7 +265,8 @@ def _epsilon_rdp(merged: Merged, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_pld(merged: Merged, delta: float) -> float:
+def pld_bound(merged: Merged, delta: float) -> float:
+    """Upper bound on epsilon of all pairs together by PLD, or by RDP where that is smaller or PLD does not carry."""
     upper = _epsilon_rdp(merged, delta)
     if not merged or upper > HOPELESS or len(merged) > MAX_DISTINCT or delta < LEAST_PLD_DELTA:
         return upper

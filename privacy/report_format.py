@@ -172,9 +172,7 @@ class AuditFacts(_Part):
     lower_bound: Real  # the epsilon that the guesses refute; above claimed_epsilon, the claim is wrong
     largest_bound: Real  # what the bound would have been with every guess right
     confidence: Real
-    noise_multiplier: Annotated[
-        Real, AfterValidator(_is_accountable)
-    ]  # of the audited step, for an observer who knows the noise of `colluding` sites
+    noise_multiplier: Multiplier  # of the audited step, for an observer who knows the noise of `colluding` sites
     colluding: Count
     steps: Annotated[int, Field(ge=1, le=MAX_CANARIES)]
     canaries: Guesses

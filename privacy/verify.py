@@ -24,7 +24,7 @@ from .report_format import MAX_BYTES, SIGNATURE_DOMAIN, Account, AuditFacts, Rep
 from .second_opinion import Opinion
 
 TOLERANCE = 1e-6  # relative: FFTs differ in the last digits between machines; a lie worth telling is larger
-CLAIM_SLACK = 2e-3  # how far an audit's claim, by PLD, may be above the exact epsilon of its one Gaussian
+CLAIM_SLACK = 2e-3  # how far an audit's claim may be above that for its multiplier as reported, not cut to five digits
 
 
 @dataclass(slots=True)
@@ -325,9 +325,9 @@ def _audit_problems(facts: AuditFacts) -> Iterator[str]:
         yield "audits a step without noise, which claims nothing"
         return
     exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
-    is_tight = facts.claimed_epsilon <= exact + CLAIM_SLACK * (1 + exact)
-    is_tight |= facts.claimed_epsilon > accounting.HOPELESS  # there RDP stands for PLD
-    if not (exact * (1 - TOLERANCE) <= facts.claimed_epsilon and is_tight):
+    # What our accountants may say of it: PLD's bound, or RDP's where that stands for it.
+    most = accounting.pld_bound(((facts.noise_multiplier, 1.0, 1),), facts.delta)
+    if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= most + CLAIM_SLACK * (1 + most):
         yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"
     if bound > facts.claimed_epsilon:
         yield f"refutes the claim: epsilon is at least {bound:.4f}, claimed is {facts.claimed_epsilon:.4f}"

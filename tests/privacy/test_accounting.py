@@ -344,7 +344,7 @@ def test_a_release_of_several_steps_costs_what_as_many_releases_do():
 @pytest.mark.parametrize(("multiplier", "count"), [(200.0, 10_000), (30.0, 22_500), (14.0, 196)])
 def test_pld_stays_above_exact_epsilon_at_deltas_where_rounding_would_decide(multiplier, count, delta):
     exact = dpa.get_epsilon_gaussian(multiplier / math.sqrt(count), delta)
-    assert accounting._epsilon_pld(((multiplier, 1.0, count),), delta) >= exact
+    assert accounting.pld_bound(((multiplier, 1.0, count),), delta) >= exact
 
 
 def test_the_smaller_of_both_bounds_is_charged():

@@ -19,7 +19,7 @@ def test_all_three_accountants_give_the_analytic_epsilon_of_composed_gaussians(m
     bracket = epsilon_prv(merged, DELTA)
     assert bracket.lower <= exact <= bracket.upper
     assert bracket.estimate == pytest.approx(exact, abs=1e-3)
-    assert exact <= accounting._epsilon_pld(merged, DELTA) <= exact + SLACK
+    assert exact <= accounting.pld_bound(merged, DELTA) <= exact + SLACK
     assert exact <= renyi.epsilon(merged, DELTA) <= exact * 1.15
 
 
@@ -34,7 +34,7 @@ def test_all_three_accountants_give_the_analytic_epsilon_of_composed_gaussians(m
 )
 def test_known_answers_on_poisson_samples(merged, pld, rdp, prv):
     merged = tuple(sorted(merged))
-    assert accounting._epsilon_pld(merged, DELTA) == pytest.approx(pld, abs=1e-3)
+    assert accounting.pld_bound(merged, DELTA) == pytest.approx(pld, abs=1e-3)
     assert renyi.epsilon(merged, DELTA) == pytest.approx(rdp, abs=1e-3)
     assert epsilon_prv(merged, DELTA).estimate == pytest.approx(prv, abs=1e-3)
 

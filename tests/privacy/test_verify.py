@@ -9,13 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confide.privacy import canonical, report_format
+from confide.privacy.accounting import epsilon_pld
+from confide.privacy.audit import epsilon_lower_bound
 from confide.privacy.errors import ReportInvalid
 from confide.privacy.ledger import Ledger
 from confide.privacy.report import SiteLedger, build_report
 from confide.privacy.report_format import SIGNATURE_DOMAIN, AuditFinding, dump
 from confide.privacy.verify import verify, verify_file
 
-from .ledgers import SITES, STUDY, audit_facts, budget, charge, ledger_with, signer
+from .ledgers import SITES, STUDY, audit_facts, budget, charge, ledger_with, release, signer
 
 ISSUER = signer(99)
 FACTS = {"name": "thyroid", "hash": STUDY, "mode": "distributed", "delta": 1e-5, "collusion": 1}
@@ -122,6 +124,19 @@ def test_an_audits_arithmetic_is_recomputed(report):
     result = verify(with_audit(report))
     assert result.ok
     assert "follows from 136 of 200 right guesses" in result.checked[-1]
+
+
+@pytest.mark.parametrize(("noise_multiplier", "delta"), [(2.35, 1e-10), (0.09, 1e-5)])
+def test_an_audit_passes_where_rdp_stands_for_pld(report, noise_multiplier, delta):
+    step = release(mode="local", multiplier=noise_multiplier, sample_rate=1.0)
+    facts = {
+        "delta": delta,
+        "noise_multiplier": step.noise_multiplier(0),
+        "claimed_epsilon": epsilon_pld([step], delta, 0),
+        "lower_bound": epsilon_lower_bound(136, 200, 800, delta=delta, confidence=0.95),
+    }
+    assert verify(with_audit(report, **facts)).failures == []
+    assert "is claimed" in failures(with_audit(report, **facts | {"claimed_epsilon": 1.02 * facts["claimed_epsilon"]}))
 
 
 @pytest.mark.parametrize(
