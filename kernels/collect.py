@@ -11,6 +11,7 @@ pairs, `P`, `Q` the widths of a gradient.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,6 +128,16 @@ class CaptureSlot:
     """Where the adapters of one model find the collector of the microbatch in progress; None trains without privacy."""
 
     collector: Collector | None = None
+
+    @contextmanager
+    def filled(self, collector: Collector) -> Iterator[Collector]:
+        """Forward and backward inside hand their gradients to `collector`, which is closed in the end."""
+        self.collector = collector
+        try:
+            yield collector
+        finally:
+            self.collector = None
+            collector.close()
 
 
 class _Kept(Protocol):

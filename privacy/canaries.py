@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
 from . import accounting, audit
 from .errors import InvalidPrivacyParameter
+from .loss import record_losses
 from .sampling import Integers, poisson_sample
 from .steps import ReleaseTerms
 from .truth import Engine, Reals, wrong_labels
@@ -120,6 +120,7 @@ class AuditResult:
     reach: float  # the bound, had every guess been right: a claim above it cannot be refuted by this design
     right: int
     delta: float
+    noise_multiplier: float  # of the audited step, for its observer
 
     @property
     def holds(self) -> bool:
@@ -173,6 +174,7 @@ def run_audit(
         reach=bound(design.guesses),
         right=right,
         delta=step.delta,
+        noise_multiplier=step.release(dim).noise_multiplier(step.colluding),
     )
 
 
@@ -210,15 +212,9 @@ def _clipped_gradients(adapted: AdaptedModel, ids: Integers, labels: Integers, t
     count, layout = len(ids), adapted.layout
     device = next(iter(adapted.trained.values())).device
     collector = Collector(torch.arange(count, device=device), count, ids.shape[1])
-    adapted.slot.collector = collector
-    try:
-        with torch.enable_grad():
-            logits = adapted.classify(torch.from_numpy(ids).to(device))
-            target = torch.from_numpy(labels).to(logits)
-            F.binary_cross_entropy_with_logits(logits, target, reduction="sum").backward()  # type: ignore[no-untyped-call]
-    finally:
-        adapted.slot.collector = None
-        collector.close()
+    with adapted.slot.filled(collector), torch.enable_grad():
+        logits = adapted.classify(torch.from_numpy(ids).to(device))
+        record_losses(logits, torch.from_numpy(labels)).sum().backward()  # type: ignore[no-untyped-call]
     gradients = np.zeros((count, layout.dim))
     names = {parameter: name for name, parameter in adapted.trained.items()}
     for row, unit in zip(gradients, torch.eye(count, dtype=torch.float64, device=device), strict=True):

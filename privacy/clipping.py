@@ -75,12 +75,8 @@ class PerUnitClipper:
             raise UnitRepeated("a unit already contributed to this step; keep all its rows in one microbatch")
         device = next(iter(self.parameters.values())).device
         collector = Collector(torch.as_tensor(row_unit, device=device), len(ids), tokens_per_row)
-        self._slot.collector = collector
-        try:
+        with self._slot.filled(collector):
             yield
-        finally:
-            self._slot.collector = None
-            collector.close()
         self._refuse_stray_gradients()
         if not collector.parameters:
             raise ClipperMisused("no adapter was reached by backward inside the microbatch")

@@ -180,13 +180,8 @@ def unit_gradient(
     """
     rows, device = len(ids_RT), ids_RT.device
     collector = Collector(torch.arange(rows, device=device), rows, ids_RT.shape[1])
-    adapted.slot.collector = collector
-    try:
-        with torch.enable_grad():
-            row_losses(ids_RT).sum().backward()  # type: ignore[no-untyped-call]
-    finally:
-        adapted.slot.collector = None
-        collector.close()
+    with adapted.slot.filled(collector), torch.enable_grad():
+        row_losses(ids_RT).sum().backward()  # type: ignore[no-untyped-call]
     reached = set(collector.parameters)
     if absent := [name for name, parameter in adapted.trained.items() if parameter not in reached]:
         raise TargetUnreached(
