@@ -9,12 +9,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ..privacy import chain
 from .draft import NO_ENTRIES, Digest, Frozen
 from .errors import PolicyInvalid
 from .files import read_private, write_private
@@ -86,8 +86,8 @@ def set_budget(home: Path, budget: BudgetPolicy) -> None:
 def _judged(
     decisions: Decisions, study_hash: str, verdict: Literal["approved", "revoked"], unprotected: bool
 ) -> Decisions:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    judged = {**decisions.studies, study_hash: Verdict(verdict=verdict, unprotected=unprotected, decided=now)}
+    found = Verdict(verdict=verdict, unprotected=unprotected, decided=chain.now())
+    judged = {**decisions.studies, study_hash: found}
     return Decisions(studies=judged, budget=decisions.budget)
 
 

@@ -8,20 +8,22 @@ lets an auditor guess who took part and turns its right guesses into a lower bou
 import json
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..client_node.approval import noise
 from ..client_node.study import Study
+from ..privacy import chain
 from ..privacy.report_format import AuditFacts, AuditFinding, audit_facts, dump
 from .errors import AuditMissing, Conflict
 from .store import PrivacyTest, Store
 from .studies import load_study
 
 if TYPE_CHECKING:
-    from ..privacy.truth import Engine
+    from ..privacy.canaries import AuditResult
+    from ..privacy.truth import Checked, Engine
 
 _ROWS = 256  # of one microbatch
 
@@ -43,8 +45,6 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     Raises:
         Conflict: no round is committed yet, or the study claims no privacy.
     """
-    import torch
-
     from ..client_node.trainer import release_terms
     from ..privacy.canaries import AuditedStep, run_audit
     from ..privacy.steps import LocalSteps
@@ -77,18 +77,31 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
     checked = check_engine(engine, adapted, words, terms)
     guessed = run_audit(engine, adapted, words, step)
-    facts = AuditFacts(
+    facts = _facts(study, run_id, last.number, checked, guessed, time.monotonic() - started)
+    verdict = "passed" if facts.passed else "FAILED"
+    store.add_privacy_test(
+        PrivacyTest(run=run_id, kind="audit", facts=json.dumps(dump(facts))),
+        f"audit of run {run_id} at round {last.number} {verdict}: at least {facts.lower_bound:.2f}, "
+        f"claimed {facts.claimed_epsilon:.2f}, {len(facts.findings)} findings",
+    )
+    return facts
+
+
+def _facts(
+    study: Study, run_id: str, round_number: int, checked: "Checked", guessed: "AuditResult", seconds: float
+) -> AuditFacts:
+    return AuditFacts(
         run=run_id,
         study=study.study_hash,
-        round=last.number,
-        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        round=round_number,
+        time=chain.now(),
         delta=guessed.delta,
         claimed_epsilon=guessed.claim,
         lower_bound=guessed.lower_bound,
         largest_bound=guessed.reach,
         confidence=guessed.design.confidence,
-        noise_multiplier=step.release(adapted.layout.dim).noise_multiplier(privacy.collusion),
-        colluding=privacy.collusion,
+        noise_multiplier=guessed.noise_multiplier,
+        colluding=study.draft.privacy.collusion,
         steps=guessed.design.steps,
         canaries=guessed.design.canaries,
         guesses=guessed.design.guesses,
@@ -97,17 +110,9 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
         findings=[AuditFinding(check=found.check, detail=found.detail) for found in checked.findings],
         blocks=checked.blocks,
         blocks_reached=checked.reached,
-        seconds=round(time.monotonic() - started, 1),
-        versions=f"confide {__version__}, torch {torch.__version__}",
+        seconds=round(seconds, 1),
+        versions=f"confide {__version__}, torch {version('torch')}",
     )
-    text = json.dumps(dump(facts))
-    verdict = "passed" if facts.passed else "FAILED"
-    store.add_privacy_test(
-        PrivacyTest(run=run_id, kind="audit", facts=text),
-        f"audit of run {run_id} at round {last.number} {verdict}: at least {facts.lower_bound:.2f}, "
-        f"claimed {facts.claimed_epsilon:.2f}, {len(facts.findings)} findings",
-    )
-    return facts
 
 
 def audits(store: Store, run_id: str) -> list[AuditFacts]:

@@ -168,34 +168,18 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
     """Report, adapter, and what both are worth."""
     from . import results
     from .audit import audit_run
-    from .measurement import measurement
-    from .membership import Attacked, Pool, attack
-    from .references import references, untrained
 
     folder, home = federation.folder, federation.home
     with closing(Store.open(federation.home)) as store:
         study = load_study(store.study(store.run(run_id).study))
-        train, held_out = ([_records(bench, study, site, part) for site in federation.sites] for part in _PARTS)
-        private = study.draft.privacy.mode != "none"
-        if private:
+        audited = None
+        if study.draft.privacy.mode != "none":
             with console.status("Trying to prove the claimed epsilon wrong: an audit of the training step"):
-                audited = audit_run(store, home, run_id)
+                audited = dump(audit_run(store, home, run_id))
         adapter = folder / "adapter"
         if not adapter.exists():
             results.export_adapter(store, home, run_id, adapter)
-        with console.status("Measuring the references in this process (the demo's records are public)"):
-            pool, mode = Pool.read(study, train, held_out), study.draft.privacy.mode
-            attacked = [
-                Attacked("the run's adapter", mode, pool.confidences(results.adapted_model(store, home, run_id)))
-            ]
-            compared = references(
-                study, bench.backbone, train, held_out,
-                on_nonprivate=lambda model: attacked.append(
-                    Attacked("the same study trained without noise", "none", pool.confidences(model))
-                ),
-            )  # fmt: skip
-        with console.status("Attacking both adapters: who was in the training records?"):
-            attacks = attack(store, run_id, study, pool, untrained(study.draft, bench.backbone), attacked)
+        quality = _quality(store, bench, study, run_id, home, console)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
             report_json, report_html = folder / "report.json", folder / "report.html"
@@ -206,24 +190,14 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
                 raise DemoFailed("the report does not verify: " + "; ".join(verification.failures))
         rounds = store.rounds(run_id)
         seconds = sorted(row.seconds for row in rounds)
-        found = results.evaluate(results.adapted_model(store, home, run_id), study, held_out)
-        spent = results.largest_epsilon(store, study, colluding=1)
-        metrics = measurement(store, run_id).metrics if study.draft.evaluation else None
-        measured, tied = (metrics.auc, metrics.auc_tied) if metrics else (None, None)
+        spent = results.largest_epsilon(store, study, colluding=1) if audited else None
         return {
-            "epsilon": spent.pld if private else None,
-            "epsilon_rdp": spent.rdp if private else None,
+            "epsilon": spent and spent.pld,
+            "epsilon_rdp": spent and spent.rdp,
             "unit": study.draft.data.unit,
-            "delta": study.draft.privacy.delta if private else None,
-            "auc_private": found["auc"]["value"],
-            "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
-            "auc_measured": measured and measured.value,
-            "auc_measured_interval": measured and [measured.low, measured.high],
-            "auc_measured_binning": tied and tied / 2,
-            "accuracy_private": found["accuracy"]["value"],
-            **compared,
-            "audit": dump(audited) if private else None,
-            "membership": [dump(facts) for facts in attacks],
+            "delta": study.draft.privacy.delta if audited else None,
+            **quality,
+            "audit": audited,
             "rounds": len(rounds),
             "seconds_per_round": round(seconds[len(seconds) // 2], 3),
             "bytes_per_site_round": max(row.bytes_per_site for row in rounds),
@@ -235,6 +209,41 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
             "study": study.study_hash,
             "run": run_id,
         }
+
+
+def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console) -> dict[str, Any]:
+    """How good the run's adapter is, as measured by the sites and on all records, beside what it is compared with."""
+    from . import results
+    from .measurement import measurement
+    from .membership import Attacked, Pool, attack
+    from .references import references, untrained
+
+    sites = study.site_names()
+    train, held_out = ([_records(bench, study, site, part) for site in sites] for part in _PARTS)
+    with console.status("Measuring the references in this process (the demo's records are public)"):
+        adapted, pool = results.adapted_model(store, home, run_id), Pool.read(study, train, held_out)
+        found = results.evaluate(adapted, study, held_out)
+        attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(adapted))]
+        compared = references(
+            study, bench.backbone, train, held_out,
+            on_nonprivate=lambda model: attacked.append(
+                Attacked("the same study trained without noise", "none", pool.confidences(model))
+            ),
+        )  # fmt: skip
+    with console.status("Attacking both adapters: who was in the training records?"):
+        attacks = attack(store, run_id, study, pool, untrained(study.draft, bench.backbone), attacked)
+    metrics = measurement(store, run_id).metrics if study.draft.evaluation else None
+    measured, tied = (metrics.auc, metrics.auc_tied) if metrics else (None, None)
+    return {
+        "auc_private": found["auc"]["value"],
+        "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
+        "auc_measured": measured and measured.value,
+        "auc_measured_interval": measured and [measured.low, measured.high],
+        "auc_measured_binning": tied and tied / 2,
+        "accuracy_private": found["accuracy"]["value"],
+        **compared,
+        "membership": [dump(facts) for facts in attacks],
+    }
 
 
 def _show(outcome: dict[str, Any], console: Console) -> None:

@@ -8,7 +8,6 @@ Heads are weaker stand-ins than whole adapters would be; `benchmarks/audit.py --
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel
+from ..privacy import chain
 from ..privacy.accounting import Mode
 from ..privacy.membership import attack_auc, likelihood_ratios, logit_confidence, roc
 from ..privacy.report_format import MembershipFacts, RocPoint, dump
@@ -115,7 +115,7 @@ def _facts(
     return MembershipFacts(
         run=run_id,
         study=study.study_hash,
-        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        time=chain.now(),
         attacked=attacked.name,
         is_private=attacked.mode != "none",
         shadows=len(shadows),

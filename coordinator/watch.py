@@ -1,6 +1,7 @@
 """Follows a run in its store and shows it: rounds, time left, bytes, privacy spent."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..client_node.approval import planned_releases
 from ..client_node.study import Study
-from ..privacy.accounting import epsilon_pld
+from ..privacy.accounting import Release, epsilon_pld
 from .store import Round, Run, Store
 from .studies import load_study
 
@@ -63,9 +64,10 @@ def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
     """Epsilon by PLD that the first `rounds` rounds of the study, its evaluation the last of all, cost at a site that
     spent nothing before; with all sites summed.
     """
-    planned = planned_releases(study, sites=len(study.sites))
-    releases = [release for release, count in planned for _ in range(count)]
-    return epsilon_pld(releases[:rounds], study.draft.privacy.delta, colluding)
+    opened: Counter[Release] = Counter()
+    for release, count in planned_releases(study, sites=len(study.sites)):
+        opened[release] += min(count, rounds - opened.total())
+    return epsilon_pld(opened, study.draft.privacy.delta, colluding)
 
 
 def spent_text(study: Study, rounds: int) -> str:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -340,8 +339,7 @@ class Ledger:
                 self._refresh(connection)
 
                 def append(kind: str, body: Mapping[str, Any]) -> Entry:
-                    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-                    entry = chain.extend(self._head, self._signer, now, kind, body)
+                    entry = chain.extend(self._head, self._signer, chain.now(), kind, body)
                     self._store.add(connection, entry)
                     added.append(entry)
                     return entry

@@ -45,6 +45,4 @@ def _log_moment(noise_multiplier: float, sample_rate: float, order: int) -> floa
     i = np.arange(order + 1)
     log_binomial = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
     log_weight = log_binomial + i * np.log(sample_rate) + (order - i) * np.log1p(-sample_rate)
-    terms = log_weight + (i * i - i) / (2 * noise_multiplier**2)
-    largest = terms.max()
-    return float(largest + np.log(np.exp(terms - largest).sum()))
+    return float(np.logaddexp.reduce(log_weight + (i * i - i) / (2 * noise_multiplier**2)))

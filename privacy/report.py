@@ -6,13 +6,12 @@ A report carries each site's ledger whole, so a reader needs to trust neither th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from . import accounting, canonical, renyi, statement
+from . import accounting, canonical, chain, renyi, statement
 from .chain import Entry, verify_chain
 from .charges import Books
 from .errors import ReportInvalid
@@ -67,7 +66,7 @@ def build_report(
     report = Report(
         format=FORMAT,
         federation=federation,
-        issued=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        issued=chain.now(),
         issuer=canonical.public_hex(signer),
         accountants=_accountants(),
         studies=[study_facts(facts) for facts in studies],
