@@ -17,7 +17,19 @@ import typer
 from ..models.errors import ModelError
 from ..privacy.errors import PrivacyError
 from .errors import ClientNodeError
-from .shown import err, out, print_json, report_facts, show, show_budget, show_facts, show_plan, study_facts, study_row
+from .shown import (
+    err,
+    out,
+    print_json,
+    report_facts,
+    show,
+    show_budget,
+    show_facts,
+    show_plan,
+    show_verification,
+    study_facts,
+    study_row,
+)
 
 FAILED, PROBLEMS, INTERRUPTED = 1, 3, 130
 DEFAULT_HOME = Path.home() / ".confide" / "client-node"
@@ -346,17 +358,8 @@ def budget_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a report from its entries alone: signatures, chains, every epsilon."""
-    from ..privacy.verify import known_keys, verify_file
-
     with told():
-        found = verify_file(file, issuer=issuer, site_keys=known_keys(site or ()))
-        if as_json:
-            print_json(found.to_dict())
-        else:
-            for line in found.lines():
-                out.print(line, markup=False, highlight=False, soft_wrap=True)
-            out.print("Everything holds." if found.ok else "This report does not hold.")
-        raise typer.Exit(0 if found.ok else PROBLEMS)
+        raise typer.Exit(0 if show_verification(file, issuer, site or (), as_json) else PROBLEMS)
 
 
 def _refresh(home: Path) -> None:

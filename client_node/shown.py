@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,20 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
         return print_json({name.replace(" ", "_"): value for name, value in facts.items()} | {"costs": rows})
     show(f"Epsilon of the whole study at delta {budget.delta:g}, by colluding sites", costs, as_json=False)
     show_facts("Plan", facts, as_json=False)
+
+
+def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
+    """What verifying a budget report found, and whether it holds; `sites` are NAME=KEY texts known from elsewhere."""
+    from ..privacy.verify import known_keys, verify_file
+
+    found = verify_file(file, issuer=issuer, site_keys=known_keys(sites))
+    if as_json:
+        print_json(found.to_dict())
+        return found.ok
+    for line in found.lines():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print("Everything holds." if found.ok else "This report does not hold.")
+    return found.ok
 
 
 def print_json(value: Any) -> None:

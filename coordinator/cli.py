@@ -6,7 +6,6 @@ by Ctrl-C.
 
 import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from ..client_node.enrolment import Role
 from ..client_node.errors import ClientNodeError
+from ..client_node.shown import print_json, show_verification
 from ..models.errors import ModelError
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
@@ -34,6 +34,11 @@ from .home import Settings, create_home, load_settings
 from .pki import Pki
 from .register import Register
 from .store import Run, Store
+
+if TYPE_CHECKING:  # accounting takes seconds to import
+    from ..models.binned_evaluation import ReliabilityBin
+    from ..models.evaluation import Estimate
+    from ..privacy.report_format import AuditFacts
 
 app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
 site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
@@ -379,17 +384,8 @@ def budget_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a report from its entries, on any machine, without the federation's stores."""
-    from ..privacy.verify import known_keys, verify_file
-
     with told():
-        found = verify_file(file, issuer=issuer, site_keys=known_keys(site or ()))
-        if as_json:
-            print_json(found.to_dict())
-        else:
-            for line in found.lines():
-                out.print(line, markup=False, highlight=False, soft_wrap=True)
-            out.print("Everything holds." if found.ok else "This report does not hold.")
-        raise typer.Exit(0 if found.ok else UNVERIFIED)
+        raise typer.Exit(0 if show_verification(file, issuer, site or (), as_json) else UNVERIFIED)
 
 
 @audit_app.command("privacy")
@@ -524,7 +520,7 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
     }
 
 
-def estimate_texts(estimate: Any) -> tuple[str, str]:
+def estimate_texts(estimate: "Estimate | None") -> tuple[str, str]:
     """A metric and its interval as a table shows them."""
     if estimate is None:
         return "hidden by the noise", ""
@@ -532,7 +528,7 @@ def estimate_texts(estimate: Any) -> tuple[str, str]:
     return f"{estimate.value:.{digits}f}", f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
 
 
-def reliability_row(each: Any) -> dict[str, Any]:
+def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
     """A bin of the score as a table shows it."""
     value, interval = estimate_texts(each.positives)
     return {
@@ -543,7 +539,7 @@ def reliability_row(each: Any) -> dict[str, Any]:
     }
 
 
-def audit_rows(facts: Any) -> list[dict[str, Any]]:
+def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
     """An audit as a table shows it."""
     found = {finding.check: finding.detail for finding in reversed(facts.findings)}
     bound = f"at least {facts.lower_bound:.3f} at {100 * facts.confidence:g} % confidence"
@@ -563,19 +559,6 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     """Rows as a table, or as JSON."""
     printer: Callable[[], None] = (lambda: print_json(rows)) if as_json else (lambda: print_table(title, rows))
     printer()
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on stdout; what has no bound reads "inf", as in reports, since JSON has no number for it."""
-    print(json.dumps(_without_infinities(value), indent=2, allow_nan=False))
-
-
-def _without_infinities(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_infinities(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_infinities(item) for item in value]
-    return "inf" if value == math.inf else value
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
