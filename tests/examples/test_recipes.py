@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import pytest
 
 from confide.client_node.draft import load_draft
 from confide.client_node.planning import releases
 from confide.privacy.accounting import epsilon_pld, epsilon_rdp
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from .conftest import EXAMPLES
+
 DIM = 16_513
 
 

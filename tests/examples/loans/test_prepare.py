@@ -1,39 +1,16 @@
-import csv
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from confide.client_node.data import check
 from confide.client_node.draft import load_draft
-from confide.client_node.policy import SitePolicy
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "loans"
+from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
+
 LEAKS = {
     "grade", "sub_grade", "interest_rate", "installment", "balance", "paid_total", "paid_principal", "paid_interest",
     "paid_late_fees", "loan_status", "initial_listing_status", "disbursement_method", "issue_month", "state",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("loans_prepare", EXAMPLE / "prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def prepared(example, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("loans")
-    return directory, example.prepare(directory)
-
-
-def rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_every_borrower_is_in_exactly_one_file(prepared):
@@ -66,13 +43,11 @@ def test_split_is_a_function_of_the_loan_alone(example, prepared):
 
 
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
-    example.prepare(tmp_path)
-    for path in prepared[0].rglob("*.csv"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+    assert are_prepared_alike(example, prepared, tmp_path)
 
 
 def test_cut_points_are_round_numbers_within_the_range_of_their_column(example):
-    table, draft = example.read_table(), load_draft(EXAMPLE / "study.toml")
+    table, draft = example.read_table(), load_draft(EXAMPLES / "loans" / "study.toml")
     for name, cuts in draft.data.numeric.items():
         assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
         assert min(cuts) <= table[name].max(), name
@@ -81,13 +56,9 @@ def test_cut_points_are_round_numbers_within_the_range_of_their_column(example):
 
 @pytest.mark.parametrize("part", ["train", "heldout"])
 def test_a_site_can_use_its_table_without_renaming_anything(prepared, part):
-    draft = load_draft(EXAMPLE / "study.toml")
+    draft = load_draft(EXAMPLES / "loans" / "study.toml")
     for site, paths in prepared[1].items():
-        path = Path(paths[part])
-        data = {"path": str(path), "name": "loans", "unit": "borrower", "unit_column": "borrower_id"}
-        budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
-        policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
-        report = check(path, policy, draft)
+        report = checked(paths[part], draft)
         assert report.is_fit, (site, report.problems)
         assert report.rows_per_unit == (1, 1.0, 1)
-        assert set(pd.read_csv(path)["high_risk"]) == {0, 1}
+        assert set(pd.read_csv(paths[part])["high_risk"]) == {0, 1}

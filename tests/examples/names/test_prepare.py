@@ -1,30 +1,8 @@
-import csv
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "names"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("names_prepare", EXAMPLE / "prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def prepared(example, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("names")
-    return directory, example.prepare(directory)
-
-
-def rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from ..conftest import are_prepared_alike, rows
 
 
 def test_every_name_is_in_exactly_one_file(prepared):
@@ -65,6 +43,4 @@ def test_a_name_lives_where_it_is_most_common(example):
 
 
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
-    example.prepare(tmp_path)
-    for path in prepared[0].rglob("*.csv"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+    assert are_prepared_alike(example, prepared, tmp_path)

@@ -1,35 +1,11 @@
-import csv
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from confide.client_node.data import check
 from confide.client_node.draft import load_draft
-from confide.client_node.policy import SitePolicy
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "rand"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("rand_prepare", EXAMPLE / "prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def prepared(example, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("rand")
-    return directory, example.prepare(directory)
-
-
-def rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
 
 
 def test_a_person_has_one_file_with_all_records(prepared):
@@ -44,7 +20,7 @@ def test_a_person_has_one_file_with_all_records(prepared):
 
 
 def test_no_person_has_more_records_than_the_study_learns_from(prepared):
-    draft = load_draft(EXAMPLE / "study.toml")
+    draft = load_draft(EXAMPLES / "rand" / "study.toml")
     most = max(max(Counter(row["person_id"] for row in rows(path)).values()) for path in prepared[0].rglob("train.csv"))
     assert most == draft.data.max_records_per_unit == 4
 
@@ -70,13 +46,11 @@ def test_nothing_of_the_following_year_is_a_column(example, prepared):
 
 
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
-    example.prepare(tmp_path)
-    for path in prepared[0].rglob("*.csv"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+    assert are_prepared_alike(example, prepared, tmp_path)
 
 
 def test_cut_points_are_not_quantiles_of_the_table(example):
-    table, draft = example.read_table(), load_draft(EXAMPLE / "study.toml")
+    table, draft = example.read_table(), load_draft(EXAMPLES / "rand" / "study.toml")
     for name, cuts in draft.data.numeric.items():
         assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
         assert min(cuts) <= table[name].max(), name
@@ -85,14 +59,10 @@ def test_cut_points_are_not_quantiles_of_the_table(example):
 
 @pytest.mark.parametrize("part", ["train", "heldout"])
 def test_a_site_can_use_its_table_without_renaming_anything(prepared, part):
-    draft = load_draft(EXAMPLE / "study.toml")
+    draft = load_draft(EXAMPLES / "rand" / "study.toml")
     for site, paths in prepared[1].items():
-        path = Path(paths[part])
-        data = {"path": str(path), "name": "rand", "unit": "person", "unit_column": "person_id"}
-        budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
-        policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
-        report = check(path, policy, draft)
+        report = checked(paths[part], draft)
         assert report.is_fit, (site, report.problems)
         assert report.rows_per_unit is not None
         assert report.rows_per_unit[2] <= draft.data.max_records_per_unit
-        assert set(pd.read_csv(path)["high_cost"]) == {0, 1}
+        assert set(pd.read_csv(paths[part])["high_cost"]) == {0, 1}

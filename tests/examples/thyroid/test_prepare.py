@@ -1,35 +1,11 @@
-import csv
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from confide.client_node.data import check
 from confide.client_node.draft import load_draft
-from confide.client_node.policy import SitePolicy
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("thyroid_prepare", EXAMPLE / "prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def prepared(example, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("thyroid")
-    return directory, example.prepare(directory)
-
-
-def rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
 
 
 def test_every_patient_is_in_exactly_one_file(prepared):
@@ -64,9 +40,7 @@ def test_no_column_gives_the_answer_away(example, prepared):
 
 
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
-    example.prepare(tmp_path)
-    for path in prepared[0].rglob("*.csv"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(prepared[0])).read_bytes()
+    assert are_prepared_alike(example, prepared, tmp_path)
 
 
 def test_flags_stay_as_a_hospital_writes_them(prepared):
@@ -78,12 +52,8 @@ def test_flags_stay_as_a_hospital_writes_them(prepared):
 
 @pytest.mark.parametrize("part", ["train", "heldout"])
 def test_a_site_can_use_its_table_without_renaming_anything(prepared, part):
-    draft = load_draft(EXAMPLE / "study.toml")
+    draft = load_draft(EXAMPLES / "thyroid" / "study.toml")
     for site, paths in prepared[1].items():
-        path = Path(paths[part])
-        data = {"path": str(path), "name": "thyroid", "unit": "patient", "unit_column": "patient_id"}
-        budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
-        policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
-        report = check(path, policy, draft)
+        report = checked(paths[part], draft)
         assert report.is_fit, (site, report.problems)
         assert report.rows_per_unit == (1, 1.0, 1)

@@ -1,0 +1,49 @@
+"""What the tests of all examples do alike: load `prepare.py` by its path, run it, read what it wrote."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from confide.client_node.data import check
+from confide.client_node.policy import SitePolicy
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def example(request):
+    name = request.path.parent.name  # tests/examples/NAME is about examples/NAME
+    spec = importlib.util.spec_from_file_location(f"{name}_prepare", EXAMPLES / name / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prepared(example, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(example.__name__)
+    return directory, example.prepare(directory)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def are_prepared_alike(example, prepared, directory):
+    """Whether preparing once more, in `directory`, writes the same bytes."""
+    example.prepare(directory)
+    files = list(prepared[0].rglob("*.csv"))
+    return bool(files) and all(
+        path.read_bytes() == (directory / path.relative_to(prepared[0])).read_bytes() for path in files
+    )
+
+
+def checked(path, draft):
+    """What `client-node data check` says of a table whose columns have the study's own names."""
+    data = {"path": str(path), "name": draft.name, "unit": draft.data.unit, "unit_column": f"{draft.data.unit}_id"}
+    budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
+    policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
+    return check(Path(path), policy, draft)
