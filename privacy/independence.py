@@ -296,7 +296,7 @@ def _refuse_padding(run: Callable[[Tensor], Tensor], record: Tensor, others: Ten
     alone, beside = run(record)[0], run(longer)[0]
     if alone.ndim:  # one result a token
         beside = beside[: len(alone)]
-    if alone.shape == beside.shape and not _gap(beside, alone) < _tolerance(alone.dtype):
+    if alone.shape != beside.shape or not _gap(beside, alone) < _tolerance(alone.dtype):
         raise UnitsCoupled("the model mixes rows: what it gives for one record moves when a longer row is beside it")
 
 
