@@ -1,20 +1,25 @@
-"""The aggregator role of a node: keys that live as long as a run, and the party process that adds shares."""
+"""The aggregator role of a node: keys that live as long as a run, shares that wait, and the party that adds them."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..mpc.parties import Order, PartyConfig, PartyProcess, Release
-from ..mpc.sealing import new_keypair
-from .errors import MessageInvalid, RunEnded
+from ..mpc.sealing import max_envelope_bytes, new_keypair
+from ..mpc.shares import set_name
+from .errors import MessageInvalid, RunEnded, ShareMissing
 from .files import read_private, write_private
-from .messages import KeyCertificate
+from .messages import Deposit, KeyCertificate
+from .parts import PART_BYTES
+from .spool import Place, Spool
 from .study import Study
 
 # A party gives up on the others well before the coordinator asks anew, or the three would never be at one attempt.
 _LEAST_PATIENCE_S = 2.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class AggregatorRole:
@@ -22,6 +27,7 @@ class AggregatorRole:
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
         self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
+        self._spool = Spool(home)
         self._party: PartyProcess | None = None
         self._study_hash: str | None = None
 
@@ -39,6 +45,30 @@ class AggregatorRole:
             signer=self._signer,
         )
 
+    def deposit(self, study: Study, message: Deposit, part: bytes) -> int:
+        """Keeps a part of a site's sealed share until an order names it; how many leading bytes are then here.
+
+        Raises:
+            MessageInvalid: no site or round of the study, longer than a share of it can be, nothing that the study has
+                a use for, a run that was never prepared here, or other bytes than were announced.
+            RoundOver: a later round of the run has begun here.
+            RunEnded: the run has.
+            DiskFull: there is no room.
+        """
+        self._aggregator_id(study)
+        if not self._key_path(message.run).exists():
+            raise MessageInvalid(f"run {message.run} was not prepared here")
+        self._keypair(message.run)
+        planned, terms = study.planned_round(message.round), study.draft
+        limit = max_envelope_bytes(planned.dim, planned.ring_bits)
+        if message.site not in study.site_names() or not 0 < len(part) <= PART_BYTES or message.sealed.size > limit:
+            raise MessageInvalid(f"round {message.round}: study {terms.name} has no such share of {message.site}")
+        if message.topup_for is not None and terms.min_untopped <= study.quorum:
+            raise MessageInvalid(f"study {terms.name} has no top-ups")
+        place = Place(message.run, message.round, message.site, message.topup_for)
+        sealed = message.sealed
+        return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
+
     def aggregate(
         self,
         study: Study,
@@ -49,6 +79,7 @@ class AggregatorRole:
         attempt: int,
         cohort: tuple[str, ...],
         blobs: Mapping[str, bytes],
+        spooled: Mapping[str, str] = _NONE,
     ) -> Release:
         """Adds the sites' shares with the other two parties and gives this party's share of the total.
 
@@ -56,9 +87,12 @@ class AggregatorRole:
 
         Args:
             blobs: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or for none.
+            spooled: of those that came before, in `deposit`, the SHA-256 instead.
 
         Raises:
-            MessageInvalid: a site of `cohort`, or the round, is not in the study, or the blobs are not the cohort's.
+            MessageInvalid: a site of `cohort`, or the round, is not in the study, or the shares are not the cohort's.
+            ShareMissing: one that was to come before is not here.
+            RoundOver: a later round of the run has begun here.
             SetConflict: the round is bound to another set.
             TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
             MpcError: anything else that stops the aggregation; nothing was released.
@@ -66,11 +100,21 @@ class AggregatorRole:
         identities = {site.name: site.identity for site in study.sites}
         if not set(cohort) <= identities.keys():
             raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
-        shares, topups = _by_site(cohort, blobs, "update"), _by_site(cohort, blobs, "topup")
-        whole = set(shares) == set(cohort) and set(topups) in ({*cohort}, set())
-        if not whole or len(shares) + len(topups) != len(blobs):
+        updates, topups = ([f"{kind}-{i}" for i in range(len(cohort))] for kind in ("update", "topup"))
+        named = sorted((*blobs, *spooled))
+        if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
-        planned = study.planned_round(round_number)
+        planned, private_key = study.planned_round(round_number), self._keypair(run)[0]
+        self._spool.begin(run, round_number)
+        topup_for = set_name(cohort)
+        files = {
+            kind: {
+                site: self._file(Place(run, round_number, site, purpose), blobs.get(name), spooled.get(name))
+                for site, name in zip(cohort, names, strict=True)
+                if name in named
+            }
+            for kind, names, purpose in (("update", updates, None), ("topup", topups, topup_for))
+        }
         order = Order(
             study=study.study_hash,
             run=run,
@@ -83,19 +127,32 @@ class AggregatorRole:
             scale_bits=planned.scale_bits,
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,
-            private_key=self._keypair(run)[0],
+            private_key=private_key,
         )
-        return self._party_for(study).aggregate(order, shares, topups)
+        return self._party_for(study).aggregate(order, files["update"], files["topup"])
+
+    def rest(self, run: str) -> None:
+        """Drops the shares of a run that pauses; its key stays."""
+        self._spool.clear(run)
 
     def end(self, run: str) -> None:
         """Deletes the run's key: its sealed shares can never be opened again, and no new key is ever made for it."""
         write_private(self._key_path(run), json.dumps({"ended": True}).encode())
+        self._spool.drop(run)
 
     def stop(self) -> None:
         """Stops the party process."""
         if self._party is not None:
             self._party.stop()
             self._party = None
+
+    def _file(self, place: Place, data: bytes | None, digest: str | None) -> Path:
+        if data is not None:
+            return self._spool.put(place, data)
+        path = None if digest is None else self._spool.find(place, digest)
+        if path is None:
+            raise ShareMissing(f"round {place.round}: the sealed share of {place.site} is not here")
+        return path
 
     def _keypair(self, run: str) -> tuple[bytes, bytes]:
         path = self._key_path(run)
@@ -133,7 +190,3 @@ class AggregatorRole:
             if party.name == self._name:
                 return index
         raise MessageInvalid(f"{self._name} is no aggregator of study {study.draft.name}")
-
-
-def _by_site(cohort: tuple[str, ...], blobs: Mapping[str, bytes], kind: str) -> dict[str, bytes]:
-    return {site: blobs[name] for i, site in enumerate(cohort) if (name := f"{kind}-{i}") in blobs}

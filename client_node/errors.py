@@ -23,6 +23,8 @@ ClientNodeError
 ├── MessageInvalid           a message that is malformed, unsigned or makes no sense
 ├── StaleLease               a message from a driver that was replaced
 ├── RunEnded                 the run is over at this node
+├── ShareMissing             an order names a sealed share that is not here (any more)
+├── DiskFull                 no room for the sealed shares of a round
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; why stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
@@ -153,6 +155,18 @@ class StaleLease(ClientNodeError):
 
 class RunEnded(ClientNodeError):
     """The run is over at this node; its keys are gone."""
+
+    public = True
+
+
+class ShareMissing(ClientNodeError):
+    """An order names a sealed share that was not brought here, or was lost since; bring it and ask again."""
+
+    public = True
+
+
+class DiskFull(ClientNodeError):
+    """An aggregator has no room for the sealed shares of a round; its operator has to make some."""
 
     public = True
 

@@ -1,5 +1,6 @@
 """Files that a node must neither lose nor show: written whole, flushed, readable by their owner alone."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,12 +15,23 @@ def write_private(path: Path, data: bytes) -> None:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    move_durably(beside, path)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Gives a file that is on disk another name in its folder, so that a crash does not take it back."""
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex; it is never whole in memory."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def read_private(path: Path, *, max_bytes: int = 1 << 30) -> bytes:

@@ -25,10 +25,12 @@ from .study import Study
 
 MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096
+MAX_INLINE = 8 << 20  # bytes of sealed shares in one message; the larger ones of them come in parts
 ENTRIES_A_MESSAGE = 256  # of a ledger; the coordinator asks on for the rest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+BlobName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{4,64}$")]
 
@@ -113,6 +115,18 @@ class Outcome(BaseModel):
     evidence: Annotated[tuple[Annotated[str, StringConstraints(max_length=1 << 17)], ...], Field(max_length=3)]
 
 
+class Sealed(BaseModel):
+    """A sealed share by its length and SHA-256, which its parts, however they come, must make up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    size: PositiveInt
+    digest: Digest
+
+
+Three = tuple[Sealed, Sealed, Sealed]  # a site's, by aggregator
+Inline = Annotated[NonNegativeInt, Field(le=MAX_INLINE)]
+
+
 class Prepare(Request):
     """To every node of a study: load what the run needs; aggregators make the run's key."""
 
@@ -140,14 +154,19 @@ class RoundPlan(Request):
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     outcomes: tuple[Outcome, ...]
     ledger_from: NonNegativeInt
+    inline: Inline = MAX_INLINE  # bytes of sealed shares that the answer may carry
 
 
 class Update(Reply):
-    """A site's answer to `RoundPlan`. Blobs `envelope-0..2`: one sealed share for each aggregator."""
+    """A site's answer to `RoundPlan`: one sealed share for each aggregator.
+
+    Blobs `envelope-0..2`: of these the smallest, as many as the plan lets the answer carry. `Fetch` gets the others.
+    """
 
     kind: ClassVar[str] = "update"
     run: RunId
     round: PositiveInt
+    sealed: Three
     ledger: tuple[Entry, ...]
 
 
@@ -159,25 +178,67 @@ class TopUpPlan(Request):
     state: Digest  # SHA-256 of the trained vector that every site started from
     cohort: tuple[Name, ...]  # sorted
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    inline: Inline = MAX_INLINE
 
 
 class TopUp(Reply):
-    """A site's answer to `TopUpPlan`. Blobs `envelope-0..2`: one sealed share of noise for each aggregator."""
+    """A site's answer to `TopUpPlan`: one sealed share of noise for each aggregator, as in `Update`."""
 
     kind: ClassVar[str] = "topped"
     run: RunId
     round: PositiveInt
+    sealed: Three
+
+
+class Fetch(Request):
+    """To a site: a part of what it has sealed, its update or the top-up for the set with the name `topup_for`."""
+
+    kind: ClassVar[str] = "fetch"
+    round: PositiveInt
+    topup_for: Digest | None
+    aggregator_id: Annotated[NonNegativeInt, Field(le=2)]
+    offset: NonNegativeInt
+
+
+class Fetched(Reply):
+    """A site's answer. Blob `part`: the bytes from `offset` on, 8 MiB or up to the end."""
+
+    kind: ClassVar[str] = "fetched"
+    run: RunId
+    round: PositiveInt
+
+
+class Deposit(Request):
+    """To an aggregator: keep a part of a sealed share until an order names it. Blob `part`: the bytes from `offset` on,
+    at most 8 MiB."""
+
+    kind: ClassVar[str] = "deposit"
+    round: PositiveInt
+    site: Name
+    topup_for: Digest | None
+    sealed: Sealed
+    offset: NonNegativeInt
+
+
+class Deposited(Reply):
+    """An aggregator's answer: how many leading bytes of that share it holds now."""
+
+    kind: ClassVar[str] = "deposited"
+    run: RunId
+    round: PositiveInt
+    held: NonNegativeInt
 
 
 class AggregateOrder(Request):
     """To an aggregator: add these sites. Blobs `update-I`: sealed share of site number I of `cohort`; for a set that
-    needs them also `topup-I`."""
+    needs them also `topup-I`. Those that were deposited before stand in `spooled` instead."""
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
     state: Digest  # SHA-256 of the vector that every site was sent
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
+    spooled: dict[BlobName, Digest] = {}
 
 
 class ShareOfTotal(Reply):
@@ -232,7 +293,7 @@ class _Signed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
     message: Annotated[str, StringConstraints(max_length=MAX_BODY)]
-    blobs: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")], Digest]
+    blobs: dict[BlobName, Digest]
     signature: Signature
 
 
@@ -258,6 +319,16 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
     if outer.blobs != {name: hashlib.sha256(blob).hexdigest() for name, blob in packet.blobs.items()}:
         raise MessageInvalid(f"blobs of the {outer.kind} message are not those that were signed")
     return _read(outer, models)
+
+
+def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
+    """Names of the blobs that go into one message: the smallest, as many as have `room` bytes together."""
+    chosen: set[str] = set()
+    for size, name in sorted((size, name) for name, size in sizes.items()):
+        if size <= room and len(chosen) < MAX_BLOBS:
+            chosen.add(name)
+            room -= size
+    return chosen
 
 
 def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
@@ -317,8 +388,18 @@ def _signed_bytes(kind: str, text: str, digests: Mapping[str, str]) -> bytes:
 
 def outgoing_fields() -> dict[str, list[str]]:
     """Every field of every message that leaves a node, for the privacy review in the tests."""
-    replies: list[type[Reply]] = [Ready, Update, TopUp, ShareOfTotal, SetTaken, SetIncomplete, Settled]
+    replies: list[type[Reply]] = [
+        Ready,
+        Update,
+        TopUp,
+        Fetched,
+        Deposited,
+        ShareOfTotal,
+        SetTaken,
+        SetIncomplete,
+        Settled,
+    ]
     return {reply.kind: sorted(reply.model_fields) for reply in replies}
 
 
-Kind = Literal["prepare", "step", "topup", "aggregate", "settle"]
+Kind = Literal["prepare", "step", "topup", "fetch", "deposit", "aggregate", "settle"]

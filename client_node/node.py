@@ -36,32 +36,40 @@ from .errors import (
     StaleLease,
     StepFailed,
 )
-from .files import read_private, write_private
+from .files import file_digest, read_private, write_private
 from .holds import Holds
 from .identity import NodeIdentity
 from .messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
+    Deposit,
+    Deposited,
+    Fetch,
+    Fetched,
     Outcome,
     Packet,
     Prepare,
     Ready,
     Request,
     RoundPlan,
+    Sealed,
     SetIncomplete,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
+    Three,
     TopUp,
     TopUpPlan,
     Update,
+    fitting,
     require_evidence,
     require_run_keys,
     sign,
     verify,
 )
-from .outbox import Envelopes, Outbox
+from .outbox import Files, Outbox
+from .parts import read_part
 from .policy import SitePolicy, load_policy
 from .studies import approved_study
 from .study import PlannedRound, Study
@@ -92,6 +100,8 @@ class Node:
             "prepare": self._prepare,
             "step": self._step,
             "topup": self._topup,
+            "fetch": self._fetch,
+            "deposit": self._deposit,
             "aggregate": self._aggregate,
             "settle": self._settle,
         }
@@ -129,13 +139,14 @@ class Node:
         envelopes = self._stored(study, plan.run, plan.round)
         if envelopes is None:
             envelopes = self._new_envelopes(study, plan, packet.blobs.get("state", b""))
+        sealed, blobs = _described(envelopes, plan.inline)
         answer = Update(
-            request=packet.digest(), run=plan.run, round=plan.round, ledger=self._ledger_since(plan.ledger_from)
-        )
-        blobs = {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)}
+            request=packet.digest(), run=plan.run, round=plan.round, sealed=sealed,
+            ledger=self._ledger_since(plan.ledger_from),
+        )  # fmt: skip
         return sign(answer, self._identity.signer, blobs)
 
-    def _stored(self, study: Study, run: str, round_number: int) -> Envelopes | None:
+    def _stored(self, study: Study, run: str, round_number: int) -> Files | None:
         """The sealed answer to an earlier plan of the round, if there is one; it goes out under a charge too.
 
         The charge is there already, unless the ledger was lost or is an older copy.
@@ -145,7 +156,7 @@ class Node:
             self._reserve(study, load_policy(self._home), run, round_number)
         return envelopes
 
-    def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> tuple[bytes, bytes, bytes]:
+    def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
         planned = study.planned_round(plan.round)
         if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
@@ -176,8 +187,7 @@ class Node:
             full=self._site_index(study) % 3,  # the party that gets the long share rotates over the sites
         )
         envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
-        self._outbox.put(plan.run, plan.round, envelopes)
-        return envelopes
+        return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _topup(self, packet: Packet) -> Packet:
         plan = verify(packet, self._enrolment.coordinator, TopUpPlan)
@@ -186,8 +196,28 @@ class Node:
         self._stored(study, plan.run, plan.round)
         name, signer = self._enrolment.name, self._identity.signer
         envelopes = top_up(study, plan, outbox=self._outbox, site=name, signer=signer)
-        answer = TopUp(request=packet.digest(), run=plan.run, round=plan.round)
-        return sign(answer, signer, {f"envelope-{index}": envelope for index, envelope in enumerate(envelopes)})
+        sealed, blobs = _described(envelopes, plan.inline)
+        return sign(TopUp(request=packet.digest(), run=plan.run, round=plan.round, sealed=sealed), signer, blobs)
+
+    def _fetch(self, packet: Packet) -> Packet:
+        message = verify(packet, self._enrolment.coordinator, Fetch)
+        study = self._admit_site(message)
+        self._refuse_settled(message.run, message.round)
+        files = self._stored(study, message.run, message.round)
+        if message.topup_for is not None:
+            files = self._outbox.topup(message.run, message.round, message.topup_for)
+        part = b"" if files is None else read_part(files[message.aggregator_id], message.offset)
+        if not part:
+            raise MessageInvalid(f"{self._enrolment.name} has sealed nothing there in round {message.round}")
+        answer = Fetched(request=packet.digest(), run=message.run, round=message.round)
+        return sign(answer, self._identity.signer, {"part": part})
+
+    def _deposit(self, packet: Packet) -> Packet:
+        message = verify(packet, self._enrolment.coordinator, Deposit)
+        study = self._admit(message)
+        held = self._aggregator.deposit(study, message, packet.blobs.get("part", b""))
+        answer = Deposited(request=packet.digest(), run=message.run, round=message.round, held=held)
+        return sign(answer, self._identity.signer)
 
     def _contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
@@ -221,6 +251,7 @@ class Node:
                 attempt=order.attempt,
                 cohort=order.cohort,
                 blobs=packet.blobs,
+                spooled=order.spooled,
             )
         except SetConflict as conflict:
             bound = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=conflict.bound)
@@ -247,8 +278,11 @@ class Node:
             records = self._ledger_since(message.ledger_from)
             if message.final:
                 self._holds.drop(message.run)
-        if message.final and self._aggregates(study):
-            self._aggregator.end(message.run)
+        if self._aggregates(study):
+            if message.final:
+                self._aggregator.end(message.run)
+            else:
+                self._aggregator.rest(message.run)
         return sign(Settled(request=packet.digest(), ledger=records), self._identity.signer)
 
     def _admit(self, message: Request) -> Study:
@@ -397,6 +431,15 @@ class Node:
         if self._ledger is None:
             raise MessageInvalid(f"{self._enrolment.name} keeps no ledger: it does not train")
         return self._ledger
+
+
+def _described(files: Files, room: int) -> tuple[Three, dict[str, bytes]]:
+    """A site's sealed shares by size and digest, and those of them that have `room` bytes together, as blobs."""
+    sizes = {f"envelope-{index}": path.stat().st_size for index, path in enumerate(files)}
+    chosen = fitting(sizes, room)
+    blobs = {name: read_private(path) for name, path in zip(sizes, files, strict=True) if name in chosen}
+    first, second, third = (Sealed(size=path.stat().st_size, digest=file_digest(path)) for path in files)
+    return (first, second, third), blobs
 
 
 def _trainer_key(study: Study, policy: SitePolicy) -> str:

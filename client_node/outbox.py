@@ -13,6 +13,7 @@ from ..mpc.shares import set_name
 from .files import read_private, write_private
 
 Envelopes = tuple[bytes, bytes, bytes]
+Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
 
 
 class Outbox:
@@ -21,27 +22,32 @@ class Outbox:
     def __init__(self, home: Path) -> None:
         self._path = home / "outbox"
 
-    def get(self, run: str, round_number: int) -> Envelopes | None:
+    def get(self, run: str, round_number: int) -> Files | None:
         """The stored envelopes of a round, by aggregator, or None if the round was never finished here."""
-        return _read(self._folder(run, round_number))
+        return _find(self._folder(run, round_number))
 
-    def put(self, run: str, round_number: int, envelopes: Envelopes) -> None:
+    def put(self, run: str, round_number: int, envelopes: Envelopes) -> Files:
         """Stores a round's envelopes durably."""
-        _write(self._folder(run, round_number), envelopes)
+        return _write(self._folder(run, round_number), envelopes)
 
     def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
         """The sites for whose sum the newest top-up of a round was given; None if there was none."""
         path = self._folder(run, round_number) / "topped.json"
         return tuple(json.loads(read_private(path))) if path.exists() else None
 
-    def topup(self, run: str, round_number: int, sites: Sequence[str]) -> Envelopes | None:
-        """The stored top-up of a round for a sum over just these sites."""
-        return _read(self._topup(run, round_number, sites))
+    def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
+        """The stored top-up of a round for a sum over just the sites with this `set_name`."""
+        return _find(self._topup(run, round_number, topup_for))
 
-    def put_topup(self, run: str, round_number: int, sites: Sequence[str], envelopes: Envelopes) -> None:
-        """Stores a top-up durably, then its set as the one that the round is fixed to."""
-        if self.topup(run, round_number, sites) is None:
-            _write(self._topup(run, round_number, sites), envelopes)
+    def put_topup(self, run: str, round_number: int, sites: Sequence[str], envelopes: Envelopes) -> Files:
+        """Stores a top-up durably, unless there is one for `sites`, then fixes the round to that set."""
+        name = set_name(sites)
+        files = self.topup(run, round_number, name) or _write(self._topup(run, round_number, name), envelopes)
+        self.fix(run, round_number, sites)
+        return files
+
+    def fix(self, run: str, round_number: int, sites: Sequence[str]) -> None:
+        """Notes durably that `sites` is the set of the newest top-up that was given."""
         write_private(self._folder(run, round_number) / "topped.json", json.dumps(tuple(sites)).encode())
 
     def drop(self, run: str, round_number: int) -> None:
@@ -49,21 +55,24 @@ class Outbox:
         (self._folder(run, round_number) / "complete").unlink(missing_ok=True)
         shutil.rmtree(self._folder(run, round_number), ignore_errors=True)
 
-    def _topup(self, run: str, round_number: int, sites: Sequence[str]) -> Path:
-        return self._folder(run, round_number) / f"topup-{set_name(sites)}"
+    def _topup(self, run: str, round_number: int, topup_for: str) -> Path:
+        return self._folder(run, round_number) / f"topup-{topup_for}"
 
     def _folder(self, run: str, round_number: int) -> Path:
         return self._path / run / str(round_number)
 
 
-def _read(folder: Path) -> Envelopes | None:
-    if not (folder / "complete").exists():
-        return None
-    first, second, third = (read_private(folder / f"envelope-{i}") for i in range(3))
-    return first, second, third
+def _find(folder: Path) -> Files | None:
+    return _files(folder) if (folder / "complete").exists() else None
 
 
-def _write(folder: Path, envelopes: Envelopes) -> None:
-    for index, envelope in enumerate(envelopes):
-        write_private(folder / f"envelope-{index}", envelope)
+def _write(folder: Path, envelopes: Envelopes) -> Files:
+    files = _files(folder)
+    for path, envelope in zip(files, envelopes, strict=True):
+        write_private(path, envelope)
     write_private(folder / "complete", b"")
+    return files
+
+
+def _files(folder: Path) -> Files:
+    return folder / "envelope-0", folder / "envelope-1", folder / "envelope-2"

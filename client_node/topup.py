@@ -18,11 +18,11 @@ from ..privacy.noise import discrete_gaussian
 from .approval import noise
 from .errors import MessageInvalid, SetFixed
 from .messages import TopUpPlan, require_run_keys
-from .outbox import Envelopes, Outbox
+from .outbox import Envelopes, Files, Outbox
 from .study import Study
 
 
-def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Envelopes:
+def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
     """This site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
 
     It depends on no record and needs no charge of its own: it can only make the sum say less.
@@ -40,10 +40,10 @@ def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: 
             f"{site} added its noise in round {plan.round} for a sum over {', '.join(fixed)}: it adds none for a sum "
             "over others"
         )
-    stored = outbox.topup(plan.run, plan.round, plan.cohort)
+    stored = outbox.topup(plan.run, plan.round, set_name(plan.cohort))
     if stored is None:
-        stored = _seal(study, plan, site, signer)
-    outbox.put_topup(plan.run, plan.round, plan.cohort, stored)
+        return outbox.put_topup(plan.run, plan.round, plan.cohort, _seal(study, plan, site, signer))
+    outbox.fix(plan.run, plan.round, plan.cohort)
     return stored
 
 

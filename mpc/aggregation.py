@@ -14,11 +14,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Protocol
 
 from .errors import (
     CohortTooSmall,
     EnvelopeRejected,
+    EnvelopeUnreadable,
     Equivocation,
     OrderMismatch,
     PartyLost,
@@ -27,6 +29,7 @@ from .errors import (
 )
 from .fields import MAX_COHORT, MAX_TEXT, canonical
 from .journal import Binding, Journal
+from .mapped import mapped
 from .orders import Order, Release
 from .ring import Ring, RingVector
 from .sealing import Envelope, max_envelope_bytes, open_envelope
@@ -59,20 +62,26 @@ class Submission:
     digest: bytes  # SHA-256 over the digests that the site signed: the same at all parties, or they saw two updates
 
 
-def admit(order: Order, aggregator_id: int, site: str, data: bytes, *, is_topup: bool = False) -> Submission | None:
-    """The site's share, or None where the bytes are not what the site sealed for this party, round and state.
+def admit(order: Order, aggregator_id: int, site: str, path: Path, *, is_topup: bool = False) -> Submission | None:
+    """The site's share, or None where the file is not what the site sealed for this party, round and state.
 
     Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
 
     Args:
-        is_topup: `data` is no update but a top-up, which must be for the order's cohort.
+        path: the site's envelope for this party, on this party's disk.
+        is_topup: it is no update but a top-up, which must be for the order's cohort.
+
+    Raises:
+        EnvelopeUnreadable: the disk does not give the file. Such a site must not pass for one that sent nothing: the
+            round may be bound to a set with it.
     """
     identity = dict(order.cohort).get(site)
     if identity is None:
         logger.warning("round %d: %r is not in the cohort; its envelope is ignored", order.round, site)
         return None
     try:
-        envelope = Envelope.from_bytes(data, max_bytes=max_envelope_bytes(order.dim, order.ring_bits))
+        with mapped(path) as data:
+            envelope = Envelope.from_bytes(data, max_bytes=max_envelope_bytes(order.dim, order.ring_bits))
         share = open_envelope(
             envelope,
             order.topup_context(site) if is_topup else order.context(site),
@@ -83,6 +92,9 @@ def admit(order: Order, aggregator_id: int, site: str, data: bytes, *, is_topup:
     except EnvelopeRejected as err:
         logger.warning("round %d: site %s is left out: %s", order.round, site, err)
         return None
+    except OSError as err:
+        message = f"round {order.round}: the sealed share of {site} cannot be read here ({err.strerror}): {path}"
+        raise EnvelopeUnreadable(message, (site,)) from err
     return Submission(share, sha256(b"".join(envelope.digests)).digest())
 
 

@@ -6,6 +6,7 @@ MpcError
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
 ├── ShareMalformed     an opened payload or released share without the right layout
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
+├── EnvelopeUnreadable a sealed share that lies at this aggregator cannot be read from its disk
 ├── FrameRejected      bytes between the aggregator and its party process break their schema
 ├── JournalBroken      the record of released sets cannot be read or written
 ├── RuntimeUnsound     CrypTen is not the version whose random numbers and links were replaced
@@ -50,6 +51,10 @@ class ShareMalformed(MpcError):
 
 class EnvelopeRejected(MpcError):
     """Bytes are not the sealed share of this site, party and round."""
+
+
+class EnvelopeUnreadable(MpcError):
+    """A file of this aggregator's own cannot be read; `names` is the site whose sealed share it holds."""
 
 
 class FrameRejected(MpcError):

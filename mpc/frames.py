@@ -1,12 +1,14 @@
 """Messages over the socket pair between an aggregator and its party process: length-prefixed, msgpack or raw bytes.
 
 Every length is checked against a limit before memory is taken. Both ends belong to one organisation; the checks are
-there because what one end forwards came from others.
+there because what one end forwards came from others. Sealed shares do not travel here: the aggregator names the files
+that hold them.
 """
 
 import contextlib
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import msgpack
 from .errors import FrameRejected
 from .orders import Order, PartyConfig
 
-MAX_MESSAGE = 4 * 2**20  # 4,096 sites with names and keys are below 1 MiB
+MAX_MESSAGE = 16 * 2**20  # 4,096 sites with names, keys and two paths of a thousand bytes are below 10 MiB
 _LENGTH = struct.Struct(">Q")
 
 
@@ -117,6 +119,24 @@ def take_names(value: tuple[Any, ...]) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in value):
         raise FrameRejected("site names must be texts")
     return value
+
+
+def paths_to_wire(files: Mapping[str, Path]) -> dict[str, str]:
+    """By site, where its envelope lies."""
+    return {site: str(path.absolute()) for site, path in files.items()}
+
+
+def paths_from_wire(value: dict[Any, Any]) -> dict[str, Path]:
+    """Reads what `paths_to_wire` wrote.
+
+    Raises:
+        FrameRejected: a site or path is no text, or a path is not absolute.
+    """
+    if not all(
+        isinstance(site, str) and isinstance(path, str) and Path(path).is_absolute() for site, path in value.items()
+    ):
+        raise FrameRejected("files must be absolute paths by site")
+    return {site: Path(path) for site, path in value.items()}
 
 
 def order_to_wire(order: Order) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """An aggregator's handle on its party process. Imports neither torch nor CrypTen."""
 
-import logging
 import os
 import socket
 import subprocess
@@ -8,23 +7,21 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Never, Self
 
 from . import errors
 from .certificates import make_certificate
 from .errors import FrameRejected, JournalBroken, MpcError, PartyDied
-from .frames import Channel, config_to_wire, order_to_wire, take, take_names
+from .frames import Channel, config_to_wire, order_to_wire, paths_to_wire, take, take_names
 from .orders import Order, PartyConfig, Release
-from .sealing import max_envelope_bytes
 
 __all__ = ["Order", "PartyConfig", "PartyProcess", "Release", "make_certificate"]
 
-logger = logging.getLogger(__name__)
-
 _START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
 _STOP_S = 5.0
-_NO_TOPUPS: Mapping[str, bytes] = MappingProxyType({})
+_NO_TOPUPS: Mapping[str, Path] = MappingProxyType({})
 _PATIENCE = 30  # of `timeout_s`: silence of the process itself after which it is taken for hung
 
 
@@ -69,14 +66,14 @@ class PartyProcess:
             self._running().wait_ready()
 
     def aggregate(
-        self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes] = _NO_TOPUPS
+        self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path] = _NO_TOPUPS
     ) -> Release:
         """Carries out one order; blocks until all three parties are through, or one is lost.
 
         Args:
             order: what the other two parties are given as well, with this aggregator's private key.
-            envelopes: by site, the bytes of its envelope for this aggregator. A site may be absent; whatever is not
-                a sound envelope of that site counts as absent.
+            envelopes: by site, the file of its envelope for this aggregator, which the process reads when it comes
+                to it. A site may be absent; whatever is not a sound envelope of that site counts as absent.
             topups: the same of top-ups for exactly the order's cohort.
 
         Raises:
@@ -87,7 +84,7 @@ class PartyProcess:
         with self._lock:
             child = self._running()
             child.wait_ready()
-            return child.aggregate(order, _within_limits(order, envelopes), _within_limits(order, topups))
+            return child.aggregate(order, envelopes, topups)
 
     def stop(self) -> None:
         """Ends the process; harmless where there is none."""
@@ -145,14 +142,12 @@ class _Child:
                 return
             self._raise(answer)
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes]) -> Release:
-        """Sends the order and all envelopes, then waits for the release."""
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
+        """Sends the order and where the envelopes lie, then waits for the release."""
         self._channel.settimeout(_PATIENCE * self._config.timeout_s)
         with self._talking():
-            names = {"sites": tuple(envelopes), "topups": tuple(topups)}
-            self._channel.send({"kind": "order", "order": order_to_wire(order), **names})
-            for data in (*envelopes.values(), *topups.values()):
-                self._channel.send_raw(data)
+            files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
+            self._channel.send({"kind": "order", "order": order_to_wire(order), **files})
             answer = self._channel.receive()
             if answer.get("kind") == "error":
                 self._raise(answer)
@@ -191,15 +186,6 @@ class _Child:
         except BaseException:  # interrupted half-way: what comes next on the channel is not ours to read
             self.end()
             raise
-
-
-def _within_limits(order: Order, envelopes: Mapping[str, bytes]) -> dict[str, bytes]:
-    limit = max_envelope_bytes(order.dim, order.ring_bits)
-    members = {name for name, _ in order.cohort}
-    sound = {site: data for site, data in envelopes.items() if site in members and len(data) <= limit}
-    for site in envelopes.keys() - sound.keys():
-        logger.warning("round %d: the envelope of %r is too long or not of the cohort", order.round, site)
-    return sound
 
 
 class _Reported(Exception):

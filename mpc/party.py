@@ -10,6 +10,8 @@ import select
 import socket
 import sys
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from . import aggregation, crypten_runtime
@@ -23,18 +25,17 @@ from .errors import (
     SetConflict,
     TopUpMissing,
 )
-from .frames import Channel, config_from_wire, order_from_wire, take, take_names
+from .frames import Channel, config_from_wire, order_from_wire, paths_from_wire, take
 from .journal import Journal
 from .links import TlsCommunicator
 from .orders import Order, PartyConfig, Release
-from .sealing import max_envelope_bytes
 
 logger = logging.getLogger(__name__)
 
 # What all three parties conclude from the same exchanged bytes: their links are in step and stay up.
 _COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, SetConflict)
 
-Submissions = dict[str, aggregation.Submission]
+Files = Mapping[str, Path]  # site -> its envelope for this party
 
 
 class Party:
@@ -46,16 +47,26 @@ class Party:
         self._journal = Journal(config.journal)
         self._links: TlsCommunicator | None = None
 
-    def aggregate(self, order: Order, submissions: Submissions, topups: Submissions) -> Release:
+    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> Release:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
         try:
+            submissions = self._admit(order, envelopes, is_topup=False)
+            topped = self._admit(order, topups, is_topup=True)
             links = self._link_up(order)
-            return aggregation.aggregate(order, submissions, topups, links, self._journal, crypten_runtime.add_shares)
+            return aggregation.aggregate(order, submissions, topped, links, self._journal, crypten_runtime.add_shares)
         except _COMMON:
             raise
         except BaseException:  # the others shall not wait for this party
             self._drop_links()
             raise
+
+    def _admit(self, order: Order, files: Files, *, is_topup: bool) -> dict[str, aggregation.Submission]:
+        """The shares that opened, by site."""
+        found = {
+            site: aggregation.admit(order, self.aggregator_id, site, path, is_topup=is_topup)
+            for site, path in files.items()
+        }
+        return {site: submission for site, submission in found.items() if submission is not None}
 
     def _link_up(self, order: Order) -> TlsCommunicator:
         """Links on which all three confirmed this very order.
@@ -94,14 +105,14 @@ def serve(channel: Channel) -> None:
     channel.send({"kind": "ready"})
     while True:
         try:
-            order, submissions, topups = _receive_order(channel, party.aggregator_id)
+            order, envelopes, topups = _receive_order(channel)
         except EOFError:  # the parent is through with us
             return
         except MpcError as err:  # what follows on the channel can no longer be told apart
             channel.send(_failure(err))
             return
         try:
-            release = party.aggregate(order, submissions, topups)
+            release = party.aggregate(order, envelopes, topups)
         except JournalBroken as err:
             channel.send(_failure(err))
             return
@@ -113,21 +124,10 @@ def serve(channel: Channel) -> None:
             channel.send_raw(release.share)
 
 
-def _receive_order(channel: Channel, aggregator_id: int) -> tuple[Order, Submissions, Submissions]:
-    """The next order and the shares of updates and top-ups that opened; only what opened is kept in memory."""
-    fields, sites, topped = take(channel.receive(), "order", order=dict, sites=tuple, topups=tuple)
-    order = order_from_wire(fields)
-    limit = max_envelope_bytes(order.dim, order.ring_bits)
-
-    def opened(names: tuple[str, ...], *, is_topup: bool) -> Submissions:
-        found = {}
-        for site in names:
-            submission = aggregation.admit(order, aggregator_id, site, channel.receive_raw(limit), is_topup=is_topup)
-            if submission is not None:
-                found[site] = submission
-        return found
-
-    return order, opened(take_names(sites), is_topup=False), opened(take_names(topped), is_topup=True)
+def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:
+    """The next order, and where the envelopes of its updates and top-ups lie."""
+    fields, envelopes, topups = take(channel.receive(), "order", order=dict, envelopes=dict, topups=dict)
+    return order_from_wire(fields), paths_from_wire(envelopes), paths_from_wire(topups)
 
 
 def _failure(err: MpcError) -> dict[str, Any]:

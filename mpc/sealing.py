@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from .errors import EnvelopeRejected, InvalidField, ShareMalformed
 from .fields import MAX_DIM, NUM_AGGREGATORS, canonical, octets, whole
+from .mapped import Octets
 from .ring import RingVector
 from .shares import Share, ShareContext, check_payload, split, vector_payload_bytes
 
@@ -45,7 +46,7 @@ class Envelope:
         return b"".join((bytes((_VERSION,)), *self.digests, self.signature, self.sealed))
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, max_bytes: int = max_envelope_bytes(MAX_DIM, 64)) -> "Envelope":
+    def from_bytes(cls, data: Octets, *, max_bytes: int = max_envelope_bytes(MAX_DIM, 64)) -> "Envelope":
         """Reads what `to_bytes` wrote; there is one encoding for one envelope.
 
         Raises:
@@ -91,7 +92,7 @@ def seal_update(
     return tuple(Envelope(part, digests, signature) for part in sealed)  # type: ignore[return-value]  # three of them
 
 
-def check_update(envelopes: Sequence[bytes], context: ShareContext, identity: bytes) -> None:
+def check_update(envelopes: Sequence[Octets], context: ShareContext, identity: bytes) -> None:
     """Checks all that can be checked of a site's three envelopes without opening one; for the relay.
 
     A site that signs two sets of digests for one round, and gets both past the relay, stops that round at every attempt

@@ -1,4 +1,6 @@
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ class PlayedParty:
 
     config: PartyConfig
     told: list[str] = field(default_factory=list)
+    updates: dict[str, bytes] = field(default_factory=dict)
     topups: dict[str, bytes] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
 
@@ -28,9 +31,10 @@ class PlayedParty:
     def stop(self) -> None:
         self.told.append("stop")
 
-    def aggregate(self, order: Order, envelopes: dict[str, bytes], topups: dict[str, bytes]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
         self.orders.append(order)
-        self.topups = topups
+        self.updates = {site: path.read_bytes() for site, path in envelopes.items()}
+        self.topups = {site: path.read_bytes() for site, path in topups.items()}
         return Release(kept=tuple(sorted(envelopes)), set_digest=bytes(32), share=b"total")
 
 

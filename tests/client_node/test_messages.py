@@ -13,6 +13,10 @@ from confide.client_node.messages import (
     MAX_BLOBS,
     MAX_BODY,
     AggregateOrder,
+    Deposit,
+    Deposited,
+    Fetch,
+    Fetched,
     KeyCertificate,
     Message,
     Outcome,
@@ -22,6 +26,7 @@ from confide.client_node.messages import (
     Reply,
     Request,
     RoundPlan,
+    Sealed,
     SetIncomplete,
     SetTaken,
     Settle,
@@ -30,6 +35,7 @@ from confide.client_node.messages import (
     TopUp,
     TopUpPlan,
     Update,
+    fitting,
     require_evidence,
     sign,
     verify,
@@ -56,6 +62,7 @@ OUTCOMES = (
     Outcome(round=1, sites=("svhc", "svi"), evidence=("{}", "{}", "{}")),
     Outcome(round=2, sites=(), evidence=()),
 )
+SEALED = Sealed(size=243, digest="ef" * 32)
 HEADER = {"to": "svi", "study": STUDY, "run": RUN, "lease": 2}
 EVERY_MESSAGE: tuple[Message, ...] = (
     Prepare(**HEADER, ledger_from=0),
@@ -69,13 +76,19 @@ EVERY_MESSAGE: tuple[Message, ...] = (
         cohort=("svhc", "svi"),
         keys=(certificate(0), certificate(1), certificate(2)),
     ),
-    AggregateOrder(**HEADER, round=1, state="12" * 32, attempt=0, cohort=("svhc", "svi")),
+    AggregateOrder(
+        **HEADER, round=1, state="12" * 32, attempt=0, cohort=("svhc", "svi"), spooled={"update-1": "34" * 32}
+    ),
     Settle(**HEADER, outcomes=OUTCOMES, final=True, ledger_from=0),
     Ready(request=REQUEST, key=certificate(), ledger=(ENTRY,)),
-    Update(request=REQUEST, run=RUN, round=1, ledger=(ENTRY,)),
+    Update(request=REQUEST, run=RUN, round=1, sealed=(SEALED,) * 3, ledger=(ENTRY,)),
     ShareOfTotal(request=REQUEST, study=STUDY, run=RUN, round=1, kept=("svi",), set_digest="ef" * 32),
     SetTaken(request=REQUEST, run=RUN, round=1, bound=("svhc",)),
-    TopUp(request=REQUEST, run=RUN, round=1),
+    TopUp(request=REQUEST, run=RUN, round=1, sealed=(SEALED,) * 3),
+    Fetch(**HEADER, round=1, topup_for=None, aggregator_id=2, offset=8),
+    Fetched(request=REQUEST, run=RUN, round=1),
+    Deposit(**HEADER, round=1, site="svi", topup_for="ef" * 32, sealed=SEALED, offset=8),
+    Deposited(request=REQUEST, run=RUN, round=1, held=16),
     SetIncomplete(request=REQUEST, run=RUN, round=1, complete=("svhc", "svi")),
     Settled(request=REQUEST, ledger=()),
 )
@@ -108,6 +121,15 @@ def test_a_message_survives_signing_and_verifying(message):
 def test_the_digest_of_a_packet_covers_its_blobs():
     other = sign(EVERY_MESSAGE[1], key_of("coordinator"), BLOBS | {"empty": b"."})
     assert PACKET.digest() == hashlib.sha256(PACKET.body).hexdigest() != other.digest()
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(0, 50)), st.integers(0, 200))
+def test_the_blobs_of_a_message_fit_in_it_and_none_that_would_is_left_out(sizes, room):
+    chosen = fitting(sizes, room)
+    left = room - sum(sizes[name] for name in chosen)
+    assert left >= 0
+    assert all(size > left for name, size in sizes.items() if name not in chosen)
+    assert all(sizes[a] <= sizes[b] for a in chosen for b in sizes.keys() - chosen)
 
 
 @given(place=st.integers(0, len(PACKET.body) - 1), bit=st.integers(0, 7))

@@ -519,10 +519,12 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # digests of sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
     assert outgoing_fields() == {
         "ready": ["evaluates", "key", "ledger", "request"],
-        "update": ["ledger", "request", "round", "run"],
+        "update": ["ledger", "request", "round", "run", "sealed"],
         "share": ["kept", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
-        "topped": ["request", "round", "run"],
+        "topped": ["request", "round", "run", "sealed"],
+        "fetched": ["request", "round", "run"],
+        "deposited": ["held", "request", "round", "run"],
         "incomplete": ["complete", "request", "round", "run"],
         "settled": ["ledger", "request"],
     }

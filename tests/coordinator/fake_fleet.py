@@ -21,11 +21,13 @@ from confide.client_node.messages import (
     Ready,
     Reply,
     RoundPlan,
+    Sealed,
     SetTaken,
     Settle,
     Settled,
     ShareOfTotal,
     Update,
+    fitting,
     require_evidence,
     sign,
     verify,
@@ -157,9 +159,14 @@ class FakeFleet:
             values = site_vector(name, plan.round, state) if is_update else site_histogram(name, planned)
             vector = from_integers(values, ring_of(planned))
             self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0)
-        blobs = {f"envelope-{i}": envelope.to_bytes() for i, envelope in enumerate(self.stored[name, plan.round])}
+        parts = [envelope.to_bytes() for envelope in self.stored[name, plan.round]]
+        first, second, third = (Sealed(size=len(part), digest=hashlib.sha256(part).hexdigest()) for part in parts)
+        sizes = {f"envelope-{i}": len(part) for i, part in enumerate(parts)}
+        blobs = {blob: parts[int(blob[-1])] for blob in fitting(sizes, plan.inline)}
         entries = self._entries(name, plan.ledger_from)
-        answer = Update(request=packet.digest(), run=plan.run, round=plan.round, ledger=entries)
+        answer = Update(
+            request=packet.digest(), run=plan.run, round=plan.round, sealed=(first, second, third), ledger=entries
+        )
         return sign(answer, key_of(name), blobs)
 
     def _aggregate(self, name: str, packet: Packet) -> Packet:

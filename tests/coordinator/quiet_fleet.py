@@ -89,7 +89,7 @@ class TableParty:
     def stop(self) -> None:
         self._journal.close()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, bytes], topups: Mapping[str, bytes]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
@@ -101,9 +101,9 @@ class TableParty:
                 TableParty.dies = None
 
     def _open(
-        self, order: Order, box: Mapping[str, bytes], *, is_topup: bool = False
+        self, order: Order, files: Mapping[str, Path], *, is_topup: bool = False
     ) -> dict[str, aggregation.Submission]:
-        found = {s: aggregation.admit(order, self._id, s, data, is_topup=is_topup) for s, data in box.items()}
+        found = {s: aggregation.admit(order, self._id, s, path, is_topup=is_topup) for s, path in files.items()}
         return {site: one for site, one in found.items() if one is not None}
 
 

@@ -1,6 +1,7 @@
 """Three parties and their sites on this machine."""
 
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,6 +115,14 @@ class Round:
         return np.sum([self.vectors[site] for site in sites], axis=0, dtype=self.ring.unsigned)
 
 
+def lay(folder: Path, box: Mapping[str, bytes]) -> dict[str, Path]:
+    """Envelopes as files in a new folder under `folder`, by site."""
+    new = Path(tempfile.mkdtemp(dir=folder))
+    for site, data in box.items():
+        (new / site).write_bytes(data)
+    return {site: new / site for site in box}
+
+
 def outcomes(calls: Mapping[int, Callable[[], object]]) -> dict[int, object]:
     """Runs the parties' calls side by side; their results, or the errors of ours that they raised."""
 
@@ -130,4 +139,4 @@ def outcomes(calls: Mapping[int, Callable[[], object]]) -> dict[int, object]:
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """What the tests of this folder share; they are no package, so they cannot import it."""
-    return SimpleNamespace(Round=Round, configs=configs, free_ports=free_ports, outcomes=outcomes)
+    return SimpleNamespace(Round=Round, configs=configs, free_ports=free_ports, lay=lay, outcomes=outcomes)

@@ -45,8 +45,8 @@ def add(vectors, ring):
     return np.sum(list(vectors), axis=0, dtype=ring.unsigned)
 
 
-def sound(order, party, box, **how):
-    opened = {site: aggregation.admit(order, party, site, data, **how) for site, data in box.items()}
+def sound(order, party, files, **how):
+    opened = {site: aggregation.admit(order, party, site, path, **how) for site, path in files.items()}
     return {site: one for site, one in opened.items() if one is not None}
 
 
@@ -63,8 +63,8 @@ def three(tmp_path, kit):
 
         def party(i):
             aggregation.compare_orders(orders[i], links[i])
-            opened = sound(orders[i], i, inboxes[i])
-            topped = sound(orders[i], i, topups[i], is_topup=True)
+            opened = sound(orders[i], i, kit.lay(tmp_path, inboxes[i]))
+            topped = sound(orders[i], i, kit.lay(tmp_path, topups[i]), is_topup=True)
             return aggregation.aggregate(orders[i], opened, topped, links[i], journals[i], add)
 
         return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())

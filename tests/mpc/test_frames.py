@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import socket
 import struct
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -109,6 +110,18 @@ def test_missing_and_unknown_fields_are_refused(order, drop):
 def test_take_wants_exactly_the_schema(message):
     with pytest.raises(FrameRejected):
         frames.take(message, "a", n=int)
+
+
+def test_paths_come_back_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {"a": tmp_path / "x", "b": Path("y")}
+    assert frames.paths_from_wire(wire(frames.paths_to_wire(files))) == {"a": tmp_path / "x", "b": tmp_path / "y"}
+
+
+@pytest.mark.parametrize("value", [{"a": "relative"}, {"a": 1}, {"a": b"/x"}, {b"a": "/x"}, {"a": None}])
+def test_paths_must_be_absolute_texts_by_site(value):
+    with pytest.raises(FrameRejected):
+        frames.paths_from_wire(value)
 
 
 def test_names_must_be_texts():

@@ -17,6 +17,7 @@ import pytest
 from confide.mpc import aggregation, parties
 from confide.mpc.errors import (
     CohortTooSmall,
+    EnvelopeUnreadable,
     Equivocation,
     JournalBroken,
     OrderMismatch,
@@ -56,7 +57,7 @@ def new_round(kit):
 
 
 @pytest.fixture
-def ask(kit, three):
+def ask(kit, three, tmp_path):
     def run(one, *, attempt=0, min_sites=2, without=((), (), ()), attempts=None):
         return list(
             kit.outcomes(
@@ -64,7 +65,7 @@ def ask(kit, three):
                     i: functools.partial(
                         process.aggregate,
                         one.order(i, attempt=attempts[i] if attempts else attempt, min_sites=min_sites),
-                        one.inbox(i, without[i]),
+                        kit.lay(tmp_path, one.inbox(i, without[i])),
                     )
                     for i, process in enumerate(three)
                 }
@@ -72,6 +73,14 @@ def ask(kit, three):
         )
 
     return run
+
+
+@pytest.fixture
+def give(kit, three, tmp_path):
+    """The calls that give the first two parties their order."""
+    return lambda one: {
+        i: functools.partial(three[i].aggregate, one.order(i), kit.lay(tmp_path, one.inbox(i))) for i in range(2)
+    }
 
 
 def total_of(releases, one):
@@ -109,7 +118,7 @@ def test_too_few_sites_are_refused_and_then_waited_for(ask, new_round):
     assert (total_of(ask(one, attempt=1, min_sites=4), one) == one.total(one.vectors)).all()
 
 
-def test_smaller_set_is_released_with_its_top_ups_only(kit, new_round, three):
+def test_smaller_set_is_released_with_its_top_ups_only(kit, new_round, three, tmp_path):
     one, left = new_round(), ("site0", "site2", "site3")
     one.top_up(left)
 
@@ -118,8 +127,8 @@ def test_smaller_set_is_released_with_its_top_ups_only(kit, new_round, three):
             i: functools.partial(
                 process.aggregate,
                 one.order(i, attempt=attempt, sites=left, min_untopped=4),
-                one.inbox(i, without=["site1"]),
-                topups(i),
+                kit.lay(tmp_path, one.inbox(i, without=["site1"])),
+                kit.lay(tmp_path, topups(i)),
             )
             for i, process in enumerate(three)
         }
@@ -164,17 +173,19 @@ def test_killed_party_ends_the_call_and_a_new_one_takes_the_retry(ask, new_round
 
 
 @pytest.mark.parametrize("end", [lambda one: os.kill(one.pid, signal.SIGKILL), PartyProcess.stop], ids=["kill", "stop"])
-def test_process_that_ends_during_a_call_is_party_died(new_round, three, end):
+def test_process_that_ends_during_a_call_is_party_died(kit, new_round, three, tmp_path, end):
     one = new_round()
     timer = threading.Timer(0.5, end, [three[0]])
     timer.start()
     with pytest.raises(PartyDied):  # it waits for the other two, who have no order
-        three[0].aggregate(one.order(0), one.inbox(0))
+        three[0].aggregate(one.order(0), kit.lay(tmp_path, one.inbox(0)))
     timer.join()
 
 
 @pytest.mark.parametrize("step", ["MASK", "DONE"])
-def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask, kit, new_round, three, step):
+def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(
+    ask, give, kit, new_round, three, tmp_path, step
+):
     """Party 2 is played by this test up to the step; then its links close, as when it is killed."""
     one = new_round()
     three[2].stop()
@@ -184,24 +195,33 @@ def test_party_that_dies_in_a_round_is_lost_at_once_and_nothing_is_released(ask,
         links.exchange("SEED", {0: b"s" * 32, 1: b""}, 32)
         order = one.order(2)
         aggregation.compare_orders(order, links)
-        opened = {site: aggregation.admit(order, 2, site, data) for site, data in one.inbox(2).items()}
+        files = kit.lay(tmp_path, one.inbox(2))
+        opened = {site: aggregation.admit(order, 2, site, path) for site, path in files.items()}
         if step == "DONE":
             aggregation._agree(order, opened, links, "MASK", "VIEW")
             links.all_gather("BIND", b"", 2**20)
         links.close()
 
-    calls = {i: functools.partial(three[i].aggregate, one.order(i), one.inbox(i)) for i in range(2)}
-    results = kit.outcomes({**calls, 2: dying})
+    results = kit.outcomes({**give(one), 2: dying})
     assert kinds([results[0], results[1]]) == [PartyLost] * 2
     assert not any("timed out" in str(results[party]) for party in (0, 1))  # noticed, not waited for
     three[2].wait_ready()
     assert (total_of(ask(one, attempt=1), one) == one.total(one.vectors)).all()
 
 
-def test_party_that_never_gets_the_order_is_lost_after_the_timeout(kit, new_round, three):
+def test_party_that_never_gets_the_order_is_lost_after_the_timeout(give, kit, new_round):
+    assert kinds(kit.outcomes(give(new_round())).values()) == [PartyLost] * 2
+
+
+def test_file_that_the_disk_does_not_give_is_an_error_and_no_missing_site(ask, give, kit, new_round, three, tmp_path):
     one = new_round()
-    calls = {i: functools.partial(three[i].aggregate, one.order(i), one.inbox(i)) for i in range(2)}
-    assert kinds(kit.outcomes(calls).values()) == [PartyLost] * 2
+    files = kit.lay(tmp_path, one.inbox(2))
+    files["site1"].unlink()
+    broken = {2: functools.partial(three[2].aggregate, one.order(2), files)}
+    results = kit.outcomes({**give(one), **broken})
+    assert [type(results[party]) for party in range(3)] == [PartyLost, PartyLost, EnvelopeUnreadable]
+    assert results[2].names == ("site1",)
+    assert (total_of(ask(one, attempt=1), one) == one.total(one.vectors)).all()
 
 
 def test_process_ends_when_its_parent_is_killed(kit, tmp_path):
