@@ -16,6 +16,7 @@ from .certificates import make_certificate
 from .errors import FrameRejected, JournalBroken, MpcError, PartyDied
 from .frames import Channel, config_to_wire, order_to_wire, take, take_names
 from .orders import Order, PartyConfig, Release
+from .ring import total_bytes
 from .sealing import max_envelope_bytes
 
 __all__ = ["Order", "PartyConfig", "PartyProcess", "Release", "make_certificate"]
@@ -157,7 +158,7 @@ class _Child:
             if answer.get("kind") == "error":
                 self._raise(answer)
             kept, set_digest = take(answer, "release", kept=tuple, set_digest=bytes)
-            share = self._channel.receive_raw(order.dim * order.ring_bits // 8)
+            share = self._channel.receive_raw(total_bytes(order.dim, order.ring_bits, order.tag_count))
             return Release(kept=take_names(kept), set_digest=set_digest, share=share)
 
     def end(self) -> int:
@@ -194,9 +195,8 @@ class _Child:
 
 
 def _within_limits(order: Order, envelopes: Mapping[str, bytes]) -> dict[str, bytes]:
-    limit = max_envelope_bytes(order.dim, order.ring_bits)
-    members = {name for name, _ in order.cohort}
-    sound = {site: data for site, data in envelopes.items() if site in members and len(data) <= limit}
+    limits = {name: max_envelope_bytes(order.context(name)) for name, _ in order.cohort}
+    sound = {site: data for site, data in envelopes.items() if len(data) <= limits.get(site, -1)}
     for site in envelopes.keys() - sound.keys():
         logger.warning("round %d: the envelope of %r is too long or not of the cohort", order.round, site)
     return sound

@@ -117,12 +117,12 @@ def _receive_order(channel: Channel, aggregator_id: int) -> tuple[Order, Submiss
     """The next order and the shares of updates and top-ups that opened; only what opened is kept in memory."""
     fields, sites, topped = take(channel.receive(), "order", order=dict, sites=tuple, topups=tuple)
     order = order_from_wire(fields)
-    limit = max_envelope_bytes(order.dim, order.ring_bits)
 
     def opened(names: tuple[str, ...], *, is_topup: bool) -> Submissions:
         found = {}
         for site in names:
-            submission = aggregation.admit(order, aggregator_id, site, channel.receive_raw(limit), is_topup=is_topup)
+            data = channel.receive_raw(max_envelope_bytes(order.context(site)))
+            submission = aggregation.admit(order, aggregator_id, site, data, is_topup=is_topup)
             if submission is not None:
                 found[site] = submission
         return found
