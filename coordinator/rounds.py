@@ -42,7 +42,7 @@ from ..client_node.messages import (
 )
 from ..client_node.study import PlannedRound, Study
 from ..mpc.errors import EnvelopeRejected
-from ..mpc.ring import Ring, open_total
+from ..mpc.ring import Ring, decode, open_total
 from ..mpc.sealing import check_update
 from ..mpc.shares import ShareContext, set_name
 from ..privacy.chain import Entry
@@ -193,8 +193,9 @@ def open_round(
         "bytes_per_site": largest(envelopes) + largest(topups),
         "lease": drive.lease,
     }
-    total = open_total(shares, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits), planned.dim)
-    return Opened(total=total, sites=kept, record=record)
+    ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
+    total = open_total(shares, ring, planned.dim)
+    return Opened(total=decode(total.units, ring), sites=kept, record=record)
 
 
 def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:

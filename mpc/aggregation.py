@@ -17,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from .errors import (
     CohortTooSmall,
     EnvelopeRejected,
@@ -32,8 +34,8 @@ from .journal import Binding, Journal
 from .mapped import mapped
 from .orders import Order, Release
 from .ring import Ring, RingVector
-from .sealing import Envelope, max_envelope_bytes, open_envelope
-from .shares import Share, unpack
+from .sealing import Envelope, open_envelope
+from .shares import Share, Words, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +81,12 @@ def admit(order: Order, aggregator_id: int, site: str, path: Path, *, is_topup: 
     if identity is None:
         logger.warning("round %d: %r is not in the cohort; its envelope is ignored", order.round, site)
         return None
+    context = order.topup_context(site) if is_topup else order.context(site)
     try:
-        with mapped(path) as data:
-            envelope = Envelope.from_bytes(data, max_bytes=max_envelope_bytes(order.dim, order.ring_bits))
+        envelope = Envelope.from_bytes(mapped(path), context)
         share = open_envelope(
             envelope,
-            order.topup_context(site) if is_topup else order.context(site),
+            context,
             aggregator_id,
             identity=bytes.fromhex(identity),
             private_key=order.private_key,
@@ -141,11 +143,12 @@ def aggregate(
     added = topups if is_topped else {}
     binding = Binding(_set_digest(order, kept, submissions, added), kept)
     _refuse_other_set(order, binding, links, journal)
-    total = add(_vectors(order, kept, submissions, added), order.ring)
+    tags = np.zeros(order.tag_count, "<u8")
+    total = add(_vectors(order, kept, submissions, added, tags), order.ring)
     journal.bind(order.round_id, binding)
     links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
     logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
-    return Release(kept=kept, set_digest=binding.set_digest, share=total.tobytes())
+    return Release(kept=kept, set_digest=binding.set_digest, share=total.tobytes() + tags.tobytes())
 
 
 def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Submission], links: Links) -> None:
@@ -164,12 +167,21 @@ def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Su
 
 
 def _vectors(
-    order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+    order: Order,
+    kept: tuple[str, ...],
+    submissions: Mapping[str, Submission],
+    topups: Mapping[str, Submission],
+    tags: Words,
 ) -> Iterator[RingVector]:
+    """The vectors to be added; what comes with them of tags is added to `tags`."""
     for site in kept:
-        yield unpack(submissions[site].share, order.context(site))
+        shares = [(submissions[site].share, order.context(site))]
         if topups:
-            yield unpack(topups[site].share, order.topup_context(site))
+            shares.append((topups[site].share, order.topup_context(site)))
+        for share, context in shares:
+            parts = unpack(share, context)
+            tags += parts.tags
+            yield parts.vector
 
 
 def _agree(

@@ -2,7 +2,6 @@
 
 MpcError
 ├── InvalidField       a parameter, name, key or context outside its range (also a ValueError)
-├── OutOfRange         a value that the ring cannot hold: NaN, infinity, too large (also a ValueError)
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
 ├── ShareMalformed     an opened payload or released share without the right layout
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
@@ -35,10 +34,6 @@ class MpcError(Exception):
 
 class InvalidField(MpcError, ValueError):
     """A parameter, name, key or context is outside its range."""
-
-
-class OutOfRange(MpcError, ValueError):
-    """A value is NaN, infinite or larger than the ring holds."""
 
 
 class NoRing(MpcError, ValueError):

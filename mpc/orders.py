@@ -8,10 +8,21 @@ from hashlib import sha256
 from pathlib import Path
 
 from .errors import InvalidField
-from .fields import MAX_COHORT, MAX_DIM, MAX_ROUND, NUM_AGGREGATORS, canonical, hex_64, octets, text, whole
+from .fields import (
+    MAX_COHORT,
+    MAX_DIM,
+    MAX_ROUND,
+    MAX_ROWS,
+    MAX_TAGS,
+    NUM_AGGREGATORS,
+    canonical,
+    hex_64,
+    text,
+    whole,
+)
+from .hpke import kem_of_private
 from .journal import RoundId
 from .ring import Ring
-from .sealing import KEY_BYTES
 from .shares import ShareContext, set_name
 
 _MAX_PEM = 16_384
@@ -63,7 +74,9 @@ class Order:
     scale_bits: int
     min_sites: int  # at least 2: the sum over one site is its update
     min_untopped: int  # fewest sites that are summed as they are; of fewer, each must have sent its top-up for that set
-    private_key: bytes = field(repr=False)  # raw X25519, opens what is sealed to this aggregator
+    rows: int = 0  # of the norm check's sketch; 0: norms are not checked
+    tag_count: int = 0  # tags that come with every vector, and with the total
+    private_key: bytes = field(repr=False)  # raw HPKE key, opens what is sealed to this aggregator
 
     def __post_init__(self) -> None:
         text("study", self.study)
@@ -74,7 +87,9 @@ class Order:
         whole("dim", self.dim, 1, MAX_DIM)
         whole("min_sites", self.min_sites, 2, MAX_COHORT)
         whole("min_untopped", self.min_untopped, self.min_sites, MAX_COHORT)
-        octets("private_key", self.private_key, KEY_BYTES)
+        whole("rows", self.rows, 0, MAX_ROWS)
+        whole("tag_count", self.tag_count, 0, MAX_TAGS)
+        kem_of_private(self.private_key)
         Ring(self.ring_bits, self.scale_bits)
         if not isinstance(self.cohort, tuple) or len(self.cohort) > MAX_COHORT:
             raise InvalidField(f"cohort must be a tuple of at most {MAX_COHORT} sites")
@@ -108,6 +123,8 @@ class Order:
             dim=self.dim,
             ring_bits=self.ring_bits,
             scale_bits=self.scale_bits,
+            rows=self.rows,
+            tag_count=self.tag_count,
         )
 
     def topup_context(self, site: str) -> ShareContext:
@@ -117,9 +134,10 @@ class Order:
     def digest(self) -> bytes:
         """SHA-256 over all that the three parties' orders must have in common."""
         place = (self.study, self.run, self.round, self.state, self.attempt)
-        common = (self.dim, self.ring_bits, self.scale_bits, self.min_sites, self.min_untopped, len(self.cohort))
+        shape = (self.dim, self.ring_bits, self.scale_bits, self.rows, self.tag_count)
+        common = (self.min_sites, self.min_untopped, len(self.cohort))
         members = (word for member in self.cohort for word in member)
-        return sha256(canonical("confide/mpc/order/2", *place, *common, *members)).digest()
+        return sha256(canonical("confide/mpc/order/3", *place, *shape, *common, *members)).digest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +146,7 @@ class Release:
 
     kept: tuple[str, ...]  # sites in the sum, in cohort order
     set_digest: bytes  # equal at all three parties, or the shares do not belong together
-    share: bytes = field(repr=False)  # dim little-endian ring elements
+    share: bytes = field(repr=False)  # dim little-endian ring elements, then tag_count words
 
 
 def host_and_port(address: object) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from .certificates import make_certificate
 from .errors import FrameRejected, JournalBroken, MpcError, PartyDied
 from .frames import Channel, config_to_wire, order_to_wire, paths_to_wire, take, take_names
 from .orders import Order, PartyConfig, Release
+from .ring import total_bytes
 
 __all__ = ["Order", "PartyConfig", "PartyProcess", "Release", "make_certificate"]
 
@@ -152,7 +153,7 @@ class _Child:
             if answer.get("kind") == "error":
                 self._raise(answer)
             kept, set_digest = take(answer, "release", kept=tuple, set_digest=bytes)
-            share = self._channel.receive_raw(order.dim * order.ring_bits // 8)
+            share = self._channel.receive_raw(total_bytes(order.dim, order.ring_bits, order.tag_count))
             return Release(kept=take_names(kept), set_digest=set_digest, share=share)
 
     def end(self) -> int:

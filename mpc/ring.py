@@ -7,13 +7,13 @@ sizes the ring for the worst case of a whole cohort. Nothing here hides anything
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidField, NoRing, OutOfRange, ShareMalformed
-from .fields import MAX_DIM, NUM_AGGREGATORS, whole
+from .errors import InvalidField, NoRing, ShareMalformed
+from .fields import MAX_DIM, NUM_AGGREGATORS, Bytes, whole
 
 RingVector = npt.NDArray[Any]  # uint32 or uint64, little-endian, one dimension
 
@@ -79,24 +79,6 @@ def plan_ring(sites: int, max_abs: float, dim: int, clip_norm: float, max_inflat
     raise NoRing(f"no ring holds {sites} sites with max_abs {max_abs}, dim {dim}, clip_norm {clip_norm}: lower max_abs")
 
 
-def encode(values: npt.NDArray[np.floating[Any]], ring: Ring, max_abs: float) -> RingVector:
-    """Real `values`, clamped to [-max_abs, max_abs] and rounded to the nearest unit of 2**-scale_bits.
-
-    Clamping is post-processing: it costs no privacy but biases, so size `max_abs` such that honest vectors never meet
-    it. Each entry within the bound is off by at most 2**-(scale_bits + 1).
-
-    Raises:
-        OutOfRange: an entry is NaN or infinite, or the ring cannot hold `max_abs` (numpy would cast it in silence).
-    """
-    if not np.isfinite(values).all():
-        raise OutOfRange("the vector has NaN or infinite entries")
-    if ring.capacity(max_abs) < 1:
-        raise OutOfRange(f"max_abs {max_abs} does not fit in {ring}")
-    units = np.clip(values.astype(np.float64), -max_abs, max_abs)
-    units *= 2.0**ring.scale_bits
-    return from_integers(np.rint(units, out=units).astype(np.int64), ring)
-
-
 def from_integers(values: npt.NDArray[np.int64], ring: Ring) -> RingVector:
     """Integers, in units of 2**-scale_bits, modulo 2**bits.
 
@@ -109,23 +91,41 @@ def from_integers(values: npt.NDArray[np.int64], ring: Ring) -> RingVector:
     return values.astype(ring.unsigned)  # to an unsigned type C converts modulo 2**bits
 
 
-def decode(total: RingVector, ring: Ring) -> npt.NDArray[np.float64]:
-    """Ring elements as real numbers; exact up to 2**53 units, rounded to float64 beyond."""
-    if total.dtype != ring.unsigned:
-        raise InvalidField(f"need {ring.unsigned} entries, got {total.dtype}")
-    return total.view(ring.signed).astype(np.float64) * 2.0**-ring.scale_bits
+def to_integers(vector: RingVector, ring: Ring) -> npt.NDArray[np.int64]:
+    """The integer in [-2**(bits - 1), 2**(bits - 1)) that each ring element stands for."""
+    if vector.dtype != ring.unsigned:
+        raise InvalidField(f"need {ring.unsigned} entries, got {vector.dtype}")
+    return vector.view(ring.signed).astype(np.int64)
 
 
-def open_total(shares: Sequence[bytes], ring: Ring, dim: int) -> npt.NDArray[np.float64]:
-    """The sum of all kept sites' vectors, from the three parties' released shares of it.
+def decode(units: npt.NDArray[np.int64], ring: Ring) -> npt.NDArray[np.float64]:
+    """Integers in units of 2**-scale_bits as real numbers; exact up to 2**53 units, rounded to float64 beyond."""
+    return units.astype(np.float64) * 2.0**-ring.scale_bits
+
+
+def total_bytes(dim: int, ring_bits: int, tag_count: int) -> int:
+    """Size of one party's released share of a total: `dim` ring elements, then `tag_count` words."""
+    return dim * ring_bits // 8 + 8 * tag_count
+
+
+class Total(NamedTuple):
+    """An opened sum over sites."""
+
+    units: npt.NDArray[np.int64]  # [dim], in units of 2**-scale_bits
+    tags: npt.NDArray[np.uint64]  # [tag_count], the sums of the sites' tags modulo 2**64
+
+
+def open_total(shares: Sequence[Bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
+    """The sum of all kept sites' vectors and tags, from the three parties' released shares of it.
 
     Raises:
-        ShareMalformed: not three shares of `dim` ring elements.
+        ShareMalformed: not three shares of `dim` ring elements and `tag_count` words.
     """
-    size = dim * ring.unsigned.itemsize
+    size = total_bytes(dim, ring.bits, tag_count)
     if len(shares) != NUM_AGGREGATORS or any(len(share) != size for share in shares):
         raise ShareMalformed(f"need {NUM_AGGREGATORS} shares of {size} bytes, got {[len(share) for share in shares]}")
-    total = np.zeros(dim, ring.unsigned)
+    vector, tags = np.zeros(dim, ring.unsigned), np.zeros(tag_count, "<u8")
     for share in shares:
-        total += np.frombuffer(share, ring.unsigned)
-    return decode(total, ring)
+        vector += np.frombuffer(share, ring.unsigned, dim)
+        tags += np.frombuffer(share, tags.dtype, tag_count, vector.nbytes)
+    return Total(to_integers(vector, ring), tags)

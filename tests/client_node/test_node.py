@@ -144,9 +144,9 @@ def opened(desk: Desk, packet: Packet, round_number: int = 1) -> np.ndarray:
     identity = bytes.fromhex(desk.site.identity.identity_hex)
     total = np.zeros(planned.dim, np.uint64 if planned.ring_bits == 64 else np.uint32)
     for party, (private, _) in enumerate(desk.party_keys):
-        envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"])
+        envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"], context)
         share = open_envelope(envelope, context, party, identity=identity, private_key=private)
-        total += unpack(share, context)
+        total += unpack(share, context).vector
     return total.view(f"i{total.itemsize}")
 
 

@@ -95,9 +95,9 @@ class Desk:
         )  # fmt: skip
         identity, total = bytes.fromhex(self.identity.identity_hex), np.zeros(DIM, np.uint64)
         for party, (private, _) in enumerate(PARTY_KEYS):
-            envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"])
+            envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"], context)
             share = open_envelope(envelope, context, party, identity=identity, private_key=private)
-            total += unpack(share, context)
+            total += unpack(share, context).vector
         return total.view(np.int64)
 
 

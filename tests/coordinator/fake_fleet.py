@@ -181,10 +181,10 @@ class FakeFleet:
             blob = packet.blobs[f"update-{place}"]
             context = self._context(site, order.run, order.round, order.state)
             share = open_envelope(
-                Envelope.from_bytes(blob), context, PARTIES.index(name),
+                Envelope.from_bytes(blob, context), context, PARTIES.index(name),
                 identity=bytes.fromhex(identity_of(site)), private_key=self.keys[name][0],
             )  # fmt: skip
-            total += unpack(share, context)
+            total += unpack(share, context).vector
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,

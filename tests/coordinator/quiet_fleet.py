@@ -30,7 +30,7 @@ from confide.mpc import aggregation
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.journal import Journal
 from confide.mpc.orders import Order, PartyConfig, Release
-from confide.mpc.ring import Ring, RingVector
+from confide.mpc.ring import Ring, RingVector, Total, decode
 from confide.privacy import accounting
 from confide.privacy.charges import Books
 from confide.privacy.ledger import Ledger
@@ -222,9 +222,10 @@ def found(
     made = Federation(home, store, study, fleet, {n: ledger for n, (_, ledger) in nodes.items() if ledger is not None})
     real = rounds_module.open_total
 
-    def open_total(shares: list[bytes], ring: Ring, dim: int) -> np.ndarray:
-        made.opened.append((tuple(shares), real(shares, ring, dim)))
-        return made.opened[-1][1]
+    def open_total(shares: list[bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
+        total = real(shares, ring, dim, tag_count)
+        made.opened.append((tuple(shares), decode(total.units, ring)))
+        return total
 
     monkeypatch.setattr(rounds_module, "open_total", open_total)
     return made

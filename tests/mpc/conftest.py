@@ -53,16 +53,21 @@ def configs(folder: Path, timeout_s: float) -> list[parties.PartyConfig]:
 class Round:
     """One round of sites with random vectors in `ring`, and the orders for it."""
 
-    def __init__(self, number: int, ring: Ring, sites: int, dim: int, rng: np.random.Generator) -> None:
-        self.number, self.ring, self.dim = number, ring, dim
+    def __init__(
+        self, number: int, ring: Ring, sites: int, dim: int, rng: np.random.Generator, tag_count: int = 0
+    ) -> None:
+        self.number, self.ring, self.dim, self.tag_count = number, ring, dim, tag_count
         self.state = f"{number:064x}"
         self.signers = {f"site{i}": Ed25519PrivateKey.generate() for i in range(sites)}
         self.private, self.public = zip(*(sealing.new_keypair() for _ in PARTIES), strict=True)
         self.vectors = {
             site: rng.integers(0, 2**ring.bits, dim, dtype=ring.unsigned.type, endpoint=False) for site in self.signers
         }
+        self.tags = {site: rng.integers(0, 2**64, tag_count, np.uint64) for site in self.signers}
         self.envelopes = {
-            site: sealing.seal_update(self.vectors[site], self.context(site), self.public, signer, i % 3)
+            site: sealing.seal_update(
+                self.vectors[site], self.context(site), self.public, signer, i % 3, self.tags[site]
+            )
             for i, (site, signer) in enumerate(self.signers.items())
         }
         self.topups: dict[str, tuple[RingVector, tuple[sealing.Envelope, ...]]] = {}  # of the last `top_up`
@@ -104,6 +109,7 @@ class Round:
             scale_bits=self.ring.scale_bits,
             min_sites=min_sites,
             min_untopped=min_untopped or min_sites,
+            tag_count=self.tag_count,
             private_key=self.private[party],
         )
 

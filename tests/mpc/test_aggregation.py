@@ -12,7 +12,7 @@ from confide.mpc import aggregation, sealing
 from confide.mpc.errors import CohortTooSmall, Equivocation, OrderMismatch, PartyLost, SetConflict, TopUpMissing
 from confide.mpc.journal import Journal
 from confide.mpc.orders import Release
-from confide.mpc.ring import Ring, open_total
+from confide.mpc.ring import Ring, decode, open_total
 
 RING = Ring(64, 24)
 OTHER_STATE = "0d" * 32
@@ -101,7 +101,16 @@ def test_released_shares_open_to_the_sum(three, five):
     releases = three(orders(five), inboxes(five))
     assert (total_of(releases) == five.total(five.vectors)).all()
     exact = five.total(five.vectors).view(np.int64) * 2.0**-RING.scale_bits
-    assert (open_total([release.share for release in releases], RING, 40) == exact).all()
+    assert (decode(open_total([release.share for release in releases], RING, 40).units, RING) == exact).all()
+
+
+def test_tags_of_the_kept_sites_are_released_behind_their_total(three, kit):
+    one = kit.Round(7, Ring(32, 20), 5, 41, np.random.default_rng(11), tag_count=3)
+    releases = three(orders(one), inboxes(one, ({"site0"}, (), ())))
+    total = open_total([release.share for release in releases], one.ring, 41, 3)
+    kept = ["site1", "site2", "site3", "site4"]
+    assert (total.units == one.total(kept).view(np.int32)).all()
+    assert total.tags.tolist() == [sum(int(one.tags[site][k]) for site in kept) % 2**64 for k in range(3)]
 
 
 def test_site_that_misses_one_party_is_left_out_by_all(three, five):

@@ -29,6 +29,8 @@ def order(kit):
         {"scale_bits": 19},
         {"min_sites": 3, "min_untopped": 3},
         {"min_untopped": 3},
+        {"rows": 1},
+        {"tag_count": 1},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -42,6 +44,11 @@ def test_top_up_is_for_the_order_s_very_cohort_and_no_update(order):
     assert len({bytes(context) for context in contexts}) == 3
     again = dataclasses.replace(order, cohort=order.cohort[::-1])  # the order of names does not count
     assert again.topup_context("site0") == order.topup_context("site0")
+
+
+def test_shares_are_bound_to_the_order_s_rows_and_tags(order):
+    context = dataclasses.replace(order, rows=7, tag_count=2).topup_context("site0")
+    assert (context.rows, context.tag_count) == (7, 2)
 
 
 def test_digest_leaves_out_what_is_private(order):
@@ -60,6 +67,8 @@ def test_digest_leaves_out_what_is_private(order):
         {"cohort": (("a\nb", KEY),)},
         {"cohort": [("a", KEY)]},
         {"private_key": bytes(31)},
+        {"rows": 4097},
+        {"tag_count": -1},
         {"round": -1},
         {"state": KEY.upper()},
         {"state": KEY + "\n"},

@@ -185,11 +185,11 @@ def secrets_of_round_one(federation: DemoFederation, study: Study, run: str) -> 
             keys = federation.node_home(name) / "aggregator" / "run-keys" / f"{run}.json"
             envelope = (federation.node_home(site) / "outbox" / run / "1" / f"envelope-{party}").read_bytes()
             share = open_envelope(
-                Envelope.from_bytes(envelope), context, party,
+                Envelope.from_bytes(envelope, context), context, party,
                 identity=identity, private_key=bytes.fromhex(json.loads(keys.read_text())["private"]),
             )  # fmt: skip
-            found[f"{site}'s share for {name}"] = share.payload[-32:]  # the seed, or the end of the vector
-            total += unpack(share, context)
+            found[f"{site}'s share for {name}"] = share.seed
+            total += unpack(share, context).vector
         largest = int(np.argmax(np.abs(total.view(f"i{total.itemsize}"))))
         first = min(largest, study.dim - 8)
         found[f"{site}'s update"] = total[first : first + 8].tobytes()
