@@ -84,11 +84,11 @@ def _refuse(*_: object, **__: object) -> Never:
     raise RuntimeUnsound("this part of CrypTen is not used here: it is unsound or not installed")
 
 
-class _NoProvider:
-    """Refuses every triple; whatever method is asked for."""
+class NoProvider:
+    """Refuses every triple; providers derive from it and so refuse what they do not give."""
 
     def __getattr__(self, name: str) -> Never:
-        raise RuntimeUnsound(f"CrypTen asks for {name}: there is no provider of triples")
+        raise RuntimeUnsound(f"CrypTen asks for {name}: there is no provider of it")
 
 
 def _stand_in(name: str, **attributes: object) -> None:
@@ -263,7 +263,7 @@ def start(links: Links) -> None:
     if len(received) != SEED_BYTES:
         raise PartyLost(f"aggregator {previous} sends no seed")
     generators = {"next": Prg(seed), "prev": Prg(received), "local": Prg(secrets.token_bytes(SEED_BYTES))}
-    _here.party = _Party(PartyCommunicator(links), generators, _NoProvider())
+    _here.party = _Party(PartyCommunicator(links), generators, NoProvider())
 
 
 def stop() -> None:

@@ -3,20 +3,29 @@
 CrypTen multiplies shares with triples that are used once (Beaver, CRYPTO 1991). Its own providers have a dealer, who
 reads everything. Here no fourth party exists.
 
-All values are integers: truncation, and so `wrap_rng`, is refused.
+All values are integers: truncation, and so `wrap_rng`, is refused, like all that a provider here does not have.
 """
 
+import math
+import secrets
 from collections.abc import Sequence
-from typing import Any, Never
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from . import crypten_runtime
-from .crypten_runtime import ArithmeticSharedTensor, BinarySharedTensor
-from .errors import RuntimeUnsound
+from .crypten_runtime import ArithmeticSharedTensor, BinarySharedTensor, NoProvider
+from .errors import PartyLost, RuntimeUnsound
+from .fields import NUM_AGGREGATORS
+from .links import Links
+from .oblivious_transfer import BLOCK_BYTES, COLUMNS, KEYS_BYTES, SENDER_KEY_BYTES, BaseReceiver, BaseSender
+
+_BATCH_BYTES = 2**15  # 2**18 ANDs: messages of 4 MiB, which stay in the cache while they are made
 
 
-class Replicated:
+class Replicated(NoProvider):
     """Triples from seeds that the parties share in pairs; no messages. Sound against ONE curious party of three.
 
     Party i holds a_i, from the seed that it has in common with party i-1, and a_{i+1}, in common with party i+1; and
@@ -65,13 +74,78 @@ class Replicated:
         v = _additive(r if party == 2 else zero)
         return u + v - u * v * 2, _xored(r)
 
-    def wrap_rng(self, size: Sequence[int], device: object = None) -> Never:
-        """Refused.
+
+class Oblivious(NoProvider):
+    """AND triples from oblivious transfer between each two parties. Sound against any TWO curious parties of three.
+
+    c = (a_0 ^ a_1 ^ a_2) & (b_0 ^ b_1 ^ b_2): each party computes a_i & b_i, and for each ordered pair an OT with
+    choice a_i and correlation b_j leaves v with party j and v ^ (a_i & b_j) with party i (Goldreich, Micali and
+    Wigderson, STOC 1987; Gilboa, CRYPTO 1999). A random OT (x_0, x_1) becomes that one when j sends x_0 ^ x_1 ^ b_j
+    (Beaver, CRYPTO 1995), which x_{1 - a_i} blinds. What an honest party holds is uniform whatever the others pool.
+
+    Costs per AND and party: four OTs and 34 bytes sent. Base OTs are made once; the object is good for as long as the
+    links are.
+    """
+
+    def __init__(self, links: Links) -> None:
+        """Makes base OTs with both other parties, in one exchange.
 
         Raises:
-            RuntimeUnsound: always.
+            PartyLost: another party is gone, silent or sends no keys.
         """
-        raise RuntimeUnsound("CrypTen asks to truncate: compute on integers, with precision 0")
+        self._links = links
+        me = links.aggregator_id
+        others = [party for party in range(NUM_AGGREGATORS) if party != me]
+        base_receivers = {party: BaseReceiver(sender_id=party, receiver_id=me) for party in others}
+        base_senders = {party: BaseSender(sender_id=me, receiver_id=party) for party in others}
+        messages = {party: base_receivers[party].message() + base_senders[party].message() for party in others}
+        received = links.exchange("OTBA", messages, KEYS_BYTES + SENDER_KEY_BYTES)
+        self._senders = {party: base_receivers[party].extension(received[party][KEYS_BYTES:]) for party in others}
+        self._receivers = {party: base_senders[party].extension(received[party][:KEYS_BYTES]) for party in others}
+        self._ready = np.empty((3, 0), np.uint8)  # packed bits of a, b, c, not used yet
+
+    def prepare(self, words: int) -> None:
+        """Makes triples for `words` words of 64 ANDs, beyond what is ready; all parties must ask for the same.
+
+        Raises:
+            PartyLost: another party is gone, silent or out of step.
+        """
+        missing = 8 * words - self._ready.shape[1]
+        sizes = [_BATCH_BYTES] * (missing // _BATCH_BYTES)
+        if (rest := missing % _BATCH_BYTES) and missing > 0:
+            sizes.append(-(-rest // BLOCK_BYTES) * BLOCK_BYTES)
+        self._ready = np.concatenate([self._ready, *(self._batch(size) for size in sizes)], axis=1)
+
+    def generate_binary_triple(
+        self, size0: Sequence[int], size1: Sequence[int], device: object = None
+    ) -> tuple[Any, Any, Any]:
+        """XOR shares of words a and b, uniform, and of a & b; makes triples where none are ready."""
+        if tuple(size0) != tuple(size1):
+            raise RuntimeUnsound("CrypTen asks for AND triples of two sizes")
+        words = math.prod(size0)
+        self.prepare(words)
+        taken, self._ready = np.split(self._ready, [8 * words], axis=1)
+        a, b, c = np.ascontiguousarray(taken).view("<i8").astype(np.int64, copy=False)
+        return tuple(_xored(torch.from_numpy(one.copy()).reshape(tuple(size0))) for one in (a, b, c))  # type: ignore[return-value]
+
+    def _batch(self, size: int) -> npt.NDArray[np.uint8]:
+        """Packed bits of a, b and c = a & b: this party's shares of 8 `size` triples."""
+        a, b = np.frombuffer(secrets.token_bytes(2 * size), np.uint8).reshape(2, size)
+        c = a & b
+        messages = {}
+        for party, receiver in self._receivers.items():
+            messages[party], chosen = receiver.extend(a)
+            c ^= chosen
+        received = self._links.exchange("OTEX", messages, COLUMNS * size)
+        for party, sender in self._senders.items():
+            zeros, ones = sender.extend(received[party], size)
+            c ^= zeros
+            messages[party] = (zeros ^ ones ^ b).tobytes()
+        for correction in self._links.exchange("OTCO", messages, size).values():
+            if len(correction) != size:
+                raise PartyLost("another party is out of step in oblivious transfer")
+            c ^= a & np.frombuffer(correction, np.uint8)
+        return np.stack([a, b, c])
 
 
 def _additive(share: torch.Tensor) -> Any:
