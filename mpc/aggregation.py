@@ -1,29 +1,35 @@
-"""One round at one party: agree with the other two on the set of sites, add, bind, release.
+"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, release.
 
 Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
-that lies can spoil the total unseen. There is no check of an update's norm on the shares: a malicious site can shift
-the total as far as the ring goes. Every update in a total started from the one state that the order names; that the
-sites trained on it as agreed is not checked.
+that lies can spoil the total; that shows if the order has tags (see `tags`). A site whose vector is longer than the
+order allows is left out, whatever it does to hide that (see `sketch`). Every update in a total started from the one
+state that the order names; that the sites trained on it as agreed is not checked.
 
 A study may size the sites' noise for all of them. A sum over fewer would then be noised too little: it is released only
 with a top-up of every site in it, sealed for exactly this set. So which noise a sum has follows from the set alone, and
 a round is bound to one set.
 """
 
+import hmac
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from .coins import COIN_BYTES, joint_seeds
 from .errors import (
     CohortTooSmall,
     EnvelopeRejected,
     EnvelopeUnreadable,
     Equivocation,
+    NormExceeded,
     OrderMismatch,
     PartyLost,
     SetConflict,
@@ -31,29 +37,24 @@ from .errors import (
 )
 from .fields import MAX_COHORT, MAX_TEXT, canonical
 from .journal import Binding, Journal
+from .links import Links
 from .mapped import mapped
 from .orders import Order, Release
-from .ring import Ring, RingVector
+from .ring import RingVector
 from .sealing import Envelope, open_envelope
-from .shares import Share, Words, unpack
+from .shares import Parts, Share, ShareContext, Words, unpack
+from .sketch import Limits, Sketch, limits
 
 logger = logging.getLogger(__name__)
 
 _HASH = 32
 
 
-class Links(Protocol):
-    """What the protocol needs of the links between the parties."""
+class Judge(Protocol):
+    """How the three parties compare sketches that are hidden under masks."""
 
-    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
-        """All three parties' bytes of this step, in aggregator order."""
-
-
-class Addition(Protocol):
-    """How one party adds its shares."""
-
-    def __call__(self, vectors: Iterable[RingVector], ring: Ring) -> RingVector:
-        """The sum of `vectors`, one at least, in `ring`."""
+    def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
+        """[vectors], whether each is too long: `sketch.is_too_long` of [vectors, rows], from XOR shares of the masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,9 @@ def aggregate(
     topups: Mapping[str, Submission],
     links: Links,
     journal: Journal,
-    add: Addition,
+    judge: Judge,
 ) -> Release:
-    """This party's share of the sum over all sites that reached all three parties.
+    """This party's share of the sum over all sites that reached all three parties with vectors that are not too long.
 
     Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
     only for fewer sites than `order.min_untopped`.
@@ -128,27 +129,137 @@ def aggregate(
         Equivocation: two parties hold different updates or top-ups of one site.
         CohortTooSmall: fewer than `order.min_sites` sites are complete.
         TopUpMissing: fewer than `order.min_untopped` are, and not each has its top-up for exactly this set.
+        NormExceeded: vectors are too long, and the other sites may not be summed without more.
         SetConflict: a party has bound the round to another set; all three raise it.
         JournalBroken: this party's disk did not take the binding.
         PartyLost: another party is gone or silent.
+        CommitmentBroken: another party tried to choose what must be random.
     """
-    kept = _agree(order, submissions, links, "MASK", "VIEW")
-    if len(kept) < order.min_sites:
+    complete = _agree(order, submissions, links, "MASK", "VIEW")
+    if len(complete) < order.min_sites:
         raise CohortTooSmall(
-            f"round {order.round}: {len(kept)} sites reached all parties, {order.min_sites} are needed", kept
+            f"round {order.round}: {len(complete)} sites reached all parties, {order.min_sites} are needed", complete
         )
-    is_topped = len(kept) < order.min_untopped
+    is_topped = len(complete) < order.min_untopped
     if is_topped:
-        _require_topups(order, kept, topups, links)
+        _require_topups(order, complete, topups, links)
     added = topups if is_topped else {}
+    summands = _summands(order, complete, submissions, added)
+    seeds = joint_seeds(links, [_coin(order, summand) for summand in summands]) if order.rows else []
+    total = _Total(order)
+    sketched = [total.add(summand, seed) for summand, seed in zip(summands, seeds or [None] * len(summands), strict=True)]
+    rejected = _too_long(order, summands, sketched, links, judge) if order.rows else frozenset()
+    kept = tuple(site for site in complete if site not in rejected)
+    if rejected:
+        _require_enough(order, kept, rejected, is_topped=is_topped)
+        for summand in summands:
+            if summand.site in rejected:
+                total.subtract(summand)
     binding = Binding(_set_digest(order, kept, submissions, added), kept)
     _refuse_other_set(order, binding, links, journal)
-    tags = np.zeros(order.tag_count, "<u8")
-    total = add(_vectors(order, kept, submissions, added, tags), order.ring)
     journal.bind(order.round_id, binding)
     links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
     logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
-    return Release(kept=kept, set_digest=binding.set_digest, share=total.tobytes() + tags.tobytes())
+    left_out = tuple(site for site in complete if site in rejected)
+    return Release(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Summand:
+    """One vector that a site has shared: its update, or its top-up."""
+
+    site: str
+    context: ShareContext
+    submission: Submission
+    norm_bound: int  # ring units
+
+
+def _summands(
+    order: Order, sites: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+) -> list[_Summand]:
+    updates = [_Summand(site, order.context(site), submissions[site], order.norm_bound) for site in sites]
+    added = [_Summand(site, order.topup_context(site), topups[site], order.topup_bound) for site in sites if topups]
+    return updates + added
+
+
+def _coin(order: Order, summand: _Summand) -> bytes:
+    """This party's part in the seed of one vector's sketch: secret until it is opened, and the same at every attempt.
+
+    Each vector has a seed of its own, which binds the bytes that all parties hold of it: a site that knows the seeds of
+    earlier attempts gains nothing for another vector. And one vector never meets two sketches, whose rows under the
+    same masks would show a difference.
+    """
+    key = HKDF(SHA256(), COIN_BYTES, salt=None, info=b"confide/mpc/coin-key/1").derive(order.private_key)
+    place = canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
+    return hmac.digest(key, place, "sha256")
+
+
+class _Total:
+    """This party's share of a sum; one more vector is in memory while it is added."""
+
+    def __init__(self, order: Order) -> None:
+        self._ring_bits, self._rows = order.ring_bits, order.rows
+        self._vector = np.zeros(order.dim, order.ring.unsigned)
+        self._tags = np.zeros(order.tag_count, "<u8")
+        self._scratch = np.empty_like(self._vector)
+
+    def add(self, summand: _Summand, seed: bytes | None) -> tuple[RingVector, Words] | None:
+        """Adds a vector. With a seed, gives this party's shares of its sketch under its masks, and of the masks' bits."""
+        parts = self._unpack(summand)
+        self._vector += parts.vector
+        self._tags += parts.tags
+        if seed is None:
+            return None
+        sketch = Sketch(seed, len(self._vector), self._ring_bits, self._rows)
+        return sketch.sketch(parts.vector) + parts.masks, parts.mask_words
+
+    def subtract(self, summand: _Summand) -> None:
+        """Takes a vector out again."""
+        parts = self._unpack(summand)
+        self._vector -= parts.vector
+        self._tags -= parts.tags
+
+    def to_bytes(self) -> bytes:
+        """The vector, then the tags."""
+        return self._vector.tobytes() + self._tags.tobytes()
+
+    def _unpack(self, summand: _Summand) -> Parts:
+        return unpack(summand.submission.share, summand.context, out=self._scratch)
+
+
+def _too_long(
+    order: Order,
+    summands: Sequence[_Summand],
+    sketched: Sequence[tuple[RingVector, Words] | None],
+    links: Links,
+    judge: Judge,
+) -> frozenset[str]:
+    """Sites that shared a vector above its bound. Of each vector one bit becomes known, and nothing else."""
+    shares = [each for each in sketched if each is not None]
+    rows, words = np.stack([row for row, _ in shares]), np.stack([word for _, word in shares])
+    opened = np.zeros_like(rows)
+    for share in _of_length(links.all_gather("ROWS", rows.tobytes(), rows.nbytes), rows.nbytes):
+        opened += np.frombuffer(share, rows.dtype).reshape(rows.shape)
+    rejected: set[str] = set()
+    for bound in sorted({summand.norm_bound for summand in summands}):
+        chosen = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
+        verdicts = judge(opened[chosen], words[chosen], limits(bound, order.ring_bits, order.rows))
+        rejected |= {summands[place].site for place, is_long in zip(chosen, verdicts, strict=True) if is_long}
+    for site in sorted(rejected):
+        logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)
+    return frozenset(rejected)
+
+
+def _require_enough(order: Order, kept: tuple[str, ...], rejected: frozenset[str], *, is_topped: bool) -> None:
+    """Raises `NormExceeded` unless `kept` may be summed as it is; top-ups were for a set with the rejected in it."""
+    least = len(order.cohort) + 1 if is_topped else max(order.min_sites, order.min_untopped)
+    if len(kept) < least:
+        names = tuple(site for site, _ in order.cohort if site in rejected)
+        raise NormExceeded(
+            f"round {order.round}: the vectors of {', '.join(names)} are longer than the study allows, and the "
+            f"{len(kept)} other sites may not be summed as they are",
+            names,
+        )
 
 
 def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Submission], links: Links) -> None:
@@ -164,24 +275,6 @@ def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Su
             "the noise of the missing ones",
             complete,
         )
-
-
-def _vectors(
-    order: Order,
-    kept: tuple[str, ...],
-    submissions: Mapping[str, Submission],
-    topups: Mapping[str, Submission],
-    tags: Words,
-) -> Iterator[RingVector]:
-    """The vectors to be added; what comes with them of tags is added to `tags`."""
-    for site in kept:
-        shares = [(submissions[site].share, order.context(site))]
-        if topups:
-            shares.append((topups[site].share, order.topup_context(site)))
-        for share, context in shares:
-            parts = unpack(share, context)
-            tags += parts.tags
-            yield parts.vector
 
 
 def _agree(

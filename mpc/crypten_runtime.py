@@ -293,20 +293,6 @@ def pairwise(size: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return generators["prev"].elements(shape), generators["next"].elements(shape)
 
 
-def add_shares(vectors: Iterable[RingVector], ring: Ring) -> RingVector:
-    """This party's share of a sum, from its shares of the summands: one at least, each with memory of its own.
-
-    CrypTen adds modulo 2**64; 32-bit shares are reduced at the end, since 2**32 divides 2**64.
-    """
-    total: Any = None
-    for vector in vectors:
-        words = vector.view(np.int64) if ring.bits == 64 else vector.astype(np.int64)
-        share = ArithmeticSharedTensor.from_shares(torch.from_numpy(words), precision=0)  # integers: no scaling
-        total = share if total is None else total.add_(share)
-    units: RingVector = total.share.numpy().view(np.uint64)
-    return units.astype(ring.unsigned)  # keeps the low bits
-
-
 def _replace(owner: object, name: str, value: object) -> None:
     """Sets what must be there already, so that a renamed part is noticed."""
     if not hasattr(owner, name):

@@ -13,7 +13,9 @@ MpcError
 ├── PartyDied          this aggregator's own party process ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
+├── CommitmentBroken   a party opened something else than it had committed to
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
+├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
 └── SetConflict        the round is bound to another set of sites
 
@@ -80,12 +82,20 @@ class Equivocation(MpcError):
     """The parties were shown different messages of the sites in `names`."""
 
 
+class CommitmentBroken(MpcError):
+    """A party opened something else than it had committed to; nothing was released."""
+
+
 class CohortTooSmall(MpcError):
     """Too few sites reached all three parties; `names` are those that did."""
 
 
 class TopUpMissing(MpcError):
     """A sum over fewer sites than planned lacks a top-up; `names` are the sites of which nothing was missing."""
+
+
+class NormExceeded(MpcError):
+    """The vectors of the sites in `names` are too long, and what remains may not be summed without more."""
 
 
 class SetConflict(MpcError):

@@ -24,6 +24,7 @@ from .hpke import kem_of_private
 from .journal import RoundId
 from .ring import Ring
 from .shares import ShareContext, set_name
+from .sketch import largest_bound
 
 _MAX_PEM = 16_384
 
@@ -75,6 +76,8 @@ class Order:
     min_sites: int  # at least 2: the sum over one site is its update
     min_untopped: int  # fewest sites that are summed as they are; of fewer, each must have sent its top-up for that set
     rows: int = 0  # of the norm check's sketch; 0: norms are not checked
+    norm_bound: int = 0  # largest L2 norm of an update, ring units; with rows only
+    topup_bound: int = 0  # of a top-up
     tag_count: int = 0  # tags that come with every vector, and with the total
     private_key: bytes = field(repr=False)  # raw HPKE key, opens what is sealed to this aggregator
 
@@ -89,6 +92,8 @@ class Order:
         whole("min_untopped", self.min_untopped, self.min_sites, MAX_COHORT)
         whole("rows", self.rows, 0, MAX_ROWS)
         whole("tag_count", self.tag_count, 0, MAX_TAGS)
+        for name in ("norm_bound", "topup_bound"):
+            whole(name, getattr(self, name), int(self.rows > 0), largest_bound(self.ring_bits) if self.rows else 0)
         kem_of_private(self.private_key)
         Ring(self.ring_bits, self.scale_bits)
         if not isinstance(self.cohort, tuple) or len(self.cohort) > MAX_COHORT:
@@ -135,7 +140,7 @@ class Order:
         """SHA-256 over all that the three parties' orders must have in common."""
         place = (self.study, self.run, self.round, self.state, self.attempt)
         shape = (self.dim, self.ring_bits, self.scale_bits, self.rows, self.tag_count)
-        common = (self.min_sites, self.min_untopped, len(self.cohort))
+        common = (self.norm_bound, self.topup_bound, self.min_sites, self.min_untopped, len(self.cohort))
         members = (word for member in self.cohort for word in member)
         return sha256(canonical("confide/mpc/order/3", *place, *shape, *common, *members)).digest()
 
@@ -145,6 +150,7 @@ class Release:
     """One party's share of the total over `kept`, for the coordinator."""
 
     kept: tuple[str, ...]  # sites in the sum, in cohort order
+    rejected: tuple[str, ...] = ()  # sites that are not in it because their vectors were too long
     set_digest: bytes  # equal at all three parties, or the shares do not belong together
     share: bytes = field(repr=False)  # dim little-endian ring elements, then tag_count words
 

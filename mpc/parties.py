@@ -152,9 +152,9 @@ class _Child:
             answer = self._channel.receive()
             if answer.get("kind") == "error":
                 self._raise(answer)
-            kept, set_digest = take(answer, "release", kept=tuple, set_digest=bytes)
+            kept, rejected, digest = take(answer, "release", kept=tuple, rejected=tuple, set_digest=bytes)
             share = self._channel.receive_raw(total_bytes(order.dim, order.ring_bits, order.tag_count))
-            return Release(kept=take_names(kept), set_digest=set_digest, share=share)
+            return Release(kept=take_names(kept), rejected=take_names(rejected), set_digest=digest, share=share)
 
     def end(self) -> int:
         """Ends the process and returns its exit code."""

@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import aggregation, crypten_runtime
+import numpy as np
+import numpy.typing as npt
+
+from . import aggregation, crypten_runtime, norm_check
 from .errors import (
     CohortTooSmall,
     Equivocation,
     JournalBroken,
     MpcError,
+    NormExceeded,
     OrderMismatch,
     PartyLost,
     SetConflict,
@@ -29,11 +33,15 @@ from .frames import Channel, config_from_wire, order_from_wire, paths_from_wire,
 from .journal import Journal
 from .links import TlsCommunicator
 from .orders import Order, PartyConfig, Release
+from .ring import RingVector
+from .shares import Words
+from .sketch import Limits
+from .triples import Oblivious
 
 logger = logging.getLogger(__name__)
 
 # What all three parties conclude from the same exchanged bytes: their links are in step and stay up.
-_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, SetConflict)
+_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict)
 
 Files = Mapping[str, Path]  # site -> its envelope for this party
 
@@ -46,6 +54,7 @@ class Party:
         self._config = config
         self._journal = Journal(config.journal)
         self._links: TlsCommunicator | None = None
+        self._triples: Oblivious | None = None  # made once for the links, when they are needed
 
     def aggregate(self, order: Order, envelopes: Files, topups: Files) -> Release:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
@@ -53,12 +62,18 @@ class Party:
             submissions = self._admit(order, envelopes, is_topup=False)
             topped = self._admit(order, topups, is_topup=True)
             links = self._link_up(order)
-            return aggregation.aggregate(order, submissions, topped, links, self._journal, crypten_runtime.add_shares)
+            return aggregation.aggregate(order, submissions, topped, links, self._journal, self._judge)
         except _COMMON:
             raise
         except BaseException:  # the others shall not wait for this party
             self._drop_links()
             raise
+
+    def _judge(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
+        if self._triples is None:
+            assert self._links is not None
+            self._triples = Oblivious(self._links)
+        return norm_check.verdicts(opened, mask_words, limits, self._triples)
 
     def _admit(self, order: Order, files: Files, *, is_topup: bool) -> dict[str, aggregation.Submission]:
         """The shares that opened, by site."""
@@ -90,6 +105,7 @@ class Party:
 
     def _drop_links(self) -> None:
         crypten_runtime.stop()
+        self._triples = None
         if self._links is not None:
             self._links.close()
             self._links = None
@@ -120,7 +136,8 @@ def serve(channel: Channel) -> None:
             logger.warning("%s: %s", type(err).__name__, err)
             channel.send(_failure(err))
         else:
-            channel.send({"kind": "release", "kept": release.kept, "set_digest": release.set_digest})
+            named = {"kept": release.kept, "rejected": release.rejected, "set_digest": release.set_digest}
+            channel.send({"kind": "release", **named})
             channel.send_raw(release.share)
 
 
