@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.hpke import new_keypair
 from ..mpc.parties import Order, PartyConfig, PartyProcess, Release
-from ..mpc.sealing import new_keypair
 from .errors import MessageInvalid, RunEnded
 from .files import read_private, write_private
 from .messages import KeyCertificate
@@ -35,7 +35,7 @@ class AggregatorRole:
             study=study.study_hash,
             run=run,
             aggregator_id=self._aggregator_id(study),
-            public_key=self._keypair(run)[1],
+            public_key=self._keypair(study, run)[1],
             signer=self._signer,
         )
 
@@ -83,7 +83,7 @@ class AggregatorRole:
             scale_bits=planned.scale_bits,
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,
-            private_key=self._keypair(run)[0],
+            private_key=self._keypair(study, run)[0],
         )
         return self._party_for(study).aggregate(order, shares, topups)
 
@@ -97,10 +97,10 @@ class AggregatorRole:
             self._party.stop()
             self._party = None
 
-    def _keypair(self, run: str) -> tuple[bytes, bytes]:
+    def _keypair(self, study: Study, run: str) -> tuple[bytes, bytes]:
         path = self._key_path(run)
         if not path.exists():
-            private, public = new_keypair()
+            private, public = new_keypair(study.draft.aggregation.kem)
             write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
         stored = json.loads(read_private(path))
         if "private" not in stored:
