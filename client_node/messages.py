@@ -280,7 +280,7 @@ def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
 
 
 def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:
-    """Raises `MessageInvalid` unless each of the three is for this run and suite and signed by its place's aggregator."""
+    """Raises `MessageInvalid` unless each is for this run and suite, and signed by the aggregator in its place."""
     wanted = study.draft.aggregation.kem
     for aggregator, key in zip(study.aggregators, keys, strict=True):
         if (key.study, key.run) != (study.study_hash, run):

@@ -14,6 +14,7 @@ MpcError
 ├── Equivocation       the parties were shown different messages of one site
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
+├── TotalForged        the opened total is not the sum that the sites' tags say
 └── SetConflict        the round is bound to another set of sites
 
 No message holds a share, seed or key.
@@ -81,6 +82,10 @@ class CohortTooSmall(MpcError):
 
 class TopUpMissing(MpcError):
     """A sum over fewer sites than planned lacks a top-up; `names` are the sites of which nothing was missing."""
+
+
+class TotalForged(MpcError):
+    """The opened total lacks the tags of its sites: a party added something else, or a site made wrong tags."""
 
 
 class SetConflict(MpcError):
