@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.hpke import new_keypair
 from ..mpc.parties import Order, PartyConfig, PartyProcess, Release
-from ..mpc.sealing import max_envelope_bytes, new_keypair
+from ..mpc.sealing import max_envelope_bytes
 from ..mpc.shares import set_name
 from .errors import MessageInvalid, RunEnded, ShareMissing
 from .files import read_private, write_private
@@ -41,7 +42,7 @@ class AggregatorRole:
             study=study.study_hash,
             run=run,
             aggregator_id=self._aggregator_id(study),
-            public_key=self._keypair(run)[1],
+            public_key=self._keypair(study, run)[1],
             signer=self._signer,
         )
 
@@ -58,9 +59,9 @@ class AggregatorRole:
         self._aggregator_id(study)
         if not self._key_path(message.run).exists():
             raise MessageInvalid(f"run {message.run} was not prepared here")
-        self._keypair(message.run)
+        self._keypair(study, message.run)
         planned, terms = study.planned_round(message.round), study.draft
-        limit = max_envelope_bytes(planned.dim, planned.ring_bits)
+        limit = max_envelope_bytes(study.share_context(planned, run=message.run, site=message.site, state="0" * 64))
         if message.site not in study.site_names() or not 0 < len(part) <= PART_BYTES or message.sealed.size > limit:
             raise MessageInvalid(f"round {message.round}: study {terms.name} has no such share of {message.site}")
         if message.topup_for is not None and terms.min_untopped <= study.quorum:
@@ -104,7 +105,7 @@ class AggregatorRole:
         named = sorted((*blobs, *spooled))
         if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
-        planned, private_key = study.planned_round(round_number), self._keypair(run)[0]
+        planned, private_key = study.planned_round(round_number), self._keypair(study, run)[0]
         self._spool.begin(run, round_number)
         topup_for = set_name(cohort)
         files = {
@@ -154,10 +155,10 @@ class AggregatorRole:
             raise ShareMissing(f"round {place.round}: the sealed share of {place.site} is not here")
         return path
 
-    def _keypair(self, run: str) -> tuple[bytes, bytes]:
+    def _keypair(self, study: Study, run: str) -> tuple[bytes, bytes]:
         path = self._key_path(run)
         if not path.exists():
-            private, public = new_keypair()
+            private, public = new_keypair(study.draft.aggregation.kem)
             write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
         stored = json.loads(read_private(path))
         if "private" not in stored:

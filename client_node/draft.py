@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from ..models.errors import ModelError
 from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from ..mpc.hpke import KemName
 from ..privacy import adaptive_clipping
 from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
@@ -201,6 +202,12 @@ class EvaluationTerms(Settings):
     noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
 
 
+class AggregationTerms(Settings):
+    """How sites' updates are sealed and added up."""
+
+    kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
+
+
 class ModelTerms(Settings):
     """The frozen model."""
 
@@ -232,6 +239,7 @@ class StudyDraft(Settings):
     rounds: RoundTerms = Field(description="a table [rounds]")
     optimizer: OptimizerTerms = Field(description="a table [optimizer]")
     evaluation: EvaluationTerms | None = None
+    aggregation: AggregationTerms = AggregationTerms()
     participants: Participants = Field(description="a table [participants]")
 
     @property

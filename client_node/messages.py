@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.types import NonNegativeInt, PositiveInt
 
+from ..mpc.hpke import kem_of_public
 from ..privacy.chain import Entry
 from .errors import MessageInvalid
 from .study import Study
@@ -32,6 +33,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 BlobName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{2432})$")]  # by suite: mpc/hpke.py
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{4,64}$")]
 
 
@@ -76,12 +78,12 @@ class KeyCertificate(BaseModel):
     study: Digest
     run: RunId
     aggregator_id: NonNegativeInt
-    public_key: Digest
+    public_key: PublicKey
     signature: Signature
 
     @classmethod
     def issue(cls, *, study: str, run: str, aggregator_id: int, public_key: bytes, signer: Ed25519PrivateKey) -> Self:
-        """Signs `public_key` (32 bytes, X25519) for `run`."""
+        """Signs `public_key`, of either HPKE suite, for `run`."""
         signed = cls._signed(study, run, aggregator_id, public_key.hex())
         return cls(
             study=study,
@@ -349,10 +351,13 @@ def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
 
 
 def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:
-    """Raises `MessageInvalid` unless each of the three is for this run and signed by the aggregator in its place."""
+    """Raises `MessageInvalid` unless each is for this run and suite, and signed by the aggregator in its place."""
+    wanted = study.draft.aggregation.kem
     for aggregator, key in zip(study.aggregators, keys, strict=True):
         if (key.study, key.run) != (study.study_hash, run):
             raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
+        if kem_of_public(bytes.fromhex(key.public_key)).name != wanted:
+            raise MessageInvalid(f"the key of aggregator {aggregator.name} is not of the study's kem, {wanted}")
         key.verify(aggregator.identity)
 
 

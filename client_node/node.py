@@ -17,7 +17,6 @@ from ..models.errors import ModelError
 from ..mpc.errors import SetConflict, TopUpMissing
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
-from ..mpc.shares import ShareContext
 from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
@@ -169,15 +168,8 @@ class Node:
         except Exception as err:  # whatever it is, the coordinator is told one and the same
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
-        context = ShareContext(
-            study=plan.study,
-            run=plan.run,
-            round=plan.round,
-            site=self._enrolment.name,
-            state=hashlib.sha256(state).hexdigest(),
-            dim=planned.dim,
-            ring_bits=planned.ring_bits,
-            scale_bits=planned.scale_bits,
+        context = study.share_context(
+            planned, run=plan.run, site=self._enrolment.name, state=hashlib.sha256(state).hexdigest()
         )
         sealed = seal_update(
             from_integers(vector, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)),

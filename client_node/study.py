@@ -20,6 +20,7 @@ from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ..models.schema import RecordSchema
+from ..mpc.shares import ShareContext
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid
 from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
@@ -47,7 +48,7 @@ def _is_certificate(value: str) -> str:
 
 
 class _Marked(BaseModel):
-    format: Literal[1]  # of which every earlier version's studies were
+    format: Literal[1, 2]  # of which every earlier version's studies were
 
 
 def _is_older(data: bytes) -> bool:
@@ -101,7 +102,7 @@ class PlannedRound:
 class Study(Settings):
     """The whole of what a site approves."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     draft: StudyDraft
     backbone_hash: Digest
     sites: Annotated[tuple[Participant, ...], Field(min_length=2, max_length=1000)]
@@ -194,6 +195,19 @@ class Study(Settings):
     def last_round(self) -> int:
         """Number of the last thing that a run opens: the evaluation if there is one, else the last update."""
         return self.draft.rounds.rounds + (self.draft.evaluation is not None)
+
+    def share_context(self, planned: PlannedRound, *, run: str, site: str, state: str) -> ShareContext:
+        """What the shares of a site's vector are bound to in a round that starts from a state of this SHA-256."""
+        return ShareContext(
+            study=self.study_hash,
+            run=run,
+            round=planned.number,
+            state=state,
+            site=site,
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
+        )
 
     def planned_round(self, number: int) -> PlannedRound:
         """What round `number` is: updates first, from 1 on, then the evaluation if the study has one.

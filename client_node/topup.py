@@ -8,11 +8,13 @@ A site follows a set only downwards: after a top-up for one set it gives none bu
 for a smaller set inside it (one of its sites may fail before its top-up has come). At most one of these is ever opened.
 """
 
+from dataclasses import replace
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
-from ..mpc.shares import ShareContext, set_name
+from ..mpc.shares import set_name
 from ..privacy.accounting import topup_noise
 from ..privacy.noise import discrete_gaussian
 from .approval import noise
@@ -65,20 +67,10 @@ def _seal(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -
         sites=len(plan.cohort),
         collusion=study.draft.privacy.collusion,
     )
-    context = ShareContext(
-        study=plan.study,
-        run=plan.run,
-        round=plan.round,
-        site=site,
-        state=plan.state,
-        dim=planned.dim,
-        ring_bits=planned.ring_bits,
-        scale_bits=planned.scale_bits,
-        topup_for=set_name(plan.cohort),
-    )
+    context = study.share_context(planned, run=plan.run, site=site, state=plan.state)
     first, second, third = seal_update(
         from_integers(discrete_gaussian(std, planned.dim), Ring(planned.ring_bits, planned.scale_bits)),
-        context,
+        replace(context, topup_for=set_name(plan.cohort)),
         [bytes.fromhex(key.public_key) for key in plan.keys],
         signer,
         full=names.index(site) % 3,

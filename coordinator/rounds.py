@@ -549,16 +549,7 @@ def state_hash(state: bytes) -> str:
 
 def share_context(drive: Drive, site: str, planned: PlannedRound, state: bytes) -> ShareContext:
     """What a site's shares of a round must be sealed and signed for."""
-    return ShareContext(
-        study=drive.study.study_hash,
-        run=drive.run,
-        round=planned.number,
-        site=site,
-        state=state_hash(state),
-        dim=planned.dim,
-        ring_bits=planned.ring_bits,
-        scale_bits=planned.scale_bits,
-    )
+    return drive.study.share_context(planned, run=drive.run, site=site, state=state_hash(state))
 
 
 def stop_if_asked(drive: Drive) -> None:

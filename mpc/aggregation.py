@@ -147,7 +147,9 @@ def aggregate(
     summands = _summands(order, complete, submissions, added)
     seeds = joint_seeds(links, [_coin(order, summand) for summand in summands]) if order.rows else []
     total = _Total(order)
-    sketched = [total.add(summand, seed) for summand, seed in zip(summands, seeds or [None] * len(summands), strict=True)]
+    sketched = [
+        total.add(summand, seed) for summand, seed in zip(summands, seeds or [None] * len(summands), strict=True)
+    ]
     rejected = _too_long(order, summands, sketched, links, judge) if order.rows else frozenset()
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:

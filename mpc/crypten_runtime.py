@@ -32,7 +32,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from .errors import PartyLost, RuntimeUnsound
 from .fields import NUM_AGGREGATORS
 from .links import Links
-from .ring import Ring, RingVector
 
 VERSION = "0.4.1"
 CPU = torch.device("cpu")

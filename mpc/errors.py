@@ -17,6 +17,7 @@ MpcError
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
+├── TotalForged        the opened total is not the sum that the sites' tags say
 └── SetConflict        the round is bound to another set of sites
 
 No message holds a share, seed or key.
@@ -96,6 +97,10 @@ class TopUpMissing(MpcError):
 
 class NormExceeded(MpcError):
     """The vectors of the sites in `names` are too long, and what remains may not be summed without more."""
+
+
+class TotalForged(MpcError):
+    """The opened total lacks the tags of its sites: a party added something else, or a site made wrong tags."""
 
 
 class SetConflict(MpcError):

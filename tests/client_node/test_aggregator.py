@@ -7,6 +7,7 @@ import pytest
 from confide.client_node import aggregator as aggregator_module
 from confide.client_node.aggregator import AggregatorRole
 from confide.client_node.errors import MessageInvalid, RunEnded
+from confide.mpc import hpke
 from confide.mpc.parties import Order, PartyConfig, Release
 
 from .conftest import EVALUATION, identity_of, key_of
@@ -93,14 +94,17 @@ def test_a_run_key_is_certified_for_the_party_s_place_in_the_study(open_role, st
     assert (certificate.study, certificate.run, certificate.aggregator_id) == (study.study_hash, RUN, aggregator_id)
 
 
-def test_the_private_key_that_opens_shares_is_the_certified_one_s(open_role, study, parties):
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
+@pytest.mark.parametrize("kem", ["x25519", "mlkem768-x25519"])
+def test_the_private_key_that_opens_shares_is_the_certified_one_s_of_the_study_s_kem(
+    open_role, make_study, parties, kem
+):
+    study = make_study(("[participants]", f'[aggregation]\nkem = "{kem}"\n\n[participants]'))
     role = open_role()
-    certificate = role.run_key(study, RUN)
+    public = bytes.fromhex(role.run_key(study, RUN).public_key)
     add(role, study)
-    private = X25519PrivateKey.from_private_bytes(parties[0].orders[0].private_key)
-    assert private.public_key().public_bytes_raw().hex() == certificate.public_key
+    private = parties[0].orders[0].private_key
+    assert hpke.kem_of_public(public).name == kem
+    assert hpke.unseal(hpke.seal(b"a share", public, b""), private, b"") == b"a share"
 
 
 @pytest.mark.usefixtures("parties")

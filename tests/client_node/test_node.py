@@ -159,6 +159,13 @@ def test_a_step_charges_first_and_answers_with_sealed_shares_that_open(desk):
     assert 0.3 < noise.std() < 3  # 1.19 / sqrt(3), within what 200 draws and few records can move it
 
 
+def test_shares_are_sealed_with_the_study_s_kem(site):
+    desk = make_desk(site, ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n\n[participants]'))
+    prepare(desk)
+    desk.party_keys = [new_keypair("mlkem768-x25519") for _ in range(3)]
+    assert opened(desk, desk.step()).any()
+
+
 def test_local_noise_is_the_whole_of_it_at_every_site(site):
     desk = make_desk(site, ('mode = "distributed"', 'mode = "local"'))
     prepare(desk)
@@ -470,7 +477,15 @@ def test_a_message_from_an_overtaken_driver_is_refused(desk):
 
 
 @pytest.mark.parametrize(
-    "bad", ["another signer", "another party's key", "a key for another run", "a short state", "a round too many"]
+    "bad",
+    [
+        "another signer",
+        "another party's key",
+        "a key for another run",
+        "a key of another suite",
+        "a short state",
+        "a round too many",
+    ],
 )
 def test_a_plan_with_one_thing_wrong_is_refused_uncharged(desk, bad):
     state = np.zeros(desk.study.dim, "<f4").tobytes()
@@ -481,6 +496,8 @@ def test_a_plan_with_one_thing_wrong_is_refused_uncharged(desk, bad):
         plan = plan.model_copy(update={"keys": (plan.keys[1], plan.keys[1], plan.keys[2])})
     elif bad == "a key for another run":
         plan = plan.model_copy(update={"keys": (plan.keys[0].model_copy(update={"run": "other-run"}), *plan.keys[1:])})
+    elif bad == "a key of another suite":
+        plan = replace(desk, party_keys=[new_keypair("mlkem768-x25519"), *desk.party_keys[1:]]).plan()
     elif bad == "a short state":
         state = state[:-4]
     else:

@@ -165,12 +165,13 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "24eeed0dc680333fb666d07d4d902b190b73706412f02fcb0a7a1d0071d0beb9"
+    assert study.study_hash == "2d516801ccc0872a52a1f8005c8b17743751afc3295a16ca8766671ab871d0fa"
 
 
-def test_a_study_of_an_earlier_version_is_refused_with_where_to_read_on(make_study):
-    old = json.loads(make_study().canonical()) | {"format": 1}
-    del old["draft"]["privacy"]["max_dropouts"]
+@pytest.mark.parametrize(("version", "section", "key"), [(1, "privacy", "max_dropouts"), (2, "aggregation", "kem")])
+def test_a_study_of_an_earlier_version_is_refused_with_where_to_read_on(make_study, version, section, key):
+    old = json.loads(make_study().canonical()) | {"format": version}
+    del old["draft"][section][key]
     with pytest.raises(StudyInvalid, match=r"made by an earlier version.*docs/operator.md"):
         Study.parse(json.dumps(old, sort_keys=True, separators=(",", ":")).encode())
 
@@ -187,6 +188,7 @@ def test_every_term_is_in_the_hash(make_study):
         ("rank = 4", "rank = 5"), ("alpha = 4.0", "alpha = 4.1"), ("[20, 40, 60, 80]", "[20, 40, 60, 81]"),
         ('["F", "M"]', '["M", "F"]'), ("delta = 1e-5", "delta = 2e-5"), ("lr = 0.3", "lr = 0.4"),
         ("rounds = 40", "rounds = 41"), ('"agg-b"', '"agg-d"'), ("batch_units = 1374", "batch_units = 1375"),
+        ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
     ]  # fmt: skip
     hashes = {make_study(change).study_hash for change in changes}
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
@@ -304,7 +306,7 @@ BAD_PARTIES = {
     "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
     "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
     "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
-    "another format": (lambda s: s.update(format=3), "format is 3; it must be 2"),
+    "another format": (lambda s: s.update(format=4), "format is 4; it must be 3"),
 }
 
 
