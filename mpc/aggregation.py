@@ -54,7 +54,7 @@ class Judge(Protocol):
     """How the three parties compare sketches that are hidden under masks."""
 
     def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
-        """[vectors], whether each is too long: `sketch.is_too_long` of [vectors, rows], from XOR shares of the masks."""
+        """[vectors], whether each is too long, as `sketch.is_too_long` says, from XOR shares of the masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +145,8 @@ def aggregate(
         _require_topups(order, complete, topups, links)
     added = topups if is_topped else {}
     summands = _summands(order, complete, submissions, added)
-    seeds = joint_seeds(links, [_coin(order, summand) for summand in summands]) if order.rows else []
     total = _Total(order)
-    sketched = [
-        total.add(summand, seed) for summand, seed in zip(summands, seeds or [None] * len(summands), strict=True)
-    ]
-    rejected = _too_long(order, summands, sketched, links, judge) if order.rows else frozenset()
+    rejected = _add_checked(order, summands, total, links, judge) if order.rows else _add(summands, total)
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:
         _require_enough(order, kept, rejected, is_topped=is_topped)
@@ -205,15 +201,12 @@ class _Total:
         self._tags = np.zeros(order.tag_count, "<u8")
         self._scratch = np.empty_like(self._vector)
 
-    def add(self, summand: _Summand, seed: bytes | None) -> tuple[RingVector, Words] | None:
-        """Adds a vector. With a seed, gives this party's shares of its sketch under its masks, and of the masks' bits."""
+    def add(self, summand: _Summand) -> Parts:
+        """Adds a vector, and gives this party's share of it and what came with it; overwritten by the next one."""
         parts = self._unpack(summand)
         self._vector += parts.vector
         self._tags += parts.tags
-        if seed is None:
-            return None
-        sketch = Sketch(seed, len(self._vector), self._ring_bits, self._rows)
-        return sketch.sketch(parts.vector) + parts.masks, parts.mask_words
+        return parts
 
     def subtract(self, summand: _Summand) -> None:
         """Takes a vector out again."""
@@ -229,24 +222,31 @@ class _Total:
         return unpack(summand.submission.share, summand.context, out=self._scratch)
 
 
-def _too_long(
-    order: Order,
-    summands: Sequence[_Summand],
-    sketched: Sequence[tuple[RingVector, Words] | None],
-    links: Links,
-    judge: Judge,
+def _add(summands: Sequence[_Summand], total: _Total) -> frozenset[str]:
+    for summand in summands:
+        total.add(summand)
+    return frozenset()
+
+
+def _add_checked(
+    order: Order, summands: Sequence[_Summand], total: _Total, links: Links, judge: Judge
 ) -> frozenset[str]:
-    """Sites that shared a vector above its bound. Of each vector one bit becomes known, and nothing else."""
-    shares = [each for each in sketched if each is not None]
-    rows, words = np.stack([row for row, _ in shares]), np.stack([word for _, word in shares])
-    opened = np.zeros_like(rows)
-    for share in _of_length(links.all_gather("ROWS", rows.tobytes(), rows.nbytes), rows.nbytes):
-        opened += np.frombuffer(share, rows.dtype).reshape(rows.shape)
+    """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else."""
+    seeds = joint_seeds(links, [_coin(order, summand) for summand in summands])
+    hidden = np.empty((len(summands), order.rows), order.ring.unsigned)  # this party's shares of sketch + mask
+    mask_words = np.empty(hidden.shape, "<u8")
+    for place, (summand, seed) in enumerate(zip(summands, seeds, strict=True)):
+        parts = total.add(summand)
+        hidden[place] = Sketch(seed, order.dim, order.ring_bits, order.rows).sketch(parts.vector) + parts.masks
+        mask_words[place] = parts.mask_words
+    opened = np.zeros_like(hidden)
+    for share in _of_length(links.all_gather("ROWS", hidden.tobytes(), hidden.nbytes), hidden.nbytes):
+        opened += np.frombuffer(share, hidden.dtype).reshape(hidden.shape)
     rejected: set[str] = set()
     for bound in sorted({summand.norm_bound for summand in summands}):
-        chosen = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
-        verdicts = judge(opened[chosen], words[chosen], limits(bound, order.ring_bits, order.rows))
-        rejected |= {summands[place].site for place, is_long in zip(chosen, verdicts, strict=True) if is_long}
+        alike = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
+        verdicts = judge(opened[alike], mask_words[alike], limits(bound, order.ring_bits, order.rows))
+        rejected |= {summands[place].site for place, is_long in zip(alike, verdicts, strict=True) if is_long}
     for site in sorted(rejected):
         logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)
     return frozenset(rejected)

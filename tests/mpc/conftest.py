@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.mpc import parties, sealing
+from confide.mpc import parties, sealing, sketch
 from confide.mpc.errors import MpcError
 from confide.mpc.links import TlsCommunicator
 from confide.mpc.ring import Ring, RingVector
@@ -56,15 +56,25 @@ class Round:
     """One round of sites with random vectors in `ring`, and the orders for it."""
 
     def __init__(
-        self, number: int, ring: Ring, sites: int, dim: int, rng: np.random.Generator, tag_count: int = 0
+        self,
+        number: int,
+        ring: Ring,
+        sites: int,
+        dim: int,
+        rng: np.random.Generator,
+        *,
+        tag_count: int = 0,
+        norm_bound: int = 0,
+        vectors: Mapping[str, RingVector] | None = None,
     ) -> None:
-        self.number, self.ring, self.dim, self.tag_count = number, ring, dim, tag_count
+        """Sites share random ring elements, or `vectors`; norms are checked if there is a `norm_bound`."""
+        self.number, self.ring, self.dim, self.tag_count, self.norm_bound = number, ring, dim, tag_count, norm_bound
         self.state = f"{number:064x}"
         self.signers = {f"site{i}": Ed25519PrivateKey.generate() for i in range(sites)}
         self.private, self.public = zip(*(sealing.new_keypair() for _ in PARTIES), strict=True)
         self.vectors = {
             site: rng.integers(0, 2**ring.bits, dim, dtype=ring.unsigned.type, endpoint=False) for site in self.signers
-        }
+        } | dict(vectors or {})
         self.tags = {site: rng.integers(0, 2**64, tag_count, np.uint64) for site in self.signers}
         self.envelopes = {
             site: sealing.seal_update(
@@ -77,13 +87,14 @@ class Round:
     def context(self, site: str) -> ShareContext:
         return self.order(0).context(site)
 
-    def top_up(self, sites: Iterable[str]) -> None:
-        """Lets each of `sites` draw and seal a top-up for just this set."""
+    def top_up(self, sites: Iterable[str], scale: int | None = None) -> None:
+        """Lets each of `sites` draw and seal a top-up for just this set, of entries below `scale`."""
         self.topups, cohort, rng = {}, tuple(sites), np.random.default_rng(12)
         for site in cohort:
-            vector = rng.integers(0, 2**self.ring.bits, self.dim, dtype=self.ring.unsigned.type, endpoint=False)
+            vector = rng.integers(0, scale or 2**self.ring.bits, self.dim, dtype=self.ring.unsigned.type)
             context = self.order(0, sites=cohort).topup_context(site)
-            self.topups[site] = vector, sealing.seal_update(vector, context, self.public, self.signers[site], 0)
+            tags = rng.integers(0, 2**64, self.tag_count, np.uint64)
+            self.topups[site] = vector, sealing.seal_update(vector, context, self.public, self.signers[site], 0, tags)
 
     def topup_box(self, party: int) -> dict[str, bytes]:
         return {site: parts[party].to_bytes() for site, (_, parts) in self.topups.items()}
@@ -111,6 +122,9 @@ class Round:
             scale_bits=self.ring.scale_bits,
             min_sites=min_sites,
             min_untopped=min_untopped or min_sites,
+            rows=sketch.ROWS if self.norm_bound else 0,
+            norm_bound=self.norm_bound,
+            topup_bound=self.norm_bound // 2,
             tag_count=self.tag_count,
             private_key=self.private[party],
         )

@@ -9,10 +9,20 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.mpc import aggregation, sealing
-from confide.mpc.errors import CohortTooSmall, Equivocation, OrderMismatch, PartyLost, SetConflict, TopUpMissing
+from confide.mpc.errors import (
+    CohortTooSmall,
+    CommitmentBroken,
+    Equivocation,
+    NormExceeded,
+    OrderMismatch,
+    PartyLost,
+    SetConflict,
+    TopUpMissing,
+)
 from confide.mpc.journal import Journal
 from confide.mpc.orders import Release
-from confide.mpc.ring import Ring, decode, open_total
+from confide.mpc.ring import Ring, decode, from_integers, open_total
+from confide.mpc.sketch import is_too_long
 
 RING = Ring(64, 24)
 OTHER_STATE = "0d" * 32
@@ -23,11 +33,14 @@ class QueueLinks:
 
     def __init__(self, party, mesh):
         self.party, self.mesh = party, mesh
+        self.aggregator_id = party
         self.lie, self.dies_at = {}, None
+        self.said = {}
 
     def all_gather(self, step, data, limit):
         if step == self.dies_at:
             raise PartyLost("killed")
+        self.said[step] = data
         for peer in range(3):
             self.mesh[self.party, peer].put((step, self.lie.get(step, data)))
         return [self._get(peer, step) for peer in range(3)]
@@ -41,8 +54,16 @@ class QueueLinks:
         return data
 
 
-def add(vectors, ring):
-    return np.sum(list(vectors), axis=0, dtype=ring.unsigned)
+def judging(links):
+    """Compares as the definition does, with the masks put together in the open; `test_norm_check` has the circuit."""
+
+    def judge(opened, mask_words, limits):
+        masks = np.zeros(mask_words.shape, np.uint64)
+        for words in links.all_gather("OPEN", mask_words.tobytes(), mask_words.nbytes):
+            masks ^= np.frombuffer(words, np.uint64).reshape(masks.shape)
+        return is_too_long(opened, masks, limits)
+
+    return judge
 
 
 def sound(order, party, files, **how):
@@ -60,12 +81,13 @@ def three(tmp_path, kit):
         links = [QueueLinks(party, mesh) for party in range(3)]
         links[1].dies_at = dies_at
         links[2].lie = lie or {}
+        run.links = links
 
         def party(i):
             aggregation.compare_orders(orders[i], links[i])
             opened = sound(orders[i], i, kit.lay(tmp_path, inboxes[i]))
             topped = sound(orders[i], i, kit.lay(tmp_path, topups[i]), is_topup=True)
-            return aggregation.aggregate(orders[i], opened, topped, links[i], journals[i], add)
+            return aggregation.aggregate(orders[i], opened, topped, links[i], journals[i], judging(links[i]))
 
         return list(kit.outcomes({i: functools.partial(party, i) for i in range(3)}).values())
 
@@ -396,3 +418,111 @@ def test_orders_that_differ_in_who_needs_top_ups_are_refused(three, five):
     given = orders(five, min_untopped=5)
     given[1] = five.order(1)
     assert kinds(three(given, inboxes(five))) == [OrderMismatch] * 3
+
+
+BOUND = 10_000  # of a vector's norm, in ring units
+LONG = {
+    "ten times the bound": np.full(40, BOUND * 10 // 6, np.int64),
+    "in one entry": np.eye(1, 40, dtype=np.int64)[0] * (4 * BOUND),
+    "half the ring in two entries, which cancels in a sum": np.eye(1, 40, dtype=np.int64)[0] * -(2**31)
+    + np.eye(1, 40, 7, dtype=np.int64)[0] * -(2**31),
+    "everywhere as far as the ring goes": np.full(40, 2**31 - 1, np.int64),
+}
+
+
+def checked(kit, ring, number=9, **long):
+    """Five sites with vectors inside the bound, but for those of `long`."""
+    rng = np.random.default_rng(5)
+    units = {f"site{i}": rng.integers(-700, 700, 40) for i in range(5)} | long
+    vectors = {site: from_integers(values, ring) for site, values in units.items()}
+    return kit.Round(number, ring, 5, 40, rng, norm_bound=BOUND, vectors=vectors)
+
+
+@pytest.mark.parametrize("ring", [Ring(32, 10), Ring(64, 10)], ids=str)
+@pytest.mark.parametrize("long", LONG.values(), ids=LONG)
+def test_site_with_a_vector_beyond_the_bound_is_left_out_and_named(kit, three, ring, long):
+    one = checked(kit, ring, site3=long if ring.bits == 32 else long << 32 if (abs(long) >= 2**31 - 1).any() else long)
+    releases = three(orders(one), inboxes(one))
+    rest = ("site0", "site1", "site2", "site4")
+    assert [(release.kept, release.rejected) for release in releases] == [(rest, ("site3",))] * 3
+    total = sum((np.frombuffer(r.share, ring.unsigned) for r in releases), np.zeros(40, ring.unsigned))
+    assert (total == one.total(rest)).all()
+
+
+def test_sites_inside_the_bound_are_all_summed(kit, three):
+    one = checked(kit, Ring(32, 10))
+    releases = three(orders(one), inboxes(one))
+    assert [(len(release.kept), release.rejected) for release in releases] == [(5, ())] * 3
+
+
+def test_too_few_sites_inside_the_bound_are_not_summed(kit, three):
+    one = checked(kit, Ring(32, 10), site1=LONG["in one entry"], site4=LONG["ten times the bound"])
+    results = three(orders(one, min_sites=4), inboxes(one))
+    assert kinds(results) == [NormExceeded] * 3
+    assert [result.names for result in results] == [("site1", "site4")] * 3
+
+
+def test_sites_that_need_top_ups_without_the_rejected_one_get_the_chance(kit, three):
+    one = checked(kit, Ring(32, 10), site1=LONG["in one entry"])
+    assert kinds(three(orders(one, min_untopped=5), inboxes(one))) == [NormExceeded] * 3
+    four = ("site0", "site2", "site3", "site4")
+    one.top_up(four, scale=100)
+    boxes = [{site: data for site, data in box.items() if site in four} for box in inboxes(one)]
+    releases = three(orders(one, attempt=1, sites=four, min_untopped=5), boxes, [one.topup_box(i) for i in range(3)])
+    assert [release.kept for release in releases] == [four] * 3
+
+
+def test_a_top_up_beyond_its_bound_stops_the_sum_that_it_was_for(kit, three):
+    one = checked(kit, Ring(32, 10))
+    one.top_up(FOUR, scale=4 * BOUND)
+    beyond = one.topups["site2"]
+    one.top_up(FOUR, scale=100)
+    one.topups["site2"] = beyond
+    changes = {"sites": FOUR, "min_untopped": 5}
+    boxes = [{site: data for site, data in box.items() if site in FOUR} for box in inboxes(one)]
+    results = three(orders(one, **changes), boxes, [one.topup_box(i) for i in range(3)])
+    assert kinds(results) == [NormExceeded] * 3
+    assert results[0].names == ("site2",)
+
+
+def test_a_vector_meets_one_sketch_only_however_often_and_with_whomever_it_is_checked(kit, three):
+    """Two sketches under the same masks would show their difference to everybody."""
+    one = checked(kit, Ring(32, 10))
+    assert kinds(three(orders(one), inboxes(one), dies_at="BIND")) == [PartyLost] * 3
+    first = [links.said["ROWS"] for links in three.links]
+    short = inboxes(one, ({"site0"}, (), ()))
+    three(orders(one, attempt=1), short)
+    again = [links.said["ROWS"] for links in three.links]
+    row = len(first[0]) // 5
+    assert [rows[row:] for rows in first] == again
+
+
+def test_sketches_of_two_rounds_have_nothing_in_common(kit, three):
+    seeds = []
+    for number in (9, 10):
+        one = checked(kit, Ring(32, 10), number)
+        three(orders(one), inboxes(one))
+        seeds += [links.said["COIN"] for links in three.links]
+    coins = [seed[at : at + 32] for seed in seeds for at in range(0, len(seed), 32)]
+    assert len(set(coins)) == len(coins) == 2 * 3 * 5
+
+
+def test_party_that_chooses_its_coin_when_it_has_seen_the_others_is_caught(kit, three):
+    one = checked(kit, Ring(32, 10))
+    assert set(kinds(three(orders(one), inboxes(one), lie={"COIN": bytes(5 * 32)}))) == {CommitmentBroken}
+
+
+@pytest.mark.parametrize("step", ["TOSS", "COIN", "ROWS", "OPEN", "BIND", "DONE"])
+def test_party_that_dies_in_a_norm_check_leaves_the_same_total_to_the_next_attempt(kit, three, step):
+    one = checked(kit, Ring(32, 10), site3=LONG["in one entry"])
+    assert kinds(three(orders(one), inboxes(one), dies_at=step)) == [PartyLost] * 3
+    releases = three(orders(one, attempt=1), inboxes(one))
+    assert [release.rejected for release in releases] == [("site3",)] * 3
+
+
+@pytest.mark.parametrize("change", [{"norm_bound": BOUND + 1}, {"topup_bound": 1}], ids=str)
+def test_orders_with_other_bounds_are_refused(kit, three, change):
+    one = checked(kit, Ring(32, 10))
+    three_orders = orders(one)
+    three_orders[1] = dataclasses.replace(three_orders[1], **change)
+    assert kinds(three(three_orders, inboxes(one))) == [OrderMismatch] * 3
