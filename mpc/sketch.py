@@ -24,6 +24,7 @@ site's vector. The parties compare it under a mask (`interval`), bit by bit.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,7 @@ def _least_window(bound: int) -> int:
     return -(-_WINDOW_TENTHS * bound // 10)
 
 
+@cache
 def _threshold(rows: int) -> int:
     """The least tau that a vector at the bound passes but for one case in 10**9."""
     return next(t for t in range(rows) if sum(p * _tail(t, rows, q) for p, q in _ROW_AT_BOUND) <= _FALSE_REJECT)
