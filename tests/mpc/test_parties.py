@@ -28,7 +28,7 @@ from confide.mpc.errors import (
 )
 from confide.mpc.links import TlsCommunicator
 from confide.mpc.parties import PartyProcess, Release
-from confide.mpc.ring import Ring
+from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sealing import seal_update
 
 RINGS = [Ring(64, 24), Ring(32, 20)]
@@ -100,6 +100,20 @@ def test_total_is_right_bit_for_bit_and_on_a_retry(ask, new_round, ring):
     first, again = ask(one), ask(one, attempt=1)
     assert (total_of(first, one) == one.total(one.vectors)).all()
     assert [release.share for release in first] == [release.share for release in again]
+
+
+@pytest.mark.parametrize("ring", [Ring(32, 10), Ring(64, 10)], ids=str)
+def test_vector_beyond_the_bound_is_left_out_by_a_circuit_on_shares(ask, kit, ring):
+    """Oblivious transfers, CrypTen, TLS and three processes; a retry opens no more than the first attempt did."""
+    rng = np.random.default_rng(3)
+    units = {f"site{i}": rng.integers(-300, 300, 1000) * (30 if i == 2 else 1) for i in range(5)}
+    vectors = {site: from_integers(values, ring) for site, values in units.items()}
+    one = kit.Round(next(numbers), ring, 5, 1000, rng, norm_bound=6000, vectors=vectors)
+    rest = ("site0", "site1", "site3", "site4")
+    for attempt in range(2):
+        releases = ask(one, attempt=attempt)
+        assert [(release.kept, release.rejected) for release in releases] == [(rest, ("site2",))] * 3
+        assert (total_of(releases, one) == one.total(rest)).all()
 
 
 def test_withheld_site_after_a_release_is_a_conflict(ask, new_round):
