@@ -24,7 +24,7 @@ from .studies import find_study
 from .study import AggregatorParty, Participant, Study
 
 NOTHING: Mapping[Release, int] = Counter()
-ASSUMED_DIM = 100_000  # rounding to the ring costs at most 0.1 % of the noise multiplier at any length
+ASSUMED_DIM = 100_000  # rounding to the ring costs at most 1 % of the noise multiplier at any length
 MOST_ROUNDS = 100_000  # as in `RoundTerms`
 
 
@@ -59,9 +59,10 @@ class BudgetPlan:
 def ring_of(draft: StudyDraft, dim: int) -> Ring:
     """The ring in which sums over all sites of such a study are opened.
 
-    `largest_total` bounds the sum over all sites, so the ring is planned for one vector of that size.
+    `largest_total` bounds their sum; each site may round it up by a unit.
     """
-    return plan_ring(1, draft.largest_total, dim, draft.privacy.sensitivity)
+    sites = len(draft.participants.sites)
+    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity)
 
 
 def provisional(draft: StudyDraft, dim: int) -> Study:

@@ -307,7 +307,7 @@ class Study(Settings):
         return ["draft.privacy.noise_multiplier is missing; a study states the one that was solved for its target"]
 
     def _ring_problems(self) -> list[str]:
-        largest = 2.0**self.scale_bits * self.draft.largest_total
+        largest = 2.0**self.scale_bits * self.draft.largest_total + len(self.sites)  # each may round up by a unit
         if largest < 2.0 ** (self.ring_bits - 1):
             return []
         return [

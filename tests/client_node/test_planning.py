@@ -1,6 +1,9 @@
 import json
+import math
+from pathlib import Path
 
 import pytest
+from scipy.stats import norm, poisson
 from typer.testing import CliRunner
 
 from confide.client_node import planning
@@ -9,7 +12,8 @@ from confide.client_node.decisions import approve
 from confide.client_node.draft import load_draft
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.holds import Holds
-from confide.client_node.planning import plan, provisional, releases, with_noise, with_rounds
+from confide.client_node.planning import plan, provisional, releases, ring_of, with_noise, with_rounds
+from confide.client_node.study import Study
 from confide.privacy import accounting
 from confide.privacy.charges import Budget
 
@@ -40,6 +44,50 @@ def test_a_provisional_study_releases_what_the_real_one_does(make_study):
         assert (ours.dim, ours.clip_norm, ours.sample_rate) == (real.dim, real.clip_norm, real.sample_rate)
         assert ours.noise_multiplier == real.noise_multiplier
     assert found.quorum == study.quorum
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in EXAMPLES.glob("*/study.toml")))
+@pytest.mark.parametrize("noise_multiplier", [0.5, 4.0])  # theirs are solved: about 2.4
+@pytest.mark.parametrize("dim", [16_513, 100_000])
+def test_every_example_is_summed_in_32_bits(name, noise_multiplier, dim):
+    draft = with_noise(load_draft(EXAMPLES / name / "study.toml"), noise_multiplier)
+    assert ring_of(draft, dim).bits == 32
+
+
+@pytest.mark.parametrize("batch_units", [0.001, 1.0, 5.0, 40.0, 1374.0, 1e6])
+def test_the_clipped_units_of_a_step_are_fewer_than_the_ring_is_planned_for(draft, batch_units):
+    """Exactly, for the Poisson limit of samples of that mean, which has the heaviest tail of them all."""
+    rounds = draft.rounds.model_copy(update={"batch_units": batch_units})
+    quiet = draft.model_copy(update={"rounds": rounds, "privacy": draft.privacy.model_copy(update={"mode": "none"})})
+    most = quiet.largest_total / quiet.privacy.clip_unit
+    assert poisson.sf(most - 1, batch_units) < 1e-28
+
+
+def test_the_noise_of_the_longest_total_stays_within_what_the_ring_is_planned_for():
+    """Ten standard deviations, all of 2**27 entries: of normal numbers, and at the worst of sub-Gaussian ones."""
+    assert 2**27 * 2 * norm.sf(10) < 2**27 * 2 * math.exp(-50) < 1e-13
+
+
+def test_every_mode_s_noise_is_in_the_largest_total(write_draft):
+    """The std of the opened sum by definition: four sites of whom three make up the multiplier, or each makes up one."""
+    for mode, variance in (("distributed", 1.19**2 * 4 / 3), ("local", 4 * 1.19**2), ("none", 0.0)):
+        change = {"mode": mode, "collusion": 1}
+        draft = load_draft(write_draft())
+        draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update=change)})
+        assert draft.largest_total == pytest.approx(4 * 1374 + 30 + 10 * math.sqrt(variance))
+
+
+def test_a_study_whose_sum_could_wrap_is_refused(make_study):
+    """One bit more of scale than the ring was planned for at the very edge."""
+    study = make_study()
+    most = int(math.log2(2**31 / study.draft.largest_total))
+    fields = {name: getattr(study, name) for name in Study.model_fields} | {"ring_bits": 32}
+    Study(**fields | {"scale_bits": most})
+    with pytest.raises(ValueError, match="wrap"):
+        Study(**fields | {"scale_bits": most + 1})
 
 
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
