@@ -13,6 +13,7 @@ MpcError
 ├── PartyDied          this aggregator's own party process ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
+├── CommitmentBroken   a party opened something else than it had committed to
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
 └── SetConflict        the round is bound to another set of sites
@@ -78,6 +79,10 @@ class OrderMismatch(MpcError):
 
 class Equivocation(MpcError):
     """The parties were shown different messages of the sites in `names`."""
+
+
+class CommitmentBroken(MpcError):
+    """A party opened something else than it had committed to; nothing was released."""
 
 
 class CohortTooSmall(MpcError):
