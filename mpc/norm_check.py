@@ -58,11 +58,16 @@ def verdicts(
         raise InvalidField(f"need {limits.rows} opened rows and uint64 mask words of each site")
     if not sites:
         return np.zeros(0, np.bool_)
-    triples.prepare(sum(_words(ands * sites) for ands in and_counts(limits)))
+    triples.prepare(triple_words(limits, sites))
     with crypten_runtime.using(triples):
         share = verdict_shares(opened, mask_words, limits, crypten_runtime.aggregator_id(), _and)
         verdict = _shared(share).reveal()
     return _unpack(verdict, share.shape).astype(np.bool_)
+
+
+def triple_words(limits: Limits, sites: int) -> int:
+    """Words of 64 triples that `verdicts` takes; they can be prepared while the parties wait for the sites."""
+    return sum(_words(ands * sites) for ands in and_counts(limits))
 
 
 def and_counts(limits: Limits) -> list[int]:

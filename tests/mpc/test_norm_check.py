@@ -38,29 +38,25 @@ def xor_shares(words, rng):
     return [first, second, words ^ first ^ second]
 
 
-def on_shares(kit, opened, words, limits, rng):
-    shares = xor_shares(words, rng)
-
-    def party(links):
-        runtime.start(links)
-        return norm_check.verdicts(opened, shares[links.aggregator_id], limits, Oblivious(links))
-
-    return kit.at_each(party)
-
-
 def in_plain(opened, words, limits):
     """The circuit with one party that holds everything."""
     return norm_check.verdict_shares(opened, words, limits, 0, np.bitwise_and)
 
 
 @pytest.mark.parametrize(("limits", "sites"), [(SMALL, 70), (LARGE, 9)], ids=["32", "64"])
-def test_parties_decide_what_the_plain_rule_does(kit, limits, sites):
+def test_parties_decide_what_the_plain_rule_does(at_each_prepared, limits, sites):
     rng = np.random.default_rng(1)
     masks = uniform(rng, (sites, limits.rows), limits)
     opened = masked(sketches(rng, sites, limits), masks, limits)
     expected = is_too_long(opened, masks, limits)
     assert 0 < expected.sum() < sites
-    assert all((verdict == expected).all() for verdict in on_shares(kit, opened, masks, limits, rng))
+    shares = xor_shares(masks, rng)
+
+    def party(links, triples):
+        runtime.start(links)
+        return norm_check.verdicts(opened, shares[links.aggregator_id], limits, triples)
+
+    assert all((verdict == expected).all() for verdict in at_each_prepared(party))
 
 
 def test_bits_of_a_mask_word_above_the_ring_do_not_count():
@@ -138,17 +134,25 @@ def test_cost_is_as_stated():
 
 
 def test_exactly_the_prepared_triples_are_used(kit):
+    """All are made in one go, before the circuit begins; only what fills up the last block is left."""
     rng = np.random.default_rng(3)
     masks = uniform(rng, (3, SMALL.rows), SMALL)
     opened, shares = masked(sketches(rng, 3, SMALL), masks, SMALL), xor_shares(masks, rng)
 
+    class Unextended(Oblivious):
+        calls = 0
+
+        def _batch(self, size):
+            self.calls += 1
+            return super()._batch(size)
+
     def party(links):
         runtime.start(links)
-        triples = Oblivious(links)
+        triples = Unextended(links)
         norm_check.verdicts(opened, shares[links.aggregator_id], SMALL, triples)
-        return triples._ready.shape[1]
+        return triples.calls, triples._ready.shape[1]
 
-    assert all(left < BLOCK_BYTES for left in kit.at_each(party))
+    assert all(calls == 1 and left < BLOCK_BYTES for calls, left in kit.at_each(party))
 
 
 class Recorded:
@@ -167,20 +171,20 @@ class Recorded:
 
 
 @pytest.mark.parametrize("size", [0.0, 0.5, 5.0], ids=["zero", "short", "long"])
-def test_only_uniform_bits_and_the_verdict_are_opened(kit, size):
+def test_only_uniform_bits_and_the_verdict_are_opened(at_each_prepared, size):
     """Each AND opens two masked bits: as many ones as of coins, whatever z is; then one word with the verdicts."""
     rng = np.random.default_rng(4)
     masks = uniform(rng, (20, SMALL.rows), SMALL)
     z = np.rint(rng.normal(0, 1, (20, SMALL.rows)) * size * SMALL.window)
     opened, shares = masked(z, masks, SMALL), xor_shares(masks, rng)
 
-    def party(links):
+    def party(links, triples):
         recorded = Recorded(links)
         runtime.start(recorded)
-        norm_check.verdicts(opened, shares[links.aggregator_id], SMALL, Oblivious(recorded))
+        norm_check.verdicts(opened, shares[links.aggregator_id], SMALL, triples)
         return recorded.opened
 
-    *maskings, verdict = kit.at_each(party)[0]
+    *maskings, verdict = at_each_prepared(party)[0]
     assert verdict.tobytes() == (2**20 - 1 if size == 5.0 else 0).to_bytes(8, "little")
     counts = norm_check.and_counts(SMALL)
     assert [one.nbytes for one in maskings] == [16 * -(-20 * count // 64) for count in counts]
@@ -276,7 +280,7 @@ def test_a_party_that_leaves_during_the_check_is_lost(kit):
         runtime.start(links)
         triples = Oblivious(links)
         if links.aggregator_id == 0:
-            triples.prepare(sum(-(-2 * count // 64) for count in norm_check.and_counts(SMALL)))
+            triples.prepare(norm_check.triple_words(SMALL, 2))
             raise PartyLost("gone")
         return norm_check.verdicts(zeros, zeros, SMALL, triples)
 
