@@ -58,11 +58,16 @@ def verdicts(
         raise InvalidField(f"need {limits.rows} opened rows and uint64 mask words of each site")
     if not sites:
         return np.zeros(0, np.bool_)
-    triples.prepare(sum(_words(ands * sites) for ands in and_counts(limits)))
+    triples.prepare(triple_words(limits, sites))
     with crypten_runtime.using(triples):
         share = verdict_shares(opened, mask_words, limits, crypten_runtime.aggregator_id(), _and)
         verdict = _shared(share).reveal()
     return _unpack(verdict, share.shape).astype(np.bool_)
+
+
+def triple_words(limits: Limits, sites: int) -> int:
+    """Words of 64 triples that `verdicts` takes; they can be prepared while the parties wait for the sites."""
+    return sum(_words(ands * sites) for ands in and_counts(limits))
 
 
 def and_counts(limits: Limits) -> list[int]:
@@ -105,7 +110,7 @@ def _less(bits: Bits, constants: Bits, public: Callable[[Bits], Bits], and_: And
         bits: [L, ...], the number's bits, top first.
         constants: [L, k, ...].
     """
-    equal = bits[:, None] ^ public(1 ^ constants)
+    equal = bits[:, None] ^ public(constants ^ np.uint8(1))
     runs = np.array_split(np.arange(len(bits)), round(len(bits) ** 0.5))
     for step in range(1, len(runs[0])):
         at = np.array([run[step] for run in runs if len(run) > step])
@@ -113,7 +118,7 @@ def _less(bits: Bits, constants: Bits, public: Callable[[Bits], Bits], and_: And
     less_in = []
     for run in runs:
         before = np.concatenate([public(np.ones_like(equal[:1])), equal[run[:-1]]])
-        less_in.append(np.bitwise_xor.reduce((before ^ equal[run]) & constants[run], axis=0))
+        less_in.append(_parity((before ^ equal[run]) & constants[run]))
     less = less_in[-1]
     for run, less_here in zip(runs[-2::-1], less_in[-2::-1], strict=True):
         less = less_here ^ and_(equal[run[-1]], less)
@@ -132,7 +137,7 @@ def _more_than(threshold: int, bits: Bits, public: Callable[[Bits], Bits], and_:
     columns[0] = np.concatenate([columns[0], bits.T])
     while any(len(column) > 1 for column in columns[:width]):
         columns = _carry(columns, and_)
-    return np.bitwise_xor.reduce(columns[width], axis=0)
+    return _parity(columns[width])
 
 
 def _carry(columns: list[Bits], and_: And) -> list[Bits]:
@@ -151,7 +156,7 @@ def _carry(columns: list[Bits], and_: And) -> list[Bits]:
     x, y, z = np.concatenate(summands).swapaxes(0, 1)
     carries = np.split(and_(x ^ z, y ^ z) ^ z, np.cumsum([len(three) for three in summands])[:-1])
     below = [np.zeros_like(columns[0][:0]), *carries]
-    sums = [np.bitwise_xor.reduce(three, axis=1) for three in summands]
+    sums = [_parity(three.swapaxes(0, 1)) for three in summands]
     added = [np.concatenate(parts) for parts in zip(rest, sums, below, strict=False)]
     return [*added, np.concatenate([columns[-1], carries[-1]])]
 
@@ -160,6 +165,12 @@ def _planes(numbers: npt.NDArray[np.uint64], count: int) -> Bits:
     """[count, ...], the low `count` bits of [...], top first."""
     shifts = np.arange(count - 1, -1, -1, dtype=np.uint64).reshape(-1, *[1] * numbers.ndim)
     return ((numbers >> shifts) & np.uint64(1)).astype(np.uint8)
+
+
+def _parity(bits: Bits) -> Bits:
+    """[...], of [k, ...]."""
+    parity: Bits = np.bitwise_xor.reduce(bits, axis=0)
+    return parity
 
 
 def _words(bits: int) -> int:

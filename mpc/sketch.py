@@ -24,7 +24,7 @@ site's vector. The parties compare it under a mask (`interval`), bit by bit.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from .ring import RingVector
 
 SEED_BYTES = 32
 ROWS = 256
+MIN_ROWS, MAX_ROWS = 64, 1024  # fewer can't tell an honest vector from a wrapped one at the rates below
 PIECE = 2**13  # entries that are placed together: long enough for few calls, short enough for the first cache
 VARIANCE = 4  # of a row, for a vector of norm 1: four tables, coefficients of variance 1
 
@@ -71,7 +72,7 @@ class Limits:
     def __post_init__(self) -> None:
         if self.ring_bits not in (32, 64):
             raise InvalidField(f"ring_bits must be 32 or 64, got {self.ring_bits!r}")
-        whole("rows", self.rows, 1, 4096)
+        whole("rows", self.rows, MIN_ROWS, MAX_ROWS)
         whole("tau", self.tau, 0, self.rows - 1)
         whole("bits_used", self.bits_used, _HEADROOM_BITS, self.ring_bits)
         whole("window", self.window, 1, largest_window(self.ring_bits) - self.step)
@@ -145,7 +146,7 @@ class Sketch:
         """
         octets("seed", seed, SEED_BYTES)
         whole("dim", dim, 1, MAX_DIM)
-        whole("rows", rows, 1, 4096)
+        whole("rows", rows, 1, MAX_ROWS)
         if ring_bits not in (32, 64):
             raise InvalidField(f"ring_bits must be 32 or 64, got {ring_bits!r}")
         self.dim, self.rows = dim, rows
@@ -156,7 +157,8 @@ class Sketch:
     def sketch(self, vector: RingVector) -> RingVector:
         """R `vector`, [rows] ring elements; exact, so linear in `vector` modulo 2**ring_bits.
 
-        Takes the time of about five plain additions of the vector and 25 ms more; memory besides the vector: 10 MiB.
+        At 10 million entries of 32 bits about 27 ms, where a plain float32 addition of as many takes 3.5; 10 ms of it
+        are the same for every length. Memory besides the vector: 6 MiB.
         """
         if vector.dtype != self._type or vector.shape != (self.dim,):
             raise InvalidField(f"need {self.dim} entries of {self._type}, got {vector.shape} {vector.dtype}")
@@ -249,15 +251,18 @@ def _least_window(bound: int) -> int:
     return -(-_WINDOW_TENTHS * bound // 10)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _threshold(rows: int) -> int:
     """The least tau that a vector at the bound passes but for one case in 10**9."""
-    return next(t for t in range(rows) if sum(p * _tail(t, rows, q) for p, q in _ROW_AT_BOUND) <= _FALSE_REJECT)
-
-
-def _tail(most: int, rows: int, chance: float) -> float:
-    """P(X > most) of a binomial X."""
-    return math.fsum(math.comb(rows, k) * chance**k * (1 - chance) ** (rows - k) for k in range(most + 1, rows + 1))
+    tail = 0.0
+    for count in range(rows, 0, -1):
+        ways = math.comb(rows, count)
+        tail += math.fsum(
+            often * (ways * chance**count * (1 - chance) ** (rows - count)) for often, chance in _ROW_AT_BOUND
+        )
+        if tail > _FALSE_REJECT:
+            return count
+    return 0
 
 
 def _ones(bits: int) -> np.uint64:

@@ -126,7 +126,7 @@ class Oblivious(NoProvider):
         self.prepare(words)
         taken, self._ready = np.split(self._ready, [8 * words], axis=1)
         a, b, c = np.ascontiguousarray(taken).view("<i8").astype(np.int64, copy=False)
-        return tuple(_xored(torch.from_numpy(one.copy()).reshape(tuple(size0))) for one in (a, b, c))  # type: ignore[return-value]
+        return tuple(_xored(torch.from_numpy(one.copy()).reshape(tuple(size0))) for one in (a, b, c))
 
     def _batch(self, size: int) -> npt.NDArray[np.uint8]:
         """Packed bits of a, b and c = a & b: this party's shares of 8 `size` triples."""
@@ -153,4 +153,4 @@ def _additive(share: torch.Tensor) -> Any:
 
 
 def _xored(share: torch.Tensor) -> Any:
-    return BinarySharedTensor.from_shares(share)
+    return BinarySharedTensor.from_shares(share, precision=0)

@@ -2,7 +2,7 @@
 
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -190,3 +190,19 @@ def kit() -> SimpleNamespace:
     return SimpleNamespace(
         Round=Round, configs=configs, free_ports=free_ports, lay=lay, outcomes=outcomes, linked=linked, at_each=at_each
     )
+
+
+@pytest.fixture(scope="session")
+def at_each_prepared(kit: SimpleNamespace) -> Iterator[Callable[..., list[object]]]:
+    """As `at_each`, for calls of links and triples that stay up from test to test: base transfers are slow."""
+    from confide.mpc.triples import Oblivious  # loads torch
+
+    ends = kit.linked()
+    triples = kit.outcomes({end.aggregator_id: partial(Oblivious, end) for end in ends})
+
+    def run(call: Callable[..., object]) -> list[object]:
+        return list(kit.outcomes({i: partial(call, end, triples[i]) for i, end in enumerate(ends)}).values())
+
+    yield run
+    for end in ends:
+        end.close()

@@ -1,5 +1,7 @@
 """CrypTen over our links and with our triples, against plain torch on 64-bit integers; the parties are threads."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,27 @@ def test_outside_the_block_of_a_provider_nothing_is_multiplied(kit):
         return product
 
     assert all(torch.equal(one, X * X) for one in kit.at_each(party))
+
+
+def test_crypten_draws_from_our_streams_alone(kit, monkeypatch):
+    """Whatever it computes: all it is given are `Prg`, and the generators of torch, numpy and Python stand still."""
+    drawn = set()
+    chosen = runtime._prg
+    monkeypatch.setattr(runtime, "_prg", lambda *args: drawn.add(type(chosen(*args))) or chosen(*args))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+
+    def all_of_it():
+        x, y = shared(ArithmeticSharedTensor, SMALL_X), shared(ArithmeticSharedTensor, SMALL_Y)
+        mpc = runtime.crypten.mpc.MPCTensor.from_shares((x * y + x).share, precision=0)
+        ArithmeticSharedTensor.PRSS((2,))
+        BinarySharedTensor.rand(3, bits=7)
+        return (mpc < 7)._tensor.reveal()
+
+    assert all(isinstance(one, torch.Tensor) for one in computed(kit, all_of_it))
+    assert drawn == {runtime.Prg}
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    assert {type(held) for held in runtime.crypten.generators.values()} == {runtime._Generators}
 
 
 def test_truncation_is_refused(kit):

@@ -41,13 +41,12 @@ def test_what_two_parties_hold_says_nothing_of_the_third(triples):
         assert ((counts - expected) ** 2 / expected).sum() < 405
 
 
-def test_triples_are_used_once_and_made_when_they_run_out(kit):
-    def draw(links):
-        provider = Oblivious(links)
+def test_triples_are_used_once_and_made_when_they_run_out(at_each_prepared):
+    def draw(links, provider):
         provider.prepare(5)
         return torch.cat([provider.generate_binary_triple((2,), (2,))[0].share for _ in range(4)])
 
-    for shares in kit.at_each(draw):
+    for shares in at_each_prepared(draw):
         assert len(set(shares.tolist())) == 8
 
 
@@ -61,27 +60,26 @@ def test_prepared_triples_need_no_message(kit):
         provider.generate_binary_triple((10,), (10,))
 
 
-def test_crypten_computes_with_them(kit):
+def test_crypten_computes_with_them(at_each_prepared):
     x, y = torch.arange(-8, 8), torch.arange(16) * 3
 
-    def party(links):
+    def party(links, provider):
         runtime.start(links)
-        with runtime.using(Oblivious(links)):
+        with runtime.using(provider):
             return (BinarySharedTensor(x, src=0) & BinarySharedTensor(y, src=2)).reveal()
 
-    assert all(torch.equal(opened, x & y) for opened in kit.at_each(party))
+    assert all(torch.equal(opened, x & y) for opened in at_each_prepared(party))
 
 
-def test_two_sizes_and_other_triples_are_refused(kit):
-    def party(links):
-        provider = Oblivious(links)
+def test_two_sizes_and_other_triples_are_refused(at_each_prepared):
+    def party(links, provider):
         with pytest.raises(RuntimeUnsound, match="two sizes"):
             provider.generate_binary_triple((2,), (1,))
         with pytest.raises(RuntimeUnsound, match="B2A_rng"):
             _ = provider.B2A_rng
         return True
 
-    assert kit.at_each(party) == [True] * 3
+    assert at_each_prepared(party) == [True] * 3
 
 
 def test_a_party_that_leaves_is_lost(kit):
