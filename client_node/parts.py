@@ -51,10 +51,11 @@ class Incoming:
         self._part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
+            known = min(held - offset, len(data))
             file.seek(offset)
-            is_same = file.read(held - offset) == data[: held - offset]
-            file.seek(held)
-            file.write(data[held - offset :])
+            is_same = file.read(known) == data[:known]
+            file.seek(offset + known)
+            file.write(data[known:])
         held = max(held, offset + len(data))
         if not is_same or (held == self.size and not self._finish()):
             self.drop()

@@ -9,12 +9,13 @@ from sqlalchemy.exc import OperationalError
 from ..client_node.errors import ClientNodeError
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
+from .drive import Drive
 from .errors import Conflict, CoordinatorError, LeaseLost, RunStopped
 from .fleet import Fleet
 from .pki import Pki
 from .register import Register
 from .replica import LedgerReplica
-from .rounds import Drive, drive_run, settle
+from .rounds import drive_run, settle
 from .run_folder import RunFolder
 from .store import Store
 from .studies import load_study, study_start

@@ -11,12 +11,11 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..client_node.errors import FINAL_REFUSALS, MessageInvalid
 from ..client_node.messages import (
@@ -40,18 +39,17 @@ from ..client_node.messages import (
     sign,
     verify,
 )
-from ..client_node.study import PlannedRound, Study
-from ..mpc.errors import EnvelopeRejected
+from ..client_node.study import PlannedRound
 from ..mpc.ring import Ring, decode, open_total
-from ..mpc.sealing import check_update
 from ..mpc.shares import ShareContext, set_name
 from ..privacy.chain import Entry
-from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, RunStopped, SitesMissing
-from .fleet import Fleet, NodeFailure
+from .drive import Drive, identity_of, require_reply, stop_if_asked
+from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
+from .fleet import NodeFailure
 from .optimizer import server_step
-from .replica import LedgerReplica
-from .run_folder import Checkpoint, Envelopes, RunFolder
-from .store import Evaluation, Round, Store, site_names
+from .relay import Delivery, Intake, Load, inline_room
+from .run_folder import Checkpoint, Envelopes
+from .store import Evaluation, Round, site_names
 
 logger = logging.getLogger(__name__)
 
@@ -62,39 +60,6 @@ OUTCOMES_A_MESSAGE = 64
 _PROBLEMS = {SetTaken.kind: "bound to another set", SetIncomplete.kind: "a share or top-up of a site does not open"}
 
 M = TypeVar("M", bound=Reply)
-
-
-@dataclass(kw_only=True, slots=True)
-class Drive:
-    """All that driving one run needs."""
-
-    fleet: Fleet
-    store: Store
-    folder: RunFolder
-    replica: LedgerReplica
-    study: Study
-    run: str
-    lease: int
-    signer: Ed25519PrivateKey
-    start: Checkpoint  # round 0, used when nothing is committed yet
-    head_size: int  # leading entries of the trained vector that belong to the head
-    open: dict[str, set[int]] = field(default_factory=dict)  # site -> charged rounds whose outcome it has not signed
-    abstaining: set[str] = field(default_factory=set)  # sites that say they hold no records out
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The study's sites that are not revoked at this moment."""
-        revoked = {node.name for node in self.store.nodes() if node.revoked_at is not None}
-        return tuple(site.name for site in self.study.sites if site.name not in revoked)
-
-    @property
-    def parties(self) -> tuple[str, ...]:
-        """The aggregators, by aggregator_id."""
-        return tuple(party.name for party in self.study.aggregators)
-
-    def addressed(self, name: str) -> dict[str, Any]:
-        """What every request to `name` begins with."""
-        return {"to": name, "study": self.study.study_hash, "run": self.run, "lease": self.lease}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +148,7 @@ def open_round(
     # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are
     # missing, and the study wants it so, those of the set first make up for the noise of the missing ones.
     kept, shares, evidence = aggregate(drive, keys, planned, envelopes, state)
-    topups = drive.folder.topups(planned.number, kept)
+    topups = drive.folder.topups(planned.number, kept).read()
     record = {
         "run": drive.run,
         "number": planned.number,
@@ -238,7 +203,7 @@ def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
 
 
 def plan_round(
-    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, site: str
+    drive: Drive, keys: tuple[KeyCertificate, ...], planned: PlannedRound, state: bytes, site: str, inline: int
 ) -> Packet:
     """The signed plan for a site, with the vector and what the site has not been told, as things stand now."""
     first, second, third = keys
@@ -248,6 +213,7 @@ def plan_round(
         keys=(first, second, third),
         outcomes=untold_outcomes(drive, site),
         ledger_from=drive.replica.length(site),
+        inline=inline,
     )
     return sign(plan, drive.signer, {"state": state})
 
@@ -257,26 +223,28 @@ def collect_envelopes(
 ) -> Envelopes:
     """Sealed shares of at least the required sites, kept on disk until the round is committed."""
     number = planned.number
-    kept = drive.folder.envelopes(number)
+    inbox = drive.folder.envelopes(number)
+    kept = inbox.read()
     if drive.folder.fixed_set(number) is not None:
         return kept  # sites have added noise for a set: it grows no more
     missing = [site for site in sites if site not in kept]
+    intake = Intake(drive, inbox, lambda site: share_context(drive, site, planned, state))
     drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites compute")
 
     def request(site: str) -> Packet:  # anew each time: an answer may have brought a part of a long ledger
-        return plan_round(drive, keys, planned, state, site)
+        return plan_round(drive, keys, planned, state, site, inline_room(len(missing)))
 
-    def store_envelopes(site: str, answer: Update, packet: Packet) -> None:
-        sealed = sealed_shares(site, answer, number, packet)
+    def take_in(site: str, answer: Update, packet: Packet) -> None:
         accept_ledger(drive, site, answer.ledger)
         if not drive.replica.has_charge(site, drive.run, number):
             raise MessageRefused(f"{site} sent shares of round {number} without the charge for them")
-        check_sealed(drive, sealed, share_context(drive, site, planned, state))
-        drive.folder.save_envelopes(number, site, sealed)
+        intake.begin(site, answer, packet)
 
     needed = max(0, drive.study.quorum - len(kept))
-    ask_until_all(drive, "step", missing, request, (Update,), needed=needed, accept=store_envelopes)
-    return drive.folder.envelopes(number)
+    ask_until_all(
+        drive, "step", missing, request, (Update,), needed=needed, accept=take_in, finish=intake.finish
+    )  # fmt: skip
+    return inbox.read()
 
 
 def top_up(
@@ -300,10 +268,13 @@ def collect_topups(
     """Top-ups of at least a quorum of `sites` for a sum over all of them. The set is on disk before they hear of it."""
     number = planned.number
     drive.folder.fix_set(number, sites)
-    kept = drive.folder.topups(number, sites)
+    inbox = drive.folder.topups(number, sites)
+    kept = inbox.read()
     missing = [site for site in sites if site not in kept]
     drive.store.beat(drive.run, drive.lease, f"{planned.title}: {len(missing)} sites add noise for the missing ones")
     first, second, third = keys
+    name = set_name(sites)
+    intake = Intake(drive, inbox, lambda site: replace(share_context(drive, site, planned, state), topup_for=name))
 
     def request(site: str) -> Packet:
         plan = TopUpPlan(
@@ -312,32 +283,15 @@ def collect_topups(
             state=state_hash(state),
             cohort=sites,
             keys=(first, second, third),
+            inline=inline_room(len(missing)),
         )
         return sign(plan, drive.signer)
 
-    def store_topup(site: str, answer: TopUp, packet: Packet) -> None:
-        sealed = sealed_shares(site, answer, number, packet)
-        check_sealed(drive, sealed, replace(share_context(drive, site, planned, state), topup_for=set_name(sites)))
-        drive.folder.save_topup(number, sites, site, sealed)
-
     needed = max(0, drive.study.quorum - len(kept))
-    ask_until_all(drive, "topup", missing, request, (TopUp,), needed=needed, accept=store_topup)
-    return drive.folder.topups(number, sites)
-
-
-def sealed_shares(site: str, answer: Update | TopUp, number: int, packet: Packet) -> tuple[bytes, bytes, bytes]:
-    """A site's three envelopes. Raises `MessageRefused` if it answered something else."""
-    if answer.round != number or sorted(packet.blobs) != ["envelope-0", "envelope-1", "envelope-2"]:
-        raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
-    return packet.blobs["envelope-0"], packet.blobs["envelope-1"], packet.blobs["envelope-2"]
-
-
-def check_sealed(drive: Drive, sealed: tuple[bytes, bytes, bytes], context: ShareContext) -> None:
-    """Raises `MessageRefused` unless these are what the context's site sealed for it, as far as a relay can see."""
-    try:
-        check_update(sealed, context, bytes.fromhex(identity_of(drive.study, context.site)))
-    except EnvelopeRejected as err:
-        raise MessageRefused(f"{context.site}: {err}") from err
+    ask_until_all(
+        drive, "topup", missing, request, (TopUp,), needed=needed, accept=intake.begin, finish=intake.finish
+    )  # fmt: skip
+    return inbox.read()
 
 
 def aggregate(
@@ -349,13 +303,23 @@ def aggregate(
 ) -> tuple[tuple[str, ...], list[bytes], list[str]]:
     """The set of sites that was summed, the three shares of its total, and what the aggregators signed for it."""
     offered = drive.folder.fixed_set(planned.number) or tuple(sorted(envelopes))
+    delivery, most = Delivery(drive, planned.number), 0
     deadline = time.monotonic() + PATIENCE_S
     while True:
         stop_if_asked(drive)
         offered, topups = top_up(drive, keys, planned, offered, state)
         drive.store.beat(drive.run, drive.lease, f"{planned.title}: aggregators add {len(offered)} sites")
         terms = {"round": planned.number, "state": state_hash(state), "cohort": offered}
-        answers, problems = ask_aggregators(drive, terms, envelopes, topups)
+        loads = {
+            name: Load.of(offered, aggregator_id, envelopes, topups, set_name(offered))
+            for aggregator_id, name in enumerate(drive.parties)
+        }
+        answers: dict[str, tuple[Reply, Packet]] = {}
+        problems = delivery.deposit(loads)
+        if delivery.count > most:  # patience is for standstill, and a large round may take longer on its way
+            most, deadline = delivery.count, time.monotonic() + PATIENCE_S
+        if not problems:
+            answers, problems = ask_aggregators(drive, terms, loads, delivery)
         shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
         views = {(share.kept, share.set_digest) for share in shares.values()}
         if len(views) > 1:
@@ -388,23 +352,24 @@ def without_incomplete(drive: Drive, offered: tuple[str, ...], answers: Sequence
 
 
 def ask_aggregators(
-    drive: Drive, terms: dict[str, Any], envelopes: Envelopes, topups: Envelopes
+    drive: Drive, terms: dict[str, Any], loads: Mapping[str, Load], delivery: Delivery
 ) -> tuple[dict[str, tuple[Reply, Packet]], dict[str, str]]:
     """One attempt: verified answers by aggregator, and why the others have none."""
     attempt = secrets.randbelow(2**31)
     requests = {
         name: sign(
-            AggregateOrder(**drive.addressed(name), **terms, attempt=attempt),
+            AggregateOrder(**drive.addressed(name), **terms, attempt=attempt, spooled=load.spooled()),
             drive.signer,
-            order_blobs(terms["cohort"], aggregator_id, update=envelopes, topup=topups),
+            load.blobs(),
         )
-        for aggregator_id, name in enumerate(drive.parties)
+        for name, load in loads.items()
     }
     answers: dict[str, tuple[Reply, Packet]] = {}
     problems = dict.fromkeys(drive.parties, "no answer in time")
     for name, packet in drive.fleet.ask("aggregate", requests, drive.study.draft.rounds.deadline_s):
         if isinstance(packet, NodeFailure):
             problems[name] = str(packet)
+            delivery.forget(name, packet)
             continue
         try:
             message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken, SetIncomplete)
@@ -421,17 +386,7 @@ def ask_aggregators(
 
 def largest(envelopes: Envelopes) -> int:
     """Bytes of the site that sent the most."""
-    return max((sum(map(len, sealed)) for sealed in envelopes.values()), default=0)
-
-
-def order_blobs(cohort: Sequence[str], aggregator_id: int, **sealed: Envelopes) -> dict[str, bytes]:
-    """What one aggregator gets of each kind of envelope, named by kind and place in the cohort."""
-    return {
-        f"{kind}-{place}": envelopes[site][aggregator_id]
-        for kind, envelopes in sealed.items()
-        for place, site in enumerate(cohort)
-        if site in envelopes
-    }
+    return max((sum(incoming.size for incoming in sealed) for sealed in envelopes.values()), default=0)
 
 
 def settle(drive: Drive, *, final: bool) -> None:
@@ -474,12 +429,18 @@ def ask_until_all(
     *,
     needed: int,
     accept: Callable[[str, M, Packet], None],
+    finish: Callable[[Collection[str]], Collection[str]] | None = None,
     patience: float | None = None,
     is_stoppable: bool = True,
 ) -> dict[str, M]:
     """Verified and accepted answers of the nodes; asks again those that are away until `needed` have answered.
 
     An answer that does not verify counts as none. All nodes that are there are asked at least once.
+
+    Args:
+        accept: is given each verified answer; what it refuses counts as none.
+        finish: is given the nodes whose answers were accepted since it was called last, and says which of them have
+            sent all that belongs to their answer; the others are asked again.
 
     Raises:
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
@@ -497,6 +458,7 @@ def ask_until_all(
             stop_if_asked(drive)
         online = drive.fleet.online()
         requests = {name: request(name) for name in missing if name in online}
+        accepted: dict[str, M] = {}
         for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s) if requests else ():
             if isinstance(packet, NodeFailure):
                 if packet.error in FINAL_REFUSALS:
@@ -510,7 +472,9 @@ def ask_until_all(
             except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
                 logger.warning("run %s: the answer of %s is not taken: %s", drive.run, name, err)
                 continue
-            answers[name] = message
+            accepted[name] = message
+        whole = accepted if finish is None else finish(accepted)
+        answers |= {name: accepted[name] for name in whole}
         if len(answers) >= needed:
             return answers
         away = ", ".join(name for name in missing if name not in answers)
@@ -550,24 +514,3 @@ def state_hash(state: bytes) -> str:
 def share_context(drive: Drive, site: str, planned: PlannedRound, state: bytes) -> ShareContext:
     """What a site's shares of a round must be sealed and signed for."""
     return drive.study.share_context(planned, run=drive.run, site=site, state=state_hash(state))
-
-
-def stop_if_asked(drive: Drive) -> None:
-    """Ends the drive between two questions if an operator asked for it; what is committed stays."""
-    if drive.store.run(drive.run).state == "stopping":
-        raise RunStopped(f"run {drive.run} was stopped; `coordinator run resume {drive.run}` goes on with it")
-
-
-def identity_of(study: Study, name: str) -> str:
-    """The identity that the approved study gives to `name`."""
-    identities = {site.name: site.identity for site in study.sites}
-    identities |= {party.name: party.identity for party in study.aggregators}
-    if name not in identities:
-        raise MessageRefused(f"{name} takes no part in study {study.name}")
-    return identities[name]
-
-
-def require_reply(named: str, request: Packet, name: str) -> None:
-    """Raises unless an answer names the request it was sent for."""
-    if named != request.digest():
-        raise MessageRefused(f"{name} answered another request than the one it was sent")

@@ -6,7 +6,7 @@ A file is written beside its final name, flushed to disk and renamed, so a name 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,12 +17,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..client_node.files import write_private
+from ..client_node.parts import Incoming
 from ..mpc.shares import set_name
 from .errors import StateDamaged
 
+_COMPLETE = "complete"
 _TENSORS = ("state", "velocity", "second_moment", "average")  # of a checkpoint, and the names in its file
 
-Envelopes = dict[str, tuple[bytes, bytes, bytes]]  # site -> its three sealed shares, by aggregator
+Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
+Envelopes = dict[str, Sealed]  # site -> what is here of it whole and checked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +86,9 @@ class RunFolder:
             raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
         return Checkpoint(round=round_number, **tensors)
 
-    def save_envelopes(self, round_number: int, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
-        """Keeps a site's sealed shares: a retried round must be able to offer exactly the same set again."""
-        _write(self._envelopes(round_number), site, envelopes)
-
-    def envelopes(self, round_number: int) -> Envelopes:
-        """Every complete set of sealed shares kept for a round."""
-        return _read(self._envelopes(round_number))
+    def envelopes(self, round_number: int) -> "Inbox":
+        """The sealed shares kept for a round: retried, it must be able to offer exactly the same set again."""
+        return Inbox(self.path / f"envelopes-{round_number}")
 
     def fix_set(self, round_number: int, sites: Sequence[str]) -> None:
         """Notes that a round is to be summed over `sites`, before any of them is asked to add noise for that."""
@@ -100,39 +99,47 @@ class RunFolder:
         path = self._topups(round_number) / "fixed.json"
         return tuple(json.loads(path.read_bytes())) if path.exists() else None
 
-    def save_topup(
-        self, round_number: int, sites: Sequence[str], site: str, envelopes: tuple[bytes, bytes, bytes]
-    ) -> None:
-        """Keeps what `site` has added for a sum over just `sites`."""
-        _write(self._topups(round_number) / set_name(sites), site, envelopes)
-
-    def topups(self, round_number: int, sites: Sequence[str]) -> Envelopes:
-        """Every complete top-up kept for a sum over just `sites`."""
-        return _read(self._topups(round_number) / set_name(sites))
+    def topups(self, round_number: int, sites: Sequence[str]) -> "Inbox":
+        """What sites have added for a sum over just `sites`."""
+        return Inbox(self._topups(round_number) / set_name(sites))
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
         return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
-
-    def _envelopes(self, round_number: int) -> Path:
-        return self.path / f"envelopes-{round_number}"
 
     def _topups(self, round_number: int) -> Path:
         return self.path / f"topups-{round_number}"
 
 
-def _write(folder: Path, site: str, envelopes: tuple[bytes, bytes, bytes]) -> None:
-    for aggregator_id, envelope in enumerate(envelopes):
-        write_private(folder / f"{site}.{aggregator_id}", envelope)
-    write_private(folder / f"{site}.complete", b"")
+class Inbox:
+    """Sealed shares of many sites for one purpose, each site's in a folder of its own until all three are there."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-def _read(folder: Path) -> Envelopes:
-    sites = sorted(path.stem for path in folder.glob("*.complete"))
-    return {
-        site: (
-            (folder / f"{site}.0").read_bytes(),
-            (folder / f"{site}.1").read_bytes(),
-            (folder / f"{site}.2").read_bytes(),
-        )
-        for site in sites
-    }
+    def expect(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
+        """Makes ready for three files of a site, each of that size and SHA-256; drops parts of any other."""
+        sealed = self._incoming(site, files)
+        wanted = {incoming.digest for incoming in sealed}
+        folder = self._path / site
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.partition(".")[0] not in wanted:
+                path.unlink()
+        return sealed
+
+    def accept(self, site: str, sealed: Sealed) -> None:
+        """Notes durably that a site's three files are whole and checked."""
+        described = [(incoming.size, incoming.digest) for incoming in sealed]
+        write_private(self._path / site / _COMPLETE, json.dumps(described).encode())
+
+    def refuse(self, site: str) -> None:
+        """Drops what came of a site."""
+        shutil.rmtree(self._path / site, ignore_errors=True)
+
+    def read(self) -> Envelopes:
+        """What was accepted, by site."""
+        marks = sorted(self._path.glob(f"*/{_COMPLETE}"))
+        return {mark.parent.name: self._incoming(mark.parent.name, json.loads(mark.read_bytes())) for mark in marks}
+
+    def _incoming(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
+        first, second, third = (Incoming(self._path / site / digest, size, digest) for size, digest in files)
+        return first, second, third
