@@ -154,6 +154,7 @@ class RoundPlan(Request):
     kind: ClassVar[str] = "step"
     round: PositiveInt
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    tag_key: Digest | None = None  # for the tags of this round; kept from the aggregators
     outcomes: tuple[Outcome, ...]
     ledger_from: NonNegativeInt
     inline: Inline = MAX_INLINE  # bytes of sealed shares that the answer may carry
@@ -180,6 +181,7 @@ class TopUpPlan(Request):
     state: Digest  # SHA-256 of the trained vector that every site started from
     cohort: tuple[Name, ...]  # sorted
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    tag_key: Digest | None = None
     inline: Inline = MAX_INLINE
 
 
@@ -244,13 +246,14 @@ class AggregateOrder(Request):
 
 
 class ShareOfTotal(Reply):
-    """An aggregator's answer. Blob `share`: its share of the total over `kept`, ring elements little-endian."""
+    """An aggregator's answer. Blob `share`: its share of the total over `kept`, ring elements and tags little-endian."""
 
     kind: ClassVar[str] = "share"
     study: Digest
     run: RunId
     round: PositiveInt
     kept: tuple[Name, ...]
+    rejected: tuple[Name, ...] = ()  # sites of the cohort whose vectors were longer than the study allows
     set_digest: Digest
 
 
@@ -264,12 +267,13 @@ class SetTaken(Reply):
 
 
 class SetIncomplete(Reply):
-    """An aggregator's refusal: a sum over fewer sites than planned lacks noise. `complete`: sites that lack nothing."""
+    """An aggregator's refusal: the cohort may not be summed as it is. `complete`: the sites of it that lack nothing."""
 
     kind: ClassVar[str] = "incomplete"
     run: RunId
     round: PositiveInt
     complete: tuple[Name, ...]
+    rejected: tuple[Name, ...] = ()  # sites that are not among them because their vectors are too long
 
 
 class Settle(Request):
@@ -359,6 +363,13 @@ def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> 
         if kem_of_public(bytes.fromhex(key.public_key)).name != wanted:
             raise MessageInvalid(f"the key of aggregator {aggregator.name} is not of the study's kem, {wanted}")
         key.verify(aggregator.identity)
+
+
+def require_tag_key(study: Study, tag_key: str | None) -> bytes | None:
+    """The key of a round's tags, if the study has tags. Raises `MessageInvalid` if it is missing or not wanted."""
+    if (tag_key is None) is study.draft.aggregation.verify_total:
+        raise MessageInvalid(f"study {study.name} has {'' if tag_key is None else 'no '}tags; the plan says otherwise")
+    return None if tag_key is None else bytes.fromhex(tag_key)
 
 
 def _open(body: bytes, identity: str) -> "_Signed":

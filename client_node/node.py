@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..models.errors import ModelError
-from ..mpc.errors import SetConflict, TopUpMissing
+from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
+from ..mpc.tags import tags
 from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
@@ -64,6 +65,7 @@ from .messages import (
     fitting,
     require_evidence,
     require_run_keys,
+    require_tag_key,
     sign,
     verify,
 )
@@ -160,6 +162,7 @@ class Node:
         if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
         require_run_keys(study, plan.run, plan.keys)
+        tag_key = require_tag_key(study, plan.tag_key)
         policy = load_policy(self._home)
         compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
@@ -177,6 +180,7 @@ class Node:
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self._identity.signer,
             full=self._site_index(study) % 3,  # the party that gets the long share rotates over the sites
+            tags=tags(vector, tag_key, context.tag_count) if tag_key else (),
         )
         envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
         return self._outbox.put(plan.run, plan.round, envelopes)
@@ -249,17 +253,28 @@ class Node:
             bound = SetTaken(request=packet.digest(), run=order.run, round=order.round, bound=conflict.bound)
             return sign(bound, self._identity.signer)
         except TopUpMissing as lack:
-            incomplete = SetIncomplete(request=packet.digest(), run=order.run, round=order.round, complete=lack.names)
-            return sign(incomplete, self._identity.signer)
+            return self._incomplete(packet, order, complete=lack.names)
+        except NormExceeded as excess:
+            complete = tuple(site for site in order.cohort if site not in excess.names)
+            return self._incomplete(packet, order, complete=complete, rejected=excess.names)
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,
             run=order.run,
             round=order.round,
             kept=release.kept,
+            rejected=release.rejected,
             set_digest=release.set_digest.hex(),
         )
         return sign(answer, self._identity.signer, {"share": release.share})
+
+    def _incomplete(
+        self, packet: Packet, order: AggregateOrder, *, complete: tuple[str, ...], rejected: tuple[str, ...] = ()
+    ) -> Packet:
+        answer = SetIncomplete(
+            request=packet.digest(), run=order.run, round=order.round, complete=complete, rejected=rejected
+        )
+        return sign(answer, self._identity.signer)
 
     def _settle(self, packet: Packet) -> Packet:
         message = verify(packet, self._enrolment.coordinator, Settle)

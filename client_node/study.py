@@ -207,6 +207,8 @@ class Study(Settings):
             dim=planned.dim,
             ring_bits=planned.ring_bits,
             scale_bits=planned.scale_bits,
+            rows=planned.rows,
+            tag_count=planned.tag_count,
         )
 
     def planned_round(self, number: int) -> PlannedRound:

@@ -15,11 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
 from ..mpc.shares import set_name
+from ..mpc.tags import tags
 from ..privacy.accounting import topup_noise
 from ..privacy.noise import discrete_gaussian
 from .approval import noise
 from .errors import MessageInvalid, SetFixed
-from .messages import TopUpPlan, require_run_keys
+from .messages import TopUpPlan, require_run_keys, require_tag_key
 from .outbox import Envelopes, Files, Outbox
 from .study import Study
 
@@ -67,12 +68,15 @@ def _seal(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -
         sites=len(plan.cohort),
         collusion=study.draft.privacy.collusion,
     )
+    tag_key = require_tag_key(study, plan.tag_key)
     context = study.share_context(planned, run=plan.run, site=site, state=plan.state)
+    vector = discrete_gaussian(std, planned.dim)
     first, second, third = seal_update(
-        from_integers(discrete_gaussian(std, planned.dim), Ring(planned.ring_bits, planned.scale_bits)),
+        from_integers(vector, Ring(planned.ring_bits, planned.scale_bits)),
         replace(context, topup_for=set_name(plan.cohort)),
         [bytes.fromhex(key.public_key) for key in plan.keys],
         signer,
         full=names.index(site) % 3,
+        tags=tags(vector, tag_key, context.tag_count) if tag_key else (),
     )
     return first.to_bytes(), second.to_bytes(), third.to_bytes()

@@ -7,6 +7,7 @@ stored answer, so a round is never released twice and never charged twice.
 """
 
 import hashlib
+import hmac
 import json
 import logging
 import secrets
@@ -40,8 +41,10 @@ from ..client_node.messages import (
     verify,
 )
 from ..client_node.study import PlannedRound
+from ..mpc.errors import TotalForged
 from ..mpc.ring import Ring, decode, open_total
 from ..mpc.shares import ShareContext, set_name
+from ..mpc.tags import verify_total
 from ..privacy.chain import Entry
 from .drive import Drive, identity_of, require_reply, stop_if_asked
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
@@ -158,9 +161,34 @@ def open_round(
         "bytes_per_site": largest(envelopes) + largest(topups),
         "lease": drive.lease,
     }
+    return Opened(total=opened_total(drive, planned, shares), sites=kept, record=record)
+
+
+def opened_total(drive: Drive, planned: PlannedRound, shares: Sequence[bytes]) -> np.ndarray:
+    """The total as real numbers, once it has the tags that its sites made, if the study has tags.
+
+    Raises:
+        AggregationFailed: it has not.
+    """
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
-    total = open_total(shares, ring, planned.dim)
-    return Opened(total=decode(total.units, ring), sites=kept, record=record)
+    total = open_total(shares, ring, planned.dim, planned.tag_count)
+    if planned.verify_total:
+        try:
+            verify_total(total.units, total.tags, bytes.fromhex(tag_key(drive, planned.number)), planned.largest_units)
+        except TotalForged as err:
+            raise AggregationFailed(
+                f"{planned.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "
+                "those of its vector; nothing of the round is kept, and a new attempt would tell nothing new"
+            ) from err
+    return decode(total.units, ring)
+
+
+def tag_key(drive: Drive, number: int) -> str | None:
+    """The key of a round's tags, in hex, the same at every attempt; None if the study has none."""
+    if not drive.study.draft.aggregation.verify_total:
+        return None
+    place = f"confide/tag-key/1|{drive.study.study_hash}|{drive.run}|{number}"
+    return hmac.digest(drive.folder.secret(), place.encode(), "sha256").hex()
 
 
 def prepare(drive: Drive) -> tuple[KeyCertificate, ...]:
@@ -211,6 +239,7 @@ def plan_round(
         **drive.addressed(site),
         round=planned.number,
         keys=(first, second, third),
+        tag_key=tag_key(drive, planned.number),
         outcomes=untold_outcomes(drive, site),
         ledger_from=drive.replica.length(site),
         inline=inline,
@@ -283,6 +312,7 @@ def collect_topups(
             state=state_hash(state),
             cohort=sites,
             keys=(first, second, third),
+            tag_key=tag_key(drive, number),
             inline=inline_room(len(missing)),
         )
         return sign(plan, drive.signer)
@@ -327,13 +357,15 @@ def aggregate(
         if len(shares) == len(drive.parties):
             packets = [answers[name][1] for name in drive.parties]
             evidence = [packet.body.decode() for packet in packets]
+            if rejected := sorted({site for share in shares.values() for site in share.rejected}):
+                logger.warning("run %s: %s without %s: too long", drive.run, planned.title, ", ".join(rejected))
             return views.pop()[0], [packet.blobs["share"] for packet in packets], evidence
         for message, _ in answers.values():
             if isinstance(message, SetTaken):
                 if not set(message.bound) <= set(envelopes):
                     raise AggregationFailed(f"{planned.title} is bound to {message.bound}, whose shares are gone")
                 offered = message.bound
-        offered = without_incomplete(drive, offered, [message for message, _ in answers.values()])
+        offered = without_incomplete(drive, planned, offered, [message for message, _ in answers.values()])
         logger.warning("run %s: %s not aggregated, asking again (%s)", drive.run, planned.title, problems)
         if time.monotonic() > deadline:
             raise AggregationFailed(
@@ -342,13 +374,28 @@ def aggregate(
         time.sleep(RETRY_S)
 
 
-def without_incomplete(drive: Drive, offered: tuple[str, ...], answers: Sequence[Reply]) -> tuple[str, ...]:
-    """`offered`, or the sites of it that lack nothing, if all aggregators name the same and they may be summed."""
-    complete = [answer.complete for answer in answers if isinstance(answer, SetIncomplete)]
-    if len(complete) < len(drive.parties) or len(set(complete)) > 1:
+def without_incomplete(
+    drive: Drive, planned: PlannedRound, offered: tuple[str, ...], answers: Sequence[Reply]
+) -> tuple[str, ...]:
+    """`offered`, or the sites of it that lack nothing, if all aggregators name the same and they may be summed.
+
+    Raises:
+        AggregationFailed: too few are left without those whose vectors are too long; asking again changes nothing.
+    """
+    incomplete = [each for each in answers if isinstance(each, SetIncomplete)]
+    named = {(each.complete, each.rejected) for each in incomplete}
+    if len(incomplete) < len(drive.parties) or len(named) > 1:
         return offered
-    is_allowed = set(complete[0]) < set(offered) and len(complete[0]) >= drive.study.quorum
-    return complete[0] if is_allowed else offered
+    complete, rejected = named.pop()
+    if set(complete) < set(offered) and len(complete) >= drive.study.quorum:
+        return complete
+    if rejected:
+        raise AggregationFailed(
+            f"{planned.title}: the vectors of {', '.join(rejected)} are longer than the study allows "
+            f"(aggregation.max_norm), and {drive.study.quorum} sites are needed: {len(complete)} are left. Nothing was "
+            "opened; ask these sites, revoke them, or start a study without them"
+        )
+    return offered
 
 
 def ask_aggregators(

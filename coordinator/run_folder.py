@@ -5,6 +5,7 @@ A file is written beside its final name, flushed to disk and renamed, so a name 
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,13 @@ class RunFolder:
         if hashlib.sha256(data).hexdigest() != state_hash:
             raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
         return Checkpoint(round=round_number, **tensors)
+
+    def secret(self) -> bytes:
+        """32 random bytes of this run that no aggregator is told, made at the first call."""
+        path = self.path / "secret"
+        if not path.exists():
+            write_private(path, secrets.token_bytes(32))
+        return path.read_bytes()
 
     def envelopes(self, round_number: int) -> "Inbox":
         """The sealed shares kept for a round: retried, it must be able to offer exactly the same set again."""
