@@ -18,6 +18,7 @@ from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 
 NUM_AGGREGATORS = 3
+_SHARE_ALLOWED = 2.0  # draft
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
 TARGETS = (
@@ -201,6 +202,14 @@ class EvaluationTerms(Settings):
     noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
 
 
+class AggregationTerms(Settings):
+    """How sites' updates are sealed and added up."""
+
+    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
+    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
+    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
+
+
 class ModelTerms(Settings):
     """The frozen model."""
 
@@ -232,6 +241,7 @@ class StudyDraft(Settings):
     rounds: RoundTerms = Field(description="a table [rounds]")
     optimizer: OptimizerTerms = Field(description="a table [optimizer]")
     evaluation: EvaluationTerms | None = None
+    aggregation: AggregationTerms = AggregationTerms()
     participants: Participants = Field(description="a table [participants]")
 
     @property
@@ -272,6 +282,20 @@ class StudyDraft(Settings):
         return by_step * math.sqrt(privacy.local_steps)
 
     @property
+    def max_norm(self) -> float | None:
+        """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
+
+        In the units of the sum. Unless the study says it, what a site with `_SHARE_ALLOWED` times its share of the
+        batch cannot pass even if all its clipped gradients point one way.
+        """
+        if not self.aggregation.norm_check:
+            return None
+        if self.aggregation.max_norm is not None:
+            return self.aggregation.max_norm * self.privacy.clip_unit
+        share = _SHARE_ALLOWED * self.rounds.batch_units / len(self.participants.sites)
+        return (share + 6 * math.sqrt(share) + 6) * self.privacy.clip_unit
+
+    @property
     def update_divisor(self) -> float:
         """What the opened sum is divided by: the mean update is per expected unit and local step, in clip units."""
         return self.rounds.batch_units * self.privacy.clip_unit * self.privacy.local_steps
@@ -297,7 +321,7 @@ class StudyDraft(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := [*_data_problems(self.data), *_privacy_problems(self)]:
+        if problems := [*_data_problems(self.data), *_privacy_problems(self), *_aggregation_problems(self)]:
             raise contradictions(problems)
         return self
 
@@ -404,4 +428,20 @@ def _local_problems(draft: StudyDraft) -> list[str]:
         problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
     if steps == 1 and local_lr is not None:
         problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _aggregation_problems(draft: StudyDraft) -> list[str]:
+    terms, parties = draft.aggregation, draft.participants
+    problems = []
+    if terms.max_norm is not None and not terms.norm_check:
+        problems.append(
+            f"aggregation.max_norm is {terms.max_norm:g} with aggregation.norm_check false; remove it: nothing would "
+            "hold a site to it"
+        )
+    if terms.verify_total and (both := sorted({*parties.sites} & {*parties.aggregators})):
+        problems.append(
+            f"aggregation.verify_total is true and {', '.join(both)} is both site and aggregator; take another "
+            "aggregator: the sites' key would tell it how to change the total unseen"
+        )
     return problems

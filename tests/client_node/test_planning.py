@@ -10,6 +10,8 @@ from confide.client_node.draft import load_draft
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.holds import Holds
 from confide.client_node.planning import plan, provisional, releases, with_noise, with_rounds
+from confide.mpc.ring import plan_ring
+from confide.mpc.sketch import largest_bound
 from confide.privacy import accounting
 from confide.privacy.charges import Budget
 
@@ -40,6 +42,16 @@ def test_a_provisional_study_releases_what_the_real_one_does(make_study):
         assert (ours.dim, ours.clip_norm, ours.sample_rate) == (real.dim, real.clip_norm, real.sample_rate)
         assert ours.noise_multiplier == real.noise_multiplier
     assert found.quorum == study.quorum
+
+
+@pytest.mark.parametrize("dim", [100, 16_514, 10**6])
+@pytest.mark.parametrize("terms", ["max_norm = 2", "max_norm = 2000", "norm_check = false"])
+def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms):
+    draft = load_draft(write_draft(("[participants]", f"[aggregation]\n{terms}\n[participants]")))
+    ring, plain = planning.ring_of(draft, dim), plan_ring(1, draft.largest_total, dim, 1.0)
+    bound = provisional(draft, dim).planned_round(1).bound_units
+    assert ring.scale_bits == plain.scale_bits
+    assert ring.bits == (plain.bits if bound is None or bound <= largest_bound(plain.bits) else 64)
 
 
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
