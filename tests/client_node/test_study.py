@@ -178,7 +178,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "baf87efbacf4"
+    assert study.study_hash == "baf87efbacf46e7bb58220fb8c3276271dd4bc649b41c64e2ac5f355cbb1148d"
 
 
 def test_a_study_of_an_earlier_version_is_refused_with_where_to_read_on(make_study):
