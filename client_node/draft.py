@@ -19,6 +19,7 @@ from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 
 NUM_AGGREGATORS = 3
+_SHARE_ALLOWED = 2.0  # draft
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
 TARGETS = (
@@ -206,6 +207,9 @@ class AggregationTerms(Settings):
     """How sites' updates are sealed and added up."""
 
     kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
+    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
+    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
+    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
 
 
 class ModelTerms(Settings):
@@ -285,6 +289,20 @@ class StudyDraft(Settings):
         return by_step * math.sqrt(privacy.local_steps)
 
     @property
+    def max_norm(self) -> float | None:
+        """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
+
+        In the units of the sum. Unless the study says it, what a site with `_SHARE_ALLOWED` times its share of the
+        batch cannot pass even if all its clipped gradients point one way.
+        """
+        if not self.aggregation.norm_check:
+            return None
+        if self.aggregation.max_norm is not None:
+            return self.aggregation.max_norm * self.privacy.clip_unit
+        share = _SHARE_ALLOWED * self.rounds.batch_units / len(self.participants.sites)
+        return (share + 6 * math.sqrt(share) + 6) * self.privacy.clip_unit
+
+    @property
     def update_divisor(self) -> float:
         """What the opened sum is divided by: the mean update is per expected unit and local step, in clip units."""
         return self.rounds.batch_units * self.privacy.clip_unit * self.privacy.local_steps
@@ -310,7 +328,7 @@ class StudyDraft(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := [*_data_problems(self.data), *_privacy_problems(self)]:
+        if problems := [*_data_problems(self.data), *_privacy_problems(self), *_aggregation_problems(self)]:
             raise contradictions(problems)
         return self
 
@@ -417,4 +435,20 @@ def _local_problems(draft: StudyDraft) -> list[str]:
         problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
     if steps == 1 and local_lr is not None:
         problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _aggregation_problems(draft: StudyDraft) -> list[str]:
+    terms, parties = draft.aggregation, draft.participants
+    problems = []
+    if terms.max_norm is not None and not terms.norm_check:
+        problems.append(
+            f"aggregation.max_norm is {terms.max_norm:g} with aggregation.norm_check false; remove it: nothing would "
+            "hold a site to it"
+        )
+    if terms.verify_total and (both := sorted({*parties.sites} & {*parties.aggregators})):
+        problems.append(
+            f"aggregation.verify_total is true and {', '.join(both)} is both site and aggregator; take another "
+            "aggregator: the sites' key would tell it how to change the total unseen"
+        )
     return problems

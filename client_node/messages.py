@@ -246,7 +246,7 @@ class AggregateOrder(Request):
 
 
 class ShareOfTotal(Reply):
-    """An aggregator's answer. Blob `share`: its share of the total over `kept`, ring elements and tags little-endian."""
+    """An aggregator's answer. Blob `share`: its share of the total over `kept`, then of the tags."""
 
     kind: ClassVar[str] = "share"
     study: Digest

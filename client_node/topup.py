@@ -16,9 +16,7 @@ from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
 from ..mpc.shares import set_name
 from ..mpc.tags import tags
-from ..privacy.accounting import topup_noise
 from ..privacy.noise import discrete_gaussian
-from .approval import noise
 from .errors import MessageInvalid, SetFixed
 from .messages import TopUpPlan, require_run_keys, require_tag_key
 from .outbox import Envelopes, Files, Outbox
@@ -62,12 +60,7 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
 def _seal(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
     planned, names = study.planned_round(plan.round), study.site_names()
     require_run_keys(study, plan.run, plan.keys)
-    std = topup_noise(
-        noise(study, planned),
-        planned=len(names),
-        sites=len(plan.cohort),
-        collusion=study.draft.privacy.collusion,
-    )
+    std = study.topup_noise(planned, len(plan.cohort))
     tag_key = require_tag_key(study, plan.tag_key)
     context = study.share_context(planned, run=plan.run, site=site, state=plan.state)
     vector = discrete_gaussian(std, planned.dim)

@@ -8,7 +8,6 @@ their vectors. Each transfer goes on where it was, whoever was restarted meanwhi
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,7 +67,7 @@ class Intake:
         context, names = self._context_of(site), [f"envelope-{i}" for i in range(len(answer.sealed))]
         if answer.round != context.round or not packet.blobs.keys() <= set(names):
             raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
-        if any(described.size > max_envelope_bytes(context.dim, context.ring_bits) for described in answer.sealed):
+        if any(described.size > max_envelope_bytes(context) for described in answer.sealed):
             raise MessageRefused(f"site {site} announces longer shares than round {answer.round} has")
         coming = self._inbox.expect(site, ((described.size, described.digest) for described in answer.sealed))
         for incoming, name in zip(coming, names, strict=True):
@@ -128,9 +127,7 @@ class Intake:
         """Raises `MessageRefused` unless these are what the site sealed for this, as far as a relay can see."""
         identity = bytes.fromhex(identity_of(self._drive.study, site))
         try:
-            with ExitStack() as stack:
-                contents = [stack.enter_context(mapped(incoming.path)) for incoming in sealed]
-                check_update(contents, self._context_of(site), identity)
+            check_update([mapped(incoming.path) for incoming in sealed], self._context_of(site), identity)
         except EnvelopeRejected as err:
             self._inbox.refuse(site)
             raise MessageRefused(f"{site}: {err}") from err

@@ -172,9 +172,9 @@ def opened_total(drive: Drive, planned: PlannedRound, shares: Sequence[bytes]) -
     """
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
     total = open_total(shares, ring, planned.dim, planned.tag_count)
-    if planned.verify_total:
+    if key := tag_key(drive, planned.number):
         try:
-            verify_total(total.units, total.tags, bytes.fromhex(tag_key(drive, planned.number)), planned.largest_units)
+            verify_total(total.units, total.tags, bytes.fromhex(key), planned.largest_units)
         except TotalForged as err:
             raise AggregationFailed(
                 f"{planned.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "

@@ -14,6 +14,8 @@ from confide.client_node.errors import StudyInvalid
 from confide.client_node.holds import Holds
 from confide.client_node.planning import plan, provisional, releases, ring_of, with_noise, with_rounds
 from confide.client_node.study import Study
+from confide.mpc.ring import plan_ring
+from confide.mpc.sketch import largest_bound
 from confide.privacy import accounting
 from confide.privacy.charges import Budget
 
@@ -72,7 +74,7 @@ def test_the_noise_of_the_longest_total_stays_within_what_the_ring_is_planned_fo
 
 
 def test_every_mode_s_noise_is_in_the_largest_total(write_draft):
-    """The std of the opened sum by definition: four sites of whom three make up the multiplier, or each makes up one."""
+    """The std of the opened sum by definition: of four sites three make up the multiplier, or each makes up one."""
     for mode, variance in (("distributed", 1.19**2 * 4 / 3), ("local", 4 * 1.19**2), ("none", 0.0)):
         change = {"mode": mode, "collusion": 1}
         draft = load_draft(write_draft())
@@ -88,6 +90,16 @@ def test_a_study_whose_sum_could_wrap_is_refused(make_study):
     Study(**fields | {"scale_bits": most})
     with pytest.raises(ValueError, match="wrap"):
         Study(**fields | {"scale_bits": most + 1})
+
+
+@pytest.mark.parametrize("dim", [100, 16_514, 10**6])
+@pytest.mark.parametrize("terms", ["max_norm = 2", "max_norm = 2000", "norm_check = false"])
+def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms):
+    draft = load_draft(write_draft(("[participants]", f"[aggregation]\n{terms}\n[participants]")))
+    ring, plain = ring_of(draft, dim), plan_ring(4, draft.largest_total / 4, dim, 1.0)
+    bound = provisional(draft, dim).planned_round(1).bound_units
+    assert ring.scale_bits == plain.scale_bits
+    assert ring.bits == (plain.bits if bound is None or bound <= largest_bound(plain.bits) else 64)
 
 
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
