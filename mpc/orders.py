@@ -77,7 +77,7 @@ class Order:
     min_untopped: int  # fewest sites that are summed as they are; of fewer, each must have sent its top-up for that set
     rows: int = 0  # of the norm check's sketch; 0: norms are not checked
     norm_bound: int = 0  # largest L2 norm of an update, ring units; with rows only
-    topup_bound: int = 0  # of a top-up
+    topup_bound: int = 0  # of a top-up; 0 where the cohort needs none
     tag_count: int = 0  # tags that come with every vector, and with the total
     private_key: bytes = field(repr=False)  # raw HPKE key, opens what is sealed to this aggregator
 
@@ -92,8 +92,9 @@ class Order:
         whole("min_untopped", self.min_untopped, self.min_sites, MAX_COHORT)
         whole("rows", self.rows, 0, MAX_ROWS)
         whole("tag_count", self.tag_count, 0, MAX_TAGS)
-        for name in ("norm_bound", "topup_bound"):
-            whole(name, getattr(self, name), int(self.rows > 0), largest_bound(self.ring_bits) if self.rows else 0)
+        most = largest_bound(self.ring_bits) if self.rows else 0
+        whole("norm_bound", self.norm_bound, int(self.rows > 0), most)
+        whole("topup_bound", self.topup_bound, 0, most)
         kem_of_private(self.private_key)
         Ring(self.ring_bits, self.scale_bits)
         if not isinstance(self.cohort, tuple) or len(self.cohort) > MAX_COHORT:

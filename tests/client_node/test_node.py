@@ -44,7 +44,7 @@ from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build, load, save
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
-from confide.mpc.shares import ShareContext, unpack
+from confide.mpc.shares import unpack
 from confide.privacy.accounting import epsilon_pld
 from confide.privacy.adaptive_clipping import SENSITIVITY
 from confide.privacy.charges import Books, Charge
@@ -131,16 +131,8 @@ def prepare(desk: Desk, lease: int = 1) -> Packet:
 def opened(desk: Desk, packet: Packet, round_number: int = 1) -> np.ndarray:
     """A site's vector in the clear, as only all three aggregators together could read it."""
     study, planned = desk.study, desk.study.planned_round(round_number)
-    context = ShareContext(
-        study=study.study_hash,
-        run=RUN,
-        round=round_number,
-        site="svi",
-        state=hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest(),
-        dim=planned.dim,
-        ring_bits=planned.ring_bits,
-        scale_bits=planned.scale_bits,
-    )
+    state = hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest()
+    context = study.share_context(planned, run=RUN, site="svi", state=state)
     identity = bytes.fromhex(desk.site.identity.identity_hex)
     total = np.zeros(planned.dim, np.uint64 if planned.ring_bits == 64 else np.uint32)
     for party, (private, _) in enumerate(desk.party_keys):
@@ -533,16 +525,17 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
-    # digests of sealed bytes. Updates, histograms and top-ups travel in blobs, sealed.
+    # digests of sealed bytes. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms
+    # and top-ups travel in blobs, sealed.
     assert outgoing_fields() == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
-        "share": ["kept", "request", "round", "run", "set_digest", "study"],
+        "share": ["kept", "rejected", "request", "round", "run", "set_digest", "study"],
         "bound": ["bound", "request", "round", "run"],
         "topped": ["request", "round", "run", "sealed"],
         "fetched": ["request", "round", "run"],
         "deposited": ["held", "request", "round", "run"],
-        "incomplete": ["complete", "request", "round", "run"],
+        "incomplete": ["complete", "rejected", "request", "round", "run"],
         "settled": ["ledger", "request"],
     }
     assert set(Charge.__dataclass_fields__) == {

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from confide.client_node.messages import (
 from confide.client_node.node import Node
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
-from confide.mpc.shares import ShareContext, set_name, unpack
+from confide.mpc.shares import set_name, unpack
 from confide.privacy.charges import Books
 from confide.privacy.ledger import Ledger
 
@@ -89,10 +90,10 @@ class Desk:
     def opened(self, packet: Packet, cohort: tuple[str, ...]) -> np.ndarray:
         """The top-up in the clear, as only all three aggregators together could read it."""
         study = self.study
-        context = ShareContext(
-            study=study.study_hash, run=RUN, round=1, site="east", state=hashlib.sha256(STATE).hexdigest(), dim=DIM,
-            ring_bits=study.ring_bits, scale_bits=study.scale_bits, topup_for=set_name(cohort),
-        )  # fmt: skip
+        base = study.share_context(
+            study.planned_round(1), run=RUN, site="east", state=hashlib.sha256(STATE).hexdigest()
+        )
+        context = dataclasses.replace(base, topup_for=set_name(cohort))
         identity, total = bytes.fromhex(self.identity.identity_hex), np.zeros(DIM, np.uint64)
         for party, (private, _) in enumerate(PARTY_KEYS):
             envelope = Envelope.from_bytes(packet.blobs[f"envelope-{party}"], context)

@@ -213,10 +213,7 @@ class FakeFleet:
 
     def _context(self, site: str, run: str, round_number: int, state: str) -> ShareContext:
         study, planned = self.study, self.study.planned_round(round_number)
-        return ShareContext(
-            study=study.study_hash, run=run, round=round_number, site=site, state=state, dim=planned.dim,
-            ring_bits=planned.ring_bits, scale_bits=planned.scale_bits,
-        )  # fmt: skip
+        return study.share_context(planned, run=run, site=site, state=state)
 
     @staticmethod
     def _sign(reply: Reply, name: str) -> Packet:
