@@ -72,7 +72,7 @@ def test_the_noise_of_the_longest_total_stays_within_what_the_ring_is_planned_fo
 
 
 def test_every_mode_s_noise_is_in_the_largest_total(write_draft):
-    """The std of the opened sum by definition: four sites of whom three make up the multiplier, or each makes up one."""
+    """The std of the opened sum by definition: three of four sites make up the multiplier, or each of them alone."""
     for mode, variance in (("distributed", 1.19**2 * 4 / 3), ("local", 4 * 1.19**2), ("none", 0.0)):
         change = {"mode": mode, "collusion": 1}
         draft = load_draft(write_draft())
