@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..privacy.accounting import Release, epsilon_pld, site_noise
+from ..privacy.accounting import Release, epsilon_pld
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Budget, Charge, Ledger, Quote
 from .data import DataReport, check
@@ -160,7 +160,7 @@ def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
     is_topped = study.draft.privacy.dropouts == "top-up"
     return Release(
         mode=study.draft.privacy.mode,
-        site_noise_int=noise(study, planned),
+        site_noise_int=study.site_noise(planned),
         scale_bits=planned.scale_bits,
         clip_norm=planned.clip_norm,
         dim=planned.dim,
@@ -169,20 +169,6 @@ def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
         planned_sites=len(study.sites) if is_topped else 0,
         noise_collusion=study.draft.privacy.collusion if is_topped else 0,
         steps=planned.steps,
-    )
-
-
-def noise(study: Study, planned: PlannedRound) -> int:
-    """Std of one site's integer noise in a round, in ring units."""
-    privacy = study.draft.privacy
-    return site_noise(
-        noise_multiplier=planned.noise_multiplier,
-        clip_norm=planned.clip_norm,
-        cohort=len(study.sites),
-        max_dropouts=privacy.spared_sites,
-        collusion=privacy.collusion,
-        scale_bits=planned.scale_bits,
-        mode=privacy.mode,
     )
 
 

@@ -19,6 +19,7 @@ from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 
 NUM_AGGREGATORS = 3
+_SHARE_ALLOWED = 2.0  # draft
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
 TARGETS = (
@@ -206,6 +207,9 @@ class AggregationTerms(Settings):
     """How sites' updates are sealed and added up."""
 
     kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
+    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
+    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
+    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
 
 
 class ModelTerms(Settings):
@@ -265,14 +269,16 @@ class StudyDraft(Settings):
         """More than any entry of an opened sum reaches, but with probability below 1e-13: a ring that holds it is safe.
 
         In each step four times the expected batch and 30 units more, all of them pulling at one coordinate as hard as
-        the clip allows; and ten standard deviations of all noise. A Poisson sample of mean at most m > 0 has x = 4 m +
-        30 units or more with probability at most exp(x - m) (m / x)**x (Chernoff), below 1e-30 whatever m is.
-        The noise is a sum of discrete Gaussians and so sub-Gaussian (Canonne, Kamath & Steinke 2020, arXiv:2004.00010):
-        an entry is past ten standard deviations with probability at most 2 exp(-50) = 3.9e-22, any of 2**27 entries
-        with 5.2e-14.
+        the clip allows, or what sites have shortened their sums to (`max_norm`) if that is less; and ten standard
+        deviations of all noise. A Poisson sample of mean at most m > 0 has x = 4 m + 30 units or more with probability
+        at most exp(x - m) (m / x)**x (Chernoff), below 1e-30 whatever m is. The noise is a sum of discrete Gaussians
+        and so sub-Gaussian (Canonne, Kamath & Steinke 2020, arXiv:2004.00010): an entry is past ten standard deviations
+        with probability at most 2 exp(-50) = 3.9e-22, any of 2**27 entries with 5.2e-14.
         """
-        units = (4 * self.rounds.batch_units + 30) * self.privacy.local_steps
-        return units * self.privacy.clip_unit + 10 * self.noise_std
+        largest = (4 * self.rounds.batch_units + 30) * self.privacy.clip_unit
+        if self.max_norm is not None:
+            largest = min(largest, self.max_norm * len(self.participants.sites))
+        return largest * self.privacy.local_steps + 10 * self.noise_std
 
     @property
     def noise_std(self) -> float:
@@ -283,6 +289,20 @@ class StudyDraft(Settings):
         honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
         by_step = privacy.noise_multiplier * privacy.sensitivity * math.sqrt(sites / max(honest, 1))
         return by_step * math.sqrt(privacy.local_steps)
+
+    @property
+    def max_norm(self) -> float | None:
+        """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
+
+        In the units of the sum. Unless the study says it, what a site with `_SHARE_ALLOWED` times its share of the
+        batch cannot pass even if all its clipped gradients point one way.
+        """
+        if not self.aggregation.norm_check:
+            return None
+        if self.aggregation.max_norm is not None:
+            return self.aggregation.max_norm * self.privacy.clip_unit
+        share = _SHARE_ALLOWED * self.rounds.batch_units / len(self.participants.sites)
+        return (share + 6 * math.sqrt(share) + 6) * self.privacy.clip_unit
 
     @property
     def update_divisor(self) -> float:
@@ -310,7 +330,7 @@ class StudyDraft(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := [*_data_problems(self.data), *_privacy_problems(self)]:
+        if problems := [*_data_problems(self.data), *_privacy_problems(self), *_aggregation_problems(self)]:
             raise contradictions(problems)
         return self
 
@@ -417,4 +437,20 @@ def _local_problems(draft: StudyDraft) -> list[str]:
         problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
     if steps == 1 and local_lr is not None:
         problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _aggregation_problems(draft: StudyDraft) -> list[str]:
+    terms, parties = draft.aggregation, draft.participants
+    problems = []
+    if terms.max_norm is not None and not terms.norm_check:
+        problems.append(
+            f"aggregation.max_norm is {terms.max_norm:g} with aggregation.norm_check false; remove it: nothing would "
+            "hold a site to it"
+        )
+    if terms.verify_total and (both := sorted({*parties.sites} & {*parties.aggregators})):
+        problems.append(
+            f"aggregation.verify_total is true and {', '.join(both)} is both site and aggregator; take another "
+            "aggregator: the sites' key would tell it how to change the total unseen"
+        )
     return problems

@@ -22,7 +22,7 @@ from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
 from .aggregator import AggregatorRole
-from .approval import beside, charge, held_charges, noise, planned_charges, record_budget
+from .approval import beside, charge, held_charges, planned_charges, record_budget
 from .data import read as read_records
 from .enrolment import Enrolment
 from .errors import (
@@ -206,7 +206,7 @@ class Node:
                 f"{self._enrolment.name} holds no records out (data.heldout_path in its site.toml): not evaluated here"
             )
         return lambda state: trainer.histogram(
-            state, lambda: read_records(held_out, study), planned.number, site_noise=noise(study, planned)
+            state, lambda: read_records(held_out, study), planned.number, site_noise=study.site_noise(planned)
         )
 
     def _aggregate(self, packet: Packet) -> Packet:
@@ -367,7 +367,7 @@ class Node:
                     policy.backbone.directory,
                     lambda: read_records(policy, study),
                     site=self._enrolment.name,
-                    site_noise=noise(study, study.planned_round(1)),
+                    site_noise=study.site_noise(study.planned_round(1)),
                     max_rows=policy.limits.max_rows_per_batch,
                     threads=policy.limits.threads,
                 )

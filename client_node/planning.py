@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from ..mpc.ring import Ring, plan_ring
+from ..mpc.sketch import largest_bound
 from ..privacy import accounting
 from ..privacy.accounting import Release
 from ..privacy.charges import Budget
@@ -59,15 +60,27 @@ class BudgetPlan:
 def ring_of(draft: StudyDraft, dim: int) -> Ring:
     """The ring in which sums over all sites of such a study are opened.
 
-    `largest_total` bounds their sum; each site may round it up by a unit.
+    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
+    checked, the ring has room for that too.
+
+    Raises:
+        NoRing: 64 bits are too few.
     """
     sites = len(draft.participants.sites)
-    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity)
+
+    def has_room(ring: Ring) -> bool:
+        bound = _in_ring(draft, dim, ring).longest_units
+        return bound is None or bound <= largest_bound(ring.bits)
+
+    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
 
 
 def provisional(draft: StudyDraft, dim: int) -> Study:
     """The study of `draft` as far as its cost goes: without keys, backbone or checks; never signed, kept or run."""
-    ring = ring_of(draft, dim)
+    return _in_ring(draft, dim, ring_of(draft, dim))
+
+
+def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
     return Study.model_construct(
         draft=draft,
         backbone_hash="",

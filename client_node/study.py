@@ -6,9 +6,10 @@ of it, so whoever approves the hash has confirmed who takes part, and a coordina
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,9 @@ from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ..models.schema import RecordSchema
+from ..mpc.sketch import largest_bound
+from ..privacy import accounting
+from ..privacy.projection import norm_bound
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid
 from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
@@ -91,6 +95,13 @@ class PlannedRound:
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
     steps: int = 1  # noised sums that a site adds up
+    norm_bound: float | None = None  # what an honest site's vector is longer than once in 10**9; None: not checked
+    verify_total: bool = False  # the total is checked against tags of the sites
+
+    @property
+    def bound_units(self) -> int | None:
+        """`norm_bound` in ring units, rounded up; None where nothing is checked."""
+        return None if self.norm_bound is None else math.ceil(math.ldexp(self.norm_bound, self.scale_bits))
 
     @property
     def title(self) -> str:
@@ -205,7 +216,7 @@ class Study(Settings):
             raise MessageInvalid(f"study {self.name} has rounds 1 to {self.last_round}, none of number {number}")
         terms, privacy = self.draft.evaluation, self.draft.privacy
         if terms is None or number <= self.draft.rounds.rounds:
-            return PlannedRound(
+            update = PlannedRound(
                 number=number,
                 purpose="update",
                 dim=self.dim,
@@ -215,7 +226,9 @@ class Study(Settings):
                 sample_rate=privacy.sample_rate,
                 noise_multiplier=privacy.noise_multiplier,
                 steps=privacy.local_steps,
+                verify_total=self.draft.aggregation.verify_total,
             )
+            return replace(update, norm_bound=self._norm_bound(update))
         ring_bits, scale_bits = _HISTOGRAM_RING
         return PlannedRound(
             number=number,
@@ -226,6 +239,57 @@ class Study(Settings):
             clip_norm=1.0,  # a unit is one count in one bin
             sample_rate=1.0,
             noise_multiplier=terms.noise_multiplier,
+            verify_total=self.draft.aggregation.verify_total,
+        )
+
+    def planned_topup(self, number: int, sites: int) -> PlannedRound:
+        """What a site of a sum over `sites` sites adds to its update in round `number`: the same, but noise alone."""
+        planned = self.planned_round(number)
+        if planned.norm_bound is None:
+            return planned
+        noise_std = math.ldexp(self.topup_noise(planned, sites), -planned.scale_bits)
+        return replace(planned, norm_bound=norm_bound(max_norm=0.0, noise_std=noise_std, dim=planned.dim))
+
+    @property
+    def longest_units(self) -> int | None:
+        """Norm in ring units that no honest vector is longer than, top-ups included; None if none is checked."""
+        bounds = [self.planned_round(1).bound_units]
+        if self.quorum < self.draft.min_untopped:
+            bounds.append(self.planned_topup(1, self.quorum).bound_units)  # the fewer sites, the more noise of each
+        return max((bound for bound in bounds if bound is not None), default=None)
+
+    def site_noise(self, planned: PlannedRound) -> int:
+        """Std of one site's integer noise in a step of a round, in ring units."""
+        privacy = self.draft.privacy
+        return accounting.site_noise(
+            noise_multiplier=planned.noise_multiplier,
+            clip_norm=planned.clip_norm,
+            cohort=len(self.sites),
+            max_dropouts=privacy.spared_sites,
+            collusion=privacy.collusion,
+            scale_bits=planned.scale_bits,
+            mode=privacy.mode,
+        )
+
+    def topup_noise(self, planned: PlannedRound, sites: int) -> int:
+        """Std of the integer noise that each of `sites` sites adds because the others are missing, in ring units."""
+        return accounting.topup_noise(
+            self.site_noise(planned),
+            planned=len(self.sites),
+            sites=sites,
+            collusion=self.draft.privacy.collusion,
+        )
+
+    def _norm_bound(self, update: PlannedRound) -> float | None:
+        if self.draft.max_norm is None:
+            return None
+        unit = 2.0**-update.scale_bits
+        is_noised = update.noise_multiplier > 0  # a draft with a target has no noise before it is solved
+        return norm_bound(
+            max_norm=self.draft.max_norm + math.sqrt(update.dim) * unit / 2,  # half a unit an entry, by rounding
+            noise_std=self.site_noise(update) * unit if is_noised else 0.0,
+            dim=update.dim,
+            steps=update.steps,
         )
 
     def site_names(self) -> tuple[str, ...]:
@@ -294,11 +358,18 @@ class Study(Settings):
 
     def _ring_problems(self) -> list[str]:
         largest = 2.0**self.scale_bits * self.draft.largest_total + len(self.sites)  # each may round up by a unit
-        if largest < 2.0 ** (self.ring_bits - 1):
+        if largest >= 2.0 ** (self.ring_bits - 1):
+            return [
+                f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
+                "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
+            ]
+        bound = self.longest_units
+        if bound is None or bound <= largest_bound(self.ring_bits):
             return []
         return [
-            f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
-            "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
+            f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a site's vector may be {bound:.2g} "
+            f"units long, and at most {largest_bound(self.ring_bits):.2g} can be checked: take 64 bits, or lower "
+            "scale_bits or aggregation.max_norm"
         ]
 
     def _rate_problems(self) -> list[str]:

@@ -13,9 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..mpc.ring import Ring, from_integers
 from ..mpc.sealing import seal_update
 from ..mpc.shares import ShareContext, set_name
-from ..privacy.accounting import topup_noise
 from ..privacy.noise import discrete_gaussian
-from .approval import noise
 from .errors import MessageInvalid, SetFixed
 from .messages import TopUpPlan, require_run_keys
 from .outbox import Envelopes, Outbox
@@ -59,12 +57,7 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
 def _seal(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
     planned, names = study.planned_round(plan.round), study.site_names()
     require_run_keys(study, plan.run, plan.keys)
-    std = topup_noise(
-        noise(study, planned),
-        planned=len(names),
-        sites=len(plan.cohort),
-        collusion=study.draft.privacy.collusion,
-    )
+    std = study.topup_noise(planned, len(plan.cohort))
     context = ShareContext(
         study=plan.study,
         run=plan.run,

@@ -53,6 +53,7 @@ def release_terms(draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits:
         max_records_per_unit=draft.data.max_records_per_unit,
         clipping=privacy.clipping,
         local=local,
+        max_norm=draft.max_norm,
     )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..client_node.approval import noise
 from ..client_node.study import Study
 from ..privacy import chain
 from ..privacy.report_format import AuditFacts, AuditFinding, audit_facts, dump
@@ -61,14 +60,14 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     terms = release_terms(
         study.draft,
         privacy.mode,
-        site_noise=noise(study, study.planned_round(1)),
+        site_noise=study.site_noise(study.planned_round(1)),
         scale_bits=study.scale_bits,
         max_rows=max(_ROWS, study.draft.data.max_records_per_unit),
     )
     # Canaries are in one step at a fixed clip: an adaptive one's start value, with the noise that goes with it.
     one_step = replace(
         terms,
-        site_noise_int=noise(study, replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
+        site_noise_int=study.site_noise(replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
         clipping="fixed",
         local=LocalSteps(),
     )

@@ -18,6 +18,7 @@ from .accounting import SMOOTHING
 from .clipping import ClipReport, PerUnitClipper
 from .errors import ClipperMisused, InvalidPrivacyParameter, UnprotectedGradient
 from .noise import discrete_gaussian
+from .projection import onto_ball
 from .sampling import Integers, RandomBytes
 
 _CHUNK = 2**17  # entries noised at a time: a sampler needs many times the memory of what it returns
@@ -82,6 +83,8 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         count_weight: if positive, gradients are summed in clip units, g / max(|g|, clip_norm), and one more entry at
             the end counts count_weight / 2 for each unit at or below clip_norm and minus that for each one above
             (`adaptive_clipping`).
+        max_norm: radius of the ball onto which the whole sum, the count included, is projected before it is rounded
+            and noised (`projection.onto_ball`): sensitivity stays what it is without. None for no projection.
         expected_batch_size: expected UNITS in a logical batch, sample_rate * units; never the number drawn.
     """
 
@@ -93,6 +96,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         clip_norm: float | None,
         noise: RingNoise,
         count_weight: float = 0.0,
+        max_norm: float | None = None,
         expected_batch_size: float = 1.0,
     ) -> None:
         if clip_norm is None and noise.sigma:
@@ -113,6 +117,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             raise UnprotectedGradient("optimizer and clipper must hold exactly the same parameters")
         self.clipper, self.noise, self.clip_norm = clipper, noise, clip_norm
         self.count_weight, self._count = count_weight, 0.0
+        self.max_norm = max_norm
         self.last_report: ClipReport | None = None
         self._released: Integers | None = None
 
@@ -140,13 +145,17 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
 
     def add_noise(self) -> None:
-        """Rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
+        """Projects and rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
         parameters = list(self.clipper.parameters.values())
         total = torch.cat([parameter.summed_grad.flatten() for parameter in parameters])  # type: ignore[attr-defined]
         for parameter in parameters:
             parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
         sums = total.cpu().numpy()
-        self._released = self.noise.add_to(np.append(sums, self._count) if self.count_weight else sums)
+        if self.count_weight:
+            sums = np.append(sums, self._count)
+        if self.max_norm is not None:
+            sums = onto_ball(sums, self.max_norm)
+        self._released = self.noise.add_to(sums)
         self._count = 0.0
         end = 0
         for parameter in parameters:

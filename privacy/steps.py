@@ -55,6 +55,7 @@ class ReleaseTerms:
     max_records_per_unit: int  # more are cut by a random choice inside the unit
     clipping: Literal["fixed", "adaptive"] = "fixed"
     local: LocalSteps = LocalSteps()
+    max_norm: float | None = None  # longest sum of one step before noise, L2, in its own units; None: as it comes
 
     def __post_init__(self) -> None:
         if self.mode not in ("distributed", "local", "none"):
@@ -73,6 +74,8 @@ class ReleaseTerms:
             )
         if not 0 < self.sample_rate <= 1:  # NaN fails too
             raise InvalidPrivacyParameter(f"sample_rate must be in (0, 1], got {self.sample_rate}")
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise InvalidPrivacyParameter(f"max_norm must be positive and finite, got {self.max_norm}")
         low, high = (1, MAX_SIGMA) if is_private else (0, 0)
         if not low <= self.site_noise_int <= high:
             raise InvalidPrivacyParameter(
@@ -160,6 +163,9 @@ def private_release(
     mode "none" there is no noise, and a seeded `source` gives the same bytes on every call on one machine. In mode
     "distributed" the noise of one site does not suffice: the result must go nowhere but into secret sharing.
 
+    With `terms.max_norm` the sum is projected onto a ball of that radius before it is rounded: `projection.onto_ball`
+    shows why one unit moves it no further than before.
+
     With `terms.clipping` "adaptive" gradients are in clip units and one entry more ends the vector, [dim + 1]:
     `adaptive_clipping` says what it counts. Its L2 sensitivity is `adaptive_clipping.SENSITIVITY` for any `log_clip`.
 
@@ -191,7 +197,9 @@ def private_release(
     if terms.clipping == "adaptive":
         assert clip_norm is not None
         clip_norm, count_weight = adaptive_clipping.clip_at(clip_norm, log_clip), adaptive_clipping.COUNT_WEIGHT
-    optimizer = LoRADPOptimizer(idle, clipper, clip_norm=clip_norm, noise=noise, count_weight=count_weight)
+    optimizer = LoRADPOptimizer(
+        idle, clipper, clip_norm=clip_norm, noise=noise, count_weight=count_weight, max_norm=terms.max_norm
+    )
     optimizer.attach_step_hook(on_step)
     try:
         with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from confide.client_node.approval import noise
 from confide.client_node.decisions import approve
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.identity import NodeIdentity
@@ -65,7 +64,7 @@ class QuietNode(Node):
     def _contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda state: discrete_gaussian(noise(study, planned), planned.dim)
+        return lambda state: discrete_gaussian(study.site_noise(planned), planned.dim)
 
 
 def enrol(home: Path, name: str, coordinator: str) -> NodeIdentity:

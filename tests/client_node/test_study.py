@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import ssl
 from pathlib import Path
 
@@ -55,6 +56,18 @@ BAD_DRAFTS = {
         "data.max_tokens is 3; a record can hold 4 words",
     ),
     "bad site name": (('"svi"', '"St. Vincent"'), 'participants.sites.1 is "St. Vincent"'),
+    "ball that nothing holds a site to": (
+        ("[participants]", "[aggregation]\nnorm_check = false\nmax_norm = 9\n[participants]"),
+        "aggregation.max_norm is 9 with aggregation.norm_check false",
+    ),
+    "ball without a radius": (
+        ("[participants]", "[aggregation]\nmax_norm = 0\n[participants]"),
+        "aggregation.max_norm is 0; it must be greater than 0",
+    ),
+    "site that would know the tags' key": (
+        ('[participants]\nsites = ["other"', '[aggregation]\nverify_total = true\n[participants]\nsites = ["agg-a"'),
+        "agg-a is both site and aggregator; take another aggregator",
+    ),
     "site twice": (('"svi"', '"other"'), "more than once: other"),
     "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
     "one site": (('"other", "svi", "svhc", "rest"', '"other"'), "it must have at least 2 entries"),
@@ -165,7 +178,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "2d516801ccc0872a52a1f8005c8b17743751afc3295a16ca8766671ab871d0fa"
+    assert study.study_hash == "baf87efbacf46e7bb58220fb8c3276271dd4bc649b41c64e2ac5f355cbb1148d"
 
 
 @pytest.mark.parametrize(("version", "section", "key"), [(1, "privacy", "max_dropouts"), (2, "aggregation", "kem")])
@@ -363,3 +376,70 @@ def test_an_adaptive_clip_adds_one_number_to_the_state_and_fixes_the_sensitivity
     assert (adaptive.state_dim(100), adaptive.privacy.sensitivity) == (101, SENSITIVITY)
     assert adaptive.update_divisor == 1374  # the sum is in clip units already
     assert adaptive.noise_std == pytest.approx(4 * SENSITIVITY * fixed.noise_std)
+
+
+def with_aggregation(terms):
+    return ("[participants]", f"[aggregation]\n{terms}\n[participants]")
+
+
+def test_norms_are_checked_unless_the_study_says_otherwise(make_study):
+    planned = make_study(EVALUATION).planned_round(1)
+    assert planned.norm_bound > make_study(EVALUATION).draft.max_norm
+    assert not planned.verify_total
+    assert make_study(EVALUATION).planned_round(41).norm_bound is None  # an evaluation
+    off = make_study(with_aggregation("norm_check = false\nverify_total = true"))
+    assert off.draft.max_norm is None
+    assert off.planned_round(1).norm_bound is None
+    assert off.planned_round(1).bound_units is None
+    assert off.planned_round(1).verify_total
+
+
+def test_longest_sum_is_in_clip_norms(make_study):
+    changes = with_aggregation("max_norm = 12.5"), ("clip_norm = 1.0", "clip_norm = 0.5")
+    assert make_study(*changes).draft.max_norm == 6.25
+    assert make_study(*changes, ("clip_norm = 0.5", 'clip_norm = 0.5\nclipping = "adaptive"')).draft.max_norm == 12.5
+
+
+def test_bound_grows_with_the_ball_and_the_noise_and_counts_ring_units(make_study):
+    narrow, wide = (make_study(with_aggregation(f"max_norm = {norm}")).planned_round(1) for norm in (1, 500))
+    noise = 1.19 / 3**0.5 * 1000**0.5  # std, over a thousand numbers
+    assert noise < narrow.norm_bound < 1.3 * noise + 1
+    assert 500 < wide.norm_bound < 500 + narrow.norm_bound
+    assert narrow.bound_units == math.ceil(narrow.norm_bound * 2**narrow.scale_bits)
+    noisy = make_study(with_aggregation("max_norm = 1"), ("noise_multiplier = 1.19", "noise_multiplier = 2.38"))
+    assert noisy.planned_round(1).norm_bound == pytest.approx(2 * narrow.norm_bound, rel=0.1)
+
+
+def test_bound_of_local_steps_holds_all_of_them(make_study):
+    local = (
+        ('mode = "distributed"', 'mode = "local"\nlocal_steps = 4'),
+        ("[rounds]", "[rounds]"),
+        with_aggregation("max_norm = 300"),
+    )
+    planned = make_study(*local, ("[optimizer]", "[optimizer]\nlocal_lr = 0.3")).planned_round(1)
+    assert 4 * 300 < planned.norm_bound < 4 * 300 + 1.3 * 2 * 1.19 * 1000**0.5
+
+
+def test_bound_without_noise_is_the_ball(make_study):
+    quiet = (
+        ('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'),
+        ("delta = 1e-5\n", ""),
+        with_aggregation("max_norm = 300"),
+    )
+    assert make_study(*quiet).planned_round(1).norm_bound == pytest.approx(300, rel=1e-5)
+
+
+def test_top_up_is_bounded_by_its_noise_alone(make_study):
+    study = make_study(("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"'))
+    topup, update = study.planned_topup(3, 3), study.planned_round(3)
+    std = study.topup_noise(update, 3) * 2.0**-update.scale_bits
+    assert std * 1000**0.5 < topup.norm_bound < 1.3 * std * 1000**0.5 < update.norm_bound
+    assert dataclasses.replace(topup, norm_bound=update.norm_bound) == update
+
+
+def test_ring_too_small_for_the_check_is_told(make_study):
+    plain = json.loads(make_study().canonical())
+    plain |= {"ring_bits": 32, "scale_bits": 18}  # holds the sum, 5,600 at most
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(StudyInvalid, match="can be checked: take 64 bits"):
+        Study.parse(text)

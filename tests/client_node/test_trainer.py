@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from confide.client_node import trainer as trainer_module
-from confide.client_node.approval import noise
 from confide.client_node.data import read
 from confide.client_node.policy import load_policy
 from confide.client_node.trainer import Trainer
@@ -27,7 +26,7 @@ def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
         policy.backbone.directory,
         lambda: read(policy, desk.study),
         site="svi",
-        site_noise=noise(desk.study, desk.study.planned_round(1)),
+        site_noise=desk.study.site_noise(desk.study.planned_round(1)),
         max_rows=max_rows,
         threads=1,
     )

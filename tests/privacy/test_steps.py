@@ -326,3 +326,50 @@ def test_local_steps_on_an_adaptive_clip_add_up_their_counts():
 def test_local_steps_out_of_range_are_refused(bad):
     with pytest.raises(InvalidPrivacyParameter):
         LocalSteps(**bad)
+
+
+@pytest.mark.parametrize("clipping", ["fixed", "adaptive"])
+def test_sum_is_projected_onto_the_ball_before_it_is_rounded(clipping):
+    adapted, ids = adapted_tiny(), random_ids(6)
+    terms = {"clipping": clipping}
+    free = release(adapted, ids, range(6), terms) / 2**BITS
+    radius = float(np.linalg.norm(free)) / 3
+    found = release(adapted, ids, range(6), {**terms, "max_norm": radius}) / 2**BITS
+    np.testing.assert_allclose(found, free / 3, atol=2.0**-BITS)  # the count of an adaptive clip as well
+    wide = release(adapted, ids, range(6), {**terms, "max_norm": 3.001 * radius})
+    np.testing.assert_array_equal(wide, np.rint(free * 2**BITS))
+
+
+@pytest.mark.parametrize("terms", [{}, {"clipping": "adaptive"}])
+@pytest.mark.parametrize("share", [0.1, 0.7, 0.95, 2.0])
+def test_neighbours_stay_within_the_clip_whatever_the_ball(terms, share):
+    adapted, ids = adapted_tiny(), random_ids(6)
+    unit, apart = (1.0, SENSITIVITY) if terms else (C, C)
+    terms = {**terms, "max_norm": share * 5 * unit}
+    with_unit = release(adapted, ids, range(6), terms)
+    for left_out in range(6):
+        kept = [i for i in range(6) if i != left_out]
+        labels = labels_for(6).numpy()[kept]
+        without = private_release(
+            adapted, ids[kept].numpy(), labels, range(5), terms=ReleaseTerms(**{**PLAIN, **terms})
+        )
+        assert np.linalg.norm(with_unit - without) <= apart * 2**BITS + len(without) ** 0.5
+
+
+def test_noise_is_added_to_the_projected_sum():
+    adapted, ids = adapted_tiny(rank=16), random_ids(6)
+    terms = {"max_norm": C / 2}
+    noise = release(adapted, ids, range(6), {**PRIVATE, **terms}) - release(adapted, ids, range(6), terms)
+    assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 5 standard errors
+
+
+def test_every_local_step_is_projected():
+    adapted, ids = adapted_tiny(), random_ids(8)
+    got = for_round(adapted, adapted.state(), ids, {"local": LOCAL, "max_norm": C / 100})
+    assert np.linalg.norm(got) <= 3 * (C / 100 * 2**BITS + len(got) ** 0.5)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_ball_out_of_range_is_refused(max_norm):
+    with pytest.raises(InvalidPrivacyParameter, match="max_norm"):
+        ReleaseTerms(**{**PLAIN, "max_norm": max_norm})
