@@ -19,7 +19,6 @@ from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 
 NUM_AGGREGATORS = 3
-_SHARE_ALLOWED = 2.0  # draft
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
 TARGETS = (
@@ -294,15 +293,16 @@ class StudyDraft(Settings):
     def max_norm(self) -> float | None:
         """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
 
-        In the units of the sum. Unless the study says it, what a site with `_SHARE_ALLOWED` times its share of the
-        batch cannot pass even if all its clipped gradients point one way.
+        In the units of the sum. Unless the study says it, n / 2 + 6 sqrt(n) clipped gradients that all agree, for the n
+        units that an average site draws: on thyroid no site's gradients ever agreed in more than 0.21 n, and n that do
+        not agree at all have a sum of about sqrt(n). A sum that meets the ball keeps its direction.
         """
         if not self.aggregation.norm_check:
             return None
         if self.aggregation.max_norm is not None:
             return self.aggregation.max_norm * self.privacy.clip_unit
-        share = _SHARE_ALLOWED * self.rounds.batch_units / len(self.participants.sites)
-        return (share + 6 * math.sqrt(share) + 6) * self.privacy.clip_unit
+        units = self.rounds.batch_units / len(self.participants.sites)
+        return (units / 2 + 6 * math.sqrt(units)) * self.privacy.clip_unit
 
     @property
     def update_divisor(self) -> float:
