@@ -9,6 +9,7 @@ bounds.
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from confide.mpc.ring import Ring, from_integers
-from confide.mpc.sketch import PIECE, Sketch, exceedances, largest_bound, limits
+from confide.mpc.sketch import PIECE, VARIANCE, Sketch, exceedances, largest_bound, limits
 
 LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the vector over the bound
 UNITS = 2.0**40  # norm of a vector of real numbers once it is in a ring of 64 bits
@@ -90,6 +91,44 @@ def rates(dim: int, draws: int) -> Iterator[dict]:
         }
 
 
+def few_entries(entries: int, length: float, edge: float, shift: float) -> float:
+    """Chance that a row of so many equal entries exceeds: 16 coins an entry, over 4 tables of 4 coins each."""
+    coins, size = 16 * entries, length / math.sqrt(entries)
+    ways = [math.comb(coins, heads) for heads in range(coins + 1)]
+    outside = (abs((heads - coins / 2) * size + shift) > edge for heads in range(coins + 1))
+    return sum(way for way, is_out in zip(ways, outside, strict=True) if is_out) / 2.0**coins
+
+
+def chances() -> Iterator[dict]:
+    """Probability to pass, computed: of a Gaussian vector, and of the equal entries that pass most easily.
+
+    `shifted`: each row moved by a constant that the site has chosen before the seed was known, as wrong mask words do.
+    """
+    rule = limits(round(UNITS), 64)
+    edge = (rule.window + rule.step) / UNITS
+
+    def passes(exceeding: float) -> float:
+        ways = (
+            math.comb(rule.rows, k) * exceeding**k * (1 - exceeding) ** (rule.rows - k) for k in range(rule.tau + 1)
+        )
+        return math.fsum(ways)
+
+    for length in LENGTHS[1:]:
+        still = min(few_entries(entries, length, edge, 0.0) for entries in range(1, 17))
+        shifted = min(
+            few_entries(entries, length, edge, shift)
+            for entries in range(1, 17)
+            for shift in np.linspace(0, length, 41)
+        )
+        gaussian = math.erfc(edge / (length * math.sqrt(2 * VARIANCE)))
+        yield {
+            "length": length,
+            "Gaussian": passes(gaussian),
+            "few entries": passes(still),
+            "few entries, shifted": passes(shifted),
+        }
+
+
 def wrapped(dim: int, bits: int) -> Iterator[tuple[str, np.ndarray]]:
     """Vectors that would wrap to something short if they could: ring elements, named."""
     half, kind = 1 << (bits - 1), np.uint32 if bits == 32 else np.uint64
@@ -152,6 +191,8 @@ def main() -> None:
     for dim in (100_000, 1_000_000, 10_000_000):
         for row in times(dim):
             print(json.dumps(row), flush=True)
+    for row in chances():
+        print(json.dumps(row), flush=True)
     for row in rates(options.dim, options.draws):
         print(json.dumps(row), flush=True)
     for row in wraps(options.dim, max(1, options.draws // 10)):

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from ..mpc.ring import Ring, plan_ring
-from ..mpc.sketch import least_ring_bits
+from ..mpc.sketch import largest_bound
 from ..privacy import accounting
 from ..privacy.accounting import Release
 from ..privacy.charges import Budget
@@ -60,16 +60,19 @@ class BudgetPlan:
 def ring_of(draft: StudyDraft, dim: int) -> Ring:
     """The ring in which sums over all sites of such a study are opened.
 
-    `largest_total` bounds their sum; each site may round it up by a unit. The ring is also large enough to check the
-    norm of one site's vector.
+    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
+    checked, the ring has room for that too.
 
     Raises:
         NoRing: 64 bits are too few.
     """
     sites = len(draft.participants.sites)
-    ring = plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity)
-    bound = _in_ring(draft, dim, ring).planned_round(1).bound_units
-    return ring if bound is None else Ring(max(ring.bits, least_ring_bits(bound)), ring.scale_bits)
+
+    def has_room(ring: Ring) -> bool:
+        bound = _in_ring(draft, dim, ring).longest_units
+        return bound is None or bound <= largest_bound(ring.bits)
+
+    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
 
 
 def provisional(draft: StudyDraft, dim: int) -> Study:

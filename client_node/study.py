@@ -285,6 +285,14 @@ class Study(Settings):
         noise_std = math.ldexp(self.topup_noise(planned, sites), -planned.scale_bits)
         return replace(planned, norm_bound=norm_bound(max_norm=0.0, noise_std=noise_std, dim=planned.dim))
 
+    @property
+    def longest_units(self) -> int | None:
+        """Norm in ring units that no honest vector is longer than, top-ups included; None if none is checked."""
+        bounds = [self.planned_round(1).bound_units]
+        if self.quorum < self.draft.min_untopped:
+            bounds.append(self.planned_topup(1, self.quorum).bound_units)  # the fewer sites, the more noise of each
+        return max((bound for bound in bounds if bound is not None), default=None)
+
     def site_noise(self, planned: PlannedRound) -> int:
         """Std of one site's integer noise in a step of a round, in ring units."""
         from ..privacy import accounting  # loads dp_accounting
@@ -394,7 +402,7 @@ class Study(Settings):
                 f"scale_bits is {self.scale_bits} with ring_bits {self.ring_bits}; a sum could reach {largest:.2g} and "
                 "wrap: lower scale_bits, privacy.clip_norm or rounds.batch_units"
             ]
-        bound = self.planned_round(1).bound_units
+        bound = self.longest_units
         if bound is None or bound <= largest_bound(self.ring_bits):
             return []
         return [

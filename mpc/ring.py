@@ -5,7 +5,7 @@ sizes the ring for the largest sum over a whole cohort. Nothing here hides anyth
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,7 +51,9 @@ class Ring:
         return int((2 ** (self.bits - 1) - 1) // largest)
 
 
-def plan_ring(sites: int, max_abs: float, dim: int, clip_norm: float) -> Ring:
+def plan_ring(
+    sites: int, max_abs: float, dim: int, clip_norm: float, has_room: Callable[[Ring], bool] = lambda ring: True
+) -> Ring:
     """The ring for the sum of `sites` vectors: one of 32 bits if it can hold the sum finely enough, else one of 64.
 
     Rounding moves each coordinate by less than one unit, so two neighbouring inputs that differ by at most `clip_norm`
@@ -65,6 +67,7 @@ def plan_ring(sites: int, max_abs: float, dim: int, clip_norm: float) -> Ring:
         max_abs: bound on any entry of one vector, noise included, or on an entry of the sum divided by `sites`.
         dim: entries of a vector.
         clip_norm: L2 sensitivity before rounding.
+        has_room: whether a ring that holds the sum has room for all else.
 
     Raises:
         NoRing: 64 bits are too few.
@@ -73,12 +76,11 @@ def plan_ring(sites: int, max_abs: float, dim: int, clip_norm: float) -> Ring:
     whole("dim", dim, 1, MAX_DIM)
     if not 0 < clip_norm < math.inf:
         raise InvalidField(f"clip_norm must be positive and finite, got {clip_norm}")
-    wanted = _scale_for(dim, INFLATION * clip_norm)
-    finest = max((bits for bits in range(31) if Ring(32, bits).capacity(max_abs) >= sites), default=-1)
-    if finest >= _scale_for(dim, NARROW_INFLATION * clip_norm):
-        return Ring(32, min(wanted, finest))
-    if wanted <= 62 and Ring(64, wanted).capacity(max_abs) >= sites:
-        return Ring(64, wanted)
+    wanted, least = _scale_for(dim, INFLATION * clip_norm), _scale_for(dim, NARROW_INFLATION * clip_norm)
+    narrow = [Ring(32, scale_bits) for scale_bits in range(min(wanted, 30), least - 1, -1)]
+    for ring in (*narrow, *([Ring(64, wanted)] if wanted <= 62 else [])):
+        if ring.capacity(max_abs) >= sites and has_room(ring):
+            return ring
     raise NoRing(f"no ring holds {sites} sites with max_abs {max_abs}, dim {dim}, clip_norm {clip_norm}: lower max_abs")
 
 

@@ -51,7 +51,7 @@ _AT_ONCE = 32  # rows of C in memory
 
 _WINDOW_TENTHS = 37  # of a norm, 1.85 standard deviations of a row; docs/norm-check.md compares others
 _STEPS = 64  # fewest steps from 0 to the edge of the window, so a step is at most 1.6 % of it
-_HEADROOM_BITS = 5  # the window with its last step is at most 2**-5 of the ring: then no wrapped vector hides in it
+_WINDOWS = 24  # so many times the window, its last step included, fit in the ring: then no wrapped vector hides in one
 _FALSE_REJECT = 1e-9
 # How often (at most), and with which chance of a row to exceed, a vector at the bound is lengthened by entries that
 # meet: in no table, in one, in two. The chances are the largest over all shapes that were tried; two equal entries
@@ -74,7 +74,7 @@ class Limits:
             raise InvalidField(f"ring_bits must be 32 or 64, got {self.ring_bits!r}")
         whole("rows", self.rows, MIN_ROWS, MAX_ROWS)
         whole("tau", self.tau, 0, self.rows - 1)
-        whole("bits_used", self.bits_used, _HEADROOM_BITS, self.ring_bits)
+        whole("bits_used", self.bits_used, 5, self.ring_bits)
         whole("window", self.window, 1, largest_window(self.ring_bits) - self.step)
         if self.window % self.step:
             raise InvalidField(f"window must be a multiple of the step {self.step}, got {self.window}")
@@ -88,8 +88,8 @@ class Limits:
 def limits(bound: int, ring_bits: int, rows: int = ROWS) -> Limits:
     """The limits that a vector of norm `bound` keeps but for one case in 10**9.
 
-    With 256 rows a Gaussian vector of twice that norm passes with probability below 1e-6, one of three times with
-    1e-24; for vectors shaped to pass see docs/norm-check.md.
+    With 256 rows a Gaussian vector of twice that norm passes with probability 2e-6, one of three times with 2e-25; the
+    best shape that was found passes with 2e-3 and 1e-15 (docs/norm-check.md).
 
     Args:
         bound: largest L2 norm of an honest vector, in ring units.
@@ -110,9 +110,10 @@ def limits(bound: int, ring_bits: int, rows: int = ROWS) -> Limits:
 
 
 def largest_bound(ring_bits: int) -> int:
-    """The largest norm, in ring units, that can be checked in a ring of 32 or 64 bits: about 2**(ring_bits - 7)."""
-    least_window = largest_window(ring_bits) * _STEPS // (_STEPS + 2)  # rounding up to a step, and the step beyond
-    return least_window * 10 // _WINDOW_TENTHS
+    """The largest norm, in ring units, that can be checked in a ring of 32 or 64 bits: about 2**(ring_bits - 6.5)."""
+    edge = largest_window(ring_bits)
+    step = 1 << ((edge // _STEPS).bit_length() - 1)
+    return (edge // step - 1) * step * 10 // _WINDOW_TENTHS
 
 
 def least_ring_bits(bound: int) -> int:
@@ -129,7 +130,7 @@ def least_ring_bits(bound: int) -> int:
 
 def largest_window(ring_bits: int) -> int:
     """What a window and one step must not pass together."""
-    return 1 << (ring_bits - _HEADROOM_BITS)
+    return (1 << ring_bits) // _WINDOWS
 
 
 class Sketch:

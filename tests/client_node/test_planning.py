@@ -9,12 +9,11 @@ from typer.testing import CliRunner
 from confide.client_node import planning
 from confide.client_node.cli import app
 from confide.client_node.decisions import approve
-from confide.client_node.draft import load_draft
+from confide.client_node.draft import AggregationTerms, load_draft
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.holds import Holds
 from confide.client_node.planning import plan, provisional, releases, ring_of, with_noise, with_rounds
 from confide.client_node.study import Study
-from confide.mpc.ring import plan_ring
 from confide.mpc.sketch import largest_bound
 from confide.privacy import accounting
 from confide.privacy.charges import Budget
@@ -64,6 +63,7 @@ def test_the_clipped_units_of_a_step_are_fewer_than_the_ring_is_planned_for(draf
     """Exactly, for the Poisson limit of samples of that mean, which has the heaviest tail of them all."""
     rounds = draft.rounds.model_copy(update={"batch_units": batch_units})
     quiet = draft.model_copy(update={"rounds": rounds, "privacy": draft.privacy.model_copy(update={"mode": "none"})})
+    quiet = quiet.model_copy(update={"aggregation": AggregationTerms(norm_check=False)})
     most = quiet.largest_total / quiet.privacy.clip_unit
     assert poisson.sf(most - 1, batch_units) < 1e-28
 
@@ -74,12 +74,14 @@ def test_the_noise_of_the_longest_total_stays_within_what_the_ring_is_planned_fo
 
 
 def test_every_mode_s_noise_is_in_the_largest_total(write_draft):
-    """The std of the opened sum by definition: of four sites three make up the multiplier, or each makes up one."""
+    """The std of the opened sum by definition: three of four sites make up the multiplier, or each of them alone."""
     for mode, variance in (("distributed", 1.19**2 * 4 / 3), ("local", 4 * 1.19**2), ("none", 0.0)):
         change = {"mode": mode, "collusion": 1}
         draft = load_draft(write_draft())
         draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update=change)})
-        assert draft.largest_total == pytest.approx(4 * 1374 + 30 + 10 * math.sqrt(variance))
+        assert draft.largest_total == pytest.approx(4 * draft.max_norm + 10 * math.sqrt(variance))
+        unchecked = draft.model_copy(update={"aggregation": AggregationTerms(norm_check=False)})
+        assert unchecked.largest_total == pytest.approx(4 * 1374 + 30 + 10 * math.sqrt(variance))
 
 
 def test_a_study_whose_sum_could_wrap_is_refused(make_study):
@@ -94,12 +96,21 @@ def test_a_study_whose_sum_could_wrap_is_refused(make_study):
 
 @pytest.mark.parametrize("dim", [100, 16_514, 10**6])
 @pytest.mark.parametrize("terms", ["max_norm = 2", "max_norm = 2000", "norm_check = false"])
-def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms):
-    draft = load_draft(write_draft(("[participants]", f"[aggregation]\n{terms}\n[participants]")))
-    ring, plain = ring_of(draft, dim), plan_ring(4, draft.largest_total / 4, dim, 1.0)
-    bound = provisional(draft, dim).planned_round(1).bound_units
-    assert ring.scale_bits == plain.scale_bits
-    assert ring.bits == (plain.bits if bound is None or bound <= largest_bound(plain.bits) else 64)
+@pytest.mark.parametrize("dropouts", ["over-provision", "top-up"])
+def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms, dropouts):
+    """Of an update, and of the longest top-up: two sites' for four."""
+    draft = load_draft(
+        write_draft(
+            ("[participants]", f"[aggregation]\n{terms}\n[participants]"),
+            ("min_sites = 3", "min_sites = 2"),
+            ("collusion = 1", f'collusion = 1\nmax_dropouts = 2\ndropouts = "{dropouts}"'),
+        )
+    )
+    ring, study = ring_of(draft, dim), provisional(draft, dim)
+    bounds = [study.planned_round(1).bound_units, *(study.planned_topup(1, sites).bound_units for sites in (2, 3))]
+    assert all(bound is None or bound <= largest_bound(ring.bits) for bound in bounds)
+    assert math.ldexp(draft.largest_total, ring.scale_bits) + 4 < 2 ** (ring.bits - 1)
+    assert math.sqrt(dim) * 2.0**-ring.scale_bits <= (1e-2 if ring.bits == 32 else 1e-3)
 
 
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):

@@ -1,26 +1,33 @@
-"""Writes expand.json: known answers of `shares.expand`, computed without any of its code.
+"""Writes shares.json: known answers for every format between site, aggregator and coordinator.
 
-HKDF-SHA256 is built from hmac (RFC 5869), the context from its layout in docs/formats-mpc.md, and AES-256-CTR from
-single AES blocks. Run it from anywhere: python tests/mpc/vectors/make.py
+Computed from docs/formats-mpc.md and the standards in `primitives`, without any of the product's code. Run it from
+anywhere: python tests/mpc/vectors/make.py
 """
 
 import hashlib
-import hmac
 import json
 from pathlib import Path
+from typing import Any
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from primitives import ctr, ed25519_public, ed25519_sign, hkdf_expand, hkdf_extract, hpke_seal, x25519
 
 STATE = hashlib.sha256(b"").hexdigest()
-FIRST = {"study": "s", "run": "r", "round": 0, "state": STATE, "site": "a", "dim": 5, "ring_bits": 64, "scale_bits": 24}
+PLAIN = {
+    "study": "s", "run": "r", "round": 0, "state": STATE, "site": "a",
+    "dim": 5, "ring_bits": 64, "scale_bits": 24, "rows": 0, "tag_count": 0,
+}  # fmt: skip
 NARROW = {"dim": 9, "ring_bits": 32, "scale_bits": 20}
-CASES = [
-    FIRST,
-    FIRST | {"round": 1},
-    FIRST | {"state": hashlib.sha256(bytes(20)).hexdigest()},
-    FIRST | {"topup_for": hashlib.sha256(b"a set").hexdigest()},
-    FIRST | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | NARROW,
+FULL = NARROW | {"rows": 3, "tag_count": 2}
+CONTEXTS = [
+    PLAIN,
+    PLAIN | {"round": 1, "rows": 2, "tag_count": 3},
+    PLAIN | {"state": hashlib.sha256(bytes(20)).hexdigest()} | NARROW,
+    PLAIN | {"topup_for": hashlib.sha256(b"a set").hexdigest()} | FULL,
+    PLAIN | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | FULL,
 ]
+PARTS = ("vector", "masks", "mask_words", "tags")
+
+Parts = dict[str, list[int]]
 
 
 def text(value: str | bytes) -> bytes:
@@ -32,37 +39,132 @@ def number(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def context(case: dict) -> bytes:
+def secret(name: str) -> bytes:
+    """32 bytes that stand for random ones."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def words(data: bytes, size: int) -> list[int]:
+    return [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
+
+
+def context_bytes(case: dict[str, Any]) -> bytes:
     label = "topup" if "topup_for" in case else "context"
-    head = text(f"confide/mpc/{label}/1") + text(case["study"]) + text(case["run"])
-    ring = number(case["dim"]) + number(case["ring_bits"]) + number(case["scale_bits"])
+    head = text(f"confide/mpc/{label}/2") + text(case["study"]) + text(case["run"]) + number(case["round"])
+    shape = b"".join(number(case[name]) for name in ("dim", "ring_bits", "scale_bits", "rows", "tag_count"))
     tail = text(case["topup_for"]) if "topup_for" in case else b""
-    return head + number(case["round"]) + text(case["state"]) + text(case["site"]) + ring + tail
+    return head + text(case["state"]) + text(case["site"]) + shape + tail
 
 
-def hkdf(seed: bytes, info: bytes) -> bytes:
-    extracted = hmac.new(bytes(32), seed, hashlib.sha256).digest()
-    return hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()
+def layout(case: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Number and size of the elements of each part."""
+    element = case["ring_bits"] // 8
+    return {
+        "vector": (case["dim"], element),
+        "masks": (case["rows"], element),
+        "mask_words": (case["rows"], 8),
+        "tags": (case["tag_count"], 8),
+    }
 
 
-def keystream(key: bytes, size: int) -> bytes:
-    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-    return b"".join(block.update(i.to_bytes(16, "big")) for i in range(-(-size // 16)))[:size]
-
-
-def answers() -> list[dict]:
-    out = []
-    for case in CASES:
-        for aggregator_id, seed in ((0, bytes(range(32))), (2, bytes(range(32))), (2, b"\xff" * 32)):
-            info = text("confide/mpc/expand/1") + text(context(case)) + number(aggregator_id)
-            stream = keystream(hkdf(seed, info), case["dim"] * case["ring_bits"] // 8)
-            step = case["ring_bits"] // 8
-            elements = [int.from_bytes(stream[i : i + step], "little") for i in range(0, len(stream), step)]
-            known = {"context": case, "context_bytes": context(case).hex(), "aggregator_id": aggregator_id}
-            out.append({**known, "seed": seed.hex(), "elements": elements})
+def expand(case: dict[str, Any], seed: bytes, aggregator_id: int) -> Parts:
+    out = {}
+    for part, (count, size) in layout(case).items():
+        info = text("confide/mpc/expand/2") + text(context_bytes(case)) + number(aggregator_id) + text(part)
+        key = hkdf_expand(hkdf_extract(b"", seed), info, 32)
+        out[part] = words(ctr(key, count * size), size)
     return out
 
 
+def body(case: dict[str, Any], update: Parts, seeds: list[bytes]) -> bytes:
+    streams = [expand(case, seed, aggregator_id) for aggregator_id, seed in enumerate(seeds)]
+    out = b""
+    for part, (_, size) in layout(case).items():
+        for place, value in enumerate(update[part]):
+            for stream in streams:
+                value = value ^ stream[part][place] if part == "mask_words" else value - stream[part][place]
+            out += (value % 2 ** (8 * size)).to_bytes(size, "little")
+    return out
+
+
+def update_of(case: dict[str, Any]) -> Parts:
+    """A vector with both ends of the ring in it, and masks and tags of any kind."""
+    top = 2 ** case["ring_bits"]
+    vector = [0, 1, top // 2, top - 1, *words(ctr(secret("vector"), 8 * case["dim"]), 8)]
+    masks = words(ctr(secret("masks"), case["rows"] * case["ring_bits"] // 8), case["ring_bits"] // 8)
+    tags = words(ctr(secret("tags"), 8 * case["tag_count"]), 8)
+    return {
+        "vector": [value % top for value in vector[: case["dim"]]],
+        "masks": masks,
+        "mask_words": masks,
+        "tags": tags,
+    }
+
+
+def envelopes(case: dict[str, Any], seeds: list[bytes], body_at: int, update: Parts) -> dict[str, Any]:
+    """What a site sends to each aggregator, with fixed keys."""
+    signer = secret("site")
+    private = [secret(f"aggregator {i}") for i in range(3)]
+    sealed = []
+    for aggregator_id, seed in enumerate(seeds):
+        info = text("confide/mpc/seal/2") + text(context_bytes(case)) + number(aggregator_id)
+        recipient = x25519(private[aggregator_id])
+        encapsulated, ciphertext = hpke_seal(secret(f"ephemeral {aggregator_id}"), recipient, info, b"\2" + seed)
+        rest = body(case, update, seeds) if aggregator_id == body_at else b""
+        sealed.append(encapsulated + ciphertext + rest)
+    digests = [hashlib.sha256(part).digest() for part in sealed]
+    statement = text("confide/mpc/envelope/2") + text(hashlib.sha256(context_bytes(case)).digest())
+    signature = ed25519_sign(signer, statement + b"".join(text(digest) for digest in digests))
+    return {
+        "identity": ed25519_public(signer).hex(),
+        "private_keys": [key.hex() for key in private],
+        "envelopes": [(b"\2\1" + b"".join(digests) + signature + part).hex() for part in sealed],
+    }
+
+
+def tags(units: list[int], key: bytes, count: int) -> list[int]:
+    derived = hkdf_expand(hkdf_extract(b"", key), text("confide/mpc/tags/1"), 32)
+    r = words(ctr(derived, 4 * (len(units) + count)), 4)
+    return [sum(r[j + k] * unit for j, unit in enumerate(units)) % 2**64 for k in range(count)]
+
+
+def set_name(sites: list[str]) -> str:
+    names = sorted(sites)
+    listed = b"".join(text(name) for name in names)
+    return hashlib.sha256(text("confide/mpc/sites/1") + number(len(names)) + listed).hexdigest()
+
+
+def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, list[int]]:
+    size, end = case["ring_bits"] // 8, case["dim"] * case["ring_bits"] // 8
+    half = 2 ** (case["ring_bits"] - 1)
+    vectors = zip(*(words(share[:end], size) for share in shares), strict=True)
+    sums = zip(*(words(share[end:], 8) for share in shares), strict=True)
+    units = [(sum(column) + half) % (2 * half) - half for column in vectors]
+    return {"units": units, "tags": [sum(column) % 2**64 for column in sums]}
+
+
+def answers() -> dict[str, Any]:
+    updates = []
+    for place, case in enumerate(CONTEXTS):
+        seeds = [secret(f"seed {place} {i}") for i in range(3)]
+        update = update_of(case)
+        expanded = [expand(case, seed, aggregator_id) for aggregator_id, seed in enumerate(seeds)]
+        known = {"context": case, "context_bytes": context_bytes(case).hex(), "seeds": [seed.hex() for seed in seeds]}
+        known |= {"streams": expanded, "update": update, "body_at": place % 3}
+        known |= {"body": body(case, update, seeds).hex()} | envelopes(case, seeds, place % 3, update)
+        updates.append(known)
+    units = [0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 123_456_789]
+    tagged = [{"key": secret("round").hex(), "units": units, "tags": tags(units, secret("round"), n)} for n in (1, 3)]
+    totals = []
+    for case in (CONTEXTS[1], CONTEXTS[4]):
+        size = case["dim"] * case["ring_bits"] // 8 + 8 * case["tag_count"]
+        shares = [ctr(secret(f"share {i}"), size) for i in range(3)]
+        shape = {name: case[name] for name in ("dim", "ring_bits", "scale_bits", "tag_count")}
+        totals.append(shape | {"shares": [share.hex() for share in shares], **total(case, shares)})
+    sets = [{"sites": sites, "name": set_name(sites)} for sites in ([], ["b", "a"], ["svi", "thyroïde", "other"])]
+    return {"updates": updates, "tags": tagged, "totals": totals, "sets": sets}
+
+
 if __name__ == "__main__":
-    path = Path(__file__).with_name("expand.json")
+    path = Path(__file__).with_name("shares.json")
     path.write_text(json.dumps(answers(), indent=1, ensure_ascii=False) + "\n")
