@@ -1,6 +1,7 @@
 """What one malicious site of five can do to the model, with and without the norm check.
 
     python benchmarks/robustness.py [--quick] [--rounds N] [--backbone DIR] [--json]
+    python benchmarks/robustness.py --norms loans    # how long honest sums get: what max_norm is to be chosen by
 
 The thyroid study on its own records, dealt at random to five equal sites, of which the last attacks in every round. The
 sites' and the coordinator's steps are the real ones; the verdict on a vector is the plain reference of `mpc.sketch`, at
@@ -50,6 +51,7 @@ class Scenario:
     flips_labels: bool = False
     is_noiseless: bool = False  # the attacker leaves its noise out
     is_checked: bool = True
+    max_norm: float | None = None  # instead of the study's
 
 
 def times(factor: float) -> Attack:
@@ -81,7 +83,9 @@ SCENARIOS = (
     Scenario("labels flipped", flips_labels=True),
     Scenario("labels flipped, x 100", times(100), flips_labels=True, is_checked=False),
     Scenario("labels flipped, x 100", times(100), flips_labels=True),
-    Scenario("sign flipped, no noise, at the bound", just_inside, is_noiseless=True),
+    Scenario("sign flipped, at the bound", just_inside, is_noiseless=True),
+    Scenario("no attack, max_norm 30", max_norm=30.0),
+    Scenario("sign flipped, at the bound, max_norm 30", just_inside, is_noiseless=True, max_norm=30.0),
 )
 
 
@@ -114,16 +118,19 @@ def train(bench: Bench, scenario: Scenario) -> dict:
     adapted = untrained(bench.draft, bench.backbone)
     layout = adapted.layout
     draft = with_rates(bench.draft, layout.dim - layout.head_slice.stop)
+    if scenario.max_norm is not None:
+        ball = draft.aggregation.model_copy(update={"max_norm": scenario.max_norm})
+        draft = draft.model_copy(update={"aggregation": ball})
     study = provisional(draft, layout.dim)
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
-    terms = {name: terms_of(study, noiseless=scenario.is_noiseless and name == SITES[-1]) for name in SITES}
+    terms_by_site = {name: terms_of(study, noiseless=scenario.is_noiseless and name == SITES[-1]) for name in SITES}
     rejected = dict.fromkeys(SITES, 0)
     for _ in range(draft.rounds.rounds):
         total = np.zeros(len(checkpoint.state), np.int64)
         for name, table in bench.sites.items():
             is_attacker = name == SITES[-1]
             labels = 1 - table.labels if scenario.flips_labels and is_attacker else table.labels
-            vector = round_release(adapted, checkpoint.state, table.ids, labels, table.units, terms=terms[name])
+            vector = round_release(adapted, checkpoint.state, table.ids, labels, table.units, terms=terms_by_site[name])
             if is_attacker and scenario.attack is not None:
                 vector = scenario.attack(vector, study.planned_round(1).bound_units)
             if scenario.is_checked and is_too_long(study, vector):
@@ -135,6 +142,7 @@ def train(bench: Bench, scenario: Scenario) -> dict:
     return {
         "attack": scenario.name,
         "checked": scenario.is_checked,
+        "bound": round(study.planned_round(1).norm_bound, 1),
         "auc": round(auc(logits(adapted, bench.held_out.ids), bench.held_out.labels).value, 4),
         "attacker_left_out": rejected.pop(SITES[-1]),
         "honest_left_out": sum(rejected.values()),
@@ -168,6 +176,42 @@ def quickened(bench: Bench) -> Bench:
     return replace(bench, draft=draft.model_copy(update=parts))
 
 
+def norms(bench: Bench) -> Iterator[dict]:
+    """How long the sums of an example's own sites get, over the units they expect to draw; without noise or ball."""
+    quiet = StudyDraft.model_validate(without_privacy(bench.draft).model_dump())
+    adapted = untrained(quiet, bench.backbone)
+    layout = adapted.layout
+    draft = with_rates(quiet, layout.dim - layout.head_slice.stop)
+    study = provisional(draft, layout.dim)
+    terms = replace(terms_of(study, noiseless=True), max_norm=None)
+    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    found: dict[str, list[float]] = {name: [] for name in bench.sites}
+    for _ in range(draft.rounds.rounds):
+        total = np.zeros(len(checkpoint.state), np.int64)
+        for name, table in bench.sites.items():
+            vector = round_release(adapted, checkpoint.state, table.ids, table.labels, table.units, terms=terms)
+            found[name].append(float(np.linalg.norm(vector * 2.0**-study.scale_bits)) / draft.privacy.clip_unit)
+            total += vector
+        checkpoint = server_step(draft, checkpoint, total * 2.0**-study.scale_bits, layout.head_slice)
+    for name, table in bench.sites.items():
+        units = draft.privacy.sample_rate * (table.units.max() + 1)
+        longest, middle = max(found[name]), float(np.median(found[name]))
+        yield {
+            "site": name,
+            "units_a_round": round(units),
+            "longest": round(longest, 1),
+            "median": round(middle, 1),
+            "longest_share": round(longest / units, 3),
+            "default": round(draft.max_norm, 1),
+        }
+
+
+def without_privacy(draft: StudyDraft) -> StudyDraft:
+    """The draft with `mode = "none"`."""
+    privacy = {"mode": "none", "noise_multiplier": 0.0, "delta": 0.0, "target_epsilon": None}
+    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update=privacy), "evaluation": None})
+
+
 def all_rows(bench: Bench) -> Iterator[dict]:
     """One row a scenario."""
     for scenario in SCENARIOS:
@@ -181,8 +225,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of the study's")
     parser.add_argument("--backbone", type=Path, help="use this one instead of pretraining one")
     parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--norms", metavar="EXAMPLE", help="how long its own sites' sums get instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if options.norms:
+            for row in norms(prepare_bench(Path(folder), options.rounds, options.backbone, options.norms)[0]):
+                print(json.dumps(row), flush=True)
+            return
         bench = five_sites(prepare_bench(Path(folder), options.rounds, options.backbone)[0])
         if options.quick:
             bench = quickened(bench)
@@ -191,12 +240,12 @@ def main() -> None:
         facts = {"dim": dim, "max_norm": bench.draft.max_norm, "bound": planned.norm_bound, "ring": planned.ring_bits}
         print(json.dumps(facts), flush=True)
         if not options.json:
-            print(f"\n| {'attack':37} | check | AUC    | attacker left out | honest left out |")
-            print(f"|{'-' * 39}|-------|--------|-------------------|-----------------|")
+            print(f"\n| {'attack':40} | check | AUC    | attacker left out | honest left out |")
+            print(f"|{'-' * 42}|-------|--------|-------------------|-----------------|")
         for row in all_rows(bench):
             print(f"{row['attack']}: {row['seconds']} s", file=sys.stderr, flush=True)
             line = (
-                f"| {row['attack']:37} | {'yes' if row['checked'] else 'no':5} | {row['auc']:.4f} | "
+                f"| {row['attack']:40} | {'yes' if row['checked'] else 'no':5} | {row['auc']:.4f} | "
                 f"{row['attacker_left_out']:>6} of {row['rounds']:<3}      | {row['honest_left_out']:<15} |"
             )
             print(json.dumps(row) if options.json else line, flush=True)
