@@ -26,7 +26,8 @@ import torch
 
 from . import crypten_runtime
 from .crypten_runtime import BinarySharedTensor
-from .errors import InvalidField
+from .errors import InvalidField, PartyLost
+from .links import Links
 from .ring import RingVector
 from .sketch import Limits, interval
 from .triples import Oblivious
@@ -35,6 +36,23 @@ Bits = npt.NDArray[np.uint8]  # of 0 and 1: public, or a party's XOR share
 And = Callable[[Bits, Bits], Bits]  # shares of x & y, of the same shape, from shares of x and y
 
 _WORD = 64
+
+
+def open_masked(masked: RingVector, links: Links) -> RingVector:
+    """[sites, rows], y = z + m: the sum of the parties' `masked`, each its share of z and of m together.
+
+    Each mask may be opened with one sketch only: the difference of two would be two sketches' difference.
+
+    Raises:
+        PartyLost: another party is gone, silent or sends another size.
+    """
+    mine = np.ascontiguousarray(masked).tobytes()
+    gathered = links.all_gather("SKCH", mine, len(mine))
+    if any(len(data) != len(mine) for data in gathered):
+        raise PartyLost("another party is out of step")
+    shares = [np.frombuffer(data, masked.dtype) for data in gathered]
+    total: RingVector = np.sum(shares, axis=0, dtype=masked.dtype).reshape(masked.shape)
+    return total
 
 
 def verdicts(
