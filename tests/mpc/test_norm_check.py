@@ -60,6 +60,19 @@ def test_parties_decide_what_the_plain_rule_does(at_each_prepared, limits, sites
     assert all((verdict == expected).all() for verdict in at_each_prepared(party))
 
 
+def test_sites_beyond_those_that_are_judged_at_once_are_judged_as_well(at_each_prepared, monkeypatch):
+    monkeypatch.setattr(norm_check, "_AT_ONCE", 4)
+    rng = np.random.default_rng(8)
+    masks = uniform(rng, (9, SMALL.rows), SMALL)
+    opened, shares = masked(sketches(rng, 9, SMALL), masks, SMALL), xor_shares(masks, rng)
+
+    def party(links, triples):
+        runtime.start(links)
+        return norm_check.verdicts(opened, shares[links.aggregator_id], SMALL, triples).tolist()
+
+    assert at_each_prepared(party) == [is_too_long(opened, masks, SMALL).tolist()] * 3
+
+
 def test_bits_of_a_mask_word_above_the_ring_do_not_count():
     rng = np.random.default_rng(6)
     masks, garbage = uniform(rng, (50, SMALL.rows), SMALL), uniform(rng, (50, SMALL.rows), SMALL) << np.uint64(32)
