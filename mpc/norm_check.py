@@ -26,8 +26,7 @@ import torch
 
 from . import crypten_runtime
 from .crypten_runtime import BinarySharedTensor
-from .errors import InvalidField, PartyLost
-from .links import Links
+from .errors import InvalidField
 from .ring import RingVector
 from .sketch import Limits, interval
 from .triples import Oblivious
@@ -39,23 +38,6 @@ _WORD = 64
 _AT_ONCE = 256  # sites: 51 MB at 39 bits and 256 rows
 
 
-def open_masked(masked: RingVector, links: Links) -> RingVector:
-    """[sites, rows], y = z + m: the sum of the parties' `masked`, each its share of z and of m together.
-
-    Each mask may be opened with one sketch only: the difference of two would be two sketches' difference.
-
-    Raises:
-        PartyLost: another party is gone, silent or sends another size.
-    """
-    mine = np.ascontiguousarray(masked).tobytes()
-    gathered = links.all_gather("SKCH", mine, len(mine))
-    if any(len(data) != len(mine) for data in gathered):
-        raise PartyLost("another party is out of step")
-    shares = [np.frombuffer(data, masked.dtype) for data in gathered]
-    total: RingVector = np.sum(shares, axis=0, dtype=masked.dtype).reshape(masked.shape)
-    return total
-
-
 def verdicts(
     opened: RingVector, mask_words: npt.NDArray[np.uint64], limits: Limits, triples: Oblivious
 ) -> npt.NDArray[np.bool_]:
@@ -64,7 +46,8 @@ def verdicts(
     `crypten_runtime` must be started in this thread, on the links of `triples`.
 
     Args:
-        opened: [sites, rows], y, the same at all parties.
+        opened: [sites, rows], y, the same at all parties; a mask is good for one sketch only, since two openings
+            under it show a difference.
         mask_words: [sites, rows], this party's XOR share of the masks; of each the low `limits.ring_bits` bits count.
 
     Raises:
