@@ -5,7 +5,7 @@ and unknown to any two parties; they hold m's bits as XOR shares. A row exceeds 
 about y, and a site is rejected where more than tau of its rows do: `sketch.is_too_long` says the same in plain numbers.
 
 The circuit is evaluated as Goldreich, Micali and Wigderson (STOC 1987) do, on CrypTen's XOR shares, for all rows of all
-sites at once. XOR is local, so only AND counts. With L = `limits.bits_used` and R = `limits.rows`:
+sites (256 at a time) at once. XOR is local, so only AND counts. With L = `limits.bits_used` and R = `limits.rows`:
 
 * A shared word against a public constant, from the top bit down: L - 1 ANDs give the products "all bits so far are
   equal", and what is less is a public combination of them. In about sqrt(L) runs of bits side by side, then joined:
@@ -35,6 +35,7 @@ Bits = npt.NDArray[np.uint8]  # of 0 and 1: public, or a party's XOR share
 And = Callable[[Bits, Bits], Bits]  # shares of x & y, of the same shape, from shares of x and y
 
 _WORD = 64
+_AT_ONCE = 256  # sites: 51 MB at 39 bits and 256 rows
 
 
 def verdicts(
@@ -45,7 +46,8 @@ def verdicts(
     `crypten_runtime` must be started in this thread, on the links of `triples`.
 
     Args:
-        opened: [sites, rows], y, the same at all parties.
+        opened: [sites, rows], y, the same at all parties; a mask is good for one sketch only, since two openings
+            under it show a difference.
         mask_words: [sites, rows], this party's XOR share of the masks; of each the low `limits.ring_bits` bits count.
 
     Raises:
@@ -60,14 +62,17 @@ def verdicts(
         return np.zeros(0, np.bool_)
     triples.prepare(triple_words(limits, sites))
     with crypten_runtime.using(triples):
-        share = verdict_shares(opened, mask_words, limits, crypten_runtime.aggregator_id(), _and)
-        verdict = _shared(share).reveal()
-    return _unpack(verdict, share.shape).astype(np.bool_)
+        parts = [
+            _opened_verdicts(opened[start : start + _AT_ONCE], mask_words[start : start + _AT_ONCE], limits)
+            for start in range(0, sites, _AT_ONCE)
+        ]
+    return np.concatenate(parts)
 
 
 def triple_words(limits: Limits, sites: int) -> int:
     """Words of 64 triples that `verdicts` takes; they can be prepared while the parties wait for the sites."""
-    return sum(_words(ands * sites) for ands in and_counts(limits))
+    parts = [min(_AT_ONCE, sites - start) for start in range(0, sites, _AT_ONCE)]
+    return sum(_words(ands * part) for ands in and_counts(limits) for part in parts)
 
 
 def and_counts(limits: Limits) -> list[int]:
@@ -98,6 +103,11 @@ def verdict_shares(
     below_low, below_end = _less(_planes(places, limits.bits_used), _planes(ends, limits.bits_used), public, and_)
     goes_round = (low <= high) ^ (high == largest)  # for no place is below 2^L = 0, the end after the largest
     return _more_than(limits.tau, below_low ^ below_end ^ public(goes_round.astype(np.uint8)), public, and_)
+
+
+def _opened_verdicts(opened: RingVector, mask_words: npt.NDArray[np.uint64], limits: Limits) -> npt.NDArray[np.bool_]:
+    share = verdict_shares(opened, mask_words, limits, crypten_runtime.aggregator_id(), _and)
+    return _unpack(_shared(share).reveal(), share.shape).astype(np.bool_)
 
 
 def _less(bits: Bits, constants: Bits, public: Callable[[Bits], Bits], and_: And) -> Bits:

@@ -3,10 +3,11 @@
 A random OT gives the sender two uniform bits and the receiver, who has a choice bit, the one of its choice. The sender
 learns nothing of the choice, the receiver nothing of the other bit. Both parties keep to the protocol (semi-honest).
 
-Base OTs (Bellare and Micali, CRYPTO 1989; Naor and Pinkas, SODA 2001): the receiver sends two public keys of X25519 and
-knows the secret key of one. The sender, with one ephemeral key for all of them, derives a key from either; the receiver
-can derive one. That the other stays hidden is the computational Diffie-Hellman assumption on Curve25519, with SHA-256
-as a random oracle.
+Base OTs, from public keys that can be drawn without their secret key (Gertner, Kannan, Malkin, Reingold and
+Viswanathan, FOCS 2000, section 3), here hashed Diffie-Hellman: the receiver sends two X25519 keys and knows the secret
+key of one. The sender, with one ephemeral key for all, derives a key from either; the receiver can derive one. That the
+other stays hidden is the computational Diffie-Hellman assumption on Curve25519, with SHA-256 as a random oracle; a
+quantum computer would break it.
 
 Extension (Ishai, Kilian, Nissim and Petrank, CRYPTO 2003, section 3): 128 base OTs in the other direction give any
 number of OTs. The keys are expanded by AES-128-CTR, and rows are hashed by the tweaked TMMO^pi(x, i) = pi(pi(x) ^ i) ^

@@ -83,7 +83,7 @@ class Oblivious(NoProvider):
     Wigderson, STOC 1987; Gilboa, CRYPTO 1999). A random OT (x_0, x_1) becomes that one when j sends x_0 ^ x_1 ^ b_j
     (Beaver, CRYPTO 1995), which x_{1 - a_i} blinds. What an honest party holds is uniform whatever the others pool.
 
-    Costs per AND and party: four OTs and 34 bytes sent. Base OTs are made once; the object is good for as long as the
+    Costs per AND and party: four OTs and 32.25 bytes sent. Base OTs are made once; the object is good as long as the
     links are.
     """
 

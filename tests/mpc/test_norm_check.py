@@ -10,7 +10,8 @@ from confide.mpc import crypten_runtime as runtime
 from confide.mpc import norm_check
 from confide.mpc.errors import InvalidField, PartyLost
 from confide.mpc.oblivious_transfer import BLOCK_BYTES
-from confide.mpc.sketch import Limits, is_outside, is_too_long
+from confide.mpc.sketch import Limits, Sketch, is_outside, is_too_long
+from confide.mpc.sketch import limits as norm_limits
 from confide.mpc.triples import Oblivious
 
 SMALL = Limits(ring_bits=32, rows=64, window=100 << 18, tau=9, bits_used=14)
@@ -59,11 +60,57 @@ def test_parties_decide_what_the_plain_rule_does(at_each_prepared, limits, sites
     assert all((verdict == expected).all() for verdict in at_each_prepared(party))
 
 
+def test_sites_beyond_those_that_are_judged_at_once_are_judged_as_well(at_each_prepared, monkeypatch):
+    monkeypatch.setattr(norm_check, "_AT_ONCE", 4)
+    rng = np.random.default_rng(8)
+    masks = uniform(rng, (9, SMALL.rows), SMALL)
+    opened, shares = masked(sketches(rng, 9, SMALL), masks, SMALL), xor_shares(masks, rng)
+
+    def party(links, triples):
+        runtime.start(links)
+        return norm_check.verdicts(opened, shares[links.aggregator_id], SMALL, triples).tolist()
+
+    assert at_each_prepared(party) == [is_too_long(opened, masks, SMALL).tolist()] * 3
+
+
 def test_bits_of_a_mask_word_above_the_ring_do_not_count():
     rng = np.random.default_rng(6)
     masks, garbage = uniform(rng, (50, SMALL.rows), SMALL), uniform(rng, (50, SMALL.rows), SMALL) << np.uint64(32)
     opened = masked(sketches(rng, 50, SMALL), masks, SMALL)
     assert (in_plain(opened, masks | garbage, SMALL) == is_too_long(opened, masks, SMALL)).all()
+
+
+@pytest.mark.parametrize("ring_bits", [32, 64])
+def test_shared_vectors_are_judged_by_their_length(at_each_prepared, ring_bits):
+    """From shares of vectors and masks to verdicts: two honest at the bound, one three times as long, two that wrap."""
+    rng, dim, bound = np.random.default_rng(7), 20_000, 2**20
+    limits, dtype = norm_limits(bound, ring_bits), np.dtype(f"u{ring_bits // 8}")
+    lengths = np.array([1, 1, 3, 0, 0])[:, None] * bound
+    directions = rng.normal(size=(5, dim))
+    vectors = np.rint(directions / np.linalg.norm(directions, axis=1, keepdims=True) * lengths).astype(np.int64)
+    vectors = vectors.view(np.uint64).astype(dtype)
+    vectors[3, 17] = 2 ** (ring_bits - 1)
+    vectors[4, :2] = 2 ** (ring_bits - 1)
+    masks = uniform(rng, (5, limits.rows), limits).astype(dtype)
+    seeds, words = [bytes([site]) * 32 for site in range(5)], xor_shares(masks.astype(np.uint64), rng)
+
+    def added(values):
+        one, two = rng.integers(0, 2**ring_bits - 1, (2, *values.shape), dtype=dtype, endpoint=True)
+        return [one, two, values - one - two]
+
+    vector_shares, mask_shares = added(vectors), added(masks)
+
+    def party(links, triples):
+        runtime.start(links)
+        me = links.aggregator_id
+        shares = zip(seeds, vector_shares[me], strict=True)
+        rows = np.stack([Sketch(seed, dim, ring_bits, limits.rows).sketch(vector) for seed, vector in shares])
+        hidden = rows + mask_shares[me]
+        gathered = links.all_gather("ROWS", hidden.tobytes(), hidden.nbytes)
+        opened = sum(np.frombuffer(share, dtype).reshape(hidden.shape) for share in gathered)
+        return norm_check.verdicts(opened, words[me], limits, triples).tolist()
+
+    assert at_each_prepared(party) == [[False, False, True, True, True]] * 3
 
 
 def edges(limits):

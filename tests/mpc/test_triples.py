@@ -41,6 +41,35 @@ def test_what_two_parties_hold_says_nothing_of_the_third(triples):
         assert ((counts - expected) ** 2 / expected).sum() < 405
 
 
+def test_what_a_receiver_is_told_says_nothing_of_the_senders_bit(kit):
+    """b of the sender and what the receiver has of a transfer (a, the chosen bit's part in c, the correction) are
+    jointly uniform but for c = a b: 16 combinations a pair, 15 degrees of freedom, 1e-9 at 73."""
+    told = {}
+
+    class Told:
+        def __init__(self, links):
+            self.aggregator_id, self._links = links.aggregator_id, links
+
+        def exchange(self, step, outgoing, limit):
+            received = self._links.exchange(step, outgoing, limit)
+            if step == "OTCO":
+                told[self.aggregator_id] = {party: np.frombuffer(data, np.uint8) for party, data in received.items()}
+            return received
+
+    def draw(links):
+        shares = [one.share for one in Oblivious(Told(links)).generate_binary_triple((500,), (500,))]
+        return np.unpackbits(torch.stack(shares).numpy().view(np.uint8), axis=1)
+
+    triples = kit.at_each(draw)
+    for receiver, corrections in told.items():
+        for sender, packed in corrections.items():
+            a, _, c = triples[receiver]
+            correction = np.unpackbits(packed)[: a.size]
+            combination = a + 2 * c + 4 * correction + 8 * triples[sender][1]
+            counts, expected = np.bincount(combination, minlength=16), a.size / 16
+            assert ((counts - expected) ** 2 / expected).sum() < 73
+
+
 def test_triples_are_used_once_and_made_when_they_run_out(at_each_prepared):
     def draw(links, provider):
         provider.prepare(5)
