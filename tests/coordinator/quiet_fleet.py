@@ -20,10 +20,11 @@ from confide.client_node.errors import ClientNodeError
 from confide.client_node.messages import Packet
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.coordinator import rounds as rounds_module
+from confide.coordinator.drive import Drive
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
-from confide.coordinator.rounds import Drive, drive_run
+from confide.coordinator.rounds import drive_run
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Run, Store, StudyRow
 from confide.mpc import aggregation
