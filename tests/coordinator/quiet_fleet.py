@@ -148,6 +148,8 @@ class QuietFleet:
         try:
             return self.nodes[name].handle(kind, packet)
         except (ClientNodeError, MpcError) as err:
+            if kind == "aggregate" and isinstance(err, ClientNodeError):  # it never came to the table
+                TableParty.table.barrier.abort()
             message = str(err) if getattr(err, "public", False) else ""
             return NodeFailure(reason="failed", error=type(err).__name__, message=message)
 
