@@ -12,6 +12,7 @@ from pathlib import Path
 from ..privacy.accounting import Release, epsilon_pld, site_noise
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Budget, Charge, Ledger, Quote
+from .confirmed import doubts
 from .data import DataReport, check
 from .enrolment import Enrolment
 from .errors import StudyInvalid, StudyUnknown
@@ -50,7 +51,7 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
     me = (enrolment.name, identity.identity_hex)
     trains = me in {(site.name, site.identity) for site in study.sites}
     aggregates = me in {(party.name, party.identity) for party in study.aggregators}
-    reasons = _identity_reasons(study, *me, takes_part=trains or aggregates)
+    reasons = _identity_reasons(study, *me, takes_part=trains or aggregates) + doubts(home, study)
     data = quote = evaluates = None
     if trains:
         policy = load_policy(home)

@@ -36,9 +36,10 @@ DEFAULT_HOME = Path.home() / ".confide" / "client-node"
 
 app = typer.Typer(help="Take part in a federation: enrol, decide what may run, see what it cost.", no_args_is_help=True)
 study_app = typer.Typer(help="Which studies may run on this site's records.", no_args_is_help=True)
+site_app = typer.Typer(help="Whose updates this node adds up, if it aggregates.", no_args_is_help=True)
 data_app = typer.Typer(help="This site's records.", no_args_is_help=True)
 budget_app = typer.Typer(help="What all studies together may cost, and what they have.", no_args_is_help=True)
-for name, group in (("study", study_app), ("data", data_app), ("budget", budget_app)):
+for name, group in (("study", study_app), ("site", site_app), ("data", data_app), ("budget", budget_app)):
     app.add_typer(group, name=name)
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONFIDE_HOME", help="Folder of this node.")]
@@ -194,6 +195,42 @@ def study_revoke(study: HashArgument, home: HomeOption = DEFAULT_HOME) -> None:
         study_hash = study if len(study) == 64 else find_study(home, study).study_hash
         revoke(home, study_hash)
         out.print(f"Study {study_hash} may not run here any more.")
+
+
+@site_app.command("confirm")
+def site_confirm(
+    sites: Annotated[list[str], typer.Argument(metavar="NAME=FINGERPRINT...", help="As the site's people told you.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirm sites' keys by the fingerprints that their people read to you, never by what the coordinator says."""
+    from .decisions import confirm_sites
+
+    with told():
+        pairs = [site.partition("=")[::2] for site in sites]
+        confirm_sites(home, {name: spoken.strip().upper() for name, spoken in pairs})
+        _show_confirmed(home, as_json)
+
+
+@site_app.command("remove")
+def site_remove(
+    sites: Annotated[list[str], typer.Argument(metavar="NAME...", help="Sites whose keys hold no longer.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take confirmations back; studies with one of these sites are not added up here from their next message on."""
+    from .decisions import remove_sites
+
+    with told():
+        remove_sites(home, sites)
+        _show_confirmed(home, as_json)
+
+
+@site_app.command("list")
+def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show the sites that were confirmed here."""
+    with told():
+        _show_confirmed(home, as_json)
 
 
 @data_app.command("check")
@@ -360,6 +397,13 @@ def budget_verify(
     """Recompute a report from its entries alone: signatures, chains, every epsilon."""
     with told():
         raise typer.Exit(0 if show_verification(file, issuer, site or (), as_json) else PROBLEMS)
+
+
+def _show_confirmed(home: Path, as_json: bool) -> None:
+    from .decisions import load_decisions
+
+    rows = [{"site": name, "fingerprint": known} for name, known in sorted(load_decisions(home).sites.items())]
+    show("Confirmed sites", rows, as_json)
 
 
 def _refresh(home: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .approval import open_ledger
+from .confirmed import fingerprint
 from .enrolment import Enrolment
 from .errors import AlreadyRunning
 from .flower import WarmNode
@@ -52,10 +53,12 @@ def status(home: Path) -> dict[str, Any]:
             running = False
     except AlreadyRunning:
         running = True
+    identity = NodeIdentity.load(home).identity_hex
     return {
         "name": enrolment.name,
         "roles": list(enrolment.roles),
-        "identity": NodeIdentity.load(home).identity_hex,
+        "identity": identity,
+        "fingerprint": fingerprint(identity),
         "coordinator": enrolment.address,
         "running": running,
     }

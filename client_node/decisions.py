@@ -1,26 +1,36 @@
-"""What the site's people decided by command, in `decisions.json` under the node's home: studies and the budget.
+"""What a node's people decided by command, in `decisions.json` under its home: studies, the budget, who the sites are.
 
-`client-node study approve`, `study revoke` and `budget set` write here; site.toml is a person's own file and is never
-rewritten. Where both speak of the same thing the decision made here holds, so that `revoke` always revokes.
+`client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; site.toml is a person's own and
+is never rewritten. Where both speak of the same thing the decision made here holds, so that `revoke` always revokes.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..privacy import chain
-from .draft import NO_ENTRIES, Digest, Frozen
+from .draft import NO_ENTRIES, Digest, Frozen, Name
 from .errors import PolicyInvalid
 from .files import read_private, write_private
-from .settings import MAX_BYTES, Settings, parse_json
+from .settings import MAX_BYTES, Settings, parse_json, rule
 
 FILE = "decisions.json"
+
+
+def _is_fingerprint(value: str) -> str:
+    if not re.fullmatch(r"[A-Z2-7]{4}(-[A-Z2-7]{4}){7}", value):
+        raise rule("a fingerprint, eight groups of four letters or digits, such as ABCD-EF23-...")
+    return value
+
+
+Fingerprint = Annotated[str, AfterValidator(_is_fingerprint)]
 
 
 class BudgetPolicy(Settings):
@@ -45,6 +55,7 @@ class Decisions(Settings):
     format: Literal[1] = 1
     studies: Annotated[Mapping[Digest, Verdict], Field(max_length=10_000), *Frozen] = NO_ENTRIES
     budget: BudgetPolicy | None = None
+    sites: Annotated[Mapping[Name, Fingerprint], Field(max_length=10_000), *Frozen] = NO_ENTRIES  # confirmed keys
 
     def verdict(self, study_hash: str) -> str | None:
         """`approved`, `revoked`, or None if nothing was decided here."""
@@ -83,12 +94,47 @@ def set_budget(home: Path, budget: BudgetPolicy) -> None:
     _change(home, lambda decisions: decisions.model_copy(update={"budget": budget}))
 
 
+def confirm_sites(home: Path, fingerprints: Mapping[str, str]) -> None:
+    """Records the fingerprints of sites' keys, by name, as their people said them.
+
+    Raises:
+        PolicyInvalid: one is no fingerprint, or a site was confirmed with another; nothing is recorded then.
+    """
+
+    def change(decisions: Decisions) -> Decisions:
+        stated = json.dumps({"sites": dict(fingerprints)}).encode()
+        asked = parse_json(stated, Decisions, error=PolicyInvalid, source="site confirm").sites
+        if other := sorted(name for name in asked if decisions.sites.get(name, asked[name]) != asked[name]):
+            problem = f"{', '.join(other)} was confirmed with another fingerprint; if its key did change: site remove"
+            raise PolicyInvalid("site confirm", (problem,))
+        return decisions.model_copy(update={"sites": {**decisions.sites, **asked}})
+
+    _change(home, change)
+
+
+def remove_sites(home: Path, names: Collection[str]) -> None:
+    """Takes confirmations back: studies with one of these sites are not added up here any more.
+
+    Raises:
+        PolicyInvalid: one of `names` was not confirmed; nothing is changed then.
+    """
+
+    def change(decisions: Decisions) -> Decisions:
+        if unknown := sorted({*names} - {*decisions.sites}):
+            raise PolicyInvalid("site remove", (f"{', '.join(unknown)}: not confirmed here",))
+        return decisions.model_copy(
+            update={"sites": {name: known for name, known in decisions.sites.items() if name not in names}}
+        )
+
+    _change(home, change)
+
+
 def _judged(
     decisions: Decisions, study_hash: str, verdict: Literal["approved", "revoked"], unprotected: bool
 ) -> Decisions:
     found = Verdict(verdict=verdict, unprotected=unprotected, decided=chain.now())
     judged = {**decisions.studies, study_hash: found}
-    return Decisions(studies=judged, budget=decisions.budget)
+    return decisions.model_copy(update={"studies": judged})
 
 
 def _change(home: Path, change: Callable[[Decisions], Decisions]) -> None:

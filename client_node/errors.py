@@ -6,6 +6,7 @@ ClientNodeError
 │   └── PolicyInvalid        site.toml or decisions.json
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
+├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
 ├── ApprovalRefused          the site's own checks speak against the study
 ├── DataInvalid              the site's table does not fit the study
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
@@ -70,6 +71,12 @@ class StudyNotApproved(ClientNodeError):
 
 class StudyUnknown(ClientNodeError):
     """No study of that name or hash has reached this site."""
+
+
+class SiteNotConfirmed(ClientNodeError):
+    """This aggregator adds no update of a site whose key its people have not confirmed."""
+
+    public = True
 
 
 class ApprovalRefused(ClientNodeError):
@@ -215,6 +222,7 @@ FINAL_REFUSALS = frozenset(
     for error in (
         StudyNotApproved,
         StudyUnknown,
+        SiteNotConfirmed,
         ChargeRefused,
         ModelUnusable,
         RunEnded,

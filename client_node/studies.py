@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from . import policy as site_policy
+from .confirmed import require_confirmed
 from .decisions import load_decisions
 from .enrolment import Enrolment, fetch_studies
 from .errors import StudyInvalid, StudyNotApproved, StudyUnknown
@@ -85,6 +86,7 @@ def approved_study(home: Path, study_hash: str) -> Study:
         StudyNotApproved: the policy does not name it, names it without allowing its want of privacy, or protects
             another unit.
         StudyUnknown: the coordinator does not offer it.
+        SiteNotConfirmed: this node aggregates in it, and a site's key was not confirmed here.
     """
     has_policy = (home / site_policy.FILE).exists()  # a node that only aggregates needs none
     policy = site_policy.load_policy(home) if has_policy else None
@@ -99,6 +101,7 @@ def approved_study(home: Path, study_hash: str) -> Study:
     study = cached_study(home, study_hash)
     if Enrolment.load(home).name in study.site_names():
         (policy or site_policy.load_policy(home)).require(study)
+    require_confirmed(home, study)
     return study
 
 

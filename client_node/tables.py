@@ -240,14 +240,17 @@ def _check_text(path: Path) -> None:
     """Refuses what is not UTF-8, and an odd number of quotes: one left open would swallow the rows after it."""
     decoder, line, quotes = codecs.getincrementaldecoder("utf-8")(), 1, 0
     with path.open("rb") as source:
-        while chunk := source.read(2**20):
+        while True:
+            chunk = source.read(2**20)
             if b"\0" in chunk:
                 raise _unreadable(path, "UTF-8 text", "zero bytes; export the table as UTF-8 (not UTF-16)")
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)  # a letter that the end of the file cuts off is no UTF-8 either
             except UnicodeDecodeError as err:
                 line += chunk.count(b"\n", 0, err.start)
                 raise _unreadable(path, "UTF-8 text", f"other bytes near line {line}; export it as UTF-8") from None
+            if not chunk:
+                break
             line += chunk.count(b"\n")
             quotes += chunk.count(b'"')
     if quotes % 2:

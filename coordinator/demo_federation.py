@@ -73,10 +73,17 @@ class DemoFederation:
             write_private(self.node_home(site) / "site.toml", text.encode())
         created = self.operator("study", "create", str(study_toml), "--json")
         study_hash = str(json.loads(created)["hash"])
+        self._confirm_sites()
         consent = ["--unprotected"] if unprotected else []
         self._each(lambda node: self.client(node, "study", "approve", study_hash, *consent), self.nodes)
         write_private(self.folder / "founded", study_hash.encode())
         return study_hash
+
+    def _confirm_sites(self) -> None:
+        """Does what people do by telephone: every aggregator hears each site's fingerprint from the site itself."""
+        spoken = {site: json.loads(self.client(site, "status", "--json"))["fingerprint"] for site in self.sites}
+        confirmed = [f"{site}={heard}" for site, heard in spoken.items()]
+        self._each(lambda node: self.client(node, "site", "confirm", *confirmed), self.aggregators)
 
     def bring_up(self) -> None:
         """Starts every process that does not run."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from confide.client_node.approval import noise
-from confide.client_node.decisions import approve
+from confide.client_node.confirmed import fingerprint
+from confide.client_node.decisions import approve, confirm_sites
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.identity import NodeIdentity
 from confide.client_node.node import Node
@@ -90,5 +91,6 @@ def quiet_node(home: Path, study: Study, signature: str) -> tuple[QuietNode, Led
     if trains:
         (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 8.0", "epsilon = 100.0"))
     approve(home, study.study_hash)
+    confirm_sites(home, {site.name: fingerprint(site.identity) for site in study.sites})
     ledger = Ledger.open(home / "ledger.db", identity.signer, enrolment.name) if trains else None
     return QuietNode(home, identity, enrolment, ledger=ledger), ledger

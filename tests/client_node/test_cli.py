@@ -26,7 +26,7 @@ def call(site):
 
 def test_every_command_explains_itself_without_loading_torch():
     words = "enroll run status study+list study+show study+approve study+revoke data+check budget+show budget+set "
-    words += "budget+report budget+verify budget+plan budget+export budget+import"
+    words += "site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export budget+import"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli import app\n"
         f"for words in {words.split()!r}:\n"

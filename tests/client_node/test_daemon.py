@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from confide.client_node import daemon as daemon_module
+from confide.client_node.confirmed import fingerprint
 from confide.client_node.daemon import run, status
 from confide.client_node.errors import AlreadyRunning, NotEnrolled
 
@@ -75,6 +76,7 @@ def test_status_says_who_this_is_and_nothing_of_its_records(site):
         "name": "svi",
         "roles": ["train"],
         "identity": site.identity.identity_hex,
+        "fingerprint": fingerprint(site.identity.identity_hex),
         "coordinator": "127.0.0.1:1",
         "running": False,
     }

@@ -135,6 +135,10 @@ def test_a_bad_cell_is_told_by_line_column_and_kinds(case, site):
 
 
 BAD_FILES = {
+    "Latin-1 that ends in an accent": (
+        "patient_id,caf\xe9".encode("latin-1"),
+        "UTF-8 text, found other bytes near line 1",
+    ),
     "nothing that is wanted": ("a,b\n1,2\n", "column patient_id: expected a column of this name"),
     "one column": ("patient_id\np1\n", "column age: expected a column of this name"),
     "empty": ("", "expected a header"),
