@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,9 +7,12 @@ import pytest
 
 from confide.client_node import aggregator as aggregator_module
 from confide.client_node.aggregator import AggregatorRole
-from confide.client_node.errors import MessageInvalid, RunEnded
 from confide.mpc import hpke
+from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, ShareMissing
+from confide.client_node.messages import Deposit, Sealed
 from confide.mpc.parties import Order, PartyConfig, Release
+from confide.mpc.sealing import max_envelope_bytes
+from confide.mpc.shares import set_name
 
 from .conftest import EVALUATION, identity_of, key_of
 
@@ -234,3 +238,151 @@ def test_an_evaluation_is_added_in_its_own_ring_and_no_round_beyond_it(open_role
     assert evaluation.min_sites == study.quorum
     with pytest.raises(MessageInvalid, match="none of number 42"):
         add(role, study, round_number=42)
+
+
+SHARE = b"a sealed share"
+
+
+def bring(
+    role, study, data=SHARE, *, site="svi", run=RUN, round_number=1, offset=0, size=None, topup_for=None, part=None
+):
+    message = Deposit(
+        to="agg-b",
+        study=study.study_hash,
+        run=run,
+        lease=1,
+        round=round_number,
+        site=site,
+        topup_for=topup_for,
+        sealed=Sealed(size=size or len(data), digest=hashlib.sha256(data).hexdigest()),
+        offset=offset,
+    )
+    return role.deposit(study, message, data[offset:][:5] if part is None else part)
+
+
+def bring_all(role, study, data=SHARE, **where):
+    held = 0
+    while held < len(data):
+        held = bring(role, study, data, offset=held, **where)
+
+
+@pytest.fixture
+def prepared(open_role, study, parties):
+    role = open_role()
+    role.run_key(study, RUN)
+    return role
+
+
+def order(role, study, spooled, *, cohort=COHORT, topups=(), round_number=1):
+    """An order that carries whatever it does not name as spooled."""
+    names = [*(f"update-{i}" for i in range(len(cohort))), *topups]
+    blobs = {name: b"sealed" for name in names if name not in spooled}
+    return role.aggregate(
+        study,
+        run=RUN,
+        round_number=round_number,
+        state="12" * 32,
+        attempt=0,
+        cohort=cohort,
+        blobs=blobs,
+        spooled=spooled,
+    )
+
+
+def digest_of(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_deposited_share_is_added_with_those_that_the_order_carries(prepared, open_role, study, parties):
+    bring_all(prepared, study)
+    order(open_role(), study, {f"update-{COHORT.index('svi')}": digest_of(SHARE)})  # after a restart
+    assert parties[-1].updates == {"svi": SHARE, "other": b"sealed", "svhc": b"sealed", "rest": b"sealed"}
+
+
+def test_a_deposited_top_up_is_added_for_its_set_alone(open_role, make_study, parties):
+    role, study, cohort = open_role(), make_study(*TOPPED), COHORT[:3]
+    role.run_key(study, RUN)
+    bring_all(role, study, site=cohort[0], topup_for=set_name(cohort))
+    topups, spooled = ("topup-0", "topup-1", "topup-2"), {"topup-0": digest_of(SHARE)}
+    order(role, study, spooled, cohort=cohort, topups=topups)
+    assert parties[0].topups == {cohort[0]: SHARE, cohort[1]: b"sealed", cohort[2]: b"sealed"}
+    with pytest.raises(ShareMissing):
+        order(role, study, spooled, cohort=(cohort[0], *COHORT[2:]), topups=topups)
+
+
+@pytest.mark.parametrize("came", [0, 5], ids=["nothing", "half"])
+def test_an_order_that_names_a_share_that_is_not_here_reaches_no_party(prepared, study, parties, came):
+    if came:
+        bring(prepared, study)
+    with pytest.raises(ShareMissing, match="the sealed share of svi is not here"):
+        order(prepared, study, {f"update-{COHORT.index('svi')}": digest_of(SHARE)})
+    assert parties[0].orders == []
+
+
+def test_an_order_that_names_another_share_than_was_deposited_reaches_no_party(prepared, study, parties):
+    bring_all(prepared, study)
+    with pytest.raises(ShareMissing):
+        order(prepared, study, {f"update-{COHORT.index('svi')}": digest_of(b"another")})
+    assert parties[0].orders == []
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"site": "stranger"},
+        {"round_number": 41},
+        {"run": "never-prepared"},
+        {"size": 10**6},
+        {"topup_for": "ab" * 32},
+        {"part": b""},
+    ],
+    ids=[
+        "a site outside the study", "a round outside it", "a run never prepared", "longer than a share",
+        "a top-up where there are none", "an empty part",
+    ],
+)  # fmt: skip
+def test_a_deposit_that_does_not_fit_the_study_is_refused_and_leaves_nothing(prepared, study, tmp_path, where):
+    with pytest.raises(MessageInvalid):
+        bring(prepared, study, **where)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_the_longest_share_of_the_study_is_taken_and_no_longer_one(prepared, study):
+    longest = max_envelope_bytes(study.dim, study.ring_bits)
+    bring_all(prepared, study, bytes(longest), part=bytes(longest))
+    with pytest.raises(MessageInvalid, match="has no such share"):
+        bring(prepared, study, site="rest", size=longest + 1)
+
+
+def test_a_part_longer_than_a_message_may_carry_is_refused(prepared, study, monkeypatch):
+    monkeypatch.setattr(aggregator_module, "PART_BYTES", 4)
+    with pytest.raises(MessageInvalid):
+        bring(prepared, study)
+
+
+def test_no_deposit_for_an_ended_run_and_nothing_of_it_stays(prepared, study, tmp_path):
+    bring_all(prepared, study)
+    prepared.end(RUN)
+    with pytest.raises(RunEnded):
+        bring(prepared, study)
+    assert not [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
+
+
+def test_no_deposit_and_no_order_for_a_round_before_the_one_at_hand(prepared, study):
+    order(prepared, study, {}, round_number=2)
+    with pytest.raises(RoundOver):
+        bring(prepared, study)
+    with pytest.raises(RoundOver):
+        order(prepared, study, {})
+
+
+def test_a_run_that_pauses_leaves_no_shares_and_goes_on_when_they_are_brought_again(prepared, study, parties, tmp_path):
+    named = {f"update-{COHORT.index('svi')}": digest_of(SHARE)}
+    bring_all(prepared, study)
+    prepared.rest(RUN)
+    assert not [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
+    with pytest.raises(ShareMissing):
+        order(prepared, study, named)
+    bring_all(prepared, study)
+    order(prepared, study, named)
+    assert parties[0].updates["svi"] == SHARE

@@ -8,18 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.client_node import parts
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed
 from confide.client_node.identity import NodeIdentity
 from confide.client_node.messages import (
+    Deposit,
+    Fetch,
+    Fetched,
     KeyCertificate,
     Outcome,
     Packet,
     RoundPlan,
+    Sealed,
     Settle,
     ShareOfTotal,
     TopUp,
     TopUpPlan,
+    Update,
     sign,
     verify,
 )
@@ -64,9 +70,28 @@ class Desk:
     def ask(self, kind: str, message: object, blobs: dict[str, bytes] | None = None) -> Packet:
         return self.node.handle(kind, sign(message, key_of("coordinator"), blobs))
 
-    def step(self) -> Packet:
+    def step(self, **changes: object) -> Packet:
         plan = RoundPlan(**self.addressed(), round=1, keys=self.keys(), outcomes=(), ledger_from=0)
-        return self.ask("step", plan, {"state": STATE})
+        return self.ask("step", plan.model_copy(update=changes), {"state": STATE})
+
+    def fetch(self, aggregator_id: int, offset: int, topup_for: str | None = None, *, round_number: int = 1) -> bytes:
+        message = Fetch(
+            **self.addressed(), round=round_number, topup_for=topup_for, aggregator_id=aggregator_id, offset=offset
+        )
+        answer = self.ask("fetch", message)
+        verify(answer, self.identity.identity_hex, Fetched)
+        return answer.blobs["part"]
+
+    def fetch_all(self, sealed: tuple[Sealed, ...], topup_for: str | None = None) -> list[bytes]:
+        """Each of the three, part by part, from a node that is restarted in between."""
+        whole = []
+        for aggregator_id, one in enumerate(sealed):
+            data = b""
+            while len(data) < one.size:
+                data += self.restarted().fetch(aggregator_id, len(data), topup_for)
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (one.size, one.digest)
+            whole.append(data)
+        return whole
 
     def top_up(self, cohort: tuple[str, ...], **changes: object) -> Packet:
         state = hashlib.sha256(STATE).hexdigest()
@@ -231,3 +256,53 @@ def test_the_settled_sum_is_paid_for_with_the_noise_after_the_top_up(desk):
     before = 1.5 / math.sqrt(3)
     assert release.site_noise_int / 2**desk.study.scale_bits == pytest.approx(math.hypot(before, added.std()), rel=0.05)
     assert release.noise_multiplier(1) == pytest.approx(1.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("room", [0, 400, 1000])
+def test_what_an_answer_does_not_carry_comes_in_parts_byte_for_byte(desk, monkeypatch, room):
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
+    whole = desk.step()
+    packet = desk.step(inline=room)
+    answer = verify(packet, desk.identity.identity_hex, Update)
+    assert len(packet.blobs) == room // 400 if room < 1000 else 2  # two seeds of 243 bytes, a vector of 32 kB
+    assert packet.blobs.items() <= whole.blobs.items()
+    assert desk.fetch_all(answer.sealed) == [whole.blobs[f"envelope-{i}"] for i in range(3)]
+    assert desk.kinds() == ["reserve"]
+
+
+def test_a_large_top_up_comes_in_parts_for_its_set(desk, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
+    whole = desk.top_up(THREE)
+    answer = verify(desk.top_up(THREE, inline=0), desk.identity.identity_hex, TopUp)
+    assert desk.fetch_all(answer.sealed, set_name(THREE)) == [whole.blobs[f"envelope-{i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"offset": 10**6}, {"topup_for": set_name(THREE)}, {"round_number": 2}],
+    ids=["past the end", "a top-up never given", "a round never computed"],
+)
+def test_there_is_no_part_of_what_was_never_sealed(desk, where):
+    with pytest.raises(MessageInvalid, match="east has sealed nothing there"):
+        desk.fetch(**{"aggregator_id": 0, "offset": 0} | where)
+
+
+def test_no_part_of_a_settled_round(desk):
+    desk.settle(SITES)
+    with pytest.raises(RoundOver):
+        desk.fetch(0, 0)
+
+
+def test_parts_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, tmp_path):
+    new = Ledger.open(tmp_path / "new.db", desk.identity.signer, "east")
+    again = replace(desk, ledger=new).restarted()
+    again.fetch(0, 0)
+    assert again.kinds() == ["reserve"]
+
+
+def test_a_node_that_trains_only_keeps_nothing_for_others(desk):
+    message = Deposit(
+        **desk.addressed(), round=1, site="east", topup_for=None, sealed=Sealed(size=1, digest="ab" * 32), offset=0
+    )
+    with pytest.raises(MessageInvalid, match="east is no aggregator"):
+        desk.ask("deposit", message, {"part": b"x"})

@@ -14,6 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confide.client_node.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
+    Deposit,
+    Deposited,
+    Fetch,
+    Fetched,
     KeyCertificate,
     Outcome,
     Packet,
@@ -33,6 +37,7 @@ from confide.client_node.messages import (
     verify,
 )
 from confide.client_node.study import PlannedRound, Study
+from confide.coordinator import relay
 from confide.coordinator.fleet import NodeFailure
 from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope, seal_update
@@ -103,6 +108,7 @@ class FakeFleet:
     bound: dict[int, tuple[str, ...]] = field(default_factory=dict)
     computed: list[tuple[str, int]] = field(default_factory=list)  # (site, round): fresh draws, not stored answers
     stored: dict[tuple[str, int], tuple[Envelope, Envelope, Envelope]] = field(default_factory=dict)
+    spool: dict[tuple[str, str], bytes] = field(default_factory=dict)  # (party, SHA-256) -> what came of it
     ledgers: dict[str, FakeLedger] = field(default_factory=lambda: {site: FakeLedger(site) for site in SITES})
     keys: dict[str, tuple[bytes, bytes]] = field(default_factory=lambda: {name: new_keypair() for name in PARTIES})
     ended: set[str] = field(default_factory=set)  # parties whose key of the run is gone
@@ -169,6 +175,23 @@ class FakeFleet:
         )
         return sign(answer, key_of(name), blobs)
 
+    def _fetch(self, name: str, packet: Packet) -> Packet:
+        message = verify(packet, self.study.coordinator, Fetch)
+        data = self.stored[name, message.round][message.aggregator_id].to_bytes()
+        part = data[message.offset :][: relay.PART_BYTES]
+        answer = Fetched(request=packet.digest(), run=message.run, round=message.round)
+        return sign(answer, key_of(name), {"part": part})
+
+    def _deposit(self, name: str, packet: Packet) -> Packet:
+        message = verify(packet, self.study.coordinator, Deposit)
+        here = self.spool.setdefault((name, message.sealed.digest), b"")
+        if message.offset == len(here):
+            here += packet.blobs["part"]
+            self.spool[name, message.sealed.digest] = here
+        assert len(here) < message.sealed.size or hashlib.sha256(here).hexdigest() == message.sealed.digest
+        answer = Deposited(request=packet.digest(), run=message.run, round=message.round, held=len(here))
+        return self._sign(answer, name)
+
     def _aggregate(self, name: str, packet: Packet) -> Packet:
         order = verify(packet, self.study.coordinator, AggregateOrder)
         bound = self.bound.setdefault(order.round, order.cohort)
@@ -178,7 +201,9 @@ class FakeFleet:
         planned = self.study.planned_round(order.round)
         total = np.zeros(planned.dim, ring_of(planned).unsigned)
         for place, site in enumerate(order.cohort):
-            blob = packet.blobs[f"update-{place}"]
+            share_name = f"update-{place}"
+            spooled = order.spooled.get(share_name)
+            blob = packet.blobs[share_name] if spooled is None else self.spool[name, spooled]
             context = self._context(site, order.run, order.round, order.state)
             share = open_envelope(
                 Envelope.from_bytes(blob, context), context, PARTIES.index(name),

@@ -20,10 +20,11 @@ from confide.client_node.errors import ClientNodeError
 from confide.client_node.messages import Packet
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.coordinator import rounds as rounds_module
+from confide.coordinator.drive import Drive
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
-from confide.coordinator.rounds import Drive, drive_run
+from confide.coordinator.rounds import drive_run
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Run, Store, StudyRow
 from confide.mpc import aggregation
@@ -147,6 +148,8 @@ class QuietFleet:
         try:
             return self.nodes[name].handle(kind, packet)
         except (ClientNodeError, MpcError) as err:
+            if kind == "aggregate" and isinstance(err, ClientNodeError):  # it never came to the table
+                TableParty.table.barrier.abort()
             message = str(err) if getattr(err, "public", False) else ""
             return NodeFailure(reason="failed", error=type(err).__name__, message=message)
 

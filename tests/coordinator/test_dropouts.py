@@ -11,9 +11,11 @@ from confide.client_node.messages import AggregateOrder, SetIncomplete, SetTaken
 from confide.coordinator import rounds
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.pki import Pki
+from confide.coordinator.relay import Load
 from confide.coordinator.rounds import state_bytes, state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
+from confide.mpc.shares import set_name
 
 from .quiet_fleet import AWAY, DIM, PARTIES, RUN, SITES, Federation, TableParty, found, std_bounds
 
@@ -259,15 +261,13 @@ def test_a_total_that_was_released_but_not_committed_is_released_again_bit_for_b
 
 def test_a_site_whose_shares_do_not_open_is_left_out_and_the_others_top_up(make, monkeypatch):
     federation = make()
-    real = rounds.order_blobs
+    real = Load.blobs
 
-    def spoilt(cohort, aggregator_id, **sealed):
-        blobs = real(cohort, aggregator_id, **sealed)
-        if aggregator_id == 1 and "west" in cohort:
-            blobs[f"update-{cohort.index('west')}"] = b"\1" * 300
-        return blobs
+    def spoilt(load):
+        places = {site: name for name, (site, _, _) in load.names.items() if name.startswith("update")}
+        return real(load) | ({places["west"]: b"\1" * 300} if "west" in places else {})
 
-    monkeypatch.setattr(rounds, "order_blobs", spoilt)
+    monkeypatch.setattr(Load, "blobs", spoilt)
     federation.drive()
     assert_opened(federation, "top-up", without("west"))
 
@@ -284,13 +284,13 @@ def test_the_next_round_has_everybody_again(make):
 def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     """What the aggregators answer a coordinator that makes up its own order from what it holds of round 1."""
     folder, drive = RunFolder(federation.home, RUN), federation.new_drive()
-    envelopes, added = folder.envelopes(1), topups or {}
+    envelopes, added = folder.envelopes(1).read(), topups or {}
     terms = {"round": 1, "state": state_hash(state_bytes(drive.start.state)), "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
             AggregateOrder(**drive.addressed(name), **terms),
             Pki.load(federation.home).signer,
-            rounds.order_blobs(cohort, i, update=envelopes, topup=added),
+            Load.of(cohort, i, envelopes, added, set_name(cohort)).blobs(),
         )
         for i, name in enumerate(PARTIES)
     }
@@ -319,14 +319,14 @@ def test_a_coordinator_that_leaves_the_top_ups_out_gets_nothing(cut_before_openi
 
 
 def test_a_coordinator_that_mixes_sets_gets_nothing(cut_before_opening):
-    topups = RunFolder(cut_before_opening.home, RUN).topups(1, without("north"))
+    topups = RunFolder(cut_before_opening.home, RUN).topups(1, without("north")).read()
     answers = orders(cut_before_opening, ("east", "south"), topups)
     assert {type(answer) for answer in answers.values()} == {SetIncomplete}
 
 
 def test_a_coordinator_gets_the_total_with_top_ups_once_and_none_without(cut_before_opening):
     federation, cohort = cut_before_opening, without("north")
-    topups = RunFolder(federation.home, RUN).topups(1, cohort)
+    topups = RunFolder(federation.home, RUN).topups(1, cohort).read()
     assert {type(answer) for answer in orders(federation, cohort, topups).values()} == {ShareOfTotal}
     for attempt, smaller in enumerate([("east", "south"), cohort], start=2):
         assert {type(a) for a in orders(federation, smaller, attempt=attempt).values()} == {SetIncomplete}

@@ -10,13 +10,14 @@ from confide.client_node.draft import StudyDraft, load_draft
 from confide.client_node.messages import ENTRIES_A_MESSAGE
 from confide.client_node.study import AggregatorParty, Participant, Study
 from confide.coordinator import rounds
+from confide.coordinator.drive import Drive
 from confide.coordinator.driver import drive
 from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
-from confide.coordinator.rounds import Drive, drive_run
+from confide.coordinator.rounds import drive_run
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Run, Store, StudyRow, site_names
 from confide.coordinator.studies import start_file

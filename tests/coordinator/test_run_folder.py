@@ -1,3 +1,4 @@
+import hashlib
 import re
 
 import numpy as np
@@ -5,18 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node.files import write_private
-from confide.coordinator import run_folder as run_folder_module
 from confide.coordinator.errors import StateDamaged
-from confide.coordinator.run_folder import Checkpoint, RunFolder
+from confide.coordinator.run_folder import Checkpoint, Inbox, RunFolder
 
 DIM = 7
 ENVELOPES = (b"first", b"second", b"third")
 PER_FILE = HealthCheck.function_scoped_fixture  # each example damages a fresh copy
-
-
-class PowerCut(BaseException):
-    pass
 
 
 @pytest.fixture
@@ -98,39 +93,65 @@ def test_another_sound_checkpoint_in_its_place_is_damage(folder):
         folder.load(1, first)
 
 
+def keep(inbox: Inbox, site: str, envelopes=ENVELOPES) -> None:
+    """Does what a relay does with what a site sends."""
+    sealed = inbox.expect(site, [(len(data), hashlib.sha256(data).hexdigest()) for data in envelopes])
+    for incoming, data in zip(sealed, envelopes, strict=True):
+        incoming.add(0, data)
+    inbox.accept(site, sealed)
+
+
+def contents(inbox: Inbox) -> dict[str, tuple[bytes, ...]]:
+    return {site: tuple(incoming.path.read_bytes() for incoming in sealed) for site, sealed in inbox.read().items()}
+
+
 def test_envelopes_come_back_by_site(folder, tmp_path):
-    folder.save_envelopes(1, "north", ENVELOPES)
-    folder.save_envelopes(1, "west.wing", ENVELOPES[::-1])  # a name may hold dots
-    assert RunFolder(tmp_path, "run-1").envelopes(1) == {"north": ENVELOPES, "west.wing": ENVELOPES[::-1]}
+    keep(folder.envelopes(1), "north")
+    keep(folder.envelopes(1), "west.wing", ENVELOPES[::-1])  # a name may hold dots
+    found = contents(RunFolder(tmp_path, "run-1").envelopes(1))
+    assert found == {"north": ENVELOPES, "west.wing": ENVELOPES[::-1]}
 
 
 def test_a_round_without_envelopes_has_none(folder):
-    folder.save_envelopes(1, "north", ENVELOPES)
-    assert folder.envelopes(2) == {}
+    keep(folder.envelopes(1), "north")
+    assert contents(folder.envelopes(2)) == {}
 
 
-@pytest.mark.parametrize("writes", range(4))
-def test_half_a_site_s_envelopes_are_none(folder, monkeypatch, writes):
-    left = iter(range(writes))
+@pytest.mark.parametrize("came", range(4))
+def test_a_site_counts_once_its_three_are_there_and_checked(folder, came):
+    sealed = folder.envelopes(1).expect("north", [(len(e), hashlib.sha256(e).hexdigest()) for e in ENVELOPES])
+    for incoming, data in zip(sealed[:came], ENVELOPES, strict=False):
+        incoming.add(0, data)
+    assert contents(folder.envelopes(1)) == {}
 
-    def write(path, data):
-        if next(left, None) is None:
-            raise PowerCut
-        write_private(path, data)
 
-    monkeypatch.setattr(run_folder_module, "write_private", write)
-    with pytest.raises(PowerCut):
-        folder.save_envelopes(1, "north", ENVELOPES)
-    assert folder.envelopes(1) == {}
+def test_a_site_that_announces_other_bytes_begins_anew_and_no_other_does(folder):
+    inbox = folder.envelopes(1)
+    keep(inbox, "west")
+    first = inbox.expect("north", [(5, hashlib.sha256(b"12345").hexdigest())] * 3)[0]
+    first.add(0, b"123")
+    again = inbox.expect("north", [(5, hashlib.sha256(b"12345").hexdigest())] * 3)[0]
+    assert again.held == 3
+    other = inbox.expect("north", [(5, hashlib.sha256(b"54321").hexdigest())] * 3)[0]
+    assert (other.held, first.held) == (0, 0)
+    assert contents(inbox) == {"west": ENVELOPES}
+
+
+def test_what_is_refused_is_gone(folder):
+    inbox = folder.envelopes(1)
+    keep(inbox, "north")
+    keep(inbox, "west")
+    inbox.refuse("north")
+    assert contents(inbox) == {"west": ENVELOPES}
 
 
 def test_prune_keeps_what_a_restart_needs(folder):
     hashes = {number: folder.save(checkpoint(number, value=number)) for number in range(1, 5)}
     for number in hashes:
-        folder.save_envelopes(number, "north", ENVELOPES)
+        keep(folder.envelopes(number), "north")
         folder.prune(number - 1)  # as a driver does once round `number - 1` is committed
-    assert folder.envelopes(3) == {}
-    assert folder.envelopes(4) == {"north": ENVELOPES}
+    assert contents(folder.envelopes(3)) == {}
+    assert contents(folder.envelopes(4)) == {"north": ENVELOPES}
     assert folder.load(3, hashes[3]).state[0] == 3
     assert folder.load(2, hashes[2]).state[0] == 2
     with pytest.raises(StateDamaged):
@@ -153,16 +174,17 @@ def test_prune_of_a_pruned_round_does_nothing(folder):
 
 def test_top_ups_come_back_by_site_for_their_set_alone(folder):
     folder.fix_set(3, ("a", "b"))
-    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    keep(folder.topups(3, ("a", "b")), "a")
     assert folder.fixed_set(3) == ("a", "b")
-    assert folder.topups(3, ("a", "b")) == {"a": (b"1", b"2", b"3")}
-    assert folder.topups(3, ("a",)) == folder.topups(4, ("a", "b")) == folder.envelopes(3) == {}
+    assert contents(folder.topups(3, ("a", "b"))) == {"a": ENVELOPES}
+    others = folder.topups(3, ("a",)), folder.topups(4, ("a", "b")), folder.envelopes(3)
+    assert [contents(inbox) for inbox in others] == [{}, {}, {}]
     assert folder.fixed_set(4) is None
 
 
 def test_prune_drops_top_ups_with_their_envelopes(folder):
     folder.fix_set(3, ("a", "b"))
-    folder.save_topup(3, ("a", "b"), "a", (b"1", b"2", b"3"))
+    keep(folder.topups(3, ("a", "b")), "a")
     folder.prune(3)
     assert folder.fixed_set(3) is None
-    assert folder.topups(3, ("a", "b")) == {}
+    assert contents(folder.topups(3, ("a", "b"))) == {}

@@ -95,7 +95,7 @@ def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federati
     os.kill(federation.pid("agg-a"), signal.SIGSTOP)  # so that round 1 waits with all shares at the coordinator
     try:
         envelopes = federation.home / "runs" / run / "envelopes-1"
-        wait_for(lambda: len(list(envelopes.glob("*.complete"))) == len(SITES), "all sealed shares")
+        wait_for(lambda: len(list(envelopes.glob("*/complete"))) == len(SITES), "all sealed shares")
         secrets = secrets_of_round_one(federation, study, run)
         stored = b"".join(path.read_bytes() for path in everything_of(federation))
     finally:
