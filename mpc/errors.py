@@ -5,6 +5,7 @@ MpcError
 ├── OutOfRange         a value that the ring cannot hold: NaN, infinity, too large (also a ValueError)
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
 ├── ShareMalformed     an opened payload or released share without the right layout
+├── PointsMalformed    a message of a set intersection breaks its format or holds unusable points
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
 ├── FrameRejected      bytes between the aggregator and its party process break their schema
 ├── JournalBroken      the record of released sets cannot be read or written
@@ -46,6 +47,10 @@ class NoRing(MpcError, ValueError):
 
 class ShareMalformed(MpcError):
     """An opened payload or released share has the wrong version, kind or length."""
+
+
+class PointsMalformed(MpcError):
+    """A message of a set intersection breaks its format, or a point in it is unusable."""
 
 
 class EnvelopeRejected(MpcError):
