@@ -79,6 +79,12 @@ def test_hashing_gives_the_vectors_of_the_rfc(known):
     assert times(8, mapped)[0] == int(known["P"]["x"], 16)
 
 
+@given(st.integers(0, psi.P - 1))
+def test_squares_are_those_of_eulers_criterion(number):
+    assert psi._is_square(number) == (pow(number, (psi.P - 1) // 2, psi.P) <= 1)
+    assert psi._is_square(number * number % psi.P)
+
+
 @VECTORS
 def test_x25519_multiplies_the_mapped_point_and_clears_its_cofactor(known):
     raw = bytes(range(32))
