@@ -1,20 +1,29 @@
-"""CrypTen, made safe to add shares with. The only module that imports it; load it in a party's process only.
+"""CrypTen, made safe to compute with. The only module that imports it; load it in a party's process only.
 
 Stock CrypTen must not touch a secret: its masks come from `torch.Generator`, whose CPU engine keeps 32 bits of a seed;
 its default provider of triples shows everything that is multiplied to party 0; its links are plain Gloo and pickles.
-Before the import its random numbers are replaced by AES-256-CTR, and afterwards its providers and links are replaced by
-ones that refuse. What is left is arithmetic on additive shares, which for a sum is local. Whatever differs from the
-version that this was written against raises `RuntimeUnsound`: it is never worked around.
+Before the import its random numbers are replaced by AES-256-CTR, and afterwards its providers are emptied and its links
+replaced by ours. Whatever differs from the version that this was written against raises `RuntimeUnsound`: it is never
+worked around.
 
-Out of scope: multiplication, comparison, opening inside CrypTen. They need triples, and there is no provider.
+What it can do between `start` and `stop`: add, open, and, with triples from the provider named in `using`, multiply,
+AND, compare and convert between additive and XOR shares. Without a provider everything that needs triples is refused.
+What it cannot: truncate, or draw randomness that all three know. So all tensors have precision 0, integers, and a
+square is `x * x`: CrypTen's `x.square()` truncates even then.
+
+All of a party's state (links, generators, provider) belongs to the thread that called `start`, where CrypTen keeps
+module globals: a process may run several parties, and one that was not started computes nothing.
 """
 
 import secrets
 import sys
+import threading
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, ClassVar, Never
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -22,7 +31,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from .errors import PartyLost, RuntimeUnsound
 from .fields import NUM_AGGREGATORS
-from .links import TlsCommunicator
+from .links import Links
 from .ring import Ring, RingVector
 
 VERSION = "0.4.1"
@@ -65,7 +74,7 @@ def kbit(
 
 
 def _prg(generator: object, device: object) -> Prg:
-    chosen = crypten.generators["local"].get(CPU) if generator is None else generator
+    chosen = _party().generators["local"] if generator is None else generator
     if not isinstance(chosen, Prg) or (device is not None and torch.device(device) != CPU):  # type: ignore[call-overload]
         raise RuntimeUnsound("CrypTen draws from a generator or device that is not ours")
     return chosen
@@ -117,38 +126,132 @@ def _load() -> Any:
 crypten = _load()
 import crypten.communicator as _communicator  # noqa: E402
 from crypten.communicator import Communicator as _Communicator  # noqa: E402
-from crypten.mpc.primitives import ArithmeticSharedTensor  # noqa: E402
+from crypten.mpc.primitives import ArithmeticSharedTensor as ArithmeticSharedTensor  # noqa: E402
+from crypten.mpc.primitives import BinarySharedTensor as BinarySharedTensor  # noqa: E402
+
+_SUM, _XOR = torch.distributed.ReduceOp.SUM, torch.distributed.ReduceOp.BXOR
 
 
 class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is untyped
-    """What CrypTen may ask of the links: which party this is. All its messages raise NotImplementedError."""
+    """The messages that CrypTen sends on additive and XOR shares, over our links.
 
-    current: ClassVar["PartyCommunicator | None"] = None
+    A message is the little-endian int64 elements of one or several tensors, whose sizes all parties know: another size
+    is a party out of step. Whatever CrypTen does not ask for on shares (objects, scatter, barriers) stays refused: the
+    base class raises NotImplementedError. A lost party is `PartyLost`, no RuntimeError, which CrypTen would catch.
+    """
 
-    def __init__(self, aggregator_id: int) -> None:
-        self._aggregator_id = aggregator_id
+    def __init__(self, links: Links) -> None:
+        self._links = links
 
     @classmethod
     def is_initialized(cls) -> bool:
-        """Whether links are up."""
-        return cls.current is not None
+        """Whether this thread has links up."""
+        return _here.party is not None
 
     @classmethod
-    def get(cls) -> "PartyCommunicator | None":
-        """The links that are up."""
-        return cls.current
+    def get(cls) -> "PartyCommunicator":
+        """This thread's links."""
+        return _party().communicator
 
     def get_rank(self) -> int:
         """This party's aggregator id."""
-        return self._aggregator_id
+        return self._links.aggregator_id
 
     def get_world_size(self) -> int:
         """How many parties there are."""
         return NUM_AGGREGATORS
 
+    def all_reduce(self, input: Any, op: Any = _SUM, batched: bool = False) -> Any:
+        """The sum (or XOR) over the parties of a tensor, or of each of a list if `batched`; to all parties.
 
-def start(links: TlsCommunicator) -> None:
-    """Gives CrypTen its place among the parties and fresh generators, seeded in pairs over `links`.
+        Raises:
+            PartyLost: a party is gone, silent or sends another size.
+        """
+        tensors = input if batched else [input]
+        mine = _to_bytes(tensors)
+        totals = _combine(tensors, self._links.all_gather("OPEN", mine, len(mine)), op)
+        return totals if batched else totals[0]
+
+    def reduce(self, input: Any, dst: int, op: Any = _SUM, batched: bool = False) -> Any:
+        """As `all_reduce`, to party `dst` alone; None at the others."""
+        tensors = input if batched else [input]
+        mine, rank = _to_bytes(tensors), self.get_rank()
+        others = [party for party in range(NUM_AGGREGATORS) if party != rank]
+        outgoing = {party: mine if party == dst else b"" for party in others}
+        received = self._links.exchange("OPTO", outgoing, len(mine) if rank == dst else 0)
+        if rank != dst:
+            return None
+        totals = _combine(tensors, [mine, *received.values()], op)
+        return totals if batched else totals[0]
+
+
+def _to_bytes(tensors: list[torch.Tensor]) -> bytes:
+    if any(tensor.dtype != torch.long or tensor.device != CPU for tensor in tensors):
+        raise RuntimeUnsound("CrypTen sends something else than ring elements")
+    return b"".join(tensor.numpy().astype("<i8", copy=False).tobytes() for tensor in tensors)
+
+
+def _combine(tensors: list[torch.Tensor], gathered: list[bytes], op: object) -> list[torch.Tensor]:
+    """The parties' `gathered` messages, summed or XORed, in the shapes of `tensors`."""
+    if op not in (_SUM, _XOR):
+        raise RuntimeUnsound(f"CrypTen combines shares by {op}")
+    if len({len(data) for data in gathered}) != 1:
+        raise PartyLost("another party is out of step")
+    rows = np.stack([np.frombuffer(data, "<i8") for data in gathered]).astype(np.int64, copy=False)
+    total = (np.add if op == _SUM else np.bitwise_xor).reduce(rows, axis=0)
+    parts = np.split(total, np.cumsum([tensor.numel() for tensor in tensors[:-1]], dtype=np.intp))
+    return [torch.from_numpy(part.copy()).reshape(one.shape) for part, one in zip(parts, tensors, strict=True)]
+
+
+@dataclass(slots=True)
+class _Party:
+    """What one party computes with."""
+
+    communicator: PartyCommunicator
+    generators: dict[str, Prg]  # "prev" and "next" shared with that neighbour, "local" with nobody
+    provider: object
+
+
+class _Here(threading.local):
+    party: _Party | None = None
+
+
+_here = _Here()
+
+
+def _party() -> _Party:
+    if _here.party is None:
+        raise RuntimeUnsound("CrypTen is used where no party was started")
+    return _here.party
+
+
+class _Generators(Mapping[torch.device, Prg]):
+    """One kind of CrypTen's generators: of the party in this thread, on the CPU, ours. Nobody can put in another."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __getitem__(self, device: torch.device) -> Prg:
+        if device != CPU or self._kind not in _party().generators:
+            raise RuntimeUnsound(f"CrypTen asks for generator {self._kind} on {device}")
+        return _party().generators[self._kind]
+
+    def __iter__(self) -> Iterator[torch.device]:
+        return iter((CPU,) if _here.party is not None and self._kind in _here.party.generators else ())
+
+    def __len__(self) -> int:
+        return len(tuple(iter(self)))
+
+
+class _ProviderInUse:
+    """What CrypTen takes for its provider: the one that this thread's party uses now."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_party().provider, name)
+
+
+def start(links: Links) -> None:
+    """Gives CrypTen, in this thread, its place among the parties and fresh generators, seeded in pairs over `links`.
 
     Raises:
         PartyLost: another party is gone, silent or sends no seed.
@@ -159,18 +262,35 @@ def start(links: TlsCommunicator) -> None:
     received = links.exchange("SEED", {following: seed, previous: b""}, SEED_BYTES)[previous]
     if len(received) != SEED_BYTES:
         raise PartyLost(f"aggregator {previous} sends no seed")
-    stop()
-    crypten.generators["next"][CPU] = Prg(seed)
-    crypten.generators["prev"][CPU] = Prg(received)
-    crypten.generators["local"][CPU] = Prg(secrets.token_bytes(SEED_BYTES))
-    PartyCommunicator.current = PartyCommunicator(links.aggregator_id)
+    generators = {"next": Prg(seed), "prev": Prg(received), "local": Prg(secrets.token_bytes(SEED_BYTES))}
+    _here.party = _Party(PartyCommunicator(links), generators, _NoProvider())
 
 
 def stop() -> None:
-    """Forgets the generators and the place among the parties."""
-    for generators in crypten.generators.values():
-        generators.clear()
-    PartyCommunicator.current = None
+    """Forgets this thread's generators, provider and place among the parties."""
+    _here.party = None
+
+
+@contextmanager
+def using(provider: object) -> Iterator[None]:
+    """Lets CrypTen take triples from `provider` inside the block; all parties must use the same kind."""
+    party = _party()
+    before, party.provider = party.provider, provider
+    try:
+        yield
+    finally:
+        party.provider = before
+
+
+def aggregator_id() -> int:
+    """Which party this thread runs."""
+    return _party().communicator.get_rank()
+
+
+def pairwise(size: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform ring elements that this party has in common with the previous and with the next party."""
+    shape, generators = tuple(size), _party().generators
+    return generators["prev"].elements(shape), generators["next"].elements(shape)
 
 
 def add_shares(vectors: Iterable[RingVector], ring: Ring) -> RingVector:
@@ -204,11 +324,12 @@ def _disarm() -> None:
     if not isinstance(providers, dict) or providers.keys() != {"TFP", "TTP", "HE"}:
         raise RuntimeUnsound("CrypTen's list of triple providers is not where it was")
     providers.clear()
-    providers["none"] = _NoProvider()
-    crypten.cfg.mpc.provider = "none"
+    providers["in use"] = _ProviderInUse()
+    crypten.cfg.mpc.provider = "in use"
     crypten.cfg.encoder.precision_bits = 0
     if crypten.generators != {"prev": {}, "next": {}, "local": {}, "global": {}}:
         raise RuntimeUnsound("CrypTen's generators are not where they were")
+    crypten.generators.update({kind: _Generators(kind) for kind in crypten.generators})
     ours = {"generate_random_ring_element": ring_element, "generate_kbit_random_tensor": kbit}
     for name, module in list(sys.modules.items()):
         found = {key: getattr(module, key, function) for key, function in ours.items()}

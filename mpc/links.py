@@ -15,7 +15,7 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
-from typing import Self
+from typing import Protocol, Self
 
 from .errors import InvalidField, PartyLost
 from .fields import NUM_AGGREGATORS
@@ -24,6 +24,20 @@ from .orders import PartyConfig, host_and_port
 _HEAD = struct.Struct(">4sI")
 _REDIAL_S = 0.05
 _MAX_HANDSHAKES = 32  # open at a time; strangers beyond push out the oldest
+
+
+class Links(Protocol):
+    """What a protocol between the three parties needs of their links."""
+
+    @property
+    def aggregator_id(self) -> int:
+        """This party."""
+
+    def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> Mapping[int, bytes]:
+        """Gives each other party its bytes and returns what each sent at the same step, in aggregator order."""
+
+    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        """All three parties' bytes of this step, in aggregator order."""
 
 
 class TlsCommunicator:

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.mpc import parties, sealing
 from confide.mpc.errors import MpcError
+from confide.mpc.links import TlsCommunicator
 from confide.mpc.ring import Ring, RingVector
 from confide.mpc.shares import ShareContext
 
@@ -127,7 +129,35 @@ def outcomes(calls: Mapping[int, Callable[[], object]]) -> dict[int, object]:
         return dict(zip(calls, pool.map(attempt, calls.values()), strict=True))
 
 
+def linked(timeout_s: float = 60.0) -> list[TlsCommunicator]:
+    """Links between three parties of this process: socket pairs without TLS."""
+    ends: dict[int, dict[int, socket.socket]] = {party: {} for party in PARTIES}
+    for low, high in ((0, 1), (0, 2), (1, 2)):
+        ends[low][high], ends[high][low] = socket.socketpair()
+    return [TlsCommunicator(party, ends[party], timeout_s) for party in PARTIES]
+
+
+def at_each(call: Callable[[TlsCommunicator], object], links: list[TlsCommunicator] | None = None) -> list[object]:
+    """`call` at three linked parties side by side, each in a thread; their results, or the errors of ours."""
+    ends = linked() if links is None else links
+
+    def run(end: TlsCommunicator) -> object:
+        try:
+            return call(end)
+        except BaseException:
+            end.close()  # the others shall not wait
+            raise
+
+    try:
+        return list(outcomes({end.aggregator_id: partial(run, end) for end in ends}).values())
+    finally:
+        for end in ends:
+            end.close()
+
+
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """What the tests of this folder share; they are no package, so they cannot import it."""
-    return SimpleNamespace(Round=Round, configs=configs, free_ports=free_ports, outcomes=outcomes)
+    return SimpleNamespace(
+        Round=Round, configs=configs, free_ports=free_ports, outcomes=outcomes, linked=linked, at_each=at_each
+    )
