@@ -348,7 +348,8 @@ def test_a_deposit_that_does_not_fit_the_study_is_refused_and_leaves_nothing(pre
 
 
 def test_the_longest_share_of_the_study_is_taken_and_no_longer_one(prepared, study):
-    longest = max_envelope_bytes(study.dim, study.ring_bits)
+    planned = study.planned_round(1)
+    longest = max_envelope_bytes(study.share_context(planned, run=RUN, site="svi", state="12" * 32))
     bring_all(prepared, study, bytes(longest), part=bytes(longest))
     with pytest.raises(MessageInvalid, match="has no such share"):
         bring(prepared, study, site="rest", size=longest + 1)
