@@ -7,9 +7,9 @@ import pytest
 
 from confide.client_node import aggregator as aggregator_module
 from confide.client_node.aggregator import AggregatorRole
-from confide.mpc import hpke
 from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, ShareMissing
 from confide.client_node.messages import Deposit, Sealed
+from confide.mpc import hpke
 from confide.mpc.parties import Order, PartyConfig, Release
 from confide.mpc.sealing import max_envelope_bytes
 from confide.mpc.shares import set_name
