@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from confide.client_node import aggregator as aggregator_module
@@ -32,6 +33,8 @@ from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.journal import Journal
 from confide.mpc.orders import Order, PartyConfig, Release
 from confide.mpc.ring import Ring, RingVector, Total, decode
+from confide.mpc.shares import Words
+from confide.mpc.sketch import Limits, is_too_long
 from confide.privacy import accounting
 from confide.privacy.charges import Books
 from confide.privacy.ledger import Ledger
@@ -57,14 +60,17 @@ class Seat:
     """One party's links. It dies at the step `dies_at`, if it comes to that."""
 
     table: Table
-    party: int
+    aggregator_id: int
     dies_at: str | None
+
+    def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> Mapping[int, bytes]:
+        raise NotImplementedError("what a party tells one other alone is for CrypTen's circuits, which are not here")
 
     def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
         if step == self.dies_at:
             self.table.barrier.abort()
             raise PartyLost("killed")
-        self.table.said[self.party] = step, data
+        self.table.said[self.aggregator_id] = step, data
         try:
             self.table.barrier.wait()
             heard = [self.table.said[party] for party in range(3)]
@@ -96,7 +102,7 @@ class TableParty:
         try:
             aggregation.compare_orders(order, seat)
             opened, topped = self._open(order, envelopes), self._open(order, topups, is_topup=True)
-            return aggregation.aggregate(order, opened, topped, seat, self._journal, add)
+            return aggregation.aggregate(order, opened, topped, seat, self._journal, judging(seat))
         finally:
             if party == self._id:
                 TableParty.dies = None
@@ -108,8 +114,16 @@ class TableParty:
         return {site: one for site, one in found.items() if one is not None}
 
 
-def add(vectors: Iterator[RingVector], ring: Ring) -> RingVector:
-    return np.sum(list(vectors), axis=0, dtype=ring.unsigned)  # type: ignore[no-any-return]
+def judging(seat: Seat) -> aggregation.Judge:
+    """Compares as the definition does, with the masks put together in the open, where parties use a circuit."""
+
+    def judge(opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
+        masks = np.zeros(mask_words.shape, np.uint64)
+        for words in seat.all_gather("OPEN", mask_words.tobytes(), mask_words.nbytes):
+            masks ^= np.frombuffer(words, np.uint64).reshape(masks.shape)
+        return is_too_long(opened, masks, limits)
+
+    return judge
 
 
 @dataclass

@@ -124,10 +124,7 @@ refused(lambda: one.square())
 refused(lambda: crypten.mpc.get_default_provider().B2A_rng(()))
 refused(crypten.init)
 refused(lambda: sys.modules["crypten.common.rng"].generate_random_ring_element((2,), generator=torch.Generator()))
-for bits, dtype in ((64, np.uint64), (32, np.uint32)):
-    top = np.array([2**bits - 1, 2 ** (bits - 1), 0, 7], dtype)
-    total = runtime.add_shares([top.copy(), top.copy(), top.copy()], Ring(bits, 0))
-    assert total.dtype == dtype and total.tolist() == [3 * int(x) % 2**bits for x in top], total
+assert one.add(one).share.tolist() == [0, 2, 4, 6]
 runtime.stop()
 assert not any(crypten.generators.values()) and not runtime.PartyCommunicator.is_initialized()
 print("sound")
