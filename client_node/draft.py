@@ -209,6 +209,11 @@ class AggregationTerms(Settings):
     norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
     max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
     verify_total: bool = False  # the coordinator notices an aggregator that changes the total
+    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], Field(max_length=1000), *Frozen] = NO_ENTRIES
+
+    def weight_of(self, site: str) -> float:
+        """What a site's clipped sum is multiplied by before its noise; 1 unless the study says less."""
+        return self.weights.get(site, 1.0)
 
 
 class ModelTerms(Settings):
@@ -443,6 +448,13 @@ def _local_problems(draft: StudyDraft) -> list[str]:
 def _aggregation_problems(draft: StudyDraft) -> list[str]:
     terms, parties = draft.aggregation, draft.participants
     problems = []
+    if strangers := sorted({*terms.weights} - {*parties.sites}):
+        problems.append(f"aggregation.weights names {', '.join(strangers)}; it must name sites of the study")
+    if terms.weights and draft.privacy.local_steps > 1:
+        problems.append(
+            f"aggregation.weights with privacy.local_steps {draft.privacy.local_steps}; remove it, or take one step: a "
+            "site's own copy would move by less than its gradients say"
+        )
     if terms.max_norm is not None and not terms.norm_check:
         problems.append(
             f"aggregation.max_norm is {terms.max_norm:g} with aggregation.norm_check false; remove it: nothing would "

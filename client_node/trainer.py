@@ -28,8 +28,10 @@ from .draft import StudyDraft
 from .study import Study
 
 
-def release_terms(draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int) -> ReleaseTerms:
-    """The terms of a site's part in a round of `draft`, in `mode`.
+def release_terms(
+    draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, weight: float = 1.0
+) -> ReleaseTerms:
+    """The terms of the part in a round of `draft`, in `mode`, of a site that counts with `weight`.
 
     Raises:
         InvalidPrivacyParameter: the study's terms and the limits do not go together.
@@ -54,6 +56,7 @@ def release_terms(draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits:
         clipping=privacy.clipping,
         local=local,
         max_norm=draft.max_norm,
+        weight=weight,
     )
 
 
@@ -90,7 +93,12 @@ class Trainer:
         loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
         self._study, self._read, self._site = study, read, site
         self._terms = release_terms(
-            study.draft, study.draft.privacy.mode, site_noise=site_noise, scale_bits=study.scale_bits, max_rows=max_rows
+            study.draft,
+            study.draft.privacy.mode,
+            site_noise=site_noise,
+            scale_bits=study.scale_bits,
+            max_rows=max_rows,
+            weight=study.draft.aggregation.weight_of(site),
         )
         torch.set_num_threads(threads)
         head = PooledHead(loaded.center, loaded.whiten)

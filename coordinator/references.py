@@ -8,6 +8,7 @@ table with the functions below it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def federate(
         total = np.zeros(len(checkpoint.state), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=terms, source=source)
+            weighed = replace(terms, weight=draft.aggregation.weight_of(name))
+            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=weighed, source=source)
         checkpoint = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
     adapted.load_state(checkpoint.exported[: layout.dim])
 

@@ -85,6 +85,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             (`adaptive_clipping`).
         max_norm: radius of the ball onto which the whole sum, the count included, is projected before it is rounded
             and noised (`projection.onto_ball`): sensitivity stays what it is without. None for no projection.
+        weight: in (0, 1], what the sum is multiplied by before all that: sensitivity is at most what it is without.
         expected_batch_size: expected UNITS in a logical batch, sample_rate * units; never the number drawn.
     """
 
@@ -97,6 +98,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         noise: RingNoise,
         count_weight: float = 0.0,
         max_norm: float | None = None,
+        weight: float = 1.0,
         expected_batch_size: float = 1.0,
     ) -> None:
         if clip_norm is None and noise.sigma:
@@ -117,7 +119,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             raise UnprotectedGradient("optimizer and clipper must hold exactly the same parameters")
         self.clipper, self.noise, self.clip_norm = clipper, noise, clip_norm
         self.count_weight, self._count = count_weight, 0.0
-        self.max_norm = max_norm
+        self.max_norm, self.weight = max_norm, weight
         self.last_report: ClipReport | None = None
         self._released: Integers | None = None
 
@@ -145,7 +147,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
 
     def add_noise(self) -> None:
-        """Projects and rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
+        """Weighs, projects and rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
         parameters = list(self.clipper.parameters.values())
         total = torch.cat([parameter.summed_grad.flatten() for parameter in parameters])  # type: ignore[attr-defined]
         for parameter in parameters:
@@ -153,6 +155,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         sums = total.cpu().numpy()
         if self.count_weight:
             sums = np.append(sums, self._count)
+        sums = self.weight * sums
         if self.max_norm is not None:
             sums = onto_ball(sums, self.max_norm)
         self._released = self.noise.add_to(sums)

@@ -56,6 +56,7 @@ class ReleaseTerms:
     clipping: Literal["fixed", "adaptive"] = "fixed"
     local: LocalSteps = LocalSteps()
     max_norm: float | None = None  # longest sum of one step before noise, L2, in its own units; None: as it comes
+    weight: float = 1.0  # what the sum is multiplied by, in (0, 1]; public
 
     def __post_init__(self) -> None:
         if self.mode not in ("distributed", "local", "none"):
@@ -76,6 +77,8 @@ class ReleaseTerms:
             raise InvalidPrivacyParameter(f"sample_rate must be in (0, 1], got {self.sample_rate}")
         if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise InvalidPrivacyParameter(f"max_norm must be positive and finite, got {self.max_norm}")
+        if not 0 < self.weight <= 1:
+            raise InvalidPrivacyParameter(f"weight must be in (0, 1], got {self.weight}")
         low, high = (1, MAX_SIGMA) if is_private else (0, 0)
         if not low <= self.site_noise_int <= high:
             raise InvalidPrivacyParameter(
@@ -198,7 +201,13 @@ def private_release(
         assert clip_norm is not None
         clip_norm, count_weight = adaptive_clipping.clip_at(clip_norm, log_clip), adaptive_clipping.COUNT_WEIGHT
     optimizer = LoRADPOptimizer(
-        idle, clipper, clip_norm=clip_norm, noise=noise, count_weight=count_weight, max_norm=terms.max_norm
+        idle,
+        clipper,
+        clip_norm=clip_norm,
+        noise=noise,
+        count_weight=count_weight,
+        max_norm=terms.max_norm,
+        weight=terms.weight,
     )
     optimizer.attach_step_hook(on_step)
     try:

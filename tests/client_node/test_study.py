@@ -68,6 +68,14 @@ BAD_DRAFTS = {
         ('[participants]\nsites = ["other"', '[aggregation]\nverify_total = true\n[participants]\nsites = ["agg-a"'),
         "agg-a is both site and aggregator; take another aggregator",
     ),
+    "weight of a stranger": (
+        ("[participants]", "[aggregation]\nweights = { mallory = 0.5 }\n[participants]"),
+        "aggregation.weights names mallory; it must name sites of the study",
+    ),
+    "weight above one": (
+        ("[participants]", "[aggregation]\nweights = { svi = 1.5 }\n[participants]"),
+        "aggregation.weights.svi is 1.5; it must be greater than 0 and at most 1",
+    ),
     "site twice": (('"svi"', '"other"'), "more than once: other"),
     "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
     "one site": (('"other", "svi", "svhc", "rest"', '"other"'), "it must have at least 2 entries"),

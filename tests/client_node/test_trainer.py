@@ -32,6 +32,18 @@ def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
     )
 
 
+def test_a_site_counts_as_much_as_the_study_says(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    every = ("sample_rate = 0.2", "sample_rate = 1.0")
+    weight = ("[participants]", "[aggregation]\nweights = { svi = 0.5 }\n[participants]")
+    sums = []
+    for changes in ((), (weight,)):
+        desk = make_desk(site, *none, every, *changes)
+        sums.append(new_trainer(desk).release(np.zeros(desk.study.dim, "<f4"), 1))
+    assert np.abs(sums[0]).max() > 1000
+    assert np.abs(sums[1] - sums[0] / 2).max() <= 1
+
+
 def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
     table = PATIENTS_CSV.replace("p1,35", "p4,35")  # a unit for every record
     (site.home / "patients.csv").write_text(table)

@@ -340,6 +340,25 @@ def test_sum_is_projected_onto_the_ball_before_it_is_rounded(clipping):
     np.testing.assert_array_equal(wide, np.rint(free * 2**BITS))
 
 
+@pytest.mark.parametrize("clipping", ["fixed", "adaptive"])
+def test_a_weight_multiplies_the_clipped_sum_and_never_the_noise(clipping):
+    adapted, ids = adapted_tiny(), random_ids(6)
+    free = release(adapted, ids, range(6), {"clipping": clipping}) / 2**BITS
+    light = release(adapted, ids, range(6), {"clipping": clipping, "weight": 0.25}) / 2**BITS
+    np.testing.assert_allclose(light, free / 4, atol=2.0**-BITS)
+    radius = float(np.linalg.norm(free)) / 3  # of a ball that the weighed sum is inside
+    held = release(adapted, ids, range(6), {"clipping": clipping, "weight": 0.25, "max_norm": radius}) / 2**BITS
+    np.testing.assert_array_equal(held, light)
+    noised = release(adapted, ids, range(6), {**PRIVATE, "clipping": clipping, "weight": 0.25})
+    assert np.std(noised) == pytest.approx(PRIVATE["site_noise_int"], rel=0.1)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1.001, float("nan")])
+def test_a_weight_that_would_widen_the_sensitivity_is_refused(weight):
+    with pytest.raises(InvalidPrivacyParameter, match="weight must be in"):
+        ReleaseTerms(**PLAIN, weight=weight)
+
+
 @pytest.mark.parametrize("terms", [{}, {"clipping": "adaptive"}])
 @pytest.mark.parametrize("share", [0.1, 0.7, 0.95, 2.0])
 def test_neighbours_stay_within_the_clip_whatever_the_ball(terms, share):
