@@ -247,7 +247,7 @@ class StudyDraft(Settings):
     rounds: RoundTerms = Field(description="a table [rounds]")
     optimizer: OptimizerTerms = Field(description="a table [optimizer]")
     evaluation: EvaluationTerms | None = None
-    aggregation: AggregationTerms = AggregationTerms()
+    aggregation: AggregationTerms = Field(default_factory=AggregationTerms)
     participants: Participants = Field(description="a table [participants]")
 
     @property

@@ -74,7 +74,7 @@ BAD_DRAFTS = {
     ),
     "weight above one": (
         ("[participants]", "[aggregation]\nweights = { svi = 1.5 }\n[participants]"),
-        "aggregation.weights.svi is 1.5; it must be greater than 0 and at most 1",
+        "aggregation.weights.svi is 1.5; it must be at most 1",
     ),
     "site twice": (('"svi"', '"other"'), "more than once: other"),
     "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
