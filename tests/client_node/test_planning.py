@@ -86,7 +86,7 @@ def test_every_mode_s_noise_is_in_the_largest_total(write_draft):
 
 def test_a_study_whose_sum_could_wrap_is_refused(make_study):
     """One bit more of scale than the ring was planned for at the very edge."""
-    study = make_study()
+    study = make_study(("[participants]", "[aggregation]\nnorm_check = false\n[participants]"))
     most = int(math.log2(2**31 / study.draft.largest_total))
     fields = {name: getattr(study, name) for name in Study.model_fields} | {"ring_bits": 32}
     Study(**fields | {"scale_bits": most})
@@ -103,7 +103,7 @@ def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms
         write_draft(
             ("[participants]", f"[aggregation]\n{terms}\n[participants]"),
             ("min_sites = 3", "min_sites = 2"),
-            ("collusion = 1", f'collusion = 1\nmax_dropouts = 2\ndropouts = "{dropouts}"'),
+            ("max_dropouts = 0", f'max_dropouts = 2\ndropouts = "{dropouts}"'),
         )
     )
     ring, study = ring_of(draft, dim), provisional(draft, dim)
