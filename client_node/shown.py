@@ -175,6 +175,7 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
         "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},
         "Rounds": draft.rounds.model_dump(),
         "Optimizer": draft.optimizer.model_dump(),
+        "Aggregation": {**draft.aggregation.model_dump(), "max_norm": draft.max_norm},
         **({"Evaluation on held-out records": draft.evaluation.model_dump()} if draft.evaluation else {}),
         "Sites (name: identity key)": {site.name: site.identity for site in study.sites},
         "Aggregators (name: identity key, address)": {

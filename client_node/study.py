@@ -97,7 +97,7 @@ class PlannedRound:
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
     steps: int = 1  # noised sums that a site adds up
-    norm_bound: float | None = None  # what an honest site's vector is longer than once in 10**9; None: not checked
+    norm_bound: float | None = None  # what an honest site's vector exceeds once in 10**12; None: not checked
     verify_total: bool = False  # the total is checked against tags of the sites
     largest_total: float = math.inf  # more than an entry of the opened sum reaches
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .errors import InvalidPrivacyParameter
 
-MISS = 1e-9  # probability that an honest vector is longer than its bound
+MISS = 1e-12  # probability that an honest vector is longer than its bound
 
 
 def onto_ball(total: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.float64]:
