@@ -350,6 +350,7 @@ def aggregate(
             most, deadline = delivery.count, time.monotonic() + PATIENCE_S
         if not problems:
             answers, problems = ask_aggregators(drive, terms, loads, delivery)
+        note_rejected(drive, planned, [message for message, _ in answers.values()])
         shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
         views = {(share.kept, share.set_digest) for share in shares.values()}
         if len(views) > 1:
@@ -357,8 +358,6 @@ def aggregate(
         if len(shares) == len(drive.parties):
             packets = [answers[name][1] for name in drive.parties]
             evidence = [packet.body.decode() for packet in packets]
-            if rejected := sorted({site for share in shares.values() for site in share.rejected}):
-                logger.warning("run %s: %s without %s: too long", drive.run, planned.title, ", ".join(rejected))
             return views.pop()[0], [packet.blobs["share"] for packet in packets], evidence
         for message, _ in answers.values():
             if isinstance(message, SetTaken):
@@ -372,6 +371,14 @@ def aggregate(
                 f"{planned.title} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         time.sleep(RETRY_S)
+
+
+def note_rejected(drive: Drive, planned: PlannedRound, answers: Sequence[Reply]) -> None:
+    """Keeps whose vectors are too long by the word of all aggregators: one alone accuses nobody."""
+    named = [set(each.rejected) for each in answers if isinstance(each, ShareOfTotal | SetIncomplete)]
+    if len(named) == len(drive.parties) and (rejected := sorted(set.intersection(*named) & set(drive.sites))):
+        logger.warning("run %s: %s without %s: too long", drive.run, planned.title, ", ".join(rejected))
+        drive.store.leave_out(drive.run, drive.lease, planned.number, rejected)
 
 
 def without_incomplete(
