@@ -73,6 +73,20 @@ def test_a_run_that_cannot_do_without_a_site_fails_and_names_it(make, monkeypatc
     assert federation.store.left_out(RUN) == {1: ("west",)}
 
 
+def test_one_aggregator_alone_accuses_nobody(make, monkeypatch):
+    federation = make("over-provision")
+    real = TableParty.aggregate
+
+    def aggregate(party, order, envelopes, topups):
+        release = real(party, order, envelopes, topups)
+        return replace(release, rejected=("west",)) if party._id == 1 else release
+
+    monkeypatch.setattr(TableParty, "aggregate", aggregate)
+    federation.drive()
+    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert federation.store.left_out(RUN) == {}
+
+
 def spoil_release(monkeypatch, aggregator: int, change) -> None:
     """Has one aggregator release `change(share bytes)`."""
     real = TableParty.aggregate
