@@ -31,7 +31,7 @@ from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_pro
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
 _LARGEST_COUNT = 2.0**24  # people in a bin, noise included: leaves 19 bits a tag
-_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 units, rounding costs 6e-6 of the noise
+_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 people, rounding costs 6e-6 of the noise
 
 
 def _is_address(value: str) -> str:
@@ -96,10 +96,10 @@ class PlannedRound:
     clip_norm: float  # most that one unit moves a site's vector, L2
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
+    largest_total: float  # more than an entry of the opened sum reaches
     steps: int = 1  # noised sums that a site adds up
     norm_bound: float | None = None  # what an honest site's vector exceeds once in 10**12; None: not checked
     verify_total: bool = False  # the total is checked against tags of the sites
-    largest_total: float = math.inf  # more than an entry of the opened sum reaches
 
     @property
     def rows(self) -> int:
@@ -357,7 +357,7 @@ class Study(Settings):
         return True
 
     @model_validator(mode="after")
-    def _parties_differ(self) -> Self:
+    def _fits_together(self) -> Self:
         problems = [*self._party_problems(), *self._ring_problems(), *self._noise_problems(), *self._rate_problems()]
         if problems:
             raise contradictions(problems)

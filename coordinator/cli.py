@@ -267,17 +267,19 @@ def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = 
     from .studies import load_study
 
     with told(), opened(home) as store:
-        planned = load_study(store.study(store.run(run).study))
+        study = load_study(store.study(store.run(run).study))
         left_out = store.left_out(run)
         rows = [
-            round_row(row, planned.planned_round(row.number).purpose, planned.site_names(), left_out)
+            round_row(row, study.planned_round(row.number).purpose, study.site_names(), left_out)
             for row in store.opened(run)
         ]
         if as_json:
             return print_json({"rounds": rows, "too_long": left_out})
         print_table(run, [{name.replace("_", " "): cell(value) for name, value in row.items()} for row in rows])
-        for number in left_out.keys() - {row["round"] for row in rows}:
-            out.print(f"Round {number} is not opened: too long were the vectors of {', '.join(left_out[number])}.")
+        for number in sorted(left_out.keys() - {row["round"] for row in rows}):
+            out.print(
+                f"Round {number} has not been opened: the vectors of {', '.join(left_out[number])} were too long."
+            )
 
 
 @run_app.command("watch")
@@ -540,7 +542,7 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
 
 
 def round_row(
-    row: Round | Evaluation, purpose: str, planned: tuple[str, ...], left_out: Mapping[int, tuple[str, ...]]
+    row: Round | Evaluation, purpose: str, sites: tuple[str, ...], left_out: Mapping[int, tuple[str, ...]]
 ) -> dict[str, Any]:
     """What a round opened, for JSON."""
     summed, too_long = site_names(row), left_out.get(row.number, ())
@@ -549,7 +551,7 @@ def round_row(
         "purpose": purpose,
         "summed": summed,
         "too_long": too_long,
-        "missing": tuple(site for site in planned if site not in summed and site not in too_long),
+        "missing": tuple(site for site in sites if site not in summed and site not in too_long),
         "seconds": round(row.seconds, 1),
         "bytes_per_site": row.bytes_per_site,
         "committed": clock(row.committed_at),

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,6 @@ from ..client_node.messages import (
     TopUpPlan,
     Update,
     sign,
-    verify,
 )
 from ..client_node.study import PlannedRound
 from ..mpc.errors import TotalForged
@@ -46,7 +45,7 @@ from ..mpc.ring import Ring, decode, open_total
 from ..mpc.shares import ShareContext, set_name
 from ..mpc.tags import verify_total
 from ..privacy.chain import Entry
-from .drive import Drive, identity_of, require_reply, stop_if_asked
+from .drive import Drive, R, identity_of, stop_if_asked, verified_answers
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from .fleet import NodeFailure
 from .optimizer import server_step
@@ -60,9 +59,10 @@ PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fai
 FAREWELL_S = 60.0  # how long the end of a run waits for them
 RETRY_S = 1.0
 OUTCOMES_A_MESSAGE = 64
-_PROBLEMS = {SetTaken.kind: "bound to another set", SetIncomplete.kind: "a share or top-up of a site does not open"}
-
-M = TypeVar("M", bound=Reply)
+_PROBLEMS = {
+    SetTaken.kind: "bound to another set",
+    SetIncomplete.kind: "a share or top-up does not open, or a vector is too long",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +185,8 @@ def opened_total(drive: Drive, planned: PlannedRound, shares: Sequence[bytes]) -
         except TotalForged as err:
             raise AggregationFailed(
                 f"{planned.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "
-                "those of its vector; nothing of the round is kept, and a new attempt would tell nothing new"
+                "those of its vector. Nothing of the round is kept. Resume the run once; if it stays, ask all three "
+                "aggregators and the sites"
             ) from err
     return decode(total.units, ring)
 
@@ -384,7 +385,9 @@ def note_rejected(drive: Drive, planned: PlannedRound, answers: Sequence[Reply])
     """Keeps whose vectors are too long by the word of all aggregators: one alone accuses nobody."""
     named = [set(each.rejected) for each in answers if isinstance(each, ShareOfTotal | SetIncomplete)]
     if len(named) == len(drive.parties) and (rejected := sorted(set.intersection(*named) & set(drive.sites))):
-        logger.warning("run %s: %s without %s: too long", drive.run, planned.title, ", ".join(rejected))
+        logger.warning(
+            "run %s: %s: left out, for a vector that is too long: %s", drive.run, planned.title, ", ".join(rejected)
+        )
         drive.store.leave_out(drive.run, drive.lease, planned.number, rejected)
 
 
@@ -425,24 +428,21 @@ def ask_aggregators(
         )
         for name, load in loads.items()
     }
-    answers: dict[str, tuple[Reply, Packet]] = {}
+    found: dict[str, tuple[Reply, Packet]] = {}
     problems = dict.fromkeys(drive.parties, "no answer in time")
-    for name, packet in drive.fleet.ask("aggregate", requests, drive.study.draft.rounds.deadline_s):
-        if isinstance(packet, NodeFailure):
-            problems[name] = str(packet)
-            delivery.forget(name, packet)
+    for name, answer in verified_answers(drive, "aggregate", requests, ShareOfTotal, SetTaken, SetIncomplete):
+        if isinstance(answer, NodeFailure):
+            delivery.forget(name, answer)
+        if not isinstance(answer, tuple):
+            problems[name] = str(answer)
             continue
-        try:
-            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken, SetIncomplete)
-            require_reply(message.request, requests[name], name)
-            if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
-                raise MessageRefused(f"{name} sent no share")
-        except (MessageInvalid, MessageRefused) as err:
-            problems[name] = str(err)
+        message, packet = answer
+        if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
+            problems[name] = "it sent no share"
             continue
-        answers[name] = message, packet
+        found[name] = answer
         problems[name] = _PROBLEMS.get(message.kind, "")
-    return answers, {name: why for name, why in problems.items() if why}
+    return found, {name: why for name, why in problems.items() if why}
 
 
 def largest(envelopes: Envelopes) -> int:
@@ -486,14 +486,14 @@ def ask_until_all(
     kind: str,
     nodes: Sequence[str],
     request: Callable[[str], Packet],
-    models: tuple[type[M], ...],
+    models: tuple[type[R], ...],
     *,
     needed: int,
-    accept: Callable[[str, M, Packet], None],
+    accept: Callable[[str, R, Packet], None],
     finish: Callable[[Collection[str]], Collection[str]] | None = None,
     patience: float | None = None,
     is_stoppable: bool = True,
-) -> dict[str, M]:
+) -> dict[str, R]:
     """Verified and accepted answers of the nodes; asks again those that are away until `needed` have answered.
 
     An answer that does not verify counts as none. All nodes that are there are asked at least once.
@@ -507,11 +507,11 @@ def ask_until_all(
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
         SitesMissing: fewer than `needed` nodes answered within `patience` seconds.
     """
-    answers: dict[str, M] = {}
+    found: dict[str, R] = {}
     refused: dict[str, str] = {}
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
     while True:
-        missing = [name for name in nodes if name not in answers and name not in refused]
+        missing = [name for name in nodes if name not in found and name not in refused]
         if len(nodes) - len(refused) < needed:
             few = f"{kind}: {needed} nodes are needed and {len(nodes)} are not revoked"
             raise RunRefused("; ".join(refused.values()) or few)
@@ -519,26 +519,26 @@ def ask_until_all(
             stop_if_asked(drive)
         online = drive.fleet.online()
         requests = {name: request(name) for name in missing if name in online}
-        accepted: dict[str, M] = {}
-        for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s) if requests else ():
-            if isinstance(packet, NodeFailure):
-                if packet.error in FINAL_REFUSALS:
-                    refused[name] = f"{name} refuses ({packet.error}): {packet.message}"
-                logger.warning("run %s: %s, asked to %s: %s", drive.run, name, kind, packet)
+        accepted: dict[str, R] = {}
+        for name, answer in verified_answers(drive, kind, requests, *models):
+            if isinstance(answer, NodeFailure):
+                if answer.error in FINAL_REFUSALS:
+                    refused[name] = f"{name} refuses ({answer.error}): {answer.message}"
+                logger.warning("run %s: %s, asked to %s: %s", drive.run, name, kind, answer)
                 continue
             try:
-                message = verify(packet, identity_of(drive.study, name), *models)
-                require_reply(message.request, requests[name], name)
-                accept(name, message, packet)
+                if not isinstance(answer, tuple):
+                    raise answer
+                accept(name, *answer)
             except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
                 logger.warning("run %s: the answer of %s is not taken: %s", drive.run, name, err)
                 continue
-            accepted[name] = message
+            accepted[name] = answer[0]
         whole = accepted if finish is None else finish(accepted)
-        answers |= {name: accepted[name] for name in whole}
-        if len(answers) >= needed:
-            return answers
-        away = ", ".join(name for name in missing if name not in answers)
+        found |= {name: accepted[name] for name in whole}
+        if len(found) >= needed:
+            return found
+        away = ", ".join(name for name in missing if name not in found)
         if time.monotonic() > deadline:
             raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
         drive.store.beat(drive.run, drive.lease, f"{kind}: waits for {away}")

@@ -421,7 +421,6 @@ def test_bound_grows_with_the_ball_and_the_noise_and_counts_ring_units(make_stud
 def test_bound_of_local_steps_holds_all_of_them(make_study):
     local = (
         ('mode = "distributed"', 'mode = "local"\nlocal_steps = 4'),
-        ("[rounds]", "[rounds]"),
         with_aggregation("max_norm = 300"),
     )
     planned = make_study(*local, ("[optimizer]", "[optimizer]\nlocal_lr = 0.3")).planned_round(1)

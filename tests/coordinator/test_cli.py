@@ -314,7 +314,7 @@ def test_rounds_say_whose_updates_they_hold_who_is_missing_and_whose_was_too_lon
     assert printed["too_long"] == {"1": [first], "3": [second]}
     shown = lined(call("run", "rounds", run).stdout)
     assert ", ".join([second, *others]) in shown
-    assert f"Round 3 is not opened: too long were the vectors of {second}." in shown
+    assert f"Round 3 has not been opened: the vectors of {second} were too long." in shown
 
 
 def test_a_run_that_has_opened_nothing_says_so(call, run):

@@ -139,7 +139,7 @@ def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothi
         drawn.append(made)
         return made + 1 if len(drawn) == 1 else made
 
-    monkeypatch.setattr("confide.client_node.node.tags", false)
+    monkeypatch.setattr("confide.client_node.sealed.tags", false)
     with pytest.raises(AggregationFailed, match="sent tags that are not"):
         federation.drive()
     assert federation.store.rounds(RUN) == []
