@@ -128,7 +128,7 @@ class AggregatorRole:
             scale_bits=planned.scale_bits,
             rows=planned.rows,
             norm_bound=planned.bound_units or 0,
-            topup_bound=study.planned_topup(round_number, len(cohort)).bound_units or 0,
+            topup_bound=study.topup_bound(round_number, len(cohort)),
             tag_count=planned.tag_count,
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,

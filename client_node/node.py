@@ -62,6 +62,7 @@ from .messages import (
     fitting,
     require_evidence,
     sign,
+    start_hash,
     verify,
 )
 from .outbox import Files, Outbox
@@ -167,7 +168,10 @@ class Node:
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
         context = study.share_context(
-            planned, run=plan.run, site=self._enrolment.name, state=hashlib.sha256(state).hexdigest()
+            planned,
+            run=plan.run,
+            site=self._enrolment.name,
+            state=start_hash(hashlib.sha256(state).hexdigest(), plan.tag_key),
         )
         envelopes = seal(study, plan, vector, context, self._identity.signer)
         return self._outbox.put(plan.run, plan.round, envelopes)
@@ -242,8 +246,7 @@ class Node:
         except TopUpMissing as lack:
             return self._incomplete(packet, order, complete=lack.names)
         except NormExceeded as excess:
-            complete = tuple(site for site in order.cohort if site not in excess.names)
-            return self._incomplete(packet, order, complete=complete, rejected=excess.names)
+            return self._incomplete(packet, order, complete=excess.kept, rejected=excess.names)
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,

@@ -38,6 +38,7 @@ from ..client_node.messages import (
     TopUpPlan,
     Update,
     sign,
+    start_hash,
 )
 from ..client_node.study import PlannedRound
 from ..mpc.errors import TotalForged
@@ -46,7 +47,7 @@ from ..mpc.shares import ShareContext, set_name
 from ..mpc.tags import verify_total
 from ..privacy.chain import Entry
 from .drive import Drive, R, identity_of, stop_if_asked, verified_answers
-from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
+from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused
 from .fleet import NodeFailure
 from .optimizer import server_step
 from .relay import Delivery, Intake, Load, inline_room
@@ -114,7 +115,8 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
 def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> None:
     """The round after the last update: the total is a histogram of how the final state scores held-out records.
 
-    Where too few sites take part, or refuse for good, that is written down instead: what was trained is kept.
+    Where too few sites take part, or refuse for good, or the total has not their tags, that is written down instead:
+    what was trained is kept.
     """
     planned = drive.study.planned_round(drive.study.last_round)
     sites = tuple(site for site in drive.sites if site not in drive.abstaining)
@@ -124,7 +126,7 @@ def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpo
                 f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
             )
         opened = open_round(drive, keys, planned, state_bytes(checkpoint.exported), sites)
-    except RunRefused as err:
+    except (RunRefused, TotalRefused) as err:
         logger.warning("run %s: not evaluated: %s", drive.run, err)
         drive.store.commit_round(
             Evaluation(
@@ -175,15 +177,15 @@ def opened_total(drive: Drive, planned: PlannedRound, shares: Sequence[bytes]) -
     """The total as real numbers, once it has the tags that its sites made, if the study has tags.
 
     Raises:
-        AggregationFailed: it has not.
+        TotalRefused: it has not.
     """
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
     total = open_total(shares, ring, planned.dim, planned.tag_count)
     if key := tag_key(drive, planned.number):
         try:
-            verify_total(total.units, total.tags, bytes.fromhex(key), planned.largest_units)
+            verify_total(total.units, total.tags, bytes.fromhex(key), drive.study.largest_units(planned))
         except TotalForged as err:
-            raise AggregationFailed(
+            raise TotalRefused(
                 f"{planned.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "
                 "those of its vector. Nothing of the round is kept. Resume the run once; if it stays, ask all three "
                 "aggregators and the sites"
@@ -347,7 +349,7 @@ def aggregate(
         stop_if_asked(drive)
         offered, topups = top_up(drive, keys, planned, offered, state)
         drive.store.beat(drive.run, drive.lease, f"{planned.title}: aggregators add {len(offered)} sites")
-        terms = {"round": planned.number, "state": state_hash(state), "cohort": offered}
+        terms = {"round": planned.number, "state": start_of(drive, planned, state), "cohort": offered}
         loads = {
             name: Load.of(offered, aggregator_id, envelopes, topups, set_name(offered))
             for aggregator_id, name in enumerate(drive.parties)
@@ -369,9 +371,7 @@ def aggregate(
             return views.pop()[0], [packet.blobs["share"] for packet in packets], evidence
         for message, _ in answers.values():
             if isinstance(message, SetTaken):
-                if not set(message.bound) <= set(envelopes):
-                    raise AggregationFailed(f"{planned.title} is bound to {message.bound}, whose shares are gone")
-                offered = message.bound
+                offered = bound_set(drive, planned, envelopes, message)
         offered = without_incomplete(drive, planned, offered, [message for message, _ in answers.values()])
         logger.warning("run %s: %s not aggregated, asking again (%s)", drive.run, planned.title, problems)
         if time.monotonic() > deadline:
@@ -379,6 +379,23 @@ def aggregate(
                 f"{planned.title} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         time.sleep(RETRY_S)
+
+
+def bound_set(drive: Drive, planned: PlannedRound, envelopes: Envelopes, taken: SetTaken) -> tuple[str, ...]:
+    """The set to which a round is bound by the word of one aggregator, if it can be summed.
+
+    Raises:
+        AggregationFailed: it can't. Nothing follows from a word that may be false: sites are asked for nothing.
+    """
+    bound = tuple(sorted(set(taken.bound)))
+    if len(bound) < drive.study.quorum or not set(bound) <= set(drive.study.site_names()):
+        raise AggregationFailed(
+            f"{planned.title}: an aggregator says that it is bound to {', '.join(bound) or 'nobody'}, which is no set "
+            "that the study allows; ask the aggregators' people, then resume"
+        )
+    if not set(bound) <= set(envelopes):
+        raise AggregationFailed(f"{planned.title} is bound to {', '.join(bound)}, whose shares are gone")
+    return bound
 
 
 def note_rejected(drive: Drive, planned: PlannedRound, answers: Sequence[Reply]) -> None:
@@ -410,7 +427,8 @@ def without_incomplete(
         raise AggregationFailed(
             f"{planned.title}: the vectors of {', '.join(rejected)} are longer than the study allows "
             f"(aggregation.max_norm), and {drive.study.quorum} sites are needed: {len(complete)} are left. Nothing was "
-            "opened; ask these sites, revoke them, or start a study without them"
+            "opened. What they sealed stands for this round, so resuming changes nothing: mend or leave out these "
+            "sites, and start a new run"
         )
     return offered
 
@@ -574,4 +592,9 @@ def state_hash(state: bytes) -> str:
 
 def share_context(drive: Drive, site: str, planned: PlannedRound, state: bytes) -> ShareContext:
     """What a site's shares of a round must be sealed and signed for."""
-    return drive.study.share_context(planned, run=drive.run, site=site, state=state_hash(state))
+    return drive.study.share_context(planned, run=drive.run, site=site, state=start_of(drive, planned, state))
+
+
+def start_of(drive: Drive, planned: PlannedRound, state: bytes) -> str:
+    """What stands in contexts and orders for all that the sites of a round are sent alike."""
+    return start_hash(state_hash(state), tag_key(drive, planned.number))

@@ -15,6 +15,7 @@ from confide.coordinator.rounds import state_bytes, state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
 from confide.mpc import tags as tags_module
+from confide.mpc.errors import SetConflict
 from confide.mpc.shares import set_name
 
 from .quiet_fleet import PARTIES, RUN, SITES, Federation, TableParty, found
@@ -143,6 +144,43 @@ def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothi
     with pytest.raises(AggregationFailed, match="sent tags that are not"):
         federation.drive()
     assert federation.store.rounds(RUN) == []
+
+
+def test_a_coordinator_that_gives_one_site_another_key_of_tags_gets_no_sum_with_it(make, monkeypatch):
+    """The sum of tags would else show values of this one site's vector: <r - r', x>."""
+    federation = make("over-provision", verify_total=True)
+    real_plan, real_key = rounds.plan_round, rounds.tag_key
+
+    def plan(drive, keys, planned, state, site, inline):
+        with monkeypatch.context() as patch:
+            if site == "west":
+                patch.setattr(rounds, "tag_key", lambda *_: "ab" * 32)
+            return real_plan(drive, keys, planned, state, site, inline)
+
+    monkeypatch.setattr(rounds, "plan_round", plan)
+    federation.drive()
+    assert rounds.tag_key is real_key
+    assert_opened(federation, "over-provision", without("west"))
+
+
+@pytest.mark.parametrize("bound", [("east",), (), (*SITES, "nobody")])
+def test_an_aggregator_that_lies_about_a_bound_set_leaves_nothing_behind(make, monkeypatch, bound):
+    federation = make()
+    real = TableParty.aggregate
+
+    def aggregate(party, order, envelopes, topups):
+        release = real(party, order, envelopes, topups)
+        if party._id == 1:
+            raise SetConflict("round 1 is bound to another set of sites", bound)
+        return release
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableParty, "aggregate", aggregate)
+        with pytest.raises(AggregationFailed, match="no set that the study allows"):
+            federation.drive()
+    federation.drive()
+    assert_opened(federation, "top-up", SITES)
+    assert not any(kind == "topup" for kind, _ in federation.fleet.asked)
 
 
 def orders(federation: Federation, cohort: tuple[str, ...], *, round_number: int = 1, attempt: int = 1):

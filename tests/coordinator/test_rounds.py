@@ -12,7 +12,7 @@ from confide.client_node.study import AggregatorParty, Participant, Study
 from confide.coordinator import rounds
 from confide.coordinator.drive import Drive
 from confide.coordinator.driver import drive
-from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.pki import Pki
@@ -232,6 +232,20 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
     evaluating.store.set_run_state("run-1", "running")
     evaluating.drive(late)  # what was written down is not tried again, without the run's keys
     assert late.computed == []
+
+
+def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
+    real = rounds.opened_total
+
+    def opened_total(drive, planned, shares):
+        if planned.purpose == "evaluation":
+            raise TotalRefused("evaluation: not the sum that the tags say")
+        return real(drive, planned, shares)
+
+    monkeypatch.setattr(rounds, "opened_total", opened_total)
+    evaluating.drive(FakeFleet(evaluating.study))
+    assert evaluating.store.run("run-1").state == "done"
+    assert "not the sum that the tags say" in evaluating.store.evaluation("run-1").problem
 
 
 def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
