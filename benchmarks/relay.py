@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from measuring import Peak, allocated_mib
 
 from confide.client_node.draft import load_draft
 from confide.client_node.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
@@ -71,32 +71,6 @@ class Ends:
         return sign(answer, self._keys[party])
 
 
-def allocated_mib() -> float:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) / 1024
-
-
-class Peak:
-    """The most memory that was allocated while it was watched."""
-
-    def __init__(self) -> None:
-        self.mib, self._is_over = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "Peak":
-        self._before = allocated_mib()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._is_over.wait(0.002):
-            self.mib = max(self.mib, allocated_mib() - self._before)
-
-
 def study_of(names: list[str], keys: Mapping[str, Ed25519PrivateKey], coordinator: str, dim: int) -> Study:
     draft = load_draft(EXAMPLE)
     parts = draft.participants.model_copy(update={"sites": tuple(names), "aggregators": PARTIES})
@@ -138,6 +112,7 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
         start=Checkpoint.beginning(np.zeros(1, np.float32)), head_size=1,
     )  # fmt: skip
     started, spent = time.perf_counter(), time.process_time()
+    before = allocated_mib()
     with Peak() as peak:
         inbox = drive.folder.envelopes(1)
         intake = Intake(drive, inbox, lambda site: context_of(study, site))
@@ -154,7 +129,7 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
         "sites": sites,
         "dim": dim,
         "relayed_mb": round(sum(each.size for sealed in described.values() for each in sealed) / 1e6, 1),
-        "memory_mib": round(peak.mib, 1),
+        "memory_mib": round(peak.mib - before, 1),
         "wall_s": round(time.perf_counter() - started, 2),
         "processor_s": round(time.process_time() - spent, 2),
     }
