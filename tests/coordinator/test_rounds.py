@@ -1,4 +1,5 @@
 import json
+import logging
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -412,6 +413,20 @@ def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
     late = FakeFleet(desk.study)
     drive(late, desk.home, "run-1")
     assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
+def test_a_run_has_a_log_of_its_own_that_tells_of_every_round_and_why_it_failed(desk):
+    def stop(kind, name):
+        if (kind, name) == ("settle", "agg-c"):
+            raise LeaseLost("another driver has taken over")
+
+    drive(FakeFleet(desk.study, before=stop), desk.home, "run-1")
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    log = desk.home / "runs" / "run-1" / "driver.log"
+    text = log.read_text()
+    assert all(f"round {number} committed with north, south, west" in text for number in range(1, ROUNDS + 1))
+    assert "another driver has taken over" in text
+    assert len(logging.getLogger("confide").handlers) == 0
 
 
 def test_a_run_whose_beginning_is_lost_fails_with_words_and_is_not_tried_for_ever(desk):
