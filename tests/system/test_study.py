@@ -98,9 +98,11 @@ def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federati
         wait_for(lambda: len(list(envelopes.glob("*/complete"))) == len(SITES), "all sealed shares")
         secrets = secrets_of_round_one(federation, study, run)
         stored = b"".join(path.read_bytes() for path in everything_of(federation))
+        sealed = [path.read_bytes() for path in (envelopes / SITES[0]).iterdir() if path.name != "complete"]
     finally:
         os.kill(federation.pid("agg-a"), signal.SIGCONT)
-    assert (envelopes / f"{SITES[0]}.0").read_bytes() in stored
+    assert len(sealed) == len(PARTIES)
+    assert all(data in stored for data in sealed)  # what is looked through is what lies there
     for name, secret in secrets.items():
         assert secret not in stored, f"{name} lies in clear at the coordinator"
     finish(federation, run)
