@@ -6,7 +6,7 @@ is kept is the smaller of the product per unit and the matrices themselves, abou
 activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must hold
 for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
 
-Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `N` (expert, unit) runs or (unit, word)
+Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `C` some of them, `N` (expert, unit) runs or (unit, word)
 pairs, `P`, `Q` the widths of a gradient.
 """
 
@@ -66,14 +66,33 @@ class Collector:
         transposed: bool,
     ) -> None:
         """Takes one gradient an expert, from pairs sorted as `runs` says; the parameter has a leading expert axis."""
-        self._claim(parameter)
         left, right = left_SP.to(parameter.dtype), right_SQ.to(parameter.dtype)
-        width_p, width_q = left.shape[1], right.shape[1]
-        if len(runs.length_N) * width_p * width_q <= len(left) * (width_p + width_q):
-            kept: _Kept = _RunGradients(_run_products(left, right, runs.length_N), runs, num_experts, transposed)
-        else:
-            kept = _RunFactors(left, right, runs, num_experts, transposed)
+        widths = left.shape[1], right.shape[1]
+        capture = self.open_runs(parameter, *widths, parameter.dtype, runs, num_experts, transposed=transposed)
+        capture.add(slice(0, len(left)), slice(0, len(runs.length_N)), left, right)
+
+    def open_runs(
+        self,
+        parameter: nn.Parameter,
+        width_P: int,
+        width_Q: int,
+        dtype: torch.dtype,
+        runs: Runs,
+        num_experts: int,
+        *,
+        transposed: bool,
+    ) -> "RunCapture":
+        """The same in parts, for an op that has them at hand one after another; every run is to be added once."""
+        self._claim(parameter)
+        kind = _RunGradients if _fewer_as_products(runs, width_P, width_Q) else _RunFactors
+        kept = kind.empty(runs, width_P, width_Q, dtype, num_experts, transposed)
         self._kept[parameter] = kept
+        return kept
+
+    def capture_units(self, parameter: nn.Parameter, grads_U: Tensor) -> None:
+        """Takes the gradients themselves, [U, *parameter.shape]."""
+        self._claim(parameter)
+        self._kept[parameter] = _UnitGradients(grads_U.flatten(1, -2), False)
 
     def capture_lookups(self, parameter: nn.Parameter, grads_TP: Tensor, ids_T: Tensor) -> None:
         """Takes the gradient of a factor stored as [P, words], of which token t read column ids_T[t]."""
@@ -140,6 +159,14 @@ class CaptureSlot:
             collector.close()
 
 
+class RunCapture(Protocol):
+    """Takes the gradient of a bank's factor part by part."""
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        """The outer products of these consecutive sorted pairs, which are those of these whole runs."""
+        ...
+
+
 class _Kept(Protocol):
     def square_norms(self, num_units: int) -> Tensor: ...
 
@@ -191,6 +218,16 @@ class _RunGradients:
     num_experts: int
     transposed: bool
 
+    @classmethod
+    def empty(
+        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
+    ) -> "_RunGradients":
+        grads = torch.empty(len(runs.length_N), width_P, width_Q, dtype=dtype, device=runs.length_N.device)
+        return cls(grads, runs, num_experts, transposed)
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        _run_products(left_CP, right_CQ, self.runs.length_N[runs], out_NPQ=self.grads_NPQ[runs])
+
     def square_norms(self, num_units: int) -> Tensor:
         by_run = _square_norms(self.grads_NPQ)
         return by_run.new_zeros(num_units).index_add_(0, self.runs.unit_N, by_run)
@@ -213,6 +250,20 @@ class _RunFactors:
     runs: Runs
     num_experts: int
     transposed: bool
+
+    @classmethod
+    def empty(
+        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
+    ) -> "_RunFactors":
+        pairs = int(runs.length_N.sum())
+        left, right = (
+            torch.empty(pairs, width, dtype=dtype, device=runs.length_N.device) for width in (width_P, width_Q)
+        )
+        return cls(left, right, runs, num_experts, transposed)
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        self.left_SP[pairs] = left_CP
+        self.right_SQ[pairs] = right_CQ
 
     def square_norms(self, num_units: int) -> Tensor:
         # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
@@ -251,15 +302,19 @@ def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
     return torch.mv(grads_BPQ.flatten(1).double().T, factors_B).view(grads_BPQ.shape[1:])
 
 
-def _run_products(left_SP: Tensor, right_SQ: Tensor, length_N: Tensor) -> Tensor:
-    """[N, P, Q]: left^T right over each run of consecutive pairs."""
-    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_SP, right_SQ))
-    if is_aligned and left_SP.dtype == torch.float32:  # grouped_mm knows no float64 and wants rows of 16 bytes
-        return torch.nn.functional.grouped_mm(left_SP.T, right_SQ, offs=length_N.cumsum(0).to(torch.int32))
-    out = left_SP.new_empty(len(length_N), left_SP.shape[1], right_SQ.shape[1])
+def _fewer_as_products(runs: Runs, width_P: int, width_Q: int) -> bool:
+    """Whether a product for each run is less to keep than its factors are."""
+    return len(runs.length_N) * width_P * width_Q <= int(runs.length_N.sum()) * (width_P + width_Q)
+
+
+def _run_products(left_CP: Tensor, right_CQ: Tensor, length_N: Tensor, *, out_NPQ: Tensor) -> None:
+    """Writes left^T right over each run of consecutive pairs."""
+    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_CP, right_CQ))
+    if is_aligned and out_NPQ.dtype != torch.float64:  # grouped_mm knows no float64 and wants rows of 16 bytes
+        out_NPQ.copy_(torch.nn.functional.grouped_mm(left_CP.T, right_CQ, offs=length_N.cumsum(0).to(torch.int32)))
+        return
     for runs, rows in _equally_long(length_N):
-        out[runs] = torch.bmm(left_SP[rows].mT, right_SQ[rows])
-    return out
+        out_NPQ[runs] = torch.bmm(left_CP[rows].mT, right_CQ[rows])
 
 
 def _equally_long(length_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
