@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from .errors import CaptureClosed, CapturedTwice, TokensMiscounted
 from .routing import Runs, slices_of
 
+_LONG = 16  # pairs of an average run, from which on runs are multiplied one by one
+
 
 class Collector:
     """Gradients of every factor for every unit of one microbatch.
@@ -213,7 +215,8 @@ class _WordGradients:
 
 @dataclass(slots=True)
 class _RunGradients:
-    grads_NPQ: Tensor
+    parts: list[tuple[slice, Tensor]]  # runs of whole experts and their gradients [runs, P, Q]
+    widths: tuple[int, int]
     runs: Runs
     num_experts: int
     transposed: bool
@@ -222,24 +225,28 @@ class _RunGradients:
     def empty(
         cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
     ) -> "_RunGradients":
-        grads = torch.empty(len(runs.length_N), width_P, width_Q, dtype=dtype, device=runs.length_N.device)
-        return cls(grads, runs, num_experts, transposed)
+        return cls([], (width_P, width_Q), runs, num_experts, transposed)
 
     def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
-        _run_products(left_CP, right_CQ, self.runs.length_N[runs], out_NPQ=self.grads_NPQ[runs])
+        self.parts.append((runs, _run_products(left_CP, right_CQ, self.runs, runs)))
 
     def square_norms(self, num_units: int) -> Tensor:
-        by_run = _square_norms(self.grads_NPQ)
-        return by_run.new_zeros(num_units).index_add_(0, self.runs.unit_N, by_run)
+        total = torch.zeros(num_units, dtype=torch.float64, device=self.runs.unit_N.device)
+        for runs, grads in self.parts:
+            total.index_add_(0, self.runs.unit_N[runs], _square_norms(grads))
+        return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
-        self.grads_NPQ[is_forgotten_U[self.runs.unit_N]] = 0
+        for runs, grads in self.parts:
+            grads[is_forgotten_U[self.runs.unit_N[runs]]] = 0
 
     def weighted_sum(self, factors_U: Tensor) -> Tensor:
         factors_N = factors_U[self.runs.unit_N]
-        total = self.grads_NPQ.new_zeros(self.num_experts, *self.grads_NPQ.shape[1:], dtype=torch.float64)
-        for expert, part in slices_of(torch.bincount(self.runs.expert_N, minlength=self.num_experts).tolist()):
-            total[expert] = _contract(factors_N[part], self.grads_NPQ[part])
+        total = factors_U.new_zeros(self.num_experts, *self.widths)
+        for runs, grads in self.parts:
+            runs_of = torch.bincount(self.runs.expert_N[runs], minlength=self.num_experts).tolist()
+            for expert, part in slices_of(runs_of):
+                total[expert] = _contract(factors_N[runs][part], grads[part])
         return total.mT if self.transposed else total
 
 
@@ -269,8 +276,9 @@ class _RunFactors:
         # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
         # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
         total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
-        for runs, rows in _equally_long(self.runs.length_N):
-            left, right = self.left_SP[rows].double(), self.right_SQ[rows].double()
+        for runs, pairs, is_padding in self.runs.padded(slice(0, len(self.runs.length_N))):
+            left = self.left_SP[pairs].double().masked_fill_(is_padding.unsqueeze(2), 0)
+            right = self.right_SQ[pairs].double()
             gram = (left @ left.mT) * (right @ right.mT)
             size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
             terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
@@ -294,8 +302,10 @@ class _RunFactors:
 
 
 def _square_norms(grads_BPQ: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(grads_BPQ, dim=(1, 2), dtype=torch.float64)
-    return norms.square_()
+    """[B] float64; few at a time, as each is widened first and had better stay in cache."""
+    few = max(1, 2**17 // max(1, grads_BPQ[:1].numel()))
+    norms = [torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.float64) for g in torch.split(grads_BPQ, few)]
+    return torch.cat(norms).square_()
 
 
 def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
@@ -307,19 +317,15 @@ def _fewer_as_products(runs: Runs, width_P: int, width_Q: int) -> bool:
     return len(runs.length_N) * width_P * width_Q <= int(runs.length_N.sum()) * (width_P + width_Q)
 
 
-def _run_products(left_CP: Tensor, right_CQ: Tensor, length_N: Tensor, *, out_NPQ: Tensor) -> None:
-    """Writes left^T right over each run of consecutive pairs."""
+def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) -> Tensor:
+    """[N, P, Q]: left^T right over each run of the consecutive pairs of `part`."""
+    length_N = runs.length_N[part]
     is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_CP, right_CQ))
-    if is_aligned and out_NPQ.dtype != torch.float64:  # grouped_mm knows no float64 and wants rows of 16 bytes
-        out_NPQ.copy_(torch.nn.functional.grouped_mm(left_CP.T, right_CQ, offs=length_N.cumsum(0).to(torch.int32)))
-        return
-    for runs, rows in _equally_long(length_N):
-        out_NPQ[runs] = torch.bmm(left_CP[rows].mT, right_CQ[rows])
-
-
-def _equally_long(length_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches the runs of one length: their numbers [B] and the pairs of each [B, length]."""
-    start = length_N.cumsum(0) - length_N
-    for length in torch.unique(length_N).tolist():
-        runs = (length_N == length).nonzero().squeeze(1)
-        yield runs, start[runs, None] + torch.arange(length, device=length_N.device)
+    # Some 10 us a run against the copies that padding takes; grouped_mm knows no float64 and wants rows of 16 bytes.
+    if len(left_CP) >= _LONG * len(length_N) and is_aligned and left_CP.dtype != torch.float64:
+        return torch.nn.functional.grouped_mm(left_CP.T, right_CQ, offs=length_N.cumsum(0).to(torch.int32))
+    out_NPQ = left_CP.new_empty(len(length_N), left_CP.shape[1], right_CQ.shape[1])
+    for runs_B, pairs_BL, is_padding_BL in runs.padded(part):
+        left_BLP = left_CP[pairs_BL].masked_fill_(is_padding_BL.unsqueeze(2), 0)
+        out_NPQ[runs_B] = torch.bmm(left_BLP.mT, right_CQ[pairs_BL])
+    return out_NPQ

@@ -51,6 +51,8 @@ class _Chunk:
 
     def each(self, *tensors_C: Any) -> Iterator[tuple[Any, ...]]:
         """(expert, its rows of each tensor), one expert after another."""
+        if len(self.experts) == 1:
+            return iter([(self.experts[0], *tensors_C)])
         return zip(self.experts, *(torch.split(tensor, self.sizes) for tensor in tensors_C), strict=True)
 
 
@@ -64,11 +66,15 @@ class _MoE(Function):
         A1, B1, A2, B2 = (None if factor is None else factor.to(x.dtype) for factor in factors)
         z1, z2 = (None if A is None else x.new_empty(plan.num_pairs, A.shape[1]) for A in (A1, A2))
         chunks = _chunks(plan)
-        gu = x.new_empty(plan.num_pairs, 2 * experts.hidden)
+        keeps = any(ctx.needs_input_grad)
+        gu = []  # by chunk: 32 MiB and more would come as fresh pages from the system, ten times as slow to fill
         y = _rows(x, plan)
         for chunk in chunks:
             s = chunk.pairs
-            x_C, gu_C, y_C = x.index_select(0, plan.token_S[s]), gu[s], y[s]
+            x_C, y_C = x.index_select(0, plan.token_S[s]), y[s]
+            gu_C = x.new_empty(len(x_C), 2 * experts.hidden)
+            if keeps:
+                gu.append(gu_C)
             for e, x_e, gu_e in chunk.each(x_C, gu_C):
                 experts.gate_up.mm(e, x_e, gu_e)
             if z1 is not None:
@@ -79,7 +85,7 @@ class _MoE(Function):
                 experts.down.mm(e, inner_e, y_e)
             if z2 is not None:
                 _add_low_rank(chunk, inner, A2, B2, lora.scaling, z2[s], y_C)
-        ctx.save_for_backward(x, topk_weights, gate_up, down, A1, B1, A2, B2, gu, z1, z2)
+        ctx.save_for_backward(x, topk_weights, gate_up, down, A1, B1, A2, B2, z1, z2, *gu)
         ctx.rest = experts, lora, plan, collector, chunks
         return _combine(y, plan, topk_weights)
 
@@ -87,7 +93,7 @@ class _MoE(Function):
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, topk_weights, gate_up, down, A1, B1, A2, B2, gu, z1, z2 = ctx.saved_tensors
+        x, topk_weights, gate_up, down, A1, B1, A2, B2, z1, z2, *gu = ctx.saved_tensors
         experts, lora, plan, _, chunks = ctx.rest
         needs_x, needs_w, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
         scaling = 0.0 if lora is None else lora.scaling
@@ -102,9 +108,9 @@ class _MoE(Function):
         to_A1, to_B1, to_A2, to_B2 = (
             _Destination.of(number, ctx, x.dtype, transposed=number % 2 == 1) for number in range(4)
         )
-        for chunk in chunks:
+        for chunk, gu_C in zip(chunks, gu, strict=True):
             s = chunk.pairs
-            token, weight, gu_C = plan.token_S[s], weight_S[s], gu[s]
+            token, weight = plan.token_S[s], weight_S[s]
             gate, up = gu_C.chunk(2, dim=1)
             dy = grad.index_select(0, token)
             d_inner, d_gu = torch.empty_like(gate), torch.empty_like(gu_C)

@@ -159,6 +159,8 @@ def _check(module: Any) -> None:
         if weight.dtype == torch.float8_e4m3fn:
             if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
                 raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
+            if any(bool(expert.isnan().any()) for expert in weight):
+                raise UnsupportedExperts(f"{name} has experts that are nan")
             if module.activation_scheme != "dynamic":
                 raise UnsupportedExperts(f"{name} has {module.activation_scheme} scales for its activations")
     # Clamps and soft caps hide in methods and settings of many names, so the gate is asked, far out as well.

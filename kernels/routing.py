@@ -1,15 +1,25 @@
 """Token-choice routing as a sort: which rows belong to which expert, and inside an expert to which privacy unit.
 
 Legend: `T` tokens, `K` top-k, `E` experts, `S` routed pairs (T*K less the dropped ones), `N` non-empty (expert, unit)
-runs.
+runs, `B` some of them, `L` the length of the longest of those.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import RoutingOutOfRange, TokensMiscounted
+
+
+class PaddedRuns(NamedTuple):
+    """Runs of similar length as rows of equal length: a short one repeats its own last pair."""
+
+    runs_B: Tensor  # their numbers
+    pairs_BL: Tensor  # the sorted pairs of each
+    is_padding_BL: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,17 @@ class Runs:
     length_N: Tensor  # pairs in each run, all positive, sum S
     expert_N: Tensor
     unit_N: Tensor
+    _padded: dict[tuple[int, int], list[PaddedRuns]] = field(default_factory=dict, repr=False, compare=False)
+
+    def padded(self, part: slice) -> list[PaddedRuns]:
+        """The consecutive runs of `part` in batches, each at most twice as long as its shortest run.
+
+        Runs and pairs are counted from the first of the part. Padding stays inside a run, so that what is not finite in
+        one unit cannot reach another even as 0 * nan.
+        """
+        if (part.start, part.stop) not in self._padded:
+            self._padded[part.start, part.stop] = list(_batches(self.length_N[part]))
+        return self._padded[part.start, part.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +110,21 @@ def slices_of(counts: list[int]) -> tuple[tuple[int, slice], ...]:
             found.append((index, slice(start, start + count)))
         start += count
     return tuple(found)
+
+
+def _batches(length_N: Tensor) -> Iterator[PaddedRuns]:
+    start_N = length_N.cumsum(0) - length_N
+    longest_first = torch.argsort(length_N, descending=True)
+    lengths = length_N[longest_first].tolist()
+    first = 0
+    while first < len(lengths):
+        longest = lengths[first]
+        end = first + sum(2 * length >= longest for length in lengths[first:])
+        runs_B = longest_first[first:end]
+        place_L = torch.arange(longest, device=length_N.device)
+        last_B1 = length_N[runs_B, None] - 1
+        yield PaddedRuns(runs_B, start_N[runs_B, None] + torch.minimum(place_L, last_B1), place_L > last_B1)
+        first = end
 
 
 def _check_range(what: str, index: Tensor, bound: int) -> None:

@@ -135,10 +135,20 @@ def test_fp8_multiplies_each_tile_by_its_scale():
                 assert dense[expert, row, column] == want
 
 
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**-10, 127.0])
+def test_fp8_widens_every_code_exactly(dtype, scale):
+    codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn)
+    codes = codes[~codes.isnan()].view(1, 2, 127)
+    got = FP8Block128(codes, torch.full((1, 1, 1), scale), dtype).dense()
+    assert torch.equal(got, (codes.double() * scale).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [RAGGED, (2, 256, 384)])
-def test_fp8_is_what_transformers_makes_of_it(shape):
-    packed = FP8Block128.quantised(stack(*shape))
-    want = _dequantize_fp8_weight(packed.codes_EOI, packed.scale_inv_EPQ, [128, 128], torch.float32)
+def test_fp8_is_what_transformers_makes_of_it(shape, dtype):
+    packed = FP8Block128.quantised(stack(*shape, dtype=dtype))
+    want = _dequantize_fp8_weight(packed.codes_EOI, packed.scale_inv_EPQ, [128, 128], dtype)
     torch.testing.assert_close(packed.dense(), want, rtol=0, atol=0)
 
 
@@ -174,6 +184,7 @@ def test_tensors_that_are_no_stack_are_refused():
         lambda: FP8Block128(codes, torch.zeros(2, 2, 1), torch.float32),
         lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.zeros(2, 1, 1), torch.float32),
         lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.zeros(2, 2, 1).double(), torch.float32),
+        lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.full((2, 2, 1), 128.0), torch.float32),
     ):
         with pytest.raises(UnfitWeights):
             make()
