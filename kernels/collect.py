@@ -2,9 +2,9 @@
 
 The gradient of a low-rank factor with respect to one privacy unit is a sum of outer products l_t r_t^T over that unit's
 tokens. An op's backward has both thin matrices at hand, and instead of returning their product it hands them here. What
-is kept is the smaller of the product per unit and the matrices themselves, about rank / tokens_per_row of the
-activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must hold
-for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
+is kept is the product per unit or, where units are few tokens, the matrices themselves: about rank / tokens_per_row of
+the activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must
+hold for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
 
 Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `C` some of them, `N` (expert, unit) runs or (unit, word)
 pairs, `P`, `Q` the widths of a gradient.
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from .errors import CaptureClosed, CapturedTwice, TokensMiscounted
 from .routing import Runs, slices_of
 
+_CACHED = 2**17  # numbers that are widened to float64 at a time
+_WORTH = 3  # times the memory of the factors that products may take
 _LONG = 16  # pairs of an average run, from which on runs are multiplied one by one
 
 
@@ -86,7 +88,7 @@ class Collector:
     ) -> "RunCapture":
         """The same in parts, for an op that has them at hand one after another; every run is to be added once."""
         self._claim(parameter)
-        kind = _RunGradients if _fewer_as_products(runs, width_P, width_Q) else _RunFactors
+        kind = _RunGradients if _is_worth_products(runs, width_P, width_Q) else _RunFactors
         kept = kind.empty(runs, width_P, width_Q, dtype, num_experts, transposed)
         self._kept[parameter] = kept
         return kept
@@ -276,14 +278,16 @@ class _RunFactors:
         # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
         # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
         total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
-        for runs, pairs, is_padding in self.runs.padded(slice(0, len(self.runs.length_N))):
-            left = self.left_SP[pairs].double().masked_fill_(is_padding.unsqueeze(2), 0)
-            right = self.right_SQ[pairs].double()
-            gram = (left @ left.mT) * (right @ right.mT)
-            size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
-            terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
-            hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
-            total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
+        for batch in self.runs.padded(slice(0, len(self.runs.length_N))):
+            few = max(1, _CACHED // max(1, batch.pairs_BL.shape[1] * self.right_SQ.shape[1]))
+            for runs, pairs, is_padding in zip(*(torch.split(tensor, few) for tensor in batch), strict=True):
+                left = self.left_SP[pairs].double().masked_fill_(is_padding.unsqueeze(2), 0)
+                right = self.right_SQ[pairs].double()
+                gram = (left @ left.mT) * (right @ right.mT)
+                size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
+                terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
+                hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
+                total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
         return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
@@ -303,7 +307,7 @@ class _RunFactors:
 
 def _square_norms(grads_BPQ: Tensor) -> Tensor:
     """[B] float64; few at a time, as each is widened first and had better stay in cache."""
-    few = max(1, 2**17 // max(1, grads_BPQ[:1].numel()))
+    few = max(1, _CACHED // max(1, grads_BPQ[:1].numel()))
     norms = [torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.float64) for g in torch.split(grads_BPQ, few)]
     return torch.cat(norms).square_()
 
@@ -312,9 +316,9 @@ def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
     return torch.mv(grads_BPQ.flatten(1).double().T, factors_B).view(grads_BPQ.shape[1:])
 
 
-def _fewer_as_products(runs: Runs, width_P: int, width_Q: int) -> bool:
-    """Whether a product for each run is less to keep than its factors are."""
-    return len(runs.length_N) * width_P * width_Q <= int(runs.length_N.sum()) * (width_P + width_Q)
+def _is_worth_products(runs: Runs, width_P: int, width_Q: int) -> bool:
+    """Whether to keep a product for each run rather than its factors: norms of products are far faster to take."""
+    return len(runs.length_N) * width_P * width_Q <= _WORTH * int(runs.length_N.sum()) * (width_P + width_Q)
 
 
 def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) -> Tensor:

@@ -1,7 +1,7 @@
 """Routed experts with LoRA as torch's matrix products, one expert after another, with a hand-written backward.
 
-Experts are worked off in chunks of a few hundred pairs, so that what an expert leaves is still in cache when it is
-needed, and experts with few pairs share the elementwise calls. Only the gate/up activations and the rank-wide products
+Experts are worked off in chunks, so that what an expert leaves is still in cache when it is needed, and experts with
+few pairs share the elementwise calls. Only the gate/up activations and the rank-wide products
 are kept for backward; the gathered inputs, the SwiGLU product and the outputs are recomputed or not needed.
 
 Legend: `T` tokens, `D` model, `F` expert hidden, `G` = 2F, `E` experts, `K` top-k, `S` sorted pairs, `C` pairs of a
@@ -22,7 +22,10 @@ from .experts import Experts, LoRA
 from .formats import trained_stack
 from .routing import Plan
 
-_CHUNK = 256  # pairs; more spill out of the cache, fewer cost calls
+_FEW, _CHUNK = (
+    256,
+    1024,
+)  # pairs of an expert that shares a chunk, and of the chunk: more leaves the cache, less costs calls
 
 
 def cpu_moe(
@@ -205,7 +208,7 @@ def _chunks(plan: Plan) -> list[_Chunk]:
     for expert, pairs in plan.slices:
         size = pairs.stop - pairs.start
         last = chunks[-1] if chunks else None
-        if last is not None and pairs.stop - last.pairs.start <= _CHUNK:
+        if last is not None and max(size, last.sizes[-1]) < _FEW and pairs.stop - last.pairs.start <= _CHUNK:
             grown = slice(last.pairs.start, pairs.stop), slice(last.runs.start, last.runs.stop + runs[expert])
             chunks[-1] = _Chunk([*last.experts, expert], [*last.sizes, size], *grown)
         else:

@@ -24,7 +24,10 @@ from .test_dropouts import assert_opened, both, gone, without
 from .test_rounds import Desk, new_desk
 
 ONE_ROUND = ("rounds = 2", "rounds = 1")
-UNCHECKED = ("[participants]", "[aggregation]\nnorm_check = false\n[participants]")  # masks would outweigh vectors this short
+UNCHECKED = (
+    "[participants]",
+    "[aggregation]\nnorm_check = false\n[participants]",
+)  # masks would outweigh vectors this short
 PART, ORDER, AT_ONCE = 160, 500, 2  # bytes of a part and in an order, parts from sites at once; a share has 243 or 307
 
 

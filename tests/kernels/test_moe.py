@@ -188,8 +188,8 @@ def test_gradcheck(trains_experts):
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rank", [3, 4])  # 3: rows that grouped_mm cannot take
-@pytest.mark.parametrize("per_row", [1, 2, 30])  # short runs are kept as factors, long ones as products
+@pytest.mark.parametrize("rank", [3, 4, 16])  # 3: rows that grouped_mm cannot take
+@pytest.mark.parametrize("per_row", [1, 9, 60])  # short runs of high rank are kept as factors, long ones as products
 def test_collector_gets_each_units_gradient(backend, rank, per_row, dtype):
     gate_up, down, factors = bank(rank, dtype)
     units = torch.tensor([2, 0, 1, 0])
@@ -226,8 +226,8 @@ def test_norm_of_terms_that_cancel_is_never_understated(dtype):
 
 
 def test_forgotten_unit_leaves_no_nan_behind():
-    for per_row in (2, 30):  # kept as factors, kept as products
-        gate_up, down, factors = bank()
+    for per_row in (1, 30):  # kept as factors, kept as products
+        gate_up, down, factors = bank(rank=16)
         x, ids, weights = batch(3 * per_row)
         collector = Collector(torch.arange(3), 3, per_row)
         scale = torch.ones(3 * per_row, 1, dtype=x.dtype)

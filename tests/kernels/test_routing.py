@@ -63,6 +63,22 @@ def test_pairs_of_experts_elsewhere_are_left_out(units):
         assert plan.runs.unit_N.max() < units
 
 
+def test_padded_runs_hold_each_run_once_and_no_pair_of_another():
+    plan = route(random_routing(tokens=90), 6, torch.arange(90) ** 2 % 7, 7)
+    lengths = plan.runs.length_N
+    for part in (slice(0, len(lengths)), slice(3, 11), slice(4, 4)):
+        first, seen = int(lengths[: part.start].sum()), []
+        for batch in plan.runs.padded(part):
+            assert 2 * lengths[part][batch.runs_B].min() >= batch.pairs_BL.shape[1]
+            for run, pairs, is_padding in zip(*batch, strict=True):
+                start = int(lengths[: part.start + run].sum()) - first
+                own = torch.arange(start, start + int(lengths[part][run]))
+                assert torch.equal(pairs[~is_padding], own)
+                assert set(pairs.tolist()) == set(own.tolist())
+                seen.append(int(run))
+        assert sorted(seen) == list(range(part.stop - part.start))
+
+
 def test_plan_may_be_empty_though_there_are_tokens():
     plan = route(torch.full((3, 2), 4), 4, torch.zeros(3, dtype=torch.int64), 1)
     assert (plan.num_pairs, plan.slices, len(plan.runs.length_N)) == (0, (), 0)
