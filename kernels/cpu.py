@@ -22,10 +22,9 @@ from .experts import Experts, LoRA
 from .formats import trained_stack
 from .routing import Plan
 
-_FEW, _CHUNK = (
-    256,
-    1024,
-)  # pairs of an expert that shares a chunk, and of the chunk: more leaves the cache, less costs calls
+# KiB of gate/up activations: what an expert has that shares a chunk, and what a chunk has. More leaves the cache, less
+# costs calls.
+_FEW, _CHUNK = 256, 2048
 
 
 def cpu_moe(
@@ -68,7 +67,7 @@ class _MoE(Function):
         *factors, experts, lora, plan, collector = rest
         A1, B1, A2, B2 = (None if factor is None else factor.to(x.dtype) for factor in factors)
         z1, z2 = (None if A is None else x.new_empty(plan.num_pairs, A.shape[1]) for A in (A1, A2))
-        chunks = _chunks(plan)
+        chunks = _chunks(plan, 2 * experts.hidden * x.itemsize)
         keeps = any(ctx.needs_input_grad)
         gu = []  # by chunk: 32 MiB and more would come as fresh pages from the system, ten times as slow to fill
         y = _rows(x, plan)
@@ -200,7 +199,8 @@ class _Destination:
         return (self.total.mT if self.transposed else self.total).to(self.parameter.dtype)
 
 
-def _chunks(plan: Plan) -> list[_Chunk]:
+def _chunks(plan: Plan, bytes_of_pair: int) -> list[_Chunk]:
+    few, most = (kib * 1024 // bytes_of_pair for kib in (_FEW, _CHUNK))
     runs = [0] * plan.num_experts
     if plan.runs is not None:
         runs = torch.bincount(plan.runs.expert_N, minlength=plan.num_experts).tolist()
@@ -208,7 +208,7 @@ def _chunks(plan: Plan) -> list[_Chunk]:
     for expert, pairs in plan.slices:
         size = pairs.stop - pairs.start
         last = chunks[-1] if chunks else None
-        if last is not None and max(size, last.sizes[-1]) < _FEW and pairs.stop - last.pairs.start <= _CHUNK:
+        if last is not None and max(size, last.sizes[-1]) < few and pairs.stop - last.pairs.start <= most:
             grown = slice(last.pairs.start, pairs.stop), slice(last.runs.start, last.runs.stop + runs[expert])
             chunks[-1] = _Chunk([*last.experts, expert], [*last.sizes, size], *grown)
         else:
