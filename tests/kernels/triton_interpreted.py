@@ -1,0 +1,377 @@
+"""The Triton backend on the CPU, in float32, under Triton's interpreter. Run by test_triton.py in a process of its own:
+TRITON_INTERPRET has to be set before Triton is imported, and holds for everything in the process."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import nn
+
+from confide.kernels import triton_experts, triton_kernels
+from confide.kernels.collect import Collector
+from confide.kernels.errors import CaptureClosed, CapturedTwice, UnfitWeights
+from confide.kernels.experts import Experts, Factors, LoRA
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
+from confide.kernels.moe import moe
+from confide.kernels.routing import route
+from confide.kernels.triton_experts import is_available, tile_table, tilings, triton_moe
+
+MODEL, HIDDEN = 40, 24  # neither is a multiple of the tiles, 32 wide and deep
+PRECISION = 1e-6  # float32 against float64, relative to the norm
+
+
+def drawn(generator, *shape):
+    return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+
+
+def bank(experts=4, model=MODEL, hidden=HIDDEN, stored=Dense):
+    g = torch.Generator().manual_seed(0)
+    return Experts(stored(drawn(g, experts, 2 * hidden, model)), stored(drawn(g, experts, model, hidden)))
+
+
+def adapters(experts=4, ranks=(16, 16), freeze_a=False, model=MODEL, hidden=HIDDEN):
+    g = torch.Generator().manual_seed(1)
+    first, second = ranks
+    shapes = (first, model), (2 * hidden, first), (second, hidden), (model, second)
+    factors = [nn.Parameter(drawn(g, experts, *shape)) for shape in shapes]
+    factors[0].requires_grad_(not freeze_a)
+    factors[2].requires_grad_(not freeze_a)
+    return LoRA(Factors(*factors), 0.5)
+
+
+def batch(tokens=20, experts=4, top_k=2, model=MODEL):
+    g = torch.Generator().manual_seed(2)
+    ids = torch.rand(tokens, experts, generator=g).topk(top_k, dim=1).indices
+    weights = torch.rand(tokens, top_k, generator=g).requires_grad_()
+    return (3 * torch.randn(tokens, model, generator=g)).requires_grad_(), ids, weights
+
+
+def definition(x, ids, weights, experts, lora=None):
+    """One token and choice at a time, in float64, on W + s BA; an expert that does not exist adds nothing."""
+    W1, W2 = experts.gate_up.dense().double(), experts.down.dense().double()
+    if lora is not None:
+        A1, B1, A2, B2 = (factor.double() for factor in lora.factors)
+        W1, W2 = W1 + lora.scaling * B1 @ A1, W2 + lora.scaling * B2 @ A2
+    rows = []
+    for t in range(len(x)):
+        row = torch.zeros_like(x[t], dtype=torch.float64)
+        for k in range(ids.shape[1]):
+            if ids[t, k] < len(W1):
+                gate, up = (W1[ids[t, k]] @ x[t].double()).chunk(2)
+                row = row + weights[t, k].double() * (W2[ids[t, k]] @ (F.silu(gate) * up))
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def probe(out):
+    """A scalar whose gradient is different in every entry, so that no two could be swapped unseen."""
+    g = torch.Generator().manual_seed(3)
+    return (out * torch.randn(out.shape, generator=g).to(out.dtype)).sum()
+
+
+def assert_near(got, want, precision=PRECISION):
+    assert got.shape == want.shape
+    error = (got.double() - want.double()).norm()
+    assert error <= precision * want.double().norm(), f"relative error {error / want.double().norm():.1e}"
+
+
+def assert_right(experts, lora, x, ids, weights):
+    """Output and every gradient are those of the definition."""
+    got = triton_moe(x, route(ids, experts.num_experts), weights, experts, lora, None)
+    want = definition(x, ids, weights, experts, lora)
+    assert_near(got, want)
+    leaves = [t for t in (x, weights, *(lora.factors if lora else ())) if t.requires_grad]
+    mine, plain = torch.autograd.grad(probe(got), leaves), torch.autograd.grad(probe(want), leaves)
+    for m, p in zip(mine, plain, strict=True):
+        assert_near(m, p)
+
+
+@pytest.mark.parametrize("ranks", [None, (16, 16), (3, 20)])  # 3 and 20 are padded inside the kernels, to 16 and 32
+def test_output_and_gradients_are_those_of_the_definition(ranks):
+    x, ids, weights = batch()
+    assert_right(bank(), adapters(ranks=ranks) if ranks else None, x, ids, weights)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 5, 8])
+def test_any_number_of_choices(top_k):
+    x, ids, weights = batch(5, experts=8, top_k=top_k)
+    assert_right(bank(8), adapters(8), x, ids, weights)
+
+
+def test_one_expert_has_all_the_tokens():
+    x, _, weights = batch(37)
+    assert_right(bank(), adapters(), x, torch.tensor([[2, 2]]).expand(37, 2), weights)
+
+
+def test_bank_of_one_expert():
+    x, ids, weights = batch(20, experts=1, top_k=1)
+    assert_right(bank(1), adapters(1), x, ids, weights)
+
+
+def test_idle_expert_has_exactly_zero_gradient():
+    x, _, weights = batch(6)
+    lora = adapters()
+    out = triton_moe(x, route(torch.tensor([[3, 1]] * 6), 4), weights, bank(), lora, None)
+    for grad in torch.autograd.grad(probe(out), list(lora.factors)):
+        assert not grad[[0, 2]].any()
+        assert grad[[1, 3]].any()
+
+
+def test_pairs_of_experts_elsewhere_add_nothing():
+    x, ids, weights = batch()
+    ids[3] = 4
+    ids[5, 1] = ids[11, 0] = 4
+    assert_right(bank(), adapters(), x, ids, weights)
+
+
+def test_every_pair_may_be_elsewhere():
+    x, ids, weights = batch(3)
+    lora = adapters()
+    out = triton_moe(x, route(torch.full_like(ids, 4), 4), weights, bank(), lora, None)
+    assert not out.any()
+    assert not any(grad.any() for grad in torch.autograd.grad(out.sum(), (x, weights, *lora.factors)))
+
+
+def test_no_tokens():
+    x, ids, weights = batch(0)
+    lora = adapters()
+    out = triton_moe(x, route(ids, 4), weights, bank(), lora, None)
+    assert out.shape == (0, MODEL)
+    assert not any(grad.any() for grad in torch.autograd.grad(out.sum(), list(lora.factors)))
+
+
+@pytest.fixture
+def tiles_of(monkeypatch):
+    """Has the interpreter use the tiles of a GPU with full ones, in place of its own small ones."""
+
+    def use(capability):
+        monkeypatch.setattr(triton_experts, "tilings", lambda *_: tilings(capability, 1000))
+
+    return use
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_tiles_of_gpus_give_the_same(tiles_of, capability):
+    tiles_of(capability)
+    x, ids, weights = batch(model=72)  # more than a tile is deep
+    sides = {"model": 72, "hidden": 136}  # more than a tile is wide
+    assert_right(bank(**sides), adapters(**sides), x, ids, weights)
+
+
+@pytest.mark.parametrize("stored", [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+@pytest.mark.parametrize(
+    ("model", "hidden", "capability"),
+    [(192, 128, 80), (128, 192, 90), (136, 45, 90)],  # the last has blocks of nf4 that cross rows, and partial ones
+)
+def test_codes_are_widened_in_the_kernel_as_the_format_says(tiles_of, stored, model, hidden, capability):
+    tiles_of(capability)
+    sides = {"model": model, "hidden": hidden}
+    x, ids, weights = batch(6, experts=2, model=model)
+    assert_right(bank(2, **sides, stored=stored), adapters(2, **sides), x, ids, weights)
+
+
+def test_every_e4m3_code_is_widened_exactly():
+    @triton.jit
+    def widen(codes, out):
+        place = tl.arange(0, 256)
+        tl.store(out + place, triton_kernels._widened_e4m3(tl.load(codes + place)))
+
+    codes, got = torch.arange(256).to(torch.uint8), torch.empty(256)
+    widen[1,](codes, got)
+    torch.testing.assert_close(got, codes.view(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_stack_that_would_have_to_be_copied_is_refused():
+    x, ids, weights = batch()
+    experts = bank()
+    turned = Experts(Dense(experts.gate_up.weight_EOI.mT.contiguous().mT), experts.down)
+    with pytest.raises(UnfitWeights, match="contiguous"):
+        triton_moe(x, route(ids, 4), weights, turned, None, None)
+
+
+@pytest.mark.parametrize("per_row", [2, 20])  # 20: runs longer than a tile of 16 rows
+def test_collector_gets_each_units_gradient(per_row):
+    units = torch.tensor([2, 0, 1, 0])
+    x, ids, weights = batch(4 * per_row)
+    experts, lora = bank(), adapters(ranks=(16, 5))
+    collector = Collector(units, 3, per_row)
+    plan = route(ids, 4, collector.unit_of_token, 3)
+    out = triton_moe(x, plan, weights, experts, lora, collector)
+    out.square().sum().backward()
+    assert all(factor.grad is None for factor in lora.factors)
+    norms = collector.square_norms()
+    for unit in range(3):
+        own = collector.unit_of_token == unit
+        loss = definition(x[own], ids[own], weights[own], experts, lora).square().sum()
+        want = torch.autograd.grad(loss, list(lora.factors))
+        got = collector.weighted_sum(torch.eye(3)[unit])
+        for factor, w in zip(lora.factors, want, strict=True):
+            assert_near(got[factor], w)
+        assert_near(norms[unit], sum(w.double().square().sum() for w in want))
+
+
+def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
+    x, ids, weights = batch(12)
+    lora = adapters()
+    collector = Collector(torch.arange(3), 3, 4)
+    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
+    out.square().sum().backward()
+    factors = torch.tensor([0.5, 0.0, 0.3], dtype=torch.float64)
+    norms, each = collector.square_norms(), [collector.weighted_sum(one) for one in torch.eye(3)]
+    for unit, grads in enumerate(each):
+        size = sum(grad.square().sum() for grad in grads.values())
+        torch.testing.assert_close(size, norms[unit], rtol=1e-13, atol=0)  # the very products: float64 throughout
+    total = collector.weighted_sum(factors)
+    for factor in lora.factors:
+        want = sum(f * grads[factor] for f, grads in zip(factors, each, strict=True))
+        torch.testing.assert_close(total[factor], want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, which is what interprets
+def test_forgotten_unit_leaves_no_nan_behind():
+    x, ids, weights = batch(30)
+    lora = adapters()
+    collector = Collector(torch.arange(3), 3, 10)
+    scale = torch.ones(30, 1)
+    scale[collector.unit_of_token == 1] = torch.inf
+    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
+    (out * scale).sum().backward()
+    assert collector.square_norms().isfinite().tolist() == [True, False, True]
+    collector.forget(torch.tensor([False, True, False]))
+    assert collector.square_norms().isfinite().all()
+    assert all(total.isfinite().all() for total in collector.weighted_sum(torch.ones(3)).values())
+
+
+def test_unit_has_the_same_bits_whoever_shares_its_batch():
+    x, ids, weights = batch(16)
+    experts, lora = bank(), adapters()
+    grads = []
+    for units in ([0, 1], [0]):
+        collector = Collector(torch.tensor(units), len(units), 8)
+        own = slice(0, 8 * len(units))
+        plan = route(ids[own], 4, collector.unit_of_token, len(units))
+        triton_moe(x[own], plan, weights[own], experts, lora, collector).square().sum().backward()
+        grads.append(collector.weighted_sum(torch.eye(len(units))[0]))
+    for factor in lora.factors:
+        assert torch.equal(grads[0][factor], grads[1][factor])
+
+
+def test_frozen_factors_are_not_collected():
+    x, ids, weights = batch(6)
+    lora = adapters(freeze_a=True)
+    collector = Collector(torch.arange(3), 3, 2)
+    triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector).sum().backward()
+    assert set(collector.parameters) == {lora.factors.gate_up_B_EGR, lora.factors.down_B_EDR}
+
+
+def test_frozen_factors_have_no_gradient():
+    x, ids, weights = batch(6)
+    assert_right(bank(), adapters(freeze_a=True), x.detach(), ids, weights.detach())
+
+
+def test_second_use_of_a_factor_is_refused():
+    x, ids, weights = batch(6)
+    lora, collector = adapters(), Collector(torch.arange(3), 3, 2)
+    plan = route(ids, 4, collector.unit_of_token, 3)
+    out = [triton_moe(x, plan, weights, bank(), lora, collector).sum() for _ in range(2)]
+    with pytest.raises(CapturedTwice):
+        sum(out).backward()
+
+
+def test_backward_after_the_microbatch_is_refused():
+    x, ids, weights = batch(6)
+    collector = Collector(torch.arange(3), 3, 2)
+    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), adapters(), collector)
+    collector.close()
+    with pytest.raises(CaptureClosed):
+        out.sum().backward()
+
+
+def test_graph_can_be_used_twice_and_repeats_bit_for_bit():
+    x, ids, weights = batch(10)
+    lora, plan = adapters(), route(ids, 4)
+    leaves = (x, weights, *lora.factors)
+    outs = [triton_moe(x, plan, weights, bank(), lora, None) for _ in range(2)]
+    assert torch.equal(*outs)
+    grads = [torch.autograd.grad(probe(out), leaves, retain_graph=True) for out in (outs[0], outs[0], outs[1])]
+    for first, *others in zip(*grads, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_checkpointing_gives_the_same_gradients_and_names_the_same_factors():
+    x, ids, weights = batch(6)
+    lora, collectors = adapters(), [Collector(torch.arange(3), 3, 2) for _ in range(2)]
+    plan = route(ids, 4, collectors[0].unit_of_token, 3)
+    triton_moe(x, plan, weights, bank(), lora, collectors[0]).square().sum().backward()
+    out = torch.utils.checkpoint.checkpoint(
+        lambda x: triton_moe(x, plan, weights, bank(), lora, collectors[1]), x, use_reentrant=False
+    )
+    out.square().sum().backward()
+    first, second = (collector.weighted_sum(torch.ones(3)) for collector in collectors)
+    assert set(first) == set(second) == set(lora.factors)
+    assert all(torch.equal(first[factor], second[factor]) for factor in lora.factors)
+
+
+def test_nothing_is_kept_without_gradients():
+    x, ids, weights = batch()
+    with torch.no_grad():
+        out = triton_moe(x, route(ids, 4), weights, bank(), adapters(), None)
+    assert out.grad_fn is None
+    assert_near(out, definition(x, ids, weights, bank(), adapters()))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16])
+def test_tiles_hold_every_pair_once_in_a_table_that_shapes_alone_size(rows):
+    _, ids, _ = batch(50)
+    sizes = set()
+    for routing in (ids, torch.zeros_like(ids), torch.arange(100).view(50, 2) % 4):
+        plan = route(routing, 4)
+        tiles = tile_table(plan, rows)
+        sizes.add(len(tiles))
+        held = []
+        for expert, first, end in tiles[tiles[:, 0] >= 0].tolist():
+            pairs = range(first, min(first + rows, end))
+            assert all(routing.flatten()[plan.pair_S[pair]] == expert for pair in pairs)
+            held += pairs
+        assert held == list(range(100))
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90, 100])
+def test_tiles_grow_with_the_pairs_of_an_expert(capability):
+    rows = [tilings(capability, pairs).grouped.rows for pairs in (0, 1, 20, 100, 5000)]
+    assert rows == sorted(rows)
+    assert rows[0] == 16
+    for pairs in (0, 20, 5000):
+        chosen = tilings(capability, pairs)
+        assert chosen.gate_up.rows == chosen.grouped.rows == chosen.inner_gradient.rows
+
+
+def test_dtype_without_a_kernel_is_refused():
+    x, ids, weights = batch()
+    experts = bank(stored=lambda weight: Dense(weight.double()))
+    with pytest.raises(UnfitWeights, match="float64"):
+        triton_moe(x.double(), route(ids, 4), weights, experts, None, None)
+
+
+def test_training_the_experts_themselves_is_refused():
+    x, ids, weights = batch()
+    experts = bank()
+    experts.down.weight_EOI.requires_grad_()
+    with pytest.raises(UnfitWeights, match="adapters"):
+        triton_moe(x, route(ids, 4), weights, experts, None, None)
+
+
+def test_backend_can_be_asked_for_by_name():
+    x, ids, weights = batch()
+    plan, experts, lora = route(ids, 4), bank(), adapters()
+    asked = moe(x.bfloat16(), plan, weights, experts, lora, backend="triton")
+    assert asked.dtype == torch.bfloat16
+    assert torch.equal(asked, triton_moe(x.bfloat16().float(), plan, weights, experts, lora, None).bfloat16())
+
+
+def test_interpreter_makes_the_cpu_available(monkeypatch):
+    assert is_available(torch.device("cpu"))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert not is_available(torch.device("cpu"))
