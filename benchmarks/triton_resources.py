@@ -36,9 +36,9 @@ from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, ExpertWeights, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.routing import route
 
-SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}  # most a block may ask for
+SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # most a block may ask for
 REGISTERS = 65_536  # of a multiprocessor
-TENSOR_CORES = {80: "mma.sync", 86: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+TENSOR_CORES = {80: "mma.sync", 86: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 TRITON_NAMES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -205,7 +205,8 @@ def resources(launch: Launch, capability: int, number_format: str) -> Resources:
     log = _assembled(ptx, capability)
     registers = int(re.search(r"Used (\d+) registers", log)[1])
     spilled = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log))
-    tensor_core = ptx.count(TENSOR_CORES[capability]) + (ptx.count("mma.sync") if capability >= 90 else 0)
+    # Tiles of fewer than 64 rows take the older instruction on newer GPUs too.
+    tensor_core = sum(ptx.count(instruction) for instruction in {TENSOR_CORES[capability], "mma.sync"})
     copies = ptx.count("cp.async.c") + ptx.count("cp.async.bulk")
     limits = {
         "spills": spilled > 0,

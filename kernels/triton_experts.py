@@ -67,7 +67,7 @@ def triton_moe(
     check_fit(experts)
     stacks = _stored(experts.gate_up), _stored(experts.down)
     factors = (None,) * 4 if lora is None else lora.factors
-    scaling = 0.0 if lora is None else lora.scaling
+    scaling = 0.0 if lora is None else float(lora.scaling)
     inputs = (x_TD, topk_weights_TK, *factors)
     is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     out = _TritonExperts.apply(  # type: ignore[no-untyped-call]
@@ -134,31 +134,43 @@ class Tilings:
     runs: Tiling
 
 
-def tilings(capability: int, pairs_per_expert: int) -> Tilings:
-    """Tiles for a compute capability (80, 90, ...; 0 is the interpreter) and the mean number of pairs an expert has."""
+def tilings(capability: int, pairs_per_expert: int, itemsize: int = 2, rank: int = _LEAST_RANK) -> Tilings:
+    """Tiles that compile without spilled registers and fit shared memory, by analysis: no GPU has timed them.
+
+    Args:
+        capability: of the GPU, 80 for 8.0; 0 is the interpreter.
+        pairs_per_expert: mean; a tile has no more rows than that takes.
+        itemsize: bytes of an element, 2 or 4.
+        rank: the larger one of the two adapters.
+    """
     if capability == 0:
         small = Tiling(16, 32, 32, 1, 1)
         return Tilings(small, small, small, small)
     rows = min(128, max(16, _power_of_two(pairs_per_expert)))
-    runs = Tiling(32, 64, 32, 4, 3)
-    if rows < 128:
-        tiling = Tiling(rows, 64, 64, 4, 3)
+    runs = Tiling(32, 64, 32, 4, 3) if rank <= 64 else Tiling(32, 32, 32, 8, 2)
+    if rank > 128:
+        tiling = Tiling(min(rows, 32), 64, 32, 8, 2)
         return Tilings(tiling, tiling, tiling, runs)
-    if capability < 90:
-        wide = Tiling(rows, 128, 32, 8, 4)
-        return Tilings(gate_up=Tiling(rows, 64, 64, 8, 3), grouped=wide, inner_gradient=wide, runs=runs)
-    wide = Tiling(rows, 128, 64, 8, 3)
-    return Tilings(gate_up=wide, grouped=wide, inner_gradient=wide, runs=runs)
+    if rows < 128 or itemsize > 2 or rank > 32:
+        warps = 4 if itemsize == 2 and rank <= 32 else 8
+        tiling = Tiling(min(rows, 64), 64, 64 if itemsize == 2 else 32, warps, 3)
+        return Tilings(tiling, tiling, tiling, runs)
+    if capability in (90, 100, 103):  # data centre: 227 KiB of shared memory, which products read directly
+        wide = Tiling(rows, 128, 64, 8, 3)
+        return Tilings(wide, wide, inner_gradient=Tiling(rows, 128 if rank <= 16 else 64, 64, 8, 3), runs=runs)
+    wide = Tiling(rows, 128, 32, 8, 4)
+    return Tilings(gate_up=Tiling(rows, 64, 64, 8, 3), grouped=wide, inner_gradient=wide, runs=runs)
 
 
 class _Pass:
     """The launches of one forward and its backward, with what they share."""
 
-    def __init__(self, x_TD: Tensor, plan: Plan, gate_up: _Stack, down: _Stack, scaling: float) -> None:
+    def __init__(self, x_TD: Tensor, plan: Plan, gate_up: _Stack, down: _Stack, rank: int, scaling: float) -> None:
         self.plan, self.stacks, self.scaling = plan, (gate_up, down), scaling
         self.D, self.F = x_TD.shape[1], gate_up.shape[1] // 2
         self.pairs = plan.token_S.numel()
-        self.tilings = tilings(_capability(x_TD.device), self.pairs // plan.num_experts)
+        mean = self.pairs // plan.num_experts
+        self.tilings = tilings(_capability(x_TD.device), mean, x_TD.itemsize, rank)
         self.tiles_M3 = tile_table(plan, self.tilings.grouped.rows).to(x_TD.device)
 
     def gate_up(
@@ -412,7 +424,8 @@ class _TritonExperts(Function):
     ) -> Tensor:
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             A1, B1, A2, B2 = _cast(x.dtype, gate_up_A, gate_up_B, down_A, down_B)
-            launch = _Pass(x, plan, *stacks, scaling)
+            rank = max(_rank(A1)["R"], _rank(A2)["R"])
+            launch = _Pass(x, plan, *stacks, rank, scaling)
             inner, gate_up, z1 = launch.gate_up(x, A1, B1, is_kept)
             pairs, z2 = launch.down(inner, A2, B2, topk_weights, is_kept)
             out = launch.combine(pairs)

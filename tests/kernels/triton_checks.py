@@ -1,12 +1,20 @@
-"""The Triton backend on the CPU, in float32, under Triton's interpreter. Run by test_triton.py in a process of its own:
-TRITON_INTERPRET has to be set before Triton is imported, and holds for everything in the process."""
+"""What the Triton backend has to do, on the CPU under Triton's interpreter or, without TRITON_INTERPRET, on a GPU.
 
+Run by test_triton.py in a process of its own: TRITON_INTERPRET has to be set before Triton is imported, and holds for
+everything in the process.
+"""
+
+import itertools
+import os
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import nn
+from triton.runtime import interpreter
 
 from confide.kernels import triton_experts, triton_kernels
 from confide.kernels.collect import Collector
@@ -19,10 +27,23 @@ from confide.kernels.triton_experts import is_available, tile_table, tilings, tr
 
 MODEL, HIDDEN = 40, 24  # neither is a multiple of the tiles, 32 wide and deep
 PRECISION = 1e-6  # float32 against float64, relative to the norm
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def everything_is_on_the_device():
+    with torch.device(DEVICE):
+        yield
+
+
+def normal(generator, *shape):
+    """The same numbers on every device."""
+    return torch.randn(shape, generator=generator, device="cpu").to(DEVICE)
 
 
 def drawn(generator, *shape):
-    return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+    return normal(generator, *shape) * shape[-1] ** -0.5
 
 
 def bank(experts=4, model=MODEL, hidden=HIDDEN, stored=Dense):
@@ -42,9 +63,9 @@ def adapters(experts=4, ranks=(16, 16), freeze_a=False, model=MODEL, hidden=HIDD
 
 def batch(tokens=20, experts=4, top_k=2, model=MODEL):
     g = torch.Generator().manual_seed(2)
-    ids = torch.rand(tokens, experts, generator=g).topk(top_k, dim=1).indices
-    weights = torch.rand(tokens, top_k, generator=g).requires_grad_()
-    return (3 * torch.randn(tokens, model, generator=g)).requires_grad_(), ids, weights
+    ids = normal(g, tokens, experts).topk(top_k, dim=1).indices
+    weights = normal(g, tokens, top_k).sigmoid().requires_grad_()
+    return (3 * normal(g, tokens, model)).requires_grad_(), ids, weights
 
 
 def definition(x, ids, weights, experts, lora=None):
@@ -67,7 +88,7 @@ def definition(x, ids, weights, experts, lora=None):
 def probe(out):
     """A scalar whose gradient is different in every entry, so that no two could be swapped unseen."""
     g = torch.Generator().manual_seed(3)
-    return (out * torch.randn(out.shape, generator=g).to(out.dtype)).sum()
+    return (out * normal(g, *out.shape).to(out.dtype)).sum()
 
 
 def assert_near(got, want, precision=PRECISION):
@@ -87,7 +108,7 @@ def assert_right(experts, lora, x, ids, weights):
         assert_near(m, p)
 
 
-@pytest.mark.parametrize("ranks", [None, (16, 16), (3, 20)])  # 3 and 20 are padded inside the kernels, to 16 and 32
+@pytest.mark.parametrize("ranks", [None, (16, 16), (3, 20), (130, 1)])  # padded inside the kernels to powers of two
 def test_output_and_gradients_are_those_of_the_definition(ranks):
     x, ids, weights = batch()
     assert_right(bank(), adapters(ranks=ranks) if ranks else None, x, ids, weights)
@@ -143,10 +164,11 @@ def test_no_tokens():
 
 @pytest.fixture
 def tiles_of(monkeypatch):
-    """Has the interpreter use the tiles of a GPU with full ones, in place of its own small ones."""
+    """Has the interpreter use the largest tiles of a GPU, in place of its own small ones; a GPU keeps its own."""
 
     def use(capability):
-        monkeypatch.setattr(triton_experts, "tilings", lambda *_: tilings(capability, 1000))
+        if IS_INTERPRETED:
+            monkeypatch.setattr(triton_experts, "tilings", lambda *_: tilings(capability, 1000))
 
     return use
 
@@ -157,6 +179,68 @@ def test_tiles_of_gpus_give_the_same(tiles_of, capability):
     x, ids, weights = batch(model=72)  # more than a tile is deep
     sides = {"model": 72, "hidden": 136}  # more than a tile is wide
     assert_right(bank(**sides), adapters(**sides), x, ids, weights)
+
+
+@pytest.fixture
+def bfloat16_of_gpus(monkeypatch):
+    """The interpreter multiplies the bits of bfloat16 as if they were integers, and cuts float32 off instead of rounding
+    to nearest; GPUs do neither."""
+    if not IS_INTERPRETED:
+        return
+    builder = interpreter.InterpreterBuilder
+    cast = builder.cast_impl
+
+    def widened(handle):
+        is_half = handle.dtype.scalar == tl.bfloat16
+        return (handle.data.astype(np.uint32) << 16).view(np.float32) if is_half else handle.data
+
+    def create_dot(self, a, b, acc, *_):
+        return interpreter.TensorHandle(widened(a) @ widened(b) + acc.data, acc.dtype.scalar)
+
+    def cast_impl(self, source, target):
+        if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16)
+            return interpreter.TensorHandle(rounded.numpy(), tl.bfloat16)
+        return cast(self, source, target)
+
+    monkeypatch.setattr(builder, "create_dot", create_dot)
+    monkeypatch.setattr(builder, "cast_impl", cast_impl)
+
+
+def plain(x, ids, weights, experts, lora):
+    """As one would write it, in the dtype of the experts throughout."""
+    A1, B1, A2, B2 = (factor.to(x.dtype) for factor in lora.factors)
+    W1, W2 = experts.gate_up.dense(), experts.down.dense()
+    out = torch.zeros_like(x)
+    for expert in range(len(W1)):
+        token, choice = (ids == expert).nonzero(as_tuple=True)
+        rows = x[token]
+        gate, up = (rows @ W1[expert].T + lora.scaling * (rows @ A1[expert].T) @ B1[expert].T).chunk(2, dim=1)
+        inner = F.silu(gate) * up
+        y = inner @ W2[expert].T + lora.scaling * (inner @ A2[expert].T) @ B2[expert].T
+        out = out.index_add(0, token, y * weights[token, choice, None].to(x.dtype))
+    return out
+
+
+@pytest.mark.usefixtures("bfloat16_of_gpus")
+def test_bfloat16_is_no_less_precise_than_plain_torch(tiles_of):
+    tiles_of(90)
+    x, ids, weights = batch(40)
+    x = x.detach().bfloat16().requires_grad_()
+    experts, lora = bank(stored=lambda weight: Dense(weight.bfloat16())), adapters()
+    leaves = (x, weights, *lora.factors)
+    errors = []
+    want = definition(x, ids, weights, experts, lora)
+    exact = want, *torch.autograd.grad(probe(want), leaves)
+    for out in (
+        triton_moe(x, route(ids, 4), weights, experts, lora, None),
+        plain(x, ids, weights, experts, lora),
+    ):
+        got = out, *torch.autograd.grad(probe(out), leaves)
+        errors.append([float(((g - e).norm() / e.norm()).detach()) for g, e in zip(got, exact, strict=True)])
+    for ours, theirs in zip(*errors, strict=True):
+        assert ours < 0.01  # eight bits
+        assert ours <= 1.1 * theirs
 
 
 @pytest.mark.parametrize("stored", [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
@@ -338,14 +422,20 @@ def test_tiles_hold_every_pair_once_in_a_table_that_shapes_alone_size(rows):
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("capability", [80, 86, 90, 100])
+@pytest.mark.parametrize("capability", [0, 80, 86, 90, 100, 120])
+def test_tiles_of_one_pass_agree(capability):
+    for pairs, itemsize, rank in itertools.product((0, 20, 100, 5000), (2, 4), (1, 16, 32, 64, 300)):
+        chosen = tilings(capability, pairs, itemsize, rank)
+        passes = chosen.gate_up, chosen.grouped, chosen.inner_gradient
+        assert len({tiling.rows for tiling in passes}) == 1  # they share a table of tiles
+        assert all(64 % tiling.depth == 0 for tiling in passes)  # a tile's depths lie in one block of codes
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90, 100, 120])
 def test_tiles_grow_with_the_pairs_of_an_expert(capability):
     rows = [tilings(capability, pairs).grouped.rows for pairs in (0, 1, 20, 100, 5000)]
     assert rows == sorted(rows)
     assert rows[0] == 16
-    for pairs in (0, 20, 5000):
-        chosen = tilings(capability, pairs)
-        assert chosen.gate_up.rows == chosen.grouped.rows == chosen.inner_gradient.rows
 
 
 def test_dtype_without_a_kernel_is_refused():
@@ -371,6 +461,7 @@ def test_backend_can_be_asked_for_by_name():
     assert torch.equal(asked, triton_moe(x.bfloat16().float(), plan, weights, experts, lora, None).bfloat16())
 
 
+@pytest.mark.skipif(not IS_INTERPRETED, reason="of the interpreter")
 def test_interpreter_makes_the_cpu_available(monkeypatch):
     assert is_available(torch.device("cpu"))
     monkeypatch.delenv("TRITON_INTERPRET")
