@@ -152,7 +152,7 @@ def tilings(capability: int, pairs_per_expert: int, itemsize: int = 2, rank: int
         tiling = Tiling(min(rows, 32), 64, 32, 8, 2)
         return Tilings(tiling, tiling, tiling, runs)
     if rows < 128 or itemsize > 2 or rank > 32:
-        warps = 4 if itemsize == 2 and rank <= 32 else 8
+        warps = 4 if itemsize == 2 and rank <= 64 else 8
         tiling = Tiling(min(rows, 64), 64, 64 if itemsize == 2 else 32, warps, 3)
         return Tilings(tiling, tiling, tiling, runs)
     if capability in (90, 100, 103):  # data centre: 227 KiB of shared memory, which products read directly

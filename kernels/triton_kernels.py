@@ -37,6 +37,7 @@ def _weight_tile(
     """The [depth, col] tile of W^T, or with TRANSPOSED of W, widened; depths begin at `start`, columns at `first`.
 
     W is stored as [E, WIDTH, DEPTH_END], with TRANSPOSED as [E, DEPTH_END, WIDTH]. Outside of it the tile is zero.
+    Scales are rounded to `dtype` before they multiply, as the formats say.
     """
     SIZE: tl.constexpr = WIDTH * DEPTH_END
     if FORMAT == NF4_BLOCK64:
@@ -59,7 +60,7 @@ def _weight_tile(
             LONG: tl.constexpr = ((WIDTH if TRANSPOSED else DEPTH_END) + 127) // 128
             block = start // 128 * LONG + col // 128 if TRANSPOSED else col // 128 * LONG + start // 128
             scale = tl.load(scales + expert * (HIGH * LONG) + block, mask=col < WIDTH, other=0.0)[None, :]
-            return (_widened_e4m3(code) * scale).to(dtype)
+            return (_widened_e4m3(code) * scale.to(dtype).to(tl.float32)).to(dtype)
         else:
             return code
 
@@ -84,7 +85,8 @@ def _nf4_tile(
         place = depth[:, None] * WIDTH + col[None, :] if TRANSPOSED else col[None, :] * DEPTH_END + depth[:, None]
         byte = tl.load(codes + place // 2, mask=inside, other=0).to(tl.int32)
         level = tl.load(levels + ((byte >> (4 - place % 2 * 4)) & 15)).to(tl.float32)
-        return (level * tl.load(scales + place // 64, mask=inside, other=0.0)).to(dtype)
+        scale = tl.load(scales + place // 64, mask=inside, other=0.0).to(dtype).to(tl.float32)
+        return (level * scale).to(dtype)
     elif TRANSPOSED:
         PARTS: tl.constexpr = (COLS + 63) // 64
         half = first // 2 + tl.arange(0, COLS // 2)
@@ -93,6 +95,7 @@ def _nf4_tile(
         part = first // 64 + tl.arange(0, PARTS)
         inside = (depth[:, None] < DEPTH_END) & (part[None, :] < WIDTH // 64)
         scale = tl.load(scales + depth[:, None] * (WIDTH // 64) + part[None, :], mask=inside, other=0.0)
+        scale = scale.to(dtype).to(tl.float32)
         level = tl.join(tl.load(levels + (byte >> 4)), tl.load(levels + (byte & 15))).to(tl.float32)
         return (level.reshape(DEPTH, PARTS, COLS // PARTS) * scale[:, :, None]).reshape(DEPTH, COLS).to(dtype)
     else:
@@ -100,6 +103,7 @@ def _nf4_tile(
         inside = col[:, None] < WIDTH
         byte = tl.load(codes + col[:, None] * (DEPTH_END // 2) + half[None, :], mask=inside, other=0).to(tl.int32)
         scale = tl.load(scales + col * (DEPTH_END // 64) + start // 64, mask=col < WIDTH, other=0.0)
+        scale = scale.to(dtype).to(tl.float32)
         level = tl.join(tl.load(levels + (byte >> 4)), tl.load(levels + (byte & 15))).to(tl.float32)
         return tl.trans((level.reshape(COLS, DEPTH) * scale[:, None]).to(dtype))
 

@@ -183,8 +183,7 @@ def test_tiles_of_gpus_give_the_same(tiles_of, capability):
 
 @pytest.fixture
 def bfloat16_of_gpus(monkeypatch):
-    """The interpreter multiplies the bits of bfloat16 as if they were integers, and cuts float32 off instead of rounding
-    to nearest; GPUs do neither."""
+    """The interpreter multiplies bfloat16 as if its bits were integers, and cuts float32 off where GPUs round it."""
     if not IS_INTERPRETED:
         return
     builder = interpreter.InterpreterBuilder
@@ -243,15 +242,49 @@ def test_bfloat16_is_no_less_precise_than_plain_torch(tiles_of):
         assert ours <= 1.1 * theirs
 
 
-@pytest.mark.parametrize("stored", [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+@triton.jit
+def widen(
+    codes, scales, levels, out, DEPTH_END: tl.constexpr, WIDTH: tl.constexpr, TRANSPOSED: tl.constexpr,
+    FORMAT: tl.constexpr, DEPTH: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    first, start, expert = tl.program_id(0) * COLS, tl.program_id(1) * DEPTH, tl.program_id(2)
+    depth, col = start + tl.arange(0, DEPTH), first + tl.arange(0, COLS)
+    tile = triton_kernels._weight_tile(
+        codes, scales, levels, expert, start, depth, first, col, DEPTH_END, WIDTH, TRANSPOSED, FORMAT, False,
+        out.dtype.element_ty,
+    )  # fmt: skip
+    inside = (depth[:, None] < DEPTH_END) & (col[None, :] < WIDTH)
+    tl.store(out + (expert * DEPTH_END + depth[:, None]) * WIDTH + col[None, :], tile, mask=inside)
+
+
+formats = pytest.mark.parametrize("stored", [Dense, Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+
+
+@formats
+@pytest.mark.usefixtures("bfloat16_of_gpus")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize(
-    ("model", "hidden", "capability"),
-    [(192, 128, 80), (128, 192, 90), (136, 45, 90)],  # the last has blocks of nf4 that cross rows, and partial ones
+    ("height", "width"),
+    [(136, 192), (130, 45)],  # the latter's blocks of nf4 cross rows, and its last one is part of one
 )
-def test_codes_are_widened_in_the_kernel_as_the_format_says(tiles_of, stored, model, hidden, capability):
-    tiles_of(capability)
-    sides = {"model": model, "hidden": hidden}
-    x, ids, weights = batch(6, experts=2, model=model)
+def test_codes_are_widened_to_the_very_numbers_of_the_format(stored, dtype, is_transposed, height, width):
+    weights = stored(drawn(torch.Generator().manual_seed(5), 2, height, width).to(dtype))
+    want = weights.dense() if is_transposed else weights.dense().mT
+    got = torch.zeros(want.shape, dtype=dtype)
+    stack = triton_experts._stored(weights)
+    for depth, cols in ((64, 128), (32, 64), (32, 32)):
+        grid = triton.cdiv(want.shape[2], cols), triton.cdiv(want.shape[1], depth), 2
+        sides = {"DEPTH_END": want.shape[1], "WIDTH": want.shape[2], "DEPTH": depth, "COLS": cols}
+        widen[grid](*stack.arrays, got, TRANSPOSED=is_transposed, FORMAT=stack.format, **sides)
+        assert torch.equal(got, want)
+
+
+@formats
+def test_frozen_formats_give_the_output_and_gradients_of_what_they_stand_for(tiles_of, stored):
+    tiles_of(90)
+    sides = {"model": 128, "hidden": 192}
+    x, ids, weights = batch(6, experts=2, model=128)
     assert_right(bank(2, **sides, stored=stored), adapters(2, **sides), x, ids, weights)
 
 
