@@ -14,6 +14,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import nn
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from triton.runtime import interpreter
 
 from confide.kernels import triton_experts, triton_kernels
@@ -112,6 +114,19 @@ def assert_right(experts, lora, x, ids, weights):
 def test_output_and_gradients_are_those_of_the_definition(ranks):
     x, ids, weights = batch()
     assert_right(bank(), adapters(ranks=ranks) if ranks else None, x, ids, weights)
+
+
+def test_output_and_gradients_are_those_of_transformers_eager_experts():
+    config = DeepseekV3Config(hidden_size=MODEL, moe_intermediate_size=HIDDEN, n_routed_experts=4)
+    config._experts_implementation = "eager"
+    eager, experts = DeepseekV3Experts(config), bank()
+    eager.gate_up_proj.data, eager.down_proj.data = experts.gate_up.weight_EOI, experts.down.weight_EOI
+    x, ids, weights = batch()
+    grads = []
+    for out in (triton_moe(x, route(ids, 4), weights, experts, None, None), eager(x, ids, weights)):
+        grads.append((out, *torch.autograd.grad(probe(out), (x, weights))))
+    for ours, theirs in zip(*grads, strict=True):
+        assert_near(ours, theirs)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 5, 8])
