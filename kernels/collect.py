@@ -2,11 +2,11 @@
 
 The gradient of a low-rank factor with respect to one privacy unit is a sum of outer products l_t r_t^T over that unit's
 tokens. An op's backward has both thin matrices at hand, and instead of returning their product it hands them here. What
-is kept is the smaller of the product per unit and the matrices themselves, about rank / tokens_per_row of the
-activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must hold
-for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
+is kept is the product per unit or, where units are few tokens, the matrices themselves: about rank / tokens_per_row of
+the activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must
+hold for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
 
-Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `N` (expert, unit) runs or (unit, word)
+Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `C` some of them, `N` (expert, unit) runs or (unit, word)
 pairs, `P`, `Q` the widths of a gradient.
 """
 
@@ -20,6 +20,10 @@ from torch import Tensor, nn
 
 from .errors import CaptureClosed, CapturedTwice, TokensMiscounted
 from .routing import Runs, slices_of
+
+_CACHED = 2**17  # numbers that are widened to float64 at a time
+_WORTH = 3  # times the memory of the factors that products may take
+_LONG = 16  # pairs of an average run, from which on runs are multiplied one by one
 
 
 class Collector:
@@ -35,7 +39,7 @@ class Collector:
         self.num_units = num_units
         self.tokens_per_row = tokens_per_row
         self.unit_of_token = unit_of_row.repeat_interleave(tokens_per_row)
-        self._kept: dict[nn.Parameter, _Kept] = {}
+        self._kept: dict[nn.Parameter, Kept] = {}
         self._is_closed = False
 
     @property
@@ -66,14 +70,33 @@ class Collector:
         transposed: bool,
     ) -> None:
         """Takes one gradient an expert, from pairs sorted as `runs` says; the parameter has a leading expert axis."""
-        self._claim(parameter)
         left, right = left_SP.to(parameter.dtype), right_SQ.to(parameter.dtype)
-        width_p, width_q = left.shape[1], right.shape[1]
-        if len(runs.length_N) * width_p * width_q <= len(left) * (width_p + width_q):
-            kept: _Kept = _RunGradients(_run_products(left, right, runs.length_N), runs, num_experts, transposed)
-        else:
-            kept = _RunFactors(left, right, runs, num_experts, transposed)
+        widths = left.shape[1], right.shape[1]
+        capture = self.open_runs(parameter, *widths, parameter.dtype, runs, num_experts, transposed=transposed)
+        capture.add(slice(0, len(left)), slice(0, len(runs.length_N)), left, right)
+
+    def open_runs(
+        self,
+        parameter: nn.Parameter,
+        width_P: int,
+        width_Q: int,
+        dtype: torch.dtype,
+        runs: Runs,
+        num_experts: int,
+        *,
+        transposed: bool,
+    ) -> "RunCapture":
+        """The same in parts, for an op that has them at hand one after another; every run is to be added once."""
+        self._claim(parameter)
+        kind = _RunGradients if _is_worth_products(runs, width_P, width_Q) else _RunFactors
+        kept = kind.empty(runs, width_P, width_Q, dtype, num_experts, transposed)
         self._kept[parameter] = kept
+        return kept
+
+    def capture_units(self, parameter: nn.Parameter, grads_U: Tensor) -> None:
+        """Takes the gradients themselves, [U, *parameter.shape]."""
+        self._claim(parameter)
+        self._kept[parameter] = _UnitGradients(grads_U.flatten(1, -2), False)
 
     def capture_lookups(self, parameter: nn.Parameter, grads_TP: Tensor, ids_T: Tensor) -> None:
         """Takes the gradient of a factor stored as [P, words], of which token t read column ids_T[t]."""
@@ -86,6 +109,11 @@ class Collector:
         grads_NP = torch.zeros(len(key_N), grads_TP.shape[1], dtype=parameter.dtype, device=grads_TP.device)
         grads_NP.index_add_(0, place_T, grads_TP.to(parameter.dtype))
         self._kept[parameter] = _WordGradients(grads_NP, key_N // words, key_N % words, words)
+
+    def keep(self, parameter: nn.Parameter, kept: "Kept") -> None:
+        """Takes the gradients in a form of the op's own, for one that has kernels to sum them."""
+        self._claim(parameter)
+        self._kept[parameter] = kept
 
     def square_norms(self) -> Tensor:
         """[U] float64: squared l2 norm of each unit's gradient over all factors together, never less than it is."""
@@ -140,12 +168,28 @@ class CaptureSlot:
             collector.close()
 
 
-class _Kept(Protocol):
-    def square_norms(self, num_units: int) -> Tensor: ...
+class RunCapture(Protocol):
+    """Takes the gradient of a bank's factor part by part."""
 
-    def forget(self, is_forgotten_U: Tensor) -> None: ...
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        """The outer products of these consecutive sorted pairs, which are those of these whole runs."""
+        ...
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor: ...
+
+class Kept(Protocol):
+    """The gradients of one factor for every unit, in whatever form sums them best."""
+
+    def square_norms(self, num_units: int) -> Tensor:
+        """[U] float64, never less than it is."""
+        ...
+
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        """Leaves these units out of every later norm and sum, even where they hold nan."""
+        ...
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        """Sum over units of factor * gradient, float64, reshapable to the factor's shape."""
+        ...
 
 
 @dataclass(slots=True)
@@ -186,23 +230,38 @@ class _WordGradients:
 
 @dataclass(slots=True)
 class _RunGradients:
-    grads_NPQ: Tensor
+    parts: list[tuple[slice, Tensor]]  # runs of whole experts and their gradients [runs, P, Q]
+    widths: tuple[int, int]
     runs: Runs
     num_experts: int
     transposed: bool
 
+    @classmethod
+    def empty(
+        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
+    ) -> "_RunGradients":
+        return cls([], (width_P, width_Q), runs, num_experts, transposed)
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        self.parts.append((runs, _run_products(left_CP, right_CQ, self.runs, runs)))
+
     def square_norms(self, num_units: int) -> Tensor:
-        by_run = _square_norms(self.grads_NPQ)
-        return by_run.new_zeros(num_units).index_add_(0, self.runs.unit_N, by_run)
+        total = torch.zeros(num_units, dtype=torch.float64, device=self.runs.unit_N.device)
+        for runs, grads in self.parts:
+            total.index_add_(0, self.runs.unit_N[runs], _square_norms(grads))
+        return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
-        self.grads_NPQ[is_forgotten_U[self.runs.unit_N]] = 0
+        for runs, grads in self.parts:
+            grads[is_forgotten_U[self.runs.unit_N[runs]]] = 0
 
     def weighted_sum(self, factors_U: Tensor) -> Tensor:
         factors_N = factors_U[self.runs.unit_N]
-        total = self.grads_NPQ.new_zeros(self.num_experts, *self.grads_NPQ.shape[1:], dtype=torch.float64)
-        for expert, part in slices_of(torch.bincount(self.runs.expert_N, minlength=self.num_experts).tolist()):
-            total[expert] = _contract(factors_N[part], self.grads_NPQ[part])
+        total = factors_U.new_zeros(self.num_experts, *self.widths)
+        for runs, grads in self.parts:
+            runs_of = torch.bincount(self.runs.expert_N[runs], minlength=self.num_experts).tolist()
+            for expert, part in slices_of(runs_of):
+                total[expert] = _contract(factors_N[runs][part], grads[part])
         return total.mT if self.transposed else total
 
 
@@ -214,17 +273,34 @@ class _RunFactors:
     num_experts: int
     transposed: bool
 
+    @classmethod
+    def empty(
+        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
+    ) -> "_RunFactors":
+        pairs = int(runs.length_N.sum())
+        left, right = (
+            torch.empty(pairs, width, dtype=dtype, device=runs.length_N.device) for width in (width_P, width_Q)
+        )
+        return cls(left, right, runs, num_experts, transposed)
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        self.left_SP[pairs] = left_CP
+        self.right_SQ[pairs] = right_CQ
+
     def square_norms(self, num_units: int) -> Tensor:
         # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
         # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
         total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
-        for runs, rows in _equally_long(self.runs.length_N):
-            left, right = self.left_SP[rows].double(), self.right_SQ[rows].double()
-            gram = (left @ left.mT) * (right @ right.mT)
-            size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
-            terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
-            hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
-            total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
+        for batch in self.runs.padded(slice(0, len(self.runs.length_N))):
+            few = max(1, _CACHED // max(1, batch.pairs_BL.shape[1] * self.right_SQ.shape[1]))
+            for runs, pairs, is_padding in zip(*(torch.split(tensor, few) for tensor in batch), strict=True):
+                left = self.left_SP[pairs].double().masked_fill_(is_padding.unsqueeze(2), 0)
+                right = self.right_SQ[pairs].double()
+                gram = (left @ left.mT) * (right @ right.mT)
+                size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
+                terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
+                hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
+                total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
         return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
@@ -243,28 +319,30 @@ class _RunFactors:
 
 
 def _square_norms(grads_BPQ: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(grads_BPQ, dim=(1, 2), dtype=torch.float64)
-    return norms.square_()
+    """[B] float64; few at a time, as each is widened first and had better stay in cache."""
+    few = max(1, _CACHED // max(1, grads_BPQ[:1].numel()))
+    norms = [torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.float64) for g in torch.split(grads_BPQ, few)]
+    return torch.cat(norms).square_()
 
 
 def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
     return torch.mv(grads_BPQ.flatten(1).double().T, factors_B).view(grads_BPQ.shape[1:])
 
 
-def _run_products(left_SP: Tensor, right_SQ: Tensor, length_N: Tensor) -> Tensor:
-    """[N, P, Q]: left^T right over each run of consecutive pairs."""
-    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_SP, right_SQ))
-    if is_aligned and left_SP.dtype == torch.float32:  # grouped_mm knows no float64 and wants rows of 16 bytes
-        return torch.nn.functional.grouped_mm(left_SP.T, right_SQ, offs=length_N.cumsum(0).to(torch.int32))
-    out = left_SP.new_empty(len(length_N), left_SP.shape[1], right_SQ.shape[1])
-    for runs, rows in _equally_long(length_N):
-        out[runs] = torch.bmm(left_SP[rows].mT, right_SQ[rows])
-    return out
+def _is_worth_products(runs: Runs, width_P: int, width_Q: int) -> bool:
+    """Whether to keep a product for each run rather than its factors: norms of products are far faster to take."""
+    return len(runs.length_N) * width_P * width_Q <= _WORTH * int(runs.length_N.sum()) * (width_P + width_Q)
 
 
-def _equally_long(length_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches the runs of one length: their numbers [B] and the pairs of each [B, length]."""
-    start = length_N.cumsum(0) - length_N
-    for length in torch.unique(length_N).tolist():
-        runs = (length_N == length).nonzero().squeeze(1)
-        yield runs, start[runs, None] + torch.arange(length, device=length_N.device)
+def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) -> Tensor:
+    """[N, P, Q]: left^T right over each run of the consecutive pairs of `part`."""
+    length_N = runs.length_N[part]
+    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_CP, right_CQ))
+    # Some 10 us a run against the copies that padding takes; grouped_mm knows no float64 and wants rows of 16 bytes.
+    if len(left_CP) >= _LONG * len(length_N) and is_aligned and left_CP.dtype != torch.float64:
+        return torch.nn.functional.grouped_mm(left_CP.T, right_CQ, offs=length_N.cumsum(0).to(torch.int32))
+    out_NPQ = left_CP.new_empty(len(length_N), left_CP.shape[1], right_CQ.shape[1])
+    for runs_B, pairs_BL, is_padding_BL in runs.padded(part):
+        left_BLP = left_CP[pairs_BL].masked_fill_(is_padding_BL.unsqueeze(2), 0)
+        out_NPQ[runs_B] = torch.bmm(left_BLP.mT, right_CQ[pairs_BL])
+    return out_NPQ

@@ -2,6 +2,9 @@
 
 KernelError
 ├── RoutingOutOfRange   an expert or unit index that does not exist
+├── UnfitWeights        tensors that are no stack of experts, or do not fit each other
+├── UnknownBackend      a backend that does not exist, or cannot run here
+├── UnsupportedExperts  a module whose experts compute something else than these kernels do
 ├── TokensMiscounted    an op saw another number of tokens than the microbatch has
 ├── CapturedTwice       one factor contributed twice to the same microbatch
 └── CaptureClosed       backward reached a factor after its microbatch had ended
@@ -13,7 +16,19 @@ class KernelError(Exception):
 
 
 class RoutingOutOfRange(KernelError):
-    """A routing table names an expert outside [0, num_experts) or a unit outside [0, num_units)."""
+    """A routing table names an expert outside [0, num_experts] or a unit outside [0, num_units)."""
+
+
+class UnfitWeights(KernelError):
+    """Tensors are not what a format says, or the two projections of a bank do not fit each other."""
+
+
+class UnknownBackend(KernelError):
+    """Nothing is called that, or what is called that cannot run on this machine."""
+
+
+class UnsupportedExperts(KernelError):
+    """The experts of a module are no plain SwiGLU bank: nothing is computed rather than something else."""
 
 
 class TokensMiscounted(KernelError):

@@ -1,14 +1,25 @@
 """Token-choice routing as a sort: which rows belong to which expert, and inside an expert to which privacy unit.
 
-Legend: `T` tokens, `K` top-k, `E` experts, `S` = T*K routed pairs, `N` non-empty (expert, unit) runs.
+Legend: `T` tokens, `K` top-k, `E` experts, `S` routed pairs (T*K less the dropped ones), `N` non-empty (expert, unit)
+runs, `B` some of them, `L` the length of the longest of those.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import RoutingOutOfRange, TokensMiscounted
+
+
+class PaddedRuns(NamedTuple):
+    """Runs of similar length as rows of equal length: a short one repeats its own last pair."""
+
+    runs_B: Tensor  # their numbers
+    pairs_BL: Tensor  # the sorted pairs of each
+    is_padding_BL: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +29,17 @@ class Runs:
     length_N: Tensor  # pairs in each run, all positive, sum S
     expert_N: Tensor
     unit_N: Tensor
+    _padded: dict[tuple[int, int], list[PaddedRuns]] = field(default_factory=dict, repr=False, compare=False)
+
+    def padded(self, part: slice) -> list[PaddedRuns]:
+        """The consecutive runs of `part` in batches, each at most twice as long as its shortest run.
+
+        Runs and pairs are counted from the first of the part. Padding stays inside a run, so that what is not finite in
+        one unit cannot reach another even as 0 * nan.
+        """
+        if (part.start, part.stop) not in self._padded:
+            self._padded[part.start, part.stop] = list(_batches(self.length_N[part]))
+        return self._padded[part.start, part.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +49,55 @@ class Plan:
     num_experts: int
     pair_S: Tensor  # flat position t*K + k of each sorted pair
     token_S: Tensor  # token of each sorted pair
-    slot_TK: Tensor  # inverse of pair_S: the sorted position of each pair
+    slot_TK: Tensor  # inverse of pair_S: the sorted position of each pair, S for one that was dropped
     slices: tuple[tuple[int, slice], ...]  # (expert, its sorted pairs) for experts that were hit
     runs: Runs | None  # only when the owners of the tokens were given
+
+    @property
+    def num_pairs(self) -> int:
+        """S."""
+        return self.pair_S.numel()
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether some pair goes to no expert of this bank."""
+        return self.num_pairs < self.slot_TK.numel()
 
 
 @torch.no_grad()
 def route(topk_ids_TK: Tensor, num_experts: int, unit_of_token: Tensor | None = None, num_units: int = 0) -> Plan:
     """Sorts pairs by expert and, if `unit_of_token` [T] in [0, num_units) is given, by owner inside an expert.
 
+    The index num_experts is expert parallelism's "not on this device": the pair adds nothing, and the gradient of its
+    weight is zero.
+
     Raises:
-        RoutingOutOfRange: an expert or unit index does not exist; nothing is dropped silently.
+        RoutingOutOfRange: any other expert or unit index does not exist.
         TokensMiscounted: `unit_of_token` has another length than `topk_ids_TK`.
     """
     tokens, top_k = topk_ids_TK.shape
-    expert = topk_ids_TK.reshape(-1)
-    _check_range("expert", expert, num_experts)
+    expert = topk_ids_TK.reshape(-1).to(torch.int64)
+    _check_range("expert", expert, num_experts + 1)
+    counts = torch.bincount(expert, minlength=num_experts + 1)[:num_experts].tolist()
+    kept = sum(counts)
     runs = None
     if unit_of_token is None:
-        pair = torch.argsort(expert, stable=True)
+        pair = torch.argsort(expert, stable=True)[:kept]
     else:
         if unit_of_token.shape != (tokens,):
             raise TokensMiscounted(f"{tokens} routed tokens, but owners for {unit_of_token.numel()}")
         _check_range("unit", unit_of_token, num_units)
         key, pair = torch.sort(expert * num_units + unit_of_token.repeat_interleave(top_k), stable=True)
-        run, length = torch.unique_consecutive(key, return_counts=True)
+        pair, (run, length) = pair[:kept], torch.unique_consecutive(key[:kept], return_counts=True)
         runs = Runs(length, run // max(num_units, 1), run % max(num_units, 1))
-    slot = torch.empty_like(pair)
-    slot[pair] = torch.arange(pair.numel(), device=pair.device)
+    slot = torch.full_like(expert, kept)
+    slot[pair] = torch.arange(kept, device=pair.device)
     return Plan(
         num_experts=num_experts,
         pair_S=pair,
         token_S=pair // top_k,
         slot_TK=slot.view(tokens, top_k),
-        slices=slices_of(torch.bincount(expert, minlength=num_experts).tolist()),
+        slices=slices_of(counts),
         runs=runs,
     )
 
@@ -73,6 +110,21 @@ def slices_of(counts: list[int]) -> tuple[tuple[int, slice], ...]:
             found.append((index, slice(start, start + count)))
         start += count
     return tuple(found)
+
+
+def _batches(length_N: Tensor) -> Iterator[PaddedRuns]:
+    start_N = length_N.cumsum(0) - length_N
+    longest_first = torch.argsort(length_N, descending=True)
+    lengths = length_N[longest_first].tolist()
+    first = 0
+    while first < len(lengths):
+        longest = lengths[first]
+        end = first + sum(2 * length >= longest for length in lengths[first:])
+        runs_B = longest_first[first:end]
+        place_L = torch.arange(longest, device=length_N.device)
+        last_B1 = length_N[runs_B, None] - 1
+        yield PaddedRuns(runs_B, start_N[runs_B, None] + torch.minimum(place_L, last_B1), place_L > last_B1)
+        first = end
 
 
 def _check_range(what: str, index: Tensor, bound: int) -> None:

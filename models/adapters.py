@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from ..kernels.collect import CaptureSlot
 from ..kernels.embedding import lora_embedding
-from ..kernels.experts import ExpertFactors, lora_experts
+from ..kernels.experts import Experts, Factors, LoRA
+from ..kernels.formats import Dense
 from ..kernels.lora import lora_linear
+from ..kernels.moe import moe
 from ..kernels.routing import route
 from .errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from .head import PooledHead, pooled
@@ -153,19 +155,10 @@ class LoRAExperts(nn.Module):
             plan = route(topk_ids_TK, num_experts)
         else:
             plan = route(topk_ids_TK, num_experts, collector.unit_of_token, collector.num_units)
-        factors = ExpertFactors(
-            self.gate_up_proj.lora_A, self.gate_up_proj.lora_B, self.down_proj.lora_A, self.down_proj.lora_B
-        )
-        return lora_experts(
-            hidden_TD,
-            plan,
-            topk_weights_TK,
-            self.base.gate_up_proj,
-            self.base.down_proj,
-            factors,
-            self.lora_scaling,
-            collector,
-        )
+        experts = Experts(Dense(self.base.gate_up_proj), Dense(self.base.down_proj))
+        gate_up, down = self.gate_up_proj, self.down_proj
+        lora = LoRA(Factors(gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B), self.lora_scaling)
+        return moe(hidden_TD, plan, topk_weights_TK, experts, lora, collector=collector)
 
 
 Adapter = LoRALinear | LoRAEmbedding | LoRARouter | LoRAExperts

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..kernels.experts import peft_factors
 from .adapters import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter
 from .directories import new_directory
 from .errors import ExportRefused
@@ -106,9 +107,8 @@ def _peft_tensors(adapted: AdaptedModel) -> dict[str, Tensor]:
         if isinstance(module, LoRAExperts):
             pairs = [(f"{prefix}.base_layer", module.gate_up_proj), (prefix, module.down_proj)]
             for place, factors in pairs:
-                # [E, R, in] -> [E * R, in], and [E, out, R] -> [out, R * E]
-                tensors[f"{place}.lora_A.weight"] = factors.lora_A.flatten(0, 1)
-                tensors[f"{place}.lora_B.weight"] = factors.lora_B.permute(1, 2, 0).flatten(1)
+                weight_A, weight_B = peft_factors(factors.lora_A, factors.lora_B)
+                tensors[f"{place}.lora_A.weight"], tensors[f"{place}.lora_B.weight"] = weight_A, weight_B
         elif isinstance(module, LoRAEmbedding):
             tensors[f"{prefix}.lora_embedding_A"] = module.lora_A
             tensors[f"{prefix}.lora_embedding_B"] = module.lora_B

@@ -1,0 +1,407 @@
+"""Routed experts: these kernels beside transformers, PEFT, and one bare matrix product an expert.
+
+    python benchmarks/kernels.py [--quick] [--json] [--seconds S] [--shape NAME]
+
+Every figure is processor time over that of `limit`: the matrix products alone, one an expert and projection, into
+buffers that are there, with no gather, activation or sum. With LoRA the limit has the rank-wide products too.
+
+    ours          `moe` on the cpu backend; int8, nf4, fp8: the same on quantised experts
+    eager         transformers' loop over experts
+    grouped_mm    transformers' default
+    peft          `target_parameters` over grouped_mm
+    norms         ours with a collector and 8 units, and the norm of each unit's gradient
+    clipped       the same and the clipped sum
+
+Methods alternate, medians over rounds, one thread. Memory is how far the peak resident set (VmHWM) of a fresh process
+rises over that with weights and input loaded, forward and backward with LoRA; beside it the size of one expert stack.
+The whole step is that of the demo's model, rank 4, batches of 64 records: ours with per-unit clipping, against PEFT's
+adapters over transformers' default experts without any clipping, and against the same one record after another, which
+is what clipping takes there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not this file
+
+import peft
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
+
+from confide.kernels.collect import Collector
+from confide.kernels.experts import Experts, Factors, LoRA
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
+from confide.kernels.moe import moe
+from confide.kernels.routing import route
+from confide.models.adapters import AdapterConfig, attach
+from confide.models.backbone import BackboneConfig, build
+from confide.models.head import PooledHead, pooled
+from confide.models.schema import FlagField, NumericField, RecordSchema
+from confide.privacy.clipping import PerUnitClipper
+from confide.privacy.loss import record_losses
+
+Call = Callable[[], object]
+
+RANK, UNITS = 16, 8
+FORMATS = {"int8": Int8Row, "nf4": NF4Block64, "fp8": FP8Block128}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A bank and how many tokens it sees."""
+
+    model: int
+    hidden: int
+    experts: int
+    top_k: int
+    tokens: int
+
+
+SHAPES = {
+    "large": Shape(model=1024, hidden=704, experts=64, top_k=6, tokens=2048),
+    "small": Shape(model=512, hidden=256, experts=16, top_k=4, tokens=2048),
+    "small, few tokens": Shape(model=512, hidden=256, experts=16, top_k=4, tokens=256),
+}
+
+
+class Bench:
+    """One bank in bfloat16, one batch, and everything that can be done with them."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape, generator = shape, torch.Generator().manual_seed(0)
+
+        def draw(*size: int, std: float = 1.0) -> Tensor:
+            return (torch.randn(size, generator=generator) * std).bfloat16()
+
+        D, H, E = shape.model, shape.hidden, shape.experts
+        self.gate_up, self.down = draw(E, 2 * H, D, std=D**-0.5), draw(E, D, H, std=H**-0.5)
+        self.x = draw(shape.tokens, D).requires_grad_()
+        self.grad = draw(shape.tokens, D)
+        self.ids = torch.rand(shape.tokens, E, generator=generator).topk(shape.top_k, dim=1).indices
+        self.weights = torch.rand(shape.tokens, shape.top_k, generator=generator).requires_grad_()
+        self.factors = Factors(
+            *(
+                nn.Parameter(draw(*size, std=0.02))
+                for size in ((E, RANK, D), (E, 2 * H, RANK), (E, RANK, H), (E, D, RANK))
+            )
+        )
+        self.dense = Experts(Dense(self.gate_up), Dense(self.down))
+        self.units = torch.arange(UNITS).repeat_interleave(shape.tokens // UNITS)
+
+    def ours(self, experts: Experts | None = None, factors: Factors | None = None) -> Tensor:
+        """One forward pass, the sort of the routing included."""
+        lora = None if factors is None else LoRA(factors, 2.0)
+        return moe(
+            self.x, route(self.ids, self.shape.experts), self.weights, experts or self.dense, lora, backend="cpu"
+        )
+
+    def private(self, *, clipped: bool) -> None:
+        """Forward, backward and norms by unit, each unit a row of the batch."""
+        collector = Collector(torch.arange(UNITS), UNITS, self.shape.tokens // UNITS)
+        plan = route(self.ids, self.shape.experts, collector.unit_of_token, UNITS)
+        lora = LoRA(self.factors, 2.0)
+        self.backward(moe(self.x, plan, self.weights, self.dense, lora, backend="cpu", collector=collector))
+        norms = collector.square_norms().sqrt_()
+        if clipped:
+            collector.weighted_sum((1 / norms).clamp_(max=1))
+
+    def stock(self, implementation: str) -> nn.Module:
+        """Transformers' module on the same weights."""
+        shape = self.shape
+        config = DeepseekV3Config(
+            hidden_size=shape.model, moe_intermediate_size=shape.hidden, n_routed_experts=shape.experts
+        )
+        config._experts_implementation = implementation
+        with torch.device("meta"):
+            module = DeepseekV3Experts(config)
+        module.gate_up_proj = nn.Parameter(self.gate_up, requires_grad=False)
+        module.down_proj = nn.Parameter(self.down, requires_grad=False)
+        return module
+
+    def peft(self) -> nn.Module:
+        """The same under PEFT's LoRA on both projections, factors in bfloat16 as everywhere here."""
+        names = ["experts.gate_up_proj", "experts.down_proj"]
+        config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=[], target_parameters=names)
+        model = nn.Module()
+        model.experts = self.stock("grouped_mm")
+        model.forward = lambda *args: model.experts(*args)
+        adapted = peft.get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter.data, std=0.02)
+                parameter.data = parameter.data.bfloat16()
+        return adapted
+
+    def backward(self, out: Tensor) -> None:
+        """To the input, the routing weights and whatever is trained."""
+        self.x.grad = self.weights.grad = None
+        out.backward(self.grad)
+
+    def limits(self) -> dict[str, Call]:
+        """The bare products of a forward and of a backward pass, without and with LoRA."""
+        shape, plan = self.shape, route(self.ids, self.shape.experts)
+        pairs = plan.num_pairs
+        x, gu, h, y, dh, dx = (
+            torch.randn(pairs, width).bfloat16()
+            for width in (shape.model, 2 * shape.hidden, shape.hidden, shape.model, shape.hidden, shape.model)
+        )
+        z = torch.randn(pairs, RANK).bfloat16()
+        A1, B1, A2, B2 = (factor.detach() for factor in self.factors)
+        totals = [torch.empty_like(factor) for factor in (A1, B1.mT, A2, B2.mT)]
+
+        def forward() -> None:
+            for e, s in plan.slices:
+                torch.mm(x[s], self.gate_up[e].T, out=gu[s])
+                torch.mm(h[s], self.down[e].T, out=y[s])
+
+        def backward() -> None:
+            for e, s in plan.slices:
+                torch.mm(y[s], self.down[e], out=dh[s])
+                torch.mm(gu[s], self.gate_up[e], out=dx[s])
+
+        def lora_forward() -> None:
+            for e, s in plan.slices:
+                torch.mm(x[s], A1[e].T, out=z[s])
+                torch.mm(x[s], self.gate_up[e].T, out=gu[s]).addmm_(z[s], B1[e].T)
+                torch.mm(h[s], A2[e].T, out=z[s])
+                torch.mm(h[s], self.down[e].T, out=y[s]).addmm_(z[s], B2[e].T)
+
+        def lora_backward() -> None:
+            for e, s in plan.slices:
+                torch.mm(y[s], B2[e], out=z[s])
+                torch.mm(y[s], self.down[e], out=dh[s]).addmm_(z[s], A2[e])
+                torch.mm(gu[s], B1[e], out=z[s])
+                torch.mm(gu[s], self.gate_up[e], out=dx[s]).addmm_(z[s], A1[e])
+                for total, right in zip(totals, (x, gu, h, y), strict=True):
+                    torch.mm(z[s].T, right[s], out=total[e])
+
+        return {
+            "forward": forward,
+            "forward + backward": lambda: (forward(), backward()),
+            "LoRA forward": lora_forward,
+            "LoRA forward + backward": lambda: (lora_forward(), lora_backward()),
+        }
+
+    def methods(self) -> dict[str, dict[str, Call]]:
+        """By section and name, the limit first."""
+        packed = {n: Experts(f.quantised(self.gate_up), f.quantised(self.down)) for n, f in FORMATS.items()}
+        eager, grouped, adapted = self.stock("eager"), self.stock("grouped_mm"), self.peft()
+        frozen = Factors(*(f if i % 2 else nn.Parameter(f.detach(), False) for i, f in enumerate(self.factors)))
+        limits = self.limits()
+        plain: dict[str, Callable[[], Tensor]] = {
+            "ours": self.ours,
+            **{name: lambda e=experts: self.ours(e) for name, experts in packed.items()},
+            "eager": lambda: eager(self.x, self.ids, self.weights),
+            "grouped_mm": lambda: grouped(self.x, self.ids, self.weights),
+        }
+        lora: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda: self.ours(factors=self.factors),
+            "ours, A frozen": lambda: self.ours(factors=frozen),
+            "int8": lambda: self.ours(packed["int8"], self.factors),
+            "peft": lambda: adapted(self.x, self.ids, self.weights),
+        }
+        private = {"norms": lambda: self.private(clipped=False), "clipped": lambda: self.private(clipped=True)}
+        sections = {
+            "forward": {name: _no_grad(f) for name, f in plain.items()},
+            "forward + backward": {name: lambda f=f: self.backward(f()) for name, f in plain.items()},
+            "LoRA forward": {name: _no_grad(f) for name, f in lora.items()},
+            "LoRA forward + backward": {name: lambda f=f: self.backward(f()) for name, f in lora.items()} | private,
+        }
+        return {section: {"limit": _no_grad(limits[section])} | calls for section, calls in sections.items()}
+
+    def rising(self, method: str) -> Call:
+        """Forward and backward with LoRA, for a measurement of memory."""
+        if method == "clipped":
+            return lambda: self.private(clipped=True)
+        if method == "peft":
+            adapted = self.peft()
+            return lambda: self.backward(adapted(self.x, self.ids, self.weights))
+        if method == "ours":
+            return lambda: self.backward(self.ours(factors=self.factors))
+        packed = Experts(FORMATS[method].quantised(self.gate_up), FORMATS[method].quantised(self.down))
+        return lambda: self.backward(self.ours(packed, self.factors))
+
+
+def _no_grad(call: Call) -> Call:
+    def run() -> None:
+        with torch.no_grad():
+            call()
+
+    return run
+
+
+def medians(calls: dict[str, Call], *, seconds: float) -> dict[str, float]:
+    """Median processor milliseconds; the calls alternate, three times or more."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+        for name, call in calls.items():
+            start = time.process_time_ns()
+            call()
+            taken[name].append((time.process_time_ns() - start) / 1e6)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak(name: str, method: str) -> dict[str, float]:
+    """MiB that forward and backward with LoRA add in a process of its own."""
+    environment = os.environ | {
+        # Freed blocks go back to the system at once, so that the peak is that of live tensors.
+        "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, __file__, "--child", json.dumps([name, method])]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(child.stdout)
+
+
+def _measure_own_peak(name: str, method: str) -> None:
+    bench = Bench(SHAPES[name])
+    call = bench.rising(method)
+    call()  # what libraries set up once is not the method's
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    call()
+    print(json.dumps({"added_mib": _status("VmHWM") - before}))
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def demo_steps() -> dict[str, Call]:
+    """A training step on 64 records of 24 words, by whose adapters and experts."""
+    fields = [NumericField(f"n{i}", tuple(float(c) for c in range(14))) for i in range(8)]
+    schema = RecordSchema(numeric=tuple(fields), flags=tuple(FlagField(f"f{i}") for i in range(14)))
+    attention = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+    targets = (*attention, "gate_proj", "up_proj", "down_proj", "experts")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, len(schema.words()), (64, 24), generator=generator)
+    labels = torch.arange(64) % 2
+    width = 2 * BackboneConfig().hidden
+
+    def head() -> PooledHead:
+        return PooledHead(torch.zeros(width), torch.eye(width))
+
+    config = AdapterConfig(rank=4, alpha=4.0, targets=targets, seed="bench")
+    ours = attach(build(schema, BackboneConfig()), config, head())
+    clipper, sgd = PerUnitClipper(ours), torch.optim.SGD(list(ours.trained.values()), lr=1e-3)
+
+    def clipped() -> None:
+        clipper.start_step()
+        with clipper.microbatch(range(len(ids)), ids.shape[1]):
+            record_losses(ours.classify(ids), labels).sum().backward()
+        total, _ = clipper.clipped_sum(1.0)
+        for name, parameter in ours.trained.items():
+            parameter.grad = total[name].to(parameter)
+        sgd.step()
+        sgd.zero_grad()
+
+    stock = build(schema, BackboneConfig())
+    stock.set_experts_implementation("grouped_mm")
+    leaves = ["mlp.shared_experts", "mlp"]  # PEFT takes these names for those of routed experts
+    projections = [f"{parent}.{leaf}.weight" for parent in leaves for leaf in ("gate_proj", "up_proj", "down_proj")]
+    theirs = peft.get_peft_model(
+        stock,
+        peft.LoraConfig(
+            r=4,
+            lora_alpha=4,
+            target_modules=attention,
+            target_parameters=[*projections, "experts.gate_up_proj", "experts.down_proj"],
+        ),
+    )
+    base, own_head = theirs.base_model.model, head()
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    trained = [p for p in (*theirs.parameters(), *own_head.parameters()) if p.requires_grad]
+    their_sgd = torch.optim.SGD(trained, lr=1e-3)
+
+    def loss(rows: slice) -> Tensor:
+        return record_losses(own_head(pooled(base, ids[rows])), labels[rows]).sum()
+
+    def unclipped() -> None:
+        their_sgd.zero_grad()
+        loss(slice(None)).backward()
+        their_sgd.step()
+
+    def one_by_one() -> None:
+        total = [torch.zeros_like(p) for p in trained]
+        for row in range(len(ids)):
+            grads = torch.autograd.grad(loss(slice(row, row + 1)), trained)
+            norm = torch.stack([g.norm() for g in grads]).norm()
+            for so_far, g in zip(total, grads, strict=True):
+                so_far.add_(g * (1 / norm).clamp(max=1))
+        for p, g in zip(trained, total, strict=True):
+            p.grad = g
+        their_sgd.step()
+
+    return {"ours, clipped": clipped, "default experts, no clipping": unclipped, "default experts, clipped": one_by_one}
+
+
+def table(name: str, taken: dict[str, dict[str, float]]) -> str:
+    """Markdown: methods by sections, each over the limit of its section."""
+    shape, sections = SHAPES[name], list(taken)
+    methods = list(dict.fromkeys(method for calls in taken.values() for method in calls))
+    title = f"{name}: {shape.model}/{shape.hidden}, {shape.experts} experts, top-{shape.top_k}, {shape.tokens} tokens"
+    lines = [f"| {title} | " + " | ".join(sections) + " |", "|---" * (len(sections) + 1) + "|"]
+    for method in methods:
+        cells = [method]
+        for section in sections:
+            ms, limit = taken[section].get(method), taken[section]["limit"]
+            cells.append("" if ms is None else f"{ms:.1f} ms" if method == "limit" else f"{ms / limit:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the small shapes alone, a few seconds each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--seconds", type=float, default=20, help="for each section of a table")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="all if left out")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")  # PEFT's hints
+    torch.set_num_threads(1)
+    if given.child:
+        return _measure_own_peak(*json.loads(given.child))
+    names = given.shape or (list(SHAPES)[1:] if given.quick else list(SHAPES))
+    seconds = 3 if given.quick else given.seconds
+    found: dict[str, object] = {"load": os.getloadavg()[0]}
+    for name in names:
+        methods = Bench(SHAPES[name]).methods()
+        taken = {section: medians(calls, seconds=seconds) for section, calls in methods.items()}
+        stack = 2 * SHAPES[name].experts * 2 * SHAPES[name].hidden * SHAPES[name].model / 2**20
+        peaks = {
+            method: peak(name, method)["added_mib"] for method in ("ours", "int8", "nf4", "fp8", "clipped", "peft")
+        }
+        found[name] = {"shape": asdict(SHAPES[name]), "ms": taken, "added_mib": peaks, "gate_up_mib": stack}
+        if not given.json:
+            print(table(name, taken), end="\n\n")
+            rises = ", ".join(f"{method} {mib:.0f}" for method, mib in peaks.items())
+            print(f"MiB added, gate_up alone being {stack:.0f} in bfloat16: {rises}", end="\n\n", flush=True)
+    steps = medians(demo_steps(), seconds=seconds)
+    found["demo step"] = steps
+    if given.json:
+        return print(json.dumps(found))
+    print("| step of the demo's model | ms | over ours |\n|---|---|---|")
+    for name, ms in steps.items():
+        print(f"| {name} | {ms:.1f} | {ms / steps['ours, clipped']:.2f} |")
+    return print(f"\nload {os.getloadavg()[0]:.1f}, {F.__name__.partition('.')[0]} {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""Frozen stacks of expert matrices, in the formats that checkpoints keep them in.
+
+A format multiplies by one expert at a time and widens the codes of that expert alone, into a scratch matrix that is
+kept from call to call: a stack is never copied. What is lost by rounding was lost when the codes were made; here each
+product is that of the matrix which `dense` shows, up to the rounding of its dtype.
+
+Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert.
+"""
+
+import functools
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import UnfitWeights
+
+NF4_BLOCK, FP8_BLOCK = 64, 128
+_E4M3_BIAS = 2.0**120
+
+# Quantiles of N(0, 1), scaled to [-1, 1], with an exact zero (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
+NF4_VALUES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+class ExpertWeights(Protocol):
+    """One matrix [O, I] an expert, frozen."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(E, O, I)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products and of what they multiply."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """What the stack takes in memory."""
+        ...
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
+        """Writes x W^T; not differentiable."""
+        ...
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
+        """Writes grad W; not differentiable."""
+        ...
+
+    def dense(self) -> Tensor:
+        """[E, O, I], the whole stack in `dtype`: for a reference, as it is the copy that everything else avoids."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """As it is: float32, bfloat16 or float64. The only format that may also be trained, if `weight` requires grad."""
+
+    weight_EOI: Tensor
+
+    def __post_init__(self) -> None:
+        if self.weight_EOI.ndim != 3 or not self.weight_EOI.is_floating_point() or self.weight_EOI.itemsize < 2:
+            raise UnfitWeights(f"need [E, O, I] of 16 bits or more, got {_described(self.weight_EOI)}")
+
+    @property
+    def shape(self) -> torch.Size:  # noqa: D102
+        return self.weight_EOI.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.weight_EOI.dtype
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.weight_EOI.nbytes
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+        torch.mm(x_SI, self.weight_EOI[expert].T, out=out_SO)
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+        torch.mm(grad_SO, self.weight_EOI[expert], out=out_SI)
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return self.weight_EOI
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Row:
+    """Signed bytes with one scale an output row.
+
+    A code of at most 127 is exact in bfloat16, so codes go into the product as they are and the scale goes to the
+    outputs: S x O multiplications instead of O x I, and none that rounds a weight.
+    """
+
+    codes_EOI: Tensor  # int8
+    scale_EO: Tensor  # in the dtype of the products
+
+    def __post_init__(self) -> None:
+        if self.codes_EOI.ndim != 3 or self.codes_EOI.dtype != torch.int8:
+            raise UnfitWeights(f"need int8 codes [E, O, I], got {_described(self.codes_EOI)}")
+        if self.scale_EO.shape != self.codes_EOI.shape[:2] or not self.scale_EO.is_floating_point():
+            raise UnfitWeights(f"need one scale an output row, got {_described(self.scale_EO)}")
+        object.__setattr__(self, "scale_EO", self.scale_EO.detach())  # or the scratch would join a graph
+
+    @classmethod
+    def quantised(cls, weight_EOI: Tensor) -> "Int8Row":
+        """Rounds to nearest: off by at most half a scale, which is max|row| / 127."""
+        codes = torch.empty_like(weight_EOI, dtype=torch.int8)
+        scale = weight_EOI.new_empty(weight_EOI.shape[:2])
+        for expert, weight in enumerate(weight_EOI.detach()):
+            scale[expert] = weight.abs().amax(1).double() / 127
+            stored = scale[expert].double().clamp_min(torch.finfo(scale.dtype).tiny)  # as rounded, and never 0 / 0
+            codes[expert] = (weight.double() / stored[:, None]).round_().clamp_(-127, 127)
+        return cls(codes, scale)
+
+    @property
+    def shape(self) -> torch.Size:  # noqa: D102
+        return self.codes_EOI.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.scale_EO.dtype
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.codes_EOI.nbytes + self.scale_EO.nbytes
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+        torch.mm(x_SI, self._wide(expert).T, out=out_SO).mul_(self.scale_EO[expert])
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+        torch.mm(grad_SO * self.scale_EO[expert], self._wide(expert), out=out_SI)
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return self.codes_EOI.to(self.dtype) * self.scale_EO.unsqueeze(-1)
+
+    def _wide(self, expert: int) -> Tensor:
+        codes = self.codes_EOI[expert]
+        return _scratch(codes.numel(), self.dtype, codes.device).view_as(codes).copy_(codes)
+
+
+@dataclass(frozen=True, slots=True)
+class NF4Block64:
+    """Four bits a weight: an index into `NF4_VALUES`, times the largest size in its block of 64.
+
+    As in bitsandbytes without double quantisation, but for bfloat16, where values and sizes are rounded before they are
+    multiplied: blocks run along the flattened matrix of one expert, the first of
+    two neighbours lies in the high half of their byte. Each expert starts a block, and its last one is filled up.
+    """
+
+    codes_EN: Tensor  # uint8, N = 32 B bytes an expert
+    absmax_EB: Tensor  # float32
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        experts, width_out, width_in = self.shape
+        blocks = -(-width_out * width_in // NF4_BLOCK)
+        if self.codes_EN.shape != (experts, blocks * NF4_BLOCK // 2) or self.codes_EN.dtype != torch.uint8:
+            raise UnfitWeights(f"{_described(self.codes_EN)} are no codes of {tuple(self.shape)} in blocks of 64")
+        if self.absmax_EB.shape != (experts, blocks) or self.absmax_EB.dtype != torch.float32:
+            raise UnfitWeights(f"need a float32 size for each of {blocks} blocks, got {_described(self.absmax_EB)}")
+        object.__setattr__(self, "absmax_EB", self.absmax_EB.detach())
+
+    @classmethod
+    def quantised(cls, weight_EOI: Tensor) -> "NF4Block64":
+        """Each weight becomes the value nearest to weight / absmax; of two equally near ones the lower."""
+        values = torch.tensor(NF4_VALUES, dtype=torch.float32, device=weight_EOI.device)
+        middle = (values[1:] + values[:-1]) / 2
+        codes, absmax = [], []
+        for weight in weight_EOI.detach():
+            flat = weight.flatten().float()
+            blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NF4_BLOCK)).view(-1, NF4_BLOCK)
+            largest = blocks.abs().amax(1)
+            unit = blocks / largest.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+            index = torch.bucketize(unit, middle).to(torch.uint8).flatten()
+            codes.append(index[::2] << 4 | index[1::2])
+            absmax.append(largest)
+        return cls(torch.stack(codes), torch.stack(absmax), weight_EOI.shape, weight_EOI.dtype)
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.codes_EN.nbytes + self.absmax_EB.nbytes
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+        torch.mm(grad_SO, self._wide(expert), out=out_SI)
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])
+
+    def _wide(self, expert: int) -> Tensor:
+        codes = self.codes_EN[expert]
+        wide = _scratch(2 * len(codes), self.dtype, codes.device)
+        table = _nf4_table(self.dtype, codes.device)
+        index = codes if len(table) == 256 else codes.view(torch.uint16)
+        torch.gather(table, 0, index.to(torch.int64), out=wide.view(table.dtype))
+        # In `dtype`, as torch multiplies mixed ones twenty times as slowly.
+        wide.view(-1, NF4_BLOCK).mul_(self.absmax_EB[expert, :, None].to(self.dtype))
+        _, width_out, width_in = self.shape
+        return wide[: width_out * width_in].view(width_out, width_in)
+
+
+@dataclass(frozen=True, slots=True)
+class FP8Block128:
+    """The format of DeepSeek-V3: e4m3 codes, and for each tile of 128 x 128 what they are to be multiplied by.
+
+    Tiles at the lower and right edge may be smaller. Scales are rounded to `dtype` first, as transformers does. No code
+    may be nan.
+    """
+
+    codes_EOI: Tensor  # float8_e4m3fn
+    scale_inv_EPQ: Tensor  # float32, P = ceil(O / 128), Q = ceil(I / 128)
+    dtype: torch.dtype
+    _factor_EPQ: Tensor = field(init=False, repr=False, compare=False)  # in `dtype`, with what widening leaves out
+
+    def __post_init__(self) -> None:
+        if self.codes_EOI.ndim != 3 or self.codes_EOI.dtype != torch.float8_e4m3fn:
+            raise UnfitWeights(f"need float8_e4m3fn codes [E, O, I], got {_described(self.codes_EOI)}")
+        experts, *sides = self.codes_EOI.shape
+        tiles = [-(-side // FP8_BLOCK) for side in sides]
+        if self.scale_inv_EPQ.shape != (experts, *tiles) or self.scale_inv_EPQ.dtype != torch.float32:
+            raise UnfitWeights(f"need a float32 scale for each of {tiles} tiles, got {_described(self.scale_inv_EPQ)}")
+        if bool((self.scale_inv_EPQ.detach() >= 2.0**7).any()):
+            raise UnfitWeights("scales of 2**7 and more stand for weights that no model has")
+        object.__setattr__(self, "codes_EOI", self.codes_EOI.detach())
+        object.__setattr__(self, "scale_inv_EPQ", self.scale_inv_EPQ.detach())
+        object.__setattr__(self, "_factor_EPQ", self.scale_inv_EPQ.to(self.dtype) * _E4M3_BIAS)
+
+    @classmethod
+    def quantised(cls, weight_EOI: Tensor) -> "FP8Block128":
+        """Scales each tile so that its largest weight is the largest code, 448."""
+        codes = torch.empty_like(weight_EOI, dtype=torch.float8_e4m3fn)
+        scales = []
+        for expert, weight in enumerate(weight_EOI.detach().float()):
+            rows, columns = weight.shape
+            padded = torch.nn.functional.pad(weight, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+            tiles = padded.view(padded.shape[0] // FP8_BLOCK, FP8_BLOCK, -1, FP8_BLOCK)
+            scale = tiles.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+            unit = tiles / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None, :, None]
+            codes[expert] = unit.reshape(padded.shape)[:rows, :columns].clamp(-448, 448).to(torch.float8_e4m3fn)
+            scales.append(scale)
+        return cls(codes, torch.stack(scales), weight_EOI.dtype)
+
+    @property
+    def shape(self) -> torch.Size:  # noqa: D102
+        return self.codes_EOI.shape
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.codes_EOI.nbytes + self.scale_inv_EPQ.nbytes
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+        torch.mm(grad_SO, self._wide(expert), out=out_SI)
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])
+
+    def _wide(self, expert: int) -> Tensor:
+        codes, factor = self.codes_EOI[expert], self._factor_EPQ[expert]
+        (rows, columns), (high, wide) = codes.shape, factor.shape
+        padded = _scratch(factor.numel() * FP8_BLOCK**2, self.dtype, codes.device).view(high * FP8_BLOCK, -1)
+        own = padded[:rows, :columns]
+        own.copy_(_e4m3_unbiased(codes))
+        padded.view(high, FP8_BLOCK, wide, FP8_BLOCK).mul_(factor[:, None, :, None])
+        return own
+
+
+def trained_stack(weights: ExpertWeights) -> Tensor | None:
+    """The stack itself if autograd wants its gradient, which only the `Dense` format can have."""
+    return weights.weight_EOI if isinstance(weights, Dense) and weights.weight_EOI.requires_grad else None
+
+
+class _Kept(threading.local):
+    """Scratch memory of this thread; it only ever holds weights, which are public."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def _scratch(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[size] of undefined content, valid until the next call on this thread."""
+    buffer = _kept.buffers.get((dtype, device))
+    if buffer is None or len(buffer) < size:
+        buffer = _kept.buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
+    return buffer[:size]
+
+
+def _e4m3_unbiased(codes: Tensor) -> Tensor:
+    """bfloat16: each code times 2**-120, exactly, in three passes over integers; torch's cast takes 25 times as long.
+
+    Sign, exponent and mantissa move to the places they have in a bfloat16, whose exponent counts from 2**-127 instead
+    of 2**-7. Codes below 2**-6 become subnormal. The one code for nan becomes 480 * 2**-120.
+    """
+    bits = codes.view(torch.int8).to(torch.int16)  # extends the sign through the high byte
+    return bits.bitwise_left_shift_(4).bitwise_and_(-0x7810).view(torch.bfloat16)
+
+
+@functools.cache
+def _nf4_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values of two or four neighbours as one number: [256], or [65536] for bfloat16, by the bytes of their codes.
+
+    A gather takes as long for eight bytes as for two.
+    """
+    values = torch.tensor(NF4_VALUES, dtype=torch.float32, device=device).to(dtype)
+    byte = torch.arange(256, device=device)
+    pairs = torch.stack([values[byte >> 4], values[byte & 15]], dim=1)
+    if dtype.itemsize == 2:
+        word = torch.arange(65536, device=device)
+        return torch.cat([pairs[word & 255], pairs[word >> 8]], dim=1).view(torch.int64).squeeze(1)
+    return pairs.view({4: torch.int64, 8: torch.complex128}[dtype.itemsize]).squeeze(1)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

@@ -1,0 +1,177 @@
+"""These kernels inside unchanged transformers models, with adapters on the routed experts.
+
+`install()` makes `experts_implementation="confide"` known; `adapt` freezes a model and puts LoRA on every bank of it.
+The factors are parameters of the experts module itself, beside `gate_up_proj` and `down_proj`.
+
+Not for experts with biases, transposed or interleaved weights, a norm of their own, or any gate but silu(gate) * up:
+those are refused when they first run.
+"""
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from .collect import CaptureSlot, Collector
+from .errors import UnfitWeights, UnsupportedExperts
+from .experts import Experts, Factors, LoRA
+from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128
+from .moe import moe
+from .routing import route
+
+NAME = "confide"
+
+_NAMES = ("lora_gate_up_A", "lora_gate_up_B", "lora_down_A", "lora_down_B")
+_checked: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def install() -> str:
+    """Registers the experts implementation `confide` with transformers and returns its name; twice is no harm."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
+    ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
+    return NAME
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedExperts:
+    """What `adapt` added to a model."""
+
+    parameters: dict[str, nn.Parameter]  # that are trained, by their name in the model
+    slot: CaptureSlot = field(repr=False)
+
+    def collect(self, unit_of_row: Tensor, num_units: int, tokens_per_row: int) -> AbstractContextManager[Collector]:
+        """Inside, forward and backward hand the gradient of every unit to the collector that is returned.
+
+        Only these adapters are covered: the gradient of anything else that is trainable goes to its `.grad`, of all
+        units together.
+
+        Args:
+            unit_of_row: [R] in [0, num_units), the owner of each row of the batch.
+        """
+        return self.slot.filled(Collector(unit_of_row, num_units, tokens_per_row))
+
+
+def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: int = 0) -> AdaptedExperts:
+    """Freezes a transformers model and puts LoRA, scaled by alpha / rank, on every bank of routed experts in it.
+
+    A starts uniform within inputs ** -0.5, B at zero, so the model computes what it did; both in float32 or better,
+    whatever the format of the bank. The model is switched to these kernels: under another implementation its experts
+    refuse to run, as that would ignore the adapters.
+
+    Raises:
+        UnsupportedExperts: there is no bank, or one that these kernels cannot compute.
+        UnfitWeights: rank or alpha is not positive.
+    """
+    if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
+        raise UnfitWeights(f"need rank >= 1 and a finite alpha > 0, got rank {rank}, alpha {alpha}")
+    banks = list(_banks(model))
+    if not banks:
+        raise UnsupportedExperts(f"{type(model).__name__} has no bank of experts that transformers could dispatch")
+    model.set_experts_implementation(install())
+    model.requires_grad_(False)
+    slot, generator, trained = CaptureSlot(), torch.Generator().manual_seed(seed), {}
+    for name, module in banks:
+        experts = experts_of(module)
+        bank, both, width = experts.gate_up.shape
+        hidden = experts.hidden
+        shapes = (bank, rank, width), (bank, both, rank), (bank, rank, hidden), (bank, width, rank)
+        for leaf, shape in zip(_NAMES, shapes, strict=True):
+            is_A = leaf.endswith("A")
+            bound = shape[-1] ** -0.5 if is_A else 0.0
+            start = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            dtype = torch.promote_types(experts.gate_up.dtype, torch.float32)
+            parameter = nn.Parameter(start.to(module.down_proj.device, dtype), requires_grad=train_A or not is_A)
+            module.register_parameter(leaf, parameter)
+            if parameter.requires_grad:
+                trained[f"{name}.{leaf}"] = parameter
+        module.confide_lora_scaling, module.confide_slot = alpha / rank, slot
+        module.register_forward_pre_hook(_refuse_other_implementation)
+    return AdaptedExperts(trained, slot)
+
+
+def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
+    """The bank of a transformers experts module, sharing its memory.
+
+    Args:
+        dtype: of the products, if the bank is stored in fp8.
+
+    Raises:
+        UnsupportedExperts: naming what these kernels do not compute.
+    """
+    if module not in _checked:
+        _check(module)
+        _checked.add(module)
+    return Experts(_weights(module, "gate_up_proj", dtype), _weights(module, "down_proj", dtype))
+
+
+def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    experts, lora, collector = experts_of(module, hidden_states.dtype), None, None
+    if hasattr(module, _NAMES[0]):
+        lora = LoRA(Factors(*(getattr(module, name) for name in _NAMES)), module.confide_lora_scaling)
+        collector = module.confide_slot.collector
+    if collector is None:
+        plan = route(top_k_index, experts.num_experts)
+    else:
+        plan = route(top_k_index, experts.num_experts, collector.unit_of_token, collector.num_units)
+    return moe(hidden_states, plan, top_k_weights, experts, lora, collector=collector)
+
+
+def _banks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Modules that transformers dispatches as experts, whatever their layout."""
+    for name, module in model.named_modules():
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+            yield name, module
+
+
+def _weights(module: Any, name: str, dtype: torch.dtype) -> ExpertWeights:
+    weight: Tensor = getattr(module, name)
+    if weight.dtype != torch.float8_e4m3fn:
+        return Dense(weight)
+    scale_inv: Tensor = getattr(module, f"{name}_scale_inv")
+    tiles = [-(-side // FP8_BLOCK) for side in weight.shape[1:]]
+    if scale_inv.dtype != torch.float32:  # powers of two in a byte, exact in float32
+        scale_inv = scale_inv.float()
+    return FP8Block128(weight, scale_inv[:, : tiles[0]], dtype)  # a narrow bank has a spare row
+
+
+def _check(module: Any) -> None:
+    name = type(module).__name__
+    for flag, wanted in (
+        ("is_transposed", False),
+        ("has_bias", False),
+        ("has_gate", True),
+        ("is_concatenated", True),
+        ("has_post_expert_norm", False),
+    ):
+        if getattr(module, flag, wanted) != wanted:
+            raise UnsupportedExperts(f"{name} has {flag}={not wanted}, and these kernels do not")
+    for weight in (module.gate_up_proj, module.down_proj):
+        if not weight.is_floating_point():
+            raise UnsupportedExperts(f"{name} stores its experts as {weight.dtype}")
+        if weight.dtype == torch.float8_e4m3fn:
+            if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
+                raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
+            if any(bool(expert.isnan().any()) for expert in weight):
+                raise UnsupportedExperts(f"{name} has experts that are nan")
+            if module.activation_scheme != "dynamic":
+                raise UnsupportedExperts(f"{name} has {module.activation_scheme} scales for its activations")
+    # Clamps and soft caps hide in methods and settings of many names, so the gate is asked, far out as well.
+    gate, up = torch.meshgrid(torch.linspace(-60, 60, 31), torch.linspace(-60, 60, 31), indexing="ij")
+    probe = torch.cat([gate.flatten(), up.flatten()]).to(module.down_proj.device).unsqueeze(0)
+    want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]
+    if not torch.allclose(module._apply_gate(probe), want, rtol=1e-4, atol=1e-4):
+        raise UnsupportedExperts(f"{name} has another gate than silu(gate) * up")
+
+
+def _refuse_other_implementation(module: Any, _: object) -> None:
+    chosen = module.config._experts_implementation
+    if chosen != NAME:
+        raise UnsupportedExperts(f"adapted experts run by {NAME!r}; {chosen!r} would ignore their adapters")

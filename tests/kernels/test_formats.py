@@ -1,0 +1,190 @@
+import pytest
+import torch
+from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+from confide.kernels.errors import UnfitWeights
+from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64
+
+QUANTISED = [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised]
+FORMATS = [Dense, *QUANTISED]
+RAGGED = (3, 130, 77)  # tiles of 2 x 77 at the edge, and 10,010 weights an expert: the last block of 64 is not full
+ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2**-7}
+
+every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "int8", "nf4", "fp8"])
+
+
+def stack(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def assert_near(got, want, tolerance):
+    assert (got.double() - want).norm() <= tolerance * want.norm()
+
+
+@every_format
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("shape", [RAGGED, (2, 256, 128), (1, 1, 1)])
+def test_products_are_those_of_the_dense_matrices(pack, dtype, shape):
+    experts, width_out, width_in = shape
+    weights = pack(stack(*shape, dtype=dtype))
+    dense, tolerance = weights.dense().double(), ROUNDING[dtype]
+    assert (weights.shape, weights.dtype, weights.dense().dtype) == (shape, dtype, dtype)
+    for rows in (0, 1, 5):
+        x, grad = stack(rows, width_in, dtype=dtype, seed=1), stack(rows, width_out, dtype=dtype, seed=2)
+        y, dx = x.new_empty(rows, width_out), x.new_empty(rows, width_in)
+        for expert in reversed(range(experts)):  # a scratch of another expert must not shine through
+            weights.mm(expert, x, y)
+            weights.mm_t(expert, grad, dx)
+            assert_near(y, x.double() @ dense[expert].T, tolerance)
+            assert_near(dx, grad.double() @ dense[expert], tolerance)
+
+
+@pytest.mark.parametrize("pack", QUANTISED, ids=["int8", "nf4", "fp8"])
+def test_packing_what_was_packed_changes_nothing(pack):
+    once = pack(stack(*RAGGED)).dense()
+    torch.testing.assert_close(pack(once).dense(), once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("pack", QUANTISED, ids=["int8", "nf4", "fp8"])
+def test_expert_of_zeros_stays_zero(pack):
+    weights = stack(*RAGGED)
+    weights[1] = 0
+    dense = pack(weights).dense()
+    assert not dense[1].any()
+    assert dense[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(("pack", "bits"), list(zip(QUANTISED, (8, 4, 8), strict=True)), ids=["int8", "nf4", "fp8"])
+def test_memory_is_that_of_codes_and_scales(pack, bits):
+    weights = pack(stack(2, 256, 512))
+    codes = 2 * 256 * 512 * bits // 8
+    assert codes < weights.nbytes <= codes * (1 + 1 / 8)  # nf4: 4 bytes beside 32
+
+
+@every_format
+def test_no_call_makes_more_than_one_expert(pack):
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out._base is None and "view" not in func.name():
+                self.size = max(self.size, out.untyped_storage().nbytes() if out.is_contiguous() else 0)
+            return out
+
+    weights = pack(stack(16, 128, 256))
+    with Largest() as largest:
+        for expert in range(16):
+            weights.mm(expert, stack(4, 256), torch.empty(4, 128))
+            weights.mm_t(expert, stack(4, 128), torch.empty(4, 256))
+    stacked = 16 * 128 * 256 * torch.float32.itemsize
+    assert largest.size <= weights.nbytes or largest.size < stacked / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_rounds_to_the_nearest_multiple_of_the_stored_scale(dtype):
+    weights = stack(2, 5, 300, dtype=dtype)
+    packed = Int8Row.quantised(weights)
+    for expert in range(2):
+        for row in range(5):
+            scale = packed.scale_EO[expert, row].double()
+            assert scale == (weights[expert, row].double().abs().max() / 127).to(dtype).double()
+            codes = (weights[expert, row].double() / scale).round().clamp(-127, 127)
+            assert torch.equal(packed.codes_EOI[expert, row].double(), codes)
+
+
+def test_nf4_values_are_quantiles_of_the_normal_distribution():
+    """The recipe of bitsandbytes' `create_normal_map`: 8 positive, 7 negative quantiles and zero, scaled to [-1, 1]."""
+    offset = 0.9677083
+    above = stats.norm.ppf(torch.linspace(offset, 0.5, 9)[:-1].numpy())
+    below = -stats.norm.ppf(torch.linspace(offset, 0.5, 8)[:-1].numpy())
+    want = torch.tensor(sorted([*above, 0.0, *below]))
+    torch.testing.assert_close(torch.tensor(NF4_VALUES).double(), want / want.max(), rtol=0, atol=1e-6)
+
+
+def test_nf4_takes_the_nearest_value_of_each_block():
+    weights = stack(2, 10, 77)
+    packed = NF4Block64.quantised(weights)
+    values = torch.tensor(NF4_VALUES)
+    for expert in range(2):
+        flat = weights[expert].flatten()
+        for start in range(0, len(flat), 64):
+            block = flat[start : start + 64]
+            largest = block.abs().max()
+            nearest = values[(block[:, None] / largest - values).abs().argmin(1)]
+            got = packed.dense()[expert].flatten()[start : start + 64]
+            torch.testing.assert_close(got, nearest * largest, rtol=0, atol=0)
+
+
+def test_nf4_has_the_first_of_two_neighbours_in_the_high_half():
+    weights = torch.zeros(1, 1, 64)
+    weights[0, 0, :4] = torch.tensor([1.0, -1.0, 0.0, 1.0])  # codes 15, 0, 7, 15
+    assert NF4Block64.quantised(weights).codes_EN[0, :3].tolist() == [0xF0, 0x7F, 0x77]
+
+
+def test_fp8_multiplies_each_tile_by_its_scale():
+    packed = FP8Block128.quantised(stack(*RAGGED))
+    dense, codes, scale = packed.dense(), packed.codes_EOI.float(), packed.scale_inv_EPQ
+    assert scale.shape == (3, 2, 1)
+    for expert in range(3):
+        for row in (0, 1, 127, 128, 129):
+            for column in (0, 76):
+                want = codes[expert, row, column] * scale[expert, row // 128, column // 128]
+                assert dense[expert, row, column] == want
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**-10, 127.0])
+def test_fp8_widens_every_code_exactly(dtype, scale):
+    codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn)
+    codes = codes[~codes.isnan()].view(1, 2, 127)
+    got = FP8Block128(codes, torch.full((1, 1, 1), scale), dtype).dense()
+    assert torch.equal(got, (codes.double() * scale).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [RAGGED, (2, 256, 384)])
+def test_fp8_is_what_transformers_makes_of_it(shape, dtype):
+    packed = FP8Block128.quantised(stack(*shape, dtype=dtype))
+    want = _dequantize_fp8_weight(packed.codes_EOI, packed.scale_inv_EPQ, [128, 128], dtype)
+    torch.testing.assert_close(packed.dense(), want, rtol=0, atol=0)
+
+
+def test_fp8_is_off_by_at_most_half_a_step():
+    weights = stack(2, 256, 200)
+    packed = FP8Block128.quantised(weights)
+    scale = packed.scale_inv_EPQ.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :, :200]
+    # three mantissa bits; below 2**-6 codes are 2**-9 apart
+    bound = torch.maximum(weights.abs() / 16, scale * 2.0**-10)
+    assert ((packed.dense() - weights).abs() <= bound * 1.001).all()
+
+
+def test_scales_that_want_a_gradient_leave_the_scratch_alone():
+    """Transformers stores fp8 scales as parameters; an in-place product would tie the kept scratch to their graph."""
+    packed = FP8Block128.quantised(stack(2, 128, 128))
+    wanting = FP8Block128(packed.codes_EOI, packed.scale_inv_EPQ.clone().requires_grad_(), torch.float32)
+    assert not wanting.dense().requires_grad
+    out = torch.empty(1, 128)
+    packed.mm(0, stack(1, 128), out)
+    assert not out.requires_grad
+
+
+def test_tensors_that_are_no_stack_are_refused():
+    codes = torch.zeros(2, 130, 64, dtype=torch.int8)
+    for make in (
+        lambda: Dense(torch.zeros(2, 3)),
+        lambda: Dense(torch.zeros(2, 3, 4, dtype=torch.int32)),
+        lambda: Dense(torch.zeros(2, 3, 4).to(torch.float8_e4m3fn)),
+        lambda: Int8Row(codes.float(), torch.zeros(2, 130)),
+        lambda: Int8Row(codes, torch.zeros(2, 64)),
+        lambda: NF4Block64(torch.zeros(2, 31).byte(), torch.zeros(2, 1), torch.Size((2, 8, 8)), torch.float32),
+        lambda: NF4Block64(torch.zeros(2, 32).byte(), torch.zeros(2, 2), torch.Size((2, 8, 8)), torch.float32),
+        lambda: FP8Block128(codes, torch.zeros(2, 2, 1), torch.float32),
+        lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.zeros(2, 1, 1), torch.float32),
+        lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.zeros(2, 2, 1).double(), torch.float32),
+        lambda: FP8Block128(codes.to(torch.float8_e4m3fn), torch.full((2, 2, 1), 128.0), torch.float32),
+    ):
+        with pytest.raises(UnfitWeights):
+            make()
