@@ -153,9 +153,11 @@ def _check(module: Any) -> None:
     ):
         if getattr(module, flag, wanted) != wanted:
             raise UnsupportedExperts(f"{name} has {flag}={not wanted}, and these kernels do not")
+    if not hasattr(module, "_apply_gate"):
+        raise UnsupportedExperts(f"{name} is no module whose experts transformers dispatches")
     for weight in (module.gate_up_proj, module.down_proj):
-        if not weight.is_floating_point():
-            raise UnsupportedExperts(f"{name} stores its experts as {weight.dtype}")
+        if not isinstance(weight, Tensor) or weight.ndim != 3 or not weight.is_floating_point():
+            raise UnsupportedExperts(f"{name} does not store its experts as 3-D tensors of floating-point numbers")
         if weight.dtype == torch.float8_e4m3fn:
             if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
                 raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
@@ -168,7 +170,7 @@ def _check(module: Any) -> None:
     probe = torch.cat([gate.flatten(), up.flatten()]).to(module.down_proj.device).unsqueeze(0)
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]
     if not torch.allclose(module._apply_gate(probe), want, rtol=1e-4, atol=1e-4):
-        raise UnsupportedExperts(f"{name} has another gate than silu(gate) * up")
+        raise UnsupportedExperts(f"{name} has another gate than SiLU(gate) * up")
 
 
 def _refuse_other_implementation(module: Any, _: object) -> None:

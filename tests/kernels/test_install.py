@@ -16,16 +16,15 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
-from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, FP8Experts
-from transformers.integrations.moe import use_experts_implementation
 
 from confide.kernels import install as plugin
 from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import UnfitWeights, UnsupportedExperts
 from confide.kernels.experts import from_peft
-from confide.kernels.formats import FP8Block128
 from confide.kernels.install import adapt, experts_of, install
+
+from .fp8 import fp8_twin
 
 SMALL = {
     "vocab_size": 97,
@@ -123,6 +122,19 @@ def test_bank_that_computes_something_else_is_refused(change, why):
         setattr(bank, name, value)
     with pytest.raises(UnsupportedExperts, match=why):
         experts_of(bank)
+
+
+def test_module_of_linear_layers_is_refused():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj, self.down_proj = nn.Linear(4, 8), nn.Linear(4, 4)
+
+    with pytest.raises(UnsupportedExperts, match="dispatches"):
+        experts_of(Fused())
+    Fused._apply_gate = None
+    with pytest.raises(UnsupportedExperts, match="3-D tensors"):
+        experts_of(Fused())
 
 
 def test_clamped_gate_is_refused():
@@ -226,23 +238,6 @@ def test_units_of_a_batch_are_collected_apart():
         got = collector.weighted_sum(torch.eye(3)[unit])
         for parameter, grad in zip(adapted.parameters.values(), want, strict=True):
             torch.testing.assert_close(got[parameter], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
-
-
-def fp8_twin(ours):
-    """The model with its bank in fp8, as transformers holds a DeepSeek-V3 checkpoint, and the same widened."""
-    use_experts_implementation(FP8Experts, experts_interface=ALL_FP8_EXPERTS_FUNCTIONS)
-    twin = copy.deepcopy(ours)
-    plain = ours.model.layers[1].mlp.experts
-    bank = FP8Experts(twin.config, block_size=(128, 128))
-    for name in ("gate_up_proj", "down_proj"):
-        packed = FP8Block128.quantised(getattr(plain, name))
-        getattr(bank, name).data = packed.codes_EOI
-        scale = getattr(bank, f"{name}_scale_inv")
-        scale.data.fill_(float("nan"))  # what transformers allocates and no tile uses must not be used
-        scale.data[:, : packed.scale_inv_EPQ.shape[1]] = packed.scale_inv_EPQ
-        getattr(plain, name).data = packed.dense()
-    twin.model.layers[1].mlp.experts = bank
-    return twin
 
 
 def test_fp8_bank_with_adapters_is_the_widened_bank_with_adapters():
