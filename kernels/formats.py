@@ -43,6 +43,11 @@ class ExpertWeights(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device:
+        """Where the stack lies."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """What the stack takes in memory."""
         ...
@@ -77,6 +82,10 @@ class Dense:
     @property
     def dtype(self) -> torch.dtype:  # noqa: D102
         return self.weight_EOI.dtype
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.weight_EOI.device
 
     @property
     def nbytes(self) -> int:  # noqa: D102
@@ -128,6 +137,10 @@ class Int8Row:
     @property
     def dtype(self) -> torch.dtype:  # noqa: D102
         return self.scale_EO.dtype
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.codes_EOI.device
 
     @property
     def nbytes(self) -> int:  # noqa: D102
@@ -185,6 +198,10 @@ class NF4Block64:
             codes.append(index[::2] << 4 | index[1::2])
             absmax.append(largest)
         return cls(torch.stack(codes), torch.stack(absmax), weight_EOI.shape, weight_EOI.dtype)
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.codes_EN.device
 
     @property
     def nbytes(self) -> int:  # noqa: D102
@@ -255,6 +272,10 @@ class FP8Block128:
     @property
     def shape(self) -> torch.Size:  # noqa: D102
         return self.codes_EOI.shape
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.codes_EOI.device
 
     @property
     def nbytes(self) -> int:  # noqa: D102

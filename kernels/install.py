@@ -1,7 +1,8 @@
 """These kernels inside unchanged transformers models, with adapters on the routed experts.
 
-`install()` makes `experts_implementation="confide"` known; `adapt` freezes a model and puts LoRA on every bank of it.
-The factors are parameters of the experts module itself, beside `gate_up_proj` and `down_proj`.
+`install()` makes `experts_implementation="confide"` known; `quantise` packs the experts of a model; `adapt` freezes it
+and puts LoRA on every bank. The factors are parameters of the experts module itself, beside `gate_up_proj` and
+`down_proj`.
 
 Not for experts with biases, transposed or interleaved weights, a norm of their own, or any gate but silu(gate) * up:
 those are refused when they first run.
@@ -9,7 +10,7 @@ those are refused when they first run.
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,9 +73,7 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
     """
     if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
         raise UnfitWeights(f"need rank >= 1 and a finite alpha > 0, got rank {rank}, alpha {alpha}")
-    banks = list(_banks(model))
-    if not banks:
-        raise UnsupportedExperts(f"{type(model).__name__} has no bank of experts that transformers could dispatch")
+    banks = _banks(model)
     model.set_experts_implementation(install())
     model.requires_grad_(False)
     slot, generator, trained = CaptureSlot(), torch.Generator().manual_seed(seed), {}
@@ -88,13 +87,35 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
             bound = shape[-1] ** -0.5 if is_A else 0.0
             start = torch.empty(shape).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(experts.gate_up.dtype, torch.float32)
-            parameter = nn.Parameter(start.to(module.down_proj.device, dtype), requires_grad=train_A or not is_A)
+            parameter = nn.Parameter(start.to(experts.down.device, dtype), requires_grad=train_A or not is_A)
             module.register_parameter(leaf, parameter)
             if parameter.requires_grad:
                 trained[f"{name}.{leaf}"] = parameter
         module.confide_lora_scaling, module.confide_slot = alpha / rank, slot
         module.register_forward_pre_hook(_refuse_other_implementation)
     return AdaptedExperts(trained, slot)
+
+
+def quantise(model: Any, pack: Callable[[Tensor], ExpertWeights]) -> None:
+    """Freezes every bank of routed experts of a transformers model in another format, for good.
+
+    One bank after another is packed and its parameters are dropped. What is packed is no part of the model's state any
+    more and stays on its device: load and move the model before, and train adapters on it after.
+
+    Args:
+        pack: such as `Int8Row.quantised` or `NF4Block64.quantised`.
+
+    Raises:
+        UnsupportedExperts: as `adapt`.
+    """
+    banks = _banks(model)
+    model.set_experts_implementation(install())
+    for _, module in banks:
+        experts, packed = experts_of(module), []
+        for name, weights in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
+            packed.append(pack(weights.dense().detach()))
+            delattr(module, name)
+        module.confide_experts = Experts(*packed)
 
 
 def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
@@ -106,6 +127,9 @@ def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
     Raises:
         UnsupportedExperts: naming what these kernels do not compute.
     """
+    if hasattr(module, "confide_experts"):
+        packed: Experts = module.confide_experts
+        return packed
     if module not in _checked:
         _check(module)
         _checked.add(module)
@@ -124,11 +148,13 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     return moe(hidden_states, plan, top_k_weights, experts, lora, collector=collector)
 
 
-def _banks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _banks(model: nn.Module) -> list[tuple[str, Any]]:
     """Modules that transformers dispatches as experts, whatever their layout."""
-    for name, module in model.named_modules():
-        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
-            yield name, module
+    named = model.named_modules()
+    banks = [(name, m) for name, m in named if hasattr(m, "has_gate") and hasattr(m, "is_transposed")]
+    if not banks:
+        raise UnsupportedExperts(f"{type(model).__name__} has no bank of experts that transformers could dispatch")
+    return banks
 
 
 def _weights(module: Any, name: str, dtype: torch.dtype) -> ExpertWeights:

@@ -22,7 +22,8 @@ from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import UnfitWeights, UnsupportedExperts
 from confide.kernels.experts import from_peft
-from confide.kernels.install import adapt, experts_of, install
+from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
+from confide.kernels.install import adapt, experts_of, install, quantise
 
 from .fp8 import fp8_twin
 
@@ -173,6 +174,26 @@ def test_adapters_learn():
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.parametrize("pack", [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+def test_quantised_model_computes_what_its_codes_stand_for(pack):
+    ours, want = model(), model()
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(want.model.layers[1].mlp.experts, name)
+        weight.data = pack(weight.data).dense()
+    quantise(ours, pack)
+    assert not any(".experts." in name for name, _ in ours.named_parameters())
+    for adapted in (adapt(ours, 4, 8.0), adapt(want, 4, 8.0)):
+        randomise(adapted.parameters.values())
+    logits = [m(tokens()).logits for m in (ours, want)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    grads = [
+        torch.autograd.grad(out.square().sum(), [p for p in m.parameters() if p.requires_grad])
+        for m, out in zip((ours, want), logits, strict=True)
+    ]
+    for got, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
 @peft_hints
 def test_equals_peft_target_parameters():
     base = model()
@@ -219,6 +240,8 @@ def test_rank_and_alpha_must_be_positive(bad):
 def test_model_without_experts_is_refused():
     with pytest.raises(UnsupportedExperts, match="no bank"):
         adapt(nn.Linear(2, 2), 4, 8.0)
+    with pytest.raises(UnsupportedExperts, match="no bank"):
+        quantise(nn.Linear(2, 2), Int8Row.quantised)
 
 
 def test_units_of_a_batch_are_collected_apart():
