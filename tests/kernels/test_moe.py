@@ -358,12 +358,12 @@ def test_quantised_experts_are_their_dense_selves(pack, dtype, per_unit):
 def test_no_stack_of_experts_is_ever_copied(pack, per_unit):
     """Forward and backward of 4 tokens over 64 experts: no allocation is a sixteenth of the smaller stack."""
     gate_up, down, factors = bank(rank=1, dtype=torch.float32, experts=64)
-    gate_up, down = (stack.repeat_interleave(8, 1).repeat_interleave(8, 2) for stack in (gate_up, down))
+    gate_up, down = (stack.repeat_interleave(16, 1).repeat_interleave(16, 2) for stack in (gate_up, down))
     wide = Factors(
-        *(nn.Parameter(f.detach().repeat_interleave(8, d)) for f, d in zip(factors, (2, 1, 2, 1), strict=True))
+        *(nn.Parameter(f.detach().repeat_interleave(16, d)) for f, d in zip(factors, (2, 1, 2, 1), strict=True))
     )
     experts = Experts(pack(gate_up), pack(down))
-    x = torch.randn(4, 8 * MODEL, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(4, 16 * MODEL, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ids, weights = torch.tensor([[1, 5], [3, 5], [1, 63], [2, 4]]), torch.rand(4, 2).requires_grad_()
     collector = Collector(torch.arange(2), 2, 2) if per_unit else None
     plan = route(ids, 64, None if collector is None else collector.unit_of_token, 2)
