@@ -11,11 +11,13 @@ import argparse
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from unittest.mock import patch
 
-from confide.mpc import psi
+from measuring import best
+
+from confide.mpc import curve25519, psi
+from confide.mpc.curve25519 import P
 
 TURNS = 5
 
@@ -33,21 +35,11 @@ def rates(count: int) -> dict[str, float]:
             hashlib.sha256(b"salt" + psi.normalised(one).encode()).digest() for one in ids
         },
     }
-    return {name: count / best(run) for name, run in rows.items()}
-
-
-def best(run: Callable[[], object]) -> float:
-    """Seconds of processor time of the quickest turn."""
-    seconds = []
-    for _ in range(TURNS):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+    return {name: count / best(run, TURNS) for name, run in rows.items()}
 
 
 def _with_euler(ids: list[str]) -> psi.Owner:
-    with patch.object(psi, "_is_square", lambda a: pow(a, (psi.P - 1) // 2, psi.P) <= 1):
+    with patch.object(curve25519, "is_square", lambda a: pow(a, (P - 1) // 2, P) <= 1):
         return psi.Owner(ids, "benchmark")
 
 

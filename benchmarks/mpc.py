@@ -4,7 +4,7 @@
 
 Sites seal random vectors inside the norm bound; three party processes on this machine verify, check norms, add and
 release over mutual TLS; the total is opened and compared, bit for bit, with the plain sum of the integers. Everything
-is real but for the coordinator's relay (`benchmarks/rounds.py`) and the training. Times of sites and of the coordinator
+is real but for the coordinator's relay (`benchmarks/relay.py`) and the training. Times of sites and of the coordinator
 are processor time of one thread; a party's is its process's processor time over the round, of a second round, when base
 transfers are made and modules are warm. The plain addition is float32, in the same run.
 
@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from measuring import Peak, best
 
 from confide.coordinator.demo_federation import free_ports
 from confide.mpc import sketch
@@ -62,15 +63,6 @@ total.get_plain_text()
 def plain_add_s(dim: int) -> float:
     total, vector = np.zeros(dim, np.float32), np.ones(dim, np.float32)
     return best(lambda: np.add(total, vector, out=total))
-
-
-def best(call: Callable[[], object], turns: int = 5) -> float:
-    times = []
-    for _ in range(turns):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 class Bench:
@@ -111,11 +103,12 @@ class Bench:
         boxes, site_s, size = self.seal(number)
         before = [processor_s(process) for process in processes]
         start = time.perf_counter()
-        with ThreadPoolExecutor(3) as pool:
+        with ExitStack() as watched, ThreadPoolExecutor(3) as pool:
+            peaks = [watched.enter_context(Peak(process.pid)) for process in processes]
             releases: list[Release] = list(
                 pool.map(lambda i: processes[i].aggregate(self.order(i, number), boxes[i]), PARTIES)
             )
-        wall = time.perf_counter() - start
+            wall = time.perf_counter() - start
         spent = [processor_s(process) - earlier for process, earlier in zip(processes, before, strict=True)]
         start = time.process_time()
         total = open_total([release.share for release in releases], self.ring, self.dim)
@@ -131,7 +124,7 @@ class Bench:
             "party_ms_a_site": 1e3 * statistics.mean(spent) / sites,
             "wall_s": wall,
             "coordinator_ms": 1e3 * coordinator_s,
-            "party_peak_mib": max(peak_mib(process) for process in processes),
+            "party_peak_mib": max(peak.mib for peak in peaks),
             "bytes": size,
         }
 
@@ -139,12 +132,6 @@ class Bench:
 def processor_s(process: PartyProcess) -> float:
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mib(process: PartyProcess) -> float:
-    """Of private memory: sealed shares are files that the kernel may drop from memory at any time."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) / 1024
 
 
 def configs(folder: Path) -> list[PartyConfig]:

@@ -1,6 +1,6 @@
 """How often the norm check errs, by the shape of the vector, and what a sketch takes. Tables of docs/norm-check.md.
 
-    python benchmarks/norm_check.py [--draws N] [--dim D] [--json]
+    python benchmarks/norm_check.py [--draws N] [--dim D]
 
 The verdict is the plain reference of `mpc.sketch`, compared without a mask. A draw is a new seed and, where a shape has
 chance in it, a new vector. Lengths are those of one vector: a sketch is linear, so one draw is judged against several
@@ -12,10 +12,10 @@ import json
 import math
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from measuring import best
 
 from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sketch import PIECE, VARIANCE, Sketch, exceedances, largest_bound, limits
@@ -164,21 +164,11 @@ def times(dim: int) -> Iterator[dict]:
     """Milliseconds, best of five, beside a plain float32 addition of as many entries."""
     rng = np.random.default_rng(0)
     left, right = rng.random(dim, np.float32), rng.random(dim, np.float32)
-    plain = best_of_five(lambda: np.add(left, right, out=left))
+    plain = 1e3 * best(lambda: np.add(left, right, out=left))
     for bits, kind in ((32, np.uint32), (64, np.uint64)):
         vector = rng.integers(0, 2**bits, dim, kind)
-        took = best_of_five(lambda bits=bits, vector=vector: Sketch(bytes(32), dim, bits).sketch(vector))
+        took = 1e3 * best(lambda bits=bits, vector=vector: Sketch(bytes(32), dim, bits).sketch(vector))
         yield {"dim": dim, "bits": bits, "sketch_ms": round(took, 1), "plain_add_ms": round(plain, 2)}
-
-
-def best_of_five(run: Callable[[], object]) -> float:
-    """Milliseconds."""
-    took = []
-    for _ in range(5):
-        started = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - started)
-    return min(took) * 1e3
 
 
 def main() -> None:

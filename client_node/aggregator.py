@@ -56,10 +56,10 @@ class AggregatorRole:
             RunEnded: the run has.
             DiskFull: there is no room.
         """
-        self._aggregator_id(study)
+        self._aggregator_id(study)  # or it is none of this study's
         if not self._key_path(message.run).exists():
             raise MessageInvalid(f"run {message.run} was not prepared here")
-        self._keypair(study, message.run)
+        self._keypair(study, message.run)  # or the run has ended here
         planned, terms = study.planned_round(message.round), study.draft
         limit = max_envelope_bytes(study.share_context(planned, run=message.run, site=message.site, state="0" * 64))
         if message.site not in study.site_names() or not 0 < len(part) <= PART_BYTES or message.sealed.size > limit:
@@ -128,7 +128,7 @@ class AggregatorRole:
             scale_bits=planned.scale_bits,
             rows=planned.rows,
             norm_bound=planned.bound_units or 0,
-            topup_bound=study.planned_topup(round_number, len(cohort)).bound_units or 0,
+            topup_bound=study.topup_bound(round_number, len(cohort)),
             tag_count=planned.tag_count,
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,

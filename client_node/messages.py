@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.types import NonNegativeInt, PositiveInt
 
+from ..mpc.fields import canonical
 from ..mpc.hpke import kem_of_public
 from ..privacy.chain import Entry
 from .errors import MessageInvalid
@@ -363,6 +364,21 @@ def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> 
         if kem_of_public(bytes.fromhex(key.public_key)).name != wanted:
             raise MessageInvalid(f"the key of aggregator {aggregator.name} is not of the study's kem, {wanted}")
         key.verify(aggregator.identity)
+
+
+def start_hash(state_hash: str, tag_key: str | None) -> str:
+    """What stands for a round's start in the context of shares: all that every site must have been sent alike.
+
+    That is the vector, and the key of the tags if there are tags. A coordinator that gave one site another key would
+    read values of this one site's vector off the sum of tags.
+
+    Args:
+        state_hash: SHA-256 of the vector, in hex.
+        tag_key: 32 bytes in hex.
+    """
+    if tag_key is None:
+        return state_hash
+    return hashlib.sha256(canonical("confide/start/1", state_hash, bytes.fromhex(tag_key))).hexdigest()
 
 
 def require_tag_key(study: Study, tag_key: str | None) -> bytes | None:

@@ -15,9 +15,6 @@ import numpy as np
 
 from ..models.errors import ModelError
 from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
-from ..mpc.ring import Ring, from_integers
-from ..mpc.sealing import seal_update
-from ..mpc.tags import tags
 from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
@@ -64,14 +61,14 @@ from .messages import (
     Update,
     fitting,
     require_evidence,
-    require_run_keys,
-    require_tag_key,
     sign,
+    start_hash,
     verify,
 )
 from .outbox import Files, Outbox
 from .parts import read_part
 from .policy import SitePolicy, load_policy
+from .sealed import require_keys, seal
 from .studies import approved_study
 from .study import PlannedRound, Study
 from .topup import top_up
@@ -161,8 +158,7 @@ class Node:
         planned = study.planned_round(plan.round)
         if len(state) != 4 * study.dim:
             raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
-        require_run_keys(study, plan.run, plan.keys)
-        tag_key = require_tag_key(study, plan.tag_key)
+        require_keys(study, plan)
         policy = load_policy(self._home)
         compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
@@ -172,17 +168,12 @@ class Node:
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
         context = study.share_context(
-            planned, run=plan.run, site=self._enrolment.name, state=hashlib.sha256(state).hexdigest()
+            planned,
+            run=plan.run,
+            site=self._enrolment.name,
+            state=start_hash(hashlib.sha256(state).hexdigest(), plan.tag_key),
         )
-        sealed = seal_update(
-            from_integers(vector, Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)),
-            context,
-            [bytes.fromhex(key.public_key) for key in plan.keys],
-            self._identity.signer,
-            full=self._site_index(study) % 3,  # the party that gets the long share rotates over the sites
-            tags=tags(vector, tag_key, context.tag_count) if tag_key else (),
-        )
-        envelopes = sealed[0].to_bytes(), sealed[1].to_bytes(), sealed[2].to_bytes()
+        envelopes = seal(study, plan, vector, context, self._identity.signer)
         return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _topup(self, packet: Packet) -> Packet:
@@ -255,8 +246,7 @@ class Node:
         except TopUpMissing as lack:
             return self._incomplete(packet, order, complete=lack.names)
         except NormExceeded as excess:
-            complete = tuple(site for site in order.cohort if site not in excess.names)
-            return self._incomplete(packet, order, complete=complete, rejected=excess.names)
+            return self._incomplete(packet, order, complete=excess.kept, rejected=excess.names)
         answer = ShareOfTotal(
             request=packet.digest(),
             study=order.study,
@@ -419,9 +409,6 @@ class Node:
                 ) from err
             self._trainer = wanted, trainer
         return self._trainer[1]
-
-    def _site_index(self, study: Study) -> int:
-        return [site.name for site in study.sites].index(self._enrolment.name)
 
     def _trains(self, study: Study) -> bool:
         return any(

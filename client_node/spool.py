@@ -57,10 +57,11 @@ class Spool:
         """
         self.begin(place.run, place.round)
         incoming = Incoming(self._folder(place) / digest, size, digest)
-        if not self._folder(place).exists():
+        here = list(self._folder(place).iterdir()) if self._folder(place).exists() else []
+        if not here:
             self._require_room(place, size)
             self._keep_one_set(place)
-        elif any(path.name.partition(".")[0] != digest for path in self._folder(place).iterdir()):
+        elif any(path.name.partition(".")[0] != digest for path in here):
             raise MessageInvalid(f"round {place.round}: other sealed bytes were announced for {place.site} before")
         return incoming.add(offset, data)
 

@@ -31,7 +31,7 @@ from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_pro
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
 _LARGEST_COUNT = 2.0**24  # people in a bin, noise included: leaves 19 bits a tag
-_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 units, rounding costs 6e-6 of the noise
+_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 people, rounding costs 6e-6 of the noise
 
 
 def _is_address(value: str) -> str:
@@ -96,10 +96,10 @@ class PlannedRound:
     clip_norm: float  # most that one unit moves a site's vector, L2
     sample_rate: float  # chance that a unit takes part
     noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
+    largest_total: float  # more than an entry of the opened sum reaches, of honest sites
     steps: int = 1  # noised sums that a site adds up
     norm_bound: float | None = None  # what an honest site's vector exceeds once in 10**12; None: not checked
     verify_total: bool = False  # the total is checked against tags of the sites
-    largest_total: float = math.inf  # more than an entry of the opened sum reaches
 
     @property
     def rows(self) -> int:
@@ -110,11 +110,6 @@ class PlannedRound:
     def tag_count(self) -> int:
         """Tags that come with every vector."""
         return TAG_COUNT if self.verify_total else 0
-
-    @property
-    def largest_units(self) -> int:
-        """`largest_total` in ring units."""
-        return math.ceil(math.ldexp(self.largest_total, self.scale_bits))
 
     @property
     def bound_units(self) -> int | None:
@@ -285,13 +280,29 @@ class Study(Settings):
         noise_std = math.ldexp(self.topup_noise(planned, sites), -planned.scale_bits)
         return replace(planned, norm_bound=norm_bound(max_norm=0.0, noise_std=noise_std, dim=planned.dim))
 
+    def topup_bound(self, number: int, sites: int) -> int:
+        """Norm in ring units of the top-ups of a sum over `sites` sites; 0 where none are made, or none are checked."""
+        if sites >= self.draft.min_untopped:
+            return 0
+        return self.planned_topup(number, sites).bound_units or 0
+
     @property
     def longest_units(self) -> int | None:
         """Norm in ring units that no honest vector is longer than, top-ups included; None if none is checked."""
-        bounds = [self.planned_round(1).bound_units]
-        if self.quorum < self.draft.min_untopped:
-            bounds.append(self.planned_topup(1, self.quorum).bound_units)  # the fewer sites, the more noise of each
-        return max((bound for bound in bounds if bound is not None), default=None)
+        bound = self.planned_round(1).bound_units
+        return None if bound is None else max(bound, self.topup_bound(1, self.quorum))  # fewest sites, most noise
+
+    def largest_units(self, planned: PlannedRound) -> int:
+        """What no entry of a round's total passes, in ring units, whatever sites send: else it is refused unseen.
+
+        A vector of twice its bound may pass the norm check, and every site may have sent such a one, and a top-up.
+        """
+        honest = math.ceil(math.ldexp(planned.largest_total, planned.scale_bits))
+        most = (1 << (planned.ring_bits - 1)) - 1
+        if planned.bound_units is None:
+            return min(honest, most)
+        passing = 2 * len(self.sites) * (planned.bound_units + self.topup_bound(planned.number, self.quorum))
+        return min(max(honest, passing), most)
 
     def site_noise(self, planned: PlannedRound) -> int:
         """Std of one site's integer noise in a step of a round, in ring units."""
@@ -357,7 +368,7 @@ class Study(Settings):
         return True
 
     @model_validator(mode="after")
-    def _parties_differ(self) -> Self:
+    def _fits_together(self) -> Self:
         problems = [*self._party_problems(), *self._ring_problems(), *self._noise_problems(), *self._rate_problems()]
         if problems:
             raise contradictions(problems)

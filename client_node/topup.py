@@ -12,14 +12,12 @@ from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..mpc.ring import Ring, from_integers
-from ..mpc.sealing import seal_update
 from ..mpc.shares import set_name
-from ..mpc.tags import tags
 from ..privacy.noise import discrete_gaussian
 from .errors import MessageInvalid, SetFixed
-from .messages import TopUpPlan, require_run_keys, require_tag_key
+from .messages import TopUpPlan, start_hash
 from .outbox import Envelopes, Files, Outbox
+from .sealed import require_keys, seal
 from .study import Study
 
 
@@ -43,7 +41,7 @@ def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: 
         )
     stored = outbox.topup(plan.run, plan.round, set_name(plan.cohort))
     if stored is None:
-        return outbox.put_topup(plan.run, plan.round, plan.cohort, _seal(study, plan, site, signer))
+        return outbox.put_topup(plan.run, plan.round, plan.cohort, _sealed_noise(study, plan, site, signer))
     outbox.fix(plan.run, plan.round, plan.cohort)
     return stored
 
@@ -57,19 +55,9 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
         raise MessageInvalid(f"round {plan.round}: {site} is not in the set that it is asked to add noise for")
 
 
-def _seal(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
-    planned, names = study.planned_round(plan.round), study.site_names()
-    require_run_keys(study, plan.run, plan.keys)
-    std = study.topup_noise(planned, len(plan.cohort))
-    tag_key = require_tag_key(study, plan.tag_key)
-    context = study.share_context(planned, run=plan.run, site=site, state=plan.state)
-    vector = discrete_gaussian(std, planned.dim)
-    first, second, third = seal_update(
-        from_integers(vector, Ring(planned.ring_bits, planned.scale_bits)),
-        replace(context, topup_for=set_name(plan.cohort)),
-        [bytes.fromhex(key.public_key) for key in plan.keys],
-        signer,
-        full=names.index(site) % 3,
-        tags=tags(vector, tag_key, context.tag_count) if tag_key else (),
-    )
-    return first.to_bytes(), second.to_bytes(), third.to_bytes()
+def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
+    require_keys(study, plan)
+    planned = study.planned_round(plan.round)
+    context = study.share_context(planned, run=plan.run, site=site, state=start_hash(plan.state, plan.tag_key))
+    noise = discrete_gaussian(study.topup_noise(planned, len(plan.cohort)), planned.dim)
+    return seal(study, plan, noise, replace(context, topup_for=set_name(plan.cohort)), signer)

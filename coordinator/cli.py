@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +33,7 @@ from .errors import Conflict, CoordinatorError
 from .home import Settings, create_home, load_settings
 from .pki import Pki
 from .register import Register
-from .store import Run, Store
+from .store import Evaluation, Round, Run, Store, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..models.binned_evaluation import ReliabilityBin
@@ -259,6 +259,27 @@ def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> No
     """Show every run."""
     with told(), opened(home) as store:
         show("Runs", [run_row(store, run) for run in store.runs()], as_json)
+
+
+@run_app.command("rounds")
+def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show what a run has opened so far: whose updates each sum holds, who is missing, whose vector was too long."""
+    from .studies import load_study
+
+    with told(), opened(home) as store:
+        study = load_study(store.study(store.run(run).study))
+        left_out = store.left_out(run)
+        rows = [
+            round_row(row, study.planned_round(row.number).purpose, study.site_names(), left_out)
+            for row in store.opened(run)
+        ]
+        if as_json:
+            return print_json({"rounds": rows, "too_long": left_out})
+        print_table(run, [{name.replace("_", " "): cell(value) for name, value in row.items()} for row in rows])
+        for number in sorted(left_out.keys() - {row["round"] for row in rows}):
+            out.print(
+                f"Round {number} has not been opened: the vectors of {', '.join(left_out[number])} were too long."
+            )
 
 
 @run_app.command("watch")
@@ -518,6 +539,28 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
         "step": run.step if run.state == "running" else (run.error or ""),
         "started": clock(run.created_at),
     }
+
+
+def round_row(
+    row: Round | Evaluation, purpose: str, sites: tuple[str, ...], left_out: Mapping[int, tuple[str, ...]]
+) -> dict[str, Any]:
+    """What a round opened, for JSON."""
+    summed, too_long = site_names(row), left_out.get(row.number, ())
+    return {
+        "round": row.number,
+        "purpose": purpose,
+        "summed": summed,
+        "too_long": too_long,
+        "missing": tuple(site for site in sites if site not in summed and site not in too_long),
+        "seconds": round(row.seconds, 1),
+        "bytes_per_site": row.bytes_per_site,
+        "committed": clock(row.committed_at),
+    }
+
+
+def cell(value: object) -> object:
+    """A value of a row as a table shows it."""
+    return ", ".join(value) if isinstance(value, tuple) else value
 
 
 def estimate_texts(estimate: "Estimate | None") -> tuple[str, str]:

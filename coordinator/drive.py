@@ -1,17 +1,21 @@
 """What the steps of one run share: who drives it with which lease, and whose answers count."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..client_node.messages import Packet
+from ..client_node.errors import MessageInvalid
+from ..client_node.messages import Packet, Reply, verify
 from ..client_node.study import Study
 from .errors import MessageRefused, RunStopped
-from .fleet import Fleet
+from .fleet import Fleet, NodeFailure
 from .replica import LedgerReplica
 from .run_folder import Checkpoint, RunFolder
 from .store import Store
+
+R = TypeVar("R", bound=Reply)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +66,19 @@ def identity_of(study: Study, name: str) -> str:
     return identities[name]
 
 
-def require_reply(named: str, request: Packet, name: str) -> None:
-    """Raises unless an answer names the request it was sent for."""
-    if named != request.digest():
-        raise MessageRefused(f"{name} answered another request than the one it was sent")
+def verified_answers(
+    drive: Drive, kind: str, requests: Mapping[str, Packet], *models: type[R]
+) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
+    """By node, as they come: the answer, once it is the node's own to this very request, or why there is none."""
+    for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s) if requests else ():
+        if isinstance(packet, NodeFailure):
+            yield name, packet
+            continue
+        try:
+            message = verify(packet, identity_of(drive.study, name), *models)
+            if message.request != requests[name].digest():
+                raise MessageRefused(f"{name} answered another request than the one it was sent")
+        except (MessageInvalid, MessageRefused) as err:
+            yield name, err
+        else:
+            yield name, (message, packet)

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
@@ -23,6 +25,7 @@ from .studies import load_study, study_start
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+LOG_FILE = "driver.log"  # in the run's folder
 
 
 def drive(fleet: Fleet, home: Path, run_id: str) -> None:
@@ -37,6 +40,16 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
     heart = threading.Thread(target=_beat, args=(store, run_id, lease, ended), daemon=True)
     heart.start()
     try:
+        with _logged(home, run_id):
+            _drive_or_say_why(fleet, store, home, run_id, lease)
+    finally:
+        ended.set()
+        heart.join()
+        store.close()
+
+
+def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> None:
+    try:
         store.begin_driving(run_id, lease)
         _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
     except Conflict as err:
@@ -46,10 +59,25 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
         store.set_run_state(run_id, "failed", lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+
+
+@contextmanager
+def _logged(home: Path, run_id: str) -> Iterator[None]:
+    """Writes what is logged meanwhile to the run's own log: Flower, whose process this is, shows it to nobody."""
+    folder = RunFolder(home, run_id).path
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = logging.FileHandler(folder / LOG_FILE)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger(__package__.partition(".")[0])
+    before = ours.level
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
     finally:
-        ended.set()
-        heart.join()
-        store.close()
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+        handler.close()
 
 
 def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> Drive:

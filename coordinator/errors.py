@@ -121,5 +121,9 @@ class AggregationFailed(RunFailed):
     """The aggregators did not release a total."""
 
 
+class TotalRefused(AggregationFailed):
+    """The total that the aggregators released has not the tags of its sites; asking again gives the same one."""
+
+
 class InvalidOptimizer(CoordinatorError, ValueError):
     """Optimizer settings are out of range, or a step has the wrong shape or is not finite."""

@@ -7,9 +7,8 @@ their vectors. Each transfer goes on where it was, whoever was restarted meanwhi
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ..client_node.errors import MessageInvalid, ShareMissing
 from ..client_node.messages import (
@@ -19,12 +18,10 @@ from ..client_node.messages import (
     Fetch,
     Fetched,
     Packet,
-    Reply,
     TopUp,
     Update,
     fitting,
     sign,
-    verify,
 )
 from ..client_node.messages import Sealed as Described
 from ..client_node.parts import PART_BYTES, Incoming, read_part
@@ -32,7 +29,7 @@ from ..mpc.errors import EnvelopeRejected
 from ..mpc.mapped import mapped
 from ..mpc.sealing import check_update, max_envelope_bytes
 from ..mpc.shares import ShareContext
-from .drive import Drive, identity_of, require_reply, stop_if_asked
+from .drive import Drive, identity_of, stop_if_asked, verified_answers
 from .errors import MessageRefused
 from .fleet import NodeFailure
 from .run_folder import Envelopes, Inbox, Sealed
@@ -40,8 +37,6 @@ from .run_folder import Envelopes, Inbox, Sealed
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 4  # parts that are fetched at a time; answers to one question carry no more than as many parts together
-
-M = TypeVar("M", bound=Reply)
 
 
 def inline_room(sites: int) -> int:
@@ -100,13 +95,13 @@ class Intake:
             stop_if_asked(self._drive)
             missing = {site: _first_missing(coming[site]) for site in waiting[:IN_FLIGHT]}
             requests = {site: self._request(site, *where) for site, where in missing.items()}
-            for site, answer in _answers(self._drive, "fetch", requests, Fetched):
+            for site, answer in verified_answers(self._drive, "fetch", requests, Fetched):
                 try:
-                    if isinstance(answer, str):
-                        raise MessageRefused(answer)
+                    if not isinstance(answer, tuple):
+                        raise MessageRefused(str(answer))
                     _take(missing[site][1], answer[1].blobs.get("part", b""))
                 except (MessageRefused, MessageInvalid) as err:
-                    logger.warning("run %s: no more of what %s sealed: %s", self._drive.run, site, err)
+                    logger.warning("run %s: fetching from %s stopped: %s", self._drive.run, site, err)
                     waiting.remove(site)
                     continue
                 if _are_whole(coming[site]):
@@ -192,11 +187,12 @@ class Delivery:
         while left:
             stop_if_asked(self._drive)
             requests = {name: self._request(name, loads[name], left[name][0], offsets[name]) for name in left}
-            for name, answer in _answers(self._drive, "deposit", requests, Deposited):
+            for name, answer in verified_answers(self._drive, "deposit", requests, Deposited):
                 incoming = loads[name].names[left[name][0]][2]
-                held = 0 if isinstance(answer, str) else answer[0].held
-                if isinstance(answer, str) or not offsets[name] < held <= incoming.size:
-                    problems[name] = answer if isinstance(answer, str) else "it does not keep what it was brought"
+                held = answer[0].held if isinstance(answer, tuple) else 0
+                if not offsets[name] < held <= incoming.size:
+                    kept = isinstance(answer, tuple)
+                    problems[name] = "it does not keep what it was brought" if kept else str(answer)
                     del left[name]
                     continue
                 offsets[name] = held
@@ -227,23 +223,6 @@ class Delivery:
             offset=offset,
         )
         return sign(message, self._drive.signer, {"part": read_part(incoming.path, offset)})
-
-
-def _answers(
-    drive: Drive, kind: str, requests: Mapping[str, Packet], model: type[M]
-) -> Iterator[tuple[str, tuple[M, Packet] | str]]:
-    """By node the answer that holds, or why there is none."""
-    for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s):
-        if isinstance(packet, NodeFailure):
-            yield name, str(packet)
-            continue
-        try:
-            message = verify(packet, identity_of(drive.study, name), model)
-            require_reply(message.request, requests[name], name)
-        except (MessageInvalid, MessageRefused) as err:
-            yield name, str(err)
-        else:
-            yield name, (message, packet)
 
 
 def _take(incoming: Incoming, part: bytes) -> None:

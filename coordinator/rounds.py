@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from ..client_node.messages import (
     TopUpPlan,
     Update,
     sign,
-    verify,
+    start_hash,
 )
 from ..client_node.study import PlannedRound
 from ..mpc.errors import TotalForged
@@ -46,8 +46,8 @@ from ..mpc.ring import Ring, decode, open_total
 from ..mpc.shares import ShareContext, set_name
 from ..mpc.tags import verify_total
 from ..privacy.chain import Entry
-from .drive import Drive, identity_of, require_reply, stop_if_asked
-from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing
+from .drive import Drive, R, identity_of, stop_if_asked, verified_answers
+from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused
 from .fleet import NodeFailure
 from .optimizer import server_step
 from .relay import Delivery, Intake, Load, inline_room
@@ -60,9 +60,10 @@ PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fai
 FAREWELL_S = 60.0  # how long the end of a run waits for them
 RETRY_S = 1.0
 OUTCOMES_A_MESSAGE = 64
-_PROBLEMS = {SetTaken.kind: "bound to another set", SetIncomplete.kind: "a share or top-up of a site does not open"}
-
-M = TypeVar("M", bound=Reply)
+_PROBLEMS = {
+    SetTaken.kind: "bound to another set",
+    SetIncomplete.kind: "a share or top-up does not open, or a vector is too long",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,8 @@ def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkp
 def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> None:
     """The round after the last update: the total is a histogram of how the final state scores held-out records.
 
-    Where too few sites take part, or refuse for good, that is written down instead: what was trained is kept.
+    Where too few sites take part, or refuse for good, or the total has not their tags, that is written down instead:
+    what was trained is kept.
     """
     planned = drive.study.planned_round(drive.study.last_round)
     sites = tuple(site for site in drive.sites if site not in drive.abstaining)
@@ -124,7 +126,7 @@ def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpo
                 f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
             )
         opened = open_round(drive, keys, planned, state_bytes(checkpoint.exported), sites)
-    except RunRefused as err:
+    except (RunRefused, TotalRefused) as err:
         logger.warning("run %s: not evaluated: %s", drive.run, err)
         drive.store.commit_round(
             Evaluation(
@@ -148,37 +150,45 @@ def open_round(
     # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
     envelopes = collect_envelopes(drive, keys, planned, state, sites)
+    collected = time.monotonic()
     # 5 relay, 6 aggregate: at the aggregators, which agree on one set of sites for this round, for ever. If sites are
     # missing, and the study wants it so, those of the set first make up for the noise of the missing ones.
     kept, shares, evidence = aggregate(drive, keys, planned, envelopes, state)
     topups = drive.folder.topups(planned.number, kept).read()
+    total = opened_total(drive, planned, shares)
+    ended = time.monotonic()
+    logger.info(
+        "run %s: %s: %.2f s to the last sealed share, %.2f s to the total",
+        drive.run, planned.title, collected - started, ended - collected,
+    )  # fmt: skip
     record = {
         "run": drive.run,
         "number": planned.number,
         "sites": json.dumps(kept),
         "evidence": json.dumps(evidence),
-        "seconds": time.monotonic() - started,
+        "seconds": ended - started,
         "bytes_per_site": largest(envelopes) + largest(topups),
         "lease": drive.lease,
     }
-    return Opened(total=opened_total(drive, planned, shares), sites=kept, record=record)
+    return Opened(total=total, sites=kept, record=record)
 
 
 def opened_total(drive: Drive, planned: PlannedRound, shares: Sequence[bytes]) -> np.ndarray:
     """The total as real numbers, once it has the tags that its sites made, if the study has tags.
 
     Raises:
-        AggregationFailed: it has not.
+        TotalRefused: it has not.
     """
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
     total = open_total(shares, ring, planned.dim, planned.tag_count)
     if key := tag_key(drive, planned.number):
         try:
-            verify_total(total.units, total.tags, bytes.fromhex(key), planned.largest_units)
+            verify_total(total.units, total.tags, bytes.fromhex(key), drive.study.largest_units(planned))
         except TotalForged as err:
-            raise AggregationFailed(
+            raise TotalRefused(
                 f"{planned.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "
-                "those of its vector; nothing of the round is kept, and a new attempt would tell nothing new"
+                "those of its vector. Nothing of the round is kept. Resume the run once; if it stays, ask all three "
+                "aggregators and the sites"
             ) from err
     return decode(total.units, ring)
 
@@ -339,7 +349,7 @@ def aggregate(
         stop_if_asked(drive)
         offered, topups = top_up(drive, keys, planned, offered, state)
         drive.store.beat(drive.run, drive.lease, f"{planned.title}: aggregators add {len(offered)} sites")
-        terms = {"round": planned.number, "state": state_hash(state), "cohort": offered}
+        terms = {"round": planned.number, "state": start_of(drive, planned, state), "cohort": offered}
         loads = {
             name: Load.of(offered, aggregator_id, envelopes, topups, set_name(offered))
             for aggregator_id, name in enumerate(drive.parties)
@@ -350,6 +360,7 @@ def aggregate(
             most, deadline = delivery.count, time.monotonic() + PATIENCE_S
         if not problems:
             answers, problems = ask_aggregators(drive, terms, loads, delivery)
+        note_rejected(drive, planned, [message for message, _ in answers.values()])
         shares = {name: message for name, (message, _) in answers.items() if isinstance(message, ShareOfTotal)}
         views = {(share.kept, share.set_digest) for share in shares.values()}
         if len(views) > 1:
@@ -357,14 +368,10 @@ def aggregate(
         if len(shares) == len(drive.parties):
             packets = [answers[name][1] for name in drive.parties]
             evidence = [packet.body.decode() for packet in packets]
-            if rejected := sorted({site for share in shares.values() for site in share.rejected}):
-                logger.warning("run %s: %s without %s: too long", drive.run, planned.title, ", ".join(rejected))
             return views.pop()[0], [packet.blobs["share"] for packet in packets], evidence
         for message, _ in answers.values():
             if isinstance(message, SetTaken):
-                if not set(message.bound) <= set(envelopes):
-                    raise AggregationFailed(f"{planned.title} is bound to {message.bound}, whose shares are gone")
-                offered = message.bound
+                offered = bound_set(drive, planned, envelopes, message)
         offered = without_incomplete(drive, planned, offered, [message for message, _ in answers.values()])
         logger.warning("run %s: %s not aggregated, asking again (%s)", drive.run, planned.title, problems)
         if time.monotonic() > deadline:
@@ -372,6 +379,33 @@ def aggregate(
                 f"{planned.title} was not aggregated in {PATIENCE_S:.0f} s: {problems}; sealed shares are kept"
             )
         time.sleep(RETRY_S)
+
+
+def bound_set(drive: Drive, planned: PlannedRound, envelopes: Envelopes, taken: SetTaken) -> tuple[str, ...]:
+    """The set to which a round is bound by the word of one aggregator, if it can be summed.
+
+    Raises:
+        AggregationFailed: it can't. Nothing follows from a word that may be false: sites are asked for nothing.
+    """
+    bound = tuple(sorted(set(taken.bound)))
+    if len(bound) < drive.study.quorum or not set(bound) <= set(drive.study.site_names()):
+        raise AggregationFailed(
+            f"{planned.title}: an aggregator says that it is bound to {', '.join(bound) or 'nobody'}, which is no set "
+            "that the study allows; ask the aggregators' people, then resume"
+        )
+    if not set(bound) <= set(envelopes):
+        raise AggregationFailed(f"{planned.title} is bound to {', '.join(bound)}, whose shares are gone")
+    return bound
+
+
+def note_rejected(drive: Drive, planned: PlannedRound, answers: Sequence[Reply]) -> None:
+    """Keeps whose vectors are too long by the word of all aggregators: one alone accuses nobody."""
+    named = [set(each.rejected) for each in answers if isinstance(each, ShareOfTotal | SetIncomplete)]
+    if len(named) == len(drive.parties) and (rejected := sorted(set.intersection(*named) & set(drive.sites))):
+        logger.warning(
+            "run %s: %s: left out, for a vector that is too long: %s", drive.run, planned.title, ", ".join(rejected)
+        )
+        drive.store.leave_out(drive.run, drive.lease, planned.number, rejected)
 
 
 def without_incomplete(
@@ -393,7 +427,8 @@ def without_incomplete(
         raise AggregationFailed(
             f"{planned.title}: the vectors of {', '.join(rejected)} are longer than the study allows "
             f"(aggregation.max_norm), and {drive.study.quorum} sites are needed: {len(complete)} are left. Nothing was "
-            "opened; ask these sites, revoke them, or start a study without them"
+            "opened. What they sealed stands for this round, so resuming changes nothing: mend or leave out these "
+            "sites, and start a new run"
         )
     return offered
 
@@ -411,24 +446,21 @@ def ask_aggregators(
         )
         for name, load in loads.items()
     }
-    answers: dict[str, tuple[Reply, Packet]] = {}
+    found: dict[str, tuple[Reply, Packet]] = {}
     problems = dict.fromkeys(drive.parties, "no answer in time")
-    for name, packet in drive.fleet.ask("aggregate", requests, drive.study.draft.rounds.deadline_s):
-        if isinstance(packet, NodeFailure):
-            problems[name] = str(packet)
-            delivery.forget(name, packet)
+    for name, answer in verified_answers(drive, "aggregate", requests, ShareOfTotal, SetTaken, SetIncomplete):
+        if isinstance(answer, NodeFailure):
+            delivery.forget(name, answer)
+        if not isinstance(answer, tuple):
+            problems[name] = str(answer)
             continue
-        try:
-            message: Reply = verify(packet, identity_of(drive.study, name), ShareOfTotal, SetTaken, SetIncomplete)
-            require_reply(message.request, requests[name], name)
-            if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
-                raise MessageRefused(f"{name} sent no share")
-        except (MessageInvalid, MessageRefused) as err:
-            problems[name] = str(err)
+        message, packet = answer
+        if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
+            problems[name] = "it sent no share"
             continue
-        answers[name] = message, packet
+        found[name] = answer
         problems[name] = _PROBLEMS.get(message.kind, "")
-    return answers, {name: why for name, why in problems.items() if why}
+    return found, {name: why for name, why in problems.items() if why}
 
 
 def largest(envelopes: Envelopes) -> int:
@@ -472,14 +504,14 @@ def ask_until_all(
     kind: str,
     nodes: Sequence[str],
     request: Callable[[str], Packet],
-    models: tuple[type[M], ...],
+    models: tuple[type[R], ...],
     *,
     needed: int,
-    accept: Callable[[str, M, Packet], None],
+    accept: Callable[[str, R, Packet], None],
     finish: Callable[[Collection[str]], Collection[str]] | None = None,
     patience: float | None = None,
     is_stoppable: bool = True,
-) -> dict[str, M]:
+) -> dict[str, R]:
     """Verified and accepted answers of the nodes; asks again those that are away until `needed` have answered.
 
     An answer that does not verify counts as none. All nodes that are there are asked at least once.
@@ -493,11 +525,11 @@ def ask_until_all(
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
         SitesMissing: fewer than `needed` nodes answered within `patience` seconds.
     """
-    answers: dict[str, M] = {}
+    found: dict[str, R] = {}
     refused: dict[str, str] = {}
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
     while True:
-        missing = [name for name in nodes if name not in answers and name not in refused]
+        missing = [name for name in nodes if name not in found and name not in refused]
         if len(nodes) - len(refused) < needed:
             few = f"{kind}: {needed} nodes are needed and {len(nodes)} are not revoked"
             raise RunRefused("; ".join(refused.values()) or few)
@@ -505,26 +537,26 @@ def ask_until_all(
             stop_if_asked(drive)
         online = drive.fleet.online()
         requests = {name: request(name) for name in missing if name in online}
-        accepted: dict[str, M] = {}
-        for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s) if requests else ():
-            if isinstance(packet, NodeFailure):
-                if packet.error in FINAL_REFUSALS:
-                    refused[name] = f"{name} refuses ({packet.error}): {packet.message}"
-                logger.warning("run %s: %s, asked to %s: %s", drive.run, name, kind, packet)
+        accepted: dict[str, R] = {}
+        for name, answer in verified_answers(drive, kind, requests, *models):
+            if isinstance(answer, NodeFailure):
+                if answer.error in FINAL_REFUSALS:
+                    refused[name] = f"{name} refuses ({answer.error}): {answer.message}"
+                logger.warning("run %s: %s, asked to %s: %s", drive.run, name, kind, answer)
                 continue
             try:
-                message = verify(packet, identity_of(drive.study, name), *models)
-                require_reply(message.request, requests[name], name)
-                accept(name, message, packet)
+                if not isinstance(answer, tuple):
+                    raise answer
+                accept(name, *answer)
             except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
                 logger.warning("run %s: the answer of %s is not taken: %s", drive.run, name, err)
                 continue
-            accepted[name] = message
+            accepted[name] = answer[0]
         whole = accepted if finish is None else finish(accepted)
-        answers |= {name: accepted[name] for name in whole}
-        if len(answers) >= needed:
-            return answers
-        away = ", ".join(name for name in missing if name not in answers)
+        found |= {name: accepted[name] for name in whole}
+        if len(found) >= needed:
+            return found
+        away = ", ".join(name for name in missing if name not in found)
         if time.monotonic() > deadline:
             raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
         drive.store.beat(drive.run, drive.lease, f"{kind}: waits for {away}")
@@ -560,4 +592,9 @@ def state_hash(state: bytes) -> str:
 
 def share_context(drive: Drive, site: str, planned: PlannedRound, state: bytes) -> ShareContext:
     """What a site's shares of a round must be sealed and signed for."""
-    return drive.study.share_context(planned, run=drive.run, site=site, state=state_hash(state))
+    return drive.study.share_context(planned, run=drive.run, site=site, state=start_of(drive, planned, state))
+
+
+def start_of(drive: Drive, planned: PlannedRound, state: bytes) -> str:
+    """What stands in contexts and orders for all that the sites of a round are sent alike."""
+    return start_hash(state_hash(state), tag_key(drive, planned.number))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +34,7 @@ from .errors import Conflict, LeaseLost, NotFound, StateDamaged
 RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
 
 
-SCHEMA = "0003"  # the newest of the migrations
+SCHEMA = "0004"  # the newest of the migrations
 _MAX_STEP = 255  # characters
 
 
@@ -146,6 +147,15 @@ class PrivacyTest(Base):
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
     kind: Mapped[str] = mapped_column(String(16))  # audit or membership
     facts: Mapped[str] = mapped_column(Text)  # JSON, as a report carries it
+
+
+class LeftOut(Base):
+    """A site that all three aggregators left out of a round because its vector was too long."""
+
+    __tablename__ = "left_out"
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(String(63), primary_key=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,6 +333,22 @@ class Store:
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
+
+    def leave_out(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
+        """Keeps whose vectors were too long in a round, once, and says so in the audit log. Raises `LeaseLost`."""
+        with self.session() as session:
+            self._fenced(session, run_id, lease, {"heartbeat": time.time()})
+            for site in sites:
+                if session.get(LeftOut, (run_id, number, site)) is None:
+                    session.add(LeftOut(run=run_id, round=number, site=site))
+                    self.audit(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
+
+    def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
+        """By round, the sites whose vectors were too long; only rounds with such sites."""
+        wanted = select(LeftOut).where(LeftOut.run == run_id).order_by(LeftOut.round, LeftOut.site)
+        with self.session() as session:
+            rows = list(session.scalars(wanted))
+        return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
 
     def ledger(self, site: str) -> list[LedgerRow]:
         """Replicated entries of `site`, in order."""

@@ -133,7 +133,8 @@ def aggregate(
         SetConflict: a party has bound the round to another set; all three raise it.
         JournalBroken: this party's disk did not take the binding.
         PartyLost: another party is gone or silent.
-        CommitmentBroken: another party tried to choose what must be random.
+        CommitmentBroken: another party tried to choose what must be random, or changed its mind between attempts.
+        ChecksExhausted: a vector's check has been tried too often.
     """
     complete = _agree(order, submissions, links, "MASK", "VIEW")
     if len(complete) < order.min_sites:
@@ -146,7 +147,7 @@ def aggregate(
     added = topups if is_topped else {}
     summands = _summands(order, complete, submissions, added)
     total = _Total(order)
-    rejected = _add_checked(order, summands, total, links, judge) if order.rows else _add(summands, total)
+    rejected = _add_checked(order, summands, total, links, journal, judge) if order.rows else _add(summands, total)
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:
         _require_enough(order, kept, rejected, is_topped=is_topped)
@@ -188,8 +189,12 @@ def _coin(order: Order, summand: _Summand) -> bytes:
     same masks would show a difference.
     """
     key = HKDF(SHA256(), COIN_BYTES, salt=None, info=b"confide/mpc/coin-key/1").derive(order.private_key)
-    place = canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
-    return hmac.digest(key, place, "sha256")
+    return hmac.digest(key, _place(order, summand), "sha256")
+
+
+def _place(order: Order, summand: _Summand) -> bytes:
+    """What a vector's coins are for: no other vector, in no other round, has the same."""
+    return canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
 
 
 class _Total:
@@ -229,10 +234,16 @@ def _add(summands: Sequence[_Summand], total: _Total) -> frozenset[str]:
 
 
 def _add_checked(
-    order: Order, summands: Sequence[_Summand], total: _Total, links: Links, judge: Judge
+    order: Order, summands: Sequence[_Summand], total: _Total, links: Links, journal: Journal, judge: Judge
 ) -> frozenset[str]:
-    """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else."""
+    """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else.
+
+    A party that keeps to the protocol has the same coins and the same sketches at every attempt. One that does not
+    would see y = z + m for several z of one vector, or try verdicts until it knows z: the journal is there against it.
+    """
     seeds = joint_seeds(links, [_coin(order, summand) for summand in summands])
+    vectors = [sha256(_place(order, summand)).digest() for summand in summands]
+    journal.tie_to_seeds({vector: sha256(seed).digest() for vector, seed in zip(vectors, seeds, strict=True)})
     hidden = np.empty((len(summands), order.rows), order.ring.unsigned)  # this party's shares of sketch + mask
     mask_words = np.empty(hidden.shape, "<u8")
     for place, (summand, seed) in enumerate(zip(summands, seeds, strict=True)):
@@ -242,6 +253,9 @@ def _add_checked(
     opened = np.zeros_like(hidden)
     for share in _of_length(links.all_gather("ROWS", hidden.tobytes(), hidden.nbytes), hidden.nbytes):
         opened += np.frombuffer(share, hidden.dtype).reshape(hidden.shape)
+    sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(vectors, opened, strict=True)}
+    if (tries := journal.begin_checks(sketches)) > 1:
+        logger.warning("round %d: norms are checked for the %d. time; was a party restarted?", order.round, tries)
     rejected: set[str] = set()
     for bound in sorted({summand.norm_bound for summand in summands}):
         alike = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
@@ -261,6 +275,7 @@ def _require_enough(order: Order, kept: tuple[str, ...], rejected: frozenset[str
             f"round {order.round}: the vectors of {', '.join(names)} are longer than the study allows, and the "
             f"{len(kept)} other sites may not be summed as they are",
             names,
+            kept,
         )
 
 

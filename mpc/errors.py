@@ -14,7 +14,8 @@ MpcError
 ├── PartyDied          this aggregator's own party process ended
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
-├── CommitmentBroken   a party opened something else than it had committed to
+├── CommitmentBroken   a party opened something else than it had committed to, or than at an earlier attempt
+├── ChecksExhausted    a vector's norm check was broken off too often to be tried again
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
@@ -89,7 +90,11 @@ class Equivocation(MpcError):
 
 
 class CommitmentBroken(MpcError):
-    """A party opened something else than it had committed to; nothing was released."""
+    """A party opened something else than it had committed to, now or at an earlier attempt; nothing was released."""
+
+
+class ChecksExhausted(MpcError):
+    """A vector's norm check was broken off so often that a party must mean it; it is not tried again."""
 
 
 class CohortTooSmall(MpcError):
@@ -101,7 +106,11 @@ class TopUpMissing(MpcError):
 
 
 class NormExceeded(MpcError):
-    """The vectors of the sites in `names` are too long, and what remains may not be summed without more."""
+    """The vectors of the sites in `names` are too long, and those in `kept` may not be summed without more."""
+
+    def __init__(self, message: str, names: tuple[str, ...] = (), kept: tuple[str, ...] = ()) -> None:
+        super().__init__(message, names)
+        self.kept = kept
 
 
 class TotalForged(MpcError):

@@ -11,7 +11,7 @@ from .errors import InvalidField
 NUM_AGGREGATORS = 3
 MAX_DIM = 2**27  # a 64-bit share is then 1 GiB
 MAX_COHORT = 4096
-MAX_ROWS = 4096  # of a sketch
+MAX_ROWS = 1024  # of a sketch
 MAX_TAGS = 16  # of a total
 MAX_TEXT = 128  # bytes of UTF-8 in a name
 MAX_ROUND = 2**31 - 1

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
+from .curve25519 import P, on_curve
 from .errors import InvalidField, PartyLost
 from .fields import canonical
 
@@ -37,10 +38,6 @@ SENDER_KEY_BYTES = _POINT = 32
 KEYS_BYTES = 2 * COLUMNS * _POINT
 _CHUNK = 2048  # bytes of a column that are transposed and hashed at a time: 256 KiB, which fits the cache
 _FIXED_KEY = sha256(b"confide/mpc/ot-hash/1").digest()[:16]  # public, and nobody chose it
-
-# Curve25519: v^2 = u^3 + 486662 u^2 + u modulo p (RFC 7748, section 4.1).
-_P = 2**255 - 19
-_A = 486662
 
 
 class BaseReceiver:
@@ -227,17 +224,11 @@ def transpose(columns: Bytes) -> Words:
     return words
 
 
-def on_curve(u: int) -> bool:
-    """Whether `u` is the u-coordinate of a point of Curve25519, and not of its twist (Euler's criterion)."""
-    square = (u * u * u + _A * u * u + u) % _P
-    return pow(square, (_P - 1) // 2, _P) in (0, 1)
-
-
 def _point_of_unknown_logarithm() -> bytes:
     """The u-coordinate of a uniform point of the subgroup of prime order."""
     while True:
         u = secrets.randbits(255)
-        if u >= _P or not on_curve(u):
+        if u >= P or not on_curve(u):
             continue
         try:
             return X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(u.to_bytes(_POINT, "little")))

@@ -24,7 +24,7 @@ from .hpke import kem_of_private
 from .journal import RoundId
 from .ring import Ring
 from .shares import ShareContext, set_name
-from .sketch import largest_bound
+from .sketch import MIN_ROWS, largest_bound
 
 _MAX_PEM = 16_384
 
@@ -90,7 +90,7 @@ class Order:
         whole("dim", self.dim, 1, MAX_DIM)
         whole("min_sites", self.min_sites, 2, MAX_COHORT)
         whole("min_untopped", self.min_untopped, self.min_sites, MAX_COHORT)
-        whole("rows", self.rows, 0, MAX_ROWS)
+        whole("rows", self.rows, MIN_ROWS if self.rows else 0, MAX_ROWS)
         whole("tag_count", self.tag_count, 0, MAX_TAGS)
         most = largest_bound(self.ring_bits) if self.rows else 0
         whole("norm_bound", self.norm_bound, int(self.rows > 0), most)

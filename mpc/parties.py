@@ -13,7 +13,7 @@ from typing import Any, Never, Self
 
 from . import errors
 from .certificates import make_certificate
-from .errors import FrameRejected, JournalBroken, MpcError, PartyDied
+from .errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
 from .frames import Channel, config_to_wire, order_to_wire, paths_to_wire, take, take_names
 from .orders import Order, PartyConfig, Release
 from .ring import total_bytes
@@ -167,12 +167,14 @@ class _Child:
 
     def _raise(self, answer: dict[str, Any]) -> Never:
         """Raises here what the process raised."""
-        name, message, names = take(answer, "error", error=str, message=str, names=tuple)
+        name, message, names, kept = take(answer, "error", error=str, message=str, names=tuple, kept=tuple)
         kind = getattr(errors, name, None)
         if not (isinstance(kind, type) and issubclass(kind, MpcError)):
             raise FrameRejected(f"unknown error {name}")
         if not self._is_ready or kind in (JournalBroken, FrameRejected):  # after these it ends
             self.end()
+        if kind is NormExceeded:
+            raise _Reported(NormExceeded(message, take_names(names), take_names(kept)))
         raise _Reported(kind(message, take_names(names)))
 
     @contextmanager

@@ -148,7 +148,8 @@ def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:
 
 
 def _failure(err: MpcError) -> dict[str, Any]:
-    return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names}
+    kept = err.kept if isinstance(err, NormExceeded) else ()
+    return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names, "kept": kept}
 
 
 def _end_with_parent(channel: Channel) -> None:

@@ -28,13 +28,12 @@ from typing import Protocol, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from .curve25519 import A, P, on_curve
 from .errors import InvalidField, PointsMalformed
 from .fields import MAX_TEXT, canonical, text, whole
 
 MAX_IDS = 2**22  # a list of so many is 128 MiB
 POINT_BYTES = 32
-P = 2**255 - 19
-A = 486662  # Curve25519 is v^2 = u^3 + A u^2 + u modulo P
 _DST = b"confide/mpc/psi/1 with curve25519_XMD:SHA-512_ELL2_NU_"
 _HEAD = 1  # version
 _VERSION = 1
@@ -190,20 +189,4 @@ def _map_to_curve(u: int) -> int:
     1 + 2 u^2 is never 0: -1 is a square modulo P and 2 is not.
     """
     x1 = -A * pow(1 + 2 * u * u, -1, P) % P
-    on_curve = x1 * (x1 * (x1 + A) + 1) % P
-    return x1 if _is_square(on_curve) else -(x1 + A) % P
-
-
-def _is_square(a: int) -> bool:
-    """Whether 0 <= a < P is a square modulo P, by the Jacobi symbol (Cohen 1993, section 1.4).
-
-    Euler's criterion takes four times as long here, and would be most of what an id costs.
-    """
-    n, is_negative = P, False
-    while a:
-        twos = (a & -a).bit_length() - 1
-        a >>= twos
-        is_negative ^= bool(twos & 1) and n & 7 in (3, 5)
-        is_negative ^= a & n & 3 == 3
-        a, n = n % a, a
-    return not is_negative
+    return x1 if on_curve(x1) else -(x1 + A) % P

@@ -34,12 +34,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .errors import InvalidField, NoRing
-from .fields import MAX_DIM, canonical, octets, whole
+from .fields import MAX_DIM, MAX_ROWS, canonical, octets, whole
 from .ring import RingVector
 
 SEED_BYTES = 32
 ROWS = 256
-MIN_ROWS, MAX_ROWS = 64, 1024  # fewer can't tell an honest vector from a wrapped one at the rates below
+MIN_ROWS = 64  # fewer can't tell an honest vector from a wrapped one at the rates below
 PIECE = 2**13  # entries that are placed together: long enough for few calls, short enough for the first cache
 VARIANCE = 4  # of a row, for a vector of norm 1: four tables, coefficients of variance 1
 
@@ -98,6 +98,7 @@ def limits(bound: int, ring_bits: int, rows: int = ROWS) -> Limits:
         NoRing: `bound` is above `largest_bound(ring_bits)`.
     """
     whole("bound", bound, 1, 2**62)
+    whole("rows", rows, MIN_ROWS, MAX_ROWS)
     if bound > largest_bound(ring_bits):
         raise NoRing(
             f"a norm of {bound} units can't be checked in {ring_bits} bits, {largest_bound(ring_bits)} is the most: "
@@ -114,18 +115,6 @@ def largest_bound(ring_bits: int) -> int:
     edge = largest_window(ring_bits)
     step = 1 << ((edge // _STEPS).bit_length() - 1)
     return (edge // step - 1) * step * 10 // _WINDOW_TENTHS
-
-
-def least_ring_bits(bound: int) -> int:
-    """The ring in which a norm of `bound` units can be checked: 32 or 64 bits.
-
-    Raises:
-        NoRing: neither.
-    """
-    for ring_bits in (32, 64):
-        if bound <= largest_bound(ring_bits):
-            return ring_bits
-    raise NoRing(f"a norm of {bound} units can't be checked in any ring; take fewer scale_bits")
 
 
 def largest_window(ring_bits: int) -> int:

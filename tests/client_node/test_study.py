@@ -418,10 +418,24 @@ def test_bound_grows_with_the_ball_and_the_noise_and_counts_ring_units(make_stud
     assert noisy.planned_round(1).norm_bound == pytest.approx(2 * narrow.norm_bound, rel=0.1)
 
 
+@pytest.mark.parametrize("dropouts", ["over-provision", "top-up"])
+def test_no_vectors_that_may_pass_the_norm_check_reach_what_is_refused(make_study, dropouts):
+    """Each of four sites, and its top-up, twice as long as its bound and in one entry; below what a ring holds."""
+    spare = ("max_dropouts = 0", f'max_dropouts = 1\ndropouts = "{dropouts}"')
+    study = make_study(spare, with_aggregation("max_norm = 1\nverify_total = true"))
+    planned = study.planned_round(1)
+    topup = study.topup_bound(1, 3)
+    assert (topup > 0) == (dropouts == "top-up")
+    most = 2 ** (planned.ring_bits - 1) - 1
+    assert study.largest_units(planned) == min(most, 4 * 2 * (planned.bound_units + topup))
+    assert study.largest_units(planned) > 2**planned.scale_bits * planned.largest_total
+    evaluation = make_study(EVALUATION, with_aggregation("verify_total = true"))
+    assert evaluation.largest_units(evaluation.planned_round(41)) == 2**44
+
+
 def test_bound_of_local_steps_holds_all_of_them(make_study):
     local = (
         ('mode = "distributed"', 'mode = "local"\nlocal_steps = 4'),
-        ("[rounds]", "[rounds]"),
         with_aggregation("max_norm = 300"),
     )
     planned = make_study(*local, ("[optimizer]", "[optimizer]\nlocal_lr = 0.3")).planned_round(1)

@@ -264,7 +264,7 @@ def test_what_an_answer_does_not_carry_comes_in_parts_byte_for_byte(desk, monkey
     whole = desk.step()
     packet = desk.step(inline=room)
     answer = verify(packet, desk.identity.identity_hex, Update)
-    assert len(packet.blobs) == room // 400 if room < 1000 else 2  # two seeds of 243 bytes, a vector of 32 kB
+    assert len(packet.blobs) == (room // 400 if room < 1000 else 2)  # two seeds of 243 bytes, a vector of 32 kB
     assert packet.blobs.items() <= whole.blobs.items()
     assert desk.fetch_all(answer.sealed) == [whole.blobs[f"envelope-{i}"] for i in range(3)]
     assert desk.kinds() == ["reserve"]

@@ -206,7 +206,14 @@ class Federation:
 
 
 def found(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, *, dropouts: str, max_dropouts: int, rounds: int
+    home: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dropouts: str,
+    max_dropouts: int,
+    rounds: int,
+    verify_total: bool = False,
 ) -> Federation:
     """A federation under `home`, with the empty `store` there."""
     monkeypatch.setattr(rounds_module, "RETRY_S", 0.0)
@@ -215,7 +222,8 @@ def found(
     TableParty.dies = None
     pki = Pki.create(home, ["127.0.0.1"])
     keys = {name: enrol(home / name, name, pki.identity_hex).identity_hex for name in (*SITES, *PARTIES)}
-    (home / "study.toml").write_text(STUDY_TOML.format(dropouts=dropouts, max_dropouts=max_dropouts, rounds=rounds))
+    text = STUDY_TOML.format(dropouts=dropouts, max_dropouts=max_dropouts, rounds=rounds)
+    (home / "study.toml").write_text(text + "[aggregation]\nverify_total = true\n" * verify_total)
     study = Study.from_draft(
         load_draft(home / "study.toml"),
         backbone_hash="ab" * 32,

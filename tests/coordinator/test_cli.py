@@ -12,7 +12,7 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
-from confide.coordinator.store import Node, Run, Store
+from confide.coordinator.store import Node, Round, Run, Store
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash
 from confide.models.pretraining import PretrainingConfig
@@ -31,7 +31,7 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify budget+export "
+    "run+rounds run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify budget+export "
     "adapter+export adapter+evaluate audit+privacy demo"
 )
 
@@ -294,6 +294,31 @@ def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, m
     assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
     assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
     assert len(printed["metrics"]["reliability"]) == 10
+
+
+def test_rounds_say_whose_updates_they_hold_who_is_missing_and_whose_was_too_long(call, store, run):
+    first, second, *others = SITES
+    lease = store.acquire_lease(run)
+    store.leave_out(run, lease, 1, [first])
+    for number, summed in ((1, [second, *others]), (2, [first, *others])):
+        store.commit_round(
+            Round(
+                run=run, number=number, sites=json.dumps(summed), evidence="[]", state_hash="ab" * 32, seconds=1.25,
+                bytes_per_site=1000, lease=lease, committed_at=0.0,
+            )
+        )  # fmt: skip
+    store.leave_out(run, lease, 3, [second])
+    printed = json.loads(call("run", "rounds", run, "--json").stdout)
+    found = [(row["summed"], row["too_long"], row["missing"]) for row in printed["rounds"]]
+    assert found == [([second, *others], [first], []), ([first, *others], [], [second])]
+    assert printed["too_long"] == {"1": [first], "3": [second]}
+    shown = lined(call("run", "rounds", run).stdout)
+    assert ", ".join([second, *others]) in shown
+    assert f"Round 3 has not been opened: the vectors of {second} were too long." in shown
+
+
+def test_a_run_that_has_opened_nothing_says_so(call, run):
+    assert "none yet" in call("run", "rounds", run).stdout
 
 
 def test_a_database_that_serve_has_not_upgraded_is_refused_with_words(call, store):

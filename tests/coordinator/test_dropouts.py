@@ -15,6 +15,7 @@ from confide.coordinator.relay import Load
 from confide.coordinator.rounds import state_bytes, state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
+from confide.mpc.errors import PartyLost
 from confide.mpc.shares import set_name
 
 from .quiet_fleet import AWAY, DIM, PARTIES, RUN, SITES, Federation, TableParty, found, std_bounds
@@ -217,6 +218,26 @@ def test_an_aggregator_killed_between_fix_and_opening_changes_nothing(make, drop
     tries = federation.fleet.asked.count(("aggregate", "agg-a"))
     assert tries == (1 if (dropouts, step) == ("over-provision", "TMSK") else 2)  # nothing to top up, no such step
     TableParty.dies = None
+
+
+@pytest.mark.parametrize("dropouts", MODES)
+def test_an_aggregator_killed_after_it_released_releases_the_same_again(make, dropouts, monkeypatch):
+    federation, released = make(dropouts), []
+    federation.fleet.before = gone(site="west", since="step")
+    real = TableParty.aggregate
+
+    def aggregate(party, order, envelopes, topups):
+        release = real(party, order, envelopes, topups)
+        released.append((party._id, release))
+        if len([one for one, _ in released if one == 1]) == 1 and party._id == 1:
+            raise PartyLost("killed before its answer left")
+        return release
+
+    monkeypatch.setattr(TableParty, "aggregate", aggregate)
+    federation.drive()
+    assert_opened(federation, dropouts, without("west"))
+    assert len(released) == 2 * len(PARTIES)
+    assert all(len({release for one, release in released if one == party}) == 1 for party in range(3))
 
 
 QUESTIONS = {

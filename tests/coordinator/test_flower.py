@@ -1,11 +1,13 @@
 """The fleet over Flower's Grid, with a grid that a test holds in its hand."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterable
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,15 @@ def test_all_requests_go_in_one_push_so_that_shared_blobs_are_uploaded_once(
     list(fleet.ask("plan", {name: Packet(name.encode(), {"state": state}) for name in NODES}, 5.0))
     (push,) = grid.pushes
     assert len({message.content["blob/state"].object_id for message in push}) == 1
+
+
+def test_a_vector_that_goes_to_every_site_is_kept_once_at_the_superlink() -> None:
+    state = secrets.token_bytes(20_000_000)
+    kept = {}
+    for site in range(10):
+        objects = get_all_nested_objects(pack(Packet(body=f"plan for site {site}".encode(), blobs={"state": state})))
+        kept |= {name: len(each.deflate()) for name, each in objects.items()}
+    assert sum(kept.values()) < len(state) + 100_000
 
 
 def test_a_request_dies_with_its_deadline(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:

@@ -24,11 +24,9 @@ from .test_dropouts import assert_opened, both, gone, without
 from .test_rounds import Desk, new_desk
 
 ONE_ROUND = ("rounds = 2", "rounds = 1")
-UNCHECKED = (
-    "[participants]",
-    "[aggregation]\nnorm_check = false\n[participants]",
-)  # masks would outweigh vectors this short
-PART, ORDER, AT_ONCE = 160, 500, 2  # bytes of a part and in an order, parts from sites at once; a share has 243 or 307
+# Masks would outweigh vectors this short.
+UNCHECKED = ("[participants]", "[aggregation]\nnorm_check = false\n[participants]")
+PART, ORDER, AT_ONCE = 170, 520, 2  # bytes of a part and in an order, parts from sites at once; a share has 243 or 339
 
 
 class PowerCut(BaseException):
@@ -197,7 +195,7 @@ def test_whole_parts_that_are_no_envelopes_of_the_site_are_left_out(tmp_path, mo
 
 def test_shares_longer_than_the_round_has_are_not_fetched(large, monkeypatch):
     monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(relay, "max_envelope_bytes", lambda *_: 306)
+    monkeypatch.setattr(relay, "max_envelope_bytes", lambda *_: 338)
     fleet = FakeFleet(large.study)
     with pytest.raises(SitesMissing):
         large.drive(fleet)
@@ -233,9 +231,9 @@ def test_an_aggregator_that_lost_what_it_was_brought_is_brought_it_again(large, 
 
 def test_an_aggregator_that_takes_no_parts_fails_the_run_with_its_words_and_nobody_is_ordered(large, monkeypatch):
     monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
-    full = NodeFailure(reason="failed", error="DiskFull", message="no room for the 307 bytes of west")
+    full = NodeFailure(reason="failed", error="DiskFull", message="no room for the 339 bytes of west")
     fleet = FakeFleet(large.study, before=lambda kind, name: full if (kind, name) == ("deposit", "agg-c") else None)
-    with pytest.raises(AggregationFailed, match="no room for the 307 bytes of west"):
+    with pytest.raises(AggregationFailed, match="no room for the 339 bytes of west"):
         large.drive(fleet)
     assert not any(kind == "aggregate" for kind, _ in fleet.asked)
 

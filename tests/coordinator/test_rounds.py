@@ -1,4 +1,5 @@
 import json
+import logging
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,7 @@ from confide.client_node.study import AggregatorParty, Participant, Study
 from confide.coordinator import rounds
 from confide.coordinator.drive import Drive
 from confide.coordinator.driver import drive
-from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.pki import Pki
@@ -234,6 +235,20 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
     assert late.computed == []
 
 
+def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
+    real = rounds.opened_total
+
+    def opened_total(drive, planned, shares):
+        if planned.purpose == "evaluation":
+            raise TotalRefused("evaluation: not the sum that the tags say")
+        return real(drive, planned, shares)
+
+    monkeypatch.setattr(rounds, "opened_total", opened_total)
+    evaluating.drive(FakeFleet(evaluating.study))
+    assert evaluating.store.run("run-1").state == "done"
+    assert "not the sum that the tags say" in evaluating.store.evaluation("run-1").problem
+
+
 def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
@@ -398,6 +413,20 @@ def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
     late = FakeFleet(desk.study)
     drive(late, desk.home, "run-1")
     assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
+def test_a_run_has_a_log_of_its_own_that_tells_of_every_round_and_why_it_failed(desk):
+    def stop(kind, name):
+        if (kind, name) == ("settle", "agg-c"):
+            raise LeaseLost("another driver has taken over")
+
+    drive(FakeFleet(desk.study, before=stop), desk.home, "run-1")
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    log = desk.home / "runs" / "run-1" / "driver.log"
+    text = log.read_text()
+    assert all(f"round {number} committed with north, south, west" in text for number in range(1, ROUNDS + 1))
+    assert "another driver has taken over" in text
+    assert len(logging.getLogger("confide").handlers) == 0
 
 
 def test_a_run_whose_beginning_is_lost_fails_with_words_and_is_not_tried_for_ever(desk):

@@ -9,7 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.mpc import aggregation, sealing
+from confide.mpc.coins import _commitment
 from confide.mpc.errors import (
+    ChecksExhausted,
     CohortTooSmall,
     CommitmentBroken,
     Equivocation,
@@ -19,7 +21,7 @@ from confide.mpc.errors import (
     SetConflict,
     TopUpMissing,
 )
-from confide.mpc.journal import Journal
+from confide.mpc.journal import MAX_TRIES, Journal
 from confide.mpc.orders import Release
 from confide.mpc.ring import Ring, decode, from_integers, open_total
 from confide.mpc.sketch import is_too_long
@@ -510,6 +512,40 @@ def test_sketches_of_two_rounds_have_nothing_in_common(kit, three):
 def test_party_that_chooses_its_coin_when_it_has_seen_the_others_is_caught(kit, three):
     one = checked(kit, Ring(32, 10))
     assert set(kinds(three(orders(one), inboxes(one), lie={"COIN": bytes(5 * 32)}))) == {CommitmentBroken}
+
+
+def new_coins(party, count, tag):
+    """What a party says at TOSS and COIN that takes coins of its own liking, and commits to them as it should."""
+    coins = bytes([tag]) * (32 * count)
+    return {"TOSS": _commitment(party, coins), "COIN": coins}
+
+
+def test_party_with_other_coins_at_another_attempt_sees_no_second_sketch(kit, three):
+    """Two sketches of one vector under the same masks would give it 256 differences of the vector's entries."""
+    one = checked(kit, Ring(32, 10))
+    assert kinds(three(orders(one), inboxes(one), dies_at="BIND", lie=new_coins(2, 5, 1)))[:2] == [PartyLost] * 2
+    results = three(orders(one, attempt=1), inboxes(one), lie=new_coins(2, 5, 2))
+    assert kinds(results)[:2] == [CommitmentBroken] * 2
+    assert not any("ROWS" in links.said for links in three.links[:2])
+
+
+def test_party_with_another_sketch_share_at_another_attempt_sees_no_second_verdict(kit, three):
+    """Shifted anew at each attempt, verdicts would tell where between two shifts a sketch lies."""
+    one = checked(kit, Ring(32, 10))
+    assert set(kinds(three(orders(one), inboxes(one), dies_at="BIND"))) == {PartyLost}
+    bent = bytes(len(three.links[2].said["ROWS"]))
+    results = three(orders(one, attempt=1), inboxes(one), lie={"ROWS": bent})
+    assert kinds(results)[:2] == [CommitmentBroken] * 2
+    assert not any("OPEN" in links.said for links in three.links[:2])
+
+
+def test_a_norm_check_that_breaks_off_for_ever_is_given_up_before_it_tells_more(kit, three):
+    one = checked(kit, Ring(32, 10))
+    for attempt in range(MAX_TRIES):
+        assert set(kinds(three(orders(one, attempt=attempt), inboxes(one), dies_at="OPEN"))) == {PartyLost}
+    results = three(orders(one, attempt=MAX_TRIES), inboxes(one))
+    assert kinds(results) == [ChecksExhausted] * 3
+    assert not any("OPEN" in links.said for links in three.links)
 
 
 @pytest.mark.parametrize("step", ["TOSS", "COIN", "ROWS", "OPEN", "BIND", "DONE"])

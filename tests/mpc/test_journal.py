@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.mpc import journal as journal_module
-from confide.mpc.errors import JournalBroken, SetConflict
-from confide.mpc.journal import Binding, Journal, RoundId
+from confide.mpc.errors import ChecksExhausted, CommitmentBroken, JournalBroken, SetConflict
+from confide.mpc.journal import MAX_TRIES, Binding, Journal, RoundId
 
 ROUND = RoundId("study", "run", 3)
+VECTOR = b"\5" * 32
 SET, OTHER = Binding(b"\1" * 32, ("a", "b")), Binding(b"\2" * 32, ("a", "b", "ç"))
 
 
@@ -60,13 +61,6 @@ def test_other_rounds_are_free(reopen, other):
     journal.bind(other, OTHER)
 
 
-def test_binding_is_on_disk_before_bind_returns(reopen, path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(journal_module.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
-    reopen().bind(ROUND, SET)
-    assert synced[-1] == path.stat().st_size > 0
-
-
 def test_line_that_was_never_finished_is_dropped(reopen, path):
     reopen().bind(ROUND, SET)
     whole = path.read_bytes()
@@ -85,16 +79,59 @@ def test_damage_elsewhere_is_refused(reopen, path, damage):
         reopen()
 
 
-def test_two_lines_that_contradict_are_refused(reopen, path):
-    path.write_bytes(journal_module._line(ROUND, SET) + journal_module._line(ROUND, OTHER))
-    with pytest.raises(JournalBroken, match="contradicts"):
+WRITES = {
+    "bindings": lambda journal, value: journal.bind(ROUND, SET if value else OTHER),
+    "seeds": lambda journal, value: journal.tie_to_seeds({VECTOR: bytes([value]) * 32}),
+    "sketches": lambda journal, value: journal.begin_checks({VECTOR: bytes([value]) * 32}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_two_lines_that_contradict_are_refused(reopen, path, tmp_path, write):
+    write(reopen(), 0)
+    other = Journal(tmp_path / "other")
+    write(other, 1)
+    other.close()
+    path.write_bytes(path.read_bytes() + (tmp_path / "other").read_bytes())
+    with pytest.raises(JournalBroken, match=r"line 2 .* contradicts"):
         reopen()
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_binding_or_refused(data):
-    with contextlib.suppress(ValueError, TypeError):
-        journal_module._parse(data)
+@given(st.binary(max_size=200) | st.sampled_from([b'{"seeds":{"ab":"cd"}}', b'{"sketches":[]}', b'["seeds"]', b"7"]))
+def test_any_line_is_taken_or_refused_with_words(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    path.write_bytes(data.replace(b"\n", b"") + b"\n")
+    with contextlib.suppress(JournalBroken):
+        Journal(path).close()
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_vector_is_tied_to_its_first_seed(reopen, reopened):
+    journal = reopen()
+    journal.tie_to_seeds({VECTOR: b"\1" * 32, bytes(32): b"\2" * 32})
+    journal = reopen() if reopened else journal
+    journal.tie_to_seeds({VECTOR: b"\1" * 32})
+    with pytest.raises(CommitmentBroken):
+        journal.tie_to_seeds({b"\7" * 32: b"\3" * 32, VECTOR: b"\3" * 32})
+    journal.tie_to_seeds({b"\7" * 32: b"\4" * 32})  # nothing of the refused call was kept
+
+
+def test_a_vector_is_tied_to_its_first_sketch_and_checked_eight_times_at_most(reopen):
+    for tries in range(1, MAX_TRIES + 1):
+        assert reopen().begin_checks({VECTOR: b"\1" * 32, bytes([100 + tries]) * 32: bytes(32)}) == tries
+    with pytest.raises(CommitmentBroken):
+        reopen().begin_checks({VECTOR: b"\2" * 32})
+    with pytest.raises(ChecksExhausted):
+        reopen().begin_checks({VECTOR: b"\1" * 32})
+    assert reopen().begin_checks({b"\7" * 32: b"\1" * 32}) == 1
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_is_written_is_on_disk_before_the_call_returns(reopen, path, monkeypatch, write):
+    journal, synced = reopen(), []
+    monkeypatch.setattr(journal_module.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    write(journal, 1)
+    assert synced[-1] == path.stat().st_size > 0
 
 
 def test_failed_write_binds_nothing_and_spoils_the_journal(reopen, monkeypatch):

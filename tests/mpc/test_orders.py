@@ -29,7 +29,9 @@ def order(kit):
         {"scale_bits": 19},
         {"min_sites": 3, "min_untopped": 3},
         {"min_untopped": 3},
-        {"rows": 1},
+        {"rows": 64, "norm_bound": 1},
+        {"rows": 64, "norm_bound": 2},
+        {"rows": 64, "norm_bound": 1, "topup_bound": 1},
         {"tag_count": 1},
     ],
     ids=lambda change: next(iter(change)),
@@ -47,8 +49,8 @@ def test_top_up_is_for_the_order_s_very_cohort_and_no_update(order):
 
 
 def test_shares_are_bound_to_the_order_s_rows_and_tags(order):
-    context = dataclasses.replace(order, rows=7, tag_count=2).topup_context("site0")
-    assert (context.rows, context.tag_count) == (7, 2)
+    context = dataclasses.replace(order, rows=70, norm_bound=1, tag_count=2).topup_context("site0")
+    assert (context.rows, context.tag_count) == (70, 2)
 
 
 def test_digest_leaves_out_what_is_private(order):
@@ -67,7 +69,9 @@ def test_digest_leaves_out_what_is_private(order):
         {"cohort": (("a\nb", KEY),)},
         {"cohort": [("a", KEY)]},
         {"private_key": bytes(31)},
-        {"rows": 4097},
+        {"rows": 63, "norm_bound": 1},
+        {"rows": 1025, "norm_bound": 1},
+        {"rows": 64},
         {"tag_count": -1},
         {"round": -1},
         {"state": KEY.upper()},

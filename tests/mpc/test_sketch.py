@@ -22,7 +22,6 @@ from confide.mpc.sketch import (
     is_outside,
     is_too_long,
     largest_bound,
-    least_ring_bits,
     limits,
 )
 
@@ -274,12 +273,6 @@ def test_largest_bound_fits_and_one_more_does_not(bits):
     assert 2 ** (bits - 7) < largest_bound(bits) < 2 ** (bits - 6)
     with pytest.raises(NoRing):
         limits(largest_bound(bits) + 1, bits)
-
-
-def test_ring_grows_with_the_bound():
-    assert [least_ring_bits(bound) for bound in (1, largest_bound(32), largest_bound(32) + 1)] == [32, 32, 64]
-    with pytest.raises(NoRing):
-        least_ring_bits(largest_bound(64) + 1)
 
 
 @given(st.integers(1, 2**57), st.integers(64, 512))

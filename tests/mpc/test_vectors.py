@@ -1,17 +1,23 @@
 """Known answers that a program without any of the product's code has made, and that program against the standards."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.mpc import shares
+from confide.mpc.aggregation import Submission, _coin, _Summand
+from confide.mpc.coins import _commitment, joint_seeds
+from confide.mpc.orders import Order
 from confide.mpc.ring import Ring, open_total
 from confide.mpc.sealing import Envelope, check_update, open_envelope
 from confide.mpc.shares import Share, ShareContext, expand, set_name, split, unpack
+from confide.mpc.sketch import Sketch
 from confide.mpc.tags import tags
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -90,6 +96,38 @@ def test_released_shares_open_to_the_known_total(known):
 @pytest.mark.parametrize("known", KNOWN["sets"])
 def test_sets_have_the_known_names(known):
     assert set_name(known["sites"]) == known["name"]
+
+
+def test_coins_and_the_seed_that_comes_of_them_are_known():
+    known, place = KNOWN["seeds"], KNOWN["seeds"]["place"]
+    order = Order(**order_fields(KNOWN["orders"][0]), private_key=bytes(32))
+    order = dataclasses.replace(order, **{name: place[name] for name in ("study", "run", "round")})
+    share = Share(0, bytes(32))
+    vector = _Summand(place["site"], order.context(place["site"]), Submission(share, h(place["digest"])), 1)
+    coins = [_coin(dataclasses.replace(order, private_key=h(key)), vector) for key in known["private_keys"]]
+    assert [one.hex() for one in coins] == known["coins"]
+    said = {"TOSS": [_commitment(i, one) for i, one in enumerate(coins)], "COIN": coins}
+    links = SimpleNamespace(aggregator_id=0, all_gather=lambda step, data, limit: said[step])
+    assert [seed.hex() for seed in joint_seeds(links, coins[:1])] == [known["seed"]]
+
+
+@pytest.mark.parametrize("known", KNOWN["sketches"], ids=lambda known: f"{known['ring_bits']} bits")
+def test_vectors_have_the_known_sketches(known):
+    dim, bits = known["dim"], known["ring_bits"]
+    vector = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)
+    kind = np.uint32 if bits == 32 else np.uint64
+    found = Sketch(h(KNOWN["seeds"]["seed"]), dim, bits, known["rows"]).sketch(vector.astype(kind))
+    assert found.tolist() == known["sketch"]
+
+
+def order_fields(known):
+    cohort = tuple((name, identity) for name, identity in known["cohort"])
+    return {name: value for name, value in known.items() if name != "digest"} | {"cohort": cohort}
+
+
+@pytest.mark.parametrize("known", KNOWN["orders"])
+def test_orders_have_the_known_digest(known):
+    assert Order(**order_fields(known), private_key=bytes(32)).digest().hex() == known["digest"]
 
 
 @pytest.mark.usefixtures("primitives")

@@ -25,7 +25,7 @@ from confide.models.backbone import load as load_backbone
 from confide.models.binned_evaluation import bin_edges
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, open_envelope
-from confide.mpc.shares import ShareContext, unpack
+from confide.mpc.shares import unpack
 from confide.privacy.sampling import SeededBytes, poisson_sample
 
 from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
@@ -98,9 +98,11 @@ def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federati
         wait_for(lambda: len(list(envelopes.glob("*/complete"))) == len(SITES), "all sealed shares")
         secrets = secrets_of_round_one(federation, study, run)
         stored = b"".join(path.read_bytes() for path in everything_of(federation))
+        sealed = [path.read_bytes() for path in (envelopes / SITES[0]).iterdir() if path.name != "complete"]
     finally:
         os.kill(federation.pid("agg-a"), signal.SIGCONT)
-    assert (envelopes / f"{SITES[0]}.0").read_bytes() in stored
+    assert len(sealed) == len(PARTIES)
+    assert all(data in stored for data in sealed)  # what is looked through is what lies there
     for name, secret in secrets.items():
         assert secret not in stored, f"{name} lies in clear at the coordinator"
     finish(federation, run)
@@ -170,16 +172,7 @@ def secrets_of_round_one(federation: DemoFederation, study: Study, run: str) -> 
     state = hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest()  # every B and the head start at zero
     for site in SITES:
         identity = bytes.fromhex(next(s.identity for s in study.sites if s.name == site))
-        context = ShareContext(
-            study=study.study_hash,
-            run=run,
-            round=1,
-            site=site,
-            state=state,
-            dim=study.dim,
-            ring_bits=study.ring_bits,
-            scale_bits=study.scale_bits,
-        )
+        context = study.share_context(study.planned_round(1), run=run, site=site, state=state)
         total = np.zeros(study.dim, np.uint64 if study.ring_bits == 64 else np.uint32)
         for party, name in enumerate(PARTIES):
             keys = federation.node_home(name) / "aggregator" / "run-keys" / f"{run}.json"

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[3] / "examples" / "fraud"
 NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "run", "secure_gradient", "terms")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def fraud():
     """All modules of the example; they are gone from the interpreter afterwards, for other examples have such names."""
     with pytest.MonkeyPatch.context() as patch:

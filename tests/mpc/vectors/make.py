@@ -1,10 +1,11 @@
-"""Writes shares.json: known answers for every format between site, aggregator and coordinator.
+"""Writes shares.json: known answers for every format between site, aggregator and coordinator, and for sketches.
 
 Computed from docs/formats-mpc.md and the standards in `primitives`, without any of the product's code. Run it from
 anywhere: python tests/mpc/vectors/make.py
 """
 
 import hashlib
+import hmac
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,59 @@ def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, list[int]]:
     return {"units": units, "tags": [sum(column) % 2**64 for column in sums]}
 
 
+def coin(private_key: bytes, place: dict[str, Any]) -> bytes:
+    """What a party adds to the seed of a vector's sketch."""
+    key = hkdf_expand(hkdf_extract(b"", private_key), b"confide/mpc/coin-key/1", 32)
+    names = text("confide/mpc/coin/1") + text(place["study"]) + text(place["run"]) + number(place["round"])
+    return hmac.digest(key, names + text(place["site"]) + text(bytes.fromhex(place["digest"])), "sha256")
+
+
+def joint_seed(coins: list[bytes]) -> bytes:
+    return hashlib.sha256(text("confide/mpc/joint-seed/1") + b"".join(map(text, coins))).digest()
+
+
+def sketch(seed: bytes, vector: list[int], ring_bits: int, rows: int) -> list[int]:
+    """docs/norm-check.md, "The map", entry by entry."""
+    pieces = -(-len(vector) // 8192)
+    info = text("confide/mpc/sketch/1") + number(len(vector)) + number(ring_bits) + number(rows)
+    sizes = [(2**18 + 8192) // 8, 4 * pieces, 16 * pieces, 4 * 6144 * rows]
+    stream = ctr(hkdf_expand(hkdf_extract(b"", seed), info, 32), sum(sizes))
+    signs, starts, offsets, coefficients = (stream[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(4))
+    start = [word % 2**18 for word in words(starts, 4)]
+    offset = [word % 2**12 for word in words(offsets, 4)]
+    buckets = [[0] * 12288 for _ in range(4)]
+    for i, entry in enumerate(vector):
+        piece, j = divmod(i, 8192)
+        place = start[piece] + j
+        signed = entry if signs[place // 8] >> place % 8 & 1 else -entry
+        for table in range(4):
+            buckets[table][offset[4 * piece + table] + j] += signed
+    out = []
+    for row in range(rows):
+        total = 0
+        for table in range(4):
+            of_row = coefficients[(table * rows + row) * 6144 :][:6144]
+            for j, byte in enumerate(of_row):
+                total += ((byte & 15).bit_count() - 2) * buckets[table][j]
+                total += ((byte >> 4).bit_count() - 2) * buckets[table][6144 + j]
+        out.append(total % 2**ring_bits)
+    return out
+
+
+def spread(dim: int, ring_bits: int) -> list[int]:
+    """A vector that is long in both senses and told by a rule: multiples of an odd number."""
+    return [(i + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 64 - ring_bits for i in range(dim)]
+
+
+def order_digest(order: dict[str, Any]) -> str:
+    numbers = ("dim", "ring_bits", "scale_bits", "rows", "tag_count", "norm_bound", "topup_bound", "min_sites")
+    place = text(order["study"]) + text(order["run"]) + number(order["round"]) + text(order["state"])
+    shape = b"".join(number(order[name]) for name in (*numbers, "min_untopped"))
+    cohort = b"".join(text(name) + text(identity) for name, identity in order["cohort"])
+    whole = text("confide/mpc/order/3") + place + number(order["attempt"]) + shape + number(len(order["cohort"]))
+    return hashlib.sha256(whole + cohort).hexdigest()
+
+
 def answers() -> dict[str, Any]:
     updates = []
     for place, case in enumerate(CONTEXTS):
@@ -162,7 +216,38 @@ def answers() -> dict[str, Any]:
         shape = {name: case[name] for name in ("dim", "ring_bits", "scale_bits", "tag_count")}
         totals.append(shape | {"shares": [share.hex() for share in shares], **total(case, shares)})
     sets = [{"sites": sites, "name": set_name(sites)} for sites in ([], ["b", "a"], ["svi", "thyroïde", "other"])]
-    return {"updates": updates, "tags": tagged, "totals": totals, "sets": sets}
+    place = {"study": "s", "run": "r", "round": 3, "site": "thyroïde", "digest": secret("vector").hex()}
+    keys = [secret(f"aggregator {i}") for i in range(3)]
+    coins = [coin(key, place) for key in keys]
+    seeds = {
+        "place": place,
+        "private_keys": [key.hex() for key in keys],
+        "coins": [one.hex() for one in coins],
+        "seed": joint_seed(coins).hex(),
+    }
+    sketches = [
+        {
+            "dim": dim,
+            "ring_bits": bits,
+            "rows": rows,
+            "sketch": sketch(joint_seed(coins), spread(dim, bits), bits, rows),
+        }
+        for dim, bits, rows in ((9000, 32, 2), (8192, 64, 1))
+    ]
+    order = {
+        "study": "s", "run": "r", "round": 3, "state": STATE, "attempt": 2, "dim": 9, "ring_bits": 32, "scale_bits": 20,
+        "rows": 256, "tag_count": 3, "norm_bound": 70_000, "topup_bound": 3_000, "min_sites": 2, "min_untopped": 3,
+        "cohort": [["svi", ed25519_public(secret("svi")).hex()], ["thyroïde", ed25519_public(secret("site")).hex()]],
+    }  # fmt: skip
+    return {
+        "updates": updates,
+        "tags": tagged,
+        "totals": totals,
+        "sets": sets,
+        "seeds": seeds,
+        "sketches": sketches,
+        "orders": [order | {"digest": order_digest(order)}],
+    }
 
 
 if __name__ == "__main__":
