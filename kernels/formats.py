@@ -187,9 +187,9 @@ class _Widened(ABC):
 class NF4Block64(_Widened):
     """Four bits a weight: an index into `NF4_VALUES`, times the largest size in its block of 64.
 
-    As in bitsandbytes without double quantisation, but for bfloat16, where values and sizes are rounded before they are
-    multiplied: blocks run along the flattened matrix of one expert, the first of
-    two neighbours lies in the high half of their byte. Each expert starts a block, and its last one is filled up.
+    As in bitsandbytes without double quantisation: blocks run along the flattened matrix of one expert, the first of
+    two neighbours lies in the high half of their byte. Each expert starts a block, and its last one is filled up. For
+    bfloat16, values and sizes are rounded before they are multiplied.
     """
 
     codes_EN: Tensor  # uint8, N = 32 B bytes an expert

@@ -110,12 +110,15 @@ def quantise(model: Any, pack: Callable[[Tensor], ExpertWeights]) -> None:
     """
     banks = _banks(model)
     model.set_experts_implementation(install())
-    for _, module in banks:
+    for name, module in banks:
+        if hasattr(module, "confide_experts"):
+            raise UnsupportedExperts(f"{name} was quantised before")
         experts, packed = experts_of(module), []
-        for name, weights in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
+        for leaf, weights in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
             packed.append(pack(weights.dense().detach()))
-            delattr(module, name)
+            delattr(module, leaf)
         module.confide_experts = Experts(*packed)
+        module.register_forward_pre_hook(_refuse_other_implementation)
 
 
 def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
@@ -202,4 +205,4 @@ def _check(module: Any) -> None:
 def _refuse_other_implementation(module: Any, _: object) -> None:
     chosen = module.config._experts_implementation
     if chosen != NAME:
-        raise UnsupportedExperts(f"adapted experts run by {NAME!r}; {chosen!r} would ignore their adapters")
+        raise UnsupportedExperts(f"adapted or quantised experts run by {NAME!r}; {chosen!r} knows nothing of either")

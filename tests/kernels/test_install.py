@@ -227,7 +227,17 @@ def test_adapted_experts_refuse_to_run_without_their_adapters():
     ours = model()
     adapt(ours, 4, 8.0)
     ours.set_experts_implementation("eager")
-    with pytest.raises(UnsupportedExperts, match="'eager' would ignore their adapters"):
+    with pytest.raises(UnsupportedExperts, match="'eager' knows nothing"):
+        ours(tokens())
+
+
+def test_quantised_experts_refuse_other_code_and_a_second_time():
+    ours = model()
+    quantise(ours, Int8Row.quantised)
+    with pytest.raises(UnsupportedExperts, match="quantised before"):
+        quantise(ours, Int8Row.quantised)
+    ours.set_experts_implementation("grouped_mm")
+    with pytest.raises(UnsupportedExperts, match="'grouped_mm' knows nothing"):
         ours(tokens())
 
 
