@@ -60,7 +60,6 @@ class _Chunk:
 
 class _MoE(Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, x: Tensor, topk_weights: Tensor, gate_up: Tensor | None, down: Tensor | None, *rest: Any
     ) -> Tensor:
@@ -92,75 +91,78 @@ class _MoE(Function):
         return _combine(y, plan, topk_weights)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, topk_weights, gate_up, down, A1, B1, A2, B2, z1, z2, *gu = ctx.saved_tensors
-        experts, lora, plan, _, chunks = ctx.rest
-        needs_x, needs_w, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
-        scaling = 0.0 if lora is None else lora.scaling
-        precise = torch.promote_types(x.dtype, torch.float32)
-        weight_S = topk_weights.flatten()[plan.pair_S].to(x.dtype).unsqueeze(1)
-        dx = _rows(x, plan) if needs_x else None
-        d_weight = x.new_zeros(plan.num_pairs + 1, dtype=precise) if needs_w else None
-        d_gate_up, d_down = (
-            torch.zeros_like(stack) if needed else None
-            for stack, needed in ((gate_up, needs_gate_up), (down, needs_down))
-        )
-        to_A1, to_B1, to_A2, to_B2 = (
-            _Destination.of(number, ctx, x.dtype, transposed=number % 2 == 1) for number in range(4)
-        )
-        for chunk, gu_C in zip(chunks, gu, strict=True):
-            s = chunk.pairs
-            token, weight = plan.token_S[s], weight_S[s]
-            gate, up = gu_C.chunk(2, dim=1)
-            dy = grad.index_select(0, token)
-            d_inner, d_gu = torch.empty_like(gate), torch.empty_like(gu_C)
-            for e, dy_e, d_inner_e in chunk.each(dy, d_inner):
-                experts.down.mm_t(e, dy_e, d_inner_e)
-            if lora is not None:
-                dz2 = _add_low_rank_back(chunk, dy, B2, A2, scaling, d_inner)
-            silu = F.silu(gate)
-            inner = silu * up
-            if d_weight is not None:  # <dy, y> = <dy (W + sBA), inner>, so y need not be kept
-                torch.sum(d_inner.to(precise) * inner.to(precise), 1, out=d_weight[s])
-            d_inner.mul_(weight)
-            d_gate, d_up = d_gu.chunk(2, dim=1)
-            torch.mul(d_inner, silu, out=d_up)
-            torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
-            if dx is not None:
-                dx_C = dx[s]
-                for e, d_gu_e, dx_e in chunk.each(d_gu, dx_C):
-                    experts.gate_up.mm_t(e, d_gu_e, dx_e)
-            if lora is not None and (dx is not None or to_A1 is not None):
-                dz1 = _add_low_rank_back(chunk, d_gu, B1, A1, scaling, None if dx is None else dx_C)
-            # Both sides of an outer product may carry the routing weight; the rank-wide one is the cheaper.
-            x_C = x.index_select(0, token) if to_A1 is not None or d_gate_up is not None else x
-            if to_A1 is not None:
-                to_A1.add(chunk, dz1, x_C)
-            if to_B1 is not None:
-                to_B1.add(chunk, z1[s] * scaling, d_gu)
-            if to_A2 is not None:
-                to_A2.add(chunk, dz2 * weight, inner)
-            if to_B2 is not None:
-                to_B2.add(chunk, z2[s] * (weight * scaling), dy)
-            if d_gate_up is not None:
-                for e, d_gu_e, x_e in chunk.each(d_gu, x_C):
-                    torch.mm(d_gu_e.T, x_e, out=d_gate_up[e])
-            if d_down is not None:
-                for e, dy_e, inner_e in chunk.each(dy * weight, inner):
-                    torch.mm(dy_e.T, inner_e, out=d_down[e])
-        return (
-            None if dx is None else _combine(dx, plan, None),
-            None if d_weight is None else d_weight[plan.slot_TK].to(topk_weights.dtype),
-            d_gate_up,
-            d_down,
-            *(None if to is None else to.result() for to in (to_A1, to_B1, to_A2, to_B2)),
-            None,
-            None,
-            None,
-            None,
-        )
+        with torch.autocast(grad.device.type, enabled=False):  # as forward, which `moe` calls so
+            return _gradients(ctx, grad)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, topk_weights, gate_up, down, A1, B1, A2, B2, z1, z2, *gu = ctx.saved_tensors
+    experts, lora, plan, _, chunks = ctx.rest
+    needs_x, needs_w, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
+    scaling = 0.0 if lora is None else lora.scaling
+    precise = torch.promote_types(x.dtype, torch.float32)
+    weight_S = topk_weights.flatten()[plan.pair_S].to(x.dtype).unsqueeze(1)
+    dx = _rows(x, plan) if needs_x else None
+    d_weight = x.new_zeros(plan.num_pairs + 1, dtype=precise) if needs_w else None
+    d_gate_up, d_down = (
+        torch.zeros_like(stack) if needed else None for stack, needed in ((gate_up, needs_gate_up), (down, needs_down))
+    )
+    to_A1, to_B1, to_A2, to_B2 = (
+        _Destination.of(number, ctx, x.dtype, transposed=number % 2 == 1) for number in range(4)
+    )
+    for chunk, gu_C in zip(chunks, gu, strict=True):
+        s = chunk.pairs
+        token, weight = plan.token_S[s], weight_S[s]
+        gate, up = gu_C.chunk(2, dim=1)
+        dy = grad.index_select(0, token)
+        d_inner, d_gu = torch.empty_like(gate), torch.empty_like(gu_C)
+        for e, dy_e, d_inner_e in chunk.each(dy, d_inner):
+            experts.down.mm_t(e, dy_e, d_inner_e)
+        if lora is not None:
+            dz2 = _add_low_rank_back(chunk, dy, B2, A2, scaling, d_inner)
+        silu = F.silu(gate)
+        inner = silu * up
+        if d_weight is not None:  # <dy, y> = <dy (W + sBA), inner>, so y need not be kept
+            torch.sum(d_inner.to(precise) * inner.to(precise), 1, out=d_weight[s])
+        d_inner.mul_(weight)
+        d_gate, d_up = d_gu.chunk(2, dim=1)
+        torch.mul(d_inner, silu, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        if dx is not None:
+            dx_C = dx[s]
+            for e, d_gu_e, dx_e in chunk.each(d_gu, dx_C):
+                experts.gate_up.mm_t(e, d_gu_e, dx_e)
+        if lora is not None and (dx is not None or to_A1 is not None):
+            dz1 = _add_low_rank_back(chunk, d_gu, B1, A1, scaling, None if dx is None else dx_C)
+        # Both sides of an outer product may carry the routing weight; the rank-wide one is the cheaper.
+        x_C = x.index_select(0, token) if to_A1 is not None or d_gate_up is not None else x
+        if to_A1 is not None:
+            to_A1.add(chunk, dz1, x_C)
+        if to_B1 is not None:
+            to_B1.add(chunk, z1[s] * scaling, d_gu)
+        if to_A2 is not None:
+            to_A2.add(chunk, dz2 * weight, inner)
+        if to_B2 is not None:
+            to_B2.add(chunk, z2[s] * (weight * scaling), dy)
+        if d_gate_up is not None:
+            for e, d_gu_e, x_e in chunk.each(d_gu, x_C):
+                torch.mm(d_gu_e.T, x_e, out=d_gate_up[e])
+        if d_down is not None:
+            for e, dy_e, inner_e in chunk.each(dy * weight, inner):
+                torch.mm(dy_e.T, inner_e, out=d_down[e])
+    return (
+        None if dx is None else _combine(dx, plan, None),
+        None if d_weight is None else d_weight[plan.slot_TK].to(topk_weights.dtype),
+        d_gate_up,
+        d_down,
+        *(None if to is None else to.result() for to in (to_A1, to_B1, to_A2, to_B2)),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 class _Destination:

@@ -7,8 +7,11 @@ product is that of the matrix which `dense` shows, up to the rounding of its dty
 Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert.
 """
 
+# ruff: noqa: D102 - what methods do is said once, by `ExpertWeights`
+
 import functools
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +46,11 @@ class ExpertWeights(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device:
+        """Where the stack lies."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """What the stack takes in memory."""
         ...
@@ -71,24 +79,28 @@ class Dense:
             raise UnfitWeights(f"need [E, O, I] of 16 bits or more, got {_described(self.weight_EOI)}")
 
     @property
-    def shape(self) -> torch.Size:  # noqa: D102
+    def shape(self) -> torch.Size:
         return self.weight_EOI.shape
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    def dtype(self) -> torch.dtype:
         return self.weight_EOI.dtype
 
     @property
-    def nbytes(self) -> int:  # noqa: D102
+    def device(self) -> torch.device:
+        return self.weight_EOI.device
+
+    @property
+    def nbytes(self) -> int:
         return self.weight_EOI.nbytes
 
-    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
         torch.mm(x_SI, self.weight_EOI[expert].T, out=out_SO)
 
-    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
         torch.mm(grad_SO, self.weight_EOI[expert], out=out_SI)
 
-    def dense(self) -> Tensor:  # noqa: D102
+    def dense(self) -> Tensor:
         return self.weight_EOI
 
 
@@ -122,24 +134,28 @@ class Int8Row:
         return cls(codes, scale)
 
     @property
-    def shape(self) -> torch.Size:  # noqa: D102
+    def shape(self) -> torch.Size:
         return self.codes_EOI.shape
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    def dtype(self) -> torch.dtype:
         return self.scale_EO.dtype
 
     @property
-    def nbytes(self) -> int:  # noqa: D102
+    def device(self) -> torch.device:
+        return self.codes_EOI.device
+
+    @property
+    def nbytes(self) -> int:
         return self.codes_EOI.nbytes + self.scale_EO.nbytes
 
-    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
         torch.mm(x_SI, self._wide(expert).T, out=out_SO).mul_(self.scale_EO[expert])
 
-    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
         torch.mm(grad_SO * self.scale_EO[expert], self._wide(expert), out=out_SI)
 
-    def dense(self) -> Tensor:  # noqa: D102
+    def dense(self) -> Tensor:
         return self.codes_EOI.to(self.dtype) * self.scale_EO.unsqueeze(-1)
 
     def _wide(self, expert: int) -> Tensor:
@@ -147,13 +163,33 @@ class Int8Row:
         return _scratch(codes.numel(), self.dtype, codes.device).view_as(codes).copy_(codes)
 
 
+class _Widened(ABC):
+    """A format whose products are those of the widened matrix."""
+
+    __slots__ = ()
+    shape: torch.Size
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
+        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
+        torch.mm(grad_SO, self._wide(expert), out=out_SI)
+
+    def dense(self) -> Tensor:
+        return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])
+
+    @abstractmethod
+    def _wide(self, expert: int) -> Tensor:
+        """[O, I] of one expert, valid until the next one is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
-class NF4Block64:
+class NF4Block64(_Widened):
     """Four bits a weight: an index into `NF4_VALUES`, times the largest size in its block of 64.
 
-    As in bitsandbytes without double quantisation, but for bfloat16, where values and sizes are rounded before they are
-    multiplied: blocks run along the flattened matrix of one expert, the first of
-    two neighbours lies in the high half of their byte. Each expert starts a block, and its last one is filled up.
+    As in bitsandbytes without double quantisation: blocks run along the flattened matrix of one expert, the first of
+    two neighbours lies in the high half of their byte. Each expert starts a block, and its last one is filled up. For
+    bfloat16, values and sizes are rounded before they are multiplied.
     """
 
     codes_EN: Tensor  # uint8, N = 32 B bytes an expert
@@ -187,17 +223,12 @@ class NF4Block64:
         return cls(torch.stack(codes), torch.stack(absmax), weight_EOI.shape, weight_EOI.dtype)
 
     @property
-    def nbytes(self) -> int:  # noqa: D102
+    def device(self) -> torch.device:
+        return self.codes_EN.device
+
+    @property
+    def nbytes(self) -> int:
         return self.codes_EN.nbytes + self.absmax_EB.nbytes
-
-    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
-        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
-
-    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
-        torch.mm(grad_SO, self._wide(expert), out=out_SI)
-
-    def dense(self) -> Tensor:  # noqa: D102
-        return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])
 
     def _wide(self, expert: int) -> Tensor:
         codes = self.codes_EN[expert]
@@ -212,7 +243,7 @@ class NF4Block64:
 
 
 @dataclass(frozen=True, slots=True)
-class FP8Block128:
+class FP8Block128(_Widened):
     """The format of DeepSeek-V3: e4m3 codes, and for each tile of 128 x 128 what they are to be multiplied by.
 
     Tiles at the lower and right edge may be smaller. Scales are rounded to `dtype` first, as transformers does. No code
@@ -222,6 +253,7 @@ class FP8Block128:
     codes_EOI: Tensor  # float8_e4m3fn
     scale_inv_EPQ: Tensor  # float32, P = ceil(O / 128), Q = ceil(I / 128)
     dtype: torch.dtype
+    shape: torch.Size = field(init=False)
     _factor_EPQ: Tensor = field(init=False, repr=False, compare=False)  # in `dtype`, with what widening leaves out
 
     def __post_init__(self) -> None:
@@ -233,6 +265,7 @@ class FP8Block128:
             raise UnfitWeights(f"need a float32 scale for each of {tiles} tiles, got {_described(self.scale_inv_EPQ)}")
         if bool((self.scale_inv_EPQ.detach() >= 2.0**7).any()):
             raise UnfitWeights("scales of 2**7 and more stand for weights that no model has")
+        object.__setattr__(self, "shape", self.codes_EOI.shape)
         object.__setattr__(self, "codes_EOI", self.codes_EOI.detach())
         object.__setattr__(self, "scale_inv_EPQ", self.scale_inv_EPQ.detach())
         object.__setattr__(self, "_factor_EPQ", self.scale_inv_EPQ.to(self.dtype) * _E4M3_BIAS)
@@ -253,21 +286,12 @@ class FP8Block128:
         return cls(codes, torch.stack(scales), weight_EOI.dtype)
 
     @property
-    def shape(self) -> torch.Size:  # noqa: D102
-        return self.codes_EOI.shape
+    def device(self) -> torch.device:
+        return self.codes_EOI.device
 
     @property
-    def nbytes(self) -> int:  # noqa: D102
+    def nbytes(self) -> int:
         return self.codes_EOI.nbytes + self.scale_inv_EPQ.nbytes
-
-    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:  # noqa: D102
-        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
-
-    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:  # noqa: D102
-        torch.mm(grad_SO, self._wide(expert), out=out_SI)
-
-    def dense(self) -> Tensor:  # noqa: D102
-        return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])
 
     def _wide(self, expert: int) -> Tensor:
         codes, factor = self.codes_EOI[expert], self._factor_EPQ[expert]

@@ -1,7 +1,8 @@
 """These kernels inside unchanged transformers models, with adapters on the routed experts.
 
-`install()` makes `experts_implementation="confide"` known; `adapt` freezes a model and puts LoRA on every bank of it.
-The factors are parameters of the experts module itself, beside `gate_up_proj` and `down_proj`.
+`install()` makes `experts_implementation="confide"` known; `quantise` packs the experts of a model; `adapt` freezes it
+and puts LoRA on every bank. The factors are parameters of the experts module itself, beside `gate_up_proj` and
+`down_proj`.
 
 Not for experts with biases, transposed or interleaved weights, a norm of their own, or any gate but silu(gate) * up:
 those are refused when they first run.
@@ -9,7 +10,7 @@ those are refused when they first run.
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,9 +73,7 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
     """
     if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
         raise UnfitWeights(f"need rank >= 1 and a finite alpha > 0, got rank {rank}, alpha {alpha}")
-    banks = list(_banks(model))
-    if not banks:
-        raise UnsupportedExperts(f"{type(model).__name__} has no bank of experts that transformers could dispatch")
+    banks = _banks(model)
     model.set_experts_implementation(install())
     model.requires_grad_(False)
     slot, generator, trained = CaptureSlot(), torch.Generator().manual_seed(seed), {}
@@ -88,13 +87,38 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
             bound = shape[-1] ** -0.5 if is_A else 0.0
             start = torch.empty(shape).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(experts.gate_up.dtype, torch.float32)
-            parameter = nn.Parameter(start.to(module.down_proj.device, dtype), requires_grad=train_A or not is_A)
+            parameter = nn.Parameter(start.to(experts.down.device, dtype), requires_grad=train_A or not is_A)
             module.register_parameter(leaf, parameter)
             if parameter.requires_grad:
                 trained[f"{name}.{leaf}"] = parameter
         module.confide_lora_scaling, module.confide_slot = alpha / rank, slot
         module.register_forward_pre_hook(_refuse_other_implementation)
     return AdaptedExperts(trained, slot)
+
+
+def quantise(model: Any, pack: Callable[[Tensor], ExpertWeights]) -> None:
+    """Freezes every bank of routed experts of a transformers model in another format, for good.
+
+    One bank after another is packed and its parameters are dropped. What is packed is no part of the model's state any
+    more and stays on its device: load and move the model before, and train adapters on it after.
+
+    Args:
+        pack: such as `Int8Row.quantised` or `NF4Block64.quantised`.
+
+    Raises:
+        UnsupportedExperts: as `adapt`.
+    """
+    banks = _banks(model)
+    model.set_experts_implementation(install())
+    for name, module in banks:
+        if hasattr(module, "confide_experts"):
+            raise UnsupportedExperts(f"{name} was quantised before")
+        experts, packed = experts_of(module), []
+        for leaf, weights in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
+            packed.append(pack(weights.dense().detach()))
+            delattr(module, leaf)
+        module.confide_experts = Experts(*packed)
+        module.register_forward_pre_hook(_refuse_other_implementation)
 
 
 def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
@@ -106,6 +130,9 @@ def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
     Raises:
         UnsupportedExperts: naming what these kernels do not compute.
     """
+    if hasattr(module, "confide_experts"):
+        packed: Experts = module.confide_experts
+        return packed
     if module not in _checked:
         _check(module)
         _checked.add(module)
@@ -124,11 +151,13 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     return moe(hidden_states, plan, top_k_weights, experts, lora, collector=collector)
 
 
-def _banks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _banks(model: nn.Module) -> list[tuple[str, Any]]:
     """Modules that transformers dispatches as experts, whatever their layout."""
-    for name, module in model.named_modules():
-        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
-            yield name, module
+    named = model.named_modules()
+    banks = [(name, m) for name, m in named if hasattr(m, "has_gate") and hasattr(m, "is_transposed")]
+    if not banks:
+        raise UnsupportedExperts(f"{type(model).__name__} has no bank of experts that transformers could dispatch")
+    return banks
 
 
 def _weights(module: Any, name: str, dtype: torch.dtype) -> ExpertWeights:
@@ -153,9 +182,11 @@ def _check(module: Any) -> None:
     ):
         if getattr(module, flag, wanted) != wanted:
             raise UnsupportedExperts(f"{name} has {flag}={not wanted}, and these kernels do not")
+    if not hasattr(module, "_apply_gate"):
+        raise UnsupportedExperts(f"{name} is no module whose experts transformers dispatches")
     for weight in (module.gate_up_proj, module.down_proj):
-        if not weight.is_floating_point():
-            raise UnsupportedExperts(f"{name} stores its experts as {weight.dtype}")
+        if not isinstance(weight, Tensor) or weight.ndim != 3 or not weight.is_floating_point():
+            raise UnsupportedExperts(f"{name} does not store its experts as 3-D tensors of floating-point numbers")
         if weight.dtype == torch.float8_e4m3fn:
             if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
                 raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
@@ -168,10 +199,10 @@ def _check(module: Any) -> None:
     probe = torch.cat([gate.flatten(), up.flatten()]).to(module.down_proj.device).unsqueeze(0)
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]
     if not torch.allclose(module._apply_gate(probe), want, rtol=1e-4, atol=1e-4):
-        raise UnsupportedExperts(f"{name} has another gate than silu(gate) * up")
+        raise UnsupportedExperts(f"{name} has another gate than SiLU(gate) * up")
 
 
 def _refuse_other_implementation(module: Any, _: object) -> None:
     chosen = module.config._experts_implementation
     if chosen != NAME:
-        raise UnsupportedExperts(f"adapted experts run by {NAME!r}; {chosen!r} would ignore their adapters")
+        raise UnsupportedExperts(f"adapted or quantised experts run by {NAME!r}; {chosen!r} knows nothing of either")

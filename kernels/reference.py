@@ -3,7 +3,7 @@
 Autograd does the backward pass. The stack is widened whole and every product is written out, so this is for judging,
 not for use.
 
-Legend: `T` tokens, `D` model, `E` experts, `K` top-k, `S` routed pairs, `U` units.
+Legend: `T` tokens, `D` model, `F` expert hidden, `G` = 2F, `E` experts, `K` top-k, `S` routed pairs, `U` units.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .collect import Collector
 from .experts import Experts, LoRA
-from .formats import ExpertWeights
 from .routing import Plan
 
 
@@ -30,19 +29,20 @@ def reference_moe(
     factors = None if lora is None else [_per_unit(factor, collector, x_TD.dtype) for factor in lora.factors]
     scaling = 0.0 if lora is None else lora.scaling
     weights_S = topk_weights_TK.flatten().to(x_TD.dtype)[plan.pair_S]
+    gate_up_EGD, down_EDF = experts.gate_up.dense(), experts.down.dense()
     out_TD = torch.zeros_like(x_TD)
     for expert, unit, pairs in _groups(plan, collector):
 
-        def project(x: Tensor, stack: ExpertWeights, first: int, *, e: int = expert, u: int = unit) -> Tensor:
-            y = x @ stack.dense()[e].T
+        def project(x: Tensor, stack: Tensor, first: int, *, e: int = expert, u: int = unit) -> Tensor:
+            y = x @ stack[e].T
             if factors is not None:
                 A, B = factors[first][u][e], factors[first + 1][u][e]
                 y = y + scaling * (x @ A.T) @ B.T
             return y
 
         token = plan.token_S[pairs]
-        gate, up = project(x_TD[token], experts.gate_up, 0).chunk(2, dim=1)
-        y = project(F.silu(gate) * up, experts.down, 2)
+        gate, up = project(x_TD[token], gate_up_EGD, 0).chunk(2, dim=1)
+        y = project(F.silu(gate) * up, down_EDF, 2)
         out_TD = out_TD.index_add(0, token, weights_S[pairs, None] * y)
     return out_TD
 

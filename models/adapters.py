@@ -1,8 +1,8 @@
 """LoRA on every part of a DeepseekV3: embedding, projections, shared and routed experts, router, output matrix.
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
-the average of sites' updates is then exact and half as long. Not for quantised weights, expert parallelism or modules
-that run twice in one forward pass.
+the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one
+forward pass, or quantised weights other than banks of experts in fp8.
 
 A backbone may use one matrix as embedding and as output matrix (`tie_word_embeddings`): as it is frozen and adapters
 are never merged into it, each of its two uses takes an adapter of its own, and adapting one leaves the other alone.
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..kernels.collect import CaptureSlot
 from ..kernels.embedding import lora_embedding
-from ..kernels.experts import Experts, Factors, LoRA
-from ..kernels.formats import Dense
+from ..kernels.errors import KernelError
+from ..kernels.experts import Factors, LoRA
+from ..kernels.install import experts_of
 from ..kernels.lora import lora_linear
 from ..kernels.moe import moe
 from ..kernels.routing import route
@@ -62,7 +63,7 @@ class LoRAFactors(nn.Module):
         super().__init__()
         *bank, width_out, width_in = weight.shape
         std = 1 / math.sqrt(width_in) if start_std is None else start_std
-        dtype = torch.promote_types(weight.dtype, torch.float32)  # never below full precision: updates are small
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
         shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
         start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
         self.lora_A = nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a)
@@ -155,9 +156,9 @@ class LoRAExperts(nn.Module):
             plan = route(topk_ids_TK, num_experts)
         else:
             plan = route(topk_ids_TK, num_experts, collector.unit_of_token, collector.num_units)
-        experts = Experts(Dense(self.base.gate_up_proj), Dense(self.base.down_proj))
         gate_up, down = self.gate_up_proj, self.down_proj
         lora = LoRA(Factors(gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B), self.lora_scaling)
+        experts = experts_of(self.base, hidden_TD.dtype)
         return moe(hidden_TD, plan, topk_weights_TK, experts, lora, collector=collector)
 
 
@@ -261,23 +262,10 @@ def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlo
 
 
 def _check_bank(base: Any, name: str) -> None:
-    """Refuses a bank that is not: [E, 2F, D] gate rows over up rows, then [E, D, F], SiLU in between, no biases."""
-    gate_up, down = base.gate_up_proj, base.down_proj
-    if not (isinstance(gate_up, Tensor) and isinstance(down, Tensor) and gate_up.ndim == down.ndim == 3):
-        raise UnsupportedModule(f"{name} does not store its experts as 3-D tensors")
-    experts, width, model_width = gate_up.shape
-    if down.shape != (experts, model_width, width // 2) or not gate_up.is_floating_point() or gate_up.itemsize < 2:
-        raise UnsupportedModule(f"{name}: gate_up {tuple(gate_up.shape)}, down {tuple(down.shape)} are no SwiGLU bank")
-    is_plain = (
-        not getattr(base, "is_transposed", False)
-        and not getattr(base, "has_bias", False)
-        and getattr(base, "has_gate", True)
-        and getattr(base, "is_concatenated", True)
-        and not getattr(base, "has_post_expert_norm", False)
-    )
-    probe = torch.linspace(-4, 4, 9)
-    if not is_plain or not torch.allclose(base.act_fn(probe), nn.functional.silu(probe)):
-        raise UnsupportedModule(f"{name} is not a plain SwiGLU bank with SiLU")
+    try:
+        experts_of(base)
+    except KernelError as err:
+        raise UnsupportedModule(f"{name}: {err}") from err
 
 
 def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:

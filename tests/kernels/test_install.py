@@ -16,16 +16,16 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
-from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, FP8Experts
-from transformers.integrations.moe import use_experts_implementation
 
 from confide.kernels import install as plugin
 from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import UnfitWeights, UnsupportedExperts
 from confide.kernels.experts import from_peft
-from confide.kernels.formats import FP8Block128
-from confide.kernels.install import adapt, experts_of, install
+from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
+from confide.kernels.install import adapt, experts_of, install, quantise
+
+from .fp8 import fp8_twin
 
 SMALL = {
     "vocab_size": 97,
@@ -125,6 +125,19 @@ def test_bank_that_computes_something_else_is_refused(change, why):
         experts_of(bank)
 
 
+def test_module_of_linear_layers_is_refused():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj, self.down_proj = nn.Linear(4, 8), nn.Linear(4, 4)
+
+    with pytest.raises(UnsupportedExperts, match="dispatches"):
+        experts_of(Fused())
+    Fused._apply_gate = None
+    with pytest.raises(UnsupportedExperts, match="3-D tensors"):
+        experts_of(Fused())
+
+
 def test_clamped_gate_is_refused():
     bank = model().model.layers[1].mlp.experts
     bank._apply_gate = lambda gate_up: (
@@ -161,6 +174,26 @@ def test_adapters_learn():
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.parametrize("pack", [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+def test_quantised_model_computes_what_its_codes_stand_for(pack):
+    ours, want = model(), model()
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(want.model.layers[1].mlp.experts, name)
+        weight.data = pack(weight.data).dense()
+    quantise(ours, pack)
+    assert not any(".experts." in name for name, _ in ours.named_parameters())
+    for adapted in (adapt(ours, 4, 8.0), adapt(want, 4, 8.0)):
+        randomise(adapted.parameters.values())
+    logits = [m(tokens()).logits for m in (ours, want)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    grads = [
+        torch.autograd.grad(out.square().sum(), [p for p in m.parameters() if p.requires_grad])
+        for m, out in zip((ours, want), logits, strict=True)
+    ]
+    for got, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
 @peft_hints
 def test_equals_peft_target_parameters():
     base = model()
@@ -194,7 +227,17 @@ def test_adapted_experts_refuse_to_run_without_their_adapters():
     ours = model()
     adapt(ours, 4, 8.0)
     ours.set_experts_implementation("eager")
-    with pytest.raises(UnsupportedExperts, match="'eager' would ignore their adapters"):
+    with pytest.raises(UnsupportedExperts, match="'eager' knows nothing"):
+        ours(tokens())
+
+
+def test_quantised_experts_refuse_other_code_and_a_second_time():
+    ours = model()
+    quantise(ours, Int8Row.quantised)
+    with pytest.raises(UnsupportedExperts, match="quantised before"):
+        quantise(ours, Int8Row.quantised)
+    ours.set_experts_implementation("grouped_mm")
+    with pytest.raises(UnsupportedExperts, match="'grouped_mm' knows nothing"):
         ours(tokens())
 
 
@@ -207,6 +250,8 @@ def test_rank_and_alpha_must_be_positive(bad):
 def test_model_without_experts_is_refused():
     with pytest.raises(UnsupportedExperts, match="no bank"):
         adapt(nn.Linear(2, 2), 4, 8.0)
+    with pytest.raises(UnsupportedExperts, match="no bank"):
+        quantise(nn.Linear(2, 2), Int8Row.quantised)
 
 
 def test_units_of_a_batch_are_collected_apart():
@@ -226,23 +271,6 @@ def test_units_of_a_batch_are_collected_apart():
         got = collector.weighted_sum(torch.eye(3)[unit])
         for parameter, grad in zip(adapted.parameters.values(), want, strict=True):
             torch.testing.assert_close(got[parameter], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
-
-
-def fp8_twin(ours):
-    """The model with its bank in fp8, as transformers holds a DeepSeek-V3 checkpoint, and the same widened."""
-    use_experts_implementation(FP8Experts, experts_interface=ALL_FP8_EXPERTS_FUNCTIONS)
-    twin = copy.deepcopy(ours)
-    plain = ours.model.layers[1].mlp.experts
-    bank = FP8Experts(twin.config, block_size=(128, 128))
-    for name in ("gate_up_proj", "down_proj"):
-        packed = FP8Block128.quantised(getattr(plain, name))
-        getattr(bank, name).data = packed.codes_EOI
-        scale = getattr(bank, f"{name}_scale_inv")
-        scale.data.fill_(float("nan"))  # what transformers allocates and no tile uses must not be used
-        scale.data[:, : packed.scale_inv_EPQ.shape[1]] = packed.scale_inv_EPQ
-        getattr(plain, name).data = packed.dense()
-    twin.model.layers[1].mlp.experts = bank
-    return twin
 
 
 def test_fp8_bank_with_adapters_is_the_widened_bank_with_adapters():

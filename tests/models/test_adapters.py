@@ -10,6 +10,7 @@ from confide.models.errors import InvalidAdapter, StateMismatch, TargetMissing, 
 from confide.models.head import PooledHead
 from confide.models.layout import AdapterLayout
 
+from ..kernels.fp8 import fp8_twin
 from .tiny import random_ids, tiny_deepseek
 
 TARGETS = (
@@ -136,6 +137,17 @@ def test_adapting_one_use_of_a_tied_matrix_leaves_the_other_alone():
         before.hidden_states[-1] @ adapted.model.lm_head.lora_A.T @ adapted.model.lm_head.lora_B.T
     )
     torch.testing.assert_close(after.logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_bank_in_fp8_is_adapted_as_what_its_codes_stand_for():
+    widened, ids = tiny_deepseek(), random_ids(4)
+    fp8 = fp8_twin(widened)
+    logits = []
+    for model in (fp8, widened):
+        adapted = attach(model, config(("experts",)))
+        adapted.load_state(random_state(adapted.layout.dim))
+        logits.append(adapted.model(ids).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
 def test_bank_with_another_activation_is_refused():
