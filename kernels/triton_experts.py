@@ -157,7 +157,7 @@ def tilings(capability: int, pairs_per_expert: int, itemsize: int = 2, rank: int
         return Tilings(tiling, tiling, tiling, runs)
     if capability in (90, 100, 103):  # data centre: 227 KiB of shared memory, which products read directly
         wide = Tiling(rows, 128, 64, 8, 3)
-        return Tilings(wide, wide, inner_gradient=Tiling(rows, 128 if rank <= 16 else 64, 64, 8, 3), runs=runs)
+        return Tilings(wide, wide, wide, runs)
     wide = Tiling(rows, 128, 32, 8, 4)
     return Tilings(gate_up=Tiling(rows, 64, 64, 8, 3), grouped=wide, inner_gradient=wide, runs=runs)
 
@@ -197,6 +197,7 @@ class _Pass:
             **_rank(A_ERD),
             FORMAT=stack.format,
             IS_KEPT=is_kept,
+            PARTS=max(1, tiling.cols // 32),
             **_settings(x_TD, tiling),
         )
         return inner_SF, gate_up_SG, z_SR
@@ -301,7 +302,7 @@ class _Pass:
             FORMAT=stack.format,
             IS_KEPT=is_kept,
             NEEDS_WEIGHT=needs_weight,
-            PARTS=max(1, tiling.cols // 32),
+            PARTS=2 if tiling.cols > 32 else 1,
             **_settings(grad_TD, tiling),
         )
         d_weight_TK = None if shares is None else shares.sum(1).view(-1, top_k)

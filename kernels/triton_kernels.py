@@ -152,7 +152,8 @@ def _store_rank_side(z_SR, z, row, exists, R: tl.constexpr, RANK: tl.constexpr):
 def gate_up_kernel(
     hidden_TD, token_S, codes_EGD, scales, levels, A_ERD, B_EGR, tiles_M3, inner_SF, gate_up_SG, z_SR, scaling,
     D: tl.constexpr, F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, FORMAT: tl.constexpr,
-    IS_KEPT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+    IS_KEPT: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """inner = silu(gate) * up of the gathered tokens, both halves adapted; keeps gate, up and z = scaling * x A^T."""
     expert, row, exists = _tile_of_pairs(tiles_M3, ROWS)
@@ -181,21 +182,43 @@ def gate_up_kernel(
         up = tl.dot(x, wu, up, input_precision=PRECISION)
         if R > 0:
             z = tl.dot(x, _inner_factor(A_ERD, expert, depth, rank, D, R, True), z, input_precision=PRECISION)
-    stored = exists[:, None] & (col[None, :] < F)
     if R > 0:
         z *= scaling
         b_gate = _outer_factor(B_EGR, expert, rank, gate_row, 2 * F, R, False)
         b_up = _outer_factor(B_EGR, expert, rank, gate_row + F, 2 * F, R, False)
         gate = tl.dot(z.to(dtype), b_gate, gate, input_precision=PRECISION)
         up = tl.dot(z.to(dtype), b_up, up, input_precision=PRECISION)
-    if IS_KEPT:
-        if R > 0:
+        if IS_KEPT:
             _store_rank_side(z_SR, z.to(dtype), row, exists, R, RANK)
-        place = gate_up_SG + row[:, None] * (2 * F) + col[None, :]
-        tl.store(place, gate.to(dtype), mask=stored)
-        tl.store(place + F, up.to(dtype), mask=stored)
-    inner = gate * tl.sigmoid(gate) * up
-    tl.store(inner_SF + row[:, None] * F + col[None, :], inner.to(dtype), mask=stored)
+    _store_swiglu(
+        gate, up, tl.program_id(0) * COLS, row, exists, inner_SF, gate_up_SG, F, IS_KEPT, PARTS, ROWS, COLS
+    )  # fmt: skip
+
+
+@triton.jit
+def _store_swiglu(
+    gate, up, first, row, exists, inner_SF, gate_up_SG, F: tl.constexpr, IS_KEPT: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Stores silu(gate) * up, and if kept gate and up, at the columns from `first` on, one of PARTS after another."""
+    if PARTS > 1:
+        HALF: tl.constexpr = COLS // 2
+        gates = tl.split(gate.reshape(ROWS, 2, HALF).permute(0, 2, 1))
+        ups = tl.split(up.reshape(ROWS, 2, HALF).permute(0, 2, 1))
+        _store_swiglu(gates[0], ups[0], first, row, exists, inner_SF, gate_up_SG, F, IS_KEPT, PARTS // 2, ROWS, HALF)
+        _store_swiglu(
+            gates[1], ups[1], first + HALF, row, exists, inner_SF, gate_up_SG, F, IS_KEPT, PARTS // 2, ROWS, HALF
+        )
+    else:
+        col = first + tl.arange(0, COLS)
+        stored = exists[:, None] & (col[None, :] < F)
+        dtype: tl.constexpr = inner_SF.dtype.element_ty
+        if IS_KEPT:
+            place = gate_up_SG + row[:, None] * (2 * F) + col[None, :]
+            tl.store(place, gate.to(dtype), mask=stored)
+            tl.store(place + F, up.to(dtype), mask=stored)
+        inner = gate * tl.sigmoid(gate) * up
+        tl.store(inner_SF + row[:, None] * F + col[None, :], inner.to(dtype), mask=stored)
 
 
 @triton.jit

@@ -472,8 +472,8 @@ def test_tiles_hold_every_pair_once_in_a_table_that_shapes_alone_size(rows):
 
 @pytest.mark.parametrize("capability", [0, 80, 86, 90, 100, 120])
 def test_tiles_of_one_pass_agree(capability):
-    for pairs, itemsize, rank in itertools.product((0, 20, 100, 5000), (2, 4), (1, 16, 32, 64, 300)):
-        chosen = tilings(capability, pairs, itemsize, rank)
+    for sizes in itertools.product((0, 20, 100, 5000), (2, 4), (1, 16, 32, 64, 300)):
+        chosen = tilings(capability, *sizes)
         passes = chosen.gate_up, chosen.grouped, chosen.inner_gradient
         assert len({tiling.rows for tiling in passes}) == 1  # they share a table of tiles
         assert all(64 % tiling.depth == 0 for tiling in passes)  # a tile's depths lie in one block of codes
