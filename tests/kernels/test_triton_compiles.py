@@ -52,6 +52,7 @@ def test_kernels_stay_within_the_limits(gate):
 
 
 def test_codes_are_widened_within_the_limits(gate):
+    # The one that widens two tiles at once, and the one that reads them the other way round.
     formats, kernels = ("int8", "nf4", "fp8"), ("gate_up_kernel", "inner_gradient_kernel")
     options = [f"--format={name}" for name in formats] + [f"--kernel={name}" for name in kernels]
     rows = gate("--capability", "90", *options)

@@ -129,7 +129,7 @@ def test_output_and_gradients_are_those_of_transformers_eager_experts():
         assert_near(ours, theirs)
 
 
-@pytest.mark.parametrize("top_k", [1, 3, 5, 8])
+@pytest.mark.parametrize("top_k", [1, 3, 8])
 def test_any_number_of_choices(top_k):
     x, ids, weights = batch(5, experts=8, top_k=top_k)
     assert_right(bank(8), adapters(8), x, ids, weights)
@@ -288,7 +288,7 @@ def test_codes_are_widened_to_the_very_numbers_of_the_format(stored, dtype, is_t
     want = weights.dense() if is_transposed else weights.dense().mT
     got = torch.zeros(want.shape, dtype=dtype)
     stack = triton_experts._stored(weights)
-    for depth, cols in ((64, 128), (32, 64), (32, 32)):
+    for depth, cols in ((64, 128), (32, 64)):
         grid = triton.cdiv(want.shape[2], cols), triton.cdiv(want.shape[1], depth), 2
         sides = {"DEPTH_END": want.shape[1], "WIDTH": want.shape[2], "DEPTH": depth, "COLS": cols}
         widen[grid](*stack.arrays, got, TRANSPOSED=is_transposed, FORMAT=stack.format, **sides)
