@@ -39,7 +39,7 @@ class Collector:
         self.num_units = num_units
         self.tokens_per_row = tokens_per_row
         self.unit_of_token = unit_of_row.repeat_interleave(tokens_per_row)
-        self._kept: dict[nn.Parameter, _Kept] = {}
+        self._kept: dict[nn.Parameter, Kept] = {}
         self._is_closed = False
 
     @property
@@ -110,6 +110,11 @@ class Collector:
         grads_NP.index_add_(0, place_T, grads_TP.to(parameter.dtype))
         self._kept[parameter] = _WordGradients(grads_NP, key_N // words, key_N % words, words)
 
+    def keep(self, parameter: nn.Parameter, kept: "Kept") -> None:
+        """Takes the gradients in a form of the op's own, for one that has kernels to sum them."""
+        self._claim(parameter)
+        self._kept[parameter] = kept
+
     def square_norms(self) -> Tensor:
         """[U] float64: squared l2 norm of each unit's gradient over all factors together, never less than it is."""
         total = torch.zeros(self.num_units, dtype=torch.float64, device=self.unit_of_row.device)
@@ -171,12 +176,20 @@ class RunCapture(Protocol):
         ...
 
 
-class _Kept(Protocol):
-    def square_norms(self, num_units: int) -> Tensor: ...
+class Kept(Protocol):
+    """The gradients of one factor for every unit, in whatever form sums them best."""
 
-    def forget(self, is_forgotten_U: Tensor) -> None: ...
+    def square_norms(self, num_units: int) -> Tensor:
+        """[U] float64, never less than it is."""
+        ...
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor: ...
+    def forget(self, is_forgotten_U: Tensor) -> None:
+        """Leaves these units out of every later norm and sum, even where they hold nan."""
+        ...
+
+    def weighted_sum(self, factors_U: Tensor) -> Tensor:
+        """Sum over units of factor * gradient, float64, reshapable to the factor's shape."""
+        ...
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from .experts import Experts, LoRA
 from .formats import trained_stack
 from .reference import reference_moe
 from .routing import Plan
+from .triton_experts import check_fit, is_available, triton_moe
 
 VARIABLE = "CONFIDE_MOE_BACKEND"
 
@@ -70,35 +71,33 @@ def moe(
         CaptureClosed, CapturedTwice: from backward, see `collect`.
     """
     _check_fit(x_TD, plan, topk_weights_TK, experts, lora, collector)
-    run = _named(backend or os.environ.get(VARIABLE) or _suiting(x_TD.device))
+    run = _named(backend or os.environ.get(VARIABLE) or _suiting(x_TD.device, experts), x_TD.device)
     with torch.autocast(x_TD.device.type, enabled=False):
         return run(x_TD.to(experts.gate_up.dtype), plan, topk_weights_TK, experts, lora, collector).to(x_TD.dtype)
 
 
-def _named(backend: str) -> Backend:
+def _named(backend: str, device: torch.device) -> Backend:
     if backend == "reference":
         return reference_moe
     if backend == "cpu":
         return cpu_moe
     if backend == "triton":
-        return _triton()
+        if not is_available(device):
+            raise UnknownBackend(f"triton does not run on {device}: it takes the package and an NVIDIA GPU from 8.0 on")
+        return triton_moe
     raise UnknownBackend(f"backend must be reference, cpu or triton, got {backend!r}")
 
 
-def _suiting(device: torch.device) -> str:
+def _suiting(device: torch.device, experts: Experts) -> str:
     if device.type != "cuda":
         return "cpu"
     try:
-        _triton()
-    except UnknownBackend as err:
+        _named("triton", device)
+        check_fit(experts)
+    except (UnknownBackend, UnfitWeights) as err:
         _say_once(f"experts on {device} run as single matrix products: {err}")
         return "cpu"
     return "triton"
-
-
-def _triton() -> Backend:
-    """The one place that knows where the Triton kernels are."""
-    raise UnknownBackend("the triton backend is not part of this version")
 
 
 @functools.cache

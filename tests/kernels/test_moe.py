@@ -516,13 +516,15 @@ def test_backend_that_cannot_run_here_is_refused_when_asked_for():
 
 
 def test_fallback_says_so_once():
+    gate_up, down, _ = bank()
+    experts = Experts(Dense(gate_up), Dense(down))
     dispatch._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="single matrix products"):
-        assert dispatch._suiting(torch.device("cuda")) == "cpu"
+        assert dispatch._suiting(torch.device("cuda"), experts) == "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch._suiting(torch.device("cuda")) == "cpu"
-        assert dispatch._suiting(torch.device("cpu")) == "cpu"
+        assert dispatch._suiting(torch.device("cuda"), experts) == "cpu"
+        assert dispatch._suiting(torch.device("cpu"), experts) == "cpu"
 
 
 def test_what_does_not_fit_is_refused():
