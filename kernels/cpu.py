@@ -38,7 +38,8 @@ def cpu_moe(
     """[T, D]; see `moe.moe`."""
     factors = (None,) * 4 if lora is None else lora.factors
     stacks = trained_stack(experts.gate_up), trained_stack(experts.down)
-    out = _MoE.apply(x_TD, topk_weights_TK, *stacks, *factors, experts, lora, plan, collector)  # type: ignore[no-untyped-call]
+    rest = experts, lora, plan, collector, torch.is_grad_enabled()  # inside a Function it never is
+    out = _MoE.apply(x_TD, topk_weights_TK, *stacks, *factors, *rest)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
@@ -63,11 +64,11 @@ class _MoE(Function):
     def forward(
         ctx: Any, x: Tensor, topk_weights: Tensor, gate_up: Tensor | None, down: Tensor | None, *rest: Any
     ) -> Tensor:
-        *factors, experts, lora, plan, collector = rest
+        *factors, experts, lora, plan, collector, is_grad_enabled = rest
         A1, B1, A2, B2 = (None if factor is None else factor.to(x.dtype) for factor in factors)
         z1, z2 = (None if A is None else x.new_empty(plan.num_pairs, A.shape[1]) for A in (A1, A2))
         chunks = _chunks(plan, 2 * experts.hidden * x.itemsize)
-        keeps = any(ctx.needs_input_grad)
+        keeps = is_grad_enabled and any(ctx.needs_input_grad)
         gu = []  # by chunk: 32 MiB and more would come as fresh pages from the system, ten times as slow to fill
         y = _rows(x, plan)
         for chunk in chunks:
@@ -158,10 +159,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_gate_up,
         d_down,
         *(None if to is None else to.result() for to in (to_A1, to_B1, to_A2, to_B2)),
-        None,
-        None,
-        None,
-        None,
+        *(None,) * 5,
     )
 
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
+from confide.kernels import cpu
 from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import CapturedTwice, TokensMiscounted, UnfitWeights, UnknownBackend
@@ -351,6 +353,28 @@ def test_quantised_experts_are_their_dense_selves(pack, dtype, per_unit):
         ours += [collector.weighted_sum(torch.ones(3))[factor] for factor in factors]
     for g, leaf in zip(ours, leaves, strict=True):
         assert (g.double() - leaf.grad).norm() <= 3 * tolerance * leaf.grad.norm()
+
+
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    gate_up, down, factors = bank(experts=8)
+    x, ids, weights = batch(200, experts=8)
+    monkeypatch.setattr(cpu, "_CHUNK", 1)  # a chunk for each expert
+    silu, seen, alive = F.silu, [], []
+
+    def watched(gate):
+        alive.append(sum(not storage.expired() for storage in seen))
+        seen.append(StorageWeakRef(gate.untyped_storage()))
+        return silu(gate)
+
+    monkeypatch.setattr(cpu.F, "silu", watched)
+    with torch.no_grad():
+        run(x, ids, weights, gate_up, down, factors)
+    assert len(alive) == 8
+    assert max(alive) <= 1
+    alive.clear()
+    out = run(x, ids, weights, gate_up, down, factors)
+    assert max(alive) == 7
+    assert out.requires_grad
 
 
 @pytest.mark.parametrize("pack", [Dense, Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
