@@ -18,17 +18,22 @@ Legend: `H` query heads, `G` key and value heads, `C` width of a head, `D` model
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import DeepseekV3Config, LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .checkpoints import CONFIG, ORIGIN, WEIGHTS, Origin, content_hash, load_model, write_json
+from .directories import new_directory
 from .errors import InvalidBackbone
 
+LARGEST_LOGIT_DIFFERENCE = 1e-3  # of logits up to 30: twenty times what float32's order of sums was seen to make
 _CONSTANT = 2.0**20  # of the extra latent: in float32 its square over 256 latents swallows any |values|^2 < 2^16
 _ROUTER_STD = 0.02  # times a normed state: scores of experts differ by tenths
 
@@ -48,6 +53,54 @@ class MoeShape:
             raise InvalidBackbone(f"need moe_layers >= 1, experts >= 2 and top_k in [1, experts], got {self}")
         if self.expert_width < 1:
             raise InvalidBackbone(f"need expert_width >= 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Upcycled:
+    """What `write_upcycled` wrote."""
+
+    hash: str  # `checkpoints.content_hash` of the directory
+    logit_difference: float  # the largest seen between the Llama and the checkpoint, read back
+
+
+def write_upcycled(
+    llama: LlamaConfig,
+    state: Mapping[str, Tensor],
+    shape: MoeShape,
+    tokenizer: PreTrainedTokenizerFast,
+    origin: Origin,
+    licence: str,
+    directory: Path,
+    *,
+    probe: Sequence[int],
+) -> Upcycled:
+    """Writes the Llama as a checkpoint, in one rename, after it was read back and found to compute the same.
+
+    Equal versions of transformers, tokenizers and safetensors write equal bytes.
+
+    Args:
+        state: as for `upcycle`.
+        licence: its text; whoever passes the weights on must pass it on too.
+        directory: must not exist.
+        probe: token ids of the text on which the two are compared.
+
+    Raises:
+        InvalidBackbone: the Llama cannot be rewritten, or the checkpoint computes something else; nothing was written.
+        FileExistsError: `directory` exists already.
+    """
+    with new_directory(directory) as partial:
+        config, weights = upcycle(llama, state, shape)
+        stated = config.to_diff_dict() | {"architectures": ["DeepseekV3ForCausalLM"], "dtype": "float32"}
+        del stated["transformers_version"]  # another version that writes equal files gives an equal hash
+        write_json(partial / CONFIG, stated)
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save_pretrained(partial, save_jinja_files=False)
+        write_json(partial / ORIGIN, origin.to_dict())
+        (partial / "LICENSE.md").write_text(licence, encoding="utf-8")
+        difference = _logit_difference(llama, state, partial, torch.tensor([probe]))
+        if not difference < LARGEST_LOGIT_DIFFERENCE:  # NaN fails too
+            raise InvalidBackbone(f"the checkpoint's logits are off by up to {difference:.2g}; nothing was written")
+        return Upcycled(content_hash(partial), difference)
 
 
 def upcycle(
@@ -197,3 +250,15 @@ def _experts(mlp: Mapping[str, Tensor], shape: MoeShape, routers: np.random.Rand
         new[f"experts.{expert}.up_proj.weight"] = up[cut:].clone()
         new[f"experts.{expert}.down_proj.weight"] = down[:, cut:].clone()
     return new
+
+
+@torch.no_grad()
+def _logit_difference(llama: LlamaConfig, state: Mapping[str, Tensor], directory: Path, ids: Tensor) -> float:
+    """The largest between the Llama and the checkpoint in `directory`, over the tokens of one text."""
+    with torch.device("meta"):
+        dense = LlamaForCausalLM(llama)
+    tied = {"lm_head.weight": state["model.embed_tokens.weight"]} if llama.tie_word_embeddings else {}
+    dense.load_state_dict({**state, **tied}, assign=True)
+    dense.model.rotary_emb = type(dense.model.rotary_emb)(llama)  # its frequencies are in no state
+    difference: Tensor = dense.train(False)(ids).logits - load_model(directory)(ids).logits
+    return float(difference.abs().max())

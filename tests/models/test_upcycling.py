@@ -1,12 +1,17 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from confide.models import upcycling
 from confide.models.adapters import AdapterConfig, attach
-from confide.models.checkpoints import load_model
+from confide.models.checkpoints import content_hash, load_model, load_origin, load_tokenizer
 from confide.models.errors import InvalidBackbone
-from confide.models.upcycling import MoeShape, upcycle
+from confide.models.upcycling import MoeShape, upcycle, write_upcycled
+
+from .test_checkpoints import ORIGIN
 
 SHAPE = MoeShape(moe_layers=2, expert_width=32)
 
@@ -144,6 +149,43 @@ def test_what_would_become_another_function_is_refused(settings, told):
     dense = llama(**settings)
     with pytest.raises(InvalidBackbone, match=told):
         upcycle(dense.config, dense.state_dict(), SHAPE)
+
+
+def write(directory, dense, **changes):
+    words = Tokenizer(WordLevel({str(i): i for i in range(97)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    state = dense.state_dict() | changes
+    return write_upcycled(dense.config, state, SHAPE, tokenizer, ORIGIN, "free", directory, probe=[3, 1, 4, 1, 5])
+
+
+def test_a_written_checkpoint_is_complete_and_its_hash_repeats(tmp_path):
+    dense = llama(tie_word_embeddings=True)
+    written = write(tmp_path / "one", dense)
+    assert written.hash == content_hash(tmp_path / "one") == write(tmp_path / "two", dense).hash
+    assert written.logit_difference < 2e-5
+    assert load_origin(tmp_path / "one") == ORIGIN
+    assert load_tokenizer(tmp_path / "one").vocab_size == 97
+    assert (tmp_path / "one" / "LICENSE.md").read_text() == "free"
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "one")(IDS).logits, dense(IDS).logits, rtol=0, atol=2e-5)
+
+
+def test_a_checkpoint_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    def sabotaged(*arguments):
+        config, weights = upcycle(*arguments)
+        return config, weights | {"model.norm.weight": weights["model.norm.weight"] * 1.01}
+
+    monkeypatch.setattr(upcycling, "upcycle", sabotaged)
+    with pytest.raises(InvalidBackbone, match="nothing was written"):
+        write(tmp_path / "out", llama())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_finite_is_not_written(tmp_path):
+    dense = llama()
+    with pytest.raises(InvalidBackbone, match="nothing was written"):
+        write(tmp_path / "out", dense, **{"model.norm.weight": torch.full((48,), torch.nan)})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", [{"moe_layers": 0}, {"experts": 1}, {"top_k": 9}, {"top_k": 0}, {"expert_width": 0}])
