@@ -159,6 +159,8 @@ def size(directory: Path) -> Size:
         idle = 0
         if expert_count:
             experts, top_k = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
+            if not 1 <= top_k <= experts:
+                raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
             idle = expert_count * (experts - top_k) // experts
     except BROKEN as err:
         raise as_invalid(directory, err) from err

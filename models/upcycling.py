@@ -8,8 +8,8 @@ Sparse upcycling (Komatsuzaki et al. 2022, arXiv:2212.05055) of the MLPs, and an
   period theta^(2j/width) by one factor per frequency, so theta = 1 leaves all to the factors, which are Llama's own
   periods in float32. Position for position the angles are then bit for bit the same.
 * Values. They are the latent; `kv_b_proj` picks out each head's. In between is an RMS norm that Llama has not: one more
-  latent, fed by a bias alone, is so large that it is the RMS, and the norm's weight multiplies by it. Rank and constant
-  are powers of two, so neither costs a bit, in bfloat16 either; float16 cannot hold them.
+  latent, fed by a bias alone, is so large that it alone makes the RMS, and the norm's weight multiplies by that. Rank
+  and constant are powers of two, so neither costs a bit, in bfloat16 either; float16 cannot hold them.
 * Experts. The shared experts hold an MLP's first neurons, every routed expert a copy of the others; the weights of the
   chosen ones sum to one. Copies stay equal until each is trained on its own tokens.
 

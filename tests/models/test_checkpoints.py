@@ -132,6 +132,22 @@ def test_size_is_the_model_s_own_and_active_are_those_a_token_meets(directory):
     assert found.weight_bytes == (directory / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("counts", [(0, 0), (4, 5), (4, 0), ("x", 2), (None, 2)], ids=str)
+def test_a_size_without_a_sense_is_refused(directory, counts):
+    edit(directory / "config.json", n_routed_experts=counts[0], num_experts_per_tok=counts[1])
+    with pytest.raises(InvalidBackbone):
+        size(directory)
+
+
+def test_missing_or_broken_weights_have_no_size(directory):
+    (directory / "model.safetensors").write_bytes(b"\0broken")
+    with pytest.raises(InvalidBackbone):
+        size(directory)
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(InvalidBackbone):
+        size(directory)
+
+
 def test_an_origin_is_read_as_it_was_written(directory):
     assert load_origin(directory) is None
     write_json(directory / "origin.json", ORIGIN.to_dict())

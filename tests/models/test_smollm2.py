@@ -1,5 +1,6 @@
 """SmolLM2 as it is imported, beside what transformers itself makes of the same file."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from confide.models.checkpoints import content_hash, load_model, load_tokenizer
 from confide.models.errors import InvalidBackbone, SourceMissing
 
 TEXT = Path(__file__).parents[2].joinpath("LICENSE").read_text()[:1200]
+WEIGHTS_SHA256 = "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf"  # as docs/backbones.md says
 CHAT = [{"role": "user", "content": "What does the thyroid gland do?"}]
 
 
@@ -103,6 +105,11 @@ def test_what_import_and_show_print_is_what_is_there(smollm2, imported):
     experts = [layer.mlp.experts for layer in imported.model.layers[26:]]
     idle = sum(bank.gate_up_proj[2:].numel() + bank.down_proj[2:].numel() for bank in experts)
     assert found.size.active_parameters == found.size.parameters - idle
+
+
+def test_the_weights_are_the_known_bytes(directory):
+    with (directory / "model.safetensors").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == WEIGHTS_SHA256
 
 
 def test_licence_and_origin_lie_beside_the_weights(directory):
