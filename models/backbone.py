@@ -5,31 +5,23 @@ On disk it is a plain transformers checkpoint (`config.json`, `model.safetensors
 Nothing here unpickles or runs code from a directory.
 """
 
-import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-from transformers.utils import logging as transformers_logging
 
+from . import checkpoints
 from .directories import new_directory
-from .errors import BackboneMismatch, InvalidBackbone
+from .errors import InvalidBackbone
 from .schema import RecordSchema
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/head.py`)
 _SCHEMA, _POOLING = "schema.json", "pooling.safetensors"
-_LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-# A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
-_ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +54,16 @@ class Backbone:
     hash: str  # `backbone_hash` of the directory
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a directory holds, told without loading a weight."""
+
+    hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
+    reads: Literal["records", "text"]  # only a backbone that reads records can be named by a study
+    size: checkpoints.Size
+    origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
+
+
 def build(schema: RecordSchema, config: BackboneConfig) -> DeepseekV3ForCausalLM:
     """An untrained backbone for the words of `schema`, the same for equal arguments (torch's CPU generator)."""
     with torch.random.fork_rng(devices=[]):
@@ -82,7 +84,7 @@ def save(
     """
     _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
-        with _no_progress_bar():
+        with checkpoints.no_progress_bar():
             model.save_pretrained(partial, safe_serialization=True)
         save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -102,62 +104,38 @@ def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
     """
     directory = Path(directory)
     digest = backbone_hash(directory)
-    if expected_hash is not None and digest != expected_hash:
-        raise BackboneMismatch(f"{directory} has hash {digest}, expected {expected_hash}")
+    checkpoints.require_content(directory, digest, expected_hash)
     try:
         schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
         pooling = load_file(directory / _POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
-        model = _load_model(directory)
-    except InvalidBackbone:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as err:
-        raise InvalidBackbone(f"{directory}: {err}") from err
+        model = checkpoints.read_model(directory)
+    except checkpoints.BROKEN as err:
+        raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
-    model.train(False).requires_grad_(False)
     return Backbone(model, schema, center, whiten, digest)
 
 
+def describe(directory: Path) -> Description:
+    """Tells a backbone's or an imported checkpoint's hash, kind, size and origin.
+
+    Raises:
+        InvalidBackbone: the directory is neither, or a file of it is missing, broken or refused.
+    """
+    directory = Path(directory)
+    is_backbone = (directory / _SCHEMA).exists()
+    digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
+    reads: Literal["records", "text"] = "records" if is_backbone else "text"
+    return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
+
+
 def backbone_hash(directory: Path) -> str:
-    """SHA-256, in hex, over the sorted names and SHA-256 digests of all files of a backbone directory.
+    """`checkpoints.content_hash` of a directory that is a whole backbone.
 
     Raises:
         InvalidBackbone: the directory is missing a part or holds anything but plain JSON, safetensors and text files.
     """
-    try:
-        entries = sorted(Path(directory).iterdir(), key=lambda path: path.name)
-    except OSError as err:
-        raise InvalidBackbone(f"{directory}: cannot be listed ({err.strerror})") from err
-    for path in entries:
-        if path.is_symlink() or not path.is_file() or not _ALLOWED.fullmatch(path.name) or path.name in _REFUSED:
-            raise InvalidBackbone(f"{directory}: {path.name} does not belong in a backbone")
-    if absent := {"config.json", _SCHEMA, _POOLING} - {path.name for path in entries}:
-        raise InvalidBackbone(f"{directory}: no {', '.join(sorted(absent))}")
-    total = hashlib.sha256(b"confide backbone 1\n")
-    for path in entries:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def _load_model(directory: Path) -> DeepseekV3ForCausalLM:
-    if json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type") != "deepseek_v3":
-        raise InvalidBackbone(f"{directory}: config.json is not that of a deepseek_v3 model")
-    with _no_progress_bar():
-        loaded: Any = DeepseekV3ForCausalLM.from_pretrained(
-            directory,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    model: DeepseekV3ForCausalLM
-    model, loading = loaded
-    # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
-    if wrong := sorted(str(key) for kind in _LOADING_PROBLEMS for key in loading.get(kind, ())):
-        raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
-    return model
+    return checkpoints.content_hash(directory, required=(checkpoints.CONFIG, _SCHEMA, _POOLING))
 
 
 def _transformers_config(vocabulary: int, config: BackboneConfig) -> DeepseekV3Config:
@@ -221,15 +199,3 @@ def _check_fit(model: DeepseekV3ForCausalLM, schema: RecordSchema, center: torch
         raise InvalidBackbone(f"center must be [{pooled}] and whiten [{pooled}, {pooled}]")
     if not (torch.isfinite(center).all() and torch.isfinite(whiten).all()):
         raise InvalidBackbone("center or whiten is not finite")
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it."""
-    was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_on:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

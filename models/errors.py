@@ -5,6 +5,7 @@ ModelError
  ├─ UnknownValue        an entry of a record has no word in the schema
  ├─ InvalidBackbone     a backbone directory is broken, or holds what it must not
  ├─ BackboneMismatch    a backbone is not the one that was agreed
+ ├─ SourceMissing       what a backbone is to be imported from is not installed
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
  ├─ MetricUndefined     a metric does not exist for these labels
@@ -33,6 +34,10 @@ class InvalidBackbone(ModelError, ValueError):
 
 class BackboneMismatch(ModelError):
     """A backbone is not the one that was agreed."""
+
+
+class SourceMissing(ModelError):
+    """What a backbone is to be imported from is not installed, or is another file than the recipe was made for."""
 
 
 class InvalidPretraining(ModelError, ValueError):

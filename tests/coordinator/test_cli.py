@@ -14,7 +14,7 @@ from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.store import Node, Round, Run, Store
 from confide.models import pretraining
-from confide.models.backbone import backbone_hash
+from confide.models.backbone import backbone_hash, load
 from confide.models.pretraining import PretrainingConfig
 from confide.privacy import ledger_file
 from confide.privacy.ledger import Ledger
@@ -31,8 +31,8 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+rounds run+watch run+stop run+resume run+metrics backbone+build budget+report budget+verify budget+export "
-    "adapter+export adapter+evaluate audit+privacy demo"
+    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+show budget+report "
+    "budget+verify budget+export adapter+export adapter+evaluate audit+privacy demo"
 )
 
 
@@ -426,6 +426,30 @@ def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkey
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     built = json.loads(invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--json").stdout)
     assert built["hash"] == backbone_hash(tmp_path / "made")
+
+
+def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
+    shown = lined(invoke("backbone", "show", backbone).stdout)
+    printed = json.loads(invoke("backbone", "show", backbone, "--json").stdout)
+    assert (printed["hash"], printed["reads"], printed["origin"]) == (backbone_hash(backbone), "records", None)
+    parameters = sum(parameter.numel() for parameter in load(backbone).model.parameters())
+    assert printed["size"]["parameters"] == parameters > printed["size"]["active_parameters"]
+    assert all(word in shown for word in (printed["hash"], "not stated", f"{parameters:,}"))
+
+
+def test_an_imported_checkpoint_is_shown_with_licence_and_origin(smollm2):
+    directory, imported = smollm2
+    assert imported["directory"] == str(directory)
+    printed = json.loads(invoke("backbone", "show", directory, "--json").stdout)
+    assert (printed["hash"], printed["reads"]) == (imported["hash"], "text")
+    shown = lined(invoke("backbone", "show", directory).stdout)
+    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", "184,780,608"))
+
+
+def test_only_known_models_are_imported_and_into_new_folders(tmp_path):
+    invoke("backbone", "import", "gpt5", tmp_path / "out", code=USAGE)
+    assert "exists already" in invoke("backbone", "import", "smollm2", tmp_path, code=FAILED).stderr
+    assert "cannot be listed" in invoke("backbone", "show", tmp_path / "out", code=FAILED).stderr
 
 
 def test_json_output_has_no_number_outside_json(capsys):

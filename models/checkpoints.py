@@ -1,0 +1,254 @@
+"""Checkpoints of the DeepSeek-V3 family, as directories: what may lie in one, its hash, weights, tokenizer and origin.
+
+A checkpoint is what transformers writes: `config.json`, weights in safetensors, whole or in shards under an index, and
+tokenizer files if it reads text; `origin.json` beside them says where it comes from. Nothing here unpickles, runs code
+from a directory, follows a file out of it or asks a network.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from .errors import BackboneMismatch, InvalidBackbone
+
+CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
+_INDEX = f"{WEIGHTS}.index.json"
+_LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+# A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
+_ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
+# Settings that make transformers read other files, or turn the weights into something else than they are.
+_REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
+# DeepSeek-V3's own count of what a token activates has embedding and output matrix in it (its README_WEIGHTS.md).
+_EXPERT, _BUFFER = re.compile(r"\.mlp\.experts\."), re.compile(r"\.e_score_correction_bias$")
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)  # files that lie
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a checkpoint comes from and who may use it; a claim of whoever wrote the directory, bound by its hash."""
+
+    name: str
+    publisher: str
+    licence: str  # SPDX identifier
+    url: str
+    source: str  # the file that was read
+    source_sha256: str
+    changes: str  # what was done to it
+
+    def to_dict(self) -> dict[str, str]:
+        """As in `origin.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stated: Any) -> "Origin":
+        """Raises `InvalidBackbone` unless every field is there, is text, and nothing else is."""
+        names = {field.name for field in fields(cls)}
+        if (
+            not isinstance(stated, dict)
+            or stated.keys() != names
+            or not all(isinstance(v, str) for v in stated.values())
+        ):
+            raise InvalidBackbone(f"{ORIGIN} must be an object of texts with the names {', '.join(sorted(names))}")
+        return cls(**stated)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a checkpoint is, by the headers of its weight files."""
+
+    parameters: int
+    active_parameters: int  # that one token meets: all but the routed experts that it is not sent to
+    weight_bytes: int
+
+
+def content_hash(directory: Path, *, required: tuple[str, ...] = (CONFIG,)) -> str:
+    """SHA-256, in hex, over the sorted names and SHA-256 digests of all files of a checkpoint's directory.
+
+    Raises:
+        InvalidBackbone: the directory lacks a required file or holds anything but plain JSON, safetensors and text.
+    """
+    entries = _entries(directory, required)
+    total = hashlib.sha256(b"confide backbone 1\n")
+    for path in entries:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def load_model(directory: Path, *, expected_hash: str | None = None) -> DeepseekV3ForCausalLM:
+    """The model of a checkpoint in float32, in evaluation mode and frozen.
+
+    Weight files are mapped, not read: weights stored in float32 lie in the page cache, which processes share, until
+    somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
+
+    Args:
+        directory: as `transformers` writes it; `content_hash` says what may lie in it.
+        expected_hash: refuse any other content before a single file is parsed.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others.
+    """
+    directory = Path(directory)
+    require_content(directory, content_hash(directory), expected_hash)
+    try:
+        return read_model(directory)
+    except BROKEN as err:
+        raise as_invalid(directory, err) from err
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint that reads text, always of this one class, whatever its files ask for.
+
+    Raises:
+        InvalidBackbone: the checkpoint has none, or it is broken.
+    """
+    directory = Path(directory)
+    _entries(directory, (CONFIG, "tokenizer.json"))
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as err:  # the Rust library raises bare ones
+        raise as_invalid(directory, err) from err
+    return tokenizer
+
+
+def load_origin(directory: Path) -> Origin | None:
+    """What `origin.json` claims; None without the file.
+
+    Raises:
+        InvalidBackbone: the file says something else.
+    """
+    path = Path(directory) / ORIGIN
+    if not path.exists():
+        return None
+    try:
+        return Origin.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as err:
+        raise as_invalid(directory, err) from err
+
+
+def size(directory: Path) -> Size:
+    """The checkpoint's size; reads headers of files and no weight.
+
+    Raises:
+        InvalidBackbone: a file is missing, broken or refused.
+    """
+    directory = Path(directory)
+    _entries(directory, (CONFIG,))
+    total_count = expert_count = weight_bytes = 0
+    try:
+        config = _read_config(directory)
+        for path in _weight_files(directory):
+            weight_bytes += path.stat().st_size
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    count = 0 if _BUFFER.search(name) else math.prod(file.get_slice(name).get_shape())
+                    total_count += count
+                    expert_count += count if _EXPERT.search(name) else 0
+        idle = 0
+        if expert_count:
+            experts, top_k = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
+            if not 1 <= top_k <= experts:
+                raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
+            idle = expert_count * (experts - top_k) // experts
+    except BROKEN as err:
+        raise as_invalid(directory, err) from err
+    return Size(total_count, total_count - idle, weight_bytes)
+
+
+def require_content(directory: Path, digest: str, expected_hash: str | None) -> None:
+    """Raises `BackboneMismatch` unless the content is the expected one, if any is."""
+    if expected_hash is not None and digest != expected_hash:
+        raise BackboneMismatch(f"{directory} has hash {digest}, expected {expected_hash}")
+
+
+def read_model(directory: Path) -> DeepseekV3ForCausalLM:
+    """`load_model` of a directory whose content has been checked; raises any of `BROKEN`."""
+    _read_config(directory)
+    _weight_files(directory)
+    with no_progress_bar():
+        loaded: Any = DeepseekV3ForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            disable_mmap=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    model: DeepseekV3ForCausalLM
+    model, loading = loaded
+    # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
+    if wrong := sorted(str(key) for kind in _LOADING_PROBLEMS for key in loading.get(kind, ())):
+        raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
+    model.train(False).requires_grad_(False)
+    return model
+
+
+def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
+    """The error as ours, once."""
+    return err if isinstance(err, InvalidBackbone) else InvalidBackbone(f"{directory}: {err}")
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """One JSON object in sorted order, readable by people."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _entries(directory: Path, required: tuple[str, ...]) -> list[Path]:
+    """All files of the directory by name, none of which is refused."""
+    try:
+        entries = sorted(Path(directory).iterdir(), key=lambda path: path.name)
+    except OSError as err:
+        raise InvalidBackbone(f"{directory}: cannot be listed ({err.strerror})") from err
+    for path in entries:
+        if path.is_symlink() or not path.is_file() or not _ALLOWED.fullmatch(path.name) or path.name in _REFUSED:
+            raise InvalidBackbone(f"{directory}: {path.name} does not belong in a backbone")
+    if absent := {*required} - {path.name for path in entries}:
+        raise InvalidBackbone(f"{directory}: no {', '.join(sorted(absent))}")
+    return entries
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    if config.get("model_type") != "deepseek_v3":
+        raise InvalidBackbone(f"{directory}: config.json is not that of a deepseek_v3 model")
+    if found := [name for name in _REFUSED_SETTINGS if config.get(name) is not None]:
+        raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
+    return config
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that hold weights; transformers itself would follow an index to files outside the directory."""
+    if not (directory / _INDEX).exists():
+        return [directory / WEIGHTS]
+    if (directory / WEIGHTS).exists():
+        raise InvalidBackbone(f"{directory}: both {WEIGHTS} and {_INDEX}; which one holds is anybody's guess")
+    shards = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    for shard in shards:
+        if not (_ALLOWED.fullmatch(shard) and shard.endswith(".safetensors") and (directory / shard).is_file()):
+            raise InvalidBackbone(f"{directory}: {_INDEX} names {shard!r}, which is no weight file of the directory")
+    return [directory / shard for shard in shards]
