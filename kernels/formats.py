@@ -4,6 +4,9 @@ A format multiplies by one expert at a time and widens the codes of that expert 
 kept from call to call: a stack is never copied. What is lost by rounding was lost when the codes were made; here each
 product is that of the matrix which `dense` shows, up to the rounding of its dtype.
 
+Each format is `quantised` from a stack, or from its matrices as they come, one expert at a time: an iterator that reads
+them from a file never has two in memory.
+
 Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert.
 """
 
@@ -12,6 +15,7 @@ Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert
 import functools
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -124,15 +128,15 @@ class Int8Row:
         object.__setattr__(self, "scale_EO", self.scale_EO.detach())  # or the scratch would join a graph
 
     @classmethod
-    def quantised(cls, weight_EOI: Tensor) -> "Int8Row":
+    def quantised(cls, weights_OI: Iterable[Tensor]) -> "Int8Row":
         """Rounds to nearest: off by at most half a scale, which is max|row| / 127."""
-        codes = torch.empty_like(weight_EOI, dtype=torch.int8)
-        scale = weight_EOI.new_empty(weight_EOI.shape[:2])
-        for expert, weight in enumerate(weight_EOI.detach()):
-            scale[expert] = weight.abs().amax(1).double() / 127
-            stored = scale[expert].double().clamp_min(torch.finfo(scale.dtype).tiny)  # as rounded, and never 0 / 0
-            codes[expert] = (weight.double() / stored[:, None]).round_().clamp_(-127, 127)
-        return cls(codes, scale)
+        codes, scales = [], []
+        for weight in weights_OI:
+            scale = (weight.detach().abs().amax(1).double() / 127).to(weight.dtype)
+            stored = scale.double().clamp_min(torch.finfo(scale.dtype).tiny)  # as rounded, and never 0 / 0
+            codes.append((weight.detach().double() / stored[:, None]).round_().clamp_(-127, 127).to(torch.int8))
+            scales.append(scale)
+        return cls(torch.stack(codes), torch.stack(scales))
 
     @property
     def shape(self) -> torch.Size:
@@ -208,20 +212,21 @@ class NF4Block64(_Widened):
         object.__setattr__(self, "absmax_EB", self.absmax_EB.detach())
 
     @classmethod
-    def quantised(cls, weight_EOI: Tensor) -> "NF4Block64":
+    def quantised(cls, weights_OI: Iterable[Tensor]) -> "NF4Block64":
         """Each weight becomes the value nearest to weight / absmax; of two equally near ones the lower."""
-        values = torch.tensor(NF4_VALUES, dtype=torch.float32, device=weight_EOI.device)
+        values = torch.tensor(NF4_VALUES, dtype=torch.float32)
         middle = (values[1:] + values[:-1]) / 2
         codes, absmax = [], []
-        for weight in weight_EOI.detach():
-            flat = weight.flatten().float()
+        for weight in weights_OI:
+            shape, dtype = weight.shape, weight.dtype
+            flat = weight.detach().flatten().float()
             blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NF4_BLOCK)).view(-1, NF4_BLOCK)
             largest = blocks.abs().amax(1)
             unit = blocks / largest.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-            index = torch.bucketize(unit, middle).to(torch.uint8).flatten()
+            index = torch.bucketize(unit, middle.to(unit.device)).to(torch.uint8).flatten()
             codes.append(index[::2] << 4 | index[1::2])
             absmax.append(largest)
-        return cls(torch.stack(codes), torch.stack(absmax), weight_EOI.shape, weight_EOI.dtype)
+        return cls(torch.stack(codes), torch.stack(absmax), torch.Size((len(codes), *shape)), dtype)
 
     @property
     def device(self) -> torch.device:
@@ -273,19 +278,18 @@ class FP8Block128(_Widened):
         object.__setattr__(self, "_factor_EPQ", self.scale_inv_EPQ.to(self.dtype) * _E4M3_BIAS)
 
     @classmethod
-    def quantised(cls, weight_EOI: Tensor) -> "FP8Block128":
+    def quantised(cls, weights_OI: Iterable[Tensor]) -> "FP8Block128":
         """Scales each tile so that its largest weight is the largest code, 448."""
-        codes = torch.empty_like(weight_EOI, dtype=torch.float8_e4m3fn)
-        scales = []
-        for expert, weight in enumerate(weight_EOI.detach().float()):
-            rows, columns = weight.shape
-            padded = torch.nn.functional.pad(weight, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+        codes, scales = [], []
+        for weight in weights_OI:
+            dtype, (rows, columns) = weight.dtype, weight.shape
+            padded = torch.nn.functional.pad(weight.detach().float(), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
             tiles = padded.view(padded.shape[0] // FP8_BLOCK, FP8_BLOCK, -1, FP8_BLOCK)
             scale = tiles.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
             unit = tiles / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None, :, None]
-            codes[expert] = unit.reshape(padded.shape)[:rows, :columns].clamp(-448, 448).to(torch.float8_e4m3fn)
+            codes.append(unit.reshape(padded.shape)[:rows, :columns].clamp(-448, 448).to(torch.float8_e4m3fn))
             scales.append(scale)
-        return cls(codes, torch.stack(scales), weight_EOI.dtype)
+        return cls(torch.stack(codes), torch.stack(scales), dtype)
 
     @property
     def device(self) -> torch.device:

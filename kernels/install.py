@@ -10,7 +10,7 @@ those are refused when they first run.
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,9 @@ from .routing import route
 
 NAME = "confide"
 
+Pack = Callable[[Iterable[Tensor]], ExpertWeights]  # such as `Int8Row.quantised` or `NF4Block64.quantised`
+
+_PROJECTIONS = ("gate_up_proj", "down_proj")
 _NAMES = ("lora_gate_up_A", "lora_gate_up_B", "lora_down_A", "lora_down_B")
 _checked: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -117,14 +120,11 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
     return AdaptedExperts(trained, slot)
 
 
-def quantise(model: Any, pack: Callable[[Tensor], ExpertWeights]) -> None:
+def quantise(model: Any, pack: Pack) -> None:
     """Freezes every bank of routed experts of a transformers model in another format, for good.
 
     One bank after another is packed and its parameters are dropped. What is packed is no part of the model's state any
     more and stays on its device: load and move the model before, and train adapters on it after.
-
-    Args:
-        pack: such as `Int8Row.quantised` or `NF4Block64.quantised`.
 
     Raises:
         UnsupportedExperts: as `adapt`.
@@ -137,11 +137,27 @@ def quantise(model: Any, pack: Callable[[Tensor], ExpertWeights]) -> None:
     model.set_experts_implementation(install())
     for _, module in banks:
         experts, packed = experts_of(module), []
-        for leaf, weights in (("gate_up_proj", experts.gate_up), ("down_proj", experts.down)):
+        for leaf, weights in zip(_PROJECTIONS, (experts.gate_up, experts.down), strict=True):
             packed.append(pack(weights.dense().detach()))
             delattr(module, leaf)
-        module.confide_experts = Experts(*packed)
-        module.register_forward_pre_hook(_refuse_other_implementation)
+        fill(module, Experts(*packed))
+
+
+def fill(module: Any, experts: Experts) -> None:
+    """Gives a transformers experts module without weights a packed bank to run on, for good.
+
+    Raises:
+        UnsupportedExperts: the module would compute something else with it than these kernels.
+    """
+    _check_layout(module)
+    _check_gate(module, experts.down.device)
+    module.confide_experts = experts
+    module.register_forward_pre_hook(_refuse_other_implementation)
+
+
+def is_bank(module: Any) -> bool:
+    """Whether a module holds routed experts, in whatever format; `experts_of` says whether they are supported."""
+    return hasattr(module, "confide_experts") or all(hasattr(module, leaf) for leaf in _PROJECTIONS)
 
 
 def experts_of(module: Any, dtype: torch.dtype = torch.bfloat16) -> Experts:
@@ -195,6 +211,22 @@ def _weights(module: Any, name: str, dtype: torch.dtype) -> ExpertWeights:
 
 
 def _check(module: Any) -> None:
+    _check_layout(module)
+    name = type(module).__name__
+    for weight in (module.gate_up_proj, module.down_proj):
+        if not isinstance(weight, Tensor) or weight.ndim != 3 or not weight.is_floating_point():
+            raise UnsupportedExperts(f"{name} does not store its experts as 3-D tensors of floating-point numbers")
+        if weight.dtype == torch.float8_e4m3fn:
+            if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
+                raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
+            if any(bool(expert.isnan().any()) for expert in weight):
+                raise UnsupportedExperts(f"{name} has experts that are nan")
+            if module.activation_scheme != "dynamic":
+                raise UnsupportedExperts(f"{name} has {module.activation_scheme} scales for its activations")
+    _check_gate(module, module.down_proj.device)
+
+
+def _check_layout(module: Any) -> None:
     name = type(module).__name__
     for flag, wanted in (
         ("is_transposed", False),
@@ -207,22 +239,15 @@ def _check(module: Any) -> None:
             raise UnsupportedExperts(f"{name} has {flag}={not wanted}, and these kernels do not")
     if not hasattr(module, "_apply_gate"):
         raise UnsupportedExperts(f"{name} is no module whose experts transformers dispatches")
-    for weight in (module.gate_up_proj, module.down_proj):
-        if not isinstance(weight, Tensor) or weight.ndim != 3 or not weight.is_floating_point():
-            raise UnsupportedExperts(f"{name} does not store its experts as 3-D tensors of floating-point numbers")
-        if weight.dtype == torch.float8_e4m3fn:
-            if tuple(module.block_size or ()) != (FP8_BLOCK, FP8_BLOCK):
-                raise UnsupportedExperts(f"{name} has fp8 blocks of {module.block_size}, not of 128 x 128")
-            if any(bool(expert.isnan().any()) for expert in weight):
-                raise UnsupportedExperts(f"{name} has experts that are nan")
-            if module.activation_scheme != "dynamic":
-                raise UnsupportedExperts(f"{name} has {module.activation_scheme} scales for its activations")
+
+
+def _check_gate(module: Any, device: torch.device) -> None:
     # Clamps and soft caps hide in methods and settings of many names, so the gate is asked, far out as well.
     gate, up = torch.meshgrid(torch.linspace(-60, 60, 31), torch.linspace(-60, 60, 31), indexing="ij")
-    probe = torch.cat([gate.flatten(), up.flatten()]).to(module.down_proj.device).unsqueeze(0)
+    probe = torch.cat([gate.flatten(), up.flatten()]).to(device).unsqueeze(0)
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]
     if not torch.allclose(module._apply_gate(probe), want, rtol=1e-4, atol=1e-4):
-        raise UnsupportedExperts(f"{name} has another gate than SiLU(gate) * up")
+        raise UnsupportedExperts(f"{type(module).__name__} has another gate than SiLU(gate) * up")
 
 
 def _refuse_other_implementation(module: Any, _: object) -> None:

@@ -2,7 +2,7 @@
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
 the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one
-forward pass, or quantised weights other than banks of experts in fp8.
+forward pass, or quantised weights other than banks of experts.
 
 A backbone may use one matrix as embedding and as output matrix (`tie_word_embeddings`): as it is frozen and adapters
 are never merged into it, each of its two uses takes an adapter of its own, and adapting one leaves the other alone.
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ..kernels.collect import CaptureSlot
 from ..kernels.embedding import lora_embedding
 from ..kernels.errors import KernelError
-from ..kernels.experts import Factors, LoRA
-from ..kernels.install import experts_of
+from ..kernels.experts import Experts, Factors, LoRA
+from ..kernels.formats import ExpertWeights
+from ..kernels.install import experts_of, is_bank
 from ..kernels.lora import lora_linear
 from ..kernels.moe import moe
 from ..kernels.routing import route
@@ -58,7 +59,9 @@ class AdapterConfig:
 class LoRAFactors(nn.Module):
     """The pair (A, B) of one weight; a bank of experts has a leading expert axis on both."""
 
-    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
+    def __init__(
+        self, weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, *, start_std: float | None = None
+    ) -> None:
         """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
         super().__init__()
         *bank, width_out, width_in = weight.shape
@@ -143,22 +146,20 @@ class LoRAExperts(nn.Module):
 
     def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
         super().__init__()
-        _check_bank(base, name)
+        experts = _bank(base, name)
         self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
-        self.gate_up_proj = LoRAFactors(base.gate_up_proj, config, f"{name}.gate_up_proj")
-        self.down_proj = LoRAFactors(base.down_proj, config, f"{name}.down_proj")
+        self.gate_up_proj = LoRAFactors(experts.gate_up, config, f"{name}.gate_up_proj")
+        self.down_proj = LoRAFactors(experts.down, config, f"{name}.down_proj")
 
     def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
         """[T, D], as the base bank, plus the low-rank products."""
-        collector = self.slot.collector
-        num_experts = len(self.base.gate_up_proj)
+        collector, experts = self.slot.collector, experts_of(self.base, hidden_TD.dtype)
         if collector is None:
-            plan = route(topk_ids_TK, num_experts)
+            plan = route(topk_ids_TK, experts.num_experts)
         else:
-            plan = route(topk_ids_TK, num_experts, collector.unit_of_token, collector.num_units)
+            plan = route(topk_ids_TK, experts.num_experts, collector.unit_of_token, collector.num_units)
         gate_up, down = self.gate_up_proj, self.down_proj
         lora = LoRA(Factors(gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B), self.lora_scaling)
-        experts = experts_of(self.base, hidden_TD.dtype)
         return moe(hidden_TD, plan, topk_weights_TK, experts, lora, collector=collector)
 
 
@@ -256,14 +257,14 @@ def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlo
         return LoRAEmbedding(module, config, name, slot)
     if hasattr(module, "e_score_correction_bias"):
         return LoRARouter(module, config, name, slot)
-    if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj"):
+    if is_bank(module):
         return LoRAExperts(module, config, name, slot)
     raise UnsupportedModule(f"{name} is a {type(module).__name__}, which no adapter fits")
 
 
-def _check_bank(base: Any, name: str) -> None:
+def _bank(base: Any, name: str) -> Experts:
     try:
-        experts_of(base)
+        return experts_of(base)
     except KernelError as err:
         raise UnsupportedModule(f"{name}: {err}") from err
 

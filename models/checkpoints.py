@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from transformers.utils import logging as transformers_logging
 
+from ..kernels.errors import KernelError
+from ..kernels.experts import Experts
+from ..kernels.install import Pack, fill, install
 from .errors import BackboneMismatch, InvalidBackbone
 
 CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
@@ -31,7 +35,16 @@ _ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"ad
 _REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
 # DeepSeek-V3's own count of what a token activates has embedding and output matrix in it (its README_WEIGHTS.md).
 _EXPERT, _BUFFER = re.compile(r"\.mlp\.experts\."), re.compile(r"\.e_score_correction_bias$")
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)  # files that lie
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    KernelError,
+)  # files that lie
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,15 +99,26 @@ def content_hash(directory: Path, *, required: tuple[str, ...] = (CONFIG,)) -> s
     return total.hexdigest()
 
 
-def load_model(directory: Path, *, expected_hash: str | None = None) -> DeepseekV3ForCausalLM:
-    """The model of a checkpoint in float32, in evaluation mode and frozen.
+def load_model(
+    directory: Path,
+    *,
+    expected_hash: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    pack: Pack | None = None,
+) -> DeepseekV3ForCausalLM:
+    """The model of a checkpoint, in evaluation mode and frozen.
 
-    Weight files are mapped, not read: weights stored in float32 lie in the page cache, which processes share, until
+    Weight files are mapped, not read: weights stored in `dtype` lie in the page cache, which processes share, until
     somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
+
+    With `pack` experts go from the files into their codes one after another, and no stack of them is ever in memory
+    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one.
 
     Args:
         directory: as `transformers` writes it; `content_hash` says what may lie in it.
         expected_hash: refuse any other content before a single file is parsed.
+        dtype: float32 or bfloat16. Routers stay in float32.
+        pack: format of the routed experts, such as `kernels.formats.Int8Row.quantised` or `NF4Block64.quantised`.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
@@ -103,7 +127,7 @@ def load_model(directory: Path, *, expected_hash: str | None = None) -> Deepseek
     directory = Path(directory)
     require_content(directory, content_hash(directory), expected_hash)
     try:
-        return read_model(directory)
+        return read_model(directory, dtype=dtype, pack=pack)
     except BROKEN as err:
         raise as_invalid(directory, err) from err
 
@@ -173,25 +197,31 @@ def require_content(directory: Path, digest: str, expected_hash: str | None) -> 
         raise BackboneMismatch(f"{directory} has hash {digest}, expected {expected_hash}")
 
 
-def read_model(directory: Path) -> DeepseekV3ForCausalLM:
+def read_model(
+    directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
+) -> DeepseekV3ForCausalLM:
     """`load_model` of a directory whose content has been checked; raises any of `BROKEN`."""
     _read_config(directory)
-    _weight_files(directory)
+    files = _weight_files(directory)
+    kind: Any = DeepseekV3ForCausalLM if pack is None else _Unfilled
     with no_progress_bar():
-        loaded: Any = DeepseekV3ForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             disable_mmap=False,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
+            experts_implementation=None if pack is None else install(),
         )
     model: DeepseekV3ForCausalLM
     model, loading = loaded
     # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
-    if wrong := sorted(str(key) for kind in _LOADING_PROBLEMS for key in loading.get(kind, ())):
+    if wrong := sorted(str(key) for problem in _LOADING_PROBLEMS for key in loading.get(problem, ())):
         raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
+    if pack is not None:
+        _fill_banks(model, directory, files, dtype, pack)
     model.train(False).requires_grad_(False)
     return model
 
@@ -252,3 +282,46 @@ def _weight_files(directory: Path) -> list[Path]:
         if not (_ALLOWED.fullmatch(shard) and shard.endswith(".safetensors") and (directory / shard).is_file()):
             raise InvalidBackbone(f"{directory}: {_INDEX} names {shard!r}, which is no weight file of the directory")
     return [directory / shard for shard in shards]
+
+
+class _Unfilled(DeepseekV3ForCausalLM):  # type: ignore[no-untyped-call]
+    """A model that transformers builds and loads without its routed experts."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        ignored: Any = self._keys_to_ignore_on_load_unexpected  # this object's own set
+        for bank, module in _banks(self).items():
+            del module.gate_up_proj, module.down_proj
+            ignored.add(rf"^{re.escape(bank)}\.(gate_up|down)_proj$")  # as transformers would name what it finds
+
+
+def _fill_banks(model: Any, directory: Path, files: list[Path], dtype: torch.dtype, pack: Pack) -> None:
+    """Reads and packs one expert after another, from whatever shard each of its matrices lies in."""
+    with ExitStack() as opened:
+        file_of: dict[str, Any] = {}
+        for path in files:
+            file = opened.enter_context(safe_open(path, framework="pt"))
+            file_of |= dict.fromkeys(filter(_EXPERT.search, file.keys()), file)
+
+        def stored(name: str, shape: tuple[int, int]) -> torch.Tensor:
+            matrix: torch.Tensor = file_of[name].get_tensor(name)
+            if matrix.shape != shape:
+                raise InvalidBackbone(f"{directory}: {name} is {tuple(matrix.shape)}, config.json says {shape}")
+            return matrix.to(dtype)
+
+        for bank, module in _banks(model).items():
+            width, hidden = module.hidden_dim, module.intermediate_dim
+            experts = [f"{bank}.{expert}" for expert in range(module.num_experts)]
+            wanted = {f"{expert}.{leaf}.weight" for expert in experts for leaf in ("gate_proj", "up_proj", "down_proj")}
+            if wrong := wanted ^ {name for name in file_of if name.startswith(f"{bank}.")}:
+                raise InvalidBackbone(f"{directory}: experts do not fit config.json, first {min(wrong)}")
+            gate_up = pack(
+                torch.cat([stored(f"{expert}.{leaf}.weight", (hidden, width)) for leaf in ("gate_proj", "up_proj")])
+                for expert in experts
+            )
+            down = pack(stored(f"{expert}.down_proj.weight", (width, hidden)) for expert in experts)
+            fill(module, Experts(gate_up, down))
+
+
+def _banks(model: Any) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, DeepseekV3Experts)}

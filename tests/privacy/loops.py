@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.head import PooledHead
@@ -30,10 +31,20 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def adapted_tiny(
-    targets: str = "all", *, freeze_a: bool = True, dtype: torch.dtype = torch.float32, rank: int = 4, experts: int = 4
+    targets: str = "all",
+    *,
+    freeze_a: bool = True,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 4,
+    experts: int = 4,
+    base: DeepseekV3ForCausalLM | None = None,
 ) -> AdaptedModel:
-    """An adapted model away from its start, where half of the gradients would vanish."""
-    model = tiny_deepseek(experts=experts, dtype=dtype)
+    """An adapted model away from its start, where half of the gradients would vanish.
+
+    Args:
+        base: to adapt instead of a fresh one; `dtype` and `experts` say what it is.
+    """
+    model = base or tiny_deepseek(experts=experts, dtype=dtype)
     g, exact = torch.Generator().manual_seed(3), torch.promote_types(dtype, torch.float32)
     center, whiten = torch.randn(64, generator=g, dtype=exact), torch.randn(64, 64, generator=g, dtype=exact) / 8
     head = None if targets in CAUSAL else PooledHead(center, whiten)

@@ -26,10 +26,12 @@ import pytest
 import torch
 
 from confide.kernels.errors import CaptureClosed, TokensMiscounted
+from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.install import quantise
 from confide.privacy.clipping import PerUnitClipper
 from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
 
-from ..models.tiny import random_ids
+from ..models.tiny import random_ids, tiny_deepseek
 from .loops import DTYPES, TARGETS, adapted_tiny, clipped_loop, labels_for, norm_of, row_losses, unit_loss
 
 LENGTH, C = 12, 0.05
@@ -65,6 +67,28 @@ def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
     torch.testing.assert_close(report.norms, norms, rtol=TOLERANCE[dtype] * 10, atol=0)
     assert 0 < (report.factors < 1).sum() < 6
     assert_close(got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("form", [Int8Row, NF4Block64])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_step_on_quantised_experts_is_that_on_what_their_codes_stand_for(form, dtype):
+    packed, dense = tiny_deepseek(dtype=dtype), tiny_deepseek(dtype=dtype)
+    quantise(packed, form.quantised)
+    bank, codes = dense.model.layers[1].mlp.experts, packed.model.layers[1].mlp.experts.confide_experts
+    bank.gate_up_proj.data, bank.down_proj.data = codes.gate_up.dense(), codes.down.dense()
+    ids, units, states = random_ids(6), np.array([3, 0, 9, 5, 1, 7]), []
+    for model in (packed, dense):
+        adapted = adapted_tiny(base=model, dtype=dtype)
+        total, report = clipped(adapted, ids, units)
+        assert bool((report.factors < 1).any())
+        optimizer = torch.optim.SGD(list(adapted.trained.values()), lr=1.0)
+        for name, parameter in adapted.trained.items():
+            parameter.grad = total[name].to(parameter)
+        optimizer.step()
+        states.append((total, adapted.classify(ids)))
+    (got, got_logits), (want, want_logits) = states
+    assert_close(got, want, TOLERANCE[dtype])
+    torch.testing.assert_close(got_logits, want_logits, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("targets", TARGETS)
