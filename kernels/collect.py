@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import CaptureClosed, CapturedTwice, TokensMiscounted
+from .errors import CaptureClosed, CapturedTwice, CaptureMissed, CaptureNested, TokensMiscounted
 from .routing import Runs, slices_of
 
 _CACHED = 2**17  # numbers that are widened to float64 at a time
@@ -40,12 +40,31 @@ class Collector:
         self.tokens_per_row = tokens_per_row
         self.unit_of_token = unit_of_row.repeat_interleave(tokens_per_row)
         self._kept: dict[nn.Parameter, Kept] = {}
+        self._announced: set[nn.Parameter] = set()
         self._is_closed = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that backward has reached."""
         return list(self._kept)
+
+    def announce(self, *factors: Tensor) -> None:
+        """To be called by every op in forward, with the factors whose gradients it would hand over.
+
+        Without autograd there will be none, unless this is a checkpoint that runs forward again inside backward: then
+        it must do so in this same microbatch, as the owners of another one's tokens are others.
+        """
+        if not torch.is_grad_enabled():
+            trained = (factor for factor in factors if factor.requires_grad)
+            self._announced.update(factor for factor in trained if isinstance(factor, nn.Parameter))
+
+    def require_announced(self) -> None:
+        """Raises `CaptureMissed` unless backward has reached every factor that was announced."""
+        if self._announced - self._kept.keys():
+            raise CaptureMissed(
+                "forward ran without autograd in a microbatch and backward never came to it: run backward of reentrant "
+                "checkpoints inside, and what needs no gradient outside"
+            )
 
     def close(self) -> None:
         """Ends the microbatch: a later backward through its graph raises `CaptureClosed`."""
@@ -116,7 +135,7 @@ class Collector:
         self._kept[parameter] = kept
 
     def square_norms(self) -> Tensor:
-        """[U] float64: squared l2 norm of each unit's gradient over all factors together, never less than it is."""
+        """[U] float64: squared l2 norm of each unit's gradient over all factors together, rounded as float64 is."""
         total = torch.zeros(self.num_units, dtype=torch.float64, device=self.unit_of_row.device)
         for kept in self._kept.values():
             total += kept.square_norms(self.num_units)
@@ -159,10 +178,18 @@ class CaptureSlot:
 
     @contextmanager
     def filled(self, collector: Collector) -> Iterator[Collector]:
-        """Forward and backward inside hand their gradients to `collector`, which is closed in the end."""
+        """Forward and backward inside hand their gradients to `collector`, which is closed in the end.
+
+        Raises:
+            CaptureNested: another collector is in use.
+            CaptureMissed: at the end, see `Collector.announce`.
+        """
+        if self.collector is not None:
+            raise CaptureNested("a microbatch of this model is open already")
         self.collector = collector
         try:
             yield collector
+            collector.require_announced()
         finally:
             self.collector = None
             collector.close()
@@ -180,7 +207,7 @@ class Kept(Protocol):
     """The gradients of one factor for every unit, in whatever form sums them best."""
 
     def square_norms(self, num_units: int) -> Tensor:
-        """[U] float64, never less than it is."""
+        """[U] float64, true but for the rounding of so long a sum."""
         ...
 
     def forget(self, is_forgotten_U: Tensor) -> None:

@@ -248,4 +248,6 @@ def _combine(rows_SD: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tensor:
     if not len(rows_SD):
         return rows_SD.new_zeros(plan.slot_TK.shape[0], rows_SD.shape[1])
     weights = None if weights_TK is None else weights_TK.to(rows_SD.dtype)
+    if weights is not None and plan.has_dropped:  # 0 * nan is nan
+        weights = weights.masked_fill(plan.slot_TK == plan.num_pairs, 0)
     return F.embedding_bag(plan.slot_TK, rows_SD, mode="sum", per_sample_weights=weights)

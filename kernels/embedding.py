@@ -31,6 +31,8 @@ def lora_embedding(
     Raises:
         CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
     """
+    if collector is not None:
+        collector.announce(lora_A_RV, lora_B_DR)
     out = _LoRAEmbedding.apply(ids, weight_VD, lora_A_RV, lora_B_DR, lora_scaling, collector)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 

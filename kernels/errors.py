@@ -7,7 +7,9 @@ KernelError
 ├── UnsupportedExperts  a module whose experts compute something else than these kernels do
 ├── TokensMiscounted    an op saw another number of tokens than the microbatch has
 ├── CapturedTwice       one factor contributed twice to the same microbatch
-└── CaptureClosed       backward reached a factor after its microbatch had ended
+├── CaptureClosed       backward reached a factor after its microbatch had ended
+├── CaptureMissed       a microbatch ended without the gradients that it was for
+└── CaptureNested       a microbatch began inside another one of the same model
 """
 
 
@@ -41,3 +43,11 @@ class CapturedTwice(KernelError):
 
 class CaptureClosed(KernelError):
     """Backward ran outside the microbatch in which forward ran; its gradient would escape clipping."""
+
+
+class CaptureMissed(KernelError):
+    """Gradients went past the collector, or would: to a factor's `.grad`, or to the collector of other owners."""
+
+
+class CaptureNested(KernelError):
+    """Another microbatch of the same model is open: what follows it would go to nobody."""

@@ -74,7 +74,7 @@ class ExpertWeights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """As it is: float32, bfloat16 or float64. The only format that may also be trained, if `weight` requires grad."""
+    """As it is: float64, float32 or 16 bits. The only format that may also be trained, if `weight` requires grad."""
 
     weight_EOI: Tensor
 
@@ -124,6 +124,7 @@ class Int8Row:
             raise UnfitWeights(f"need int8 codes [E, O, I], got {_described(self.codes_EOI)}")
         if self.scale_EO.shape != self.codes_EOI.shape[:2] or not self.scale_EO.is_floating_point():
             raise UnfitWeights(f"need one scale an output row, got {_described(self.scale_EO)}")
+        _refuse_float16(self.dtype)
         object.__setattr__(self, "scale_EO", self.scale_EO.detach())  # or the scratch would join a graph
 
     @classmethod
@@ -271,6 +272,7 @@ class FP8Block128(_Widened):
         tiles = [-(-side // FP8_BLOCK) for side in sides]
         if self.scale_inv_EPQ.shape != (experts, *tiles) or self.scale_inv_EPQ.dtype != torch.float32:
             raise UnfitWeights(f"need a float32 scale for each of {tiles} tiles, got {_described(self.scale_inv_EPQ)}")
+        _refuse_float16(self.dtype)
         if bool((self.scale_inv_EPQ.detach() >= 2.0**7).any()):
             raise UnfitWeights("scales of 2**7 and more stand for weights that no model has")
         object.__setattr__(self, "shape", self.codes_EOI.shape)
@@ -329,7 +331,8 @@ def _scratch(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[size] of undefined content, valid until the next call on this thread."""
     buffer = _kept.buffers.get((dtype, device))
     if buffer is None or len(buffer) < size:
-        buffer = _kept.buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # or it could never be written to outside that mode
+            buffer = _kept.buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
     return buffer[:size]
 
 
@@ -344,6 +347,7 @@ def _e4m3_unbiased(codes: Tensor) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _nf4_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The values of two or four neighbours as one number: [256], or [65536] for bfloat16, by the bytes of their codes.
 
@@ -356,6 +360,12 @@ def _nf4_table(dtype: torch.dtype, device: torch.device) -> Tensor:
         word = torch.arange(65536, device=device)
         return torch.cat([pairs[word & 255], pairs[word >> 8]], dim=1).view(torch.int64).squeeze(1)
     return pairs.view({4: torch.int64, 8: torch.complex128}[dtype.itemsize]).squeeze(1)
+
+
+def _refuse_float16(dtype: torch.dtype) -> None:
+    """Products of bare codes leave its range, as scales fall below it."""
+    if dtype == torch.float16:
+        raise UnfitWeights("products in float16 overflow before the scale is applied; take bfloat16")
 
 
 def _described(tensor: Tensor) -> str:

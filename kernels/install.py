@@ -10,8 +10,8 @@ those are refused when they first run.
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .collect import CaptureSlot, Collector
-from .errors import UnfitWeights, UnsupportedExperts
+from .errors import CaptureMissed, UnfitWeights, UnsupportedExperts
 from .experts import Experts, Factors, LoRA
 from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128
 from .moe import moe
@@ -51,16 +51,32 @@ class AdaptedExperts:
     parameters: dict[str, nn.Parameter]  # that are trained, by their name in the model
     slot: CaptureSlot = field(repr=False)
 
-    def collect(self, unit_of_row: Tensor, num_units: int, tokens_per_row: int) -> AbstractContextManager[Collector]:
+    @contextmanager
+    def collect(self, unit_of_row: Tensor, num_units: int, tokens_per_row: int) -> Iterator[Collector]:
         """Inside, forward and backward hand the gradient of every unit to the collector that is returned.
 
-        Only these adapters are covered: the gradient of anything else that is trainable goes to its `.grad`, of all
-        units together.
+        Only these adapters are covered, and in this model only: the gradient of anything else that is trainable goes to
+        its `.grad`, of all units together.
 
         Args:
             unit_of_row: [R] in [0, num_units), the owner of each row of the batch.
+
+        Raises:
+            CaptureNested: a batch of this model is open already.
+            CaptureMissed: at the end, backward has reached no adapter inside; or an adapter holds a gradient in `.grad`
+                that did not come through here.
         """
-        return self.slot.filled(Collector(unit_of_row, num_units, tokens_per_row))
+        self._refuse_stray_gradients()
+        with self.slot.filled(Collector(unit_of_row, num_units, tokens_per_row)) as collector:
+            yield collector
+        self._refuse_stray_gradients()
+        if not collector.parameters:
+            raise CaptureMissed("backward reached no adapter inside: forward and backward must both run there")
+
+    def _refuse_stray_gradients(self) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None and bool(parameter.grad.any()):
+                raise CaptureMissed(f"{name} holds a gradient of all units together: clear it, and run backward inside")
 
 
 def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: int = 0) -> AdaptedExperts:
@@ -71,12 +87,17 @@ def adapt(model: Any, rank: int, alpha: float, *, train_A: bool = True, seed: in
     refuse to run, as that would ignore the adapters.
 
     Raises:
-        UnsupportedExperts: there is no bank, or one that these kernels cannot compute.
+        UnsupportedExperts: there is no bank, one that these kernels cannot compute, or one that has adapters already;
+            nothing was changed.
         UnfitWeights: rank or alpha is not positive.
     """
     if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
         raise UnfitWeights(f"need rank >= 1 and a finite alpha > 0, got rank {rank}, alpha {alpha}")
     banks = _banks(model)
+    for name, module in banks:
+        if hasattr(module, _NAMES[0]):
+            raise UnsupportedExperts(f"{name} has adapters already; train those, or load the model anew")
+        experts_of(module)
     model.set_experts_implementation(install())
     model.requires_grad_(False)
     slot, generator, trained = CaptureSlot(), torch.Generator().manual_seed(seed), {}
@@ -109,10 +130,12 @@ def quantise(model: Any, pack: Pack) -> None:
         UnsupportedExperts: as `adapt`.
     """
     banks = _banks(model)
-    model.set_experts_implementation(install())
     for name, module in banks:
         if hasattr(module, "confide_experts"):
             raise UnsupportedExperts(f"{name} was quantised before")
+        experts_of(module)
+    model.set_experts_implementation(install())
+    for _, module in banks:
         experts, packed = experts_of(module), []
         for leaf, weights in zip(_PROJECTIONS, (experts.gate_up, experts.down), strict=True):
             packed.append(pack(weights.dense().detach()))

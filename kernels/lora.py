@@ -28,17 +28,25 @@ def lora_linear(
     and must still be open at backward.
 
     Args:
-        x: [..., I] in the dtype of the weight, row-major over (row, token) if a collector is given.
+        x: [..., I], converted to the dtype of the weight, also under autocast; row-major over (row, token) if a
+            collector is given.
 
     Raises:
         CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
     """
-    out = _LoRALinear.apply(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector)  # type: ignore[no-untyped-call]
+    if collector is not None:
+        collector.announce(lora_A_RI, lora_B_OR)
+    with torch.autocast(x.device.type, enabled=False):
+        out = _LoRALinear.apply(  # type: ignore[no-untyped-call]
+            x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector
+        )
     return cast(Tensor, out)
 
 
 def vector_head(x_BI: Tensor, weight_I: nn.Parameter, collector: Collector | None = None) -> Tensor:
     """[B]: <x, weight> for each row, with the weight's gradient handed to the collector if there is one."""
+    if collector is not None:
+        collector.announce(weight_I)
     return cast(Tensor, _VectorHead.apply(x_BI, weight_I, collector))  # type: ignore[no-untyped-call]
 
 

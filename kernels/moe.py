@@ -71,6 +71,8 @@ def moe(
         CaptureClosed, CapturedTwice: from backward, see `collect`.
     """
     _check_fit(x_TD, plan, topk_weights_TK, experts, lora, collector)
+    if collector is not None and lora is not None:
+        collector.announce(*lora.factors)
     run = _named(backend or os.environ.get(VARIABLE) or _suiting(x_TD.device, experts), x_TD.device)
     with torch.autocast(x_TD.device.type, enabled=False):
         return run(x_TD.to(experts.gate_up.dtype), plan, topk_weights_TK, experts, lora, collector).to(x_TD.dtype)

@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from transformers.utils import logging as transformers_logging
 
-from ..kernels.errors import KernelError
 from ..kernels.experts import Experts
 from ..kernels.install import Pack, fill, install
 from .errors import BackboneMismatch, InvalidBackbone
@@ -33,18 +32,11 @@ _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "erro
 _ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
 # Settings that make transformers read other files, or turn the weights into something else than they are.
 _REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
+_MAX_LAYERS = 1000
+# Settings that name code; transformers would fetch a kernel of that name from a network.
+_CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 # DeepSeek-V3's own count of what a token activates has embedding and output matrix in it (its README_WEIGHTS.md).
 _EXPERT, _BUFFER = re.compile(r"\.mlp\.experts\."), re.compile(r"\.e_score_correction_bias$")
-BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-    KernelError,
-)  # files that lie
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,18 +120,26 @@ def load_model(
     require_content(directory, content_hash(directory), expected_hash)
     try:
         return read_model(directory, dtype=dtype, pack=pack)
-    except BROKEN as err:
+    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise as_invalid(directory, err) from err
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(directory: Path, *, expected_hash: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint that reads text, always of this one class, whatever its files ask for.
 
+    Args:
+        directory: the checkpoint's; it must not be replaced while it is read.
+        expected_hash: refuse any other content, weights included, before a single file is parsed.
+
     Raises:
+        BackboneMismatch: the content is not the expected one.
         InvalidBackbone: the checkpoint has none, or it is broken.
     """
     directory = Path(directory)
-    _entries(directory, (CONFIG, "tokenizer.json"))
+    required = (CONFIG, "tokenizer.json")
+    _entries(directory, required)
+    if expected_hash is not None:
+        require_content(directory, content_hash(directory, required=required), expected_hash)
     try:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except Exception as err:  # the Rust library raises bare ones
@@ -158,7 +158,7 @@ def load_origin(directory: Path) -> Origin | None:
         return None
     try:
         return Origin.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise as_invalid(directory, err) from err
 
 
@@ -186,7 +186,7 @@ def size(directory: Path) -> Size:
             if not 1 <= top_k <= experts:
                 raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
             idle = expert_count * (experts - top_k) // experts
-    except BROKEN as err:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as err:
         raise as_invalid(directory, err) from err
     return Size(total_count, total_count - idle, weight_bytes)
 
@@ -200,9 +200,10 @@ def require_content(directory: Path, digest: str, expected_hash: str | None) -> 
 def read_model(
     directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
 ) -> DeepseekV3ForCausalLM:
-    """`load_model` of a directory whose content has been checked; raises any of `BROKEN`."""
-    _read_config(directory)
+    """`load_model` of a directory whose content has been checked; raises anything if files lie."""
+    config = _read_config(directory)
     files = _weight_files(directory)
+    _refuse_larger_than_stored(directory, config)
     kind: Any = DeepseekV3ForCausalLM if pack is None else _Unfilled
     with no_progress_bar():
         loaded: Any = kind.from_pretrained(
@@ -213,6 +214,7 @@ def read_model(
             disable_mmap=False,
             dtype=dtype,
             output_loading_info=True,
+            attn_implementation="sdpa",
             experts_implementation=None if pack is None else install(),
         )
     model: DeepseekV3ForCausalLM
@@ -266,9 +268,22 @@ def _read_config(directory: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     if config.get("model_type") != "deepseek_v3":
         raise InvalidBackbone(f"{directory}: config.json is not that of a deepseek_v3 model")
-    if found := [name for name in _REFUSED_SETTINGS if config.get(name) is not None]:
+    named = [name for name in config if name in _REFUSED_SETTINGS or _CODE_SETTING.fullmatch(name)]
+    if found := [name for name in named if config[name] is not None]:
         raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
     return config
+
+
+def _refuse_larger_than_stored(directory: Path, config: dict[str, Any]) -> None:
+    """Transformers fills whatever the files lack, however large, before it says that anything is missing."""
+    stored, kind = size(directory).parameters, cast(Any, DeepseekV3ForCausalLM)
+    if int(config["num_hidden_layers"]) > _MAX_LAYERS:
+        raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
+    with torch.device("meta"):
+        model = kind._from_config(DeepseekV3Config.from_dict(config))
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
+        raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -277,10 +292,14 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     if (directory / WEIGHTS).exists():
         raise InvalidBackbone(f"{directory}: both {WEIGHTS} and {_INDEX}; which one holds is anybody's guess")
-    shards = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    index: dict[str, str] = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted(set(index.values()))
     for shard in shards:
         if not (_ALLOWED.fullmatch(shard) and shard.endswith(".safetensors") and (directory / shard).is_file()):
             raise InvalidBackbone(f"{directory}: {_INDEX} names {shard!r}, which is no weight file of the directory")
+        with safe_open(directory / shard, framework="pt") as file:
+            if {*file.keys()} != {name for name, place in index.items() if place == shard}:
+                raise InvalidBackbone(f"{directory}: {_INDEX} does not say what {shard} holds")
     return [directory / shard for shard in shards]
 
 

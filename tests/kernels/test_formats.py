@@ -3,6 +3,7 @@ import torch
 from scipy import stats
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
+from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
 from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64
 
@@ -179,3 +180,21 @@ def test_tensors_that_are_no_stack_are_refused():
     ):
         with pytest.raises(UnfitWeights):
             make()
+
+
+@pytest.mark.parametrize("kind", [Int8Row, FP8Block128])
+def test_products_in_float16_are_refused(kind):
+    with pytest.raises(UnfitWeights, match="float16"):
+        kind.quantised(torch.ones(1, 4, 4, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("kind", [Int8Row, NF4Block64, FP8Block128])
+def test_what_ran_first_in_inference_mode_trains_afterwards(kind, monkeypatch):
+    monkeypatch.setattr(formats, "_kept", formats._Kept())
+    formats._nf4_table.cache_clear()
+    weights = kind.quantised(torch.randn(1, 8, 64))
+    x, out = torch.randn(3, 64), torch.empty(3, 8)
+    with torch.inference_mode():
+        weights.mm(0, x.clone(), torch.empty(3, 8))
+    weights.mm(0, x, out)
+    torch.testing.assert_close(out, x @ weights.dense()[0].T)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
@@ -20,7 +21,7 @@ from transformers import (
 from confide.kernels import install as plugin
 from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
-from confide.kernels.errors import UnfitWeights, UnsupportedExperts
+from confide.kernels.errors import CaptureClosed, CaptureMissed, CaptureNested, UnfitWeights, UnsupportedExperts
 from confide.kernels.experts import from_peft
 from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
 from confide.kernels.install import adapt, experts_of, install, quantise
@@ -323,9 +324,87 @@ def test_other_fp8_banks_are_refused(change, why):
         experts_of(bank)
 
 
+UNITS = torch.arange(2)
+
+
 def test_collector_is_closed_after_its_batch():
-    adapted = adapt(model(), 4, 8.0)
-    with adapted.collect(torch.arange(2), 2, 21) as collector:
+    ours = model()
+    adapted = adapt(ours, 4, 8.0)
+    with adapted.collect(UNITS, 2, 21) as collector:
         assert isinstance(collector, Collector)
         assert adapted.slot.collector is collector
+        ours(tokens()).logits.sum().backward()
     assert adapted.slot.collector is None
+    with pytest.raises(CaptureClosed):
+        collector.capture_rows(collector.parameters[0], torch.ones(2, 1), torch.ones(2, 1), transposed=False)
+
+
+def test_a_batch_whose_forward_ran_outside_is_refused_and_its_gradients_with_it():
+    ours = model()
+    adapted = adapt(ours, 4, 8.0)
+    loss = ours(tokens()).logits.sum()
+    with pytest.raises(CaptureMissed, match="holds a gradient of all units"), adapted.collect(UNITS, 2, 21):
+        loss.backward()
+    with pytest.raises(CaptureMissed, match="clear it"), adapted.collect(UNITS, 2, 21):
+        pytest.fail("nothing may run over what a stray backward has left")
+
+
+def test_a_batch_in_which_backward_reached_nothing_is_refused():
+    adapted = adapt(model(), 4, 8.0)
+    with pytest.raises(CaptureMissed, match="reached no adapter"), adapted.collect(UNITS, 2, 21):
+        pass
+
+
+def test_a_copy_of_an_adapted_model_is_not_taken_for_it():
+    ours = model()
+    adapted = adapt(ours, 4, 8.0)
+    twin = copy.deepcopy(ours)
+    with pytest.raises(CaptureMissed), adapted.collect(UNITS, 2, 21):
+        twin(tokens()).logits.sum().backward()
+
+
+def test_no_batch_inside_a_batch():
+    ours = model()
+    adapted = adapt(ours, 4, 8.0)
+    with adapted.collect(UNITS, 2, 21) as collector:
+        with pytest.raises(CaptureNested), adapted.collect(UNITS, 2, 21):
+            pytest.fail("the inner one must not open")
+        ours(tokens()).logits.sum().backward()
+    assert len(collector.parameters) == len(adapted.parameters)
+
+
+def test_a_reentrant_checkpoint_whose_backward_would_come_in_another_batch_is_refused():
+    """Run there, its gradients would be taken for those of other units."""
+    ours = model()
+    adapted = adapt(ours, 4, 8.0)
+    randomise(adapted.parameters.values())
+    words = ours.get_input_embeddings()(tokens()).detach().requires_grad_()
+
+    def loss():
+        return checkpoint(lambda x: ours(inputs_embeds=x).logits, words, use_reentrant=True).sum()
+
+    with pytest.raises(CaptureMissed, match="reentrant"), adapted.collect(UNITS, 2, 21):
+        loss()
+    with adapted.collect(UNITS, 2, 21) as collector:
+        loss().backward()
+    assert len(collector.parameters) == len(adapted.parameters)
+
+
+def test_a_second_adapt_is_refused_and_changes_nothing():
+    ours = model()
+    first = adapt(ours, 4, 8.0)
+    with pytest.raises(UnsupportedExperts, match="has adapters already"):
+        adapt(ours, 8, 8.0)
+    found = dict(ours.named_parameters())
+    assert all(found[name] is parameter for name, parameter in first.parameters.items())
+
+
+def test_an_adapt_that_fails_at_the_last_bank_changes_nothing():
+    config = DeepseekV3Config(**DEEPSEEK | {"num_hidden_layers": 3}, first_k_dense_replace=1)
+    ours = DeepseekV3ForCausalLM._from_config(config, experts_implementation="eager")
+    ours.model.layers[2].mlp.experts.has_bias = True
+    before = {name: parameter.requires_grad for name, parameter in ours.named_parameters()}
+    with pytest.raises(UnsupportedExperts):
+        adapt(ours, 4, 8.0)
+    assert before == {name: parameter.requires_grad for name, parameter in ours.named_parameters()}
+    assert ours.config._experts_implementation == "eager"

@@ -96,3 +96,15 @@ def test_backward_after_the_microbatch_is_refused():
     collector.close()
     with pytest.raises(CaptureClosed):
         out.backward()
+
+
+def test_autocast_changes_nothing():
+    x, weight = torch.randn(5, 6, requires_grad=True), torch.randn(4, 6)
+    A, B = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(4, 2))
+    want = lora_linear(x, weight, None, A, B, 0.5)
+    want_grads = torch.autograd.grad(want.sum(), (x, A, B))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = lora_linear(x, weight, None, A, B, 0.5)
+    got_grads = torch.autograd.grad(got.sum(), (x, A, B))  # outside, as torch asks for
+    assert torch.equal(got, want)
+    assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads, strict=True))

@@ -156,6 +156,17 @@ def test_pairs_of_experts_elsewhere_add_nothing(backend, per_unit):
 
 
 @both
+def test_a_pair_elsewhere_adds_nothing_even_with_a_weight_that_is_none(backend):
+    x, ids, weights = batch()
+    gate_up, down, factors = bank()
+    ids[3, 1] = EXPERTS
+    weights = weights.detach()
+    want = run(x, ids, weights, gate_up, down, factors, backend=backend)
+    weights[3, 1] = torch.nan
+    assert torch.equal(run(x, ids, weights, gate_up, down, factors, backend=backend), want)
+
+
+@both
 def test_all_experts_may_be_elsewhere(backend):
     gate_up, down, factors = bank()
     x, _, weights = batch(4)

@@ -99,6 +99,56 @@ def test_an_index_that_leads_out_of_the_directory_is_refused(sharded, tmp_path, 
             read(sharded)
 
 
+def test_a_tensor_in_two_shards_is_refused(sharded):
+    """Which of them holds would be decided by the order in which files are read."""
+    weight_map = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    home = weight_map["model.norm.weight"]
+    other = next(shard for shard in weight_map.values() if shard != home)
+    tensors = load_file(sharded / other) | {"model.norm.weight": torch.full((1,), 8.0)}
+    save_file(tensors, sharded / other, metadata={"format": "pt"})
+    for read in (load_model, size):
+        with pytest.raises(InvalidBackbone, match="does not say what"):
+            read(sharded)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_that_names_code_is_refused(directory, name):
+    edit(directory / "config.json", **{name: "kernels-community/anything@some-branch"})
+    for read in (load_model, size):
+        with pytest.raises(InvalidBackbone, match=f"config.json has {name}"):
+            read(directory)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 10**9}, {"moe_intermediate_size": 10**8}, {"num_hidden_layers": 10**9}]
+)
+def test_a_configuration_larger_than_its_files_allocates_nothing(directory, changes):
+    edit(directory / "config.json", **changes)
+    with pytest.raises(InvalidBackbone, match=r"describes|layers"):  # 10**9 words would take 64 GB
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("read", "changes"),
+    [
+        (load_model, {"hidden_size": "32"}),
+        (load_model, {"hidden_act": "no such thing"}),
+        (size, {"n_routed_experts": float("inf")}),
+        (size, {"num_experts_per_tok": None}),
+    ],
+)
+def test_a_configuration_that_lies_is_an_error_of_ours(directory, read, changes):
+    edit(directory / "config.json", **changes)
+    with pytest.raises(InvalidBackbone):
+        read(directory)
+
+
+def test_an_origin_that_is_too_deep_is_an_error_of_ours(directory):
+    (directory / "origin.json").write_text("[" * 200_000)
+    with pytest.raises(InvalidBackbone):
+        load_origin(directory)
+
+
 def test_whole_weights_beside_shards_are_refused(directory, sharded):
     (directory / "model.safetensors").rename(sharded / "model.safetensors")
     with pytest.raises(InvalidBackbone, match="both"):
@@ -173,6 +223,16 @@ def test_a_tokenizer_is_read_as_one_class_whatever_its_files_ask_for(directory):
     found = load_tokenizer(directory)
     assert type(found) is PreTrainedTokenizerFast
     assert (found("b")["input_ids"], found.eos_token_id) == ([1], 1)
+
+
+def test_a_tokenizer_of_another_content_is_refused(directory):
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b").save_pretrained(directory)
+    good = content_hash(directory)
+    assert load_tokenizer(directory, expected_hash=good)("b")["input_ids"] == [1]
+    edit(directory / "tokenizer_config.json", eos_token="a")
+    with pytest.raises(BackboneMismatch):
+        load_tokenizer(directory, expected_hash=good)
 
 
 def test_a_checkpoint_without_or_with_a_broken_tokenizer_says_so(directory):
