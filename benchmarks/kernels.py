@@ -22,14 +22,14 @@ is what clipping takes there.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from measuring import medians
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not this file
 
@@ -240,20 +240,6 @@ def _no_grad(call: Call) -> Call:
             call()
 
     return run
-
-
-def medians(calls: dict[str, Call], *, seconds: float) -> dict[str, float]:
-    """Median processor milliseconds; the calls alternate, three times or more."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
-        for name, call in calls.items():
-            start = time.process_time_ns()
-            call()
-            taken[name].append((time.process_time_ns() - start) / 1e6)
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def peak(name: str, method: str) -> dict[str, float]:

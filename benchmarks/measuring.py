@@ -1,5 +1,6 @@
 """How benchmarks measure: processor time of one thread, and the most memory that a process allocates."""
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,20 @@ def best(call: Callable[[], object], turns: int = 5) -> float:
         call()
         times.append(time.process_time() - start)
     return min(times)
+
+
+def medians(calls: dict[str, Callable[[], object]], *, seconds: float) -> dict[str, float]:
+    """Median processor milliseconds; the calls alternate, three times or more."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+        for name, call in calls.items():
+            start = time.process_time_ns()
+            call()
+            taken[name].append((time.process_time_ns() - start) / 1e6)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def allocated_mib(pid: int | str = "self") -> float:
