@@ -32,7 +32,7 @@ def seal(
     Raises:
         MessageInvalid: the plan has not the keys that it should.
     """
-    require_keys(study, plan)
+    require_run_keys(study, plan.run, plan.keys)
     tag_key = require_tag_key(study, plan.tag_key)
     first, second, third = seal_update(
         from_integers(vector, Ring(context.ring_bits, context.scale_bits)),

@@ -293,9 +293,9 @@ class Study(Settings):
         return None if bound is None else max(bound, self.topup_bound(1, self.quorum))  # fewest sites, most noise
 
     def largest_units(self, planned: PlannedRound) -> int:
-        """What no entry of a round's total passes, in ring units, whatever sites send: else it is refused unseen.
+        """What no entry of a round's total passes, in ring units, if all vectors in it have passed the norm check.
 
-        A vector of twice its bound may pass the norm check, and every site may have sent such a one, and a top-up.
+        A vector of twice its bound may pass, and every site may have sent such a one, and such a top-up.
         """
         honest = math.ceil(math.ldexp(planned.largest_total, planned.scale_bits))
         most = (1 << (planned.ring_bits - 1)) - 1

@@ -17,7 +17,7 @@ from ..privacy.noise import discrete_gaussian
 from .errors import MessageInvalid, SetFixed
 from .messages import TopUpPlan, start_hash
 from .outbox import Envelopes, Files, Outbox
-from .sealed import require_keys, seal
+from .sealed import seal
 from .study import Study
 
 
@@ -56,7 +56,6 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
 
 
 def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
-    require_keys(study, plan)
     planned = study.planned_round(plan.round)
     context = study.share_context(planned, run=plan.run, site=site, state=start_hash(plan.state, plan.tag_key))
     noise = discrete_gaussian(study.topup_noise(planned, len(plan.cohort)), planned.dim)
