@@ -48,9 +48,9 @@ from confide.kernels.routing import route
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead, pooled
+from confide.models.losses import record_losses
 from confide.models.schema import FlagField, NumericField, RecordSchema
 from confide.privacy.clipping import PerUnitClipper
-from confide.privacy.loss import record_losses
 
 Call = Callable[[], object]
 

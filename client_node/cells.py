@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 TRUE = ("1", "t", "true", "y", "yes")
 FALSE = ("0", "f", "false", "n", "no")
 MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a published category of that name goes first
+MAX_TEXT = 2**16  # characters of a cell of free text
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
@@ -54,6 +55,13 @@ def labels(text: pa.Array) -> Cells:
     lower = pc.utf8_lower(text)
     ones, zeros = _is_in(lower, ("1", "1.0", "true")), _is_in(lower, ("0", "0.0", "false"))
     return Cells(ones.astype(np.int64), _is_in(lower, MISSING), ~(ones | zeros))
+
+
+def free_text(text: pa.Array, *, may_be_missing: bool) -> Cells:
+    """Objects: strings of at most 65,536 characters as they stand; "none" is a word like any other."""
+    missing = _is_in(text, ("",))
+    too_long = _numpy(pc.greater(pc.utf8_length(text), MAX_TEXT))
+    return Cells(_numpy(text).astype(object), missing, too_long if may_be_missing else too_long | missing)
 
 
 def anything(text: pa.Array) -> Cells:

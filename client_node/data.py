@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Records:
 
     columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool or str|None
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
-    labels: np.ndarray = field(repr=False)  # int64 [rows], 0 or 1
+    labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
 
     @property
     def num_units(self) -> int:
@@ -32,7 +33,7 @@ class Records:
         return int(self.units.max(initial=-1)) + 1
 
     def tokens(self, schema: RecordSchema) -> np.ndarray:
-        """The records as token ids, int64 [rows, longest record], 0 is padding."""
+        """Records of published values as token ids, int64 [rows, longest record], 0 is padding."""
         return schema.encode(schema.render(self.columns))
 
 
@@ -110,7 +111,7 @@ def read(policy: SitePolicy, study: Study) -> Records:
     return Records(
         columns={column.name: scan.values(column.name) for column in wanted if column.name not in (_UNIT, _LABEL)},
         units=scan.values(_UNIT).astype(np.int64),
-        labels=scan.values(_LABEL).astype(np.int64),
+        labels=scan.values(_LABEL).astype(np.int64) if study.draft.data.text is None else None,
     )
 
 
@@ -155,11 +156,21 @@ def _terms(study: Study | StudyDraft) -> DataTerms:
 def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Column]:
     """The unit, the label and every column of the study, under the site's own names."""
     own, spelling = policy.data.columns, policy.data.values
-    label = policy.data.label_column or own.get(terms.label, terms.label)
 
     def column(name: str, kind: str, expected: str, read: Callable[[pa.Array], cells.Cells]) -> _Column:
         return _Column(name, own.get(name, name), kind, expected, read, spelling.get(name, {}))
 
+    if terms.text is not None:
+        template = terms.text.template()
+        shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
+        most = f"text of at most {cells.MAX_TEXT:,} characters"
+        return [
+            _unit_column(policy),
+            *(column(name, "text", most, shown) for name in template.prompt_columns),
+            *(column(name, "text to learn", f"{most}, and not nothing", told) for name in template.completion_columns),
+        ]
+    assert terms.label is not None, "a draft without a label passed its checks"
+    label = policy.data.label_column or own.get(terms.label, terms.label)
     return [
         _unit_column(policy),
         _Column(_LABEL, label, "label", "0 or 1", cells.labels, spelling.get(terms.label, {})),

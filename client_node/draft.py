@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from ..models.errors import ModelError
+from ..models.prompts import PromptTemplate
 from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
 from ..mpc.hpke import KemName
 from ..privacy import adaptive_clipping
@@ -62,7 +63,7 @@ def _is_even(count: int) -> int:
 
 def _is_target(name: str) -> str:
     if name == "lm_head":
-        raise rule("left out: records are classified by the pooled head, which never runs lm_head")
+        raise rule("left out: a pooled head never runs lm_head, and a completion is written by it as it is")
     if name not in TARGETS:
         near = difflib.get_close_matches(name, TARGETS, n=1)
         raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))
@@ -83,11 +84,20 @@ Name = Annotated[
 Digest = Annotated[str, _matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
 Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
-FieldName = Annotated[
-    str, _matches(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}", "a letter or _, then up to 63 letters, digits, '_', '.' or '-'")
-]
+_FIELD_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
+_FIELD_NAME_RULE = "a letter or _, then up to 63 letters, digits, '_', '.' or '-'"
+FieldName = Annotated[str, _matches(_FIELD_NAME, _FIELD_NAME_RULE)]
 Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
 Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
+
+
+def _is_template(text: str) -> str:
+    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+        raise rule("printable text")
+    return text
+
+
+Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
 
 
 class AdapterTerms(Settings):
@@ -101,23 +111,44 @@ class AdapterTerms(Settings):
         Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
         Unique,
     ]
-    head: Literal["pooled"] = "pooled"
+    layers: (
+        Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
+    ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
+    head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
     seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
 
 
-class DataTerms(Settings):
-    """What a record looks like: published cut points and category lists, never taken from records."""
+class TextTerms(Settings):
+    """What a model is shown of a record of free text, and what it learns to write after it."""
 
-    label: FieldName = Field(description='label = "diagnosis" (a column of 0 and 1)')
+    prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
+    completion: Template = Field(description='completion = " {rating}"')
+
+    def template(self) -> PromptTemplate:
+        """The same, as the models read it."""
+        return PromptTemplate(self.prompt, self.completion)
+
+
+class DataTerms(Settings):
+    """What a record looks like.
+
+    A record that is classified has published cut points and category lists, never taken from records; one of free text
+    has a template.
+    """
+
+    label: FieldName | None = None  # a column of 0 and 1, of records that are classified
     unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
     max_records_per_unit: int = Field(default=1, ge=1, le=1024)
-    max_tokens: int = Field(ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted)")
+    max_tokens: int = Field(
+        ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted; longer text is cut)"
+    )
     flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
     numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
     categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    text: TextTerms | None = None
 
     def fields(self) -> tuple[str, ...]:
-        """Names of all columns that make up a record; the label is not one of them."""
+        """Names of all columns of published values; the label is not one of them."""
         return (*self.numeric, *self.categorical, *self.flags)
 
     def record_schema(self) -> RecordSchema:
@@ -189,10 +220,9 @@ class OptimizerTerms(Settings):
 
     @property
     def rates(self) -> tuple[float, float]:
-        """(lr, head_lr) of a study, which has both whether its draft said them or not."""
+        """(lr, head_lr) of a study, which has them whether its draft said them or not; without a head, lr twice."""
         assert self.lr is not None, "a draft whose rates were never chosen"
-        assert self.head_lr is not None, "a draft whose rates were never chosen"
-        return self.lr, self.head_lr
+        return self.lr, self.lr if self.head_lr is None else self.head_lr
 
 
 class EvaluationTerms(Settings):
@@ -330,12 +360,18 @@ class StudyDraft(Settings):
             "alpha": adapter.alpha,
             "freeze_a": adapter.freeze_a,
             "targets": adapter.targets,
+            "layers": adapter.layers,
             "seed": adapter.seed,
         }
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := [*_data_problems(self.data), *_privacy_problems(self), *_aggregation_problems(self)]:
+        if problems := [
+            *_data_problems(self.data, self.adapter),
+            *_rate_problems(self),
+            *_privacy_problems(self),
+            *_aggregation_problems(self),
+        ]:
             raise contradictions(problems)
         return self
 
@@ -359,12 +395,17 @@ def load_draft(path: Path) -> StudyDraft:
     return draft
 
 
-def _data_problems(data: DataTerms) -> list[str]:
+def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
+    if data.text is not None:
+        return [*_text_problems(data, data.text), *_head_problems("lm", "with a table [data.text]", adapter)]
     names = data.fields()
-    problems = [
+    problems = _head_problems("pooled", "without a table [data.text]", adapter)
+    problems += [
         f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
+    if data.label is None:
+        problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
     if data.label in names:
         problems.append(f"data.label is {data.label!r}, also a column of the record; a model would just read it off")
     if len(names) > data.max_tokens:
@@ -376,6 +417,41 @@ def _data_problems(data: DataTerms) -> list[str]:
             data.record_schema()
         except ModelError as err:
             problems.append(f"data: {err}")
+    return problems
+
+
+def _text_problems(data: DataTerms, text: TextTerms) -> list[str]:
+    problems = [
+        f"data.{name} with a table [data.text]; remove it: a record of free text is what the template says, and no more"
+        for name in ("label", "numeric", "categorical", "flags")
+        if getattr(data, name)
+    ]
+    try:
+        template = text.template()
+    except ModelError as err:
+        return [*problems, f"data.text: {err}"]
+    columns = (*template.prompt_columns, *template.completion_columns)
+    return problems + [
+        f"data.text names a column {name!r}; it must be {_FIELD_NAME_RULE}"
+        for name in columns
+        if not re.fullmatch(_FIELD_NAME, name)
+    ]
+
+
+def _head_problems(head: str, why: str, adapter: AdapterTerms) -> list[str]:
+    return [] if adapter.head == head else [f"adapter.head is {adapter.head!r} {why}; it must be {head!r}"]
+
+
+def _rate_problems(draft: StudyDraft) -> list[str]:
+    if draft.adapter.head == "pooled":
+        return []
+    problems = []
+    if draft.optimizer.lr is None:
+        problems.append(
+            "optimizer.lr is missing with adapter.head 'lm'; add it: the rule that chooses is for classifiers"
+        )
+    if draft.optimizer.head_lr is not None:
+        problems.append("optimizer.head_lr with adapter.head 'lm'; remove it: no head is trained")
     return problems
 
 

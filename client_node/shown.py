@@ -157,6 +157,12 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in draft.data.numeric.items()]
     kinds += [f"{name} (one of {len(values)})" for name, values in draft.data.categorical.items()]
     kinds += [f"{name} (flag)" for name in draft.data.flags]
+    learned: dict[str, Any] = {"label": draft.data.label}
+    if draft.data.text is not None:
+        template = draft.data.text.template()
+        kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
+        kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
+        learned = {"prompt": draft.data.text.prompt, "completion": draft.data.text.completion}
     return {
         f"Study {study.name}": {
             "hash": study.study_hash,
@@ -166,7 +172,7 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
             "backbone": study.backbone_hash,
         },
         "Data": {
-            "label": draft.data.label,
+            **learned,
             "unit": draft.data.unit,
             "records a unit": draft.data.max_records_per_unit,
             "columns": kinds,

@@ -8,24 +8,24 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..models.adapters import AdaptedModel, AdapterConfig, attach
-from ..models.backbone import load as load_backbone
+from ..models.adapters import AdaptedModel
 from ..models.binned_evaluation import bin_of
 from ..models.errors import BackboneMismatch
-from ..models.head import PooledHead
+from ..models.losses import foretell
 from ..privacy.accounting import Mode
 from ..privacy.histogram import HistogramTerms, private_histogram
 from ..privacy.independence import refuse_dependence
-from ..privacy.loss import record_losses
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import LocalSteps, ReleaseTerms, round_release
 from .data import Records
 from .draft import StudyDraft
 from .study import Study
+from .study_model import Examples, load_study_model
 
 
 def release_terms(
@@ -90,7 +90,6 @@ class Trainer:
             TargetUnreached: an adapter would never be trained.
             InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
-        loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
         self._study, self._read, self._site = study, read, site
         self._terms = release_terms(
             study.draft,
@@ -101,24 +100,24 @@ class Trainer:
             weight=study.draft.aggregation.weight_of(site),
         )
         torch.set_num_threads(threads)
-        head = PooledHead(loaded.center, loaded.whiten)
-        self.adapted: AdaptedModel = attach(loaded.model, AdapterConfig(**study.adapter_config()), head=head)
+        self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
+        self.adapted: AdaptedModel = self._model.adapted
         if study.draft.state_dim(self.adapted.layout.dim) != study.dim:
             raise BackboneMismatch(
                 f"the adapter has {self.adapted.layout.dim} trained parameters, "
                 f"the study says {study.dim - study.draft.state_dim(0)}"
             )
-        refuse_dependence(self.adapted, record_losses, words=len(study.record_schema().words()))
-        self._records: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        refuse_dependence(self.adapted, words=self._model.words)
+        self._examples: Examples | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
         """The clipped sum over one Poisson sample of units, rounded, with this site's noise: int64 [study.dim].
 
         With local steps, the sum over all of them.
         """
-        tokens, labels, units = self._load()
+        found, source = self._load(), self._source(round_number)
         return round_release(
-            self.adapted, state, tokens, labels, units, terms=self._terms, source=self._source(round_number)
+            self.adapted, state, found.ids, found.targets, found.units, terms=self._terms, source=source
         )
 
     def histogram(
@@ -126,14 +125,17 @@ class Trainer:
     ) -> np.ndarray:
         """Units of the records that `read` gives, by label and bin of their score, with this site's noise: int64.
 
-        Counts of label 0 come first, bins ascending; see `models.binned_evaluation`. Each record is scored by itself,
-        at its own length: in a batch the last bits of a score depend on its neighbours, and where they carry it over an
-        edge, one unit more or less would move another unit's count. Some 7 ms a record, where a batch takes 0.4.
+        Counts of label 0 come first, bins ascending; see `models.binned_evaluation`. Of free text, the label says
+        whether greedy decoding writes the completion, and the score is the logit of its tokens' mean likelihood
+        (geometric). Each record is scored by itself, at its own length: in a batch the last bits of a score depend on
+        its neighbours, and where they carry it over an edge, one unit more or less would move another unit's count.
+        Some 7 ms a record of the thyroid example, where a batch takes 0.4.
         """
-        records = read()
+        examples = self._model.examples(read())
         self.adapted.load_state(state[: self.adapted.layout.dim])
         with torch.no_grad():
-            scores = [self._score(row) for row in torch.from_numpy(records.tokens(self._study.record_schema()))]
+            judged = [self._judge(*row) for row in zip(examples.ids, examples.targets, strict=True)]
+        labels, scores = np.array(judged, dtype=np.float64).reshape(-1, 2).T
         planned = self._study.planned_round(round_number)
         bins = planned.dim // 2
         terms = HistogramTerms(
@@ -142,19 +144,24 @@ class Trainer:
             site_noise_int=site_noise,
             scale_bits=planned.scale_bits,
         )
-        cells = records.labels * bins + bin_of(scores, bins)
-        return private_histogram(cells, records.units, terms=terms, source=self._source(round_number))
+        cells = labels.astype(np.int64) * bins + bin_of(scores, bins)
+        return private_histogram(cells, examples.units, terms=terms, source=self._source(round_number))
 
-    def _score(self, tokens: torch.Tensor) -> float:
-        """The logit of one record, a function of its own tokens and nothing else."""
-        length = max(1, int((tokens > 0).sum()))  # padding is on the right
-        return float(self.adapted.classify(tokens[None, :length]))
+    def _judge(self, ids: np.ndarray, target: np.ndarray | np.integer[Any]) -> tuple[float, float]:
+        """Label and score of one record, functions of its own tokens and nothing else."""
+        if self.adapted.head is not None:
+            length = max(1, int((ids > 0).sum()))  # padding is on the right
+            return float(target), float(self.adapted.classify(torch.from_numpy(ids[None, :length])))
+        length = int(np.flatnonzero(target).max(initial=0)) + 1
+        rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
+        foretold = foretell(self.adapted.model, *rows)
+        loss = foretold.by_record().double()
+        return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
 
-    def _load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._records is None:
-            records = self._read()
-            self._records = records.tokens(self._study.record_schema()), records.labels, records.units
-        return self._records
+    def _load(self) -> Examples:
+        if self._examples is None:
+            self._examples = self._model.examples(self._read())
+        return self._examples
 
     def _source(self, round_number: int) -> Callable[[int], bytes]:
         """The operating system's CSPRNG, or without privacy a stream that repeats, so that runs can be compared."""

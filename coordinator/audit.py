@@ -48,15 +48,14 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     from ..privacy.canaries import AuditedStep, run_audit
     from ..privacy.steps import LocalSteps
     from ..privacy.truth import check_engine, site_round
-    from .results import adapted_model
+    from .results import trained_model
 
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     if privacy.mode == "none":
         raise Conflict(f"run {run_id} claims no privacy: there is nothing to audit, and export asks for none")
     started, engine = time.monotonic(), engine or site_round
-    adapted, last = adapted_model(store, home, run_id), store.last_round(run_id)
-    words = len(study.record_schema().words())
+    model, last = trained_model(store, home, run_id), store.last_round(run_id)
     terms = release_terms(
         study.draft,
         privacy.mode,
@@ -74,8 +73,8 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     # With top-up the noise of all sites is what any allowed sum has in the end.
     sites = len(study.sites) if privacy.dropouts == "top-up" else study.quorum
     step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
-    checked = check_engine(engine, adapted, words, terms)
-    guessed = run_audit(engine, adapted, words, step)
+    checked = check_engine(engine, model.adapted, model.words, terms)
+    guessed = run_audit(engine, model.adapted, model.words, step)
     facts = _facts(study, run_id, last.number, checked, guessed, time.monotonic() - started)
     verdict = "passed" if facts.passed else "FAILED"
     store.add_privacy_test(

@@ -515,24 +515,25 @@ def adapter_evaluate(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Score held-out records that lie on this machine: AUC and accuracy with 95 % intervals.
+    """Score held-out records that lie on this machine, with 95 % intervals.
 
-    The figures depend on those records: publish them only if the records are public or their release is accounted for.
+    AUC and accuracy of a study that classifies; exact match and perplexity of one that writes completions. The figures
+    depend on those records: publish them only if the records are public or their release is accounted for.
     """
-    from .results import adapted_model, evaluate, held_out_policy
+    from .results import evaluate, held_out_policy, trained_model
     from .studies import load_study
 
     with told(), opened(home) as store:
         study = load_study(store.study(store.run(run).study))
         found = evaluate(
-            adapted_model(store, home, run), study, [held_out_policy(path, study, unit_column) for path in data]
+            trained_model(store, home, run), study, [held_out_policy(path, study, unit_column) for path in data]
         )
         if as_json:
             return print_json(found)
-        for metric in ("auc", "accuracy"):
-            out.print(
-                f"{metric:9s} {found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]"
-            )
+        for metric, each in found.items():
+            if metric != "records":
+                name = metric.replace("_", " ")
+                out.print(f"{name:11s} {each['value']:.4f}  [{each['low']:.4f}, {each['high']:.4f}]")
 
 
 @app.command()

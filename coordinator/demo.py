@@ -221,9 +221,9 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
     sites = study.site_names()
     train, held_out = ([_records(bench, study, site, part) for site in sites] for part in _PARTS)
     with console.status("Measuring the references in this process (the demo's records are public)"):
-        adapted, pool = results.adapted_model(store, home, run_id), Pool.read(study, train, held_out)
-        found = results.evaluate(adapted, study, held_out)
-        attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(adapted))]
+        model, pool = results.trained_model(store, home, run_id), Pool.read(study, train, held_out)
+        found = results.evaluate(model, study, held_out)
+        attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
         compared = references(
             study, bench.backbone, train, held_out,
             on_nonprivate=lambda model: attacked.append(

@@ -9,9 +9,8 @@ from ..client_node.draft import load_draft
 from ..client_node.files import write_private
 from ..client_node.planning import ring_of, solve
 from ..client_node.study import AggregatorParty, Participant, Study
-from ..models.adapters import AdapterConfig, attach
-from ..models.backbone import load as load_backbone
-from ..models.head import PooledHead
+from ..client_node.study_model import load_study_model
+from ..models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from .errors import StudyRefused
 from .learning_rates import with_rates
 from .pki import Pki
@@ -30,15 +29,11 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     """
     draft = load_draft(draft_file)
     folder = (draft_file.parent / draft.model.backbone).resolve()
-    backbone = load_backbone(folder)
-    if backbone.schema != draft.record_schema():
-        raise StudyRefused(
-            f"{draft_file}: the backbone in {folder} reads records of another schema than [data] describes"
-        )
-    adapted = attach(
-        backbone.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
-    )
-    layout = adapted.layout
+    try:
+        model = load_study_model(draft, folder)
+    except (BackboneMismatch, InvalidPrompt, TargetMissing) as err:
+        raise StudyRefused(f"{draft_file}: {err}") from err
+    adapted, layout = model.adapted, model.adapted.layout
     draft = solve(draft, draft.state_dim(layout.dim))
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
     state = start_state(draft, adapted.state())
@@ -46,7 +41,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     ring = ring_of(draft, dim)
     study = Study.from_draft(
         draft,
-        backbone_hash=backbone.hash,
+        backbone_hash=model.backbone_hash,
         sites=[
             Participant(name=node.name, identity=node.identity or "")
             for node in _enrolled(store, draft.participants.sites, "train")

@@ -39,6 +39,8 @@ def with_rates(draft: StudyDraft, adapters: int) -> StudyDraft:
         adapters: trained numbers beside the head's.
     """
     terms = draft.optimizer
+    if draft.adapter.head == "lm":
+        return draft  # which states the only one there is
     head_lr = terms.head_lr or _shortened(head_rate(draft))
     lr = terms.lr or _shortened(adapter_rate(draft, head_lr, adapters))
     return draft.model_copy(update={"optimizer": terms.model_copy(update={"lr": lr, "head_lr": head_lr})})

@@ -19,11 +19,11 @@ from ..client_node.data import read as read_records
 from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
+from ..client_node.study_model import load_study_model
 from ..client_node.trainer import release_terms
-from ..models.adapters import AdaptedModel, AdapterConfig, attach
-from ..models.backbone import load as load_backbone
+from ..models.adapters import AdaptedModel
 from ..models.evaluation import auc
-from ..models.head import PooledHead, pooled
+from ..models.head import pooled
 from ..privacy.accounting import Mode, site_noise
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import round_release
@@ -82,8 +82,7 @@ def references(
 
 def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
     """The backbone with the study's adapters and head as they start."""
-    loaded = load_backbone(backbone, expected_hash=expected_hash)
-    return attach(loaded.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(loaded.center, loaded.whiten))
+    return load_study_model(draft, backbone, expected_hash=expected_hash).adapted
 
 
 def federate(
@@ -216,6 +215,7 @@ def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
 
 
 def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
-    """The records that a policy points to, as a site's trainer reads them."""
+    """The records that a policy points to, as the trainer of a site reads them in a study that classifies."""
     records = read_records(policy, study)
+    assert records.labels is not None
     return records.tokens(study.record_schema()), records.labels, records.units

@@ -12,10 +12,9 @@ import torch
 from ..client_node.data import read as read_records
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
-from ..models.adapters import AdaptedModel, AdapterConfig, attach
-from ..models.backbone import load as load_backbone
-from ..models.evaluation import accuracy, auc
-from ..models.head import PooledHead
+from ..client_node.study_model import StudyModel, load_study_model
+from ..models.evaluation import accuracy, auc, exact_match, perplexity
+from ..models.losses import foretell
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
 from .audit import require_audit
@@ -26,11 +25,11 @@ from .run_folder import RunFolder
 from .store import Store, site_names
 from .studies import load_study, study_start
 
-_ROWS = 1024  # records scored at a time
+_ROWS, _TEXTS = 1024, 16  # records scored at a time
 
 
-def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
-    """The backbone with the adapter as of the run's last committed round.
+def trained_model(store: Store, home: Path, run_id: str) -> StudyModel:
+    """The study's model with the adapter as of the run's last committed round.
 
     Raises:
         Conflict: no round is committed yet.
@@ -39,13 +38,11 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     last = store.last_round(run_id)
     if last.state_hash is None:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
-    backbone = load_backbone(study_start(home, study).backbone, expected_hash=study.backbone_hash)
-    adapted = attach(
-        backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
-    )
+    folder = study_start(home, study).backbone
+    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash)
     exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
-    adapted.load_state(exported[: adapted.layout.dim])  # an adaptive clip's logarithm may follow
-    return adapted
+    model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
+    return model
 
 
 def export_adapter(
@@ -65,7 +62,7 @@ def export_adapter(
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
-    adapted = adapted_model(store, home, run_id)
+    adapted = trained_model(store, home, run_id).adapted
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
@@ -113,9 +110,14 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
     return worst
 
 
-def evaluate(adapted: AdaptedModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    """AUC and accuracy, with 95 % intervals, over all the held-out tables together."""
-    scores, labels = zip(*(score(adapted, study, policy) for policy in policies), strict=True)
+def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
+    """Metrics with 95 % intervals over all the held-out tables together.
+
+    AUC and accuracy of a classifier; of what writes completions, exact match and perplexity.
+    """
+    if study.draft.data.text is not None:
+        return _evaluate_text(model, study, policies)
+    scores, labels = zip(*(score(model, study, policy) for policy in policies), strict=True)
     all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
     return {
         "records": len(all_labels),
@@ -125,11 +127,32 @@ def evaluate(adapted: AdaptedModel, study: Study, policies: Sequence[SitePolicy]
 
 
 @torch.no_grad()
-def score(adapted: AdaptedModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of the records that `policy` points to."""
-    records = read_records(policy, study)
-    ids = torch.from_numpy(records.tokens(study.record_schema()))
-    return torch.cat([adapted.classify(part) for part in torch.split(ids, _ROWS)]).numpy(), records.labels
+def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the records that `policy` points to, for a study that classifies."""
+    examples = model.examples(read_records(policy, study))
+    parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
+    return torch.cat([model.adapted.classify(part) for part in parts]).numpy(), examples.targets
+
+
+@torch.no_grad()
+def _evaluate_text(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
+    exact, losses, tokens, units = [], [], [], []
+    for table, policy in enumerate(policies):
+        examples = model.examples(read_records(policy, study))
+        units += [(table, unit) for unit in examples.units.tolist()]
+        for start in range(0, len(examples.ids), _TEXTS):
+            here = slice(start, start + _TEXTS)
+            found = foretell(
+                model.adapted.model, torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
+            )
+            exact += found.is_exact().tolist()
+            losses += (found.by_record() * found.tokens_R).tolist()
+            tokens += found.tokens_R.tolist()
+    return {
+        "records": len(exact),
+        "exact_match": asdict(exact_match(exact)),
+        "perplexity": asdict(perplexity(losses, tokens, units)),
+    }
 
 
 def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:

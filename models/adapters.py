@@ -12,6 +12,7 @@ Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,6 +33,9 @@ from ..kernels.routing import route
 from .errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from .head import PooledHead, pooled
 from .layout import HEAD_WEIGHT, AdapterLayout
+from .losses import foretell, record_losses
+
+_LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +47,19 @@ class AdapterConfig:
     targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
     seed: str  # public; expands to the same A factors on every machine
     freeze_a: bool = True
+    layers: tuple[int, ...] | None = None  # decoder layers that take them, from 0; None: wherever a target is
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InvalidAdapter(f"need rank >= 1 and a finite alpha > 0, got rank {self.rank}, alpha {self.alpha}")
         if len(set(self.targets)) != len(self.targets):
             raise InvalidAdapter(f"targets are named twice: {self.targets}")
+
+    def is_place(self, name: str) -> bool:
+        """Whether the module of this full name takes an adapter."""
+        found = _LAYER.search(name)
+        is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
+        return is_layer and name.rpartition(".")[2] in self.targets
 
     @property
     def lora_scaling(self) -> float:
@@ -207,6 +218,16 @@ class AdaptedModel(nn.Module):
             raise InvalidAdapter("the adapted model has no head to classify with")
         return cast(Tensor, self.head(pooled(self.model, ids_RT)))
 
+    def losses(self, ids_RT: Tensor, targets: Tensor) -> Tensor:
+        """[R], what each record adds to the loss, in nats.
+
+        Args:
+            targets: with a head, [R] labels, 0 or 1; without, bool [R, T], which tokens are a record's completion.
+        """
+        if self.head is None:
+            return foretell(self.model, ids_RT, targets).by_record()
+        return record_losses(self.classify(ids_RT), targets)
+
     def state(self) -> npt.NDArray[np.float32]:
         """The trained parameters as one vector [dim]."""
         return self.layout.flatten(self.trained)
@@ -237,12 +258,11 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
         raise InvalidAdapter("no targets and no head: nothing to train")
     model.requires_grad_(False)
     slot = CaptureSlot()
-    places = [
-        (name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in config.targets
-    ]  # fmt: skip
+    places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
     missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
     if missing:
-        raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}")
+        where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
+        raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
     adapters = {name: _adapter_for(module, config, name, slot) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")

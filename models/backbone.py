@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from . import checkpoints
 from .directories import new_directory
@@ -55,11 +55,20 @@ class Backbone:
 
 
 @dataclass(frozen=True, slots=True)
+class TextBackbone:
+    """A loaded checkpoint that reads and writes text, in evaluation mode and frozen."""
+
+    model: DeepseekV3ForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    hash: str  # `checkpoints.content_hash` of the directory
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """What a directory holds, told without loading a weight."""
 
     hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
-    reads: Literal["records", "text"]  # only a backbone that reads records can be named by a study
+    reads: Literal["records", "text"]
     size: checkpoints.Size
     origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
 
@@ -114,6 +123,28 @@ def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
     return Backbone(model, schema, center, whiten, digest)
+
+
+def load_text(directory: Path, *, expected_hash: str | None = None) -> TextBackbone:
+    """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the model has fewer words
+            than the tokenizer.
+    """
+    directory = Path(directory)
+    digest = checkpoints.content_hash(directory)
+    checkpoints.require_content(directory, digest, expected_hash)
+    tokenizer = checkpoints.load_tokenizer(directory)
+    try:
+        model = checkpoints.read_model(directory)
+    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
+        raise checkpoints.as_invalid(directory, err) from err
+    words = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)
+    if words > model.config.vocab_size:
+        raise InvalidBackbone(f"{directory}: the tokenizer has {words} words, the model {model.config.vocab_size}")
+    return TextBackbone(model, tokenizer, digest)
 
 
 def describe(directory: Path) -> Description:

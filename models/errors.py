@@ -6,6 +6,7 @@ ModelError
  ├─ InvalidBackbone     a backbone directory is broken, or holds what it must not
  ├─ BackboneMismatch    a backbone is not the one that was agreed
  ├─ SourceMissing       what a backbone is to be imported from is not installed
+ ├─ InvalidPrompt       a template of prompts is none, or leaves no room for a record
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
  ├─ MetricUndefined     a metric does not exist for these labels
@@ -38,6 +39,10 @@ class BackboneMismatch(ModelError):
 
 class SourceMissing(ModelError):
     """What a backbone is to be imported from is not installed, or is another file than the recipe was made for."""
+
+
+class InvalidPrompt(ModelError, ValueError):
+    """A template of prompts is no such template, or leaves no room for a record."""
 
 
 class InvalidPretraining(ModelError, ValueError):

@@ -75,14 +75,15 @@ def _peft_config(adapted: AdaptedModel) -> dict[str, object]:
     modules: set[str] = set()
     parameters: set[str] = set()
     for name, module in adapted.adapters.items():
-        path, _, leaf = name.rpartition(".")
-        parent = path.rpartition(".")[2]
+        leaf = name.rpartition(".")[2]
+        # Where every module of a name is adapted, its last parts say it all.
+        places = name.split(".") if adapted.config.layers is not None else name.split(".")[-2:]
         if isinstance(module, LoRAExperts):
-            parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
+            parameters |= {".".join((*places, part)) for part in ("gate_up_proj", "down_proj")}
         elif isinstance(module, LoRARouter) or leaf in _TAKEN_FOR_EXPERTS:
-            parameters.add(f"{parent}.{leaf}.weight")
+            parameters.add(".".join((*places, "weight")))
         else:
-            modules.add(leaf)  # `attach` adapts every module of a name, so the last part says it all
+            modules.add(leaf if adapted.config.layers is None else name)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -18,9 +18,9 @@ import torch
 
 from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
+from ..models.losses import record_losses
 from . import accounting, audit
 from .errors import InvalidPrivacyParameter
-from .loss import record_losses
 from .sampling import Integers, poisson_sample
 from .steps import ReleaseTerms
 from .truth import Engine, Reals, wrong_labels

@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
+from ..models.losses import record_losses
 from .errors import TargetUnreached, UnitsCoupled
 
 _Rows = Mapping[str, tuple[list[Tensor], list[Tensor]]]  # a module's inputs and outputs for one record
@@ -41,11 +43,12 @@ _COUPLING_SETTINGS = (
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def refuse_dependence(adapted: AdaptedModel, losses: Losses, *, words: int) -> None:
-    """All checks of this module, for a model that classifies records; it is left as it was.
+def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
+    """All checks of this module, for a model and its own losses; it is left as it was.
+
+    Without a head, all of a probe but its first word is a completion.
 
     Args:
-        losses: of the logits [R] and labels [R] of records.
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
 
     Raises:
@@ -53,15 +56,18 @@ def refuse_dependence(adapted: AdaptedModel, losses: Losses, *, words: int) -> N
         TargetUnreached: naming the trained parameters that the loss does not depend on.
     """
     refuse_coupled_modules(adapted)
-    logits, labels = _random(1, _ROWS), (torch.arange(_ROWS) % 2).double()
-    refuse_coupled_loss(losses, logits, labels)
+    if adapted.head is not None:
+        refuse_coupled_loss(record_losses, _random(1, _ROWS), (torch.arange(_ROWS) % 2).double())
+    losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
-        refuse_mixing(adapted, adapted.classify, words=words)
-        refuse_moving_gradients(
-            adapted,
-            lambda ids: losses(adapted.classify(ids), torch.arange(len(ids), device=ids.device) % 2),
-            words=words,
-        )
+        refuse_mixing(adapted, losses if adapted.head is None else adapted.classify, words=words)
+        refuse_moving_gradients(adapted, losses, words=words)
+
+
+def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
+    """[R], with labels that are equal in the first and last of an odd number of rows."""
+    is_label = adapted.head is not None
+    return adapted.losses(ids_RT, torch.arange(len(ids_RT), device=ids_RT.device) % 2 if is_label else ids_RT > 0)
 
 
 def refuse_coupled_modules(model: nn.Module) -> None:
@@ -308,10 +314,15 @@ def _refuse_coupled_settings(config: object) -> None:
                 f"{kind}.{setting} is {value!r}, which ties the tokens of a batch together; set it to 0 or leave it out"
             )
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, Mapping) and rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+    if isinstance(rope, Mapping) and rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and not _is_one_rope(rope):
         raise UnitsCoupled(
             f"{kind}.rope_parameters has rope_type {rope['rope_type']!r}: its angles depend on a batch's longest row"
         )
+
+
+def _is_one_rope(rope: Mapping[str, object]) -> bool:
+    """Whether the angles of longrope are the same for short and for long rows."""
+    return rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None
 
 
 def _batches(words: int, model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,6 @@ from ..models.errors import StateMismatch
 from . import adaptive_clipping
 from .clipping import PerUnitClipper
 from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
-from .loss import record_losses
 from .noise import MAX_SIGMA
 from .optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
@@ -97,7 +96,7 @@ def round_release(
     adapted: AdaptedModel,
     state: npt.NDArray[np.float32],
     ids: npt.NDArray[np.int64],
-    labels: npt.ArrayLike,
+    targets: npt.ArrayLike,
     unit_of_row: npt.ArrayLike,
     *,
     terms: ReleaseTerms,
@@ -125,7 +124,9 @@ def round_release(
         raise StateMismatch(f"state has {len(state)} numbers; {dim} trained ones and the clip's logarithm are due")
     weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
     adapted.load_state(weights)
-    release = partial(private_release, adapted, ids, labels, unit_of_row, terms=terms, source=source, log_clip=log_clip)
+    release = partial(
+        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip
+    )
     total = release()
     if terms.local.steps == 1:
         return total
@@ -151,7 +152,7 @@ def _local_step(adapted: AdaptedModel, terms: ReleaseTerms) -> npt.NDArray[np.fl
 def private_release(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
-    labels: npt.ArrayLike,
+    targets: npt.ArrayLike,
     unit_of_row: npt.ArrayLike,
     *,
     terms: ReleaseTerms,
@@ -161,10 +162,10 @@ def private_release(
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
-    The loss of a unit is the mean over its rows of binary cross-entropy on the logits. Entries are in the order of
-    `adapted.layout`. The model is left as it was. An empty sample gives pure noise and is a step like any other. In
-    mode "none" there is no noise, and a seeded `source` gives the same bytes on every call on one machine. In mode
-    "distributed" the noise of one site does not suffice: the result must go nowhere but into secret sharing.
+    The loss of a unit is the mean over its rows of `adapted.losses`. Entries are in the order of `adapted.layout`. The
+    model is left as it was. An empty sample gives pure noise and is a step like any other. In mode "none" there is no
+    noise, and a seeded `source` gives the same bytes on every call on one machine. In mode "distributed" the noise of
+    one site does not suffice: the result must go nowhere but into secret sharing.
 
     With `terms.max_norm` the sum is projected onto a ball of that radius before it is rounded: `projection.onto_ball`
     shows why one unit moves it no further than before.
@@ -174,7 +175,7 @@ def private_release(
 
     Args:
         ids: [rows, length] tokens, padded on the right with 0; a row holds one record.
-        labels: [rows], 0 or 1.
+        targets: as `adapted.losses` takes them: [rows] labels, or bool [rows, length], what is a completion.
         unit_of_row: [rows], any ids.
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
@@ -186,10 +187,10 @@ def private_release(
     """
     if terms.mode != "none" and source is not os.urandom:
         raise SourceRefused(f"mode {terms.mode} draws its coins and noise from the operating system only")
-    ids, labels = np.asarray(ids, dtype=np.int64), np.asarray(labels)
-    if ids.ndim != 2 or not len(ids) == len(labels) == np.size(unit_of_row):
+    ids, targets = np.asarray(ids, dtype=np.int64), np.asarray(targets)
+    if ids.ndim != 2 or targets.shape not in (ids.shape[:1], ids.shape) or len(ids) != np.size(unit_of_row):
         raise BatchMalformed(
-            f"ids {ids.shape}, labels {labels.shape}, units {np.shape(unit_of_row)} do not fit together"
+            f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
     drawn = _draw(np.asarray(unit_of_row), terms, source)
     clipper = PerUnitClipper(adapted)
@@ -213,7 +214,7 @@ def private_release(
     try:
         with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():
             for batch in _microbatches(drawn, terms.max_rows_per_batch):
-                _accumulate(adapted, ids, labels, batch, optimizer)
+                _accumulate(adapted, ids, targets, batch, optimizer)
         return optimizer.release()
     finally:
         optimizer.discard()
@@ -250,23 +251,28 @@ def _microbatches(rows_of_unit: list[Integers], max_rows: int) -> Iterator[dict[
 def _accumulate(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.generic],
+    targets: npt.NDArray[np.generic],
     batch: dict[int, Integers],
     optimizer: LoRADPOptimizer,
 ) -> None:
     rows = np.concatenate(list(batch.values()))
     sizes = np.array([len(own) for own in batch.values()])
     device = next(iter(adapted.trained.values())).device
-    tokens = ids[rows]
-    length = max(1, int((tokens > 0).sum(1).max()))  # columns of padding alone are inert
+    tokens, wanted = ids[rows], targets[rows]
+    length = _used_columns(tokens, wanted)
     tokens_RT = torch.as_tensor(tokens[:, :length], device=device)
+    wanted = wanted[:, :length] if wanted.ndim == 2 else wanted
     with optimizer.clipper.microbatch(np.repeat(list(batch), sizes), length):
-        logits = adapted.classify(tokens_RT)
-        target = torch.as_tensor(labels[rows].astype(np.float64), device=device).to(logits)
-        by_row = record_losses(logits, target)
-        share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(logits)  # the mean inside a unit
+        by_row = adapted.losses(tokens_RT, torch.as_tensor(wanted, device=device))
+        share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(by_row)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.accumulate()
+
+
+def _used_columns(tokens: npt.NDArray[np.int64], targets: npt.NDArray[np.generic]) -> int:
+    """Columns up to the last that counts: padding, and what follows a completion, is inert."""
+    used = targets.astype(bool) if targets.ndim == 2 else tokens > 0
+    return max(1, int(np.flatnonzero(used.any(axis=0)).max(initial=-1)) + 1)
 
 
 @contextmanager

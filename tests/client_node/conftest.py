@@ -18,7 +18,6 @@ from confide.client_node import trainer
 from confide.client_node.identity import NodeIdentity
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.models.adapters import AdaptedModel
-from confide.privacy.independence import Losses
 
 STUDY_TOML = """
 name = "thyroid"
@@ -83,6 +82,24 @@ directory = "backbone"
 """
 
 EVALUATION = ("[participants]", "[evaluation]\nbins = 10\nnoise_multiplier = 4.0\n[participants]")  # a change
+
+TEXT = (  # changes that make STUDY_TOML one of free text
+    ('label = "diagnosis"\n', ""),
+    ('flags = ["sick"]\n', ""),
+    ("[data.numeric]\nage = [20, 40, 60, 80]\nTSH = [0.4, 4.0, 10.0]\n", ""),
+    (
+        '[data.categorical]\nsex = ["F", "M"]',
+        '[data.text]\nprompt = "<|start|>{note}\\n"\ncompletion = "{finding}<|end|>"',
+    ),
+    ('head = "pooled"', 'head = "lm"'),
+    ("head_lr = 10.0\n", ""),
+)
+
+NOTES_CSV = """patient_id,note,finding
+p1,"feels tired, <|end|> gains weight",low
+p2,,none
+p1,sweats,high
+"""
 
 PATIENTS_CSV = """patient_id,age,tsh_miu_l,sex,sick,diagnosis
 p1,34,1.5,female,f,0
@@ -182,9 +199,9 @@ def one_probe_a_kind_of_model() -> Iterator[None]:
     """Probes a model for coupled units once, not for every node that loads it: a third of a second each."""
     probe, passed = trainer.refuse_dependence, set()
 
-    def probe_once(adapted: AdaptedModel, losses: Losses, *, words: int) -> None:
+    def probe_once(adapted: AdaptedModel, *, words: int) -> None:
         if (kind := (repr(adapted), words)) not in passed:
-            probe(adapted, losses, words=words)
+            probe(adapted, words=words)
             passed.add(kind)
 
     with pytest.MonkeyPatch.context() as patch:

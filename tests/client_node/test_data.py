@@ -6,10 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node import tables
+from confide.client_node import cells, tables
 from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy import load_policy
+
+from .conftest import NOTES_CSV, TEXT
 
 SECRET = "zq7secretzq7"  # stands in every cell that must not be told
 
@@ -239,6 +241,28 @@ def test_too_many_rows_are_refused(site, monkeypatch):
     assert "expected at most 3 rows, found more" in str(check_csv(site, HEADER + GOOD * 4).problems[0])
     monkeypatch.setattr(tables, "MAX_FILE_BYTES", 10)
     assert "found a larger file" in str(check_csv(site, HEADER + GOOD).problems[0])
+
+
+def notes(site, text=NOTES_CSV):
+    (site.home / "patients.csv").write_text(text)
+    site.write(('TSH = "tsh_miu_l"', 'finding = "finding"'))
+    return load_policy(site.home), site.study(*TEXT)
+
+
+def test_free_text_is_read_as_it_stands_and_a_missing_note_is_empty(site):
+    records = read(*notes(site))
+    assert list(records.columns["note"]) == ["feels tired, <|end|> gains weight", "", "sweats"]
+    assert list(records.columns["finding"]) == ["low", "none", "high"]
+    assert records.labels is None
+    assert list(records.units) == [0, 1, 0]
+
+
+def test_what_is_to_be_learned_may_not_be_missing_and_no_text_may_be_endless(site, monkeypatch):
+    policy, study = notes(site, NOTES_CSV.replace("low", "").replace("sweats", "s" * 100))
+    assert [(p.line, p.column) for p in check(policy.data.path, policy, study).problems] == [(2, "finding")]
+    monkeypatch.setattr(cells, "MAX_TEXT", 99)
+    found = check(policy.data.path, policy, study)
+    assert [(p.line, p.column, p.found) for p in found.problems] == [(2, "finding", "nothing"), (4, "note", "text")]
 
 
 def test_published_categories_go_before_marks_of_what_is_missing(site):

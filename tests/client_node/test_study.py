@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import ssl
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from confide.client_node.errors import MessageInvalid, StudyInvalid
+from confide.client_node.shown import study_facts
 from confide.client_node.study import Study, load_draft
 from confide.privacy.adaptive_clipping import SENSITIVITY
 
-from .conftest import EVALUATION
+from .conftest import EVALUATION, TEXT
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -40,7 +42,7 @@ BAD_DRAFTS = {
         "privacy.mode is \"central\"; it must be 'distributed', 'local' or 'none'",
     ),
     "unknown target": (('"experts"', '"expert"'), "(did you mean experts?)"),
-    "target that the head never runs": (('"experts"', '"lm_head"'), "the pooled head, which never runs lm_head"),
+    "target that the head never runs": (('"experts"', '"lm_head"'), "a pooled head never runs lm_head"),
     "target twice": (('"experts"', '"o_proj"'), "more than once: o_proj"),
     "cuts not increasing": (
         ("[0.4, 4.0, 10.0]", "[0.4, 4.0, 4.0]"),
@@ -127,6 +129,23 @@ BAD_DRAFTS = {
         ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
         "optimizer.local_lr is 0.1; remove it",
     ),
+    "no label": (('label = "diagnosis"\n', ""), "data.label is missing; add it"),
+    "a head for free text alone": (
+        ('head = "pooled"', 'head = "lm"'),
+        "adapter.head is 'lm' without a table [data.text]",
+    ),
+    "text beside columns": (
+        ("[privacy]", '[data.text]\nprompt = "P {note}"\ncompletion = "{finding}"\n[privacy]'),
+        "data.flags with a table [data.text]; remove it",
+    ),
+    "no such template": (
+        ("[privacy]", '[data.text]\nprompt = "P {note"\ncompletion = "{finding}"\n[privacy]'),
+        "data.text: prompt: expected '}'",
+    ),
+    "no name of a column": (
+        ("[privacy]", '[data.text]\nprompt = "P {0}"\ncompletion = "{finding}"\n[privacy]'),
+        "data.text names a column '0'; it must be a letter or _",
+    ),
     "unknown clipping": (
         ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "automatic"'),
         "privacy.clipping is \"automatic\"; it must be 'fixed' or 'adaptive'",
@@ -178,6 +197,22 @@ def test_the_documented_draft_is_valid(tmp_path):
     assert load_draft(tmp_path / "study.toml").name == "thyroid"
 
 
+def test_a_study_of_free_text_names_its_columns_and_needs_a_rate(make_study, write_draft):
+    study = make_study(*TEXT)
+    assert study.draft.data.text.template().prompt_columns == ("note",)
+    assert study.draft.optimizer.rates == (0.3, 0.3)
+    facts = study_facts(study)["Data"]
+    assert facts["columns"] == ["note (free text, shown)", "finding (free text, learned)"]
+    assert facts["prompt"] == "<|start|>{note}\n"
+    assert Study.parse(study.canonical()) == study
+    for change, expected in (
+        (("lr = 0.3\n", ""), "optimizer.lr is missing with adapter.head 'lm'"),
+        (("lr = 0.3\n", "lr = 0.3\nhead_lr = 1.0\n"), "optimizer.head_lr with adapter.head 'lm'; remove it"),
+    ):
+        with pytest.raises(StudyInvalid, match=re.escape(expected)):
+            load_draft(write_draft(*TEXT, change))
+
+
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(StudyInvalid, match="cannot be read"):
         load_draft(tmp_path / "absent.toml")
@@ -186,7 +221,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "1595a991719119169b8140025467d057453b70bac8fdfa360bf93346bc9f4691"
+    assert study.study_hash == "6d62e9cc9fc92b6de66f42a28d925921988a65c3bd9c5de87f8c1a6d85481c36"
 
 
 @pytest.mark.parametrize(("version", "section", "key"), [(1, "privacy", "max_dropouts"), (2, "aggregation", "kem")])
@@ -327,7 +362,7 @@ BAD_PARTIES = {
     "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
     "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
     "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
-    "another format": (lambda s: s.update(format=4), "format is 4; it must be 3"),
+    "another format": (lambda s: s.update(format=5), "format is 5; it must be 4"),
 }
 
 

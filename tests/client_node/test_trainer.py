@@ -7,14 +7,16 @@ import torch
 
 from confide.client_node import trainer as trainer_module
 from confide.client_node.data import read
+from confide.client_node.draft import StudyDraft
 from confide.client_node.policy import load_policy
+from confide.client_node.study_model import StudyModel, load_study_model
 from confide.client_node.trainer import Trainer
-from confide.models.backbone import Backbone
 from confide.models.binned_evaluation import bin_edges, bin_of
-from confide.models.errors import BackboneMismatch
+from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
-from .conftest import PATIENTS_CSV, Site
+from ..models.tiny import byte_tokenizer, save_text_backbone
+from .conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site
 from .test_node import Desk, make_desk
 
 BINS = 20
@@ -95,15 +97,16 @@ class CentredOverRows(torch.nn.Module):
 
 
 def test_a_model_that_mixes_records_is_refused_by_the_name_of_the_module(site: Site, monkeypatch: pytest.MonkeyPatch):
-    desk, real = make_desk(site), trainer_module.load_backbone
+    desk, real = make_desk(site), trainer_module.load_study_model
 
-    def load_sabotaged(directory: Path, *, expected_hash: str) -> Backbone:
-        loaded = real(directory, expected_hash=expected_hash)
-        loaded.model.model.norm = torch.nn.Sequential(loaded.model.model.norm, CentredOverRows())
+    def load_sabotaged(draft: StudyDraft, directory: Path, *, expected_hash: str) -> StudyModel:
+        loaded = real(draft, directory, expected_hash=expected_hash)
+        base = loaded.adapted.model.model
+        base.norm = torch.nn.Sequential(base.norm, CentredOverRows())
         return loaded
 
     new_trainer(desk)
-    monkeypatch.setattr(trainer_module, "load_backbone", load_sabotaged)
+    monkeypatch.setattr(trainer_module, "load_study_model", load_sabotaged)
     with pytest.raises(UnitsCoupled, match=r"model\.norm\.1 mixes rows"):
         new_trainer(desk)
 
@@ -118,3 +121,73 @@ def test_another_number_of_trained_parameters_is_refused(site: Site):
     desk.study = desk.study.model_copy(update={"dim": desk.study.dim + 1})
     with pytest.raises(BackboneMismatch, match="trained parameters, the study says"):
         new_trainer(desk)
+
+
+NONE = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+
+
+def text_desk(site: Site, *changes: tuple[str, str]) -> Desk:
+    """A desk whose study learns to write the findings of `NOTES_CSV`."""
+    save_text_backbone(site.home / "backbone")
+    (site.home / "patients.csv").write_text(NOTES_CSV)
+    draft = site.study(*TEXT, ("sample_rate = 0.2", "sample_rate = 1.0"), *changes)
+    model = load_study_model(draft.draft, site.home / "backbone")
+    study = draft.model_copy(update={"backbone_hash": model.backbone_hash, "dim": model.adapted.layout.dim})
+    return Desk(site, study, None, None, [])  # type: ignore[arg-type]
+
+
+def written(desk: Desk, state: np.ndarray) -> list[tuple[bool, float]]:
+    """Of each record, whether the likeliest words are the completion, and the mean log-likelihood of that."""
+    model = load_study_model(desk.study.draft, desk.site.home / "backbone")
+    model.adapted.load_state(state)
+    tokenizer, found = byte_tokenizer(), []
+    for note, finding in (("feels tired, <|end|> gains weight", "low"), ("", "none"), ("sweats", "high")):
+        core = tokenizer.backend_tokenizer
+        core.encode_special_tokens = True
+        plain = core.encode(note, add_special_tokens=False).ids
+        core.encode_special_tokens = False
+        prompt = core.encode("<|start|>").ids + plain + core.encode("\n").ids
+        asked = core.encode(finding + "<|end|>").ids
+        with torch.no_grad():
+            logits = model.adapted.model(input_ids=torch.tensor([prompt + asked])).logits[0, len(prompt) - 1 : -1]
+        likely = torch.log_softmax(logits.double(), -1)[torch.arange(len(asked)), asked]
+        found.append((logits.argmax(-1).tolist() == asked, float(likely.mean())))
+    return found
+
+
+def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site: Site):
+    desk = text_desk(site, *NONE)
+    got = new_trainer(desk).release(np.zeros(desk.study.dim, np.float32), 1) * 2.0**-desk.study.scale_bits
+    model = load_study_model(desk.study.draft, desk.site.home / "backbone")
+    examples = model.examples(read(load_policy(site.home), desk.study))
+    total = np.zeros(desk.study.dim)
+    for unit in (0, 1):
+        rows = examples.units == unit
+        losses = model.adapted.losses(torch.from_numpy(examples.ids[rows]), torch.from_numpy(examples.targets[rows]))
+        grads = torch.autograd.grad(losses.mean(), list(model.adapted.trained.values()))
+        gradient = np.concatenate([grad.double().numpy().ravel() for grad in grads])
+        total += gradient * min(1.0, 1.0 / np.linalg.norm(gradient))
+    np.testing.assert_allclose(got, total, atol=1e-5)
+    assert np.linalg.norm(total) > 0.1
+
+
+def test_a_histogram_of_free_text_counts_exact_completions_by_their_likelihood(site: Site):
+    desk = text_desk(site, *NONE, ("max_records_per_unit = 2", "max_records_per_unit = 1"),
+                     ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))  # fmt: skip
+    (site.home / "patients.csv").write_text(NOTES_CSV.replace("p1,sweats", "p3,sweats"))
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    state = np.random.default_rng(1).normal(0, 0.5, desk.study.dim).astype(np.float32)
+    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    want = np.zeros((2, BINS))
+    for is_exact, mean_log in written(desk, state):
+        want[int(is_exact), bin_of([mean_log - np.log(-np.expm1(mean_log))], BINS)[0]] += 1
+    np.testing.assert_array_equal(counts.reshape(2, BINS), want)
+
+
+def test_a_backbone_without_a_tokenizer_is_refused_by_a_study_of_free_text(site: Site):
+    desk = text_desk(site)
+    (site.home / "backbone" / "tokenizer.json").unlink()
+    with pytest.raises(BackboneMismatch):
+        new_trainer(desk)
+    with pytest.raises(InvalidBackbone, match=r"no tokenizer\.json"):
+        load_study_model(desk.study.draft, site.home / "backbone")

@@ -10,7 +10,7 @@ from confide.coordinator.cli import app
 from confide.coordinator.errors import AuditMissing, Conflict
 from confide.coordinator.home import Settings, create_home
 from confide.coordinator.reports import budget_report
-from confide.coordinator.results import adapted_model, export_adapter
+from confide.coordinator.results import export_adapter, trained_model
 from confide.coordinator.store import AuditRow, Node, PrivacyTest
 from confide.privacy.canaries import AuditDesign
 from confide.privacy.report_format import dump
@@ -41,9 +41,9 @@ def log(store):
 @pytest.mark.usefixtures("few_canaries")
 def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation):
     study = with_run(federation, audited=False)
-    before = adapted_model(federation.store, federation.home, RUN).state()
+    before = trained_model(federation.store, federation.home, RUN).adapted.state()
     facts = audit_run(federation.store, federation.home, RUN)
-    np.testing.assert_array_equal(adapted_model(federation.store, federation.home, RUN).state(), before)
+    np.testing.assert_array_equal(trained_model(federation.store, federation.home, RUN).adapted.state(), before)
     assert facts.passed
     assert audits(federation.store, RUN) == [facts]
     assert (facts.study, facts.round, facts.canaries, facts.guesses, facts.steps) == (study.study_hash, 2, 60, 20, 3)

@@ -11,12 +11,12 @@ from confide.coordinator.errors import Conflict, StateDamaged
 from confide.coordinator.measurement import measurement
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.results import (
-    adapted_model,
     evaluate,
     export_adapter,
     held_out_policy,
     largest_epsilon,
     score,
+    trained_model,
 )
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
@@ -76,7 +76,7 @@ def table(federation):
 
 def test_the_adapter_is_that_of_the_last_committed_round(federation):
     study = with_run(federation)
-    found = adapted_model(federation.store, federation.home, RUN)
+    found = trained_model(federation.store, federation.home, RUN).adapted
     np.testing.assert_array_equal(found.state(), state(study, 2))
 
 
@@ -86,13 +86,13 @@ def test_where_states_are_averaged_the_adapter_is_the_average_without_the_clip(f
     kept = Checkpoint(round=2, state=state(study, 2), velocity=state(study, 0), average=state(study, 3))
     lease = store.acquire_lease(RUN)
     store.commit_round(committed_round(2, run=RUN, lease=lease, state_hash=folder.save(kept)))
-    np.testing.assert_array_equal(adapted_model(store, federation.home, RUN).state(), state(study, 3)[:-1])
+    np.testing.assert_array_equal(trained_model(store, federation.home, RUN).adapted.state(), state(study, 3)[:-1])
 
 
 def test_a_run_without_a_committed_round_has_no_adapter(federation):
     with_run(federation, rounds=0)
     with pytest.raises(Conflict, match="no committed round yet"):
-        adapted_model(federation.store, federation.home, RUN)
+        trained_model(federation.store, federation.home, RUN)
     with pytest.raises(Conflict):
         export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
     assert not (federation.home / "adapter").exists()
@@ -115,7 +115,7 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
         "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "README.md",
     }  # fmt: skip
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == 4
-    head = adapted_model(federation.store, federation.home, RUN).head.weight.detach().numpy()
+    head = trained_model(federation.store, federation.home, RUN).adapted.head.weight.detach().numpy()
     np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
 
 
@@ -190,9 +190,9 @@ def test_the_card_of_a_study_without_privacy_states_no_epsilon(federation):
 
 def test_an_evaluation_counts_pairs_and_right_answers(federation, table):
     study = with_run(federation)
-    adapted, policy = adapted_model(federation.store, federation.home, RUN), held_out_policy(table, study, "patient_id")
-    scores, labels = score(adapted, study, policy)
-    found = evaluate(adapted, study, [policy])
+    model, policy = trained_model(federation.store, federation.home, RUN), held_out_policy(table, study, "patient_id")
+    scores, labels = score(model, study, policy)
+    found = evaluate(model, study, [policy])
     pairs = list(itertools.product(scores[labels == 1], scores[labels == 0]))
     assert labels.tolist() == [0, 1, 0, 1, 1, 0]
     assert found["records"] == 6
@@ -203,9 +203,9 @@ def test_an_evaluation_counts_pairs_and_right_answers(federation, table):
 
 def test_an_untrained_head_knows_nothing(federation, table):
     study = with_run(federation)
-    adapted = adapted_model(federation.store, federation.home, RUN)
-    adapted.load_state(np.zeros(study.dim, np.float32))
-    assert evaluate(adapted, study, [held_out_policy(table, study, "patient_id")])["auc"]["value"] == 0.5
+    model = trained_model(federation.store, federation.home, RUN)
+    model.adapted.load_state(np.zeros(study.dim, np.float32))
+    assert evaluate(model, study, [held_out_policy(table, study, "patient_id")])["auc"]["value"] == 0.5
 
 
 def test_two_tables_are_scored_as_one(federation, table):
@@ -215,9 +215,9 @@ def test_two_tables_are_scored_as_one(federation, table):
     for name, part in (("first.csv", rows[:2]), ("second.csv", rows[2:])):
         (federation.home / name).write_text(header + "".join(part))
         halves.append(held_out_policy(federation.home / name, study, "patient_id"))
-    adapted = adapted_model(federation.store, federation.home, RUN)
-    whole = evaluate(adapted, study, [held_out_policy(table, study, "patient_id")])
-    found = evaluate(adapted, study, halves)
+    model = trained_model(federation.store, federation.home, RUN)
+    whole = evaluate(model, study, [held_out_policy(table, study, "patient_id")])
+    found = evaluate(model, study, halves)
     assert found["records"] == whole["records"] == 6
     assert found["auc"] == pytest.approx(whole["auc"])
     assert found["accuracy"] == pytest.approx(whole["accuracy"])

@@ -50,6 +50,15 @@ def test_trained_adapters_compute_the_merged_weights():
     torch.testing.assert_close(adapted.model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-6)
 
 
+def test_only_the_named_layers_take_adapters():
+    adapted = attach(tiny_deepseek(), config(("o_proj", "down_proj"), layers=(1,)))
+    assert {*adapted.adapters} == {"model.layers.1.self_attn.o_proj", "model.layers.1.mlp.shared_experts.down_proj"}
+    with pytest.raises(TargetMissing, match=r"no module named experts in layers 0"):
+        attach(tiny_deepseek(), config(("o_proj", "experts"), layers=(0,)))
+    with pytest.raises(TargetMissing, match=r"embed_tokens in layers 0, 1"):
+        attach(tiny_deepseek(), config(("o_proj", "embed_tokens"), layers=(0, 1)))
+
+
 @pytest.mark.parametrize("freeze_a", [True, False])
 def test_only_adapters_and_head_are_trainable(freeze_a):
     adapted = attach(tiny_deepseek(), config(freeze_a=freeze_a), PooledHead(torch.zeros(64), torch.eye(64)))

@@ -43,17 +43,17 @@ def backbone_dir(tmp_path_factory):
     return directory
 
 
-def adapted_model(backbone_dir, targets, freeze_a=True):
+def adapted_model(backbone_dir, targets, freeze_a=True, layers=None):
     """With every trained number away from its start, so that a tensor in the wrong place shows."""
     backbone = load(backbone_dir)
-    config = AdapterConfig(rank=3, alpha=5.0, targets=targets, seed="x", freeze_a=freeze_a)
+    config = AdapterConfig(rank=3, alpha=5.0, targets=targets, seed="x", freeze_a=freeze_a, layers=layers)
     adapted = attach(backbone.model, config, PooledHead(backbone.center, backbone.whiten))
     adapted.load_state(0.3 * np.random.default_rng(7).normal(size=adapted.layout.dim))
     return adapted
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # of merging; the card says so
-@pytest.mark.parametrize("freeze_a", [True, False])
+@pytest.mark.parametrize(("freeze_a", "layers"), [(True, None), (False, None), (True, (1, 2)), (True, (2,))])
 @pytest.mark.parametrize(
     "targets",
     [
@@ -62,8 +62,10 @@ def adapted_model(backbone_dir, targets, freeze_a=True):
         *(("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")),
     ],
 )
-def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_a):
-    adapted = adapted_model(backbone_dir, targets, freeze_a)
+def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_a, layers):
+    if layers and not {*targets}.isdisjoint({"embed_tokens", "lm_head"}):
+        targets = ATTENTION  # there is one of each, and in no layer
+    adapted = adapted_model(backbone_dir, targets, freeze_a, layers)
     export(adapted, tmp_path / "adapter", CARD)
     plain = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
     with torch.no_grad():
@@ -71,7 +73,7 @@ def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_
         theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(IDS).logits
         ours = adapted.model(IDS).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)  # float32, another order of the same sums
-    assert (before - ours).abs().max() > 1e-2
+    assert (before - ours).abs().max() > 5e-3
 
 
 def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_dir, tmp_path):

@@ -1,19 +1,27 @@
 """A DeepSeek-V3-shaped model of random weights, small enough to differentiate unit by unit."""
 
+from pathlib import Path
+
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 64
 
 
-def tiny_deepseek(*, experts: int = 4, groups: int = 1, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+def tiny_deepseek(
+    *, experts: int = 4, groups: int = 1, words: int = VOCABULARY, dtype: torch.dtype = torch.float32
+) -> DeepseekV3ForCausalLM:
     """Two layers, one dense and one MoE, width 32.
 
     In float64 the norms are replaced by torch's own: the stock ones round to float32 inside, which would hide errors of
     the engine below 1e-7. The stock router does so too, so float64 tests adapt it.
     """
     config = DeepseekV3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=words,
         hidden_size=32,
         intermediate_size=64,
         moe_intermediate_size=24,
@@ -49,6 +57,25 @@ def tiny_deepseek(*, experts: int = 4, groups: int = 1, dtype: torch.dtype = tor
                 norm = torch.nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
                 setattr(model.get_submodule(parent), leaf, norm)
     return model.to(dtype).eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a word, ` a` another, and three control words; the first is padding."""
+    controls = ("<|pad|>", "<|start|>", "<|end|>")
+    alphabet = sorted(ByteLevel.alphabet())
+    words = {word: i for i, word in enumerate((*controls, *alphabet, "Ġa"))}
+    core = Tokenizer(BPE(vocab=words, merges=[("Ġ", "a")]))
+    core.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    core.decoder = ByteLevelDecoder()
+    core.add_special_tokens(list(controls))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>")
+
+
+def save_text_backbone(directory: Path) -> None:
+    """A checkpoint that reads and writes text, of random weights."""
+    tokenizer = byte_tokenizer()
+    tiny_deepseek(words=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def random_ids(rows: int, length: int = 12, *, seed: int = 0) -> torch.Tensor:

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from confide.models.adapters import AdapterConfig, attach
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.head import PooledHead
+from confide.models.losses import record_losses
 from confide.privacy.clipping import PerUnitClipper
 from confide.privacy.errors import TargetUnreached, UnitsCoupled
 from confide.privacy.independence import (
@@ -16,7 +17,6 @@ from confide.privacy.independence import (
     refuse_mixing,
     refuse_moving_gradients,
 )
-from confide.privacy.loss import record_losses
 
 from ..models.tiny import VOCABULARY, tiny_deepseek
 from .loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, labels_for, row_losses
@@ -39,7 +39,7 @@ def mixing(adapted, run=None):
 
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.bfloat16], ids=[*DTYPES, "bfloat16"])
 def test_the_true_model_and_loss_pass(dtype):
-    refuse_dependence(adapted_tiny(freeze_a=False, dtype=dtype), record_losses, words=VOCABULARY)
+    refuse_dependence(adapted_tiny(freeze_a=False, dtype=dtype), words=VOCABULARY)
 
 
 @pytest.mark.parametrize("targets", CAUSAL)
@@ -54,7 +54,7 @@ def test_model_is_left_as_it_was():
     adapted = adapted_tiny()
     adapted.model.model.layers[0].train()
     before, modes = copy.deepcopy(adapted.state_dict()), [module.training for module in adapted.modules()]
-    refuse_dependence(adapted, record_losses, words=VOCABULARY)
+    refuse_dependence(adapted, words=VOCABULARY)
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())
     assert [module.training for module in adapted.modules()] == modes
     assert adapted.slot.collector is None
@@ -145,6 +145,39 @@ def test_angles_that_follow_the_longest_row_are_refused():
     adapted.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(UnitsCoupled, match="rope_type 'dynamic'"):
         refuse_coupled_modules(adapted)
+
+
+def test_longrope_with_equal_factors_has_one_set_of_angles():
+    adapted = adapted_tiny()
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}
+    adapted.model.config.rope_parameters = rope
+    refuse_coupled_modules(adapted)
+    adapted.model.config.rope_parameters = rope | {"long_factor": [1.0, 4.0]}
+    with pytest.raises(UnitsCoupled, match="rope_type 'longrope'"):
+        refuse_coupled_modules(adapted)
+
+
+def completing_tiny(**changes):
+    config = AdapterConfig(rank=4, alpha=8.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
+    return attach(tiny_deepseek(**changes), config)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_true_model_that_writes_completions_passes(dtype):
+    refuse_dependence(completing_tiny(dtype=dtype), words=VOCABULARY)
+
+
+@pytest.mark.parametrize("leak", ["PerTensorScale", "LeaksForward", "LeaksBackward"])
+def test_a_model_that_writes_completions_and_mixes_rows_is_refused(leak):
+    with pytest.raises(UnitsCoupled, match="mixes rows"):
+        refuse_dependence(put_after(completing_tiny(), NORM, globals()[leak]()), words=VOCABULARY)
+
+
+def test_a_loss_on_completions_that_is_a_mean_over_rows_is_refused(monkeypatch):
+    adapted, by_row = completing_tiny(), AdaptedModel.losses
+    monkeypatch.setattr(AdaptedModel, "losses", lambda self, ids, targets: by_row(self, ids, targets) / len(ids))
+    with pytest.raises(UnitsCoupled):
+        refuse_dependence(adapted, words=VOCABULARY)
 
 
 class PerTensorScale(nn.Module):
@@ -285,7 +318,7 @@ def test_target_that_the_loss_does_not_reach_is_named():
     config = AdapterConfig(rank=4, alpha=4.0, targets=("o_proj", "lm_head"), seed="s")
     adapted = attach(tiny_deepseek(), config, PooledHead(torch.zeros(64), torch.eye(64)))
     with pytest.raises(TargetUnreached, match=r"does not depend on lm_head\.lora_B: "):
-        refuse_dependence(adapted, record_losses, words=VOCABULARY)
+        refuse_dependence(adapted, words=VOCABULARY)
 
 
 def token_terms(logits, labels):
@@ -318,4 +351,4 @@ def test_loss_that_couples_rows_is_refused(name):
 def test_every_kind_of_target_is_reached():
     for targets in TARGETS:
         if targets not in CAUSAL:
-            refuse_dependence(adapted_tiny(targets), record_losses, words=VOCABULARY)
+            refuse_dependence(adapted_tiny(targets), words=VOCABULARY)

@@ -5,13 +5,14 @@ import pytest
 import torch
 from opacus.accountants import RDPAccountant
 
+from confide.models.adapters import AdapterConfig, attach
 from confide.models.errors import StateMismatch
 from confide.privacy.adaptive_clipping import COUNT_WEIGHT, SENSITIVITY
 from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from confide.privacy.sampling import SeededBytes
 from confide.privacy.steps import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
-from ..models.tiny import random_ids
+from ..models.tiny import random_ids, tiny_deepseek
 from .loops import adapted_tiny, clipped_loop, labels_for
 
 C, BITS = 0.05, 24
@@ -392,3 +393,49 @@ def test_every_local_step_is_projected():
 def test_ball_out_of_range_is_refused(max_norm):
     with pytest.raises(InvalidPrivacyParameter, match="max_norm"):
         ReleaseTerms(**{**PLAIN, "max_norm": max_norm})
+
+
+def completing_tiny():
+    config = AdapterConfig(rank=3, alpha=6.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
+    adapted = attach(tiny_deepseek(dtype=torch.float64), config)
+    adapted.load_state(np.random.default_rng(1).normal(size=adapted.layout.dim) * 0.2)
+    return adapted
+
+
+def completion_loop(adapted, ids, mask, units, clip_norm):
+    """Each unit's gradient by plain autograd on the whole logits, clipped and added."""
+    total = 0
+    for unit in np.unique(units):
+        losses = []
+        for row in np.flatnonzero(units == unit):
+            tokens = torch.from_numpy(ids[row : row + 1])
+            logits = adapted.model(input_ids=tokens).logits[0, :-1][mask[row, 1:]]
+            losses.append(torch.nn.functional.cross_entropy(logits, tokens[0, 1:][mask[row, 1:]]))
+        grads = torch.autograd.grad(torch.stack(losses).mean(), list(adapted.trained.values()))
+        flat_ = np.concatenate([grad.numpy().ravel() for grad in grads])
+        total = total + flat_ * min(1, clip_norm / np.linalg.norm(flat_))
+    return total
+
+
+def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alone():
+    adapted, ids = completing_tiny(), random_ids(7).numpy()
+    mask = np.zeros(ids.shape, dtype=np.bool_)
+    for row in range(7):
+        mask[row, 3 + row : 6 + row] = True
+    ids[0, 6:] = 0
+    units = np.array([0, 1, 0, 2, 3, 4, 1])
+    want = completion_loop(adapted, ids, mask, units, C) * 2**BITS
+    for max_rows in (3, 100):
+        got = private_release(
+            adapted, ids, mask, units, terms=ReleaseTerms(**{**PLAIN, "max_rows_per_batch": max_rows})
+        )
+        assert np.abs(got - want).max() <= 0.5 + 1e-2
+    assert np.abs(want).max() > 2**BITS * C / 100
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 11), (4, 12, 1)])
+def test_targets_that_do_not_fit_the_records_are_refused(shape):
+    with pytest.raises(BatchMalformed):
+        private_release(
+            completing_tiny(), random_ids(4).numpy(), np.zeros(shape, bool), np.arange(4), terms=ReleaseTerms(**PLAIN)
+        )

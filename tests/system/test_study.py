@@ -15,8 +15,8 @@ from confide.client_node.policy import load_policy
 from confide.client_node.study import Study
 from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.optimizer import ServerOptimizer
-from confide.coordinator.results import adapted_model
 from confide.coordinator.results import score as score_records
+from confide.coordinator.results import trained_model
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Store
 from confide.coordinator.studies import load_study
@@ -73,13 +73,13 @@ def test_a_process_killed_in_the_middle_changes_nothing(federation, undisturbed,
 
 def test_what_is_measured_is_what_a_plain_count_of_the_final_models_scores_gives(federation, study, undisturbed):
     store = Store.open(federation.home)
-    adapted = adapted_model(store, federation.home, undisturbed)
+    model = trained_model(store, federation.home, undisturbed)
     store.close()
     counts = np.zeros((2, BINS))
     for site in SITES:
         held_out = load_policy(federation.node_home(site)).held_out()
         assert held_out is not None
-        for score, label in zip(*score_records(adapted, study, held_out), strict=True):
+        for score, label in zip(*score_records(model, study, held_out), strict=True):
             counts[label, sum(score >= edge for edge in bin_edges(BINS))] += 1
     assert histogram(federation, undisturbed) == counts.ravel().tolist()
     assert counts.sum() == 12 * len(SITES)

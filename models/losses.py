@@ -1,0 +1,62 @@
+"""What one record adds to the loss, in nats: a function of that record alone.
+
+A unit's loss is the mean over its own records, a batch's the sum over units. Nothing is divided by how many there are.
+
+Legend: `R` rows (records), `T` tokens, `N` tokens of completions, `D` model width, `V` words.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
+    """[R] binary cross-entropy of each record's logit."""
+    return F.binary_cross_entropy_with_logits(logits_R, labels_R.to(logits_R), reduction="none")
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """How a causal model foretells the completions of some records, token by token."""
+
+    row_N: Tensor  # int64, the record of each token
+    losses_N: Tensor  # negative log-likelihood of the token given all tokens before it
+    is_first_choice_N: Tensor  # bool, whether no other word was more likely
+    tokens_R: Tensor  # int64, tokens of each record's completion
+
+    def by_record(self) -> Tensor:
+        """[R], the mean loss over the tokens of each completion; 0 where there is none."""
+        zeros = self.losses_N.new_zeros(len(self.tokens_R))
+        return zeros.index_add(0, self.row_N, self.losses_N) / self.tokens_R.clamp_min(1)
+
+    def is_exact(self) -> Tensor:
+        """bool [R], whether greedy decoding after the prompt would write the completion word for word."""
+        misses = torch.zeros_like(self.tokens_R).index_add(0, self.row_N, (~self.is_first_choice_N).long())
+        return (misses == 0) & (self.tokens_R > 0)
+
+
+def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
+    """Losses on completions alone: what a prompt says is read, not learned.
+
+    The output matrix is applied where a completion's token is foretold and nowhere else: over all tokens, logits would
+    be most of the memory of a step.
+
+    Args:
+        model: a DeepseekV3ForCausalLM, adapted or not; its `lm_head` must not be adapted.
+        ids_RT: int64, padded on the right with any word: what follows a token does not reach it.
+        is_completion_RT: bool; the first token of a row is never one.
+    """
+    hidden_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
+    is_foretold = is_completion_RT[:, 1:].bool()
+    logits_NV = model.lm_head(hidden_RTD[:, :-1][is_foretold])
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # bfloat16 cannot tell words apart
+    target_N = ids_RT[:, 1:][is_foretold]
+    return Foretold(
+        row_N=is_foretold.nonzero()[:, 0],
+        losses_N=F.cross_entropy(logits_NV, target_N, reduction="none"),
+        is_first_choice_N=logits_NV.argmax(-1) == target_N,
+        tokens_R=is_foretold.sum(1),
+    )
