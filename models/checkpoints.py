@@ -22,7 +22,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 from transformers.utils import logging as transformers_logging
 
 from ..kernels.experts import Experts
-from ..kernels.install import Pack, fill, install
+from ..kernels.install import Pack, fill, install, refuse_saving
 from .errors import BackboneMismatch, InvalidBackbone
 
 CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
@@ -104,7 +104,8 @@ def load_model(
     somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
 
     With `pack` experts go from the files into their codes one after another, and no stack of them is ever in memory
-    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one.
+    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one, and
+    `save_pretrained` of it raises `kernels.errors.SavedWithoutExperts`.
 
     Args:
         directory: as `transformers` writes it; `content_hash` says what may lie in it.
@@ -224,6 +225,7 @@ def read_model(
         raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
     if pack is not None:
         _fill_banks(model, directory, files, dtype, pack)
+        refuse_saving(model)
     model.train(False).requires_grad_(False)
     return model
 
