@@ -129,6 +129,27 @@ def describe(directory: Path) -> Description:
     return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
 
 
+def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
+    """Every directory right below a folder that has a `config.json`, by name: what it holds, or why it is no backbone.
+
+    All of their files are read, for their hashes.
+
+    Raises:
+        InvalidBackbone: the folder cannot be listed.
+    """
+    try:
+        directories = sorted(path for path in Path(folder).iterdir() if (path / checkpoints.CONFIG).exists())
+    except OSError as err:
+        raise InvalidBackbone(f"{folder}: cannot be listed ({err.strerror})") from err
+    found: dict[str, Description | InvalidBackbone] = {}
+    for directory in directories:
+        try:
+            found[directory.name] = describe(directory)
+        except (InvalidBackbone, OSError) as err:
+            found[directory.name] = checkpoints.as_invalid(directory, err)
+    return found
+
+
 def backbone_hash(directory: Path) -> str:
     """`checkpoints.content_hash` of a directory that is a whole backbone.
 

@@ -31,8 +31,9 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+show budget+report "
-    "budget+verify budget+export adapter+export adapter+evaluate audit+privacy demo"
+    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
+    "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
+    "adapter+evaluate audit+privacy demo"
 )
 
 
@@ -435,6 +436,26 @@ def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
     parameters = sum(parameter.numel() for parameter in load(backbone).model.parameters())
     assert printed["size"]["parameters"] == parameters > printed["size"]["active_parameters"]
     assert all(word in shown for word in (printed["hash"], "not stated", f"{parameters:,}"))
+
+
+def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone, tmp_path):
+    folder = tmp_path / "backbones"
+    for name in ("good", "broken", "lying"):
+        shutil.copytree(backbone, folder / name)
+    (folder / "broken" / "model.safetensors").unlink()
+    (folder / "lying" / "origin.json").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "config.json").write_text("{}")
+    printed = json.loads(invoke("backbone", "list", folder, "--json").stdout)
+    assert [row["directory"] for row in printed] == [str(folder / name) for name in ("broken", "good", "lying")]
+    assert printed[1] == json.loads(invoke("backbone", "show", folder / "good", "--json").stdout)
+    assert "model.safetensors" in printed[0]["problem"]
+    result = invoke("backbone", "list", folder)
+    assert backbone_hash(backbone) in result.stdout
+    assert "broken" not in result.stdout
+    assert "origin.json must be" in lined(result.stderr)
+    assert "none yet" in invoke("backbone", "list", folder / "notes").stdout
+    assert "cannot be listed" in invoke("backbone", "list", folder / "absent", code=FAILED).stderr
 
 
 def test_an_imported_checkpoint_is_shown_with_licence_and_origin(smollm2):
