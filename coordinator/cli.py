@@ -579,7 +579,7 @@ def adapter_evaluate(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Score held-out records that lie on this machine: AUC and accuracy with 95 % intervals.
+    """Score held-out records that lie on this machine: AUC, accuracy and calibration with 95 % intervals.
 
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
@@ -593,10 +593,9 @@ def adapter_evaluate(
         )
         if as_json:
             return print_json(found)
-        for metric in ("auc", "accuracy"):
-            out.print(
-                f"{metric:9s} {found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]"
-            )
+        for metric in ("auc", "accuracy", "brier_score", "calibration_error"):
+            value, low, high = (found[metric][bound] for bound in ("value", "low", "high"))
+            out.print(f"{metric.replace('_', ' '):17s} {value:.4f}  [{low:.4f}, {high:.4f}]")
 
 
 @app.command()

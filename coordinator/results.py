@@ -14,7 +14,7 @@ from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
-from ..models.evaluation import accuracy, auc
+from ..models.evaluation import accuracy, auc, brier_score, calibration_error
 from ..models.head import PooledHead
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
@@ -114,14 +114,12 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 
 
 def evaluate(adapted: AdaptedModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    """AUC and accuracy, with 95 % intervals, over all the held-out tables together."""
+    """AUC, accuracy, Brier score and calibration error, with 95 % intervals, over all held-out tables together."""
     scores, labels = zip(*(score(adapted, study, policy) for policy in policies), strict=True)
     all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
-    return {
-        "records": len(all_labels),
-        "auc": asdict(auc(all_scores, all_labels)),
-        "accuracy": asdict(accuracy(all_scores, all_labels)),
-    }
+    metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
+    found = {name: asdict(metric(all_scores, all_labels)) for name, metric in metrics.items()}
+    return {"records": len(all_labels), **found}
 
 
 @torch.no_grad()

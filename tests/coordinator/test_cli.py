@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
@@ -12,7 +13,9 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Node, Round, Run, Store
+from confide.coordinator.studies import load_study
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash, load
 from confide.models.pretraining import PretrainingConfig
@@ -21,9 +24,10 @@ from confide.privacy.ledger import Ledger
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, changed, identity_of, key_of, make_study, write_draft
 from ..privacy.ledgers import charge, ledger_with, signer
-from .conftest import SITES, enrolled_nodes
+from .conftest import SITES, committed_round, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
 from .test_measurement import with_evaluation
+from .test_results import HELD_OUT
 
 __all__ = ["make_study", "write_draft"]  # fixtures
 
@@ -340,6 +344,22 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
     monkeypatch.setattr("confide.coordinator.watch.watch", interrupted)
     call("run", "watch", run, code=INTERRUPTED)
     assert store.run(run).state == "pending"
+
+
+def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, store, home, run, tmp_path):
+    study, lease = load_study(store.study(store.run(run).study)), store.acquire_lease(run)
+    state = np.random.default_rng(1).normal(0, 0.1, study.dim).astype(np.float32)
+    state_hash = RunFolder(home, run).save(Checkpoint(round=1, state=state, velocity=np.zeros_like(state)))
+    store.commit_round(committed_round(1, run=run, lease=lease, state_hash=state_hash))
+    (tmp_path / "held-out.csv").write_text(HELD_OUT)
+    words = ("adapter", "evaluate", run, "--data", tmp_path / "held-out.csv", "--unit-column", "patient_id")
+    found = json.loads(call(*words, "--json").stdout)
+    lines = call(*words).stdout.splitlines()
+    metrics = ("auc", "accuracy", "brier_score", "calibration_error")
+    assert found.keys() == {"records", *metrics}
+    for metric, line in zip(metrics, lines, strict=True):
+        assert line.startswith(metric.replace("_", " "))
+        assert f"{found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]" in line
 
 
 def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path):

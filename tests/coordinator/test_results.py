@@ -198,7 +198,9 @@ def test_an_evaluation_counts_pairs_and_right_answers(federation, table):
     assert found["records"] == 6
     assert found["auc"]["value"] == pytest.approx(np.mean([a > b for a, b in pairs]))
     assert found["accuracy"]["value"] == pytest.approx(np.mean((scores > 0) == labels))
-    assert found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"]
+    assert found["brier_score"]["value"] == pytest.approx(np.mean((1 / (1 + np.exp(-scores)) - labels) ** 2))
+    for metric in ("auc", "accuracy", "brier_score", "calibration_error"):
+        assert found[metric]["low"] <= found[metric]["value"] <= found[metric]["high"]
 
 
 def test_an_untrained_head_knows_nothing(federation, table):
