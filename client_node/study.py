@@ -53,7 +53,7 @@ def _is_certificate(value: str) -> str:
 
 
 class _Marked(BaseModel):
-    format: Literal[1, 2]  # of which every earlier version's studies were
+    format: Literal[1, 2, 3]  # of which every earlier version's studies were
 
 
 def _is_older(data: bytes) -> bool:
@@ -125,7 +125,7 @@ class PlannedRound:
 class Study(Settings):
     """The whole of what a site approves."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     draft: StudyDraft
     backbone_hash: Digest
     sites: Annotated[tuple[Participant, ...], Field(min_length=2, max_length=1000)]

@@ -90,7 +90,7 @@ class Trainer:
             TargetUnreached: an adapter would never be trained.
             InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
-        loaded = load_backbone(backbone, expected_hash=study.backbone_hash)
+        loaded = load_backbone(backbone, expected_hash=study.backbone_hash, experts=study.draft.model.experts)
         self._study, self._read, self._site = study, read, site
         self._terms = release_terms(
             study.draft,

@@ -30,7 +30,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     """
     draft = load_draft(draft_file)
     folder = (draft_file.parent / draft.model.backbone).resolve()
-    backbone = load_backbone(folder)
+    backbone = load_backbone(folder, experts=draft.model.experts)
     if backbone.schema != draft.record_schema():
         raise StudyRefused(
             f"{draft_file}: the backbone in {folder} reads records of another schema than [data] describes"

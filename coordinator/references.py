@@ -82,7 +82,7 @@ def references(
 
 def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
     """The backbone with the study's adapters and head as they start."""
-    loaded = load_backbone(backbone, expected_hash=expected_hash)
+    loaded = load_backbone(backbone, expected_hash=expected_hash, experts=draft.model.experts)
     return attach(loaded.model, AdapterConfig(**draft.adapter_config()), head=PooledHead(loaded.center, loaded.whiten))
 
 

@@ -39,7 +39,9 @@ def adapted_model(store: Store, home: Path, run_id: str) -> AdaptedModel:
     last = store.last_round(run_id)
     if last.state_hash is None:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
-    backbone = load_backbone(study_start(home, study).backbone, expected_hash=study.backbone_hash)
+    backbone = load_backbone(
+        study_start(home, study).backbone, expected_hash=study.backbone_hash, experts=study.draft.model.experts
+    )
     adapted = attach(
         backbone.model, AdapterConfig(**study.adapter_config()), head=PooledHead(backbone.center, backbone.whiten)
     )
@@ -82,6 +84,7 @@ def export_adapter(
         collusion=privacy.collusion,
         auc=measurement(store, run_id).metrics.auc if is_measured else None,
         audit=standing.card,
+        experts=study.draft.model.experts,
     )
     export(adapted, directory, card)
     if standing.override is not None:

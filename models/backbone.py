@@ -91,12 +91,15 @@ def save(
         return backbone_hash(partial)
 
 
-def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
+def load(
+    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+) -> Backbone:
     """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
 
     Args:
         directory: what `save` wrote.
         expected_hash: refuse any other content before a single file is parsed.
+        experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
@@ -109,7 +112,7 @@ def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
         schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
         pooling = load_file(directory / _POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
-        model = checkpoints.read_model(directory)
+        model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,8 +22,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 from transformers.utils import logging as transformers_logging
 
 from ..kernels.experts import Experts
+from ..kernels.formats import Int8Row, NF4Block64
 from ..kernels.install import Pack, fill, install, refuse_saving
 from .errors import BackboneMismatch, InvalidBackbone
+
+ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
+PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
 
 CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"

@@ -186,10 +186,12 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "1595a991719119169b8140025467d057453b70bac8fdfa360bf93346bc9f4691"
+    assert study.study_hash == "5653118e96d74907fb40eda6ddb58c21c9a29dd64b3cd71e4df52e49b717ede2"
 
 
-@pytest.mark.parametrize(("version", "section", "key"), [(1, "privacy", "max_dropouts"), (2, "aggregation", "kem")])
+@pytest.mark.parametrize(
+    ("version", "section", "key"), [(1, "privacy", "max_dropouts"), (2, "aggregation", "kem"), (3, "model", "experts")]
+)
 def test_a_study_of_an_earlier_version_is_refused_with_where_to_read_on(make_study, version, section, key):
     old = json.loads(make_study().canonical()) | {"format": version}
     del old["draft"][section][key]
@@ -209,6 +211,7 @@ def test_every_term_is_in_the_hash(make_study):
         ("rank = 4", "rank = 5"), ("alpha = 4.0", "alpha = 4.1"), ("[20, 40, 60, 80]", "[20, 40, 60, 81]"),
         ('["F", "M"]', '["M", "F"]'), ("delta = 1e-5", "delta = 2e-5"), ("lr = 0.3", "lr = 0.4"),
         ("rounds = 40", "rounds = 41"), ('"agg-b"', '"agg-d"'), ("batch_units = 1374", "batch_units = 1375"),
+        ("[adapter]", 'experts = "int8"\n[adapter]'),
         ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
     ]  # fmt: skip
     hashes = {make_study(change).study_hash for change in changes}
@@ -327,7 +330,7 @@ BAD_PARTIES = {
     "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
     "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
     "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
-    "another format": (lambda s: s.update(format=4), "format is 4; it must be 3"),
+    "another format": (lambda s: s.update(format=5), "format is 5; it must be 4"),
 }
 
 

@@ -20,6 +20,7 @@ from confide.coordinator.results import (
 )
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
+from confide.kernels.formats import NF4Block64
 from confide.privacy.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of
@@ -117,6 +118,17 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == 4
     head = adapted_model(federation.store, federation.home, RUN).head.weight.detach().numpy()
     np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
+
+
+def test_a_study_of_quantised_experts_is_exported_and_scored_with_them(federation, table):
+    study = with_run(federation, ("[adapter]", 'experts = "nf4"\n[adapter]'))
+    adapted = adapted_model(federation.store, federation.home, RUN)
+    banks = [module for name, module in adapted.adapters.items() if name.endswith(".experts")]
+    assert banks
+    assert all(isinstance(bank.base.confide_experts.down, NF4Block64) for bank in banks)
+    assert evaluate(adapted, study, [held_out_policy(table, study, "patient_id")])["records"] == 6
+    export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert "routed experts in nf4" in (federation.home / "adapter" / "README.md").read_text()
 
 
 def test_an_export_replaces_nothing(federation):
