@@ -250,6 +250,7 @@ class ModelTerms(Settings):
     """The frozen model."""
 
     backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
+    experts: Literal["float32", "int8", "nf4"] = "float32"  # how every site holds the routed ones, which are frozen
 
 
 class Participants(Settings):

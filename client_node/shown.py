@@ -170,6 +170,7 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
             "created": study.created.isoformat(),
             "coordinator": study.coordinator,
             "backbone": study.backbone_hash,
+            "routed experts": draft.model.experts,
         },
         "Data": {
             **learned,

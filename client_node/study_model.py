@@ -51,12 +51,12 @@ def load_study_model(draft: StudyDraft, directory: Path, *, expected_hash: str |
         InvalidPrompt: the template by itself is longer than a record may be.
         TargetMissing, UnsupportedModule: an adapter has no place there.
     """
-    config = AdapterConfig(**draft.adapter_config())
+    config, experts = AdapterConfig(**draft.adapter_config()), draft.model.experts
     if draft.data.text is not None:
-        text = backbone.load_text(directory, expected_hash=expected_hash)
+        text = backbone.load_text(directory, expected_hash=expected_hash, experts=experts)
         encoder = PromptEncoder(draft.data.text.template(), text.tokenizer, draft.data.max_tokens)
         return StudyModel(attach(text.model, config), encoder, encoder.words, text.hash)
-    loaded = backbone.load(directory, expected_hash=expected_hash)
+    loaded = backbone.load(directory, expected_hash=expected_hash, experts=experts)
     schema = draft.record_schema()
     if loaded.schema != schema:
         raise BackboneMismatch(f"the backbone in {directory} reads records of another schema than [data] describes")

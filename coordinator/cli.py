@@ -6,6 +6,7 @@ by Ctrl-C.
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -37,8 +38,10 @@ from .register import Register
 from .store import Evaluation, Round, Run, Store, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
+    from ..models.backbone import Description
     from ..models.binned_evaluation import ReliabilityBin
     from ..models.evaluation import Estimate
+    from ..models.router_statistics import LayerRouting
     from ..privacy.report_format import AuditFacts
 
 app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
@@ -228,6 +231,34 @@ def backbone_import(
         print(imported.hash)
 
 
+@backbone_app.command("list")
+def backbone_list(
+    folder: Annotated[Path, typer.Argument(help="Folder in which the backbones' folders lie.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Show every backbone directly below a folder, and what is wrong with those that cannot be used.
+
+    A federation keeps no list: backbones lie where you put them.
+    """
+    from dataclasses import asdict
+
+    from ..models.backbone import backbones_in
+    from ..models.errors import InvalidBackbone
+
+    with told():
+        found = backbones_in(folder)
+        if as_json:
+            facts = {
+                name: {"problem": str(of)} if isinstance(of, InvalidBackbone) else asdict(of)
+                for name, of in found.items()
+            }
+            return print_json([{"directory": str(folder / name), **of} for name, of in facts.items()])
+        good = {name: of for name, of in found.items() if not isinstance(of, InvalidBackbone)}
+        print_table(f"Backbones in {escape(str(folder))}", [backbone_row(name, of) for name, of in good.items()])
+        for name in sorted(found.keys() - good.keys()):
+            err.print(f"Cannot be used: {found[name]}", markup=False, highlight=False)
+
+
 @backbone_app.command("show")
 def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
@@ -250,6 +281,39 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
         }
         shown = [{"": name.replace("_", " "), "value": value} for name, value in rows.items()]
         print_table(escape(str(directory)), shown)
+
+
+@backbone_app.command("routing")
+def backbone_routing(
+    directory: Path,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 file to read, at most 1 MiB; left out, the licence in the folder.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to read at the most.")] = 1024,
+    html: Annotated[Path | None, typer.Option(help="Write the figures as a web page to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how evenly a backbone's routers spread what it reads over experts: a text, or synthetic records.
+
+    The figures depend on what is read: publish them only if that is public.
+    """
+    from rich.progress import Progress
+
+    from .routing import measure
+    from .routing_page import render_html
+
+    with told():
+        with Progress(console=err, transient=True) as progress:
+            bar = progress.add_task("Reading", total=tokens)
+            found = measure(directory, text, tokens=tokens, progress=lambda read: progress.update(bar, completed=read))
+        if html is not None:
+            html.write_text(render_html(found), encoding="utf-8")
+            err.print(f"Page written to {html}")
+        if as_json:
+            return print_json(found.to_dict())
+        if html is None:
+            read = f"{directory}, {found.layers[0].tokens:,} tokens of {found.read}"
+            print_table(escape(read), routing_rows(found.layers))
 
 
 @study_app.command("create")
@@ -517,8 +581,8 @@ def adapter_evaluate(
 ) -> None:
     """Score held-out records that lie on this machine, with 95 % intervals.
 
-    AUC and accuracy of a study that classifies; exact match and perplexity of one that writes completions. The figures
-    depend on those records: publish them only if the records are public or their release is accounted for.
+    AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
+    The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
     from .results import evaluate, held_out_policy, trained_model
     from .studies import load_study
@@ -530,10 +594,9 @@ def adapter_evaluate(
         )
         if as_json:
             return print_json(found)
-        for metric, each in found.items():
-            if metric != "records":
-                name = metric.replace("_", " ")
-                out.print(f"{name:11s} {each['value']:.4f}  [{each['low']:.4f}, {each['high']:.4f}]")
+        for metric in (name for name in found if name != "records"):
+            value, low, high = (found[metric][bound] for bound in ("value", "low", "high"))
+            out.print(f"{metric.replace('_', ' '):17s} {value:.4f}  [{low:.4f}, {high:.4f}]")
 
 
 @app.command()
@@ -636,6 +699,39 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
         "positive": value,
         "95 % interval": interval,
     }
+
+
+def backbone_row(name: str, found: "Description") -> dict[str, Any]:
+    """A backbone as a table shows it."""
+    return {
+        "folder": name,
+        "reads": found.reads,
+        "parameters": f"{found.size.parameters:,}",
+        "licence": found.origin.licence if found.origin else "not stated",
+        "hash": found.hash,
+    }
+
+
+def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:
+    """Layers as a table shows them, the load of each expert as a bar, full at twice an even share."""
+    return [
+        {
+            "layer": layer.layer,
+            "load, expert by expert": bars([share * len(layer.load) / 2 for share in layer.load]),
+            "entropy": f"{layer.entropy:.3f}",
+            "max violation": f"{layer.max_violation:.2f}",
+            "never chosen": len(layer.unused),
+            "token entropy": f"{layer.token_entropy:.4f}",
+        }
+        for layer in layers
+    ]
+
+
+def bars(heights: Sequence[float]) -> str:
+    """A bar for each height, a blank for 0 and the tallest for 1 and more; of more than 64, means of neighbours."""
+    width = -(-len(heights) // 64)
+    groups = [heights[start : start + width] for start in range(0, len(heights), width)]
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, math.ceil(8 * sum(group) / len(group)))] for group in groups)
 
 
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..client_node.data import read as read_records
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..client_node.study_model import StudyModel, load_study_model
-from ..models.evaluation import accuracy, auc, exact_match, perplexity
+from ..models.evaluation import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
 from ..models.losses import foretell
 from ..models.peft_format import ModelCard, export
 from ..privacy.charges import Books, Spent, spent
@@ -79,6 +79,7 @@ def export_adapter(
         collusion=privacy.collusion,
         auc=measurement(store, run_id).metrics.auc if is_measured else None,
         audit=standing.card,
+        experts=study.draft.model.experts,
     )
     export(adapted, directory, card)
     if standing.override is not None:
@@ -113,17 +114,16 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
     """Metrics with 95 % intervals over all the held-out tables together.
 
-    AUC and accuracy of a classifier; of what writes completions, exact match and perplexity.
+    AUC, accuracy, Brier score and calibration error of a classifier; of what writes completions, exact match and
+    perplexity.
     """
     if study.draft.data.text is not None:
         return _evaluate_text(model, study, policies)
     scores, labels = zip(*(score(model, study, policy) for policy in policies), strict=True)
     all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
-    return {
-        "records": len(all_labels),
-        "auc": asdict(auc(all_scores, all_labels)),
-        "accuracy": asdict(accuracy(all_scores, all_labels)),
-    }
+    metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
+    found = {name: asdict(metric(all_scores, all_labels)) for name, metric in metrics.items()}
+    return {"records": len(all_labels), **found}
 
 
 @torch.no_grad()
@@ -136,22 +136,24 @@ def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarr
 
 @torch.no_grad()
 def _evaluate_text(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    exact, losses, tokens, units = [], [], [], []
+    exact: list[bool] = []
+    by_unit: dict[tuple[int, int], list[float]] = {}  # loss and tokens of all texts of a unit
     for table, policy in enumerate(policies):
         examples = model.examples(read_records(policy, study))
-        units += [(table, unit) for unit in examples.units.tolist()]
         for start in range(0, len(examples.ids), _TEXTS):
             here = slice(start, start + _TEXTS)
-            found = foretell(
-                model.adapted.model, torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
-            )
+            rows = torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
+            found = foretell(model.adapted.model, *rows)
             exact += found.is_exact().tolist()
-            losses += (found.by_record() * found.tokens_R).tolist()
-            tokens += found.tokens_R.tolist()
+            losses = (found.by_record() * found.tokens_R).tolist()
+            for unit, loss, tokens in zip(examples.units[here], losses, found.tokens_R.tolist(), strict=True):
+                so_far = by_unit.setdefault((table, int(unit)), [0.0, 0.0])
+                so_far[0], so_far[1] = so_far[0] + loss, so_far[1] + tokens
+    sums = np.array(list(by_unit.values())).reshape(-1, 2)
     return {
         "records": len(exact),
         "exact_match": asdict(exact_match(exact)),
-        "perplexity": asdict(perplexity(losses, tokens, units)),
+        "perplexity": asdict(perplexity(sums[:, 0], sums[:, 1])),
     }
 
 

@@ -5,6 +5,7 @@ KernelError
 ├── UnfitWeights        tensors that are no stack of experts, or do not fit each other
 ├── UnknownBackend      a backend that does not exist, or cannot run here
 ├── UnsupportedExperts  a module whose experts compute something else than these kernels do
+├── SavedWithoutExperts a checkpoint would be written that lacks its packed experts
 ├── TokensMiscounted    an op saw another number of tokens than the microbatch has
 ├── CapturedTwice       one factor contributed twice to the same microbatch
 ├── CaptureClosed       backward reached a factor after its microbatch had ended
@@ -31,6 +32,10 @@ class UnknownBackend(KernelError):
 
 class UnsupportedExperts(KernelError):
     """The experts of a module are no plain SwiGLU bank: nothing is computed rather than something else."""
+
+
+class SavedWithoutExperts(KernelError):
+    """Packed experts are no part of a model's state, so a checkpoint of it would lack them; none is written."""
 
 
 class TokensMiscounted(KernelError):

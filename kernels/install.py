@@ -18,11 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .collect import CaptureSlot, Collector
-from .errors import CaptureMissed, UnfitWeights, UnsupportedExperts
+from .errors import CaptureMissed, SavedWithoutExperts, UnfitWeights, UnsupportedExperts
 from .experts import Experts, Factors, LoRA
 from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128
 from .moe import moe
@@ -124,7 +125,8 @@ def quantise(model: Any, pack: Pack) -> None:
     """Freezes every bank of routed experts of a transformers model in another format, for good.
 
     One bank after another is packed and its parameters are dropped. What is packed is no part of the model's state any
-    more and stays on its device: load and move the model before, and train adapters on it after.
+    more and stays on its device: load and move the model before, and train adapters on it after. `save_pretrained`
+    raises `SavedWithoutExperts` from then on.
 
     Raises:
         UnsupportedExperts: as `adapt`.
@@ -141,6 +143,17 @@ def quantise(model: Any, pack: Pack) -> None:
             packed.append(pack(weights.dense().detach()))
             delattr(module, leaf)
         fill(module, Experts(*packed))
+    refuse_saving(model)
+
+
+def refuse_saving(model: nn.Module) -> None:
+    """Makes `save_pretrained` of a transformers model and of the models inside it raise `SavedWithoutExperts`.
+
+    Transformers would write a checkpoint without experts and say nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):  # PEFT's models write adapters, and may
+            module.save_pretrained = _save_nothing  # type: ignore[method-assign]
 
 
 def fill(module: Any, experts: Experts) -> None:
@@ -248,6 +261,13 @@ def _check_gate(module: Any, device: torch.device) -> None:
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]
     if not torch.allclose(module._apply_gate(probe), want, rtol=1e-4, atol=1e-4):
         raise UnsupportedExperts(f"{type(module).__name__} has another gate than SiLU(gate) * up")
+
+
+def _save_nothing(*_: object, **__: object) -> None:
+    raise SavedWithoutExperts(
+        "packed experts are not in the model's state and a checkpoint would lack them; nothing was written: keep the "
+        "one that the model was loaded from"
+    )
 
 
 def _refuse_other_implementation(module: Any, _: object) -> None:

@@ -100,12 +100,15 @@ def save(
         return backbone_hash(partial)
 
 
-def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
+def load(
+    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+) -> Backbone:
     """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
 
     Args:
         directory: what `save` wrote.
         expected_hash: refuse any other content before a single file is parsed.
+        experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
@@ -118,14 +121,16 @@ def load(directory: Path, *, expected_hash: str | None = None) -> Backbone:
         schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
         pooling = load_file(directory / _POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
-        model = checkpoints.read_model(directory)
+        model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
     return Backbone(model, schema, center, whiten, digest)
 
 
-def load_text(directory: Path, *, expected_hash: str | None = None) -> TextBackbone:
+def load_text(
+    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+) -> TextBackbone:
     """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
 
     Raises:
@@ -138,7 +143,7 @@ def load_text(directory: Path, *, expected_hash: str | None = None) -> TextBackb
     checkpoints.require_content(directory, digest, expected_hash)
     tokenizer = checkpoints.load_tokenizer(directory)
     try:
-        model = checkpoints.read_model(directory)
+        model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     words = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)
@@ -158,6 +163,27 @@ def describe(directory: Path) -> Description:
     digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
     reads: Literal["records", "text"] = "records" if is_backbone else "text"
     return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
+
+
+def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
+    """Every directory right below a folder that has a `config.json`, by name: what it holds, or why it is no backbone.
+
+    All of their files are read, for their hashes.
+
+    Raises:
+        InvalidBackbone: the folder cannot be listed.
+    """
+    try:
+        directories = sorted(path for path in Path(folder).iterdir() if (path / checkpoints.CONFIG).exists())
+    except OSError as err:
+        raise InvalidBackbone(f"{folder}: cannot be listed ({err.strerror})") from err
+    found: dict[str, Description | InvalidBackbone] = {}
+    for directory in directories:
+        try:
+            found[directory.name] = describe(directory)
+        except (InvalidBackbone, OSError) as err:
+            found[directory.name] = checkpoints.as_invalid(directory, err)
+    return found
 
 
 def backbone_hash(directory: Path) -> str:

@@ -9,7 +9,6 @@ Intervals count both chances: another sample of records, and another draw of noi
 records in one bin are ties, and a bin's centre stands for the scores in it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +17,11 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from .errors import MetricUndefined
-from .evaluation import Estimate
+from .evaluation import Estimate, miscalibration
 
 Floats = npt.NDArray[np.float64]
 
 _LEAST_SIGNAL = 4.0  # a total of fewer standard deviations of its own noise is no denominator
-_DRAWS = 1000  # of noise, in the interval of the calibration error
-_HALVINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +159,7 @@ def _share(
 def _calibration_error(negative: Floats, positive: Floats, noise_std: float, confidence: float) -> Estimate:
     """Expected calibration error of the score rounded to its bin's centre (Naeini et al. 2015, ECE).
 
-    That is the sum over bins of |positives - centre * records|, over all records. Absolute values make chance look like
-    miscalibration, so the observed sum is compared with what noise and sampling would make of the observed pattern at
-    other sizes: stated are the sizes of which the observed sum is the median and the outer quantiles.
+    That is the sum over bins of |positives - centre * records|, over all records, freed of what chance and noise add.
     """
     total = float(negative.sum() + positive.sum())
     steps = (np.arange(len(negative)) + 0.5) / len(negative)  # sigmoid(logit / 2) at the centre
@@ -172,36 +167,7 @@ def _calibration_error(negative: Floats, positive: Floats, noise_std: float, con
     excess = (1 - centre) * positive - centre * negative
     sampling = np.maximum(0.0, (1 - centre) ** 2 * positive + centre**2 * negative - excess**2 / total)
     std = np.sqrt(sampling + noise_std**2 * ((1 - centre) ** 2 + centre**2))
-    observed = float(np.abs(excess).sum())
-    if not observed:
-        return Estimate(0.0, 0.0, 0.0, confidence)
-    chance = std * np.random.default_rng(0).standard_normal((_DRAWS, len(std)))  # public already: nothing to protect
-
-    def size(quantile: float) -> float:
-        """The factor on the pattern at which the observed sum is that quantile; 0 if chance alone makes more."""
-
-        place = round(quantile * (_DRAWS - 1))
-
-        def made(factor: float) -> float:
-            return float(np.partition(np.abs(factor * excess + chance).sum(1), place)[place])
-
-        return _where(made, observed, upper=2 + 6 * float(std.sum()) / observed)
-
-    low, middle, high = (
-        size(quantile) * observed / total for quantile in (0.5 + confidence / 2, 0.5, 0.5 - confidence / 2)
-    )
-    return _within(middle, low, high, confidence)
-
-
-def _where(rising: Callable[[float], float], target: float, *, upper: float) -> float:
-    """Where a rising function on [0, upper] reaches `target`; 0 if it begins above."""
-    if rising(0.0) >= target:
-        return 0.0
-    low, high = 0.0, upper
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < target else (low, middle)
-    return high
+    return miscalibration(excess, std, total, confidence)
 
 
 def _within(value: float, low: float, high: float, confidence: float) -> Estimate:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,8 +22,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 from transformers.utils import logging as transformers_logging
 
 from ..kernels.experts import Experts
-from ..kernels.install import Pack, fill, install
+from ..kernels.formats import Int8Row, NF4Block64
+from ..kernels.install import Pack, fill, install, refuse_saving
 from .errors import BackboneMismatch, InvalidBackbone
+
+ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
+PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
 
 CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"
@@ -104,7 +108,8 @@ def load_model(
     somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
 
     With `pack` experts go from the files into their codes one after another, and no stack of them is ever in memory
-    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one.
+    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one, and
+    `save_pretrained` of it raises `kernels.errors.SavedWithoutExperts`.
 
     Args:
         directory: as `transformers` writes it; `content_hash` says what may lie in it.
@@ -224,6 +229,7 @@ def read_model(
         raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
     if pack is not None:
         _fill_banks(model, directory, files, dtype, pack)
+        refuse_saving(model)
     model.train(False).requires_grad_(False)
     return model
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..kernels.experts import peft_factors
 from .adapters import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter
+from .checkpoints import ExpertFormat
 from .directories import new_directory
 from .errors import ExportRefused
 from .evaluation import Estimate
@@ -44,6 +45,7 @@ class ModelCard:
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
     audit: str  # in words: what an empirical audit of the training step found, or why there is none
+    experts: ExpertFormat = "float32"  # how routed experts were held while it was trained
     auc: Estimate | None = None  # measured by the sites on records that they held out
 
 
@@ -148,7 +150,7 @@ from transformers import DeepseekV3ForCausalLM
 model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{_merging(adapted)}{head}
+{_quantised(card)}{_merging(adapted)}{head}
 ## Limits
 {_limits(card)}Nothing here says how fair the adapter is, or how it does on other records than the sites'.
 """
@@ -159,6 +161,15 @@ _HEAD_TEXT = """
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
 times `weight`.
 """
+
+
+def _quantised(card: ModelCard) -> str:
+    if card.experts == "float32":
+        return ""
+    return (
+        f"It was trained, and measured, with the backbone's routed experts in {card.experts}; in float32 they compute "
+        "nearly the same.\n"
+    )
 
 
 def _merging(adapted: AdaptedModel) -> str:

@@ -4,12 +4,9 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from . import canonical, figure, meaning, report_format
+from . import canonical, figure, meaning, page, report_format
 from .report_format import Account, AuditFacts, Event, MembershipFacts, Report, Spending
 
 
@@ -20,7 +17,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         ReportInvalid: `report` does not follow the schema.
     """
     parsed = report_format.parse(dict(report))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = page.templates(__name__)
     environment.filters |= {
         "epsilon": _epsilon, "number": _number, "delta": _delta, "short": _short, "percent": _percent, "odds": _odds
     }  # fmt: skip
@@ -28,9 +25,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         "figure": figure, "meaning": meaning, "agreed": _agreed, "left": _left, "share": _share, "state": _state,
         "is_topped_up": _is_topped_up, "guarantee": _guarantee,
     }  # fmt: skip
-    template = environment.from_string((files(__package__) / "templates" / "report.html").read_text("utf-8"))
     digest = hashlib.sha256(canonical.encode(dict(report))).hexdigest()
     names = {study.hash: study.name for study in parsed.studies}
+    template = environment.get_template("report.html")
     return template.render(report=parsed, digest=digest, study_names=names, meanings=_meanings(parsed))
 
 

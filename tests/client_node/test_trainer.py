@@ -11,6 +11,7 @@ from confide.client_node.draft import StudyDraft
 from confide.client_node.policy import load_policy
 from confide.client_node.study_model import StudyModel, load_study_model
 from confide.client_node.trainer import Trainer
+from confide.kernels.formats import Int8Row, NF4Block64
 from confide.models.binned_evaluation import bin_edges, bin_of
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
@@ -47,6 +48,22 @@ def test_a_site_counts_as_much_as_the_study_says(site: Site):
     half = new_trainer(desk).release(state, 1)
     assert np.abs(whole).max() > 1000
     assert np.abs(half - whole / 2).max() <= 1
+
+
+@pytest.mark.parametrize(("experts", "form"), [("int8", Int8Row), ("nf4", NF4Block64)])
+def test_routed_experts_are_held_and_trained_on_in_the_format_that_the_study_says(site: Site, experts: str, form: type):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("sample_rate = 0.2", "sample_rate = 1.0"))
+    terms = desk.study.draft.model.model_copy(update={"experts": experts})
+    draft = desk.study.draft.model_copy(update={"model": terms})
+    plain = new_trainer(desk)
+    packed = new_trainer(replace(desk, study=desk.study.model_copy(update={"draft": draft})))
+    (bank,) = (module for name, module in packed.adapted.adapters.items() if name.endswith(".experts"))
+    assert isinstance(bank.base.confide_experts.gate_up, form)
+    assert isinstance(bank.base.confide_experts.down, form)
+    state = plain.adapted.state() + np.random.default_rng(0).normal(0, 0.05, len(plain.adapted.state()))
+    first, second = (trainer.release(state, 1) * 2.0**-24 for trainer in (plain, packed))
+    assert 0 < np.linalg.norm(first - second) < 0.2 * np.linalg.norm(first)  # other experts by a rounding, same records
 
 
 def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):

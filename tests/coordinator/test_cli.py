@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
@@ -12,7 +13,9 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Node, Round, Run, Store
+from confide.coordinator.studies import load_study
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash, load
 from confide.models.pretraining import PretrainingConfig
@@ -21,9 +24,10 @@ from confide.privacy.ledger import Ledger
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, changed, identity_of, key_of, make_study, write_draft
 from ..privacy.ledgers import charge, ledger_with, signer
-from .conftest import SITES, enrolled_nodes
+from .conftest import SITES, committed_round, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
 from .test_measurement import with_evaluation
+from .test_results import HELD_OUT
 
 __all__ = ["make_study", "write_draft"]  # fixtures
 
@@ -31,8 +35,9 @@ FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
 RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
-    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+show budget+report "
-    "budget+verify budget+export adapter+export adapter+evaluate audit+privacy demo"
+    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
+    "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
+    "adapter+evaluate audit+privacy demo"
 )
 
 
@@ -341,6 +346,22 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
     assert store.run(run).state == "pending"
 
 
+def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, store, home, run, tmp_path):
+    study, lease = load_study(store.study(store.run(run).study)), store.acquire_lease(run)
+    state = np.random.default_rng(1).normal(0, 0.1, study.dim).astype(np.float32)
+    state_hash = RunFolder(home, run).save(Checkpoint(round=1, state=state, velocity=np.zeros_like(state)))
+    store.commit_round(committed_round(1, run=run, lease=lease, state_hash=state_hash))
+    (tmp_path / "held-out.csv").write_text(HELD_OUT)
+    words = ("adapter", "evaluate", run, "--data", tmp_path / "held-out.csv", "--unit-column", "patient_id")
+    found = json.loads(call(*words, "--json").stdout)
+    lines = call(*words).stdout.splitlines()
+    metrics = ("auc", "accuracy", "brier_score", "calibration_error")
+    assert found.keys() == {"records", *metrics}
+    for metric, line in zip(metrics, lines, strict=True):
+        assert line.startswith(metric.replace("_", " "))
+        assert f"{found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]" in line
+
+
 def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path):
     result = call("adapter", "export", run, tmp_path / "adapter", code=FAILED)
     assert "no committed round yet" in lined(result.stderr)
@@ -435,6 +456,26 @@ def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
     parameters = sum(parameter.numel() for parameter in load(backbone).model.parameters())
     assert printed["size"]["parameters"] == parameters > printed["size"]["active_parameters"]
     assert all(word in shown for word in (printed["hash"], "not stated", f"{parameters:,}"))
+
+
+def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone, tmp_path):
+    folder = tmp_path / "backbones"
+    for name in ("good", "broken", "lying"):
+        shutil.copytree(backbone, folder / name)
+    (folder / "broken" / "model.safetensors").unlink()
+    (folder / "lying" / "origin.json").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "config.json").write_text("{}")
+    printed = json.loads(invoke("backbone", "list", folder, "--json").stdout)
+    assert [row["directory"] for row in printed] == [str(folder / name) for name in ("broken", "good", "lying")]
+    assert printed[1] == json.loads(invoke("backbone", "show", folder / "good", "--json").stdout)
+    assert "model.safetensors" in printed[0]["problem"]
+    result = invoke("backbone", "list", folder)
+    assert backbone_hash(backbone) in result.stdout
+    assert "broken" not in result.stdout
+    assert "origin.json must be" in lined(result.stderr)
+    assert "none yet" in invoke("backbone", "list", folder / "notes").stdout
+    assert "cannot be listed" in invoke("backbone", "list", folder / "absent", code=FAILED).stderr
 
 
 def test_an_imported_checkpoint_is_shown_with_licence_and_origin(smollm2):

@@ -20,6 +20,7 @@ from confide.coordinator.results import (
 )
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
+from confide.kernels.formats import NF4Block64
 from confide.privacy.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of
@@ -119,6 +120,18 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
 
 
+def test_a_study_of_quantised_experts_is_exported_and_scored_with_them(federation, table):
+    study = with_run(federation, ("[adapter]", 'experts = "nf4"\n[adapter]'))
+    model = trained_model(federation.store, federation.home, RUN)
+    adapted = model.adapted
+    banks = [module for name, module in adapted.adapters.items() if name.endswith(".experts")]
+    assert banks
+    assert all(isinstance(bank.base.confide_experts.down, NF4Block64) for bank in banks)
+    assert evaluate(model, study, [held_out_policy(table, study, "patient_id")])["records"] == 6
+    export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert "routed experts in nf4" in (federation.home / "adapter" / "README.md").read_text()
+
+
 def test_an_export_replaces_nothing(federation):
     with_run(federation)
     (federation.home / "adapter").mkdir()
@@ -198,7 +211,9 @@ def test_an_evaluation_counts_pairs_and_right_answers(federation, table):
     assert found["records"] == 6
     assert found["auc"]["value"] == pytest.approx(np.mean([a > b for a, b in pairs]))
     assert found["accuracy"]["value"] == pytest.approx(np.mean((scores > 0) == labels))
-    assert found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"]
+    assert found["brier_score"]["value"] == pytest.approx(np.mean((1 / (1 + np.exp(-scores)) - labels) ** 2))
+    for metric in ("auc", "accuracy", "brier_score", "calibration_error"):
+        assert found[metric]["low"] <= found[metric]["value"] <= found[metric]["high"]
 
 
 def test_an_untrained_head_knows_nothing(federation, table):

@@ -21,7 +21,14 @@ from transformers import (
 from confide.kernels import install as plugin
 from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
-from confide.kernels.errors import CaptureClosed, CaptureMissed, CaptureNested, UnfitWeights, UnsupportedExperts
+from confide.kernels.errors import (
+    CaptureClosed,
+    CaptureMissed,
+    CaptureNested,
+    SavedWithoutExperts,
+    UnfitWeights,
+    UnsupportedExperts,
+)
 from confide.kernels.experts import from_peft
 from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
 from confide.kernels.install import adapt, experts_of, install, quantise
@@ -240,6 +247,18 @@ def test_quantised_experts_refuse_other_code_and_a_second_time():
     ours.set_experts_implementation("grouped_mm")
     with pytest.raises(UnsupportedExperts, match="'grouped_mm' knows nothing"):
         ours(tokens())
+
+
+@peft_hints
+def test_a_quantised_model_is_not_saved_without_its_experts_but_peft_s_adapter_of_it_is(tmp_path):
+    ours = model()
+    quantise(ours, Int8Row.quantised)
+    for part in (ours, ours.model, copy.deepcopy(ours)):
+        with pytest.raises(SavedWithoutExperts, match="nothing was written"):
+            part.save_pretrained(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+    get_peft_model(ours, LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("bad", [(0, 8.0), (4, 0.0), (4, float("nan"))])

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+from confide.kernels.errors import SavedWithoutExperts
 from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
 from confide.kernels.install import quantise
 from confide.models.checkpoints import content_hash, load_model, no_progress_bar, write_json
@@ -73,6 +74,13 @@ def test_all_but_the_experts_is_what_the_whole_model_has(directory, dtype):
     assert all(torch.equal(found[name], rest[name]) and found[name].dtype == rest[name].dtype for name in rest)
     assert not packed.training
     assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+def test_what_was_packed_while_loading_is_not_saved_without_its_experts(directory):
+    packed = load_model(directory, pack=Int8Row.quantised)
+    with pytest.raises(SavedWithoutExperts):
+        packed.save_pretrained(directory.parent / "copy")
+    assert not (directory.parent / "copy").exists()
 
 
 def test_weights_stored_in_bfloat16_are_quantised_as_they_are_read(tmp_path):
