@@ -38,6 +38,7 @@ from .store import Evaluation, Round, Run, Store, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..models.binned_evaluation import ReliabilityBin
+    from ..models.card import ModelCard
     from ..models.evaluation import Estimate
     from ..privacy.report_format import AuditFacts
 
@@ -494,17 +495,45 @@ def adapter_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
-    from dataclasses import asdict
-
     from .results import export_adapter
+
+    _publish("Adapter", export_adapter, run, directory, override_audit, home, as_json)
+
+
+@adapter_app.command("merge")
+def adapter_merge(
+    run: str,
+    directory: Path,
+    override_audit: Annotated[
+        str | None, typer.Option(help="Write without an audit that passed, for this reason; the model card shows it.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the backbone with a run's adapter in its weights, as one checkpoint; conditions are those of `export`."""
+    from .results import merge_adapter
+
+    _publish("Merged model", merge_adapter, run, directory, override_audit, home, as_json)
+
+
+def _publish(
+    what: str,
+    write: "Callable[..., ModelCard]",
+    run: str,
+    directory: Path,
+    override_audit: str | None,
+    home: Path,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
 
     with told(), opened(home) as store:
         if override_audit is not None and not override_audit.strip():
             raise Conflict("--override-audit needs a reason in words; nothing was written")
-        card = export_adapter(store, home, run, directory, override_audit=override_audit)
+        card = write(store, home, run, directory, override_audit=override_audit)
         if as_json:
             return print_json({"directory": str(directory), **asdict(card)})
-        out.print(f"Adapter after round {card.rounds} written to {directory}")
+        out.print(f"{what} after round {card.rounds} written to {directory}")
 
 
 @adapter_app.command("evaluate")

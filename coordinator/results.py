@@ -1,7 +1,7 @@
 """What a run leaves behind: the adapter as a PEFT directory, and how good it is on records that were held out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
 from ..models.backbone import load as load_backbone
+from ..models.card import ModelCard
 from ..models.evaluation import accuracy, auc
 from ..models.head import PooledHead
-from ..models.peft_format import ModelCard, export
+from ..models.merging import save_merged
+from ..models.peft_format import export
 from ..privacy.charges import Books, Spent, spent
 from .audit import require_audit
 from .errors import Conflict
@@ -61,6 +63,36 @@ def export_adapter(
         AuditMissing: the study claims privacy and no audit stands for it.
         FileExistsError: `directory` exists already.
     """
+
+    def write(adapted: AdaptedModel, _: Path, card: ModelCard) -> None:
+        export(adapted, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def merge_adapter(
+    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+) -> ModelCard:
+    """Writes the backbone with the run's adapter in its weights; arguments and refusals are those of `export_adapter`.
+
+    Raises:
+        UnsupportedModule: an adapted part of the backbone has no weights to add to.
+    """
+
+    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
+        save_merged(adapted, backbone, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def _publish(
+    store: Store,
+    home: Path,
+    run_id: str,
+    write: Callable[[AdaptedModel, Path, ModelCard], None],
+    override_audit: str | None,
+) -> ModelCard:
+    """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
@@ -83,7 +115,7 @@ def export_adapter(
         auc=measurement(store, run_id).metrics.auc if is_measured else None,
         audit=standing.card,
     )
-    export(adapted, directory, card)
+    write(adapted, study_start(home, study).backbone, card)
     if standing.override is not None:
         with store.session() as session:
             store.audit(session, standing.override)

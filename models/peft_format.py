@@ -13,7 +13,6 @@ is tied to it, each use keeps its own adapter as long as nobody merges them into
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,29 +21,10 @@ from torch import Tensor
 
 from ..kernels.experts import peft_factors
 from .adapters import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter
+from .card import HEAD_TEXT, ModelCard
 from .directories import new_directory
-from .errors import ExportRefused
-from .evaluation import Estimate
 
 _TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """What a stranger must know of how the adapter was made."""
-
-    study: str
-    study_hash: str  # hex SHA-256 of the approved study
-    backbone_hash: str
-    sites: tuple[str, ...]
-    rounds: int  # that entered the adapter
-    unit: str  # what privacy protects, e.g. "patient"
-    mode: str  # distributed, local or none
-    epsilon: float | None  # spent on any one unit; None for mode "none"
-    delta: float | None
-    collusion: int  # colluding sites that epsilon allows for
-    audit: str  # in words: what an empirical audit of the training step found, or why there is none
-    auc: Estimate | None = None  # measured by the sites on records that they held out
 
 
 def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
@@ -54,19 +34,14 @@ def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
     `head.safetensors` with its weight and public moments.
 
     Raises:
-        ExportRefused: the card's mode and its epsilon contradict each other.
         FileExistsError: `directory` exists already.
     """
-    if (card.epsilon is None or card.delta is None) != (card.mode == "none"):
-        raise ExportRefused(f"mode {card.mode} and epsilon {card.epsilon}, delta {card.delta} contradict each other")
     tensors = _peft_tensors(adapted)
     with new_directory(directory) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         config = json.dumps(_peft_config(adapted), indent=2) + "\n"
         (partial / "adapter_config.json").write_text(config, encoding="utf-8")
-        if adapted.head is not None:
-            head = {name: tensor.detach().cpu().contiguous() for name, tensor in adapted.head.state_dict().items()}
-            save_file(head, partial / "head.safetensors", metadata={"format": "pt"})
+        save_head(adapted, partial)
         (partial / "README.md").write_text(_card_text(adapted, card), encoding="utf-8")
 
 
@@ -118,8 +93,14 @@ def _peft_tensors(adapted: AdaptedModel) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
 
 
+def save_head(adapted: AdaptedModel, directory: Path) -> None:
+    """Writes `head.safetensors`, the head with its public moments, if the model has one."""
+    if adapted.head is not None:
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in adapted.head.state_dict().items()}
+        save_file(head, directory / "head.safetensors", metadata={"format": "pt"})
+
+
 def _card_text(adapted: AdaptedModel, card: ModelCard) -> str:
-    head = "" if adapted.head is None else _HEAD_TEXT
     return f"""---
 library_name: peft
 tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
@@ -129,15 +110,7 @@ tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
 A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a DeepSeek-V3 Mixture-of-Experts
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
-| | |
-|---|---|
-| study | `{card.study_hash}` |
-| backbone | `{card.backbone_hash}` |
-| sites | {", ".join(card.sites)} |
-| rounds | {card.rounds} |
-| privacy | {_privacy_text(card)} |
-| quality | {_quality_text(card)} |
-| audit | {_one_line(card.audit)} |
+{card.table()}
 
 ## Load
 ```python
@@ -147,17 +120,8 @@ from transformers import DeepseekV3ForCausalLM
 model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{_merging(adapted)}{head}
-## Limits
-{_limits(card)}Nothing here says how fair the adapter is, or how it does on other records than the sites'.
-"""
-
-
-_HEAD_TEXT = """
-`head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
-and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
-times `weight`.
-"""
+{_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
+{card.limits()}"""
 
 
 def _merging(adapted: AdaptedModel) -> str:
@@ -167,37 +131,6 @@ def _merging(adapted: AdaptedModel) -> str:
     if not is_shared:
         return ""
     return (
-        "Do not merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to one use "
-        "would change the other.\n"
-    )
-
-
-def _one_line(text: str) -> str:
-    """Text of a person inside a table's cell."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _limits(card: ModelCard) -> str:
-    if card.mode == "none":
-        return "Nothing bounds what this adapter tells about the records it was trained on. "
-    return (
-        f"Epsilon bounds what this adapter, and every round's sum behind it, tells about any single {card.unit} of one "
-        "site; a person known to several sites is protected at each of them separately. "
-    )
-
-
-def _quality_text(card: ModelCard) -> str:
-    if card.auc is None:
-        return "not measured"
-    auc, noise = card.auc, "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
-    interval = f"{100 * auc.confidence:g} % interval {auc.low:.3f} to {auc.high:.3f}"
-    return f"AUC {auc.value:.3f} ({interval}) on records that the sites held out{noise}"
-
-
-def _privacy_text(card: ModelCard) -> str:
-    if card.epsilon is None or card.delta is None:
-        return "**none: trained without noise, not for private records**"
-    return (
-        f"epsilon {card.epsilon:.3f} at delta {card.delta:g} for one {card.unit} (added or removed with all records), "
-        f"noise {card.mode}, even if {card.collusion} of the sites collude"
+        "Do not let PEFT merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to "
+        "one use would change the other. `coordinator adapter merge` parts the two.\n"
     )

@@ -32,7 +32,7 @@ RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+show budget+report "
-    "budget+verify budget+export adapter+export adapter+evaluate audit+privacy demo"
+    "budget+verify budget+export adapter+export adapter+merge adapter+evaluate audit+privacy demo"
 )
 
 
@@ -191,6 +191,7 @@ def test_an_empty_list_says_so_and_is_an_empty_json_list(call, words, title):
         ("budget report", "no site has sent a ledger yet"),
         ("budget report --study nothing", "no study is called 'nothing'"),
         ("adapter export nothing out", "no run is called 'nothing'"),
+        ("adapter merge nothing out", "no run is called 'nothing'"),
         ("audit privacy nothing", "no run is called 'nothing'"),
         ("adapter evaluate nothing --data x.csv --unit-column p", "no run is called 'nothing'"),
     ],
@@ -341,8 +342,9 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
     assert store.run(run).state == "pending"
 
 
-def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path):
-    result = call("adapter", "export", run, tmp_path / "adapter", code=FAILED)
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path, command):
+    result = call("adapter", command, run, tmp_path / "adapter", code=FAILED)
     assert "no committed round yet" in lined(result.stderr)
     assert not (tmp_path / "adapter").exists()
 

@@ -10,10 +10,11 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build, load, save
+from confide.models.card import ModelCard
 from confide.models.errors import ExportRefused
 from confide.models.evaluation import Estimate
 from confide.models.head import PooledHead, pooled
-from confide.models.peft_format import ModelCard, export
+from confide.models.peft_format import export
 from confide.models.schema import CategoricalField, FlagField, NumericField, RecordSchema
 
 # peft 0.21 reads an attribute of transformers' models that transformers 5.24 deprecates.
@@ -110,7 +111,7 @@ def test_card_tells_measured_quality_with_its_interval_or_that_there_is_none(bac
 @pytest.mark.parametrize(("target", "warns"), [("embed_tokens", True), ("lm_head", True), ("o_proj", False)])
 def test_card_warns_of_merging_into_a_tied_matrix(backbone_dir, tmp_path, target, warns):
     export(adapted_model(backbone_dir, (target,)), tmp_path / "adapter", CARD)
-    assert ("Do not merge" in (tmp_path / "adapter" / "README.md").read_text()) == warns
+    assert ("Do not let PEFT merge" in (tmp_path / "adapter" / "README.md").read_text()) == warns
 
 
 def test_card_of_an_unprotected_adapter_says_so(backbone_dir, tmp_path):

@@ -1,0 +1,85 @@
+"""The model card: what a stranger must know of how an adapter was made."""
+
+from dataclasses import dataclass
+
+from .errors import ExportRefused
+from .evaluation import Estimate
+
+HEAD_TEXT = """
+`head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
+and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
+times `weight`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a stranger must know of how the adapter was made."""
+
+    study: str
+    study_hash: str  # hex SHA-256 of the approved study
+    backbone_hash: str
+    sites: tuple[str, ...]
+    rounds: int  # that entered the adapter
+    unit: str  # what privacy protects, e.g. "patient"
+    mode: str  # distributed, local or none
+    epsilon: float | None  # spent on any one unit; None for mode "none"
+    delta: float | None
+    collusion: int  # colluding sites that epsilon allows for
+    audit: str  # in words: what an empirical audit of the training step found, or why there is none
+    auc: Estimate | None = None  # measured by the sites on records that they held out
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None or self.delta is None) != (self.mode == "none"):
+            raise ExportRefused(
+                f"mode {self.mode} and epsilon {self.epsilon}, delta {self.delta} contradict each other"
+            )
+
+    def table(self) -> str:
+        """The facts as a Markdown table."""
+        return f"""| | |
+|---|---|
+| study | `{self.study_hash}` |
+| backbone | `{self.backbone_hash}` |
+| sites | {", ".join(self.sites)} |
+| rounds | {self.rounds} |
+| privacy | {privacy_text(self)} |
+| quality | {_quality_text(self)} |
+| audit | {_one_line(self.audit)} |"""
+
+    def limits(self) -> str:
+        """What the facts do not promise, as a Markdown section."""
+        if self.mode == "none":
+            bound = "Nothing bounds what this adapter tells about the records it was trained on. "
+        else:
+            bound = (
+                "Epsilon bounds what this adapter, and every round's sum behind it, tells about any single "
+                f"{self.unit} of one site; a person known to several sites is protected at each of them separately. "
+            )
+        return (
+            f"## Limits\n{bound}Nothing here says how fair the adapter is, or how it does on other records than the "
+            "sites'.\n"
+        )
+
+
+def privacy_text(card: ModelCard) -> str:
+    """The guarantee of an adapter in one line."""
+    if card.epsilon is None or card.delta is None:
+        return "**none: trained without noise, not for private records**"
+    return (
+        f"epsilon {card.epsilon:.3f} at delta {card.delta:g} for one {card.unit} (added or removed with all records), "
+        f"noise {card.mode}, even if {card.collusion} of the sites collude"
+    )
+
+
+def _quality_text(card: ModelCard) -> str:
+    if card.auc is None:
+        return "not measured"
+    auc, noise = card.auc, "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
+    interval = f"{100 * auc.confidence:g} % interval {auc.low:.3f} to {auc.high:.3f}"
+    return f"AUC {auc.value:.3f} ({interval}) on records that the sites held out{noise}"
+
+
+def _one_line(text: str) -> str:
+    """Text of a person inside a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
