@@ -536,6 +536,42 @@ def _publish(
         out.print(f"{what} after round {card.rounds} written to {directory}")
 
 
+@adapter_app.command("combine")
+def adapter_combine(
+    directories: Annotated[list[Path], typer.Argument(help="Exported adapters of one backbone, two or more.")],
+    out_directory: Annotated[Path, typer.Argument(help="Written anew; must not exist.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Positive numbers, one for each adapter, e.g. 1,2; only ratios count.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut the sum to this rank; left out, it is exact and ranks add up.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
+    from ..models.combine import combine
+
+    with told():
+        try:
+            parsed = None if weights is None else [float(weight) for weight in weights.split(",")]
+        except ValueError:
+            raise Conflict("--weights takes numbers with commas between them, e.g. 1,2; nothing was written") from None
+        found = combine(directories, out_directory, weights=parsed, rank=rank)
+        if as_json:
+            return print_json(
+                {
+                    "directory": str(out_directory),
+                    "rank": found.adapter.rank,
+                    "relative_error": found.relative_error,
+                    "error_of": dict(found.error_of),
+                }
+            )
+        lost = "exact" if rank is None else f"relative error {found.relative_error:.3g} (Frobenius)"
+        out.print(f"Adapter of rank {found.adapter.rank}, {lost}, written to {out_directory}")
+        if found.adapter.head is None:
+            out.print("It has no head: not all of them have one")
+
+
 @adapter_app.command("evaluate")
 def adapter_evaluate(
     run: str,

@@ -1,6 +1,7 @@
 """The model card: what a stranger must know of how an adapter was made."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import ExportRefused
 from .evaluation import Estimate
@@ -22,7 +23,7 @@ class ModelCard:
     sites: tuple[str, ...]
     rounds: int  # that entered the adapter
     unit: str  # what privacy protects, e.g. "patient"
-    mode: str  # distributed, local or none
+    mode: Literal["distributed", "local", "none"]
     epsilon: float | None  # spent on any one unit; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
@@ -43,9 +44,9 @@ class ModelCard:
 | backbone | `{self.backbone_hash}` |
 | sites | {", ".join(self.sites)} |
 | rounds | {self.rounds} |
-| privacy | {privacy_text(self)} |
+| privacy | {self._privacy()} |
 | quality | {_quality_text(self)} |
-| audit | {_one_line(self.audit)} |"""
+| audit | {one_line(self.audit)} |"""
 
     def limits(self) -> str:
         """What the facts do not promise, as a Markdown section."""
@@ -61,15 +62,25 @@ class ModelCard:
             "sites'.\n"
         )
 
+    def _privacy(self) -> str:
+        return privacy_text(
+            mode=self.mode, epsilon=self.epsilon, delta=self.delta, unit=self.unit, collusion=self.collusion
+        )
 
-def privacy_text(card: ModelCard) -> str:
+
+def privacy_text(*, mode: str, epsilon: float | None, delta: float | None, unit: str, collusion: int) -> str:
     """The guarantee of an adapter in one line."""
-    if card.epsilon is None or card.delta is None:
+    if epsilon is None or delta is None:
         return "**none: trained without noise, not for private records**"
     return (
-        f"epsilon {card.epsilon:.3f} at delta {card.delta:g} for one {card.unit} (added or removed with all records), "
-        f"noise {card.mode}, even if {card.collusion} of the sites collude"
+        f"epsilon {epsilon:.3f} at delta {delta:g} for one {unit} (added or removed with all records), "
+        f"noise {mode}, even if {collusion} of the sites collude"
     )
+
+
+def one_line(text: str) -> str:
+    """Text of a person inside a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _quality_text(card: ModelCard) -> str:
@@ -78,8 +89,3 @@ def _quality_text(card: ModelCard) -> str:
     auc, noise = card.auc, "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
     interval = f"{100 * auc.confidence:g} % interval {auc.low:.3f} to {auc.high:.3f}"
     return f"AUC {auc.value:.3f} ({interval}) on records that the sites held out{noise}"
-
-
-def _one_line(text: str) -> str:
-    """Text of a person inside a table's cell."""
-    return " ".join(text.split()).replace("|", "\\|")

@@ -21,7 +21,8 @@ from .adapters import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, LoRAFac
 from .card import HEAD_TEXT, ModelCard
 from .directories import new_directory
 from .errors import UnsupportedModule
-from .peft_format import save_head
+from .provenance import Provenance, Source, write_provenance
+from .released import save_head
 
 
 @contextmanager
@@ -52,8 +53,9 @@ def merged(adapted: AdaptedModel) -> Iterator[Any]:
 def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
     """Writes the merged model as a checkpoint under DeepSeek-V3's published names; `directory` appears in one rename.
 
-    Files: what transformers writes; the head, if there is one, and the card, as `peft_format.export` has them; what
-    lies in the backbone's directory beside its weights; `origin.json`, if the backbone has one, with the change added.
+    Files: what transformers writes; the head, if there is one, the card and its facts, as `peft_format.export` has
+    them; what else lies in the backbone's directory beside its weights; `origin.json`, if there is one, with the change
+    added.
 
     Args:
         backbone: the directory that the model was loaded from.
@@ -70,7 +72,8 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
         if origin is not None:
             changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
             checkpoints.write_json(partial / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
-        save_head(adapted, partial)
+        save_head(None if adapted.head is None else adapted.head.state_dict(), partial)
+        write_provenance(Provenance(backbone_hash=card.backbone_hash, sources=(Source.of(card),)), partial)
         (partial / "README.md").write_text(_card_text(adapted, card), encoding="utf-8")
 
 

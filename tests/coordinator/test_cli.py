@@ -12,6 +12,7 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.results import export_adapter
 from confide.coordinator.store import Node, Round, Run, Store
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash, load
@@ -24,6 +25,7 @@ from ..privacy.ledgers import charge, ledger_with, signer
 from .conftest import SITES, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
 from .test_measurement import with_evaluation
+from .test_results import with_run
 
 __all__ = ["make_study", "write_draft"]  # fixtures
 
@@ -32,7 +34,7 @@ RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+show budget+report "
-    "budget+verify budget+export adapter+export adapter+merge adapter+evaluate audit+privacy demo"
+    "budget+verify budget+export adapter+export adapter+merge adapter+combine adapter+evaluate audit+privacy demo"
 )
 
 
@@ -340,6 +342,31 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
     monkeypatch.setattr("confide.coordinator.watch.watch", interrupted)
     call("run", "watch", run, code=INTERRUPTED)
     assert store.run(run).state == "pending"
+
+
+def test_exports_are_combined_by_weight_and_cut_to_a_rank(federation, tmp_path):
+    with_run(federation)
+    export_adapter(federation.store, federation.home, RUN, tmp_path / "a")
+    words = ("adapter", "combine", tmp_path / "a", tmp_path / "a", tmp_path / "both", "--weights", "1,3", "--rank", "3")
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert (told["rank"], told["directory"]) == (3, str(tmp_path / "both"))
+    assert 0 < told["relative_error"] < 1
+    assert {"o_proj", "experts"} <= {part for name in told["error_of"] for part in name.split(".")}
+    sources = json.loads((tmp_path / "both" / "confide.json").read_text())["sources"]
+    assert [source["weight"] for source in sources] == [0.25, 0.75]
+    assert "exists already" in lined(invoke(*words, code=FAILED).stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("no nor out", "confide.json cannot be read"),
+        ("no nor out --weights 1,x", "takes numbers with commas between them"),
+        ("no nor out --weights 1,2,3", "one positive weight each; got 2 and 3 weights"),
+    ],
+)
+def test_what_cannot_be_combined_is_told(words, told):
+    assert told in lined(invoke("adapter", "combine", *words.split(), code=FAILED).stderr)
 
 
 @pytest.mark.parametrize("command", ["export", "merge"])

@@ -116,7 +116,7 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     directory = federation.home / "adapter"
     export_adapter(federation.store, federation.home, RUN, directory)
     assert {path.name for path in directory.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "README.md",
+        "adapter_config.json", "adapter_model.safetensors", "confide.json", "head.safetensors", "README.md",
     }  # fmt: skip
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == 4
     head = adapted_model(federation.store, federation.home, RUN).head.weight.detach().numpy()
