@@ -101,8 +101,15 @@ class AdapterTerms(Settings):
         Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
         Unique,
     ]
+    ranks: Annotated[Mapping[Name, Annotated[int, Field(ge=1)]], Field(max_length=1000), *Frozen] = Field(
+        default_factory=dict, validate_default=True, exclude_if=lambda ranks: not ranks
+    )  # site: how many leading components of every B it trains; absent from a study that does not use it
     head: Literal["pooled"] = "pooled"
     seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+
+    def rank_of(self, site: str) -> int | None:
+        """`ranks` of a site; None where the study says nothing: all."""
+        return self.ranks.get(site)
 
 
 class DataTerms(Settings):
@@ -335,7 +342,9 @@ class StudyDraft(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := [*_data_problems(self.data), *_privacy_problems(self), *_aggregation_problems(self)]:
+        problems = [*_data_problems(self.data), *_privacy_problems(self)]
+        problems += [*_rank_problems(self), *_aggregation_problems(self)]
+        if problems:
             raise contradictions(problems)
         return self
 
@@ -442,6 +451,24 @@ def _local_problems(draft: StudyDraft) -> list[str]:
         problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
     if steps == 1 and local_lr is not None:
         problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _rank_problems(draft: StudyDraft) -> list[str]:
+    adapter = draft.adapter
+    problems = []
+    if strangers := sorted({*adapter.ranks} - {*draft.participants.sites}):
+        problems.append(f"adapter.ranks names {', '.join(strangers)}; it must name sites of the study")
+    problems += [
+        f"adapter.ranks.{site} is {rank}; it must be at most {adapter.rank}, adapter.rank"
+        for site, rank in adapter.ranks.items()
+        if rank > adapter.rank
+    ]
+    if adapter.ranks and not adapter.freeze_a:
+        problems.append(
+            "adapter.ranks with adapter.freeze_a false; remove it, or freeze A: only with the A that all share is the "
+            "sum of what sites train the sum of their products"
+        )
     return problems
 
 

@@ -47,6 +47,20 @@ def test_a_site_counts_as_much_as_the_study_says(site: Site):
     assert np.abs(half - whole / 2).max() <= 1
 
 
+def test_a_site_trains_the_rank_that_the_study_gives_it(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(
+        site, *none, ("sample_rate = 0.2", "sample_rate = 1.0"), ("rank = 4", "rank = 4\nranks = { svi = 1 }")
+    )
+    trainer = new_trainer(desk)
+    state = np.random.default_rng(0).normal(0, 0.5, desk.study.dim).astype(np.float32)
+    layout, vector = trainer.adapted.layout, trainer.release(state, 1)
+    for name in layout.names[1:]:
+        factor = vector[layout.slices[name]].reshape(layout.shapes[name])
+        assert factor[..., 0].any()
+        assert not factor[..., 1:].any()
+
+
 def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
     table = PATIENTS_CSV.replace("p1,35", "p4,35")  # a unit for every record
     (site.home / "patients.csv").write_text(table)
