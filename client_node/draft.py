@@ -100,6 +100,9 @@ def _is_template(text: str) -> str:
 Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
 
 
+Rank = Annotated[int, Field(ge=1)]
+
+
 class AdapterTerms(Settings):
     """Which LoRA weights are trained."""
 
@@ -114,8 +117,15 @@ class AdapterTerms(Settings):
     layers: (
         Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
     ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
+    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = (
+        NO_ENTRIES  # of a site: it trains the first
+    )
     head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
     seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+
+    def rank_of(self, site: str) -> int | None:
+        """`ranks` of a site; None where the study says nothing: all."""
+        return self.ranks.get(site)
 
 
 class TextTerms(Settings):
@@ -371,6 +381,7 @@ class StudyDraft(Settings):
             *_data_problems(self.data, self.adapter),
             *_rate_problems(self),
             *_privacy_problems(self),
+            *_rank_problems(self),
             *_aggregation_problems(self),
         ]:
             raise contradictions(problems)
@@ -519,6 +530,24 @@ def _local_problems(draft: StudyDraft) -> list[str]:
         problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
     if steps == 1 and local_lr is not None:
         problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _rank_problems(draft: StudyDraft) -> list[str]:
+    adapter = draft.adapter
+    problems = []
+    if strangers := sorted({*adapter.ranks} - {*draft.participants.sites}):
+        problems.append(f"adapter.ranks names {', '.join(strangers)}; it must name sites of the study")
+    problems += [
+        f"adapter.ranks.{site} is {rank}; it must be at most {adapter.rank}, adapter.rank"
+        for site, rank in adapter.ranks.items()
+        if rank > adapter.rank
+    ]
+    if adapter.ranks and not adapter.freeze_a:
+        problems.append(
+            "adapter.ranks with adapter.freeze_a false; remove it, or freeze A: only with the A that all share is the "
+            "sum of what sites train the sum of their products"
+        )
     return problems
 
 

@@ -29,9 +29,9 @@ from .study_model import Examples, load_study_model
 
 
 def release_terms(
-    draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, weight: float = 1.0
+    draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, site: str | None = None
 ) -> ReleaseTerms:
-    """The terms of the part in a round of `draft`, in `mode`, of a site that counts with `weight`.
+    """The terms of the part in a round of `draft`, in `mode`, of `site`, or of one without a weight or rank of its own.
 
     Raises:
         InvalidPrivacyParameter: the study's terms and the limits do not go together.
@@ -56,7 +56,8 @@ def release_terms(
         clipping=privacy.clipping,
         local=local,
         max_norm=draft.max_norm,
-        weight=weight,
+        weight=1.0 if site is None else draft.aggregation.weight_of(site),
+        trained_rank=None if site is None else draft.adapter.rank_of(site),
     )
 
 
@@ -97,7 +98,7 @@ class Trainer:
             site_noise=site_noise,
             scale_bits=study.scale_bits,
             max_rows=max_rows,
-            weight=study.draft.aggregation.weight_of(site),
+            site=site,
         )
         torch.set_num_threads(threads)
         self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)

@@ -40,6 +40,7 @@ from .store import Evaluation, Round, Run, Store, site_names
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..models.backbone import Description
     from ..models.binned_evaluation import ReliabilityBin
+    from ..models.card import ModelCard
     from ..models.evaluation import Estimate
     from ..models.router_statistics import LayerRouting
     from ..privacy.report_format import AuditFacts
@@ -558,17 +559,81 @@ def adapter_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
-    from dataclasses import asdict
-
     from .results import export_adapter
+
+    _publish("Adapter", export_adapter, run, directory, override_audit, home, as_json)
+
+
+@adapter_app.command("merge")
+def adapter_merge(
+    run: str,
+    directory: Path,
+    override_audit: Annotated[
+        str | None, typer.Option(help="Write without an audit that passed, for this reason; the model card shows it.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the backbone with a run's adapter in its weights, as one checkpoint; conditions are those of `export`."""
+    from .results import merge_adapter
+
+    _publish("Merged model", merge_adapter, run, directory, override_audit, home, as_json)
+
+
+def _publish(
+    what: str,
+    write: "Callable[..., ModelCard]",
+    run: str,
+    directory: Path,
+    override_audit: str | None,
+    home: Path,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
 
     with told(), opened(home) as store:
         if override_audit is not None and not override_audit.strip():
             raise Conflict("--override-audit needs a reason in words; nothing was written")
-        card = export_adapter(store, home, run, directory, override_audit=override_audit)
+        card = write(store, home, run, directory, override_audit=override_audit)
         if as_json:
             return print_json({"directory": str(directory), **asdict(card)})
-        out.print(f"Adapter after round {card.rounds} written to {directory}")
+        out.print(f"{what} after round {card.rounds} written to {directory}")
+
+
+@adapter_app.command("combine")
+def adapter_combine(
+    directories: Annotated[list[Path], typer.Argument(help="Exported adapters of one backbone, two or more.")],
+    out_directory: Annotated[Path, typer.Argument(help="Written anew; must not exist.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Positive numbers, one for each adapter, e.g. 1,2; only ratios count.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut the sum to this rank; left out, it is exact and ranks add up.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
+    from ..models.combine import combine
+
+    with told():
+        try:
+            parsed = None if weights is None else [float(weight) for weight in weights.split(",")]
+        except ValueError:
+            raise Conflict("--weights takes numbers with commas between them, e.g. 1,2; nothing was written") from None
+        found = combine(directories, out_directory, weights=parsed, rank=rank)
+        if as_json:
+            return print_json(
+                {
+                    "directory": str(out_directory),
+                    "rank": found.adapter.rank,
+                    "relative_error": found.relative_error,
+                    "error_of": dict(found.error_of),
+                }
+            )
+        lost = "exact" if rank is None else f"relative error {found.relative_error:.3g} (Frobenius)"
+        out.print(f"Adapter of rank {found.adapter.rank}, {lost}, written to {out_directory}")
+        if found.adapter.head is None:
+            out.print("It has no head: not all of them have one")
 
 
 @adapter_app.command("evaluate")

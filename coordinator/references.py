@@ -8,7 +8,6 @@ table with the functions below it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +102,23 @@ def federate(
     layout = adapted.layout
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
-    terms = release_terms(
-        draft,
-        mode,
-        site_noise=noise_of(draft, mode, scale_bits),
-        scale_bits=scale_bits,
-        max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
-    )
+    terms = {
+        name: release_terms(
+            draft,
+            mode,
+            site_noise=noise_of(draft, mode, scale_bits),
+            scale_bits=scale_bits,
+            max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
+            site=name,
+        )
+        for name in sites
+    }
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
     for round_number in range(draft.rounds.rounds):
         total = np.zeros(len(checkpoint.state), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            weighed = replace(terms, weight=draft.aggregation.weight_of(name))
-            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=weighed, source=source)
+            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=terms[name], source=source)
         checkpoint = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
     adapted.load_state(checkpoint.exported[: layout.dim])
 

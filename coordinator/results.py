@@ -1,7 +1,7 @@
 """What a run leaves behind: the adapter as a PEFT directory, and how good it is on records that were held out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from ..client_node.data import read as read_records
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..client_node.study_model import StudyModel, load_study_model
+from ..models.adapters import AdaptedModel
+from ..models.card import ModelCard
 from ..models.evaluation import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
 from ..models.losses import foretell
-from ..models.peft_format import ModelCard, export
+from ..models.merging import save_merged
+from ..models.peft_format import export
 from ..privacy.charges import Books, Spent, spent
 from .audit import require_audit
 from .errors import Conflict
@@ -58,6 +61,36 @@ def export_adapter(
         AuditMissing: the study claims privacy and no audit stands for it.
         FileExistsError: `directory` exists already.
     """
+
+    def write(adapted: AdaptedModel, _: Path, card: ModelCard) -> None:
+        export(adapted, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def merge_adapter(
+    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+) -> ModelCard:
+    """Writes the backbone with the run's adapter in its weights; arguments and refusals are those of `export_adapter`.
+
+    Raises:
+        UnsupportedModule: an adapted part of the backbone has no weights to add to.
+    """
+
+    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
+        save_merged(adapted, backbone, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def _publish(
+    store: Store,
+    home: Path,
+    run_id: str,
+    write: Callable[[AdaptedModel, Path, ModelCard], None],
+    override_audit: str | None,
+) -> ModelCard:
+    """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
@@ -66,6 +99,8 @@ def export_adapter(
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
+    metrics = measurement(store, run_id).metrics if is_measured else None
+    writes = study.draft.data.text is not None
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -77,11 +112,12 @@ def export_adapter(
         epsilon=largest_epsilon(store, study, colluding=privacy.collusion).pld if has_guarantee else None,
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
-        auc=measurement(store, run_id).metrics.auc if is_measured else None,
+        auc=metrics.auc if metrics and not writes else None,
+        exact_match=metrics.prevalence if metrics and writes else None,  # the share of records with label 1
         audit=standing.card,
         experts=study.draft.model.experts,
     )
-    export(adapted, directory, card)
+    write(adapted, study_start(home, study).backbone, card)
     if standing.override is not None:
         with store.session() as session:
             store.audit(session, standing.override)

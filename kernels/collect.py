@@ -10,7 +10,7 @@ Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `C` some of them, `N`
 pairs, `P`, `Q` the widths of a gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,13 +32,22 @@ class Collector:
     Args:
         unit_of_row: [R], values in [0, num_units).
         tokens_per_row: padded length of each row.
+        trained_rank: of factors stored with the rank as their last axis, how many leading components are trained. What
+            the others' gradients would be is dropped before it enters anything; sums have zeros there.
     """
 
-    def __init__(self, unit_of_row: Tensor, num_units: int, tokens_per_row: int) -> None:
+    def __init__(
+        self,
+        unit_of_row: Tensor,
+        num_units: int,
+        tokens_per_row: int,
+        trained_rank: Mapping[nn.Parameter, int] | None = None,
+    ) -> None:
         self.unit_of_row = unit_of_row
         self.num_units = num_units
         self.tokens_per_row = tokens_per_row
         self.unit_of_token = unit_of_row.repeat_interleave(tokens_per_row)
+        self._trained_rank = trained_rank or {}
         self._kept: dict[nn.Parameter, Kept] = {}
         self._announced: set[nn.Parameter] = set()
         self._is_closed = False
@@ -107,15 +116,17 @@ class Collector:
     ) -> "RunCapture":
         """The same in parts, for an op that has them at hand one after another; every run is to be added once."""
         self._claim(parameter)
+        rank = self._trained_rank.get(parameter)
+        width_P = width_P if rank is None else rank
         kind = _RunGradients if _is_worth_products(runs, width_P, width_Q) else _RunFactors
         kept = kind.empty(runs, width_P, width_Q, dtype, num_experts, transposed)
         self._kept[parameter] = kept
-        return kept
+        return kept if rank is None else _OfTrainedRank(self, parameter, kept)
 
     def capture_units(self, parameter: nn.Parameter, grads_U: Tensor) -> None:
         """Takes the gradients themselves, [U, *parameter.shape]."""
         self._claim(parameter)
-        self._kept[parameter] = _UnitGradients(grads_U.flatten(1, -2), False)
+        self._kept[parameter] = _UnitGradients(self.of_trained_rank(parameter, grads_U.flatten(1, -2)), False)
 
     def capture_lookups(self, parameter: nn.Parameter, grads_TP: Tensor, ids_T: Tensor) -> None:
         """Takes the gradient of a factor stored as [P, words], of which token t read column ids_T[t]."""
@@ -130,9 +141,17 @@ class Collector:
         self._kept[parameter] = _WordGradients(grads_NP, key_N // words, key_N % words, words)
 
     def keep(self, parameter: nn.Parameter, kept: "Kept") -> None:
-        """Takes the gradients in a form of the op's own, for one that has kernels to sum them."""
+        """Takes the gradients in a form of the op's own, for one that has kernels to sum them.
+
+        It must have cut its left side with `of_trained_rank`.
+        """
         self._claim(parameter)
         self._kept[parameter] = kept
+
+    def of_trained_rank(self, parameter: nn.Parameter, left: Tensor) -> Tensor:
+        """The columns of the left side [.., R] of a gradient that belong to trained components of `parameter`."""
+        rank = self._trained_rank.get(parameter)
+        return left if rank is None else left[..., :rank].contiguous()
 
     def square_norms(self) -> Tensor:
         """[U] float64: squared l2 norm of each unit's gradient over all factors together, rounded as float64 is."""
@@ -149,7 +168,11 @@ class Collector:
     def weighted_sum(self, factors_U: Tensor) -> dict[nn.Parameter, Tensor]:
         """Sum over units of factor * gradient, float64, one tensor a reached parameter in that parameter's shape."""
         factors = factors_U.to(torch.float64)
-        return {p: kept.weighted_sum(factors).reshape(p.shape) for p, kept in self._kept.items()}
+        return {p: self._widened(p, kept.weighted_sum(factors)).reshape(p.shape) for p, kept in self._kept.items()}
+
+    def _widened(self, parameter: nn.Parameter, total: Tensor) -> Tensor:
+        rank = self._trained_rank.get(parameter)
+        return total if rank is None else torch.nn.functional.pad(total, (0, parameter.shape[-1] - rank))
 
     def _capture_rows(
         self, parameter: nn.Parameter, left: Tensor, right: Tensor, per_row: int, transposed: bool
@@ -158,7 +181,8 @@ class Collector:
         rows = len(self.unit_of_row)
         if len(left) != rows * per_row or len(right) != rows * per_row:
             raise TokensMiscounted(f"gradient over {len(left)} tokens, expected {rows} rows x {per_row}")
-        left, right = left.to(parameter.dtype), right.to(parameter.dtype)
+        left = self.of_trained_rank(parameter, left).to(parameter.dtype)
+        right = right.to(parameter.dtype)
         by_row = torch.bmm(left.reshape(rows, per_row, -1).mT, right.reshape(rows, per_row, -1))
         by_unit = by_row.new_zeros(self.num_units, *by_row.shape[1:]).index_add_(0, self.unit_of_row, by_row)
         self._kept[parameter] = _UnitGradients(by_unit, transposed)
@@ -201,6 +225,16 @@ class RunCapture(Protocol):
     def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
         """The outer products of these consecutive sorted pairs, which are those of these whole runs."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _OfTrainedRank:
+    collector: Collector
+    parameter: nn.Parameter
+    kept: RunCapture
+
+    def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
+        self.kept.add(pairs, runs, self.collector.of_trained_rank(self.parameter, left_CP), right_CQ)
 
 
 class Kept(Protocol):

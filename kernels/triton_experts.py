@@ -15,7 +15,7 @@ the order of the router, `R` rank, `M` tiles, `N` (expert, unit) runs, `U` units
 import functools
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -480,7 +480,8 @@ def _hand_over(ctx: Any, number: int, outer: _Outer) -> Tensor | None:
             pairs_E[expert] = part.stop - part.start
         return outer.by_run(_edges(pairs_E).to(outer.left_SR.device), parameter.dtype)
     assert plan.runs is not None
-    collector.keep(parameter, RunGradients(outer, plan.runs, plan.num_experts))
+    trained = replace(outer, left_SR=collector.of_trained_rank(parameter, outer.left_SR))
+    collector.keep(parameter, RunGradients(trained, plan.runs, plan.num_experts))
     return None
 
 

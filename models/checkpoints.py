@@ -196,6 +196,34 @@ def size(directory: Path) -> Size:
     return Size(total_count, total_count - idle, weight_bytes)
 
 
+def save_model(model: DeepseekV3ForCausalLM, directory: Path) -> None:
+    """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
+
+    So a loader that takes every safetensors file of a directory for weights, for want of an index, meets none.
+    """
+    with no_progress_bar():
+        model.save_pretrained(directory, safe_serialization=True)
+    whole = directory / WEIGHTS
+    if whole.exists():
+        shard = directory / "model-00001-of-00001.safetensors"
+        with safe_open(whole, framework="pt") as file:
+            weight_map = dict.fromkeys(file.keys(), shard.name)
+        total = sum(tensor.nbytes for tensor in model.state_dict().values())
+        whole.rename(shard)
+        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def beside_weights(directory: Path) -> list[Path]:
+    """The files of a checkpoint that are neither weights nor `config.json` nor `origin.json`, by name.
+
+    Raises:
+        InvalidBackbone: a file is missing, broken or refused.
+    """
+    entries = _entries(directory, (CONFIG,))
+    own = {CONFIG, ORIGIN, _INDEX, *(path.name for path in _weight_files(directory))}
+    return [path for path in entries if path.name not in own]
+
+
 def require_content(directory: Path, digest: str, expected_hash: str | None) -> None:
     """Raises `BackboneMismatch` unless the content is the expected one, if any is."""
     if expected_hash is not None and digest != expected_hash:

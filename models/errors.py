@@ -9,6 +9,8 @@ ModelError
  ├─ InvalidPrompt       a template of prompts is none, or leaves no room for a record
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
+ ├─ InvalidRelease      files of an exported adapter are broken, or say something else than an export does
+ ├─ CombinationRefused  adapters that do not add up to one
  ├─ MetricUndefined     a metric does not exist for these labels
  ├─ InvalidAdapter      an adapter or head setting is out of its range
  ├─ TargetMissing       the backbone has no module of a name to adapt
@@ -51,6 +53,14 @@ class InvalidPretraining(ModelError, ValueError):
 
 class ExportRefused(ModelError, ValueError):
     """An adapter cannot be written in the PEFT format."""
+
+
+class InvalidRelease(ModelError, ValueError):
+    """Files of an exported adapter are broken, or say something else than an export does."""
+
+
+class CombinationRefused(ModelError, ValueError):
+    """Adapters that do not add up to one: of different backbones, or with parts that do not fit."""
 
 
 class MetricUndefined(ModelError, ValueError):

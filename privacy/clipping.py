@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
@@ -45,9 +45,20 @@ class PerUnitClipper:
     trials of `benchmarks/privacy.py --invariance`. Each unit stays below the bound all the same.
     """
 
-    def __init__(self, adapted: AdaptedModel) -> None:
-        """Raises `UnprotectedGradient`, naming it, if a trainable parameter belongs to no adapter or head."""
+    def __init__(self, adapted: AdaptedModel, *, trained_rank: int | None = None) -> None:
+        """Takes hold of what is trained.
+
+        Args:
+            trained_rank: of every B, only so many leading components are trained here: a unit's gradient is zero in the
+                others, before its norm is taken. None trains all.
+
+        Raises:
+            UnprotectedGradient: naming it, if a trainable parameter belongs to no adapter or head.
+            InvalidPrivacyParameter: `trained_rank` is not from 1 to the adapter's rank, or A is trained too: the
+                components of a sum over sites would then not be products of one and the same A.
+        """
         self.parameters = dict(adapted.trained)
+        self._trained_rank = {} if trained_rank is None else _factors_cut_to(trained_rank, adapted)
         covered = set(self.parameters.values())
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad and parameter not in covered:
@@ -76,7 +87,9 @@ class PerUnitClipper:
         if not self._seen.isdisjoint(ids.tolist()):
             raise UnitRepeated("a unit already contributed to this step; keep all its rows in one microbatch")
         device = next(iter(self.parameters.values())).device
-        collector = Collector(torch.as_tensor(row_unit, device=device), len(ids), tokens_per_row)
+        collector = Collector(
+            torch.as_tensor(row_unit, device=device), len(ids), tokens_per_row, self._trained_rank
+        )  # fmt: skip
         with self._slot.filled(collector):
             yield
         self._refuse_stray_gradients()
@@ -130,3 +143,12 @@ class PerUnitClipper:
 
 def _zeros(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=torch.float64)
+
+
+def _factors_cut_to(rank: int, adapted: AdaptedModel) -> dict[nn.Parameter, int]:
+    if not 1 <= rank <= adapted.config.rank or not adapted.config.freeze_a:
+        raise InvalidPrivacyParameter(
+            f"trained_rank must be from 1 to {adapted.config.rank}, with A frozen; got {rank}"
+            + ("" if adapted.config.freeze_a else " and A trained")
+        )
+    return {parameter: rank for name, parameter in adapted.trained.items() if name.endswith(".lora_B")}

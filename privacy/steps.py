@@ -56,6 +56,7 @@ class ReleaseTerms:
     local: LocalSteps = LocalSteps()
     max_norm: float | None = None  # longest sum of one step before noise, L2, in its own units; None: as it comes
     weight: float = 1.0  # what the sum is multiplied by, in (0, 1]; public
+    trained_rank: int | None = None  # leading components of every B that this site trains; None: all
 
     def __post_init__(self) -> None:
         if self.mode not in ("distributed", "local", "none"):
@@ -193,7 +194,7 @@ def private_release(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
     drawn = _draw(np.asarray(unit_of_row), terms, source)
-    clipper = PerUnitClipper(adapted)
+    clipper = PerUnitClipper(adapted, trained_rank=terms.trained_rank)
     noise = RingNoise(sigma=terms.site_noise_int, scale_bits=terms.scale_bits, source=source)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)

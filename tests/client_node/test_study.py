@@ -78,6 +78,19 @@ BAD_DRAFTS = {
         ("[participants]", "[aggregation]\nweights = { svi = 1.5 }\n[participants]"),
         "aggregation.weights.svi is 1.5; it must be at most 1",
     ),
+    "rank of a stranger": (
+        ("rank = 4\n", "rank = 4\nranks = { mallory = 2 }\n"),
+        "adapter.ranks names mallory; it must name sites of the study",
+    ),
+    "rank of a site above all": (
+        ("rank = 4\n", "rank = 4\nranks = { svi = 5 }\n"),
+        "adapter.ranks.svi is 5; it must be at most 4, adapter.rank",
+    ),
+    "rank of a site below one": (("rank = 4\n", "rank = 4\nranks = { svi = 0 }\n"), "adapter.ranks.svi is 0"),
+    "ranks of sites with an A that is trained": (
+        ("rank = 4\n", "rank = 4\nfreeze_a = false\nranks = { svi = 2 }\n"),
+        "adapter.ranks with adapter.freeze_a false; remove it, or freeze A",
+    ),
     "site twice": (('"svi"', '"other"'), "more than once: other"),
     "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
     "one site": (('"other", "svi", "svhc", "rest"', '"other"'), "it must have at least 2 entries"),
@@ -221,7 +234,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "4de619073102eb1e8f85be133762995abb0d445607cfbd7f225ae14778b1ae06"
+    assert study.study_hash == "d2d245242e890c0a44ad5aad3ec0a9a5704cbfb9acf75159838db8f11c9e26d1"
 
 
 @pytest.mark.parametrize(
@@ -248,9 +261,15 @@ def test_every_term_is_in_the_hash(make_study):
         ("rounds = 40", "rounds = 41"), ('"agg-b"', '"agg-d"'), ("batch_units = 1374", "batch_units = 1375"),
         ("[adapter]", 'experts = "int8"\n[adapter]'),
         ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
+        ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rank = 4", "rank = 4\nranks = { svi = 3 }"),
     ]  # fmt: skip
     hashes = {make_study(change).study_hash for change in changes}
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
+
+
+def test_a_study_reads_itself_whether_it_uses_a_later_term_or_not(make_study):
+    for study in (make_study(), make_study(("rank = 4", "rank = 4\nranks = { svi = 2 }"))):
+        assert Study.parse(study.canonical()) == study
 
 
 def test_the_rounds_of_a_study_are_its_updates_and_then_its_evaluation(make_study):

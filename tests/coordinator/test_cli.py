@@ -13,6 +13,7 @@ from confide.client_node.enrolment import InvitationCode
 from confide.coordinator.cli import app, print_json
 from confide.coordinator.pki import Pki
 from confide.coordinator.replica import LedgerReplica
+from confide.coordinator.results import export_adapter
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Node, Round, Run, Store
 from confide.coordinator.studies import load_study
@@ -27,7 +28,7 @@ from ..privacy.ledgers import charge, ledger_with, signer
 from .conftest import SITES, committed_round, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
 from .test_measurement import with_evaluation
-from .test_results import HELD_OUT
+from .test_results import HELD_OUT, with_run
 
 __all__ = ["make_study", "write_draft"]  # fixtures
 
@@ -37,7 +38,7 @@ COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+evaluate audit+privacy demo"
+    "adapter+merge adapter+combine adapter+evaluate audit+privacy demo"
 )
 
 
@@ -196,6 +197,7 @@ def test_an_empty_list_says_so_and_is_an_empty_json_list(call, words, title):
         ("budget report", "no site has sent a ledger yet"),
         ("budget report --study nothing", "no study is called 'nothing'"),
         ("adapter export nothing out", "no run is called 'nothing'"),
+        ("adapter merge nothing out", "no run is called 'nothing'"),
         ("audit privacy nothing", "no run is called 'nothing'"),
         ("adapter evaluate nothing --data x.csv --unit-column p", "no run is called 'nothing'"),
     ],
@@ -362,8 +364,34 @@ def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, store
         assert f"{found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]" in line
 
 
-def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path):
-    result = call("adapter", "export", run, tmp_path / "adapter", code=FAILED)
+def test_exports_are_combined_by_weight_and_cut_to_a_rank(federation, tmp_path):
+    with_run(federation)
+    export_adapter(federation.store, federation.home, RUN, tmp_path / "a")
+    words = ("adapter", "combine", tmp_path / "a", tmp_path / "a", tmp_path / "both", "--weights", "1,3", "--rank", "3")
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert (told["rank"], told["directory"]) == (3, str(tmp_path / "both"))
+    assert 0 < told["relative_error"] < 1
+    assert {"o_proj", "experts"} <= {part for name in told["error_of"] for part in name.split(".")}
+    sources = json.loads((tmp_path / "both" / "confide.json").read_text())["sources"]
+    assert [source["weight"] for source in sources] == [0.25, 0.75]
+    assert "exists already" in lined(invoke(*words, code=FAILED).stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("no nor out", "confide.json cannot be read"),
+        ("no nor out --weights 1,x", "takes numbers with commas between them"),
+        ("no nor out --weights 1,2,3", "one positive weight each; got 2 and 3 weights"),
+    ],
+)
+def test_what_cannot_be_combined_is_told(words, told):
+    assert told in lined(invoke("adapter", "combine", *words.split(), code=FAILED).stderr)
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path, command):
+    result = call("adapter", command, run, tmp_path / "adapter", code=FAILED)
     assert "no committed round yet" in lined(result.stderr)
     assert not (tmp_path / "adapter").exists()
 

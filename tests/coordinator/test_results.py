@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from confide.client_node.approval import charge
-from confide.coordinator.errors import Conflict, StateDamaged
+from confide.client_node.study_model import StudyModel
+from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.measurement import measurement
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.results import (
@@ -15,12 +16,16 @@ from confide.coordinator.results import (
     export_adapter,
     held_out_policy,
     largest_epsilon,
+    merge_adapter,
     score,
     trained_model,
 )
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
 from confide.kernels.formats import NF4Block64
+from confide.models.adapters import AdapterConfig, attach
+from confide.models.backbone import load as load_backbone
+from confide.models.head import PooledHead
 from confide.privacy.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of
@@ -113,7 +118,7 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     directory = federation.home / "adapter"
     export_adapter(federation.store, federation.home, RUN, directory)
     assert {path.name for path in directory.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "README.md",
+        "adapter_config.json", "adapter_model.safetensors", "confide.json", "head.safetensors", "README.md",
     }  # fmt: skip
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == 4
     head = trained_model(federation.store, federation.home, RUN).adapted.head.weight.detach().numpy()
@@ -130,6 +135,27 @@ def test_a_study_of_quantised_experts_is_exported_and_scored_with_them(federatio
     assert evaluate(model, study, [held_out_policy(table, study, "patient_id")])["records"] == 6
     export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
     assert "routed experts in nf4" in (federation.home / "adapter" / "README.md").read_text()
+
+
+def test_a_merged_model_scores_as_the_adapted_one(federation, table):
+    study = with_run(federation)
+    directory, policy = federation.home / "merged", held_out_policy(table, study, "patient_id")
+    card = merge_adapter(federation.store, federation.home, RUN, directory)
+    assert card.study_hash in (directory / "README.md").read_text()
+    loaded, weight = load_backbone(directory), load_file(directory / "head.safetensors")["weight"]
+    config = AdapterConfig(rank=1, alpha=1.0, targets=(), seed="")
+    adapted = attach(loaded.model, config, head=PooledHead(loaded.center, loaded.whiten))
+    adapted.load_state(weight)
+    plain = StudyModel(adapted, study.record_schema(), len(study.record_schema().words()), loaded.hash)
+    ours, _ = score(trained_model(federation.store, federation.home, RUN), study, policy)
+    np.testing.assert_allclose(score(plain, study, policy)[0], ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_model_needs_an_audit_as_an_export_does(federation):
+    with_run(federation, audited=False)
+    with pytest.raises(AuditMissing):
+        merge_adapter(federation.store, federation.home, RUN, federation.home / "merged")
+    assert not (federation.home / "merged").exists()
 
 
 def test_an_export_replaces_nothing(federation):

@@ -224,6 +224,31 @@ def test_collector_gets_each_units_gradient(backend, rank, per_row, dtype):
         torch.testing.assert_close(collector.square_norms()[unit], norm, rtol=rtol, atol=0)
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rank", "trained"), [(4, 1), (16, 3), (16, 16)])
+@pytest.mark.parametrize("per_row", [1, 60])
+def test_components_that_are_not_trained_are_in_no_norm_and_no_sum(backend, rank, trained, per_row, dtype):
+    gate_up, down, factors = bank(rank, dtype, freeze_a=True)
+    units = torch.tensor([2, 0, 1, 0])
+    x, ids, weights = batch(4 * per_row, dtype)
+    both_B = factors[1], factors[3]
+    collector = Collector(units, 3, per_row, dict.fromkeys(both_B, trained))
+    run(x, ids, weights, gate_up, down, factors, backend=backend, collector=collector).square().sum().backward()
+    rtol = 1e-4 if dtype == torch.float32 else 1e-10
+    for unit in range(3):
+        own = collector.unit_of_token == unit
+        loss = merged(x[own], ids[own], weights[own], gate_up, down, factors).square().sum()
+        want = [grad.double() for grad in torch.autograd.grad(loss, both_B)]
+        got = collector.weighted_sum(torch.eye(3)[unit])
+        for p, w in zip(both_B, want, strict=True):
+            w[..., trained:] = 0
+            assert not got[p][..., trained:].any()
+            torch.testing.assert_close(got[p], w, rtol=rtol, atol=rtol * float(w.abs().max()))
+        norm = sum(w.square().sum() for w in want)
+        torch.testing.assert_close(collector.square_norms()[unit], norm, rtol=rtol, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_norm_of_terms_that_cancel_is_never_understated(dtype):
     """Two pairs of one unit whose products are all but opposite: rounding is larger than what remains of them."""

@@ -343,6 +343,27 @@ def test_collector_gets_each_units_gradient(per_row):
         assert_near(norms[unit], sum(w.double().square().sum() for w in want))
 
 
+@pytest.mark.parametrize("trained", [1, 5, 16])
+def test_components_that_are_not_trained_are_in_no_norm_and_no_sum(trained):
+    units = torch.tensor([2, 0, 1, 0])
+    x, ids, weights = batch(24)
+    experts, lora = bank(), adapters(ranks=(16, 16), freeze_a=True)
+    both_B = lora.factors.gate_up_B_EGR, lora.factors.down_B_EDR
+    collector = Collector(units, 3, 6, dict.fromkeys(both_B, trained))
+    plan = route(ids, 4, collector.unit_of_token, 3)
+    triton_moe(x, plan, weights, experts, lora, collector).square().sum().backward()
+    for unit in range(3):
+        own = collector.unit_of_token == unit
+        loss = definition(x[own], ids[own], weights[own], experts, lora).square().sum()
+        want = [grad.double() for grad in torch.autograd.grad(loss, both_B)]
+        got = collector.weighted_sum(torch.eye(3)[unit])
+        for factor, w in zip(both_B, want, strict=True):
+            w[..., trained:] = 0
+            assert not got[factor][..., trained:].any()
+            assert_near(got[factor], w)
+        assert_near(collector.square_norms()[unit], sum(w.square().sum() for w in want))
+
+
 def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
     x, ids, weights = batch(12)
     lora = adapters()

@@ -10,11 +10,14 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build, load, save
+from confide.models.card import ModelCard
 from confide.models.errors import ExportRefused
 from confide.models.evaluation import Estimate
 from confide.models.head import PooledHead, pooled
-from confide.models.peft_format import ModelCard, export
+from confide.models.peft_format import export
 from confide.models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+
+from .tiny import random_ids, tiny_deepseek
 
 # peft 0.21 reads an attribute of transformers' models that transformers 5.24 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -60,6 +63,7 @@ def adapted_model(backbone_dir, targets, freeze_a=True, layers=None):
         *(ATTENTION, DENSE_AND_SHARED, ("experts",), ("gate",), (*ATTENTION, *DENSE_AND_SHARED, "experts", "gate")),
         # the backbone ties its output matrix to the embedding: each use has an adapter of its own
         *(("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")),
+        (*ATTENTION, *DENSE_AND_SHARED, "experts", "gate", "embed_tokens", "lm_head"),
     ],
 )
 def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_a, layers):
@@ -74,6 +78,30 @@ def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_
         ours = adapted.model(IDS).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)  # float32, another order of the same sums
     assert (before - ours).abs().max() > 5e-3
+
+
+@pytest.mark.parametrize(
+    "targets", [("q_proj",), ("experts",), ("gate",), ("lm_head",), ("q_proj", "experts", "lm_head")]
+)
+def test_plain_peft_computes_it_with_groups_of_experts_a_whole_query_and_an_output_matrix_of_its_own(tmp_path, targets):
+    config = tiny_deepseek(experts=8, groups=4).config
+    config.q_lora_rank = None
+    plain = DeepseekV3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    plain.save_pretrained(tmp_path / "backbone")
+    adapted = attach(plain, AdapterConfig(rank=1, alpha=2.0, targets=targets, seed="x"))
+    adapted.load_state(np.random.default_rng(7).normal(size=adapted.layout.dim))
+    export(adapted, tmp_path / "adapter", CARD)
+    ids = random_ids(3)
+    with torch.no_grad():
+        again = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "backbone")
+        before = again(ids).logits
+        theirs = peft.PeftModel.from_pretrained(again, tmp_path / "adapter").eval()(ids).logits
+        ours = adapted.model(ids).logits
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)  # of logits up to ten
+    assert (before - ours).abs().max() > 1e-2
 
 
 def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_dir, tmp_path):
@@ -112,7 +140,7 @@ def test_card_tells_measured_quality_with_its_interval_or_that_there_is_none(bac
 @pytest.mark.parametrize(("target", "warns"), [("embed_tokens", True), ("lm_head", True), ("o_proj", False)])
 def test_card_warns_of_merging_into_a_tied_matrix(backbone_dir, tmp_path, target, warns):
     export(adapted_model(backbone_dir, (target,)), tmp_path / "adapter", CARD)
-    assert ("Do not merge" in (tmp_path / "adapter" / "README.md").read_text()) == warns
+    assert ("Do not let PEFT merge" in (tmp_path / "adapter" / "README.md").read_text()) == warns
 
 
 def test_card_of_an_unprotected_adapter_says_so(backbone_dir, tmp_path):

@@ -91,11 +91,13 @@ def clipped_loop(
     clip_norm: float,
     *,
     as_it_is: bool = False,
+    trained_rank: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """One plain backward a unit in float64: clip, add. Returns the sum and the norms, units ascending.
 
     Args:
         as_it_is: compute in the model's own precision; only clipping and adding are in float64.
+        trained_rank: columns of every B from here on are set to zero before the norm is taken.
     """
     adapted = copy.deepcopy(adapted) if as_it_is else copy.deepcopy(adapted).double()
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in adapted.trained.items()}
@@ -104,6 +106,9 @@ def clipped_loop(
         own = torch.as_tensor(units == unit)
         loss = unit_loss(adapted, ids[own], labels[own], units[units == unit])
         grads = torch.autograd.grad(loss, list(adapted.trained.values()), allow_unused=True)
+        for name, grad in zip(adapted.trained, grads, strict=True):
+            if trained_rank is not None and grad is not None and name.endswith("lora_B"):
+                grad[..., trained_rank:] = 0
         norm = torch.stack([g.double().norm() for g in grads if g is not None]).norm()
         norms.append(norm)
         for name, grad in zip(adapted.trained, grads, strict=True):

@@ -69,6 +69,28 @@ def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
     assert_close(got, want, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("trained_rank", [1, 3, 4])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_a_smaller_rank_is_clipped_over_what_it_trains(targets, trained_rank):
+    adapted, ids, units = adapted_tiny(targets, dtype=torch.float64), random_ids(6), np.array([3, 0, 9, 5, 1, 7])
+    norms = clipped_loop(adapted, ids, labels_for(6), units, 1.0, trained_rank=trained_rank)[1]
+    clip_norm = float(norms.median())
+    want, _ = clipped_loop(adapted, ids, labels_for(6), units, clip_norm, trained_rank=trained_rank)
+    got, report = clipped(
+        adapted, ids, units, clip_norm=clip_norm, clipper=PerUnitClipper(adapted, trained_rank=trained_rank)
+    )
+    torch.testing.assert_close(report.norms, norms, rtol=1e-10, atol=0)
+    assert_close(got, want, TOLERANCE[torch.float64])
+    for name, total in got.items():
+        assert not name.endswith("lora_B") or (total[..., :trained_rank].any() and not total[..., trained_rank:].any())
+
+
+@pytest.mark.parametrize(("trained_rank", "freeze_a"), [(0, True), (5, True), (2, False)])
+def test_a_rank_that_is_not_there_or_a_trained_a_is_refused(trained_rank, freeze_a):
+    with pytest.raises(InvalidPrivacyParameter, match="trained_rank must be from 1 to 4, with A frozen"):
+        PerUnitClipper(adapted_tiny(freeze_a=freeze_a), trained_rank=trained_rank)
+
+
 @pytest.mark.parametrize("form", [Int8Row, NF4Block64])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_step_on_quantised_experts_is_that_on_what_their_codes_stand_for(form, dtype):

@@ -439,3 +439,33 @@ def test_targets_that_do_not_fit_the_records_are_refused(shape):
         private_release(
             completing_tiny(), random_ids(4).numpy(), np.zeros(shape, bool), np.arange(4), terms=ReleaseTerms(**PLAIN)
         )
+
+
+def test_the_sum_over_sites_of_different_ranks_is_the_sum_of_their_products():
+    """Secure aggregation adds B factors with zeros at their ends; times the A that all share, that is the same."""
+    adapted, ranks = adapted_tiny(dtype=torch.float64, rank=4), (1, 3, None)
+    sites = [
+        release(adapted, random_ids(8, seed=site), range(8), {"trained_rank": rank, "max_rows_per_batch": 8})
+        for site, rank in enumerate(ranks)
+    ]
+    factors_A = {
+        f"{name}.lora_B": module.lora_A.detach().numpy()
+        for name, module in adapted.model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    total, own = sum(sites), [adapted.layout.slices[name] for name in factors_A]
+    assert all(np.abs(site[part]).max() > 1000 for site in sites for part in own)
+    for name, lora_A in factors_A.items():
+        part, shape = adapted.layout.slices[name], adapted.layout.shapes[name]
+        products = 0
+        for site, rank in zip(sites, ranks, strict=True):
+            products = products + site[part].reshape(shape)[..., :rank] @ lora_A[..., :rank, :]
+        np.testing.assert_allclose(total[part].reshape(shape) @ lora_A, products, rtol=1e-12, atol=1e-6)
+
+
+def test_noise_is_on_components_that_a_site_does_not_train_too():
+    adapted, ids = adapted_tiny(rank=4), random_ids(6)
+    noised = release(adapted, ids, range(6), {**PRIVATE, "trained_rank": 1}, source=os.urandom)
+    name = "model.layers.1.mlp.experts.gate_up_proj.lora_B"
+    idle = noised[adapted.layout.slices[name]].reshape(adapted.layout.shapes[name])[..., 1:]
+    assert 0.95 < idle.std() / (1 << 20) < 1.05  # 576 numbers: three deviations of a standard deviation are 9 %
