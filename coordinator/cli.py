@@ -74,6 +74,7 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
+_FIRST_EXAMPLE = "thyroid"
 
 out, err = Console(), Console(stderr=True)
 _state = {"debug": False}
@@ -215,7 +216,7 @@ def backbone_import(
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write a published model as a DeepSeek-V3 checkpoint that computes the same; no study can name it yet."""
+    """Write a published model as a DeepSeek-V3 checkpoint that computes the same, for studies of free text."""
     from ..models.smollm2 import import_smollm2
 
     recipes = {Recipe.SMOLLM2: import_smollm2}
@@ -448,17 +449,21 @@ def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption =
         found = measurement(store, run)
         if as_json:
             return print_json(asdict(found))
-        names = ("auc", "accuracy", "prevalence", "calibration_error", "records")
+        names = {
+            name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")
+        }
+        if found.judged == "completions":
+            names = {"prevalence": "exact match", "calibration_error": "calibration error", "records": "records"}
         rows = [
-            {"metric": name.replace("_", " "), "value": value, "95 % interval": interval}
-            for name in names
+            {"metric": words, "value": value, "95 % interval": interval}
+            for name, words in names.items()
             for value, interval in [estimate_texts(getattr(found.metrics, name))]
         ]
         print_table(f"{run}, held-out records of {', '.join(found.sites)}", rows)
         print_table(
             "What the model says, and what is so", [reliability_row(each) for each in found.metrics.reliability]
         )
-        if found.metrics.auc_tied is not None:
+        if found.metrics.auc_tied is not None and found.judged == "labels":
             out.print(
                 f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one."
             )
@@ -666,16 +671,24 @@ def adapter_evaluate(
 
 @app.command()
 def demo(
-    example: Annotated[str, typer.Argument(help="Name of the example.")] = "thyroid",
-    directory: Annotated[Path, typer.Option("--dir", help="Where everything of the demo lies.")] = Path("confide-demo"),
+    example: Annotated[str, typer.Argument(help="Name of the example.")] = _FIRST_EXAMPLE,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where everything of the demo lies; by default in confide-demo.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Fewer or more rounds than the example says.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two rounds on a few records: only shows that it runs.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a whole federation on this machine: real processes, keys, TLS, privacy, secret sharing."""
     from .demo import run_demo
 
+    if directory is None:
+        own = "" if example == _FIRST_EXAMPLE and not smoke else f"{example}{'-smoke' if smoke else ''}"
+        directory = Path("confide-demo", own)
     with told():
-        raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, as_json=as_json))
+        raise typer.Exit(run_demo(example, directory.resolve(), rounds=rounds, is_smoke=smoke, as_json=as_json))
 
 
 @contextmanager

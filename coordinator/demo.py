@@ -5,7 +5,9 @@ behind TLS, and three aggregators add secret shares. Only the comparison figures
 is possible because the demo's records are public.
 """
 
+import csv
 import importlib.util
+import itertools
 import json
 import re
 import time
@@ -23,6 +25,7 @@ from ..client_node.draft import StudyDraft, load_draft
 from ..client_node.files import write_private
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
+from ..client_node.study_model import load_study_model
 from ..privacy.report import render_html
 from ..privacy.report_format import dump
 from ..privacy.verify import verify_file
@@ -35,6 +38,7 @@ from .studies import load_study
 _EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 _PARTS = ("train", "heldout")
 _BUDGET = 3.0  # epsilon that each demo site puts on its data set
+_SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +54,12 @@ class Workbench:
         return self.root / "backbone"
 
 
-def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool) -> int:
+def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: bool, as_json: bool) -> int:
     """Runs the demo to its end and prints what came out; an unfinished one under `directory` goes on.
+
+    Args:
+        is_smoke: two rounds, if `rounds` says nothing else, on the first records of each site: shows that all of it
+            runs, and its figures mean nothing.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C.
@@ -59,8 +67,8 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool
     started = time.monotonic()
     console = Console(stderr=True)
     console.rule(f"[bold]confide demo: {example}")
-    draft = _draft(example, rounds)
-    bench = _workbench(example, draft, directory, console)
+    draft = _draft(example, _SMOKE_ROUNDS if is_smoke and rounds is None else rounds)
+    bench = _workbench(example, draft, directory, console, is_smoke=is_smoke)
     federation = _next_federation(directory, draft)
     try:
         run_id = _bring_up(federation, bench, draft, console)
@@ -68,6 +76,7 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, as_json: bool
         outcome = _harvest(federation, bench, run_id, console)
     except KeyboardInterrupt:
         again = f"coordinator demo {example} --dir {directory}" + ("" if rounds is None else f" --rounds {rounds}")
+        again += " --smoke" if is_smoke else ""
         console.print(f"\nStopped. Committed rounds, ledgers and keys are kept; go on with: {again}", soft_wrap=True)
         return 130
     finally:
@@ -91,26 +100,51 @@ def _draft(example: str, rounds: int | None) -> StudyDraft:
     return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
 
 
-def _workbench(example: str, draft: StudyDraft, directory: Path, console: Console) -> Workbench:
+def _workbench(
+    example: str, draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool = False
+) -> Workbench:
     """Prepares data and backbone, or finds them prepared."""
-    from ..models.pretraining import pretrain
-
     described = directory / "data" / "tables.json"
     if not described.exists():
         console.print("Splitting public records into the sites' own tables")
         tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
+        if is_smoke:
+            for site, part in itertools.product(tables.values(), _PARTS):
+                _keep_first(Path(site[part]), _SMOKE_RECORDS[part])
         write_private(described, json.dumps(tables).encode())
     bench = Workbench(root=directory, tables=json.loads(described.read_text()))
+    if bench.tables.keys() != set(draft.participants.sites):
+        raise DemoFailed(f"{directory} holds the tables of another example; choose another folder with --dir")
     if not bench.backbone.exists():
-        with Progress(console=console, transient=True) as progress:
-            bar = progress.add_task("Pretraining the backbone on synthetic records", total=None)
-            pretrain(
-                draft.record_schema(),
-                bench.backbone,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            )
-        console.print("Backbone pretrained on synthetic records (kept for the next time)")
+        _make_backbone(draft, bench.backbone, console)
     return bench
+
+
+def _keep_first(table: Path, records: int) -> None:
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(itertools.islice(csv.reader(file), records + 1))
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
+    if draft.data.text is not None:
+        from ..models.smollm2 import import_smollm2
+
+        with console.status("Converting SmolLM2-135M-Instruct to a DeepSeek-V3 MoE, and comparing it with its source"):
+            import_smollm2(directory)
+        console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
+        return
+    from ..models.pretraining import pretrain
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("Pretraining the backbone on synthetic records", total=None)
+        pretrain(
+            draft.record_schema(),
+            directory,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.print("Backbone pretrained on synthetic records (kept for the next time)")
 
 
 def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
@@ -179,7 +213,8 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
         adapter = folder / "adapter"
         if not adapter.exists():
             results.export_adapter(store, home, run_id, adapter)
-        quality = _quality(store, bench, study, run_id, home, console)
+        judge = _text_quality if study.draft.data.text is not None else _quality
+        quality = judge(store, bench, study, run_id, home, console)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
             report_json, report_html = folder / "report.json", folder / "report.html"
@@ -246,28 +281,39 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
     }
 
 
+def _text_quality(
+    store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console
+) -> dict[str, Any]:
+    """What the run's adapter and the backbone write for all held-out records, and what the sites measured of it."""
+    from . import results
+    from .measurement import measurement
+
+    held_out = [_records(bench, study, site, "heldout") for site in study.site_names()]
+    with console.status("Writing completions with the backbone and with the adapter (the demo's records are public)"):
+        untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
+        before = results.evaluate(untouched, study, held_out)
+        after = results.evaluate(results.trained_model(store, home, run_id), study, held_out)
+    measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
+    exact = after["exact_match"]
+    return {
+        "exact_match_before": before["exact_match"]["value"],
+        "exact_match_private": exact["value"],
+        "exact_match_private_interval": [exact["low"], exact["high"]],
+        "exact_match_measured": measured and measured.value,
+        "exact_match_measured_interval": measured and [measured.low, measured.high],
+        "perplexity_before": before["perplexity"]["value"],
+        "perplexity_private": after["perplexity"]["value"],
+        "membership": [],
+    }
+
+
 def _show(outcome: dict[str, Any], console: Console) -> None:
-    low, high = outcome["auc_private_interval"]
-    figures = [
-        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
-        ("AUC without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise, measured here"),
-        ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
-        ("  a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
-        ("  a control", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
+    figures = _text_figures(outcome) if "exact_match_private" in outcome else _figures(outcome)
+    figures += [
         ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
         ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
         ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
     ]
-    if outcome["epsilon"] is not None:
-        spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
-        bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
-        figures.insert(3, ("ε by PLD", spent, bound))
-        figures.insert(4, ("  audited, a step", *_audit_texts(outcome["audit"])))
-    if outcome["auc_measured"] is not None:
-        low, high = outcome["auc_measured_interval"]
-        binning = f"bins hide up to {outcome['auc_measured_binning']:.3f}"
-        noised = f"95 % interval {low:.3f} to {high:.3f}, {binning}: what the sites released of the same records"
-        figures.insert(3, ("  as measured", f"{outcome['auc_measured']:.3f}", noised))
     for facts in outcome["membership"]:
         low, high = float(facts["auc_low"]), float(facts["auc_high"])
         text = f"AUC of finding members of {facts['attacked']}, {low:.3f} to {high:.3f}; 0.5 is guessing"
@@ -279,6 +325,57 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
     for label in ("report_html", "report_json", "adapter", "backbone"):
         console.print(f"{label.replace('_', ' '):12s} {outcome[label]}", soft_wrap=True, highlight=False)
     console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
+
+
+def _figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """How good a classifier is, and what it cost."""
+    low, high = outcome["auc_private_interval"]
+    figures = [
+        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
+        ("AUC without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise, measured here"),
+        ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
+    ]
+    if outcome["auc_measured"] is not None:
+        low, high = outcome["auc_measured_interval"]
+        binning = f"bins hide up to {outcome['auc_measured_binning']:.3f}"
+        noised = f"95 % interval {low:.3f} to {high:.3f}, {binning}: what the sites released of the same records"
+        figures.append(("  as measured", f"{outcome['auc_measured']:.3f}", noised))
+    return [
+        *figures,
+        *_privacy_figures(outcome),
+        ("  a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
+        ("  a control", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
+    ]
+
+
+def _text_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """How often the right words are written, and what that cost."""
+    low, high = outcome["exact_match_private_interval"]
+    figures = [
+        ("exact match before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
+        (
+            "[bold]exact match private[/]",
+            f"[bold]{outcome['exact_match_private']:.3f}[/]",
+            f"95 % interval {low:.3f} to {high:.3f}: held-out records completed word for word",
+        ),
+    ]
+    if outcome["exact_match_measured"] is not None:
+        low, high = outcome["exact_match_measured_interval"]
+        noised = f"95 % interval {low:.3f} to {high:.3f}: what the sites released of the same records"
+        figures.append(("  as measured", f"{outcome['exact_match_measured']:.3f}", noised))
+    return [
+        *figures,
+        ("perplexity", f"{outcome['perplexity_private']:.2f}", f"{outcome['perplexity_before']:.3g} before"),
+        *_privacy_figures(outcome),
+    ]
+
+
+def _privacy_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if outcome["epsilon"] is None:
+        return []
+    spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
+    bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
+    return [("ε by PLD", spent, bound), ("  audited, a step", *_audit_texts(outcome["audit"]))]
 
 
 def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from ..client_node.approval import planned_releases
 from ..models.binned_evaluation import BinnedMetrics, binned_metrics
@@ -19,6 +20,7 @@ class Measurement:
     rounds: int  # of training before it
     sites: tuple[str, ...]  # whose records were summed
     noise_std: float  # of each count
+    judged: Literal["labels", "completions"]  # of completions a positive is one that greedy decoding writes exactly
     metrics: BinnedMetrics
     unit: str
     epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
@@ -57,6 +59,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         rounds=store.last_round(run_id).number,
         sites=sites,
         noise_std=noise_std,
+        judged="labels" if study.draft.data.text is None else "completions",
         metrics=binned_metrics([counts[: len(counts) // 2], counts[len(counts) // 2 :]], noise_std=noise_std),
         unit=study.draft.data.unit,
         epsilon=epsilon,

@@ -18,12 +18,11 @@ import torch
 
 from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
-from ..models.losses import record_losses
 from . import accounting, audit
 from .errors import InvalidPrivacyParameter
 from .sampling import Integers, poisson_sample
 from .steps import ReleaseTerms
-from .truth import Engine, Reals, wrong_labels
+from .truth import Engine, Reals, Targets, unlikely_targets
 
 _LENGTH = 16  # words of a canary; longer ones are no further apart
 _SPREAD = 30.0  # of the head's weights over the clip norm: every canary's gradient is at the bound
@@ -154,10 +153,10 @@ def run_audit(
             here = slice(start, start + design.canaries_per_step)
             adapted.load_state(_auditors_state(adapted, step.terms, rng))
             ids = rng.integers(1, words, (design.canaries_per_step, _LENGTH))
-            labels = wrong_labels(adapted, ids)
+            targets = unlikely_targets(adapted, ids)
             coins[here][poisson_sample(len(ids), 0.5)] = True
-            opened = _opened(engine, adapted, ids, labels, coins[here], site_terms)
-            scores[here] = _scores(_clipped_gradients(adapted, ids, labels, step.terms), opened)
+            opened = _opened(engine, adapted, ids, targets, coins[here], site_terms)
+            scores[here] = _scores(_clipped_gradients(adapted, ids, targets, step.terms), opened)
     finally:
         adapted.load_state(kept)
     right = audit.count_right(scores, coins, design.guesses)
@@ -190,7 +189,7 @@ def _opened(
     engine: Engine,
     adapted: AdaptedModel,
     ids: Integers,
-    labels: Integers,
+    targets: Targets,
     is_in: npt.NDArray[np.bool_],
     site_terms: list[ReleaseTerms],
 ) -> Reals:
@@ -199,11 +198,11 @@ def _opened(
     for site, terms in enumerate(site_terms):
         own = np.arange(site, len(is_in), len(site_terms))
         own = own[is_in[own]]
-        total += engine(adapted, ids[own], labels[own], own, terms=terms)
+        total += engine(adapted, ids[own], targets[own], own, terms=terms)
     return total.astype(np.float64) * 2.0 ** -site_terms[0].scale_bits
 
 
-def _clipped_gradients(adapted: AdaptedModel, ids: Integers, labels: Integers, terms: ReleaseTerms) -> Reals:
+def _clipped_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets, terms: ReleaseTerms) -> Reals:
     """[canaries, dim], what each would add: clipped here, whatever the engine does.
 
     One backward pass captures all of them; `truth` compares that capture with plain autograd.
@@ -213,8 +212,8 @@ def _clipped_gradients(adapted: AdaptedModel, ids: Integers, labels: Integers, t
     device = next(iter(adapted.trained.values())).device
     collector = Collector(torch.arange(count, device=device), count, ids.shape[1])
     with adapted.slot.filled(collector), torch.enable_grad():
-        logits = adapted.classify(torch.from_numpy(ids).to(device))
-        record_losses(logits, torch.from_numpy(labels)).sum().backward()  # type: ignore[no-untyped-call]
+        losses = adapted.losses(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
     gradients = np.zeros((count, layout.dim))
     names = {parameter: name for name, parameter in adapted.trained.items()}
     for row, unit in zip(gradients, torch.eye(count, dtype=torch.float64, device=device), strict=True):

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy.stats import binom, chi2, norm
+from torch import Tensor
 
 from ..models.adapters import AdaptedModel
 from ..models.layout import AdapterLayout
@@ -33,6 +34,7 @@ from .sampling import Integers
 from .steps import LocalSteps, ReleaseTerms, round_release
 
 Reals = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.generic]  # as `AdaptedModel.losses` takes them
 
 FALSE_ALARM = 1e-5  # that a true engine fails any statistical test in a whole run of the checks
 _ALPHA = FALSE_ALARM / 10  # of one test; there are seven
@@ -56,7 +58,7 @@ class Engine(Protocol):
         self,
         adapted: AdaptedModel,
         ids: npt.NDArray[np.int64],
-        labels: npt.NDArray[np.int64],
+        targets: Targets,
         unit_of_row: npt.NDArray[np.int64],
         *,
         terms: ReleaseTerms,
@@ -71,7 +73,7 @@ class Engine(Protocol):
 def site_round(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
+    targets: Targets,
     unit_of_row: npt.NDArray[np.int64],
     *,
     terms: ReleaseTerms,
@@ -86,7 +88,7 @@ def site_round(
         terms = replace(terms, clip_norm=terms.clip_norm * math.exp(_MOVED_CLIP))
         state = np.append(start, np.float32(-_MOVED_CLIP))
     try:
-        return round_release(adapted, state, ids, labels, unit_of_row, terms=terms)
+        return round_release(adapted, state, ids, targets, unit_of_row, terms=terms)
     finally:
         adapted.load_state(start)
 
@@ -182,14 +184,14 @@ class Probe:
         state[layout.head_slice] *= size * self.clip_norm
         self.adapted.load_state(state.astype(np.float32))
 
-    def records(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Token ids [count, 12] and labels [count], on the wrong side of the model as it stands: errors are large."""
+    def records(self, count: int) -> tuple[npt.NDArray[np.int64], Targets]:
+        """Token ids [count, 12] and targets that the model as it stands finds unlikely: errors are large."""
         ids = self.rng.integers(1, self.words, (count, _LENGTH))
-        return ids, wrong_labels(self.adapted, ids)
+        return ids, unlikely_targets(self.adapted, ids)
 
-    def release(self, ids: Integers, labels: Integers, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
+    def release(self, ids: Integers, targets: Targets, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
         """What the engine releases, as real numbers [self.dim]."""
-        found = self.engine(self.adapted, ids, labels, np.asarray(units), terms=terms)
+        found = self.engine(self.adapted, ids, targets, np.asarray(units), terms=terms)
         return found.astype(np.float64) * 2.0**-terms.scale_bits
 
     def slack(self, terms: ReleaseTerms) -> float:
@@ -246,19 +248,36 @@ def blocks(layout: AdapterLayout) -> dict[str, slice]:
     return found
 
 
-def unit_gradients(adapted: AdaptedModel, ids: Integers, labels: Integers) -> Reals:
+def unit_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Reals:
     """[rows, dim] float64: each record's gradient by itself, by plain autograd in the model's own precision."""
     rows = np.zeros((len(ids), adapted.layout.dim))
     parameters = list(adapted.trained.values())
-    for row, tokens, label in zip(rows, ids, labels, strict=True):
+    for row, tokens, target in zip(rows, ids, targets, strict=True):
         with torch.enable_grad():
-            logit = adapted.classify(torch.from_numpy(tokens[None]))
-            loss = F.binary_cross_entropy_with_logits(logit, logit.new_full((1,), float(label)))
+            loss = _record_loss(adapted, torch.from_numpy(tokens), torch.as_tensor(target))
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
         for name, grad in zip(adapted.trained, grads, strict=True):
             if grad is not None:
                 row[adapted.layout.slices[name]] = grad.double().flatten().cpu().numpy()
     return rows
+
+
+def _record_loss(adapted: AdaptedModel, tokens_T: Tensor, target: Tensor) -> Tensor:
+    if adapted.head is not None:
+        logit = adapted.classify(tokens_T[None])
+        return F.binary_cross_entropy_with_logits(logit, target.reshape(1).to(logit))
+    logits_TV = adapted.model(input_ids=tokens_T[None], use_cache=False).logits[0]
+    completed = target.nonzero()[:, 0]
+    return F.cross_entropy(logits_TV[completed - 1], tokens_T[completed])
+
+
+def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
+    """For each record the label that the model finds less likely; of random words, that all but the first follow."""
+    if adapted.head is not None:
+        return wrong_labels(adapted, ids)
+    targets = np.ones(ids.shape, dtype=np.bool_)
+    targets[:, :1] = False
+    return targets
 
 
 @torch.no_grad()
@@ -295,9 +314,9 @@ def _noise_std(probe: Probe) -> Iterator[str]:
             yield f"an empty round's noise has {math.sqrt(squares / size):.4f} times the claimed std in {name}"
             return
     probe.loud(1.0)
-    ids, labels = probe.records(4)
+    ids, targets = probe.records(4)
     terms = replace(probe.quiet(), site_noise_int=one_step, scale_bits=probe.terms.scale_bits)
-    apart = [probe.engine(probe.adapted, ids, labels, np.arange(4), terms=terms).astype(np.float64) for _ in range(2)]
+    apart = [probe.engine(probe.adapted, ids, targets, np.arange(4), terms=terms).astype(np.float64) for _ in range(2)]
     squares = float((((apart[0] - apart[1]) / one_step) ** 2).sum() / 2)
     if 2 * min(chi2.sf(squares, dim), chi2.cdf(squares, dim)) < _ALPHA:
         yield f"with units in the step the noise has {math.sqrt(squares / dim):.4f} times the claimed std"
@@ -315,15 +334,16 @@ def _noise_fresh(probe: Probe) -> Iterator[str]:
 
 def _noise(probe: Probe) -> Reals:
     nobody = np.zeros((0, _LENGTH), dtype=np.int64)
-    return probe.engine(probe.adapted, nobody, nobody[:, 0], nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
+    targets = nobody[:, 0] if probe.adapted.head is not None else nobody > 0
+    return probe.engine(probe.adapted, nobody, targets, nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
 
 
 def _clipping(probe: Probe) -> Iterator[str]:
     """A unit with a huge gradient in every part of the model moves the sum by at most the bound, in each and in all."""
     probe.loud(1e4)
-    ids, labels = probe.records(6)
+    ids, targets = probe.records(6)
     terms = probe.quiet()
-    alone = np.stack([probe.release(ids[i : i + 1], labels[i : i + 1], [0], terms) for i in range(len(ids))])
+    alone = np.stack([probe.release(ids[i : i + 1], targets[i : i + 1], [0], terms) for i in range(len(ids))])
     slack, worst = probe.slack(terms), _largest(alone, probe.blocks)
     over = {name: size for name, size in worst.items() if size > probe.limit(name) + slack}
     for name, size in sorted(over.items(), key=lambda item: -item[1] / probe.limit(item[0]))[:3]:
@@ -341,12 +361,12 @@ def _largest(rows: Reals, parts: dict[str, slice]) -> dict[str, float]:
 def _sensitivity(probe: Probe) -> Iterator[str]:
     """Adding or removing one unit moves the sum of the others by at most the bound."""
     probe.loud(1e4)
-    ids, labels = probe.records(6)
+    ids, targets = probe.records(6)
     terms, units = probe.quiet(), np.arange(6)
-    everybody = probe.release(ids, labels, units, terms)
+    everybody = probe.release(ids, targets, units, terms)
     for left_out in (0, 3, 5):
         others = units != left_out
-        moved = float(np.linalg.norm(everybody - probe.release(ids[others], labels[others], units[others], terms)))
+        moved = float(np.linalg.norm(everybody - probe.release(ids[others], targets[others], units[others], terms)))
         if moved > probe.sensitivity + probe.slack(terms):
             yield f"one unit of six moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
             return
@@ -355,11 +375,11 @@ def _sensitivity(probe: Probe) -> Iterator[str]:
 def _unit_whole(probe: Probe) -> Iterator[str]:
     """All records of a unit are clipped together, although they would fit only in part beside those before them."""
     probe.loud(1e4)
-    ids, labels = probe.records(2)
+    ids, targets = probe.records(2)
     rows = np.array([0, 1, 1, 1, 1])
     terms = probe.quiet(max_rows_per_batch=4, max_records_per_unit=4)
-    both = probe.release(ids[rows], labels[rows], rows, terms)
-    moved = float(np.linalg.norm(both - probe.release(ids[:1], labels[:1], [0], terms)))
+    both = probe.release(ids[rows], targets[rows], rows, terms)
+    moved = float(np.linalg.norm(both - probe.release(ids[:1], targets[:1], [0], terms)))
     if moved > probe.sensitivity + probe.slack(terms):
         yield f"a unit of four records moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
 
@@ -380,13 +400,13 @@ def _poisson(probe: Probe) -> Iterator[str]:
 def _who_was_drawn(probe: Probe, rate: float) -> npt.NDArray[np.bool_] | None:
     """[steps, units], read off the sums; None if some sum does not consist of whole contributions."""
     probe.loud(1.0)
-    ids, labels = probe.records(_UNITS)
+    ids, targets = probe.records(_UNITS)
     units = np.arange(_UNITS)
     terms = probe.quiet()
-    alone = np.stack([probe.release(ids[i : i + 1], labels[i : i + 1], [0], terms) for i in units])
+    alone = np.stack([probe.release(ids[i : i + 1], targets[i : i + 1], [0], terms) for i in units])
     sampled = probe.quiet(sample_rate=rate)
     steps = min(_STEPS, max(_FEWEST_STEPS, _MOST_DRAWS // probe.dim))
-    sums = np.stack([probe.release(ids, labels, units, sampled) for _ in range(steps)])
+    sums = np.stack([probe.release(ids, targets, units, sampled) for _ in range(steps)])
     weights = np.linalg.lstsq(alone.T, sums.T, rcond=None)[0].T
     present: npt.NDArray[np.bool_] = weights > 0.5
     return present if np.abs(weights - present).max() <= 0.25 else None
@@ -443,10 +463,11 @@ def _loop(probe: Probe) -> Iterator[str]:
             probe.adapted.load_state(as_it_stands)
         else:
             probe.loud(size)
-        ids, labels = probe.records(6)
-        labels = np.array([0, 1, 0, 1, 0, 1]) if size is None else labels
+        ids, targets = probe.records(6)
+        if size is None and probe.adapted.head is not None:
+            targets = np.array([0, 1, 0, 1, 0, 1])
         units = np.array([0, 1, 2, 3, 3, 4])
-        each = unit_gradients(probe.adapted, ids, labels)
+        each = unit_gradients(probe.adapted, ids, targets)
         means = np.stack([each[units == unit].mean(0) for unit in range(5)])
         sizes = np.linalg.norm(means, axis=1, keepdims=True)
         want = (means * (probe.bound / np.maximum(sizes, probe.clip_norm))).sum(0)
@@ -454,7 +475,7 @@ def _loop(probe: Probe) -> Iterator[str]:
             want = np.append(want, adaptive_clipping.COUNT_WEIGHT / 2 * np.where(sizes <= probe.clip_norm, 1, -1).sum())
         for rows in (2, 64):
             terms = probe.quiet(max_rows_per_batch=rows, max_records_per_unit=2)
-            gap = float(np.linalg.norm(probe.release(ids, labels, units, terms) - want))
+            gap = float(np.linalg.norm(probe.release(ids, targets, units, terms) - want))
             if gap > 1e-3 * probe.bound + probe.slack(terms):
                 yield f"the sum over five units is off by {gap:.3g}, where one unit adds at most {probe.bound:g}"
                 return
@@ -462,8 +483,8 @@ def _loop(probe: Probe) -> Iterator[str]:
 
 def _reached(probe: Probe) -> int:
     probe.loud(1e4)
-    ids, labels = probe.records(6)
-    gradients = unit_gradients(probe.adapted, ids, labels)
+    ids, targets = probe.records(6)
+    gradients = unit_gradients(probe.adapted, ids, targets)
     norms = _largest(gradients, blocks(probe.adapted.layout)).values()
     return sum(size > probe.clip_norm for size in norms)
 

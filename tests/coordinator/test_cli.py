@@ -23,7 +23,7 @@ from confide.models.pretraining import PretrainingConfig
 from confide.privacy import ledger_file
 from confide.privacy.ledger import Ledger
 
-from ..client_node.conftest import EVALUATION, STUDY_TOML, changed, identity_of, key_of, make_study, write_draft
+from ..client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
 from ..privacy.ledgers import charge, ledger_with, signer
 from .conftest import SITES, committed_round, enrolled_nodes
 from .test_measurement import RUN as EVALUATED
@@ -301,6 +301,17 @@ def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, m
     assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
     assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
     assert len(printed["metrics"]["reliability"]) == 10
+
+
+def test_metrics_of_free_text_say_how_many_completions_are_exact(call, home, make_study):
+    fresh = Store.open(home)
+    with_evaluation(fresh, make_study(EVALUATION, *TEXT), number=41)
+    fresh.close()
+    shown = lined(call("run", "metrics", EVALUATED).stdout)
+    printed = json.loads(call("run", "metrics", EVALUATED, "--json").stdout)
+    assert printed["judged"] == "completions"
+    assert f"exact match │ {printed['metrics']['prevalence']['value']:.3f}" in " ".join(shown.split())
+    assert "auc" not in shown.lower()
 
 
 def test_rounds_say_whose_updates_they_hold_who_is_missing_and_whose_was_too_long(call, store, run):

@@ -19,7 +19,7 @@ def test_the_recipe_is_that_of_thyroid_untouched(example):
     assert own.adapter.model_copy(update={"seed": thyroid.adapter.seed}) == thyroid.adapter
 
 
-@pytest.mark.parametrize("example", ["loans", "rand", "thyroid"])
+@pytest.mark.parametrize("example", ["loans", "rand", "thyroid", "diagnoses"])
 def test_a_whole_run_costs_less_than_3_by_both_accountants(example):
     draft = load_draft(EXAMPLES / example / "study.toml")
     spent = releases(draft, DIM)

@@ -120,3 +120,11 @@ def clipped_loop(
 def norm_of(total: dict[str, torch.Tensor]) -> float:
     """Over all tensors together."""
     return float(torch.stack([t.norm() for t in total.values()]).norm())
+
+
+def completing_tiny(*, dtype: torch.dtype = torch.float32) -> AdaptedModel:
+    """An adapted model that writes completions, away from its start."""
+    config = AdapterConfig(rank=3, alpha=6.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
+    adapted = attach(tiny_deepseek(dtype=dtype), config)
+    adapted.load_state(np.random.default_rng(1).normal(size=adapted.layout.dim) * 0.2)
+    return adapted

@@ -8,7 +8,7 @@ from confide.privacy.steps import ReleaseTerms, private_release
 from confide.privacy.truth import unit_gradients
 
 from ..models.tiny import VOCABULARY, random_ids
-from .loops import adapted_tiny, labels_for
+from .loops import adapted_tiny, completing_tiny, labels_for
 from .sabotage import ENGINES
 
 NOISE = accounting.site_noise(2.25, 0.5, 4, 0, 1, 17, "distributed")
@@ -27,6 +27,12 @@ def test_the_true_engine_keeps_its_claim():
     assert found.holds
     assert found.lower_bound < found.claim < found.reach
     np.testing.assert_array_equal(adapted.state(), before)
+
+
+def test_the_true_engine_keeps_its_claim_on_completions_and_one_without_noise_does_not():
+    adapted = completing_tiny()
+    assert run_audit(private_release, adapted, VOCABULARY, STEP, design=DESIGN).holds
+    assert not run_audit(ENGINES["no noise"][0](), adapted, VOCABULARY, STEP, design=DESIGN).holds
 
 
 @pytest.mark.parametrize("name", ["no noise", "no clipping"])

@@ -19,7 +19,7 @@ from confide.privacy.independence import (
 )
 
 from ..models.tiny import VOCABULARY, tiny_deepseek
-from .loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, labels_for, row_losses
+from .loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, completing_tiny, labels_for, row_losses
 
 NORM = "model.layers.0.post_attention_layernorm"
 EXPERTS = "model.layers.1.mlp.experts"
@@ -155,11 +155,6 @@ def test_longrope_with_equal_factors_has_one_set_of_angles():
     adapted.model.config.rope_parameters = rope | {"long_factor": [1.0, 4.0]}
     with pytest.raises(UnitsCoupled, match="rope_type 'longrope'"):
         refuse_coupled_modules(adapted)
-
-
-def completing_tiny(**changes):
-    config = AdapterConfig(rank=4, alpha=8.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
-    return attach(tiny_deepseek(**changes), config)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

@@ -5,15 +5,14 @@ import pytest
 import torch
 from opacus.accountants import RDPAccountant
 
-from confide.models.adapters import AdapterConfig, attach
 from confide.models.errors import StateMismatch
 from confide.privacy.adaptive_clipping import COUNT_WEIGHT, SENSITIVITY
 from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from confide.privacy.sampling import SeededBytes
 from confide.privacy.steps import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
-from ..models.tiny import random_ids, tiny_deepseek
-from .loops import adapted_tiny, clipped_loop, labels_for
+from ..models.tiny import random_ids
+from .loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
 
 C, BITS = 0.05, 24
 PLAIN = {
@@ -395,13 +394,6 @@ def test_ball_out_of_range_is_refused(max_norm):
         ReleaseTerms(**{**PLAIN, "max_norm": max_norm})
 
 
-def completing_tiny():
-    config = AdapterConfig(rank=3, alpha=6.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
-    adapted = attach(tiny_deepseek(dtype=torch.float64), config)
-    adapted.load_state(np.random.default_rng(1).normal(size=adapted.layout.dim) * 0.2)
-    return adapted
-
-
 def completion_loop(adapted, ids, mask, units, clip_norm):
     """Each unit's gradient by plain autograd on the whole logits, clipped and added."""
     total = 0
@@ -418,7 +410,7 @@ def completion_loop(adapted, ids, mask, units, clip_norm):
 
 
 def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alone():
-    adapted, ids = completing_tiny(), random_ids(7).numpy()
+    adapted, ids = completing_tiny(dtype=torch.float64), random_ids(7).numpy()
     mask = np.zeros(ids.shape, dtype=np.bool_)
     for row in range(7):
         mask[row, 3 + row : 6 + row] = True

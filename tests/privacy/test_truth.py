@@ -14,11 +14,12 @@ from confide.privacy.truth import (
     check_engine,
     site_round,
     unit_gradients,
+    unlikely_targets,
     wrong_labels,
 )
 
 from ..models.tiny import VOCABULARY, random_ids
-from .loops import adapted_tiny, clipped_loop, labels_for
+from .loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
 from .sabotage import ADAPTIVE_ENGINES, ENGINES, noise_in_one_local_step
 
 TERMS = ReleaseTerms(
@@ -112,6 +113,22 @@ def test_unit_gradients_are_those_of_the_loop(adapted):
         want, _ = clipped_loop(adapted, ids[row : row + 1], labels[row : row + 1], np.array([0]), 1e9)
         flat = np.concatenate([want[name].numpy().ravel() for name in adapted.layout.names])
         np.testing.assert_allclose(rows[row], flat, rtol=1e-3, atol=1e-5 * np.abs(flat).max())
+
+
+def test_the_true_engine_passes_every_check_on_completions():
+    found = check_engine(site_round, completing_tiny(), VOCABULARY, TERMS)
+    assert found.findings == ()
+
+
+@pytest.mark.parametrize("name", ["no noise", "no clipping", "one expert unclipped"])
+def test_a_mistake_is_found_on_completions_too(name):
+    engine, checks = ENGINES[name]
+    found = check_engine(engine(), completing_tiny(), VOCABULARY, TERMS, checks=OTHERS)
+    assert {finding.check for finding in found.findings} & {*checks}
+
+
+def test_unlikely_targets_of_completions_are_all_words_but_the_first():
+    assert unlikely_targets(completing_tiny(), random_ids(2, 4).numpy()).tolist() == [[False, True, True, True]] * 2
 
 
 def test_wrong_labels_are_the_ones_the_model_finds_less_likely(adapted):
