@@ -221,7 +221,7 @@ def backbone_import(
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write a published model as a DeepSeek-V3 checkpoint that computes the same; no study can name it yet."""
+    """Write a published model as a DeepSeek-V3 checkpoint that computes the same, for studies of free text."""
     from ..models.smollm2 import import_smollm2
 
     recipes = {Recipe.SMOLLM2: import_smollm2}
