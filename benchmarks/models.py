@@ -1,6 +1,6 @@
 """What loading a checkpoint takes in each format, what a sparse model buys, and LoRA beside transformers and PEFT.
 
-    python benchmarks/models.py [--quick] [--json] [--part load|sparse|peft]
+    python benchmarks/models.py [--quick] [--json] [--part load|sparse|peft|smollm2]
 
 load    A checkpoint of random weights in the shape of DeepSeek-V3 is written to a temporary folder in shards, then
         loaded by `load_model`, hash check and all, in every format in turn by a fresh process that has loaded a small
@@ -14,6 +14,10 @@ sparse  A sparse model beside a dense one of the same parameters, layers and att
 peft    A sparse model of five such layers, loaded from a checkpoint: LoRA on attention and routed experts, only B
         trained, ours with clipping by record and PEFT without any. Then greedy text with a key-value cache, 8 tokens
         after a prompt of 32, the prompt's time included; without adapter is also what a merged one would take.
+smollm2 The import of SmolLM2 (`coordinator backbone import`), with LoRA on attention, clipped by record, its routed
+        experts in each format, beside the dense Llama that it was made from in transformers and PEFT, not clipped:
+        training, greedy text as above, and perplexity of the start of the licence that comes with it, adapters at their
+        start. Needs the packages of requirements-smollm.txt and gguf.
 
 Methods alternate, medians of processor time, one thread.
 """
@@ -27,23 +31,26 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from measuring import Peak, allocated_mib, medians
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not our benchmark
 
+import numpy as np
 import peft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import install
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.checkpoints import content_hash, load_model, no_progress_bar, size
+from confide.models.checkpoints import content_hash, load_model, load_tokenizer, no_progress_bar, size
+from confide.models.evaluation import perplexity
+from confide.models.smollm2 import import_smollm2, read_source, source_file
 from confide.privacy.clipping import PerUnitClipper
 
 Call = Callable[[], object]
@@ -58,6 +65,7 @@ FORMATS: dict[str, dict[str, object]] = {
 RANK, ROWS, LENGTH, PROMPT, NEW = 8, 4, 128, 32, 8
 MOST_FLOPS, LEAST_SPEED = 0.18, 2.3  # of a dense model of the same parameters
 PEFT = "transformers and PEFT, not clipped"
+MLA = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")  # attention of the import
 
 
 def shape(layers: int, *, dense: bool = False) -> DeepseekV3Config:
@@ -172,8 +180,8 @@ def _times(directory: Path, expected: str, rounds: int) -> dict[str, dict[str, f
     return {name: {"cpu_s": cpu, "wall_s": wall} for name, (cpu, wall) in middle.items()}
 
 
-def adapted(model: object, *mlp: str) -> AdaptedModel:
-    return attach(model, AdapterConfig(rank=RANK, alpha=2.0 * RANK, targets=(*ATTENTION, *mlp), seed="bench"))
+def adapted(model: object, *targets: str) -> AdaptedModel:
+    return attach(model, AdapterConfig(rank=RANK, alpha=2.0 * RANK, targets=targets, seed="bench"))
 
 
 def row_losses(model: Callable[[Tensor], object], ids: Tensor) -> Tensor:
@@ -221,8 +229,8 @@ def sparse(layers: int, rows: int, seconds: float) -> dict[str, object]:
     forwards = tokens_per_second(calls, ids.numel(), seconds)
     del calls, stock
     steps = {
-        "sparse": clipped_step(adapted(models["sparse"], "experts"), ids),
-        "dense": clipped_step(adapted(models["dense"], "gate_proj", "up_proj", "down_proj"), ids),
+        "sparse": clipped_step(adapted(models["sparse"], *ATTENTION, "experts"), ids),
+        "dense": clipped_step(adapted(models["dense"], *ATTENTION, "gate_proj", "up_proj", "down_proj"), ids),
     }
     flops = {name: flops_per_token(config, LENGTH) for name, config in kinds.items()}
     return {
@@ -239,9 +247,10 @@ def random_ids(rows: int, length: int = LENGTH) -> Tensor:
     return torch.randint(1, 4096, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def with_peft(model: DeepseekV3ForCausalLM) -> torch.nn.Module:
-    names = ["experts.gate_up_proj", "experts.down_proj"]
-    config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(ATTENTION), target_parameters=names)
+def with_peft(model: PreTrainedModel, targets: Sequence[str], parameters: Sequence[str] = ()) -> torch.nn.Module:
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules=list(targets), target_parameters=list(parameters) or None
+    )
     theirs = peft.get_peft_model(model, config).eval()
     for name, parameter in theirs.named_parameters():
         parameter.requires_grad_("lora_B" in name)
@@ -273,10 +282,10 @@ def beside_peft(layers: int, rows: int, seconds: float) -> dict[str, object]:
         bare, stock = (load_model(Path(folder) / "model") for _ in range(2))
     loaded["float32"].set_experts_implementation(install())
     del loaded["bfloat16"]
-    ours = {f"ours, {name}": adapted(model, "experts") for name, model in loaded.items()}
+    ours = {f"ours, {name}": adapted(model, *ATTENTION, "experts") for name, model in loaded.items()}
     for model in (bare, stock):
         model.set_experts_implementation("grouped_mm")
-    theirs = with_peft(stock)
+    theirs = with_peft(stock, ATTENTION, ["experts.gate_up_proj", "experts.down_proj"])
     trained = {"ours": sum(p.numel() for p in ours["ours, float32"].trained.values())}
     trained["peft"] = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert trained["ours"] == trained["peft"]
@@ -290,6 +299,50 @@ def beside_peft(layers: int, rows: int, seconds: float) -> dict[str, object]:
         texts |= {PEFT: generation(theirs, prompt), "transformers, no adapter": generation(bare, prompt)}
         texts_per_s[batch] = tokens_per_second(texts, batch * NEW, seconds / 2)
     return found | {"generated_tokens_per_s": texts_per_s}
+
+
+def beside_llama(rows: int, length: int, context: int, seconds: float) -> dict[str, object]:
+    """Tokens per second of a training step and of generation, and perplexities."""
+    config, state, _ = read_source(source_file())
+    llamas = [LlamaForCausalLM(config).eval() for _ in range(2)]
+    for llama in llamas:
+        llama.load_state_dict(state, strict=False)  # the output matrix is the embedding
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "smollm2"
+        import_smollm2(directory)
+        loaded = {name: load_model(directory, **options) for name, options in FORMATS.items()}
+        text = load_tokenizer(directory)((directory / "LICENSE.md").read_text(), return_tensors="pt")["input_ids"]
+    del loaded["bfloat16"]
+    loaded["float32"].set_experts_implementation(install())
+    ids = text[:, : rows * length].reshape(rows, length)
+    ours = {f"ours, {name}": adapted(model, *MLA) for name, model in loaded.items()}
+    theirs, bare = with_peft(llamas[0], [f"{name}_proj" for name in "qkvo"]), llamas[1]
+    steps = {name: clipped_step(model, ids) for name, model in ours.items()} | {PEFT: plain_step(theirs, ids)}
+    models = {name: model.model for name, model in ours.items()} | {PEFT: theirs, "transformers, no adapter": bare}
+    read = text[:, : 4 * context].reshape(4, context)
+    perplexities = {name: text_perplexity(model, read) for name, model in models.items()}
+    step_speeds = tokens_per_second(steps, ids.numel(), seconds)
+    prompt = text[:, :PROMPT]
+    texts = {name: generation(model, prompt) for name, model in models.items()}
+    return {
+        "tokens": ids.numel(),
+        "trained": {
+            "ours": sum(p.numel() for p in ours["ours, float32"].trained.values()),
+            "peft": sum(p.numel() for p in theirs.parameters() if p.requires_grad),
+        },
+        "step_tokens_per_s": step_speeds,
+        "generated_tokens_per_s": tokens_per_second(texts, NEW, seconds / 2),
+        "perplexity_tokens": read.numel(),
+        "perplexity": perplexities,
+    }
+
+
+@torch.no_grad()
+def text_perplexity(model: Callable[[Tensor], object], ids: Tensor) -> float:
+    """Of the rows' tokens but the first."""
+    losses = row_losses(model, ids).double().numpy()
+    tokens = ids.shape[1] - 1
+    return perplexity(losses * tokens, np.full(len(ids), tokens)).value
 
 
 def main() -> None:
@@ -353,10 +406,27 @@ def peft_table(found: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def smollm2_table(found: dict[str, object]) -> str:
+    trained = found["trained"]
+    title = f"tokens/s; {trained['ours']:,} numbers trained, PEFT {trained['peft']:,}"
+    columns = (
+        f"LoRA step, {found['tokens']} tokens",
+        "text, one row",
+        f"perplexity, {found['perplexity_tokens']} tokens",
+    )
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|---|---|---|"]
+    steps, texts = found["step_tokens_per_s"], found["generated_tokens_per_s"]
+    for name, value in found["perplexity"].items():
+        cells = [f"{s[name]:.1f} ({s[name] / s[PEFT]:.2f} x)" if name in s else "" for s in (steps, texts)]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {value:.4f} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, tuple[Callable[[bool], dict[str, object]], Callable[[dict[str, object]], str]]] = {
     "load": (lambda quick: loading(3 if quick else 13, 1 if quick else 3), loading_table),
     "sparse": (lambda quick: sparse(*((2, 2, 1) if quick else (9, ROWS, 10))), sparse_table),
     "peft": (lambda quick: beside_peft(*((2, 2, 1) if quick else (5, ROWS, 10))), peft_table),
+    "smollm2": (lambda quick: beside_llama(*((2, 32, 32, 1) if quick else (ROWS, 64, 256, 60))), smollm2_table),
 }
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ..models import backbone
 from ..models.adapters import AdaptedModel, AdapterConfig, attach
+from ..models.checkpoints import ExpertFormat
 from ..models.errors import BackboneMismatch
 from ..models.head import PooledHead
 from ..models.prompts import PromptEncoder
@@ -42,8 +43,13 @@ class StudyModel:
         return Examples(records.tokens(self.reader), records.labels, records.units)
 
 
-def load_study_model(draft: StudyDraft, directory: Path, *, expected_hash: str | None = None) -> StudyModel:
+def load_study_model(
+    draft: StudyDraft, directory: Path, *, expected_hash: str | None = None, experts: ExpertFormat | None = None
+) -> StudyModel:
     """The model of a study from the folder of its backbone.
+
+    Args:
+        experts: format of the routed experts; None for the study's.
 
     Raises:
         BackboneMismatch: the content is not the expected one, or the backbone does not read such records.
@@ -51,7 +57,7 @@ def load_study_model(draft: StudyDraft, directory: Path, *, expected_hash: str |
         InvalidPrompt: the template by itself is longer than a record may be.
         TargetMissing, UnsupportedModule: an adapter has no place there.
     """
-    config, experts = AdapterConfig(**draft.adapter_config()), draft.model.experts
+    config, experts = AdapterConfig(**draft.adapter_config()), experts or draft.model.experts
     if draft.data.text is not None:
         text = backbone.load_text(directory, expected_hash=expected_hash, experts=experts)
         encoder = PromptEncoder(draft.data.text.template(), text.tokenizer, draft.data.max_tokens)

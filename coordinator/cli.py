@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..models.evaluation import Estimate
     from ..models.router_statistics import LayerRouting
     from ..privacy.report_format import AuditFacts
+    from .routing import Routing
 
 app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
 site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
@@ -73,6 +74,11 @@ HomeOption = Annotated[
     typer.Option("--home", envvar="CONFIDE_COORDINATOR_HOME", help="Folder of the federation."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
+TextOption = Annotated[
+    Path | None, typer.Option("--text", help="UTF-8 file to read, at most 1 MiB; left out, the backbone's licence.")
+]
+TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to read at the most.")]
+PageOption = Annotated[Path | None, typer.Option("--html", help="Write the figures as a web page to this file.")]
 DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
 _FIRST_EXAMPLE = "thyroid"
 
@@ -288,34 +294,21 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
 @backbone_app.command("routing")
 def backbone_routing(
     directory: Path,
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 file to read, at most 1 MiB; left out, the licence in the folder.")
-    ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to read at the most.")] = 1024,
-    html: Annotated[Path | None, typer.Option(help="Write the figures as a web page to this file.")] = None,
+    text: TextOption = None,
+    tokens: TokensOption = 1024,
+    html: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how evenly a backbone's routers spread what it reads over experts: a text, or synthetic records.
 
     The figures depend on what is read: publish them only if that is public.
     """
-    from rich.progress import Progress
-
     from .routing import measure
-    from .routing_page import render_html
 
     with told():
-        with Progress(console=err, transient=True) as progress:
-            bar = progress.add_task("Reading", total=tokens)
-            found = measure(directory, text, tokens=tokens, progress=lambda read: progress.update(bar, completed=read))
-        if html is not None:
-            html.write_text(render_html(found), encoding="utf-8")
-            err.print(f"Page written to {html}")
-        if as_json:
-            return print_json(found.to_dict())
-        if html is None:
-            read = f"{directory}, {found.layers[0].tokens:,} tokens of {found.read}"
-            print_table(escape(read), routing_rows(found.layers))
+        with reading(tokens) as progress:
+            found = measure(directory, text, tokens=tokens, progress=progress)
+        show_routing(str(directory), found, html, as_json)
 
 
 @study_app.command("create")
@@ -669,6 +662,31 @@ def adapter_evaluate(
             out.print(f"{metric.replace('_', ' '):17s} {value:.4f}  [{low:.4f}, {high:.4f}]")
 
 
+@adapter_app.command("routing")
+def adapter_routing(
+    run: str,
+    text: TextOption = None,
+    tokens: TokensOption = 1024,
+    html: PageOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the same as `backbone routing` with a run's adapter in place: what training did to it.
+
+    The figures depend on what is read: publish them only if that is public.
+    """
+    from .results import trained_model
+    from .routing import measure
+    from .studies import load_study, study_start
+
+    with told(), opened(home) as store:
+        folder = study_start(home, load_study(store.study(store.run(run).study))).backbone
+        model = trained_model(store, home, run).adapted.model
+        with reading(tokens) as progress:
+            found = measure(folder, text, tokens=tokens, model=model, progress=progress)
+        show_routing(run, found, html, as_json)
+
+
 @app.command()
 def demo(
     example: Annotated[str, typer.Argument(help="Name of the example.")] = _FIRST_EXAMPLE,
@@ -788,6 +806,30 @@ def backbone_row(name: str, found: "Description") -> dict[str, Any]:
         "licence": found.origin.licence if found.origin else "not stated",
         "hash": found.hash,
     }
+
+
+@contextmanager
+def reading(tokens: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, moved by the number of tokens read so far."""
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True) as progress:
+        bar = progress.add_task("Reading", total=tokens)
+        yield lambda read: progress.update(bar, completed=read)
+
+
+def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
+    """A routing as a table, a page or JSON."""
+    from .routing_page import render_html
+
+    if html is not None:
+        html.write_text(render_html(name, found), encoding="utf-8")
+        err.print(f"Page written to {html}")
+    if as_json:
+        return print_json(found.to_dict())
+    if html is None:
+        read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
+        print_table(escape(read), routing_rows(found.layers))
 
 
 def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:

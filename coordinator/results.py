@@ -15,6 +15,7 @@ from ..client_node.study import Study
 from ..client_node.study_model import StudyModel, load_study_model
 from ..models.adapters import AdaptedModel
 from ..models.card import ModelCard
+from ..models.checkpoints import ExpertFormat
 from ..models.evaluation import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
 from ..models.losses import foretell
 from ..models.merging import save_merged
@@ -31,8 +32,11 @@ from .studies import load_study, study_start
 _ROWS, _TEXTS = 1024, 16  # records scored at a time
 
 
-def trained_model(store: Store, home: Path, run_id: str) -> StudyModel:
+def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
     """The study's model with the adapter as of the run's last committed round.
+
+    Args:
+        experts: format of the routed experts; None for the study's.
 
     Raises:
         Conflict: no round is committed yet.
@@ -42,7 +46,7 @@ def trained_model(store: Store, home: Path, run_id: str) -> StudyModel:
     if last.state_hash is None:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
     folder = study_start(home, study).backbone
-    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash)
+    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, experts=experts)
     exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
     model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
     return model
@@ -95,7 +99,7 @@ def _publish(
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
-    adapted = trained_model(store, home, run_id).adapted
+    adapted = trained_model(store, home, run_id, experts="float32").adapted  # a packed expert takes no sum
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None

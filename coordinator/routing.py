@@ -41,7 +41,12 @@ class Routing:
 
 
 def measure(
-    directory: Path, text: Path | None, *, tokens: int, progress: Callable[[int], None] | None = None
+    directory: Path,
+    text: Path | None,
+    *,
+    tokens: int,
+    model: Any | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Routing:
     """Has a backbone read and counts which experts its routers choose.
 
@@ -49,6 +54,7 @@ def measure(
         directory: a backbone that reads records, which are then made up, or a checkpoint that reads text.
         text: a UTF-8 file of at most 1 MiB; None for the licence that comes with the checkpoint.
         tokens: how many to read at the most, from the start; of records, those that hold as many, and not fewer.
+        model: what reads in the backbone's place, the same with adapters.
         progress: called with the number of tokens read so far.
 
     Raises:
@@ -61,7 +67,7 @@ def measure(
         if text is not None:
             raise Conflict(f"{directory} reads records, no text; leave --text away, and synthetic ones are made up")
         loaded = backbone.load(directory, expected_hash=found.hash)
-        model, batches = loaded.model, _records(SyntheticRecords(loaded.schema, questions=1, seed=0), tokens)
+        model, batches = model or loaded.model, _records(SyntheticRecords(loaded.schema, questions=1, seed=0), tokens)
         read = "synthetic records of its schema"
     else:
         source = _text(directory, text)
@@ -69,7 +75,7 @@ def measure(
         ids = tokenizer(source, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
         if not ids:
             raise Conflict(f"{text or LICENCE} is empty; name a file with words in it by --text")
-        model, batches = checkpoints.load_model(directory, expected_hash=found.hash), _rows(ids)
+        model, batches = model or checkpoints.load_model(directory, expected_hash=found.hash), _rows(ids)
         read = text.name if text is not None else f"{LICENCE} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)

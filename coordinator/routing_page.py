@@ -14,11 +14,12 @@ _EDGES = ((0.25, "< ¼"), (0.5, "½"), (0.8, "0.8"), (1.25, "1.25"), (2.0, "2"),
 _DARKEST = ("> 4", len(_EDGES))
 
 
-def render_html(routing: Routing) -> str:
-    """The page; it shows what was measured, and where it came from."""
+def render_html(name: str, routing: Routing) -> str:
+    """The page; `name` is that of a backbone's folder, or of a run whose adapter is in place."""
     template = page.templates(__name__).get_template("routing.html")
     layers = routing.layers
     return template.render(
+        name=name,
         routing=routing,
         experts=len(layers[0].choices),
         top_k=sum(layers[0].choices) // layers[0].tokens,

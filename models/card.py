@@ -41,10 +41,12 @@ class ModelCard:
 
     def table(self) -> str:
         """The facts as a Markdown table."""
+        held = f"held in {self.experts} for training and quality; in float32 they compute nearly the same"
+        experts = "" if self.experts == "float32" else f"\n| routed experts | {held} |"
         return f"""| | |
 |---|---|
 | study | `{self.study_hash}` |
-| backbone | `{self.backbone_hash}` |
+| backbone | `{self.backbone_hash}` |{experts}
 | sites | {", ".join(self.sites)} |
 | rounds | {self.rounds} |
 | privacy | {self._privacy()} |

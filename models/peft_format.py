@@ -45,17 +45,8 @@ from transformers import DeepseekV3ForCausalLM
 model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{_quantised(card)}{_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
+{_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
 {card.limits()}"""
-
-
-def _quantised(card: ModelCard) -> str:
-    if card.experts == "float32":
-        return ""
-    return (
-        f"It was trained, and measured, with the backbone's routed experts in {card.experts}; in float32 they compute "
-        "nearly the same.\n"
-    )
 
 
 def _merging(adapted: AdaptedModel) -> str:

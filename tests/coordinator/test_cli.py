@@ -38,7 +38,7 @@ COMMANDS = (
     "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+merge adapter+combine adapter+evaluate audit+privacy demo"
+    "adapter+merge adapter+combine adapter+evaluate adapter+routing audit+privacy demo"
 )
 
 
@@ -359,13 +359,19 @@ def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
     assert store.run(run).state == "pending"
 
 
-def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, store, home, run, tmp_path):
+@pytest.fixture
+def trained(store, home, run):
+    """The id of a run with one committed round."""
     study, lease = load_study(store.study(store.run(run).study)), store.acquire_lease(run)
     state = np.random.default_rng(1).normal(0, 0.1, study.dim).astype(np.float32)
     state_hash = RunFolder(home, run).save(Checkpoint(round=1, state=state, velocity=np.zeros_like(state)))
     store.commit_round(committed_round(1, run=run, lease=lease, state_hash=state_hash))
+    return run
+
+
+def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, trained, tmp_path):
     (tmp_path / "held-out.csv").write_text(HELD_OUT)
-    words = ("adapter", "evaluate", run, "--data", tmp_path / "held-out.csv", "--unit-column", "patient_id")
+    words = ("adapter", "evaluate", trained, "--data", tmp_path / "held-out.csv", "--unit-column", "patient_id")
     found = json.loads(call(*words, "--json").stdout)
     lines = call(*words).stdout.splitlines()
     metrics = ("auc", "accuracy", "brier_score", "calibration_error")
@@ -373,6 +379,15 @@ def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, store
     for metric, line in zip(metrics, lines, strict=True):
         assert line.startswith(metric.replace("_", " "))
         assert f"{found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]" in line
+
+
+def test_the_routing_of_a_run_is_that_of_its_backbone_with_the_adapter_in_place(call, trained, backbone):
+    found = json.loads(call("adapter", "routing", trained, "--tokens", "500", "--json").stdout)
+    before = json.loads(invoke("backbone", "routing", backbone, "--tokens", "500", "--json").stdout)
+    (layer,), (plain,) = found["layers"], before["layers"]
+    assert (found["hash"], layer["tokens"]) == (before["hash"], plain["tokens"])
+    assert layer["choices"] != plain["choices"]
+    assert trained in call("adapter", "routing", trained, "--tokens", "500").stdout
 
 
 def test_exports_are_combined_by_weight_and_cut_to_a_rank(federation, tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from confide.client_node.approval import charge
@@ -125,16 +126,21 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
 
 
-def test_a_study_of_quantised_experts_is_exported_and_scored_with_them(federation, table):
+def test_a_study_of_quantised_experts_is_scored_with_them_and_merged_without(federation, table):
     study = with_run(federation, ("[adapter]", 'experts = "nf4"\n[adapter]'))
     model = trained_model(federation.store, federation.home, RUN)
-    adapted = model.adapted
-    banks = [module for name, module in adapted.adapters.items() if name.endswith(".experts")]
+    banks = [module for name, module in model.adapted.adapters.items() if name.endswith(".experts")]
     assert banks
     assert all(isinstance(bank.base.confide_experts.down, NF4Block64) for bank in banks)
     assert evaluate(model, study, [held_out_policy(table, study, "patient_id")])["records"] == 6
     export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
-    assert "routed experts in nf4" in (federation.home / "adapter" / "README.md").read_text()
+    merge_adapter(federation.store, federation.home, RUN, federation.home / "merged")
+    for name in ("adapter", "merged"):
+        assert "routed experts | held in nf4" in (federation.home / name / "README.md").read_text()
+    dense = trained_model(federation.store, federation.home, RUN, experts="float32")
+    ids, whole = torch.arange(2, 9)[None], load_backbone(federation.home / "merged").model
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, dense.adapted.model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_merged_model_scores_as_the_adapted_one(federation, table):

@@ -102,7 +102,7 @@ def page_of(*choices, directory="b"):
         LayerRouting(layer, sum(row) // 2, row, tuple(count / sum(row) for count in row), 0.9)
         for layer, row in enumerate(choices, start=3)
     )
-    return render_html(Routing(directory, "ab" * 32, "a text", layers))
+    return render_html(directory, Routing(directory, "ab" * 32, "a text", layers))
 
 
 def test_the_page_is_whole_escaped_and_asks_nothing_of_the_network():

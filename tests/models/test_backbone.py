@@ -6,10 +6,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3ForCausalLM
 
+from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.install import quantise
 from confide.models import backbone
-from confide.models.backbone import BackboneConfig, backbone_hash, build, load, save
+from confide.models.backbone import BackboneConfig, backbone_hash, build, load, load_text, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+
+from .tiny import save_text_backbone
 
 SCHEMA = RecordSchema(
     (NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),), (CategoricalField("sex", ("F", "M")),)
@@ -32,6 +36,19 @@ def test_what_is_loaded_is_what_was_saved(directory):
         assert torch.equal(tensor, loaded.model.state_dict()[name]), name
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize(("experts", "form"), [("int8", Int8Row), ("nf4", NF4Block64)])
+@torch.no_grad()
+def test_either_kind_of_backbone_is_loaded_with_its_experts_packed(directory, tmp_path, experts, form):
+    save_text_backbone(tmp_path / "text")
+    for read, folder in ((load, directory), (load_text, tmp_path / "text")):
+        packed, whole = read(folder, experts=experts), read(folder)
+        before = whole.model(IDS).logits
+        quantise(whole.model, form.quantised)
+        assert packed.hash == whole.hash
+        assert torch.equal(packed.model(IDS).logits, whole.model(IDS).logits)
+        assert not torch.equal(packed.model(IDS).logits, before)
 
 
 def test_equal_arguments_build_equal_weights_and_leave_torchs_generator_alone():
