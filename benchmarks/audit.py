@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from quality import read_table
 
 from confide.client_node.draft import StudyDraft, load_draft
 from confide.coordinator.references import federate, logits, noise_of, untrained
@@ -79,7 +80,6 @@ def membership(draft: StudyDraft, backbone: Path, folder: Path, shadows: int) ->
     """One row for the study's noise and one for none: the attack on every model by means of the others."""
     sys.path.insert(0, str(EXAMPLE))
     from prepare import prepare
-    from quality import read_table
 
     schema = draft.record_schema()
     parts = prepare(folder / "data")

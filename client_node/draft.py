@@ -18,6 +18,7 @@ from ..mpc.hpke import KemName
 from ..privacy import adaptive_clipping
 from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
+from .state_format import StateFormat, StateKind
 
 NUM_AGGREGATORS = 3
 
@@ -212,6 +213,7 @@ class RoundTerms(Settings):
     batch_units: float = Field(
         gt=0, le=1e9, description="batch_units = 1374 (units expected in a round, all sites; public, divides the sum)"
     )
+    state: StateKind = "float32"  # as sites are sent it
 
 
 class OptimizerTerms(Settings):
@@ -358,6 +360,10 @@ class StudyDraft(Settings):
     def state_dim(self, trained: int) -> int:
         """Length of the state that rounds exchange: the `trained` numbers, and the clip's logarithm if it adapts."""
         return trained + (self.privacy.clipping == "adaptive")
+
+    def state_format(self, dim: int) -> StateFormat:
+        """How sites are sent a state of `dim` numbers to train from; an adaptive clip's logarithm is never rounded."""
+        return StateFormat(kind=self.rounds.state, dim=dim, exact=self.state_dim(0))
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""

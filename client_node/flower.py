@@ -234,16 +234,19 @@ class _Session:
         return message_from_proto(answer.messages_list[0]), answer.message_object_trees[0]
 
     def receive(self, head: Message, tree: ObjectTree) -> Message:
-        """The whole message; its parts may still be on their way to the SuperLink."""
-        run_id = head.metadata.run_id
+        """The whole message; its parts may still be on their way to the SuperLink.
+
+        A part that a broken connection kept back is asked for again until the request's time is over; those that have
+        come are kept.
+        """
+        run_id, until = head.metadata.run_id, head.metadata.created_at + head.metadata.ttl
 
         def confirm(object_id: str) -> None:
-            self._client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=object_id)
-            )
+            request = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=object_id)
+            _patiently(lambda: self._client.ConfirmMessageReceived(request), until)
 
         def pull_object(request: PullObjectRequest) -> Any:
-            return self._client.PullObject(request)
+            return _patiently(lambda: self._client.PullObject(request), until)
 
         message = pull_and_inflate_object_from_tree(
             tree, make_pull_object_fn_protobuf(pull_object, self._node, run_id), confirm, return_type=Message,

@@ -149,7 +149,7 @@ class Ready(Reply):
 class RoundPlan(Request):
     """To a site: one round, of the purpose that the study gives to its number.
 
-    Blob `state`: the vector to train from or to evaluate, float32 little-endian.
+    Blob `state`: the vector to train from or to evaluate, as `Study.state_format` says.
     """
 
     kind: ClassVar[str] = "step"

@@ -156,14 +156,13 @@ class Node:
 
     def _new_envelopes(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
         planned = study.planned_round(plan.round)
-        if len(state) != 4 * study.dim:
-            raise MessageInvalid(f"round {plan.round} with a state of {len(state)} bytes does not fit the study")
+        start = study.state_format(planned).decode(state)
         require_keys(study, plan)
         policy = load_policy(self._home)
         compute = self._contribution(study, policy, planned)
         self._reserve(study, policy, plan.run, plan.round)
         try:
-            vector = compute(np.frombuffer(state, "<f4"))
+            vector = compute(start)
         except Exception as err:  # whatever it is, the coordinator is told one and the same
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err

@@ -27,6 +27,7 @@ from ..privacy.projection import norm_bound
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid
 from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
+from .state_format import StateFormat
 
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
@@ -271,6 +272,12 @@ class Study(Settings):
             verify_total=self.draft.aggregation.verify_total,
             largest_total=_LARGEST_COUNT,
         )
+
+    def state_format(self, planned: PlannedRound) -> StateFormat:
+        """How sites are sent the state of a round; the one to evaluate is what is exported, bit for bit."""
+        if planned.purpose == "evaluation":
+            return StateFormat(kind="float32", dim=self.dim)
+        return self.draft.state_format(self.dim)
 
     def planned_topup(self, number: int, sites: int) -> PlannedRound:
         """What a site of a sum over `sites` sites adds to its update in round `number`: the same, but noise alone."""

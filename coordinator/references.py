@@ -8,6 +8,7 @@ table with the functions below it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..models.head import pooled
 from ..privacy.accounting import Mode, site_noise
 from ..privacy.sampling import SeededBytes
 from ..privacy.steps import round_release
+from .broadcast import broadcast
 from .learning_rates import with_rates
 from .optimizer import server_step
 from .run_folder import Checkpoint
@@ -114,12 +116,16 @@ def federate(
         for name in sites
     }
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    form = draft.state_format(len(checkpoint.state))
     for round_number in range(draft.rounds.rounds):
-        total = np.zeros(len(checkpoint.state), dtype=np.int64)
+        sent, residual = broadcast(form, checkpoint)
+        state = form.decode(sent)
+        total = np.zeros(len(state), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            total += round_release(adapted, checkpoint.state, ids, labels, units, terms=terms[name], source=source)
-        checkpoint = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+            total += round_release(adapted, state, ids, labels, units, terms=terms[name], source=source)
+        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+        checkpoint = replace(after, residual=residual)
     adapted.load_state(checkpoint.exported[: layout.dim])
 
 

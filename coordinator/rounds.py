@@ -46,6 +46,7 @@ from ..mpc.ring import Ring, decode, open_total
 from ..mpc.shares import ShareContext, set_name
 from ..mpc.tags import verify_total
 from ..privacy.chain import Entry
+from .broadcast import broadcast
 from .drive import Drive, R, identity_of, stop_if_asked, verified_answers
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused
 from .fleet import NodeFailure
@@ -103,9 +104,11 @@ def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
 def one_round(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpoint) -> Checkpoint:
     """A round of training: the total becomes a step of the server optimizer."""
     planned = drive.study.planned_round(checkpoint.round + 1)
-    opened = open_round(drive, keys, planned, state_bytes(checkpoint.state), drive.sites)
+    sent, residual = broadcast(drive.study.state_format(planned), checkpoint)
+    opened = open_round(drive, keys, planned, sent, drive.sites)
     # 7 commit: the round exists once its row does.
     after = server_step(drive.study.draft, checkpoint, opened.total, slice(0, drive.head_size))
+    after = replace(after, residual=residual)
     drive.store.commit_round(Round(**opened.record, state_hash=drive.folder.save(after), committed_at=time.time()))
     drive.folder.prune(planned.number)
     logger.info("run %s: round %d committed with %s", drive.run, planned.number, ", ".join(opened.sites))
@@ -125,7 +128,8 @@ def evaluate(drive: Drive, keys: tuple[KeyCertificate, ...], checkpoint: Checkpo
             raise RunRefused(
                 f"{drive.study.quorum} sites are needed, only {', '.join(sites) or 'none'} hold records out"
             )
-        opened = open_round(drive, keys, planned, state_bytes(checkpoint.exported), sites)
+        state = drive.study.state_format(planned).encode(checkpoint.exported)
+        opened = open_round(drive, keys, planned, state, sites)
     except (RunRefused, TotalRefused) as err:
         logger.warning("run %s: not evaluated: %s", drive.run, err)
         drive.store.commit_round(
@@ -578,11 +582,6 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
     return tuple(
         Outcome(round=row.number, sites=site_names(row), evidence=tuple(json.loads(row.evidence))) for row in untold
     )
-
-
-def state_bytes(state: np.ndarray) -> bytes:
-    """A vector as it is sent: float32, little-endian."""
-    return state.astype("<f4").tobytes()
 
 
 def state_hash(state: bytes) -> str:

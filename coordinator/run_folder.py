@@ -23,7 +23,7 @@ from ..mpc.shares import set_name
 from .errors import StateDamaged
 
 _COMPLETE = "complete"
-_TENSORS = ("state", "velocity", "second_moment", "average")  # of a checkpoint, and the names in its file
+_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # of a checkpoint, and the names in its file
 
 Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
 Envelopes = dict[str, Sealed]  # site -> what is here of it whole and checked
@@ -31,13 +31,14 @@ Envelopes = dict[str, Sealed]  # site -> what is here of it whole and checked
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The trained vector after a round, and what the server optimizer carries on; all float32 [dim]."""
+    """The trained vector after a round, and what the coordinator carries on to the next; all float32 [dim]."""
 
     round: int
     state: np.ndarray
     velocity: np.ndarray
     second_moment: np.ndarray | None = None  # with Adam, from round 1 on
     average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
+    residual: np.ndarray | None = None  # what sites have not been sent yet, if states are rounded, from round 1 on
 
     @classmethod
     def beginning(cls, state: np.ndarray) -> Self:

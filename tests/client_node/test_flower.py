@@ -1,9 +1,15 @@
 """How packets become Flower's records and back, and what leaves a node when its handler fails."""
 
 import json
+import threading
 
+import httpx
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,3 +117,63 @@ def test_a_public_failure_is_told_with_its_text() -> None:
 
 def test_a_failure_is_cut_to_size() -> None:
     assert len(failure_text("E" * 1000, "m" * 100_000)) < 2200
+
+
+class Line:
+    """A SuperLink with one message, on a line that breaks at every second question for one of its parts."""
+
+    def __init__(self, message: Message) -> None:
+        self.tree, self.parts = get_object_tree(message), get_all_nested_objects(message)
+        self.asked, self.given, self.confirmed = 0, list[str](), list[str]()
+        self._lock = threading.Lock()
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        with self._lock:
+            self.asked += 1
+            if self.asked % 2:
+                raise httpx.ReadError("connection reset")
+            self.given.append(request.object_id)
+        content = self.parts[request.object_id].deflate()
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:
+        self.confirmed.append(request.message_object_id)
+
+
+@pytest.fixture
+def _in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def sent(blob: bytes, *, ttl: float) -> Message:
+    return Message(pack(Packet(b"{}", {"state": blob})), 1, "query.step", ttl=ttl, group_id="")
+
+
+def session_on(line: Line) -> flower._Session:
+    session = object.__new__(flower._Session)  # without the identity and the heartbeat that pulling does not need
+    session._client, session._node = line, Node(node_id=1)
+    return session
+
+
+@pytest.mark.usefixtures("_in_a_run")
+def test_a_state_goes_on_where_a_broken_connection_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower, "_RETRY_S", (0.01, 0.05))
+    blob = bytes(range(256)) * (12 << 12)  # 12 MiB: three parts
+    message = sent(blob, ttl=60)
+    line = Line(message)
+    received = session_on(line).receive(message, line.tree)
+    assert unpack(received.content).blobs["state"] == blob
+    assert sorted(line.given) == sorted(line.parts)  # each part came once, however often it was asked for
+    assert len(line.parts) > 4
+    assert line.asked > len(line.parts)
+    assert line.confirmed == [line.tree.object_id]
+
+
+@pytest.mark.usefixtures("_in_a_run")
+def test_a_request_whose_time_is_over_is_not_waited_for() -> None:
+    message = sent(b"state", ttl=0.001)
+    line = Line(message)
+    with pytest.raises(httpx.TransportError):
+        session_on(line).receive(message, line.tree)
+    assert line.confirmed == []

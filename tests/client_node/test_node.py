@@ -128,11 +128,11 @@ def prepare(desk: Desk, lease: int = 1) -> Packet:
     return desk.ask("prepare", Prepare(to="svi", study=desk.study.study_hash, run=RUN, lease=lease, ledger_from=0))
 
 
-def opened(desk: Desk, packet: Packet, round_number: int = 1) -> np.ndarray:
+def opened(desk: Desk, packet: Packet, round_number: int = 1, *, state: bytes | None = None) -> np.ndarray:
     """A site's vector in the clear, as only all three aggregators together could read it."""
     study, planned = desk.study, desk.study.planned_round(round_number)
-    state = hashlib.sha256(np.zeros(study.dim, "<f4").tobytes()).hexdigest()
-    context = study.share_context(planned, run=RUN, site="svi", state=state)
+    sent = np.zeros(study.dim, "<f4").tobytes() if state is None else state
+    context = study.share_context(planned, run=RUN, site="svi", state=hashlib.sha256(sent).hexdigest())
     identity = bytes.fromhex(desk.site.identity.identity_hex)
     total = np.zeros(planned.dim, np.uint64 if planned.ring_bits == 64 else np.uint32)
     for party, (private, _) in enumerate(desk.party_keys):
@@ -186,6 +186,19 @@ def test_an_adaptive_clip_travels_as_the_last_number_and_is_charged_as_a_constan
     assert (release.clip_norm, release.dim, release.steps) == (SENSITIVITY, desk.study.dim, 1)
     fixed = replace(release, clip_norm=1.0, site_noise_int=release.site_noise_int / SENSITIVITY)
     assert release.noise_multiplier(1) == pytest.approx(fixed.noise_multiplier(1), rel=1e-4)
+
+
+def test_a_rounded_state_is_trained_from_as_it_decodes_and_is_what_shares_are_bound_to(site):
+    desk = make_desk(
+        site, *NONE, ("rounds = 40", 'rounds = 40\nstate = "int8"'), ("sample_rate = 0.2", "sample_rate = 1.0")
+    )
+    prepare(desk)
+    form = desk.study.state_format(desk.study.planned_round(1))
+    state = form.encode(np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32))
+    assert len(state) < 4 * desk.study.dim / 3
+    packet = desk.ask("step", desk.plan(), {"state": state})
+    want = desk.node._trainer[1].release(form.decode(state), 1)
+    np.testing.assert_array_equal(opened(desk, packet, state=state), want)
 
 
 def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
@@ -476,6 +489,7 @@ def test_a_message_from_an_overtaken_driver_is_refused(desk):
         "a key for another run",
         "a key of another suite",
         "a short state",
+        "a state that is not finite",
         "a round too many",
     ],
 )
@@ -492,6 +506,8 @@ def test_a_plan_with_one_thing_wrong_is_refused_uncharged(desk, bad):
         plan = replace(desk, party_keys=[new_keypair("mlkem768-x25519"), *desk.party_keys[1:]]).plan()
     elif bad == "a short state":
         state = state[:-4]
+    elif bad == "a state that is not finite":
+        state = state[:-4] + np.float32(np.nan).tobytes()
     else:
         plan = plan.model_copy(update={"round": 41})
     with pytest.raises(MessageInvalid):

@@ -91,6 +91,10 @@ BAD_DRAFTS = {
         ("rank = 4\n", "rank = 4\nfreeze_a = false\nranks = { svi = 2 }\n"),
         "adapter.ranks with adapter.freeze_a false; remove it, or freeze A",
     ),
+    "state in a form that nobody knows": (
+        ("rounds = 40", 'rounds = 40\nstate = "int4"'),
+        "rounds.state is \"int4\"; it must be 'float32' or 'int8'",
+    ),
     "site twice": (('"svi"', '"other"'), "more than once: other"),
     "two aggregators": ((', "agg-c"', ""), "participants.aggregators"),
     "one site": (('"other", "svi", "svhc", "rest"', '"other"'), "it must have at least 2 entries"),
@@ -234,7 +238,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "d2d245242e890c0a44ad5aad3ec0a9a5704cbfb9acf75159838db8f11c9e26d1"
+    assert study.study_hash == "323d663835e873bd0121bf6c6eea5c21453c33d1a1b838c7982a729f86af9bab"
 
 
 @pytest.mark.parametrize(
@@ -262,14 +266,26 @@ def test_every_term_is_in_the_hash(make_study):
         ("[adapter]", 'experts = "int8"\n[adapter]'),
         ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
         ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rank = 4", "rank = 4\nranks = { svi = 3 }"),
+        ("rounds = 40", 'rounds = 40\nstate = "int8"'),
     ]  # fmt: skip
     hashes = {make_study(change).study_hash for change in changes}
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
 
 
 def test_a_study_reads_itself_whether_it_uses_a_later_term_or_not(make_study):
-    for study in (make_study(), make_study(("rank = 4", "rank = 4\nranks = { svi = 2 }"))):
+    later = ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rounds = 40", 'rounds = 40\nstate = "int8"')
+    for study in (make_study(), *map(make_study, later)):
         assert Study.parse(study.canonical()) == study
+
+
+def test_the_state_to_train_from_is_rounded_and_the_one_to_evaluate_is_not(make_study):
+    adaptive = ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"')
+    study = make_study(("rounds = 40", 'rounds = 40\nstate = "int8"'), adaptive, EVALUATION)
+    update, evaluation = (study.state_format(study.planned_round(number)) for number in (1, 41))
+    assert (update.kind, update.dim, update.exact) == ("int8", study.dim, 1)  # the clip's logarithm stays exact
+    assert (evaluation.kind, evaluation.size) == ("float32", 4 * study.dim)
+    plain = make_study()
+    assert plain.state_format(plain.planned_round(1)).size == 4 * plain.dim
 
 
 def test_the_rounds_of_a_study_are_its_updates_and_then_its_evaluation(make_study):

@@ -151,10 +151,10 @@ class FakeFleet:
 
     def _step(self, name: str, packet: Packet) -> Packet:
         plan = verify(packet, self.study.coordinator, RoundPlan)
-        state = np.frombuffer(packet.blobs["state"], "<f4")
+        planned = self.study.planned_round(plan.round)
+        state = self.study.state_format(planned).decode(packet.blobs["state"])
         self.states[plan.round] = state
         self._settle_outcomes(name, plan.run, plan.outcomes)
-        planned = self.study.planned_round(plan.round)
         if (name, plan.round) not in self.stored:
             self.computed.append((name, plan.round))
             if not self.ledgers[name].has("reserve", plan.round):

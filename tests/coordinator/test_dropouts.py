@@ -12,7 +12,7 @@ from confide.coordinator import rounds
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.pki import Pki
 from confide.coordinator.relay import Load
-from confide.coordinator.rounds import state_bytes, state_hash
+from confide.coordinator.rounds import state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
 from confide.mpc.errors import PartyLost
@@ -306,7 +306,7 @@ def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     """What the aggregators answer a coordinator that makes up its own order from what it holds of round 1."""
     folder, drive = RunFolder(federation.home, RUN), federation.new_drive()
     envelopes, added = folder.envelopes(1).read(), topups or {}
-    terms = {"round": 1, "state": state_hash(state_bytes(drive.start.state)), "cohort": cohort, "attempt": attempt}
+    terms = {"round": 1, "state": state_hash(drive.start.state.tobytes()), "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
             AggregateOrder(**drive.addressed(name), **terms),

@@ -11,7 +11,7 @@ from confide.coordinator.errors import AggregationFailed
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.pki import Pki
 from confide.coordinator.relay import Load
-from confide.coordinator.rounds import state_bytes, state_hash
+from confide.coordinator.rounds import state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
 from confide.mpc import tags as tags_module
@@ -186,7 +186,7 @@ def test_an_aggregator_that_lies_about_a_bound_set_leaves_nothing_behind(make, m
 def orders(federation: Federation, cohort: tuple[str, ...], *, round_number: int = 1, attempt: int = 1):
     """What the aggregators answer a coordinator that orders a sum of its own over what it holds of round 1."""
     envelopes, drive = RunFolder(federation.home, RUN).envelopes(1).read(), federation.new_drive()
-    state = state_hash(state_bytes(drive.start.state))
+    state = state_hash(drive.start.state.tobytes())
     terms = {"round": round_number, "state": state, "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
