@@ -22,13 +22,15 @@ TARGETS = {
     "one projection": ("q_a_proj",),  # all others are torch's own linear maps, and the experts transformers'
     "everywhere": ("embed_tokens", *ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate"),
     "head": (),
+    "text": ("o_proj", "experts"),  # no head: the output matrix is the embedding, so two blocks share it
 }
 
 
-def adapted_model(targets: tuple[str, ...]) -> AdaptedModel:
+def adapted_model(case: str) -> AdaptedModel:
+    targets = TARGETS[case]
     config = AdapterConfig(rank=4, alpha=8.0, targets=targets, seed="s", freeze_a=False)
     model = build(SCHEMA, BackboneConfig(hidden=32, layers=3, experts=4))
-    adapted = attach(model, config, PooledHead(torch.zeros(64), torch.eye(64)))
+    adapted = attach(model, config, None if case == "text" else PooledHead(torch.zeros(64), torch.eye(64)))
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
 
@@ -39,15 +41,16 @@ def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
     ids = torch.randint(1, words, (6, 9), generator=torch.Generator().manual_seed(1))
     collector = Collector(torch.arange(6), 6, 9)
     with adapted.slot.filled(collector):
-        loss = adapted.classify(ids).square().sum()
+        targets = torch.arange(6) % 2 if adapted.head is not None else (torch.arange(9) > 3).expand(6, 9)
+        loss = adapted.losses(ids, targets).sum()
         between.append(look())
         loss.backward()
     sums = collector.weighted_sum(torch.ones(6))
     return torch.cat([sums[parameter].flatten() for parameter in adapted.trained.values()])
 
 
-def report(targets: tuple[str, ...], device: torch.device, *, offload: bool) -> dict[str, object]:
-    adapted = adapted_model(targets)
+def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
+    adapted = adapted_model(case)
     frozen = sum(p.numel() for p in adapted.parameters() if not p.requires_grad)
     want = gradients(adapted, [], lambda: 0)
     weights = ShardedWeights(adapted, device, offload=offload)
@@ -94,8 +97,8 @@ def report(targets: tuple[str, ...], device: torch.device, *, offload: bool) -> 
 def main() -> None:
     worker_id, num_workers, meeting, result = sys.argv[1:]
     device = join(int(worker_id), int(num_workers), Path(meeting))
-    reports = {name: report(targets, device, offload=False) for name, targets in TARGETS.items()}
-    reports["offloaded"] = report(TARGETS["everywhere"], device, offload=True)
+    reports = {case: report(case, device, offload=False) for case in TARGETS}
+    reports["offloaded"] = report("everywhere", device, offload=True)
     Path(result).write_text(json.dumps(reports))
 
 

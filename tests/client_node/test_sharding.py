@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("sharded_pass.py")
-CASES = ("one projection", "everywhere", "head", "offloaded")
+CASES = ("one projection", "everywhere", "head", "text", "offloaded")
 
 
 @pytest.fixture(scope="module")
