@@ -11,6 +11,7 @@ A block is an entry of one of the model's outermost lists of modules (a decoder 
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.variable import Variable
 
+from ..kernels.experts import Experts
 from ..models.adapters import AdaptedModel
 
 _SILENCE = timedelta(minutes=30)  # of a worker that is there and does not come to a gathering; one that ends fails it
@@ -83,19 +85,19 @@ class ShardedWeights:
                 self._wrap(block, own)
 
     @property
-    def elements(self) -> int:
+    def total_bytes(self) -> int:
         """Of all sharded matrices."""
-        return sum(int(matrix.ds_numel) for matrix in self.matrices)
+        return sum(matrix.ds_numel * matrix.element_size() for matrix in self.matrices)
 
     @property
-    def own_elements(self) -> int:
-        """Of this worker's parts, with what fills up the last one."""
-        return sum(matrix.ds_tensor.numel() for matrix in self.matrices)
+    def own_bytes(self) -> int:
+        """Of this worker's parts, with what fills up the last one of a matrix."""
+        return sum(matrix.ds_tensor.nbytes for matrix in self.matrices)
 
     @property
-    def whole_elements(self) -> int:
+    def whole_bytes(self) -> int:
         """Of the matrices that are whole here at this moment."""
-        return sum(matrix.numel() for matrix in self.matrices)
+        return sum(matrix.nbytes for matrix in self.matrices)
 
     def _wrap(self, block: nn.Module, own: list[nn.Parameter]) -> None:
         inner: Callable[..., Any] = block.forward
@@ -143,7 +145,20 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _frozen_matrices(block: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in block.parameters() if not parameter.requires_grad and parameter.ndim > 1]
+    frozen = [parameter for parameter in block.parameters() if not parameter.requires_grad and parameter.ndim > 1]
+    return frozen + list(_quantised(block))
+
+
+def _quantised(block: nn.Module) -> Iterator[nn.Parameter]:
+    """The tensors of quantised experts, which belong to no module, as parameters: DeepSpeed shards nothing else."""
+    for module in block.modules():
+        experts: Experts | None = getattr(module, "confide_experts", None)
+        for weights in () if experts is None else (experts.gate_up, experts.down):
+            for each in fields(weights):  # type: ignore[arg-type]  # every format is a dataclass
+                if isinstance(value := getattr(weights, each.name), Tensor):
+                    parameter = nn.Parameter(value, requires_grad=False)
+                    object.__setattr__(weights, each.name, parameter)
+                    yield parameter
 
 
 def _packed(saved: Tensor, own: list[nn.Parameter]) -> Any:

@@ -110,8 +110,8 @@ def _trainer(settings: dict[str, Any], links: Sequence[Channel], records: list[R
     def shard(adapted: AdaptedModel) -> None:
         weights = sharding.ShardedWeights(adapted, device, offload=settings["offload"])
         logger.info(
-            "worker %d of %d on %s keeps %d of %d sharded weights",
-            worker_id, num_workers, device, weights.own_elements, weights.elements,
+            "worker %d of %d on %s keeps %d of %d bytes of frozen matrices",
+            worker_id, num_workers, device, weights.own_bytes, weights.total_bytes,
         )  # fmt: skip
 
     return Trainer(

@@ -11,6 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from confide.client_node.sharding import ShardedWeights, join
 from confide.kernels.collect import Collector
+from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.install import quantise
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead
@@ -22,14 +24,19 @@ TARGETS = {
     "one projection": ("q_a_proj",),  # all others are torch's own linear maps, and the experts transformers'
     "everywhere": ("embed_tokens", *ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate"),
     "head": (),
+    "int8": ("o_proj", "experts"),
+    "nf4": ("o_proj",),
     "text": ("o_proj", "experts"),  # no head: the output matrix is the embedding, so two blocks share it
 }
+PACKS = {"int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
 
 
 def adapted_model(case: str) -> AdaptedModel:
     targets = TARGETS[case]
     config = AdapterConfig(rank=4, alpha=8.0, targets=targets, seed="s", freeze_a=False)
     model = build(SCHEMA, BackboneConfig(hidden=32, layers=3, experts=4))
+    if case in PACKS:
+        quantise(model, PACKS[case])
     adapted = attach(model, config, None if case == "text" else PooledHead(torch.zeros(64), torch.eye(64)))
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
@@ -51,14 +58,16 @@ def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
 
 def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
     adapted = adapted_model(case)
-    frozen = sum(p.numel() for p in adapted.parameters() if not p.requires_grad)
+    banks = [module.confide_experts for module in adapted.modules() if hasattr(module, "confide_experts")]
+    frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
+    frozen += sum(weights.nbytes for bank in banks for weights in (bank.gate_up, bank.down))
     want = gradients(adapted, [], lambda: 0)
     weights = ShardedWeights(adapted, device, offload=offload)
     gathered: list[StorageWeakRef] = []
     whole: list[int] = []
 
     def look(*_: object) -> None:
-        whole.append(weights.whole_elements)
+        whole.append(weights.whole_bytes)
         gathered.extend(StorageWeakRef(matrix.untyped_storage()) for matrix in weights.matrices if matrix.numel())
 
     def watch(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
@@ -76,18 +85,20 @@ def report(case: str, device: torch.device, *, offload: bool) -> dict[str, objec
     for layer in layers:
         layer.post_attention_layernorm.register_forward_hook(watch)
     between: list[int] = []
-    rest = [weights.whole_elements]
+    rest = [weights.whole_bytes]
     for _ in range(2):
         got = gradients(adapted, between, kept)
-        rest.append(weights.whole_elements)
+        rest.append(weights.whole_bytes)
     return {
         "frozen": frozen,
-        "elements": weights.elements,
-        "own": weights.own_elements,
+        "total": weights.total_bytes,
+        "own": weights.own_bytes,
         "matrices": len(weights.matrices),
         "whole_at_rest": rest,
         "whole_inside": whole,
-        "largest_layer": max(sum(p.ds_numel for p in layer.parameters() if hasattr(p, "ds_numel")) for layer in layers),
+        "largest_layer": max(
+            sum(p.ds_numel * p.element_size() for p in layer.parameters() if hasattr(p, "ds_numel")) for layer in layers
+        ),
         "kept_for_backward": between,
         "difference": float((got - want).abs().max()),
         "size": float(want.abs().max()),
