@@ -36,6 +36,8 @@ def join(worker_id: int, num_workers: int, meeting: Path) -> torch.device:
     is_on_gpu = deepspeed.get_accelerator().device_name() == "cuda"
     os.environ |= {"LOCAL_RANK": str(worker_id), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of a name DeepSpeed calls
+    if is_on_gpu:
+        torch.cuda.set_device(worker_id)
     # An exchange for CPUs that is compiled at the first use: without a compiler and ninja, DeepSpeed would end here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(

@@ -101,7 +101,10 @@ def serve(node: Channel, links: Sequence[Channel]) -> None:
 
 def _trainer(settings: dict[str, Any], links: Sequence[Channel], records: list[Records]) -> Trainer:
     worker_id, num_workers = settings["worker_id"], settings["num_workers"]
-    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.device_count() >= num_workers else "cpu"
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < num_workers and worker_id == 0:
+        logger.warning("%d workers and %d GPUs: all workers compute on the CPU", num_workers, gpus)
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpus >= num_workers else "cpu"
     from . import sharding  # DeepSpeed reads that variable when it is imported
 
     device = sharding.join(worker_id, num_workers, Path(settings["meeting"]))
