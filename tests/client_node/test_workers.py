@@ -1,5 +1,6 @@
 import contextlib
 import importlib.util
+import ipaddress
 import os
 import signal
 import subprocess
@@ -126,6 +127,12 @@ def test_two_processes_release_what_one_does_and_none_waits_for_the_other(desk: 
             want = alone.release(state, round_number) * REAL
             assert np.abs(want).max() > 0.01  # the second local step draws anew
             assert np.abs(workers.release(state, round_number) * REAL - want).max() < 1e-6
+
+
+def test_workers_listen_on_loopback_alone(workers: Workers):
+    ends = [end for pid in workers.pids for end in psutil.Process(pid).net_connections("inet")]
+    assert ends
+    assert {ipaddress.ip_address(end.laddr.ip).is_loopback for end in ends} == {True}
 
 
 def test_two_processes_count_the_scores_that_one_does(desk: Desk, workers: Workers):

@@ -75,7 +75,9 @@ def released(adapted, terms, crew, *, rows=12, source=None):
     return vector * 2.0**-BITS
 
 
-@pytest.mark.parametrize("changes", [{}, ADAPTIVE, STEPS, ADAPTIVE | STEPS, {"max_norm": 0.1, "weight": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{}, ADAPTIVE, STEPS, ADAPTIVE | STEPS, {"max_norm": 0.1, "weight": 0.5, "trained_rank": 2}]
+)
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_crew_releases_what_one_process_does(size: int, changes: dict[str, object]):
     adapted, terms = adapted_tiny(), ReleaseTerms(**{**PLAIN, **changes})
