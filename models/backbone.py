@@ -5,8 +5,10 @@ On disk it is a plain transformers checkpoint (`config.json`, `model.safetensors
 Nothing here unpickles or runs code from a directory.
 """
 
+import contextlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,7 +95,8 @@ def save(
     """
     _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
-        with checkpoints.no_progress_bar():
+        # Where DeepSpeed is installed, accelerate loads it here, and it says on stdout what it thinks of this machine.
+        with checkpoints.no_progress_bar(), contextlib.redirect_stdout(sys.stderr):
             model.save_pretrained(partial, safe_serialization=True)
         save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")

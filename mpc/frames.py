@@ -1,13 +1,16 @@
-"""Messages over the socket pair between an aggregator and its party process: length-prefixed, msgpack or raw bytes.
+"""Messages over the socket pair between a process and its child, such as an aggregator and its party.
 
-Every length is checked against a limit before memory is taken. Both ends belong to one organisation; the checks are
-there because what one end forwards came from others. Sealed shares do not travel here: the aggregator names the files
-that hold them.
+They are length-prefixed, msgpack or raw bytes. Every length is checked against a limit before memory is taken. Both
+ends belong to one organisation; the checks are there because what one end forwards came from others. Sealed shares do
+not travel here: the aggregator names the files that hold them.
 """
 
 import contextlib
+import os
+import select
 import socket
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -46,7 +49,7 @@ class Channel:
         """Sends one msgpack map."""
         self.send_raw(msgpack.packb(message))
 
-    def send_raw(self, data: bytes) -> None:
+    def send_raw(self, data: bytes | memoryview) -> None:
         """Sends one byte string as it is."""
         self._end.sendall(_LENGTH.pack(len(data)))
         self._end.sendall(data)
@@ -79,6 +82,21 @@ class Channel:
                 raise EOFError("the other end is gone")
             got += count
         return data
+
+
+def end_with_parent(channel: Channel) -> None:
+    """Ends this process as soon as the parent's end of the pair is closed, whatever the main thread waits for.
+
+    Linux could signal the death of the parent's thread that started us; but that thread may end long before.
+    """
+    poll = select.poll()
+    poll.register(channel.fileno(), 0)  # hang-up is always reported
+
+    def watch() -> None:
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def unpack_message(data: bytes) -> dict[str, Any]:

@@ -5,11 +5,8 @@ from the inherited socket FD, keeps its links to the other parties between order
 """
 
 import logging
-import os
-import select
 import socket
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from .errors import (
     SetConflict,
     TopUpMissing,
 )
-from .frames import Channel, config_from_wire, order_from_wire, paths_from_wire, take
+from .frames import Channel, config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
 from .journal import Journal
 from .links import TlsCommunicator
 from .orders import Order, PartyConfig, Release
@@ -152,26 +149,11 @@ def _failure(err: MpcError) -> dict[str, Any]:
     return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names, "kept": kept}
 
 
-def _end_with_parent(channel: Channel) -> None:
-    """Ends this process as soon as the parent's end of the pair is closed, whatever the main thread waits for.
-
-    Linux could signal the death of the parent's thread that started us; but that thread may end long before.
-    """
-    poll = select.poll()
-    poll.register(channel.fileno(), 0)  # hang-up is always reported
-
-    def watch() -> None:
-        poll.poll()
-        os._exit(0)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
-
-
 def main() -> None:
     """Runs the party on the socket whose descriptor is the only argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    _end_with_parent(channel)
+    end_with_parent(channel)
     serve(channel)
 
 

@@ -146,20 +146,48 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             total_so_far = total[name] if so_far is None else so_far.add_(total[name])
             parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
 
+    def take_sum(self) -> npt.NDArray[np.float64]:
+        """The clipped sum so far, [dim] and the count if there is one; neither weighed nor noised, and no longer kept.
+
+        UNPROTECTED: for `include` in a process of the same site that adds the noise, and for nothing else.
+        """
+        parameters = list(self.clipper.parameters.values())
+        sums = [parameter.summed_grad for parameter in parameters]  # type: ignore[attr-defined]  # set by opacus
+        parts = [_zeros(p) if part is None else part.flatten() for p, part in zip(parameters, sums, strict=True)]
+        total: npt.NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+        for parameter in parameters:
+            parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
+        if self.count_weight:
+            total = np.append(total, self._count)
+        self._count = 0.0
+        return total
+
+    def include(self, total: npt.NDArray[np.float64]) -> None:
+        """Adds what another process of this site has clipped and summed for the same logical batch (`take_sum`).
+
+        Raises:
+            ClipperMisused: it is no such sum of this optimizer's parameters.
+        """
+        parameters = list(self.clipper.parameters.values())
+        dim = sum(parameter.numel() for parameter in parameters)
+        if total.shape != (dim + bool(self.count_weight),):
+            raise ClipperMisused(f"a sum of shape {total.shape} from another process, for {dim} parameters")
+        end = 0
+        for parameter in parameters:
+            start, end = end, end + parameter.numel()
+            part = torch.tensor(total[start:end], device=parameter.device).view_as(parameter)
+            so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
+            parameter.summed_grad = part if so_far is None else so_far.add_(part)  # type: ignore[attr-defined]
+        if self.count_weight:
+            self._count += float(total[-1])
+
     def add_noise(self) -> None:
         """Weighs, projects and rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
         parameters = list(self.clipper.parameters.values())
-        total = torch.cat([parameter.summed_grad.flatten() for parameter in parameters])  # type: ignore[attr-defined]
-        for parameter in parameters:
-            parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
-        sums = total.cpu().numpy()
-        if self.count_weight:
-            sums = np.append(sums, self._count)
-        sums = self.weight * sums
+        sums = self.weight * self.take_sum()
         if self.max_norm is not None:
             sums = onto_ball(sums, self.max_norm)
         self._released = self.noise.add_to(sums)
-        self._count = 0.0
         end = 0
         for parameter in parameters:
             start, end = end, end + parameter.numel()
@@ -189,6 +217,10 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         self._is_last_step_skipped, self._count = False, 0.0
         self.zero_grad(set_to_none=True)
         self.clipper.start_step()
+
+
+def _zeros(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(parameter.numel(), dtype=torch.float64, device=parameter.device)
 
 
 StepHook = Callable[[LoRADPOptimizer], None]

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -15,15 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..kernels.collect import Collector
 from ..models.adapters import AdaptedModel
 from ..models.errors import StateMismatch
 from . import adaptive_clipping
 from .clipping import PerUnitClipper
+from .crew import Alone, Crew, SumPart, Vector, made_up, shared_out
 from .errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from .noise import MAX_SIGMA
 from .optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
 
+_ALONE = Alone()
 LEAST_CLIP = 1e-6  # far above the numbers at which a factor clip_norm / norm loses digits, also 1e4 times lower
 
 
@@ -102,6 +105,7 @@ def round_release(
     *,
     terms: ReleaseTerms,
     source: RandomBytes = os.urandom,
+    crew: Crew = _ALONE,
 ) -> Integers:
     """What a site gives for a round that begins at `state`: int64, as long as `state`.
 
@@ -126,7 +130,7 @@ def round_release(
     weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
     adapted.load_state(weights)
     release = partial(
-        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip
+        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip, crew=crew
     )
     total = release()
     if terms.local.steps == 1:
@@ -160,6 +164,7 @@ def private_release(
     source: RandomBytes = os.urandom,
     on_step: StepHook | None = None,
     log_clip: float = 0.0,
+    crew: Crew = _ALONE,
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
@@ -180,6 +185,7 @@ def private_release(
         unit_of_row: [rows], any ids.
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
+        crew: processes that compute parts of the sum, at the state that `adapted` has here.
 
     Raises:
         BatchMalformed: shapes do not fit together.
@@ -193,32 +199,100 @@ def private_release(
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
-    drawn = _draw(np.asarray(unit_of_row), terms, source)
+    shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), crew.size)
+    passes = max(sum(1 for _ in _microbatches(share, terms.max_rows_per_batch)) for share in shares)
+    optimizer = _optimizer(adapted, terms, log_clip, source=source)
+    optimizer.attach_step_hook(on_step)
+    try:
+        crew.begin([_part(adapted, ids, targets, share, passes, log_clip) for share in shares[1:]])
+        _sum_up(adapted, ids, targets, shares[0], passes, terms, optimizer)
+        for total in crew.finish():
+            optimizer.include(total)
+        return optimizer.release()
+    finally:
+        optimizer.discard()
+
+
+def partial_sum(adapted: AdaptedModel, part: SumPart, *, terms: ReleaseTerms) -> Vector:
+    """The clipped sum over the units of one part, and what adaptive clipping counts: float64, in real or clip units.
+
+    UNPROTECTED: for `private_release` in the process that leads the crew, and for nothing else.
+    """
+    adapted.load_state(part.state)
+    rows_of_unit = np.split(np.arange(len(part.ids)), np.cumsum(part.sizes)[:-1]) if len(part.sizes) else []
+    optimizer = _optimizer(adapted, replace(terms, mode="none", site_noise_int=0), part.log_clip)
+    try:
+        _sum_up(adapted, part.ids, part.targets, rows_of_unit, part.passes, terms, optimizer)
+        return optimizer.take_sum()
+    finally:
+        optimizer.discard()
+
+
+def _optimizer(
+    adapted: AdaptedModel, terms: ReleaseTerms, log_clip: float, *, source: RandomBytes = os.urandom
+) -> LoRADPOptimizer:
     clipper = PerUnitClipper(adapted, trained_rank=terms.trained_rank)
-    noise = RingNoise(sigma=terms.site_noise_int, scale_bits=terms.scale_bits, source=source)
     # lr is never used: the model moves by the opened aggregate alone.
     idle = torch.optim.SGD(clipper.parameters.values(), lr=0.0)
     clip_norm, count_weight = terms.clip_norm, 0.0
     if terms.clipping == "adaptive":
         assert clip_norm is not None
         clip_norm, count_weight = adaptive_clipping.clip_at(clip_norm, log_clip), adaptive_clipping.COUNT_WEIGHT
-    optimizer = LoRADPOptimizer(
+    return LoRADPOptimizer(
         idle,
         clipper,
         clip_norm=clip_norm,
-        noise=noise,
+        noise=RingNoise(sigma=terms.site_noise_int, scale_bits=terms.scale_bits, source=source),
         count_weight=count_weight,
         max_norm=terms.max_norm,
         weight=terms.weight,
     )
-    optimizer.attach_step_hook(on_step)
-    try:
-        with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():
-            for batch in _microbatches(drawn, terms.max_rows_per_batch):
-                _accumulate(adapted, ids, targets, batch, optimizer)
-        return optimizer.release()
-    finally:
-        optimizer.discard()
+
+
+def _part(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.generic],
+    share: list[Integers],
+    passes: int,
+    log_clip: float,
+) -> SumPart:
+    rows = np.concatenate([np.zeros(0, np.int64), *share])
+    sizes = np.array([len(own) for own in share], dtype=np.int64)
+    return SumPart(
+        state=adapted.state(),
+        ids=ids[rows],
+        targets=targets[rows],
+        sizes=sizes,
+        passes=passes,
+        log_clip=log_clip,
+    )
+
+
+def _sum_up(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.generic],
+    rows_of_unit: list[Integers],
+    passes: int,
+    terms: ReleaseTerms,
+    optimizer: LoRADPOptimizer,
+) -> None:
+    """Adds the clipped gradients of these units, in exactly `passes` passes over the model."""
+    batches = list(_microbatches(rows_of_unit, terms.max_rows_per_batch))
+    with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():
+        for batch in batches:
+            _accumulate(adapted, ids, targets, batch, optimizer)
+        for _ in range(passes - len(batches)):
+            _pass_idly(adapted)
+
+
+def _pass_idly(adapted: AdaptedModel) -> None:
+    """Forward and backward of a made-up record, of which nothing is kept: others gather their weights with this."""
+    device = next(iter(adapted.trained.values())).device
+    ids, target = (torch.as_tensor(array, device=device)[None] for array in made_up(adapted))
+    with adapted.slot.filled(Collector(torch.zeros(1, dtype=torch.long, device=device), 1, ids.shape[1])):
+        adapted.losses(ids, target).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _draw(unit_of_row: npt.NDArray[np.generic], terms: ReleaseTerms, source: RandomBytes) -> list[Integers]:

@@ -232,9 +232,9 @@ def coordinator_key() -> Ed25519PrivateKey:
     return key_of("coordinator")
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    home = tmp_path / "node"
+def site_in(folder: Path) -> Site:
+    """A site whose home is in `folder`."""
+    home = folder / "node"
     identity = NodeIdentity.create(home, "svi")
     (home / "enrolment.json").write_text(
         json.dumps(
@@ -245,3 +245,8 @@ def site(tmp_path: Path) -> Site:
     found = Site(home, identity)
     found.write()
     return found
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return site_in(tmp_path)

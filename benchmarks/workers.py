@@ -1,0 +1,175 @@
+"""What a second process does for a site's step, in time and memory, with the backbone sharded and with it whole.
+
+    python benchmarks/workers.py [--hidden 512] [--layers 6] [--experts 16] [--batch 32] [--steps 5] [--json]
+
+One process with two threads, beside two processes of one thread each: with the whole backbone in both (plain data
+parallelism), and with each keeping half of it. All are there at once and step in turn. The step is the engine's own,
+without noise: random records of 64 words, adapters of rank 8 on attention, experts and shared experts, and a head.
+Memory is private memory over that of the same process before it had a model.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measuring import Peak, allocated_mib
+
+sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not the file there
+
+import numpy as np
+import torch
+
+from confide.client_node.sharding import ShardedWeights, join
+from confide.client_node.worker import LinkedCrew
+from confide.client_node.worker_frames import receive, send
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.backbone import BackboneConfig, build
+from confide.models.head import PooledHead
+from confide.models.schema import NumericField, RecordSchema
+from confide.mpc.frames import Channel, end_with_parent
+from confide.privacy.crew import SumPart
+from confide.privacy.steps import ReleaseTerms, partial_sum, private_release
+
+SCHEMA = RecordSchema(tuple(NumericField(f"x{i}", tuple(range(15))) for i in range(16)))
+WORDS, LENGTH = len(SCHEMA.words()), 64
+TARGETS = ("q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts")
+VARIANTS = {"one process": (1, False), "two, each whole": (2, False), "two, sharded": (2, True)}
+
+
+def terms(batch: int) -> ReleaseTerms:
+    return ReleaseTerms(
+        mode="none",
+        clip_norm=1.0,
+        sample_rate=1.0,
+        site_noise_int=0,
+        scale_bits=24,
+        max_rows_per_batch=batch,
+        max_records_per_unit=1,
+    )
+
+
+def adapted_model(settings: dict[str, Any]) -> AdaptedModel:
+    sizes = {name: settings[name] for name in ("hidden", "layers", "experts")}
+    model = build(SCHEMA, BackboneConfig(**sizes))
+    config = AdapterConfig(rank=8, alpha=8.0, targets=TARGETS, seed="s")
+    head = PooledHead(torch.zeros(2 * sizes["hidden"]), torch.eye(2 * sizes["hidden"]))
+    return attach(model, config, head)
+
+
+def child(parent: Channel, links: Sequence[Channel]) -> None:
+    """A process that leads or follows; DeepSpeed is loaded in all, so that memory can be compared."""
+    _, settings, _ = receive(parent)
+    place, count = settings["place"], settings["count"]
+    device = join(place, count, Path(settings["meeting"]))
+    torch.set_num_threads(2 // count)
+    torch.ones(256, 256) @ torch.ones(256, 256)
+    before = allocated_mib()
+    with Peak() as loading:
+        adapted = adapted_model(settings)
+        weights = ShardedWeights(adapted, device, offload=False) if settings["sharded"] else None
+    frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
+    send(
+        parent,
+        "done",
+        at_rest=allocated_mib() - before,
+        loading=loading.mib - before,
+        kept=(weights.own_bytes + frozen if weights else frozen) / 2**20,
+    )
+    batch = settings["batch"]
+    rng = np.random.default_rng(0)
+    ids, labels = rng.integers(1, WORDS, (batch, LENGTH)), rng.integers(0, 2, batch)
+    crew = LinkedCrew(links if place == 0 else ())
+    while True:
+        if place:
+            _, numbers, arrays = receive(links[0])
+            send(links[0], "done", {"vector": partial_sum(adapted, SumPart(**(numbers | arrays)), terms=terms(batch))})
+            continue
+        receive(parent)
+        start = time.perf_counter()
+        with Peak() as peak:
+            private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), crew=crew)
+        send(parent, "done", seconds=time.perf_counter() - start, peak=peak.mib - before)
+
+
+def started(count: int, settings: dict[str, Any]) -> tuple[list[subprocess.Popen[bytes]], list[Channel], list[Any]]:
+    links = [socket.socketpair() for _ in range(count - 1)]
+    processes, channels = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for place in range(count):
+            ours, theirs = socket.socketpair()
+            passed = [theirs, *([near for near, _ in links] if place == 0 else [links[place - 1][1]])]
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--child", *(str(end.fileno()) for end in passed)],
+                    pass_fds=[end.fileno() for end in passed],
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(2 // count)},
+                )
+            )
+            theirs.close()
+            channels.append(Channel(ours))
+            send(channels[-1], "begin", place=place, count=count, meeting=f"{folder}/meeting", **settings)
+        told = [receive(channel)[1] for channel in channels]
+    for link in links:
+        for end in link:
+            end.close()
+    return processes, channels, told
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    sizes = {name: getattr(arguments, name) for name in ("hidden", "layers", "experts", "batch")}
+    running = {name: started(count, sizes | {"sharded": sharded}) for name, (count, sharded) in VARIANTS.items()}
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    try:
+        for _ in range(arguments.steps + 1):
+            for name, (_, channels, _) in running.items():
+                send(channels[0], "step")
+                steps[name].append(receive(channels[0])[1])
+    finally:
+        for processes, _, _ in running.values():
+            for process in reversed(processes):  # the leading one last, or the others would complain
+                process.kill()
+                process.wait()
+    return {
+        name: {
+            "frozen MiB kept": told[0]["kept"],
+            "MiB while loading": told[0]["loading"],
+            "MiB at rest": told[0]["at_rest"],
+            "MiB in a step": max(step["peak"] for step in steps[name]),
+            "seconds a step": statistics.median(step["seconds"] for step in steps[name][1:]),
+        }
+        for name, (_, _, told) in running.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("hidden", 512), ("layers", 6), ("experts", 16), ("batch", 32), ("steps", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", action="store_true")
+    table = measured(parser.parse_args())
+    if parser.parse_args().json:
+        print(json.dumps(table, indent=1))
+        return
+    columns = list(next(iter(table.values())))
+    print("| each process | " + " | ".join(columns) + " |")
+    for name, figures in table.items():
+        print(f"| {name} | " + " | ".join(f"{figures[column]:.3g}" for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        node, *others = (Channel(socket.socket(fileno=int(descriptor))) for descriptor in sys.argv[2:])
+        end_with_parent(node)
+        child(node, others)
+    else:
+        main()
