@@ -695,7 +695,7 @@ def demo(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Fewer or more rounds than the example says.")] = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Two rounds on a few records: only shows that it runs.")
+        bool, typer.Option("--smoke", help="Two rounds on a few records, no audit: only shows that it runs.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -58,8 +58,8 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
     """Runs the demo to its end and prints what came out; an unfinished one under `directory` goes on.
 
     Args:
-        is_smoke: two rounds, if `rounds` says nothing else, on the first records of each site: shows that all of it
-            runs, and its figures mean nothing.
+        is_smoke: two rounds, if `rounds` says nothing else, on the first records of each site and without an audit:
+            shows that all of it runs, and its figures mean nothing.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C.
@@ -73,7 +73,7 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
     try:
         run_id = _bring_up(federation, bench, draft, console)
         _follow(federation, run_id, console)
-        outcome = _harvest(federation, bench, run_id, console)
+        outcome = _harvest(federation, bench, run_id, console, is_smoke=is_smoke)
     except KeyboardInterrupt:
         again = f"coordinator demo {example} --dir {directory}" + ("" if rounds is None else f" --rounds {rounds}")
         again += " --smoke" if is_smoke else ""
@@ -198,7 +198,9 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
         )
 
 
-def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console: Console) -> dict[str, Any]:
+def _harvest(
+    federation: DemoFederation, bench: Workbench, run_id: str, console: Console, *, is_smoke: bool
+) -> dict[str, Any]:
     """Report, adapter, and what both are worth."""
     from . import results
     from .audit import audit_run
@@ -206,13 +208,14 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
     folder, home = federation.folder, federation.home
     with closing(Store.open(federation.home)) as store:
         study = load_study(store.study(store.run(run_id).study))
-        audited = None
-        if study.draft.privacy.mode != "none":
+        audited, has_guarantee = None, study.draft.privacy.mode != "none"
+        if has_guarantee and not is_smoke:
             with console.status("Trying to prove the claimed epsilon wrong: an audit of the training step"):
                 audited = dump(audit_run(store, home, run_id))
         adapter = folder / "adapter"
         if not adapter.exists():
-            results.export_adapter(store, home, run_id, adapter)
+            unaudited = "a smoke run, which is not audited" if is_smoke else None
+            results.export_adapter(store, home, run_id, adapter, override_audit=unaudited)
         judge = _text_quality if study.draft.data.text is not None else _quality
         quality = judge(store, bench, study, run_id, home, console)
         with console.status("Writing and verifying the privacy report"):
@@ -225,12 +228,12 @@ def _harvest(federation: DemoFederation, bench: Workbench, run_id: str, console:
                 raise DemoFailed("the report does not verify: " + "; ".join(verification.failures))
         rounds = store.rounds(run_id)
         seconds = sorted(row.seconds for row in rounds)
-        spent = results.largest_epsilon(store, study, colluding=1) if audited else None
+        spent = results.largest_epsilon(store, study, colluding=1) if has_guarantee else None
         return {
             "epsilon": spent and spent.pld,
             "epsilon_rdp": spent and spent.rdp,
             "unit": study.draft.data.unit,
-            "delta": study.draft.privacy.delta if audited else None,
+            "delta": study.draft.privacy.delta if has_guarantee else None,
             **quality,
             "audit": audited,
             "rounds": len(rounds),
@@ -375,7 +378,8 @@ def _privacy_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
     bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
-    return [("ε by PLD", spent, bound), ("  audited, a step", *_audit_texts(outcome["audit"]))]
+    audit = [("  audited, a step", *_audit_texts(outcome["audit"]))] if outcome["audit"] else []
+    return [("ε by PLD", spent, bound), *audit]
 
 
 def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:

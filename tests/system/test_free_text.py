@@ -1,0 +1,60 @@
+"""A whole federation of real processes that fine-tunes the imported SmolLM2 on free text, two rounds of few records."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from confide.privacy.verify import verify_file
+
+COORDINATOR = Path(sys.executable).parent / "coordinator"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("free-text")
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> dict[str, Any]:
+    words = [str(COORDINATOR), "demo", "diagnoses", "--smoke", "--dir", str(folder), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_adapter_moves_what_the_model_writes(outcome):
+    assert outcome["rounds"] == 2
+    assert 0 <= outcome["exact_match_private"] <= 1
+    assert math.isfinite(outcome["perplexity_private"])
+    assert outcome["perplexity_private"] != outcome["perplexity_before"]
+
+
+def test_every_release_is_charged_and_the_report_verifies(outcome):
+    assert verify_file(Path(outcome["report_json"])).ok
+    report = json.loads(Path(outcome["report_json"]).read_text())
+    assert {account["releases"] for site in report["sites"] for account in site["accounts"]} == {3}
+
+
+def test_the_card_says_that_nobody_audited_it_and_the_adapter_is_in_the_last_layers(outcome):
+    adapter = Path(outcome["adapter"])
+    assert "smoke run" in (adapter / "README.md").read_text()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert {name.split(".")[2] for name in config["target_modules"]} == {"26", "27", "28", "29"}
+    assert "model.layers.29.mlp.gate.weight" in config["target_parameters"]
+
+
+def test_no_text_of_a_record_stands_in_a_log_or_at_the_coordinator(outcome, folder):
+    federation = Path(outcome["report_json"]).parent
+    tables = [table.read_text(encoding="utf-8").splitlines() for table in folder.glob("data/*/*.csv")]
+    texts = {row["text"].encode() for table in tables for row in csv.DictReader(table) if len(row["text"]) > 20}
+    assert len(texts) > 100
+    written = [path for part in ("logs", "coordinator") for path in (federation / part).rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if any(text in path.read_bytes() for text in texts)] == []
