@@ -14,10 +14,11 @@ from typing import IO, Any
 from .approval import open_ledger
 from .confirmed import fingerprint
 from .enrolment import Enrolment
-from .errors import AlreadyRunning
+from .errors import AlreadyRunning, PolicyInvalid
 from .flower import WarmNode
 from .identity import NodeIdentity
 from .node import Node
+from .policy import load_policy
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,22 @@ def run(home: Path) -> int:
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
+        if ledger is not None:
+            _look_at_policy(home)
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
             node.stop()
             if ledger is not None:
                 ledger.close()
+
+
+def _look_at_policy(home: Path) -> None:
+    """Tells of a mistake in the policy now, not when a run meets it; it may be mended while the daemon runs."""
+    try:
+        load_policy(home)
+    except PolicyInvalid as err:
+        logger.error("no study can run until this is mended: %s", err)
 
 
 def status(home: Path) -> dict[str, Any]:

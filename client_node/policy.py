@@ -6,14 +6,14 @@ Default deny: a fresh site has approved nothing, and what is not understood perm
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke
 from .draft import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name
 from .errors import PolicyInvalid, StudyNotApproved
-from .settings import Settings, read_toml, rule
+from .settings import Settings, contradictions, read_toml, rule
 from .study import Study
 
 __all__ = ["BudgetPolicy", "SitePolicy", "approve", "decided", "load_policy", "refusals", "revoke"]
@@ -72,6 +72,12 @@ class LimitPolicy(Settings):
     max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
     workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
     offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.offload and not self.workers:
+            raise contradictions(["limits.offload is true with limits.workers 0; remove it, or set limits.workers"])
+        return self
 
 
 class SitePolicy(Settings):

@@ -168,7 +168,8 @@ def _packed(saved: Tensor, own: list[nn.Parameter]) -> Any:
     address = saved.untyped_storage().data_ptr() if saved.numel() else 0
     for matrix in own if address else ():
         start = saved.storage_offset() - matrix.storage_offset()
-        if matrix.untyped_storage().data_ptr() == address and 0 <= start < matrix.numel():
+        is_inside = matrix.untyped_storage().data_ptr() == address and 0 <= start < matrix.numel()
+        if is_inside and matrix.dtype == saved.dtype:
             return matrix, saved.shape, saved.stride(), start
     return saved
 

@@ -6,9 +6,9 @@ Nothing here unpickles or runs code from a directory.
 """
 
 import contextlib
+import io
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,8 +95,8 @@ def save(
     """
     _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
-        # Where DeepSpeed is installed, accelerate loads it here, and it says on stdout what it thinks of this machine.
-        with checkpoints.no_progress_bar(), contextlib.redirect_stdout(sys.stderr):
+        # Where DeepSpeed is installed, accelerate loads it here, and it says on stdout that there is no GPU.
+        with checkpoints.no_progress_bar(), contextlib.redirect_stdout(io.StringIO()):
             model.save_pretrained(partial, safe_serialization=True)
         save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
 import fcntl
+import importlib.util
 import json
 import signal
 import subprocess
@@ -101,6 +102,18 @@ def test_a_daemon_keeps_a_ledger_only_where_it_trains(site, monkeypatch, roles, 
     monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
     assert run(site.home) == 77
     assert (site.home / "ledger.db").exists() is has_ledger
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_daemon_says_at_once_what_is_wrong_with_its_policy(site, monkeypatch, caplog):
+    monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
+    run(site.home)
+    assert "no study can run" not in caplog.text
+    site.write(("[backbone]", "[limits]\nworkers = 2\n[backbone]"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(site.home) == 77
+    assert "no study can run" in caplog.text
+    assert "pip install 'confide[deepspeed]'" in caplog.text
 
 
 @pytest.mark.usefixtures("handlers")

@@ -1,9 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from confide import client_node
 
 SCRIPT = Path(__file__).with_name("sharded_pass.py")
 CASES = ("one projection", "everywhere", "head", "int8", "nf4", "text", "offloaded")
@@ -58,3 +61,17 @@ def test_no_more_than_one_layer_is_whole_forward_or_backward(reports: list[dict[
 @pytest.mark.parametrize("case", CASES)
 def test_what_autograd_keeps_for_backward_holds_no_gathered_matrix(reports: list[dict[str, dict]], case: str):
     assert [report[case]["kept_for_backward"] for report in reports] == [[0, 0], [0, 0]]
+
+
+def test_one_module_imports_deepspeed_and_is_imported_when_a_worker_loads():
+    folder = Path(client_node.__file__).resolve().parents[1]
+    sources = {
+        path: path.read_text()
+        for name in ("coordinator", "client_node", "privacy", "mpc", "models", "kernels")
+        for path in (folder / name).rglob("*.py")
+    }
+    importing = [path.name for path, text in sources.items() if re.search(r"^\s*(import|from) deepspeed", text, re.M)]
+    assert importing == ["sharding.py"]
+    users = {path.name: text for path, text in sources.items() if re.search(r"import .*\bsharding\b", text)}
+    assert list(users) == ["worker.py"]
+    assert not re.search(r"^(import|from) .*\bsharding\b", users["worker.py"], re.M)  # inside a function

@@ -224,3 +224,9 @@ def test_workers_without_deepspeed_are_a_mistake_in_the_policy_that_says_what_to
         load_policy(site.home)
     site.write()
     assert load_policy(site.home).limits.workers == 0
+
+
+def test_offloading_without_workers_is_a_mistake_in_the_policy(site: Site):
+    site.write(("[backbone]", "[limits]\noffload = true\n[backbone]"))
+    with pytest.raises(PolicyInvalid, match=r"limits.offload is true with limits.workers 0"):
+        load_policy(site.home)
