@@ -118,9 +118,8 @@ class AdapterTerms(Settings):
     layers: (
         Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
     ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
-    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = (
-        NO_ENTRIES  # of a site: it trains the first
-    )
+    # Of a site: how many leading components of every B it trains; all where it is not named.
+    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = NO_ENTRIES
     head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
     seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
 

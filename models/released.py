@@ -134,7 +134,7 @@ def read(directory: Path) -> Released:
     config = _read_config(directory / CONFIG)
     tensors = _read_tensors(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
-    banks = {it.split(".")[-2] for it in config.target_parameters or () if not it.endswith(".weight")}
+    banks = {it.split(".")[-2] for it in config.target_parameters or () if it.count(".") and not it.endswith(".weight")}
     for name in tensors:
         match = _KEY.fullmatch(name)
         if match is None:

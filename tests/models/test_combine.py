@@ -35,9 +35,9 @@ PROVENANCE = Provenance(backbone_hash=CARD.backbone_hash, sources=(Source.of(CAR
 OTHER = replace(CARD, study="loans", study_hash="ef" * 32, epsilon=1.5, delta=1e-6)
 
 
-def trained(backbone_dir, seed, *, rank, alpha, targets=EVERYTHING, head=True, freeze_a=True):
+def trained(backbone_dir, seed, *, targets=EVERYTHING, head=True, **settings):
     backbone = load(backbone_dir)
-    config = AdapterConfig(rank=rank, alpha=alpha, targets=targets, seed=f"seed {seed}", freeze_a=freeze_a)
+    config = AdapterConfig(targets=targets, seed=f"seed {seed}", **settings)
     adapted = attach(backbone.model, config, PooledHead(backbone.center, backbone.whiten) if head else None)
     adapted.load_state(0.2 * np.random.default_rng(seed).normal(size=adapted.layout.dim))
     return adapted
@@ -101,6 +101,24 @@ def test_the_mean_of_two_adapters_computes_the_mean_of_their_merged_weights(back
     mean = {name: 0.25 * tensor + 0.75 * weights[1][name] for name, tensor in weights[0].items()}
     with merged(pair[0]) as model, torch.no_grad():
         model.load_state_dict(mean)
+        ours = model(IDS).logits
+        model.load_state_dict(weights[0])
+    plain = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "both").eval()(IDS).logits
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_of_some_layers_and_of_all_are_one_that_peft_loads(backbone_dir, pair, exports, tmp_path):
+    one = trained(backbone_dir, 4, rank=2, alpha=3.0, targets=("o_proj", "gate_proj", "experts", "gate"), layers=(2,))
+    export(one, tmp_path / "one", OTHER)
+    combine([exports[0], tmp_path / "one"], tmp_path / "both", weights=[1, 1])
+    weights = []
+    for adapted in (pair[0], one):
+        with merged(adapted) as model:
+            weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    with merged(pair[0]) as model, torch.no_grad():
+        model.load_state_dict({name: (tensor + weights[1][name]) / 2 for name, tensor in weights[0].items()})
         ours = model(IDS).logits
         model.load_state_dict(weights[0])
     plain = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
@@ -305,6 +323,11 @@ def test_whatever_lies_in_a_file_the_refusal_is_ours(exports, scratch, data, fil
             read(scratch)
     finally:
         (scratch / file).write_bytes(kept)
+
+
+def test_a_bank_that_the_config_does_not_name_is_refused(exports, tmp_path):
+    with pytest.raises(InvalidRelease, match="is no pair of factors"):
+        read(damaged(exports, tmp_path, "adapter_config.json", edited(target_parameters=["experts"])))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 6])
