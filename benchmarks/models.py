@@ -48,7 +48,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausal
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import install
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.checkpoints import content_hash, load_model, load_tokenizer, no_progress_bar, size
+from confide.models.checkpoints import content_hash, load_model, load_tokenizer, quietly, size
 from confide.models.evaluation import perplexity
 from confide.models.smollm2 import import_smollm2, read_source, source_file
 from confide.privacy.clipping import PerUnitClipper
@@ -121,7 +121,7 @@ def flops_per_token(config: DeepseekV3Config, length: int) -> int:
 def write(config: DeepseekV3Config, directory: Path) -> DeepseekV3ForCausalLM:
     torch.manual_seed(0)
     model = DeepseekV3ForCausalLM(config).eval()
-    with no_progress_bar():
+    with quietly():
         model.save_pretrained(directory, max_shard_size="200MB")
     return model
 

@@ -58,7 +58,7 @@ def labels(text: pa.Array) -> Cells:
 
 
 def free_text(text: pa.Array, *, may_be_missing: bool) -> Cells:
-    """Objects: strings of at most 65,536 characters as they stand; "none" is a word like any other."""
+    """Objects: strings of at most 65,536 characters, trimmed like all cells; "none" is a word like any other."""
     missing = _is_in(text, ("",))
     too_long = _numpy(pc.greater(pc.utf8_length(text), MAX_TEXT))
     return Cells(_numpy(text).astype(object), missing, too_long if may_be_missing else too_long | missing)

@@ -37,6 +37,7 @@ from .studies import load_study
 
 _EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 _PARTS = ("train", "heldout")
+_COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 3.0  # epsilon that each demo site puts on its data set
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
@@ -104,13 +105,16 @@ def _workbench(
     example: str, draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool = False
 ) -> Workbench:
     """Prepares data and backbone, or finds them prepared."""
-    described = directory / "data" / "tables.json"
+    described = directory / "data" / ("tables-smoke.json" if is_smoke else "tables.json")
+    if list(described.parent.glob("tables*.json")) not in ([], [described]):
+        kind = "a whole demo" if is_smoke else "a smoke run"
+        raise DemoFailed(f"{directory} holds the tables of {kind}; choose another folder with --dir")
     if not described.exists():
         console.print("Splitting public records into the sites' own tables")
         tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
         if is_smoke:
-            for site, part in itertools.product(tables.values(), _PARTS):
-                _keep_first(Path(site[part]), _SMOKE_RECORDS[part])
+            for site, (part, count) in itertools.product(tables.values(), _SMOKE_RECORDS.items()):
+                site[_COUNTS[part]] = _keep_first(Path(site[part]), count)
         write_private(described, json.dumps(tables).encode())
     bench = Workbench(root=directory, tables=json.loads(described.read_text()))
     if bench.tables.keys() != set(draft.participants.sites):
@@ -120,11 +124,13 @@ def _workbench(
     return bench
 
 
-def _keep_first(table: Path, records: int) -> None:
+def _keep_first(table: Path, records: int) -> int:
+    """Cuts a table to its first records, and says how many it has then."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(itertools.islice(csv.reader(file), records + 1))
     with table.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    return len(rows) - 1
 
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:

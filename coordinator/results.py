@@ -66,8 +66,8 @@ def export_adapter(
         FileExistsError: `directory` exists already.
     """
 
-    def write(adapted: AdaptedModel, _: Path, card: ModelCard) -> None:
-        export(adapted, directory, card)
+    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
+        export(adapted, backbone, directory, card)
 
     return _publish(store, home, run_id, write, override_audit)
 

@@ -72,7 +72,7 @@ def load_curves(layers: Sequence[LayerRouting]) -> Markup:
     named = {by_evenness[-1].layer: "most", by_evenness[0].layer: "least"}  # a single layer is both
     for layer in reversed(by_evenness):
         loads = sorted(layer.load, reverse=True)
-        places = [(x(rank), y(load * experts)) for rank, load in enumerate(loads, start=1)]
+        places = [(x(place), y(load * experts)) for place, load in enumerate(loads, start=1)]
         plot.curve(named.get(layer.layer, "other"), places)
         if layer.layer in named:
             kind = named[layer.layer]

@@ -250,7 +250,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     here uses no dropout.
 
     Raises:
-        TargetMissing: a target is the last name of no module.
+        TargetMissing: a target is the last name of no module, or a named layer has none of them.
         UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a fused SwiGLU bank, nor a top-k router.
         InvalidAdapter: nothing would be trained.
     """
@@ -263,6 +263,9 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     if missing:
         where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
         raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
+    reached = {int(found[1]) for name, _ in places if (found := _LAYER.search(name))}
+    if idle := sorted({*(config.layers or ())} - reached):
+        raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
     adapters = {name: _adapter_for(module, config, name, slot) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")

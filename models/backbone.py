@@ -5,8 +5,6 @@ On disk it is a plain transformers checkpoint (`config.json`, `model.safetensors
 Nothing here unpickles or runs code from a directory.
 """
 
-import contextlib
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -95,8 +93,7 @@ def save(
     """
     _check_fit(model, schema, center, whiten)
     with new_directory(directory) as partial:
-        # Where DeepSpeed is installed, accelerate loads it here, and it says on stdout that there is no GPU.
-        with checkpoints.no_progress_bar(), contextlib.redirect_stdout(io.StringIO()):
+        with checkpoints.quietly():
             model.save_pretrained(partial, safe_serialization=True)
         save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -138,8 +135,8 @@ def load_text(
 
     Raises:
         BackboneMismatch: the content is not the expected one.
-        InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the model has fewer words
-            than the tokenizer.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the tokenizer has words that
+            the model does not read.
     """
     directory = Path(directory)
     digest = checkpoints.content_hash(directory)
@@ -149,9 +146,11 @@ def load_text(
         model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
-    words = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)
-    if words > model.config.vocab_size:
-        raise InvalidBackbone(f"{directory}: the tokenizer has {words} words, the model {model.config.vocab_size}")
+    last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
+    if last >= model.config.vocab_size:
+        raise InvalidBackbone(
+            f"{directory}: the tokenizer has a word of number {last}, the model reads {model.config.vocab_size} words"
+        )
     return TextBackbone(model, tokenizer, digest)
 
 

@@ -7,6 +7,7 @@ from .checkpoints import ExpertFormat
 from .errors import ExportRefused
 from .evaluation import Estimate
 
+CARD = "README.md"  # as model hubs have it
 HEAD_TEXT = """
 `head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,

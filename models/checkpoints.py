@@ -6,11 +6,12 @@ from a directory, follows a file out of it or asks a network.
 """
 
 import hashlib
+import io
 import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -201,7 +202,7 @@ def save_model(model: DeepseekV3ForCausalLM, directory: Path) -> None:
 
     So a loader that takes every safetensors file of a directory for weights, for want of an index, meets none.
     """
-    with no_progress_bar():
+    with quietly():
         model.save_pretrained(directory, safe_serialization=True)
     whole = directory / WEIGHTS
     if whole.exists():
@@ -238,7 +239,7 @@ def read_model(
     files = _weight_files(directory)
     _refuse_larger_than_stored(directory, config)
     kind: Any = DeepseekV3ForCausalLM if pack is None else _Unfilled
-    with no_progress_bar():
+    with quietly():
         loaded: Any = kind.from_pretrained(
             directory,
             local_files_only=True,
@@ -268,12 +269,16 @@ def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
 
 
 @contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it."""
+def quietly() -> Iterator[None]:
+    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it.
+
+    Where DeepSpeed is installed, accelerate loads it at a first write, and it says on stdout that there is no GPU.
+    """
     was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         if was_on:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

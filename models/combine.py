@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .card import HEAD_TEXT, one_line
+from .card import CARD, HEAD_TEXT, one_line
 from .directories import new_directory
 from .errors import CombinationRefused
-from .provenance import Compression, Provenance, Source
-from .released import Pair, Released, read, save
+from .provenance import MAX_SOURCES, Compression, Provenance, composition
+from .released import MAX_RANK, Pair, Released, read, save
+
+_MOST_NUMBERS = 1 << 30  # 4 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def combine(
     result = Combined(adapter, 0.0, dict.fromkeys(adapter.pairs, 0.0)) if rank is None else compress(adapter, rank)
     with new_directory(directory) as partial:
         save(result.adapter, partial)
-        (partial / "README.md").write_text(_card_text(result.adapter), encoding="utf-8")
+        (partial / CARD).write_text(_card_text(result.adapter), encoding="utf-8")
     return result
 
 
@@ -74,6 +76,7 @@ def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
     if any(adapter.provenance.backbone_hash != first.provenance.backbone_hash for adapter in adapters):
         raise CombinationRefused("the adapters are for different backbones, and each is meaningless on another's")
     rank = sum(adapter.rank for adapter in adapters)
+    _refuse_too_many(adapters, rank)
     names = dict.fromkeys(name for adapter in adapters for name in adapter.pairs)
     return Released(
         pairs={name: _widened(_stacked(name, adapters, weights), rank) for name in names},
@@ -89,9 +92,31 @@ def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
                 for adapter, weight in zip(adapters, weights, strict=True)
                 for source in adapter.provenance.sources
             ),
+            backbone_sources=first.provenance.backbone_sources,  # one hash, one backbone
             compressions=tuple(cut for adapter in adapters for cut in adapter.provenance.compressions),
         ),
     )
+
+
+def _refuse_too_many(adapters: Sequence[Released], rank: int) -> None:
+    sources, cuts = (
+        sum(len(getattr(adapter.provenance, part)) for adapter in adapters) for part in ("sources", "compressions")
+    )
+    if rank > MAX_RANK or max(sources, cuts) > MAX_SOURCES:
+        raise CombinationRefused(
+            f"ranks add up to {rank}, studies to {sources}, cuts to {cuts}; at most {MAX_RANK}, {MAX_SOURCES} and "
+            f"{MAX_SOURCES} fit in one adapter"
+        )
+    pairs = {name: pair for adapter in adapters for name, pair in adapter.pairs.items()}
+    numbers = sum(
+        rank * (pair.lora_A.shape[-1] + pair.lora_B.shape[-2]) * math.prod(pair.lora_A.shape[:-2])
+        for pair in pairs.values()
+    )
+    if numbers > _MOST_NUMBERS:
+        raise CombinationRefused(
+            f"the combined adapter would have {numbers:,} numbers, as every weight gets the sum of all ranks; at most "
+            f"{_MOST_NUMBERS:,}. Cut the larger ones to a smaller rank first"
+        )
 
 
 def compress(adapter: Released, rank: int) -> Combined:
@@ -204,7 +229,7 @@ Use the backbone with the hash above and no other. If it has one matrix as embed
 adapter changes either, do not let PEFT merge it.
 {"" if adapter.head is None else HEAD_TEXT}
 ## Privacy
-{_composition(facts.sources)}
+{composition((*facts.backbone_sources, *facts.sources))}
 
 ## Limits
 Epsilon bounds what is told about any single one of the named units of one site; who is known to several sites is
@@ -217,22 +242,3 @@ def _exactness(facts: Provenance) -> str:
         return "Exact but for rounding."
     cuts = ", then ".join(f"rank {cut.rank} (relative error {cut.relative_error:.3g})" for cut in facts.compressions)
     return f"Cut by singular values to {cuts}; errors in Frobenius norm, of what stood before that cut."
-
-
-def _composition(sources: Sequence[Source]) -> str:
-    """What one person's part in several studies adds up to, unit by unit."""
-    lines = [
-        "Made of the adapters above and of nothing else, so all of it is post-processing: whoever took part in one of "
-        "the studies keeps that study's guarantee."
-    ]
-    if bare := [source.study for source in sources if source.mode == "none"]:
-        lines.append(f"**Nothing bounds what it tells about the records of {', '.join(bare)}.**")
-    for unit in sorted({source.unit for source in sources}):
-        bound = [source for source in sources if source.unit == unit and source.mode != "none"]
-        if len(bound) > 1:
-            epsilon, delta = (sum(getattr(each, name) for each in bound) for name in ("epsilon", "delta"))
-            lines.append(
-                f"For one {unit} who took part in several, epsilons and deltas add up (basic composition): at most "
-                f"epsilon {epsilon:.3f} at delta {delta:.3g} in all {len(bound)}."
-            )
-    return "\n".join(lines)

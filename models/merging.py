@@ -18,11 +18,11 @@ from ..kernels.formats import Dense
 from ..kernels.install import experts_of
 from . import checkpoints
 from .adapters import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, LoRAFactors
-from .card import HEAD_TEXT, ModelCard
+from .card import CARD, HEAD_TEXT, ModelCard
 from .directories import new_directory
 from .errors import UnsupportedModule
-from .provenance import Provenance, Source, write_provenance
-from .released import save_head
+from .provenance import FILE, Provenance, write_provenance
+from .released import HEAD, save_head
 
 
 @contextmanager
@@ -62,19 +62,22 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
 
     Raises:
         UnsupportedModule: as `merged`.
+        InvalidRelease: the backbone's own `confide.json` cannot be read.
         FileExistsError: `directory` exists already.
     """
+    provenance = Provenance.of(card, backbone)
     with merged(adapted) as model, new_directory(directory) as partial:
         checkpoints.save_model(model, partial)
         for path in checkpoints.beside_weights(backbone):
-            (partial / path.name).write_bytes(path.read_bytes())
+            if path.name not in (HEAD, FILE, CARD):  # of an earlier study, if one was merged before
+                (partial / path.name).write_bytes(path.read_bytes())
         origin = checkpoints.load_origin(backbone)
         if origin is not None:
             changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
             checkpoints.write_json(partial / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
         save_head(None if adapted.head is None else adapted.head.state_dict(), partial)
-        write_provenance(Provenance(backbone_hash=card.backbone_hash, sources=(Source.of(card),)), partial)
-        (partial / "README.md").write_text(_card_text(adapted, card), encoding="utf-8")
+        write_provenance(provenance, partial)
+        (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
 
 
 def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -108,7 +111,7 @@ def _add(weight: Tensor, product: Tensor) -> None:
     weight.copy_(weight.double() + product)
 
 
-def _card_text(adapted: AdaptedModel, card: ModelCard) -> str:
+def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
     return f"""---
 library_name: transformers
 tags: [mixture-of-experts, federated-learning, differential-privacy]
@@ -127,6 +130,6 @@ from transformers import DeepseekV3ForCausalLM
 model = DeepseekV3ForCausalLM.from_pretrained(directory)
 ```
 Names and shapes are those of DeepSeek-V3's published checkpoints. It is a whole model: no adapter and no backbone is
-needed, and what bounds the adapter bounds these weights.
+needed, and what bounds the adapter bounds what was added here.
 {"" if adapted.head is None else HEAD_TEXT}
-{card.limits()}"""
+{provenance.earlier_studies()}{card.limits()}"""

@@ -3,29 +3,33 @@
 from pathlib import Path
 
 from .adapters import AdaptedModel, LoRAEmbedding
-from .card import HEAD_TEXT, ModelCard
+from .card import CARD, HEAD_TEXT, ModelCard
 from .directories import new_directory
-from .provenance import Provenance, Source
+from .provenance import Provenance
 from .released import released, save
 
 
-def export(adapted: AdaptedModel, directory: Path, card: ModelCard) -> None:
+def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
     """Writes the adapter as it stands now; `directory` appears in one rename.
 
     Files: `adapter_config.json`, `adapter_model.safetensors` (`released` tells their format), `README.md` (the card),
     `confide.json` (its facts for programs) and, if there is a head, `head.safetensors` with its weight and public
     moments.
 
+    Args:
+        backbone: the directory that the model was loaded from; what earlier studies it holds is told with the adapter.
+
     Raises:
+        InvalidRelease: the backbone's own `confide.json` cannot be read.
         FileExistsError: `directory` exists already.
     """
-    provenance = Provenance(backbone_hash=card.backbone_hash, sources=(Source.of(card),))
+    provenance = Provenance.of(card, backbone)
     with new_directory(directory) as partial:
         save(released(adapted, provenance), partial)
-        (partial / "README.md").write_text(_card_text(adapted, card), encoding="utf-8")
+        (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
 
 
-def _card_text(adapted: AdaptedModel, card: ModelCard) -> str:
+def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
     return f"""---
 library_name: peft
 tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
@@ -46,7 +50,7 @@ model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
 {_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
-{card.limits()}"""
+{provenance.earlier_studies()}{card.limits()}"""
 
 
 def _merging(adapted: AdaptedModel) -> str:

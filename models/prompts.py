@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import AddedToken
 
 from .errors import InvalidPrompt
 
@@ -60,6 +61,7 @@ class PromptEncoder:
             InvalidPrompt: the template by itself leaves no room for a record.
         """
         self._core = tokenizer.backend_tokenizer
+        _disarm(self._core)
         self._core.no_padding()
         self._core.no_truncation()
         self._max_tokens = max_tokens
@@ -75,8 +77,8 @@ class PromptEncoder:
 
     @property
     def words(self) -> int:
-        """Size of the vocabulary."""
-        return int(self._core.get_vocab_size(with_added_tokens=True))
+        """Size of the vocabulary: one more than the largest id."""
+        return 1 + int(max(self._core.get_vocab(with_added_tokens=True).values()))
 
     def encode(
         self, columns: Mapping[str, Sequence[str] | npt.NDArray[np.object_]]
@@ -84,7 +86,7 @@ class PromptEncoder:
         """(ids, is_completion), both [rows, longest row], padded on the right with 0 and False.
 
         Where a record is too long, its cells are cut at their ends: the prompt's longest first, so that short ones
-        stay whole, and the completion's only if they alone do not fit.
+        stay whole, and the completion's only if they alone do not fit. A cut completion is what is learned.
         """
         parts = [self._cells(self._prompt, columns), self._cells(self._completion, columns)]
         rows = [self._row(prompt, completion) for prompt, completion in zip(*parts, strict=True)]
@@ -129,10 +131,21 @@ def _cut(cells: Sequence[list[int]], room: int) -> list[list[int]]:
     if sum(map(len, cells)) <= room:
         return list(cells)
     lengths, left = [0] * len(cells), room
-    for rank, index in enumerate(sorted(range(len(cells)), key=lambda i: len(cells[i]))):
-        lengths[index] = min(len(cells[index]), left // (len(cells) - rank))
+    for place, index in enumerate(sorted(range(len(cells)), key=lambda i: len(cells[i]))):
+        lengths[index] = min(len(cells[index]), left // (len(cells) - place))
         left -= lengths[index]
     return [cell[:length] for cell, length in zip(cells, lengths, strict=True)]
+
+
+def _disarm(core: Any) -> None:
+    """Marks every word that was added to the vocabulary as special: only such a one can be told to be plain text."""
+    kinds = ("single_word", "lstrip", "rstrip", "normalized")
+    added = [
+        AddedToken(token.content, special=True, **{kind: getattr(token, kind) for kind in kinds})
+        for token in core.get_added_tokens_decoder().values()
+        if not token.special
+    ]
+    core.add_special_tokens(added)
 
 
 def _columns(text: str, part: str) -> tuple[str, ...]:

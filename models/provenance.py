@@ -4,20 +4,38 @@ A claim of whoever wrote the directory. It is checked for form, not for truth: w
 signed budget report.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
 
 from .card import ModelCard, privacy_text
 from .errors import InvalidRelease
 
 FILE = "confide.json"
 MAX_BYTES = 1 << 20
+MAX_SOURCES = 256
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+# JSON has no number for it: what a site spent is infinite once it has released something without privacy.
+_INFINITE = (
+    BeforeValidator(lambda value: math.inf if value == "inf" else value),
+    PlainSerializer(lambda value: "inf" if value == math.inf else value, when_used="json"),
+)
 
 
 class _Fact(BaseModel):
@@ -33,7 +51,7 @@ class Source(_Fact):
     rounds: int = Field(ge=0)
     unit: Name
     mode: Literal["distributed", "local", "none"]
-    epsilon: float | None = Field(ge=0)
+    epsilon: Annotated[float | None, Field(ge=0, allow_inf_nan=True), *_INFINITE]
     delta: float | None = Field(ge=0, le=1)
     collusion: int = Field(ge=0)
     audit: str = Field(max_length=4000)
@@ -77,12 +95,57 @@ class Compression(_Fact):
 
 
 class Provenance(_Fact):
-    """All that made an adapter."""
+    """All that made an adapter, or a model with one added into its weights."""
 
     format: Literal[1] = 1
     backbone_hash: Digest
-    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=256)]
-    compressions: Annotated[tuple[Compression, ...], Field(max_length=256)] = ()
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=MAX_SOURCES)]
+    backbone_sources: Annotated[tuple[Source, ...], Field(max_length=MAX_SOURCES)] = ()  # in the backbone's weights
+    compressions: Annotated[tuple[Compression, ...], Field(max_length=MAX_SOURCES)] = ()
+
+    @classmethod
+    def of(cls, card: ModelCard, backbone: Path) -> Self:
+        """That of what one study has learned on the backbone in a directory.
+
+        Raises:
+            InvalidRelease: `confide.json` lies there and cannot be read.
+        """
+        earlier: tuple[Source, ...] = ()
+        if (backbone / FILE).exists():
+            found = read_provenance(backbone)
+            earlier = (*found.backbone_sources, *found.sources)
+        return cls(backbone_hash=card.backbone_hash, sources=(Source.of(card),), backbone_sources=earlier)
+
+    def earlier_studies(self) -> str:
+        """What the backbone holds of earlier studies, as a Markdown section; "" if it holds nothing of any."""
+        if not self.backbone_sources:
+            return ""
+        lines = "\n".join(f"* {each.study} `{each.study_hash[:12]}`: {each.privacy}" for each in self.backbone_sources)
+        return (
+            "## Earlier studies\n"
+            "The backbone's weights hold what these have learned, and so does all that stands on it:\n"
+            f"{lines}\n\n{composition((*self.backbone_sources, *self.sources))}\n"
+        )
+
+
+def composition(sources: Sequence[Source]) -> str:
+    """What one person's part in several studies adds up to, unit by unit; a study counts once."""
+    distinct = tuple({source.study_hash: source for source in sources}.values())
+    lines = [
+        "Made of what these studies released and of nothing else, so all of it is post-processing: whoever took part "
+        "in one of them keeps that study's guarantee."
+    ]
+    if bare := [source.study for source in distinct if source.mode == "none"]:
+        lines.append(f"**Nothing bounds what it tells about the records of {', '.join(bare)}.**")
+    for unit in sorted({source.unit for source in distinct}):
+        bound = [source for source in distinct if source.unit == unit and source.mode != "none"]
+        if len(bound) > 1:
+            epsilon, delta = (sum(getattr(each, name) for each in bound) for name in ("epsilon", "delta"))
+            lines.append(
+                f"For one {unit} who took part in several, epsilons and deltas add up (basic composition): at most "
+                f"epsilon {epsilon:.3f} at delta {delta:.3g} in all {len(bound)}."
+            )
+    return "\n".join(lines)
 
 
 def write_provenance(provenance: Provenance, directory: Path) -> None:

@@ -34,6 +34,7 @@ from .errors import InvalidRelease
 from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
 
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+MAX_RANK = 65_536
 _TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
 _KEY = re.compile(r"(base_model\.model\.[A-Za-z0-9_.]{1,200}\.lora_)(?:(embedding_)([AB])|([AB])(\.weight))")
 _HEAD_NAMES = {"center", "whiten", "weight"}
@@ -217,7 +218,7 @@ class _PeftConfig(BaseModel):
     peft_type: Literal["LORA"] = "LORA"
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     base_model_name_or_path: None = None
-    r: int = Field(ge=1, le=65_536)
+    r: int = Field(ge=1, le=MAX_RANK)
     lora_alpha: float = Field(gt=0, le=1e9)
     lora_dropout: float = Field(default=0.0, ge=0, le=0)
     bias: Literal["none"] = "none"

@@ -55,6 +55,8 @@ def test_only_the_named_layers_take_adapters():
     assert {*adapted.adapters} == {"model.layers.1.self_attn.o_proj", "model.layers.1.mlp.shared_experts.down_proj"}
     with pytest.raises(TargetMissing, match=r"no module named experts in layers 0"):
         attach(tiny_deepseek(), config(("o_proj", "experts"), layers=(0,)))
+    with pytest.raises(TargetMissing, match=r"no layer 2, 9 with a module of the targets"):
+        attach(tiny_deepseek(), config(("o_proj",), layers=(1, 2, 9)))
     with pytest.raises(TargetMissing, match=r"embed_tokens in layers 0, 1"):
         attach(tiny_deepseek(), config(("o_proj", "embed_tokens"), layers=(0, 1)))
 

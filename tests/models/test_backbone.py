@@ -191,3 +191,16 @@ def test_an_existing_directory_is_not_overwritten(directory):
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(InvalidBackbone):
         BackboneConfig(**wrong)
+
+
+def test_a_tokenizer_with_a_word_beyond_the_model_s_is_refused(tmp_path):
+    """However few its words are: one of them would stop a step whenever a record holds it."""
+    save_text_backbone(tmp_path / "text")
+    words = load_text(tmp_path / "text").model.config.vocab_size
+    file = tmp_path / "text" / "tokenizer.json"
+    stated = json.loads(file.read_text())
+    del stated["model"]["vocab"]["z"]
+    stated["model"]["vocab"]["Ġa"] = words
+    file.write_text(json.dumps(stated))
+    with pytest.raises(InvalidBackbone, match=f"a word of number {words}, the model reads {words} words"):
+        load_text(tmp_path / "text")

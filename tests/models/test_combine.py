@@ -18,7 +18,7 @@ from confide.models.head import PooledHead
 from confide.models.merging import merged
 from confide.models.peft_format import export
 from confide.models.provenance import Provenance, Source
-from confide.models.released import read, released
+from confide.models.released import Pair, read, released
 
 from .test_merging import EVERYTHING
 from .test_peft_format import ATTENTION, CARD, IDS, backbone_dir
@@ -67,7 +67,7 @@ def pair(backbone_dir):
 def exports(pair, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     for name, adapted, card in zip(("first", "second"), pair, (CARD, OTHER), strict=True):
-        export(adapted, folder / name, card)
+        export(adapted, folder, folder / name, card)
     return folder / "first", folder / "second"
 
 
@@ -111,7 +111,7 @@ def test_the_mean_of_two_adapters_computes_the_mean_of_their_merged_weights(back
 
 def test_adapters_of_some_layers_and_of_all_are_one_that_peft_loads(backbone_dir, pair, exports, tmp_path):
     one = trained(backbone_dir, 4, rank=2, alpha=3.0, targets=("o_proj", "gate_proj", "experts", "gate"), layers=(2,))
-    export(one, tmp_path / "one", OTHER)
+    export(one, tmp_path, tmp_path / "one", OTHER)
     combine([exports[0], tmp_path / "one"], tmp_path / "both", weights=[1, 1])
     weights = []
     for adapted in (pair[0], one):
@@ -222,7 +222,7 @@ def test_the_card_adds_up_what_one_person_may_have_spent(exports, tmp_path):
 
 
 def test_the_card_says_where_nothing_bounds_a_part(pair, exports, tmp_path):
-    export(pair[1], tmp_path / "open", replace(OTHER, mode="none", epsilon=None, delta=None))
+    export(pair[1], tmp_path, tmp_path / "open", replace(OTHER, mode="none", epsilon=None, delta=None))
     combine([exports[0], tmp_path / "open"], tmp_path / "both")
     text = (tmp_path / "both" / "README.md").read_text()
     assert "Nothing bounds what it tells about the records of loans" in text
@@ -341,3 +341,17 @@ def test_a_refusal_quotes_no_value(exports, tmp_path):
     with pytest.raises(InvalidRelease) as caught:
         read(folder)
     assert "SECRET" not in str(caught.value)
+
+
+def test_more_numbers_than_a_computer_holds_are_refused_before_they_are_made(exports):
+    adapter = read(exports[0])
+    large = Pair(torch.zeros(1, 20_000), torch.zeros(20_000, 1))  # of which the sum of ranks makes 2.6 thousand million
+    with pytest.raises(CombinationRefused, match=r"would have 2,600,\d{3},000 numbers"):
+        stack([replace(adapter, pairs={}), replace(adapter, rank=65_000, pairs={"x": large})], [0.5, 0.5])
+    with pytest.raises(CombinationRefused, match="ranks add up to"):
+        stack([replace(adapter, rank=65_000)] * 2, [0.5, 0.5])
+
+
+def test_more_studies_than_a_file_names_are_refused(exports):
+    with pytest.raises(CombinationRefused, match="studies to 257"):
+        stack([read(exports[0])] * 257, [1 / 257] * 257)

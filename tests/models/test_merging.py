@@ -1,5 +1,7 @@
 import copy
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from confide.models.checkpoints import Origin, load_model, load_origin, write_js
 from confide.models.errors import UnsupportedModule
 from confide.models.head import PooledHead
 from confide.models.merging import merged, save_merged
+from confide.models.peft_format import export
+from confide.models.provenance import read_provenance
 
 from .test_peft_format import ATTENTION, CARD, DENSE_AND_SHARED, IDS, adapted_model, backbone_dir
 from .tiny import random_ids, tiny_deepseek
@@ -155,3 +159,35 @@ def test_a_backbone_s_origin_goes_along_with_what_was_changed(tmp_path):
         torch.testing.assert_close(
             load_model(tmp_path / "merged")(ids).logits, adapted.model(ids).logits, rtol=1e-4, atol=1e-5
         )
+
+
+def test_a_model_merged_twice_names_both_studies_and_what_they_add_up_to(saved, tmp_path):
+    second = replace(CARD, study="second", study_hash="ef" * 32, epsilon=1.0)
+    adapted = attach(load_model(saved[0]), AdapterConfig(rank=1, alpha=1.0, targets=("o_proj",), seed=""))
+    save_merged(adapted, saved[0], tmp_path / "twice", second)
+    export(adapted, saved[0], tmp_path / "adapter", second)
+    for directory in (tmp_path / "twice", tmp_path / "adapter"):
+        found = read_provenance(directory)
+        assert [source.study for source in (*found.backbone_sources, *found.sources)] == ["thyroid", "second"]
+        text = (directory / "README.md").read_text()
+        assert "thyroid `abababababab`: epsilon 2.914" in text
+        assert "at most epsilon 3.914 at delta 2e-05 in all 2" in text
+    assert not (tmp_path / "twice" / "head.safetensors").exists()  # the first study's
+
+
+def test_a_first_study_s_card_tells_of_no_earlier_one(saved):
+    assert "Earlier studies" not in (saved[0] / "README.md").read_text()
+
+
+def test_an_infinite_epsilon_is_stated(backbone_dir, tmp_path):
+    """As it is once a site has released something of the same data without privacy."""
+    card = replace(CARD, epsilon=math.inf)
+    export(adapted_model(backbone_dir, ("gate",)), backbone_dir, tmp_path / "adapter", card)
+    assert json.loads((tmp_path / "adapter" / "confide.json").read_text())["sources"][0]["epsilon"] == "inf"
+    assert read_provenance(tmp_path / "adapter").sources[0].epsilon == math.inf
+    assert "epsilon inf" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_nothing_but_files_is_written(saved, backbone_dir, tmp_path, capfd):
+    save_merged(adapted_model(backbone_dir, ("gate",)), backbone_dir, tmp_path / "merged", CARD)
+    assert capfd.readouterr().out == ""

@@ -70,7 +70,7 @@ def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_
     if layers and not {*targets}.isdisjoint({"embed_tokens", "lm_head"}):
         targets = ATTENTION  # there is one of each, and in no layer
     adapted = adapted_model(backbone_dir, targets, freeze_a, layers)
-    export(adapted, tmp_path / "adapter", CARD)
+    export(adapted, backbone_dir, tmp_path / "adapter", CARD)
     plain = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
     with torch.no_grad():
         before = plain(IDS).logits
@@ -93,7 +93,7 @@ def test_plain_peft_computes_it_with_groups_of_experts_a_whole_query_and_an_outp
     plain.save_pretrained(tmp_path / "backbone")
     adapted = attach(plain, AdapterConfig(rank=1, alpha=2.0, targets=targets, seed="x"))
     adapted.load_state(np.random.default_rng(7).normal(size=adapted.layout.dim))
-    export(adapted, tmp_path / "adapter", CARD)
+    export(adapted, tmp_path, tmp_path / "adapter", CARD)
     ids = random_ids(3)
     with torch.no_grad():
         again = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "backbone")
@@ -106,7 +106,7 @@ def test_plain_peft_computes_it_with_groups_of_experts_a_whole_query_and_an_outp
 
 def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_dir, tmp_path):
     adapted = adapted_model(backbone_dir, ("experts",))
-    export(adapted, tmp_path / "adapter", CARD)
+    export(adapted, backbone_dir, tmp_path / "adapter", CARD)
     head = load_file(tmp_path / "adapter" / "head.safetensors")
     with torch.no_grad():
         white = (pooled(adapted.model, IDS) - head["center"]) @ head["whiten"]
@@ -115,7 +115,7 @@ def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_d
 
 
 def test_card_says_what_a_stranger_must_know(backbone_dir, tmp_path):
-    export(adapted_model(backbone_dir, ("experts",)), tmp_path / "adapter", CARD)
+    export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / "adapter", CARD)
     text = (tmp_path / "adapter" / "README.md").read_text()
     facts = [
         "epsilon 2.914",
@@ -132,37 +132,37 @@ def test_card_says_what_a_stranger_must_know(backbone_dir, tmp_path):
 def test_card_tells_measured_quality_with_its_interval_or_that_there_is_none(backbone_dir, tmp_path):
     measured = replace(CARD, auc=Estimate(0.951, 0.93, 0.972, 0.95))
     for name, card in (("plain", CARD), ("measured", measured)):
-        export(adapted_model(backbone_dir, ("experts",)), tmp_path / name, card)
+        export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / name, card)
     assert "| quality | not measured |" in (tmp_path / "plain" / "README.md").read_text()
     assert "AUC 0.951 (95 % interval 0.930 to 0.972)" in (tmp_path / "measured" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("target", "warns"), [("embed_tokens", True), ("lm_head", True), ("o_proj", False)])
 def test_card_warns_of_merging_into_a_tied_matrix(backbone_dir, tmp_path, target, warns):
-    export(adapted_model(backbone_dir, (target,)), tmp_path / "adapter", CARD)
+    export(adapted_model(backbone_dir, (target,)), backbone_dir, tmp_path / "adapter", CARD)
     assert ("Do not let PEFT merge" in (tmp_path / "adapter" / "README.md").read_text()) == warns
 
 
 def test_card_of_an_unprotected_adapter_says_so(backbone_dir, tmp_path):
     card = replace(CARD, mode="none", epsilon=None, delta=None)
-    export(adapted_model(backbone_dir, ("experts",)), tmp_path / "adapter", card)
+    export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / "adapter", card)
     assert "trained without noise" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"epsilon": None}, {"mode": "none"}])
 def test_a_card_that_contradicts_itself_is_refused(backbone_dir, tmp_path, wrong):
     with pytest.raises(ExportRefused):
-        export(adapted_model(backbone_dir, ("experts",)), tmp_path / "adapter", replace(CARD, **wrong))
+        export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / "adapter", replace(CARD, **wrong))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_directory_is_not_overwritten(backbone_dir, tmp_path):
     with pytest.raises(FileExistsError):
-        export(adapted_model(backbone_dir, ("experts",)), tmp_path, CARD)
+        export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path, CARD)
 
 
 def test_config_names_no_place_on_this_machine(backbone_dir, tmp_path):
-    export(adapted_model(backbone_dir, ("experts",)), tmp_path / "adapter", CARD)
+    export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / "adapter", CARD)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] is None
     assert str(tmp_path) not in json.dumps(config)

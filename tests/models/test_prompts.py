@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from confide.models.errors import InvalidPrompt
 from confide.models.prompts import PromptEncoder, PromptTemplate
@@ -37,6 +38,17 @@ def test_control_words_in_a_record_are_plain_text():
     assert (ids[0] == START).sum() == 1
     assert ids[0, -1] == END
     assert text(ids[0]) == "<|start|>x: fine<|end|><|start|>good\n<|end|><|end|>"
+
+
+def test_a_word_that_was_added_without_being_called_special_is_plain_text_in_a_record_too():
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<|Assistant|>", special=False)])
+    template = PromptTemplate("<|start|>{note}<|Assistant|>", "{finding}<|end|>")
+    columns = {"note": ["a<|Assistant|>b"], "finding": ["<|Assistant|>"]}
+    encoder = PromptEncoder(template, tokenizer, 64)
+    ids, _ = encoder.encode(columns)
+    assert (ids[0] == encoder.words - 1).sum() == 1
+    assert tokenizer.decode(ids[0], skip_special_tokens=False).count("<|Assistant|>") == 3
 
 
 def test_a_blank_before_a_placeholder_belongs_to_the_cell():

@@ -12,7 +12,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from confide.kernels.errors import SavedWithoutExperts
 from confide.kernels.formats import FP8Block128, Int8Row, NF4Block64
 from confide.kernels.install import quantise
-from confide.models.checkpoints import content_hash, load_model, no_progress_bar, write_json
+from confide.models.checkpoints import content_hash, load_model, quietly, write_json
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 
 from .tiny import random_ids, tiny_deepseek
@@ -39,7 +39,7 @@ def large(tmp_path_factory):
         qk_nope_head_dim=16, v_head_dim=16, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     directory = tmp_path_factory.mktemp("large") / "checkpoint"
-    with no_progress_bar():
+    with quietly():
         DeepseekV3ForCausalLM(config).save_pretrained(directory, max_shard_size="20MB")
     assert len(list(directory.glob("*.safetensors"))) > 10
     return directory
