@@ -308,7 +308,7 @@ def backbone_routing(
     with told():
         with reading(tokens) as progress:
             found = measure(directory, text, tokens=tokens, progress=progress)
-        show_routing(str(directory), found, html, as_json)
+        show_routing(directory.resolve().name, found, html, as_json)
 
 
 @study_app.command("create")
