@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
@@ -20,6 +20,7 @@ from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 from .state_format import StateFormat, StateKind
 
+T = TypeVar("T")
 NUM_AGGREGATORS = 3
 
 # Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
@@ -50,8 +51,8 @@ def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
     return cuts
 
 
-def _has_no_twins(entries: tuple[str, ...]) -> tuple[str, ...]:
-    if twins := sorted({entry for entry in entries if entries.count(entry) > 1}):
+def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
+    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
         raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
     return entries
 
@@ -99,8 +100,6 @@ def _is_template(text: str) -> str:
 
 
 Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
-
-
 Rank = Annotated[int, Field(ge=1)]
 
 

@@ -146,6 +146,7 @@ BAD_DRAFTS = {
         ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
         "optimizer.local_lr is 0.1; remove it",
     ),
+    "a layer twice": (("rank = 4", "rank = 4\nlayers = [1, 2, 1]"), "without repeats; more than once: 1"),
     "no label": (('label = "diagnosis"\n', ""), "data.label is missing; add it"),
     "a head for free text alone": (
         ('head = "pooled"', 'head = "lm"'),
