@@ -1,6 +1,6 @@
 """A study's model: backbone, adapters and head, and how its records become what the model reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,11 @@ from .draft import StudyDraft
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Records as a model reads them."""
+    """Records as a model reads them. Nothing of them shows in its repr."""
 
-    ids: npt.NDArray[np.int64]  # [rows, longest record], padded on the right with 0
-    targets: npt.NDArray[np.generic]  # as `AdaptedModel.losses` takes them: [rows] labels, or bool [rows, longest]
-    units: npt.NDArray[np.int64]  # [rows], whose record it is
+    ids: npt.NDArray[np.int64] = field(repr=False)  # [rows, longest record], padded on the right with 0
+    targets: npt.NDArray[np.generic] = field(repr=False)  # [rows] or [rows, longest], for `AdaptedModel.losses`
+    units: npt.NDArray[np.int64] = field(repr=False)  # [rows], whose record it is
 
 
 @dataclass(frozen=True, slots=True)
