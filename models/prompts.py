@@ -64,7 +64,6 @@ class PromptEncoder:
         _disarm(self._core)
         self._core.no_padding()
         self._core.no_truncation()
-        self._max_tokens = max_tokens
         self._prompt, self._completion = _pieces(template.prompt), _pieces(template.completion)
         literals = [piece.text for piece in (*self._prompt, *self._completion)]
         self._literal = dict(zip(literals, self._encode(literals, is_template=True), strict=True))
@@ -74,6 +73,7 @@ class PromptEncoder:
             raise InvalidPrompt("prompt must begin with some words of its own: the first token is never learned")
         if used + cells > max_tokens:
             raise InvalidPrompt(f"the template takes {used} tokens, and a record has {max_tokens} in all")
+        self._room = max_tokens - used  # for the cells of a record
 
     @property
     def words(self) -> int:
@@ -107,10 +107,8 @@ class PromptEncoder:
         return list(zip(*encoded, strict=True))
 
     def _row(self, prompt: tuple[list[int], ...], completion: tuple[list[int], ...]) -> tuple[list[int], list[int]]:
-        literals = sum(len(self._literal[piece.text]) for piece in (*self._prompt, *self._completion))
-        room = self._max_tokens - literals
-        told = _cut(completion, room - len(prompt))  # a token for each cell of the prompt, at the least
-        asked = _cut(prompt, room - sum(map(len, told)))
+        told = _cut(completion, self._room - len(prompt))  # a token for each cell of the prompt, at the least
+        asked = _cut(prompt, self._room - sum(map(len, told)))
         return self._joined(self._prompt, asked), self._joined(self._completion, told)
 
     def _joined(self, pieces: list[_Piece], cells: list[list[int]]) -> list[int]:
