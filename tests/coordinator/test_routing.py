@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from confide.coordinator import routing
-from confide.coordinator.cli import app, bars
+from confide.coordinator.cli import app
 from confide.coordinator.errors import Conflict, NotFound
 from confide.coordinator.routing import Routing, measure
 from confide.coordinator.routing_page import render_html
+from confide.coordinator.shown import bars
 from confide.models.backbone import backbone_hash
 from confide.models.checkpoints import content_hash, load_model
 from confide.models.router_statistics import LayerRouting, router_statistics
