@@ -23,10 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-# Transformers looks for a package `kernels`, which is not the benchmark here. A test loads this file from elsewhere.
-if str(Path(__file__).resolve().parent) in sys.path:
-    sys.path.remove(str(Path(__file__).resolve().parent))
-
 import numpy as np
 import pandas as pd
 import torch

@@ -34,14 +34,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from measuring import Peak, allocated_mib, medians
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not our benchmark
-
 import numpy as np
 import peft
 import torch
 import torch.nn.functional as F
+from measuring import Peak, allocated_mib, medians
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 

@@ -30,8 +30,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not our benchmark
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -28,8 +28,6 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not our benchmark
-
 from confide.client_node.draft import StudyDraft, load_draft
 from confide.client_node.planning import releases, solve, with_noise
 from confide.coordinator.learning_rates import with_rates

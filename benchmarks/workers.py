@@ -21,12 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import Peak, allocated_mib
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not the file there
-
 import numpy as np
 import torch
+from measuring import Peak, allocated_mib
 
 from confide.client_node.sharding import ShardedWeights, join
 from confide.client_node.worker import LinkedCrew

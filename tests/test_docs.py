@@ -1,4 +1,4 @@
-"""What the pages say of tests and of other pages is there."""
+"""What the pages say of files, functions, tests and other pages is there."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,42 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
 TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+FILE = re.compile(r"`(?:python )?((?:[\w-]+/)*\w+\.py)(?:(?:::|: )(\w+(?:\.\w+)*))?[^`]*`")
+FOLDERS = ("coordinator", "client_node", "privacy", "mpc", "models", "kernels", "benchmarks", "examples", "tests")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def meant(page: Path, file: str) -> list[Path]:
+    """Sources that `file` may be: from the root or the page's own folder if that exists, else wherever it ends so."""
+    exact = [path for path in dict.fromkeys((ROOT / file, page.parent / file)) if path.is_file()]
+    return exact or [path for path in SOURCES if str(path).endswith(f"/{file}")]
+
+
+@each_page
 def test_every_test_that_a_page_names_exists(page):
     for file, name in TEST.findall(page.read_text()):
         found = [path for path in (ROOT / "tests").rglob(Path(file).name) if str(path).endswith(f"/{file}")]
         assert any(f"def {name}(" in path.read_text() for path in found), (file, name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
+def test_every_file_that_a_page_names_exists_and_defines_what_is_said_of_it(page):
+    for file, name in FILE.findall(page.read_text()):
+        found = meant(page, file)
+        assert found, file
+        if "/" in file:
+            assert len(found) == 1, (file, found)
+        *_, last = name.split(".")
+        defines = re.compile(rf"^\s*(?:def|class) {last}\b|^\s*{last}\b\s*[:=]", re.MULTILINE)
+        assert not name or any(defines.search(path.read_text()) for path in found), (file, name)
+
+
+@each_page
 def test_every_page_that_a_page_links_to_exists(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target

@@ -1,6 +1,6 @@
 """Routed experts: these kernels beside transformers, PEFT, and one bare matrix product an expert.
 
-    python benchmarks/kernels.py [--quick] [--json] [--seconds S] [--shape NAME]
+    python benchmarks/experts.py [--quick] [--json] [--seconds S] [--shape NAME]
 
 Every figure is processor time over that of `limit`: the matrix products alone, one an expert and projection, into
 buffers that are there, with no gather, activation or sum. With LoRA the limit has the rank-wide products too.
@@ -29,13 +29,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measuring import medians
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # transformers looks for a package `kernels`: not this file
-
 import peft
 import torch
 import torch.nn.functional as F
+from measuring import medians
 from torch import Tensor, nn
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
