@@ -41,7 +41,7 @@ from confide.models.evaluation import auc
 from confide.models.provenance import Provenance, Source
 from confide.models.released import released
 from confide.mpc.sealing import new_keypair
-from confide.privacy.accounting import Mode
+from confide.privacy.accounting.composition import Mode
 
 RUN, STATE = "bench", "0" * 64
 KINDS = ("float32", "int8")

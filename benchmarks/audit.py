@@ -22,11 +22,11 @@ from quality import read_table
 from confide.client_node.draft import StudyDraft, load_draft
 from confide.coordinator.references import federate, logits, noise_of, untrained
 from confide.models.pretraining import pretrain
-from confide.privacy.accounting import Mode
-from confide.privacy.canaries import AuditedStep, run_audit
-from confide.privacy.membership import attack_auc, likelihood_ratios, logit_confidence, pooled, roc
-from confide.privacy.steps import ReleaseTerms
-from confide.privacy.truth import check_engine, site_round
+from confide.privacy.accounting.composition import Mode
+from confide.privacy.audit.canaries import AuditedStep, run_audit
+from confide.privacy.audit.engine_checks import check_engine, site_round
+from confide.privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, pooled, roc
+from confide.privacy.mechanism.site_round import ReleaseTerms
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "thyroid"

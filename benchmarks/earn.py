@@ -38,7 +38,7 @@ from confide.models.backbone import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation import auc
 from confide.models.head import PooledHead
 from confide.models.schema import CategoricalField, RecordSchema
-from confide.privacy.accounting import Mode, Release, epsilon_pld, epsilon_rdp
+from confide.privacy.accounting.composition import Mode, Release, epsilon_pld, epsilon_rdp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "names"))
 from prepare import LETTERS, SITES, is_drawn, plain, prepare

@@ -47,7 +47,7 @@ from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead, pooled
 from confide.models.losses import record_losses
 from confide.models.schema import FlagField, NumericField, RecordSchema
-from confide.privacy.clipping import PerUnitClipper
+from confide.privacy.mechanism.clipping import PerUnitClipper
 
 Call = Callable[[], object]
 

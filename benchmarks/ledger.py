@@ -22,13 +22,15 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.privacy import accounting, canonical, chain, statement
-from confide.privacy.accounting import Release, epsilon_pld
-from confide.privacy.chain import START, Entry, Head
-from confide.privacy.charges import FORMAT, Books, Budget, Charge, Opening
-from confide.privacy.ledger import Ledger, check_extension
-from confide.privacy.report import SiteLedger, build_report, render_html
-from confide.privacy.verify import verify
+from confide.privacy.accounting import composition
+from confide.privacy.accounting.composition import Release, epsilon_pld
+from confide.privacy.ledger import canonical, chain
+from confide.privacy.ledger.chain import START, Entry, Head
+from confide.privacy.ledger.charges import FORMAT, Books, Budget, Charge, Opening
+from confide.privacy.ledger.ledger import Ledger, check_extension
+from confide.privacy.report import statement
+from confide.privacy.report.build import SiteLedger, build_report, render_html
+from confide.privacy.report.verify import verify
 
 SITES = ("east", "north", "south", "west")
 BUDGET = Budget(dataset="patients", unit="patient", epsilon=60.0, delta=1e-5, collusion=1)
@@ -206,7 +208,7 @@ def charge(number: int, pairs: int, pair: int, *, run: str = "run-new", spread: 
 
 def release(multiplier: float, rate: float) -> Release:
     """A sum over four sites that shows this multiplier to an observer who knows one site's noise."""
-    noise = accounting.site_noise(multiplier, 1.0, len(SITES), 0, 1, 24, "distributed")
+    noise = composition.site_noise(multiplier, 1.0, len(SITES), 0, 1, 24, "distributed")
     return Release(
         mode="distributed",
         site_noise_int=noise,

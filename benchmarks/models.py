@@ -48,7 +48,7 @@ from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.checkpoints import content_hash, load_model, load_tokenizer, quietly, size
 from confide.models.evaluation import perplexity
 from confide.models.smollm2 import import_smollm2, read_source, source_file
-from confide.privacy.clipping import PerUnitClipper
+from confide.privacy.mechanism.clipping import PerUnitClipper
 
 Call = Callable[[], object]
 

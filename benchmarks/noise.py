@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from opacus.optimizers.optimizer import _generate_noise
 
-from confide.privacy import noise, reference_noise
-from confide.privacy.sampling import SeededBytes
+from confide.privacy.mechanism import noise, reference_noise
+from confide.privacy.mechanism.sampling import SeededBytes
 
 TURNS = 5
 

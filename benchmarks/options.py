@@ -25,7 +25,7 @@ from confide.models.adapters import AdaptedModel
 from confide.models.evaluation import auc
 from confide.models.head import pooled
 from confide.models.pretraining import PretrainingConfig, pretrain
-from confide.privacy.accounting import Mode
+from confide.privacy.accounting.composition import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule
 

@@ -37,9 +37,9 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.head import PooledHead, pooled
-from confide.privacy.clipping import PerUnitClipper
-from confide.privacy.independence import unit_gradient
-from confide.privacy.optimizer import LoRADPOptimizer, RingNoise
+from confide.privacy.mechanism.clipping import PerUnitClipper
+from confide.privacy.mechanism.independence import unit_gradient
+from confide.privacy.mechanism.opacus_optimizer import LoRADPOptimizer, RingNoise
 
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 EVERYWHERE = (*ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate")

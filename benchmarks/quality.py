@@ -44,7 +44,7 @@ from confide.models import backbone as backbones
 from confide.models.evaluation import auc
 from confide.models.pretraining import pretrain
 from confide.models.schema import RecordSchema
-from confide.privacy.accounting import Mode, epsilon_pld
+from confide.privacy.accounting.composition import Mode, epsilon_pld
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCALE_BITS = 24

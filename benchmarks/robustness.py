@@ -35,7 +35,7 @@ from confide.coordinator.studies import start_state
 from confide.models.evaluation import auc
 from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sketch import Sketch, exceedances, limits
-from confide.privacy.steps import ReleaseTerms, round_release
+from confide.privacy.mechanism.site_round import ReleaseTerms, round_release
 
 SITES = ("one", "two", "three", "four", "attacker")
 Vector = np.ndarray  # int64 [dim], ring units

@@ -33,8 +33,8 @@ from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead
 from confide.models.schema import NumericField, RecordSchema
 from confide.mpc.frames import Channel, end_with_parent
-from confide.privacy.crew import SumPart
-from confide.privacy.steps import ReleaseTerms, partial_sum, private_release
+from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
+from confide.privacy.mechanism.workers import SumPart
 
 SCHEMA = RecordSchema(tuple(NumericField(f"x{i}", tuple(range(15))) for i in range(16)))
 WORDS, LENGTH = len(SCHEMA.words()), 64

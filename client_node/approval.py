@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..privacy.accounting import Release, epsilon_pld
+from ..privacy.accounting.composition import Release, epsilon_pld
 from ..privacy.errors import PrivacyError
-from ..privacy.ledger import Budget, Charge, Ledger, Quote
+from ..privacy.ledger.ledger import Budget, Charge, Ledger, Quote
 from .confirmed import doubts
 from .data import DataReport, check
 from .enrolment import Enrolment

@@ -316,7 +316,7 @@ def budget_report(
     as_json: JsonOption = False,
 ) -> None:
     """Report what was spent here, with the whole signed ledger, for people (--html) or programs (--json)."""
-    from ..privacy.report import SiteLedger, build_report, render_html
+    from ..privacy.report.build import SiteLedger, build_report, render_html
     from .enrolment import Enrolment
     from .identity import NodeIdentity
     from .studies import known_studies
@@ -360,10 +360,10 @@ def budget_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the whole ledger to one file, to keep beside a backup of the keys."""
-    from ..privacy import ledger_file
+    from ..privacy.ledger import backup
 
     with told(), _ledger(home) as ledger:
-        head = ledger_file.write(file, ledger.walk(), ledger.public_key)
+        head = backup.write(file, ledger.walk(), ledger.public_key)
         facts = {"file": str(file), "entries": head.seq + 1, "head": head.hash}
         show_facts("Ledger written", facts, as_json)
 
@@ -375,15 +375,15 @@ def budget_import(
     as_json: JsonOption = False,
 ) -> None:
     """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
-    from ..privacy import ledger_file
-    from ..privacy.ledger import Ledger
+    from ..privacy.ledger import backup
+    from ..privacy.ledger.ledger import Ledger
     from .approval import LEDGER_FILE
     from .enrolment import Enrolment
     from .identity import NodeIdentity
 
     with told():
         signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
-        added, total = Ledger.restore(home / LEDGER_FILE, ledger_file.read(file), signer, name)
+        added, total = Ledger.restore(home / LEDGER_FILE, backup.read(file), signer, name)
         show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ..privacy import chain
+from ..privacy.ledger import chain
 from .draft import NO_ENTRIES, Digest, Frozen, Name
 from .errors import PolicyInvalid
 from .files import read_private, write_private

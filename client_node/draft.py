@@ -15,7 +15,7 @@ from ..models.errors import ModelError
 from ..models.prompts import PromptTemplate
 from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
 from ..mpc.hpke import KemName
-from ..privacy import adaptive_clipping
+from ..privacy.mechanism import adaptive_clipping
 from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule
 from .state_format import StateFormat, StateKind

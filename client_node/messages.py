@@ -21,7 +21,7 @@ from pydantic.types import NonNegativeInt, PositiveInt
 
 from ..mpc.fields import canonical
 from ..mpc.hpke import kem_of_public
-from ..privacy.chain import Entry
+from ..privacy.ledger.chain import Entry
 from .errors import MessageInvalid
 from .study import Study
 

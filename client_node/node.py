@@ -15,9 +15,9 @@ import numpy as np
 
 from ..models.errors import ModelError
 from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
-from ..privacy.chain import Entry
 from ..privacy.errors import PrivacyError
-from ..privacy.ledger import Ledger
+from ..privacy.ledger.chain import Entry
+from ..privacy.ledger.ledger import Ledger
 from .aggregator import AggregatorRole
 from .approval import beside, charge, held_charges, planned_charges, record_budget
 from .data import Records

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ..mpc.ring import Ring, plan_ring
 from ..mpc.sketch import largest_bound
-from ..privacy import accounting
-from ..privacy.accounting import Release
-from ..privacy.charges import Budget
+from ..privacy.accounting import composition
+from ..privacy.accounting.composition import Release
 from ..privacy.errors import InvalidPrivacyParameter
+from ..privacy.ledger.charges import Budget
 from .approval import LEDGER_FILE, held_charges, open_ledger, release, releases_of_run
 from .draft import StudyDraft, load_draft
 from .enrolment import Enrolment
@@ -125,7 +125,7 @@ def solve(draft: StudyDraft, dim: int) -> StudyDraft:
     if privacy.target_epsilon is None or privacy.noise_multiplier:
         return draft
     try:
-        solved = accounting.solve_noise_multiplier(
+        solved = composition.solve_noise_multiplier(
             lambda multiplier: releases(with_noise(draft, multiplier), dim),
             privacy.target_epsilon,
             privacy.delta,
@@ -134,7 +134,7 @@ def solve(draft: StudyDraft, dim: int) -> StudyDraft:
     except InvalidPrivacyParameter as err:
         remedy = "plan fewer rounds"
         alone = _evaluation(provisional(draft, dim))
-        if alone and accounting.epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
+        if alone and composition.epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
             remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
         problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
         raise StudyInvalid(f"study {draft.name}", (problem,)) from err
@@ -192,7 +192,7 @@ def plan(
         return _largest(fits, draft.rounds.rounds)
 
     try:
-        needed = accounting.solve_noise_multiplier(
+        needed = composition.solve_noise_multiplier(
             lambda multiplier: releases(with_noise(draft, multiplier), study.dim) + before,
             budget.epsilon,
             budget.delta,
@@ -230,15 +230,15 @@ def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Coun
     after = wanted + before
     return Cost(
         colluding=colluding,
-        pld=accounting.epsilon_pld(wanted, budget.delta, colluding),
-        rdp=accounting.epsilon_rdp(wanted, budget.delta, colluding),
-        pld_after=accounting.epsilon_pld(after, budget.delta, colluding),
-        rdp_after=accounting.epsilon_rdp(after, budget.delta, colluding),
+        pld=composition.epsilon_pld(wanted, budget.delta, colluding),
+        rdp=composition.epsilon_rdp(wanted, budget.delta, colluding),
+        pld_after=composition.epsilon_pld(after, budget.delta, colluding),
+        rdp_after=composition.epsilon_rdp(after, budget.delta, colluding),
     )
 
 
 def _pld(budget: Budget, counted: Mapping[Release, int]) -> float:
-    return accounting.epsilon_pld(counted, budget.delta, budget.collusion)
+    return composition.epsilon_pld(counted, budget.delta, budget.collusion)
 
 
 def _largest(fits: Callable[[int], bool], guess: int) -> int:

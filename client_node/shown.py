@@ -16,7 +16,7 @@ from .policy import FILE, load_policy
 from .study import Study
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ..privacy.ledger import Ledger
+    from ..privacy.ledger.ledger import Ledger
     from .planning import BudgetPlan
 
 out, err = Console(), Console(stderr=True)
@@ -96,7 +96,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
 
 def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
     """What verifying a budget report found, and whether it holds; `sites` are NAME=KEY texts known from elsewhere."""
-    from ..privacy.verify import known_keys, verify_file
+    from ..privacy.report.verify import known_keys, verify_file
 
     found = verify_file(file, issuer=issuer, site_keys=known_keys(sites))
     if as_json:

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from ..models.schema import RecordSchema
 from ..mpc.shares import ShareContext
 from ..mpc.sketch import ROWS, largest_bound
-from ..privacy.projection import norm_bound
+from ..privacy.mechanism.projection import norm_bound
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid
 from .settings import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
@@ -313,10 +313,10 @@ class Study(Settings):
 
     def site_noise(self, planned: PlannedRound) -> int:
         """Std of one site's integer noise in a step of a round, in ring units."""
-        from ..privacy import accounting  # loads dp_accounting
+        from ..privacy.accounting import composition  # loads dp_accounting
 
         privacy = self.draft.privacy
-        return accounting.site_noise(
+        return composition.site_noise(
             noise_multiplier=planned.noise_multiplier,
             clip_norm=planned.clip_norm,
             cohort=len(self.sites),
@@ -328,9 +328,9 @@ class Study(Settings):
 
     def topup_noise(self, planned: PlannedRound, sites: int) -> int:
         """Std of the integer noise that each of `sites` sites adds because the others are missing, in ring units."""
-        from ..privacy import accounting  # loads dp_accounting
+        from ..privacy.accounting import composition  # loads dp_accounting
 
-        return accounting.topup_noise(
+        return composition.topup_noise(
             self.site_noise(planned),
             planned=len(self.sites),
             sites=sites,

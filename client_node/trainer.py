@@ -17,12 +17,12 @@ from ..models.adapters import AdaptedModel
 from ..models.binned_evaluation import bin_of
 from ..models.errors import BackboneMismatch
 from ..models.losses import foretell
-from ..privacy.accounting import Mode
-from ..privacy.crew import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
-from ..privacy.histogram import HistogramTerms, private_histogram
-from ..privacy.independence import refuse_dependence
-from ..privacy.sampling import SeededBytes
-from ..privacy.steps import LocalSteps, ReleaseTerms, partial_sum, round_release
+from ..privacy.accounting.composition import Mode
+from ..privacy.mechanism.histogram import HistogramTerms, private_histogram
+from ..privacy.mechanism.independence import refuse_dependence
+from ..privacy.mechanism.sampling import SeededBytes
+from ..privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
+from ..privacy.mechanism.workers import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
 from .data import Records
 from .draft import StudyDraft
 from .study import Study

@@ -16,8 +16,8 @@ import torch
 from ..models.adapters import AdaptedModel
 from ..models.errors import ModelError
 from ..mpc.frames import Channel
-from ..privacy.crew import Alone, Part, ScorePart, SumPart, Vector
 from ..privacy.errors import PrivacyError
+from ..privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from .data import Records
 from .study import Study
 from .trainer import Trainer

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..client_node.study import Study
-from ..privacy import chain
-from ..privacy.report_format import AuditFacts, AuditFinding, audit_facts, dump
+from ..privacy.ledger import chain
+from ..privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from .errors import AuditMissing, Conflict
 from .store import PrivacyTest, Store
 from .studies import load_study
 
 if TYPE_CHECKING:
-    from ..privacy.canaries import AuditResult
-    from ..privacy.truth import Checked, Engine
+    from ..privacy.audit.canaries import AuditResult
+    from ..privacy.audit.engine_checks import Checked, Engine
 
 _ROWS = 256  # of one microbatch
 
@@ -45,9 +45,9 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
         Conflict: no round is committed yet, or the study claims no privacy.
     """
     from ..client_node.trainer import release_terms
-    from ..privacy.canaries import AuditedStep, run_audit
-    from ..privacy.steps import LocalSteps
-    from ..privacy.truth import check_engine, site_round
+    from ..privacy.audit.canaries import AuditedStep, run_audit
+    from ..privacy.audit.engine_checks import check_engine, site_round
+    from ..privacy.mechanism.site_round import LocalSteps
     from .results import trained_model
 
     study = load_study(store.study(store.run(run_id).study))

@@ -486,7 +486,7 @@ def budget_report(
     as_json: JsonOption = False,
 ) -> None:
     """Report what was spent at every site, from the signed ledgers, for people (--html) or programs (--json)."""
-    from ..privacy.report import render_html
+    from ..privacy.report.build import render_html
     from .reports import budget_report as build
 
     with told(), opened(home) as store:
@@ -510,7 +510,7 @@ def budget_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
-    from ..privacy import ledger_file
+    from ..privacy.ledger import backup
     from .errors import NotFound
     from .replica import LedgerReplica
 
@@ -519,7 +519,7 @@ def budget_export(
         entries = LedgerReplica(store).entries(site) if site in nodes else []
         if not entries:
             raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
-        head = ledger_file.write(file, entries, nodes[site].identity or "")
+        head = backup.write(file, entries, nodes[site].identity or "")
         if as_json:
             return print_json({"file": str(file), "site": site, "entries": head.seq + 1, "head": head.hash})
         out.print(f"{head.seq + 1} entries of {site} written to {file}. There: client-node budget import FILE")

@@ -26,9 +26,9 @@ from ..client_node.files import write_private
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..client_node.study_model import load_study_model
-from ..privacy.report import render_html
-from ..privacy.report_format import dump
-from ..privacy.verify import verify_file
+from ..privacy.report.build import render_html
+from ..privacy.report.schema import dump
+from ..privacy.report.verify import verify_file
 from .demo_federation import DemoFederation
 from .errors import DemoFailed, RunFailed
 from .reports import budget_report

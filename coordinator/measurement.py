@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..client_node.approval import planned_releases
 from ..models.binned_evaluation import BinnedMetrics, binned_metrics
-from ..privacy.accounting import epsilon_pld
+from ..privacy.accounting.composition import epsilon_pld
 from .errors import Conflict
 from .store import Store, site_names
 from .studies import load_study

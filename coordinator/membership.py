@@ -15,10 +15,10 @@ from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..models.adapters import AdaptedModel
-from ..privacy import chain
-from ..privacy.accounting import Mode
-from ..privacy.membership import attack_auc, likelihood_ratios, logit_confidence, roc
-from ..privacy.report_format import MembershipFacts, RocPoint, dump
+from ..privacy.accounting.composition import Mode
+from ..privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
+from ..privacy.ledger import chain
+from ..privacy.report.schema import MembershipFacts, RocPoint, dump
 from .references import SiteArrays, head_inputs, logits, private_linear, site_arrays
 from .store import PrivacyTest, Store
 

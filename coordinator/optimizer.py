@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..client_node.draft import StudyDraft
-from ..privacy.adaptive_clipping import next_log_clip
+from ..privacy.mechanism.adaptive_clipping import next_log_clip
 from .errors import InvalidOptimizer
 from .run_folder import Checkpoint
 

@@ -24,9 +24,9 @@ from ..client_node.trainer import release_terms
 from ..models.adapters import AdaptedModel
 from ..models.evaluation import auc
 from ..models.head import pooled
-from ..privacy.accounting import Mode, site_noise
-from ..privacy.sampling import SeededBytes
-from ..privacy.steps import round_release
+from ..privacy.accounting.composition import Mode, site_noise
+from ..privacy.mechanism.sampling import SeededBytes
+from ..privacy.mechanism.site_round import round_release
 from .broadcast import broadcast
 from .learning_rates import with_rates
 from .optimizer import server_step

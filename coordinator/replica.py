@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..privacy.chain import START, Entry, Head, check_extension
 from ..privacy.errors import LedgerBroken
+from ..privacy.ledger.chain import START, Entry, Head, check_extension
 from .errors import ReplicaBroken
 from .store import LedgerRow, Store
 

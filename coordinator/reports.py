@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..client_node.study import Study
-from ..privacy.report import SiteLedger, build_report
-from ..privacy.report_format import membership_facts
+from ..privacy.report.build import SiteLedger, build_report
+from ..privacy.report.schema import membership_facts
 from .audit import audits
 from .errors import NotFound
 from .home import load_settings

@@ -20,7 +20,7 @@ from ..models.evaluation import accuracy, auc, brier_score, calibration_error, e
 from ..models.losses import foretell
 from ..models.merging import save_merged
 from ..models.peft_format import export
-from ..privacy.charges import Books, Spent, spent
+from ..privacy.ledger.charges import Books, Spent, spent
 from .audit import require_audit
 from .errors import Conflict
 from .measurement import measurement

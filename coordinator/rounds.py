@@ -45,7 +45,7 @@ from ..mpc.errors import TotalForged
 from ..mpc.ring import Ring, decode, open_total
 from ..mpc.shares import ShareContext, set_name
 from ..mpc.tags import verify_total
-from ..privacy.chain import Entry
+from ..privacy.ledger.chain import Entry
 from .broadcast import broadcast
 from .drive import Drive, R, identity_of, stop_if_asked, verified_answers
 from .errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused

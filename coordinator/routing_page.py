@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from ..models.router_statistics import LayerRouting
-from ..privacy import page
-from ..privacy.plot import Plot, linear, nice_top, ticks, whole_ticks
+from ..privacy.report import templating
+from ..privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from .routing import Routing
 
 # Shares of a layer's choices over an even share, each the upper edge of a shade; more than the last has the darkest.
@@ -16,7 +16,7 @@ _DARKEST = ("> 4", len(_EDGES))
 
 def render_html(name: str, routing: Routing) -> str:
     """The page; `name` is that of a backbone's folder, or of a run whose adapter is in place."""
-    template = page.templates(__name__).get_template("routing.html")
+    template = templating.templates(__name__).get_template("routing.html")
     layers = routing.layers
     return template.render(
         name=name,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..models.binned_evaluation import ReliabilityBin
     from ..models.evaluation import Estimate
     from ..models.router_statistics import LayerRouting
-    from ..privacy.report_format import AuditFacts
+    from ..privacy.report.schema import AuditFacts
     from .routing import Routing
 
 out, err = Console(), Console(stderr=True)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..client_node.approval import planned_releases
 from ..client_node.study import Study
-from ..privacy.accounting import Release, epsilon_pld
+from ..privacy.accounting.composition import Release, epsilon_pld
 from .store import Round, Run, Store
 from .studies import load_study
 

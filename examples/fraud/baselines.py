@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from confide.models.evaluation import Estimate, auc
 from confide.mpc.psi import normalised
-from confide.privacy.noise import discrete_gaussian
+from confide.privacy.mechanism.noise import discrete_gaussian
 
 
 @dataclass(frozen=True, slots=True)

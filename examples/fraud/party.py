@@ -27,7 +27,7 @@ from confide.mpc.links import TlsCommunicator
 from confide.mpc.orders import PartyConfig
 from confide.mpc.triples import Replicated
 from confide.privacy.errors import BudgetExceeded, UnprotectedRefused
-from confide.privacy.noise import discrete_gaussian
+from confide.privacy.mechanism.noise import discrete_gaussian
 
 
 class CountedLinks:

@@ -9,7 +9,7 @@ from model import Optimizer
 
 from confide.mpc.fields import text, whole
 from confide.mpc.psi import MAX_IDS
-from confide.privacy.noise import MAX_SIGMA
+from confide.privacy.mechanism.noise import MAX_SIGMA
 
 ROLES = ("insurer", "hospital", "helper")
 OWNERS = (0, 1)

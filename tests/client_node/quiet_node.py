@@ -14,8 +14,8 @@ from confide.client_node.identity import NodeIdentity
 from confide.client_node.node import Node
 from confide.client_node.policy import SitePolicy
 from confide.client_node.study import PlannedRound, Study
-from confide.privacy.ledger import Ledger
-from confide.privacy.noise import discrete_gaussian
+from confide.privacy.ledger.ledger import Ledger
+from confide.privacy.mechanism.noise import discrete_gaussian
 
 from .conftest import SITE_TOML
 

@@ -2,7 +2,7 @@ import pytest
 
 from confide.client_node.approval import assess, charge, planned_charges, planned_releases
 from confide.client_node.policy import load_policy
-from confide.privacy.accounting import epsilon_pld
+from confide.privacy.accounting.composition import epsilon_pld
 
 from .conftest import EVALUATION, PATIENTS_CSV, Site, changed
 

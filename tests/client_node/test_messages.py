@@ -41,7 +41,7 @@ from confide.client_node.messages import (
     verify,
 )
 from confide.client_node.study import AggregatorParty, Study
-from confide.privacy.chain import START, extend
+from confide.privacy.ledger.chain import START, extend
 
 from .conftest import identity_of, key_of
 

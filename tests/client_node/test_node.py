@@ -45,10 +45,10 @@ from confide.models.backbone import BackboneConfig, build, load, save
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
 from confide.mpc.shares import unpack
-from confide.privacy.accounting import epsilon_pld
-from confide.privacy.adaptive_clipping import SENSITIVITY
-from confide.privacy.charges import Books, Charge
-from confide.privacy.ledger import Ledger
+from confide.privacy.accounting.composition import epsilon_pld
+from confide.privacy.ledger.charges import Books, Charge
+from confide.privacy.ledger.ledger import Ledger
+from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
 from .conftest import PATIENTS_CSV, Site, key_of
 

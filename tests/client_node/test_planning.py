@@ -15,8 +15,8 @@ from confide.client_node.holds import Holds
 from confide.client_node.planning import plan, provisional, releases, ring_of, with_noise, with_rounds
 from confide.client_node.study import Study
 from confide.mpc.sketch import largest_bound
-from confide.privacy import accounting
-from confide.privacy.charges import Budget
+from confide.privacy.accounting import composition
+from confide.privacy.ledger.charges import Budget
 
 DIM = 1000
 NOISY = ("noise_multiplier = 1.19", "noise_multiplier = 4.0")  # small losses are composed faster
@@ -33,7 +33,7 @@ def draft(write_draft):
 
 
 def cost(draft, more=None, collusion=1):
-    return accounting.epsilon_pld(releases(draft, DIM) + (more or planning.NOTHING), 1e-5, collusion)
+    return composition.epsilon_pld(releases(draft, DIM) + (more or planning.NOTHING), 1e-5, collusion)
 
 
 def test_a_provisional_study_releases_what_the_real_one_does(make_study):
@@ -127,7 +127,7 @@ def test_what_is_spent_and_held_leaves_fewer_rounds(draft):
     spent, held = releases(with_rounds(draft, 5), DIM), releases(with_rounds(draft, 3), DIM)
     found = plan(provisional(draft, DIM), cap(1.5), spent=spent, held=held)
     before = spent + held
-    assert found.spent == accounting.epsilon_pld(before, 1e-5, 1)
+    assert found.spent == composition.epsilon_pld(before, 1e-5, 1)
     assert cost(with_rounds(draft, found.rounds_left), before) <= 1.5
     assert cost(with_rounds(draft, found.rounds_left + 1), before) > 1.5
     assert found.rounds_left < found.rounds_from_zero

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from confide.client_node.errors import MessageInvalid, StudyInvalid
 from confide.client_node.shown import study_facts
 from confide.client_node.study import Study, load_draft
-from confide.privacy.adaptive_clipping import SENSITIVITY
+from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
 from .conftest import EVALUATION, TEXT
 

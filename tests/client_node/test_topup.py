@@ -33,8 +33,8 @@ from confide.client_node.node import Node
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
 from confide.mpc.shares import set_name, unpack
-from confide.privacy.charges import Books
-from confide.privacy.ledger import Ledger
+from confide.privacy.ledger.charges import Books
+from confide.privacy.ledger.ledger import Ledger
 
 from .conftest import certificate_of, identity_of, key_of
 from .quiet_node import STUDY_TOML, QuietNode, enrol, quiet_node

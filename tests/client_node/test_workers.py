@@ -18,8 +18,8 @@ from confide.client_node.errors import DataInvalid, ModelUnusable, PolicyInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.trainer import Trainer
 from confide.client_node.workers import Workers
-from confide.privacy.crew import shared_out
-from confide.privacy.steps import _draw, _microbatches
+from confide.privacy.mechanism.site_round import _draw, _microbatches
+from confide.privacy.mechanism.workers import shared_out
 
 from .conftest import PATIENTS_CSV, Site, site_in
 from .test_node import Desk, make_desk, opened, prepare

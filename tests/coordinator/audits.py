@@ -3,7 +3,7 @@
 import json
 
 from confide.coordinator.store import PrivacyTest, Store
-from confide.privacy.report_format import AuditFacts, MembershipFacts, dump
+from confide.privacy.report.schema import AuditFacts, MembershipFacts, dump
 
 
 def audit_facts(**changes: object) -> AuditFacts:

@@ -42,10 +42,10 @@ from confide.coordinator.fleet import NodeFailure
 from confide.mpc.ring import Ring, from_integers
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope, seal_update
 from confide.mpc.shares import ShareContext, unpack
-from confide.privacy.accounting import Release
-from confide.privacy.canonical import to_record
-from confide.privacy.chain import START, Entry, Head, extend
-from confide.privacy.charges import FORMAT, Budget, Charge, Opening, Settlement
+from confide.privacy.accounting.composition import Release
+from confide.privacy.ledger.canonical import to_record
+from confide.privacy.ledger.chain import START, Entry, Head, extend
+from confide.privacy.ledger.charges import FORMAT, Budget, Charge, Opening, Settlement
 
 SITES = ("north", "south", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")

@@ -35,9 +35,9 @@ from confide.mpc.orders import Order, PartyConfig, Release
 from confide.mpc.ring import Ring, RingVector, Total, decode
 from confide.mpc.shares import Words
 from confide.mpc.sketch import Limits, is_too_long
-from confide.privacy import accounting
-from confide.privacy.charges import Books
-from confide.privacy.ledger import Ledger
+from confide.privacy.accounting import composition
+from confide.privacy.ledger.charges import Books
+from confide.privacy.ledger.ledger import Ledger
 
 from ..client_node.conftest import certificate_of
 from ..client_node.quiet_node import STUDY_TOML, QuietNode, enrol, quiet_node
@@ -196,7 +196,7 @@ class Federation:
     def drive(self) -> None:
         drive_run(self.new_drive())
 
-    def charged(self, site: str, round_number: int = 1) -> accounting.Release:
+    def charged(self, site: str, round_number: int = 1) -> composition.Release:
         """What the site's ledger has it pay for a round."""
         books = Books.replay(self.ledgers[site].entries())
         return books.booked[RUN, round_number].release(site)

@@ -12,10 +12,10 @@ from confide.coordinator.home import Settings, create_home
 from confide.coordinator.reports import budget_report
 from confide.coordinator.results import export_adapter, trained_model
 from confide.coordinator.store import AuditRow, Node, PrivacyTest
-from confide.privacy.canaries import AuditDesign
-from confide.privacy.report_format import dump
-from confide.privacy.truth import check_engine
-from confide.privacy.verify import verify
+from confide.privacy.audit.canaries import AuditDesign
+from confide.privacy.audit.engine_checks import check_engine
+from confide.privacy.report.schema import dump
+from confide.privacy.report.verify import verify
 
 from ..client_node.conftest import key_of
 from ..privacy.sabotage import no_noise
@@ -76,7 +76,7 @@ def test_the_checks_run_on_the_study_s_own_clipping_and_local_steps(federation, 
         seen.append(terms)
         return check_engine(engine, adapted, words, terms, checks=("noise-std",))
 
-    monkeypatch.setattr("confide.privacy.truth.check_engine", only_noise)
+    monkeypatch.setattr("confide.privacy.audit.engine_checks.check_engine", only_noise)
     monkeypatch.setattr(
         AuditDesign, "within", lambda self, dim, sites: AuditDesign(canaries=20, canaries_per_step=20, guesses=4)
     )

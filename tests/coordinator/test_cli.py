@@ -20,8 +20,8 @@ from confide.coordinator.studies import load_study
 from confide.models import pretraining
 from confide.models.backbone import backbone_hash, load
 from confide.models.pretraining import PretrainingConfig
-from confide.privacy import ledger_file
-from confide.privacy.ledger import Ledger
+from confide.privacy.ledger import backup
+from confide.privacy.ledger.ledger import Ledger
 
 from ..client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
 from ..privacy.ledgers import charge, ledger_with, signer
@@ -466,7 +466,7 @@ def test_a_report_with_one_figure_changed_does_not_verify(report):
 def test_a_site_that_lost_its_ledger_gets_it_back_from_the_replica(call, tmp_path):
     file = tmp_path / "svi.jsonl"
     written = json.loads(call("budget", "export", "svi", file, "--json").stdout)
-    restored = Ledger.restore(tmp_path / "restored.db", ledger_file.read(file), signer(), "svi")
+    restored = Ledger.restore(tmp_path / "restored.db", backup.read(file), signer(), "svi")
     assert restored == (written["entries"], written["entries"])
     with Ledger.open(tmp_path / "restored.db", signer(), "svi") as ledger:
         assert ledger.head.hash == written["head"]

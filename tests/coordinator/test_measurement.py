@@ -7,7 +7,7 @@ from confide.coordinator.errors import Conflict
 from confide.coordinator.measurement import measurement
 from confide.coordinator.store import Evaluation, Run, Store, StudyRow
 from confide.models.binned_evaluation import binned_metrics
-from confide.privacy.accounting import Release, epsilon_pld
+from confide.privacy.accounting.composition import Release, epsilon_pld
 
 from ..client_node.conftest import EVALUATION, make_study, write_draft
 

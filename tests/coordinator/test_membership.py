@@ -4,7 +4,7 @@ import pytest
 from confide.coordinator.membership import Attacked, Pool, _facts, attack
 from confide.coordinator.references import untrained
 from confide.coordinator.results import held_out_policy
-from confide.privacy.report_format import membership_facts
+from confide.privacy.report.schema import membership_facts
 
 from .test_results import RUN, with_run
 

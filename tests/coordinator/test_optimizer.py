@@ -9,7 +9,7 @@ from confide.client_node.draft import load_draft
 from confide.coordinator.errors import InvalidOptimizer
 from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.run_folder import Checkpoint, RunFolder
-from confide.privacy.adaptive_clipping import COUNT_WEIGHT
+from confide.privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
 
 from ..client_node.conftest import STUDY_TOML, changed
 

@@ -10,7 +10,7 @@ from confide.coordinator.optimizer import server_step
 from confide.coordinator.references import federate, private_linear, references, word_inputs
 from confide.coordinator.results import held_out_policy
 from confide.coordinator.run_folder import Checkpoint
-from confide.privacy.steps import round_release
+from confide.privacy.mechanism.site_round import round_release
 
 from ..client_node.conftest import STUDY_TOML, changed
 from ..models.tiny import random_ids

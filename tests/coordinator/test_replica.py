@@ -2,7 +2,7 @@ import pytest
 
 from confide.coordinator.errors import ReplicaBroken
 from confide.coordinator.replica import LedgerReplica
-from confide.privacy.ledger import Ledger
+from confide.privacy.ledger.ledger import Ledger
 
 from ..privacy.ledgers import SITES, charge, ledger_with
 

@@ -27,7 +27,7 @@ from confide.kernels.formats import NF4Block64
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import load as load_backbone
 from confide.models.head import PooledHead
-from confide.privacy.ledger import Budget, Ledger
+from confide.privacy.ledger.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of
 from .audits import audit_facts, keep_audit

@@ -20,7 +20,7 @@ from confide.models.checkpoints import content_hash, load_model
 from confide.models.router_statistics import LayerRouting, router_statistics
 
 from ..models.tiny import tiny_deepseek
-from ..privacy.test_report import Page
+from ..privacy.report.test_build import Page
 
 WORDS = [f"w{number}" for number in range(64)]
 TEXT = " ".join(WORDS[number * number % 64] for number in range(600))

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from confide.coordinator.store import Run, StudyRow
 from confide.coordinator.watch import Ended, planned_epsilon, sent_text, spent_text, step_text, watch
-from confide.privacy.accounting import Release, epsilon_pld
+from confide.privacy.accounting.composition import Release, epsilon_pld
 
 from ..client_node.conftest import build_study, make_study, write_draft
 from .conftest import committed_round

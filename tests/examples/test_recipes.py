@@ -2,7 +2,7 @@ import pytest
 
 from confide.client_node.draft import load_draft
 from confide.client_node.planning import releases
-from confide.privacy.accounting import epsilon_pld, epsilon_rdp
+from confide.privacy.accounting.composition import epsilon_pld, epsilon_rdp
 
 from .conftest import EXAMPLES
 

@@ -9,14 +9,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dp_accounting import get_epsilon_gaussian
 from scipy.stats import norm
 
-from confide.privacy import canonical
-from confide.privacy.accounting import Release, site_noise
-from confide.privacy.audit import epsilon_lower_bound
-from confide.privacy.chain import START, Head, extend
-from confide.privacy.charges import FORMAT, Opening, Settlement
-from confide.privacy.ledger import Budget, Charge, Ledger
-from confide.privacy.report import SiteLedger, build_report
-from confide.privacy.report_format import AuditFacts, MembershipFacts, RocPoint
+from confide.privacy.accounting.composition import Release, site_noise
+from confide.privacy.audit.one_run import epsilon_lower_bound
+from confide.privacy.ledger import canonical
+from confide.privacy.ledger.chain import START, Head, extend
+from confide.privacy.ledger.charges import FORMAT, Opening, Settlement
+from confide.privacy.ledger.ledger import Budget, Charge, Ledger
+from confide.privacy.report.build import SiteLedger, build_report
+from confide.privacy.report.schema import AuditFacts, MembershipFacts, RocPoint
 
 SITES = ("east", "north", "south", "west")
 STUDY, LOCAL_STUDY = "ab" * 32, "cd" * 32

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from confide.privacy.sampling import poisson_sample
-from confide.privacy.steps import private_release
-from confide.privacy.truth import blocks, site_round
+from confide.privacy.audit.engine_checks import blocks, site_round
+from confide.privacy.mechanism.sampling import poisson_sample
+from confide.privacy.mechanism.site_round import private_release
 
 
 def drawn(units, terms):

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import DeepseekV3ForCausalLM
 
 from confide.coordinator.store import Store
-from confide.privacy.verify import verify_file
+from confide.privacy.report.verify import verify_file
 
 from .conftest import wait_for
 

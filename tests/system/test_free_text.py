@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from confide.privacy.verify import verify_file
+from confide.privacy.report.verify import verify_file
 
 COORDINATOR = Path(sys.executable).parent / "coordinator"
 

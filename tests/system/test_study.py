@@ -26,7 +26,7 @@ from confide.models.binned_evaluation import bin_edges
 from confide.models.head import PooledHead
 from confide.mpc.sealing import Envelope, open_envelope
 from confide.mpc.shares import unpack
-from confide.privacy.sampling import SeededBytes, poisson_sample
+from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
 
 from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
 

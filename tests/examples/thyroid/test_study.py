@@ -7,7 +7,7 @@ from confide.client_node.draft import load_draft
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbone import BackboneConfig, build
 from confide.models.head import PooledHead
-from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise
+from confide.privacy.accounting.composition import Release, epsilon_pld, epsilon_rdp, site_noise
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"
 SCALE_BITS = 24

@@ -1,0 +1,1 @@
+"""Epsilon and delta of releases: composition by PLD and RDP, and a third accountant for comparison."""

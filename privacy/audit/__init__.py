@@ -1,0 +1,1 @@
+"""Tests of a training step's privacy claim: checks of the engine, canaries and lower bounds, membership attacks."""

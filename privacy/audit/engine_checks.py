@@ -1,0 +1,501 @@
+"""Does a training step do what its claim says? Seen from outside, by what it releases.
+
+An engine is anything that can stand in the place of `site_round`. Every check feeds it public records and terms, and
+compares what comes out with a definition that shares no code with it: plain autograd one unit at a time, chi-square and
+exact binomial laws. An audit by guessing (`canaries`) sees only large errors; these see small ones and name them.
+
+Sums, clips and draws are looked at in rounds of one step, with the study's clipping; noise in rounds with its local
+steps. How a site's copy moves between local steps is no matter of privacy and not looked at.
+
+Where the noise is not the point, it is one ring unit at a resolution of about 2**-30 of the clip norm: the private path
+runs unchanged and its result can be read. Records are random words of the public schema, and the trained numbers are
+random and large, so that every unit's gradient is far above the bound in every part of the model.
+
+All tests together raise a false alarm with probability below `FALSE_ALARM`, bounds that rest on floating point aside:
+what exceeds those must do so twice, on fresh records and numbers, since a router's near tie can fall either way.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.stats import binom, chi2, norm
+from torch import Tensor
+
+from ...models.adapters import AdaptedModel
+from ...models.layout import AdapterLayout
+from ..mechanism import adaptive_clipping
+from ..mechanism.sampling import Integers
+from ..mechanism.site_round import LocalSteps, ReleaseTerms, round_release
+
+Reals = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.generic]  # as `AdaptedModel.losses` takes them
+
+FALSE_ALARM = 1e-5  # that a true engine fails any statistical test in a whole run of the checks
+_ALPHA = FALSE_ALARM / 10  # of one test; there are seven
+NOISE_TOLERANCE = 0.02  # how far the std of the noise may be from the claim
+_COORDINATES = 100_000  # noise samples: 2 % is nine standard errors, so a true engine passes but for 1e-18
+_RESOLUTION = 30  # bits of the clip norm in checks that read sums
+_LENGTH = 12  # words of a probe record
+_UNITS = 24  # that the sampling check tells apart
+_STEPS = 100  # it looks at; fewer for a large adapter, whose noise takes long
+_FEWEST_STEPS = 20
+_MOST_DRAWS = 4_000_000  # noise samples of the sampling check
+_MOST_LOCAL_STEPS = 4  # that a checked round has: of four, one without noise takes 13 % of the std
+_COUNT = "count below the clip"  # name of the entry that adaptive clipping adds
+_MOVED_CLIP = math.log(2)  # how far an adaptive clip has come from its start value
+
+
+class Engine(Protocol):
+    """What one site gives for a round: `site_round` or whatever is to be tried in its place."""
+
+    def __call__(
+        self,
+        adapted: AdaptedModel,
+        ids: npt.NDArray[np.int64],
+        targets: Targets,
+        unit_of_row: npt.NDArray[np.int64],
+        *,
+        terms: ReleaseTerms,
+    ) -> Integers:
+        """The noised sum, int64 [dim], in ring units of 2**-terms.scale_bits; [dim + 1] with adaptive clipping.
+
+        The round begins at the model's own trained numbers, and the model is left as it was.
+        """
+        ...
+
+
+def site_round(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    targets: Targets,
+    unit_of_row: npt.NDArray[np.int64],
+    *,
+    terms: ReleaseTerms,
+) -> Integers:
+    """The true engine: `steps.round_release`, as sites call it.
+
+    An adaptive clip begins at twice `terms.clip_norm` and has come down to it, so that its own arithmetic takes part.
+    """
+    state = start = adapted.state()
+    if terms.clipping == "adaptive":
+        assert terms.clip_norm is not None
+        terms = replace(terms, clip_norm=terms.clip_norm * math.exp(_MOVED_CLIP))
+        state = np.append(start, np.float32(-_MOVED_CLIP))
+    try:
+        return round_release(adapted, state, ids, targets, unit_of_row, terms=terms)
+    finally:
+        adapted.load_state(start)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A claim that did not hold."""
+
+    check: str  # a name of CHECKS
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the checks looked at and what they found; nothing found is `findings == ()`."""
+
+    findings: tuple[Finding, ...]
+    checks: tuple[str, ...]  # names, in order
+    blocks: int  # trained tensors, every expert counted by itself
+    reached: int  # of them, in which a unit's gradient passed the bound before clipping
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An engine with a model whose trained numbers the checks may overwrite, and words to make records of."""
+
+    engine: Engine
+    adapted: AdaptedModel
+    words: int  # tokens 1 to words - 1 are words of the schema
+    terms: ReleaseTerms  # the study's own
+    rng: np.random.Generator = field(default_factory=np.random.default_rng, repr=False)
+
+    @property
+    def clip_norm(self) -> float:
+        """The gradient norm above which a unit is clipped."""
+        assert self.terms.clip_norm is not None, "a step without a bound claims nothing"
+        return self.terms.clip_norm
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether a release is in clip units and ends with a count."""
+        return self.terms.clipping == "adaptive"
+
+    @property
+    def bound(self) -> float:
+        """The most that one unit's gradient adds to a release, L2."""
+        return 1.0 if self.is_adaptive else self.clip_norm
+
+    @property
+    def sensitivity(self) -> float:
+        """The most that one unit moves a release, L2; above `bound` by the share of the count."""
+        return adaptive_clipping.SENSITIVITY if self.is_adaptive else self.clip_norm
+
+    @property
+    def dim(self) -> int:
+        """Length of a release."""
+        return self.adapted.layout.dim + self.is_adaptive
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Where every trained tensor lies in a release, each expert of a bank by itself, and the count if any."""
+        found = blocks(self.adapted.layout)
+        return {**found, _COUNT: slice(self.dim - 1, self.dim)} if self.is_adaptive else found
+
+    def limit(self, block: str) -> float:
+        """The most that one unit adds to a block of a release, L2."""
+        return adaptive_clipping.COUNT_WEIGHT / 2 if block == _COUNT else self.bound
+
+    def round_terms(self) -> ReleaseTerms:
+        """The study's own terms, of local steps at most four."""
+        local = self.terms.local
+        return replace(self.terms, local=replace(local, steps=min(local.steps, _MOST_LOCAL_STEPS)))
+
+    def quiet(self, **changes: Any) -> ReleaseTerms:
+        """The study's terms for one step, with noise of one ring unit, fine resolution, and everybody drawn."""
+        bits = min(48, max(0, _RESOLUTION - round(math.log2(self.bound))))
+        calm = replace(
+            self.terms,
+            mode="distributed",
+            site_noise_int=1,
+            scale_bits=bits,
+            sample_rate=1.0,
+            max_rows_per_batch=64,
+            max_records_per_unit=1,
+            local=LocalSteps(),
+        )
+        return replace(calm, **changes)
+
+    def loud(self, size: float) -> None:
+        """Random trained numbers: gradients about `size` times the clip norm before clipping, in every part."""
+        layout = self.adapted.layout
+        state = self.rng.normal(size=layout.dim)
+        state[layout.head_slice] *= size * self.clip_norm
+        self.adapted.load_state(state.astype(np.float32))
+
+    def records(self, count: int) -> tuple[npt.NDArray[np.int64], Targets]:
+        """Token ids [count, 12] and targets that the model as it stands finds unlikely: errors are large."""
+        ids = self.rng.integers(1, self.words, (count, _LENGTH))
+        return ids, unlikely_targets(self.adapted, ids)
+
+    def release(self, ids: Integers, targets: Targets, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
+        """What the engine releases, as real numbers [self.dim]."""
+        found = self.engine(self.adapted, ids, targets, np.asarray(units), terms=terms)
+        return found.astype(np.float64) * 2.0**-terms.scale_bits
+
+    def slack(self, terms: ReleaseTerms) -> float:
+        """What rounding, one ring unit of noise and float32 add to a norm of at most a few clip norms."""
+        return 4 * math.sqrt(self.dim) * 2.0**-terms.scale_bits + 1e-4 * self.bound
+
+
+Check = Callable[[Probe], Iterator[str]]
+
+
+def check_engine(
+    engine: Engine,
+    adapted: AdaptedModel,
+    words: int,
+    terms: ReleaseTerms,
+    *,
+    checks: Sequence[str] | None = None,
+    rng: np.random.Generator | None = None,
+) -> Checked:
+    """Puts `engine` to the checks on a study's own model; the trained numbers are put back afterwards.
+
+    Args:
+        words: size of the schema's vocabulary, padding included.
+        terms: the study's, with a bound and noise.
+        checks: names of CHECKS; None for all.
+        rng: of the probes; the engine draws for itself.
+    """
+    probe = Probe(engine, adapted, words, terms, rng or np.random.default_rng())
+    names, kept = tuple(CHECKS if checks is None else checks), adapted.state()
+    try:
+        findings = [
+            Finding(name, detail)
+            for name in names
+            for detail in (CHECKS[name](probe) if name in _STATISTICAL else _twice(CHECKS[name], probe, kept))
+        ]
+        adapted.load_state(kept)
+        reached = _reached(probe)
+    finally:
+        adapted.load_state(kept)
+    return Checked(tuple(findings), names, len(blocks(adapted.layout)), reached)
+
+
+def blocks(layout: AdapterLayout) -> dict[str, slice]:
+    """Where every trained tensor lies in a state, each expert of a bank by itself."""
+    found: dict[str, slice] = {}
+    for name, shape in layout.shapes.items():
+        whole = layout.slices[name]
+        if len(shape) < 3:
+            found[name] = whole
+            continue
+        size = math.prod(shape[1:])
+        for expert in range(shape[0]):
+            found[f"{name}[{expert}]"] = slice(whole.start + expert * size, whole.start + (expert + 1) * size)
+    return found
+
+
+def unit_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Reals:
+    """[rows, dim] float64: each record's gradient by itself, by plain autograd in the model's own precision."""
+    rows = np.zeros((len(ids), adapted.layout.dim))
+    parameters = list(adapted.trained.values())
+    for row, tokens, target in zip(rows, ids, targets, strict=True):
+        with torch.enable_grad():
+            loss = _record_loss(adapted, torch.from_numpy(tokens), torch.as_tensor(target))
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for name, grad in zip(adapted.trained, grads, strict=True):
+            if grad is not None:
+                row[adapted.layout.slices[name]] = grad.double().flatten().cpu().numpy()
+    return rows
+
+
+def _record_loss(adapted: AdaptedModel, tokens_T: Tensor, target: Tensor) -> Tensor:
+    if adapted.head is not None:
+        logit = adapted.classify(tokens_T[None])
+        return F.binary_cross_entropy_with_logits(logit, target.reshape(1).to(logit))
+    logits_TV = adapted.model(input_ids=tokens_T[None], use_cache=False).logits[0]
+    completed = target.nonzero()[:, 0]
+    return F.cross_entropy(logits_TV[completed - 1], tokens_T[completed])
+
+
+def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
+    """For each record the label that the model finds less likely; of random words, that all but the first follow."""
+    if adapted.head is not None:
+        return wrong_labels(adapted, ids)
+    targets = np.ones(ids.shape, dtype=np.bool_)
+    targets[:, :1] = False
+    return targets
+
+
+@torch.no_grad()
+def wrong_labels(adapted: AdaptedModel, ids: Integers) -> Integers:
+    """[rows], for each record the label that the model finds less likely."""
+    return (adapted.classify(torch.from_numpy(ids)).cpu().numpy() < 0).astype(np.int64)
+
+
+def _twice(check: Check, probe: Probe, start: npt.NDArray[np.float32]) -> Iterator[str]:
+    """Findings of a check that rests on floating point: the second run's, if there were any in the first."""
+    probe.adapted.load_state(start)
+    if any(check(probe)):
+        probe.adapted.load_state(start)
+        yield from check(probe)
+
+
+def _noise_std(probe: Probe) -> Iterator[str]:
+    """The noise has the claimed std within 2 %, over all coordinates and by block, with and without units.
+
+    That of a round with n local steps is sqrt(n) times one step's.
+    """
+    one_step, dim = probe.terms.site_noise_int, probe.dim
+    sigma = one_step * math.sqrt(probe.round_terms().local.steps)
+    steps = max(2, math.ceil(_COORDINATES / dim))
+    empty = np.stack([_noise(probe) for _ in range(steps)])
+    ratio = float(np.sqrt(np.mean((empty / sigma) ** 2)))
+    if abs(ratio - 1) > NOISE_TOLERANCE:
+        yield f"an empty round's noise has {ratio:.4f} times the claimed std"
+        return
+    for name, part in probe.blocks.items():
+        squares, size = float(((empty[:, part] / sigma) ** 2).sum()), empty[:, part].size
+        tail = 2 * min(chi2.sf(squares, size), chi2.cdf(squares, size))
+        if tail < _ALPHA / len(probe.blocks):
+            yield f"an empty round's noise has {math.sqrt(squares / size):.4f} times the claimed std in {name}"
+            return
+    probe.loud(1.0)
+    ids, targets = probe.records(4)
+    terms = replace(probe.quiet(), site_noise_int=one_step, scale_bits=probe.terms.scale_bits)
+    apart = [probe.engine(probe.adapted, ids, targets, np.arange(4), terms=terms).astype(np.float64) for _ in range(2)]
+    squares = float((((apart[0] - apart[1]) / one_step) ** 2).sum() / 2)
+    if 2 * min(chi2.sf(squares, dim), chi2.cdf(squares, dim)) < _ALPHA:
+        yield f"with units in the step the noise has {math.sqrt(squares / dim):.4f} times the claimed std"
+
+
+def _noise_fresh(probe: Probe) -> Iterator[str]:
+    """Two steps' noises have nothing to do with each other, and neither have neighbouring coordinates."""
+    first, second = _noise(probe), _noise(probe)
+    size, limit = len(first), norm.isf(_ALPHA / 4)
+    for what, one, other in (("two steps", first, second), ("neighbouring coordinates", first[1:], first[:-1])):
+        scale = math.sqrt(float((one @ one) * (other @ other)))
+        if scale and abs(one @ other) / scale * math.sqrt(size) > limit:
+            yield f"the noise of {what} is correlated ({one @ other / scale:+.3f})"
+
+
+def _noise(probe: Probe) -> Reals:
+    nobody = np.zeros((0, _LENGTH), dtype=np.int64)
+    targets = nobody[:, 0] if probe.adapted.head is not None else nobody > 0
+    return probe.engine(probe.adapted, nobody, targets, nobody[:, 0], terms=probe.round_terms()).astype(np.float64)
+
+
+def _clipping(probe: Probe) -> Iterator[str]:
+    """A unit with a huge gradient in every part of the model moves the sum by at most the bound, in each and in all."""
+    probe.loud(1e4)
+    ids, targets = probe.records(6)
+    terms = probe.quiet()
+    alone = np.stack([probe.release(ids[i : i + 1], targets[i : i + 1], [0], terms) for i in range(len(ids))])
+    slack, worst = probe.slack(terms), _largest(alone, probe.blocks)
+    over = {name: size for name, size in worst.items() if size > probe.limit(name) + slack}
+    for name, size in sorted(over.items(), key=lambda item: -item[1] / probe.limit(item[0]))[:3]:
+        yield f"{name}: one unit moves it by {size:.3g}, the bound is {probe.limit(name):g}"
+    whole = float(np.linalg.norm(alone[:, : probe.adapted.layout.dim], axis=1).max())
+    if whole > probe.bound + slack and not over:
+        yield f"all parts together: one unit moves them by {whole:.3g}, the bound is {probe.bound:g}"
+
+
+def _largest(rows: Reals, parts: dict[str, slice]) -> dict[str, float]:
+    """The largest norm of each part over the rows."""
+    return {name: float(np.linalg.norm(rows[:, part], axis=1).max()) for name, part in parts.items()}
+
+
+def _sensitivity(probe: Probe) -> Iterator[str]:
+    """Adding or removing one unit moves the sum of the others by at most the bound."""
+    probe.loud(1e4)
+    ids, targets = probe.records(6)
+    terms, units = probe.quiet(), np.arange(6)
+    everybody = probe.release(ids, targets, units, terms)
+    for left_out in (0, 3, 5):
+        others = units != left_out
+        moved = float(np.linalg.norm(everybody - probe.release(ids[others], targets[others], units[others], terms)))
+        if moved > probe.sensitivity + probe.slack(terms):
+            yield f"one unit of six moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
+            return
+
+
+def _unit_whole(probe: Probe) -> Iterator[str]:
+    """All records of a unit are clipped together, although they would fit only in part beside those before them."""
+    probe.loud(1e4)
+    ids, targets = probe.records(2)
+    rows = np.array([0, 1, 1, 1, 1])
+    terms = probe.quiet(max_rows_per_batch=4, max_records_per_unit=4)
+    both = probe.release(ids[rows], targets[rows], rows, terms)
+    moved = float(np.linalg.norm(both - probe.release(ids[:1], targets[:1], [0], terms)))
+    if moved > probe.sensitivity + probe.slack(terms):
+        yield f"a unit of four records moves the sum by {moved:.3g}, the bound is {probe.sensitivity:g}"
+
+
+def _poisson(probe: Probe) -> Iterator[str]:
+    """Every unit enters every step by a coin of its own: sizes, shares, pairs, repeats follow their binomial laws."""
+    study = probe.terms.sample_rate
+    rate = study if 0.05 <= study <= 0.5 else 0.25  # a rarer coin would need more steps to tell
+    present = _who_was_drawn(probe, rate)
+    if present is None:
+        present = _who_was_drawn(probe, rate)  # a router's near tie can spoil one reading, hardly two
+    if present is None:
+        yield "a release is not a sum of whole contributions of units"
+    else:
+        yield from _binomial_problems(present, rate)
+
+
+def _who_was_drawn(probe: Probe, rate: float) -> npt.NDArray[np.bool_] | None:
+    """[steps, units], read off the sums; None if some sum does not consist of whole contributions."""
+    probe.loud(1.0)
+    ids, targets = probe.records(_UNITS)
+    units = np.arange(_UNITS)
+    terms = probe.quiet()
+    alone = np.stack([probe.release(ids[i : i + 1], targets[i : i + 1], [0], terms) for i in units])
+    sampled = probe.quiet(sample_rate=rate)
+    steps = min(_STEPS, max(_FEWEST_STEPS, _MOST_DRAWS // probe.dim))
+    sums = np.stack([probe.release(ids, targets, units, sampled) for _ in range(steps)])
+    weights = np.linalg.lstsq(alone.T, sums.T, rcond=None)[0].T
+    present: npt.NDArray[np.bool_] = weights > 0.5
+    return present if np.abs(weights - present).max() <= 0.25 else None
+
+
+def _binomial_problems(present: npt.NDArray[np.bool_], rate: float) -> Iterator[str]:
+    """What in [steps, units] does not look like independent coins of that rate.
+
+    Every count that is looked at is binomial exactly, and Bonferroni's bound covers those of one test: a false alarm of
+    a test has probability at most _ALPHA for any number of steps, and of all four at most 4 * _ALPHA.
+    """
+    steps, units = present.shape
+    sizes = present.sum(1)
+    edges = binom.ppf(np.linspace(0, 1, 7)[1:-1], units, rate)  # of six cells of batch sizes, about equally likely
+    cells = np.bincount(np.searchsorted(edges, sizes), minlength=len(edges) + 1)
+    shares = np.diff(np.concatenate([[0.0], binom.cdf(edges, units, rate), [1.0]]))
+    if _tails(cells, steps, shares).min() * len(cells) < _ALPHA:
+        yield f"batch sizes from {sizes.min()} to {sizes.max()} are not those of independent coins of rate {rate:g}"
+    tests = (
+        ("a unit is drawn in {} of {} steps", present.sum(0), steps, rate),
+        ("two units are drawn together in {} of {} steps", _pairs(present), steps, rate * rate),
+    )
+    for text, counts, trials, chance in tests:
+        tails = _tails(counts, trials, chance)
+        if tails.min() * len(counts) < _ALPHA:
+            yield f"{text.format(counts[tails.argmin()], trials)} at rate {rate:g}"
+    for first in (0, 1):  # pairs of steps that share none: overlapping ones would make no binomial count
+        before, after = present[first:-1:2], present[first + 1 :: 2]
+        repeats, trials = int((before & after).sum()), before.size
+        if 2 * _tails(repeats, trials, rate * rate) < _ALPHA:
+            expected = trials * rate * rate
+            yield f"{repeats} of {trials} times a unit is in two steps running, {expected:.0f} expected"
+            return
+
+
+def _tails(counts: npt.ArrayLike, trials: int, chance: npt.ArrayLike) -> Reals:
+    """Two-sided p-values of binomial counts: below any x with probability at most x, whatever the trials."""
+    seen = np.asarray(counts)
+    tails: Reals = 2 * np.minimum(binom.cdf(seen, trials, chance), binom.sf(seen - 1, trials, chance))
+    return tails
+
+
+def _pairs(present: npt.NDArray[np.bool_]) -> Integers:
+    together = present.T.astype(np.int64) @ present.astype(np.int64)
+    pairs: Integers = together[np.triu_indices(len(together), 1)]
+    return pairs
+
+
+def _loop(probe: Probe) -> Iterator[str]:
+    """The sum is that of a loop: one unit's gradient at a time, clipped and added in float64."""
+    as_it_stands = probe.adapted.state()
+    for size in (None, 1.0):
+        if size is None:
+            probe.adapted.load_state(as_it_stands)
+        else:
+            probe.loud(size)
+        ids, targets = probe.records(6)
+        if size is None and probe.adapted.head is not None:
+            targets = np.array([0, 1, 0, 1, 0, 1])
+        units = np.array([0, 1, 2, 3, 3, 4])
+        each = unit_gradients(probe.adapted, ids, targets)
+        means = np.stack([each[units == unit].mean(0) for unit in range(5)])
+        sizes = np.linalg.norm(means, axis=1, keepdims=True)
+        want = (means * (probe.bound / np.maximum(sizes, probe.clip_norm))).sum(0)
+        if probe.is_adaptive:
+            want = np.append(want, adaptive_clipping.COUNT_WEIGHT / 2 * np.where(sizes <= probe.clip_norm, 1, -1).sum())
+        for rows in (2, 64):
+            terms = probe.quiet(max_rows_per_batch=rows, max_records_per_unit=2)
+            gap = float(np.linalg.norm(probe.release(ids, targets, units, terms) - want))
+            if gap > 1e-3 * probe.bound + probe.slack(terms):
+                yield f"the sum over five units is off by {gap:.3g}, where one unit adds at most {probe.bound:g}"
+                return
+
+
+def _reached(probe: Probe) -> int:
+    probe.loud(1e4)
+    ids, targets = probe.records(6)
+    gradients = unit_gradients(probe.adapted, ids, targets)
+    norms = _largest(gradients, blocks(probe.adapted.layout)).values()
+    return sum(size > probe.clip_norm for size in norms)
+
+
+CHECKS: dict[str, Check] = {
+    "noise-std": _noise_std,
+    "noise-fresh": _noise_fresh,
+    "clipping": _clipping,
+    "sensitivity": _sensitivity,
+    "unit-whole": _unit_whole,
+    "poisson-sampling": _poisson,
+    "float64-loop": _loop,
+}
+_STATISTICAL = {"noise-std", "noise-fresh", "poisson-sampling"}

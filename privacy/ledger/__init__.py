@@ -1,0 +1,1 @@
+"""A site's ledger: where every charge is written, signed and chained before anything is released."""

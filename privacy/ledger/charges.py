@@ -1,0 +1,247 @@
+"""What the entries of a ledger mean: budgets, charges, and what they add up to.
+
+Kinds: `open` (whose ledger this is), `budget` (a cap on one data set and unit), `reserve` (a release that may happen,
+at its worst, written before it can), `settle` (which sites a release really summed). A reserve that is never settled
+stays charged at its worst: nobody can prove that nothing was released.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..accounting import composition
+from ..accounting.composition import Release
+from ..errors import InvalidPrivacyParameter, LedgerBroken
+from . import canonical
+from .chain import Entry
+from .tally import Kind, Purpose, Tally
+
+FORMAT = "confide-ledger-2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """Entry 0: whose ledger this is."""
+
+    format: str
+    site: str
+    public_key: str  # Ed25519, hex
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """The most that all releases about one data set may cost together, for one unit of it."""
+
+    dataset: str
+    unit: str  # the word for whom it protects: "patient"
+    epsilon: float
+    delta: float
+    collusion: int  # how many other sites may pool what they know with the observer
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epsilon < float("inf") and 0 < self.delta < 1 and 0 <= self.collusion <= 10**6):
+            raise InvalidPrivacyParameter(f"need finite epsilon > 0, delta in (0, 1), collusion >= 0, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """One release about one data set that may happen, at its worst: `release.sites` = planned - max_dropouts."""
+
+    study: str  # hash of the study, 64 hex digits
+    run: str
+    round: int
+    dataset: str
+    unit: str
+    cohort: tuple[str, ...]  # names of the sites planned for this round; kept sorted
+    release: Release
+    purpose: Purpose = "update"  # a step of training, or a histogram of held-out scores
+    relation: Literal["add_or_remove_one"] = "add_or_remove_one"
+    sampler: Literal["poisson"] = "poisson"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cohort", tuple(sorted(self.cohort)))
+        checks = {
+            "study must be a sha256 in hex": len(self.study) == 64 and set(self.study) <= set("0123456789abcdef"),
+            "run, dataset and unit must be named": bool(self.run and self.dataset and self.unit),
+            "round must be at least 0": self.round >= 0,
+            "cohort must name each site once": len(set(self.cohort)) == len(self.cohort) > 0,
+            "release.sites must not pass the cohort": self.release.sites <= len(self.cohort),
+            "release.planned_sites must be 0 or the cohort": self.release.planned_sites in (0, len(self.cohort)),
+            "purpose must be update or evaluation": self.purpose in ("update", "evaluation"),
+            "relation must be add_or_remove_one": self.relation == "add_or_remove_one",
+            "sampler must be poisson": self.sampler == "poisson",
+        }
+        for claim, holds in checks.items():
+            if not holds:
+                raise InvalidPrivacyParameter(f"{claim}, got {self}")
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether the release carries no noise at all and so has no guarantee."""
+        return self.release.mode == "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settlement:
+    """Which sites' vectors the opened sum of a round really held."""
+
+    run: str
+    round: int
+    summed: tuple[str, ...]  # sorted
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was spent on one data set: upper bounds on epsilon by both accountants, and how many releases."""
+
+    pld: float
+    rdp: float
+    releases: int
+    unprotected: int  # of them without noise; any makes both epsilons infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A charge, the entry that reserved it, and the settled set once known."""
+
+    seq: int
+    charge: Charge
+    place: int  # among the charges on its data set and unit
+    settled_seq: int | None = None
+    summed: tuple[str, ...] | None = None
+
+    def release(self, site: str) -> Release:
+        """The release to account for: over the set really summed, or at its worst while that is unknown.
+
+        If the set leaves `site` itself out, its sealed shares went out all the same: the reserve stands.
+        """
+        if self.summed is None or site not in self.summed:
+            return self.charge.release
+        return self.charge.release.over(len(self.summed))
+
+    def kind(self, site: str) -> Kind:
+        """What it has in common with equal charges."""
+        return Kind(self.charge.study, self.charge.purpose, self.summed is not None, self.release(site))
+
+
+@dataclass(slots=True)
+class Books:
+    """The state that a ledger's entries add up to. Apply entries in order, after their chain was checked."""
+
+    opening: Opening | None = None
+    budgets: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> the one in force
+    booked: dict[tuple[str, int], Booked] = field(default_factory=dict)  # (run, round)
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (dataset, unit)
+    _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
+
+    @classmethod
+    def replay(cls, entries: Iterable[Entry]) -> "Books":
+        """The state after all `entries`.
+
+        Raises:
+            LedgerBroken: an entry has no meaning where it stands; names it.
+        """
+        books = cls()
+        for entry in entries:
+            books.apply(entry)
+        return books
+
+    def apply(self, entry: Entry) -> None:
+        """Adds one entry.
+
+        Raises:
+            LedgerBroken: the entry has no meaning here; names it. The state is as before.
+        """
+        try:
+            self._apply(entry)
+        except (ValueError, InvalidPrivacyParameter) as err:
+            raise LedgerBroken(f"entry {entry.seq} ({entry.kind}): {err}") from err
+
+    def releases(self, dataset: str, unit: str) -> Counter[Release]:
+        """What to account for on one data set and unit, across studies: how many of each."""
+        tally = self.tallies.get((dataset, unit))
+        return tally.releases() if tally else Counter()
+
+    def charged(self, run: str, purpose: str) -> int:
+        """How many releases of `run` for that purpose are reserved."""
+        return self._runs[run, purpose]
+
+    def accounts(self) -> list[tuple[str, str]]:
+        """Every (dataset, unit) with a budget or a charge, sorted."""
+        return sorted({*self.budgets, *self.tallies})
+
+    @property
+    def site(self) -> str:
+        """The name in entry 0."""
+        if self.opening is None:
+            raise LedgerBroken("entry 0 is missing: the ledger was never opened")
+        return self.opening.site
+
+    def _apply(self, entry: Entry) -> None:
+        if (entry.kind == "open") != (self.opening is None):
+            raise ValueError("a ledger is opened by its first entry and by no other")
+        match entry.kind:
+            case "open":
+                opening = canonical.from_record(Opening, entry.body)
+                if opening.format != FORMAT:
+                    raise ValueError(
+                        f"format is {opening.format}; this version reads {FORMAT} alone and carries no other over. "
+                        'Nothing was changed; "Upgrade" in docs/site.md says how to go on'
+                    )
+                self.opening = opening
+            case "budget":
+                budget = canonical.from_record(Budget, entry.body)
+                self.budgets[budget.dataset, budget.unit] = budget
+            case "reserve":
+                self._reserve(entry, canonical.from_record(Charge, entry.body))
+            case "settle":
+                self._settle(entry, canonical.from_record(Settlement, entry.body))
+            case _:
+                raise ValueError("unknown kind")
+
+    def _reserve(self, entry: Entry, charge: Charge) -> None:
+        if (charge.run, charge.round) in self.booked:
+            raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
+        account = charge.dataset, charge.unit
+        tally = self.tallies.get(account, Tally())
+        place = tally.add(Kind(charge.study, charge.purpose, False, charge.release), entry.time)
+        self.tallies[account] = tally
+        self._runs[charge.run, charge.purpose] += 1
+        self.booked[charge.run, charge.round] = Booked(entry.seq, charge, place)
+
+    def _settle(self, entry: Entry, settlement: Settlement) -> None:
+        booked = self.booked.get((settlement.run, settlement.round))
+        check_settlement(booked, settlement)
+        assert booked is not None
+        settled = replace(booked, settled_seq=entry.seq, summed=settlement.summed)
+        tally = self.tallies[booked.charge.dataset, booked.charge.unit]
+        tally.change(booked.place, settled.kind(self.site))
+        self.booked[settlement.run, settlement.round] = settled
+
+
+def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
+    """Raises ValueError unless `settlement` can settle `booked` now."""
+    name = f"round {settlement.round} of run {settlement.run}"
+    if booked is None:
+        raise ValueError(f"{name} was never reserved")
+    if booked.summed is not None:
+        raise ValueError(f"{name} is settled already")
+    if not settlement.summed or list(settlement.summed) != sorted(set(settlement.summed)):
+        raise ValueError(f"{name}: the summed sites must be named once each, sorted")
+    least = booked.charge.release.sites
+    if booked.charge.release.mode == "distributed" and len(settlement.summed) < least:
+        raise ValueError(f"{name}: {len(settlement.summed)} sites summed, the charge is for at least {least}")
+    strangers = set(settlement.summed) - set(booked.charge.cohort)
+    if strangers:
+        raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")
+
+
+def spent(releases: Mapping[Release, int], *, colluding: int, delta: float) -> Spent:
+    """Both accountants' answer for `releases` (how many of each) together."""
+    return Spent(
+        pld=composition.epsilon_pld(releases, delta, colluding),
+        rdp=composition.epsilon_rdp(releases, delta, colluding),
+        releases=sum(releases.values()),
+        unprotected=sum(count for release, count in releases.items() if release.mode == "none"),
+    )

@@ -1,0 +1,375 @@
+"""A site's ledger: every release about its data is written here, durably, before it can happen.
+
+A chain of signed entries (`chain`) in one file (`entry_store`) that add up to budgets and charges (`charges`). Several
+processes may open the same file; each takes in what the others added before it decides. What a site alone cannot show
+is that an older copy of the file was put back; whoever keeps a replica can (`check_extension`).
+"""
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..accounting import composition
+from ..accounting.composition import Release
+from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
+from . import canonical, chain, charges
+from .chain import START, Entry, Head, check_extension, verify_chain
+from .charges import Books, Budget, Charge, Settlement, Spent
+from .entry_store import EntryStore
+
+__all__ = [
+    "START",
+    "Budget",
+    "Charge",
+    "Entry",
+    "Head",
+    "Ledger",
+    "Quote",
+    "Spent",
+    "check_extension",
+    "verify_chain",
+]
+
+logger = logging.getLogger(__name__)
+
+Append = Callable[[str, Mapping[str, Any]], Entry]
+
+_PART = 1000  # entries in memory at a time while a ledger is taken up
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a charge would bring a data set to, in epsilon by PLD at the budget's delta and collusion."""
+
+    cap: float
+    spent: float
+    would_be: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the budget can pay."""
+        return self.would_be <= self.cap
+
+
+class Ledger:
+    """The ledger of one site, open for reading and writing; safe for threads and for several processes.
+
+    Every method raises LedgerBroken if the file no longer holds the chain it held, and LedgerUnavailable if the file
+    cannot be used.
+    """
+
+    def __init__(self, store: EntryStore, signer: Ed25519PrivateKey, site: str) -> None:
+        self.site = site
+        self.public_key = canonical.public_hex(signer)
+        self._store = store
+        self._signer = signer
+        self._mutex = threading.RLock()
+        self._books = Books()
+        self._head = START
+
+    @classmethod
+    def open(cls, path: Path, signer: Ed25519PrivateKey, site: str) -> "Ledger":
+        """Opens the ledger at `path`, or starts it if there is none; checks every entry.
+
+        Raises:
+            LedgerBroken: an entry fails its check, or the ledger is another site's or another key's.
+            LedgerUnavailable: the file cannot be opened or written.
+        """
+        ledger = cls(EntryStore(path), signer, site)
+        try:
+            ledger._start()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    @classmethod
+    def restore(cls, path: Path, entries: Iterable[Entry], signer: Ed25519PrivateKey, site: str) -> tuple[int, int]:
+        """Puts a whole ledger, kept elsewhere, at `path`, where there is none or the beginning of the very same one.
+
+        What is there stays; what `entries` hold beyond it is added, all of it or, if an error is raised, nothing.
+
+        Returns:
+            How many entries were added, and how many there are now.
+
+        Raises:
+            LedgerForked: the ledger at `path` goes on otherwise than `entries` do.
+            LedgerBroken: an entry fails its check, or the entries are another site's or another key's.
+            LedgerUnavailable: the file cannot be opened or written.
+        """
+        public_key, store, books, head, added = canonical.public_hex(signer), EntryStore(path), Books(), START, 0
+        try:
+            with store.write() as connection:
+                own = store.load(connection, 0)
+                for entry in entries:
+                    if head == START:
+                        chain.check_opening(entry, public_key)
+                    head = check_extension(head, [entry], public_key)
+                    books.apply(entry)
+                    if books.site != site:
+                        raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}, not of {site!r}")
+                    known = next(own, None)
+                    if known is None:
+                        store.add(connection, entry)
+                        added += 1
+                    elif known.hash != entry.hash:
+                        raise _forked(known, own)
+                if head == START:
+                    raise LedgerBroken("entry 0 is missing: there is nothing to restore")
+                return added, head.seq + 1 + sum(1 for _ in own)
+        finally:
+            store.close()
+
+    def close(self) -> None:
+        """Closes the file; every entry was durable when the call that wrote it returned."""
+        self._store.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def head(self) -> Head:
+        """The last entry's number and hash."""
+        with self._reading():
+            return self._head
+
+    def entries(self, since: int = 0, limit: int | None = None) -> list[Entry]:
+        """The entries from number `since` on, at most `limit`."""
+        with self._reading() as connection:
+            return list(self._store.load(connection, since, limit))
+
+    def walk(self) -> Iterator[Entry]:
+        """All entries, read part by part."""
+        seq = 0
+        while part := self.entries(seq, _PART):
+            yield from part
+            seq += len(part)
+
+    def budget(self, dataset: str, unit: str) -> Budget | None:
+        """The cap in force, if one is set."""
+        with self._reading():
+            return self._books.budgets.get((dataset, unit))
+
+    def accounts(self) -> list[tuple[str, str]]:
+        """Every (dataset, unit) that has a budget or a charge."""
+        with self._reading():
+            return self._books.accounts()
+
+    def releases(self, dataset: str, unit: str) -> Counter[Release]:
+        """What is charged on one data set and unit, across studies: how many of each release."""
+        with self._reading():
+            return self._books.releases(dataset, unit)
+
+    def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        """What is not charged yet of whole runs, each given as for `affordable`."""
+        with self._reading():
+            return self._yet(planned)
+
+    def spent(self, dataset: str, unit: str, colluding: int, delta: float) -> Spent:
+        """What all charges on one data set cost one unit so far, across studies."""
+        with self._reading():
+            releases = self._books.releases(dataset, unit)
+        return charges.spent(releases, colluding=colluding, delta=delta)
+
+    def is_settled(self, run: str, round: int) -> bool:
+        """Whether the round's outcome is recorded, after which it must never be computed again."""
+        with self._reading():
+            booked = self._books.booked.get((run, round))
+            return booked is not None and booked.summed is not None
+
+    def is_open(self, run: str, round: int) -> bool:
+        """Whether the round is charged and its outcome not recorded yet."""
+        with self._reading():
+            booked = self._books.booked.get((run, round))
+            return booked is not None and booked.summed is None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Puts `budget` in force for its data set and unit, from now on; what was spent stays spent."""
+        with self._writing() as (_, append):
+            if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
+                append("budget", canonical.to_record(budget))
+
+    def affordable(
+        self,
+        planned: Sequence[tuple[Charge, int]],
+        *,
+        held: Sequence[tuple[Charge, int]] = (),
+        unprotected_allowed: bool = False,
+    ) -> Quote:
+        """What a whole run would come to, with everything charged before.
+
+        Rounds of a run that are charged already are not counted twice. Nothing is written.
+
+        Args:
+            planned: for each purpose a charge like those of the run, and how many of them a whole run has; all on one
+                data set and unit.
+            held: the same for other runs on that data set and unit that have begun and shall be able to end.
+            unprotected_allowed: whether the site lets the run go without noise.
+
+        Raises:
+            BudgetMissing: no budget is set for the data set and unit.
+            UnprotectedRefused: a charge is unprotected and that was not allowed.
+        """
+        with self._reading():
+            budget = self._payer(planned[0][0], unprotected_allowed)
+            if budget is None:
+                return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
+            yet = self._yet([*planned, *held])
+            return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
+
+    def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
+        """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
+
+        Raises:
+            BudgetExceeded: by PLD, at the budget's delta and collusion, over all charges on the data set and unit.
+            BudgetMissing: no budget is set for the data set and unit.
+            ChargeConflict: the round was charged before with other contents.
+            UnprotectedRefused: the charge is unprotected and that was not allowed.
+        """
+        with self._writing() as (connection, append):
+            before = self._books.booked.get((charge.run, charge.round))
+            if before is not None:
+                if before.charge != charge:
+                    raise ChargeConflict(
+                        f"round {charge.round} of run {charge.run} was charged with other contents: entry {before.seq}"
+                    )
+                return next(self._store.load(connection, before.seq, limit=1))
+            budget = self._payer(charge, unprotected_allowed)
+            if budget is not None:
+                would_be = self._epsilon(budget, {charge.release: 1})
+                if not would_be <= budget.epsilon:
+                    raise _exceeded(budget, self._epsilon(budget), would_be)
+            return append("reserve", canonical.to_record(charge))
+
+    def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
+        """Records which sites a round's opened sum held. A second call with the same set changes nothing.
+
+        Raises:
+            ChargeConflict: the round was never charged, was settled with another set, or the set is not of its cohort.
+        """
+        settlement = Settlement(run=run, round=round, summed=tuple(sorted(summed)))
+        with self._writing() as (connection, append):
+            booked = self._books.booked.get((run, round))
+            if booked is not None and booked.settled_seq is not None and booked.summed == settlement.summed:
+                return next(self._store.load(connection, booked.settled_seq, limit=1))
+            try:
+                charges.check_settlement(booked, settlement)
+            except ValueError as err:
+                raise ChargeConflict(str(err)) from err
+            return append("settle", canonical.to_record(settlement))
+
+    def _payer(self, charge: Charge, unprotected_allowed: bool) -> Budget | None:
+        """The budget that `charge` is to fit; None if it needs none because the site allows it unprotected."""
+        if charge.is_unprotected:
+            if not unprotected_allowed:
+                raise UnprotectedRefused(
+                    f"study {charge.study[:12]} asks for a release about {charge.dataset!r} without noise; "
+                    "that needs the site's explicit consent"
+                )
+            return None
+        budget = self._books.budgets.get((charge.dataset, charge.unit))
+        if budget is None:
+            raise BudgetMissing(f"no budget is set for data set {charge.dataset!r}, unit {charge.unit!r}")
+        return budget
+
+    def _yet(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+        yet: Counter[Release] = Counter()
+        for charge, count in planned:
+            yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
+        return yet
+
+    def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
+        """What the budget's data set has cost and would cost with `more`."""
+        releases = self._books.releases(budget.dataset, budget.unit)
+        releases.update(more)
+        return composition.epsilon_pld(releases, budget.delta, budget.collusion)
+
+    def _start(self) -> None:
+        with self._writing() as (_, append):
+            if self._head == START:
+                opening = charges.Opening(format=charges.FORMAT, site=self.site, public_key=self.public_key)
+                append("open", canonical.to_record(opening))
+        if self._books.site != self.site:
+            raise LedgerBroken(f"entry 0 opens the ledger of site {self._books.site!r}, not of {self.site!r}")
+
+    def _refresh(self, connection: sa.Connection) -> None:
+        """Takes in what other processes added since the last look."""
+        entries = self._store.load(connection, max(self._head.seq, 0))
+        check = chain.check_links  # taking up its own ledger, a site need not check each of its own signatures
+        if self._head != START:
+            known = next(entries, None)
+            if known is None or Head(known.seq, known.hash) != self._head:
+                raise LedgerBroken(f"entry {self._head.seq} vanished or changed while the ledger was open")
+            check = check_extension
+        while part := list(islice(entries, _PART)):
+            if self._head == START:
+                chain.check_opening(part[0], self.public_key)
+            check(self._head, part, self.public_key)
+            for entry in part:
+                self._book(entry)
+
+    def _book(self, entry: Entry) -> None:
+        self._books.apply(entry)
+        self._head = Head(entry.seq, entry.hash)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._mutex, self._store.read() as connection:
+            self._refresh(connection)
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[sa.Connection, Append]]:
+        added: list[Entry] = []
+        with self._mutex:
+            with self._store.write() as connection:
+                self._refresh(connection)
+
+                def append(kind: str, body: Mapping[str, Any]) -> Entry:
+                    entry = chain.extend(self._head, self._signer, chain.now(), kind, body)
+                    self._store.add(connection, entry)
+                    added.append(entry)
+                    return entry
+
+                yield connection, append
+            for entry in added:  # committed, so it counts now
+                self._book(entry)
+                logger.debug("ledger entry %s: %s", entry.seq, entry.kind)
+
+
+def _forked(known: Entry, rest: Iterator[Entry]) -> LedgerForked:
+    where = f"entry {known.seq} of the ledger here is another than entry {known.seq} to be restored"
+    if known.kind == "reserve" or any(entry.kind == "reserve" for entry in rest):
+        return LedgerForked(
+            f"{where}: both went on after entry {known.seq - 1}, so neither holds all that was charged. Nothing was "
+            "changed; this site must not go on under this key"
+        )
+    return LedgerForked(
+        f"{where}; from there on the one here holds no charge. Nothing was changed. Stop the daemon, move the ledger's "
+        "files away, and restore again"
+    )
+
+
+def _exceeded(budget: Budget, spent: float, would_be: float) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"data set {budget.dataset!r}, unit {budget.unit!r}: the cap is epsilon {budget.epsilon:g} at delta "
+        f"{budget.delta:g} with {budget.collusion} colluding; spent {spent:.4g}, with this charge it would be "
+        f"{would_be:.4g}",
+        cap=budget.epsilon,
+        spent=spent,
+        would_be=would_be,
+    )

@@ -1,0 +1,91 @@
+"""A step's gradients computed by several processes of one site.
+
+Only the clipped sum over units is divided: whole units to each, since a unit's norm must be complete where it is
+clipped. Who takes part, projection, rounding and noise stay with the process that leads, so they happen once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...models.adapters import AdaptedModel
+from .sampling import Integers
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumPart:
+    """Units whose clipped gradients one process sums. PRIVATE: it holds records."""
+
+    state: npt.NDArray[np.float32] = field(repr=False)  # [dim], the trained parameters to compute at
+    ids: Integers = field(repr=False)  # [rows, length] tokens, rows of one unit behind each other
+    targets: npt.NDArray[np.generic] = field(
+        repr=False
+    )  # [rows] or [rows, length], as `AdaptedModel.losses` takes them
+    sizes: Integers = field(repr=False)  # [units], rows of each
+    passes: int = field(repr=False)  # that every process runs, at least the microbatches of its own units
+    log_clip: float = 0.0  # as in `steps.private_release`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorePart:
+    """Records that one process scores one by one. PRIVATE."""
+
+    state: npt.NDArray[np.float32] = field(repr=False)  # [dim]
+    ids: Integers = field(repr=False)  # [rows, length]
+    targets: npt.NDArray[np.generic] = field(repr=False)
+    passes: int = field(repr=False)  # that every process runs, at least its rows
+
+
+Part = SumPart | ScorePart
+
+
+class Crew(Protocol):
+    """The processes that compute together, seen from the one that leads."""
+
+    @property
+    def size(self) -> int:
+        """How many they are, the leading one included."""
+        ...
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Gives each of the others its part, size - 1 of them; the leading one then computes its own."""
+        ...
+
+    def finish(self) -> list[Vector]:
+        """What the others have made of their parts, in order: `steps.partial_sum`, or figures of each record."""
+        ...
+
+
+class Alone:
+    """A crew of one."""
+
+    size = 1
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Nobody else is there."""
+
+    def finish(self) -> list[Vector]:
+        """Nothing."""
+        return []
+
+
+def made_up(adapted: AdaptedModel) -> tuple[Integers, npt.NDArray[np.generic]]:
+    """Ids and target of a record that is nobody's, for a process that has to pass and has nothing left to compute."""
+    ids = np.ones(2, dtype=np.int64)
+    return ids, np.zeros((), np.int64) if adapted.head is not None else np.array([False, True])
+
+
+def shared_out(rows_of_unit: list[Integers], size: int) -> list[list[Integers]]:
+    """Whole units for each of `size` processes, in order, so that rows come out as even as they can one by one."""
+    shares: list[list[Integers]] = [[] for _ in range(size)]
+    load = [0] * size
+    for rows in rows_of_unit:
+        least = load.index(min(load))
+        shares[least].append(rows)
+        load[least] += len(rows)
+    return shares

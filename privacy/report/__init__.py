@@ -1,0 +1,1 @@
+"""Budget reports: built from ledgers, shown as a page, and verified by recomputation."""

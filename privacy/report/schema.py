@@ -1,0 +1,307 @@
+"""The budget report as JSON: its schema, with size limits, for whoever writes or reads one.
+
+Real numbers are decimal text that reads back to the same double ("6.7701724141811885"), and "inf" where there is no
+guarantee; so a reader never has to print a number to check the signature. The entries inside are a ledger's own lines.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
+
+from ..accounting.composition import LEAST_MULTIPLIER, MOST_MULTIPLIER
+from ..errors import ReportInvalid
+from ..ledger.chain import Entry, Hex64, Hex128, Time
+
+FORMAT: Literal["confide-budget-report-2"] = "confide-budget-report-2"
+SIGNATURE_DOMAIN = "confide budget report 2"
+MAX_BYTES = 64 << 20  # of a report file
+MAX_SITES = 1_000
+MAX_ENTRIES = 100_000  # of one ledger
+MAX_STUDIES = 1_000
+MAX_CANARIES = 100_000  # of one audit: whoever verifies it sums over its guesses
+MAX_TESTS = 1_000  # audits, and attacks
+
+
+_DECIMAL = re.compile(r"\d{1,20}(\.\d{1,20})?(e[+-]\d{2,3})?|inf")
+
+
+def _read_real(value: object) -> object:
+    if isinstance(value, str):
+        if not _DECIMAL.fullmatch(value) or repr(float(value)) != value:
+            raise ValueError("not a decimal number in its shortest form")
+        value = float(value)
+    if isinstance(value, float) and not value >= 0:
+        raise ValueError("must be a number of at least 0")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_read_real), PlainSerializer(repr, return_type=str)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Guesses = Annotated[int, Field(ge=0, le=MAX_CANARIES)]
+
+
+def _is_accountable(noise_multiplier: float) -> float:
+    if noise_multiplier and not LEAST_MULTIPLIER <= noise_multiplier <= MOST_MULTIPLIER:
+        raise ValueError(f"must be 0 or in [{LEAST_MULTIPLIER:g}, {MOST_MULTIPLIER:g}]")
+    return noise_multiplier
+
+
+Multiplier = Annotated[Real, AfterValidator(_is_accountable)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+_P = TypeVar("_P", bound=_Part)
+
+
+class StudyFacts(_Part):
+    """What the issuer says about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
+
+    name: Name
+    hash: Hex64
+    mode: Literal["distributed", "local", "none"]
+    delta: Real | None = None
+    collusion: Count = 0
+    sites: Annotated[list[Name], Field(max_length=MAX_SITES)] = []
+    rounds: Count | None = None
+    noise_multiplier: Real | None = None
+    clip_norm: Real | None = None
+    sample_rate: Real | None = None
+    max_dropouts: Count | None = None
+
+
+class BudgetFacts(_Part):
+    """The cap in force."""
+
+    epsilon: Real
+    delta: Real
+    collusion: Count
+
+
+class Spending(_Part):
+    """What one unit's participation has cost, seen by an observer who pools with `colluding` other sites."""
+
+    colluding: Count
+    pld: Real
+    rdp: Real
+
+
+class Event(_Part):
+    """`count` equal releases of one study."""
+
+    study: Hex64
+    purpose: Literal["update", "evaluation"]
+    mode: Literal["distributed", "local", "none"]
+    sample_rate: Real
+    clip_norm: Real
+    dim: Count
+    scale_bits: Count
+    site_noise_int: Count
+    sites: Count  # really summed, or the fewest allowed while not settled
+    planned_sites: Count  # with top-up, while not settled: the most that may be summed; else 0
+    noise_collusion: Count
+    steps: Count  # noised sums that each release adds up
+    is_settled: bool
+    count: Count
+
+
+class Point(_Part):
+    """Epsilon after the first `releases` releases, at the budget's delta and collusion."""
+
+    releases: Count
+    time: Time  # when the last of them was reserved, by the site's clock
+    pld: Real
+    rdp: Real
+
+
+class Account(_Part):
+    """One data set and unit of one site. Without a budget there is no delta, and every epsilon reads "inf"."""
+
+    dataset: Name
+    unit: Name
+    budget: BudgetFacts | None
+    releases: Count
+    unprotected: Count  # of them without noise
+    spent: Annotated[list[Spending], Field(max_length=8)]
+    events: Annotated[list[Event], Field(max_length=MAX_ENTRIES)]
+    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget or with an unprotected release
+
+
+class SiteReport(_Part):
+    """A site's whole ledger, and what it adds up to."""
+
+    name: Name
+    public_key: Hex64
+    entries: Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]
+    accounts: Annotated[list[Account], Field(max_length=MAX_ENTRIES)]
+
+
+class AuditFinding(_Part):
+    """A claim about a training step that did not hold."""
+
+    check: Name
+    detail: Text
+
+
+class AuditFacts(_Part):
+    """What an empirical audit of a run's training step found, beside the claim for the very steps it looked at.
+
+    The issuer's word: an audit needs the engine, not the ledgers, so a reader repeats it rather than recomputing it.
+    """
+
+    run: Name
+    study: Hex64
+    round: Count  # the committed round whose trained numbers were audited
+    time: Time
+    delta: Real
+    claimed_epsilon: Real  # by PLD, for a unit in one audited step at rate 1
+    lower_bound: Real  # the epsilon that the guesses refute; above claimed_epsilon, the claim is wrong
+    largest_bound: Real  # what the bound would have been with every guess right
+    confidence: Real
+    noise_multiplier: Multiplier  # of the audited step, for an observer who knows the noise of `colluding` sites
+    colluding: Count
+    steps: Annotated[int, Field(ge=1, le=MAX_CANARIES)]
+    canaries: Guesses
+    guesses: Guesses
+    right: Guesses
+    checks: Annotated[list[Name], Field(max_length=64)]  # claims that were tested one by one
+    findings: Annotated[list[AuditFinding], Field(max_length=64)]  # of them, those that did not hold
+    blocks: Count  # trained tensors, every expert counted by itself
+    blocks_reached: Count  # of them, in which clipping was seen to act
+    seconds: Real
+    versions: Name
+
+    @property
+    def passed(self) -> bool:
+        """Whether the guesses leave the claim standing and every single check held."""
+        return self.lower_bound <= self.claimed_epsilon and not self.findings
+
+
+class RocPoint(_Part):
+    """One threshold of an attack."""
+
+    false_positive_rate: Real
+    true_positive_rate: Real
+
+
+class MembershipFacts(_Part):
+    """How well a likelihood-ratio attack (LiRA, arXiv:2112.03570) tells an adapter's training records from others.
+
+    The issuer's word, measured with records at hand: only where they are public, as in a demo.
+    """
+
+    run: Name
+    study: Hex64
+    time: Time
+    attacked: Name  # what was attacked, in words
+    is_private: bool
+    shadows: Count
+    shadow_model: Name  # what stood in for the attacked model, in words
+    members: Count
+    nonmembers: Count
+    auc: Real  # 0.5 is guessing
+    auc_low: Real
+    auc_high: Real
+    tpr_at_1_percent_fpr: Real  # 0.01 is guessing
+    tpr_at_1_percent_fpr_low: Real
+    tpr_at_1_percent_fpr_high: Real
+    tpr_at_01_percent_fpr: Real
+    tpr_at_01_percent_fpr_low: Real
+    tpr_at_01_percent_fpr_high: Real
+    confidence: Real  # of the intervals
+    roc: Annotated[list[RocPoint], Field(max_length=256)]
+
+
+class Accountants(_Part):
+    """How the epsilons were computed."""
+
+    relation: Literal["add_or_remove_one"]
+    sampler: Literal["poisson"]
+    pld: Name
+    rdp: Name
+
+
+class Report(_Part):
+    """A signed budget report."""
+
+    format: Literal["confide-budget-report-2"]
+    federation: Name
+    issued: Time
+    issuer: Hex64
+    accountants: Accountants
+    studies: Annotated[list[StudyFacts], Field(max_length=MAX_STUDIES)]
+    sites: Annotated[list[SiteReport], Field(max_length=MAX_SITES)]
+    audits: Annotated[list[AuditFacts], Field(max_length=MAX_TESTS)] = []
+    membership: Annotated[list[MembershipFacts], Field(max_length=MAX_TESTS)] = []
+    signature: Hex128
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether a release without noise, or a study that asks for such, is part of it."""
+        accounts = [account for site in self.sites for account in site.accounts]
+        return any(account.unprotected for account in accounts) or any(study.mode == "none" for study in self.studies)
+
+
+def parse(value: object) -> Report:
+    """Reads a report, checking types, sizes and alphabets and nothing else.
+
+    Raises:
+        ReportInvalid: names the place and the problem, never the value.
+    """
+    try:
+        return Report.model_validate(value)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "report"
+        raise ReportInvalid(f"{where}: {problem['msg']} ({err.error_count()} such problems)") from err
+
+
+def study_facts(value: object) -> StudyFacts:
+    """Reads what an issuer says about a study; numbers may be plain numbers here.
+
+    Raises:
+        ReportInvalid: names the field and the problem.
+    """
+    try:
+        return StudyFacts.model_validate(value)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        raise ReportInvalid(f"study facts: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from err
+
+
+def audit_facts(text: str) -> AuditFacts:
+    """Reads what `dump` made of an audit's facts. Raises `ReportInvalid`."""
+    return _facts(AuditFacts, text)
+
+
+def membership_facts(text: str) -> MembershipFacts:
+    """Reads what `dump` made of an attack's facts. Raises `ReportInvalid`."""
+    return _facts(MembershipFacts, text)
+
+
+def _facts(kind: type[_P], text: str) -> _P:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ReportInvalid(f"{kind.__name__}: {where}: {problem['msg']}") from err
+
+
+def dump(part: BaseModel) -> dict[str, Any]:
+    """A report or part of one as JSON values."""
+    return part.model_dump(mode="json")

@@ -1,0 +1,77 @@
+"""What a ledger adds up to, account by account: the figures of a budget report, from the entries alone.
+
+Who writes a report and who verifies one both call this, and compare. Nothing here walks through the charges one by one:
+a statement over 1,000,000 of them costs what their distinct kinds cost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from ..accounting import composition
+from ..accounting.composition import Release
+from ..ledger.charges import Books, Budget, spent
+from ..ledger.tally import Tally
+from .schema import Account, BudgetFacts, Event, Point, Spending
+
+MAX_POINTS = 9  # of the course; each costs one composition
+
+
+def accounts(books: Books) -> list[Account]:
+    """One statement for each (dataset, unit) of the ledger, sorted."""
+    return [
+        _account(dataset, unit, books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit)))
+        for dataset, unit in books.accounts()
+    ]
+
+
+def _account(dataset: str, unit: str, tally: Tally, budget: Budget | None) -> Account:
+    releases = tally.releases()
+    unprotected = sum(count for release, count in releases.items() if release.mode == "none")
+    return Account(
+        dataset=dataset,
+        unit=unit,
+        budget=BudgetFacts(epsilon=budget.epsilon, delta=budget.delta, collusion=budget.collusion) if budget else None,
+        releases=len(tally),
+        unprotected=unprotected,
+        spent=[_spending(releases, budget, colluding) for colluding in _levels(budget)],
+        events=_events(tally),
+        course=_course(tally, budget) if budget and not unprotected else [],
+    )
+
+
+def _levels(budget: Budget | None) -> list[int]:
+    """An outsider, one site that knows its own noise, and what the site's budget demands."""
+    return sorted({0, 1, budget.collusion if budget else 0})
+
+
+def _spending(releases: Mapping[Release, int], budget: Budget | None, colluding: int) -> Spending:
+    if budget is None:
+        unbounded = float("inf") if releases else 0.0
+        return Spending(colluding=colluding, pld=unbounded, rdp=unbounded)
+    found = spent(releases, colluding=colluding, delta=budget.delta)
+    return Spending(colluding=colluding, pld=found.pld, rdp=found.rdp)
+
+
+def _events(tally: Tally) -> list[Event]:
+    return [
+        Event(study=kind.study, purpose=kind.purpose, is_settled=kind.is_settled, count=count, **asdict(kind.release))
+        for kind, count in tally.kinds().items()  # in the order of their first charges
+    ]
+
+
+def _course(tally: Tally, budget: Budget) -> list[Point]:
+    total = len(tally)
+    # closer together at the start, where the curve bends; the first and the last are always there
+    ends = sorted({max(1, round(total * (step / MAX_POINTS) ** 1.5)) for step in range(1, MAX_POINTS + 1)})
+    points = []
+    for end in (end for end in ends if end <= total):
+        releases = tally.first(end)
+        points.append(
+            Point(
+                releases=end,
+                time=tally.time(end - 1),
+                pld=composition.epsilon_pld(releases, budget.delta, budget.collusion),
+                rdp=composition.epsilon_rdp(releases, budget.delta, budget.collusion),
+            )
+        )
+    return points

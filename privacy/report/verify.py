@@ -1,0 +1,340 @@
+"""Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
+
+Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
+make, PRV (`second_opinion`).
+
+A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
+the issuer's is for the reader to compare by another way; `verify` takes the known ones.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dp_accounting as dpa
+
+from ..accounting import composition, prv
+from ..accounting.prv import Opinion
+from ..audit import one_run
+from ..errors import InvalidPrivacyParameter, LedgerBroken, ReportInvalid
+from ..ledger import canonical
+from ..ledger.chain import verify_chain
+from ..ledger.charges import Books
+from . import schema, statement
+from .schema import MAX_BYTES, SIGNATURE_DOMAIN, Account, AuditFacts, Report, SiteReport, Spending, dump
+
+TOLERANCE = 1e-6  # relative: FFTs differ in the last digits between machines; a lie worth telling is larger
+CLAIM_SLACK = 2e-3  # how far an audit's claim may be above that for its multiplier as reported, not cut to five digits
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was checked and what failed; `ok` if nothing did."""
+
+    failures: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)  # in words, for people
+    notes: list[str] = field(default_factory=list)  # worth knowing, no failure
+    issuer: str | None = None  # the key that the report names, hex
+    site_keys: dict[str, str] = field(default_factory=dict)
+    opinions: list["Witnessed"] = field(default_factory=list)  # one for each epsilon that is stated at a level
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return not self.failures
+
+    def lines(self) -> list[str]:
+        """What was found, for people, failures last."""
+        found = (("ok", self.checked), ("note", self.notes), ("FAILED", self.failures))
+        return [f"{title:7s} {line}" for title, lines in found for line in lines]
+
+    def to_dict(self) -> dict[str, object]:
+        """What was found, for programs."""
+        return {
+            "verified": self.ok,
+            "failures": self.failures,
+            "checked": self.checked,
+            "notes": self.notes,
+            "accountants": [witnessed.to_dict() for witnessed in self.opinions],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """What a report states of one account for one observer, and what PRV says to it."""
+
+    site: str
+    dataset: str
+    unit: str
+    delta: float
+    stated: Spending
+    opinion: Opinion
+
+    @property
+    def where(self) -> str:
+        """Names the account and the observer."""
+        return f"site {self.site}: {self.dataset}/{self.unit}, {self.stated.colluding} colluding"
+
+    def to_dict(self) -> dict[str, object]:
+        """The three accountants' answers; `prv` is null where it was not asked, and `why_not` says why."""
+        bracket = self.opinion.bracket
+        return {
+            "site": self.site,
+            "dataset": self.dataset,
+            "unit": self.unit,
+            "delta": self.delta,
+            "colluding": self.stated.colluding,
+            "pld": _finite(self.stated.pld),
+            "rdp": _finite(self.stated.rdp),
+            "prv": {"lower": bracket.lower, "estimate": bracket.estimate, "upper": bracket.upper} if bracket else None,
+            "agrees": not self.opinion.objections if bracket else None,
+            "why_not": self.opinion.why_not,
+        }
+
+
+def known_keys(pairs: Sequence[str]) -> dict[str, str]:
+    """Sites' public keys from `NAME=KEY` texts.
+
+    Raises:
+        ReportInvalid: one is not of that form.
+    """
+    keys = {}
+    for pair in pairs:
+        name, equals, key = pair.partition("=")
+        if not (name and equals and re.fullmatch(r"[0-9a-f]{64}", key)):
+            raise ReportInvalid(f"{pair!r} is not NAME=KEY with a key of 64 hexadecimal digits")
+        keys[name] = key
+    return keys
+
+
+def verify_file(path: Path, *, issuer: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verification:
+    """`verify` for a file.
+
+    Raises:
+        ReportInvalid: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as err:
+        raise ReportInvalid(f"cannot read {path}: {err.strerror}") from err
+    if len(text) > MAX_BYTES:
+        return Verification(failures=[f"report: larger than {MAX_BYTES >> 20} MiB"])
+    try:
+        value = canonical.decode(text)
+    except ValueError as err:
+        return Verification(failures=[f"report: not JSON: {err}"])
+    return verify(value, issuer=issuer, site_keys=site_keys)
+
+
+def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verification:
+    """Recomputes everything that `report` says and names each thing that does not hold.
+
+    Args:
+        report: as `json.load` gives it.
+        issuer: the issuer's public key in hex, if known from elsewhere.
+        site_keys: sites' public keys by name, as far as known from elsewhere.
+    """
+    try:
+        parsed = schema.parse(report)
+    except ReportInvalid as err:
+        return Verification(failures=[f"schema: {err}"])
+    result = Verification(issuer=parsed.issuer, site_keys={site.name: site.public_key for site in parsed.sites})
+    assert isinstance(report, Mapping)
+    _check_signature(result, parsed, report, issuer)
+    books = {site.name: _check_site(result, site, (site_keys or {}).get(site.name)) for site in parsed.sites}
+    if len(books) != len(parsed.sites):
+        result.failures.append("sites: a name occurs twice")
+    sound = {name: book for name, book in books.items() if book is not None}
+    result.failures += _contradictions(sound)
+    result.failures += _study_contradictions(parsed, sound)
+    result.notes += _gaps(sound)
+    _check_tests(result, parsed)
+    return result
+
+
+def _check_signature(result: Verification, parsed: Report, report: Mapping[str, Any], known_issuer: str | None) -> None:
+    if known_issuer is not None and parsed.issuer != known_issuer:
+        result.failures.append(f"issuer: the report is by {parsed.issuer}, not by {known_issuer}")
+    try:
+        contents = canonical.encode({name: value for name, value in report.items() if name != "signature"})
+    except ValueError as err:
+        result.failures.append(f"signature: {err}")
+        return
+    if canonical.is_signed(parsed.issuer, SIGNATURE_DOMAIN, contents, parsed.signature):
+        result.checked.append("the issuer's signature over the whole report")
+    else:
+        result.failures.append("signature: the report was changed after its issuer signed it")
+
+
+def _check_site(result: Verification, site: SiteReport, known_key: str | None) -> Books | None:
+    where = f"site {site.name}"
+    if known_key is not None and site.public_key != known_key:
+        result.failures.append(f"{where}: public key is {site.public_key}, not {known_key}")
+    try:
+        verify_chain(site.entries, site.public_key)
+        books = Books.replay(site.entries)
+        if books.site != site.name:
+            raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}")
+    except LedgerBroken as err:
+        result.failures.append(f"{where}: ledger: {err}")
+        return None
+    result.checked.append(f"{where}: {len(site.entries)} ledger entries, chained and signed by the site")
+    stated = {"accounts": [dump(account) for account in site.accounts]}
+    recomputed = {"accounts": [dump(account) for account in statement.accounts(books)]}
+    differences = list(_differences(stated, recomputed, where))
+    result.failures += differences
+    if not differences:
+        releases = sum(account.releases for account in site.accounts)
+        result.checked.append(f"{where}: epsilon of {releases} releases recomputed by RDP and PLD")
+    for account in site.accounts:
+        _ask_a_third(result, site.name, account, books)
+    return books
+
+
+def _ask_a_third(result: Verification, site: str, account: Account, books: Books) -> None:
+    """Holds what is stated against PRV, over the releases that the entries give."""
+    tally = books.tallies.get((account.dataset, account.unit))
+    if account.budget is None or tally is None or not len(tally):
+        return
+    agreed = []
+    for stated in account.spent:
+        opinion = prv.compare(tally.releases(), account.budget.delta, stated.colluding, pld=stated.pld, rdp=stated.rdp)
+        witnessed = Witnessed(site, account.dataset, account.unit, account.budget.delta, stated, opinion)
+        result.opinions.append(witnessed)
+        result.failures += [f"{witnessed.where}: {objection}" for objection in opinion.objections]
+        result.notes += [f"{witnessed.where}: {remark}" for remark in opinion.remarks]
+        if opinion.bracket is None:
+            result.notes.append(f"{witnessed.where}: not checked by PRV: {opinion.why_not}")
+        elif not opinion.objections:
+            bracket = opinion.bracket
+            agreed.append(
+                f"{stated.colluding} colluding: PRV {bracket.lower:.3f} to {bracket.upper:.3f}, "
+                f"PLD {stated.pld:.3f}, RDP {stated.rdp:.3f}"
+            )
+    if agreed:
+        name = f"site {site}: {account.dataset}/{account.unit}"
+        result.checked.append(f"{name}: a third accountant agrees ({'; '.join(agreed)})")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _differences(stated: Any, recomputed: Any, where: str) -> Iterator[str]:
+    if isinstance(stated, dict) and isinstance(recomputed, dict):
+        for name in recomputed:
+            yield from _differences(stated[name], recomputed[name], f"{where}: {name}")
+    elif isinstance(stated, list) and isinstance(recomputed, list):
+        if len(stated) != len(recomputed):
+            yield f"{where}: has {len(stated)} items, the ledger gives {len(recomputed)}"
+        for index, (left, right) in enumerate(zip(stated, recomputed, strict=False)):
+            yield from _differences(left, right, f"{where}[{_label(right, index)}]")
+    elif stated != recomputed and not _is_close(stated, recomputed):
+        yield f"{where}: says {stated}, the ledger gives {recomputed}"
+
+
+def _label(item: Any, index: int) -> str:
+    """Names an item of a list by what identifies it, where something does."""
+    match item:
+        case {"dataset": dataset, "unit": unit}:
+            return f"{dataset}/{unit}"
+        case {"colluding": colluding}:
+            return f"colluding={colluding}"
+        case _:
+            return str(index)
+
+
+def _is_close(stated: Any, recomputed: Any) -> bool:
+    if not (isinstance(stated, str) and isinstance(recomputed, str)):
+        return False
+    try:
+        left, right = float(stated), float(recomputed)
+    except ValueError:
+        return False
+    return abs(left - right) <= TOLERANCE * max(1.0, abs(right))  # false if one is infinite: inf - x, or nan
+
+
+def _contradictions(books: Mapping[str, Books]) -> Iterator[str]:
+    """Two sites that booked one round differently: somebody told them different things."""
+    first: dict[tuple[str, int], str] = {}
+    for name, book in books.items():
+        for key, booked in book.booked.items():
+            other = first.setdefault(key, name)
+            theirs = books[other].booked[key]
+            where = f"round {key[1]} of run {key[0]}"
+            if (booked.charge.study, booked.charge.release, booked.charge.cohort) != (
+                theirs.charge.study,
+                theirs.charge.release,
+                theirs.charge.cohort,
+            ):
+                yield f"{where}: sites {other} and {name} reserved different releases"
+            if booked.summed and theirs.summed and booked.summed != theirs.summed:
+                yield f"{where}: sites {other} and {name} settled different sets"
+
+
+def _study_contradictions(report: Report, books: Mapping[str, Books]) -> Iterator[str]:
+    modes = {study.hash: study.mode for study in report.studies}
+    said = set()
+    for name, book in books.items():
+        for booked in book.booked.values():
+            study, mode = booked.charge.study, booked.charge.release.mode
+            if modes.get(study, mode) != mode and (name, study) not in said:
+                said.add((name, study))
+                yield f"study {study[:12]}: the report says mode {modes[study]}, site {name} charged mode {mode}"
+
+
+def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
+    """Sites that a settled sum is said to hold, but whose own ledger in this report has no charge for it."""
+    missing: dict[str, int] = {}
+    summed = {key: booked.summed for book in books.values() for key, booked in book.booked.items() if booked.summed}
+    for key, names in summed.items():
+        for name in names:
+            if name in books and key not in books[name].booked:
+                missing[name] = missing.get(name, 0) + 1
+    for name, rounds in sorted(missing.items()):
+        yield f"site {name}: {rounds} settled rounds name it, but its ledger here does not charge them (yet)"
+
+
+def _check_tests(result: Verification, report: Report) -> None:
+    """Recomputes what can be of audits and attacks. Their raw counts are the issuer's word."""
+    for facts in report.audits:
+        where = f"audit of run {facts.run}, round {facts.round}"
+        problems = list(_audit_problems(facts))
+        result.failures += [f"{where}: {problem}" for problem in problems]
+        if not problems:
+            result.checked.append(
+                f"{where}: its bound of {facts.lower_bound:.3f} follows from {facts.right} of {facts.guesses} right "
+                f"guesses and does not reach the claimed {facts.claimed_epsilon:.3f}"
+            )
+
+
+def _audit_problems(facts: AuditFacts) -> Iterator[str]:
+    try:
+        bound = one_run.epsilon_lower_bound(
+            facts.right, facts.guesses, facts.canaries, delta=facts.delta, confidence=facts.confidence
+        )
+    except InvalidPrivacyParameter as err:
+        yield str(err)
+        return
+    if not _is_near(facts.lower_bound, bound):
+        yield f"says that epsilon is at least {facts.lower_bound:.4f}; its guesses give {bound:.4f}"
+    if not (0 < facts.noise_multiplier < math.inf and 0 < facts.delta < 1):
+        yield "audits a step without noise, which claims nothing"
+        return
+    exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
+    # What our accountants may say of it: PLD's bound, or RDP's where that stands for it.
+    most = composition.pld_bound(((facts.noise_multiplier, 1.0, 1),), facts.delta)
+    if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= most + CLAIM_SLACK * (1 + most):
+        yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"
+    if bound > facts.claimed_epsilon:
+        yield f"refutes the claim: epsilon is at least {bound:.4f}, claimed is {facts.claimed_epsilon:.4f}"
+    for finding in facts.findings:
+        yield f"{finding.check}: {finding.detail}"
+
+
+def _is_near(stated: float, recomputed: float) -> bool:
+    return abs(stated - recomputed) <= 1e-5 + TOLERANCE * recomputed  # the bound is searched for down to 1e-6

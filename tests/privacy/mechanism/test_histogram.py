@@ -1,0 +1,86 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
+from confide.privacy.mechanism.histogram import HistogramTerms, private_histogram
+from confide.privacy.mechanism.sampling import SeededBytes
+
+SCALE = 2**20
+CELLS = [0, 3, 3, 1, 2, 2, 0]
+UNITS = [7, 7, 8, 9, 9, 9, 4]
+
+
+def terms(*, mode="none", noise=0, cells=5):
+    return HistogramTerms(mode=mode, cells=cells, site_noise_int=noise, scale_bits=20)
+
+
+def counted(cells, units, seed=b"a", **changes):
+    return private_histogram(cells, units, terms=terms(**changes), source=SeededBytes(seed)) / SCALE
+
+
+def test_records_of_a_unit_each_are_counted_where_they_fall():
+    cells = np.random.default_rng(1).integers(0, 5, 200)
+    loop = [sum(cell == wanted for cell in cells) for wanted in range(5)]
+    assert counted(cells, np.arange(200)).tolist() == loop
+
+
+def test_a_unit_is_counted_once_however_many_records_it_has():
+    found = counted(CELLS, UNITS)
+    assert found.sum() == len(set(UNITS))
+    assert found[4] == 0
+    assert found.tolist() == found.astype(int).tolist()
+
+
+@pytest.mark.parametrize("unit", sorted(set(UNITS)))
+def test_adding_a_unit_with_all_its_records_adds_one_to_one_cell(unit):
+    cells, units = np.array(CELLS), np.array(UNITS)
+    rest = units != unit
+    seen = set()
+    for seed in range(20):  # whichever of its records is drawn
+        alone = counted(cells[~rest], units[~rest], seed=bytes([seed]))
+        assert np.linalg.norm(alone) == 1
+        seen.add(int(alone.argmax()))
+    assert seen == set(cells[~rest].tolist())
+    assert counted(cells[rest], units[rest]).sum() + 1 == counted(cells, units).sum()
+
+
+def test_every_record_of_a_unit_is_counted_equally_often():
+    draws = Counter(int(counted([0, 1, 1, 2], [5, 5, 5, 5], seed=str(n).encode()).argmax()) for n in range(2000))
+    statistic = sum((draws[cell] - share) ** 2 / share for cell, share in ((0, 500), (1, 1000), (2, 500)))
+    assert statistic < chi2.ppf(1 - 1e-6, df=2)
+
+
+def test_no_record_at_all_is_a_histogram_of_noise():
+    assert not counted([], []).any()
+    noise = private_histogram([], [], terms=terms(mode="distributed", noise=10**6, cells=4000))
+    assert abs(noise.std() / 10**6 - 1) < 0.06  # five standard errors of 4,000 draws
+
+
+def test_noise_is_added_to_the_counts_and_has_the_agreed_std():
+    terms_ = terms(mode="local", noise=10**6, cells=4000)
+    found = private_histogram(np.zeros(50, int), np.arange(50), terms=terms_)
+    assert found.dtype == np.int64
+    assert abs(found[0] - 50 * SCALE) < 10 * 10**6
+    assert abs(found[1:].std() / 10**6 - 1) < 0.06
+
+
+def test_protection_takes_no_source_but_the_operating_system():
+    with pytest.raises(SourceRefused):
+        private_histogram(CELLS, UNITS, terms=terms(mode="distributed", noise=100), source=SeededBytes(b"a"))
+
+
+@pytest.mark.parametrize(("cells", "units"), [([0, 1], [1]), ([[0], [1]], [1, 2]), ([5], [1]), ([-1], [1])], ids=str)
+def test_what_does_not_fit_together_is_refused(cells, units):
+    with pytest.raises(BatchMalformed):
+        counted(cells, units)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mode": "distributed"}, {"mode": "none", "noise": 5}, {"mode": "local", "noise": -1}, {"cells": 0}]
+)
+def test_terms_that_protect_nothing_or_make_no_sense_are_refused(changes):
+    with pytest.raises(InvalidPrivacyParameter):
+        terms(**changes)

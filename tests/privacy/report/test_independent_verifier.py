@@ -1,0 +1,94 @@
+"""A second program, written from the format documents alone, comes to the same conclusions."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from confide.privacy.ledger import canonical
+from confide.privacy.report.schema import SIGNATURE_DOMAIN
+from confide.privacy.report.verify import verify
+
+from ..ledgers import eventful_report, signer
+from .independent_verifier import Rejected
+from .independent_verifier import verify as verify_independently
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return eventful_report()
+
+
+@pytest.fixture
+def report(sound):
+    return copy.deepcopy(sound)
+
+
+def signed(report):
+    contents = {name: value for name, value in report.items() if name != "signature"}
+    return contents | {"signature": canonical.sign(signer(99), SIGNATURE_DOMAIN, canonical.encode(contents))}
+
+
+def test_both_programs_accept_a_report_with_top_up_evaluation_and_local_steps(sound):
+    verify_independently(sound)
+    found = verify(sound)
+    assert found.failures == []
+    assert len(found.opinions) == 20  # four sites; two observers for one data set, three for the other
+    assert all(witnessed.opinion.bracket for witnessed in found.opinions)
+
+
+def test_the_second_program_needs_nothing_of_ours(sound, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(sound))
+    program = Path(__file__).with_name("independent_verifier.py")
+    done = subprocess.run(
+        [sys.executable, "-I", program, tmp_path / "report.json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "holds\n")
+    assert "confide." not in program.read_text()
+
+
+def at(report, *way):
+    for name in way[:-1]:
+        report = report[name]
+    return report, way[-1]
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("sites", 0, "accounts", 1, "spent", 1, "rdp"), "1.5"),
+        (("sites", 0, "accounts", 1, "course", 3, "rdp"), "0.5"),
+        (("sites", 1, "accounts", 0, "budget", "epsilon"), "9.0"),
+        (("sites", 2, "accounts", 0, "releases"), 3),
+        (("sites", 3, "name"), "elsewhere"),
+        (("sites", 0, "public_key"), "ab" * 32),
+        (("sites", 0, "entries", 5, "body", "round"), 77),
+        (("sites", 0, "entries", 5, "time"), "2026-01-01T00:00:00Z"),
+        (("sites", 0, "entries", 5, "signature"), "00" * 64),
+        (("sites", 0, "entries", 5, "previous"), "00" * 32),
+        (("format",), "confide-budget-report-1"),
+    ],
+)
+def test_both_programs_reject_what_was_tampered_with(report, way, value):
+    holder, name = at(report, *way)
+    holder[name] = value
+    with pytest.raises(Rejected):
+        verify_independently(signed(report))
+    assert not verify(signed(report)).ok
+
+
+def test_both_programs_reject_a_ledger_with_an_entry_left_out(report):
+    del report["sites"][0]["entries"][7]
+    with pytest.raises(Rejected, match="entry 7: out of order"):
+        verify_independently(signed(report))
+    assert not verify(signed(report)).ok
+
+
+def test_both_programs_reject_a_report_that_somebody_else_changed(report):
+    report["federation"] = "Another"
+    with pytest.raises(Rejected, match="report: signature"):
+        verify_independently(report)
+    assert not verify(report).ok
