@@ -35,11 +35,11 @@ from confide.client_node.study import AggregatorParty, Participant, Study
 from confide.coordinator.broadcast import broadcast
 from confide.coordinator.references import federate, logits, untrained
 from confide.coordinator.run_folder import Checkpoint
-from confide.models.adapters import AdaptedModel, LoRAFactors
-from confide.models.combine import compress
-from confide.models.evaluation import auc
-from confide.models.provenance import Provenance, Source
-from confide.models.released import released
+from confide.models.adapters.combining import compress
+from confide.models.adapters.lora import AdaptedModel, LoRAFactors
+from confide.models.adapters.peft_import import released
+from confide.models.adapters.provenance import Provenance, Source
+from confide.models.evaluation.metrics import auc
 from confide.mpc.sealing import new_keypair
 from confide.privacy.accounting.composition import Mode
 

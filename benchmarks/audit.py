@@ -21,7 +21,7 @@ from quality import read_table
 
 from confide.client_node.draft import StudyDraft, load_draft
 from confide.coordinator.references import federate, logits, noise_of, untrained
-from confide.models.pretraining import pretrain
+from confide.models.backbones.pretraining import pretrain
 from confide.privacy.accounting.composition import Mode
 from confide.privacy.audit.canaries import AuditedStep, run_audit
 from confide.privacy.audit.engine_checks import check_engine, site_round

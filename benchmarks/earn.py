@@ -33,11 +33,11 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.client_node.draft import StudyDraft
 from confide.coordinator.references import federate, logits, noise_of, private_linear
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.backbone import EMBEDDING_STD, BackboneConfig, build
-from confide.models.evaluation import auc
-from confide.models.head import PooledHead
-from confide.models.schema import CategoricalField, RecordSchema
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import EMBEDDING_STD, BackboneConfig, build
+from confide.models.evaluation.metrics import auc
+from confide.models.heads.pooling import PooledHead
+from confide.models.records.schema import CategoricalField, RecordSchema
 from confide.privacy.accounting.composition import Mode, Release, epsilon_pld, epsilon_rdp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "names"))

@@ -21,10 +21,10 @@ from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
 from confide.client_node.draft import StudyDraft
 from confide.coordinator.references import federate, logits, untrained
-from confide.models.adapters import AdaptedModel
-from confide.models.evaluation import auc
-from confide.models.head import pooled
-from confide.models.pretraining import PretrainingConfig, pretrain
+from confide.models.adapters.lora import AdaptedModel
+from confide.models.backbones.pretraining import PretrainingConfig, pretrain
+from confide.models.evaluation.metrics import auc
+from confide.models.heads.pooling import pooled
 from confide.privacy.accounting.composition import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule

@@ -40,10 +40,10 @@ from confide.coordinator.references import (
     untrained,
     word_inputs,
 )
-from confide.models import backbone as backbones
-from confide.models.evaluation import auc
-from confide.models.pretraining import pretrain
-from confide.models.schema import RecordSchema
+from confide.models.backbones import deepseek_v3 as backbones
+from confide.models.backbones.pretraining import pretrain
+from confide.models.evaluation.metrics import auc
+from confide.models.records.schema import RecordSchema
 from confide.privacy.accounting.composition import Mode, epsilon_pld
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -28,10 +28,10 @@ from measuring import Peak, allocated_mib
 from confide.client_node.sharding import ShardedWeights, join
 from confide.client_node.worker import LinkedCrew
 from confide.client_node.worker_frames import receive, send
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.backbone import BackboneConfig, build
-from confide.models.head import PooledHead
-from confide.models.schema import NumericField, RecordSchema
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.heads.pooling import PooledHead
+from confide.models.records.schema import NumericField, RecordSchema
 from confide.mpc.frames import Channel, end_with_parent
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..models.schema import RecordSchema
+from ..models.records.schema import RecordSchema
 from . import cells
 from .draft import DataTerms, StudyDraft
 from .errors import DataInvalid

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from ..models.errors import ModelError
-from ..models.prompts import PromptTemplate
-from ..models.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from ..models.records.prompts import PromptTemplate
+from ..models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
 from ..mpc.hpke import KemName
 from ..privacy.mechanism import adaptive_clipping
 from .errors import StudyInvalid

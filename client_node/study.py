@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from ..models.schema import RecordSchema
+from ..models.records.schema import RecordSchema
 from ..mpc.shares import ShareContext
 from ..mpc.sketch import ROWS, largest_bound
 from ..privacy.mechanism.projection import norm_bound

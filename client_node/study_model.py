@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..models import backbone
-from ..models.adapters import AdaptedModel, AdapterConfig, attach
-from ..models.checkpoints import ExpertFormat
+from ..models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from ..models.backbones import deepseek_v3
+from ..models.backbones.checkpoints import ExpertFormat
 from ..models.errors import BackboneMismatch
-from ..models.head import PooledHead
-from ..models.prompts import PromptEncoder
-from ..models.schema import RecordSchema
+from ..models.heads.pooling import PooledHead
+from ..models.records.prompts import PromptEncoder
+from ..models.records.schema import RecordSchema
 from .data import Records
 from .draft import StudyDraft
 
@@ -59,10 +59,10 @@ def load_study_model(
     """
     config, experts = AdapterConfig(**draft.adapter_config()), experts or draft.model.experts
     if draft.data.text is not None:
-        text = backbone.load_text(directory, expected_hash=expected_hash, experts=experts)
+        text = deepseek_v3.load_text(directory, expected_hash=expected_hash, experts=experts)
         encoder = PromptEncoder(draft.data.text.template(), text.tokenizer, draft.data.max_tokens)
         return StudyModel(attach(text.model, config), encoder, encoder.words, text.hash)
-    loaded = backbone.load(directory, expected_hash=expected_hash, experts=experts)
+    loaded = deepseek_v3.load(directory, expected_hash=expected_hash, experts=experts)
     schema = draft.record_schema()
     if loaded.schema != schema:
         raise BackboneMismatch(f"the backbone in {directory} reads records of another schema than [data] describes")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.adapters import AdaptedModel
-from ..models.binned_evaluation import bin_of
+from ..models.adapters.lora import AdaptedModel
 from ..models.errors import BackboneMismatch
-from ..models.losses import foretell
+from ..models.evaluation.binned import bin_of
+from ..models.heads.losses import foretell
 from ..privacy.accounting.composition import Mode
 from ..privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ..privacy.mechanism.independence import refuse_dependence

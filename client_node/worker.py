@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.adapters import AdaptedModel
+from ..models.adapters.lora import AdaptedModel
 from ..models.errors import ModelError
 from ..mpc.frames import Channel
 from ..privacy.errors import PrivacyError

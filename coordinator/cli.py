@@ -52,7 +52,7 @@ from .shown import (
 from .store import Run, Store
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ..models.card import ModelCard
+    from ..models.adapters.card import ModelCard
 
 app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
 site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
@@ -211,7 +211,7 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
     from rich.progress import Progress
 
     from ..client_node.draft import load_draft
-    from ..models.pretraining import pretrain
+    from ..models.backbones.pretraining import pretrain
 
     with told(), Progress(console=err, transient=True) as progress:
         bar = progress.add_task("Pretraining on synthetic records", total=None)
@@ -233,7 +233,7 @@ def backbone_import(
     as_json: JsonOption = False,
 ) -> None:
     """Write a published model as a DeepSeek-V3 checkpoint that computes the same, for studies of free text."""
-    from ..models.smollm2 import import_smollm2
+    from ..models.backbones.smollm2 import import_smollm2
 
     recipes = {Recipe.SMOLLM2: import_smollm2}
     with told():
@@ -260,7 +260,7 @@ def backbone_list(
     """
     from dataclasses import asdict
 
-    from ..models.backbone import backbones_in
+    from ..models.backbones.deepseek_v3 import backbones_in
     from ..models.errors import InvalidBackbone
 
     with told():
@@ -282,7 +282,7 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
     from dataclasses import asdict
 
-    from ..models.backbone import describe
+    from ..models.backbones.deepseek_v3 import describe
 
     with told():
         found = describe(directory)
@@ -617,7 +617,7 @@ def adapter_combine(
     as_json: JsonOption = False,
 ) -> None:
     """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
-    from ..models.combine import combine
+    from ..models.adapters.combining import combine
 
     with told():
         try:

@@ -135,13 +135,13 @@ def _keep_first(table: Path, records: int) -> int:
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
     if draft.data.text is not None:
-        from ..models.smollm2 import import_smollm2
+        from ..models.backbones.smollm2 import import_smollm2
 
         with console.status("Converting SmolLM2-135M-Instruct to a DeepSeek-V3 MoE, and comparing it with its source"):
             import_smollm2(directory)
         console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
         return
-    from ..models.pretraining import pretrain
+    from ..models.backbones.pretraining import pretrain
 
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("Pretraining the backbone on synthetic records", total=None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..client_node.approval import planned_releases
-from ..models.binned_evaluation import BinnedMetrics, binned_metrics
+from ..models.evaluation.binned import BinnedMetrics, binned_metrics
 from ..privacy.accounting.composition import epsilon_pld
 from .errors import Conflict
 from .store import Store, site_names

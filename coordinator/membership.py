@@ -14,7 +14,7 @@ import numpy as np
 from ..client_node.draft import StudyDraft
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
-from ..models.adapters import AdaptedModel
+from ..models.adapters.lora import AdaptedModel
 from ..privacy.accounting.composition import Mode
 from ..privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
 from ..privacy.ledger import chain

@@ -21,9 +21,9 @@ from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..client_node.study_model import load_study_model
 from ..client_node.trainer import release_terms
-from ..models.adapters import AdaptedModel
-from ..models.evaluation import auc
-from ..models.head import pooled
+from ..models.adapters.lora import AdaptedModel
+from ..models.evaluation.metrics import auc
+from ..models.heads.pooling import pooled
 from ..privacy.accounting.composition import Mode, site_noise
 from ..privacy.mechanism.sampling import SeededBytes
 from ..privacy.mechanism.site_round import round_release

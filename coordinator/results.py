@@ -13,13 +13,13 @@ from ..client_node.data import read as read_records
 from ..client_node.policy import SitePolicy
 from ..client_node.study import Study
 from ..client_node.study_model import StudyModel, load_study_model
-from ..models.adapters import AdaptedModel
-from ..models.card import ModelCard
-from ..models.checkpoints import ExpertFormat
-from ..models.evaluation import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
-from ..models.losses import foretell
-from ..models.merging import save_merged
-from ..models.peft_format import export
+from ..models.adapters.card import ModelCard
+from ..models.adapters.lora import AdaptedModel
+from ..models.adapters.merging import save_merged
+from ..models.adapters.peft_export import export
+from ..models.backbones.checkpoints import ExpertFormat
+from ..models.evaluation.metrics import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
+from ..models.heads.losses import foretell
 from ..privacy.ledger.charges import Books, Spent, spent
 from .audit import require_audit
 from .errors import Conflict

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from ..models.router_statistics import LayerRouting
+from ..models.evaluation.router_statistics import LayerRouting
 from ..privacy.report import templating
 from ..privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from .routing import Routing

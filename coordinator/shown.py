@@ -15,10 +15,10 @@ from ..client_node.shown import print_json
 from .store import Evaluation, Round, Run, Store, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ..models.backbone import Description
-    from ..models.binned_evaluation import ReliabilityBin
-    from ..models.evaluation import Estimate
-    from ..models.router_statistics import LayerRouting
+    from ..models.backbones.deepseek_v3 import Description
+    from ..models.evaluation.binned import ReliabilityBin
+    from ..models.evaluation.metrics import Estimate
+    from ..models.evaluation.router_statistics import LayerRouting
     from ..privacy.report.schema import AuditFacts
     from .routing import Routing
 

@@ -14,7 +14,7 @@ from columns import Integers, Reals, Rows
 from model import Optimizer, gradient_in_the_clear
 from sklearn.linear_model import LogisticRegression
 
-from confide.models.evaluation import Estimate, auc
+from confide.models.evaluation.metrics import Estimate, auc
 from confide.mpc.psi import normalised
 from confide.privacy.mechanism.noise import discrete_gaussian
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from terms import ROLES, Terms
 
-from confide.models.evaluation import Estimate
+from confide.models.evaluation.metrics import Estimate
 from confide.mpc.certificates import make_certificate
 
 MAX_IDS = 6_000

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, norm
 
-from ...models.evaluation import Estimate, auc
+from ...models.evaluation.metrics import Estimate, auc
 from ..errors import BatchMalformed
 
 Reals = npt.NDArray[np.float64]

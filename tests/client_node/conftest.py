@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from confide.client_node import trainer
 from confide.client_node.identity import NodeIdentity
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
-from confide.models.adapters import AdaptedModel
+from confide.models.adapters.lora import AdaptedModel
 
 STUDY_TOML = """
 name = "thyroid"

@@ -40,9 +40,9 @@ from confide.client_node.messages import (
 )
 from confide.client_node.node import Node
 from confide.client_node.study import Study
-from confide.models.adapters import AdapterConfig, attach
-from confide.models.backbone import BackboneConfig, build, load, save
-from confide.models.head import PooledHead
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
+from confide.models.heads.pooling import PooledHead
 from confide.mpc.sealing import Envelope, new_keypair, open_envelope
 from confide.mpc.shares import unpack
 from confide.privacy.accounting.composition import epsilon_pld

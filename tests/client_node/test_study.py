@@ -438,7 +438,7 @@ def test_the_schema_and_the_adapter_are_those_of_the_draft(make_study):
 
 
 def test_the_adapter_accepts_every_setting(make_study):
-    from confide.models.adapters import AdapterConfig
+    from confide.models.adapters.lora import AdapterConfig
 
     config = AdapterConfig(**make_study().adapter_config())
     assert {field.name for field in dataclasses.fields(config)} == set(make_study().adapter_config())

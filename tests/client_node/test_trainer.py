@@ -12,8 +12,8 @@ from confide.client_node.policy import load_policy
 from confide.client_node.study_model import StudyModel, load_study_model
 from confide.client_node.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
-from confide.models.binned_evaluation import bin_edges, bin_of
 from confide.models.errors import BackboneMismatch, InvalidBackbone
+from confide.models.evaluation.binned import bin_edges, bin_of
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ..models.tiny import byte_tokenizer, save_text_backbone

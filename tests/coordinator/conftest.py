@@ -72,7 +72,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch  # most tests of the coordinator do without
 
     from confide.client_node.draft import load_draft
-    from confide.models.backbone import BackboneConfig, build, save
+    from confide.models.backbones.deepseek_v3 import BackboneConfig, build, save
 
     home = tmp_path_factory.mktemp("backbone")
     (home / "study.toml").write_text(STUDY_TOML)

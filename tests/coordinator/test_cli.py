@@ -17,9 +17,9 @@ from confide.coordinator.results import export_adapter
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Node, Round, Run, Store
 from confide.coordinator.studies import load_study
-from confide.models import pretraining
-from confide.models.backbone import backbone_hash, load
-from confide.models.pretraining import PretrainingConfig
+from confide.models.backbones import pretraining
+from confide.models.backbones.deepseek_v3 import backbone_hash, load
+from confide.models.backbones.pretraining import PretrainingConfig
 from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger
 

@@ -10,10 +10,10 @@ from confide.client_node.errors import StudyInvalid
 from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.learning_rates import with_rates
 from confide.coordinator.studies import load_study, start_file, study_start
-from confide.models.adapters import AdapterConfig, attach
-from confide.models.backbone import load
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import load
 from confide.models.errors import InvalidBackbone
-from confide.models.head import PooledHead
+from confide.models.heads.pooling import PooledHead
 
 from ..client_node.conftest import certificate_of, identity_of
 from .conftest import PARTIES, SITES

@@ -6,7 +6,7 @@ import pytest
 from confide.coordinator.errors import Conflict
 from confide.coordinator.measurement import measurement
 from confide.coordinator.store import Evaluation, Run, Store, StudyRow
-from confide.models.binned_evaluation import binned_metrics
+from confide.models.evaluation.binned import binned_metrics
 from confide.privacy.accounting.composition import Release, epsilon_pld
 
 from ..client_node.conftest import EVALUATION, make_study, write_draft

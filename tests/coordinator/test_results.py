@@ -24,9 +24,9 @@ from confide.coordinator.results import (
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Round, Run
 from confide.kernels.formats import NF4Block64
-from confide.models.adapters import AdapterConfig, attach
-from confide.models.backbone import load as load_backbone
-from confide.models.head import PooledHead
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.heads.pooling import PooledHead
 from confide.privacy.ledger.ledger import Budget, Ledger
 
 from ..client_node.conftest import EVALUATION, key_of

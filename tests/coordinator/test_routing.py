@@ -15,9 +15,9 @@ from confide.coordinator.errors import Conflict, NotFound
 from confide.coordinator.routing import Routing, measure
 from confide.coordinator.routing_page import render_html
 from confide.coordinator.shown import bars
-from confide.models.backbone import backbone_hash
-from confide.models.checkpoints import content_hash, load_model
-from confide.models.router_statistics import LayerRouting, router_statistics
+from confide.models.backbones.checkpoints import content_hash, load_model
+from confide.models.backbones.deepseek_v3 import backbone_hash
+from confide.models.evaluation.router_statistics import LayerRouting, router_statistics
 
 from ..models.tiny import tiny_deepseek
 from ..privacy.report.test_build import Page

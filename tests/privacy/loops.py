@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import DeepseekV3ForCausalLM
 
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.head import PooledHead
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.heads.pooling import PooledHead
 
 from ..models.tiny import tiny_deepseek
 

@@ -14,8 +14,8 @@ import pytest
 from confide.client_node.draft import load_draft
 from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.store import Store
-from confide.models.backbone import BackboneConfig
-from confide.models.pretraining import PretrainingConfig, pretrain
+from confide.models.backbones.deepseek_v3 import BackboneConfig
+from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 
 SITES = ("north", "south", "east", "west")
 PARTIES = ("agg-a", "agg-b", "agg-c")

@@ -20,10 +20,10 @@ from confide.coordinator.results import trained_model
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Store
 from confide.coordinator.studies import load_study
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.backbone import load as load_backbone
-from confide.models.binned_evaluation import bin_edges
-from confide.models.head import PooledHead
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.evaluation.binned import bin_edges
+from confide.models.heads.pooling import PooledHead
 from confide.mpc.sealing import Envelope, open_envelope
 from confide.mpc.shares import unpack
 from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample

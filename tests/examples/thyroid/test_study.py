@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from confide.client_node.draft import load_draft
-from confide.models.adapters import AdapterConfig, attach
-from confide.models.backbone import BackboneConfig, build
-from confide.models.head import PooledHead
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.heads.pooling import PooledHead
 from confide.privacy.accounting.composition import Release, epsilon_pld, epsilon_rdp, site_noise
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "thyroid"

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.head import PooledHead
-from confide.models.losses import record_losses
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.heads.losses import record_losses
+from confide.models.heads.pooling import PooledHead
 from confide.privacy.errors import TargetUnreached, UnitsCoupled
 from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import (

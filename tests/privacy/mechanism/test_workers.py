@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.privacy.errors import ClipperMisused
 from confide.privacy.mechanism import site_round
 from confide.privacy.mechanism.noise import discrete_gaussian

@@ -1,0 +1,1 @@
+"""LoRA adapters: attached to a backbone, exported, imported, merged and combined."""

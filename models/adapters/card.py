@@ -1,0 +1,98 @@
+"""The model card: what a stranger must know of how an adapter was made."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..backbones.checkpoints import ExpertFormat
+from ..errors import ExportRefused
+from ..evaluation.metrics import Estimate
+
+CARD = "README.md"  # as model hubs have it
+HEAD_TEXT = """
+`head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
+and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
+times `weight`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a stranger must know of how the adapter was made."""
+
+    study: str
+    study_hash: str  # hex SHA-256 of the approved study
+    backbone_hash: str
+    sites: tuple[str, ...]
+    rounds: int  # that entered the adapter
+    unit: str  # what privacy protects, e.g. "patient"
+    mode: Literal["distributed", "local", "none"]
+    epsilon: float | None  # spent on any one unit; None for mode "none"
+    delta: float | None
+    collusion: int  # colluding sites that epsilon allows for
+    audit: str  # in words: what an empirical audit of the training step found, or why there is none
+    experts: ExpertFormat = "float32"  # how routed experts were held while it was trained
+    auc: Estimate | None = None  # measured by the sites on records that they held out
+    exact_match: Estimate | None = None  # of what writes completions, measured so
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None or self.delta is None) != (self.mode == "none"):
+            raise ExportRefused(
+                f"mode {self.mode} and epsilon {self.epsilon}, delta {self.delta} contradict each other"
+            )
+
+    def table(self) -> str:
+        """The facts as a Markdown table."""
+        held = f"held in {self.experts} for training and quality; in float32 they compute nearly the same"
+        experts = "" if self.experts == "float32" else f"\n| routed experts | {held} |"
+        return f"""| | |
+|---|---|
+| study | `{self.study_hash}` |
+| backbone | `{self.backbone_hash}` |{experts}
+| sites | {", ".join(self.sites)} |
+| rounds | {self.rounds} |
+| privacy | {self._privacy()} |
+| quality | {_quality_text(self)} |
+| audit | {one_line(self.audit)} |"""
+
+    def limits(self) -> str:
+        """What the facts do not promise, as a Markdown section."""
+        if self.mode == "none":
+            bound = "Nothing bounds what this adapter tells about the records it was trained on. "
+        else:
+            bound = (
+                "Epsilon bounds what this adapter, and every round's sum behind it, tells about any single "
+                f"{self.unit} of one site; a person known to several sites is protected at each of them separately. "
+            )
+        return (
+            f"## Limits\n{bound}Nothing here says how fair the adapter is, or how it does on other records than the "
+            "sites'.\n"
+        )
+
+    def _privacy(self) -> str:
+        return privacy_text(
+            mode=self.mode, epsilon=self.epsilon, delta=self.delta, unit=self.unit, collusion=self.collusion
+        )
+
+
+def privacy_text(*, mode: str, epsilon: float | None, delta: float | None, unit: str, collusion: int) -> str:
+    """The guarantee of an adapter in one line."""
+    if epsilon is None or delta is None:
+        return "**none: trained without noise, not for private records**"
+    return (
+        f"epsilon {epsilon:.3f} at delta {delta:g} for one {unit} (added or removed with all records), "
+        f"noise {mode}, even if {collusion} of the sites collude"
+    )
+
+
+def one_line(text: str) -> str:
+    """Text of a person inside a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _quality_text(card: ModelCard) -> str:
+    name, found = ("AUC", card.auc) if card.exact_match is None else ("exact match", card.exact_match)
+    if found is None:
+        return "not measured"
+    noise = "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"
+    interval = f"{100 * found.confidence:g} % interval {found.low:.3f} to {found.high:.3f}"
+    return f"{name} {found.value:.3f} ({interval}) on records that the sites held out{noise}"

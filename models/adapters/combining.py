@@ -1,0 +1,244 @@
+"""Finished adapters of different ranks, scales and seeds as one: products add up, factors alone do not.
+
+Post-processing of what was released: it costs no privacy. But it may bring together what several studies released of
+one and the same person; the card says what that adds up to.
+
+Legend: `E` experts, `R` rank, `I` inputs, `O` outputs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones.directories import new_directory
+from ..errors import CombinationRefused
+from .card import CARD, HEAD_TEXT, one_line
+from .peft_import import MAX_RANK, Pair, Released, read, save
+from .provenance import MAX_SOURCES, Compression, Provenance, composition
+
+_MOST_NUMBERS = 1 << 30  # 4 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """An adapter, and how far its products are from those that it stands for; 0 where nothing was cut."""
+
+    adapter: Released
+    relative_error: float  # Frobenius, of all products together, experts included
+    error_of: Mapping[str, float]  # the same of one weight, by PEFT's name of its factors; of a bank, all its experts
+
+
+def combine(
+    directories: Sequence[Path], directory: Path, *, weights: Sequence[float] | None = None, rank: int | None = None
+) -> Combined:
+    """Writes the weighted mean of exported adapters as one, with a card; `directory` appears in one rename.
+
+    Args:
+        directories: what `peft_format.export` or this function wrote, two or more.
+        weights: positive, one each; only their ratios count. Left out, all count alike.
+        rank: the result is cut to it (`compress`); left out, it is exact and has the sum of their ranks.
+
+    Raises:
+        InvalidRelease: a directory is not what an export wrote.
+        CombinationRefused: the adapters or the arguments do not fit together.
+        FileExistsError: `directory` exists already.
+    """
+    weights = [1.0] * len(directories) if weights is None else weights
+    if len(directories) < 2 or len(weights) != len(directories) or not all(0 < w < math.inf for w in weights):
+        raise CombinationRefused(
+            f"two adapters or more are needed, with one positive weight each; got {len(directories)} and "
+            f"{len(weights)} weights"
+        )
+    whole = sum(weights)
+    adapter = stack([read(path) for path in directories], [weight / whole for weight in weights])
+    result = Combined(adapter, 0.0, dict.fromkeys(adapter.pairs, 0.0)) if rank is None else compress(adapter, rank)
+    with new_directory(directory) as partial:
+        save(result.adapter, partial)
+        (partial / CARD).write_text(_card_text(result.adapter), encoding="utf-8")
+    return result
+
+
+def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
+    """One adapter whose every product is the weighted sum of theirs (FLoRA, Wang et al. 2024, arXiv:2409.05976).
+
+    sum_k w_k s_k B_k A_k = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...], so ranks add up. Exact but for one rounding
+    of each number of B. A weight that some of them leave alone gets zeros in their place. The head is the mean by these
+    weights, if all have one.
+
+    Raises:
+        CombinationRefused: backbones, shapes of factors or moments of heads differ.
+    """
+    first = adapters[0]
+    if any(adapter.provenance.backbone_hash != first.provenance.backbone_hash for adapter in adapters):
+        raise CombinationRefused("the adapters are for different backbones, and each is meaningless on another's")
+    rank = sum(adapter.rank for adapter in adapters)
+    _refuse_too_many(adapters, rank)
+    names = dict.fromkeys(name for adapter in adapters for name in adapter.pairs)
+    return Released(
+        pairs={name: _widened(_stacked(name, adapters, weights), rank) for name in names},
+        rank=rank,
+        alpha=float(rank),
+        target_modules=frozenset().union(*(adapter.target_modules for adapter in adapters)),
+        target_parameters=frozenset().union(*(adapter.target_parameters for adapter in adapters)),
+        head=_mean_head(adapters, weights),
+        provenance=Provenance(
+            backbone_hash=first.provenance.backbone_hash,
+            sources=tuple(
+                source.model_copy(update={"weight": source.weight * weight})
+                for adapter, weight in zip(adapters, weights, strict=True)
+                for source in adapter.provenance.sources
+            ),
+            backbone_sources=first.provenance.backbone_sources,  # one hash, one backbone
+            compressions=tuple(cut for adapter in adapters for cut in adapter.provenance.compressions),
+        ),
+    )
+
+
+def _refuse_too_many(adapters: Sequence[Released], rank: int) -> None:
+    sources, cuts = (
+        sum(len(getattr(adapter.provenance, part)) for adapter in adapters) for part in ("sources", "compressions")
+    )
+    if rank > MAX_RANK or max(sources, cuts) > MAX_SOURCES:
+        raise CombinationRefused(
+            f"ranks add up to {rank}, studies to {sources}, cuts to {cuts}; at most {MAX_RANK}, {MAX_SOURCES} and "
+            f"{MAX_SOURCES} fit in one adapter"
+        )
+    pairs = {name: pair for adapter in adapters for name, pair in adapter.pairs.items()}
+    numbers = sum(
+        rank * (pair.lora_A.shape[-1] + pair.lora_B.shape[-2]) * math.prod(pair.lora_A.shape[:-2])
+        for pair in pairs.values()
+    )
+    if numbers > _MOST_NUMBERS:
+        raise CombinationRefused(
+            f"the combined adapter would have {numbers:,} numbers, as every weight gets the sum of all ranks; at most "
+            f"{_MOST_NUMBERS:,}. Cut the larger ones to a smaller rank first"
+        )
+
+
+def compress(adapter: Released, rank: int) -> Combined:
+    """The adapter of that rank whose products are nearest to the adapter's, in Frobenius norm, weight by weight.
+
+    Truncated singular value decomposition, which no factors of that rank beat (Eckart & Young 1936). The products are
+    never built: with B = Q_B R_B and A^T = Q_A R_A, the singular values of B A are those of the small R_B R_A^T. In
+    float64, rounded to float32 in the end. A bank is cut expert by expert.
+
+    Raises:
+        CombinationRefused: rank is not from 1 to the adapter's.
+    """
+    if not 1 <= rank <= adapter.rank:
+        raise CombinationRefused(f"rank is {rank}; it must be from 1 to {adapter.rank}, the rank that there is")
+    pairs: dict[str, Pair] = {}
+    lost: dict[str, float] = {}  # squares
+    kept: dict[str, float] = {}
+    for name, pair in adapter.pairs.items():
+        left, values, right = _svd(pair, adapter.lora_scaling)
+        root = values[..., :rank].sqrt()
+        pairs[name] = _widened(
+            Pair(
+                (root.unsqueeze(-1) * right[..., :rank, :]).float(), (left[..., :rank] * root.unsqueeze(-2)).float()
+            ), rank,
+        )  # fmt: skip
+        lost[name], kept[name] = (float(part.square().sum()) for part in (values[..., rank:], values[..., :rank]))
+    error = _relative(sum(lost.values()), sum(kept.values()))
+    cut = Compression(rank=rank, relative_error=error)
+    provenance = adapter.provenance.model_copy(update={"compressions": (*adapter.provenance.compressions, cut)})
+    return Combined(
+        adapter=replace(adapter, pairs=pairs, rank=rank, alpha=float(rank), provenance=provenance),
+        relative_error=error,
+        error_of={name: _relative(lost[name], kept[name]) for name in pairs},
+    )
+
+
+def _stacked(name: str, adapters: Sequence[Released], weights: Sequence[float]) -> Pair:
+    parts = [
+        Pair(pair.lora_A, (pair.lora_B.double() * (weight * adapter.lora_scaling)).float())
+        for adapter, weight in zip(adapters, weights, strict=True)
+        if (pair := adapter.pairs.get(name)) is not None
+    ]
+    if len({(part.lora_A.shape[:-2], part.lora_A.shape[-1], part.lora_B.shape[:-1]) for part in parts}) > 1:
+        raise CombinationRefused(f"{name.format('*')} has another shape in one adapter than in another")
+    return Pair(torch.cat([part.lora_A for part in parts], dim=-2), torch.cat([part.lora_B for part in parts], dim=-1))
+
+
+def _widened(pair: Pair, rank: int) -> Pair:
+    """The same product, with zeros for the components that are missing to `rank`: PEFT has one rank for all."""
+    missing = rank - pair.lora_A.shape[-2]
+    pad = torch.nn.functional.pad
+    return Pair(pad(pair.lora_A, (0, 0, 0, missing)), pad(pair.lora_B, (0, missing)))
+
+
+def _svd(pair: Pair, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
+    """U [.., O, K], singular values [.., K] and V^T [.., K, I] of the scaled product, K the least of R, I and O."""
+    q_B, r_B = torch.linalg.qr(pair.lora_B.double())
+    q_A, r_A = torch.linalg.qr(pair.lora_A.double().mT)
+    left, values, right = torch.linalg.svd(r_B @ r_A.mT, full_matrices=False)
+    return q_B @ left, values * scaling, right @ q_A.mT
+
+
+def _relative(lost: float, kept: float) -> float:
+    return math.sqrt(lost / (lost + kept)) if lost else 0.0
+
+
+def _mean_head(adapters: Sequence[Released], weights: Sequence[float]) -> dict[str, Tensor] | None:
+    heads = [adapter.head for adapter in adapters if adapter.head is not None]
+    if len(heads) < len(adapters):
+        return None
+    first = heads[0]
+    if any(not torch.equal(head[name], first[name]) for head in heads for name in ("center", "whiten")):
+        raise CombinationRefused("the adapters' heads do not read the same pooled states")
+    total = sum(weights)
+    mean = sum(weight / total * head["weight"].double() for head, weight in zip(heads, weights, strict=True))
+    assert isinstance(mean, Tensor)
+    return {**first, "weight": mean.float()}
+
+
+def _card_text(adapter: Released) -> str:
+    facts = adapter.provenance
+    rows = "\n".join(
+        f"| {source.study} `{source.study_hash[:12]}` | {source.weight:.4g} | {', '.join(source.sites)} "
+        f"| {source.rounds} | {source.privacy} | {one_line(source.audit)} |"
+        for source in facts.sources
+    )
+    return f"""---
+library_name: peft
+tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
+---
+# {" + ".join(source.study for source in facts.sources)}
+
+A LoRA adapter of rank {adapter.rank} for a DeepSeek-V3 Mixture-of-Experts backbone: the weighted sum of what
+{len(facts.sources)} adapters add to each weight. {_exactness(facts)}
+
+| study | weight | sites | rounds | privacy | audit |
+|---|---|---|---|---|---|
+{rows}
+
+Backbone: `{facts.backbone_hash}`. How good the sum is was not measured.
+
+## Load
+```python
+from peft import PeftModel
+from transformers import DeepseekV3ForCausalLM
+
+model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
+```
+Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
+adapter changes either, do not let PEFT merge it.
+{"" if adapter.head is None else HEAD_TEXT}
+## Privacy
+{composition((*facts.backbone_sources, *facts.sources))}
+
+## Limits
+Epsilon bounds what is told about any single one of the named units of one site; who is known to several sites is
+protected at each of them separately. Nothing here says how fair the adapter is, or how it does on any records.
+"""
+
+
+def _exactness(facts: Provenance) -> str:
+    if not facts.compressions:
+        return "Exact but for rounding."
+    cuts = ", then ".join(f"rank {cut.rank} (relative error {cut.relative_error:.3g})" for cut in facts.compressions)
+    return f"Cut by singular values to {cuts}; errors in Frobenius norm, of what stood before that cut."

@@ -1,0 +1,300 @@
+"""LoRA on every part of a DeepseekV3: embedding, projections, shared and routed experts, router, output matrix.
+
+The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
+the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one
+forward pass, or quantised weights other than banks of experts.
+
+A backbone may use one matrix as embedding and as output matrix (`tie_word_embeddings`): as it is frozen and adapters
+are never merged into it, each of its two uses takes an adapter of its own, and adapting one leaves the other alone.
+
+Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ...kernels.collect import CaptureSlot
+from ...kernels.embedding import lora_embedding
+from ...kernels.errors import KernelError
+from ...kernels.experts import Experts, Factors, LoRA
+from ...kernels.formats import ExpertWeights
+from ...kernels.install import experts_of, is_bank
+from ...kernels.lora import lora_linear
+from ...kernels.moe import moe
+from ...kernels.routing import route
+from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
+from ..heads.losses import foretell, record_losses
+from ..heads.pooling import PooledHead, pooled
+from .layout import HEAD_WEIGHT, AdapterLayout
+
+_LAYER = re.compile(r"\blayers\.([0-9]+)\.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """Where adapters sit and how they start; public and equal at all sites."""
+
+    rank: int
+    alpha: float  # the low-rank product is scaled by alpha / rank
+    targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
+    seed: str  # public; expands to the same A factors on every machine
+    freeze_a: bool = True
+    layers: tuple[int, ...] | None = None  # decoder layers that take them, from 0; None: wherever a target is
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InvalidAdapter(f"need rank >= 1 and a finite alpha > 0, got rank {self.rank}, alpha {self.alpha}")
+        if len(set(self.targets)) != len(self.targets):
+            raise InvalidAdapter(f"targets are named twice: {self.targets}")
+
+    def is_place(self, name: str) -> bool:
+        """Whether the module of this full name takes an adapter."""
+        found = _LAYER.search(name)
+        is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
+        return is_layer and name.rpartition(".")[2] in self.targets
+
+    @property
+    def lora_scaling(self) -> float:
+        """What the low-rank product is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoRAFactors(nn.Module):
+    """The pair (A, B) of one weight; a bank of experts has a leading expert axis on both."""
+
+    def __init__(
+        self, weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, *, start_std: float | None = None
+    ) -> None:
+        """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
+        super().__init__()
+        *bank, width_out, width_in = weight.shape
+        std = 1 / math.sqrt(width_in) if start_std is None else start_std
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
+        shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
+        start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
+        self.lora_A = nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a)
+        self.lora_B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
+
+
+class LoRALinear(LoRAFactors):
+    """An adapted nn.Linear."""
+
+    def __init__(self, base: nn.Linear, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__(base.weight, config, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the base layer, plus the low-rank product."""
+        return lora_linear(
+            x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
+        )
+
+
+class LoRAEmbedding(LoRAFactors):
+    """An adapted nn.Embedding; the factors are those of the transposed table, A [R, words] and B [D, R], as in PEFT."""
+
+    def __init__(self, base: nn.Embedding, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        # A word reads one column of A, so a spread of 1 makes what B sees as large as behind a projection.
+        super().__init__(base.weight.T, config, name, start_std=1.0)
+        if base.max_norm is not None or base.scale_grad_by_freq:
+            raise UnsupportedModule(f"{name} rescales its table by the words of a batch (max_norm, scale_grad_by_freq)")
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """As the base table, plus the low-rank product."""
+        return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
+
+
+class LoRARouter(LoRAFactors):
+    """An adapted token-choice router; `e_score_correction_bias` stays frozen, as it is a statistic of a batch.
+
+    A token's experts depend on that token alone: there is no capacity and no balance loss.
+    """
+
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__(base.weight, config, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Router logits [T, E], weights [T, K] and expert ids [T, K] (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
+        base = self.base
+        weight = base.weight.to(self.lora_B.dtype)
+        hidden_TD = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
+        logits_TE = lora_linear(
+            hidden_TD, weight, None, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
+        )  # fmt: skip
+        scores_TE = logits_TE.sigmoid()
+        topk_ids_TK = self._choose(scores_TE)
+        topk_weights_TK = scores_TE.gather(1, topk_ids_TK)
+        if base.norm_topk_prob:
+            topk_weights_TK = topk_weights_TK / (topk_weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return logits_TE, topk_weights_TK * base.routed_scaling_factor, topk_ids_TK
+
+    @torch.no_grad()
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        base = self.base
+        biased_TE = scores_TE + base.e_score_correction_bias
+        if base.num_group > 1:
+            grouped = biased_TE.unflatten(-1, (base.num_group, -1))
+            strength = grouped.topk(2, dim=-1).values.sum(-1)
+            is_kept = torch.zeros_like(strength, dtype=torch.bool)
+            is_kept.scatter_(-1, strength.topk(base.topk_group, dim=-1).indices, True)
+            biased_TE = grouped.masked_fill(~is_kept.unsqueeze(-1), -torch.inf).flatten(-2)
+        chosen_TK: Tensor = biased_TE.topk(base.top_k, dim=-1, sorted=False).indices
+        return chosen_TK
+
+
+class LoRAExperts(nn.Module):
+    """An adapted bank of routed experts: every expert has factors of its own on `gate_up_proj` and `down_proj`."""
+
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+        super().__init__()
+        experts = _bank(base, name)
+        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+        self.gate_up_proj = LoRAFactors(experts.gate_up, config, f"{name}.gate_up_proj")
+        self.down_proj = LoRAFactors(experts.down, config, f"{name}.down_proj")
+
+    def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
+        """[T, D], as the base bank, plus the low-rank products."""
+        collector, experts = self.slot.collector, experts_of(self.base, hidden_TD.dtype)
+        if collector is None:
+            plan = route(topk_ids_TK, experts.num_experts)
+        else:
+            plan = route(topk_ids_TK, experts.num_experts, collector.unit_of_token, collector.num_units)
+        gate_up, down = self.gate_up_proj, self.down_proj
+        lora = LoRA(Factors(gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B), self.lora_scaling)
+        return moe(hidden_TD, plan, topk_weights_TK, experts, lora, collector=collector)
+
+
+Adapter = LoRALinear | LoRAEmbedding | LoRARouter | LoRAExperts
+
+
+class AdaptedModel(nn.Module):
+    """A frozen backbone with its adapters and, if it classifies, its head.
+
+    Attributes:
+        model: the backbone, adapters in place.
+        adapters: adapter modules by the name of the module they replaced.
+        trained: the trained parameters by name, in the order of `layout`. Names are those of the backbone's modules
+            plus `.lora_A` / `.lora_B`, a bank's `<bank>.gate_up_proj.lora_B` and so on, the head's `head.weight`.
+        slot: where a clipper puts the collector of the microbatch in progress.
+    """
+
+    def __init__(self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot) -> None:
+        super().__init__()
+        self.model, self.head, self.config, self.slot = model, head, config, slot
+        if head is not None:
+            head.slot = slot
+        self.adapters: dict[str, Adapter] = {
+            name: module for name, module in model.named_modules() if isinstance(module, Adapter)
+        }
+        found = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in model.named_modules()
+            if isinstance(module, LoRAFactors)
+            for name, parameter in (("lora_A", module.lora_A), ("lora_B", module.lora_B))
+            if parameter.requires_grad
+        }
+        if head is not None:
+            found[HEAD_WEIGHT] = head.weight
+        self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
+        self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
+
+    def classify(self, ids_RT: Tensor) -> Tensor:
+        """[R] logits of the records, by the adapted backbone and its head.
+
+        Raises:
+            InvalidAdapter: the model was attached without a head.
+        """
+        if self.head is None:
+            raise InvalidAdapter("the adapted model has no head to classify with")
+        return cast(Tensor, self.head(pooled(self.model, ids_RT)))
+
+    def losses(self, ids_RT: Tensor, targets: Tensor) -> Tensor:
+        """[R], what each record adds to the loss, in nats.
+
+        Args:
+            targets: with a head, [R] labels, 0 or 1; without, bool [R, T], which tokens are a record's completion.
+        """
+        if self.head is None:
+            return foretell(self.model, ids_RT, targets).by_record()
+        return record_losses(self.classify(ids_RT), targets)
+
+    def state(self) -> npt.NDArray[np.float32]:
+        """The trained parameters as one vector [dim]."""
+        return self.layout.flatten(self.trained)
+
+    @torch.no_grad()
+    def load_state(self, state: npt.ArrayLike) -> None:
+        """Overwrites the trained parameters.
+
+        Raises:
+            StateMismatch: the state is not `dim` finite numbers; nothing was changed.
+        """
+        for name, array in self.layout.unflatten(state).items():
+            self.trained[name].copy_(torch.from_numpy(array))
+
+
+def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) -> AdaptedModel:
+    """Freezes `model` and puts adapters in place of its target modules; the model object itself is changed.
+
+    Every B starts at zero, so the adapted model computes what the backbone does. It is put into eval mode: fine-tuning
+    here uses no dropout.
+
+    Raises:
+        TargetMissing: a target is the last name of no module, or a named layer has none of them.
+        UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a fused SwiGLU bank, nor a top-k router.
+        InvalidAdapter: nothing would be trained.
+    """
+    if not config.targets and head is None:
+        raise InvalidAdapter("no targets and no head: nothing to train")
+    model.requires_grad_(False)
+    slot = CaptureSlot()
+    places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
+    missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
+    if missing:
+        where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
+        raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
+    reached = {int(found[1]) for name, _ in places if (found := _LAYER.search(name))}
+    if idle := sorted({*(config.layers or ())} - reached):
+        raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
+    adapters = {name: _adapter_for(module, config, name, slot) for name, module in places}
+    for name, adapter in adapters.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, adapter)
+    return AdaptedModel(model.eval(), config, head, slot)
+
+
+def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> Adapter:
+    if type(module) is nn.Linear:  # a subclass may compute something else, a quantised product for instance
+        return LoRALinear(module, config, name, slot)
+    if type(module) is nn.Embedding:
+        return LoRAEmbedding(module, config, name, slot)
+    if hasattr(module, "e_score_correction_bias"):
+        return LoRARouter(module, config, name, slot)
+    if is_bank(module):
+        return LoRAExperts(module, config, name, slot)
+    raise UnsupportedModule(f"{name} is a {type(module).__name__}, which no adapter fits")
+
+
+def _bank(base: Any, name: str) -> Experts:
+    try:
+        return experts_of(base)
+    except KernelError as err:
+        raise UnsupportedModule(f"{name}: {err}") from err
+
+
+def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
+    """Uniform numbers of that standard deviation, expanded from `label` by SHAKE-256: equal on every machine."""
+    size = math.prod(shape)
+    digest = hashlib.shake_256(b"confide lora_A 1\0" + label.encode()).digest(4 * size)
+    unit = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1 + 2.0**-32
+    return (unit * (std * math.sqrt(3))).astype(np.float32).reshape(shape)

@@ -1,0 +1,65 @@
+"""A trained adapter as a PEFT checkpoint with a model card, for everybody who uses plain transformers and peft."""
+
+from pathlib import Path
+
+from ..backbones.directories import new_directory
+from .card import CARD, HEAD_TEXT, ModelCard
+from .lora import AdaptedModel, LoRAEmbedding
+from .peft_import import released, save
+from .provenance import Provenance
+
+
+def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
+    """Writes the adapter as it stands now; `directory` appears in one rename.
+
+    Files: `adapter_config.json`, `adapter_model.safetensors` (`released` tells their format), `README.md` (the card),
+    `confide.json` (its facts for programs) and, if there is a head, `head.safetensors` with its weight and public
+    moments.
+
+    Args:
+        backbone: the directory that the model was loaded from; what earlier studies it holds is told with the adapter.
+
+    Raises:
+        InvalidRelease: the backbone's own `confide.json` cannot be read.
+        FileExistsError: `directory` exists already.
+    """
+    provenance = Provenance.of(card, backbone)
+    with new_directory(directory) as partial:
+        save(released(adapted, provenance), partial)
+        (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
+
+
+def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
+    return f"""---
+library_name: peft
+tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
+---
+# {card.study}
+
+A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a DeepSeek-V3 Mixture-of-Experts
+backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
+
+{card.table()}
+
+## Load
+```python
+from peft import PeftModel
+from transformers import DeepseekV3ForCausalLM
+
+model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
+```
+Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
+{_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
+{provenance.earlier_studies()}{card.limits()}"""
+
+
+def _merging(adapted: AdaptedModel) -> str:
+    is_shared = adapted.model.config.tie_word_embeddings and any(
+        isinstance(module, LoRAEmbedding) or name == "lm_head" for name, module in adapted.adapters.items()
+    )
+    if not is_shared:
+        return ""
+    return (
+        "Do not let PEFT merge it: the backbone uses one matrix as embedding and as output matrix, and what belongs to "
+        "one use would change the other. `coordinator adapter merge` parts the two.\n"
+    )

@@ -1,0 +1,230 @@
+"""An exported adapter as its files hold it, apart from any backbone: PEFT's format, the head, and where it comes from.
+
+Routed experts and the router are stored by PEFT's `target_parameters` (peft >= 0.17). A bank's A is expert-major
+[experts * rank, in], its B rank-major [out, rank * experts]; one wrapper a parameter is nested in the order of the
+bank's parameters, so that gate_up_proj lies inside, under `base_layer`, and down_proj outside.
+
+Dense and shared projections go by `target_parameters` as well: PEFT takes the module names gate_proj, up_proj and
+down_proj of this architecture for those of routed experts before transformers 5 fused them, and would move the
+adapters there.
+
+An embedding is stored as `lora_embedding_A` [rank, words] and `lora_embedding_B` [out, rank]. Where the output matrix
+is tied to it, each use keeps its own adapter as long as nobody merges them into the shared matrix; the card says so.
+
+Legend: `E` experts, `R` rank, `I` inputs, `O` outputs.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import pydantic
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...kernels.errors import KernelError
+from ...kernels.experts import from_peft, peft_factors
+from ..errors import InvalidRelease
+from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRAFactors, LoRARouter
+from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
+
+CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+MAX_RANK = 65_536
+_TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
+_KEY = re.compile(r"(base_model\.model\.[A-Za-z0-9_.]{1,200}\.lora_)(?:(embedding_)([AB])|([AB])(\.weight))")
+_HEAD_NAMES = {"center", "whiten", "weight"}
+
+Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}$")]
+Targets = Annotated[tuple[Target, ...], Field(max_length=16_384)]
+
+
+class Pair(NamedTuple):
+    """The factors of one weight, float32: of a bank A [E, R, I] and B [E, O, R], else without the first axis."""
+
+    lora_A: Tensor
+    lora_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What an export holds; each weight W becomes W + alpha / rank * B A."""
+
+    pairs: Mapping[str, Pair]  # by PEFT's names of both factors, the letter left out as {}
+    rank: int
+    alpha: float
+    target_modules: frozenset[str]
+    target_parameters: frozenset[str]
+    head: Mapping[str, Tensor] | None  # center, whiten, weight
+    provenance: Provenance
+
+    @property
+    def lora_scaling(self) -> float:
+        """What the low-rank products are multiplied by."""
+        return self.alpha / self.rank
+
+
+def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
+    """What an export of the adapter as it stands now holds; its tensors share memory with the model where they can."""
+    pairs: dict[str, Pair] = {}
+    modules: set[str] = set()
+    parameters: set[str] = set()
+    for name, module in adapted.adapters.items():
+        # Where every module of a name is adapted, the last parts of it say it all.
+        leaf, place = (".".join(name.split(".")[-n:]) if adapted.config.layers is None else name for n in (1, 2))
+        prefix = f"base_model.model.{name}"
+        if isinstance(module, LoRAExperts):
+            parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
+            pairs[f"{prefix}.base_layer.lora_{{}}.weight"] = _pair(module.gate_up_proj)
+            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module.down_proj)
+        elif isinstance(module, LoRAEmbedding):
+            modules.add(leaf)
+            pairs[f"{prefix}.lora_embedding_{{}}"] = _pair(module)
+        else:
+            if isinstance(module, LoRARouter) or name.rpartition(".")[2] in _TAKEN_FOR_EXPERTS:
+                parameters.add(f"{place}.weight")
+            else:
+                modules.add(leaf)
+            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module)
+    head = None if adapted.head is None else {name: _plain(it) for name, it in adapted.head.state_dict().items()}
+    return Released(
+        pairs=pairs,
+        rank=adapted.config.rank,
+        alpha=adapted.config.alpha,
+        target_modules=frozenset(modules),
+        target_parameters=frozenset(parameters),
+        head=head,
+        provenance=provenance,
+    )
+
+
+def save(adapter: Released, directory: Path) -> None:
+    """Writes PEFT's two files, `confide.json` and, if there is a head, `head.safetensors`."""
+    tensors: dict[str, Tensor] = {}
+    for name, pair in adapter.pairs.items():
+        tensors[name.format("A")], tensors[name.format("B")] = pair if pair.lora_A.ndim == 2 else peft_factors(*pair)
+    save_file({name: _plain(it) for name, it in tensors.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+    config = _PeftConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=tuple(sorted(adapter.target_modules)),
+        target_parameters=tuple(sorted(adapter.target_parameters)) or None,
+    )
+    (directory / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_provenance(adapter.provenance, directory)
+    save_head(adapter.head, directory)
+
+
+def save_head(head: Mapping[str, Tensor] | None, directory: Path) -> None:
+    """Writes a classifier with its public moments, if there is one."""
+    if head is not None:
+        save_file({name: _plain(it) for name, it in head.items()}, directory / HEAD, metadata={"format": "pt"})
+
+
+def read(directory: Path) -> Released:
+    """What `save` wrote. JSON and safetensors alone are read, by a schema; nothing is unpickled or run.
+
+    Raises:
+        InvalidRelease: a file is missing, broken, too large or says anything else.
+    """
+    provenance = read_provenance(directory)
+    config = _read_config(directory / CONFIG)
+    tensors = _read_tensors(directory / WEIGHTS)
+    pairs: dict[str, Pair] = {}
+    banks = {it.split(".")[-2] for it in config.target_parameters or () if it.count(".") and not it.endswith(".weight")}
+    for name in tensors:
+        match = _KEY.fullmatch(name)
+        if match is None:
+            raise InvalidRelease(f"{directory / WEIGHTS}: a tensor's name is not one of a LoRA factor")
+        place = f"{match[1]}{match[2]}{{}}" if match[2] else f"{match[1]}{{}}{match[5]}"
+        if place not in pairs:
+            module = match[1].removesuffix(".lora_").removesuffix(".base_layer").rpartition(".")[2]
+            pairs[place] = _read_pair(directory / WEIGHTS, tensors, place, config.r, is_bank=module in banks)
+    return Released(
+        pairs=pairs,
+        rank=config.r,
+        alpha=config.lora_alpha,
+        target_modules=frozenset(config.target_modules),
+        target_parameters=frozenset(config.target_parameters or ()),
+        head=_read_head(directory / HEAD) if (directory / HEAD).exists() else None,
+        provenance=provenance,
+    )
+
+
+def _pair(factors: LoRAFactors) -> Pair:
+    return Pair(_plain(factors.lora_A), _plain(factors.lora_B))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _read_config(path: Path) -> "_PeftConfig":
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidRelease(f"{path} is larger than {MAX_BYTES} bytes")
+        return _PeftConfig.model_validate_json(path.read_bytes())
+    except OSError as err:
+        raise InvalidRelease(f"{path} cannot be read ({err.strerror})") from err
+    except pydantic.ValidationError as err:
+        raise InvalidRelease(f"{path}: {described(err)}") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as err:
+        raise InvalidRelease(f"{path} cannot be read; it must be a safetensors file") from err
+    if not all(it.dtype == torch.float32 and it.numel() and bool(it.isfinite().all()) for it in tensors.values()):
+        raise InvalidRelease(f"{path}: all tensors must be float32, finite and not empty")
+    return tensors
+
+
+def _read_pair(path: Path, tensors: Mapping[str, Tensor], place: str, rank: int, *, is_bank: bool) -> Pair:
+    lora_A, lora_B = (tensors.get(place.format(letter)) for letter in "AB")
+    if (
+        lora_A is None
+        or lora_B is None
+        or lora_A.ndim != 2
+        or len(lora_A) % rank
+        or not (is_bank or len(lora_A) == rank)
+    ):
+        raise InvalidRelease(f"{path}: {place.format('*')} is no pair of factors of rank {rank}")
+    try:
+        pair = Pair(*from_peft(lora_A, lora_B, len(lora_A) // rank))
+    except KernelError as err:
+        raise InvalidRelease(f"{path}: {place.format('*')}: {err}") from err
+    return pair if is_bank else Pair(pair.lora_A[0], pair.lora_B[0])
+
+
+def _read_head(path: Path) -> dict[str, Tensor]:
+    head = _read_tensors(path)
+    length = len(head["center"]) if head.keys() == _HEAD_NAMES else 0
+    if not length or {name: tuple(it.shape) for name, it in head.items()} != {
+        "center": (length,), "whiten": (length, length), "weight": (length + 1,),
+    }:  # fmt: skip
+        raise InvalidRelease(f"{path} holds no head")
+    return head
+
+
+class _PeftConfig(BaseModel):
+    """`adapter_config.json`: the fields that PEFT cannot do without or whose defaults would change the result."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    peft_type: Literal["LORA"] = "LORA"
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    base_model_name_or_path: None = None
+    r: int = Field(ge=1, le=MAX_RANK)
+    lora_alpha: float = Field(gt=0, le=1e9)
+    lora_dropout: float = Field(default=0.0, ge=0, le=0)
+    bias: Literal["none"] = "none"
+    use_rslora: Literal[False] = False
+    use_dora: Literal[False] = False
+    fan_in_fan_out: Literal[False] = False
+    inference_mode: Literal[True] = True
+    target_modules: Targets
+    target_parameters: Targets | None

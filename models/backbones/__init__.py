@@ -1,0 +1,1 @@
+"""Frozen models: built or imported, written to and read from safetensors."""

@@ -1,0 +1,385 @@
+"""Checkpoints of the DeepSeek-V3 family, as directories: what may lie in one, its hash, weights, tokenizer and origin.
+
+A checkpoint is what transformers writes: `config.json`, weights in safetensors, whole or in shards under an index, and
+tokenizer files if it reads text; `origin.json` beside them says where it comes from. Nothing here unpickles, runs code
+from a directory, follows a file out of it or asks a network.
+"""
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
+from transformers.utils import logging as transformers_logging
+
+from ...kernels.experts import Experts
+from ...kernels.formats import Int8Row, NF4Block64
+from ...kernels.install import Pack, fill, install, refuse_saving
+from ..errors import BackboneMismatch, InvalidBackbone
+
+ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
+PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
+
+CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
+_INDEX = f"{WEIGHTS}.index.json"
+_LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+# A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
+_ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
+# Settings that make transformers read other files, or turn the weights into something else than they are.
+_REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
+_MAX_LAYERS = 1000
+# Settings that name code; transformers would fetch a kernel of that name from a network.
+_CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+# DeepSeek-V3's own count of what a token activates has embedding and output matrix in it (its README_WEIGHTS.md).
+_EXPERT, _BUFFER = re.compile(r"\.mlp\.experts\."), re.compile(r"\.e_score_correction_bias$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a checkpoint comes from and who may use it; a claim of whoever wrote the directory, bound by its hash."""
+
+    name: str
+    publisher: str
+    licence: str  # SPDX identifier
+    url: str
+    source: str  # the file that was read
+    source_sha256: str
+    changes: str  # what was done to it
+
+    def to_dict(self) -> dict[str, str]:
+        """As in `origin.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stated: Any) -> "Origin":
+        """Raises `InvalidBackbone` unless every field is there, is text, and nothing else is."""
+        names = {field.name for field in fields(cls)}
+        if (
+            not isinstance(stated, dict)
+            or stated.keys() != names
+            or not all(isinstance(v, str) for v in stated.values())
+        ):
+            raise InvalidBackbone(f"{ORIGIN} must be an object of texts with the names {', '.join(sorted(names))}")
+        return cls(**stated)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a checkpoint is, by the headers of its weight files."""
+
+    parameters: int
+    active_parameters: int  # that one token meets: all but the routed experts that it is not sent to
+    weight_bytes: int
+
+
+def content_hash(directory: Path, *, required: tuple[str, ...] = (CONFIG,)) -> str:
+    """SHA-256, in hex, over the sorted names and SHA-256 digests of all files of a checkpoint's directory.
+
+    Raises:
+        InvalidBackbone: the directory lacks a required file or holds anything but plain JSON, safetensors and text.
+    """
+    entries = _entries(directory, required)
+    total = hashlib.sha256(b"confide backbone 1\n")
+    for path in entries:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def load_model(
+    directory: Path,
+    *,
+    expected_hash: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    pack: Pack | None = None,
+) -> DeepseekV3ForCausalLM:
+    """The model of a checkpoint, in evaluation mode and frozen.
+
+    Weight files are mapped, not read: weights stored in `dtype` lie in the page cache, which processes share, until
+    somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
+
+    With `pack` experts go from the files into their codes one after another, and no stack of them is ever in memory
+    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one, and
+    `save_pretrained` of it raises `kernels.errors.SavedWithoutExperts`.
+
+    Args:
+        directory: as `transformers` writes it; `content_hash` says what may lie in it.
+        expected_hash: refuse any other content before a single file is parsed.
+        dtype: float32 or bfloat16. Routers stay in float32.
+        pack: format of the routed experts, such as `kernels.formats.Int8Row.quantised` or `NF4Block64.quantised`.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others.
+    """
+    directory = Path(directory)
+    require_content(directory, content_hash(directory), expected_hash)
+    try:
+        return read_model(directory, dtype=dtype, pack=pack)
+    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
+        raise as_invalid(directory, err) from err
+
+
+def load_tokenizer(directory: Path, *, expected_hash: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint that reads text, always of this one class, whatever its files ask for.
+
+    Args:
+        directory: the checkpoint's; it must not be replaced while it is read.
+        expected_hash: refuse any other content, weights included, before a single file is parsed.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: the checkpoint has none, or it is broken.
+    """
+    directory = Path(directory)
+    required = (CONFIG, "tokenizer.json")
+    _entries(directory, required)
+    if expected_hash is not None:
+        require_content(directory, content_hash(directory, required=required), expected_hash)
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as err:  # the Rust library raises bare ones
+        raise as_invalid(directory, err) from err
+    return tokenizer
+
+
+def load_origin(directory: Path) -> Origin | None:
+    """What `origin.json` claims; None without the file.
+
+    Raises:
+        InvalidBackbone: the file says something else.
+    """
+    path = Path(directory) / ORIGIN
+    if not path.exists():
+        return None
+    try:
+        return Origin.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as err:
+        raise as_invalid(directory, err) from err
+
+
+def size(directory: Path) -> Size:
+    """The checkpoint's size; reads headers of files and no weight.
+
+    Raises:
+        InvalidBackbone: a file is missing, broken or refused.
+    """
+    directory = Path(directory)
+    _entries(directory, (CONFIG,))
+    total_count = expert_count = weight_bytes = 0
+    try:
+        config = _read_config(directory)
+        for path in _weight_files(directory):
+            weight_bytes += path.stat().st_size
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    count = 0 if _BUFFER.search(name) else math.prod(file.get_slice(name).get_shape())
+                    total_count += count
+                    expert_count += count if _EXPERT.search(name) else 0
+        idle = 0
+        if expert_count:
+            experts, top_k = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
+            if not 1 <= top_k <= experts:
+                raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
+            idle = expert_count * (experts - top_k) // experts
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as err:
+        raise as_invalid(directory, err) from err
+    return Size(total_count, total_count - idle, weight_bytes)
+
+
+def save_model(model: DeepseekV3ForCausalLM, directory: Path) -> None:
+    """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
+
+    So a loader that takes every safetensors file of a directory for weights, for want of an index, meets none.
+    """
+    with quietly():
+        model.save_pretrained(directory, safe_serialization=True)
+    whole = directory / WEIGHTS
+    if whole.exists():
+        shard = directory / "model-00001-of-00001.safetensors"
+        with safe_open(whole, framework="pt") as file:
+            weight_map = dict.fromkeys(file.keys(), shard.name)
+        total = sum(tensor.nbytes for tensor in model.state_dict().values())
+        whole.rename(shard)
+        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def beside_weights(directory: Path) -> list[Path]:
+    """The files of a checkpoint that are neither weights nor `config.json` nor `origin.json`, by name.
+
+    Raises:
+        InvalidBackbone: a file is missing, broken or refused.
+    """
+    entries = _entries(directory, (CONFIG,))
+    own = {CONFIG, ORIGIN, _INDEX, *(path.name for path in _weight_files(directory))}
+    return [path for path in entries if path.name not in own]
+
+
+def require_content(directory: Path, digest: str, expected_hash: str | None) -> None:
+    """Raises `BackboneMismatch` unless the content is the expected one, if any is."""
+    if expected_hash is not None and digest != expected_hash:
+        raise BackboneMismatch(f"{directory} has hash {digest}, expected {expected_hash}")
+
+
+def read_model(
+    directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
+) -> DeepseekV3ForCausalLM:
+    """`load_model` of a directory whose content has been checked; raises anything if files lie."""
+    config = _read_config(directory)
+    files = _weight_files(directory)
+    _refuse_larger_than_stored(directory, config)
+    kind: Any = DeepseekV3ForCausalLM if pack is None else _Unfilled
+    with quietly():
+        loaded: Any = kind.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            disable_mmap=False,
+            dtype=dtype,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            experts_implementation=None if pack is None else install(),
+        )
+    model: DeepseekV3ForCausalLM
+    model, loading = loaded
+    # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
+    if wrong := sorted(str(key) for problem in _LOADING_PROBLEMS for key in loading.get(problem, ())):
+        raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
+    if pack is not None:
+        _fill_banks(model, directory, files, dtype, pack)
+        refuse_saving(model)
+    model.train(False).requires_grad_(False)
+    return model
+
+
+def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
+    """The error as ours, once."""
+    return err if isinstance(err, InvalidBackbone) else InvalidBackbone(f"{directory}: {err}")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it.
+
+    Where DeepSpeed is installed, accelerate loads it at a first write, and it says on stdout that there is no GPU.
+    """
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """One JSON object in sorted order, readable by people."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _entries(directory: Path, required: tuple[str, ...]) -> list[Path]:
+    """All files of the directory by name, none of which is refused."""
+    try:
+        entries = sorted(Path(directory).iterdir(), key=lambda path: path.name)
+    except OSError as err:
+        raise InvalidBackbone(f"{directory}: cannot be listed ({err.strerror})") from err
+    for path in entries:
+        if path.is_symlink() or not path.is_file() or not _ALLOWED.fullmatch(path.name) or path.name in _REFUSED:
+            raise InvalidBackbone(f"{directory}: {path.name} does not belong in a backbone")
+    if absent := {*required} - {path.name for path in entries}:
+        raise InvalidBackbone(f"{directory}: no {', '.join(sorted(absent))}")
+    return entries
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    if config.get("model_type") != "deepseek_v3":
+        raise InvalidBackbone(f"{directory}: config.json is not that of a deepseek_v3 model")
+    named = [name for name in config if name in _REFUSED_SETTINGS or _CODE_SETTING.fullmatch(name)]
+    if found := [name for name in named if config[name] is not None]:
+        raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
+    return config
+
+
+def _refuse_larger_than_stored(directory: Path, config: dict[str, Any]) -> None:
+    """Transformers fills whatever the files lack, however large, before it says that anything is missing."""
+    stored, kind = size(directory).parameters, cast(Any, DeepseekV3ForCausalLM)
+    if int(config["num_hidden_layers"]) > _MAX_LAYERS:
+        raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
+    with torch.device("meta"):
+        model = kind._from_config(DeepseekV3Config.from_dict(config))
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
+        raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that hold weights; transformers itself would follow an index to files outside the directory."""
+    if not (directory / _INDEX).exists():
+        return [directory / WEIGHTS]
+    if (directory / WEIGHTS).exists():
+        raise InvalidBackbone(f"{directory}: both {WEIGHTS} and {_INDEX}; which one holds is anybody's guess")
+    index: dict[str, str] = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted(set(index.values()))
+    for shard in shards:
+        if not (_ALLOWED.fullmatch(shard) and shard.endswith(".safetensors") and (directory / shard).is_file()):
+            raise InvalidBackbone(f"{directory}: {_INDEX} names {shard!r}, which is no weight file of the directory")
+        with safe_open(directory / shard, framework="pt") as file:
+            if {*file.keys()} != {name for name, place in index.items() if place == shard}:
+                raise InvalidBackbone(f"{directory}: {_INDEX} does not say what {shard} holds")
+    return [directory / shard for shard in shards]
+
+
+class _Unfilled(DeepseekV3ForCausalLM):  # type: ignore[no-untyped-call]
+    """A model that transformers builds and loads without its routed experts."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        ignored: Any = self._keys_to_ignore_on_load_unexpected  # this object's own set
+        for bank, module in _banks(self).items():
+            del module.gate_up_proj, module.down_proj
+            ignored.add(rf"^{re.escape(bank)}\.(gate_up|down)_proj$")  # as transformers would name what it finds
+
+
+def _fill_banks(model: Any, directory: Path, files: list[Path], dtype: torch.dtype, pack: Pack) -> None:
+    """Reads and packs one expert after another, from whatever shard each of its matrices lies in."""
+    with ExitStack() as opened:
+        file_of: dict[str, Any] = {}
+        for path in files:
+            file = opened.enter_context(safe_open(path, framework="pt"))
+            file_of |= dict.fromkeys(filter(_EXPERT.search, file.keys()), file)
+
+        def stored(name: str, shape: tuple[int, int]) -> torch.Tensor:
+            matrix: torch.Tensor = file_of[name].get_tensor(name)
+            if matrix.shape != shape:
+                raise InvalidBackbone(f"{directory}: {name} is {tuple(matrix.shape)}, config.json says {shape}")
+            return matrix.to(dtype)
+
+        for bank, module in _banks(model).items():
+            width, hidden = module.hidden_dim, module.intermediate_dim
+            experts = [f"{bank}.{expert}" for expert in range(module.num_experts)]
+            wanted = {f"{expert}.{leaf}.weight" for expert in experts for leaf in ("gate_proj", "up_proj", "down_proj")}
+            if wrong := wanted ^ {name for name in file_of if name.startswith(f"{bank}.")}:
+                raise InvalidBackbone(f"{directory}: experts do not fit config.json, first {min(wrong)}")
+            gate_up = pack(
+                torch.cat([stored(f"{expert}.{leaf}.weight", (hidden, width)) for leaf in ("gate_proj", "up_proj")])
+                for expert in experts
+            )
+            down = pack(stored(f"{expert}.down_proj.weight", (width, hidden)) for expert in experts)
+            fill(module, Experts(gate_up, down))
+
+
+def _banks(model: Any) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, DeepseekV3Experts)}

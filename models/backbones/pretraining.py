@@ -1,0 +1,191 @@
+"""A backbone from public knowledge alone: trained on random records of a schema to answer random questions about them.
+
+No private record and no private statistic enters. The questions are sums of thresholds, bumps and two-sided shapes over
+a few fields and over pairs of fields, so that the pooled state must carry many functions of a record; learning a real
+label later needs few and small updates, which is what a small epsilon can pay for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InvalidPretraining
+from ..heads.pooling import pooled
+from ..records.schema import Field, NumericField, RecordSchema
+from .deepseek_v3 import BackboneConfig, build, save
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingConfig:
+    """How long and on what; equal settings give equal weights on one machine and one torch build."""
+
+    steps: int = 400
+    batch: int = 64  # records a step
+    questions: int = 256
+    lr: float = 3e-3  # peak of AdamW's, after 30 steps of warm-up and before linear decay
+    moment_records: int = 8192  # synthetic records behind the published moments
+    shrink: float = 0.1  # added to the covariance, as a share of its mean eigenvalue
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.questions) < 1 or self.moment_records < 2:
+            raise InvalidPretraining(f"need steps, batch, questions >= 1 and moment_records >= 2, got {self}")
+        if not (self.lr > 0 and self.shrink > 0):  # NaN fails too
+            raise InvalidPretraining(f"need lr > 0 and shrink > 0, got {self.lr} and {self.shrink}")
+
+
+def pretrain(
+    schema: RecordSchema,
+    directory: Path,
+    *,
+    backbone: BackboneConfig | None = None,
+    config: PretrainingConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Builds, trains and writes a backbone for `schema`; returns its hash.
+
+    Uses one thread, because the order of a sum over threads would change the weights.
+
+    Args:
+        schema: public description of the records.
+        directory: must not exist; appears in one rename when all is done.
+        progress: called with (steps done, steps in total) after every step.
+    """
+    config = config or PretrainingConfig()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = build(schema, backbone or BackboneConfig())
+        source = SyntheticRecords(schema, questions=config.questions, seed=config.seed)
+        _fit(model, source, config, progress or (lambda done, total: None))
+        center, whiten = _moments(model, source, config)
+    finally:
+        torch.set_num_threads(threads)
+    return save(model, schema, center, whiten, directory)
+
+
+class SyntheticRecords:
+    """Random records of a schema and the answers to fixed random questions about them.
+
+    A question scores a record by a sum over one to four terms, each a shape over one field or the product of shapes
+    over two; its answer is yes for 10 to 50 % of the records.
+    """
+
+    def __init__(self, schema: RecordSchema, *, questions: int, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        fields = schema.fields()
+        sizes = [len(field.words()) for field in fields]
+        starts = 2 + np.concatenate([[0], np.cumsum(sizes)[:-1]])  # after <pad> and <eos>
+        self._numeric = len(schema.numeric)
+        # Token of every code of a field, as `encode` would give it; a flag has the codes unset (no token) and set.
+        self._tokens = [
+            np.array([0, start]) if size == 1 else start + np.arange(size)
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        self._is_flag = [size == 1 for size in sizes]
+        self._shapes = self._draw_shapes(fields)
+        self._draw_questions(questions)
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`size` new records: token ids int64 [size, tokens] and answers float32 [size, questions] of 0 and 1."""
+        codes = self._codes(size)
+        tokens = np.stack([table[codes[:, j]] for j, table in enumerate(self._tokens)], axis=1)
+        order = np.argsort(tokens == 0, axis=1, kind="stable")  # own tokens first, padding behind
+        tokens = np.take_along_axis(tokens, order, axis=1)[:, : max(1, int((tokens > 0).sum(1).max()))]
+        tokens[(tokens == 0).all(axis=1), 0] = 1  # an empty record is <eos>
+        answers = self._scores(codes) > self._thresholds
+        return torch.from_numpy(tokens), torch.from_numpy(answers.astype(np.float32))
+
+    def _draw_shapes(self, fields: tuple[Field, ...], per_field: int = 24) -> list[np.ndarray]:
+        """For every field a table [codes, per_field] of values in [0, 1]."""
+        rng, tables = self._rng, []
+        for field, tokens in zip(fields, self._tokens, strict=True):
+            table = rng.uniform(0, 1, size=(len(tokens), per_field))
+            if isinstance(field, NumericField):
+                bins = len(tokens) - 1
+                x = np.arange(bins)[:, None]
+                middle = rng.uniform(0, bins, size=per_field)
+                width = rng.uniform(0.7, max(1.0, bins / 4), size=per_field)
+                above, near = x > middle, np.exp(-(((x - middle) / width) ** 2))
+                outside = np.abs(x - middle) > width + bins / 8
+                table[1:] = np.choose(rng.integers(3, size=per_field), [above * 1.0, near, outside * 1.0])
+                table[0] *= 0.4  # a missing number says little
+            tables.append(table)
+        return tables
+
+    def _draw_questions(self, questions: int) -> None:
+        rng, columns = self._rng, sum(table.shape[1] for table in self._shapes)
+        question = np.repeat(np.arange(questions), rng.integers(1, 5, size=questions))  # of every term
+        terms = len(question)
+        weight = rng.uniform(0.5, 1.5, size=terms) * rng.choice([-1, 1], size=terms)
+        first, second = rng.integers(columns, size=(2, terms))
+        is_pair = rng.random(terms) < 0.5
+        self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # all but no weight: breaks ties of scores
+        np.add.at(self._weights, (first[~is_pair], question[~is_pair]), weight[~is_pair])
+        self._pairs = first[is_pair], second[is_pair]
+        self._pair_weights = np.zeros((int(is_pair.sum()), questions))
+        self._pair_weights[np.arange(len(self._pair_weights)), question[is_pair]] = weight[is_pair]
+        scores, shares = self._scores(self._codes(4096)), rng.uniform(0.1, 0.5, size=questions)
+        self._thresholds = np.array([np.quantile(scores[:, q], 1 - share) for q, share in enumerate(shares)])
+
+    def _scores(self, codes: np.ndarray) -> np.ndarray:
+        shapes = np.concatenate([table[codes[:, j]] for j, table in enumerate(self._shapes)], axis=1)
+        first, second = self._pairs
+        scores: np.ndarray = shapes @ self._weights + (shapes[:, first] * shapes[:, second]) @ self._pair_weights
+        return scores
+
+    def _codes(self, size: int) -> np.ndarray:
+        """Correlated numbers with uneven bins, uniform categories, rare flags: anew for every batch."""
+        rng, n = self._rng, self._numeric
+        codes = np.zeros((size, len(self._tokens)), dtype=np.int64)
+        latent = rng.normal(size=(size, 3)) @ rng.normal(size=(3, n)) * 0.5 + rng.normal(size=(size, n))
+        ranks = (latent.argsort(axis=0).argsort(axis=0) + 0.5) / size
+        for j, tokens in enumerate(self._tokens):
+            if self._is_flag[j]:
+                codes[:, j] = rng.random(size) < rng.uniform(0.05, 0.5) ** 2
+            elif j < n:
+                codes[:, j] = 1 + (ranks[:, j] * (len(tokens) - 1)).astype(np.int64)
+                codes[rng.random(size) < rng.uniform() ** 2, j] = 0
+            else:
+                codes[:, j] = rng.integers(len(tokens), size=size)
+        return codes
+
+
+def _fit(model: Any, source: SyntheticRecords, config: PretrainingConfig, progress: Callable[[int, int], None]) -> None:
+    """Trains `model` in place, with a linear answer to every question that is thrown away afterwards."""
+    answer = nn.Parameter(torch.zeros(2 * model.config.hidden_size, config.questions))
+    bias = nn.Parameter(torch.zeros(config.questions))
+    parameters = [*model.parameters(), answer, bias]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    model.train()
+    for step in range(config.steps):
+        rate = config.lr * min(1.0, (step + 1) / 30) * max(0.03, 1 - step / config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, answers = source.batch(config.batch)
+        loss = F.binary_cross_entropy_with_logits(pooled(model, ids) @ answer + bias, answers)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        progress(step + 1, config.steps)
+    model.eval()
+
+
+def _moments(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre [2D] and whitening matrix [2D, 2D] of pooled synthetic records: (cov + shrink * mean eigenvalue)^-1/2."""
+    states = []
+    with torch.no_grad():
+        for start in range(0, config.moment_records, 512):
+            ids, _ = source.batch(min(512, config.moment_records - start))
+            states.append(pooled(model, ids).double())
+    all_states = torch.cat(states)
+    values, vectors = torch.linalg.eigh(all_states.T.cov())
+    whiten = (vectors / (values + config.shrink * values.mean()).sqrt()) @ vectors.T
+    return all_states.mean(0).float(), whiten.float()

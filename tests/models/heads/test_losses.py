@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+from confide.models.heads.losses import foretell, record_losses
+
+from ..tiny import random_ids, tiny_deepseek
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_deepseek(dtype=torch.float64)
+
+
+def completions(rows, length, seed=0):
+    mask = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.4
+    mask[:, 0] = False
+    return mask
+
+
+def loop(model, ids, is_completion):
+    """[(losses, hits)] of each record by itself, one token at a time, by the definition of a softmax."""
+    found = []
+    for row, mask in zip(ids, is_completion, strict=True):
+        losses, hits = [], []
+        for place in mask.nonzero()[:, 0].tolist():
+            with torch.no_grad():
+                logits = model(input_ids=row[None, :place]).logits[0, -1].tolist()
+            most = max(logits)
+            losses.append(most + math.log(sum(math.exp(x - most) for x in logits)) - logits[row[place]])
+            hits.append(logits[row[place]] == most)
+        found.append((losses, hits))
+    return found
+
+
+@torch.no_grad()
+def test_losses_are_those_of_a_loop_over_records_and_tokens(model):
+    ids, mask = random_ids(5), completions(5, 12)
+    mask[2] = False  # a record without a completion
+    got = foretell(model, ids, mask)
+    for row, (losses, hits) in enumerate(loop(model, ids, mask)):
+        torch.testing.assert_close(got.losses_N[got.row_N == row], torch.tensor(losses, dtype=torch.float64))
+        assert got.is_first_choice_N[got.row_N == row].tolist() == hits
+        assert got.by_record()[row].item() == pytest.approx(sum(losses) / max(1, len(losses)))
+    assert got.tokens_R.tolist() == mask.sum(1).tolist()
+
+
+@torch.no_grad()
+def test_a_record_s_loss_knows_nothing_of_longer_ones_beside_it_or_of_what_follows_its_completion(model):
+    ids, mask = random_ids(3), completions(3, 12)
+    mask[:, 8:] = False
+    alone = foretell(model, ids[:1, :9], mask[:1, :9]).by_record()
+    torch.testing.assert_close(foretell(model, ids, mask).by_record()[:1], alone)
+
+
+@torch.no_grad()
+def test_a_completion_is_exact_if_greedy_decoding_writes_it(model):
+    prompt = random_ids(2, 6)
+    written = model.generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None, use_cache=True)
+    mask = torch.zeros_like(written, dtype=torch.bool)
+    mask[:, 6:] = True
+    assert foretell(model, written, mask).is_exact().tolist() == [True, True]
+    written[1, 8] = (written[1, 8] + 1) % 64
+    assert foretell(model, written, mask).is_exact().tolist() == [True, False]
+    assert foretell(model, written, torch.zeros_like(mask)).is_exact().tolist() == [False, False]
+
+
+def test_a_logit_s_loss_is_the_log_of_one_and_the_exponential_of_its_error():
+    logits, labels = torch.tensor([0.0, 2.0, -3.0], dtype=torch.float64), torch.tensor([1, 0, 1])
+    want = [math.log(2), math.log1p(math.exp(2)), math.log1p(math.exp(3))]
+    torch.testing.assert_close(record_losses(logits, labels), torch.tensor(want, dtype=torch.float64))
