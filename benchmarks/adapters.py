@@ -40,7 +40,7 @@ from confide.models.adapters.lora import AdaptedModel, LoRAFactors
 from confide.models.adapters.peft_import import released
 from confide.models.adapters.provenance import Provenance, Source
 from confide.models.evaluation.metrics import auc
-from confide.mpc.sealing import new_keypair
+from confide.mpc.sharing.sealing import new_keypair
 from confide.privacy.accounting.composition import Mode
 
 RUN, STATE = "bench", "0" * 64

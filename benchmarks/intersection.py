@@ -16,8 +16,9 @@ from unittest.mock import patch
 
 from measuring import best
 
-from confide.mpc import curve25519, psi
-from confide.mpc.curve25519 import P
+from confide.mpc import psi
+from confide.mpc.sharing import curve25519
+from confide.mpc.sharing.curve25519 import P
 
 TURNS = 5
 

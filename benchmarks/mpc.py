@@ -30,10 +30,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, best
 
 from confide.coordinator.demo_federation import free_ports
-from confide.mpc import sketch
-from confide.mpc.parties import Order, PartyConfig, PartyProcess, Release, make_certificate
-from confide.mpc.ring import Ring, from_integers, open_total
-from confide.mpc.sealing import new_keypair, seal_update
+from confide.mpc.party.handle import Order, PartyConfig, PartyProcess, Release, make_certificate
+from confide.mpc.sharing import sketch
+from confide.mpc.sharing.ring import Ring, from_integers, open_total
+from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 PARTIES = range(3)
 NORM = 2.0**22  # of every site's vector, ring units

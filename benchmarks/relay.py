@@ -31,9 +31,9 @@ from confide.coordinator.relay import Delivery, Intake, Load
 from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Run, Store, StudyRow
-from confide.mpc.ring import Ring, from_integers
-from confide.mpc.sealing import new_keypair, seal_update
-from confide.mpc.shares import ShareContext
+from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing.sealing import new_keypair, seal_update
+from confide.mpc.sharing.shares import ShareContext
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thyroid" / "study.toml"
 PARTIES = ("agg-a", "agg-b", "agg-c")

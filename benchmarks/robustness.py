@@ -33,8 +33,8 @@ from confide.coordinator.references import logits, untrained
 from confide.coordinator.run_folder import Checkpoint
 from confide.coordinator.studies import start_state
 from confide.models.evaluation.metrics import auc
-from confide.mpc.ring import Ring, from_integers
-from confide.mpc.sketch import Sketch, exceedances, limits
+from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing.sketch import Sketch, exceedances, limits
 from confide.privacy.mechanism.site_round import ReleaseTerms, round_release
 
 SITES = ("one", "two", "three", "four", "attacker")

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
-from confide.mpc import hpke
-from confide.mpc.ring import from_integers, open_total
-from confide.mpc.sealing import Envelope, open_envelope, seal_update
-from confide.mpc.shares import ShareContext, unpack
-from confide.mpc.tags import tags, verify_total
+from confide.mpc.sharing import hpke
+from confide.mpc.sharing.ring import from_integers, open_total
+from confide.mpc.sharing.sealing import Envelope, open_envelope, seal_update
+from confide.mpc.sharing.shares import ShareContext, unpack
+from confide.mpc.sharing.tags import tags, verify_total
 
 TURNS = 5
 ROWS, TAGS = 256, 3

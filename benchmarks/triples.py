@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from confide.mpc import crypten_runtime, norm_check, sketch
-from confide.mpc.certificates import make_certificate
-from confide.mpc.links import TlsCommunicator
-from confide.mpc.orders import PartyConfig
-from confide.mpc.triples import Oblivious
+from confide.mpc.crypten import norm_check, runtime
+from confide.mpc.crypten.triples import Oblivious
+from confide.mpc.links.certificates import make_certificate
+from confide.mpc.links.orders import PartyConfig
+from confide.mpc.links.tls import TlsCommunicator
+from confide.mpc.sharing import sketch
 
 PARTIES = range(3)
 TURNS = 3
@@ -93,7 +94,7 @@ def configs(folder: Path) -> list[PartyConfig]:
 def party(config: PartyConfig, limits: sketch.Limits, cases: list[Case], results: "multiprocessing.Queue") -> None:
     """Puts one (seconds, processor seconds, bytes, messages) for each part of each case's best turn."""
     links = Counted(TlsCommunicator.connect(config))
-    crypten_runtime.start(links)
+    runtime.start(links)
 
     def timed(call: Callable[..., object], *args: object) -> tuple[object, tuple[float, float, int, int]]:
         links.all_gather("WAIT", b"", 0)

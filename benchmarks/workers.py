@@ -32,7 +32,7 @@ from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build
 from confide.models.heads.pooling import PooledHead
 from confide.models.records.schema import NumericField, RecordSchema
-from confide.mpc.frames import Channel, end_with_parent
+from confide.mpc.links.frames import Channel, end_with_parent
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 

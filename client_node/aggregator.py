@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..mpc.hpke import new_keypair
-from ..mpc.parties import Order, PartyConfig, PartyProcess, Release
-from ..mpc.sealing import max_envelope_bytes
-from ..mpc.shares import set_name
+from ..mpc.party.handle import Order, PartyConfig, PartyProcess, Release
+from ..mpc.sharing.hpke import new_keypair
+from ..mpc.sharing.sealing import max_envelope_bytes
+from ..mpc.sharing.shares import set_name
 from .errors import MessageInvalid, RunEnded, ShareMissing
 from .files import read_private, write_private
 from .messages import Deposit, KeyCertificate

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 from ..models.errors import ModelError
 from ..models.records.prompts import PromptTemplate
 from ..models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
-from ..mpc.hpke import KemName
+from ..mpc.sharing.hpke import KemName
 from ..privacy.mechanism import adaptive_clipping
 from .errors import StudyInvalid
 from .settings import Settings, contradictions, read_toml, rule

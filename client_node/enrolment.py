@@ -323,7 +323,7 @@ def _raise_refusal(address: str, path: str, status: int, answer: bytes) -> NoRet
 
 
 def _make_party_certificate(home: Path) -> str:
-    from ..mpc.certificates import make_certificate  # only aggregators need it
+    from ..mpc.links.certificates import make_certificate  # only aggregators need it
 
     folder = home / PARTY_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.types import NonNegativeInt, PositiveInt
 
 from ..mpc.fields import canonical
-from ..mpc.hpke import kem_of_public
+from ..mpc.sharing.hpke import kem_of_public
 from ..privacy.ledger.chain import Entry
 from .errors import MessageInvalid
 from .study import Study
@@ -34,7 +34,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 BlobName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
-PublicKey = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{2432})$")]  # by suite: mpc/hpke.py
+PublicKey = Annotated[
+    str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{2432})$")
+]  # by suite: mpc/sharing/hpke.py
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{4,64}$")]
 
 

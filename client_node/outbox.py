@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..mpc.shares import set_name
+from ..mpc.sharing.shares import set_name
 from .files import read_private, write_private
 
 Envelopes = tuple[bytes, bytes, bytes]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from ..mpc.ring import Ring, plan_ring
-from ..mpc.sketch import largest_bound
+from ..mpc.sharing.ring import Ring, plan_ring
+from ..mpc.sharing.sketch import largest_bound
 from ..privacy.accounting import composition
 from ..privacy.accounting.composition import Release
 from ..privacy.errors import InvalidPrivacyParameter

@@ -5,10 +5,10 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..mpc.fields import NUM_AGGREGATORS
-from ..mpc.ring import Ring, from_integers
-from ..mpc.sealing import seal_update
-from ..mpc.shares import ShareContext
-from ..mpc.tags import tags
+from ..mpc.sharing.ring import Ring, from_integers
+from ..mpc.sharing.sealing import seal_update
+from ..mpc.sharing.shares import ShareContext
+from ..mpc.sharing.tags import tags
 from .messages import RoundPlan, TopUpPlan, require_run_keys, require_tag_key
 from .outbox import Envelopes
 from .study import Study

@@ -21,8 +21,8 @@ from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ..models.records.schema import RecordSchema
-from ..mpc.shares import ShareContext
-from ..mpc.sketch import ROWS, largest_bound
+from ..mpc.sharing.shares import ShareContext
+from ..mpc.sharing.sketch import ROWS, largest_bound
 from ..privacy.mechanism.projection import norm_bound
 from .draft import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
 from .errors import MessageInvalid, StudyInvalid

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..mpc.shares import set_name
+from ..mpc.sharing.shares import set_name
 from ..privacy.mechanism.noise import discrete_gaussian
 from .errors import MessageInvalid, SetFixed
 from .messages import TopUpPlan, start_hash

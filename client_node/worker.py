@@ -15,7 +15,7 @@ import torch
 
 from ..models.adapters.lora import AdaptedModel
 from ..models.errors import ModelError
-from ..mpc.frames import Channel
+from ..mpc.links.frames import Channel
 from ..privacy.errors import PrivacyError
 from ..privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from .data import Records

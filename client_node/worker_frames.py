@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..mpc.errors import FrameRejected
-from ..mpc.frames import Channel
+from ..mpc.links.frames import Channel
 from .data import Records
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 
-from ..mpc.frames import Channel, end_with_parent
+from ..mpc.links.frames import Channel, end_with_parent
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..mpc.errors import FrameRejected
-from ..mpc.frames import Channel
+from ..mpc.links.frames import Channel
 from .data import Records
 from .errors import WorkersFailed
 from .policy import LimitPolicy

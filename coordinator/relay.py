@@ -26,9 +26,9 @@ from ..client_node.messages import (
 from ..client_node.messages import Sealed as Described
 from ..client_node.parts import PART_BYTES, Incoming, read_part
 from ..mpc.errors import EnvelopeRejected
-from ..mpc.mapped import mapped
-from ..mpc.sealing import check_update, max_envelope_bytes
-from ..mpc.shares import ShareContext
+from ..mpc.links.mapped import mapped
+from ..mpc.sharing.sealing import check_update, max_envelope_bytes
+from ..mpc.sharing.shares import ShareContext
 from .drive import Drive, identity_of, stop_if_asked, verified_answers
 from .errors import MessageRefused
 from .fleet import NodeFailure

@@ -42,9 +42,9 @@ from ..client_node.messages import (
 )
 from ..client_node.study import PlannedRound
 from ..mpc.errors import TotalForged
-from ..mpc.ring import Ring, decode, open_total
-from ..mpc.shares import ShareContext, set_name
-from ..mpc.tags import verify_total
+from ..mpc.sharing.ring import Ring, decode, open_total
+from ..mpc.sharing.shares import ShareContext, set_name
+from ..mpc.sharing.tags import verify_total
 from ..privacy.ledger.chain import Entry
 from .broadcast import broadcast
 from .drive import Drive, R, identity_of, stop_if_asked, verified_answers

@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from ..client_node.files import write_private
 from ..client_node.parts import Incoming
-from ..mpc.shares import set_name
+from ..mpc.sharing.shares import set_name
 from .errors import StateDamaged
 
 _COMPLETE = "complete"

@@ -28,9 +28,9 @@ from typing import Protocol, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from .curve25519 import A, P, on_curve
 from .errors import InvalidField, PointsMalformed
 from .fields import MAX_TEXT, canonical, text, whole
+from .sharing.curve25519 import A, P, on_curve
 
 MAX_IDS = 2**22  # a list of so many is 128 MiB
 POINT_BYTES = 32

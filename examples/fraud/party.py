@@ -20,12 +20,12 @@ from cost import DELTA, cost
 from secure_gradient import SharedRows
 from terms import OWNERS, ROLES, Terms
 
-from confide.mpc import crypten_runtime as runtime
 from confide.mpc import psi
+from confide.mpc.crypten import runtime
+from confide.mpc.crypten.triples import Replicated
 from confide.mpc.errors import FrameRejected, OrderMismatch
-from confide.mpc.links import TlsCommunicator
-from confide.mpc.orders import PartyConfig
-from confide.mpc.triples import Replicated
+from confide.mpc.links.orders import PartyConfig
+from confide.mpc.links.tls import TlsCommunicator
 from confide.privacy.errors import BudgetExceeded, UnprotectedRefused
 from confide.privacy.mechanism.noise import discrete_gaussian
 

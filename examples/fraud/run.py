@@ -30,7 +30,7 @@ from rich.table import Table
 from terms import ROLES, Terms
 
 from confide.models.evaluation.metrics import Estimate
-from confide.mpc.certificates import make_certificate
+from confide.mpc.links.certificates import make_certificate
 
 MAX_IDS = 6_000
 EXPECTED_PEOPLE = 3_000  # common and not held out, as a round number: the true one is not public

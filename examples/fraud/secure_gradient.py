@@ -13,8 +13,8 @@ import torch
 from columns import Integers
 from model import ONE_BITS
 
-from confide.mpc import crypten_runtime as runtime
-from confide.mpc.crypten_runtime import ArithmeticSharedTensor
+from confide.mpc.crypten import runtime
+from confide.mpc.crypten.runtime import ArithmeticSharedTensor
 
 ONE = 2**ONE_BITS
 

@@ -9,10 +9,10 @@ from confide.client_node import aggregator as aggregator_module
 from confide.client_node.aggregator import AggregatorRole
 from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, ShareMissing
 from confide.client_node.messages import Deposit, Sealed
-from confide.mpc import hpke
-from confide.mpc.parties import Order, PartyConfig, Release
-from confide.mpc.sealing import max_envelope_bytes
-from confide.mpc.shares import set_name
+from confide.mpc.party.handle import Order, PartyConfig, Release
+from confide.mpc.sharing import hpke
+from confide.mpc.sharing.sealing import max_envelope_bytes
+from confide.mpc.sharing.shares import set_name
 
 from .conftest import EVALUATION, identity_of, key_of
 

@@ -43,8 +43,8 @@ from confide.client_node.study import Study
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
 from confide.models.heads.pooling import PooledHead
-from confide.mpc.sealing import Envelope, new_keypair, open_envelope
-from confide.mpc.shares import unpack
+from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope
+from confide.mpc.sharing.shares import unpack
 from confide.privacy.accounting.composition import epsilon_pld
 from confide.privacy.ledger.charges import Books, Charge
 from confide.privacy.ledger.ledger import Ledger

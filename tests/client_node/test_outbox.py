@@ -3,7 +3,7 @@ import pytest
 from confide.client_node import outbox as outbox_module
 from confide.client_node.files import write_private
 from confide.client_node.outbox import Outbox
-from confide.mpc.shares import set_name
+from confide.mpc.sharing.shares import set_name
 
 RUN = "thyroid-0001"
 FIRST, SECOND = (b"a", b"b", b"c"), (b"x", b"y", b"z")

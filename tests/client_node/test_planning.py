@@ -14,7 +14,7 @@ from confide.client_node.errors import StudyInvalid
 from confide.client_node.holds import Holds
 from confide.client_node.planning import plan, provisional, releases, ring_of, with_noise, with_rounds
 from confide.client_node.study import Study
-from confide.mpc.sketch import largest_bound
+from confide.mpc.sharing.sketch import largest_bound
 from confide.privacy.accounting import composition
 from confide.privacy.ledger.charges import Budget
 

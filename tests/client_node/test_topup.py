@@ -31,8 +31,8 @@ from confide.client_node.messages import (
 )
 from confide.client_node.node import Node
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
-from confide.mpc.sealing import Envelope, new_keypair, open_envelope
-from confide.mpc.shares import set_name, unpack
+from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope
+from confide.mpc.sharing.shares import set_name, unpack
 from confide.privacy.ledger.charges import Books
 from confide.privacy.ledger.ledger import Ledger
 

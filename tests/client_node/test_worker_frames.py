@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from confide.client_node.data import Records
 from confide.client_node.worker_frames import from_arrays, receive, send, to_arrays
 from confide.mpc.errors import FrameRejected
-from confide.mpc.frames import Channel
+from confide.mpc.links.frames import Channel
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.binary(max_size=5),

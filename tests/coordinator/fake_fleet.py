@@ -39,9 +39,9 @@ from confide.client_node.messages import (
 from confide.client_node.study import PlannedRound, Study
 from confide.coordinator import relay
 from confide.coordinator.fleet import NodeFailure
-from confide.mpc.ring import Ring, from_integers
-from confide.mpc.sealing import Envelope, new_keypair, open_envelope, seal_update
-from confide.mpc.shares import ShareContext, unpack
+from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope, seal_update
+from confide.mpc.sharing.shares import ShareContext, unpack
 from confide.privacy.accounting.composition import Release
 from confide.privacy.ledger.canonical import to_record
 from confide.privacy.ledger.chain import START, Entry, Head, extend

@@ -28,13 +28,13 @@ from confide.coordinator.replica import LedgerReplica
 from confide.coordinator.rounds import drive_run
 from confide.coordinator.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store import Run, Store, StudyRow
-from confide.mpc import aggregation
 from confide.mpc.errors import MpcError, PartyLost
-from confide.mpc.journal import Journal
-from confide.mpc.orders import Order, PartyConfig, Release
-from confide.mpc.ring import Ring, RingVector, Total, decode
-from confide.mpc.shares import Words
-from confide.mpc.sketch import Limits, is_too_long
+from confide.mpc.links.journal import Journal
+from confide.mpc.links.orders import Order, PartyConfig, Release
+from confide.mpc.party import aggregation
+from confide.mpc.sharing.ring import Ring, RingVector, Total, decode
+from confide.mpc.sharing.shares import Words
+from confide.mpc.sharing.sketch import Limits, is_too_long
 from confide.privacy.accounting import composition
 from confide.privacy.ledger.charges import Books
 from confide.privacy.ledger.ledger import Ledger

@@ -16,7 +16,7 @@ from confide.coordinator.rounds import state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
 from confide.mpc.errors import PartyLost
-from confide.mpc.shares import set_name
+from confide.mpc.sharing.shares import set_name
 
 from .quiet_fleet import AWAY, DIM, PARTIES, RUN, SITES, Federation, TableParty, found, std_bounds
 

@@ -14,9 +14,9 @@ from confide.coordinator.relay import Load
 from confide.coordinator.rounds import state_hash
 from confide.coordinator.run_folder import RunFolder
 from confide.coordinator.store import site_names
-from confide.mpc import tags as tags_module
 from confide.mpc.errors import SetConflict
-from confide.mpc.shares import set_name
+from confide.mpc.sharing import tags as tags_module
+from confide.mpc.sharing.shares import set_name
 
 from .quiet_fleet import PARTIES, RUN, SITES, Federation, TableParty, found
 from .test_dropouts import PowerCut, assert_opened, cut_at, gone, without

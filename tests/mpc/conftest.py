@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.mpc import parties, sealing, sketch
 from confide.mpc.errors import MpcError
-from confide.mpc.links import TlsCommunicator
-from confide.mpc.ring import Ring, RingVector
-from confide.mpc.shares import ShareContext
+from confide.mpc.links.tls import TlsCommunicator
+from confide.mpc.party import handle
+from confide.mpc.sharing import sealing, sketch
+from confide.mpc.sharing.ring import Ring, RingVector
+from confide.mpc.sharing.shares import ShareContext
 
 PARTIES = range(3)
 
@@ -30,16 +31,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def configs(folder: Path, timeout_s: float) -> list[parties.PartyConfig]:
+def configs(folder: Path, timeout_s: float) -> list[handle.PartyConfig]:
     """Configurations of three parties on free ports of 127.0.0.1, certificates made."""
     files = []
     for party in PARTIES:
         (folder / f"party{party}").mkdir()
-        files.append(parties.make_certificate(folder / f"party{party}", f"party{party}"))
+        files.append(handle.make_certificate(folder / f"party{party}", f"party{party}"))
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(3))
     pins = tuple(certificate.read_text() for certificate, _ in files)
     return [
-        parties.PartyConfig(
+        handle.PartyConfig(
             aggregator_id=party,
             addresses=addresses,
             certificate=files[party][0],
@@ -107,10 +108,10 @@ class Round:
         min_sites: int = 2,
         min_untopped: int | None = None,
         sites: Iterable[str] | None = None,
-    ) -> parties.Order:
+    ) -> handle.Order:
         members = self.signers if sites is None else sites
         cohort = tuple((site, self.signers[site].public_key().public_bytes_raw().hex()) for site in members)
-        return parties.Order(
+        return handle.Order(
             study="study",
             run="run",
             round=self.number,
@@ -195,7 +196,7 @@ def kit() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def at_each_prepared(kit: SimpleNamespace) -> Iterator[Callable[..., list[object]]]:
     """As `at_each`, for calls of links and triples that stay up from test to test: base transfers are slow."""
-    from confide.mpc.triples import Oblivious  # loads torch
+    from confide.mpc.crypten.triples import Oblivious  # loads torch
 
     ends = kit.linked()
     triples = kit.outcomes({end.aggregator_id: partial(Oblivious, end) for end in ends})

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.mpc import psi
-from confide.mpc.curve25519 import A, P
 from confide.mpc.errors import InvalidField, PointsMalformed
+from confide.mpc.sharing.curve25519 import A, P
 
 RFC = json.loads((Path(__file__).parent / "vectors" / "rfc9380-curve25519.json").read_text())  # appendix J.4.2
 VECTORS = pytest.mark.parametrize("known", RFC["vectors"], ids=lambda known: known["msg"][:16] or "empty")

@@ -10,7 +10,8 @@ import pytest
 
 from confide import mpc
 
-FILES = sorted(Path(mpc.__file__).parent.resolve().glob("*.py"))
+FOLDER = Path(mpc.__file__).parent.resolve()
+FILES = sorted(FOLDER.rglob("*.py"))
 WEAK = {
     "randint",
     "rand",
@@ -47,12 +48,12 @@ def names_used(tree):
             yield node.attr
         elif isinstance(node, ast.ImportFrom):
             yield from (alias.name for alias in node.names)
-            yield node.module or ""
+            yield "" if node.level else node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_no_random_numbers_from_numpy_torch_or_random(path):
     used = set(names_used(ast.parse(path.read_text())))
     assert not used & WEAK
@@ -61,9 +62,11 @@ def test_no_random_numbers_from_numpy_torch_or_random(path):
 
 def test_only_one_module_imports_crypten():
     importers = {
-        path.name for path in FILES if "crypten" in {n.split(".")[0] for n in names_used(ast.parse(path.read_text()))}
+        path.relative_to(FOLDER).as_posix()
+        for path in FILES
+        if "crypten" in {n.split(".")[0] for n in names_used(ast.parse(path.read_text()))}
     }
-    assert importers == {"crypten_runtime.py"}
+    assert importers == {"crypten/runtime.py"}
 
 
 def run(code):
@@ -73,15 +76,15 @@ def run(code):
 
 
 def test_site_and_aggregator_do_not_import_torch():
-    code = "import sys; from confide.mpc import sealing, parties, ring; print({'torch', 'crypten'} & {*sys.modules})"
+    code = "import sys; from confide.mpc.party import handle; from confide.mpc.sharing import ring, sealing; print({'torch', 'crypten'} & {*sys.modules})"
     assert run(code).stdout == "set()\n"
 
 
 RUNTIME = """
 import sys, numpy as np, torch
-from confide.mpc import crypten_runtime as runtime
+from confide.mpc.crypten import runtime
 from confide.mpc.errors import RuntimeUnsound
-from confide.mpc.ring import Ring
+from confide.mpc.sharing.ring import Ring
 crypten, Shared = runtime.crypten, runtime.ArithmeticSharedTensor
 
 class Links:  # of a party between two others that send 32 bytes each
@@ -151,6 +154,6 @@ NO_TORCH = "import sys; from unittest.mock import MagicMock; sys.modules['torch'
     ],
 )
 def test_changed_crypten_is_refused(before, says):
-    result = run(f"{before}\nimport confide.mpc.crypten_runtime")
+    result = run(f"{before}\nimport confide.mpc.crypten.runtime")
     assert result.returncode == 1
     assert re.search(rf"RuntimeUnsound: .*{says}", result.stderr), result.stderr

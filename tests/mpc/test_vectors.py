@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.mpc import shares
-from confide.mpc.aggregation import Submission, _coin, _Summand
-from confide.mpc.coins import _commitment, joint_seeds
-from confide.mpc.orders import Order
-from confide.mpc.ring import Ring, open_total
-from confide.mpc.sealing import Envelope, check_update, open_envelope
-from confide.mpc.shares import Share, ShareContext, expand, set_name, split, unpack
-from confide.mpc.sketch import Sketch
-from confide.mpc.tags import tags
+from confide.mpc.links.orders import Order
+from confide.mpc.party.aggregation import Submission, _coin, _Summand
+from confide.mpc.party.coins import _commitment, joint_seeds
+from confide.mpc.sharing import shares
+from confide.mpc.sharing.ring import Ring, open_total
+from confide.mpc.sharing.sealing import Envelope, check_update, open_envelope
+from confide.mpc.sharing.shares import Share, ShareContext, expand, set_name, split, unpack
+from confide.mpc.sharing.sketch import Sketch
+from confide.mpc.sharing.tags import tags
 
 FOLDER = Path(__file__).parent / "vectors"
 KNOWN = json.loads((FOLDER / "shares.json").read_text())

@@ -24,8 +24,8 @@ from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import load as load_backbone
 from confide.models.evaluation.binned import bin_edges
 from confide.models.heads.pooling import PooledHead
-from confide.mpc.sealing import Envelope, open_envelope
-from confide.mpc.shares import unpack
+from confide.mpc.sharing.sealing import Envelope, open_envelope
+from confide.mpc.sharing.shares import unpack
 from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
 
 from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for

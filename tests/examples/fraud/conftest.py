@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from confide.mpc.links import TlsCommunicator
+from confide.mpc.links.tls import TlsCommunicator
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "fraud"
 NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "run", "secure_gradient", "terms")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from confide.mpc import crypten_runtime as runtime
-from confide.mpc.triples import Replicated
+from confide.mpc.crypten import runtime
+from confide.mpc.crypten.triples import Replicated
 
 DIMS = (2, 3)
 

@@ -1,0 +1,1 @@
+"""What runs on CrypTen: its runtime in a party's process, the norm check, triples by oblivious transfer."""

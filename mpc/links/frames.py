@@ -1,0 +1,198 @@
+"""Messages over the socket pair between a process and its child, such as an aggregator and its party.
+
+They are length-prefixed, msgpack or raw bytes. Every length is checked against a limit before memory is taken. Both
+ends belong to one organisation; the checks are there because what one end forwards came from others. Sealed shares do
+not travel here: the aggregator names the files that hold them.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from ..errors import FrameRejected
+from .orders import Order, PartyConfig
+
+MAX_MESSAGE = 16 * 2**20  # 4,096 sites with names, keys and two paths of a thousand bytes are below 10 MiB
+_LENGTH = struct.Struct(">Q")
+
+
+class Channel:
+    """One end of the pair. Reading past the other end's close raises EOFError."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._end.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Silence after which a send or receive raises TimeoutError."""
+        self._end.settimeout(seconds)
+
+    def close(self) -> None:
+        """Ends the conversation, also for a thread that waits for the next frame."""
+        with contextlib.suppress(OSError):  # closed before, or the other end is gone
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._end.close()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends one msgpack map."""
+        self.send_raw(msgpack.packb(message))
+
+    def send_raw(self, data: bytes | memoryview) -> None:
+        """Sends one byte string as it is."""
+        self._end.sendall(_LENGTH.pack(len(data)))
+        self._end.sendall(data)
+
+    def receive(self) -> dict[str, Any]:
+        """The next frame as a msgpack map.
+
+        Raises:
+            FrameRejected: it is too long, no msgpack, or no map.
+        """
+        return unpack_message(self.receive_raw(MAX_MESSAGE))
+
+    def receive_raw(self, limit: int) -> bytes:
+        """The next frame's bytes.
+
+        Raises:
+            FrameRejected: it announces more than `limit` bytes.
+        """
+        (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        if size > limit:
+            raise FrameRejected(f"a frame of {size} bytes where {limit} are allowed")
+        return bytes(self._exactly(size))
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view, got = memoryview(data), 0
+        while got < size:
+            count = self._end.recv_into(view[got:])
+            if count == 0:
+                raise EOFError("the other end is gone")
+            got += count
+        return data
+
+
+def end_with_parent(channel: Channel) -> None:
+    """Ends this process as soon as the parent's end of the pair is closed, whatever the main thread waits for.
+
+    Linux could signal the death of the parent's thread that started us; but that thread may end long before.
+    """
+    poll = select.poll()
+    poll.register(channel.fileno(), 0)  # hang-up is always reported
+
+    def watch() -> None:
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def unpack_message(data: bytes) -> dict[str, Any]:
+    """A msgpack map with text keys; arrays become tuples.
+
+    Raises:
+        FrameRejected: it is anything else.
+    """
+    try:
+        message = msgpack.unpackb(data, use_list=False, raw=False, strict_map_key=True)
+    except (ValueError, TypeError, RecursionError) as err:  # msgpack's own errors are ValueErrors
+        raise FrameRejected("a frame is no msgpack") from err
+    if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
+        raise FrameRejected("a frame is no map with text keys")
+    return message
+
+
+def take(message: dict[str, Any], kind: str, /, **schema: type) -> tuple[Any, ...]:
+    """The values of a message of `kind` that has exactly the fields of `schema`, with exactly those types.
+
+    Raises:
+        FrameRejected: it differs.
+    """
+    if message.get("kind") != kind or message.keys() != {"kind", *schema}:
+        raise FrameRejected(f"expected a message {kind} with {sorted(schema)}, got {sorted(message)}")
+    for name, expected in schema.items():
+        if type(message[name]) is not expected:
+            raise FrameRejected(f"{name} in a message {kind} must be {expected.__name__}")
+    return tuple(message[name] for name in schema)
+
+
+def take_names(value: tuple[Any, ...]) -> tuple[str, ...]:
+    """`value`, if it holds nothing but texts.
+
+    Raises:
+        FrameRejected: it does not.
+    """
+    if not all(isinstance(name, str) for name in value):
+        raise FrameRejected("site names must be texts")
+    return value
+
+
+def paths_to_wire(files: Mapping[str, Path]) -> dict[str, str]:
+    """By site, where its envelope lies."""
+    return {site: str(path.absolute()) for site, path in files.items()}
+
+
+def paths_from_wire(value: dict[Any, Any]) -> dict[str, Path]:
+    """Reads what `paths_to_wire` wrote.
+
+    Raises:
+        FrameRejected: a site or path is no text, or a path is not absolute.
+    """
+    if not all(
+        isinstance(site, str) and isinstance(path, str) and Path(path).is_absolute() for site, path in value.items()
+    ):
+        raise FrameRejected("files must be absolute paths by site")
+    return {site: Path(path) for site, path in value.items()}
+
+
+def order_to_wire(order: Order) -> dict[str, Any]:
+    """The order's fields."""
+    return {item.name: getattr(order, item.name) for item in fields(Order)}
+
+
+def order_from_wire(data: dict[str, Any]) -> Order:
+    """Reads what `order_to_wire` wrote.
+
+    Raises:
+        FrameRejected: other fields than an order's.
+        InvalidField: a field is out of range.
+    """
+    _same_fields(data, Order)
+    return Order(**data)
+
+
+def config_to_wire(config: PartyConfig) -> dict[str, Any]:
+    """The configuration's fields, paths as text."""
+    values = {item.name: getattr(config, item.name) for item in fields(PartyConfig)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def config_from_wire(data: dict[str, Any]) -> PartyConfig:
+    """Reads what `config_to_wire` wrote.
+
+    Raises:
+        FrameRejected: other fields than a configuration's.
+        InvalidField: a field is out of range.
+    """
+    _same_fields(data, PartyConfig)
+    paths = {name: data[name] for name in ("certificate", "key", "journal")}
+    if not all(isinstance(path, str) for path in paths.values()):
+        raise FrameRejected("paths must be texts")
+    return PartyConfig(**{**data, **{name: Path(path) for name, path in paths.items()}})
+
+
+def _same_fields(data: dict[str, Any], kind: type[Order] | type[PartyConfig]) -> None:
+    if data.keys() != {item.name for item in fields(kind)}:
+        raise FrameRejected(f"these are not the fields of {kind.__name__}: {sorted(data)}")

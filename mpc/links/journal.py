@@ -1,0 +1,214 @@
+"""The durable record of what a party must never do twice differently.
+
+Two totals of one round over two sets differ by single updates, so a round that was, or may have been, released for a
+set is bound to it for ever. Two sketches of one vector under the same masks show differences of its entries, so a
+vector is tied to one seed, and to one opened sketch; and each try of a norm check can be bent into one bit of another
+kind, so tries are counted. One JSON line for each, on disk before anything follows from it. Whoever deletes the file
+takes these protections away.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ChecksExhausted, CommitmentBroken, InvalidField, JournalBroken, SetConflict
+from ..fields import MAX_ROUND, text, whole
+
+MAX_TRIES = 8  # of one vector's norm check: parties that die in the middle of it are rare, and each try may leak a bit
+_LOCK_WAIT_S = 5.0  # a predecessor that was just killed lets go within this
+_HASH = 32
+
+
+class RoundId(NamedTuple):
+    """Which release a binding is about."""
+
+    study: str
+    run: str
+    round: int
+
+
+class Binding(NamedTuple):
+    """The set that a round is bound to."""
+
+    set_digest: bytes  # 32 bytes, over names and sealed bytes
+    sites: tuple[str, ...]
+
+
+class Journal:
+    """Bindings and norm checks of one party, held under an exclusive lock from opening to `close`.
+
+    Raises:
+        JournalBroken: in use by another process, not readable, or damaged anywhere but in a last line that was never
+            finished (its round was not released: the line comes first).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failed = False
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            raise JournalBroken(f"cannot open the journal {path}: {err.strerror}") from err
+        try:
+            self._lock()
+            _sync_directory(path.parent)
+            self._bindings: dict[RoundId, Binding] = {}
+            self._seeds: dict[bytes, bytes] = {}
+            self._sketches: dict[bytes, bytes] = {}
+            self._tries: dict[bytes, int] = {}
+            self._load()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def bound(self, round_id: RoundId) -> Binding | None:
+        """What the round is bound to, if it is."""
+        return self._bindings.get(round_id)
+
+    def bind(self, round_id: RoundId, binding: Binding) -> None:
+        """Binds the round for ever; on return the binding is on disk. The same set again is no change.
+
+        Raises:
+            SetConflict: the round is bound to another set.
+            JournalBroken: the disk did not take it; this journal must then be opened anew.
+        """
+        known = self._bindings.get(round_id)
+        if known is not None:
+            if known.set_digest != binding.set_digest:
+                raise SetConflict(f"round {round_id.round} is bound to another set of sites", known.sites)
+            return
+        self._write({**round_id._asdict(), "set": binding.set_digest.hex(), "sites": binding.sites})
+        self._bindings[round_id] = binding
+
+    def tie_to_seeds(self, seeds: Mapping[bytes, bytes]) -> None:
+        """Ties vectors to the seeds of their sketches for ever; on return that is on disk.
+
+        Args:
+            seeds: by vector, 32 bytes that name what was sealed, the hash of its seed.
+
+        Raises:
+            CommitmentBroken: a vector is tied to another seed.
+            JournalBroken: see `bind`.
+        """
+        if any(self._seeds.get(vector, seed) != seed for vector, seed in seeds.items()):
+            raise CommitmentBroken("a party's coins for a vector are not those of an earlier attempt")
+        fresh = {vector: seed for vector, seed in seeds.items() if vector not in self._seeds}
+        if fresh:
+            self._write({"seeds": _in_hex(fresh)})
+            self._seeds |= fresh
+
+    def begin_checks(self, sketches: Mapping[bytes, bytes]) -> int:
+        """Ties vectors to their opened sketches for ever, and counts one more try of each; the most that any has had.
+
+        Args:
+            sketches: by vector, the hash of its masked sketch as it was opened.
+
+        Raises:
+            CommitmentBroken: a vector was opened to another sketch.
+            ChecksExhausted: a vector has had `MAX_TRIES`.
+            JournalBroken: see `bind`.
+        """
+        if any(self._sketches.get(vector, sketch) != sketch for vector, sketch in sketches.items()):
+            raise CommitmentBroken("a party's share of a sketch is not that of an earlier attempt")
+        if any(self._tries.get(vector, 0) >= MAX_TRIES for vector in sketches):
+            raise ChecksExhausted(f"a norm check was broken off {MAX_TRIES} times: it is not tried again")
+        self._write({"sketches": _in_hex(sketches)})
+        self._count(sketches)
+        return max((self._tries[vector] for vector in sketches), default=0)
+
+    def close(self) -> None:
+        """Lets another process open it."""
+        os.close(self._file)
+
+    def _count(self, sketches: Mapping[bytes, bytes]) -> None:
+        self._sketches |= sketches
+        for vector in sketches:
+            self._tries[vector] = self._tries.get(vector, 0) + 1
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Appends a line; on return it is on disk."""
+        if self._failed:
+            raise JournalBroken(f"the journal {self._path} failed before")
+        line = json.dumps(record, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError(0, "the disk is full")
+            os.fsync(self._file)
+        except OSError as err:
+            self._failed = True
+            raise JournalBroken(f"cannot write the journal {self._path}: {err.strerror}") from err
+
+    def _lock(self) -> None:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as err:
+                if time.monotonic() > deadline:
+                    raise JournalBroken(f"another process uses the journal {self._path}") from err
+            time.sleep(0.05)
+
+    def _load(self) -> None:
+        data = self._path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+        for number, line in enumerate(data[:end].splitlines(), start=1):
+            try:
+                is_consistent = self._take(json.loads(line))
+            except (ValueError, TypeError, AttributeError, InvalidField) as err:
+                raise JournalBroken(f"line {number} of the journal {self._path} is damaged") from err
+            if not is_consistent:
+                raise JournalBroken(f"line {number} of the journal {self._path} contradicts an earlier one")
+
+    def _take(self, record: Any) -> bool:
+        """Takes a line in; whether it contradicts none before it."""
+        match sorted(record):
+            case ["seeds"]:
+                seeds = _hashes(record["seeds"])
+                return all(self._seeds.setdefault(vector, seed) == seed for vector, seed in seeds.items())
+            case ["sketches"]:
+                sketches = _hashes(record["sketches"])
+                is_consistent = all(self._sketches.get(vector, sketch) == sketch for vector, sketch in sketches.items())
+                self._count(sketches)
+                return is_consistent
+            case _:
+                round_id, binding = _parse(record)
+                return self._bindings.setdefault(round_id, binding) == binding
+
+
+def _in_hex(hashes: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.hex(): value.hex() for name, value in hashes.items()}
+
+
+def _hashes(record: Any) -> dict[bytes, bytes]:
+    hashes = {bytes.fromhex(name): bytes.fromhex(value) for name, value in record.items()}
+    if any(len(each) != _HASH for pair in hashes.items() for each in pair):
+        raise ValueError("not hashes")
+    return hashes
+
+
+def _parse(record: Any) -> tuple[RoundId, Binding]:
+    if not isinstance(record, dict) or record.keys() != {"study", "run", "round", "set", "sites"}:
+        raise ValueError("not a binding")
+    digest = bytes.fromhex(record["set"])
+    if len(digest) != _HASH or not isinstance(record["sites"], list):
+        raise ValueError("not a set")
+    round_id = RoundId(
+        text("study", record["study"]), text("run", record["run"]), whole("round", record["round"], 0, MAX_ROUND)
+    )
+    return round_id, Binding(digest, tuple(text("site", name) for name in record["sites"]))
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the file's name survive a power cut as well as its bytes."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

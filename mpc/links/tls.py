@@ -1,0 +1,279 @@
+"""Links between the three parties: mutual TLS 1.3 with pinned certificates, one link a pair.
+
+Gloo, which CrypTen uses, has no TLS in the published torch wheel, picks random ports and waits half an hour for a
+silent party. Here each party listens on one port while links are made, the higher of a pair dials the lower, and a
+party that is silent, gone or out of step is `PartyLost`. Frames are a step's four-letter tag, a length and bytes: no
+pickles between organisations.
+
+Pairs exchange in the order (0,1), (0,2), (1,2) and the lower one speaks first, so nobody waits in a circle and no
+threads are needed.
+"""
+
+import selectors
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Mapping
+from typing import Protocol, Self
+
+from ..errors import InvalidField, PartyLost
+from ..fields import NUM_AGGREGATORS
+from .orders import PartyConfig, host_and_port
+
+_HEAD = struct.Struct(">4sI")
+_REDIAL_S = 0.05
+_MAX_HANDSHAKES = 32  # open at a time; strangers beyond push out the oldest
+
+
+class Links(Protocol):
+    """What a protocol between the three parties needs of their links."""
+
+    @property
+    def aggregator_id(self) -> int:
+        """This party."""
+
+    def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> Mapping[int, bytes]:
+        """Gives each other party its bytes and returns what each sent at the same step, in aggregator order."""
+
+    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        """All three parties' bytes of this step, in aggregator order."""
+
+
+class TlsCommunicator:
+    """This party's links to the other two. Any error closes all of them."""
+
+    def __init__(self, aggregator_id: int, links: Mapping[int, ssl.SSLSocket], timeout_s: float) -> None:
+        self.aggregator_id = aggregator_id
+        self._links = dict(sorted(links.items()))
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def connect(cls, config: PartyConfig) -> Self:
+        """Links up with both other parties within `config.timeout_s`.
+
+        Raises:
+            PartyLost: one did not come, or shows another certificate than its pinned one.
+            InvalidField: this party's own certificate, key, pins or address cannot be used.
+        """
+        deadline = time.monotonic() + config.timeout_s
+        pins = _pinned(config)
+        server, client = _context(config, ssl.PROTOCOL_TLS_SERVER), _context(config, ssl.PROTOCOL_TLS_CLIENT)
+        links: dict[int, ssl.SSLSocket] = {}
+        try:
+            with _listener(config) as listener:
+                for peer in range(config.aggregator_id):
+                    links[peer] = _dial(peer, config.addresses[peer], client, pins, deadline)
+                awaited = set(range(config.aggregator_id + 1, NUM_AGGREGATORS))
+                _accept(listener, server, pins, awaited, links, deadline)
+        except BaseException:
+            for link in links.values():
+                link.close()
+            raise
+        return cls(config.aggregator_id, links, config.timeout_s)
+
+    def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> dict[int, bytes]:
+        """Gives each other party its bytes and returns what each sent at the same step.
+
+        Args:
+            step: four ASCII letters; both ends must be at the same one.
+            outgoing: by aggregator id, one for each other party.
+            limit: most bytes that are taken from one party.
+
+        Raises:
+            PartyLost: a party is gone, silent for the timeout, at another step, or sends too much.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        received = {}
+        for peer, link in self._links.items():
+            try:
+                if self.aggregator_id < peer:
+                    _send(link, step, outgoing[peer], deadline)
+                    received[peer] = _receive(link, step, limit, deadline)
+                else:
+                    received[peer] = _receive(link, step, limit, deadline)
+                    _send(link, step, outgoing[peer], deadline)
+            except OSError as err:  # time-outs, TLS errors and our own PartyLost among them
+                self.close()
+                raise PartyLost(f"aggregator {peer} is lost at step {step}: {err}") from err
+        return received
+
+    def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        """All three parties' bytes of this step, in aggregator order; raises as `exchange` does."""
+        received = self.exchange(step, dict.fromkeys(self._links, data), limit)
+        return [received.get(party, data) for party in range(NUM_AGGREGATORS)]
+
+    def close(self) -> None:
+        """Closes the links; the other parties notice at once."""
+        for link in self._links.values():
+            link.close()
+
+
+def _context(config: PartyConfig, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the whole certificate is compared instead
+    context.verify_mode = ssl.CERT_REQUIRED
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # nothing is resumed
+    try:
+        context.load_cert_chain(config.certificate, config.key)
+        for pin in config.pins:
+            context.load_verify_locations(cadata=pin)
+    except (OSError, ValueError) as err:
+        raise InvalidField(f"the certificates of aggregator {config.aggregator_id} cannot be used: {err}") from err
+    return context
+
+
+def _pinned(config: PartyConfig) -> list[bytes]:
+    try:
+        pins = [ssl.PEM_cert_to_DER_cert(pin) for pin in config.pins]
+    except ValueError as err:
+        raise InvalidField("a pinned certificate is no PEM") from err
+    if len(set(pins)) != NUM_AGGREGATORS:
+        raise InvalidField("the three pinned certificates must differ")
+    return pins
+
+
+def _listener(config: PartyConfig) -> socket.socket:
+    host, port = host_and_port(config.listen or config.addresses[config.aggregator_id])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as err:
+        raise InvalidField(f"cannot listen on {host}:{port}: {err.strerror}") from err
+
+
+def _dial(peer: int, address: str, context: ssl.SSLContext, pins: list[bytes], deadline: float) -> ssl.SSLSocket:
+    problem: OSError | None = None
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            raw = socket.create_connection(host_and_port(address), timeout=left)
+            with raw:
+                link = context.wrap_socket(raw)  # takes over the descriptor, or leaves it to be closed here
+        except ssl.SSLCertVerificationError as err:
+            raise PartyLost(f"aggregator {peer} at {address} shows another certificate: {err.verify_message}") from err
+        except OSError as err:  # not listening yet, or it closed its port between two attempts
+            problem = err
+            time.sleep(_REDIAL_S)
+            continue
+        if link.getpeercert(binary_form=True) != pins[peer]:
+            link.close()
+            raise PartyLost(f"aggregator {peer} at {address} shows the certificate of another party")
+        _keep_alive(link)
+        return link
+    raise PartyLost(f"aggregator {peer} at {address} cannot be reached: {problem}") from problem
+
+
+def _accept(
+    listener: socket.socket,
+    context: ssl.SSLContext,
+    pins: list[bytes],
+    awaited: set[int],
+    links: dict[int, ssl.SSLSocket],
+    deadline: float,
+) -> None:
+    """Fills `links` with the awaited parties; handshakes run side by side, so a silent stranger delays nobody."""
+    listener.setblocking(False)
+    handshakes: dict[ssl.SSLSocket, None] = {}  # oldest first
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        try:
+            while awaited - links.keys():
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise PartyLost(f"aggregators {sorted(awaited - links.keys())} did not link up in time")
+                for event, _ in selector.select(left):
+                    if event.fileobj is listener:
+                        if (link := _greet(listener, context)) is not None:
+                            handshakes[link] = None
+                            selector.register(link, selectors.EVENT_READ, link)
+                    elif event.data in handshakes and (done := _shake(event.data)) is not None:
+                        del handshakes[event.data]
+                        selector.unregister(event.data)
+                        if done:
+                            _admit(event.data, pins, awaited, links)
+                        else:
+                            event.data.close()
+                while len(handshakes) > _MAX_HANDSHAKES:
+                    oldest = next(iter(handshakes))
+                    del handshakes[oldest]
+                    selector.unregister(oldest)
+                    oldest.close()
+        finally:
+            for link in handshakes:
+                link.close()
+
+
+def _shake(link: ssl.SSLSocket) -> bool | None:
+    """Whether the handshake succeeded; None while it goes on."""
+    try:
+        link.do_handshake()
+    except ssl.SSLWantReadError:
+        return None
+    except OSError:  # a stranger, an old TLS version, a certificate that is not pinned
+        return False
+    return True
+
+
+def _greet(listener: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket | None:
+    try:
+        raw, _ = listener.accept()
+    except OSError:  # it hung up before we looked
+        return None
+    raw.setblocking(False)
+    with raw:
+        try:
+            return context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            return None
+
+
+def _admit(link: ssl.SSLSocket, pins: list[bytes], awaited: set[int], links: dict[int, ssl.SSLSocket]) -> None:
+    """Takes a link whose certificate is that of an awaited party; the newest one counts, since a party redials."""
+    certificate = link.getpeercert(binary_form=True)
+    peer = next((party for party in awaited if pins[party] == certificate), None)
+    if peer is None:
+        link.close()
+        return
+    if peer in links:
+        links[peer].close()
+    _keep_alive(link)
+    links[peer] = link
+
+
+def _keep_alive(link: ssl.SSLSocket) -> None:
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # rounds may be far apart
+
+
+def _send(link: ssl.SSLSocket, step: str, data: bytes, deadline: float) -> None:
+    link.settimeout(_left(deadline))
+    link.sendall(_HEAD.pack(step.encode("ascii"), len(data)) + data)
+
+
+def _receive(link: ssl.SSLSocket, step: str, limit: int, deadline: float) -> bytes:
+    tag, size = _HEAD.unpack(_exactly(link, _HEAD.size, deadline))
+    if tag != step.encode("ascii"):
+        raise PartyLost("it is at another step")
+    if size > limit:
+        raise PartyLost(f"it sends {size} bytes where {limit} are allowed")
+    return _exactly(link, size, deadline)
+
+
+def _exactly(link: ssl.SSLSocket, size: int, deadline: float) -> bytes:
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        link.settimeout(_left(deadline))
+        count = link.recv_into(view[got:])
+        if count == 0:
+            raise PartyLost("it closed its link")
+        got += count
+    return bytes(data)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it is silent")
+    return left

@@ -1,0 +1,345 @@
+"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, release.
+
+Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
+that lies can spoil the total; that shows if the order has tags (see `tags`). A site whose vector is longer than the
+order allows is left out, whatever it does to hide that (see `sketch`). Every update in a total started from the one
+state that the order names; that the sites trained on it as agreed is not checked.
+
+A study may size the sites' noise for all of them. A sum over fewer would then be noised too little: it is released only
+with a top-up of every site in it, sealed for exactly this set. So which noise a sum has follows from the set alone, and
+a round is bound to one set.
+"""
+
+import hmac
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ..errors import (
+    CohortTooSmall,
+    EnvelopeRejected,
+    EnvelopeUnreadable,
+    Equivocation,
+    NormExceeded,
+    OrderMismatch,
+    PartyLost,
+    SetConflict,
+    TopUpMissing,
+)
+from ..fields import MAX_COHORT, MAX_TEXT, canonical
+from ..links.journal import Binding, Journal
+from ..links.mapped import mapped
+from ..links.orders import Order, Release
+from ..links.tls import Links
+from ..sharing.ring import RingVector
+from ..sharing.sealing import Envelope, open_envelope
+from ..sharing.shares import Parts, Share, ShareContext, Words, unpack
+from ..sharing.sketch import Limits, Sketch, limits
+from .coins import COIN_BYTES, joint_seeds
+
+logger = logging.getLogger(__name__)
+
+_HASH = 32
+
+
+class Judge(Protocol):
+    """How the three parties compare sketches that are hidden under masks."""
+
+    def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
+        """[vectors], whether each is too long, as `sketch.is_too_long` says, from XOR shares of the masks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A site's share, opened and found sound at this party."""
+
+    share: Share = field(repr=False)
+    digest: bytes  # SHA-256 over the digests that the site signed: the same at all parties, or they saw two updates
+
+
+def admit(order: Order, aggregator_id: int, site: str, path: Path, *, is_topup: bool = False) -> Submission | None:
+    """The site's share, or None where the file is not what the site sealed for this party, round and state.
+
+    Opening comes before the agreement, so that a site whose share does not open is left out like one that never sent.
+
+    Args:
+        path: the site's envelope for this party, on this party's disk.
+        is_topup: it is no update but a top-up, which must be for the order's cohort.
+
+    Raises:
+        EnvelopeUnreadable: the disk does not give the file. Such a site must not pass for one that sent nothing: the
+            round may be bound to a set with it.
+    """
+    identity = dict(order.cohort).get(site)
+    if identity is None:
+        logger.warning("round %d: %r is not in the cohort; its envelope is ignored", order.round, site)
+        return None
+    context = order.topup_context(site) if is_topup else order.context(site)
+    try:
+        envelope = Envelope.from_bytes(mapped(path), context)
+        share = open_envelope(
+            envelope,
+            context,
+            aggregator_id,
+            identity=bytes.fromhex(identity),
+            private_key=order.private_key,
+        )
+    except EnvelopeRejected as err:
+        logger.warning("round %d: site %s is left out: %s", order.round, site, err)
+        return None
+    except OSError as err:
+        message = f"round {order.round}: the sealed share of {site} cannot be read here ({err.strerror}): {path}"
+        raise EnvelopeUnreadable(message, (site,)) from err
+    return Submission(share, sha256(b"".join(envelope.digests)).digest())
+
+
+def compare_orders(order: Order, links: Links) -> None:
+    """First step of every order: all three must hold the same one, at the same attempt.
+
+    Raises:
+        OrderMismatch: they do not.
+        PartyLost: a party is gone or silent.
+    """
+    if len(set(links.all_gather("ORDR", order.digest(), _HASH))) != 1:
+        raise OrderMismatch(f"round {order.round}, attempt {order.attempt}: the parties were given different orders")
+
+
+def aggregate(
+    order: Order,
+    submissions: Mapping[str, Submission],
+    topups: Mapping[str, Submission],
+    links: Links,
+    journal: Journal,
+    judge: Judge,
+) -> Release:
+    """This party's share of the sum over all sites that reached all three parties with vectors that are not too long.
+
+    Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
+    only for fewer sites than `order.min_untopped`.
+
+    Raises:
+        Equivocation: two parties hold different updates or top-ups of one site.
+        CohortTooSmall: fewer than `order.min_sites` sites are complete.
+        TopUpMissing: fewer than `order.min_untopped` are, and not each has its top-up for exactly this set.
+        NormExceeded: vectors are too long, and the other sites may not be summed without more.
+        SetConflict: a party has bound the round to another set; all three raise it.
+        JournalBroken: this party's disk did not take the binding.
+        PartyLost: another party is gone or silent.
+        CommitmentBroken: another party tried to choose what must be random, or changed its mind between attempts.
+        ChecksExhausted: a vector's check has been tried too often.
+    """
+    complete = _agree(order, submissions, links, "MASK", "VIEW")
+    if len(complete) < order.min_sites:
+        raise CohortTooSmall(
+            f"round {order.round}: {len(complete)} sites reached all parties, {order.min_sites} are needed", complete
+        )
+    is_topped = len(complete) < order.min_untopped
+    if is_topped:
+        _require_topups(order, complete, topups, links)
+    added = topups if is_topped else {}
+    summands = _summands(order, complete, submissions, added)
+    total = _Total(order)
+    rejected = _add_checked(order, summands, total, links, journal, judge) if order.rows else _add(summands, total)
+    kept = tuple(site for site in complete if site not in rejected)
+    if rejected:
+        _require_enough(order, kept, rejected, is_topped=is_topped)
+        for summand in summands:
+            if summand.site in rejected:
+                total.subtract(summand)
+    binding = Binding(_set_digest(order, kept, submissions, added), kept)
+    _refuse_other_set(order, binding, links, journal)
+    journal.bind(order.round_id, binding)
+    links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
+    logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
+    left_out = tuple(site for site in complete if site in rejected)
+    return Release(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Summand:
+    """One vector that a site has shared: its update, or its top-up."""
+
+    site: str
+    context: ShareContext
+    submission: Submission
+    norm_bound: int  # ring units
+
+
+def _summands(
+    order: Order, sites: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+) -> list[_Summand]:
+    updates = [_Summand(site, order.context(site), submissions[site], order.norm_bound) for site in sites]
+    added = [_Summand(site, order.topup_context(site), topups[site], order.topup_bound) for site in sites if topups]
+    return updates + added
+
+
+def _coin(order: Order, summand: _Summand) -> bytes:
+    """This party's part in the seed of one vector's sketch: secret until it is opened, and the same at every attempt.
+
+    Each vector has a seed of its own, which binds the bytes that all parties hold of it: a site that knows the seeds of
+    earlier attempts gains nothing for another vector. And one vector never meets two sketches, whose rows under the
+    same masks would show a difference.
+    """
+    key = HKDF(SHA256(), COIN_BYTES, salt=None, info=b"confide/mpc/coin-key/1").derive(order.private_key)
+    return hmac.digest(key, _place(order, summand), "sha256")
+
+
+def _place(order: Order, summand: _Summand) -> bytes:
+    """What a vector's coins are for: no other vector, in no other round, has the same."""
+    return canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
+
+
+class _Total:
+    """This party's share of a sum; one more vector is in memory while it is added."""
+
+    def __init__(self, order: Order) -> None:
+        self._ring_bits, self._rows = order.ring_bits, order.rows
+        self._vector = np.zeros(order.dim, order.ring.unsigned)
+        self._tags = np.zeros(order.tag_count, "<u8")
+        self._scratch = np.empty_like(self._vector)
+
+    def add(self, summand: _Summand) -> Parts:
+        """Adds a vector, and gives this party's share of it and what came with it; overwritten by the next one."""
+        parts = self._unpack(summand)
+        self._vector += parts.vector
+        self._tags += parts.tags
+        return parts
+
+    def subtract(self, summand: _Summand) -> None:
+        """Takes a vector out again."""
+        parts = self._unpack(summand)
+        self._vector -= parts.vector
+        self._tags -= parts.tags
+
+    def to_bytes(self) -> bytes:
+        """The vector, then the tags."""
+        return self._vector.tobytes() + self._tags.tobytes()
+
+    def _unpack(self, summand: _Summand) -> Parts:
+        return unpack(summand.submission.share, summand.context, out=self._scratch)
+
+
+def _add(summands: Sequence[_Summand], total: _Total) -> frozenset[str]:
+    for summand in summands:
+        total.add(summand)
+    return frozenset()
+
+
+def _add_checked(
+    order: Order, summands: Sequence[_Summand], total: _Total, links: Links, journal: Journal, judge: Judge
+) -> frozenset[str]:
+    """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else.
+
+    A party that keeps to the protocol has the same coins and the same sketches at every attempt. One that does not
+    would see y = z + m for several z of one vector, or try verdicts until it knows z: the journal is there against it.
+    """
+    seeds = joint_seeds(links, [_coin(order, summand) for summand in summands])
+    vectors = [sha256(_place(order, summand)).digest() for summand in summands]
+    journal.tie_to_seeds({vector: sha256(seed).digest() for vector, seed in zip(vectors, seeds, strict=True)})
+    hidden = np.empty((len(summands), order.rows), order.ring.unsigned)  # this party's shares of sketch + mask
+    mask_words = np.empty(hidden.shape, "<u8")
+    for place, (summand, seed) in enumerate(zip(summands, seeds, strict=True)):
+        parts = total.add(summand)
+        hidden[place] = Sketch(seed, order.dim, order.ring_bits, order.rows).sketch(parts.vector) + parts.masks
+        mask_words[place] = parts.mask_words
+    opened = np.zeros_like(hidden)
+    for share in _of_length(links.all_gather("ROWS", hidden.tobytes(), hidden.nbytes), hidden.nbytes):
+        opened += np.frombuffer(share, hidden.dtype).reshape(hidden.shape)
+    sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(vectors, opened, strict=True)}
+    if (tries := journal.begin_checks(sketches)) > 1:
+        logger.warning("round %d: norms are checked for the %d. time; was a party restarted?", order.round, tries)
+    rejected: set[str] = set()
+    for bound in sorted({summand.norm_bound for summand in summands}):
+        alike = [place for place, summand in enumerate(summands) if summand.norm_bound == bound]
+        verdicts = judge(opened[alike], mask_words[alike], limits(bound, order.ring_bits, order.rows))
+        rejected |= {summands[place].site for place, is_long in zip(alike, verdicts, strict=True) if is_long}
+    for site in sorted(rejected):
+        logger.warning("round %d: site %s is left out: its vector is longer than the study allows", order.round, site)
+    return frozenset(rejected)
+
+
+def _require_enough(order: Order, kept: tuple[str, ...], rejected: frozenset[str], *, is_topped: bool) -> None:
+    """Raises `NormExceeded` unless `kept` may be summed as it is; top-ups were for a set with the rejected in it."""
+    least = len(order.cohort) + 1 if is_topped else max(order.min_sites, order.min_untopped)
+    if len(kept) < least:
+        names = tuple(site for site, _ in order.cohort if site in rejected)
+        raise NormExceeded(
+            f"round {order.round}: the vectors of {', '.join(names)} are longer than the study allows, and the "
+            f"{len(kept)} other sites may not be summed as they are",
+            names,
+            kept,
+        )
+
+
+def _require_topups(order: Order, kept: tuple[str, ...], topups: Mapping[str, Submission], links: Links) -> None:
+    """Raises `TopUpMissing` at all three unless all hold the same top-up of each site, for exactly the kept set.
+
+    Top-ups were opened for the order's cohort, so if less of it is kept, none is for the kept set.
+    """
+    cohort = tuple(name for name, _ in order.cohort)
+    complete = _agree(order, topups, links, "TMSK", "TVEW") if kept == cohort else kept
+    if complete != cohort:
+        raise TopUpMissing(
+            f"round {order.round}: of {order.min_untopped} sites {len(kept)} are there, and not each of them has added "
+            "the noise of the missing ones",
+            complete,
+        )
+
+
+def _agree(
+    order: Order, submissions: Mapping[str, Submission], links: Links, mask_step: str, view_step: str
+) -> tuple[str, ...]:
+    """Sites that all three hold, in cohort order, once all three hold the same of each."""
+    names = [name for name, _ in order.cohort]
+    mask = bytes(name in submissions for name in names)
+    masks = _of_length(links.all_gather(mask_step, mask, len(mask)), len(mask))
+    kept = tuple(name for name, *votes in zip(names, *masks, strict=True) if all(vote == 1 for vote in votes))
+    view = b"".join(submissions[name].digest for name in kept)
+    views = _of_length(links.all_gather(view_step, view, len(view)), len(view))
+    if len(set(views)) != 1:
+        seen = [{other[i * _HASH : (i + 1) * _HASH] for other in views} for i in range(len(kept))]
+        doubtful = tuple(name for name, digests in zip(kept, seen, strict=True) if len(digests) > 1)
+        raise Equivocation(
+            f"round {order.round}: the parties were shown different messages of {', '.join(doubtful)}", doubtful
+        )
+    return kept
+
+
+def _refuse_other_set(order: Order, binding: Binding, links: Links, journal: Journal) -> None:
+    """Compares what the three have bound before any binds more: a crash half-way can never leave two sets bound."""
+    known = journal.bound(order.round_id)
+    mine = b"" if known is None else known.set_digest + "\n".join(known.sites).encode()
+    for other in links.all_gather("BIND", mine, _HASH + MAX_COHORT * (MAX_TEXT + 1)):
+        if other and other[:_HASH] != binding.set_digest:
+            raise SetConflict(f"round {order.round} is bound to another set of sites", _names(other[_HASH:]))
+
+
+def _names(data: bytes) -> tuple[str, ...]:
+    try:
+        return tuple(data.decode().split("\n"))
+    except UnicodeDecodeError as err:
+        raise PartyLost("another party sends names that are no text") from err
+
+
+def _of_length(gathered: list[bytes], size: int) -> list[bytes]:
+    if any(len(data) != size for data in gathered):
+        raise PartyLost("another party is out of step")
+    return gathered
+
+
+def _set_digest(
+    order: Order, kept: tuple[str, ...], submissions: Mapping[str, Submission], topups: Mapping[str, Submission]
+) -> bytes:
+    if topups:
+        topped = (word for name in kept for word in (name, submissions[name].digest, topups[name].digest))
+        return sha256(canonical("confide/mpc/topped-set/1", *order.round_id, len(kept), *topped)).digest()
+    words = (word for name in kept for word in (name, submissions[name].digest))
+    return sha256(canonical("confide/mpc/set/1", *order.round_id, len(kept), *words)).digest()

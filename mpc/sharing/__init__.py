@@ -1,0 +1,1 @@
+"""Secret sharing: fixed point in a ring, shares, sealing, sketches and tags."""

@@ -1,0 +1,229 @@
+"""Real TLS on 127.0.0.1; the parties are threads."""
+
+import dataclasses
+import datetime
+import functools
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from confide.mpc.errors import InvalidField, PartyLost
+from confide.mpc.links import certificates
+from confide.mpc.links.tls import TlsCommunicator
+
+
+@pytest.fixture
+def configs(tmp_path, kit):
+    return kit.configs(tmp_path, 1.0)
+
+
+@pytest.fixture
+def connect(kit):
+    """Links up the parties with these configurations; closes all links at the end."""
+    made = []
+
+    def run(configs):
+        results = kit.outcomes({c.aggregator_id: functools.partial(TlsCommunicator.connect, c) for c in configs})
+        made.extend(one for one in results.values() if isinstance(one, TlsCommunicator))
+        return list(results.values())
+
+    yield run
+    for one in made:
+        one.close()
+
+
+def together(kit, links, step="TEST", data=None, limit=100):
+    words = data or [b"zero", b"one", b"two"]
+    return list(
+        kit.outcomes(
+            {i: functools.partial(one.all_gather, step, words[i], limit) for i, one in enumerate(links)}
+        ).values()
+    )
+
+
+def dialled(address, context):
+    """What a client gets that dials a listening party: the time-out, or the TLS error."""
+    host, port = address.split(":")
+    for _ in range(100):
+        try:
+            with socket.create_connection((host, int(port)), timeout=1) as raw, context.wrap_socket(raw) as link:
+                return link.recv(1)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        except OSError as err:
+            return err
+    raise AssertionError("nobody listens")
+
+
+def client_context(config):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(config.certificate, config.key)
+    return context
+
+
+def while_listening(config, action):
+    """Runs `action` while the party of `config` waits for the others, and returns what the party got."""
+    result = []
+
+    def wait():
+        try:
+            result.append(TlsCommunicator.connect(config))
+        except PartyLost as err:
+            result.append(err)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    answer = action()
+    thread.join()
+    return answer, result[0]
+
+
+def test_all_gather_gives_everyones_bytes_in_order(configs, connect, kit):
+    assert together(kit, connect(configs)) == [[b"zero", b"one", b"two"]] * 3
+
+
+def test_links_speak_tls_1_3(configs, connect):
+    for one in connect(configs):
+        assert {link.version() for link in one._links.values()} == {"TLSv1.3"}
+
+
+def test_large_words_do_not_block(configs, connect, kit):
+    words = [bytes([i]) * 3_000_000 for i in range(3)]
+    assert together(kit, connect(configs), data=words, limit=3_000_000) == [words] * 3
+
+
+def test_closed_link_is_noticed_at_once(configs, connect, kit):
+    links = connect(configs)
+    links[1].close()
+    results = together(kit, [links[0], links[2]])
+    assert [type(result) for result in results] == [PartyLost] * 2
+    assert not any("timed out" in str(result) for result in results)
+
+
+def test_silent_party_is_lost_after_the_timeout(configs, connect):
+    links = connect(configs)
+    with pytest.raises(PartyLost, match=r"step TEST: .*timed out"):
+        links[0].all_gather("TEST", b"", 1)
+
+
+def test_party_at_another_step_is_lost(configs, connect, kit):
+    links = connect(configs)
+    calls = {i: functools.partial(one.all_gather, "STE" + str(i // 2), b"", 0) for i, one in enumerate(links)}
+    assert [type(result) for result in kit.outcomes(calls).values()] == [PartyLost] * 3
+
+
+def test_party_that_sends_too_much_is_lost(configs, connect, kit):
+    results = together(kit, connect(configs), data=[b"", b"", b"xx"], limit=1)
+    assert [type(result) for result in results[:2]] == [PartyLost] * 2
+
+
+def test_party_that_never_comes_is_named(configs, connect):
+    results = connect(configs[:2])
+    assert all(isinstance(result, PartyLost) for result in results)
+    assert "[2] did not link up" in str(results[0])
+
+
+def test_stranger_certificate_is_refused_by_the_listener(configs, tmp_path):
+    (tmp_path / "stranger").mkdir()
+    certificate, key = certificates.make_certificate(tmp_path / "stranger", "party1")
+    stranger = dataclasses.replace(configs[1], certificate=certificate, key=key)
+    answer, result = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], client_context(stranger)))
+    assert isinstance(answer, ssl.SSLError)
+    assert "unknown ca" in str(answer).lower()
+    assert isinstance(result, PartyLost)
+
+
+def test_client_without_a_certificate_is_refused(configs):
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname, bare.verify_mode = False, ssl.CERT_NONE
+    answer, _ = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], bare))
+    assert isinstance(answer, ssl.SSLError)
+    assert "certificate required" in str(answer).lower()
+
+
+def test_tls_1_2_is_refused(configs):
+    old = client_context(configs[1])
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    answer, result = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], old))
+    assert isinstance(answer, ssl.SSLError)
+    assert "protocol version" in str(answer).lower()
+    assert isinstance(result, PartyLost)
+
+
+def test_stranger_in_a_partys_place_is_refused_by_the_dialler(configs, connect, tmp_path):
+    (tmp_path / "stranger").mkdir()
+    certificate, key = certificates.make_certificate(tmp_path / "stranger", "party0")
+    pins = (certificate.read_text(), *configs[0].pins[1:])
+    stranger = dataclasses.replace(configs[0], certificate=certificate, key=key, pins=pins)
+    results = connect([stranger, configs[1], configs[2]])
+    assert all("another certificate" in str(result) for result in results[1:])
+
+
+def test_party_in_another_partys_place_is_refused(configs, connect):
+    """Party 2 answers at the address of party 0, with its own certificate, which is pinned for its own place."""
+    swapped = dataclasses.replace(configs[0], certificate=configs[2].certificate, key=configs[2].key)
+    results = connect([swapped, configs[1]])
+    assert "certificate of another party" in str(results[1])
+
+
+def test_expired_certificate_is_refused(configs, connect, tmp_path, monkeypatch):
+    class Past(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.now(tz) - datetime.timedelta(days=3650)
+
+    (tmp_path / "old").mkdir()
+    monkeypatch.setattr(certificates, "datetime", Past)
+    certificate, key = certificates.make_certificate(tmp_path / "old", "party0")
+    pins = (certificate.read_text(), *configs[0].pins[1:])
+    old = [dataclasses.replace(config, pins=pins) for config in configs]
+    old[0] = dataclasses.replace(old[0], certificate=certificate, key=key)
+    assert all("expired" in str(result) for result in connect(old)[1:])
+
+
+def test_silent_strangers_do_not_keep_the_parties_apart(configs, connect, kit):
+    """More of them than handshakes are kept open for; they never speak."""
+    host, port = configs[0].addresses[0].split(":")
+    strangers = []
+
+    def crowd():
+        while len(strangers) < 40:
+            try:
+                strangers.append(socket.create_connection((host, int(port)), timeout=1))
+            except OSError:
+                time.sleep(0.005)
+
+    thread = threading.Thread(target=crowd)
+    slow = [dataclasses.replace(config, timeout_s=8.0) for config in configs]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(connect, slow[:1])
+        thread.start()
+        thread.join()
+        links = connect(slow[1:])
+        links = first.result() + links
+    for stranger in strangers:
+        stranger.close()
+    assert together(kit, links) == [[b"zero", b"one", b"two"]] * 3
+
+
+def test_unusable_certificate_files_are_told(configs, tmp_path):
+    with pytest.raises(InvalidField, match="cannot be used"):
+        TlsCommunicator.connect(dataclasses.replace(configs[0], key=tmp_path / "none"))
+
+
+def test_equal_pins_are_refused(configs):
+    same = dataclasses.replace(configs[0], pins=(configs[0].pins[0],) * 3)
+    with pytest.raises(InvalidField, match="differ"):
+        TlsCommunicator.connect(same)
+
+
+def test_certificate_files_are_private_and_never_overwritten(tmp_path):
+    for path in certificates.make_certificate(tmp_path, "agg"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        certificates.make_certificate(tmp_path, "agg")
