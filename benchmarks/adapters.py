@@ -26,12 +26,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from quality import SCALE_BITS, Bench, prepare_bench
 
-from confide.client_node.draft import StudyDraft
+from confide.client_node.approval.budget_planning import ring_of
 from confide.client_node.flower import pack
-from confide.client_node.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
-from confide.client_node.planning import ring_of
-from confide.client_node.sealed import seal
-from confide.client_node.study import AggregatorParty, Participant, Study
+from confide.client_node.shares.seal import seal
+from confide.client_node.study.study import AggregatorParty, Participant, Study
+from confide.client_node.study.terms import StudyDraft
+from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.broadcast import broadcast
 from confide.coordinator.references import federate, logits, untrained
 from confide.coordinator.run_folder import Checkpoint

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from quality import read_table
 
-from confide.client_node.draft import StudyDraft, load_draft
+from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.coordinator.references import federate, logits, noise_of, untrained
 from confide.models.backbones.pretraining import pretrain
 from confide.privacy.accounting.composition import Mode

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
-from confide.client_node.draft import StudyDraft
+from confide.client_node.study.terms import StudyDraft
 from confide.coordinator.references import federate, logits, untrained
 from confide.models.adapters.lora import AdaptedModel
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain

@@ -28,8 +28,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from confide.client_node.draft import StudyDraft, load_draft
-from confide.client_node.planning import releases, solve, with_noise
+from confide.client_node.approval.budget_planning import releases, solve, with_noise
+from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.coordinator.learning_rates import with_rates
 from confide.coordinator.references import (
     WORDS_LR,

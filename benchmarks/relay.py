@@ -22,10 +22,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, allocated_mib
 
-from confide.client_node.draft import load_draft
-from confide.client_node.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
-from confide.client_node.parts import PART_BYTES, read_part
-from confide.client_node.study import AggregatorParty, Participant, Study
+from confide.client_node.study.study import AggregatorParty, Participant, Study
+from confide.client_node.study.terms import load_draft
+from confide.client_node.wire.chunks import PART_BYTES, read_part
+from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
 from confide.coordinator.drive import Drive
 from confide.coordinator.relay import Delivery, Intake, Load
 from confide.coordinator.replica import LedgerReplica

@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 from quality import Bench, Table, prepare_bench
 
-from confide.client_node.draft import StudyDraft
-from confide.client_node.planning import provisional
-from confide.client_node.study import Study
-from confide.client_node.trainer import release_terms
+from confide.client_node.approval.budget_planning import provisional
+from confide.client_node.study.study import Study
+from confide.client_node.study.terms import StudyDraft
+from confide.client_node.training.trainer import release_terms
 from confide.coordinator.learning_rates import with_rates
 from confide.coordinator.optimizer import server_step
 from confide.coordinator.references import logits, untrained

@@ -21,9 +21,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from confide.client_node.enrolment import EnrolAnswer, Enrolment, EnrolRequest, enroll
+from confide.client_node.enrolment.enrol import EnrolAnswer, Enrolment, EnrolRequest, enroll
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
 from confide.client_node.flower import WarmNode
-from confide.client_node.identity import NodeIdentity, fingerprint
 from confide.coordinator.gate import FleetGate, serve_gate
 from confide.coordinator.invites import code_text
 from confide.coordinator.pki import Pki

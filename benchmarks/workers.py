@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from measuring import Peak, allocated_mib
 
-from confide.client_node.sharding import ShardedWeights, join
-from confide.client_node.worker import LinkedCrew
-from confide.client_node.worker_frames import receive, send
+from confide.client_node.training.sharding import ShardedWeights, join
+from confide.client_node.training.worker import LinkedCrew
+from confide.client_node.training.worker_frames import receive, send
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build
 from confide.models.heads.pooling import PooledHead

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .approval import open_ledger
-from .confirmed import fingerprint
-from .enrolment import Enrolment
+from .approval.assessment import open_ledger
+from .approval.confirmed_sites import fingerprint
+from .enrolment.enrol import Enrolment
+from .enrolment.identity import NodeIdentity
 from .errors import AlreadyRunning, PolicyInvalid
 from .flower import WarmNode
-from .identity import NodeIdentity
 from .node import Node
-from .policy import load_policy
+from .policy.site_policy import load_policy
 
 logger = logging.getLogger(__name__)
 

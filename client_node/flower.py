@@ -46,10 +46,10 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from .enrolment import Enrolment
+from .enrolment.enrol import Enrolment
+from .enrolment.identity import NodeIdentity, wire_form
 from .errors import ClientNodeError, PacketInvalid
-from .identity import NodeIdentity, wire_form
-from .messages import Packet
+from .wire.messages import Packet
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,13 @@ from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.errors import PrivacyError
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
-from .aggregator import AggregatorRole
-from .approval import beside, charge, held_charges, planned_charges, record_budget
-from .data import Records
-from .data import read as read_records
-from .enrolment import Enrolment
+from .approval.assessment import beside, charge, held_charges, planned_charges, record_budget
+from .approval.catalogue import approved_study
+from .approval.run_reservations import Holds
+from .data.records import Records
+from .data.records import read as read_records
+from .enrolment.enrol import Enrolment
+from .enrolment.identity import NodeIdentity
 from .errors import (
     ChargeRefused,
     MessageInvalid,
@@ -36,9 +38,14 @@ from .errors import (
     WorkersFailed,
 )
 from .files import file_digest, read_private, write_private
-from .holds import Holds
-from .identity import NodeIdentity
-from .messages import (
+from .policy.site_policy import SitePolicy, load_policy
+from .shares.aggregator import AggregatorRole
+from .shares.outbox import Files, Outbox
+from .shares.seal import require_keys, seal
+from .shares.topup import top_up
+from .study.study import PlannedRound, Study
+from .wire.chunks import read_part
+from .wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
     Deposit,
@@ -67,17 +74,10 @@ from .messages import (
     start_hash,
     verify,
 )
-from .outbox import Files, Outbox
-from .parts import read_part
-from .policy import SitePolicy, load_policy
-from .sealed import require_keys, seal
-from .studies import approved_study
-from .study import PlannedRound, Study
-from .topup import top_up
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
-    from .workers import Workers
+    from .training.trainer import Trainer
+    from .training.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -411,10 +411,10 @@ class Node:
             return read_records(policy, study)
 
         if limits.workers:
-            from .workers import Workers
+            from .training.workers import Workers
 
             return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
-        from .trainer import Trainer  # loads torch, which a node that only aggregates does without
+        from .training.trainer import Trainer  # loads torch, which a node that only aggregates does without
 
         rows, threads = limits.max_rows_per_batch, limits.threads
         return Trainer(study, directory, read, site=site, site_noise=site_noise, max_rows=rows, threads=threads)

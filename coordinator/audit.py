@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..client_node.study import Study
+from ..client_node.study.study import Study
 from ..privacy.ledger import chain
 from ..privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from .errors import AuditMissing, Conflict
@@ -44,7 +44,7 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     Raises:
         Conflict: no round is committed yet, or the study claims no privacy.
     """
-    from ..client_node.trainer import release_terms
+    from ..client_node.training.trainer import release_terms
     from ..privacy.audit.canaries import AuditedStep, run_audit
     from ..privacy.audit.engine_checks import check_engine, site_round
     from ..privacy.mechanism.site_round import LocalSteps

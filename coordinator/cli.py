@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ..client_node.enrolment import Role
+from ..client_node.cli.tables import print_json, show_verification
+from ..client_node.enrolment.enrol import Role
 from ..client_node.errors import ClientNodeError
-from ..client_node.shown import print_json, show_verification
 from ..models.errors import ModelError
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
@@ -210,7 +210,7 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
     """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
     from rich.progress import Progress
 
-    from ..client_node.draft import load_draft
+    from ..client_node.study.terms import load_draft
     from ..models.backbones.pretraining import pretrain
 
     with told(), Progress(console=err, transient=True) as progress:
@@ -324,7 +324,7 @@ def backbone_routing(
 @study_app.command("create")
 def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
-    from ..client_node.approval import whole_cost
+    from ..client_node.approval.assessment import whole_cost
     from .drafting import create_study
 
     with told(), opened(home) as store:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from ..client_node.enrolment import Role
+from ..client_node.enrolment.enrol import Role
 from ..client_node.files import write_private
 from .errors import DemoFailed
 from .home import load_settings

@@ -5,11 +5,11 @@ import json
 import time
 from pathlib import Path
 
-from ..client_node.draft import load_draft
+from ..client_node.approval.budget_planning import ring_of, solve
 from ..client_node.files import write_private
-from ..client_node.planning import ring_of, solve
-from ..client_node.study import AggregatorParty, Participant, Study
-from ..client_node.study_model import load_study_model
+from ..client_node.study.study import AggregatorParty, Participant, Study
+from ..client_node.study.terms import load_draft
+from ..client_node.training.study_model import load_study_model
 from ..models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from .errors import StudyRefused
 from .learning_rates import with_rates

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..client_node.errors import MessageInvalid
-from ..client_node.messages import Packet, Reply, verify
-from ..client_node.study import Study
+from ..client_node.study.study import Study
+from ..client_node.wire.messages import Packet, Reply, verify
 from .errors import MessageRefused, RunStopped
 from .fleet import Fleet, NodeFailure
 from .replica import LedgerReplica

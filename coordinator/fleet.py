@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..client_node.messages import Packet
+from ..client_node.wire.messages import Packet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

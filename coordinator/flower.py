@@ -47,10 +47,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.fab import Fab
 
+from ..client_node.enrolment.identity import fingerprint, wire_form
 from ..client_node.errors import PacketInvalid
 from ..client_node.flower import pack, unpack
-from ..client_node.identity import fingerprint, wire_form
-from ..client_node.messages import Packet
+from ..client_node.wire.messages import Packet
 from .errors import SuperLinkFailed
 from .fleet import NodeFailure
 from .wake import wake

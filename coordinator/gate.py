@@ -33,9 +33,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
-from ..client_node import enrolment
-from ..client_node.enrolment import EnrolAnswer, EnrolRequest, StudiesQuery
-from ..client_node.identity import fingerprint, load_transport_public
+from ..client_node.enrolment import enrol
+from ..client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ..client_node.enrolment.identity import fingerprint, load_transport_public
 from . import flower
 from .door import DoorLog, serve_gate
 from .errors import EnrolmentInvalid, InviteRefused
@@ -128,11 +128,11 @@ class FleetGate:
         try:
             if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
                 status, headers, body = await self._fleet(scope, receive, path[len(FLEET) :])
-            elif method == "GET" and path == enrolment.CA_PATH:
+            elif method == "GET" and path == enrol.CA_PATH:
                 status, headers, body = 200, [(b"content-type", b"application/x-pem-file")], self._ca
-            elif method == "POST" and path == enrolment.ENROLL_PATH:
+            elif method == "POST" and path == enrol.ENROLL_PATH:
                 status, headers, body = await self._enrol(scope, await self._body(scope, receive, _OWN_CAP))
-            elif method == "POST" and path == enrolment.STUDIES_PATH:
+            elif method == "POST" and path == enrol.STUDIES_PATH:
                 status, headers, body = await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
             else:
                 self._door.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
@@ -300,7 +300,7 @@ class FleetGate:
         peer = _peer(scope)
         try:
             query = StudiesQuery.model_validate_json(body)
-            signature = bytes.fromhex(dict(scope["headers"])[enrolment.SIGNATURE_HEADER.encode()].decode("ascii"))
+            signature = bytes.fromhex(dict(scope["headers"])[enrol.SIGNATURE_HEADER.encode()].decode("ascii"))
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
             key.verify(signature, StudiesQuery.signed_part(body))
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..client_node.draft import StudyDraft
-from ..client_node.policy import SitePolicy
-from ..client_node.study import Study
+from ..client_node.policy.site_policy import SitePolicy
+from ..client_node.study.study import Study
+from ..client_node.study.terms import StudyDraft
 from ..models.adapters.lora import AdaptedModel
 from ..privacy.accounting.composition import Mode
 from ..privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..client_node.draft import StudyDraft
+from ..client_node.study.terms import StudyDraft
 from ..privacy.mechanism.adaptive_clipping import next_log_clip
 from .errors import InvalidOptimizer
 from .run_folder import Checkpoint

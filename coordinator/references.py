@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..client_node.data import read as read_records
-from ..client_node.draft import StudyDraft
-from ..client_node.policy import SitePolicy
-from ..client_node.study import Study
-from ..client_node.study_model import load_study_model
-from ..client_node.trainer import release_terms
+from ..client_node.data.records import read as read_records
+from ..client_node.policy.site_policy import SitePolicy
+from ..client_node.study.study import Study
+from ..client_node.study.terms import StudyDraft
+from ..client_node.training.study_model import load_study_model
+from ..client_node.training.trainer import release_terms
 from ..models.adapters.lora import AdaptedModel
 from ..models.evaluation.metrics import auc
 from ..models.heads.pooling import pooled

@@ -7,8 +7,8 @@ from typing import get_args
 
 from sqlalchemy import select, update
 
-from ..client_node.enrolment import EnrolAnswer, EnrolRequest, Role
-from ..client_node.identity import fingerprint
+from ..client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, Role
+from ..client_node.enrolment.identity import fingerprint
 from .errors import Conflict, EnrolmentInvalid
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..client_node.errors import MessageInvalid, ShareMissing
-from ..client_node.messages import (
+from ..client_node.wire.chunks import PART_BYTES, Incoming, read_part
+from ..client_node.wire.messages import (
     MAX_INLINE,
     Deposit,
     Deposited,
@@ -23,8 +24,7 @@ from ..client_node.messages import (
     fitting,
     sign,
 )
-from ..client_node.messages import Sealed as Described
-from ..client_node.parts import PART_BYTES, Incoming, read_part
+from ..client_node.wire.messages import Sealed as Described
 from ..mpc.errors import EnvelopeRejected
 from ..mpc.links.mapped import mapped
 from ..mpc.sharing.sealing import check_update, max_envelope_bytes

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..client_node.study import Study
+from ..client_node.study.study import Study
 from ..privacy.report.build import SiteLedger, build_report
 from ..privacy.report.schema import membership_facts
 from .audit import audits

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..client_node.data import read as read_records
-from ..client_node.policy import SitePolicy
-from ..client_node.study import Study
-from ..client_node.study_model import StudyModel, load_study_model
+from ..client_node.data.records import read as read_records
+from ..client_node.policy.site_policy import SitePolicy
+from ..client_node.study.study import Study
+from ..client_node.training.study_model import StudyModel, load_study_model
 from ..models.adapters.card import ModelCard
 from ..models.adapters.lora import AdaptedModel
 from ..models.adapters.merging import save_merged

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..client_node.errors import FINAL_REFUSALS, MessageInvalid
-from ..client_node.messages import (
+from ..client_node.study.study import PlannedRound
+from ..client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
     KeyCertificate,
@@ -40,7 +41,6 @@ from ..client_node.messages import (
     sign,
     start_hash,
 )
-from ..client_node.study import PlannedRound
 from ..mpc.errors import TotalForged
 from ..mpc.sharing.ring import Ring, decode, open_total
 from ..mpc.sharing.shares import ShareContext, set_name

@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..client_node.files import write_private
-from ..client_node.parts import Incoming
+from ..client_node.wire.chunks import Incoming
 from ..mpc.sharing.shares import set_name
 from .errors import StateDamaged
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..client_node.shown import print_json
+from ..client_node.cli.tables import print_json
 from .store import Evaluation, Round, Run, Store, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..client_node.draft import StudyDraft
-from ..client_node.study import Study
+from ..client_node.study.study import Study
+from ..client_node.study.terms import StudyDraft
 from .errors import StateDamaged
 from .run_folder import Checkpoint
 from .store import StudyRow

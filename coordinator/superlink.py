@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from ..client_node.identity import wire_form
+from ..client_node.enrolment.identity import wire_form
 from . import flower
 from .errors import SuperLinkFailed
 from .pki import Pki

@@ -50,7 +50,7 @@ def test_every_module_that_a_string_names_exists(path, name):
 
 def test_processes_of_ours_are_started_by_names_that_strings_hold():
     started = {name for path, name in NAMED if not path.startswith("tests/")}
-    assert {"confide.mpc.party.process", "confide.client_node.worker_process"} <= started
+    assert {"confide.mpc.party.process", "confide.client_node.training.worker_process"} <= started
 
 
 @pytest.mark.parametrize("name", PROJECT["project"]["scripts"].values())

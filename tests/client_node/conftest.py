@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from confide.client_node import trainer
-from confide.client_node.identity import NodeIdentity
-from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
+from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
+from confide.client_node.training import trainer
 from confide.models.adapters.lora import AdaptedModel
 
 STUDY_TOML = """

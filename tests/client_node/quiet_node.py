@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from confide.client_node.confirmed import fingerprint
-from confide.client_node.decisions import approve, confirm_sites
-from confide.client_node.enrolment import Enrolment
-from confide.client_node.identity import NodeIdentity
+from confide.client_node.approval.confirmed_sites import fingerprint
+from confide.client_node.enrolment.enrol import Enrolment
+from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.node import Node
-from confide.client_node.policy import SitePolicy
-from confide.client_node.study import PlannedRound, Study
+from confide.client_node.policy.decisions import approve, confirm_sites
+from confide.client_node.policy.site_policy import SitePolicy
+from confide.client_node.study.study import PlannedRound, Study
 from confide.privacy.ledger.ledger import Ledger
 from confide.privacy.mechanism.noise import discrete_gaussian
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from confide.client_node import daemon as daemon_module
-from confide.client_node.confirmed import fingerprint
+from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.daemon import run, status
 from confide.client_node.errors import AlreadyRunning, NotEnrolled
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from confide.client_node import flower
 from confide.client_node.errors import ClientNodeError, PacketInvalid
 from confide.client_node.flower import failure_text, pack, unpack
-from confide.client_node.messages import Packet
+from confide.client_node.wire.messages import Packet
 
 
 def travelled(records: RecordDict) -> RecordDict:

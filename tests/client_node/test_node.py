@@ -9,8 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node import node as node_module
-from confide.client_node.decisions import approve, revoke
-from confide.client_node.enrolment import Enrolment
+from confide.client_node.enrolment.enrol import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
     MessageInvalid,
@@ -22,7 +21,10 @@ from confide.client_node.errors import (
     StepFailed,
     StudyNotApproved,
 )
-from confide.client_node.messages import (
+from confide.client_node.node import Node
+from confide.client_node.policy.decisions import approve, revoke
+from confide.client_node.study.study import Study
+from confide.client_node.wire.messages import (
     KeyCertificate,
     Message,
     Outcome,
@@ -38,8 +40,6 @@ from confide.client_node.messages import (
     sign,
     verify,
 )
-from confide.client_node.node import Node
-from confide.client_node.study import Study
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
 from confide.models.heads.pooling import PooledHead

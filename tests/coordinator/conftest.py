@@ -13,7 +13,7 @@ from confide.coordinator.store import Node, Round, Store
 from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity_of
 
 if TYPE_CHECKING:
-    from confide.client_node.study import Study
+    from confide.client_node.study.study import Study
 
 SITES, PARTIES = ("other", "svi", "svhc", "rest"), ("agg-a", "agg-b", "agg-c")
 
@@ -71,7 +71,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone for the records of `STUDY_TOML`, too small to be good at anything."""
     import torch  # most tests of the coordinator do without
 
-    from confide.client_node.draft import load_draft
+    from confide.client_node.study.terms import load_draft
     from confide.models.backbones.deepseek_v3 import BackboneConfig, build, save
 
     home = tmp_path_factory.mktemp("backbone")

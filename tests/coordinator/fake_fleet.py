@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.client_node.messages import (
+from confide.client_node.study.study import PlannedRound, Study
+from confide.client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
     Deposit,
@@ -36,7 +37,6 @@ from confide.client_node.messages import (
     sign,
     verify,
 )
-from confide.client_node.study import PlannedRound, Study
 from confide.coordinator import relay
 from confide.coordinator.fleet import NodeFailure
 from confide.mpc.sharing.ring import Ring, from_integers

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from confide.client_node import aggregator as aggregator_module
 from confide.client_node.errors import ClientNodeError
-from confide.client_node.messages import Packet
-from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
+from confide.client_node.shares import aggregator as aggregator_module
+from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
+from confide.client_node.wire.messages import Packet
 from confide.coordinator import rounds as rounds_module
 from confide.coordinator.drive import Drive
 from confide.coordinator.fleet import NodeFailure

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from confide.client_node.state_format import StateFormat
+from confide.client_node.study.state_format import StateFormat
 from confide.coordinator import rounds
 from confide.coordinator.broadcast import broadcast
 from confide.coordinator.run_folder import Checkpoint

@@ -5,7 +5,7 @@ import csv
 import pytest
 from rich.console import Console
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 from confide.coordinator import demo
 from confide.coordinator.errors import DemoFailed
 

@@ -4,9 +4,9 @@ import dp_accounting as dpa
 import numpy as np
 import pytest
 
-from confide.client_node.approval import planned_releases, whole_cost
-from confide.client_node.draft import load_draft
+from confide.client_node.approval.assessment import planned_releases, whole_cost
 from confide.client_node.errors import StudyInvalid
+from confide.client_node.study.terms import load_draft
 from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.learning_rates import with_rates
 from confide.coordinator.studies import load_study, start_file, study_start

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from confide.client_node.messages import AggregateOrder, SetIncomplete, SetTaken, ShareOfTotal, sign, verify
+from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, ShareOfTotal, sign, verify
 from confide.coordinator import rounds
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.pki import Pki

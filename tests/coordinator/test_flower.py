@@ -12,9 +12,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
 from confide.client_node.flower import failure_text, pack, unpack
-from confide.client_node.identity import NodeIdentity, fingerprint, wire_form
-from confide.client_node.messages import Packet
+from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import SuperLinkFailed
 from confide.coordinator.fleet import NodeFailure
 from confide.coordinator.flower import Fleet, read_claim

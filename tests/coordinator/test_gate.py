@@ -30,8 +30,8 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node.enrolment import EnrolAnswer, EnrolRequest, StudiesQuery
-from confide.client_node.identity import NodeIdentity, wire_form
+from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
+from confide.client_node.enrolment.identity import NodeIdentity, wire_form
 from confide.coordinator import door
 from confide.coordinator import gate as gate_module
 from confide.coordinator.door import DoorLog

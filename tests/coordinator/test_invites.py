@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.client_node.enrolment import InvitationCode
+from confide.client_node.enrolment.enrol import InvitationCode
 from confide.client_node.errors import CodeInvalid
 from confide.coordinator.errors import InviteExpired, InviteRefused, InviteUnknown, InviteUsed
 from confide.coordinator.invites import check, code_text, digest_of, new_invite

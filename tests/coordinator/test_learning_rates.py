@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from confide.client_node.draft import StudyDraft, load_draft
+from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.coordinator.learning_rates import ADAPTER_WALK, HEAD_WALK, head_rate, with_rates
 from confide.coordinator.optimizer import ServerOptimizer
 from confide.coordinator.run_folder import Checkpoint

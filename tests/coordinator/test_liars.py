@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from confide.client_node.messages import AggregateOrder, SetTaken, ShareOfTotal, sign, verify
+from confide.client_node.wire.messages import AggregateOrder, SetTaken, ShareOfTotal, sign, verify
 from confide.coordinator import rounds
 from confide.coordinator.errors import AggregationFailed
 from confide.coordinator.fleet import NodeFailure
@@ -140,7 +140,7 @@ def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothi
         drawn.append(made)
         return made + 1 if len(drawn) == 1 else made
 
-    monkeypatch.setattr("confide.client_node.sealed.tags", false)
+    monkeypatch.setattr("confide.client_node.shares.seal.tags", false)
     with pytest.raises(AggregationFailed, match="sent tags that are not"):
         federation.drive()
     assert federation.store.rounds(RUN) == []

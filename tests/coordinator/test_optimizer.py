@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 from confide.coordinator.errors import InvalidOptimizer
 from confide.coordinator.optimizer import ServerOptimizer, server_step
 from confide.coordinator.run_folder import Checkpoint, RunFolder

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client_node.draft import StudyDraft, load_draft
-from confide.client_node.trainer import release_terms
+from confide.client_node.study.terms import StudyDraft, load_draft
+from confide.client_node.training.trainer import release_terms
 from confide.coordinator.optimizer import server_step
 from confide.coordinator.references import federate, private_linear, references, word_inputs
 from confide.coordinator.results import held_out_policy

@@ -4,8 +4,8 @@ import dataclasses
 import pytest
 import sqlalchemy as sa
 
-from confide.client_node.enrolment import EnrolRequest, InvitationCode
-from confide.client_node.identity import NodeIdentity
+from confide.client_node.enrolment.enrol import EnrolRequest, InvitationCode
+from confide.client_node.enrolment.identity import NodeIdentity
 from confide.coordinator import register as register_module
 from confide.coordinator.errors import Conflict, EnrolmentInvalid, InviteExpired, InviteUnknown, InviteUsed, NotFound
 from confide.coordinator.invites import VALID_S

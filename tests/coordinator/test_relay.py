@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from confide.client_node import aggregator as aggregator_module
-from confide.client_node import parts
-from confide.client_node.enrolment import Enrolment
-from confide.client_node.identity import NodeIdentity
-from confide.client_node.messages import MAX_INLINE, Fetched, sign
+from confide.client_node.enrolment.enrol import Enrolment
+from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.shares import aggregator as aggregator_module
+from confide.client_node.wire import chunks
+from confide.client_node.wire.messages import MAX_INLINE, Fetched, sign
 from confide.coordinator import relay, rounds
 from confide.coordinator.errors import AggregationFailed, SitesMissing
 from confide.coordinator.fleet import NodeFailure
@@ -51,7 +51,7 @@ class NotingFleet(FakeFleet):
 def shrink(monkeypatch: pytest.MonkeyPatch, part: int = PART, order: int = ORDER) -> None:
     """Makes shares of a few hundred bytes large."""
     monkeypatch.setattr(rounds, "RETRY_S", 0.0)
-    for module in (parts, relay, aggregator_module):
+    for module in (chunks, relay, aggregator_module):
         monkeypatch.setattr(module, "PART_BYTES", part)
     monkeypatch.setattr(relay, "MAX_INLINE", order)
     monkeypatch.setattr(relay, "IN_FLIGHT", AT_ONCE)
@@ -93,7 +93,7 @@ def test_large_shares_come_to_the_same_total_a_few_parts_at_a_time(large, small_
 @pytest.mark.parametrize("sites", [1, 4, 7, 50, 4096])
 def test_answers_to_one_question_carry_no_more_than_the_parts_in_flight(sites):
     assert 0 < inline_room(sites) <= MAX_INLINE
-    assert sites * inline_room(sites) <= relay.IN_FLIGHT * parts.PART_BYTES
+    assert sites * inline_room(sites) <= relay.IN_FLIGHT * chunks.PART_BYTES
     assert inline_room(4) == MAX_INLINE  # what a few sites send in a common round is not slowed down
 
 

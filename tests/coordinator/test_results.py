@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from confide.client_node.approval import charge
-from confide.client_node.study_model import StudyModel
+from confide.client_node.approval.assessment import charge
+from confide.client_node.training.study_model import StudyModel
 from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.measurement import measurement
 from confide.coordinator.replica import LedgerReplica

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from confide.client_node.draft import StudyDraft, load_draft
-from confide.client_node.messages import ENTRIES_A_MESSAGE
-from confide.client_node.study import AggregatorParty, Participant, Study
+from confide.client_node.study.study import AggregatorParty, Participant, Study
+from confide.client_node.study.terms import StudyDraft, load_draft
+from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
 from confide.coordinator import rounds
 from confide.coordinator.drive import Drive
 from confide.coordinator.driver import drive

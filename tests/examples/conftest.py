@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from confide.client_node.data import check
-from confide.client_node.policy import SitePolicy
+from confide.client_node.data.records import check
+from confide.client_node.policy.site_policy import SitePolicy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from confide.client_node.draft import load_draft
-from confide.client_node.planning import releases
+from confide.client_node.approval.budget_planning import releases
+from confide.client_node.study.terms import load_draft
 from confide.privacy.accounting.composition import epsilon_pld, epsilon_rdp
 
 from .conftest import EXAMPLES

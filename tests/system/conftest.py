@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.store import Store
 from confide.models.backbones.deepseek_v3 import BackboneConfig

@@ -19,8 +19,8 @@ import pytest
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-from confide.client_node.enrolment import EnrolAnswer, EnrolRequest, enroll
-from confide.client_node.identity import NodeIdentity, fingerprint
+from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, enroll
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.gate import FleetGate, serve_gate
 from confide.coordinator.invites import code_text
@@ -193,7 +193,7 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-    from confide.client_node.identity import wire_form
+    from confide.client_node.enrolment.identity import wire_form
 
     forger = NodeIdentity.load(federation.join("forger"))
     victim = federation.superlink.register(NodeIdentity.load(federation.home / "north").transport_public, "north")

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from confide.client_node.data import read as read_records
-from confide.client_node.policy import load_policy
-from confide.client_node.study import Study
+from confide.client_node.data.records import read as read_records
+from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.study.study import Study
 from confide.coordinator.demo_federation import DemoFederation
 from confide.coordinator.optimizer import ServerOptimizer
 from confide.coordinator.results import score as score_records

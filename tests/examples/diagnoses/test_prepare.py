@@ -1,6 +1,6 @@
 from collections import Counter
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 
 from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
 

@@ -3,7 +3,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 
 from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client_node.draft import StudyDraft
+from confide.client_node.study.terms import StudyDraft
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "earn.py"
 

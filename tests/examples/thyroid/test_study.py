@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from confide.client_node.draft import load_draft
+from confide.client_node.study.terms import load_draft
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build
 from confide.models.heads.pooling import PooledHead

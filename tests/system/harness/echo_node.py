@@ -6,11 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-from confide.client_node.enrolment import Enrolment
+from confide.client_node.enrolment.enrol import Enrolment
+from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.errors import PacketInvalid
 from confide.client_node.flower import WarmNode
-from confide.client_node.identity import NodeIdentity
-from confide.client_node.messages import Packet
+from confide.client_node.wire.messages import Packet
 
 
 def handle(kind: str, packet: Packet) -> Packet:

@@ -1,0 +1,1 @@
+"""What a site decides before a study runs: what it costs, whether it is approved, what is held for it."""

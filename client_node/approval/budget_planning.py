@@ -1,0 +1,253 @@
+"""What a study would cost before it exists or runs: its noise for a target, its rounds for a budget.
+
+All figures come from the releases that a real run of it would open (`approval.releases_of_run`), evaluation included.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from ...mpc.sharing.ring import Ring, plan_ring
+from ...mpc.sharing.sketch import largest_bound
+from ...privacy.accounting import composition
+from ...privacy.accounting.composition import Release
+from ...privacy.errors import InvalidPrivacyParameter
+from ...privacy.ledger.charges import Budget
+from ..enrolment.enrol import Enrolment
+from ..enrolment.identity import NodeIdentity
+from ..errors import StudyInvalid
+from ..policy.site_policy import load_policy
+from ..study.study import AggregatorParty, Participant, Study
+from ..study.terms import StudyDraft, load_draft
+from .assessment import LEDGER_FILE, held_charges, open_ledger, release, releases_of_run
+from .catalogue import find_study
+
+NOTHING: Mapping[Release, int] = Counter()
+ASSUMED_DIM = 100_000  # rounding to the ring costs at most 1 % of the noise multiplier at any length
+MOST_ROUNDS = 100_000  # as in `RoundTerms`
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Epsilon at the budget's delta for an observer who knows the noise of `colluding` sites."""
+
+    colluding: int
+    pld: float  # of the study by itself
+    rdp: float
+    pld_after: float  # of the study and all that was charged before
+    rdp_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPlan:
+    """What a study would cost at one site, at the worst: with the fewest sites in every sum."""
+
+    study: str
+    dim: int
+    is_dim_assumed: bool
+    budget: Budget
+    spent: float  # by PLD at the budget's delta and collusion, what other runs hold included
+    costs: tuple[Cost, ...]
+    rounds: int  # of the study
+    rounds_left: int  # that fit in what is left of the budget, at most `MOST_ROUNDS`
+    rounds_from_zero: int  # that fit in a budget of which nothing is spent
+    noise_multiplier: float
+    noise_multiplier_needed: float | None  # with which all rounds fit in what is left; None if none does
+
+
+def ring_of(draft: StudyDraft, dim: int) -> Ring:
+    """The ring in which sums over all sites of such a study are opened.
+
+    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
+    checked, the ring has room for that too.
+
+    Raises:
+        NoRing: 64 bits are too few.
+    """
+    sites = len(draft.participants.sites)
+
+    def has_room(ring: Ring) -> bool:
+        bound = _in_ring(draft, dim, ring).longest_units
+        return bound is None or bound <= largest_bound(ring.bits)
+
+    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
+
+
+def provisional(draft: StudyDraft, dim: int) -> Study:
+    """The study of `draft` as far as its cost goes: without keys, backbone or checks; never signed, kept or run."""
+    return _in_ring(draft, dim, ring_of(draft, dim))
+
+
+def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
+    return Study.model_construct(
+        draft=draft,
+        backbone_hash="",
+        sites=tuple(Participant.model_construct(name=name, identity="") for name in draft.participants.sites),
+        aggregators=tuple(
+            AggregatorParty.model_construct(name=name, identity="", address="", certificate="")
+            for name in draft.participants.aggregators
+        ),
+        coordinator="",
+        created=date.min,
+        scale_bits=ring.scale_bits,
+        ring_bits=64 if ring.bits == 64 else 32,
+        dim=dim,
+    )
+
+
+def with_noise(draft: StudyDraft, noise_multiplier: float) -> StudyDraft:
+    """The same draft with another noise multiplier."""
+    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"noise_multiplier": noise_multiplier})})
+
+
+def with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
+    """The same draft with another number of rounds."""
+    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
+
+
+def releases(draft: StudyDraft, dim: int) -> Counter[Release]:
+    """Everything that a run of the draft opens, each sum over the fewest sites allowed."""
+    return releases_of_run(provisional(draft, dim))
+
+
+def solve(draft: StudyDraft, dim: int) -> StudyDraft:
+    """The draft with the smallest noise multiplier that keeps its `target_epsilon`; as it is if it names none.
+
+    The whole run keeps it, evaluation included, at the study's own delta and collusion, with the fewest sites in every
+    sum: at a site that releases nothing else.
+
+    Raises:
+        StudyInvalid: no noise multiplier reaches the target.
+    """
+    privacy = draft.privacy
+    if privacy.target_epsilon is None or privacy.noise_multiplier:
+        return draft
+    try:
+        solved = composition.solve_noise_multiplier(
+            lambda multiplier: releases(with_noise(draft, multiplier), dim),
+            privacy.target_epsilon,
+            privacy.delta,
+            privacy.collusion,
+        )
+    except InvalidPrivacyParameter as err:
+        remedy = "plan fewer rounds"
+        alone = _evaluation(provisional(draft, dim))
+        if alone and composition.epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
+            remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
+        problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
+        raise StudyInvalid(f"study {draft.name}", (problem,)) from err
+    return with_noise(draft, solved)
+
+
+def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
+    """What a study would cost at the node whose folder is `home`.
+
+    Needs the node's site.toml. Without an enrolment, and so without a ledger, nothing is spent yet.
+
+    Args:
+        text: path of a study.toml, or name or hash of a study that has reached the node.
+        dim: length of a draft's trained vector; None stands for `ASSUMED_DIM`.
+    """
+    is_draft = text.endswith(".toml")
+    study = _drafted(Path(text), dim or ASSUMED_DIM) if is_draft else find_study(home, text)
+    policy = load_policy(home)
+    budget = Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
+    spent = held = NOTHING
+    if (home / LEDGER_FILE).exists():
+        with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+            spent = ledger.releases(budget.dataset, budget.unit)
+            held = ledger.yet_to_charge([charge for each in held_charges(home, policy).values() for charge in each])
+    return plan(study, budget, spent=spent, held=held, is_dim_assumed=is_draft and dim is None)
+
+
+def plan(
+    study: Study,
+    budget: Budget,
+    *,
+    is_dim_assumed: bool = False,
+    spent: Mapping[Release, int] = NOTHING,
+    held: Mapping[Release, int] = NOTHING,
+) -> BudgetPlan:
+    """What a run of `study`, a `provisional` one or real, would cost under `budget`.
+
+    Args:
+        spent: what is charged on the budget's data set and unit.
+        held: what other runs that have begun have yet to charge.
+
+    Raises:
+        StudyInvalid: the study has no privacy.
+    """
+    draft = study.draft
+    if draft.privacy.mode == "none":
+        raise StudyInvalid(f"study {draft.name}", ("privacy.mode is 'none': it has no cost that could be counted",))
+    wanted, before = releases_of_run(study), Counter(spent) + Counter(held)
+
+    def rounds_that_fit(earlier: Mapping[Release, int]) -> int:
+        def fits(rounds: int) -> bool:
+            longer = study.model_copy(update={"draft": with_rounds(draft, rounds)})
+            return _pld(budget, releases_of_run(longer) + Counter(earlier)) <= budget.epsilon
+
+        return _largest(fits, draft.rounds.rounds)
+
+    try:
+        needed = composition.solve_noise_multiplier(
+            lambda multiplier: releases(with_noise(draft, multiplier), study.dim) + before,
+            budget.epsilon,
+            budget.delta,
+            budget.collusion,
+        )
+    except InvalidPrivacyParameter:
+        needed = None  # what was spent, or an evaluation with noise of its own, is too much already
+    return BudgetPlan(
+        study=draft.name,
+        dim=study.dim,
+        is_dim_assumed=is_dim_assumed,
+        budget=budget,
+        spent=_pld(budget, before),
+        costs=tuple(_cost(budget, colluding, wanted, before) for colluding in sorted({0, 1, budget.collusion})),
+        rounds=draft.rounds.rounds,
+        rounds_left=rounds_that_fit(before),
+        rounds_from_zero=rounds_that_fit(NOTHING),
+        noise_multiplier=draft.privacy.noise_multiplier,
+        noise_multiplier_needed=needed,
+    )
+
+
+def _evaluation(study: Study) -> Counter[Release]:
+    """What a run of the study opens beside its updates."""
+    if study.draft.evaluation is None:
+        return Counter()
+    return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})
+
+
+def _drafted(path: Path, dim: int) -> Study:
+    return provisional(solve(load_draft(path), dim), dim)
+
+
+def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Counter[Release]) -> Cost:
+    after = wanted + before
+    return Cost(
+        colluding=colluding,
+        pld=composition.epsilon_pld(wanted, budget.delta, colluding),
+        rdp=composition.epsilon_rdp(wanted, budget.delta, colluding),
+        pld_after=composition.epsilon_pld(after, budget.delta, colluding),
+        rdp_after=composition.epsilon_rdp(after, budget.delta, colluding),
+    )
+
+
+def _pld(budget: Budget, counted: Mapping[Release, int]) -> float:
+    return composition.epsilon_pld(counted, budget.delta, budget.collusion)
+
+
+def _largest(fits: Callable[[int], bool], guess: int) -> int:
+    """The largest number from 0 to `MOST_ROUNDS` that fits, searched from `guess` on; more never fits better."""
+    low, high = 0, guess
+    while high <= MOST_ROUNDS and fits(high):
+        low, high = high, 2 * high
+    high = min(high, MOST_ROUNDS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,137 @@
+"""The studies that this node knows: fetched from the coordinator, checked, kept under the node's home.
+
+Each is kept with the coordinator's signature and checked again at every reading; a file with another content than its
+name promises is refused, so nothing on disk or on the way can pass for what was approved.
+"""
+
+import base64
+import binascii
+import json
+import re
+from pathlib import Path
+
+from ..enrolment.enrol import Enrolment, fetch_studies
+from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
+from ..files import read_private, write_private
+from ..policy import site_policy as site_policy
+from ..policy.decisions import load_decisions
+from ..study.study import Study
+from .confirmed_sites import require_confirmed
+
+FOLDER = "studies"
+_MAX_FILE = 4 * 2**20
+_SHORTEST_PREFIX = 8  # hexadecimal digits
+
+
+def refresh(home: Path) -> list[str]:
+    """Fetches the coordinator's studies into the cache. Returns why any of them was turned away, one line each."""
+    coordinator, refused = Enrolment.load(home).coordinator, []
+    for offered in fetch_studies(home):
+        try:
+            study = _checked(offered, coordinator)
+        except StudyInvalid as err:
+            refused.append(str(err))
+            continue
+        write_private(_file(home, study.study_hash), json.dumps(offered).encode())
+    return refused
+
+
+def known_studies(home: Path) -> list[Study]:
+    """All studies in the cache, oldest first.
+
+    Raises:
+        StudyInvalid: a file in the cache was changed.
+    """
+    found = [cached_study(home, path.stem) for path in sorted((home / FOLDER).glob("*.json"))]
+    return sorted(found, key=lambda study: (study.created, study.name, study.study_hash))
+
+
+def cached_study(home: Path, study_hash: str) -> Study:
+    """One study from the cache.
+
+    Raises:
+        StudyUnknown: it is not there.
+        StudyInvalid: its file was changed.
+    """
+    path = _file(home, study_hash)
+    try:
+        kept = json.loads(read_private(path, max_bytes=_MAX_FILE))
+    except FileNotFoundError as err:
+        raise StudyUnknown(f"study {study_hash[:12]} has not reached this node; run `client-node study list`") from err
+    except (OSError, ValueError) as err:
+        raise StudyInvalid(str(path), ("the file is damaged; delete it and run `client-node study list`",)) from err
+    study = _checked(kept, Enrolment.load(home).coordinator)
+    if study.study_hash != study_hash:
+        raise StudyInvalid(str(path), (f"the file holds study {study.study_hash[:12]}; delete it",))
+    return study
+
+
+def find_study(home: Path, text: str) -> Study:
+    """The one study in the cache whose hash begins with `text` (at least 8 digits) or whose name is `text`.
+
+    Raises:
+        StudyUnknown: none, or several.
+    """
+    found = [study for study in known_studies(home) if is_meant(study, text)]
+    if len(found) == 1:
+        return found[0]
+    hint = "give more of its hash" if found else "`client-node study list` shows those that are known"
+    raise StudyUnknown(f"{len(found) or 'no'} studies here have the hash or name {text!r}; {hint}")
+
+
+def approved_study(home: Path, study_hash: str) -> Study:
+    """The study of that hash, if this site lets it run. A study not seen before is asked of the coordinator.
+
+    Raises:
+        StudyNotApproved: the policy does not name it, names it without allowing its want of privacy, or protects
+            another unit.
+        StudyUnknown: the coordinator does not offer it.
+        SiteNotConfirmed: this node aggregates in it, and a site's key was not confirmed here.
+    """
+    has_policy = (home / site_policy.FILE).exists()  # a node that only aggregates needs none
+    policy = site_policy.load_policy(home) if has_policy else None
+    named = policy.studies if policy else site_policy.decided(site_policy.StudyPolicy(), load_decisions(home))
+    if study_hash not in {*named.approved, *named.unprotected}:
+        raise StudyNotApproved(
+            f"study {study_hash[:12]} is not approved at this site; the site can: "
+            f"client-node study approve {study_hash[:12]}"
+        )
+    if not _file(home, study_hash).exists():
+        refresh(home)
+    study = cached_study(home, study_hash)
+    if Enrolment.load(home).name in study.site_names():
+        (policy or site_policy.load_policy(home)).require(study)
+    require_confirmed(home, study)
+    return study
+
+
+def _checked(offered: object, coordinator: str) -> Study:
+    """The study in `offered`, if its hash is the stated one and this node's coordinator signed it."""
+    if not isinstance(offered, dict) or not all(
+        isinstance(offered.get(n), str) for n in ("canonical", "hash", "signature")
+    ):
+        raise StudyInvalid("study", ("needs canonical, hash and signature",))
+    source = f"study {offered['hash'][:12]!r}"
+    try:
+        study = Study.parse(base64.b64decode(offered["canonical"], validate=True))
+    except binascii.Error as err:
+        raise StudyInvalid(source, ("its canonical form is not base64",)) from err
+    if study.study_hash != offered["hash"]:
+        raise StudyInvalid(source, (f"its content has the hash {study.study_hash[:12]}; it was changed on the way",))
+    if study.coordinator != coordinator:
+        raise StudyInvalid(source, ("it names another coordinator than the one this node enrolled with",))
+    if not study.is_signed(offered["signature"]):
+        raise StudyInvalid(source, ("the coordinator's signature does not hold",))
+    return study
+
+
+def is_meant(study: Study, text: str) -> bool:
+    """Whether `text` is the study's name, or at least 8 digits that its hash begins with."""
+    prefix = text.lower()
+    return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
+
+
+def _file(home: Path, study_hash: str) -> Path:
+    if not re.fullmatch(r"[0-9a-f]{64}", study_hash):
+        raise StudyUnknown("a study's hash is 64 hexadecimal digits")
+    return home / FOLDER / f"{study_hash}.json"

@@ -1,0 +1,1 @@
+"""A site's records: its table, its cells, and the checks of both."""

@@ -1,0 +1,239 @@
+"""A site's records, read by the columns of a study, and what is wrong with them, told without a single value."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...models.records.schema import RecordSchema
+from ..errors import DataInvalid
+from ..policy.site_policy import SitePolicy
+from ..study.study import Study
+from ..study.terms import DataTerms, StudyDraft
+from . import cells
+from .tables import Problem, Problems, Table, open_table
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A table ready to learn from. Nothing of it shows in its repr."""
+
+    columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool or str|None
+    units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
+    labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
+
+    @property
+    def num_units(self) -> int:
+        """How many persons the records are about."""
+        return int(self.units.max(initial=-1)) + 1
+
+    def tokens(self, schema: RecordSchema) -> np.ndarray:
+        """Records of published values as token ids, int64 [rows, longest record], 0 is padding."""
+        return schema.encode(schema.render(self.columns))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnReport:
+    """What a check found in one column."""
+
+    name: str  # in the study
+    own: str  # in the site's file
+    kind: str
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What a check found in a file. It counts records, so it is for the site's own eyes."""
+
+    path: str
+    rows: int
+    units: int
+    rows_per_unit: tuple[int, float, int] | None  # least, median, most
+    columns: tuple[ColumnReport, ...]
+    problems: tuple[Problem, ...]  # the first 20
+    problem_count: int
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the file can be learned from."""
+        return self.problem_count == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column that is wanted, and how its cells are read."""
+
+    name: str
+    own: str
+    kind: str
+    expected: str
+    read: Callable[[pa.Array], cells.Cells]
+    spelling: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Scan:
+    """All of a file, read once."""
+
+    pieces: dict[str, list[np.ndarray]]
+    missing: dict[str, int]
+    problems: Problems
+    rows: int = 0
+
+    def values(self, name: str) -> np.ndarray:
+        return np.concatenate(self.pieces[name]) if self.pieces[name] else np.zeros(0)
+
+
+_UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
+
+
+def read(policy: SitePolicy, study: Study) -> Records:
+    """The site's records for a study.
+
+    Raises:
+        DataInvalid: any cell does not fit; no part of a table with problems is used.
+    """
+    table = open_table(policy.data.path, format=policy.data.format, separator=policy.data.separator)
+    wanted = _wanted(policy, study.draft.data)
+    scan = _scan(table, wanted)
+    if scan.problems.count:
+        raise DataInvalid(str(table.path), scan.problems.located(table), scan.problems.count)
+    return Records(
+        columns={column.name: scan.values(column.name) for column in wanted if column.name not in (_UNIT, _LABEL)},
+        units=scan.values(_UNIT).astype(np.int64),
+        labels=scan.values(_LABEL).astype(np.int64) if study.draft.data.text is None else None,
+    )
+
+
+def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = None) -> DataReport:
+    """Looks through the file at `path` as the policy would have it read.
+
+    With a study, for all of the study's columns; without one, only whether the file, its unit column and its label
+    column are usable, and how much is missing.
+    """
+    try:
+        table = open_table(path, format=policy.data.format if path == policy.data.path else None,
+                           separator=policy.data.separator)  # fmt: skip
+        wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study))
+        scan = _scan(table, wanted)
+    except DataInvalid as err:
+        return DataReport(str(path), 0, 0, None, (), _problems_of(err), err.count)
+    units = scan.values(_UNIT).astype(np.int64)
+    per_unit = np.bincount(units)
+    return DataReport(
+        path=str(path),
+        rows=scan.rows,
+        units=len(per_unit),
+        rows_per_unit=(int(per_unit.min()), float(np.median(per_unit)), int(per_unit.max())) if len(units) else None,
+        columns=tuple(
+            ColumnReport(column.name.strip("()"), column.own, column.kind, scan.missing[column.name])
+            for column in wanted
+            if column.own in table.names
+        ),
+        problems=scan.problems.located(table),
+        problem_count=scan.problems.count,
+    )
+
+
+def _problems_of(err: DataInvalid) -> tuple[Problem, ...]:
+    return tuple(problem for problem in err.problems if isinstance(problem, Problem))
+
+
+def _terms(study: Study | StudyDraft) -> DataTerms:
+    return study.draft.data if isinstance(study, Study) else study.data
+
+
+def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Column]:
+    """The unit, the label and every column of the study, under the site's own names."""
+    own, spelling = policy.data.columns, policy.data.values
+
+    def column(name: str, kind: str, expected: str, read: Callable[[pa.Array], cells.Cells]) -> _Column:
+        return _Column(name, own.get(name, name), kind, expected, read, spelling.get(name, {}))
+
+    if terms.text is not None:
+        template = terms.text.template()
+        shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
+        most = f"text of at most {cells.MAX_TEXT:,} characters"
+        return [
+            _unit_column(policy),
+            *(column(name, "text", most, shown) for name in template.prompt_columns),
+            *(column(name, "text to learn", f"{most}, and not nothing", told) for name in template.completion_columns),
+        ]
+    assert terms.label is not None, "a draft without a label passed its checks"
+    label = policy.data.label_column or own.get(terms.label, terms.label)
+    return [
+        _unit_column(policy),
+        _Column(_LABEL, label, "label", "0 or 1", cells.labels, spelling.get(terms.label, {})),
+        *(column(name, "number", "a number", cells.numbers) for name in terms.numeric),
+        *(
+            column(name, "category", f"one of the study's {len(values)} values", _category_reader(values))
+            for name, values in terms.categorical.items()
+        ),
+        *(column(name, "flag", "true or false (t/f, yes/no, 1/0)", cells.flags) for name in terms.flags),
+    ]
+
+
+def _unit_column(policy: SitePolicy) -> _Column:
+    index: dict[str, int] = {}
+    return _Column(
+        _UNIT, policy.data.unit_column, "unit id", "an id of at most 256 printable characters",
+        lambda text: cells.unit_ids(text, index),
+    )  # fmt: skip
+
+
+def _category_reader(values: tuple[str, ...]) -> Callable[[pa.Array], cells.Cells]:
+    return lambda text: cells.categories(text, values)
+
+
+def _seen(policy: SitePolicy, table: Table) -> list[_Column]:
+    """What is wanted of a file that is checked for no study: its unit and label; the rest is only looked at."""
+    label = policy.data.label_column
+    known = [_unit_column(policy)]
+    if label:
+        known.append(_Column(_LABEL, label, "label", "0 or 1", cells.labels, policy.data.values.get(label, {})))
+    named = {column.own for column in known}
+    return known + [
+        _Column(name, name, "not read", "", cells.anything) for name in table.names if name and name not in named
+    ]
+
+
+def _scan(table: Table, wanted: list[_Column]) -> _Scan:
+    scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems())
+    present = [column for column in wanted if column.own in table.names]
+    for column in wanted:
+        if column not in present:
+            scan.problems.add(Problem(None, column.own, *_absent(column, table)))
+    if not present:
+        return scan
+    for batch in table.batches([column.own for column in present], scan.problems):
+        for column in present:
+            _take(scan, column, cells.respell(batch[column.own], column.spelling))
+        scan.rows += len(next(iter(batch.values()), ()))
+    return scan
+
+
+def _take(scan: _Scan, column: _Column, text: pa.Array) -> None:
+    read = column.read(text)
+    scan.pieces[column.name].append(read.values)
+    scan.missing[column.name] += int(read.missing.sum())
+    rows = np.flatnonzero(read.misfit)
+    if len(rows):
+        scan.problems.add_rows(rows + scan.rows, column.own, column.expected, cells.kinds(text, rows))
+
+
+def _absent(column: _Column, table: Table) -> tuple[str, str]:
+    near = difflib.get_close_matches(column.own.lower(), [name.lower() for name in table.names], n=1)
+    match = next((name for name in table.names if near and name.lower() == near[0]), None)
+    place = {_UNIT: "data.unit_column", _LABEL: "data.label_column"}.get(column.name, f"data.columns.{column.name}")
+    hint = f"did you mean {match}? Name it in site.toml under {place}" if match else f"name it in site.toml: {place}"
+    return f"a column of this name for the study's {column.name.strip('()')}", f"none; {hint}"

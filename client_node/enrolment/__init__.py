@@ -1,0 +1,1 @@
+"""How a node joins a federation: its keys, and the invitation that it answers."""

@@ -1,0 +1,134 @@
+"""The keys of a node: made on its own machine, never sent anywhere.
+
+Two keys, because two parties check them. The transport key (ECDSA P-384, OpenSSH form) is Flower's: it opens the way
+through the coordinator's gate and can be revoked there within a request. The identity key (Ed25519) signs replies,
+ledger entries and sealed shares; a study names it, so its signatures outlive the transport.
+
+Both come from the operating system's random generator by way of OpenSSL. Keys lie unencrypted in files that only their
+owner may read: disk encryption and backups are the site's business.
+"""
+
+import hashlib
+import json
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+
+from ..errors import IdentityMissing
+from ..files import write_private
+
+_FOLDER = "keys"
+_TRANSPORT, _IDENTITY, _NAME = "transport.key", "identity.key", "name.json"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """A node's two private keys and the name that the federation gave it ("" before enrolment)."""
+
+    home: Path
+    name: str
+    signer: Ed25519PrivateKey = field(repr=False)
+    transport_key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    @classmethod
+    def create(cls, home: Path, name: str = "") -> "NodeIdentity":
+        """Makes both keys and writes them under `home`; keys that are there already are kept and loaded.
+
+        Raises:
+            IdentityMissing: only one of the two key files is there, or one of them cannot be read.
+        """
+        folder = home / _FOLDER
+        for private in (home, folder):
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if not (folder / _TRANSPORT).exists() and not (folder / _IDENTITY).exists():
+            transport, signer = ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()
+            write_private(
+                folder / _TRANSPORT, transport.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+            )
+            write_private(folder / _IDENTITY, signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        identity = cls.load(home)
+        return identity.named(name) if name else identity
+
+    @classmethod
+    def load(cls, home: Path) -> "NodeIdentity":
+        """Reads the keys under `home`. Raises `IdentityMissing` if one is absent, damaged or readable by others."""
+        folder = home / _FOLDER
+        try:
+            transport = load_ssh_private_key(_read_private(folder / _TRANSPORT), None)
+            signer = load_pem_private_key(_read_private(folder / _IDENTITY), None)
+        except (ValueError, UnsupportedAlgorithm) as err:
+            raise IdentityMissing(f"a key in {folder} is damaged; restore both from a backup or enrol anew") from err
+        if not isinstance(transport, ec.EllipticCurvePrivateKey) or not isinstance(signer, Ed25519PrivateKey):
+            raise IdentityMissing(f"a key in {folder} is of another kind; restore both from a backup or enrol anew")
+        named = folder / _NAME
+        name = str(json.loads(named.read_text())["name"]) if named.exists() else ""
+        return cls(home, name, signer, transport)
+
+    def named(self, name: str) -> "NodeIdentity":
+        """The same keys under the name that the federation gave them, kept for the next start."""
+        write_private(self.home / _FOLDER / _NAME, json.dumps({"name": name}).encode())
+        return NodeIdentity(self.home, name, self.signer, self.transport_key)
+
+    @property
+    def identity_hex(self) -> str:
+        """The Ed25519 public key, 32 bytes in hex: what a study calls this participant's identity."""
+        return self.signer.public_key().public_bytes_raw().hex()
+
+    @property
+    def transport_public(self) -> bytes:
+        """The transport key's public half, `ecdsa-sha2-nistp384 ...`."""
+        return self.transport_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+
+    @property
+    def transport_fingerprint(self) -> str:
+        """What the coordinator's registry knows the transport key by."""
+        return fingerprint(self.transport_public)
+
+
+def fingerprint(transport_public: bytes) -> str:
+    """SHA-256, in hex, of a transport key in the one form that Flower sends (PEM); OpenSSH is taken too.
+
+    Raises:
+        ValueError: not an elliptic-curve public key in either form.
+    """
+    return hashlib.sha256(wire_form(transport_public)).hexdigest()
+
+
+def wire_form(transport_public: bytes) -> bytes:
+    """A transport key as Flower sends and stores it: PEM, SubjectPublicKeyInfo. Raises ValueError."""
+    return load_transport_public(transport_public).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
+    """Reads a P-384 public key in OpenSSH or PEM form. Raises ValueError for anything else."""
+    try:
+        key = load_pem_public_key(data) if data.startswith(b"-----") else load_ssh_public_key(data)
+    except UnsupportedAlgorithm as err:
+        raise ValueError("unsupported kind of public key") from err
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ValueError("the transport key must be an ECDSA key on P-384")
+    return key
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise IdentityMissing(f"{path} can be read by others; check who did, then: chmod 600 {path}")
+        return path.read_bytes()
+    except OSError as err:
+        raise IdentityMissing(f"{path} cannot be read; enrol this node, or restore its keys from a backup") from err

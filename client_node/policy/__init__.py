@@ -1,0 +1,1 @@
+"""A site's policy: site.toml, and the decisions that people make beside it."""

@@ -1,0 +1,161 @@
+"""What may run at a site, on which data and at what cost: site.toml and the decisions in decisions.json.
+
+Default deny: a fresh site has approved nothing, and what is not understood permits nothing.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ..errors import PolicyInvalid, StudyNotApproved
+from ..study.study import Study
+from ..study.terms import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name
+from ..study.toml import Settings, contradictions, read_toml, rule
+from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke
+
+__all__ = ["BudgetPolicy", "SitePolicy", "approve", "decided", "load_policy", "refusals", "revoke"]
+
+FILE = "site.toml"
+
+
+def _is_separator(value: str) -> str:
+    if value not in (",", ";", "\t", "|"):
+        raise rule("one of ',' ';' '|' or a tab")
+    return value
+
+
+class DataPolicy(Settings):
+    """Where the records are and what the site calls their columns."""
+
+    path: Path = Field(description='path = "patients.csv" (beside site.toml, or absolute)', strict=False)
+    format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
+    separator: Annotated[str, AfterValidator(_is_separator)] = ","
+    heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
+    name: Name = Field(description='name = "patients" (what the ledger calls this data set; never rename it)')
+    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects; studies must use the same)')
+    unit_column: Label = Field(description='unit_column = "patient_id"')
+    label_column: Label | None = None  # None: by the study's name for it
+    columns: Annotated[Mapping[FieldName, Label], Field(max_length=10_000), *Frozen] = NO_ENTRIES
+    values: Annotated[
+        Mapping[FieldName, Annotated[Mapping[Label, Label], Field(max_length=10_000), *Frozen]],
+        Field(max_length=10_000),
+        *Frozen,
+    ] = NO_ENTRIES
+
+
+class StudyPolicy(Settings):
+    """Which studies may run."""
+
+    approved: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()
+    unprotected: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()  # of these, which without any privacy
+
+
+class BackbonePolicy(Settings):
+    """Where the approved backbone is installed."""
+
+    directory: Path = Field(description='directory = "backbone" (beside site.toml, or absolute)', strict=False)
+
+
+def _is_possible(workers: int) -> int:
+    if workers and importlib.util.find_spec("deepspeed") is None:
+        raise rule("0 where DeepSpeed is not installed; install it beside confide: pip install 'confide[deepspeed]'")
+    return workers
+
+
+class LimitPolicy(Settings):
+    """What a study may use of this machine; changes speed, never a guarantee."""
+
+    threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
+    max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
+    workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
+    offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.offload and not self.workers:
+            raise contradictions(["limits.offload is true with limits.workers 0; remove it, or set limits.workers"])
+        return self
+
+
+class SitePolicy(Settings):
+    """The whole policy, with paths made absolute and the decisions of decisions.json counted in."""
+
+    data: DataPolicy = Field(description="a table [data]")
+    budget: BudgetPolicy = Field(description="a table [budget] with epsilon and delta")
+    studies: StudyPolicy = StudyPolicy()
+    backbone: BackbonePolicy = Field(description="a table [backbone]")
+    limits: LimitPolicy = LimitPolicy()
+
+    def held_out(self) -> "SitePolicy | None":
+        """The same policy, reading the held-out records; None if the site holds none out."""
+        if self.data.heldout_path is None:
+            return None
+        held_out = self.data.model_copy(update={"path": self.data.heldout_path, "heldout_path": None})
+        return self.model_copy(update={"data": held_out})
+
+    def permits(self, study: Study) -> bool:
+        """Whether the study may run on this site's records."""
+        return not refusals(self, study)
+
+    def require(self, study: Study) -> None:
+        """Raises `StudyNotApproved` unless the study may run on this site's records."""
+        if reasons := refusals(self, study):
+            raise StudyNotApproved(f"study {study.name} ({study.study_hash[:12]}): " + "; ".join(reasons))
+
+
+def load_policy(home: Path) -> SitePolicy:
+    """The policy of the node whose folder is `home`.
+
+    Raises:
+        PolicyInvalid: site.toml or decisions.json is missing, unreadable or says what cannot be.
+    """
+    path = home / FILE
+    if not path.exists():
+        raise PolicyInvalid(str(path), ("the file is missing; write it as docs/site-toml.md shows",))
+    stated = read_toml(path, SitePolicy, error=PolicyInvalid)
+    base = path.parent.resolve()
+    held_out = stated.data.heldout_path
+    paths = {
+        "path": base / stated.data.path.expanduser(),
+        "heldout_path": held_out and base / held_out.expanduser(),
+    }
+    data = stated.data.model_copy(update=paths)
+    backbone = stated.backbone.model_copy(update={"directory": base / stated.backbone.directory.expanduser()})
+    decisions = load_decisions(home)
+    return stated.model_copy(
+        update={
+            "data": data,
+            "backbone": backbone,
+            "budget": decisions.budget or stated.budget,
+            "studies": decided(stated.studies, decisions),
+        }
+    )
+
+
+def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
+    """What site.toml and decisions.json say together; where both speak of a study, decisions.json holds."""
+    open_ = {study for study in (*stated.approved, *stated.unprotected) if decisions.verdict(study) is None}
+    approved = {study for study, each in decisions.studies.items() if each.verdict == "approved"}
+    bare = {study for study in approved if decisions.studies[study].unprotected}
+    return StudyPolicy(
+        approved=tuple(sorted(open_ | approved)), unprotected=tuple(sorted((open_ & {*stated.unprotected}) | bare))
+    )
+
+
+def refusals(policy: SitePolicy, study: Study) -> list[str]:
+    """Why the study may not run on the site's records, by its policy alone; nothing in it depends on records."""
+    reasons, short = [], study.study_hash[:12]
+    is_bare = study.draft.privacy.mode == "none"
+    if study.study_hash not in {*policy.studies.approved, *policy.studies.unprotected}:
+        reasons.append(f"not approved at this site; the site can: client-node study approve {short}")
+    if is_bare and study.study_hash not in policy.studies.unprotected:
+        reasons.append(f"it has no privacy; the site can allow that: client-node study approve {short} --unprotected")
+    if study.draft.data.unit != policy.data.unit:
+        # Else a study could open a second budget on the same persons by giving them another name.
+        reasons.append(
+            f"it protects each {study.draft.data.unit!r}, this site's budget is for each {policy.data.unit!r}"
+        )
+    return reasons

@@ -1,0 +1,197 @@
+"""The aggregator role of a node: keys that live as long as a run, shares that wait, and the party that adds them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ...mpc.party.handle import Order, PartyConfig, PartyProcess, Release
+from ...mpc.sharing.hpke import new_keypair
+from ...mpc.sharing.sealing import max_envelope_bytes
+from ...mpc.sharing.shares import set_name
+from ..errors import MessageInvalid, RunEnded, ShareMissing
+from ..files import read_private, write_private
+from ..study.study import Study
+from ..wire.chunks import PART_BYTES
+from ..wire.messages import Deposit, KeyCertificate
+from .spool import Place, Spool
+
+# A party gives up on the others well before the coordinator asks anew, or the three would never be at one attempt.
+_LEAST_PATIENCE_S = 2.0
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class AggregatorRole:
+    """One of the three parties of a study. At most one party process runs at a time, warm between rounds."""
+
+    def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
+        self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
+        self._spool = Spool(home)
+        self._party: PartyProcess | None = None
+        self._study_hash: str | None = None
+
+    def run_key(self, study: Study, run: str) -> KeyCertificate:
+        """This party's certified HPKE key for `run`, made at the first call and kept until `end`.
+
+        Also starts the party process, so that it is warm when the first round needs it.
+        """
+        self._party_for(study).start()
+        return KeyCertificate.issue(
+            study=study.study_hash,
+            run=run,
+            aggregator_id=self._aggregator_id(study),
+            public_key=self._keypair(study, run)[1],
+            signer=self._signer,
+        )
+
+    def deposit(self, study: Study, message: Deposit, part: bytes) -> int:
+        """Keeps a part of a site's sealed share until an order names it; how many leading bytes are then here.
+
+        Raises:
+            MessageInvalid: no site or round of the study, longer than a share of it can be, nothing that the study has
+                a use for, a run that was never prepared here, or other bytes than were announced.
+            RoundOver: a later round of the run has begun here.
+            RunEnded: the run has.
+            DiskFull: there is no room.
+        """
+        self._aggregator_id(study)  # or it is none of this study's
+        if not self._key_path(message.run).exists():
+            raise MessageInvalid(f"run {message.run} was not prepared here")
+        self._keypair(study, message.run)  # or the run has ended here
+        planned, terms = study.planned_round(message.round), study.draft
+        limit = max_envelope_bytes(study.share_context(planned, run=message.run, site=message.site, state="0" * 64))
+        if message.site not in study.site_names() or not 0 < len(part) <= PART_BYTES or message.sealed.size > limit:
+            raise MessageInvalid(f"round {message.round}: study {terms.name} has no such share of {message.site}")
+        if message.topup_for is not None and terms.min_untopped <= study.quorum:
+            raise MessageInvalid(f"study {terms.name} has no top-ups")
+        place = Place(message.run, message.round, message.site, message.topup_for)
+        sealed = message.sealed
+        return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
+
+    def aggregate(
+        self,
+        study: Study,
+        *,
+        run: str,
+        round_number: int,
+        state: str,
+        attempt: int,
+        cohort: tuple[str, ...],
+        blobs: Mapping[str, bytes],
+        spooled: Mapping[str, str] = _NONE,
+    ) -> Release:
+        """Adds the sites' shares with the other two parties and gives this party's share of the total.
+
+        Which sums need top-ups is read from the study, never from the order.
+
+        Args:
+            blobs: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or for none.
+            spooled: of those that came before, in `deposit`, the SHA-256 instead.
+
+        Raises:
+            MessageInvalid: a site of `cohort`, or the round, is not in the study, or the shares are not the cohort's.
+            ShareMissing: one that was to come before is not here.
+            RoundOver: a later round of the run has begun here.
+            SetConflict: the round is bound to another set.
+            TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
+            MpcError: anything else that stops the aggregation; nothing was released.
+        """
+        identities = {site.name: site.identity for site in study.sites}
+        if not set(cohort) <= identities.keys():
+            raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
+        updates, topups = ([f"{kind}-{i}" for i in range(len(cohort))] for kind in ("update", "topup"))
+        named = sorted((*blobs, *spooled))
+        if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
+            raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
+        planned, private_key = study.planned_round(round_number), self._keypair(study, run)[0]
+        self._spool.begin(run, round_number)
+        topup_for = set_name(cohort)
+        files = {
+            kind: {
+                site: self._file(Place(run, round_number, site, purpose), blobs.get(name), spooled.get(name))
+                for site, name in zip(cohort, names, strict=True)
+                if name in named
+            }
+            for kind, names, purpose in (("update", updates, None), ("topup", topups, topup_for))
+        }
+        order = Order(
+            study=study.study_hash,
+            run=run,
+            round=round_number,
+            state=state,
+            attempt=attempt,
+            cohort=tuple((site, identities[site]) for site in sorted(cohort)),
+            dim=planned.dim,
+            ring_bits=planned.ring_bits,
+            scale_bits=planned.scale_bits,
+            rows=planned.rows,
+            norm_bound=planned.bound_units or 0,
+            topup_bound=study.topup_bound(round_number, len(cohort)),
+            tag_count=planned.tag_count,
+            min_sites=study.quorum,
+            min_untopped=study.draft.min_untopped,
+            private_key=private_key,
+        )
+        return self._party_for(study).aggregate(order, files["update"], files["topup"])
+
+    def rest(self, run: str) -> None:
+        """Drops the shares of a run that pauses; its key stays."""
+        self._spool.clear(run)
+
+    def end(self, run: str) -> None:
+        """Deletes the run's key: its sealed shares can never be opened again, and no new key is ever made for it."""
+        write_private(self._key_path(run), json.dumps({"ended": True}).encode())
+        self._spool.drop(run)
+
+    def stop(self) -> None:
+        """Stops the party process."""
+        if self._party is not None:
+            self._party.stop()
+            self._party = None
+
+    def _file(self, place: Place, data: bytes | None, digest: str | None) -> Path:
+        if data is not None:
+            return self._spool.put(place, data)
+        path = None if digest is None else self._spool.find(place, digest)
+        if path is None:
+            raise ShareMissing(f"round {place.round}: the sealed share of {place.site} is not here")
+        return path
+
+    def _keypair(self, study: Study, run: str) -> tuple[bytes, bytes]:
+        path = self._key_path(run)
+        if not path.exists():
+            private, public = new_keypair(study.draft.aggregation.kem)
+            write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
+        stored = json.loads(read_private(path))
+        if "private" not in stored:
+            raise RunEnded(f"run {run} has ended here and its key is gone; start a new run")
+        return bytes.fromhex(stored["private"]), bytes.fromhex(stored["public"])
+
+    def _key_path(self, run: str) -> Path:
+        return self._home / "run-keys" / f"{run}.json"
+
+    def _party_for(self, study: Study) -> PartyProcess:
+        if self._party is None or self._study_hash != study.study_hash:
+            self.stop()
+            parties = study.aggregators
+            self._party = PartyProcess(
+                PartyConfig(
+                    aggregator_id=self._aggregator_id(study),
+                    addresses=(parties[0].address, parties[1].address, parties[2].address),
+                    certificate=self._keys / "party.pem",
+                    key=self._keys / "party.key",
+                    pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
+                    journal=self._home / "journal",
+                    timeout_s=max(_LEAST_PATIENCE_S, study.draft.rounds.deadline_s / 3),
+                )
+            )
+            self._study_hash = study.study_hash
+        return self._party
+
+    def _aggregator_id(self, study: Study) -> int:
+        for index, party in enumerate(study.aggregators):
+            if party.name == self._name:
+                return index
+        raise MessageInvalid(f"{self._name} is no aggregator of study {study.draft.name}")

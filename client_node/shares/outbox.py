@@ -1,0 +1,78 @@
+"""Sealed shares that a site has made, kept until their round is settled.
+
+A round asked for twice is answered with these bytes and never with a fresh draw: two draws under one charge would be
+two releases. So the bytes are on disk before they are on the wire.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...mpc.sharing.shares import set_name
+from ..files import read_private, write_private
+
+Envelopes = tuple[bytes, bytes, bytes]
+Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
+
+
+class Outbox:
+    """One folder per run and round under the node's home."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "outbox"
+
+    def get(self, run: str, round_number: int) -> Files | None:
+        """The stored envelopes of a round, by aggregator, or None if the round was never finished here."""
+        return _find(self._folder(run, round_number))
+
+    def put(self, run: str, round_number: int, envelopes: Envelopes) -> Files:
+        """Stores a round's envelopes durably."""
+        return _write(self._folder(run, round_number), envelopes)
+
+    def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
+        """The sites for whose sum the newest top-up of a round was given; None if there was none."""
+        path = self._folder(run, round_number) / "topped.json"
+        return tuple(json.loads(read_private(path))) if path.exists() else None
+
+    def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
+        """The stored top-up of a round for a sum over just the sites with this `set_name`."""
+        return _find(self._topup(run, round_number, topup_for))
+
+    def put_topup(self, run: str, round_number: int, sites: Sequence[str], envelopes: Envelopes) -> Files:
+        """Stores a top-up durably, unless there is one for `sites`, then fixes the round to that set."""
+        name = set_name(sites)
+        files = self.topup(run, round_number, name) or _write(self._topup(run, round_number, name), envelopes)
+        self.fix(run, round_number, sites)
+        return files
+
+    def fix(self, run: str, round_number: int, sites: Sequence[str]) -> None:
+        """Notes durably that `sites` is the set of the newest top-up that was given."""
+        write_private(self._folder(run, round_number) / "topped.json", json.dumps(tuple(sites)).encode())
+
+    def drop(self, run: str, round_number: int) -> None:
+        """Forgets a settled round; its end is marked first, so that half a deletion is no half round."""
+        (self._folder(run, round_number) / "complete").unlink(missing_ok=True)
+        shutil.rmtree(self._folder(run, round_number), ignore_errors=True)
+
+    def _topup(self, run: str, round_number: int, topup_for: str) -> Path:
+        return self._folder(run, round_number) / f"topup-{topup_for}"
+
+    def _folder(self, run: str, round_number: int) -> Path:
+        return self._path / run / str(round_number)
+
+
+def _find(folder: Path) -> Files | None:
+    return _files(folder) if (folder / "complete").exists() else None
+
+
+def _write(folder: Path, envelopes: Envelopes) -> Files:
+    files = _files(folder)
+    for path, envelope in zip(files, envelopes, strict=True):
+        write_private(path, envelope)
+    write_private(folder / "complete", b"")
+    return files
+
+
+def _files(folder: Path) -> Files:
+    return folder / "envelope-0", folder / "envelope-1", folder / "envelope-2"

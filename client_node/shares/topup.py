@@ -1,0 +1,62 @@
+"""What a site adds to its update when others are missing: noise, and nothing else.
+
+Each site's first noise is sized for all planned sites. If some are missing when a round's deadline is over, the set to
+be summed is fixed first; then every site of it seals a top-up for exactly this set, so that the noise of the honest
+ones among them is again what the study promises. Only then may anything be opened; the aggregators see to that.
+
+A site follows a set only downwards: after a top-up for one set it gives none but the same for this set, or a new one
+for a smaller set inside it (one of its sites may fail before its top-up has come). At most one of these is ever opened.
+"""
+
+from dataclasses import replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ...mpc.sharing.shares import set_name
+from ...privacy.mechanism.noise import discrete_gaussian
+from ..errors import MessageInvalid, SetFixed
+from ..study.study import Study
+from ..wire.messages import TopUpPlan, start_hash
+from .outbox import Envelopes, Files, Outbox
+from .seal import seal
+
+
+def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
+    """This site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
+
+    It depends on no record and needs no charge of its own: it can only make the sum say less.
+
+    Raises:
+        MessageInvalid: the plan does not fit the study, or this site has sent no update that it could add to.
+        SetFixed: this site has given a top-up for a set that does not hold the one of the plan.
+    """
+    _require_set(study, plan, site)
+    if outbox.get(plan.run, plan.round) is None:
+        raise MessageInvalid(f"{site} has sent no update in round {plan.round} of run {plan.run} to add noise to")
+    fixed = outbox.topped_set(plan.run, plan.round)
+    if fixed is not None and not set(plan.cohort) <= set(fixed):
+        raise SetFixed(
+            f"{site} added its noise in round {plan.round} for a sum over {', '.join(fixed)}: it adds none for a sum "
+            "over others"
+        )
+    stored = outbox.topup(plan.run, plan.round, set_name(plan.cohort))
+    if stored is None:
+        return outbox.put_topup(plan.run, plan.round, plan.cohort, _sealed_noise(study, plan, site, signer))
+    outbox.fix(plan.run, plan.round, plan.cohort)
+    return stored
+
+
+def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
+    if not study.quorum <= len(plan.cohort) < study.draft.min_untopped:
+        raise MessageInvalid(f"study {study.name} has no top-up for a sum over {len(plan.cohort)} sites")
+    if list(plan.cohort) != sorted({*plan.cohort} & {*study.site_names()}):
+        raise MessageInvalid(f"round {plan.round}: the set is not made of sites of study {study.name}, once and sorted")
+    if site not in plan.cohort:
+        raise MessageInvalid(f"round {plan.round}: {site} is not in the set that it is asked to add noise for")
+
+
+def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
+    planned = study.planned_round(plan.round)
+    context = study.share_context(planned, run=plan.run, site=site, state=start_hash(plan.state, plan.tag_key))
+    noise = discrete_gaussian(study.topup_noise(planned, len(plan.cohort)), planned.dim)
+    return seal(study, plan, noise, replace(context, topup_for=set_name(plan.cohort)), signer)

@@ -1,0 +1,85 @@
+"""The trained vector as sites are sent it: float32, or a byte a number with a scale for every 64 of them.
+
+What is coded has been released before, so a coarser copy of it is post-processing: it costs no privacy. Updates are not
+coded like this on their way back: rounding before the noise would have to be counted in a unit's sensitivity, and coded
+shares would no longer add up in the ring.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import MessageInvalid
+
+BLOCK = 64  # numbers of one scale
+_LARGEST = 127
+_LEAST_SCALE = np.finfo(np.float32).tiny  # below, processors differ in what they make of a number
+
+StateKind = Literal["float32", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateFormat:
+    """How a vector of `dim` float32 is written; the same bytes, and the same numbers from them, on every machine.
+
+    float32: little-endian. int8: the blocks' scales, float32 little-endian; then a signed byte for each number but the
+    last `exact`, which follow in float32. A number is byte * scale, rounded once; scale is the block's largest size
+    over 127, so a number is off by half a scale at most. A block so small that its scale would be subnormal is zero.
+    """
+
+    kind: StateKind
+    dim: int
+    exact: int = 0  # numbers at the end that are never rounded
+
+    @property
+    def size(self) -> int:
+        """Bytes of a written vector."""
+        return 4 * self.dim if self.kind == "float32" else 4 * (self._blocks + self.exact) + self._coded
+
+    def encode(self, state: npt.NDArray[np.float32]) -> bytes:
+        """The bytes of a finite vector [dim]."""
+        assert state.shape == (self.dim,)
+        if self.kind == "float32":
+            return state.astype("<f4").tobytes()
+        padded = np.zeros(self._blocks * BLOCK, np.float32)
+        padded[: self._coded] = state[: self._coded]
+        blocks = padded.reshape(-1, BLOCK)
+        scales = np.abs(blocks).max(axis=1) / np.float32(_LARGEST)
+        scales[scales < _LEAST_SCALE] = 0
+        divisors = np.where(scales > 0, scales, np.float32(np.inf))[:, None]  # makes every code of a zero block 0
+        codes = np.clip(np.rint(blocks / divisors), -_LARGEST, _LARGEST).astype(np.int8)
+        parts = scales.astype("<f4"), codes.reshape(-1)[: self._coded], state[self._coded :].astype("<f4")
+        return b"".join(part.tobytes() for part in parts)
+
+    def decode(self, data: bytes) -> npt.NDArray[np.float32]:
+        """The vector [dim] of bytes from outside.
+
+        Raises:
+            MessageInvalid: they are not `size` bytes of finite numbers, or not as `encode` writes any vector.
+        """
+        if len(data) != self.size:
+            raise MessageInvalid(f"a state of {len(data)} bytes, where {self.size} are due, does not fit the study")
+        if self.kind == "float32":
+            state = np.frombuffer(data, "<f4").astype(np.float32)
+        else:
+            scales = np.frombuffer(data, "<f4", self._blocks).astype(np.float32)
+            codes = np.frombuffer(data, np.int8, self._coded, offset=4 * self._blocks)
+            if not np.all((scales == 0) | (scales >= _LEAST_SCALE)) or np.any(codes < -_LARGEST):  # NaN fails too
+                raise MessageInvalid("a state with a scale or code that no vector has")
+            tail = np.frombuffer(data, "<f4", self.exact, offset=4 * self._blocks + self._coded)
+            with np.errstate(over="ignore", invalid="ignore"):  # caught below
+                spread = np.repeat(scales, BLOCK)[: self._coded]
+                state = np.concatenate([codes.astype(np.float32) * spread, tail.astype(np.float32)])
+        if not np.isfinite(state).all():
+            raise MessageInvalid("a state that is not finite")
+        return state
+
+    @property
+    def _coded(self) -> int:
+        return self.dim - self.exact
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self._coded // BLOCK)

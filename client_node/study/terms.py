@@ -1,0 +1,578 @@
+"""A study's draft, study.toml: adapter, data, privacy, rounds, optimizer and the names of who takes part."""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+
+from ...models.errors import ModelError
+from ...models.records.prompts import PromptTemplate
+from ...models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from ...mpc.sharing.hpke import KemName
+from ...privacy.mechanism import adaptive_clipping
+from ..errors import StudyInvalid
+from .state_format import StateFormat, StateKind
+from .toml import Settings, contradictions, read_toml, rule
+
+T = TypeVar("T")
+NUM_AGGREGATORS = 3
+
+# Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
+TARGETS = (
+    "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+    "gate_proj", "up_proj", "down_proj", "experts", "gate",
+)  # fmt: skip
+
+
+def _matches(pattern: str, text: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise rule(text)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_printable(value: str) -> str:
+    if not value.replace("\n", " ").isprintable():
+        raise rule("printable text")
+    return value
+
+
+def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in itertools.pairwise(cuts)):
+        raise rule("strictly increasing")
+    return cuts
+
+
+def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
+    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
+        raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
+    return entries
+
+
+def _is_even(count: int) -> int:
+    if count % 2:
+        raise rule("even: probability one half is the edge in the middle")
+    return count
+
+
+def _is_target(name: str) -> str:
+    if name == "lm_head":
+        raise rule("left out: a pooled head never runs lm_head, and a completion is written by it as it is")
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, n=1)
+        raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return name
+
+
+def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+Unique = AfterValidator(_has_no_twins)
+NO_ENTRIES: Any = Field(default_factory=dict, validate_default=True)
+Frozen = (AfterValidator(_frozen), PlainSerializer(dict, return_type=dict[str, Any]))
+
+Name = Annotated[
+    str, _matches(r"[a-z0-9][a-z0-9._-]{0,62}", "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")
+]
+Digest = Annotated[str, _matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
+_FIELD_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
+_FIELD_NAME_RULE = "a letter or _, then up to 63 letters, digits, '_', '.' or '-'"
+FieldName = Annotated[str, _matches(_FIELD_NAME, _FIELD_NAME_RULE)]
+Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
+Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
+
+
+def _is_template(text: str) -> str:
+    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+        raise rule("printable text")
+    return text
+
+
+Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
+Rank = Annotated[int, Field(ge=1)]
+
+
+class AdapterTerms(Settings):
+    """Which LoRA weights are trained."""
+
+    rank: int = Field(ge=1, le=256, description="rank = 4")
+    alpha: float = Field(gt=0, le=4096, description="alpha = 4.0 (LoRA's output is scaled by alpha / rank)")
+    freeze_a: bool = True
+    targets: Annotated[
+        tuple[Annotated[str, AfterValidator(_is_target)], ...],
+        Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
+        Unique,
+    ]
+    layers: (
+        Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
+    ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
+    # Of a site: how many leading components of every B it trains; all where it is not named.
+    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = NO_ENTRIES
+    head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
+    seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+
+    def rank_of(self, site: str) -> int | None:
+        """`ranks` of a site; None where the study says nothing: all."""
+        return self.ranks.get(site)
+
+
+class TextTerms(Settings):
+    """What a model is shown of a record of free text, and what it learns to write after it."""
+
+    prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
+    completion: Template = Field(description='completion = " {rating}"')
+
+    def template(self) -> PromptTemplate:
+        """The same, as the models read it."""
+        return PromptTemplate(self.prompt, self.completion)
+
+
+class DataTerms(Settings):
+    """What a record looks like.
+
+    A record that is classified has published cut points and category lists, never taken from records; one of free text
+    has a template.
+    """
+
+    label: FieldName | None = None  # a column of 0 and 1, of records that are classified
+    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
+    max_records_per_unit: int = Field(default=1, ge=1, le=1024)
+    max_tokens: int = Field(
+        ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted; longer text is cut)"
+    )
+    flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
+    numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    text: TextTerms | None = None
+
+    def fields(self) -> tuple[str, ...]:
+        """Names of all columns of published values; the label is not one of them."""
+        return (*self.numeric, *self.categorical, *self.flags)
+
+    def record_schema(self) -> RecordSchema:
+        """The same description, as the models read it."""
+        return RecordSchema(
+            numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
+            flags=tuple(FlagField(name) for name in self.flags),
+            categorical=tuple(CategoricalField(name, values) for name, values in self.categorical.items()),
+        )
+
+
+class PrivacyTerms(Settings):
+    """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
+
+    mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
+    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / sensitivity as an outsider sees it
+    target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
+    clip_norm: float = Field(ge=1e-6, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
+    clipping: Literal["fixed", "adaptive"] = "fixed"  # adaptive: the threshold starts at clip_norm and follows...
+    target_quantile: float = Field(default=0.5, ge=0, le=1)  # ... this quantile of the units' gradient norms
+    clip_learning_rate: float = Field(default=0.2, gt=0, le=10)  # ... by at most this much of its logarithm a round
+    sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
+    delta: float = Field(default=0.0, ge=0, le=1e-3)
+    max_dropouts: int = Field(default=0, ge=0, le=1000)
+    dropouts: Literal["over-provision", "top-up"] = "over-provision"  # noise for them in advance, or once they are gone
+    collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
+    local_steps: int = Field(default=1, ge=1, le=1000)  # noised steps of a site in a round; each is charged
+
+    @property
+    def sensitivity(self) -> float:
+        """Most that one unit moves a site's sum of one step, L2: in clip units if the clip is adaptive."""
+        return self.clip_norm if self.clipping == "fixed" else adaptive_clipping.SENSITIVITY
+
+    @property
+    def clip_unit(self) -> float:
+        """What the length clip_norm of a clipped gradient is written as in a site's sum."""
+        return self.clip_norm if self.clipping == "fixed" else 1.0
+
+    @property
+    def spared_sites(self) -> int:
+        """How many sites may fail without the others adding more noise than at first."""
+        return 0 if self.dropouts == "top-up" else self.max_dropouts
+
+
+class RoundTerms(Settings):
+    """How a run proceeds."""
+
+    rounds: int = Field(ge=1, le=100_000, description="rounds = 40")
+    min_sites: int = Field(ge=2, le=1000, description="min_sites = 3 (fewest sites that a sum may hold)")
+    deadline_s: float = Field(ge=1, le=86_400, description="deadline_s = 60")
+    batch_units: float = Field(
+        gt=0, le=1e9, description="batch_units = 1374 (units expected in a round, all sites; public, divides the sum)"
+    )
+    state: StateKind = "float32"  # as sites are sent it
+
+
+class OptimizerTerms(Settings):
+    """The coordinator's step on the opened sum."""
+
+    kind: Literal["momentum", "adam"] = "momentum"
+    lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters; left out, a rule chooses for the study
+    head_lr: float | None = Field(default=None, gt=0, le=1000)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of the velocity; Adam's beta1
+    beta2: float = Field(default=0.99, ge=0, lt=1)  # Adam's, of the mean square
+    epsilon: float = Field(default=1e-3, gt=0, le=1)  # Adam's, added to the root
+    noise_correction: bool = False  # Adam's mean square less the known variance of the noise
+    averaging: Literal["none", "ema"] = "none"  # ema: the exported adapter is a mean of the states...
+    ema_decay: float = Field(default=0.9, gt=0, lt=1)  # ... each weighted by this to the power of its age in rounds
+    local_lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters in a site's local steps
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(lr, head_lr) of a study, which has them whether its draft said them or not; without a head, lr twice."""
+        assert self.lr is not None, "a draft whose rates were never chosen"
+        return self.lr, self.lr if self.head_lr is None else self.head_lr
+
+
+class EvaluationTerms(Settings):
+    """One noised histogram of the final model's scores on records that sites hold out, after the last round."""
+
+    bins: Annotated[int, Field(ge=2, le=200), AfterValidator(_is_even)] = 20  # of the score, for each label
+    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
+
+
+class AggregationTerms(Settings):
+    """How sites' updates are sealed and added up."""
+
+    kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
+    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
+    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
+    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
+    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], Field(max_length=1000), *Frozen] = NO_ENTRIES
+
+    def weight_of(self, site: str) -> float:
+        """What a site's clipped sum is multiplied by before its noise; 1 unless the study says less."""
+        return self.weights.get(site, 1.0)
+
+
+class ModelTerms(Settings):
+    """The frozen model."""
+
+    backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
+    experts: Literal["float32", "int8", "nf4"] = "float32"  # how every site holds the routed ones, which are frozen
+
+
+class Participants(Settings):
+    """Names in the federation's register; the study adds their keys."""
+
+    sites: Annotated[
+        tuple[Name, ...], Field(min_length=2, max_length=1000, description='sites = ["north", "south"]'), Unique
+    ]
+    aggregators: Annotated[
+        tuple[Name, ...],
+        Field(min_length=NUM_AGGREGATORS, max_length=NUM_AGGREGATORS, description='aggregators = ["a", "b", "c"]'),
+        Unique,
+    ]
+
+
+class StudyDraft(Settings):
+    """What study.toml says."""
+
+    name: Name = Field(description='name = "thyroid"')
+    description: Text = ""
+    model: ModelTerms = Field(description="a table [model]")
+    adapter: AdapterTerms = Field(description="a table [adapter]")
+    data: DataTerms = Field(description="a table [data]")
+    privacy: PrivacyTerms = Field(description="a table [privacy]")
+    rounds: RoundTerms = Field(description="a table [rounds]")
+    optimizer: OptimizerTerms = Field(description="a table [optimizer]")
+    evaluation: EvaluationTerms | None = None
+    aggregation: AggregationTerms = Field(default_factory=AggregationTerms)
+    participants: Participants = Field(description="a table [participants]")
+
+    @property
+    def quorum(self) -> int:
+        """Fewest sites whose sum may be opened.
+
+        With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized, or
+        topped up, for that many, and a smaller sum would show more than was charged.
+        """
+        if self.privacy.mode == "none":  # two runs over different sets would differ by one site's exact update
+            return len(self.participants.sites)
+        if self.privacy.mode != "distributed":
+            return self.rounds.min_sites
+        return max(self.rounds.min_sites, len(self.participants.sites) - self.privacy.max_dropouts)
+
+    @property
+    def min_untopped(self) -> int:
+        """Fewest sites whose sum may be opened as it is; with top-up, a smaller one first gets more noise."""
+        return len(self.participants.sites) if self.privacy.dropouts == "top-up" else self.quorum
+
+    @property
+    def largest_total(self) -> float:
+        """More than any entry of an opened sum reaches, but with probability below 1e-13: a ring that holds it is safe.
+
+        In each step four times the expected batch and 30 units more, all of them pulling at one coordinate as hard as
+        the clip allows, or what sites have shortened their sums to (`max_norm`) if that is less; and ten standard
+        deviations of all noise. A Poisson sample of mean at most m > 0 has x = 4 m + 30 units or more with probability
+        at most exp(x - m) (m / x)**x (Chernoff), below 1e-30 whatever m is. The noise is a sum of discrete Gaussians
+        and so sub-Gaussian (Canonne, Kamath & Steinke 2020, arXiv:2004.00010): an entry is past ten standard deviations
+        with probability at most 2 exp(-50) = 3.9e-22, any of 2**27 entries with 5.2e-14.
+        """
+        largest = (4 * self.rounds.batch_units + 30) * self.privacy.clip_unit
+        if self.max_norm is not None:
+            largest = min(largest, self.max_norm * len(self.participants.sites))
+        return largest * self.privacy.local_steps + 10 * self.noise_std
+
+    @property
+    def noise_std(self) -> float:
+        """Std of the noise in an entry of the opened sum over all sites."""
+        privacy, sites = self.privacy, len(self.participants.sites)
+        if privacy.mode == "none":
+            return 0.0
+        honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
+        by_step = privacy.noise_multiplier * privacy.sensitivity * math.sqrt(sites / max(honest, 1))
+        return by_step * math.sqrt(privacy.local_steps)
+
+    @property
+    def max_norm(self) -> float | None:
+        """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
+
+        In the units of the sum. Unless the study says it, n / 2 + 5 sqrt(n) clipped gradients that all agree, for the n
+        units that an average site draws: on thyroid no site's gradients ever agreed in more than 0.21 n, and n that do
+        not agree at all have a sum of about sqrt(n). A sum that meets the ball keeps its direction.
+        """
+        if not self.aggregation.norm_check:
+            return None
+        if self.aggregation.max_norm is not None:
+            return self.aggregation.max_norm * self.privacy.clip_unit
+        units = self.rounds.batch_units / len(self.participants.sites)
+        return (units / 2 + 5 * math.sqrt(units)) * self.privacy.clip_unit
+
+    @property
+    def update_divisor(self) -> float:
+        """What the opened sum is divided by: the mean update is per expected unit and local step, in clip units."""
+        return self.rounds.batch_units * self.privacy.clip_unit * self.privacy.local_steps
+
+    def state_dim(self, trained: int) -> int:
+        """Length of the state that rounds exchange: the `trained` numbers, and the clip's logarithm if it adapts."""
+        return trained + (self.privacy.clipping == "adaptive")
+
+    def state_format(self, dim: int) -> StateFormat:
+        """How sites are sent a state of `dim` numbers to train from; an adaptive clip's logarithm is never rounded."""
+        return StateFormat(kind=self.rounds.state, dim=dim, exact=self.state_dim(0))
+
+    def record_schema(self) -> RecordSchema:
+        """The public description of a record."""
+        return self.data.record_schema()
+
+    def adapter_config(self) -> dict[str, Any]:
+        """Arguments for `models.adapters.AdapterConfig`."""
+        adapter = self.adapter
+        return {
+            "rank": adapter.rank,
+            "alpha": adapter.alpha,
+            "freeze_a": adapter.freeze_a,
+            "targets": adapter.targets,
+            "layers": adapter.layers,
+            "seed": adapter.seed,
+        }
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if problems := [
+            *_data_problems(self.data, self.adapter),
+            *_rate_problems(self),
+            *_privacy_problems(self),
+            *_rank_problems(self),
+            *_aggregation_problems(self),
+        ]:
+            raise contradictions(problems)
+        return self
+
+
+def load_draft(path: Path) -> StudyDraft:
+    """The draft in the study.toml at `path`.
+
+    Raises:
+        StudyInvalid: every problem of the file, each with its key, value and remedy.
+    """
+    draft = read_toml(path, StudyDraft, error=StudyInvalid)
+    if draft.privacy.target_epsilon is not None and draft.privacy.noise_multiplier:
+        # A study has both: what was aimed at, and the noise that was solved for it.
+        raise StudyInvalid(
+            str(path),
+            (
+                f"privacy.noise_multiplier is {draft.privacy.noise_multiplier:g} and privacy.target_epsilon is "
+                f"{draft.privacy.target_epsilon:g}; keep one: the noise is solved for a target",
+            ),
+        )
+    return draft
+
+
+def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
+    if data.text is not None:
+        return [*_text_problems(data, data.text), *_head_problems("lm", "with a table [data.text]", adapter)]
+    names = data.fields()
+    problems = _head_problems("pooled", "without a table [data.text]", adapter)
+    problems += [
+        f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if data.label is None:
+        problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
+    if data.label in names:
+        problems.append(f"data.label is {data.label!r}, also a column of the record; a model would just read it off")
+    if len(names) > data.max_tokens:
+        problems.append(
+            f"data.max_tokens is {data.max_tokens}; a record can hold {len(names)} words, so it must be at least that"
+        )
+    if not problems:
+        try:
+            data.record_schema()
+        except ModelError as err:
+            problems.append(f"data: {err}")
+    return problems
+
+
+def _text_problems(data: DataTerms, text: TextTerms) -> list[str]:
+    problems = [
+        f"data.{name} with a table [data.text]; remove it: a record of free text is what the template says, and no more"
+        for name in ("label", "numeric", "categorical", "flags")
+        if getattr(data, name)
+    ]
+    try:
+        template = text.template()
+    except ModelError as err:
+        return [*problems, f"data.text: {err}"]
+    columns = (*template.prompt_columns, *template.completion_columns)
+    return problems + [
+        f"data.text names a column {name!r}; it must be {_FIELD_NAME_RULE}"
+        for name in columns
+        if not re.fullmatch(_FIELD_NAME, name)
+    ]
+
+
+def _head_problems(head: str, why: str, adapter: AdapterTerms) -> list[str]:
+    return [] if adapter.head == head else [f"adapter.head is {adapter.head!r} {why}; it must be {head!r}"]
+
+
+def _rate_problems(draft: StudyDraft) -> list[str]:
+    if draft.adapter.head == "pooled":
+        return []
+    problems = []
+    if draft.optimizer.lr is None:
+        problems.append(
+            "optimizer.lr is missing with adapter.head 'lm'; add it: the rule that chooses is for classifiers"
+        )
+    if draft.optimizer.head_lr is not None:
+        problems.append("optimizer.head_lr with adapter.head 'lm'; remove it: no head is trained")
+    return problems
+
+
+def _privacy_problems(draft: StudyDraft) -> list[str]:
+    privacy, rounds, sites = draft.privacy, draft.rounds, len(draft.participants.sites)
+    measured = draft.evaluation
+    sure = sites - privacy.max_dropouts
+    problems = []
+    if rounds.min_sites > sure:
+        problems.append(
+            f"rounds.min_sites is {rounds.min_sites}; it must be at most {sure}, the {sites} sites less "
+            f"privacy.max_dropouts ({privacy.max_dropouts})"
+        )
+    if privacy.collusion >= sure:
+        problems.append(
+            f"privacy.collusion is {privacy.collusion}; it must be less than {sure}, the {sites} sites less "
+            f"privacy.max_dropouts ({privacy.max_dropouts}), or nobody's noise would remain"
+        )
+    if privacy.dropouts == "top-up" and privacy.mode != "distributed":
+        problems.append(
+            f"privacy.dropouts is 'top-up' with privacy.mode '{privacy.mode}'; remove it: only with 'distributed' do "
+            "sites share the noise"
+        )
+    problems += _local_problems(draft)
+    if privacy.mode == "none":
+        problems += [
+            f"privacy.{name} is {getattr(privacy, name):g}; remove it: with privacy.mode 'none' nothing is protected"
+            for name in ("noise_multiplier", "target_epsilon", "delta")
+            if getattr(privacy, name)
+        ]
+        if measured and measured.noise_multiplier:
+            problems.append("evaluation.noise_multiplier must go with privacy.mode 'none': nothing is protected")
+        return problems
+    if measured and not measured.noise_multiplier:
+        problems.append(
+            f"evaluation.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 10.0"
+        )
+    if not privacy.noise_multiplier and privacy.target_epsilon is None:
+        problems.append(
+            f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'; or say what the "
+            "whole study may cost, and it is solved: target_epsilon = 3.0"
+        )
+    if not privacy.delta:
+        problems.append(f"privacy.delta must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 1e-5")
+    if privacy.mode == "distributed" and sites < 3:
+        problems.append(
+            f"privacy.mode is 'distributed' with {sites} sites; it needs at least 3: of two, each would find the "
+            "other's update by taking its own from the sum. Use 'local'"
+        )
+    if privacy.mode == "distributed" and privacy.collusion < 1:
+        problems.append("privacy.collusion is 0; it must be at least 1 with distributed noise: a site knows its own")
+    return problems
+
+
+def _local_problems(draft: StudyDraft) -> list[str]:
+    steps, local_lr = draft.privacy.local_steps, draft.optimizer.local_lr
+    problems = []
+    if steps > 1 and draft.privacy.mode == "distributed":
+        problems.append(
+            f"privacy.local_steps is {steps} with privacy.mode 'distributed'; it must be 1: a site would train its own "
+            "copy on noise that protects only the sum over all sites. Use 'local'"
+        )
+    if steps > 1 and local_lr is None:
+        problems.append(f"optimizer.local_lr is missing with privacy.local_steps {steps}; add it: local_lr = 0.3")
+    if steps == 1 and local_lr is not None:
+        problems.append(f"optimizer.local_lr is {local_lr:g}; remove it, or set privacy.local_steps above 1")
+    return problems
+
+
+def _rank_problems(draft: StudyDraft) -> list[str]:
+    adapter = draft.adapter
+    problems = []
+    if strangers := sorted({*adapter.ranks} - {*draft.participants.sites}):
+        problems.append(f"adapter.ranks names {', '.join(strangers)}; it must name sites of the study")
+    problems += [
+        f"adapter.ranks.{site} is {rank}; it must be at most {adapter.rank}, adapter.rank"
+        for site, rank in adapter.ranks.items()
+        if rank > adapter.rank
+    ]
+    if adapter.ranks and not adapter.freeze_a:
+        problems.append(
+            "adapter.ranks with adapter.freeze_a false; remove it, or freeze A: only with the A that all share is the "
+            "sum of what sites train the sum of their products"
+        )
+    return problems
+
+
+def _aggregation_problems(draft: StudyDraft) -> list[str]:
+    terms, parties = draft.aggregation, draft.participants
+    problems = []
+    if strangers := sorted({*terms.weights} - {*parties.sites}):
+        problems.append(f"aggregation.weights names {', '.join(strangers)}; it must name sites of the study")
+    if terms.weights and draft.privacy.local_steps > 1:
+        problems.append(
+            f"aggregation.weights with privacy.local_steps {draft.privacy.local_steps}; remove it, or take one step: a "
+            "site's own copy would move by less than its gradients say"
+        )
+    if terms.max_norm is not None and not terms.norm_check:
+        problems.append(
+            f"aggregation.max_norm is {terms.max_norm:g} with aggregation.norm_check false; remove it: nothing would "
+            "hold a site to it"
+        )
+    if terms.verify_total and (both := sorted({*parties.sites} & {*parties.aggregators})):
+        problems.append(
+            f"aggregation.verify_total is true and {', '.join(both)} is both site and aggregator; take another "
+            "aggregator: the sites' key would tell it how to change the total unseen"
+        )
+    return problems

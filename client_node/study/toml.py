@@ -1,0 +1,166 @@
+"""Reads TOML and JSON into pydantic models, telling a person every problem at once and how to mend it.
+
+A message names the key, the value found and the rule, e.g. `privacy.sample_rate is 1.2; it must be greater than 0 and
+at most 1`. Values of settings are shown; nothing here ever reads records.
+"""
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from ..errors import SettingsInvalid
+
+MAX_BYTES = 2**20
+
+_BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+_LENGTHS = ("too_long", "too_short", "string_too_long", "string_too_short")
+_KINDS = {
+    "bool": "true or false",
+    "date": "a date like 2026-01-31",
+    "dict": "a table",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "int": "a whole number",
+    "model": "a table",
+    "string": "text in quotes",
+    "tuple": "a list",
+}
+
+
+class Settings(BaseModel):
+    """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def rule(text: str) -> PydanticCustomError:
+    """An error for a field's validator to raise; `text` goes after `KEY is VALUE; it must be`."""
+    return PydanticCustomError("rule", "{text}", {"text": text})
+
+
+def contradictions(problems: list[str]) -> PydanticCustomError:
+    """An error for a model's validator to raise: whole sentences, each naming its keys."""
+    return PydanticCustomError("contradictions", "{text}", {"text": "\n".join(problems)})
+
+
+def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
+    """The settings in the file at `path`.
+
+    Raises:
+        SettingsInvalid: as `error`, with all problems; a missing or unreadable file included.
+    """
+    source = str(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise error(source, (f"the file is larger than {MAX_BYTES} bytes",))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise error(source, (f"the file cannot be read: {err.strerror}",)) from err
+    except UnicodeDecodeError as err:
+        raise error(source, ("the file is not UTF-8 text; save it as UTF-8",)) from err
+    except tomllib.TOMLDecodeError as err:
+        raise error(source, (f"not TOML: {err}",)) from err
+    # By way of JSON, so that a file and a message from the network meet the same strict rules (lists for tuples).
+    return parse_json(json.dumps(table, default=str), model, error=error, source=source)
+
+
+def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
+    """The settings in JSON text.
+
+    Raises:
+        SettingsInvalid: as `error`, with all problems.
+    """
+    if len(data) > MAX_BYTES:
+        raise error(source, (f"longer than {MAX_BYTES} bytes",))
+    try:
+        return model.model_validate_json(data)
+    except pydantic.ValidationError as err:
+        raise_problems(err, model, error=error, source=source)
+
+
+def raise_problems(
+    err: pydantic.ValidationError, model: type[BaseModel], *, error: type[SettingsInvalid], source: str
+) -> NoReturn:
+    """Turns pydantic's account of what is wrong with a `model` into ours."""
+    problems = [line for details in err.errors(include_url=False) for line in _explain(details, model)]
+    raise error(source, tuple(problems)) from None
+
+
+def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    kind, location, context = details["type"], details["loc"], details.get("ctx", {})
+    key = ".".join(str(part) for part in location if part != "[key]") or "the file"
+    value = _shown(details["input"])
+    if kind == "contradictions":
+        return str(context["text"]).split("\n")
+    if kind == "missing":
+        description = _field(model, location).description
+        return [f"{key} is missing; add it" + (f": {description}" if description else "")]
+    if kind == "extra_forbidden":
+        return [f"{key} is not a setting; {_hint(model, location)}"]
+    if kind == "json_invalid":
+        return ["not JSON"]
+    if kind == "literal_error":
+        return [f"{key} is {value}; it must be {context['expected']}"]
+    if kind in _LENGTHS:
+        bound = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"
+        unit = "characters" if kind.startswith("string") else "entries"
+        return [f"{key} is {value}; it must have {bound} {unit}"]
+    if context.keys() & _BOUNDS.keys():
+        bounds = _bounds(_field(model, location)) or context
+        return [f"{key} is {value}; it must be " + " and ".join(f"{_BOUNDS[b]} {bounds[b]:g}" for b in bounds)]
+    if kind == "rule":
+        return [f"{key} is {value}; it must be {context['text']}"]
+    expected = _KINDS.get(kind) or _KINDS.get(kind.split("_")[0])
+    return [f"{key} is {value}; " + (f"it must be {expected}" if expected else details["msg"])]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hint(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    owner = _walk(model, location[:-1])
+    names = list(owner.model_fields) if owner else []
+    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"did you mean {near[0]}?" if near else f"the settings here are {', '.join(names)}"
+
+
+def _bounds(field: pydantic.fields.FieldInfo) -> dict[str, float]:
+    """All numeric bounds of a field: pydantic tells only the one that failed."""
+    return {b: getattr(m, b) for m in field.metadata for b in _BOUNDS if getattr(m, b, None) is not None}
+
+
+def _field(model: type[BaseModel], location: tuple[int | str, ...]) -> pydantic.fields.FieldInfo:
+    owner = _walk(model, location[:-1])
+    known = owner.model_fields if owner else {}
+    return known.get(str(location[-1]), pydantic.fields.FieldInfo())
+
+
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model that `location` ends in, or None if it ends in a list or mapping of plain values."""
+    current: Any = model
+    for part in location:
+        if not _is_model(current) or str(part) not in current.model_fields:
+            arguments = [a for a in typing.get_args(current) if _is_model(a)]  # an entry of a list or mapping
+            current = arguments[0] if arguments else None
+        else:
+            current = current.model_fields[str(part)].annotation
+            if isinstance(current, types.UnionType):  # `X | None`
+                current = next((a for a in typing.get_args(current) if a is not types.NoneType), None)
+    return current if _is_model(current) else None
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,0 +1,1 @@
+"""Training at a site: the study's model, one round of it, and the worker processes that share it."""

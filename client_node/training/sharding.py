@@ -1,0 +1,183 @@
+"""A model's frozen weights spread over a site's workers: each keeps an equal part of every matrix (ZeRO-3, Rajbhandari
+et al. 2020, arXiv:1910.02054), and all of them gather one block at a time, forward and backward.
+
+DeepSpeed partitions and gathers. When it does is decided here: adapters multiply by the weights of modules that are
+never called, which DeepSpeed's own hooks would miss. Workers exchange frozen weights and nothing else, in an order that
+the model and the number of passes decide. Trained parameters, buffers and vectors (norms) stay whole at every worker.
+
+A block is an entry of one of the model's outermost lists of modules (a decoder layer), or a module beside these.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.variable import Variable
+
+from ...kernels.experts import Experts
+from ...models.adapters.lora import AdaptedModel
+
+_SILENCE = timedelta(minutes=30)  # of a worker that is there and does not come to a gathering; one that ends fails it
+
+
+def join(worker_id: int, num_workers: int, meeting: Path) -> torch.device:
+    """Meets the other workers by a file that all of them name; returns the device that this one computes on.
+
+    That is a GPU for each if there are as many, else the CPU. Links are bound to the loopback interface.
+    """
+    is_on_gpu = deepspeed.get_accelerator().device_name() == "cuda"
+    os.environ |= {"LOCAL_RANK": str(worker_id), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of a name DeepSpeed calls
+    if is_on_gpu:
+        torch.cuda.set_device(worker_id)
+    # An exchange for CPUs that is compiled at the first use: without a compiler and ninja, DeepSpeed would end here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        "nccl" if is_on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=_SILENCE,
+        init_method=meeting.as_uri(),
+        rank=worker_id,
+        world_size=num_workers,
+    )
+    return torch.device("cuda", worker_id) if is_on_gpu else torch.device("cpu")
+
+
+class ShardedWeights:
+    """The frozen matrices of an adapted model, those of one block at most whole at a time.
+
+    Every worker must run the same passes in the same order; one that waits for another waits until that comes or ends.
+    """
+
+    def __init__(self, adapted: AdaptedModel, device: torch.device, *, offload: bool) -> None:
+        """Moves `adapted` to `device`, its frozen matrices as this worker's parts of them.
+
+        Args:
+            adapted: equal at all workers; its matrices become those of worker 0.
+            offload: parts wait in the computer's memory, not in the device's.
+        """
+        matrices = {block: _frozen_matrices(block) for block in _blocks(adapted.model)}
+        sharded = dict.fromkeys(matrix for own in matrices.values() for matrix in own)
+        self.matrices: tuple[Any, ...] = tuple(sharded)  # DeepSpeed adds attributes of its own
+        self._whole: tuple[list[nn.Parameter], Any] | None = None
+        for parameter in adapted.parameters():
+            if parameter not in sharded:
+                parameter.data = parameter.data.to(device)
+        for module in adapted.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        if sharded:
+            deepspeed.zero.Init(
+                module=nn.ParameterList(sharded),
+                remote_device="cpu" if offload else None,
+                pin_memory=offload and device.type == "cuda",
+                mem_efficient_linear=False,  # it would replace torch's linear map in all of this process
+            )
+        for block, own in matrices.items():
+            if own:
+                self._wrap(block, own)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all sharded matrices."""
+        return sum(matrix.ds_numel * matrix.element_size() for matrix in self.matrices)
+
+    @property
+    def own_bytes(self) -> int:
+        """Of this worker's parts, with what fills up the last one of a matrix."""
+        return sum(matrix.ds_tensor.nbytes for matrix in self.matrices)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Of the matrices that are whole here at this moment."""
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+    def _wrap(self, block: nn.Module, own: list[nn.Parameter]) -> None:
+        inner: Callable[..., Any] = block.forward
+
+        def gather_for_backward(_: Tensor) -> None:
+            self._make_whole(own)
+            # At the end of this backward pass, where no later block comes to part these.
+            Variable._execution_engine.queue_callback(self._part)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._make_whole(own)
+            try:
+                with saved_tensors_hooks(lambda saved: _packed(saved, own), _unpacked):
+                    output = inner(*args, **kwargs)
+            finally:
+                self._part()
+            for tensor in output if isinstance(output, tuple) else (output,):
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.register_hook(gather_for_backward)  # type: ignore[no-untyped-call]
+            return output
+
+        block.forward = forward
+
+    def _make_whole(self, own: list[nn.Parameter]) -> None:
+        if self._whole is None or self._whole[0] is not own:
+            self._part()
+            gathered = deepspeed.zero.GatheredParameters(own)
+            gathered.__enter__()
+            self._whole = own, gathered
+
+    def _part(self) -> None:
+        if self._whole is not None:
+            (_, gathered), self._whole = self._whole, None
+            gathered.__exit__(None, None, None)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif any(isinstance(inner, nn.ModuleList) for inner in child.modules()):
+            yield from _blocks(child)
+        else:
+            yield child
+
+
+def _frozen_matrices(block: nn.Module) -> list[nn.Parameter]:
+    frozen = [parameter for parameter in block.parameters() if not parameter.requires_grad and parameter.ndim > 1]
+    return frozen + list(_quantised(block))
+
+
+def _quantised(block: nn.Module) -> Iterator[nn.Parameter]:
+    """The tensors of quantised experts, which belong to no module, as parameters: DeepSpeed shards nothing else."""
+    for module in block.modules():
+        experts: Experts | None = getattr(module, "confide_experts", None)
+        for weights in () if experts is None else (experts.gate_up, experts.down):
+            for each in fields(weights):  # type: ignore[arg-type]  # every format is a dataclass
+                if isinstance(value := getattr(weights, each.name), Tensor):
+                    parameter = nn.Parameter(value, requires_grad=False)
+                    object.__setattr__(weights, each.name, parameter)
+                    yield parameter
+
+
+def _packed(saved: Tensor, own: list[nn.Parameter]) -> Any:
+    """What autograd keeps instead of a view of a gathered matrix, which would keep the matrix: where in it it lies."""
+    address = saved.untyped_storage().data_ptr() if saved.numel() else 0
+    for matrix in own if address else ():
+        start = saved.storage_offset() - matrix.storage_offset()
+        is_inside = matrix.untyped_storage().data_ptr() == address and 0 <= start < matrix.numel()
+        if is_inside and matrix.dtype == saved.dtype:
+            return matrix, saved.shape, saved.stride(), start
+    return saved
+
+
+def _unpacked(packed: Any) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    matrix, shape, stride, start = packed
+    assert matrix.numel(), "backward came to a block whose weights were not gathered"
+    view: Tensor = matrix.detach().as_strided(shape, stride, matrix.storage_offset() + start)
+    return view

@@ -1,0 +1,209 @@
+"""The site's training step: from the state of a round to the noised integer vector that will be shared.
+
+The model is loaded once and stays warm. Records are read when the first step asks for them, which is after the first
+charge has been reserved.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...models.adapters.lora import AdaptedModel
+from ...models.errors import BackboneMismatch
+from ...models.evaluation.binned import bin_of
+from ...models.heads.losses import foretell
+from ...privacy.accounting.composition import Mode
+from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
+from ...privacy.mechanism.independence import refuse_dependence
+from ...privacy.mechanism.sampling import SeededBytes
+from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
+from ...privacy.mechanism.workers import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
+from ..data.records import Records
+from ..study.study import Study
+from ..study.terms import StudyDraft
+from .study_model import Examples, load_study_model
+
+
+def release_terms(
+    draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, site: str | None = None
+) -> ReleaseTerms:
+    """The terms of the part in a round of `draft`, in `mode`, of `site`, or of one without a weight or rank of its own.
+
+    Raises:
+        InvalidPrivacyParameter: the study's terms and the limits do not go together.
+    """
+    privacy, local = draft.privacy, LocalSteps()
+    if draft.optimizer.local_lr is not None:
+        lr, head_lr = draft.optimizer.rates
+        local = LocalSteps(
+            steps=privacy.local_steps,
+            lr=draft.optimizer.local_lr,
+            head_lr=draft.optimizer.local_lr * head_lr / lr,
+            batch_units=draft.rounds.batch_units / len(draft.participants.sites),
+        )
+    return ReleaseTerms(
+        mode=mode,
+        clip_norm=privacy.clip_norm,
+        sample_rate=privacy.sample_rate,
+        site_noise_int=site_noise,
+        scale_bits=scale_bits,
+        max_rows_per_batch=max_rows,
+        max_records_per_unit=draft.data.max_records_per_unit,
+        clipping=privacy.clipping,
+        local=local,
+        max_norm=draft.max_norm,
+        weight=1.0 if site is None else draft.aggregation.weight_of(site),
+        trained_rank=None if site is None else draft.adapter.rank_of(site),
+    )
+
+
+class Trainer:
+    """One study's model and one site's records."""
+
+    def __init__(
+        self,
+        study: Study,
+        backbone: Path,
+        read: Callable[[], Records],
+        *,
+        site: str,
+        site_noise: int,
+        max_rows: int,
+        threads: int,
+        crew: Crew | None = None,
+        place: Callable[[AdaptedModel], object] | None = None,
+    ) -> None:
+        """Loads the backbone and attaches the adapter; reads no record.
+
+        Args:
+            backbone: directory whose hash must be the study's.
+            read: gives the records, called once, at the first step.
+            site: name of this site in the study.
+            site_noise: std of this site's noise in ring units.
+            max_rows: rows of one microbatch.
+            threads: of this process's arithmetic.
+            crew: processes that compute with this one; None for none.
+            place: puts the model where it shall be computed, before it is run for the first time.
+
+        Raises:
+            BackboneMismatch: the directory holds another backbone, or the adapter has another size.
+            UnitsCoupled: one record's gradient would depend on other records.
+            TargetUnreached: an adapter would never be trained.
+            InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
+        """
+        self._study, self._read, self._site, self._crew = study, read, site, crew or Alone()
+        self._terms = release_terms(
+            study.draft,
+            study.draft.privacy.mode,
+            site_noise=site_noise,
+            scale_bits=study.scale_bits,
+            max_rows=max_rows,
+            site=site,
+        )
+        torch.set_num_threads(threads)
+        self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
+        self.adapted: AdaptedModel = self._model.adapted
+        if study.draft.state_dim(self.adapted.layout.dim) != study.dim:
+            raise BackboneMismatch(
+                f"the adapter has {self.adapted.layout.dim} trained parameters, "
+                f"the study says {study.dim - study.draft.state_dim(0)}"
+            )
+        if place is not None:
+            place(self.adapted)
+        refuse_dependence(self.adapted, words=self._model.words)
+        self._examples: Examples | None = None
+
+    def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
+        """The clipped sum over one Poisson sample of units, rounded, with this site's noise: int64 [study.dim].
+
+        With local steps, the sum over all of them.
+        """
+        found = self._load()
+        return round_release(
+            self.adapted,
+            state,
+            found.ids,
+            found.targets,
+            found.units,
+            terms=self._terms,
+            source=self._source(round_number),
+            crew=self._crew,
+        )
+
+    def histogram(
+        self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
+    ) -> np.ndarray:
+        """Units of the records that `read` gives, by label and bin of their score, with this site's noise: int64.
+
+        Counts of label 0 come first, bins ascending; see `models.binned_evaluation`. Of free text, the label says
+        whether greedy decoding writes the completion, and the score is the logit of its tokens' mean likelihood
+        (geometric). Each record is scored by itself, at its own length: in a batch the last bits of a score depend on
+        its neighbours, and where they carry it over an edge, one unit more or less would move another unit's count.
+        Some 7 ms a record of the thyroid example, where a batch takes 0.4.
+        """
+        examples = self._model.examples(read())
+        weights = state[: self.adapted.layout.dim]
+        shares = [np.array_split(rows, self._crew.size) for rows in (examples.ids, examples.targets)]
+        parts = [
+            ScorePart(state=weights, ids=ids, targets=targets, passes=len(shares[0][0]))  # the first is the longest
+            for ids, targets in zip(*shares, strict=True)
+        ]
+        self._crew.begin(parts[1:])
+        judged = np.concatenate([self.compute(parts[0]), *self._crew.finish()])
+        labels, scores = judged.reshape(-1, 2).T
+        planned = self._study.planned_round(round_number)
+        bins = planned.dim // 2
+        terms = HistogramTerms(
+            mode=self._study.draft.privacy.mode,
+            cells=planned.dim,
+            site_noise_int=site_noise,
+            scale_bits=planned.scale_bits,
+        )
+        cells = labels.astype(np.int64) * bins + bin_of(scores, bins)
+        return private_histogram(cells, examples.units, terms=terms, source=self._source(round_number))
+
+    def compute(self, part: Part) -> Vector:
+        """What another process that leads asks of this one: a clipped sum, or label and score of records in turn.
+
+        UNPROTECTED: for that process alone.
+        """
+        if isinstance(part, SumPart):
+            return partial_sum(self.adapted, part, terms=self._terms)
+        self.adapted.load_state(part.state)
+        rows = list(zip(part.ids, part.targets, strict=True))
+        rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
+        with torch.no_grad():
+            judged = [self._judge(*row) for row in rows]
+        return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
+
+    def stop(self) -> None:
+        """Nothing has to end: this process computes by itself."""
+
+    def _judge(self, ids: np.ndarray, target: np.ndarray | np.integer[Any]) -> tuple[float, float]:
+        """Label and score of one record, functions of its own tokens and nothing else."""
+        device = next(iter(self.adapted.trained.values())).device
+        if self.adapted.head is not None:
+            length = max(1, int((ids > 0).sum()))  # padding is on the right
+            return float(target), float(self.adapted.classify(torch.from_numpy(ids[None, :length]).to(device)))
+        length = int(np.flatnonzero(target).max(initial=0)) + 1
+        rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
+        foretold = foretell(self.adapted.model, *(each.to(device) for each in rows))
+        loss = foretold.by_record().double()
+        return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
+
+    def _load(self) -> Examples:
+        if self._examples is None:
+            self._examples = self._model.examples(self._read())
+        return self._examples
+
+    def _source(self, round_number: int) -> Callable[[int], bytes]:
+        """The operating system's CSPRNG, or without privacy a stream that repeats, so that runs can be compared."""
+        if self._study.draft.privacy.mode != "none":
+            return os.urandom
+        seed = f"confide/unprotected/1|{self._study.study_hash}|{self._site}|{round_number}"
+        return SeededBytes(hashlib.sha256(seed.encode()).digest())

@@ -1,0 +1,130 @@
+"""What a worker does: the leading one answers the node, the others compute parts for the leading one.
+
+Sample, sums and records pass the links between these processes, and nothing else does that depends on a record.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...models.adapters.lora import AdaptedModel
+from ...models.errors import ModelError
+from ...mpc.links.frames import Channel
+from ...privacy.errors import PrivacyError
+from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
+from ..data.records import Records
+from ..study.study import Study
+from .trainer import Trainer
+from .worker_frames import from_arrays, receive, send
+
+logger = logging.getLogger(__name__)
+
+_KINDS: dict[str, type[SumPart] | type[ScorePart]] = {"sum": SumPart, "score": ScorePart}
+
+
+class LinkedCrew:
+    """The other workers, seen from the leading one."""
+
+    def __init__(self, links: Sequence[Channel]) -> None:
+        self._links = links
+
+    @property
+    def size(self) -> int:
+        """All of them, the leading one included."""
+        return 1 + len(self._links)
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """See `Crew`."""
+        for link, part in zip(self._links, parts, strict=True):
+            values = {each.name: getattr(part, each.name) for each in fields(part)}
+            arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+            rest = {name: value for name, value in values.items() if name not in arrays}
+            send(link, "sum" if isinstance(part, SumPart) else "score", arrays, **rest)
+
+    def finish(self) -> list[Vector]:
+        """See `Crew`."""
+        return [receive(link)[2]["vector"] for link in self._links]
+
+
+def lead(trainer: Trainer, node: Channel, records: list[Records]) -> None:
+    """Carries out the node's orders until it closes its end; `records` is where the trainer reads what it sends."""
+    while True:
+        kind, order, arrays = receive(node)
+        state = arrays.pop("state")
+        sent = [from_arrays(arrays)] if arrays else []
+        if kind == "release":
+            records.extend(sent)
+            vector = trainer.release(state, order["round"])
+        else:
+            vector = trainer.histogram(state, sent.pop, order["round"], site_noise=order["site_noise"])
+        send(node, "done", {"vector": vector})
+
+
+def follow(trainer: Trainer, leading: Channel) -> None:
+    """Computes parts for the leading worker until that closes its end."""
+    while True:
+        kind, numbers, arrays = receive(leading)
+        part: Part = _KINDS[kind](**(numbers | arrays))
+        send(leading, "done", {"vector": trainer.compute(part)})
+
+
+def serve(node: Channel, links: Sequence[Channel]) -> None:
+    """Loads the study's model with the other workers, then leads or follows; returns when they are gone.
+
+    Args:
+        node: the link to the node, which speaks first.
+        links: the leading worker's to all others, or another's to the leading one.
+    """
+    _, settings, _ = receive(node)
+    records: list[Records] = []
+    worker_id = settings["worker_id"]
+    try:
+        trainer = _trainer(settings, links, records)
+    except (ModelError, PrivacyError) as err:
+        send(node, "failed", reason=f"{type(err).__name__}: {err}")
+        return
+    send(node, "done")
+    try:
+        if worker_id == 0:
+            lead(trainer, node, records)
+        else:
+            follow(trainer, links[0])
+    except EOFError:
+        logger.info("worker %d ends: a process that it works with is gone", worker_id)
+
+
+def _trainer(settings: dict[str, Any], links: Sequence[Channel], records: list[Records]) -> Trainer:
+    worker_id, num_workers = settings["worker_id"], settings["num_workers"]
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < num_workers and worker_id == 0:
+        logger.warning("%d workers and %d GPUs: all workers compute on the CPU", num_workers, gpus)
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpus >= num_workers else "cpu"
+    from . import sharding  # DeepSpeed reads that variable when it is imported
+
+    device = sharding.join(worker_id, num_workers, Path(settings["meeting"]))
+    study = Study.parse(settings["study"])
+
+    def shard(adapted: AdaptedModel) -> None:
+        weights = sharding.ShardedWeights(adapted, device, offload=settings["offload"])
+        logger.info(
+            "worker %d of %d on %s keeps %d of %d bytes of frozen matrices",
+            worker_id, num_workers, device, weights.own_bytes, weights.total_bytes,
+        )  # fmt: skip
+
+    return Trainer(
+        study,
+        Path(settings["backbone"]),
+        records.pop,
+        site=settings["site"],
+        site_noise=settings["site_noise"],
+        max_rows=settings["max_rows"],
+        threads=settings["threads"],
+        crew=LinkedCrew(links) if worker_id == 0 else Alone(),
+        place=shard,
+    )

@@ -1,0 +1,25 @@
+"""One worker's process: `python -m confide.client_node.training.worker_process FD FD...`, started by `workers.Workers` only.
+
+The first descriptor is its link to the node, with which it ends; the others are its links to other workers.
+"""
+
+import logging
+import socket
+import sys
+
+from ...mpc.links.frames import Channel, end_with_parent
+
+
+def main() -> None:
+    """Runs a worker on the sockets whose descriptors are the arguments."""
+    node, *links = (Channel(socket.socket(fileno=int(descriptor))) for descriptor in sys.argv[1:])
+    end_with_parent(node)  # before anything that takes time: the next line imports torch
+    from .worker import serve
+
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)  # imports have set up others
+    serve(node, links)
+
+
+if __name__ == "__main__":
+    main()

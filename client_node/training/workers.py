@@ -1,0 +1,215 @@
+"""A site's training step computed by several processes, one a GPU where there are GPUs.
+
+The node starts them and talks to the first, which leads: it draws the sample, hands out whole units, adds up what comes
+back, and adds the noise. Records go to the leading worker over a private socket pair, and from it to another worker
+those that it computes on. If one worker ends, all are ended, the step fails, and the next one starts new ones.
+"""
+
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...mpc.errors import FrameRejected
+from ...mpc.links.frames import Channel
+from ..data.records import Records
+from ..errors import WorkersFailed
+from ..policy.site_policy import LimitPolicy
+from ..study.study import Study
+from .worker_frames import Arrays, receive, send, to_arrays
+
+logger = logging.getLogger(__name__)
+
+
+class Workers:
+    """As a `trainer.Trainer`, computed by processes of their own. Not for use by two threads, save `stop`."""
+
+    def __init__(
+        self,
+        study: Study,
+        backbone: Path,
+        read: Callable[[], Records],
+        *,
+        site: str,
+        site_noise: int,
+        limits: LimitPolicy,
+    ) -> None:
+        """Starts the processes and waits until each has loaded its part of the backbone; reads no record.
+
+        Args:
+            backbone: directory whose hash must be the study's.
+            read: gives the records, called at the first step of every set of processes.
+            site: name of this site in the study.
+            site_noise: std of this site's noise in ring units.
+
+        Raises:
+            WorkersFailed: one of them could not begin, for the reason that it gave.
+        """
+        self._read, self._count = read, limits.workers
+        self._settings: dict[str, Any] = {
+            "study": study.canonical(),
+            "backbone": str(backbone.absolute()),
+            "site": site,
+            "site_noise": site_noise,
+            "max_rows": limits.max_rows_per_batch,
+            "threads": max(1, limits.threads // limits.workers),
+            "offload": limits.offload,
+        }
+        self._running: _Processes | None = _Processes(self._count, self._settings)
+        self._has_records = False
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids, the leading one first; empty while none run."""
+        return () if self._running is None else self._running.pids
+
+    def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
+        """As `Trainer.release`.
+
+        Raises:
+            WorkersFailed: a worker ended, or failed for a reason that stands in the log; none runs any more.
+        """
+        processes = self._started()
+        arrays = {"state": state} if self._has_records else {"state": state, **to_arrays(self._read())}
+        with self._ended_by_failure():
+            vector = processes.ask("release", arrays, round=round_number)
+        self._has_records = True
+        return vector
+
+    def histogram(
+        self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
+    ) -> np.ndarray:
+        """As `Trainer.histogram`; raises as `release`."""
+        arrays = {"state": state, **to_arrays(read())}
+        processes = self._started()
+        with self._ended_by_failure():
+            return processes.ask("histogram", arrays, round=round_number, site_noise=site_noise)
+
+    def stop(self) -> None:
+        """Ends the processes; harmless where none run."""
+        running, self._running, self._has_records = self._running, None, False
+        if running is not None:
+            running.end()
+
+    def _started(self) -> "_Processes":
+        """The processes, started anew if they have ended."""
+        if self._running is None or self._running.have_ended:
+            self.stop()
+            self._running = _Processes(self._count, self._settings)
+        return self._running
+
+    @contextmanager
+    def _ended_by_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # what would come next on their channels is not known
+            self.stop()
+            raise
+
+
+class _Processes:
+    """One set of workers, from start to end."""
+
+    def __init__(self, count: int, settings: dict[str, Any]) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._channels: list[Channel] = []
+        links = [socket.socketpair() for _ in range(count - 1)]  # of the leading worker with each of the others
+        try:
+            # A directory that only this user can enter, for a file by which they find each other.
+            with tempfile.TemporaryDirectory(prefix="confide-") as meeting:
+                self._start([near for near, _ in links], settings["threads"])
+                for _, far in links:
+                    self._start([far], settings["threads"])
+                for worker_id, channel in enumerate(self._channels):
+                    place: dict[str, Any] = {
+                        "worker_id": worker_id,
+                        "num_workers": count,
+                        "meeting": str(Path(meeting) / "meeting"),
+                    }
+                    with self._talking():
+                        send(channel, "begin", **settings, **place)
+                self._answers(set(range(count)))
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            for link in links:
+                for end in link:
+                    end.close()
+        logger.info("%d workers have loaded the backbone", count)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids."""
+        return tuple(process.pid for process in self._processes)
+
+    @property
+    def have_ended(self) -> bool:
+        """Whether one is gone, and with it all that they can do."""
+        return any(process.poll() is not None for process in self._processes)
+
+    def ask(self, kind: str, arrays: Arrays, **fields: Any) -> np.ndarray:
+        """What the leading worker answers; waits as long as all are there."""
+        with self._talking():
+            send(self._channels[0], kind, arrays, **fields)
+        return self._answers({0})[0]["vector"]
+
+    def end(self) -> None:
+        """Ends them at once: they keep nothing."""
+        for channel in self._channels:
+            channel.close()
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+
+    def _start(self, links: list[socket.socket], threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        self._channels.append(Channel(ours))
+        passed = [end.fileno() for end in (theirs, *links)]
+        with theirs:
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-I", "-m", "confide.client_node.training.worker_process", *map(str, passed)],
+                    pass_fds=passed,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # DeepSpeed talks there
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    start_new_session=True,  # a Ctrl-C is for the node, which decides
+                )
+            )
+
+    def _answers(self, expected: set[int]) -> dict[int, Arrays]:
+        """One message of each expected worker, all of which mean success; meanwhile nobody else has anything to say."""
+        poll = select.poll()
+        worker_of = {channel.fileno(): worker_id for worker_id, channel in enumerate(self._channels)}
+        for descriptor in worker_of:
+            poll.register(descriptor, select.POLLIN)
+        answers: dict[int, Arrays] = {}
+        while answers.keys() != expected:
+            for worker_id in sorted(worker_of[descriptor] for descriptor, _ in poll.poll()):
+                with self._talking(worker_id):
+                    kind, fields, arrays = receive(self._channels[worker_id])
+                    if kind not in ("done", "failed") or worker_id not in expected - answers.keys():
+                        raise FrameRejected(f"a message {kind} that nobody waits for")
+                if kind == "failed":
+                    raise WorkersFailed(f"worker {worker_id}: {fields.get('reason')}")
+                answers[worker_id] = arrays
+        return answers
+
+    @contextmanager
+    def _talking(self, worker_id: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, FrameRejected) as err:
+            name = "a worker" if worker_id is None else f"worker {worker_id} of {len(self._processes)}"
+            raise WorkersFailed(f"{name} ended; what it said last stands above in this log") from err

@@ -1,0 +1,1 @@
+"""Every message between coordinator and nodes, and the chunks that large ones travel in."""

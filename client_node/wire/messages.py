@@ -1,0 +1,439 @@
+"""What the coordinator and a node say to each other: one schema per message, signed, with size limits.
+
+A message travels as a `Packet`: a JSON body and named binary blobs. The body holds the message's own JSON text, the
+SHA-256 of every blob and an Ed25519 signature over all of it, so a relay can neither change nor mix parts. A reply
+names the digest of the request that it answers, which makes an old reply worthless.
+
+Fields that a node sends are public by construction: names, numbers of the study, digests of sealed bytes and ledger
+entries. Nothing here may depend on a record except through sealed shares.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.types import NonNegativeInt, PositiveInt
+
+from ...mpc.fields import canonical
+from ...mpc.sharing.hpke import kem_of_public
+from ...privacy.ledger.chain import Entry
+from ..errors import MessageInvalid
+from ..study.study import Study
+
+MAX_BODY = 1 << 20  # bytes
+MAX_BLOBS = 4096
+MAX_INLINE = 8 << 20  # bytes of sealed shares in one message; the larger ones of them come in parts
+ENTRIES_A_MESSAGE = 256  # of a ledger; the coordinator asks on for the rest
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+BlobName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+PublicKey = Annotated[
+    str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{2432})$")
+]  # by suite: mpc/sharing/hpke.py
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{4,64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One message as the transport carries it: a small JSON body and named binary blobs."""
+
+    body: bytes  # JSON, at most 1 MiB
+    blobs: Mapping[str, bytes] = field(default_factory=dict)  # name -> opaque bytes
+
+    def digest(self) -> str:
+        """SHA-256 of the body, which covers the blobs through their digests."""
+        return hashlib.sha256(self.body).hexdigest()
+
+
+class Message(BaseModel):
+    """Base of everything that is signed and sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: ClassVar[str]
+
+
+class Request(Message):
+    """Base of what the coordinator asks of one node in one run."""
+
+    to: Name
+    study: Digest
+    run: RunId
+    lease: PositiveInt  # the driver's token; a lower one than seen before is refused
+
+
+class Reply(Message):
+    """Base of answers: each names the request that it answers by its digest."""
+
+    request: Digest
+
+
+class KeyCertificate(BaseModel):
+    """An aggregator's HPKE key for one run, signed by the aggregator's identity, which the study names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    study: Digest
+    run: RunId
+    aggregator_id: NonNegativeInt
+    public_key: PublicKey
+    signature: Signature
+
+    @classmethod
+    def issue(cls, *, study: str, run: str, aggregator_id: int, public_key: bytes, signer: Ed25519PrivateKey) -> Self:
+        """Signs `public_key`, of either HPKE suite, for `run`."""
+        signed = cls._signed(study, run, aggregator_id, public_key.hex())
+        return cls(
+            study=study,
+            run=run,
+            aggregator_id=aggregator_id,
+            public_key=public_key.hex(),
+            signature=signer.sign(signed).hex(),
+        )
+
+    def verify(self, identity: str) -> None:
+        """Raises `MessageInvalid` unless `identity` (hex Ed25519 key) signed this certificate."""
+        signed = self._signed(self.study, self.run, self.aggregator_id, self.public_key)
+        try:
+            Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity)).verify(bytes.fromhex(self.signature), signed)
+        except (InvalidSignature, ValueError) as err:
+            raise MessageInvalid(
+                f"aggregator {self.aggregator_id}: its key for run {self.run} is not signed by it"
+            ) from err
+
+    @staticmethod
+    def _signed(study: str, run: str, aggregator_id: int, public_key: str) -> bytes:
+        return f"confide/run-key/1|{study}|{run}|{aggregator_id}|{public_key}".encode()
+
+
+class Outcome(BaseModel):
+    """What became of a round: which sites were really summed, and the three aggregators' signed word for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    round: PositiveInt
+    sites: tuple[Name, ...]
+    evidence: Annotated[tuple[Annotated[str, StringConstraints(max_length=1 << 17)], ...], Field(max_length=3)]
+
+
+class Sealed(BaseModel):
+    """A sealed share by its length and SHA-256, which its parts, however they come, must make up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    size: PositiveInt
+    digest: Digest
+
+
+Three = tuple[Sealed, Sealed, Sealed]  # a site's, by aggregator
+Inline = Annotated[NonNegativeInt, Field(le=MAX_INLINE)]
+
+
+class Prepare(Request):
+    """To every node of a study: load what the run needs; aggregators make the run's key."""
+
+    kind: ClassVar[str] = "prepare"
+    ledger_from: NonNegativeInt
+
+
+class Ready(Reply):
+    """Answer to `Prepare`."""
+
+    kind: ClassVar[str] = "ready"
+    key: KeyCertificate | None = None  # from aggregators
+    evaluates: bool = False  # from sites: whether their policy names held-out records
+    ledger: tuple[Entry, ...] = ()  # from sites
+
+
+class RoundPlan(Request):
+    """To a site: one round, of the purpose that the study gives to its number.
+
+    Blob `state`: the vector to train from or to evaluate, as `Study.state_format` says.
+    """
+
+    kind: ClassVar[str] = "step"
+    round: PositiveInt
+    keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    tag_key: Digest | None = None  # for the tags of this round; kept from the aggregators
+    outcomes: tuple[Outcome, ...]
+    ledger_from: NonNegativeInt
+    inline: Inline = MAX_INLINE  # bytes of sealed shares that the answer may carry
+
+
+class Update(Reply):
+    """A site's answer to `RoundPlan`: one sealed share for each aggregator.
+
+    Blobs `envelope-0..2`: of these the smallest, as many as the plan lets the answer carry. `Fetch` gets the others.
+    """
+
+    kind: ClassVar[str] = "update"
+    run: RunId
+    round: PositiveInt
+    sealed: Three
+    ledger: tuple[Entry, ...]
+
+
+class TopUpPlan(Request):
+    """To a site whose update is there, while others' are not: the set to be summed is fixed; add noise for it."""
+
+    kind: ClassVar[str] = "topup"
+    round: PositiveInt
+    state: Digest  # SHA-256 of the trained vector that every site started from
+    cohort: tuple[Name, ...]  # sorted
+    keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
+    tag_key: Digest | None = None
+    inline: Inline = MAX_INLINE
+
+
+class TopUp(Reply):
+    """A site's answer to `TopUpPlan`: one sealed share of noise for each aggregator, as in `Update`."""
+
+    kind: ClassVar[str] = "topped"
+    run: RunId
+    round: PositiveInt
+    sealed: Three
+
+
+class Fetch(Request):
+    """To a site: a part of what it has sealed, its update or the top-up for the set with the name `topup_for`."""
+
+    kind: ClassVar[str] = "fetch"
+    round: PositiveInt
+    topup_for: Digest | None
+    aggregator_id: Annotated[NonNegativeInt, Field(le=2)]
+    offset: NonNegativeInt
+
+
+class Fetched(Reply):
+    """A site's answer. Blob `part`: the bytes from `offset` on, 8 MiB or up to the end."""
+
+    kind: ClassVar[str] = "fetched"
+    run: RunId
+    round: PositiveInt
+
+
+class Deposit(Request):
+    """To an aggregator: keep a part of a sealed share until an order names it. Blob `part`: the bytes from `offset` on,
+    at most 8 MiB."""
+
+    kind: ClassVar[str] = "deposit"
+    round: PositiveInt
+    site: Name
+    topup_for: Digest | None
+    sealed: Sealed
+    offset: NonNegativeInt
+
+
+class Deposited(Reply):
+    """An aggregator's answer: how many leading bytes of that share it holds now."""
+
+    kind: ClassVar[str] = "deposited"
+    run: RunId
+    round: PositiveInt
+    held: NonNegativeInt
+
+
+class AggregateOrder(Request):
+    """To an aggregator: add these sites. Blobs `update-I`: sealed share of site number I of `cohort`; for a set that
+    needs them also `topup-I`. Those that were deposited before stand in `spooled` instead."""
+
+    kind: ClassVar[str] = "aggregate"
+    round: PositiveInt
+    state: Digest  # SHA-256 of the vector that every site was sent
+    attempt: NonNegativeInt
+    cohort: tuple[Name, ...]
+    spooled: dict[BlobName, Digest] = {}
+
+
+class ShareOfTotal(Reply):
+    """An aggregator's answer. Blob `share`: its share of the total over `kept`, then of the tags."""
+
+    kind: ClassVar[str] = "share"
+    study: Digest
+    run: RunId
+    round: PositiveInt
+    kept: tuple[Name, ...]
+    rejected: tuple[Name, ...] = ()  # sites of the cohort whose vectors were longer than the study allows
+    set_digest: Digest
+
+
+class SetTaken(Reply):
+    """An aggregator's refusal: the round is bound to another set of sites for ever."""
+
+    kind: ClassVar[str] = "bound"
+    run: RunId
+    round: PositiveInt
+    bound: tuple[Name, ...]
+
+
+class SetIncomplete(Reply):
+    """An aggregator's refusal: the cohort may not be summed as it is. `complete`: the sites of it that lack nothing."""
+
+    kind: ClassVar[str] = "incomplete"
+    run: RunId
+    round: PositiveInt
+    complete: tuple[Name, ...]
+    rejected: tuple[Name, ...] = ()  # sites that are not among them because their vectors are too long
+
+
+class Settle(Request):
+    """To every node: outcomes not told before; `final` ends the run and its keys."""
+
+    kind: ClassVar[str] = "settle"
+    outcomes: tuple[Outcome, ...]
+    final: bool
+    ledger_from: NonNegativeInt
+
+
+class Settled(Reply):
+    """Answer to `Settle`."""
+
+    kind: ClassVar[str] = "settled"
+    ledger: tuple[Entry, ...] = ()
+
+
+M = TypeVar("M", bound=Message)
+
+
+class _Signed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
+    message: Annotated[str, StringConstraints(max_length=MAX_BODY)]
+    blobs: dict[BlobName, Digest]
+    signature: Signature
+
+
+def sign(message: Message, signer: Ed25519PrivateKey, blobs: Mapping[str, bytes] | None = None) -> Packet:
+    """The message and its blobs as a signed packet."""
+    blobs = blobs or {}
+    digests = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+    text = message.model_dump_json()
+    signature = signer.sign(_signed_bytes(message.kind, text, digests)).hex()
+    body = json.dumps({"kind": message.kind, "message": text, "blobs": digests, "signature": signature})
+    return Packet(body.encode(), blobs)
+
+
+def verify(packet: Packet, identity: str, *models: type[M]) -> M:
+    """The message in `packet`, once its signature by `identity` (hex Ed25519 key) and its schema hold.
+
+    Raises:
+        MessageInvalid: too large, not signed by `identity`, none of `models`, or not of that model's schema.
+    """
+    outer = _open(packet.body, identity)
+    if len(packet.blobs) > MAX_BLOBS:
+        raise MessageInvalid(f"message with {len(packet.blobs)} blobs is over the limit")
+    if outer.blobs != {name: hashlib.sha256(blob).hexdigest() for name, blob in packet.blobs.items()}:
+        raise MessageInvalid(f"blobs of the {outer.kind} message are not those that were signed")
+    return _read(outer, models)
+
+
+def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
+    """Names of the blobs that go into one message: the smallest, as many as have `room` bytes together."""
+    chosen: set[str] = set()
+    for size, name in sorted((size, name) for name, size in sizes.items()):
+        if size <= room and len(chosen) < MAX_BLOBS:
+            chosen.add(name)
+            room -= size
+    return chosen
+
+
+def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
+    """Raises `MessageInvalid` unless all three aggregators signed that `outcome` is what they released.
+
+    The signed answers are looked at without their blobs: a site has no business with shares of a total.
+    """
+    if len(outcome.evidence) != len(study.aggregators):
+        raise MessageInvalid(f"round {outcome.round}: the outcome lacks the aggregators' signatures")
+    released = set()
+    for party, body in zip(study.aggregators, outcome.evidence, strict=True):
+        share = _read(_open(body.encode(), party.identity), (ShareOfTotal,))
+        if (share.study, share.run, share.round) != (study.study_hash, run, outcome.round):
+            raise MessageInvalid(f"round {outcome.round}: what {party.name} signed is about another round")
+        released.add((share.kept, share.set_digest))
+    if len(released) != 1 or released.pop()[0] != outcome.sites:
+        raise MessageInvalid(f"round {outcome.round}: the aggregators released another set than the coordinator says")
+
+
+def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:
+    """Raises `MessageInvalid` unless each is for this run and suite, and signed by the aggregator in its place."""
+    wanted = study.draft.aggregation.kem
+    for aggregator, key in zip(study.aggregators, keys, strict=True):
+        if (key.study, key.run) != (study.study_hash, run):
+            raise MessageInvalid(f"the key of aggregator {aggregator.name} is for another run")
+        if kem_of_public(bytes.fromhex(key.public_key)).name != wanted:
+            raise MessageInvalid(f"the key of aggregator {aggregator.name} is not of the study's kem, {wanted}")
+        key.verify(aggregator.identity)
+
+
+def start_hash(state_hash: str, tag_key: str | None) -> str:
+    """What stands for a round's start in the context of shares: all that every site must have been sent alike.
+
+    That is the vector, and the key of the tags if there are tags. A coordinator that gave one site another key would
+    read values of this one site's vector off the sum of tags.
+
+    Args:
+        state_hash: SHA-256 of the vector, in hex.
+        tag_key: 32 bytes in hex.
+    """
+    if tag_key is None:
+        return state_hash
+    return hashlib.sha256(canonical("confide/start/1", state_hash, bytes.fromhex(tag_key))).hexdigest()
+
+
+def require_tag_key(study: Study, tag_key: str | None) -> bytes | None:
+    """The key of a round's tags, if the study has tags. Raises `MessageInvalid` if it is missing or not wanted."""
+    if (tag_key is None) is study.draft.aggregation.verify_total:
+        raise MessageInvalid(f"study {study.name} has {'' if tag_key is None else 'no '}tags; the plan says otherwise")
+    return None if tag_key is None else bytes.fromhex(tag_key)
+
+
+def _open(body: bytes, identity: str) -> "_Signed":
+    """The signed envelope in a body, once its size and signature hold."""
+    if len(body) > MAX_BODY:
+        raise MessageInvalid(f"message of {len(body)} bytes is over the limit")
+    try:
+        outer = _Signed.model_validate_json(body)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(identity))
+        public.verify(bytes.fromhex(outer.signature), _signed_bytes(outer.kind, outer.message, outer.blobs))
+    except (ValidationError, InvalidSignature, ValueError) as err:
+        raise MessageInvalid("message is malformed or not signed by the expected identity") from err
+    return outer
+
+
+def _read(outer: "_Signed", models: Sequence[type[M]]) -> M:
+    """The message in an envelope, by the model of its kind."""
+    for model in models:
+        if model.kind == outer.kind:
+            try:
+                return model.model_validate_json(outer.message)
+            except ValidationError as err:
+                places = [".".join(map(str, problem["loc"])) for problem in err.errors()]
+                raise MessageInvalid(f"{outer.kind} message: bad fields {places}") from err
+    raise MessageInvalid(f"unexpected {outer.kind} message, expected {[model.kind for model in models]}")
+
+
+def _signed_bytes(kind: str, text: str, digests: Mapping[str, str]) -> bytes:
+    listed = "".join(f"{name}={digest};" for name, digest in sorted(digests.items()))
+    return f"confide/message/1|{kind}|{len(text)}|{text}|{listed}".encode()
+
+
+def outgoing_fields() -> dict[str, list[str]]:
+    """Every field of every message that leaves a node, for the privacy review in the tests."""
+    replies: list[type[Reply]] = [
+        Ready,
+        Update,
+        TopUp,
+        Fetched,
+        Deposited,
+        ShareOfTotal,
+        SetTaken,
+        SetIncomplete,
+        Settled,
+    ]
+    return {reply.kind: sorted(reply.model_fields) for reply in replies}
+
+
+Kind = Literal["prepare", "step", "topup", "fetch", "deposit", "aggregate", "settle"]

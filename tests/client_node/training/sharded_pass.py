@@ -1,0 +1,117 @@
+"""One of several processes that shard a model and run passes over it: WORKER_ID NUM_WORKERS MEETING RESULT."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from confide.client_node.training.sharding import ShardedWeights, join
+from confide.kernels.collect import Collector
+from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.install import quantise
+from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.heads.pooling import PooledHead
+from confide.models.records.schema import FlagField, NumericField, RecordSchema
+
+SCHEMA = RecordSchema((NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),))
+ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+TARGETS = {
+    "one projection": ("q_a_proj",),  # all others are torch's own linear maps, and the experts transformers'
+    "everywhere": ("embed_tokens", *ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate"),
+    "head": (),
+    "int8": ("o_proj", "experts"),
+    "nf4": ("o_proj",),
+    "text": ("o_proj", "experts"),  # no head: the output matrix is the embedding, so two blocks share it
+}
+PACKS = {"int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
+
+
+def adapted_model(case: str) -> AdaptedModel:
+    targets = TARGETS[case]
+    config = AdapterConfig(rank=4, alpha=8.0, targets=targets, seed="s", freeze_a=False)
+    model = build(SCHEMA, BackboneConfig(hidden=32, layers=3, experts=4))
+    if case in PACKS:
+        quantise(model, PACKS[case])
+    adapted = attach(model, config, None if case == "text" else PooledHead(torch.zeros(64), torch.eye(64)))
+    adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
+    return adapted
+
+
+def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
+    """All gradients of one batch; `between` gets what `look` sees after forward."""
+    words = len(SCHEMA.words())
+    ids = torch.randint(1, words, (6, 9), generator=torch.Generator().manual_seed(1))
+    collector = Collector(torch.arange(6), 6, 9)
+    with adapted.slot.filled(collector):
+        targets = torch.arange(6) % 2 if adapted.head is not None else (torch.arange(9) > 3).expand(6, 9)
+        loss = adapted.losses(ids, targets).sum()
+        between.append(look())
+        loss.backward()
+    sums = collector.weighted_sum(torch.ones(6))
+    return torch.cat([sums[parameter].flatten() for parameter in adapted.trained.values()])
+
+
+def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
+    adapted = adapted_model(case)
+    banks = [module.confide_experts for module in adapted.modules() if hasattr(module, "confide_experts")]
+    frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
+    frozen += sum(weights.nbytes for bank in banks for weights in (bank.gate_up, bank.down))
+    want = gradients(adapted, [], lambda: 0)
+    weights = ShardedWeights(adapted, device, offload=offload)
+    gathered: list[StorageWeakRef] = []
+    whole: list[int] = []
+
+    def look(*_: object) -> None:
+        whole.append(weights.whole_bytes)
+        gathered.extend(StorageWeakRef(matrix.untyped_storage()) for matrix in weights.matrices if matrix.numel())
+
+    def watch(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
+        look()
+        if output.requires_grad:
+            output.register_hook(look)  # backward is inside the layer, too
+
+    def kept() -> int:
+        until = time.monotonic() + 5  # gloo's own thread lets go of what it gathered a moment later
+        while any(not storage.expired() for storage in gathered) and time.monotonic() < until:
+            time.sleep(0.01)
+        return sum(not storage.expired() for storage in gathered)
+
+    layers = adapted.model.model.layers
+    for layer in layers:
+        layer.post_attention_layernorm.register_forward_hook(watch)
+    between: list[int] = []
+    rest = [weights.whole_bytes]
+    for _ in range(2):
+        got = gradients(adapted, between, kept)
+        rest.append(weights.whole_bytes)
+    return {
+        "frozen": frozen,
+        "total": weights.total_bytes,
+        "own": weights.own_bytes,
+        "matrices": len(weights.matrices),
+        "whole_at_rest": rest,
+        "whole_inside": whole,
+        "largest_layer": max(
+            sum(p.ds_numel * p.element_size() for p in layer.parameters() if hasattr(p, "ds_numel")) for layer in layers
+        ),
+        "kept_for_backward": between,
+        "difference": float((got - want).abs().max()),
+        "size": float(want.abs().max()),
+    }
+
+
+def main() -> None:
+    worker_id, num_workers, meeting, result = sys.argv[1:]
+    device = join(int(worker_id), int(num_workers), Path(meeting))
+    reports = {case: report(case, device, offload=False) for case in TARGETS}
+    reports["offloaded"] = report("everywhere", device, offload=True)
+    Path(result).write_text(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()
