@@ -32,9 +32,9 @@ from confide.client_node.shares.seal import seal
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
-from confide.coordinator.broadcast import broadcast
-from confide.coordinator.references import federate, logits, untrained
-from confide.coordinator.run_folder import Checkpoint
+from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.store.broadcast import broadcast
+from confide.coordinator.store.run_folder import Checkpoint
 from confide.models.adapters.combining import compress
 from confide.models.adapters.lora import AdaptedModel, LoRAFactors
 from confide.models.adapters.peft_import import released

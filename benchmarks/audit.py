@@ -20,7 +20,7 @@ import numpy as np
 from quality import read_table
 
 from confide.client_node.study.terms import StudyDraft, load_draft
-from confide.coordinator.references import federate, logits, noise_of, untrained
+from confide.coordinator.demo.baselines import federate, logits, noise_of, untrained
 from confide.models.backbones.pretraining import pretrain
 from confide.privacy.accounting.composition import Mode
 from confide.privacy.audit.canaries import AuditedStep, run_audit

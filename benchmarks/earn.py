@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from transformers import DeepseekV3ForCausalLM
 
 from confide.client_node.study.terms import StudyDraft
-from confide.coordinator.references import federate, logits, noise_of, private_linear
+from confide.coordinator.demo.baselines import federate, logits, noise_of, private_linear
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation.metrics import auc

@@ -29,7 +29,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, best
 
-from confide.coordinator.demo_federation import free_ports
+from confide.coordinator.demo.processes import free_ports
 from confide.mpc.party.handle import Order, PartyConfig, PartyProcess, Release, make_certificate
 from confide.mpc.sharing import sketch
 from confide.mpc.sharing.ring import Ring, from_integers, open_total

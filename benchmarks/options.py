@@ -20,7 +20,7 @@ import torch
 from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
 from confide.client_node.study.terms import StudyDraft
-from confide.coordinator.references import federate, logits, untrained
+from confide.coordinator.demo.baselines import federate, logits, untrained
 from confide.models.adapters.lora import AdaptedModel
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.models.evaluation.metrics import auc

@@ -30,8 +30,7 @@ from sklearn.linear_model import LogisticRegression
 
 from confide.client_node.approval.budget_planning import releases, solve, with_noise
 from confide.client_node.study.terms import StudyDraft, load_draft
-from confide.coordinator.learning_rates import with_rates
-from confide.coordinator.references import (
+from confide.coordinator.demo.baselines import (
     WORDS_LR,
     federate,
     head_inputs,
@@ -40,6 +39,7 @@ from confide.coordinator.references import (
     untrained,
     word_inputs,
 )
+from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.backbones import deepseek_v3 as backbones
 from confide.models.backbones.pretraining import pretrain
 from confide.models.evaluation.metrics import auc

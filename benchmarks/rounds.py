@@ -24,10 +24,10 @@ from pathlib import Path
 from confide.client_node.enrolment.enrol import EnrolAnswer, Enrolment, EnrolRequest, enroll
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
 from confide.client_node.flower import WarmNode
-from confide.coordinator.gate import FleetGate, serve_gate
-from confide.coordinator.invites import code_text
-from confide.coordinator.pki import Pki
-from confide.coordinator.superlink import SuperLink
+from confide.coordinator.federation.invites import code_text
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.gateway.superlink import SuperLink
 
 SITES = ("north", "south", "west")
 BIN = Path(sys.executable).parent

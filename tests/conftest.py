@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from confide.coordinator.cli import app
+from confide.coordinator.cli.main import app
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import json
 
-from confide.coordinator.store import PrivacyTest, Store
+from confide.coordinator.store.store import PrivacyTest, Store
 from confide.privacy.report.schema import AuditFacts, MembershipFacts, dump
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from confide.coordinator.pki import Pki
-from confide.coordinator.store import Node, Round, Store
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.store.store import Node, Round, Store
 
 from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity_of
 
@@ -33,7 +33,7 @@ class Federation:
         return path
 
     def create(self, *changes: tuple[str, str]) -> "Study":
-        from confide.coordinator.drafting import create_study
+        from confide.coordinator.studies.create import create_study
 
         return create_study(self.store, self.pki, self.home, self.draft(*changes))
 

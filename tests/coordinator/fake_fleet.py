@@ -37,8 +37,8 @@ from confide.client_node.wire.messages import (
     sign,
     verify,
 )
-from confide.coordinator import relay
-from confide.coordinator.fleet import NodeFailure
+from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.run import relay
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope, seal_update
 from confide.mpc.sharing.shares import ShareContext, unpack

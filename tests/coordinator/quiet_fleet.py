@@ -20,14 +20,14 @@ from confide.client_node.errors import ClientNodeError
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.messages import Packet
-from confide.coordinator import rounds as rounds_module
-from confide.coordinator.drive import Drive
-from confide.coordinator.fleet import NodeFailure
-from confide.coordinator.pki import Pki
-from confide.coordinator.replica import LedgerReplica
-from confide.coordinator.rounds import drive_run
-from confide.coordinator.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store import Run, Store, StudyRow
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.run import rounds as rounds_module
+from confide.coordinator.run.context import Drive
+from confide.coordinator.run.rounds import drive_run
+from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.store import Run, Store, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import Order, PartyConfig, Release

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.demo_federation import DemoFederation
-from confide.coordinator.store import Store
+from confide.coordinator.demo.processes import DemoFederation
+from confide.coordinator.store.store import Store
 from confide.models.backbones.deepseek_v3 import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import DeepseekV3ForCausalLM
 
-from confide.coordinator.store import Store
+from confide.coordinator.store.store import Store
 from confide.privacy.report.verify import verify_file
 
 from .conftest import wait_for

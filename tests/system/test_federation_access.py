@@ -22,10 +22,10 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, enroll
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
 from confide.coordinator.errors import InviteUsed
-from confide.coordinator.gate import FleetGate, serve_gate
-from confide.coordinator.invites import code_text
-from confide.coordinator.pki import Pki
-from confide.coordinator.superlink import SuperLink
+from confide.coordinator.federation.invites import code_text
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.gateway.superlink import SuperLink
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 NODES = ("north", "south")
@@ -235,7 +235,7 @@ def test_a_stopped_node_says_goodbye_and_exits_cleanly(federation: Federation) -
 def test_the_superlink_dies_with_a_killed_coordinator(tmp_path: Path) -> None:
     Pki.create(tmp_path, [])
     serving = (
-        "import sys, time; from pathlib import Path; from confide.coordinator.superlink import SuperLink\n"
+        "import sys, time; from pathlib import Path; from confide.coordinator.gateway.superlink import SuperLink\n"
         "link = SuperLink(Path(sys.argv[1]), 0); link.start(); print(link.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", serving, str(tmp_path)], stdout=subprocess.PIPE) as coordinator:

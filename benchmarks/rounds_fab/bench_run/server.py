@@ -41,7 +41,7 @@ def stock_round(grid, plan, update):
 
 def warm_round(grid, home, plan, update):
     from confide.client_node.wire.messages import Packet
-    from confide.coordinator.flower import Fleet
+    from confide.coordinator.fleet.flower import Fleet
 
     fleet = Fleet(grid, json.loads((home / "register.json").read_text()).get)
     nodes = wait_until(fleet.online, plan)

@@ -25,9 +25,9 @@ from confide.client_node.errors import (
     WrongCoordinator,
 )
 from confide.coordinator.errors import EnrolmentInvalid, InviteExpired, InviteRefused, InviteUnknown, InviteUsed
-from confide.coordinator.gate import FleetGate, serve_gate
-from confide.coordinator.invites import code_text, new_invite
-from confide.coordinator.pki import Pki
+from confide.coordinator.federation.invites import code_text, new_invite
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
 
 STUDY = {"canonical": "e30=", "hash": "ab" * 32, "signature": "cd" * 64}
 

@@ -14,7 +14,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     from confide.client_node.wire.messages import Packet
-    from confide.coordinator.flower import Fleet
+    from confide.coordinator.fleet.flower import Fleet
 
     home, run_id = Path(str(context.run_config["home"])), str(context.run_config["run_id"])
     script = json.loads((home / f"{run_id}.json").read_text())

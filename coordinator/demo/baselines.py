@@ -1,0 +1,229 @@
+"""What a private result is to be compared with, computed in one process from records that must be public.
+
+`references` gives a demo its four yardsticks on one split: the untrained head, the same study without noise and secret
+sharing, the head alone under the same noise (so that adapters are not credited with what the head does), and a private
+logistic regression on the record's words, which needs no language model at all. `benchmarks/quality.py` makes its
+table with the functions below it.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...client_node.data.records import read as read_records
+from ...client_node.policy.site_policy import SitePolicy
+from ...client_node.study.study import Study
+from ...client_node.study.terms import StudyDraft
+from ...client_node.training.study_model import load_study_model
+from ...client_node.training.trainer import release_terms
+from ...models.adapters.lora import AdaptedModel
+from ...models.evaluation.metrics import auc
+from ...models.heads.pooling import pooled
+from ...privacy.accounting.composition import Mode, site_noise
+from ...privacy.mechanism.sampling import SeededBytes
+from ...privacy.mechanism.site_round import round_release
+from ..run.server_optimizer import server_step
+from ..store.broadcast import broadcast
+from ..store.run_folder import Checkpoint
+from ..studies.catalogue import start_state
+from ..studies.learning_rates import with_rates
+
+WORDS_LR = 10.0  # of the regression on words, whose inputs have unit length like the head's
+_ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
+
+SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [rows, length], labels [rows], unit of each row
+
+
+def references(
+    study: Study,
+    backbone: Path,
+    train: Sequence[SitePolicy],
+    held_out: Sequence[SitePolicy],
+    *,
+    on_nonprivate: Callable[[AdaptedModel], None] = lambda _: None,
+) -> dict[str, Any]:
+    """AUC on the pooled held-out records of: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
+
+    Args:
+        train: one policy a site, in the study's order.
+        on_nonprivate: called with the model that was trained without noise.
+    """
+    draft, scale_bits = study.draft, study.scale_bits
+    trained_on, tested_on = ([site_arrays(policy, study) for policy in part] for part in (train, held_out))
+    adapted = untrained(draft, backbone, expected_hash=study.backbone_hash)
+
+    def linear(inputs_of: Callable[[np.ndarray], np.ndarray], lr: float) -> np.ndarray:
+        inputs = [inputs_of(ids) for ids, _, _ in trained_on]
+        test = np.concatenate([inputs_of(ids) for ids, _, _ in tested_on])
+        labels, units = [labels for _, labels, _ in trained_on], [units for _, _, units in trained_on]
+        rng = np.random.default_rng(0)
+        return private_linear(draft, inputs, labels, test, lr=lr, scale_bits=scale_bits, rng=rng, units=units)
+
+    before = [logits(adapted, ids) for ids, _, _ in tested_on]
+    head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
+    control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
+    sites = dict(zip(study.site_names(), trained_on, strict=True))
+    federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0)
+    on_nonprivate(adapted)
+    nonprivate = [logits(adapted, ids) for ids, _, _ in tested_on]
+    scores = {
+        "before": np.concatenate(before),
+        "nonprivate": np.concatenate(nonprivate),
+        "head_only": head_only,
+        "control": control,
+    }
+    labels = np.concatenate([labels for _, labels, _ in tested_on])
+    return {f"auc_{name}": auc(found, labels).value for name, found in scores.items()}
+
+
+def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
+    """The backbone with the study's adapters and head as they start."""
+    return load_study_model(draft, backbone, expected_hash=expected_hash).adapted
+
+
+def federate(
+    draft: StudyDraft,
+    adapted: AdaptedModel,
+    sites: Mapping[str, SiteArrays],
+    *,
+    mode: Mode,
+    scale_bits: int,
+    seed: int,
+) -> None:
+    """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
+
+    The sites' and the server's steps are the real ones, with every option of the draft; the network and the secret
+    sharing, which add integers exactly, are left out. Rates that the draft leaves open are chosen for its own mode.
+    `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
+    """
+    layout = adapted.layout
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)
+    draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
+    terms = {
+        name: release_terms(
+            draft,
+            mode,
+            site_noise=noise_of(draft, mode, scale_bits),
+            scale_bits=scale_bits,
+            max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
+            site=name,
+        )
+        for name in sites
+    }
+    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    form = draft.state_format(len(checkpoint.state))
+    for round_number in range(draft.rounds.rounds):
+        sent, residual = broadcast(form, checkpoint)
+        state = form.decode(sent)
+        total = np.zeros(len(state), dtype=np.int64)
+        for name, (ids, labels, units) in sites.items():
+            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
+            total += round_release(adapted, state, ids, labels, units, terms=terms[name], source=source)
+        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+        checkpoint = replace(after, residual=residual)
+    adapted.load_state(checkpoint.exported[: layout.dim])
+
+
+def private_linear(
+    draft: StudyDraft,
+    inputs: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    test: np.ndarray,
+    *,
+    lr: float,
+    scale_bits: int,
+    rng: np.random.Generator,
+    units: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
+    """Scores of `test` by a logistic regression under the study's rounds, sampling, clip_norm, noise and momentum.
+
+    The noise is a plain Gaussian: this is a yardstick, nothing of it is released.
+
+    Args:
+        inputs: [rows, width] of each site.
+        labels: [rows] of each site, 0 or 1.
+        units: [rows] of each site, any numbers: whose record it is. Without it each record is a unit of its own.
+    """
+    if units is None:
+        units = [np.arange(len(site_labels)) for site_labels in labels]
+    privacy = draft.privacy
+    noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits) / privacy.clip_unit  # in clip units
+    weight = velocity = np.zeros(test.shape[1])
+    for _ in range(draft.rounds.rounds):
+        total = np.zeros_like(weight)
+        for x, y, unit_of_row in zip(inputs, labels, units, strict=True):
+            rows, starts = _drawn(unit_of_row, privacy.sample_rate, draft.data.max_records_per_unit, rng)
+            if len(rows):
+                error = 1 / (1 + np.exp(-x[rows] @ weight)) - y[rows]
+                sizes = np.diff(starts, append=len(rows))
+                gradients = np.add.reduceat(error[:, None] * x[rows], starts) / sizes[:, None]
+                norms = np.linalg.norm(gradients, axis=1)
+                total += (1 / np.maximum(norms, privacy.clip_norm)) @ gradients
+            total += rng.normal(0, noise_std, len(weight))
+        velocity = draft.optimizer.momentum * velocity + total / draft.rounds.batch_units
+        weight = weight - lr * velocity
+    scores: np.ndarray = test @ weight
+    return scores
+
+
+def _drawn(
+    unit_of_row: np.ndarray, sample_rate: float, most: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a Poisson sample of units, unit by unit and at most `most` of each, and where each unit's rows begin."""
+    by_chance = rng.permutation(len(unit_of_row))
+    names, of_row = np.unique(unit_of_row[by_chance], return_inverse=True)
+    order = np.argsort(of_row, kind="stable")
+    rows, of_row = by_chance[order], of_row[order]
+    place = np.arange(len(rows)) - np.searchsorted(of_row, of_row)  # within the unit
+    kept = (rng.random(len(names)) < sample_rate)[of_row] & (place < most)
+    return rows[kept], np.flatnonzero(np.diff(of_row[kept], prepend=-1))
+
+
+def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
+    """Std of one site's integer noise in `mode`, in ring units."""
+    privacy = draft.privacy
+    return site_noise(
+        privacy.noise_multiplier,
+        privacy.sensitivity,
+        len(draft.participants.sites),
+        privacy.spared_sites,
+        privacy.collusion,
+        scale_bits,
+        mode,
+    )
+
+
+@torch.no_grad()
+def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """[rows], of the records with these tokens."""
+    return torch.cat([adapted.classify(part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
+
+
+def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
+    """Which words a record has, and a constant in padding's place: [rows, words], unit length."""
+    has = np.zeros((len(ids), len(draft.record_schema().words())))
+    np.put_along_axis(has, ids, 1.0, axis=1)
+    has[:, 0] = 1.0
+    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
+    return inputs
+
+
+@torch.no_grad()
+def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """What the head sees: [rows, 2D + 1], unit length."""
+    assert adapted.head is not None
+    states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
+    inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
+    return inputs
+
+
+def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
+    """The records that a policy points to, as the trainer of a site reads them in a study that classifies."""
+    records = read_records(policy, study)
+    assert records.labels is not None
+    return records.tokens(study.record_schema()), records.labels, records.units

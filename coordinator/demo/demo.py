@@ -1,0 +1,455 @@
+"""`coordinator demo`: a whole federation on one machine, every party a process of its own with its own keys.
+
+Nothing is simulated on the private path: sites enrol with codes, approve the study by its hash, train in their daemons
+behind TLS, and three aggregators add secret shares. Only the comparison figures are computed in this one process, which
+is possible because the demo's records are public.
+"""
+
+import csv
+import importlib.util
+import itertools
+import json
+import re
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ...client_node.files import write_private
+from ...client_node.policy.site_policy import SitePolicy
+from ...client_node.study.study import Study
+from ...client_node.study.terms import StudyDraft, load_draft
+from ...client_node.training.study_model import load_study_model
+from ...privacy.report.build import render_html
+from ...privacy.report.schema import dump
+from ...privacy.report.verify import verify_file
+from ..errors import DemoFailed, RunFailed
+from ..results.reports import budget_report
+from ..store.store import Store
+from ..studies.catalogue import load_study
+from .processes import DemoFederation
+
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+_PARTS = ("train", "heldout")
+_COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
+_BUDGET = 3.0  # epsilon that each demo site puts on its data set
+_SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workbench:
+    """What a demo makes once and keeps: the sites' tables and the backbone."""
+
+    root: Path
+    tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), units, ...
+
+    @property
+    def backbone(self) -> Path:
+        """The pretrained backbone."""
+        return self.root / "backbone"
+
+
+def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: bool, as_json: bool) -> int:
+    """Runs the demo to its end and prints what came out; an unfinished one under `directory` goes on.
+
+    Args:
+        is_smoke: two rounds, if `rounds` says nothing else, on the first records of each site and without an audit:
+            shows that all of it runs, and its figures mean nothing.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C.
+    """
+    started = time.monotonic()
+    console = Console(stderr=True)
+    console.rule(f"[bold]confide demo: {example}")
+    draft = _draft(example, _SMOKE_ROUNDS if is_smoke and rounds is None else rounds)
+    bench = _workbench(example, draft, directory, console, is_smoke=is_smoke)
+    federation = _next_federation(directory, draft)
+    try:
+        run_id = _bring_up(federation, bench, draft, console)
+        _follow(federation, run_id, console)
+        outcome = _harvest(federation, bench, run_id, console, is_smoke=is_smoke)
+    except KeyboardInterrupt:
+        again = f"coordinator demo {example} --dir {directory}" + ("" if rounds is None else f" --rounds {rounds}")
+        again += " --smoke" if is_smoke else ""
+        console.print(f"\nStopped. Committed rounds, ledgers and keys are kept; go on with: {again}", soft_wrap=True)
+        return 130
+    finally:
+        federation.shut_down()
+    outcome |= {
+        "peak_memory_gib": round(federation.peak_memory / 2**30, 2),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_private(federation.folder / "outcome.json", json.dumps(outcome, indent=2).encode())
+    if as_json:
+        print(json.dumps(outcome, indent=2))
+    else:
+        _show(outcome, console)
+    return 0
+
+
+def _draft(example: str, rounds: int | None) -> StudyDraft:
+    draft = load_draft(_example_file(example, "study.toml"))
+    if rounds is None:
+        return draft
+    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
+
+
+def _workbench(
+    example: str, draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool = False
+) -> Workbench:
+    """Prepares data and backbone, or finds them prepared."""
+    described = directory / "data" / ("tables-smoke.json" if is_smoke else "tables.json")
+    if list(described.parent.glob("tables*.json")) not in ([], [described]):
+        kind = "a whole demo" if is_smoke else "a smoke run"
+        raise DemoFailed(f"{directory} holds the tables of {kind}; choose another folder with --dir")
+    if not described.exists():
+        console.print("Splitting public records into the sites' own tables")
+        tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
+        if is_smoke:
+            for site, (part, count) in itertools.product(tables.values(), _SMOKE_RECORDS.items()):
+                site[_COUNTS[part]] = _keep_first(Path(site[part]), count)
+        write_private(described, json.dumps(tables).encode())
+    bench = Workbench(root=directory, tables=json.loads(described.read_text()))
+    if bench.tables.keys() != set(draft.participants.sites):
+        raise DemoFailed(f"{directory} holds the tables of another example; choose another folder with --dir")
+    if not bench.backbone.exists():
+        _make_backbone(draft, bench.backbone, console)
+    return bench
+
+
+def _keep_first(table: Path, records: int) -> int:
+    """Cuts a table to its first records, and says how many it has then."""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(itertools.islice(csv.reader(file), records + 1))
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return len(rows) - 1
+
+
+def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
+    if draft.data.text is not None:
+        from ...models.backbones.smollm2 import import_smollm2
+
+        with console.status("Converting SmolLM2-135M-Instruct to a DeepSeek-V3 MoE, and comparing it with its source"):
+            import_smollm2(directory)
+        console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
+        return
+    from ...models.backbones.pretraining import pretrain
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("Pretraining the backbone on synthetic records", total=None)
+        pretrain(
+            draft.record_schema(),
+            directory,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.print("Backbone pretrained on synthetic records (kept for the next time)")
+
+
+def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
+    """The newest federation if it is unfinished, else a new one beside it: ledgers are never thrown away."""
+    folders = [path for path in directory.glob("federation-*") if re.fullmatch(r"federation-\d+", path.name)]
+    newest = max((int(path.name.rpartition("-")[2]) for path in folders), default=0)
+    sites, aggregators = draft.participants.sites, draft.participants.aggregators
+    if newest:
+        last = DemoFederation(directory / f"federation-{newest}", sites, aggregators)
+        if last.is_founded and not (last.folder / "outcome.json").exists():
+            return last
+    return DemoFederation(directory / f"federation-{newest + 1}", sites, aggregators)
+
+
+def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, console: Console) -> str:
+    """Founds the federation if it is new, starts all processes, and returns the run to follow."""
+    if not federation.is_founded:
+        nodes = len(federation.nodes)
+        with console.status(
+            f"Founding a federation: {nodes} nodes make keys, enrol with one-time codes, approve the study"
+        ):
+            study_toml = federation.folder / "study.toml"
+            write_private(study_toml, _study_text(draft, bench).encode())
+            policies = {site: _site_toml(bench, draft, site) for site in federation.sites}
+            study_hash = federation.found(f"{draft.name} demo", policies, study_toml)
+        console.print(f"Federation founded; every node approved study [bold]{study_hash[:16]}[/]")
+    with console.status("Starting the nodes' daemons"):
+        federation.bring_up()
+    with closing(Store.open(federation.home)) as store:
+        runs = store.runs()
+        if not runs:
+            name = store.studies()[-1].name
+            return federation.operator("run", "start", name).strip()
+        if runs[-1].state in ("stopped", "failed"):
+            federation.operator("run", "resume", runs[-1].id)
+        return runs[-1].id
+
+
+def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
+    from ..run.progress import watch
+
+    console.print(
+        f"Run [bold]{run_id}[/]: {len(federation.sites)} sites, {len(federation.aggregators)} aggregators, "
+        "each a process with its own keys"
+    )
+    with closing(Store.open(federation.home)) as store:
+        ended = watch(store, run_id, console, check=federation.check)
+    if ended.state != "done":
+        raise RunFailed(
+            f"run {run_id} is {ended.state} after {ended.rounds} rounds: {ended.error}. Logs: {federation.folder}/logs"
+        )
+
+
+def _harvest(
+    federation: DemoFederation, bench: Workbench, run_id: str, console: Console, *, is_smoke: bool
+) -> dict[str, Any]:
+    """Report, adapter, and what both are worth."""
+    from ..results import export
+    from ..results.privacy_audit import audit_run
+
+    folder, home = federation.folder, federation.home
+    with closing(Store.open(federation.home)) as store:
+        study = load_study(store.study(store.run(run_id).study))
+        audited, has_guarantee = None, study.draft.privacy.mode != "none"
+        if has_guarantee and not is_smoke:
+            with console.status("Trying to prove the claimed epsilon wrong: an audit of the training step"):
+                audited = dump(audit_run(store, home, run_id))
+        adapter = folder / "adapter"
+        if not adapter.exists():
+            unaudited = "a smoke run, which is not audited" if is_smoke else None
+            export.export_adapter(store, home, run_id, adapter, override_audit=unaudited)
+        judge = _text_quality if study.draft.data.text is not None else _quality
+        quality = judge(store, bench, study, run_id, home, console)
+        with console.status("Writing and verifying the privacy report"):
+            report = budget_report(store, home, study.study_hash)
+            report_json, report_html = folder / "report.json", folder / "report.html"
+            write_private(report_json, json.dumps(report, indent=1).encode())
+            write_private(report_html, render_html(report).encode())
+            verification = verify_file(report_json)
+            if not verification.ok:
+                raise DemoFailed("the report does not verify: " + "; ".join(verification.failures))
+        rounds = store.rounds(run_id)
+        seconds = sorted(row.seconds for row in rounds)
+        spent = export.largest_epsilon(store, study, colluding=1) if has_guarantee else None
+        return {
+            "epsilon": spent and spent.pld,
+            "epsilon_rdp": spent and spent.rdp,
+            "unit": study.draft.data.unit,
+            "delta": study.draft.privacy.delta if has_guarantee else None,
+            **quality,
+            "audit": audited,
+            "rounds": len(rounds),
+            "seconds_per_round": round(seconds[len(seconds) // 2], 3),
+            "bytes_per_site_round": max(row.bytes_per_site for row in rounds),
+            "units": {site: bench.tables[site]["units"] for site in federation.sites},
+            "report_json": str(report_json),
+            "report_html": str(report_html),
+            "adapter": str(adapter),
+            "backbone": str(bench.backbone),
+            "study": study.study_hash,
+            "run": run_id,
+        }
+
+
+def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console) -> dict[str, Any]:
+    """How good the run's adapter is, as measured by the sites and on all records, beside what it is compared with."""
+    from ..results import export
+    from ..results.metrics import measurement
+    from .baselines import references, untrained
+    from .membership_attack import Attacked, Pool, attack
+
+    sites = study.site_names()
+    train, held_out = ([_records(bench, study, site, part) for site in sites] for part in _PARTS)
+    with console.status("Measuring the references in this process (the demo's records are public)"):
+        model, pool = export.trained_model(store, home, run_id), Pool.read(study, train, held_out)
+        found = export.evaluate(model, study, held_out)
+        attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
+        compared = references(
+            study, bench.backbone, train, held_out,
+            on_nonprivate=lambda model: attacked.append(
+                Attacked("the same study trained without noise", "none", pool.confidences(model))
+            ),
+        )  # fmt: skip
+    with console.status("Attacking both adapters: who was in the training records?"):
+        attacks = attack(store, run_id, study, pool, untrained(study.draft, bench.backbone), attacked)
+    metrics = measurement(store, run_id).metrics if study.draft.evaluation else None
+    measured, tied = (metrics.auc, metrics.auc_tied) if metrics else (None, None)
+    return {
+        "auc_private": found["auc"]["value"],
+        "auc_private_interval": [found["auc"]["low"], found["auc"]["high"]],
+        "auc_measured": measured and measured.value,
+        "auc_measured_interval": measured and [measured.low, measured.high],
+        "auc_measured_binning": tied and tied / 2,
+        "accuracy_private": found["accuracy"]["value"],
+        **compared,
+        "membership": [dump(facts) for facts in attacks],
+    }
+
+
+def _text_quality(
+    store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console
+) -> dict[str, Any]:
+    """What the run's adapter and the backbone write for all held-out records, and what the sites measured of it."""
+    from ..results import export
+    from ..results.metrics import measurement
+
+    held_out = [_records(bench, study, site, "heldout") for site in study.site_names()]
+    with console.status("Writing completions with the backbone and with the adapter (the demo's records are public)"):
+        untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
+        before = export.evaluate(untouched, study, held_out)
+        after = export.evaluate(export.trained_model(store, home, run_id), study, held_out)
+    measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
+    exact = after["exact_match"]
+    return {
+        "exact_match_before": before["exact_match"]["value"],
+        "exact_match_private": exact["value"],
+        "exact_match_private_interval": [exact["low"], exact["high"]],
+        "exact_match_measured": measured and measured.value,
+        "exact_match_measured_interval": measured and [measured.low, measured.high],
+        "perplexity_before": before["perplexity"]["value"],
+        "perplexity_private": after["perplexity"]["value"],
+        "membership": [],
+    }
+
+
+def _show(outcome: dict[str, Any], console: Console) -> None:
+    figures = _text_figures(outcome) if "exact_match_private" in outcome else _figures(outcome)
+    figures += [
+        ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
+        ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
+        ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
+    ]
+    for facts in outcome["membership"]:
+        low, high = float(facts["auc_low"]), float(facts["auc_high"])
+        text = f"AUC of finding members of {facts['attacked']}, {low:.3f} to {high:.3f}; 0.5 is guessing"
+        figures.append(("membership attack", f"{float(facts['auc']):.3f}", text))
+    table = Table(title="What came out", title_justify="left", show_header=False, box=None)
+    for row in figures:
+        table.add_row(*row)
+    console.print(table)
+    for label in ("report_html", "report_json", "adapter", "backbone"):
+        console.print(f"{label.replace('_', ' '):12s} {outcome[label]}", soft_wrap=True, highlight=False)
+    console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
+
+
+def _figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """How good a classifier is, and what it cost."""
+    low, high = outcome["auc_private_interval"]
+    figures = [
+        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
+        ("AUC without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise, measured here"),
+        ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
+    ]
+    if outcome["auc_measured"] is not None:
+        low, high = outcome["auc_measured_interval"]
+        binning = f"bins hide up to {outcome['auc_measured_binning']:.3f}"
+        noised = f"95 % interval {low:.3f} to {high:.3f}, {binning}: what the sites released of the same records"
+        figures.append(("  as measured", f"{outcome['auc_measured']:.3f}", noised))
+    return [
+        *figures,
+        *_privacy_figures(outcome),
+        ("  a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
+        ("  a control", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
+    ]
+
+
+def _text_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """How often the right words are written, and what that cost."""
+    low, high = outcome["exact_match_private_interval"]
+    figures = [
+        ("exact match before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
+        (
+            "[bold]exact match private[/]",
+            f"[bold]{outcome['exact_match_private']:.3f}[/]",
+            f"95 % interval {low:.3f} to {high:.3f}: held-out records completed word for word",
+        ),
+    ]
+    if outcome["exact_match_measured"] is not None:
+        low, high = outcome["exact_match_measured_interval"]
+        noised = f"95 % interval {low:.3f} to {high:.3f}: what the sites released of the same records"
+        figures.append(("  as measured", f"{outcome['exact_match_measured']:.3f}", noised))
+    return [
+        *figures,
+        ("perplexity", f"{outcome['perplexity_private']:.2f}", f"{outcome['perplexity_before']:.3g} before"),
+        *_privacy_figures(outcome),
+    ]
+
+
+def _privacy_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if outcome["epsilon"] is None:
+        return []
+    spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
+    bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
+    audit = [("  audited, a step", *_audit_texts(outcome["audit"]))] if outcome["audit"] else []
+    return [("ε by PLD", spent, bound), *audit]
+
+
+def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:
+    found = "; ".join(finding["check"] for finding in audit["findings"]) or f"{len(audit['checks'])} checks hold"
+    claim, bound = float(audit["claimed_epsilon"]), float(audit["lower_bound"])
+    return f"≥ {bound:.2f}", f"{100 * float(audit['confidence']):g} % confidence, claimed {claim:.2f}; {found}"
+
+
+def _study_text(draft: StudyDraft, bench: Workbench) -> str:
+    """The example's study.toml with the demo's backbone and number of rounds."""
+    text = _example_file(draft.name, "study.toml").read_text(encoding="utf-8")
+    text = re.sub(r'(?m)^backbone = "[^"]*"', f"backbone = {json.dumps(str(bench.backbone))}", text, count=1)
+    return re.sub(r"(?m)^rounds = \d+", f"rounds = {draft.rounds.rounds}", text, count=1)
+
+
+def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
+    """What the site's engineer would write."""
+    return f"""# What may run at {site}, on which records, at what cost.
+[data]
+path = {json.dumps(bench.tables[site]["train"])}
+heldout_path = {json.dumps(bench.tables[site]["heldout"])}
+name = "{draft.name}-{site}"
+unit = "{draft.data.unit}"
+unit_column = "{_unit_column(draft)}"
+
+[budget]
+epsilon = {_BUDGET}
+delta = {draft.privacy.delta or 1e-5}
+collusion = {draft.privacy.collusion}
+
+[backbone]
+directory = {json.dumps(str(bench.backbone))}
+
+[limits]
+threads = 1
+max_rows_per_batch = 512
+"""
+
+
+def _unit_column(draft: StudyDraft) -> str:
+    """As the examples' `prepare` names it."""
+    return f"{draft.data.unit}_id"
+
+
+def _records(bench: Workbench, study: Study, site: str, part: str) -> SitePolicy:
+    from ..results.export import held_out_policy
+
+    return held_out_policy(Path(bench.tables[site][part]), study, _unit_column(study.draft))
+
+
+def _example_file(example: str, name: str) -> Path:
+    path = _EXAMPLES / example / name
+    if not path.exists():
+        known = sorted(folder.name for folder in _EXAMPLES.glob("*") if (folder / "prepare.py").exists())
+        raise DemoFailed(
+            f"there is no example {example!r} ({', '.join(known) or 'the demo needs a checkout of the sources'})"
+        )
+    return path
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"confide_example_{path.parent.name}", path)
+    if spec is None or spec.loader is None:
+        raise DemoFailed(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,152 @@
+"""A membership attack on a demo's adapters: possible in one process because the demo's records are public.
+
+The shadow models are heads alone on the frozen backbone's pooled states, which are computed once: each is trained by
+the study's rounds, sampling, clipping and noise on a random part of all records, as large as the real training part.
+Heads are weaker stand-ins than whole adapters would be; `benchmarks/audit.py --membership` trains those.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...client_node.policy.site_policy import SitePolicy
+from ...client_node.study.study import Study
+from ...client_node.study.terms import StudyDraft
+from ...models.adapters.lora import AdaptedModel
+from ...privacy.accounting.composition import Mode
+from ...privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
+from ...privacy.ledger import chain
+from ...privacy.report.schema import MembershipFacts, RocPoint, dump
+from ..store.store import PrivacyTest, Store
+from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays
+
+SHADOW_MODEL = "a head alone on the frozen backbone, by the same rounds, sampling, clipping and noise"
+_SHADOWS = 16
+_POINTS = 100  # of a ROC
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Every record of a study, of training and held out, site by site."""
+
+    sites: tuple[SiteArrays, ...]
+    is_member: tuple[np.ndarray, ...]  # of each site's rows: whether the study trained on it
+
+    @classmethod
+    def read(cls, study: Study, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]) -> "Pool":
+        """The records that the policies point to, one policy of each kind a site."""
+        sites, members = [], []
+        for own_train, own_held_out in zip(train, held_out, strict=True):
+            inside, outside = site_arrays(own_train, study), site_arrays(own_held_out, study)
+            sites.append(_joined(inside, outside))
+            members.append(np.arange(len(sites[-1][1])) < len(inside[1]))
+        return cls(tuple(sites), tuple(members))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all records, site after site."""
+        return np.concatenate([labels for _, labels, _ in self.sites])
+
+    def confidences(self, adapted: AdaptedModel) -> np.ndarray:
+        """What a model makes of every record."""
+        return logit_confidence(np.concatenate([logits(adapted, ids) for ids, _, _ in self.sites]), self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """A model that is attacked: its confidences and how it was trained."""
+
+    name: str  # in words
+    mode: Mode
+    confidences: np.ndarray
+
+
+def attack(
+    store: Store, run_id: str, study: Study, pool: Pool, untouched: AdaptedModel, attacked: Sequence[Attacked]
+) -> list[MembershipFacts]:
+    """Attacks each model with shadows trained in its own mode, and keeps what came out.
+
+    Args:
+        untouched: the backbone as studies start from it.
+    """
+    inputs = [head_inputs(untouched, ids) for ids, _, _ in pool.sites]
+    found = [_facts(run_id, study, pool, one, *_shadows(study, pool, inputs, one.mode)) for one in attacked]
+    for facts in found:
+        said = (
+            f"membership attack on {facts.attacked} of run {run_id}: AUC {facts.auc:.3f}, "
+            f"{100 * facts.tpr_at_1_percent_fpr:.2f} % of members at 1 % false alarms"
+        )
+        store.add_privacy_test(PrivacyTest(run=run_id, kind="membership", facts=json.dumps(dump(facts))), said)
+    return found
+
+
+def _shadows(study: Study, pool: Pool, inputs: list[np.ndarray], mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences [shadows, records] of heads trained on random units, and which records each had."""
+    draft = _in_mode(study.draft, mode)
+    rng, everything, labels = np.random.default_rng(), np.concatenate(inputs), pool.labels
+    share = float(np.concatenate(pool.is_member).mean())
+    confidences, had = [], []
+    for _ in range(_SHADOWS):
+        own = [_random_units(units, share, rng) for _, _, units in pool.sites]
+        scores = private_linear(
+            draft,
+            [x[rows] for x, rows in zip(inputs, own, strict=True)],
+            [site_labels[rows] for (_, site_labels, _), rows in zip(pool.sites, own, strict=True)],
+            everything,
+            lr=draft.optimizer.rates[1],
+            scale_bits=study.scale_bits,
+            rng=rng,
+            units=[units[rows] for (_, _, units), rows in zip(pool.sites, own, strict=True)],
+        )
+        confidences.append(logit_confidence(scores, labels))
+        had.append(np.concatenate(own))
+    return np.stack(confidences), np.stack(had)
+
+
+def _facts(
+    run_id: str, study: Study, pool: Pool, attacked: Attacked, shadows: np.ndarray, had: np.ndarray
+) -> MembershipFacts:
+    is_member = np.concatenate(pool.is_member)
+    scores = likelihood_ratios(attacked.confidences, shadows, had)
+    curve, area = roc(scores, is_member), attack_auc(scores, is_member)
+    one, tenth = curve.true_positives_at(0.01), curve.true_positives_at(0.001)
+    return MembershipFacts(
+        run=run_id,
+        study=study.study_hash,
+        time=chain.now(),
+        attacked=attacked.name,
+        is_private=attacked.mode != "none",
+        shadows=len(shadows),
+        shadow_model=SHADOW_MODEL,
+        members=curve.members,
+        nonmembers=curve.nonmembers,
+        auc=area.value,
+        auc_low=area.low,
+        auc_high=area.high,
+        tpr_at_1_percent_fpr=one.value,
+        tpr_at_1_percent_fpr_low=one.low,
+        tpr_at_1_percent_fpr_high=one.high,
+        tpr_at_01_percent_fpr=tenth.value,
+        tpr_at_01_percent_fpr_low=tenth.low,
+        tpr_at_01_percent_fpr_high=tenth.high,
+        confidence=area.confidence,
+        roc=[RocPoint(false_positive_rate=false, true_positive_rate=true) for false, true in curve.points(_POINTS)],
+    )
+
+
+def _in_mode(draft: StudyDraft, mode: Mode) -> StudyDraft:
+    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
+
+
+def _random_units(units: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    names, unit = np.unique(units, return_inverse=True)
+    chosen: np.ndarray = (rng.random(len(names)) < share)[unit]
+    return chosen
+
+
+def _joined(inside: SiteArrays, outside: SiteArrays) -> SiteArrays:
+    width = max(inside[0].shape[1], outside[0].shape[1])
+    ids = [np.pad(part[0], ((0, 0), (0, width - part[0].shape[1]))) for part in (inside, outside)]
+    return np.concatenate(ids), np.concatenate([inside[1], outside[1]]), np.concatenate([inside[2], outside[2]])

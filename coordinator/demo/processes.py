@@ -1,0 +1,240 @@
+"""The processes of a demo: a coordinator, its sites and three aggregators on this machine.
+
+Nodes go through the same commands that real organisations type; only the typing is done for them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ...client_node.enrolment.enrol import Role
+from ...client_node.files import write_private
+from ..errors import DemoFailed
+from ..federation.home import load_settings
+from ..federation.pki import Pki
+from ..federation.register import Register
+from ..gateway.superlink import die_with_parent
+from ..store.store import Store
+
+_BIN = Path(sys.executable).parent
+_HOST = "127.0.0.1"
+_START_S = 120.0
+_STOP_S = 15.0
+_AT_ONCE = 2  # commands side by side; each starts a Python of its own
+_SAMPLE_S = 1.0
+
+
+class DemoFederation:
+    """One federation under one folder; `found` makes it, `bring_up` and `shut_down` start and end its processes."""
+
+    def __init__(self, folder: Path, sites: Sequence[str], aggregators: Sequence[str]) -> None:
+        self.folder, self.sites, self.aggregators = folder, tuple(sites), tuple(aggregators)
+        self.home = folder / "coordinator"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._memory = MemoryPeak()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node, each once: a site may also aggregate."""
+        return tuple(dict.fromkeys((*self.sites, *self.aggregators)))
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether `found` went through."""
+        return (self.folder / "founded").exists()
+
+    def node_home(self, name: str) -> Path:
+        """The home folder of a node, which nobody else reads."""
+        return self.folder / "nodes" / name
+
+    def found(self, name: str, site_toml: Mapping[str, str], study_toml: Path, *, unprotected: bool = False) -> str:
+        """Makes the federation: init, invitations, enrolments, policies, study, approvals. Returns the study's hash.
+
+        `unprotected` lets every site approve a study without privacy.
+        """
+        gate, superlink, *party_ports = free_ports(2 + len(self.aggregators))
+        self.command("coordinator", "init", "--home", str(self.home), "--federation", name, "--host", _HOST,
+                     "--port", str(gate), "--superlink-port", str(superlink))  # fmt: skip
+        self.start_coordinator()
+        addresses = {party: f"{_HOST}:{port}" for party, port in zip(self.aggregators, party_ports, strict=True)}
+        self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)
+        for site, text in site_toml.items():
+            write_private(self.node_home(site) / "site.toml", text.encode())
+        created = self.operator("study", "create", str(study_toml), "--json")
+        study_hash = str(json.loads(created)["hash"])
+        self._confirm_sites()
+        consent = ["--unprotected"] if unprotected else []
+        self._each(lambda node: self.client(node, "study", "approve", study_hash, *consent), self.nodes)
+        write_private(self.folder / "founded", study_hash.encode())
+        return study_hash
+
+    def _confirm_sites(self) -> None:
+        """Does what people do by telephone: every aggregator hears each site's fingerprint from the site itself."""
+        spoken = {site: json.loads(self.client(site, "status", "--json"))["fingerprint"] for site in self.sites}
+        confirmed = [f"{site}={heard}" for site, heard in spoken.items()]
+        self._each(lambda node: self.client(node, "site", "confirm", *confirmed), self.aggregators)
+
+    def bring_up(self) -> None:
+        """Starts every process that does not run."""
+        self._memory.start()
+        self.start_coordinator()
+        for node in self.nodes:
+            self.start_node(node)
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's daemon."""
+        self._spawn(node, "client-node", "run", "--home", str(self.node_home(node)))
+
+    def start_coordinator(self) -> None:
+        """Starts `coordinator serve` and waits until its gate answers."""
+        if "coordinator" in self._children:
+            return
+        self._spawn("coordinator", "coordinator", "serve", "--home", str(self.home))
+        port = json.loads((self.home / "settings.json").read_text())["port"]
+        deadline = time.monotonic() + _START_S
+        while not is_open(port):
+            if self._children["coordinator"].poll() is not None or time.monotonic() > deadline:
+                raise DemoFailed(f"the coordinator did not start; see {self.log('coordinator')}")
+            time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        """Ends a process as a power cut would; `coordinator` is one of the names."""
+        child = self._children.pop(name)
+        child.kill()
+        child.wait()
+
+    def pid(self, name: str) -> int:
+        """Process id of a running process."""
+        return self._children[name].pid
+
+    def check(self) -> None:
+        """Raises `DemoFailed` if a process has ended."""
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                raise DemoFailed(f"{name} ended with {child.returncode}; see {self.log(name)}")
+
+    def shut_down(self) -> None:
+        """Ends every process that this federation started, nodes first."""
+        self._memory.stop()
+        for name in reversed(self._children):
+            self._children[name].terminate()
+        for child in self._children.values():
+            try:
+                child.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._children.clear()
+
+    @property
+    def peak_memory(self) -> int:
+        """Most bytes that all processes together held at once, shared pages counted for each."""
+        return self._memory.peak
+
+    def log(self, name: str) -> Path:
+        """What a process printed."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def command(self, program: str, *arguments: str) -> str:
+        """Runs a command to its end and returns what it printed. Raises `DemoFailed` with its own words."""
+        done = subprocess.run([str(_BIN / program), *arguments], capture_output=True, text=True, env=environment())
+        if done.returncode != 0:
+            words = " ".join((program, *arguments[:3]))
+            raise DemoFailed(f"`{words}` failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        return done.stdout
+
+    def client(self, node: str, *arguments: str) -> str:
+        """Runs a `client-node` command on a node's home."""
+        return self.command("client-node", *arguments, "--home", str(self.node_home(node)))
+
+    def operator(self, *arguments: str) -> str:
+        """Runs a `coordinator` command on the federation's home."""
+        return self.command("coordinator", *arguments, "--home", str(self.home))
+
+    def _enrol(self, node: str, party_address: str | None) -> None:
+        roles: tuple[Role, ...] = (
+            *(("train",) if node in self.sites else ()),
+            *(("aggregate",) if node in self.aggregators else ()),
+        )
+        with closing(Store.open(self.home)) as store:  # an operator types: coordinator site invite
+            code = Register(store, Pki.load(self.home)).invite(node, roles, load_settings(self.home).address)
+        address = [] if party_address is None else ["--party-address", party_address]
+        self.client(node, "enroll", code, *address)
+
+    def _each(self, do: Any, names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(do, names))
+
+    def _spawn(self, name: str, program: str, *arguments: str) -> None:
+        self.log(name).parent.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                [str(_BIN / program), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment(), start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+
+class MemoryPeak:
+    """Samples the memory of this process and all below it."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins sampling in a thread of its own."""
+        self._thread = threading.Thread(target=self._sample, name="confide-memory", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends sampling."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _sample(self) -> None:
+        own = psutil.Process(os.getpid())
+        while not self._ended.wait(_SAMPLE_S):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:  # ended meanwhile
+                    continue
+            self.peak = max(self.peak, total)
+
+
+def environment() -> dict[str, str]:
+    """What child processes inherit: one thread each, since all of them share this machine."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on just now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((_HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens on a port of loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((_HOST, port)) == 0

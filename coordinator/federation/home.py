@@ -1,0 +1,62 @@
+"""The coordinator's home folder: where everything of one federation lies, and the few settings of its server."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ...client_node.files import write_private
+from ..errors import Conflict, NotFound, StateDamaged
+from ..store.store import Store
+from .pki import Pki
+
+_SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What `coordinator init` fixes."""
+
+    federation: str  # for people: stands on reports
+    address: str  # host:port at which sites reach the gate
+    listen: str  # host on which the gate listens
+    port: int  # of the gate
+    superlink_port: int  # of Flower's SuperLink, on loopback only
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_SCHEMA = TypeAdapter(Settings)
+
+
+def create_home(home: Path, settings: Settings) -> None:
+    """Makes keys, certificates, database and settings under `home`.
+
+    Raises:
+        Conflict: there is a federation in `home` already; it is left as it is.
+    """
+    if (home / _SETTINGS).exists():
+        raise Conflict(f"{home} holds a federation already; nothing was changed. Use another --home for a new one")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Pki.create(home, [settings.address.rpartition(":")[0]])
+    Store.create(home).close()
+    write_private(home / _SETTINGS, json.dumps(asdict(settings), indent=2).encode())
+
+
+def load_settings(home: Path) -> Settings:
+    """The settings under `home`.
+
+    Raises:
+        NotFound: `coordinator init` was never run there.
+        StateDamaged: the file does not hold settings.
+    """
+    path = home / _SETTINGS
+    if not path.exists():
+        raise NotFound(f"{home} holds no federation; run `coordinator init` first, or name its folder with --home")
+    try:
+        return _SCHEMA.validate_json(path.read_bytes())
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "file"
+        raise StateDamaged(f"{path}: {where}: {problem['msg']}; put the file back from a backup") from err

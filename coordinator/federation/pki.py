@@ -1,0 +1,172 @@
+"""The federation's certificates: a private CA, the gate's server certificate, the coordinator's signing key.
+
+The CA signs one thing, the certificate that the gate and the SuperLink show; nodes trust this CA and no other. Nodes
+have no certificates: they prove themselves with enrolled keys. The Ed25519 key signs studies and rounds. All of it is
+made by `Pki.create` on the operator's machine; the files with secrets are readable by their owner only.
+"""
+
+import datetime as dt
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ...client_node.files import write_private
+from ..errors import PkiMissing
+
+_DAY = dt.timedelta(days=1)
+_CA_DAYS = 3650
+_SERVER_DAYS = 398  # the longest that common TLS clients accept
+_LOOPBACK = ("127.0.0.1", "localhost")  # the gate reaches the SuperLink there under the same certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Pki:
+    """Certificates and keys in one folder, `home`/pki."""
+
+    folder: Path
+    signer: Ed25519PrivateKey = field(repr=False)  # signs studies, rounds and whatever else comes from the coordinator
+
+    @classmethod
+    def create(cls, home: Path, hosts: Sequence[str]) -> "Pki":
+        """Makes whatever is missing under `home`; `hosts` are the names and addresses that nodes dial.
+
+        What is there is kept: a second call cannot cut off a running federation. Certificates for other hosts come
+        from `renew_server`.
+        """
+        folder = home / "pki"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / "ca.key").exists():
+            _write_ca(folder)
+        if not (folder / "signing.key").exists():
+            raw = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            write_private(folder / "signing.key", raw)
+        if not (folder / "server.crt").exists():
+            _write_server(folder, hosts)
+        return cls.load(home)
+
+    @classmethod
+    def load(cls, home: Path) -> "Pki":
+        """Opens the folder. Raises `PkiMissing` unless every file is there."""
+        folder = home / "pki"
+        names = ("ca.crt", "ca.key", "server.crt", "server.key", "signing.key")
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise PkiMissing(f"{folder} has no {', '.join(missing)}; run `coordinator init` or restore a backup")
+        signer = load_pem_private_key((folder / "signing.key").read_bytes(), None)
+        if not isinstance(signer, Ed25519PrivateKey):
+            raise PkiMissing(f"{folder / 'signing.key'} is not an Ed25519 key; restore a backup")
+        return cls(folder, signer)
+
+    def renew_server(self, hosts: Sequence[str]) -> None:
+        """Issues a new server certificate from the same CA: enrolled nodes notice nothing."""
+        _write_server(self.folder, hosts)
+
+    @property
+    def ca_path(self) -> Path:
+        """The CA certificate, PEM."""
+        return self.folder / "ca.crt"
+
+    @property
+    def certificate_path(self) -> Path:
+        """The server certificate, PEM."""
+        return self.folder / "server.crt"
+
+    @property
+    def key_path(self) -> Path:
+        """The server certificate's private key, PEM."""
+        return self.folder / "server.key"
+
+    @property
+    def ca_digest(self) -> bytes:
+        """SHA-256 of the CA certificate's DER form: what an invitation code pins."""
+        return certificate_digest(self.ca_path.read_bytes())
+
+    @property
+    def identity_hex(self) -> str:
+        """The coordinator's Ed25519 public key in hex, which every study names."""
+        return self.signer.public_key().public_bytes_raw().hex()
+
+    @property
+    def server_expires(self) -> dt.datetime:
+        """When the server certificate has to be renewed by."""
+        return x509.load_pem_x509_certificate(self.certificate_path.read_bytes()).not_valid_after_utc
+
+
+def certificate_digest(pem: bytes) -> bytes:
+    """SHA-256 of a certificate's DER form. Raises ValueError if `pem` is no certificate."""
+    return hashlib.sha256(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)).digest()
+
+
+def _write_ca(folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    usage = x509.KeyUsage(
+        digital_signature=False, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    certificate = (
+        _builder("confide CA", "confide CA", key.public_key(), _CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    write_private(folder / "ca.key", _pem(key))
+
+
+def _write_server(folder: Path, hosts: Sequence[str]) -> None:
+    ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    ca_key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+        raise PkiMissing(f"{folder / 'ca.key'} is not an elliptic-curve key; restore a backup")
+    authority = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    key = ec.generate_private_key(ec.SECP384R1())
+    certificate = (
+        _builder("confide coordinator", "confide CA", key.public_key(), _SERVER_DAYS)
+        .add_extension(x509.SubjectAlternativeName(_alternative_names(hosts)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # Python 3.13 verifies with VERIFY_X509_STRICT, which wants the authority named.
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False)
+        .sign(ca_key, hashes.SHA384())
+    )
+    write_private(folder / "server.key", _pem(key))
+    (folder / "server.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+
+
+def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for host in dict.fromkeys((*hosts, *_LOOPBACK)):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            names.append(x509.DNSName(host))
+    return names
+
+
+def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name(subject))
+        .issuer_name(name(issuer))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)  # nodes' clocks may run behind
+        .not_valid_after(now + days * _DAY)
+    )
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,118 @@
+"""The federation's register: who was invited, who enrolled with which keys, who was turned out."""
+
+import base64
+import logging
+import time
+from typing import get_args
+
+from sqlalchemy import select, update
+
+from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, Role
+from ...client_node.enrolment.identity import fingerprint
+from ..errors import Conflict, EnrolmentInvalid
+from ..store.store import Node, Store
+from .invites import VALID_S, check, code_text, digest_of, new_invite
+from .pki import Pki
+
+logger = logging.getLogger(__name__)
+
+
+class Register:
+    """Invites, enrols and revokes nodes; answers the gate's question whose key a request carries."""
+
+    def __init__(self, store: Store, pki: Pki) -> None:
+        self._store, self._pki = store, pki
+
+    def invite(self, name: str, roles: tuple[Role, ...], address: str) -> str:
+        """A one-time code for `name`. A node that has not enrolled can be invited again; the old code dies.
+
+        Raises:
+            Conflict: the name is enrolled already.
+        """
+        secret, digest = new_invite()
+        with self._store.session() as session:
+            node = session.get(Node, name)
+            if node is not None and node.enrolled_at is not None:
+                raise Conflict(f"{name} is enrolled already; revoke it and choose another name for its new keys")
+            if node is None:
+                node = Node(name=name, roles="")
+                session.add(node)
+            node.roles = ",".join(roles)
+            node.invite_digest, node.invite_expires = digest, time.time() + VALID_S
+            node.revoked_at = None  # set here only if the last invitation was withdrawn
+            self._store.audit(session, f"{name} invited to {node.roles}")
+        return code_text(address, secret, self._pki.ca_digest)
+
+    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+        """Registers the keys of whoever holds a valid code; its proofs of possession were checked by the gate.
+
+        The same keys with the same code get the same answer again: the first one may never have arrived.
+
+        Raises:
+            InviteRefused: the code is unknown, expired, or used by other keys.
+            EnrolmentInvalid: keys are taken, or an aggregator names no address or certificate.
+        """
+        secret = bytes.fromhex(request.secret)
+        key = fingerprint(request.transport_public.encode())
+        with self._store.session() as session:
+            node = session.scalars(select(Node).where(Node.invite_digest == digest_of(secret))).first()
+            is_repeat = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
+            check(
+                secret,
+                digest=node.invite_digest if node else None,
+                expires_at=(node.invite_expires or 0.0) if node else 0.0,
+                is_used=node is not None and node.enrolled_at is not None and not is_repeat,
+            )
+            assert node is not None  # `check` refuses an unknown code
+            answer = EnrolAnswer(name=node.name, roles=_roles(node), coordinator=self._pki.identity_hex)
+            if is_repeat:
+                return answer
+            if "aggregate" in answer.roles and not (request.party_address and request.party_certificate):
+                raise EnrolmentInvalid("an aggregator names where the other two reach it: --party-address HOST:PORT")
+            taken = select(Node).where((Node.fingerprint == key) | (Node.identity == request.identity))
+            if session.scalars(taken).first() is not None:
+                raise EnrolmentInvalid("these keys are registered under another name; enrol from a fresh home")
+            node.identity, node.fingerprint = request.identity, key
+            node.transport_key = request.transport_public.encode()
+            node.party_address, node.party_certificate = request.party_address, request.party_certificate
+            node.enrolled_at = time.time()
+            self._store.audit(session, f"{node.name} enrolled with identity {request.identity}")
+        logger.info("%s enrolled to %s", answer.name, " and ".join(answer.roles))
+        return answer
+
+    def revoke(self, name: str) -> None:
+        """Turns a node out, the code it was invited with included: the gate refuses its next request."""
+        node = self._store.node(name)
+        turned_out = {"revoked_at": time.time(), "invite_digest": None}
+        with self._store.session() as session:
+            session.execute(update(Node).where(Node.name == node.name).values(**turned_out))
+            self._store.audit(session, f"{name} revoked")
+
+    def site_of(self, key: str) -> str | None:
+        """The name of the enrolled, unrevoked node with this transport key fingerprint."""
+        with self._store.session() as session:
+            node = session.scalars(select(Node).where(Node.fingerprint == key)).first()
+            return node.name if node is not None and node.revoked_at is None else None
+
+    def revoked_site(self, key: str) -> str | None:
+        """The name of the node that had this transport key until it was turned out."""
+        with self._store.session() as session:
+            node = session.scalars(select(Node).where(Node.fingerprint == key)).first()
+            return node.name if node is not None and node.revoked_at is not None else None
+
+    def site_with_identity(self, identity: str) -> str | None:
+        """The name of the enrolled, unrevoked node with this Ed25519 key."""
+        with self._store.session() as session:
+            node = session.scalars(select(Node).where(Node.identity == identity)).first()
+            return node.name if node is not None and node.revoked_at is None else None
+
+    def studies(self, name: str) -> list[dict[str, str]]:
+        """Every study, for a node that asks; a study holds no secret among the federation's members."""
+        return [
+            {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
+            for row in self._store.studies()
+        ]
+
+
+def _roles(node: Node) -> tuple[Role, ...]:
+    return tuple(role for role in get_args(Role) if role in node.roles.split(","))

@@ -1,0 +1,331 @@
+"""The coordinator's end of Flower. The only file here that imports flwr.
+
+`Fleet` runs in the ServerApp process that drives a run and needs only Flower's public Grid. `Control` runs in
+`coordinator serve` and speaks to the SuperLink's operator interface on loopback, one small HTTP request for each order,
+because the `flwr` command takes two seconds to start. The rest reads the few protobuf fields that the gate checks.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import ssl
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import TIMESTAMP_HEADER as _TIMESTAMP
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListNodesResponse,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    StartRunRequest,
+    StartRunResponse,
+    StopRunRequest,
+    StopRunResponse,
+    UnregisterNodeRequest,
+    UnregisterNodeResponse,
+)
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.fab import Fab
+
+from ...client_node.enrolment.identity import fingerprint, wire_form
+from ...client_node.errors import PacketInvalid
+from ...client_node.flower import pack, unpack
+from ...client_node.wire.messages import Packet
+from ..errors import SuperLinkFailed
+from .nodes import NodeFailure
+from .wake import wake
+
+logger = logging.getLogger(__name__)
+
+KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
+SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER.encode()
+TIMESTAMP_HEADER = _TIMESTAMP.encode()
+
+_POLL_S = 0.1
+_AT_ONCE = 4  # replies taken in one pull; bounds what this process holds, however many sites there are
+_ARRIVAL_S = 30.0  # for the parts of a reply to arrive after its head
+_CALL_S = 20.0
+_KEY_TAKEN = 23  # Flower's ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """The federation's nodes, by name, as seen from a run.
+
+    A node is who its enrolled key says: `site_of` (transport key's fingerprint -> name, None if unknown or revoked)
+    comes from the coordinator's own register. The name that Flower keeps beside a node is never used.
+    """
+
+    def __init__(self, grid: Grid, site_of: Callable[[str], str | None] | None = None) -> None:
+        self._grid, self._site_of = grid, site_of
+        _hasten_pulls()
+
+    def trust(self, site_of: Callable[[str], str | None]) -> None:
+        """Names the register that says whose key is whose; nobody is known before."""
+        self._site_of = site_of
+
+    def online(self) -> set[str]:
+        """Names of the nodes whose heartbeat has not lapsed."""
+        return {name for name, (_, is_online) in self._nodes().items() if is_online}
+
+    def ask(
+        self, kind: str, requests: Mapping[str, Packet], timeout: float
+    ) -> Iterator[tuple[str, Packet | NodeFailure]]:
+        """Sends each node its packet and yields what comes back, one for each name asked, as it arrives.
+
+        Blobs that several requests share are uploaded once. A request that is not taken within `timeout` seconds is
+        never delivered later.
+
+        Args:
+            kind: what the node's handler is told, a Python identifier.
+            requests: node name -> packet.
+            timeout: seconds; then the missing ones are yielded as failures.
+        """
+        deadline = time.monotonic() + timeout
+        nodes = self._nodes()
+        reached = [name for name in requests if name in nodes]
+        for name in requests:
+            if name not in nodes:
+                yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
+        messages = [
+            Message(pack(requests[name]), nodes[name][0], f"query.{kind}", ttl=timeout, group_id="") for name in reached
+        ]
+        waiting: dict[str, tuple[str, int]] = {}
+        taken = list(self._grid.push_messages(messages)) if messages else []
+        if len(taken) != len(messages):
+            raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
+        for name, message_id in zip(reached, taken, strict=True):
+            if message_id is None:
+                yield name, NodeFailure(reason="unknown", message="the SuperLink did not take the message")
+            else:
+                waiting[message_id] = (name, nodes[name][0])
+        del messages
+        wake()
+        while waiting:
+            for window in _windows(list(waiting)):
+                for reply in self._grid.pull_messages(window):
+                    name, node_id = waiting.get(reply.metadata.reply_to_message_id, ("", 0))
+                    if not name:
+                        continue
+                    if reply.metadata.src_node_id not in (node_id, SUPERLINK_NODE_ID):
+                        logger.warning("node %d answered in place of %s; ignored", reply.metadata.src_node_id, name)
+                        continue
+                    del waiting[reply.metadata.reply_to_message_id]
+                    yield name, _read_reply(reply)
+            if not waiting:
+                return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        for name, _ in waiting.values():
+            yield name, NodeFailure(reason="timeout", message=f"no answer within {timeout:g} s")
+
+    def _nodes(self) -> dict[str, tuple[int, bool]]:
+        if self._site_of is None:
+            raise SuperLinkFailed("the fleet has no register of keys; call Fleet.trust first")
+        found: dict[str, tuple[int, bool]] = {}
+        for node in self._grid.get_nodes():
+            name, is_online = self._site_of(fingerprint(node.public_key)), node.online_until > time.time()
+            if name is not None and (is_online or name not in found):
+                found[name] = (node.node_id, is_online)
+        return found
+
+
+def _windows(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]
+
+
+def _read_reply(reply: Message) -> Packet | NodeFailure:
+    if reply.has_error():
+        if reply.metadata.src_node_id != SUPERLINK_NODE_ID:
+            return _read_failure(reply.error.reason or "")
+        if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+            return NodeFailure(reason="offline")
+        return NodeFailure(reason="timeout", message="the message or its answer expired or did not arrive whole")
+    try:
+        return unpack(reply.content)
+    except PacketInvalid as err:
+        return NodeFailure(reason="invalid", message=str(err))
+
+
+def _read_failure(text: str) -> NodeFailure:
+    try:
+        told = json.loads(text)
+        return NodeFailure(reason="failed", error=str(told["error"])[:64], message=str(told["message"])[:2000])
+    except (ValueError, KeyError, TypeError):
+        return NodeFailure(reason="failed", error="unreadable")
+
+
+@functools.cache
+def _hasten_pulls() -> None:
+    """Makes the Grid look again after 20 ms, not after 1 s, for parts of a reply that are still on their way.
+
+    Flower binds that pause as a default argument. Without this the answer is the same and a round takes seconds longer,
+    so nothing here may fail.
+    """
+    from flwr.superlink.grid import http_grid
+
+    pulls = getattr(http_grid, "pull_objects", None)
+    if pulls is not None:
+        hastened = functools.partial(pulls, initial_backoff=0.02, backoff_cap=0.25, max_time=_ARRIVAL_S)
+        setattr(http_grid, "pull_objects", hastened)  # noqa: B010 (not an exported name: mypy refuses the plain form)
+
+
+class Control:
+    """Orders to the SuperLink, over its operator interface on loopback."""
+
+    def __init__(self, port: int, ca_path: Path) -> None:
+        self._client = httpx.Client(
+            base_url=f"https://127.0.0.1:{port}", verify=ssl.create_default_context(cafile=str(ca_path)),
+            timeout=_CALL_S, trust_env=False,
+            headers={"content-type": "application/protobuf", "accept": "application/protobuf"},
+        )  # fmt: skip
+
+    def register(self, transport_public: bytes, name: str) -> int:
+        """Lets a key in; returns its node id, the present one if the key is registered already."""
+        key = wire_form(transport_public)
+        try:
+            request = RegisterNodeRequest(public_key=key, name=name)
+            return int(self._call("register-node", request, RegisterNodeResponse).node_id)
+        except _KeyTaken:
+            nodes = self._call("list-nodes", ListNodesRequest(), ListNodesResponse).nodes_info
+            return int(next(node.node_id for node in nodes if node.public_key == key))
+
+    def unregister(self, node_id: int) -> None:
+        """Shuts a node out; one that is not there is fine."""
+        try:
+            self._call("unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
+        except _NotFound:
+            logger.debug("node %d was not registered", node_id)
+
+    def is_up(self) -> bool:
+        """Whether the SuperLink answers."""
+        try:
+            self._call("list-nodes", ListNodesRequest(), ListNodesResponse)
+        except SuperLinkFailed:
+            return False
+        return True
+
+    def start_run(self, fab: bytes, config: Mapping[str, str]) -> int:
+        """Starts the ServerApp in `fab`; returns Flower's id of the run."""
+        bundle = fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {}))
+        request = StartRunRequest(fab=bundle, override_config=user_config_to_proto({**config}))
+        answer = self._call("start-run", request, StartRunResponse)
+        if not answer.HasField("run_id"):
+            raise SuperLinkFailed("the SuperLink did not start the run; its log says why")
+        return int(answer.run_id)
+
+    def stop_run(self, flower_run: int) -> None:
+        """Ends a run's ServerApp."""
+        self._call("stop-run", StopRunRequest(run_id=flower_run), StopRunResponse)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def _call(self, order: str, request: Any, answer_type: Callable[[], T]) -> T:
+        try:
+            response = self._client.post(f"/v1/control/{order}", content=request.SerializeToString())
+        except httpx.HTTPError as err:
+            raise SuperLinkFailed(f"the SuperLink does not answer ({type(err).__name__})") from err
+        if response.is_error:
+            code = _error_code(response.content)
+            refused = _KeyTaken if code == _KEY_TAKEN else _NotFound if response.status_code == 404 else SuperLinkFailed
+            raise refused(f"the SuperLink refused {order}: {response.status_code}, code {code}")
+        answer = answer_type()
+        answer.ParseFromString(response.content)  # type: ignore[attr-defined]
+        return answer
+
+
+class _KeyTaken(SuperLinkFailed):
+    pass
+
+
+class _NotFound(SuperLinkFailed):
+    pass
+
+
+def _error_code(content: bytes) -> int | None:
+    try:
+        code = json.loads(content)["code"]
+        return int(code)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def build_fab(folder: Path) -> bytes:
+    """The app bundle made of `folder`, as `flwr run` would send it."""
+    from flwr.cli.build import build_fab_from_disk  # half a second to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Flower's use of pathspec
+        return bytes(build_fab_from_disk(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whom a node's request speaks for, and of how many parts the message consists that it announces."""
+
+    node_ids: tuple[int, ...]  # of the caller first, then of the senders of its messages; empty for an activation
+    parts: int = 0
+
+
+_NODE_CALLS: Mapping[str, Callable[[bytes], Any]] = {
+    "send-node-heartbeat": SendNodeHeartbeatRequest.FromString,
+    "pull-messages": PullMessagesRequest.FromString,
+    "pull-object": PullObjectRequest.FromString,
+    "push-object": PushObjectRequest.FromString,
+    "confirm-message-received": ConfirmMessageReceivedRequest.FromString,
+}
+
+
+def read_claim(call: str, body: bytes) -> Claim:
+    """What the gate needs to know of a request's body. Raises ValueError if it cannot be read."""
+    try:
+        if call == "activate-node":
+            ActivateNodeRequest.FromString(body)
+            return Claim(())
+        if call == "deactivate-node":
+            return Claim((DeactivateNodeRequest.FromString(body).node_id,))
+        if call == "push-messages":
+            push = PushMessagesRequest.FromString(body)
+            if len(push.messages_list) != 1 or len(push.message_object_trees) != 1:
+                raise ValueError("one message at a time")
+            senders = (push.node.node_id, *(message.metadata.src_node_id for message in push.messages_list))
+            return Claim(senders, _count(push.message_object_trees[0]))
+        return Claim((_NODE_CALLS[call](body).node.node_id,))
+    except ValueError:
+        raise
+    except Exception as err:  # protobuf's DecodeError derives from Exception alone
+        raise ValueError("not a protobuf message of this call") from err
+
+
+def activated_node(answer: bytes) -> int:
+    """The node id that the SuperLink gave to an activation."""
+    return int(ActivateNodeResponse.FromString(answer).node_id)
+
+
+def _count(tree: ObjectTree) -> int:
+    return 1 + sum(_count(child) for child in tree.children)

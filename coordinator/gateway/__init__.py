@@ -1,0 +1,1 @@
+"""The public port: listener, gate, enrolment, and the SuperLink behind it."""

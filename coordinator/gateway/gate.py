@@ -1,0 +1,368 @@
+"""The gate: the federation's only public port.
+
+Flower serves sites, operators and running apps on one port, and the last two without a password: whoever reaches it can
+enrol a key or start code. So the SuperLink listens on loopback and this ASGI app lets through what a node needs and
+nothing else. It checks, for every request, that
+
+- the path is one of the eight that a node uses (all others are 404, enrolling oneself included);
+- the key shown is enrolled and not revoked *now*, and the caller holds its private half (signed timestamp);
+- the node id spoken for is the caller's own: Flower takes site B's reply in site A's name;
+- the body is small enough, and a reply has a bounded number of parts.
+
+Four paths of our own: the CA certificate, enrolment, and the list of studies. Whoever is turned away leaves one line in
+the log `confide.gate`, at most one a minute for each key; secrets and bodies are never logged.
+
+Out of scope: a node that floods with well-formed messages fills the SuperLink's cache; revoke it.
+"""
+
+import asyncio
+import binascii
+import datetime as dt
+import json
+import logging
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import ValidationError
+
+from ...client_node.enrolment import enrol
+from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ...client_node.enrolment.identity import fingerprint, load_transport_public
+from ..errors import EnrolmentInvalid, InviteRefused
+from ..fleet import flower
+from ..fleet.wake import HOLD_S, WakeListener
+from .listener import DoorLog, serve_gate
+from .upstream import Upstream, UpstreamAway
+
+__all__ = ["FleetGate", "Registry", "serve_gate"]
+
+FLEET = "/v1/fleet/"
+REFUSED_HEADER = b"confide-refused"  # says to a node that a 401 is the gate's own, final word
+MAX_OBJECT = 6 << 20  # bytes; Flower cuts arrays at 5 MiB
+MAX_PARTS = 256  # objects in one message: 1.2 GB
+_FLEET_CAPS = {
+    "activate-node": 4 << 10,
+    "deactivate-node": 1 << 10,
+    "send-node-heartbeat": 1 << 10,
+    "pull-messages": 1 << 10,
+    "push-messages": 256 << 10,
+    "pull-object": 4 << 10,
+    "push-object": MAX_OBJECT,
+    "confirm-message-received": 4 << 10,
+}
+_OWN_CAP = 32 << 10
+_CLOCK_S = 300.0  # Flower's own tolerance
+_BODY_S = 60.0  # for a whole request body to arrive
+_HOP = {b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Registry(Protocol):
+    """Whom the federation knows. Asked at every request, so answers must be current and quick."""
+
+    def site_of(self, fingerprint: str) -> str | None:
+        """The node whose transport key has this fingerprint, None if it is unknown or revoked."""
+
+    def revoked_site(self, fingerprint: str) -> str | None:
+        """The node that had this transport key until it was revoked."""
+
+    def site_with_identity(self, identity: str) -> str | None:
+        """The node with this Ed25519 public key (hex), None if it is unknown or revoked."""
+
+
+class _TurnedAway(Exception):
+    """Ends a request with `status`; the line in the log is written already."""
+
+    def __init__(self, status: int, error: str = "", message: str = "", *, refused: str = "") -> None:
+        self.status, self.error, self.message, self.refused = status, error, message, refused
+
+
+class FleetGate:
+    """The ASGI app.
+
+    Args:
+        registry: who may pass.
+        enroll: admits a node or raises InviteRefused or EnrolmentInvalid; the proofs in the request hold already. The
+            same keys with the same code again must get the same answer: the first one may not have reached the node.
+        studies: what a known node may see; each with `canonical`, `hash` and `signature`.
+        ca_path: the federation's CA certificate, PEM.
+        superlink: port of the SuperLink on loopback.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        enroll: Callable[[EnrolRequest], EnrolAnswer],
+        studies: Callable[[str], list[dict[str, str]]],
+        ca_path: Path,
+        superlink: int,
+    ) -> None:
+        self._registry, self._enroll, self._studies = registry, enroll, studies
+        self._ca = ca_path.read_bytes()
+        self._upstream = Upstream("127.0.0.1", superlink, ca_path)
+        self._wake = WakeListener(superlink)
+        self._door = DoorLog()
+        self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
+        self._nonces: dict[str, float] = {}
+        self._is_closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] == "lifespan":
+            return await self._live(receive, send)
+        if scope["type"] != "http":
+            return
+        method, path = scope["method"], scope["path"]
+        try:
+            if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
+                status, headers, body = await self._fleet(scope, receive, path[len(FLEET) :])
+            elif method == "GET" and path == enrol.CA_PATH:
+                status, headers, body = 200, [(b"content-type", b"application/x-pem-file")], self._ca
+            elif method == "POST" and path == enrol.ENROLL_PATH:
+                status, headers, body = await self._enrol(scope, await self._body(scope, receive, _OWN_CAP))
+            elif method == "POST" and path == enrol.STUDIES_PATH:
+                status, headers, body = await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
+            else:
+                self._door.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
+                raise _TurnedAway(404)
+        except _TurnedAway as end:
+            status, headers, body = _answer(end)
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._wake.open()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._is_closing = True
+        self._wake.close()
+        await self._upstream.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _fleet(self, scope: Scope, receive: Receive, call: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        key_id, site = self._caller(scope)
+        body = await self._body(scope, receive, _FLEET_CAPS[call])
+        claim = self._own_node(call, body, key_id, site)
+        headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
+        gone = asyncio.ensure_future(_disconnected(receive))
+        until = time.monotonic() + HOLD_S
+        try:
+            while True:
+                called = self._wake.count
+                status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
+                if call != "pull-messages" or status != 200 or answer or not await self._held(called, until, gone):
+                    break
+                if self._registry.site_of(key_id) is None:
+                    raise _TurnedAway(401, refused="revoked")
+        finally:
+            gone.cancel()
+        if call == "activate-node" and status == 200:
+            self._node_ids[key_id] = flower.activated_node(answer)
+        return status, [pair for pair in answered if pair[0].lower() not in _HOP], answer
+
+    async def _forward(
+        self, call: str, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, claim: int | None
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        try:
+            status, answered, answer = await self._upstream.post(FLEET + call, headers, body)
+        except UpstreamAway as err:
+            raise _TurnedAway(503) from err  # nodes read 503 as: try again
+        if status == 401:
+            # The key is good here, so Flower's cache has lost it, or the id is of another registration.
+            self._door.turned_away(
+                "stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call
+            )
+            raise _TurnedAway(503)
+        return status, answered, answer
+
+    async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
+        """Whether a call came while the poll was held and its node is still there to get what the next one brings."""
+        if self._is_closing or (left := until - time.monotonic()) <= 0:
+            return False
+        waker = asyncio.ensure_future(self._wake.changed(called))
+        done, _ = await asyncio.wait({waker, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        waker.cancel()
+        return waker in done and gone not in done and not self._is_closing
+
+    def _caller(self, scope: Scope) -> tuple[str, str]:
+        """Fingerprint and site of whoever signs the request. Raises `_TurnedAway`."""
+        headers, peer = dict(scope["headers"]), _peer(scope)
+        try:
+            key, key_id = _known_form(b64decode(headers[flower.KEY_HEADER], validate=True))
+            stamp = headers[flower.TIMESTAMP_HEADER]
+            signature = b64decode(headers[flower.SIGNATURE_HEADER], validate=True)
+            age = time.time() - dt.datetime.fromisoformat(stamp.decode("ascii")).timestamp()
+        except (KeyError, ValueError, binascii.Error) as err:
+            self._door.turned_away("unsigned", peer, "%s showed no readable key and signature", peer)
+            raise _TurnedAway(401, refused="unsigned") from err
+        site = self._registry.site_of(key_id)
+        if site is None:
+            if former := self._registry.revoked_site(key_id):
+                self._door.turned_away(
+                    "revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], former, peer
+                )
+                raise _TurnedAway(401, refused="revoked")
+            self._door.turned_away("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
+            raise _TurnedAway(401, refused="unknown")
+        try:
+            key.verify(signature, stamp, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature as err:
+            self._door.turned_away(
+                "signature", peer, "%s showed the key of site %r but cannot sign with it", peer, site
+            )
+            raise _TurnedAway(401, refused="signature") from err
+        if abs(age) > _CLOCK_S:
+            self._door.turned_away("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
+            raise _TurnedAway(503)  # its operator can mend that without a new enrolment
+        return key_id, site
+
+    def _own_node(self, call: str, body: bytes, key_id: str, site: str) -> int | None:
+        """The node id that a request speaks for. Raises `_TurnedAway` if it is not the caller's own."""
+        try:
+            claim = flower.read_claim(call, body)
+        except ValueError as err:
+            self._door.turned_away("form", key_id, "site %r sent a %s that cannot be read", site, call)
+            raise _TurnedAway(400) from err
+        own = self._node_ids.get(key_id)
+        forged = [node for node in claim.node_ids if node != claim.node_ids[0] or (own is not None and node != own)]
+        if forged:
+            # 400, not 403: Flower's clients read 403 as "the run is over".
+            self._door.turned_away(
+                "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
+                site, key_id[:16], own if own is not None else claim.node_ids[0], forged[0],
+            )  # fmt: skip
+            raise _TurnedAway(400)
+        if claim.parts > MAX_PARTS:
+            self._door.turned_away(
+                "parts", key_id, "site %r sent a message of %d parts (at most %d)", site, claim.parts, MAX_PARTS
+            )
+            raise _TurnedAway(413)
+        return claim.node_ids[0] if claim.node_ids else None
+
+    async def _body(self, scope: Scope, receive: Receive, cap: int) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_S):
+                more = True
+                while more:
+                    event = await receive()
+                    if event["type"] == "http.disconnect":
+                        raise _TurnedAway(400)
+                    body += event.get("body", b"")
+                    if len(body) > cap:
+                        self._door.turned_away("size", _peer(scope), "%s sent more than %d bytes", _peer(scope), cap)
+                        raise _TurnedAway(413)
+                    more = event.get("more_body", False)
+        except TimeoutError as err:
+            raise _TurnedAway(408) from err
+        return bytes(body)
+
+    async def _enrol(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        peer = _peer(scope)
+        try:
+            request = EnrolRequest.model_validate_json(body)
+            _check_proofs(request)
+        except (ValidationError, ValueError, InvalidSignature) as err:
+            self._door.turned_away("enrolment", peer, "%s sent an enrolment that cannot be read or proven", peer)
+            raise _TurnedAway(
+                400, "invalid", "the coordinator cannot read this enrolment; versions may differ"
+            ) from err
+        key_id = fingerprint(request.transport_public.encode())
+        try:
+            answer = await asyncio.to_thread(self._enroll, request)
+        except InviteRefused as err:
+            self._door.turned_away("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
+            raise _TurnedAway(403, err.reason) from err
+        except EnrolmentInvalid as err:
+            self._door.turned_away("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
+            raise _TurnedAway(409, "invalid", str(err)) from err
+        except Exception as err:
+            logging.getLogger(__name__).exception("enrolment failed")
+            raise _TurnedAway(500) from err
+        self._door.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
+        return 200, _JSON, answer.model_dump_json().encode()
+
+    async def _list_studies(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        peer = _peer(scope)
+        try:
+            query = StudiesQuery.model_validate_json(body)
+            signature = bytes.fromhex(dict(scope["headers"])[enrol.SIGNATURE_HEADER.encode()].decode("ascii"))
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
+            key.verify(signature, StudiesQuery.signed_part(body))
+        except (ValidationError, ValueError, KeyError, InvalidSignature) as err:
+            self._door.turned_away("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
+            raise _TurnedAway(401, "unsigned", "the coordinator cannot verify this request") from err
+        site = self._registry.site_with_identity(query.identity)
+        if site is None:
+            self._door.turned_away(
+                "identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer
+            )
+            raise _TurnedAway(401, "unknown", "the coordinator does not know this node, or has revoked it")
+        if not self._is_fresh(query):
+            self._door.turned_away("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
+            raise _TurnedAway(
+                401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
+            )
+        try:
+            studies = await asyncio.to_thread(self._studies, site)
+        except Exception as err:
+            logging.getLogger(__name__).exception("listing studies failed")
+            raise _TurnedAway(500) from err
+        return 200, _JSON, json.dumps({"studies": studies}).encode()
+
+    def _is_fresh(self, query: StudiesQuery) -> bool:
+        now = time.time()
+        self._nonces = {nonce: seen for nonce, seen in self._nonces.items() if now - seen < 2 * _CLOCK_S}
+        fresh = abs(now - query.timestamp) <= _CLOCK_S and query.nonce not in self._nonces
+        if fresh:
+            self._nonces[query.nonce] = now
+        return fresh
+
+
+_JSON = [(b"content-type", b"application/json")]
+
+
+@lru_cache(maxsize=4096)
+def _known_form(pem: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
+    if len(pem) > 1024:
+        raise ValueError("a P-384 key is shorter")
+    return load_transport_public(pem), fingerprint(pem)
+
+
+def _check_proofs(request: EnrolRequest) -> None:
+    proven = request.proven()
+    identity = Ed25519PublicKey.from_public_bytes(bytes.fromhex(request.identity))
+    identity.verify(bytes.fromhex(request.identity_proof), proven)
+    transport = load_transport_public(request.transport_public.encode())
+    transport.verify(bytes.fromhex(request.transport_proof), proven, ec.ECDSA(hashes.SHA256()))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _answer(end: _TurnedAway) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    headers = [(REFUSED_HEADER, end.refused.encode())] if end.refused else []
+    if not end.error:
+        return end.status, headers, b""
+    return end.status, headers + _JSON, json.dumps({"error": end.error, "message": end.message}).encode()
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown address"

@@ -1,0 +1,239 @@
+"""Flower's server as a child of `coordinator serve`, on loopback only.
+
+Its operator and runtime interfaces have no password, so nothing but this machine may reach its port: nodes come through
+the gate. The child dies with its parent, also when that is killed; it is started again when it dies. It keeps its state
+in memory: an exchange takes half the processor time that it takes with a database, a run never survives a restart
+of the SuperLink anyway, and the coordinator's own store is the truth about keys. They are registered again at every
+start, under new node ids, and nodes find back by themselves.
+
+Not stopped here: a user on the same machine can reach the port. Run the coordinator on a machine of its own.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from ...client_node.enrolment.identity import wire_form
+from ..errors import SuperLinkFailed
+from ..federation.pki import Pki
+from ..fleet import flower
+from ..fleet.wake import PORT_VARIABLE
+
+logger = logging.getLogger(__name__)
+
+FAB = Path(__file__).resolve().parent / "fab"
+_BIN = Path(sys.executable).parent
+_START_S = 90.0  # 1 to 4 s on a free machine; tens on a crowded one
+_RESTART_S = (0.2, 10.0)
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class SuperLink:
+    """The SuperLink of one coordinator.
+
+    Args:
+        home: the coordinator's home, with its `pki` folder; state and log are kept under `home`/flower.
+        port: on 127.0.0.1; 0 takes a free one.
+        on_start: called after every start, also the first, before `start` returns: runs and node ids are new.
+        fab: folder of the app bundle that `submit` starts.
+    """
+
+    def __init__(self, home: Path, port: int, *, on_start: Callable[[], None] | None = None, fab: Path = FAB) -> None:
+        self.home, self.port = home.resolve(), port or _free_port()
+        self._pki, self._fab_folder = Pki.load(home), fab
+        self._folder = self.home / "flower"
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._control = flower.Control(self.port, self._pki.ca_path)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping, self._up = threading.Event(), threading.Event()
+        self._failure: Exception | None = None
+        self._fab = b""
+        self._on_start = on_start
+        self._names: dict[bytes, str] = {}  # transport key -> name
+        self._keys: dict[int, bytes] = {}  # every node id ever given -> its transport key
+        self._present: dict[bytes, int] = {}  # transport key -> node id in the running child
+        self._registering = threading.Lock()
+        # The kernel ties "die with the parent" to the thread that starts the child: this one lives as long as we do.
+        self._keeper = threading.Thread(target=self._keep, name="confide-superlink", daemon=True)
+
+    def start(self) -> None:
+        """Starts the child and waits until it answers. Raises `SuperLinkFailed`."""
+        self._end_strays()
+        if _is_open(self.port):
+            raise SuperLinkFailed(f"port {self.port} of 127.0.0.1 is taken by another program; choose another")
+        self._keeper.start()
+        deadline = time.monotonic() + _START_S
+        while not self._up.wait(0.05):
+            if self._failure is not None:
+                raise self._failure
+            if time.monotonic() > deadline:
+                self.stop()
+                raise SuperLinkFailed(f"the SuperLink did not start within {_START_S:.0f} s; see {self.log_path}")
+
+    def stop(self) -> None:
+        """Ends the child and whatever it started; returns when all are gone."""
+        self._stopping.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        self._control.close()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the child runs and has answered since its start."""
+        return self._up.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def log_path(self) -> Path:
+        """What the SuperLink and the runs' drivers print."""
+        return self._folder / "superlink.log"
+
+    def register(self, transport_public: bytes, name: str) -> int:
+        """Lets a transport key (OpenSSH or PEM form) in, also after restarts of the child; returns its node id.
+
+        Again for the same key: the same id. A restart gives the node another id, and `unregister` takes any of them.
+        """
+        key = wire_form(transport_public)
+        with self._registering:
+            self._names[key] = name
+            return self._register(key)
+
+    def unregister(self, node_id: int) -> None:
+        """Shuts a node out of the SuperLink; the gate does so already once the register says revoked."""
+        with self._registering:
+            key = self._keys.get(node_id, b"")
+            self._names.pop(key, None)
+            self._control.unregister(self._present.pop(key, node_id))
+
+    def submit(self, run_id: str) -> int:
+        """Starts a driver process for a run; returns Flower's own number for it. Raises `SuperLinkFailed`."""
+        if not self._fab:
+            self._fab = flower.build_fab(self._fab_folder)
+        return self._control.start_run(self._fab, {"run_id": run_id, "home": str(self.home)})
+
+    def withdraw(self, flower_run: int) -> None:
+        """Stops the driver process that `submit` started."""
+        self._control.stop_run(flower_run)
+
+    def _keep(self) -> None:
+        delay = _RESTART_S[0]
+        try:
+            while not self._stopping.is_set():
+                self._end_strays()
+                began, was_up = time.monotonic(), self._watch(self._spawn())
+                if self._stopping.is_set():
+                    return
+                delay = _RESTART_S[0] if was_up and time.monotonic() - began > 60 else min(delay * 2, _RESTART_S[1])
+                logger.warning("the SuperLink ended; starting it again in %.1f s (its log: %s)", delay, self.log_path)
+                self._stopping.wait(delay)
+        except Exception as err:
+            self._failure = err if isinstance(err, SuperLinkFailed) else SuperLinkFailed(str(err))
+            logger.exception("the SuperLink cannot be kept running")
+        finally:
+            if self._child is not None:
+                self._child.kill()  # nothing to save: its state is in memory and a cache
+                self._child.wait()
+            self._end_strays()
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> bool:
+        """Returns when the child has ended or is to end: whether it was up."""
+        while not self._stopping.is_set() and child.poll() is None:
+            if not self._up.is_set() and _is_open(self.port) and self._control.is_up():
+                try:
+                    self._register_again()
+                    if self._on_start is not None:
+                        self._on_start()
+                    self._up.set()
+                except SuperLinkFailed as err:
+                    logger.warning("keys are not registered yet: %s", err)
+            self._stopping.wait(0.5 if self._up.is_set() else 0.05)
+        was_up = self._up.is_set()
+        self._up.clear()
+        return was_up
+
+    def _register_again(self) -> None:
+        with self._registering:
+            self._present.clear()
+            for key in self._names:
+                self._register(key)
+
+    def _register(self, key: bytes) -> int:
+        node_id = self._control.register(key, self._names[key])
+        self._keys[node_id], self._present[key] = key, node_id
+        return node_id
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        pki = self._pki
+        command = [
+            str(_BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
+            "--ssl-ca-certfile", str(pki.ca_path), "--ssl-certfile", str(pki.certificate_path),
+            "--ssl-keyfile", str(pki.key_path), "--enable-supernode-auth", "--isolation", "subprocess",
+            "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+        with self.log_path.open("ab") as log:
+            self._child = child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder,
+                env=self._environment(), start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+        return child
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+        return inherited | {
+            "FLWR_HOME": str(self._folder),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; a run starts that much later, a poll costs 4 ms
+            PORT_VARIABLE: str(self.port),
+            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower starts its own children by bare name
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _end_strays(self) -> None:
+        """Kills what an earlier SuperLink of this home left: itself, its executor, the drivers of its runs.
+
+        Ours are those with our FLWR_HOME in their environment; a process id from a file alone could be anybody's.
+        """
+        strays = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(self._folder):
+                    process.kill()
+                    strays.append(process)
+            except (psutil.Error, OSError):  # gone, or another user's
+                continue
+        psutil.wait_procs(strays, timeout=5)
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel kills the child once the thread that started it is gone, however that came about."""
+    """For `preexec_fn`: the child is killed when the thread that started it ends, also by kill -9 (Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""What comes of a run: adapters, metrics, audits, reports, statistics of routing."""

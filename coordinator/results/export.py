@@ -1,0 +1,204 @@
+"""What a run leaves behind: the adapter as a PEFT directory, and how good it is on records that were held out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...client_node.data.records import read as read_records
+from ...client_node.policy.site_policy import SitePolicy
+from ...client_node.study.study import Study
+from ...client_node.training.study_model import StudyModel, load_study_model
+from ...models.adapters.card import ModelCard
+from ...models.adapters.lora import AdaptedModel
+from ...models.adapters.merging import save_merged
+from ...models.adapters.peft_export import export
+from ...models.backbones.checkpoints import ExpertFormat
+from ...models.evaluation.metrics import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
+from ...models.heads.losses import foretell
+from ...privacy.ledger.charges import Books, Spent, spent
+from ..errors import Conflict
+from ..store.ledger_replica import LedgerReplica
+from ..store.run_folder import RunFolder
+from ..store.store import Store, site_names
+from ..studies.catalogue import load_study, study_start
+from .metrics import measurement
+from .privacy_audit import require_audit
+
+_ROWS, _TEXTS = 1024, 16  # records scored at a time
+
+
+def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
+    """The study's model with the adapter as of the run's last committed round.
+
+    Args:
+        experts: format of the routed experts; None for the study's.
+
+    Raises:
+        Conflict: no round is committed yet.
+    """
+    study = load_study(store.study(store.run(run_id).study))
+    last = store.last_round(run_id)
+    if last.state_hash is None:
+        raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
+    folder = study_start(home, study).backbone
+    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, experts=experts)
+    exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
+    model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
+    return model
+
+
+def export_adapter(
+    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+) -> ModelCard:
+    """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
+
+    Args:
+        override_audit: the reason why a person exports without an audit that passed, kept in the audit log once the
+            adapter is written; None does not.
+
+    Raises:
+        AuditMissing: the study claims privacy and no audit stands for it.
+        FileExistsError: `directory` exists already.
+    """
+
+    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
+        export(adapted, backbone, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def merge_adapter(
+    store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
+) -> ModelCard:
+    """Writes the backbone with the run's adapter in its weights; arguments and refusals are those of `export_adapter`.
+
+    Raises:
+        UnsupportedModule: an adapted part of the backbone has no weights to add to.
+    """
+
+    def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
+        save_merged(adapted, backbone, directory, card)
+
+    return _publish(store, home, run_id, write, override_audit)
+
+
+def _publish(
+    store: Store,
+    home: Path,
+    run_id: str,
+    write: Callable[[AdaptedModel, Path, ModelCard], None],
+    override_audit: str | None,
+) -> ModelCard:
+    """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
+    study = load_study(store.study(store.run(run_id).study))
+    privacy = study.draft.privacy
+    has_guarantee = privacy.mode != "none"
+    require_charges(store, run_id)
+    adapted = trained_model(store, home, run_id, experts="float32").adapted  # a packed expert takes no sum
+    standing = require_audit(store, study, run_id, override_audit)
+    evaluation = store.evaluation(run_id)
+    is_measured = evaluation is not None and evaluation.problem is None
+    metrics = measurement(store, run_id).metrics if is_measured else None
+    writes = study.draft.data.text is not None
+    card = ModelCard(
+        study=study.name,
+        study_hash=study.study_hash,
+        backbone_hash=study.backbone_hash,
+        sites=tuple(site.name for site in study.sites),
+        rounds=store.last_round(run_id).number,
+        unit=study.draft.data.unit,
+        mode=privacy.mode,
+        epsilon=largest_epsilon(store, study, colluding=privacy.collusion).pld if has_guarantee else None,
+        delta=privacy.delta if has_guarantee else None,
+        collusion=privacy.collusion,
+        auc=metrics.auc if metrics and not writes else None,
+        exact_match=metrics.prevalence if metrics and writes else None,  # the share of records with label 1
+        audit=standing.card,
+        experts=study.draft.model.experts,
+    )
+    write(adapted, study_start(home, study).backbone, card)
+    if standing.override is not None:
+        with store.session() as session:
+            store.audit(session, standing.override)
+    return card
+
+
+def require_charges(store: Store, run_id: str) -> None:
+    """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
+    replica = LedgerReplica(store)
+    for row in store.opened(run_id):
+        for site in site_names(row):
+            if not replica.has_charge(site, run_id, row.number):
+                raise Conflict(
+                    f"run {run_id}: no charge of {site} for round {row.number} is here; restore the database"
+                )
+
+
+def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
+    """The most that any site has spent on a data set of the study's unit, at the study's delta."""
+    replica, worst = LedgerReplica(store), Spent(0.0, 0.0, 0, 0)
+    for site in study.sites:
+        books = Books.replay(replica.entries(site.name))
+        for dataset, unit in books.accounts():
+            if unit == study.draft.data.unit:
+                found = spent(books.releases(dataset, unit), colluding=colluding, delta=study.draft.privacy.delta)
+                worst = max(worst, found, key=lambda one: one.pld)
+    return worst
+
+
+def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
+    """Metrics with 95 % intervals over all the held-out tables together.
+
+    AUC, accuracy, Brier score and calibration error of a classifier; of what writes completions, exact match and
+    perplexity.
+    """
+    if study.draft.data.text is not None:
+        return _evaluate_text(model, study, policies)
+    scores, labels = zip(*(score(model, study, policy) for policy in policies), strict=True)
+    all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
+    metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
+    found = {name: asdict(metric(all_scores, all_labels)) for name, metric in metrics.items()}
+    return {"records": len(all_labels), **found}
+
+
+@torch.no_grad()
+def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the records that `policy` points to, for a study that classifies."""
+    examples = model.examples(read_records(policy, study))
+    parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
+    return torch.cat([model.adapted.classify(part) for part in parts]).numpy(), examples.targets
+
+
+@torch.no_grad()
+def _evaluate_text(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
+    exact: list[bool] = []
+    by_unit: dict[tuple[int, int], list[float]] = {}  # loss and tokens of all texts of a unit
+    for table, policy in enumerate(policies):
+        examples = model.examples(read_records(policy, study))
+        for start in range(0, len(examples.ids), _TEXTS):
+            here = slice(start, start + _TEXTS)
+            rows = torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
+            found = foretell(model.adapted.model, *rows)
+            exact += found.is_exact().tolist()
+            losses = (found.by_record() * found.tokens_R).tolist()
+            for unit, loss, tokens in zip(examples.units[here], losses, found.tokens_R.tolist(), strict=True):
+                so_far = by_unit.setdefault((table, int(unit)), [0.0, 0.0])
+                so_far[0], so_far[1] = so_far[0] + loss, so_far[1] + tokens
+    sums = np.array(list(by_unit.values())).reshape(-1, 2)
+    return {
+        "records": len(exact),
+        "exact_match": asdict(exact_match(exact)),
+        "perplexity": asdict(perplexity(sums[:, 0], sums[:, 1])),
+    }
+
+
+def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:
+    """A policy that reads `path` by the study's own column names, for records on the operator's machine."""
+    data = {"path": str(path), "name": "held-out", "unit": study.draft.data.unit, "unit_column": unit_column}
+    unused = {"budget": {"epsilon": 1.0, "delta": 1e-5}, "backbone": {"directory": "."}}
+    return SitePolicy.model_validate_json(json.dumps({"data": data, **unused}))

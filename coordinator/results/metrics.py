@@ -1,0 +1,69 @@
+"""What a run's evaluation tells and what it cost: from the noised histogram, which is public once it is opened."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from ...client_node.approval.assessment import planned_releases
+from ...models.evaluation.binned import BinnedMetrics, binned_metrics
+from ...privacy.accounting.composition import epsilon_pld
+from ..errors import Conflict
+from ..store.store import Store, site_names
+from ..studies.catalogue import load_study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """How good a run's final model is on the records that its sites hold out, one for each unit."""
+
+    run: str
+    rounds: int  # of training before it
+    sites: tuple[str, ...]  # whose records were summed
+    noise_std: float  # of each count
+    judged: Literal["labels", "completions"]  # of completions a positive is one that greedy decoding writes exactly
+    metrics: BinnedMetrics
+    unit: str
+    epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
+    epsilon_added: float | None  # what it adds to the updates of the run
+    delta: float | None
+    collusion: int  # colluding sites that epsilon allows for
+
+
+def measurement(store: Store, run_id: str) -> Measurement:
+    """The measured quality of a run's final model.
+
+    Raises:
+        Conflict: nothing was measured; says why.
+    """
+    study = load_study(store.study(store.run(run_id).study))
+    row, privacy = store.evaluation(run_id), study.draft.privacy
+    if study.draft.evaluation is None:
+        raise Conflict(f"study {study.name} has no [evaluation]; create one that has, or: coordinator adapter evaluate")
+    if row is None:
+        raise Conflict(f"run {run_id} is not evaluated yet; that comes after its last round")
+    if row.problem is not None:
+        raise Conflict(f"run {run_id}: {row.problem}")
+    sites = site_names(row)
+    updates, evaluations = planned_releases(study, sites=len(sites))
+    release = evaluations[0].over(len(sites))  # with what sites have added for missing ones
+    noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits
+    counts = json.loads(row.counts)
+    epsilon = added = None
+    if privacy.mode != "none":
+        before = [updates[0]] * updates[1]
+        epsilon = epsilon_pld([release], privacy.delta, privacy.collusion)
+        added = epsilon_pld([*before, release], privacy.delta, privacy.collusion)
+        added -= epsilon_pld(before, privacy.delta, privacy.collusion)
+    return Measurement(
+        run=run_id,
+        rounds=store.last_round(run_id).number,
+        sites=sites,
+        noise_std=noise_std,
+        judged="labels" if study.draft.data.text is None else "completions",
+        metrics=binned_metrics([counts[: len(counts) // 2], counts[len(counts) // 2 :]], noise_std=noise_std),
+        unit=study.draft.data.unit,
+        epsilon=epsilon,
+        epsilon_added=added,
+        delta=privacy.delta if epsilon is not None else None,
+        collusion=privacy.collusion,
+    )

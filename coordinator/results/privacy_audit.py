@@ -1,0 +1,168 @@
+"""Audits of a run's privacy, and the rule that no adapter which claims privacy is exported without one.
+
+An audit runs the sites' own training step on public canaries with the run's model, on this machine: no site and no
+record takes part, and it costs no budget. Two parts: `privacy.truth` tests the step claim by claim, `privacy.canaries`
+lets an auditor guess who took part and turns its right guesses into a lower bound on epsilon.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ... import __version__
+from ...client_node.study.study import Study
+from ...privacy.ledger import chain
+from ...privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
+from ..errors import AuditMissing, Conflict
+from ..store.store import PrivacyTest, Store
+from ..studies.catalogue import load_study
+
+if TYPE_CHECKING:
+    from ...privacy.audit.canaries import AuditResult
+    from ...privacy.audit.engine_checks import Checked, Engine
+
+_ROWS = 256  # of one microbatch
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands for a run that is exported."""
+
+    card: str  # what the model card says of the audits
+    override: str | None = None  # what the audit log must say once the adapter is written, if a person overrides them
+
+
+def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" = None) -> AuditFacts:
+    """Audits the training step of a run on its last committed state, and keeps what came out.
+
+    Args:
+        engine: stands in for the sites' own step; None is that step.
+
+    Raises:
+        Conflict: no round is committed yet, or the study claims no privacy.
+    """
+    from ...client_node.training.trainer import release_terms
+    from ...privacy.audit.canaries import AuditedStep, run_audit
+    from ...privacy.audit.engine_checks import check_engine, site_round
+    from ...privacy.mechanism.site_round import LocalSteps
+    from .export import trained_model
+
+    study = load_study(store.study(store.run(run_id).study))
+    privacy = study.draft.privacy
+    if privacy.mode == "none":
+        raise Conflict(f"run {run_id} claims no privacy: there is nothing to audit, and export asks for none")
+    started, engine = time.monotonic(), engine or site_round
+    model, last = trained_model(store, home, run_id), store.last_round(run_id)
+    terms = release_terms(
+        study.draft,
+        privacy.mode,
+        site_noise=study.site_noise(study.planned_round(1)),
+        scale_bits=study.scale_bits,
+        max_rows=max(_ROWS, study.draft.data.max_records_per_unit),
+    )
+    # Canaries are in one step at a fixed clip: an adaptive one's start value, with the noise that goes with it.
+    one_step = replace(
+        terms,
+        site_noise_int=study.site_noise(replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
+        clipping="fixed",
+        local=LocalSteps(),
+    )
+    # With top-up the noise of all sites is what any allowed sum has in the end.
+    sites = len(study.sites) if privacy.dropouts == "top-up" else study.quorum
+    step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
+    checked = check_engine(engine, model.adapted, model.words, terms)
+    guessed = run_audit(engine, model.adapted, model.words, step)
+    facts = _facts(study, run_id, last.number, checked, guessed, time.monotonic() - started)
+    verdict = "passed" if facts.passed else "FAILED"
+    store.add_privacy_test(
+        PrivacyTest(run=run_id, kind="audit", facts=json.dumps(dump(facts))),
+        f"audit of run {run_id} at round {last.number} {verdict}: at least {facts.lower_bound:.2f}, "
+        f"claimed {facts.claimed_epsilon:.2f}, {len(facts.findings)} findings",
+    )
+    return facts
+
+
+def _facts(
+    study: Study, run_id: str, round_number: int, checked: "Checked", guessed: "AuditResult", seconds: float
+) -> AuditFacts:
+    return AuditFacts(
+        run=run_id,
+        study=study.study_hash,
+        round=round_number,
+        time=chain.now(),
+        delta=guessed.delta,
+        claimed_epsilon=guessed.claim,
+        lower_bound=guessed.lower_bound,
+        largest_bound=guessed.reach,
+        confidence=guessed.design.confidence,
+        noise_multiplier=guessed.noise_multiplier,
+        colluding=study.draft.privacy.collusion,
+        steps=guessed.design.steps,
+        canaries=guessed.design.canaries,
+        guesses=guessed.design.guesses,
+        right=guessed.right,
+        checks=list(checked.checks),
+        findings=[AuditFinding(check=found.check, detail=found.detail) for found in checked.findings],
+        blocks=checked.blocks,
+        blocks_reached=checked.reached,
+        seconds=round(seconds, 1),
+        versions=f"confide {__version__}, torch {version('torch')}",
+    )
+
+
+def audits(store: Store, run_id: str) -> list[AuditFacts]:
+    """Every audit of a run, oldest first."""
+    return [audit_facts(text) for text in store.privacy_tests(run_id, "audit")]
+
+
+def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
+    """What the run's audits let a model card say.
+
+    An audit that failed stands in the way for good: what it found was in the code that trained the run.
+
+    Args:
+        override: why a person exports all the same.
+
+    Raises:
+        AuditMissing: the study claims privacy, nobody overrides, and the last round was not audited or an audit failed.
+    """
+    if study.draft.privacy.mode == "none":
+        return Standing("none, since the adapter claims no privacy")
+    last, found = store.last_round(run_id).number, audits(store, run_id)
+    failed = [facts for facts in found if not facts.passed]
+    current = [facts for facts in found if facts.round == last]
+    if current and not failed:
+        return Standing(summary(current[-1]))
+    if failed:
+        problem = f"failed: {summary(failed[-1])}"
+    else:
+        problem = f"is missing: {_what_there_is(found)}, and round {last} would be exported"
+    if override is None:
+        raise AuditMissing(
+            f"run {run_id} claims privacy, but its audit {problem}. Nothing was written. "
+            + ("" if failed else f"Run `coordinator audit privacy {run_id}` first. ")
+            + 'To export all the same, give a reason, which the model card will show: --override-audit "..."'
+        )
+    return Standing(
+        f"**overridden**: the audit {problem}; reason given: {override}",
+        f"export of run {run_id} overrides its audit, which {problem}; reason: {override}"[:2000],
+    )
+
+
+def summary(facts: AuditFacts) -> str:
+    """One audit in a line."""
+    bound = (
+        f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries were right, so epsilon of one "
+        f"audited step at a fixed clip is at least {facts.lower_bound:.2f} ({100 * facts.confidence:g} % confidence), "
+        f"claimed {facts.claimed_epsilon:.2f}"
+    )
+    if not facts.findings:
+        return f"{bound}; {len(facts.checks)} checks of the step found nothing"
+    return f"{bound}; {'; '.join(f'{found.check}: {found.detail}' for found in facts.findings)}"
+
+
+def _what_there_is(found: list[AuditFacts]) -> str:
+    return f"the last one is of round {found[-1].round}" if found else "there is none"

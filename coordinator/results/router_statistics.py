@@ -1,0 +1,115 @@
+"""What a backbone's routers do with a public text, or with synthetic records of its schema; no record is read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.backbones import checkpoints, deepseek_v3
+from ...models.backbones.pretraining import SyntheticRecords
+from ...models.evaluation.router_statistics import LayerRouting, router_statistics
+from ..errors import Conflict, NotFound
+
+MAX_TEXT_BYTES = 2**20
+LICENCE = "LICENSE.md"  # comes with every backbone that was imported
+_ROW = 256  # tokens of a row of text
+_RECORDS = 64  # at a time
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where the tokens of one reading went."""
+
+    directory: str
+    hash: str
+    read: str  # what, in words
+    layers: tuple[LayerRouting, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "directory": self.directory,
+            "hash": self.hash,
+            "read": self.read,
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
+
+
+def measure(
+    directory: Path,
+    text: Path | None,
+    *,
+    tokens: int,
+    model: Any | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Routing:
+    """Has a backbone read and counts which experts its routers choose.
+
+    Args:
+        directory: a backbone that reads records, which are then made up, or a checkpoint that reads text.
+        text: a UTF-8 file of at most 1 MiB; None for the licence that comes with the checkpoint.
+        tokens: how many to read at the most, from the start; of records, those that hold as many, and not fewer.
+        model: what reads in the backbone's place, the same with adapters.
+        progress: called with the number of tokens read so far.
+
+    Raises:
+        Conflict: a text for a backbone that reads records, or one that is too large, empty or not UTF-8.
+        NotFound: no text was given and none comes with the checkpoint.
+        ModelError: the directory holds no model that can be measured.
+    """
+    found = deepseek_v3.describe(directory)
+    if found.reads == "records":
+        if text is not None:
+            raise Conflict(f"{directory} reads records, no text; leave --text away, and synthetic ones are made up")
+        loaded = deepseek_v3.load(directory, expected_hash=found.hash)
+        model, batches = model or loaded.model, _records(SyntheticRecords(loaded.schema, questions=1, seed=0), tokens)
+        read = "synthetic records of its schema"
+    else:
+        source = _text(directory, text)
+        tokenizer = checkpoints.load_tokenizer(directory, expected_hash=found.hash)
+        ids = tokenizer(source, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+        if not ids:
+            raise Conflict(f"{text or LICENCE} is empty; name a file with words in it by --text")
+        model, batches = model or checkpoints.load_model(directory, expected_hash=found.hash), _rows(ids)
+        read = text.name if text is not None else f"{LICENCE} of the backbone"
+    layers = router_statistics(model, _told(batches, progress))
+    return Routing(str(directory), found.hash, read, layers)
+
+
+def _text(directory: Path, text: Path | None) -> str:
+    path = directory / LICENCE if text is None else text
+    if text is None and not path.exists():
+        raise NotFound(f"{directory} comes with no {LICENCE}; name a text for it to read by --text FILE")
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise Conflict(f"{path} is larger than {MAX_TEXT_BYTES} bytes; cut a part out of it")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Conflict(f"{path} is not UTF-8 text; save it as UTF-8") from None  # the error quotes it
+
+
+def _rows(ids: list[int]) -> Iterator[Batch]:
+    for row in torch.split(torch.tensor(ids), _ROW):
+        yield row[None], torch.ones(1, len(row), dtype=torch.bool)
+
+
+def _records(source: SyntheticRecords, tokens: int) -> Iterator[Batch]:
+    read = 0
+    while read < tokens:
+        ids, _ = source.batch(_RECORDS)
+        read += int((ids > 0).sum())
+        yield ids, ids > 0
+
+
+def _told(batches: Iterator[Batch], progress: Callable[[int], None] | None) -> Iterator[Batch]:
+    read = 0
+    for ids, is_token in batches:
+        yield ids, is_token
+        read += int(is_token.sum())
+        if progress is not None:
+            progress(read)

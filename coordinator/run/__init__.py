@@ -1,0 +1,1 @@
+"""One run: its rounds from top to bottom, what it relays, the server optimizer, its driver and progress."""

@@ -1,0 +1,117 @@
+"""Drives one run in a process of its own, under a lease, until it is done, stopped or has to wait for a person."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from ...client_node.errors import ClientNodeError
+from ...mpc.errors import MpcError
+from ...privacy.errors import PrivacyError
+from ..errors import Conflict, CoordinatorError, LeaseLost, RunStopped
+from ..federation.pki import Pki
+from ..federation.register import Register
+from ..fleet.nodes import Fleet
+from ..store.ledger_replica import LedgerReplica
+from ..store.run_folder import RunFolder
+from ..store.store import Store
+from ..studies.catalogue import load_study, study_start
+from .context import Drive
+from .rounds import drive_run, settle
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+LOG_FILE = "driver.log"  # in the run's folder
+
+
+def drive(fleet: Fleet, home: Path, run_id: str) -> None:
+    """Takes the run's lease and drives it; how it ended is in the store.
+
+    Errors of ours are for a person to mend: the run is marked failed and can be resumed. Anything else (a lost link to
+    Flower, say) leaves it running, and `coordinator serve` starts the next driver.
+    """
+    store = Store.open(home)
+    lease = store.acquire_lease(run_id)
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(store, run_id, lease, ended), daemon=True)
+    heart.start()
+    try:
+        with _logged(home, run_id):
+            _drive_or_say_why(fleet, store, home, run_id, lease)
+    finally:
+        ended.set()
+        heart.join()
+        store.close()
+
+
+def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> None:
+    try:
+        store.begin_driving(run_id, lease)
+        _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
+    except Conflict as err:
+        logger.info("%s", err)
+    except LeaseLost as err:
+        logger.warning("%s", err)
+    except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
+        logger.error("run %s failed: %s", run_id, err)
+        store.set_run_state(run_id, "failed", lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+
+
+@contextmanager
+def _logged(home: Path, run_id: str) -> Iterator[None]:
+    """Writes what is logged meanwhile to the run's own log: Flower, whose process this is, shows it to nobody."""
+    folder = RunFolder(home, run_id).path
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = logging.FileHandler(folder / LOG_FILE)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger(__package__.partition(".")[0])
+    before = ours.level
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+        handler.close()
+
+
+def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> Drive:
+    study = load_study(store.study(store.run(run_id).study))
+    start, pki = study_start(home, study), Pki.load(home)
+    fleet.trust(Register(store, pki).site_of)
+    return Drive(
+        fleet=fleet,
+        store=store,
+        folder=RunFolder(home, run_id),
+        replica=LedgerReplica(store),
+        study=study,
+        run=run_id,
+        lease=lease,
+        signer=pki.signer,
+        start=start.start,
+        head_size=start.head_size,
+    )
+
+
+def _drive_or_stop(drive: Drive) -> None:
+    try:
+        drive_run(drive)
+    except RunStopped as err:
+        logger.info("%s", err)
+        settle(drive, final=False)
+        drive.store.set_run_state(drive.run, "stopped", lease=drive.lease)
+
+
+def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_S):
+        try:
+            store.beat(run_id, lease)
+        except LeaseLost:
+            return  # the driver meets the same refusal at its next commit
+        except OperationalError as err:  # the database is busy for longer than it should be; the next beat tries again
+            logger.warning("run %s: no heartbeat: %s", run_id, err.orig)

@@ -1,0 +1,90 @@
+"""Follows a run in its store and shows it: rounds, time left, bytes, privacy spent."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...client_node.approval.assessment import planned_releases
+from ...client_node.study.study import Study
+from ...privacy.accounting.composition import Release, epsilon_pld
+from ..store.store import Round, Run, Store
+from ..studies.catalogue import load_study
+
+_ENDED = ("done", "failed", "stopped")
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a watched run ended."""
+
+    state: str
+    rounds: int
+    error: str | None
+
+
+def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:
+    """Shows the run until it is done, stopped or failed. `check` is called in between and may raise."""
+    study = load_study(store.study(store.run(run_id).study))
+    columns = (
+        TextColumn("[bold]round[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[spent]}"),
+        TextColumn("[dim]{task.fields[sent]}[/]"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[step]}[/]"),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = study.draft.rounds.rounds
+        bar = progress.add_task("rounds", total=total, spent="", sent="", step="")
+        while True:
+            run, rounds = store.run(run_id), store.rounds(run_id)
+            progress.update(
+                bar,
+                completed=len(rounds),
+                spent=spent_text(study, len(store.opened(run_id))),
+                sent=sent_text(rounds),
+                step=step_text(run),
+            )
+            if run.state in _ENDED:
+                return Ended(run.state, len(rounds), run.error)
+            if check is not None:
+                check()
+            time.sleep(_POLL_S)
+
+
+def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
+    """Epsilon by PLD that the first `rounds` rounds of the study, its evaluation the last of all, cost at a site that
+    spent nothing before; with all sites summed.
+    """
+    opened: Counter[Release] = Counter()
+    for release, count in planned_releases(study, sites=len(study.sites)):
+        opened[release] += min(count, rounds - opened.total())
+    return epsilon_pld(opened, study.draft.privacy.delta, colluding)
+
+
+def spent_text(study: Study, rounds: int) -> str:
+    """Epsilon so far and how much of what the whole study costs is left."""
+    privacy = study.draft.privacy
+    if privacy.mode == "none":
+        return "[red]no privacy[/]"
+    now = planned_epsilon(study, rounds, colluding=privacy.collusion)
+    whole = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
+    return f"ε {now:.2f} ({whole - now:.2f} left)"
+
+
+def sent_text(rounds: list[Round]) -> str:
+    """Sealed bytes that one site has sent."""
+    return f"{sum(row.bytes_per_site for row in rounds) / 1e6:.1f} MB a site"
+
+
+def step_text(run: Run) -> str:
+    """What the driver is doing."""
+    return run.step if run.state == "running" else run.state

@@ -1,0 +1,154 @@
+"""Files of one run: the trained vector after each round, and sealed envelopes until their round is committed.
+
+A file is written beside its final name, flushed to disk and renamed, so a name never stands for half a file.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from ...client_node.files import write_private
+from ...client_node.wire.chunks import Incoming
+from ...mpc.sharing.shares import set_name
+from ..errors import StateDamaged
+
+_COMPLETE = "complete"
+_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # of a checkpoint, and the names in its file
+
+Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
+Envelopes = dict[str, Sealed]  # site -> what is here of it whole and checked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """The trained vector after a round, and what the coordinator carries on to the next; all float32 [dim]."""
+
+    round: int
+    state: np.ndarray
+    velocity: np.ndarray
+    second_moment: np.ndarray | None = None  # with Adam, from round 1 on
+    average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
+    residual: np.ndarray | None = None  # what sites have not been sent yet, if states are rounded, from round 1 on
+
+    @classmethod
+    def beginning(cls, state: np.ndarray) -> Self:
+        """Round 0."""
+        return cls(round=0, state=state, velocity=np.zeros_like(state))
+
+    @property
+    def exported(self) -> np.ndarray:
+        """The vector that the run offers as its result, and that an evaluation measures."""
+        return self.state if self.average is None else self.average
+
+
+class RunFolder:
+    """The folder of one run under the coordinator's home."""
+
+    def __init__(self, home: Path, run_id: str) -> None:
+        self.path = home / "runs" / run_id
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns that."""
+        tensors = {name: getattr(checkpoint, name) for name in _TENSORS}
+        data = save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        state_hash = hashlib.sha256(data).hexdigest()
+        write_private(self._checkpoint(checkpoint.round, state_hash), data)
+        return state_hash
+
+    def prune(self, committed_round: int) -> None:
+        """Drops what no restart needs once `committed_round` is committed."""
+        for path in self.path.iterdir():
+            kind, _, rest = path.name.partition("-")
+            number = rest.partition("-")[0]
+            if kind in ("envelopes", "topups") and int(number) <= committed_round:
+                shutil.rmtree(path, ignore_errors=True)
+            if kind == "state" and int(number) <= committed_round - 2:
+                path.unlink(missing_ok=True)
+
+    def load(self, round_number: int, state_hash: str) -> Checkpoint:
+        """The checkpoint of a committed round. Raises `StateDamaged` if the file is not the committed one."""
+        path = self._checkpoint(round_number, state_hash)
+        try:
+            data = path.read_bytes()
+            tensors = load_tensors(data)
+        except (OSError, SafetensorError) as err:
+            raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
+        if hashlib.sha256(data).hexdigest() != state_hash:
+            raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
+        return Checkpoint(round=round_number, **tensors)
+
+    def secret(self) -> bytes:
+        """32 random bytes of this run that no aggregator is told, made at the first call."""
+        path = self.path / "secret"
+        if not path.exists():
+            write_private(path, secrets.token_bytes(32))
+        return path.read_bytes()
+
+    def envelopes(self, round_number: int) -> "Inbox":
+        """The sealed shares kept for a round: retried, it must be able to offer exactly the same set again."""
+        return Inbox(self.path / f"envelopes-{round_number}")
+
+    def fix_set(self, round_number: int, sites: Sequence[str]) -> None:
+        """Notes that a round is to be summed over `sites`, before any of them is asked to add noise for that."""
+        write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(sites)).encode())
+
+    def fixed_set(self, round_number: int) -> tuple[str, ...] | None:
+        """What `fix_set` noted last."""
+        path = self._topups(round_number) / "fixed.json"
+        return tuple(json.loads(path.read_bytes())) if path.exists() else None
+
+    def topups(self, round_number: int, sites: Sequence[str]) -> "Inbox":
+        """What sites have added for a sum over just `sites`."""
+        return Inbox(self._topups(round_number) / set_name(sites))
+
+    def _checkpoint(self, round_number: int, state_hash: str) -> Path:
+        return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
+
+    def _topups(self, round_number: int) -> Path:
+        return self.path / f"topups-{round_number}"
+
+
+class Inbox:
+    """Sealed shares of many sites for one purpose, each site's in a folder of its own until all three are there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def expect(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
+        """Makes ready for three files of a site, each of that size and SHA-256; drops parts of any other."""
+        sealed = self._incoming(site, files)
+        wanted = {incoming.digest for incoming in sealed}
+        folder = self._path / site
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.partition(".")[0] not in wanted:
+                path.unlink()
+        return sealed
+
+    def accept(self, site: str, sealed: Sealed) -> None:
+        """Notes durably that a site's three files are whole and checked."""
+        described = [(incoming.size, incoming.digest) for incoming in sealed]
+        write_private(self._path / site / _COMPLETE, json.dumps(described).encode())
+
+    def refuse(self, site: str) -> None:
+        """Drops what came of a site."""
+        shutil.rmtree(self._path / site, ignore_errors=True)
+
+    def read(self) -> Envelopes:
+        """What was accepted, by site."""
+        marks = sorted(self._path.glob(f"*/{_COMPLETE}"))
+        return {mark.parent.name: self._incoming(mark.parent.name, json.loads(mark.read_bytes())) for mark in marks}
+
+    def _incoming(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
+        first, second, third = (Incoming(self._path / site / digest, size, digest) for size, digest in files)
+        return first, second, third

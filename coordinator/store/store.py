@@ -1,0 +1,412 @@
+"""What the coordinator knows, in SQL: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
+
+This is the truth; what Flower keeps is a cache. A round exists once its row is committed, and only the holder of the
+run's current lease commits it. Large vectors are files named in rows by their SHA-256.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy import (
+    Double,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from ..errors import Conflict, LeaseLost, NotFound, StateDamaged
+
+RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
+
+
+SCHEMA = "0004"  # the newest of the migrations
+_MAX_STEP = 255  # characters
+
+
+class Base(DeclarativeBase):
+    """Declarative base of every table."""
+
+    type_annotation_map: ClassVar = {float: Double}  # seconds since 1970 do not fit in a single-precision FLOAT
+
+
+class Node(Base):
+    """An enrolled organisation's daemon, or an invitation that waits for it."""
+
+    __tablename__ = "node"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    roles: Mapped[str] = mapped_column(String(64))  # comma-separated: train, aggregate
+    invite_digest: Mapped[str | None] = mapped_column(String(64), index=True)
+    invite_expires: Mapped[float | None]
+    identity: Mapped[str | None] = mapped_column(String(64))  # Ed25519, hex
+    transport_key: Mapped[bytes | None] = mapped_column(LargeBinary)  # OpenSSH public key
+    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)  # SHA-256 of Flower's form of that key
+    party_address: Mapped[str | None] = mapped_column(String(255))
+    party_certificate: Mapped[str | None] = mapped_column(String(8192))
+    flower_id: Mapped[str | None] = mapped_column(String(32))  # in the SuperLink's cache, not an identity
+    enrolled_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class StudyRow(Base):
+    """An immutable study: its canonical JSON and the coordinator's signature."""
+
+    __tablename__ = "study"
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), index=True)
+    canonical: Mapped[bytes] = mapped_column(LargeBinary)
+    signature: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[float]
+
+
+class Run(Base):
+    """One execution of a study."""
+
+    __tablename__ = "run"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("study.hash"))
+    state: Mapped[str] = mapped_column(String(16))
+    lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
+    heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
+    step: Mapped[str] = mapped_column(String(_MAX_STEP), default="")  # what the driver is doing, for people
+    error: Mapped[str | None] = mapped_column(String(2000))
+    created_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
+class Round(Base):
+    """A committed round. `state_hash` names the file with the trained vector and the optimizer's velocity."""
+
+    __tablename__ = "round"
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
+    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
+    state_hash: Mapped[str] = mapped_column(String(64))
+    seconds: Mapped[float]
+    bytes_per_site: Mapped[int]  # sealed bytes that one site sent
+    lease: Mapped[int]
+    committed_at: Mapped[float]
+
+
+class Evaluation(Base):
+    """What came of a run's evaluation, the round after its last update. One that measured nothing says why."""
+
+    __tablename__ = "evaluation"
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    number: Mapped[int]  # of the round
+    sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
+    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
+    counts: Mapped[str] = mapped_column(Text)  # JSON list: the noised histogram, label 0 first, bins ascending
+    problem: Mapped[str | None] = mapped_column(String(2000))
+    seconds: Mapped[float]
+    bytes_per_site: Mapped[int]
+    lease: Mapped[int]
+    committed_at: Mapped[float]
+
+
+class LedgerRow(Base):
+    """A signed entry of a site's ledger, replicated."""
+
+    __tablename__ = "ledger"
+    site: Mapped[str] = mapped_column(String(63), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    hash: Mapped[str] = mapped_column(String(64))
+    entry: Mapped[str] = mapped_column(Text)  # JSON, hash and signature included
+
+
+class AuditRow(Base):
+    """Something an operator or a node did, in order."""
+
+    __tablename__ = "audit"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[float]
+    what: Mapped[str] = mapped_column(String(2000))
+
+
+class PrivacyTest(Base):
+    """What a measurement of a run's privacy found: an audit of its engine, or an attack on its adapter."""
+
+    __tablename__ = "privacy_test"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(16))  # audit or membership
+    facts: Mapped[str] = mapped_column(Text)  # JSON, as a report carries it
+
+
+class LeftOut(Base):
+    """A site that all three aggregators left out of a round because its vector was too long."""
+
+    __tablename__ = "left_out"
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(String(63), primary_key=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedRound:
+    """The last committed round of a run, round 0 before the first."""
+
+    number: int
+    state_hash: str | None
+
+
+class Store:
+    """The coordinator's database. Safe to open from several processes at once."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _sqlite_pragmas)
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+
+    @classmethod
+    def create(cls, home: Path) -> "Store":
+        """A new database under `home`, with its tables."""
+        store = cls.open(home)
+        migrate(store.url)
+        return store
+
+    @classmethod
+    def open(cls, home: Path) -> "Store":
+        """The database under `home`."""
+        return cls(f"sqlite:///{home.resolve() / 'coordinator.db'}")
+
+    def require_schema(self) -> None:
+        """Refuses a database that `serve` has not brought to this version's schema yet; changes nothing.
+
+        Raises:
+            Conflict: it is an earlier version's, or a later one's.
+            StateDamaged: it holds no schema at all.
+        """
+        name = self._engine.url.database
+        if not inspect(self._engine).has_table("alembic_version"):
+            raise StateDamaged(f"{name} holds no federation's tables; put the file back from a backup")
+        with self.session() as session:
+            version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
+        if version < SCHEMA:
+            raise Conflict(
+                f"{name} is an earlier version's; `coordinator serve` brings it to this version's schema when it "
+                "starts. Back it up, start `serve` once, then repeat this command; nothing was changed"
+            )
+        if version > SCHEMA:
+            raise Conflict(f"{name} is a later version's; install that version again. Nothing was changed")
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self._engine.url.render_as_string(hide_password=False)
+
+    def close(self) -> None:
+        """Releases every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on an error."""
+        with self._sessions.begin() as session:
+            yield session
+
+    def audit(self, session: Session, what: str) -> None:
+        """Adds a line to the audit log inside `session`'s transaction."""
+        session.add(AuditRow(at=time.time(), what=what))
+
+    def nodes(self) -> list[Node]:
+        """Every invited or enrolled node, by name."""
+        with self.session() as session:
+            return list(session.scalars(select(Node).order_by(Node.name)))
+
+    def node(self, name: str) -> Node:
+        """The node called `name`. Raises `NotFound`."""
+        with self.session() as session:
+            node = session.get(Node, name)
+        if node is None:
+            raise NotFound(f"no site is called {name!r}; `coordinator site list` shows them")
+        return node
+
+    def study(self, name_or_hash: str) -> StudyRow:
+        """The newest study of that name, or the one whose hash begins so. Raises `NotFound`."""
+        with self.session() as session:
+            by_name = select(StudyRow).where(StudyRow.name == name_or_hash).order_by(StudyRow.created_at.desc())
+            row = session.scalars(by_name.limit(1)).first()
+            if row is None and len(name_or_hash) >= 8:
+                by_hash = select(StudyRow).where(StudyRow.hash.startswith(name_or_hash, autoescape=True))
+                row = session.scalars(by_hash.limit(1)).first()
+        if row is None:
+            raise NotFound(f"no study is called {name_or_hash!r}; `coordinator study list` shows them")
+        return row
+
+    def studies(self) -> list[StudyRow]:
+        """Every study, oldest first."""
+        with self.session() as session:
+            return list(session.scalars(select(StudyRow).order_by(StudyRow.created_at)))
+
+    def runs(self) -> list[Run]:
+        """Every run, oldest first."""
+        with self.session() as session:
+            return list(session.scalars(select(Run).order_by(Run.created_at)))
+
+    def run(self, run_id: str) -> Run:
+        """The run called `run_id`. Raises `NotFound`."""
+        with self.session() as session:
+            row = session.get(Run, run_id)
+        if row is None:
+            raise NotFound(f"no run is called {run_id!r}; `coordinator run list` shows them")
+        return row
+
+    def rounds(self, run_id: str) -> list[Round]:
+        """Committed rounds of a run, in order."""
+        with self.session() as session:
+            return list(session.scalars(select(Round).where(Round.run == run_id).order_by(Round.number)))
+
+    def evaluation(self, run_id: str) -> Evaluation | None:
+        """What came of a run's evaluation; None while it is still to come, or if the study has none."""
+        with self.session() as session:
+            return session.get(Evaluation, run_id)
+
+    def opened(self, run_id: str) -> list[Round | Evaluation]:
+        """All that was opened in a run, in order: its rounds and, if it measured something, its evaluation."""
+        evaluation = self.evaluation(run_id)
+        measured = [evaluation] if evaluation is not None and evaluation.problem is None else []
+        return [*self.rounds(run_id), *measured]
+
+    def last_round(self, run_id: str) -> CommittedRound:
+        """The last committed round of a run."""
+        rounds = self.rounds(run_id)
+        if not rounds:
+            return CommittedRound(number=0, state_hash=None)
+        return CommittedRound(number=rounds[-1].number, state_hash=rounds[-1].state_hash)
+
+    def acquire_lease(self, run_id: str) -> int:
+        """Takes a run over from whoever drives it: the token grows, so an older driver can no longer commit."""
+        with self.session() as session:
+            taken = update(Run).where(Run.id == run_id).values(lease=Run.lease + 1, heartbeat=time.time())
+            return session.scalars(taken.returning(Run.lease)).one()
+
+    def beat(self, run_id: str, lease: int, step: str | None = None) -> None:
+        """Says that the holder of `lease` is alive, and at which step. Raises `LeaseLost`."""
+        values: dict[str, Any] = {"heartbeat": time.time()}
+        if step is not None:
+            values["step"] = step[:_MAX_STEP]
+        with self.session() as session:
+            self._fenced(session, run_id, lease, values)
+
+    def begin_driving(self, run_id: str, lease: int) -> None:
+        """Marks a pending run as running. Raises `Conflict` for one that ended, `LeaseLost` for an overtaken driver."""
+        with self.session() as session:
+            run = session.get(Run, run_id)
+            if run is None or run.state not in ("pending", "running", "stopping"):
+                raise Conflict(f"run {run_id} has ended; there is nothing to drive")
+            state = "stopping" if run.state == "stopping" else "running"
+            self._fenced(session, run_id, lease, {"state": state, "error": None})
+
+    def set_run_state(
+        self, run_id: str, state: RunState, *, lease: int | None = None, error: str | None = None
+    ) -> None:
+        """Moves a run to `state`; with `lease`, only for its holder."""
+        ended_at = time.time() if state in ("stopped", "done", "failed") else None
+        values: dict[str, Any] = {"state": state, "error": error, "ended_at": ended_at}
+        with self.session() as session:
+            if lease is None:
+                session.execute(update(Run).where(Run.id == run_id).values(**values))
+            else:
+                self._fenced(session, run_id, lease, values)
+            self.audit(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
+
+    def commit_round(self, row: Round | Evaluation) -> None:
+        """Makes a round, or the evaluation, exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
+        with self.session() as session:
+            self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
+            session.add(row)
+
+    def leave_out(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
+        """Keeps whose vectors were too long in a round, once, and says so in the audit log. Raises `LeaseLost`."""
+        with self.session() as session:
+            self._fenced(session, run_id, lease, {"heartbeat": time.time()})
+            for site in sites:
+                if session.get(LeftOut, (run_id, number, site)) is None:
+                    session.add(LeftOut(run=run_id, round=number, site=site))
+                    self.audit(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
+
+    def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
+        """By round, the sites whose vectors were too long; only rounds with such sites."""
+        wanted = select(LeftOut).where(LeftOut.run == run_id).order_by(LeftOut.round, LeftOut.site)
+        with self.session() as session:
+            rows = list(session.scalars(wanted))
+        return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
+
+    def ledger(self, site: str) -> list[LedgerRow]:
+        """Replicated entries of `site`, in order."""
+        wanted = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq)
+        with self.session() as session:
+            return list(session.scalars(wanted))
+
+    def last_ledger_row(self, site: str) -> LedgerRow | None:
+        """The newest replicated entry of `site`."""
+        newest = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq.desc()).limit(1)
+        with self.session() as session:
+            return session.scalars(newest).first()
+
+    def ledger_length(self, site: str) -> int:
+        """How many entries of `site` are replicated."""
+        with self.session() as session:
+            return session.scalars(select(func.count()).where(LedgerRow.site == site)).one()
+
+    def add_ledger(self, rows: Sequence[LedgerRow]) -> None:
+        """Appends verified entries to the replica."""
+        with self.session() as session:
+            session.add_all(rows)
+
+    def add_privacy_test(self, row: PrivacyTest, said: str) -> None:
+        """Keeps what a measurement found, and says so in the audit log. Nothing replaces an earlier one."""
+        with self.session() as session:
+            session.add(row)
+            self.audit(session, said)
+
+    def privacy_tests(self, run_id: str, kind: Literal["audit", "membership"]) -> list[str]:
+        """Facts of every measurement of that kind, oldest first."""
+        wanted = select(PrivacyTest.facts).where(PrivacyTest.run == run_id, PrivacyTest.kind == kind)
+        with self.session() as session:
+            return list(session.scalars(wanted.order_by(PrivacyTest.seq)))
+
+    @staticmethod
+    def _fenced(session: Session, run_id: str, lease: int, values: dict[str, Any]) -> None:
+        held = update(Run).where(Run.id == run_id, Run.lease == lease).values(**values)
+        if len(session.scalars(held.returning(Run.id)).all()) != 1:
+            raise LeaseLost(f"run {run_id}: another driver has taken over from lease {lease}; nothing was written")
+
+
+def migrate(url: str) -> None:
+    """Brings the database at `url` to the newest schema."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).resolve().parent / "migrations"))
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    command.upgrade(config, "head")
+
+
+def site_names(round_: Round | Evaluation) -> tuple[str, ...]:
+    """The set of sites that a committed round summed."""
+    return tuple(json.loads(round_.sites))
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    for pragma in ("busy_timeout=20000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")

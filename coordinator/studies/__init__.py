@@ -1,0 +1,1 @@
+"""Studies of a federation: made from a draft, signed, listed, and their start state."""

@@ -1,0 +1,96 @@
+"""From an operator's draft to an immutable study: names become keys, the backbone its hash, the adapter its size."""
+
+import datetime as dt
+import json
+import time
+from pathlib import Path
+
+from ...client_node.approval.budget_planning import ring_of, solve
+from ...client_node.files import write_private
+from ...client_node.study.study import AggregatorParty, Participant, Study
+from ...client_node.study.terms import load_draft
+from ...client_node.training.study_model import load_study_model
+from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
+from ..errors import StudyRefused
+from ..federation.pki import Pki
+from ..store.store import Node, Store, StudyRow
+from .catalogue import start_file, start_state
+from .learning_rates import with_rates
+
+
+def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
+    """Makes the draft in `draft_file` a signed study of this federation and stores it.
+
+    Where the draft names a target epsilon, the noise multiplier is solved for it here.
+
+    Raises:
+        StudyInvalid: the draft itself is wrong.
+        StudyRefused: the draft fits no site, key or backbone of this federation.
+    """
+    draft = load_draft(draft_file)
+    folder = (draft_file.parent / draft.model.backbone).resolve()
+    try:
+        model = load_study_model(draft, folder)
+    except (BackboneMismatch, InvalidPrompt, TargetMissing) as err:
+        raise StudyRefused(f"{draft_file}: {err}") from err
+    adapted, layout = model.adapted, model.adapted.layout
+    draft = solve(draft, draft.state_dim(layout.dim))
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
+    state = start_state(draft, adapted.state())
+    dim = len(state)
+    ring = ring_of(draft, dim)
+    study = Study.from_draft(
+        draft,
+        backbone_hash=model.backbone_hash,
+        sites=[
+            Participant(name=node.name, identity=node.identity or "")
+            for node in _enrolled(store, draft.participants.sites, "train")
+        ],
+        aggregators=[
+            AggregatorParty(
+                name=node.name,
+                identity=node.identity or "",
+                address=node.party_address or "",
+                certificate=node.party_certificate or "",
+            )
+            for node in _enrolled(store, draft.participants.aggregators, "aggregate")
+        ],
+        coordinator=pki.identity_hex,
+        created=dt.datetime.now(dt.UTC).date(),
+        dim=dim,
+        scale_bits=ring.scale_bits,
+        ring_bits=64 if ring.bits == 64 else 32,
+    )
+    start = {"state": state.tolist(), "head_size": layout.head_slice.stop, "backbone": str(folder)}
+    write_private(start_file(home, study.study_hash), json.dumps(start).encode())
+    with store.session() as session:
+        if session.get(StudyRow, study.study_hash) is None:
+            session.add(
+                StudyRow(
+                    hash=study.study_hash,
+                    name=study.name,
+                    canonical=study.canonical(),
+                    signature=study.sign(pki.signer),
+                    created_at=time.time(),
+                )
+            )
+            store.audit(session, f"study {study.name} created as {study.study_hash}")
+    return study
+
+
+def _enrolled(store: Store, names: tuple[str, ...], role: str) -> list[Node]:
+    nodes = {node.name: node for node in store.nodes()}
+    problems = []
+    for name in names:
+        node = nodes.get(name)
+        if node is None:
+            problems.append(f"{name} is not a site; invite it: coordinator site invite {name} --role {role}")
+        elif node.revoked_at is not None:
+            problems.append(f"{name} was revoked")
+        elif node.enrolled_at is None:
+            problems.append(f"{name} was invited and has not enrolled yet")
+        elif role not in node.roles.split(","):
+            problems.append(f"{name} has roles {node.roles}, the study needs it to {role}")
+    if problems:
+        raise StudyRefused("the study can't be created; nothing was stored:\n  " + "\n  ".join(problems))
+    return [nodes[name] for name in names]

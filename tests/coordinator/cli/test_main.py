@@ -1,0 +1,552 @@
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from confide.client_node.enrolment.enrol import InvitationCode
+from confide.coordinator.cli.main import app, print_json
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.results.export import export_adapter
+from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.store import Node, Round, Run, Store
+from confide.coordinator.studies.catalogue import load_study
+from confide.models.backbones import pretraining
+from confide.models.backbones.deepseek_v3 import backbone_hash, load
+from confide.models.backbones.pretraining import PretrainingConfig
+from confide.privacy.ledger import backup
+from confide.privacy.ledger.ledger import Ledger
+
+from ...client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
+from ...privacy.ledgers import charge, ledger_with, signer
+from ..conftest import SITES, committed_round, enrolled_nodes
+from ..results.test_export import HELD_OUT, with_run
+from ..results.test_metrics import RUN as EVALUATED
+from ..results.test_metrics import with_evaluation
+
+__all__ = ["make_study", "write_draft"]  # fixtures
+
+FAILED, USAGE, UNVERIFIED, INTERRUPTED = 1, 2, 3, 130
+RUN = "thyroid-0001"
+COMMANDS = (
+    "init serve status site+invite site+list site+revoke study+create study+list study+show run+start run+list "
+    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
+    "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
+    "adapter+merge adapter+combine adapter+evaluate adapter+routing audit+privacy demo"
+)
+
+
+def invoke(*words, code=0):
+    """Runs one command, in wide columns; whatever fails does so in our own words."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400"})
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def _new_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("cli") / "home"
+    invoke("init", "--home", home, "--federation", "thyroid network", "--host", "fed.example", "--port", "9999")
+    return home
+
+
+@pytest.fixture
+def home(tmp_path, _new_home):
+    """A federation as `coordinator init` leaves it."""
+    return shutil.copytree(_new_home, tmp_path / "home")
+
+
+@pytest.fixture
+def call(home):
+    return lambda *words, code=0: invoke(*words, "--home", home, code=code)
+
+
+@pytest.fixture
+def store(home):
+    """The store of `home`, with everyone enrolled whom STUDY_TOML names."""
+    opened = Store.open(home)
+    with opened.session() as session:
+        session.add_all(enrolled_nodes())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def study(call, store, home, backbone):
+    """The hash of a study."""
+    (home / "study.toml").write_text(changed(STUDY_TOML, (("some/where/backbone", str(backbone)),)))
+    return json.loads(call("study", "create", home / "study.toml", "--json").stdout)["hash"]
+
+
+@pytest.fixture
+def run(store, study):
+    """A pending run."""
+    with store.session() as session:
+        session.add(Run(id=RUN, study=study, state="pending", created_at=0.0))
+    return RUN
+
+
+def lined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_every_command_explains_itself_without_loading_torch():
+    script = (
+        "import sys; from typer.testing import CliRunner; from confide.coordinator.cli.main import app\n"
+        f"for words in {COMMANDS.split()!r}:\n"
+        "    result = CliRunner().invoke(app, [*words.split('+'), '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, words\n"
+        "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_every_command_is_tried_here():
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    found = {command.name or command.callback.__name__ for command in app.registered_commands}
+    found |= {f"{name}+{command.name}" for name, group in groups.items() for command in group.registered_commands}
+    assert found == set(COMMANDS.split())
+
+
+def test_init_makes_a_federation_that_is_its_owner_s_alone(home, call):
+    assert Pki.load(home).certificate_path.exists()
+    assert json.loads(call("status", "--json").stdout) == {"federation": "thyroid network", "sites": [], "runs": []}
+    assert (home / "pki" / "signing.key").stat().st_mode & 0o077 == 0
+
+
+def test_init_leaves_a_federation_that_is_there_as_it_is(home, call):
+    before = Pki.load(home).identity_hex
+    result = call("init", "--federation", "another", code=FAILED)
+    assert "Conflict" in result.stderr
+    assert "holds a federation already" in lined(result.stderr)
+    assert Pki.load(home).identity_hex == before
+    assert json.loads(call("status", "--json").stdout)["federation"] == "thyroid network"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["status", "site list", "study list", "run list", "site invite north", "budget report", "run watch r", "serve"],
+)
+def test_a_folder_without_a_federation_says_what_to_do(tmp_path, words):
+    result = invoke(*words.split(), "--home", tmp_path, code=FAILED)
+    assert "run `coordinator init` first" in lined(result.stderr)
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_invitation_prints_the_code_alone_on_stdout(call, home):
+    result = call("site", "invite", "north")
+    code = InvitationCode.parse(result.stdout)
+    assert code.text() == result.stdout.strip()
+    assert (code.address, code.ca_digest) == ("fed.example:9999", Pki.load(home).ca_digest)
+
+
+def test_an_invitation_in_json_names_site_and_roles(call):
+    printed = json.loads(call("site", "invite", "n", "--role", "aggregate", "--role", "train", "--json").stdout)
+    assert (printed["name"], printed["roles"]) == ("n", ["train", "aggregate"])
+    assert InvitationCode.parse(printed["code"]).address == "fed.example:9999"
+
+
+@pytest.mark.parametrize("name", ["North", "a b", "../up", ".hidden", "a" * 64, "ö"])
+def test_a_name_that_is_none_is_refused(call, store, name):
+    assert "is no name for a site" in lined(call("site", "invite", name, code=FAILED).stderr)
+    assert len(store.nodes()) == 7
+
+
+def test_a_role_that_is_none_is_refused(call):
+    result = call("site", "invite", "north", "--role", "watch", code=FAILED)
+    assert "watch is no role; the roles are train and aggregate" in lined(result.stderr)
+
+
+def test_sites_are_listed_with_roles_and_state(call, store):
+    call("site", "invite", "late")
+    call("site", "revoke", "svi")
+    rows = {row["name"]: row for row in json.loads(call("site", "list", "--json").stdout)}
+    assert rows["late"] == {"name": "late", "roles": "train", "state": "invited", "identity": ""}
+    assert rows["svi"]["state"] == "revoked"
+    assert rows["rest"] == {"name": "rest", "roles": "train", "state": "enrolled", "identity": identity_of("rest")}
+    table = call("site", "list").stdout
+    assert all(name in table for name in (*SITES, "late", "revoked", "invited", "enrolled"))
+
+
+@pytest.mark.parametrize(("words", "title"), [("site list", "Sites"), ("study list", "Studies"), ("run list", "Runs")])
+def test_an_empty_list_says_so_and_is_an_empty_json_list(call, words, title):
+    assert call(*words.split()).stdout == f"{title}: none yet\n"
+    assert json.loads(call(*words.split(), "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("site revoke nobody", "no site is called 'nobody'"),
+        ("study show nothing", "no study is called 'nothing'"),
+        ("study create no.toml", "no.toml"),
+        ("run start nothing", "no study is called 'nothing'"),
+        ("run watch nothing", "no run is called 'nothing'"),
+        ("run stop nothing", "no run is called 'nothing'"),
+        ("run resume nothing", "no run is called 'nothing'"),
+        ("run metrics nothing", "no run is called 'nothing'"),
+        ("budget report", "no site has sent a ledger yet"),
+        ("budget report --study nothing", "no study is called 'nothing'"),
+        ("adapter export nothing out", "no run is called 'nothing'"),
+        ("adapter merge nothing out", "no run is called 'nothing'"),
+        ("audit privacy nothing", "no run is called 'nothing'"),
+        ("adapter evaluate nothing --data x.csv --unit-column p", "no run is called 'nothing'"),
+    ],
+)
+def test_a_refusal_is_one_message_on_stderr(call, words, told):
+    result = call(*words.split(), code=FAILED)
+    assert told in lined(result.stderr)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("words", ["nonsense", "site", "site invite", "init --port 0", "init --port 65536"])
+def test_wrong_usage_has_an_exit_code_of_its_own(words):
+    invoke(*words.split(), code=USAGE)
+
+
+def test_debug_shows_where_an_error_arose(home):
+    result = CliRunner().invoke(app, ["--debug", "site", "revoke", "nobody", "--home", str(home)])
+    assert type(result.exception).__name__ == "NotFound"
+    invoke("site", "revoke", "nobody", "--home", home, code=FAILED)  # and the next call is quiet again
+
+
+def test_a_study_is_created_listed_and_shown(call, store, study):
+    assert store.study("thyroid").hash == study
+    (row,) = json.loads(call("study", "list", "--json").stdout)
+    assert (row["name"], row["hash"]) == ("thyroid", study)
+    shown = json.loads(call("study", "show", "thyroid").stdout)
+    assert shown == json.loads(store.study(study).canonical)
+    assert json.loads(call("study", "show", study[:8]).stdout) == shown
+    assert study in call("study", "list").stdout
+
+
+def test_a_created_study_prints_the_hash_alone_on_its_last_line(call, home, study):
+    assert call("study", "create", home / "study.toml").stdout.splitlines()[-1] == study
+
+
+def test_a_study_of_sites_that_are_not_there_names_them_all(call, home, backbone):
+    (home / "study.toml").write_text(changed(STUDY_TOML, (("some/where/backbone", str(backbone)),)))
+    result = call("study", "create", home / "study.toml", code=FAILED)
+    assert all(f"coordinator site invite {site} --role train" in result.stderr for site in SITES)
+
+
+def test_a_wrong_draft_is_told_line_by_line(call, home):
+    (home / "study.toml").write_text("name = 1\n")
+    result = call("study", "create", home / "study.toml", code=FAILED)
+    assert result.stderr.startswith("StudyInvalid: ")
+    assert "privacy" in result.stderr
+
+
+def test_a_run_is_started_and_printed_alone_on_stdout(call, store, study):
+    run = call("run", "start", "thyroid").stdout.strip()
+    assert (store.run(run).study, store.run(run).state) == (study, "pending")
+    other = json.loads(call("run", "start", study, "--json").stdout)["run"]
+    rows = json.loads(call("run", "list", "--json").stdout)
+    assert [(row["run"], row["state"], row["rounds"]) for row in rows] == [(run, "pending", 0), (other, "pending", 0)]
+
+
+def test_a_pending_run_can_be_stopped_and_a_stopped_one_goes_on(call, store, run):
+    call("run", "stop", run)
+    assert store.run(run).state == "stopping"
+    store.set_run_state(run, "stopped")
+    assert "goes on from round 1" in call("run", "resume", run).stdout
+    assert store.run(run).state == "pending"
+
+
+@pytest.mark.parametrize("state", ["stopping", "stopped", "done", "failed"])
+def test_a_run_that_does_not_run_cannot_be_stopped(call, store, run, state):
+    store.set_run_state(run, state)
+    assert f"is {state}, there is nothing to stop" in lined(call("run", "stop", run, code=FAILED).stderr)
+    assert store.run(run).state == state
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "stopping", "done"])
+def test_only_a_stopped_or_failed_run_is_resumed(call, store, run, state):
+    store.set_run_state(run, state)
+    assert "only a stopped or failed run is resumed" in lined(call("run", "resume", run, code=FAILED).stderr)
+    assert store.run(run).state == state
+
+
+@pytest.mark.parametrize("error", ["svi refuses (ChargeRefused): no [/] here", "sites [dim] are [/dim] missing"])
+def test_an_error_with_a_node_s_words_is_shown_as_it_is(call, store, run, error):
+    store.set_run_state(run, "failed", error=error)
+    assert error in call("run", "list").stdout
+    assert json.loads(call("run", "list", "--json").stdout)[0]["step"] == error
+    assert error in call("run", "watch", run, code=FAILED).stderr
+
+
+def test_watching_a_run_that_is_done_succeeds(call, store, run):
+    store.set_run_state(run, "done")
+    call("run", "watch", run)
+
+
+def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, make_study):
+    fresh = Store.open(home)
+    with_evaluation(fresh, make_study(EVALUATION), number=41)
+    fresh.close()
+    shown = lined(call("run", "metrics", EVALUATED).stdout)
+    printed = json.loads(call("run", "metrics", EVALUATED, "--json").stdout)
+    auc = printed["metrics"]["auc"]
+    assert f"{auc['value']:.3f}" in shown
+    assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
+    assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
+    assert len(printed["metrics"]["reliability"]) == 10
+
+
+def test_metrics_of_free_text_say_how_many_completions_are_exact(call, home, make_study):
+    fresh = Store.open(home)
+    with_evaluation(fresh, make_study(EVALUATION, *TEXT), number=41)
+    fresh.close()
+    shown = lined(call("run", "metrics", EVALUATED).stdout)
+    printed = json.loads(call("run", "metrics", EVALUATED, "--json").stdout)
+    assert printed["judged"] == "completions"
+    assert f"exact match │ {printed['metrics']['prevalence']['value']:.3f}" in " ".join(shown.split())
+    assert "auc" not in shown.lower()
+
+
+def test_rounds_say_whose_updates_they_hold_who_is_missing_and_whose_was_too_long(call, store, run):
+    first, second, *others = SITES
+    lease = store.acquire_lease(run)
+    store.leave_out(run, lease, 1, [first])
+    for number, summed in ((1, [second, *others]), (2, [first, *others])):
+        store.commit_round(
+            Round(
+                run=run, number=number, sites=json.dumps(summed), evidence="[]", state_hash="ab" * 32, seconds=1.25,
+                bytes_per_site=1000, lease=lease, committed_at=0.0,
+            )
+        )  # fmt: skip
+    store.leave_out(run, lease, 3, [second])
+    printed = json.loads(call("run", "rounds", run, "--json").stdout)
+    found = [(row["summed"], row["too_long"], row["missing"]) for row in printed["rounds"]]
+    assert found == [([second, *others], [first], []), ([first, *others], [], [second])]
+    assert printed["too_long"] == {"1": [first], "3": [second]}
+    shown = lined(call("run", "rounds", run).stdout)
+    assert ", ".join([second, *others]) in shown
+    assert f"Round 3 has not been opened: the vectors of {second} were too long." in shown
+
+
+def test_a_run_that_has_opened_nothing_says_so(call, run):
+    assert "none yet" in call("run", "rounds", run).stdout
+
+
+def test_a_database_that_serve_has_not_upgraded_is_refused_with_words(call, store):
+    with store.session() as session:
+        session.execute(text("DROP TABLE evaluation"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    assert "start `serve` once" in lined(call("run", "metrics", RUN, code=FAILED).stderr)
+
+
+def test_metrics_of_a_run_that_measured_nothing_say_why(call, run):
+    assert "has no [evaluation]" in lined(call("run", "metrics", run, code=FAILED).stderr)
+
+
+def test_ctrl_c_leaves_the_run_alone(call, store, run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("confide.coordinator.run.progress.watch", interrupted)
+    call("run", "watch", run, code=INTERRUPTED)
+    assert store.run(run).state == "pending"
+
+
+@pytest.fixture
+def trained(store, home, run):
+    """The id of a run with one committed round."""
+    study, lease = load_study(store.study(store.run(run).study)), store.acquire_lease(run)
+    state = np.random.default_rng(1).normal(0, 0.1, study.dim).astype(np.float32)
+    state_hash = RunFolder(home, run).save(Checkpoint(round=1, state=state, velocity=np.zeros_like(state)))
+    store.commit_round(committed_round(1, run=run, lease=lease, state_hash=state_hash))
+    return run
+
+
+def test_an_evaluation_prints_every_metric_with_its_interval_or_json(call, trained, tmp_path):
+    (tmp_path / "held-out.csv").write_text(HELD_OUT)
+    words = ("adapter", "evaluate", trained, "--data", tmp_path / "held-out.csv", "--unit-column", "patient_id")
+    found = json.loads(call(*words, "--json").stdout)
+    lines = call(*words).stdout.splitlines()
+    metrics = ("auc", "accuracy", "brier_score", "calibration_error")
+    assert found.keys() == {"records", *metrics}
+    for metric, line in zip(metrics, lines, strict=True):
+        assert line.startswith(metric.replace("_", " "))
+        assert f"{found[metric]['value']:.4f}  [{found[metric]['low']:.4f}, {found[metric]['high']:.4f}]" in line
+
+
+def test_the_routing_of_a_run_is_that_of_its_backbone_with_the_adapter_in_place(call, trained, backbone):
+    found = json.loads(call("adapter", "routing", trained, "--tokens", "500", "--json").stdout)
+    before = json.loads(invoke("backbone", "routing", backbone, "--tokens", "500", "--json").stdout)
+    (layer,), (plain,) = found["layers"], before["layers"]
+    assert (found["hash"], layer["tokens"]) == (before["hash"], plain["tokens"])
+    assert layer["choices"] != plain["choices"]
+    assert trained in call("adapter", "routing", trained, "--tokens", "500").stdout
+
+
+def test_exports_are_combined_by_weight_and_cut_to_a_rank(federation, tmp_path):
+    with_run(federation)
+    export_adapter(federation.store, federation.home, RUN, tmp_path / "a")
+    words = ("adapter", "combine", tmp_path / "a", tmp_path / "a", tmp_path / "both", "--weights", "1,3", "--rank", "3")
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert (told["rank"], told["directory"]) == (3, str(tmp_path / "both"))
+    assert 0 < told["relative_error"] < 1
+    assert {"o_proj", "experts"} <= {part for name in told["error_of"] for part in name.split(".")}
+    sources = json.loads((tmp_path / "both" / "confide.json").read_text())["sources"]
+    assert [source["weight"] for source in sources] == [0.25, 0.75]
+    assert "exists already" in lined(invoke(*words, code=FAILED).stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("no nor out", "confide.json cannot be read"),
+        ("no nor out --weights 1,x", "takes numbers with commas between them"),
+        ("no nor out --weights 1,2,3", "one positive weight each; got 2 and 3 weights"),
+    ],
+)
+def test_what_cannot_be_combined_is_told(words, told):
+    assert told in lined(invoke("adapter", "combine", *words.split(), code=FAILED).stderr)
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path, command):
+    result = call("adapter", command, run, tmp_path / "adapter", code=FAILED)
+    assert "no committed round yet" in lined(result.stderr)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture
+def report(call, store, study, tmp_path):
+    """A budget report over the ledger of one site, as a file."""
+    with store.session() as session:
+        session.get(Node, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
+    with ledger_with(tmp_path / "svi.db", site="svi") as ledger:
+        with store.session() as session:
+            session.get(Node, "svi").identity = ledger.public_key
+        LedgerReplica(store).extend("svi", ledger.public_key, ledger.entries())
+    path = tmp_path / "report.json"
+    path.write_text(call("budget", "report", "--json").stdout)
+    return path
+
+
+def test_a_report_verifies_anywhere(report):
+    assert json.loads(invoke("budget", "verify", report, "--json").stdout)["verified"]
+    assert "ok" in invoke("budget", "verify", report).stdout
+
+
+def test_a_report_of_other_keys_than_the_known_ones_does_not_verify(report):
+    good = json.loads(report.read_text())
+    site = good["sites"][0]
+    known = ("--issuer", good["issuer"], "--site", f"{site['name']}={site['public_key']}")
+    invoke("budget", "verify", report, *known)
+    assert "FAILED" in invoke("budget", "verify", report, "--issuer", "0" * 64, code=UNVERIFIED).stdout
+    assert (
+        "FAILED" in invoke("budget", "verify", report, "--site", f"{site['name']}={'0' * 64}", code=UNVERIFIED).stdout
+    )
+    assert "is not NAME=KEY" in invoke("budget", "verify", report, "--site", "svi", code=FAILED).stderr
+
+
+def test_a_report_with_one_figure_changed_does_not_verify(report):
+    text = report.read_text()
+    figure = json.loads(text)["sites"][0]["accounts"][0]["spent"][0]["pld"]
+    report.write_text(text.replace(str(figure), "0.001"))
+    result = invoke("budget", "verify", report, "--json", code=UNVERIFIED)
+    assert not json.loads(result.stdout)["verified"]
+    assert "FAILED" in invoke("budget", "verify", report, code=UNVERIFIED).stdout
+
+
+@pytest.mark.usefixtures("report")
+def test_a_site_that_lost_its_ledger_gets_it_back_from_the_replica(call, tmp_path):
+    file = tmp_path / "svi.jsonl"
+    written = json.loads(call("budget", "export", "svi", file, "--json").stdout)
+    restored = Ledger.restore(tmp_path / "restored.db", backup.read(file), signer(), "svi")
+    assert restored == (written["entries"], written["entries"])
+    with Ledger.open(tmp_path / "restored.db", signer(), "svi") as ledger:
+        assert ledger.head.hash == written["head"]
+        ledger.reserve(charge(9))
+
+
+def test_a_site_without_a_replica_has_nothing_to_export(call, tmp_path):
+    for site in ("svi", "nobody"):
+        assert f"no ledger of {site} is here" in call("budget", "export", site, tmp_path / "f", code=FAILED).stderr
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "no json", '{"sites": 1}'])
+def test_what_is_no_report_does_not_verify(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    result = CliRunner().invoke(app, ["budget", "verify", str(tmp_path / "report.json")])
+    assert result.exit_code in (FAILED, UNVERIFIED)
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.usefixtures("report")
+def test_a_report_is_a_table_a_page_or_json(call, tmp_path):
+    assert "svi" in call("budget", "report").stdout
+    result = call("budget", "report", "--html", tmp_path / "report.html")
+    assert "svi" in (tmp_path / "report.html").read_text()
+    assert result.stdout == ""
+
+
+def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkeypatch):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    built = json.loads(invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--json").stdout)
+    assert built["hash"] == backbone_hash(tmp_path / "made")
+
+
+def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
+    shown = lined(invoke("backbone", "show", backbone).stdout)
+    printed = json.loads(invoke("backbone", "show", backbone, "--json").stdout)
+    assert (printed["hash"], printed["reads"], printed["origin"]) == (backbone_hash(backbone), "records", None)
+    parameters = sum(parameter.numel() for parameter in load(backbone).model.parameters())
+    assert printed["size"]["parameters"] == parameters > printed["size"]["active_parameters"]
+    assert all(word in shown for word in (printed["hash"], "not stated", f"{parameters:,}"))
+
+
+def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone, tmp_path):
+    folder = tmp_path / "backbones"
+    for name in ("good", "broken", "lying"):
+        shutil.copytree(backbone, folder / name)
+    (folder / "broken" / "model.safetensors").unlink()
+    (folder / "lying" / "origin.json").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "config.json").write_text("{}")
+    printed = json.loads(invoke("backbone", "list", folder, "--json").stdout)
+    assert [row["directory"] for row in printed] == [str(folder / name) for name in ("broken", "good", "lying")]
+    assert printed[1] == json.loads(invoke("backbone", "show", folder / "good", "--json").stdout)
+    assert "model.safetensors" in printed[0]["problem"]
+    result = invoke("backbone", "list", folder)
+    assert backbone_hash(backbone) in result.stdout
+    assert "broken" not in result.stdout
+    assert "origin.json must be" in lined(result.stderr)
+    assert "none yet" in invoke("backbone", "list", folder / "notes").stdout
+    assert "cannot be listed" in invoke("backbone", "list", folder / "absent", code=FAILED).stderr
+
+
+def test_an_imported_checkpoint_is_shown_with_licence_and_origin(smollm2):
+    directory, imported = smollm2
+    assert imported["directory"] == str(directory)
+    printed = json.loads(invoke("backbone", "show", directory, "--json").stdout)
+    assert (printed["hash"], printed["reads"]) == (imported["hash"], "text")
+    shown = lined(invoke("backbone", "show", directory).stdout)
+    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", "184,780,608"))
+
+
+def test_only_known_models_are_imported_and_into_new_folders(tmp_path):
+    invoke("backbone", "import", "gpt5", tmp_path / "out", code=USAGE)
+    assert "exists already" in invoke("backbone", "import", "smollm2", tmp_path, code=FAILED).stderr
+    assert "cannot be listed" in invoke("backbone", "show", tmp_path / "out", code=FAILED).stderr
+
+
+def test_json_output_has_no_number_outside_json(capsys):
+    print_json({"epsilon": math.inf, "rows": [(1.5, math.inf)]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"epsilon": "inf", "rows": [[1.5, "inf"]]}

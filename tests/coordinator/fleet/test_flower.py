@@ -1,0 +1,212 @@
+"""The fleet over Flower's Grid, with a grid that a test holds in its hand."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
+from confide.client_node.flower import failure_text, pack, unpack
+from confide.client_node.wire.messages import Packet
+from confide.coordinator.errors import SuperLinkFailed
+from confide.coordinator.fleet.flower import Fleet, read_claim
+from confide.coordinator.fleet.nodes import NodeFailure
+
+NODES = {"north": 11, "south": 12, "west": 13}
+Answer = Callable[[Message], Message | None]
+
+
+def echo(message: Message) -> Message:
+    return Message(pack(unpack(message.content)), reply_to=message)
+
+
+class HeldGrid:
+    """Flower's Grid as far as Fleet uses it; `answers` says what each node replies."""
+
+    def __init__(self, keys: dict[str, bytes], answers: dict[str, Answer]) -> None:
+        self.nodes = [
+            NodeInfo(node_id=NODES[name], public_key=key, name="whatever", online_until=time.time() + 60)
+            for name, key in keys.items()
+        ]
+        self.answers, self.pushes, self.waiting = answers, [], {}
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self.nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.pushes.append(list(messages))
+        for number, message in enumerate(self.pushes[-1]):
+            message.metadata.__dict__["_message_id"] = f"{len(self.pushes)}-{number}"
+            self.waiting[message.metadata.message_id] = message
+        return [message.metadata.message_id for message in self.pushes[-1]]
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+        names = {number: name for name, number in NODES.items()}
+        replies = []
+        for message_id in ids:
+            if (message := self.waiting.get(message_id)) is not None:
+                reply = self.answers.get(names[message.metadata.dst_node_id], echo)(message)
+                if reply is not None:
+                    replies.append(reply)
+        return replies
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    home = tmp_path_factory.mktemp("nodes")
+    return {name: wire_form(NodeIdentity.create(home / name).transport_public) for name in NODES}
+
+
+@pytest.fixture
+def fleet_with(keys: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Fleet, HeldGrid]]:
+    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+
+    def make(**answers: Answer) -> tuple[Fleet, HeldGrid]:
+        grid = HeldGrid(keys, answers)
+        return Fleet(grid, {fingerprint(key): name for name, key in keys.items()}.get), grid  # type: ignore[arg-type]
+
+    return make
+
+
+def test_every_node_asked_gives_exactly_one_answer(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+    fleet, _ = fleet_with()
+    requests = {name: Packet(name.encode(), {"state": b"same"}) for name in NODES}
+    assert sorted(fleet.ask("plan", requests, 5.0)) == sorted(requests.items())  # type: ignore[type-var]
+
+
+def test_all_requests_go_in_one_push_so_that_shared_blobs_are_uploaded_once(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]],
+) -> None:
+    fleet, grid = fleet_with()
+    state = bytes(200_000)
+    list(fleet.ask("plan", {name: Packet(name.encode(), {"state": state}) for name in NODES}, 5.0))
+    (push,) = grid.pushes
+    assert len({message.content["blob/state"].object_id for message in push}) == 1
+
+
+def test_a_vector_that_goes_to_every_site_is_kept_once_at_the_superlink() -> None:
+    state = secrets.token_bytes(20_000_000)
+    kept = {}
+    for site in range(10):
+        objects = get_all_nested_objects(pack(Packet(body=f"plan for site {site}".encode(), blobs={"state": state})))
+        kept |= {name: len(each.deflate()) for name, each in objects.items()}
+    assert sum(kept.values()) < len(state) + 100_000
+
+
+def test_a_request_dies_with_its_deadline(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+    fleet, grid = fleet_with()
+    list(fleet.ask("plan", {"north": Packet(b"")}, 7.5))
+    assert [message.metadata.ttl for message in grid.pushes[0]] == [7.5]
+
+
+@pytest.mark.parametrize("answers_itself", [True, False])
+def test_an_answer_from_another_node_does_not_count(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], answers_itself: bool
+) -> None:
+    replies = []
+
+    def forged_first(message: Message) -> Message | None:
+        replies.append(echo(message))
+        if len(replies) == 1:
+            replies[0].metadata.__dict__["_src_node_id"] = NODES["south"]
+        return replies[-1] if len(replies) == 1 or answers_itself else None
+
+    fleet, _ = fleet_with(north=forged_first)
+    ((name, answer),) = fleet.ask("plan", {"north": Packet(b"mine")}, 0.5)
+    assert name == "north"
+    if answers_itself:
+        assert answer == Packet(b"mine")
+    else:
+        assert isinstance(answer, NodeFailure)
+        assert answer.reason == "timeout"
+
+
+def test_a_silent_node_is_a_timeout_and_holds_nobody_else(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+    fleet, _ = fleet_with(south=lambda _: None)
+    answers = dict(fleet.ask("plan", dict.fromkeys(NODES, Packet(b"x")), 0.3))
+    assert answers["north"] == answers["west"] == Packet(b"x")
+    assert isinstance(answers["south"], NodeFailure)
+    assert answers["south"].reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Error(5, "a node may say so of itself"), NodeFailure(reason="failed", error="unreadable")),
+        (
+            Error(2, failure_text("BudgetExceeded", "over")),
+            NodeFailure(reason="failed", error="BudgetExceeded", message="over"),
+        ),
+        (Error(2, "not ours"), NodeFailure(reason="failed", error="unreadable")),
+        (Error(2, None), NodeFailure(reason="failed", error="unreadable")),
+    ],
+)
+def test_failures_say_what_happened(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], error: Error, expected: NodeFailure
+) -> None:
+    fleet, _ = fleet_with(north=lambda message: Message(error, reply_to=message))
+    assert dict(fleet.ask("plan", {"north": Packet(b"")}, 5.0)) == {"north": expected}
+
+
+@pytest.mark.parametrize(("code", "reason"), [(5, "offline"), (3, "timeout"), (4, "timeout")])
+def test_what_the_superlink_says_of_a_node_is_told(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], code: int, reason: str
+) -> None:
+    def generated(message: Message) -> Message:
+        reply = Message(Error(code), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+    fleet, _ = fleet_with(north=generated)
+    answer = dict(fleet.ask("plan", {"north": Packet(b"")}, 5.0))["north"]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == reason
+
+
+def test_an_answer_in_another_form_is_invalid(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+    fleet, _ = fleet_with(north=lambda m: Message(RecordDict({"x": ConfigRecord({"y": 1})}), reply_to=m))
+    answer = dict(fleet.ask("plan", {"north": Packet(b"")}, 5.0))["north"]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == "invalid"
+
+
+def test_who_is_online_is_decided_by_our_register(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], keys: dict[str, bytes]
+) -> None:
+    fleet, grid = fleet_with()
+    grid.nodes[1].online_until = time.time() - 1
+    fleet.trust({fingerprint(keys["north"]): "north", fingerprint(keys["south"]): "south"}.get)
+    assert fleet.online() == {"north"}  # south is silent, west is nobody's key
+
+
+def test_a_fleet_without_a_register_knows_nobody(keys: dict[str, bytes]) -> None:
+    with pytest.raises(SuperLinkFailed, match="no register"):
+        Fleet(HeldGrid(keys, {})).online()  # type: ignore[arg-type]
+
+
+def test_a_node_that_is_not_registered_fails_at_once(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+    fleet, grid = fleet_with()
+    answer = dict(fleet.ask("plan", {"east": Packet(b"")}, 5.0))["east"]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == "unknown"
+    assert not grid.pushes
+
+
+@given(
+    st.sampled_from(["activate-node", "deactivate-node", "push-messages", "pull-object", "push-object"]), st.binary()
+)
+def test_the_gates_reader_meets_anything_with_one_error(call: str, body: bytes) -> None:
+    try:
+        claim = read_claim(call, body)
+    except ValueError:
+        return
+    assert claim.parts >= 0

@@ -1,0 +1,400 @@
+"""The gate, over real TLS, in front of a SuperLink that the test plays."""
+
+import asyncio
+import base64
+import datetime as dt
+import json
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.message_pb2 import Message as WireMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
+from confide.client_node.enrolment.identity import NodeIdentity, wire_form
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.wake import PORT_VARIABLE, WakeListener, wake
+from confide.coordinator.gateway import gate as gate_module
+from confide.coordinator.gateway import listener as door
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.gateway.listener import DoorLog
+
+
+@dataclass
+class PlayedSuperLink:
+    """Notes what reaches it and answers as told."""
+
+    seen: list[tuple[str, bytes]] = field(default_factory=list)
+    status: int = 200
+    answer: Callable[[str, bytes], bytes] = lambda path, body: b"from the SuperLink"
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                await send({"type": (await receive())["type"] + ".complete"})
+            return
+        body, more = b"", True
+        while more:
+            event = await receive()
+            body, more = body + event.get("body", b""), event.get("more_body", False)
+        self.seen.append((scope["path"], body))
+        answer = self.answer(scope["path"], body)
+        headers = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+
+@dataclass
+class PlayedRegister:
+    known: dict[str, str] = field(default_factory=dict)
+    revoked: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+
+    def site_of(self, fingerprint: str) -> str | None:
+        return self.known.get(fingerprint)
+
+    def revoked_site(self, fingerprint: str) -> str | None:
+        return self.revoked.get(fingerprint)
+
+    def site_with_identity(self, identity: str) -> str | None:
+        return self.identities.get(identity)
+
+
+@dataclass
+class Setting:
+    client: httpx.Client
+    app: FleetGate
+    superlink: PlayedSuperLink
+    register: PlayedRegister
+    north: NodeIdentity
+    south: NodeIdentity
+    stranger: NodeIdentity
+    port: int
+    upstream_port: int
+
+    def post(self, call: str, body: bytes, who: NodeIdentity, **changed: str) -> httpx.Response:
+        return self.client.post(f"/v1/fleet/{call}", content=body, headers=signed(who) | changed)
+
+
+def signed(who: NodeIdentity, at: dt.datetime | None = None) -> dict[str, str]:
+    """The three headers of a Flower node, made without Flower."""
+    stamp = (at or dt.datetime.now(dt.UTC)).isoformat()
+    signature = who.transport_key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
+    return {
+        "flwr-public-key": base64.b64encode(wire_form(who.transport_public)).decode(),
+        "flwr-timestamp": stamp,
+        "flwr-signature": base64.b64encode(signature).decode(),
+    }
+
+
+def pull(node_id: int) -> bytes:
+    return PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString()
+
+
+def push(node_id: int, src: int, tree: ObjectTree | None = None) -> bytes:
+    message = WireMessage(metadata=Metadata(src_node_id=src))
+    request = PushMessagesRequest(
+        node=Node(node_id=node_id), messages_list=[message], message_object_trees=[tree or ObjectTree(object_id="a")]
+    )
+    return request.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NodeIdentity]:
+    home = tmp_path_factory.mktemp("nodes")
+    return {name: NodeIdentity.create(home / name, name) for name in ("north", "south", "stranger")}
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.create(tmp_path_factory.mktemp("coordinator"), [])
+
+
+@pytest.fixture(scope="module")
+def setting(pki: Pki, nodes: dict[str, NodeIdentity]) -> Iterator[Setting]:
+    superlink, register = PlayedSuperLink(), PlayedRegister()
+    behind = serve_gate(superlink, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+
+    def enroll(request: EnrolRequest) -> EnrolAnswer:
+        return EnrolAnswer(name="east", roles=("train",), coordinator=pki.identity_hex)
+
+    app = FleetGate(
+        register, enroll=enroll, studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
+        ca_path=pki.ca_path, superlink=behind.port,
+    )  # fmt: skip
+    front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    context = ssl.create_default_context(cafile=str(pki.ca_path))
+    with httpx.Client(base_url=f"https://127.0.0.1:{front.port}", verify=context, trust_env=False) as client:
+        yield Setting(client, app, superlink, register, **nodes, port=front.port, upstream_port=behind.port)
+    front.stop()
+    behind.stop()
+
+
+@pytest.fixture
+def gate(setting: Setting, nodes: dict[str, NodeIdentity], caplog: pytest.LogCaptureFixture) -> Setting:
+    """A gate that has seen nothing yet, before which "north" and "south" are enrolled."""
+    caplog.set_level(logging.INFO, logger="confide.gate")
+    setting.superlink.__init__()  # type: ignore[misc]
+    setting.register.__init__()  # type: ignore[misc]
+    setting.app._door, setting.app._node_ids = DoorLog(), {}
+    for name in ("north", "south"):
+        setting.register.known[nodes[name].transport_fingerprint] = name
+        setting.register.identities[nodes[name].identity_hex] = name
+    return setting
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/register-node", "/v1/control/start-run", "/v1/control/list-nodes", "/v1/runtime/acquire-task",
+        "/v1/runtime/pull-messages", "/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab",
+        "/v1/fleet/get-run", "/v1/fleet/", "/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/pull-messages/", "//v1/fleet/pull-messages", "/docs", "/openapi.json", "/health", "/",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_nothing_but_a_nodes_calls_reaches_the_superlink(gate: Setting, path: str, method: str) -> None:
+    # A raw request: a client library would tidy up the path first.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", gate.port)) as raw, context.wrap_socket(raw) as link:
+        head = [f"{method} {path} HTTP/1.1", "host: x", "content-length: 0", "connection: close"]
+        head += [f"{name}: {value}" for name, value in signed(gate.north).items()]
+        link.sendall("\r\n".join([*head, "", ""]).encode())
+        assert link.recv(4096).startswith(b"HTTP/1.1 404")
+    assert gate.superlink.seen == []
+
+
+def test_an_enrolled_nodes_call_passes_unchanged(gate: Setting) -> None:
+    response = gate.post("pull-messages", pull(7), gate.north)
+    assert (response.status_code, response.content) == (200, b"from the SuperLink")
+    assert gate.superlink.seen == [("/v1/fleet/pull-messages", pull(7))]
+
+
+def test_an_unknown_key_is_refused_and_leaves_one_line(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    responses = [gate.post("activate-node", b"", gate.stranger) for _ in range(3)]
+    assert {(r.status_code, r.headers["confide-refused"]) for r in responses} == {(401, "unknown")}
+    assert caplog.messages == [f"turned away: unknown key {gate.stranger.transport_fingerprint[:16]}, from 127.0.0.1"]
+    assert gate.superlink.seen == []
+
+
+def test_revocation_acts_on_the_next_request(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    assert gate.post("pull-messages", pull(7), gate.north).status_code == 200
+    key = gate.north.transport_fingerprint
+    gate.register.revoked[key] = gate.register.known.pop(key)
+    response = gate.post("pull-messages", pull(7), gate.north)
+    assert (response.status_code, response.headers["confide-refused"]) == (401, "revoked")
+    assert f"revoked key {key[:16]} of site 'north'" in caplog.text
+    assert len(gate.superlink.seen) == 1
+
+
+def test_showing_anothers_key_without_holding_it_is_refused(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    shown = signed(gate.stranger) | {"flwr-public-key": signed(gate.north)["flwr-public-key"]}
+    response = gate.client.post("/v1/fleet/pull-messages", content=pull(7), headers=shown)
+    assert (response.status_code, response.headers["confide-refused"]) == (401, "signature")
+    assert "showed the key of site 'north' but cannot sign with it" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["flwr-public-key", "flwr-timestamp", "flwr-signature"])
+def test_a_request_without_one_of_the_three_headers_is_refused(gate: Setting, missing: str) -> None:
+    headers = {name: value for name, value in signed(gate.north).items() if name != missing}
+    assert gate.client.post("/v1/fleet/pull-messages", content=pull(7), headers=headers).status_code == 401
+    assert gate.superlink.seen == []
+
+
+@pytest.mark.parametrize("minutes", [-6, 6])
+def test_an_old_or_early_timestamp_does_not_pass(gate: Setting, minutes: int) -> None:
+    headers = signed(gate.north, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=minutes))
+    assert gate.client.post("/v1/fleet/pull-messages", content=pull(7), headers=headers).status_code == 503
+    assert gate.superlink.seen == []
+
+
+def test_a_reply_in_anothers_name_is_refused_and_says_whose(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    assert gate.post("push-messages", push(7, 8), gate.north).status_code == 400
+    key = gate.north.transport_fingerprint[:16]
+    assert f"impersonation: site 'north' (key {key}, node 7) spoke for node 8" in caplog.text
+    assert gate.superlink.seen == []
+
+
+def test_a_node_cannot_speak_for_the_id_of_another(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    gate.superlink.answer = lambda path, body: ActivateNodeResponse(node_id=7).SerializeToString()
+    request = ActivateNodeRequest(public_key=wire_form(gate.north.transport_public)).SerializeToString()
+    assert gate.post("activate-node", request, gate.north).status_code == 200
+    for call, body in (("pull-messages", pull(8)), ("push-messages", push(8, 8))):
+        assert gate.post(call, body, gate.north).status_code == 400
+    assert "node 7) spoke for node 8" in caplog.text
+    assert len(gate.superlink.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "size"), [("pull-messages", 2_000), ("push-messages", 300_000), ("push-object", 7 << 20)]
+)
+def test_a_body_over_its_size_is_cut_off(gate: Setting, call: str, size: int) -> None:
+    assert gate.post(call, bytes(size), gate.north).status_code == 413
+    assert gate.superlink.seen == []
+
+
+def test_an_object_of_flowers_largest_part_passes(gate: Setting) -> None:
+    body = PushObjectRequest(node=Node(node_id=7), object_content=bytes(5 << 20)).SerializeToString()
+    assert gate.post("push-object", body, gate.north).status_code == 200
+    assert gate.superlink.seen == [("/v1/fleet/push-object", body)]
+
+
+def test_a_message_of_too_many_parts_is_refused(gate: Setting) -> None:
+    tree = ObjectTree(object_id="a", children=[ObjectTree(object_id=str(number)) for number in range(256)])
+    assert gate.post("push-messages", push(7, 7, tree), gate.north).status_code == 413
+
+
+def test_nodes_are_told_to_try_again_while_the_superlink_has_forgotten_them(gate: Setting) -> None:
+    gate.superlink.status = 401
+    response = gate.post("pull-messages", pull(7), gate.north)
+    assert response.status_code == 503
+    assert "confide-refused" not in response.headers
+
+
+def test_nodes_are_told_to_try_again_while_the_superlink_is_away(pki: Pki, nodes: dict[str, NodeIdentity]) -> None:
+    register = PlayedRegister(known={nodes["north"].transport_fingerprint: "north"})
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        app = FleetGate(
+            register, enroll=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=pki.ca_path,
+            superlink=unused.getsockname()[1],
+        )  # fmt: skip
+        front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+        response = httpx.post(
+            f"https://127.0.0.1:{front.port}/v1/fleet/pull-messages", content=pull(7), headers=signed(nodes["north"]),
+            verify=ssl.create_default_context(cafile=str(pki.ca_path)), trust_env=False,
+        )  # fmt: skip
+        front.stop()
+    assert response.status_code == 503
+
+
+def test_a_held_poll_is_answered_when_a_driver_calls(gate: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [b""]
+    gate.superlink.answer = lambda path, body: waiting[0]
+    monkeypatch.setattr(gate_module, "HOLD_S", 600.0)  # far beyond the client's patience
+    monkeypatch.setenv(PORT_VARIABLE, str(gate.upstream_port))
+
+    def deliver() -> None:
+        waiting[0] = b"a message"
+        wake()
+
+    called = threading.Timer(0.3, deliver)
+    called.start()
+    assert gate.post("pull-messages", pull(7), gate.north).content == b"a message"
+    called.join()
+
+
+def test_a_held_poll_of_a_node_that_is_revoked_meanwhile_brings_nothing(
+    gate: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.superlink.answer = lambda path, body: b""
+    monkeypatch.setenv(PORT_VARIABLE, str(gate.upstream_port))
+
+    def revoke() -> None:
+        gate.register.known.clear()
+        gate.superlink.answer = lambda path, body: b"a message"
+        wake()
+
+    called = threading.Timer(0.3, revoke)
+    called.start()
+    assert gate.post("pull-messages", pull(7), gate.north).status_code == 401
+    called.join()
+
+
+def test_a_listing_is_signed_fresh_and_used_once(gate: Setting) -> None:
+    def ask(who: NodeIdentity, at: float, nonce: str) -> httpx.Response:
+        body = StudiesQuery(identity=who.identity_hex, timestamp=at, nonce=nonce).model_dump_json().encode()
+        signature = who.signer.sign(StudiesQuery.signed_part(body)).hex()
+        return gate.client.post("/confide/v1/studies", content=body, headers={"confide-signature": signature})
+
+    now, nonce = time.time(), secrets.token_hex(16)
+    assert ask(gate.north, now, nonce).json() == {"studies": [{"canonical": "north", "hash": "", "signature": ""}]}
+    assert ask(gate.north, now, nonce).status_code == 401  # a repeat
+    assert ask(gate.north, now - 400, secrets.token_hex(16)).status_code == 401
+    assert ask(gate.stranger, now, secrets.token_hex(16)).json()["error"] == "unknown"
+
+
+def test_a_listing_signed_by_another_key_is_refused(gate: Setting) -> None:
+    query = StudiesQuery(identity=gate.north.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16))
+    body = query.model_dump_json().encode()
+    signature = gate.south.signer.sign(StudiesQuery.signed_part(body)).hex()
+    response = gate.client.post("/confide/v1/studies", content=body, headers={"confide-signature": signature})
+    assert response.status_code == 401
+
+
+@given(
+    body=st.one_of(
+        st.binary(max_size=300), st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+    )
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_met_with_a_refusal(gate: Setting, body: bytes) -> None:
+    assert gate.client.post("/confide/v1/enroll", content=body).status_code == 400
+    assert gate.client.post("/confide/v1/studies", content=body).status_code == 401
+    assert gate.post("push-messages", body, gate.north).status_code in (200, 400)
+
+
+def test_a_client_of_another_ca_leaves_a_line(
+    gate: Setting, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "_handshakes", door.DoorLog())  # another test's line would silence this one for a minute
+    other = Pki.create(tmp_path, [])
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"https://127.0.0.1:{gate.port}/", verify=ssl.create_default_context(cafile=str(other.ca_path)))
+    deadline = time.monotonic() + 2
+    while "trusts another CA" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "TLS handshake failed: TLSV1_ALERT_UNKNOWN_CA (the other side trusts another CA" in caplog.text
+
+
+def test_a_client_of_tls_1_2_is_refused(gate: Setting) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", gate.port)) as raw,
+        pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|EOF"),
+    ):
+        context.wrap_socket(raw)
+
+
+def test_a_flood_of_made_up_keys_cannot_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="confide.gate")
+    door = DoorLog()
+    for number in range(5000):
+        door.turned_away("unknown", str(number), "unknown key %s", number)
+    assert len(caplog.messages) <= 120
+    assert len(door._seen) <= 2048
+
+
+def test_a_listener_without_its_port_still_serves(caplog: pytest.LogCaptureFixture) -> None:
+    async def open_twice() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            listener = WakeListener(taken.getsockname()[1])
+            await listener.open()
+            listener.close()
+
+    asyncio.run(open_twice())
+    assert "is taken" in caplog.text

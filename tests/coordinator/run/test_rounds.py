@@ -1,0 +1,472 @@
+import json
+import logging
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.client_node.study.study import AggregatorParty, Participant, Study
+from confide.client_node.study.terms import StudyDraft, load_draft
+from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.run import rounds
+from confide.coordinator.run.context import Drive
+from confide.coordinator.run.driver import drive
+from confide.coordinator.run.rounds import drive_run
+from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
+from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.store import Run, Store, StudyRow, site_names
+from confide.coordinator.studies.catalogue import start_file
+
+from ...client_node.conftest import certificate_of
+from ..fake_fleet import PARTIES, SITES, FakeFleet, identity_of, site_vector
+
+ROUNDS, DIM, BINS = 2, 12, 4
+EVALUATION = f"[evaluation]\nbins = {BINS}\nnoise_multiplier = 2.0\n"
+STUDY_TOML = """
+name = "s"
+[model]
+backbone = "backbone"
+[adapter]
+rank = 1
+alpha = 1.0
+targets = ["experts"]
+seed = "s"
+[data]
+label = "sick"
+unit = "patient"
+max_tokens = 8
+numeric = {{ age = [50.0] }}
+[privacy]
+mode = "local"
+noise_multiplier = 1.0
+delta = 1e-5
+clip_norm = 1.0
+sample_rate = 0.5
+max_dropouts = {max_dropouts}
+collusion = 0
+[rounds]
+rounds = {rounds}
+min_sites = {min_sites}
+deadline_s = 5
+batch_units = 10
+[optimizer]
+lr = 0.5
+head_lr = 2.0
+[participants]
+sites = ["north", "south", "west"]
+aggregators = ["agg-a", "agg-b", "agg-c"]
+"""
+
+
+@dataclass
+class Desk:
+    """A coordinator with one pending run."""
+
+    home: Path
+    store: Store
+    study: Study
+
+    def drive(self, fleet: FakeFleet) -> None:
+        drive_run(self.new_drive(fleet))
+
+    def new_drive(self, fleet: FakeFleet) -> Drive:
+        return Drive(
+            fleet=fleet,
+            store=self.store,
+            folder=RunFolder(self.home, "run-1"),
+            replica=LedgerReplica(self.store),
+            study=self.study,
+            run="run-1",
+            lease=self.store.acquire_lease("run-1"),
+            signer=Pki.load(self.home).signer,
+            start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
+            head_size=5,
+        )
+
+    def counts(self) -> list[float]:
+        evaluation = self.store.evaluation("run-1")
+        assert evaluation is not None
+        found: list[float] = json.loads(evaluation.counts)
+        return found
+
+    def checkpoint(self) -> Checkpoint:
+        last = self.store.last_round("run-1")
+        return RunFolder(self.home, "run-1").load(last.number, last.state_hash or "")
+
+    def state(self) -> np.ndarray:
+        return self.checkpoint().state
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    return new_desk(tmp_path)
+
+
+@pytest.fixture
+def evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    return new_desk(tmp_path, evaluation=EVALUATION)
+
+
+def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evaluation: str = "") -> Desk:
+    store = Store.create(home)
+    text = STUDY_TOML.format(rounds=ROUNDS, max_dropouts=max_dropouts, min_sites=3 - max_dropouts) + evaluation
+    for old, new in changes:
+        text = text.replace(old, new)
+    (home / "study.toml").write_text(text)
+    study = Study.from_draft(
+        load_draft(home / "study.toml"),
+        backbone_hash="ab" * 32,
+        sites=[Participant(name=name, identity=identity_of(name)) for name in SITES],
+        aggregators=[
+            AggregatorParty(
+                name=name, identity=identity_of(name), address=f"{name}.example:7001", certificate=certificate_of(name)
+            )
+            for name in PARTIES
+        ],
+        coordinator=Pki.create(home, ["127.0.0.1"]).identity_hex,
+        created=date(2026, 1, 31),
+        dim=DIM,
+        scale_bits=16,
+    )
+    with store.session() as session:
+        session.add(
+            StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0.0)
+        )
+    start_file(home, study.study_hash).parent.mkdir()
+    start_file(home, study.study_hash).write_text(
+        json.dumps({"state": [0.0] * DIM, "head_size": 5, "backbone": "backbone"})
+    )
+    with store.session() as session:
+        session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
+    return Desk(home, store, study)
+
+
+def by_hand(study: Study, sites: tuple[str, ...] = SITES) -> np.ndarray:
+    """The definition: sum, divide, step, in plain numpy."""
+    terms: StudyDraft = study.draft
+    lr, head_lr = terms.optimizer.rates
+    optimizer = ServerOptimizer(lr=lr, head_lr=head_lr, momentum=0.9)
+    checkpoint = Checkpoint.beginning(np.zeros(DIM, np.float32))
+    for number in range(1, ROUNDS + 1):
+        total = sum(site_vector(site, number, checkpoint.state) for site in sites) * 2.0**-study.scale_bits
+        mean = total / (terms.rounds.batch_units * terms.privacy.clip_norm)
+        checkpoint = optimizer.step(checkpoint, mean, slice(0, 5))
+    return checkpoint.state
+
+
+def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
+    fleet = FakeFleet(desk.study)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+    assert desk.store.run("run-1").state == "done"
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6 + 6))
+def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter_and_measures_it_once(evaluating, question, moment):
+    desk = evaluating
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(kind: str, name: str) -> None:
+        if len(fleet.asked) == question + 1:
+            raise PowerCut
+
+    fleet = FakeFleet(desk.study, **{moment: cut})
+    with pytest.raises(PowerCut):
+        desk.drive(fleet)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+    assert desk.counts() == COUNTS
+    assert sorted(fleet.computed) == sorted({(site, n) for site in SITES for n in range(1, ROUNDS + 2)})
+
+
+COUNTS = [sum(len(site) for site in SITES) + 3.0 * cell for cell in range(2 * BINS)]  # of `site_histogram`s
+
+
+def test_an_evaluation_adds_histograms_of_the_final_state_and_moves_nothing(evaluating):
+    fleet = FakeFleet(evaluating.study)
+    evaluating.drive(fleet)
+    assert evaluating.counts() == COUNTS
+    np.testing.assert_array_equal(fleet.states[ROUNDS + 1], evaluating.state())
+    np.testing.assert_array_equal(evaluating.state(), by_hand(evaluating.study))
+    assert evaluating.store.last_round("run-1").number == ROUNDS
+    assert evaluating.store.run("run-1").error is None
+
+
+def test_what_an_evaluation_summed_is_signed_by_every_site(evaluating):
+    fleet = FakeFleet(evaluating.study)
+    evaluating.drive(fleet)
+    assert all(fleet.ledgers[site].has("settle", ROUNDS + 1) for site in SITES)
+
+
+def test_where_too_few_sites_hold_records_out_nobody_pays_and_the_run_is_done(evaluating):
+    fleet = FakeFleet(evaluating.study, abstaining=("west",))
+    evaluating.drive(fleet)
+    assert not any(fleet.ledgers[site].has("reserve", ROUNDS + 1) for site in SITES)
+    run = evaluating.store.run("run-1")
+    assert (run.state, run.error) == ("done", "not evaluated: 3 sites are needed, only north, south hold records out")
+    np.testing.assert_array_equal(evaluating.state(), by_hand(evaluating.study))
+
+
+def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
+    def refuse(kind: str, name: str) -> NodeFailure | None:
+        is_evaluation = kind == "step" and len(evaluating.store.rounds("run-1")) == ROUNDS
+        no = NodeFailure(reason="failed", error="NothingHeldOut", message="not evaluated here")
+        return no if is_evaluation and name == "west" else None
+
+    evaluating.drive(FakeFleet(evaluating.study, before=refuse))
+    run = evaluating.store.run("run-1")
+    assert run.state == "done"
+    assert run.error == "not evaluated: west refuses (NothingHeldOut): not evaluated here"
+    late = FakeFleet(evaluating.study, ended=set(PARTIES))
+    evaluating.store.set_run_state("run-1", "running")
+    evaluating.drive(late)  # what was written down is not tried again, without the run's keys
+    assert late.computed == []
+
+
+def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
+    real = rounds.opened_total
+
+    def opened_total(drive, planned, shares):
+        if planned.purpose == "evaluation":
+            raise TotalRefused("evaluation: not the sum that the tags say")
+        return real(drive, planned, shares)
+
+    monkeypatch.setattr(rounds, "opened_total", opened_total)
+    evaluating.drive(FakeFleet(evaluating.study))
+    assert evaluating.store.run("run-1").state == "done"
+    assert "not the sum that the tags say" in evaluating.store.evaluation("run-1").problem
+
+
+def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
+    desk.drive(FakeFleet(desk.study, abstaining=("north",)))
+    evaluation = desk.store.evaluation("run-1")
+    assert evaluation is not None
+    assert site_names(evaluation) == ("south", "west")
+
+
+@pytest.mark.parametrize("question", [11, 13, 17])  # in the first round, between two, in the second
+def test_a_run_cut_off_keeps_what_adam_the_average_and_the_clip_had_reached(tmp_path, monkeypatch, question):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(kind: str, name: str) -> None:
+        if len(fleet.asked) == question:
+            raise PowerCut
+
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    options = (
+        ("[optimizer]", '[optimizer]\nkind = "adam"\naveraging = "ema"'),
+        ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),
+    )
+    desk = new_desk(tmp_path, *options)
+    fleet = FakeFleet(desk.study, after=cut)
+    with pytest.raises(PowerCut):
+        desk.drive(fleet)
+    desk.drive(fleet)
+    checkpoint = Checkpoint.beginning(np.zeros(DIM, np.float32))
+    for number in range(1, ROUNDS + 1):
+        total = sum(site_vector(site, number, checkpoint.state) for site in SITES) * 2.0**-desk.study.scale_bits
+        checkpoint = server_step(desk.study.draft, checkpoint, total, slice(0, 5))
+    found = desk.checkpoint()
+    for name in ("state", "velocity", "second_moment", "average"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(checkpoint, name))
+    assert not np.array_equal(found.exported, found.state)
+
+
+def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):
+    failures = iter([NodeFailure(reason="failed", error="PartyLost")] * 2)
+    fleet = FakeFleet(desk.study, before=lambda kind, name: next(failures, None) if kind == "aggregate" else None)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    fleet = FakeFleet(desk.study)
+    fleet.bound = {1: ("north", "south")}
+    desk.drive(fleet)
+    assert site_names(desk.store.rounds("run-1")[0]) == ("north", "south")
+
+
+def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    away = NodeFailure(reason="timeout")
+    fleet = FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None)
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study, ("north", "south")))
+
+
+def test_a_final_refusal_that_leaves_too_few_sites_ends_the_run_with_the_sites_words(desk):
+    no = NodeFailure(reason="failed", error="ChargeRefused", message="over the budget")
+    fleet = FakeFleet(desk.study, before=lambda kind, name: no if (kind, name) == ("step", "west") else None)
+    with pytest.raises(RunRefused, match=r"west refuses \(ChargeRefused\): over the budget"):
+        desk.drive(fleet)
+    assert desk.store.rounds("run-1") == []
+
+
+def test_an_overtaken_driver_cannot_commit(desk):
+    orphan = desk.new_drive(FakeFleet(desk.study))
+    desk.store.acquire_lease("run-1")
+    with pytest.raises(LeaseLost):
+        drive_run(orphan)
+    assert desk.store.rounds("run-1") == []
+
+
+def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
+    def stop(kind: str, name: str) -> None:
+        if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
+            desk.store.set_run_state("run-1", "stopping")
+
+    fleet = FakeFleet(desk.study, after=stop)
+    with pytest.raises(RunStopped):
+        desk.drive(fleet)
+    desk.store.set_run_state("run-1", "running")
+    desk.drive(fleet)
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    fleet = FakeFleet(desk.study)
+    real = fleet._step
+    fleet._step = lambda name, packet: real("south" if name == "west" else name, packet)  # type: ignore[method-assign]
+    with pytest.raises(SitesMissing, match="no good answer from west"):
+        desk.drive(fleet)
+
+
+def test_shares_without_a_charge_are_not_taken(desk, monkeypatch):
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    fleet = FakeFleet(desk.study)
+    fleet.ledgers["west"].reserve = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(SitesMissing, match="no good answer from west"):
+        desk.drive(fleet)
+
+
+def test_a_site_that_missed_a_round_takes_part_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    away = NodeFailure(reason="timeout")
+    fleet = FakeFleet(
+        desk.study,
+        before=lambda kind, name: away if (kind, name, bool(fleet.bound)) == ("step", "west", False) else None,
+    )
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south"), SITES]
+    assert not fleet.ledgers["west"].has("settle", 1)
+    assert fleet.ledgers["west"].has("settle", 2)
+
+
+def test_every_site_signs_what_the_aggregators_say_was_summed(desk):
+    fleet = FakeFleet(desk.study)
+    desk.drive(fleet)
+    assert all(fleet.ledgers[site].has("settle", number) for site in SITES for number in range(1, ROUNDS + 1))
+
+
+def test_the_state_that_sites_are_sent_is_the_last_committed_one(desk):
+    fleet = FakeFleet(desk.study)
+    desk.drive(fleet)
+    assert not fleet.states[1].any()
+    assert fleet.states[2].any()
+
+
+def test_a_driver_that_is_asked_to_stop_leaves_the_run_stopped_with_its_outcomes_signed(desk):
+    def stop(kind: str, name: str) -> None:
+        if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
+            desk.store.set_run_state("run-1", "stopping")
+
+    fleet = FakeFleet(desk.study, after=stop)
+    drive(fleet, desk.home, "run-1")
+    assert (desk.store.run("run-1").state, len(desk.store.rounds("run-1"))) == ("stopped", 1)
+    assert fleet.ledgers["west"].has("settle", 1)
+    desk.store.set_run_state("run-1", "pending")
+    drive(fleet, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "done"
+    np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
+
+
+def test_a_run_stopped_before_it_began_is_never_driven(desk):
+    desk.store.set_run_state("run-1", "stopping")
+    fleet = FakeFleet(desk.study)
+    drive(fleet, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "stopped"
+    assert fleet.computed == []
+
+
+def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    late = FakeFleet(desk.study)
+    drive(late, desk.home, "run-1")
+    assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
+def test_a_run_has_a_log_of_its_own_that_tells_of_every_round_and_why_it_failed(desk):
+    def stop(kind, name):
+        if (kind, name) == ("settle", "agg-c"):
+            raise LeaseLost("another driver has taken over")
+
+    drive(FakeFleet(desk.study, before=stop), desk.home, "run-1")
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    log = desk.home / "runs" / "run-1" / "driver.log"
+    text = log.read_text()
+    assert all(f"round {number} committed with north, south, west" in text for number in range(1, ROUNDS + 1))
+    assert "another driver has taken over" in text
+    assert len(logging.getLogger("confide").handlers) == 0
+
+
+def test_a_run_whose_beginning_is_lost_fails_with_words_and_is_not_tried_for_ever(desk):
+    start_file(desk.home, desk.study.study_hash).unlink()
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    run = desk.store.run("run-1")
+    assert run.state == "failed"
+    assert "create the study again from the same study.toml" in (run.error or "")
+
+
+@pytest.mark.parametrize("moment", ["before the run", "during a round"])
+def test_a_ledger_longer_than_a_message_holds_does_not_keep_its_site_from_a_round(desk, moment):
+    grown = 2 * ENTRIES_A_MESSAGE + 10
+
+    def another_run_charges(kind, name):
+        if moment == "during a round" and (kind, name) == ("step", "west") and (kind, name) not in fleet.asked[:-1]:
+            fleet.ledgers["west"].grow(grown)
+
+    fleet = FakeFleet(desk.study, before=another_run_charges)
+    if moment == "before the run":
+        fleet.ledgers["west"].grow(grown)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert fleet.computed.count(("west", 1)) == 1
+    assert LedgerReplica(desk.store).entries("west") == fleet.ledgers["west"].entries
+
+
+def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)  # nobody waits for one site
+    fleet = FakeFleet(desk.study)
+    fleet.ledgers["west"].grow(2 * ENTRIES_A_MESSAGE + 10)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+
+
+def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    desk = new_desk(tmp_path, max_dropouts=1)
+    fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
+    desk.drive(fleet)
+    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS

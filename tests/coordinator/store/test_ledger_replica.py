@@ -1,0 +1,108 @@
+import pytest
+
+from confide.coordinator.errors import ReplicaBroken
+from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.privacy.ledger.ledger import Ledger
+
+from ...privacy.ledgers import SITES, charge, ledger_with
+
+
+@pytest.fixture
+def replica(empty_store):
+    return LedgerReplica(empty_store)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Three charged rounds, two of them settled: entries 0 to 6."""
+    with ledger_with(tmp_path / "east.db") as opened:
+        yield opened
+
+
+def test_a_ledger_is_replicated_entry_by_entry(replica, ledger):
+    entries = ledger.entries()
+    for number, entry in enumerate(entries):
+        assert replica.length("east") == number
+        replica.extend("east", ledger.public_key, [entry])
+    assert replica.entries("east") == entries
+
+
+def test_a_replica_survives_a_restart(replica, ledger, empty_store):
+    replica.extend("east", ledger.public_key, ledger.entries())
+    assert LedgerReplica(empty_store).entries("east") == ledger.entries()
+
+
+def test_a_site_is_asked_only_for_what_is_new(replica, ledger):
+    replica.extend("east", ledger.public_key, ledger.entries())
+    ledger.settle("run-1", 2, SITES)
+    replica.extend("east", ledger.public_key, ledger.entries(replica.length("east")))
+    assert replica.entries("east") == ledger.entries()
+
+
+def test_repeats_are_skipped(replica, ledger):
+    entries = ledger.entries()
+    replica.extend("east", ledger.public_key, entries[:4])
+    replica.extend("east", ledger.public_key, entries[:4])
+    replica.extend("east", ledger.public_key, entries[2:])
+    assert replica.entries("east") == entries
+
+
+def test_no_entries_change_nothing(replica, ledger):
+    replica.extend("east", ledger.public_key, [])
+    assert replica.length("east") == 0
+
+
+@pytest.mark.parametrize("start", [1, 3], ids=["at the beginning", "after what is known"])
+def test_a_gap_is_refused(replica, ledger, start):
+    replica.extend("east", ledger.public_key, ledger.entries()[: start - 1])
+    with pytest.raises(ReplicaBroken, match=f"east: .* entry {start - 1} is missing"):
+        replica.extend("east", ledger.public_key, ledger.entries()[start:])
+    assert replica.length("east") == start - 1
+
+
+def test_a_second_ledger_by_the_same_key_is_refused(replica, ledger, tmp_path):
+    replica.extend("east", ledger.public_key, ledger.entries()[:3])
+    with Ledger.open(tmp_path / "fork.db", ledger._signer, "east") as fork:
+        fork.set_budget(ledger.budget("thyroid", "patient"))
+        fork.reserve(charge(0, run="run-2"))
+        fork.reserve(charge(1, run="run-2"))
+        with pytest.raises(ReplicaBroken, match="entry 3 does not follow entry 2"):
+            replica.extend("east", ledger.public_key, fork.entries())
+    assert replica.entries("east") == ledger.entries()[:3]
+
+
+def test_entries_of_another_key_are_refused(replica, ledger, tmp_path):
+    with ledger_with(tmp_path / "foreign.db", seed=2) as foreign, pytest.raises(ReplicaBroken, match="not signed"):
+        replica.extend("east", ledger.public_key, foreign.entries())
+    assert replica.length("east") == 0
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_one_changed_entry_refuses_all_of_them(replica, ledger, place):
+    entries = ledger.entries()
+    entries[place] = entries[place].model_copy(update={"time": "2020-01-01T00:00:00Z"})
+    with pytest.raises(ReplicaBroken, match=f"entry {place} was changed"):
+        replica.extend("east", ledger.public_key, entries)
+    assert replica.length("east") == 0
+
+
+def test_sites_do_not_mix(replica, ledger, tmp_path):
+    replica.extend("east", ledger.public_key, ledger.entries())
+    with ledger_with(tmp_path / "west.db", site="west", seed=2, rounds=1) as west:
+        replica.extend("west", west.public_key, west.entries())
+        assert replica.entries("west") == west.entries()
+    assert replica.entries("east") == ledger.entries()
+
+
+def test_open_rounds_are_those_charged_whose_outcome_the_site_has_not_signed(replica, ledger):
+    replica.extend("east", ledger.public_key, ledger.entries())
+    assert replica.open_rounds("east", "run-1") == {2}
+    assert replica.open_rounds("east", "run-2") == set()
+    assert replica.open_rounds("west", "run-1") == set()
+
+
+def test_a_charge_is_there_once_the_site_signed_it(replica, ledger):
+    replica.extend("east", ledger.public_key, ledger.entries())
+    assert [replica.has_charge("east", "run-1", number) for number in range(4)] == [True, True, True, False]
+    assert not replica.has_charge("east", "run-2", 0)
+    assert not replica.has_charge("west", "run-1", 0)
