@@ -12,6 +12,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "confide needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 setup"; exit 1; }
+	@test -d src/confide/mpc || { echo "src/confide holds text files where the repository has symbolic links: clone" \
+	  "it anew with 'git clone -c core.symlinks=true', on a file system that knows symbolic links"; exit 1; }
 	@echo "== making .venv with $$($(PYTHON) -V)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
@@ -31,7 +33,7 @@ test: setup lint types unit
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	PYTHONPATH=tests $(BIN)/lint-imports --no-logo  # tests/architecture.py is the contract of faces
 
 types:
 	$(BIN)/mypy

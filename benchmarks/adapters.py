@@ -29,19 +29,19 @@ from quality import SCALE_BITS, Bench, prepare_bench
 from confide.client_node.approval.budget_planning import ring_of
 from confide.client_node.flower import pack
 from confide.client_node.shares.seal import seal
-from confide.client_node.study.study import AggregatorParty, Participant, Study
-from confide.client_node.study.terms import StudyDraft
+from confide.client_node.study import AggregatorParty, Participant, Study, StudyDraft
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.store import Checkpoint
 from confide.coordinator.store.broadcast import broadcast
-from confide.coordinator.store.run_folder import Checkpoint
+from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
-from confide.models.adapters.lora import AdaptedModel, LoRAFactors
+from confide.models.adapters.lora import LoRAFactors
 from confide.models.adapters.peft_import import released
 from confide.models.adapters.provenance import Provenance, Source
 from confide.models.evaluation.metrics import auc
 from confide.mpc.sharing.sealing import new_keypair
-from confide.privacy.accounting.composition import Mode
+from confide.privacy.accounting import Mode
 
 RUN, STATE = "bench", "0" * 64
 KINDS = ("float32", "int8")

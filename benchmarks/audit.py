@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from quality import read_table
 
-from confide.client_node.study.terms import StudyDraft, load_draft
+from confide.client_node.study import StudyDraft, load_draft
 from confide.coordinator.demo.baselines import federate, logits, noise_of, untrained
 from confide.models.backbones.pretraining import pretrain
-from confide.privacy.accounting.composition import Mode
+from confide.privacy.accounting import Mode
 from confide.privacy.audit.canaries import AuditedStep, run_audit
 from confide.privacy.audit.engine_checks import check_engine, site_round
 from confide.privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, pooled, roc

@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DeepseekV3ForCausalLM
 
-from confide.client_node.study.terms import StudyDraft
+from confide.client_node.study import StudyDraft
 from confide.coordinator.demo.baselines import federate, logits, noise_of, private_linear
-from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation.metrics import auc
-from confide.models.heads.pooling import PooledHead
-from confide.models.records.schema import CategoricalField, RecordSchema
-from confide.privacy.accounting.composition import Mode, Release, epsilon_pld, epsilon_rdp
+from confide.models.heads import PooledHead
+from confide.models.records import CategoricalField, RecordSchema
+from confide.privacy.accounting import Mode, Release, epsilon_pld, epsilon_rdp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "names"))
 from prepare import LETTERS, SITES, is_drawn, plain, prepare

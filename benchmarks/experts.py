@@ -42,11 +42,10 @@ from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
-from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build
-from confide.models.heads.losses import record_losses
-from confide.models.heads.pooling import PooledHead, pooled
-from confide.models.records.schema import FlagField, NumericField, RecordSchema
+from confide.models.heads import PooledHead, pooled, record_losses
+from confide.models.records import FlagField, NumericField, RecordSchema
 from confide.privacy.mechanism.clipping import PerUnitClipper
 
 Call = Callable[[], object]

@@ -22,8 +22,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.privacy.accounting import composition
-from confide.privacy.accounting.composition import Release, epsilon_pld
+from confide.privacy.accounting import Release, composition, epsilon_pld
 from confide.privacy.ledger import canonical, chain
 from confide.privacy.ledger.chain import START, Entry, Head
 from confide.privacy.ledger.charges import FORMAT, Books, Budget, Charge, Opening

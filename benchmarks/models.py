@@ -44,7 +44,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausal
 
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import install
-from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer, quietly, size
 from confide.models.backbones.smollm2 import import_smollm2, read_source, source_file
 from confide.models.evaluation.metrics import perplexity

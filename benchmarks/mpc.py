@@ -30,9 +30,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, best
 
 from confide.coordinator.demo.processes import free_ports
-from confide.mpc.party.handle import Order, PartyConfig, PartyProcess, Release, make_certificate
-from confide.mpc.sharing import sketch
-from confide.mpc.sharing.ring import Ring, from_integers, open_total
+from confide.mpc.party import Order, PartyConfig, PartyProcess, Release
+from confide.mpc.party.handle import make_certificate
+from confide.mpc.sharing import Ring, sketch
+from confide.mpc.sharing.ring import from_integers, open_total
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 PARTIES = range(3)

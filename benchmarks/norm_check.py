@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from measuring import best
 
-from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing import Ring
+from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sketch import PIECE, VARIANCE, Sketch, exceedances, largest_bound, limits
 
 LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the vector over the bound

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
-from confide.client_node.study.terms import StudyDraft
+from confide.client_node.study import StudyDraft
 from confide.coordinator.demo.baselines import federate, logits, untrained
-from confide.models.adapters.lora import AdaptedModel
+from confide.models.adapters import AdaptedModel
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.models.evaluation.metrics import auc
-from confide.models.heads.pooling import pooled
-from confide.privacy.accounting.composition import Mode
+from confide.models.heads import pooled
+from confide.privacy.accounting import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule
 

@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
-from confide.models.heads.pooling import PooledHead, pooled
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.heads import PooledHead, pooled
 from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import unit_gradient
 from confide.privacy.mechanism.opacus_optimizer import LoRADPOptimizer, RingNoise

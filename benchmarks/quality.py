@@ -29,7 +29,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from confide.client_node.approval.budget_planning import releases, solve, with_noise
-from confide.client_node.study.terms import StudyDraft, load_draft
+from confide.client_node.study import StudyDraft, load_draft
 from confide.coordinator.demo.baselines import (
     WORDS_LR,
     federate,
@@ -43,8 +43,8 @@ from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.backbones import deepseek_v3 as backbones
 from confide.models.backbones.pretraining import pretrain
 from confide.models.evaluation.metrics import auc
-from confide.models.records.schema import RecordSchema
-from confide.privacy.accounting.composition import Mode, epsilon_pld
+from confide.models.records import RecordSchema
+from confide.privacy.accounting import Mode, epsilon_pld
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCALE_BITS = 24

@@ -22,18 +22,16 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, allocated_mib
 
-from confide.client_node.study.study import AggregatorParty, Participant, Study
-from confide.client_node.study.terms import load_draft
+from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.chunks import PART_BYTES, read_part
 from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
 from confide.coordinator.run.context import Drive
 from confide.coordinator.run.relay import Delivery, Intake, Load
-from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow
-from confide.mpc.sharing.ring import Ring, from_integers
+from confide.coordinator.store import Checkpoint, LedgerReplica, RunFolder, Store
+from confide.coordinator.store.store import Run, StudyRow
+from confide.mpc.sharing import Ring, ShareContext
+from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sealing import new_keypair, seal_update
-from confide.mpc.sharing.shares import ShareContext
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thyroid" / "study.toml"
 PARTIES = ("agg-a", "agg-b", "agg-c")

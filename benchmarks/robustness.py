@@ -24,16 +24,16 @@ import pandas as pd
 from quality import Bench, Table, prepare_bench
 
 from confide.client_node.approval.budget_planning import provisional
-from confide.client_node.study.study import Study
-from confide.client_node.study.terms import StudyDraft
+from confide.client_node.study import Study, StudyDraft
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import logits, untrained
 from confide.coordinator.run.server_optimizer import server_step
-from confide.coordinator.store.run_folder import Checkpoint
+from confide.coordinator.store import Checkpoint
 from confide.coordinator.studies.catalogue import start_state
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.evaluation.metrics import auc
-from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing import Ring
+from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sketch import Sketch, exceedances, limits
 from confide.privacy.mechanism.site_round import ReleaseTerms, round_release
 

@@ -21,11 +21,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from confide.client_node.enrolment.enrol import EnrolAnswer, Enrolment, EnrolRequest, enroll
-from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
+from confide.client_node.enrolment import Enrolment, NodeIdentity, enroll
+from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest
+from confide.client_node.enrolment.identity import fingerprint
 from confide.client_node.flower import WarmNode
+from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
-from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
 

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
-from confide.mpc.sharing import hpke
+from confide.mpc.sharing import ShareContext, hpke
 from confide.mpc.sharing.ring import from_integers, open_total
 from confide.mpc.sharing.sealing import Envelope, open_envelope, seal_update
-from confide.mpc.sharing.shares import ShareContext, unpack
+from confide.mpc.sharing.shares import unpack
 from confide.mpc.sharing.tags import tags, verify_total
 
 TURNS = 5

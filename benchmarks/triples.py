@@ -23,8 +23,8 @@ import numpy as np
 
 from confide.mpc.crypten import norm_check, runtime
 from confide.mpc.crypten.triples import Oblivious
+from confide.mpc.links import PartyConfig
 from confide.mpc.links.certificates import make_certificate
-from confide.mpc.links.orders import PartyConfig
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.sharing import sketch
 

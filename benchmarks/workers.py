@@ -28,11 +28,12 @@ from measuring import Peak, allocated_mib
 from confide.client_node.training.sharding import ShardedWeights, join
 from confide.client_node.training.worker import LinkedCrew
 from confide.client_node.training.worker_frames import receive, send
-from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import BackboneConfig, build
-from confide.models.heads.pooling import PooledHead
-from confide.models.records.schema import NumericField, RecordSchema
-from confide.mpc.links.frames import Channel, end_with_parent
+from confide.models.heads import PooledHead
+from confide.models.records import NumericField, RecordSchema
+from confide.mpc.links import Channel
+from confide.mpc.links.frames import end_with_parent
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 

@@ -13,12 +13,11 @@ from typing import IO, Any
 
 from .approval.assessment import open_ledger
 from .approval.confirmed_sites import fingerprint
-from .enrolment.enrol import Enrolment
-from .enrolment.identity import NodeIdentity
+from .enrolment import Enrolment, NodeIdentity
 from .errors import AlreadyRunning, PolicyInvalid
 from .flower import WarmNode
 from .node import Node
-from .policy.site_policy import load_policy
+from .policy import load_policy
 
 logger = logging.getLogger(__name__)
 

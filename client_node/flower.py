@@ -46,8 +46,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from .enrolment.enrol import Enrolment
-from .enrolment.identity import NodeIdentity, wire_form
+from .enrolment import Enrolment, NodeIdentity
+from .enrolment.identity import wire_form
 from .errors import ClientNodeError, PacketInvalid
 from .wire.messages import Packet
 

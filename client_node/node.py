@@ -21,10 +21,9 @@ from ..privacy.ledger.ledger import Ledger
 from .approval.assessment import beside, charge, held_charges, planned_charges, record_budget
 from .approval.catalogue import approved_study
 from .approval.run_reservations import Holds
-from .data.records import Records
-from .data.records import read as read_records
-from .enrolment.enrol import Enrolment
-from .enrolment.identity import NodeIdentity
+from .data import Records
+from .data import read as read_records
+from .enrolment import Enrolment, NodeIdentity
 from .errors import (
     ChargeRefused,
     MessageInvalid,
@@ -38,12 +37,11 @@ from .errors import (
     WorkersFailed,
 )
 from .files import file_digest, read_private, write_private
-from .policy.site_policy import SitePolicy, load_policy
-from .shares.aggregator import AggregatorRole
-from .shares.outbox import Files, Outbox
+from .policy import SitePolicy, load_policy
+from .shares import AggregatorRole, Files, Outbox
 from .shares.seal import require_keys, seal
 from .shares.topup import top_up
-from .study.study import PlannedRound, Study
+from .study import PlannedRound, Study
 from .wire.chunks import read_part
 from .wire.messages import (
     ENTRIES_A_MESSAGE,

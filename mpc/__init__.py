@@ -1,1 +1,6 @@
-"""Fixed point, secret sharing, sealing and the aggregator parties."""
+"""Secure aggregation: secret sharing, sealing, and the three parties that add shares up."""
+
+__all__ = ["crypten", "links", "party", "psi", "sharing"]
+
+if "." not in __name__:
+    raise ImportError("this folder is the package confide.mpc: write `import confide.mpc`, not `import mpc`")

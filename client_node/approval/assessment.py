@@ -9,15 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting.composition import Release, epsilon_pld
+from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
-from ..data.records import DataReport, check
-from ..enrolment.enrol import Enrolment
-from ..enrolment.identity import NodeIdentity
+from ..data import DataReport, check
+from ..enrolment import Enrolment, NodeIdentity
 from ..errors import StudyInvalid, StudyUnknown
-from ..policy.site_policy import SitePolicy, load_policy
-from ..study.study import PlannedRound, Study
+from ..policy import SitePolicy, load_policy
+from ..study import PlannedRound, Study
 from .catalogue import cached_study
 from .confirmed_sites import doubts
 from .run_reservations import Holds

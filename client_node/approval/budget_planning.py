@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from ...mpc.sharing.ring import Ring, plan_ring
+from ...mpc.sharing import Ring
+from ...mpc.sharing.ring import plan_ring
 from ...mpc.sharing.sketch import largest_bound
-from ...privacy.accounting import composition
-from ...privacy.accounting.composition import Release
+from ...privacy.accounting import Release, composition
 from ...privacy.errors import InvalidPrivacyParameter
 from ...privacy.ledger.charges import Budget
-from ..enrolment.enrol import Enrolment
-from ..enrolment.identity import NodeIdentity
+from ..enrolment import Enrolment, NodeIdentity
 from ..errors import StudyInvalid
-from ..policy.site_policy import load_policy
-from ..study.study import AggregatorParty, Participant, Study
-from ..study.terms import StudyDraft, load_draft
+from ..policy import load_policy
+from ..study import AggregatorParty, Participant, Study, StudyDraft, load_draft
 from .assessment import LEDGER_FILE, held_charges, open_ledger, release, releases_of_run
 from .catalogue import find_study
 

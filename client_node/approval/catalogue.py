@@ -10,12 +10,12 @@ import json
 import re
 from pathlib import Path
 
-from ..enrolment.enrol import Enrolment, fetch_studies
+from ..enrolment import Enrolment, fetch_studies
 from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
 from ..files import read_private, write_private
+from ..policy import load_decisions
 from ..policy import site_policy as site_policy
-from ..policy.decisions import load_decisions
-from ..study.study import Study
+from ..study import Study
 from .confirmed_sites import require_confirmed
 
 FOLDER = "studies"

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..enrolment.identity import NodeIdentity
+from ..enrolment import NodeIdentity
 from ..errors import SiteNotConfirmed
-from ..policy.decisions import load_decisions
-from ..study.study import Study
+from ..policy import load_decisions
+from ..study import Study
 
 _BYTES = 20  # 160 bits: nobody finds a second key for a given fingerprint
 _GROUP = 4

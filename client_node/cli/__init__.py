@@ -1,1 +1,3 @@
 """The command `client-node`."""
+
+__all__ = ["main", "tables"]

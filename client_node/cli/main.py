@@ -82,7 +82,7 @@ def enroll(
     as_json: JsonOption = False,
 ) -> None:
     """Join the federation that issued CODE. Keys are made here and stay here."""
-    from ..enrolment.enrol import enroll as join
+    from ..enrolment import enroll as join
 
     with told():
         found = join(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
@@ -244,9 +244,9 @@ def data_check(
 ) -> None:
     """Check a table against the policy and a study. Shows counts and kinds to you alone, never a value."""
     from ..approval.catalogue import find_study
-    from ..data.records import check
-    from ..policy.site_policy import load_policy
-    from ..study.terms import load_draft
+    from ..data import check
+    from ..policy import load_policy
+    from ..study import load_draft
 
     with told():
         policy = load_policy(home)
@@ -295,8 +295,8 @@ def budget_set(
     """Set the cap for this site's data; it holds at once, instead of the one in site.toml."""
     from ..approval.assessment import record_budget
     from ..errors import PolicyInvalid
-    from ..policy.decisions import BudgetPolicy, set_budget
-    from ..policy.site_policy import load_policy
+    from ..policy import BudgetPolicy, load_policy
+    from ..policy.decisions import set_budget
     from ..study.toml import parse_json
 
     with told():
@@ -318,8 +318,7 @@ def budget_report(
     """Report what was spent here, with the whole signed ledger, for people (--html) or programs (--json)."""
     from ...privacy.report.build import SiteLedger, build_report, render_html
     from ..approval.catalogue import known_studies
-    from ..enrolment.enrol import Enrolment
-    from ..enrolment.identity import NodeIdentity
+    from ..enrolment import Enrolment, NodeIdentity
 
     with told(), _ledger(home) as ledger:
         report = build_report(
@@ -378,8 +377,7 @@ def budget_import(
     from ...privacy.ledger import backup
     from ...privacy.ledger.ledger import Ledger
     from ..approval.assessment import LEDGER_FILE
-    from ..enrolment.enrol import Enrolment
-    from ..enrolment.identity import NodeIdentity
+    from ..enrolment import Enrolment, NodeIdentity
 
     with told():
         signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
@@ -400,7 +398,7 @@ def budget_verify(
 
 
 def _show_confirmed(home: Path, as_json: bool) -> None:
-    from ..policy.decisions import load_decisions
+    from ..policy import load_decisions
 
     rows = [{"site": name, "fingerprint": known} for name, known in sorted(load_decisions(home).sites.items())]
     show("Confirmed sites", rows, as_json)
@@ -423,8 +421,7 @@ def _refresh(home: Path) -> None:
 @contextmanager
 def _ledger(home: Path) -> Iterator[Any]:
     from ..approval.assessment import open_ledger
-    from ..enrolment.enrol import Enrolment
-    from ..enrolment.identity import NodeIdentity
+    from ..enrolment import Enrolment, NodeIdentity
 
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
         yield ledger

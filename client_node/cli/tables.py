@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ..enrolment.enrol import Enrolment
-from ..policy.decisions import load_decisions
-from ..policy.site_policy import FILE, load_policy
-from ..study.study import Study
+from ..enrolment import Enrolment
+from ..policy import load_decisions, load_policy
+from ..policy.site_policy import FILE
+from ..study import Study
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...privacy.ledger.ledger import Ledger

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...models.records.schema import RecordSchema
+from ...models.records import RecordSchema
 from ..errors import DataInvalid
-from ..policy.site_policy import SitePolicy
-from ..study.study import Study
-from ..study.terms import DataTerms, StudyDraft
+from ..policy import SitePolicy
+from ..study import Study, StudyDraft
+from ..study.terms import DataTerms
 from . import cells
 from .tables import Problem, Problems, Table, open_table
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import PolicyInvalid, StudyNotApproved
-from ..study.study import Study
+from ..study import Study
 from ..study.terms import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name
 from ..study.toml import Settings, contradictions, read_toml, rule
 from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke

@@ -7,13 +7,13 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...mpc.party.handle import Order, PartyConfig, PartyProcess, Release
+from ...mpc.party import Order, PartyConfig, PartyProcess, Release
 from ...mpc.sharing.hpke import new_keypair
 from ...mpc.sharing.sealing import max_envelope_bytes
 from ...mpc.sharing.shares import set_name
 from ..errors import MessageInvalid, RunEnded, ShareMissing
 from ..files import read_private, write_private
-from ..study.study import Study
+from ..study import Study
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import Deposit, KeyCertificate
 from .spool import Place, Spool

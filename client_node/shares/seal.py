@@ -5,11 +5,11 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...mpc.fields import NUM_AGGREGATORS
-from ...mpc.sharing.ring import Ring, from_integers
+from ...mpc.sharing import Ring, ShareContext
+from ...mpc.sharing.ring import from_integers
 from ...mpc.sharing.sealing import seal_update
-from ...mpc.sharing.shares import ShareContext
 from ...mpc.sharing.tags import tags
-from ..study.study import Study
+from ..study import Study
 from ..wire.messages import RoundPlan, TopUpPlan, require_run_keys, require_tag_key
 from .outbox import Envelopes
 

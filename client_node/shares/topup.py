@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ...mpc.sharing.shares import set_name
 from ...privacy.mechanism.noise import discrete_gaussian
 from ..errors import MessageInvalid, SetFixed
-from ..study.study import Study
+from ..study import Study
 from ..wire.messages import TopUpPlan, start_hash
 from .outbox import Envelopes, Files, Outbox
 from .seal import seal

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from ...models.records.schema import RecordSchema
-from ...mpc.sharing.shares import ShareContext
+from ...models.records import RecordSchema
+from ...mpc.sharing import ShareContext
 from ...mpc.sharing.sketch import ROWS, largest_bound
 from ...privacy.mechanism.projection import norm_bound
 from ..errors import MessageInvalid, StudyInvalid

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from ...models.errors import ModelError
-from ...models.records.prompts import PromptTemplate
-from ...models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from ...models.records import CategoricalField, FlagField, NumericField, PromptTemplate, RecordSchema
 from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid

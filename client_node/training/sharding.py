@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.variable import Variable
 
 from ...kernels.experts import Experts
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 
 _SILENCE = timedelta(minutes=30)  # of a worker that is there and does not come to a gathering; one that ends fails it
 

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import deepseek_v3
 from ...models.backbones.checkpoints import ExpertFormat
 from ...models.errors import BackboneMismatch
-from ...models.heads.pooling import PooledHead
-from ...models.records.prompts import PromptEncoder
-from ...models.records.schema import RecordSchema
-from ..data.records import Records
-from ..study.terms import StudyDraft
+from ...models.heads import PooledHead
+from ...models.records import PromptEncoder, RecordSchema
+from ..data import Records
+from ..study import StudyDraft
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
-from ...models.heads.losses import foretell
-from ...privacy.accounting.composition import Mode
+from ...models.heads import foretell
+from ...privacy.accounting import Mode
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.workers import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
-from ..data.records import Records
-from ..study.study import Study
-from ..study.terms import StudyDraft
+from ..data import Records
+from ..study import Study, StudyDraft
 from .study_model import Examples, load_study_model
 
 

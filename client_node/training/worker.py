@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ...models.errors import ModelError
-from ...mpc.links.frames import Channel
+from ...mpc.links import Channel
 from ...privacy.errors import PrivacyError
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
-from ..data.records import Records
-from ..study.study import Study
+from ..data import Records
+from ..study import Study
 from .trainer import Trainer
 from .worker_frames import from_arrays, receive, send
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...mpc.errors import FrameRejected
-from ...mpc.links.frames import Channel
-from ..data.records import Records
+from ...mpc.links import Channel
+from ..data import Records
 
 Arrays = dict[str, npt.NDArray[Any]]
 

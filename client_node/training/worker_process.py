@@ -1,4 +1,6 @@
-"""One worker's process: `python -m confide.client_node.training.worker_process FD FD...`, started by `workers.Workers` only.
+"""One worker's process, started by `workers.Workers` only.
+
+    python -m confide.client_node.training.worker_process FD FD...
 
 The first descriptor is its link to the node, with which it ends; the others are its links to other workers.
 """
@@ -7,7 +9,8 @@ import logging
 import socket
 import sys
 
-from ...mpc.links.frames import Channel, end_with_parent
+from ...mpc.links import Channel
+from ...mpc.links.frames import end_with_parent
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ...mpc.errors import FrameRejected
-from ...mpc.links.frames import Channel
-from ..data.records import Records
+from ...mpc.links import Channel
+from ..data import Records
 from ..errors import WorkersFailed
-from ..policy.site_policy import LimitPolicy
-from ..study.study import Study
+from ..policy import LimitPolicy
+from ..study import Study
 from .worker_frames import Arrays, receive, send, to_arrays
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from ...mpc.fields import canonical
 from ...mpc.sharing.hpke import kem_of_public
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageInvalid
-from ..study.study import Study
+from ..study import Study
 
 MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096

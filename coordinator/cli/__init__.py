@@ -1,1 +1,3 @@
 """The command `coordinator`."""
+
+__all__ = ["main"]

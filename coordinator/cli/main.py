@@ -23,16 +23,15 @@ import typer
 from rich.markup import escape
 
 from ...client_node.cli.tables import print_json, show_verification
-from ...client_node.enrolment.enrol import Role
+from ...client_node.enrolment import Role
 from ...client_node.errors import ClientNodeError
 from ...models.errors import ModelError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import Conflict, CoordinatorError
-from ..federation.home import Settings, create_home, load_settings
-from ..federation.pki import Pki
-from ..federation.register import Register
-from ..store.store import Run, Store
+from ..federation import Pki, Register, Settings, create_home, load_settings
+from ..store import Store
+from ..store.store import Run
 from .tables import (
     audit_rows,
     backbone_row,
@@ -52,7 +51,7 @@ from .tables import (
 )
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ...models.adapters.card import ModelCard
+    from ...models.adapters import ModelCard
 
 app = typer.Typer(help="Run a federation: invite sites, start studies, read what they cost.", no_args_is_help=True)
 site_app = typer.Typer(help="Who takes part.", no_args_is_help=True)
@@ -147,7 +146,7 @@ def init(
 @app.command()
 def serve(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
-    from ..gateway.service import Service
+    from ..gateway import Service
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -210,7 +209,7 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
     """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
     from rich.progress import Progress
 
-    from ...client_node.study.terms import load_draft
+    from ...client_node.study import load_draft
     from ...models.backbones.pretraining import pretrain
 
     with told(), Progress(console=err, transient=True) as progress:
@@ -512,7 +511,7 @@ def budget_export(
     """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
     from ...privacy.ledger import backup
     from ..errors import NotFound
-    from ..store.ledger_replica import LedgerReplica
+    from ..store import LedgerReplica
 
     with told(), opened(home) as store:
         nodes = {node.name: node for node in store.nodes()}
@@ -617,7 +616,7 @@ def adapter_combine(
     as_json: JsonOption = False,
 ) -> None:
     """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
-    from ...models.adapters.combining import combine
+    from ...models.adapters import combine
 
     with told():
         try:
@@ -706,7 +705,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run a whole federation on this machine: real processes, keys, TLS, privacy, secret sharing."""
-    from ..demo.demo import run_demo
+    from ..demo import run_demo
 
     if directory is None:
         own = "" if example == _FIRST_EXAMPLE and not smoke else f"{example}{'-smoke' if smoke else ''}"

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...client_node.cli.tables import print_json
-from ..store.store import Evaluation, Round, Run, Store, site_names
+from ..store import Store
+from ..store.store import Evaluation, Round, Run, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...models.backbones.deepseek_v3 import Description

@@ -15,21 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...client_node.data.records import read as read_records
-from ...client_node.policy.site_policy import SitePolicy
-from ...client_node.study.study import Study
-from ...client_node.study.terms import StudyDraft
+from ...client_node.data import read as read_records
+from ...client_node.policy import SitePolicy
+from ...client_node.study import Study, StudyDraft
 from ...client_node.training.study_model import load_study_model
 from ...client_node.training.trainer import release_terms
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
-from ...models.heads.pooling import pooled
-from ...privacy.accounting.composition import Mode, site_noise
+from ...models.heads import pooled
+from ...privacy.accounting import Mode, site_noise
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
 from ..run.server_optimizer import server_step
+from ..store import Checkpoint
 from ..store.broadcast import broadcast
-from ..store.run_folder import Checkpoint
 from ..studies.catalogue import start_state
 from ..studies.learning_rates import with_rates
 

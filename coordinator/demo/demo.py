@@ -22,16 +22,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...client_node.files import write_private
-from ...client_node.policy.site_policy import SitePolicy
-from ...client_node.study.study import Study
-from ...client_node.study.terms import StudyDraft, load_draft
+from ...client_node.policy import SitePolicy
+from ...client_node.study import Study, StudyDraft, load_draft
 from ...client_node.training.study_model import load_study_model
 from ...privacy.report.build import render_html
 from ...privacy.report.schema import dump
 from ...privacy.report.verify import verify_file
 from ..errors import DemoFailed, RunFailed
 from ..results.reports import budget_report
-from ..store.store import Store
+from ..store import Store
 from ..studies.catalogue import load_study
 from .processes import DemoFederation
 

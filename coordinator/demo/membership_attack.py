@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...client_node.policy.site_policy import SitePolicy
-from ...client_node.study.study import Study
-from ...client_node.study.terms import StudyDraft
-from ...models.adapters.lora import AdaptedModel
-from ...privacy.accounting.composition import Mode
+from ...client_node.policy import SitePolicy
+from ...client_node.study import Study, StudyDraft
+from ...models.adapters import AdaptedModel
+from ...privacy.accounting import Mode
 from ...privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
 from ...privacy.ledger import chain
 from ...privacy.report.schema import MembershipFacts, RocPoint, dump
-from ..store.store import PrivacyTest, Store
+from ..store import Store
+from ..store.store import PrivacyTest
 from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays
 
 SHADOW_MODEL = "a head alone on the frozen backbone, by the same rounds, sampling, clipping and noise"

@@ -18,14 +18,12 @@ from typing import Any
 
 import psutil
 
-from ...client_node.enrolment.enrol import Role
+from ...client_node.enrolment import Role
 from ...client_node.files import write_private
 from ..errors import DemoFailed
-from ..federation.home import load_settings
-from ..federation.pki import Pki
-from ..federation.register import Register
-from ..gateway.superlink import die_with_parent
-from ..store.store import Store
+from ..federation import Pki, Register, load_settings
+from ..gateway import die_with_parent
+from ..store import Store
 
 _BIN = Path(sys.executable).parent
 _HOST = "127.0.0.1"

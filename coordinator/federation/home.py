@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ...client_node.files import write_private
 from ..errors import Conflict, NotFound, StateDamaged
-from ..store.store import Store
+from ..store import Store
 from .pki import Pki
 
 _SETTINGS = "settings.json"

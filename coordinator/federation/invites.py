@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 
-from ...client_node.enrolment.enrol import InvitationCode
+from ...client_node.enrolment import InvitationCode
 from ..errors import InviteExpired, InviteUnknown, InviteUsed
 
 VALID_S = 7 * 24 * 3600.0

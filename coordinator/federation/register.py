@@ -7,10 +7,12 @@ from typing import get_args
 
 from sqlalchemy import select, update
 
-from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, Role
+from ...client_node.enrolment import Role
+from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest
 from ...client_node.enrolment.identity import fingerprint
 from ..errors import Conflict, EnrolmentInvalid
-from ..store.store import Node, Store
+from ..store import Store
+from ..store.store import Node
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 

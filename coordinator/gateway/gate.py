@@ -37,8 +37,8 @@ from ...client_node.enrolment import enrol
 from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ..errors import EnrolmentInvalid, InviteRefused
-from ..fleet import flower
-from ..fleet.wake import HOLD_S, WakeListener
+from ..fleet import WakeListener, flower
+from ..fleet.wake import HOLD_S
 from .listener import DoorLog, serve_gate
 from .upstream import Upstream, UpstreamAway
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from sqlalchemy import update
 
 from ..errors import SuperLinkFailed
-from ..federation.home import load_settings
-from ..federation.pki import Pki
-from ..federation.register import Register
-from ..store.store import Node, Run, Store, migrate
+from ..federation import Pki, Register, load_settings
+from ..store import Store
+from ..store.store import Node, Run, migrate
 from .gate import FleetGate, serve_gate
 from .superlink import SuperLink
 

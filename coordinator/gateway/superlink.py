@@ -25,7 +25,7 @@ import psutil
 
 from ...client_node.enrolment.identity import wire_form
 from ..errors import SuperLinkFailed
-from ..federation.pki import Pki
+from ..federation import Pki
 from ..fleet import flower
 from ..fleet.wake import PORT_VARIABLE
 

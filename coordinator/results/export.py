@@ -9,22 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...client_node.data.records import read as read_records
-from ...client_node.policy.site_policy import SitePolicy
-from ...client_node.study.study import Study
+from ...client_node.data import read as read_records
+from ...client_node.policy import SitePolicy
+from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel, load_study_model
-from ...models.adapters.card import ModelCard
-from ...models.adapters.lora import AdaptedModel
-from ...models.adapters.merging import save_merged
-from ...models.adapters.peft_export import export
+from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
 from ...models.backbones.checkpoints import ExpertFormat
 from ...models.evaluation.metrics import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
-from ...models.heads.losses import foretell
+from ...models.heads import foretell
 from ...privacy.ledger.charges import Books, Spent, spent
 from ..errors import Conflict
-from ..store.ledger_replica import LedgerReplica
-from ..store.run_folder import RunFolder
-from ..store.store import Store, site_names
+from ..store import LedgerReplica, RunFolder, Store
+from ..store.store import site_names
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit

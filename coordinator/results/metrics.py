@@ -6,9 +6,10 @@ from typing import Literal
 
 from ...client_node.approval.assessment import planned_releases
 from ...models.evaluation.binned import BinnedMetrics, binned_metrics
-from ...privacy.accounting.composition import epsilon_pld
+from ...privacy.accounting import epsilon_pld
 from ..errors import Conflict
-from ..store.store import Store, site_names
+from ..store import Store
+from ..store.store import site_names
 from ..studies.catalogue import load_study
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import __version__
-from ...client_node.study.study import Study
+from ...client_node.study import Study
 from ...privacy.ledger import chain
 from ...privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from ..errors import AuditMissing, Conflict
-from ..store.store import PrivacyTest, Store
+from ..store import Store
+from ..store.store import PrivacyTest
 from ..studies.catalogue import load_study
 
 if TYPE_CHECKING:

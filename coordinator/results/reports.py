@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from ...client_node.study.study import Study
+from ...client_node.study import Study
 from ...privacy.report.build import SiteLedger, build_report
 from ...privacy.report.schema import membership_facts
 from ..errors import NotFound
-from ..federation.home import load_settings
-from ..federation.pki import Pki
-from ..store.ledger_replica import LedgerReplica
-from ..store.store import Store
+from ..federation import Pki, load_settings
+from ..store import LedgerReplica, Store
 from ..studies.catalogue import load_study
 from .privacy_audit import audits
 

@@ -7,13 +7,11 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...client_node.errors import MessageInvalid
-from ...client_node.study.study import Study
+from ...client_node.study import Study
 from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import MessageRefused, RunStopped
-from ..fleet.nodes import Fleet, NodeFailure
-from ..store.ledger_replica import LedgerReplica
-from ..store.run_folder import Checkpoint, RunFolder
-from ..store.store import Store
+from ..fleet import Fleet, NodeFailure
+from ..store import Checkpoint, LedgerReplica, RunFolder, Store
 
 R = TypeVar("R", bound=Reply)
 

@@ -12,12 +12,9 @@ from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import Conflict, CoordinatorError, LeaseLost, RunStopped
-from ..federation.pki import Pki
-from ..federation.register import Register
-from ..fleet.nodes import Fleet
-from ..store.ledger_replica import LedgerReplica
-from ..store.run_folder import RunFolder
-from ..store.store import Store
+from ..federation import Pki, Register
+from ..fleet import Fleet
+from ..store import LedgerReplica, RunFolder, Store
 from ..studies.catalogue import load_study, study_start
 from .context import Drive
 from .rounds import drive_run, settle

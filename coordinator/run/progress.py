@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...client_node.approval.assessment import planned_releases
-from ...client_node.study.study import Study
-from ...privacy.accounting.composition import Release, epsilon_pld
-from ..store.store import Round, Run, Store
+from ...client_node.study import Study
+from ...privacy.accounting import Release, epsilon_pld
+from ..store import Store
+from ..store.store import Round, Run
 from ..studies.catalogue import load_study
 
 _ENDED = ("done", "failed", "stopped")

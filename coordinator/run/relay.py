@@ -26,11 +26,11 @@ from ...client_node.wire.messages import (
 )
 from ...client_node.wire.messages import Sealed as Described
 from ...mpc.errors import EnvelopeRejected
-from ...mpc.links.mapped import mapped
+from ...mpc.links import mapped
+from ...mpc.sharing import ShareContext
 from ...mpc.sharing.sealing import check_update, max_envelope_bytes
-from ...mpc.sharing.shares import ShareContext
 from ..errors import MessageRefused
-from ..fleet.nodes import NodeFailure
+from ..fleet import NodeFailure
 from ..store.run_folder import Envelopes, Inbox, Sealed
 from .context import Drive, identity_of, stop_if_asked, verified_answers
 

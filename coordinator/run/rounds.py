@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...client_node.errors import FINAL_REFUSALS, MessageInvalid
-from ...client_node.study.study import PlannedRound
+from ...client_node.study import PlannedRound
 from ...client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
@@ -42,14 +42,16 @@ from ...client_node.wire.messages import (
     start_hash,
 )
 from ...mpc.errors import TotalForged
-from ...mpc.sharing.ring import Ring, decode, open_total
-from ...mpc.sharing.shares import ShareContext, set_name
+from ...mpc.sharing import Ring, ShareContext
+from ...mpc.sharing.ring import decode, open_total
+from ...mpc.sharing.shares import set_name
 from ...mpc.sharing.tags import verify_total
 from ...privacy.ledger.chain import Entry
 from ..errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused
-from ..fleet.nodes import NodeFailure
+from ..fleet import NodeFailure
+from ..store import Checkpoint
 from ..store.broadcast import broadcast
-from ..store.run_folder import Checkpoint, Envelopes
+from ..store.run_folder import Envelopes
 from ..store.store import Evaluation, Round, site_names
 from .context import Drive, R, identity_of, stop_if_asked, verified_answers
 from .relay import Delivery, Intake, Load, inline_room

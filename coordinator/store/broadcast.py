@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...client_node.study.state_format import StateFormat
+from ...client_node.study import StateFormat
 from .run_folder import Checkpoint
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...client_node.study.study import Study
-from ...client_node.study.terms import StudyDraft
+from ...client_node.study import Study, StudyDraft
 from ..errors import StateDamaged
-from ..store.run_folder import Checkpoint
+from ..store import Checkpoint
 from ..store.store import StudyRow
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ...client_node.approval.budget_planning import ring_of, solve
 from ...client_node.files import write_private
-from ...client_node.study.study import AggregatorParty, Participant, Study
-from ...client_node.study.terms import load_draft
+from ...client_node.study import AggregatorParty, Participant, Study, load_draft
 from ...client_node.training.study_model import load_study_model
 from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from ..errors import StudyRefused
-from ..federation.pki import Pki
-from ..store.store import Node, Store, StudyRow
+from ..federation import Pki
+from ..store import Store
+from ..store.store import Node, StudyRow
 from .catalogue import start_file, start_state
 from .learning_rates import with_rates
 

@@ -24,7 +24,7 @@ momentum moves by s, its bias corrections enlarge the gain of early rounds, and 
 
 import math
 
-from ...client_node.study.terms import StudyDraft
+from ...client_node.study import StudyDraft
 
 HEAD_WALK = 2.0  # in logits; the best was mostly 1 to 3 where it was measured, for 10 to 100 rounds
 ADAPTER_WALK = 4.0  # length, all adapters together

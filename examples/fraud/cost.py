@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from model import GRADIENT_BITS
 from terms import ROLES
 
-from confide.privacy.accounting.composition import Release, epsilon_pld, epsilon_rdp, site_noise, solve_noise_multiplier
+from confide.privacy.accounting import Release, epsilon_pld, epsilon_rdp, site_noise, solve_noise_multiplier
 
 DELTA = 1e-5
 

@@ -24,7 +24,7 @@ from confide.mpc import psi
 from confide.mpc.crypten import runtime
 from confide.mpc.crypten.triples import Replicated
 from confide.mpc.errors import FrameRejected, OrderMismatch
-from confide.mpc.links.orders import PartyConfig
+from confide.mpc.links import PartyConfig
 from confide.mpc.links.tls import TlsCommunicator
 from confide.privacy.errors import BudgetExceeded, UnprotectedRefused
 from confide.privacy.mechanism.noise import discrete_gaussian

@@ -31,8 +31,7 @@ from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
-from ..heads.losses import foretell, record_losses
-from ..heads.pooling import PooledHead, pooled
+from ..heads import PooledHead, foretell, pooled, record_losses
 from .layout import HEAD_WEIGHT, AdapterLayout
 
 _LAYER = re.compile(r"\blayers\.([0-9]+)\.")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import InvalidBackbone
-from ..records.schema import RecordSchema
+from ..records import RecordSchema
 from . import checkpoints
 from .directories import new_directory
 

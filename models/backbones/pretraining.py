@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
-from ..heads.pooling import pooled
-from ..records.schema import Field, NumericField, RecordSchema
+from ..heads import pooled
+from ..records import Field, NumericField, RecordSchema
 from .deepseek_v3 import BackboneConfig, build, save
 
 

@@ -1,1 +1,3 @@
 """Metrics with intervals, from scores or from noised histograms, and statistics of routing."""
+
+__all__ = ["binned", "metrics", "router_statistics"]

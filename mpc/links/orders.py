@@ -20,9 +20,9 @@ from ..fields import (
     text,
     whole,
 )
+from ..sharing import Ring, ShareContext
 from ..sharing.hpke import kem_of_private
-from ..sharing.ring import Ring
-from ..sharing.shares import ShareContext, set_name
+from ..sharing.shares import set_name
 from ..sharing.sketch import MIN_ROWS, largest_bound
 from .journal import RoundId
 

@@ -35,13 +35,12 @@ from ..errors import (
     TopUpMissing,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
+from ..links import Links, Order, Release, mapped
 from ..links.journal import Binding, Journal
-from ..links.mapped import mapped
-from ..links.orders import Order, Release
-from ..links.tls import Links
+from ..sharing import Share, ShareContext
 from ..sharing.ring import RingVector
 from ..sharing.sealing import Envelope, open_envelope
-from ..sharing.shares import Parts, Share, ShareContext, Words, unpack
+from ..sharing.shares import Parts, Words, unpack
 from ..sharing.sketch import Limits, Sketch, limits
 from .coins import COIN_BYTES, joint_seeds
 

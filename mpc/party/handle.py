@@ -13,9 +13,9 @@ from typing import Any, Never, Self
 
 from .. import errors
 from ..errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
+from ..links import Channel, Order, PartyConfig, Release
 from ..links.certificates import make_certificate
-from ..links.frames import Channel, config_to_wire, order_to_wire, paths_to_wire, take, take_names
-from ..links.orders import Order, PartyConfig, Release
+from ..links.frames import config_to_wire, order_to_wire, paths_to_wire, take, take_names
 from ..sharing.ring import total_bytes
 
 __all__ = ["Order", "PartyConfig", "PartyProcess", "Release", "make_certificate"]

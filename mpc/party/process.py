@@ -27,9 +27,9 @@ from ..errors import (
     SetConflict,
     TopUpMissing,
 )
-from ..links.frames import Channel, config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
+from ..links import Channel, Order, PartyConfig, Release
+from ..links.frames import config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
 from ..links.journal import Journal
-from ..links.orders import Order, PartyConfig, Release
 from ..links.tls import TlsCommunicator
 from ..sharing.ring import RingVector
 from ..sharing.shares import Words

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ...kernels.collect import Collector
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ..accounting import composition
 from ..errors import InvalidPrivacyParameter
 from ..mechanism.sampling import Integers, poisson_sample

@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from scipy.stats import binom, chi2, norm
 from torch import Tensor
 
-from ...models.adapters.layout import AdapterLayout
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel, AdapterLayout
 from ..mechanism import adaptive_clipping
 from ..mechanism.sampling import Integers
 from ..mechanism.site_round import LocalSteps, ReleaseTerms, round_release

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..accounting import composition
-from ..accounting.composition import Release
+from ..accounting import Release, composition
 from ..errors import InvalidPrivacyParameter, LedgerBroken
 from . import canonical
 from .chain import Entry

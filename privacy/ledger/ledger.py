@@ -20,8 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..accounting import composition
-from ..accounting.composition import Release
+from ..accounting import Release, composition
 from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain

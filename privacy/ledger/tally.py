@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..accounting.composition import Release
+from ..accounting import Release
 
 Purpose = Literal["update", "evaluation"]
 

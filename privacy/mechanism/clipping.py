@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.collect import Collector
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ..errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
 
 # Keeps a scaled gradient below the bound, which costs nothing: a float64 norm of 2**20 equal numbers was 1.3e-12 too

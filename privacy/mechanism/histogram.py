@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..accounting.composition import Mode
+from ..accounting import Mode
 from ..errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from .noise import MAX_SIGMA, discrete_gaussian
 from .sampling import Integers, RandomBytes, uniform_words

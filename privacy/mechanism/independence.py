@@ -24,8 +24,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from ...kernels.collect import Collector
-from ...models.adapters.lora import AdaptedModel
-from ...models.heads.losses import record_losses
+from ...models.adapters import AdaptedModel
+from ...models.heads import record_losses
 from ..errors import TargetUnreached, UnitsCoupled
 
 _Rows = Mapping[str, tuple[list[Tensor], list[Tensor]]]  # a module's inputs and outputs for one record

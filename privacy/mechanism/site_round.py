@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ...kernels.collect import Collector
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from ...models.errors import StateMismatch
 from ..errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from . import adaptive_clipping

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...models.adapters.lora import AdaptedModel
+from ...models.adapters import AdaptedModel
 from .sampling import Integers
 
 Vector = npt.NDArray[np.float64]

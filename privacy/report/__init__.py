@@ -1,1 +1,3 @@
 """Budget reports: built from ledgers, shown as a page, and verified by recomputation."""
+
+__all__ = ["build", "plot", "schema", "templating", "verify"]

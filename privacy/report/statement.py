@@ -7,8 +7,7 @@ a statement over 1,000,000 of them costs what their distinct kinds cost.
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from ..accounting import composition
-from ..accounting.composition import Release
+from ..accounting import Release, composition
 from ..ledger.charges import Books, Budget, spent
 from ..ledger.tally import Tally
 from .schema import Account, BudgetFacts, Event, Point, Spending

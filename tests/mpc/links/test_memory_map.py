@@ -1,6 +1,6 @@
 import pytest
 
-from confide.mpc.links.mapped import mapped
+from confide.mpc.links.memory_map import mapped
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 100], ids=["nothing", "a byte", "some pages"])
