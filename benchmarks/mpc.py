@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, best
 
 from confide.coordinator.demo.processes import free_ports
-from confide.mpc.party import Order, PartyConfig, PartyProcess, Release
+from confide.mpc.party import Order, PartyConfig, PartyProcess, TotalShare
 from confide.mpc.party.handle import make_certificate
 from confide.mpc.sharing import Ring, sketch
 from confide.mpc.sharing.ring import from_integers, open_total
@@ -106,7 +106,7 @@ class Bench:
         start = time.perf_counter()
         with ExitStack() as watched, ThreadPoolExecutor(3) as pool:
             peaks = [watched.enter_context(Peak(process.pid)) for process in processes]
-            releases: list[Release] = list(
+            releases: list[TotalShare] = list(
                 pool.map(lambda i: processes[i].aggregate(self.order(i, number), boxes[i]), PARTIES)
             )
             wall = time.perf_counter() - start

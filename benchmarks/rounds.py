@@ -21,9 +21,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from confide.client_node.enrolment import Enrolment, NodeIdentity, enroll
-from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest
+from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
 from confide.client_node.enrolment.identity import fingerprint
+from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
 from confide.client_node.flower import WarmNode
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
@@ -41,7 +41,7 @@ class Register:
         self.names: dict[str, str] = {}
         self._superlink, self._pki = superlink, pki
 
-    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         key, name = request.transport_public.encode(), SITES[len(self.names)]
         self.names[fingerprint(key)] = name
         self._superlink.register(key, name)
@@ -72,16 +72,14 @@ def measure(home: Path, plan: dict) -> dict[str, list[float]]:
     pki = Pki.create(home, [])
     superlink = SuperLink(home, 0, fab=Path(__file__).resolve().parent / "rounds_fab")
     register = Register(superlink, pki)
-    app = FleetGate(
-        register, enroll=register.enroll, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port
-    )
+    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port)
     gate = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     with ExitStack() as stack:
         stack.callback(superlink.stop)
         stack.callback(gate.stop)
         superlink.start()
         for name in SITES:
-            enroll(code_text(f"127.0.0.1:{gate.port}", secrets.token_bytes(16), pki.ca_digest), home / name)
+            enrol(code_text(f"127.0.0.1:{gate.port}", secrets.token_bytes(16), pki.ca_digest), home / name)
         (home / "register.json").write_text(json.dumps(register.names))
         warm = {name: [sys.executable, __file__, "--node", str(home / name)] for name in SITES}
         stock = {

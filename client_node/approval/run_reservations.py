@@ -17,7 +17,7 @@ from pydantic import Field
 from ..errors import PolicyInvalid, SiteNotReady
 from ..files import read_private, write_private
 from ..study.terms import NO_ENTRIES, Digest, Frozen
-from ..study.toml import MAX_BYTES, Settings, parse_json
+from ..study.toml import MAX_BYTES, StrictModel, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ LAPSE_S = 86_400.0  # a run that has been silent for so long holds nothing
 MAX_RUNS = 1000
 
 
-class Hold(Settings):
+class Hold(StrictModel):
     """One run that has begun."""
 
     study: Digest
     heard: float  # of its last message, Unix time
 
 
-class _Held(Settings):
+class _Held(StrictModel):
     runs: Annotated[Mapping[Annotated[str, Field(max_length=256)], Hold], Field(max_length=MAX_RUNS), *Frozen] = (
         NO_ENTRIES
     )

@@ -82,7 +82,7 @@ def enroll(
     as_json: JsonOption = False,
 ) -> None:
     """Join the federation that issued CODE. Keys are made here and stay here."""
-    from ..enrolment import enroll as join
+    from ..enrolment import enrol as join
 
     with told():
         found = join(sys.stdin.read() if code == "-" else code, home, party_address=party_address)

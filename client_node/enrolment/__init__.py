@@ -1,6 +1,6 @@
 """How a node joins a federation: its keys, and the invitation that it answers."""
 
-from .enrol import Enrolment, InvitationCode, Role, enroll, fetch_studies
 from .identity import NodeIdentity
+from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies
 
-__all__ = ["Enrolment", "InvitationCode", "NodeIdentity", "Role", "enrol", "enroll", "fetch_studies", "identity"]
+__all__ = ["Enrolment", "InvitationCode", "NodeIdentity", "Role", "enrol", "fetch_studies", "identity", "protocol"]

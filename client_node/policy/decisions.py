@@ -19,7 +19,7 @@ from ...privacy.ledger import chain
 from ..errors import PolicyInvalid
 from ..files import read_private, write_private
 from ..study.terms import NO_ENTRIES, Digest, Frozen, Name
-from ..study.toml import MAX_BYTES, Settings, parse_json, rule
+from ..study.toml import MAX_BYTES, StrictModel, parse_json, rule
 
 FILE = "decisions.json"
 
@@ -33,7 +33,7 @@ def _is_fingerprint(value: str) -> str:
 Fingerprint = Annotated[str, AfterValidator(_is_fingerprint)]
 
 
-class BudgetPolicy(Settings):
+class BudgetPolicy(StrictModel):
     """The most that all studies together may cost one unit of the data set."""
 
     epsilon: float = Field(gt=0, le=1000, description="epsilon = 3.0")
@@ -41,7 +41,7 @@ class BudgetPolicy(Settings):
     collusion: int = Field(default=1, ge=0, le=1000)  # sites that may pool what they know with an observer
 
 
-class Verdict(Settings):
+class Verdict(StrictModel):
     """What was decided about one study, and when."""
 
     verdict: Literal["approved", "revoked"]
@@ -49,7 +49,7 @@ class Verdict(Settings):
     decided: Annotated[str, Field(max_length=40)] = ""  # UTC
 
 
-class Decisions(Settings):
+class Decisions(StrictModel):
     """All decisions. A study without a verdict is not approved here."""
 
     format: Literal[1] = 1

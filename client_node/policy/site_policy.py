@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ..errors import PolicyInvalid, StudyNotApproved
 from ..study import Study
 from ..study.terms import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name
-from ..study.toml import Settings, contradictions, read_toml, rule
+from ..study.toml import StrictModel, contradictions, read_toml, rule
 from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke
 
 __all__ = ["BudgetPolicy", "SitePolicy", "approve", "decided", "load_policy", "refusals", "revoke"]
@@ -27,7 +27,7 @@ def _is_separator(value: str) -> str:
     return value
 
 
-class DataPolicy(Settings):
+class DataPolicy(StrictModel):
     """Where the records are and what the site calls their columns."""
 
     path: Path = Field(description='path = "patients.csv" (beside site.toml, or absolute)', strict=False)
@@ -46,14 +46,14 @@ class DataPolicy(Settings):
     ] = NO_ENTRIES
 
 
-class StudyPolicy(Settings):
+class StudyPolicy(StrictModel):
     """Which studies may run."""
 
     approved: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()
     unprotected: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()  # of these, which without any privacy
 
 
-class BackbonePolicy(Settings):
+class BackbonePolicy(StrictModel):
     """Where the approved backbone is installed."""
 
     directory: Path = Field(description='directory = "backbone" (beside site.toml, or absolute)', strict=False)
@@ -65,7 +65,7 @@ def _is_possible(workers: int) -> int:
     return workers
 
 
-class LimitPolicy(Settings):
+class LimitPolicy(StrictModel):
     """What a study may use of this machine; changes speed, never a guarantee."""
 
     threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
@@ -80,7 +80,7 @@ class LimitPolicy(Settings):
         return self
 
 
-class SitePolicy(Settings):
+class SitePolicy(StrictModel):
     """The whole policy, with paths made absolute and the decisions of decisions.json counted in."""
 
     data: DataPolicy = Field(description="a table [data]")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...mpc.party import Order, PartyConfig, PartyProcess, Release
+from ...mpc.party import Order, PartyConfig, PartyProcess, TotalShare
 from ...mpc.sharing.hpke import new_keypair
 from ...mpc.sharing.sealing import max_envelope_bytes
 from ...mpc.sharing.shares import set_name
@@ -81,7 +81,7 @@ class AggregatorRole:
         cohort: tuple[str, ...],
         blobs: Mapping[str, bytes],
         spooled: Mapping[str, str] = _NONE,
-    ) -> Release:
+    ) -> TotalShare:
         """Adds the sites' shares with the other two parties and gives this party's share of the total.
 
         Which sums need top-ups is read from the study, never from the order.

@@ -27,7 +27,7 @@ from ...privacy.mechanism.projection import norm_bound
 from ..errors import MessageInvalid, StudyInvalid
 from .state_format import StateFormat
 from .terms import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
-from .toml import MAX_BYTES, Settings, contradictions, parse_json, raise_problems, rule
+from .toml import MAX_BYTES, StrictModel, contradictions, parse_json, raise_problems, rule
 
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
@@ -65,14 +65,14 @@ def _is_older(data: bytes) -> bool:
     return True
 
 
-class Participant(Settings):
+class Participant(StrictModel):
     """A site that trains."""
 
     name: Name
     identity: Digest  # Ed25519 public key
 
 
-class AggregatorParty(Settings):
+class AggregatorParty(StrictModel):
     """One of the three MPC parties; its place in the study's list is its aggregator_id."""
 
     name: Name
@@ -123,7 +123,7 @@ class PlannedRound:
         return f"round {self.number}" if self.purpose == "update" else "evaluation"
 
 
-class Study(Settings):
+class Study(StrictModel):
     """The whole of what a site approves."""
 
     format: Literal[4] = 4

@@ -17,7 +17,7 @@ from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
 from .state_format import StateFormat, StateKind
-from .toml import Settings, contradictions, read_toml, rule
+from .toml import StrictModel, contradictions, read_toml, rule
 
 T = TypeVar("T")
 NUM_AGGREGATORS = 3
@@ -102,7 +102,7 @@ Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator
 Rank = Annotated[int, Field(ge=1)]
 
 
-class AdapterTerms(Settings):
+class AdapterTerms(StrictModel):
     """Which LoRA weights are trained."""
 
     rank: int = Field(ge=1, le=256, description="rank = 4")
@@ -126,7 +126,7 @@ class AdapterTerms(Settings):
         return self.ranks.get(site)
 
 
-class TextTerms(Settings):
+class TextTerms(StrictModel):
     """What a model is shown of a record of free text, and what it learns to write after it."""
 
     prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
@@ -137,7 +137,7 @@ class TextTerms(Settings):
         return PromptTemplate(self.prompt, self.completion)
 
 
-class DataTerms(Settings):
+class DataTerms(StrictModel):
     """What a record looks like.
 
     A record that is classified has published cut points and category lists, never taken from records; one of free text
@@ -168,7 +168,7 @@ class DataTerms(Settings):
         )
 
 
-class PrivacyTerms(Settings):
+class PrivacyTerms(StrictModel):
     """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
 
     mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
@@ -201,7 +201,7 @@ class PrivacyTerms(Settings):
         return 0 if self.dropouts == "top-up" else self.max_dropouts
 
 
-class RoundTerms(Settings):
+class RoundTerms(StrictModel):
     """How a run proceeds."""
 
     rounds: int = Field(ge=1, le=100_000, description="rounds = 40")
@@ -213,7 +213,7 @@ class RoundTerms(Settings):
     state: StateKind = "float32"  # as sites are sent it
 
 
-class OptimizerTerms(Settings):
+class OptimizerTerms(StrictModel):
     """The coordinator's step on the opened sum."""
 
     kind: Literal["momentum", "adam"] = "momentum"
@@ -234,14 +234,14 @@ class OptimizerTerms(Settings):
         return self.lr, self.lr if self.head_lr is None else self.head_lr
 
 
-class EvaluationTerms(Settings):
+class EvaluationTerms(StrictModel):
     """One noised histogram of the final model's scores on records that sites hold out, after the last round."""
 
     bins: Annotated[int, Field(ge=2, le=200), AfterValidator(_is_even)] = 20  # of the score, for each label
     noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
 
 
-class AggregationTerms(Settings):
+class AggregationTerms(StrictModel):
     """How sites' updates are sealed and added up."""
 
     kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
@@ -255,14 +255,14 @@ class AggregationTerms(Settings):
         return self.weights.get(site, 1.0)
 
 
-class ModelTerms(Settings):
+class ModelTerms(StrictModel):
     """The frozen model."""
 
     backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
     experts: Literal["float32", "int8", "nf4"] = "float32"  # how every site holds the routed ones, which are frozen
 
 
-class Participants(Settings):
+class Participants(StrictModel):
     """Names in the federation's register; the study adds their keys."""
 
     sites: Annotated[
@@ -275,7 +275,7 @@ class Participants(Settings):
     ]
 
 
-class StudyDraft(Settings):
+class StudyDraft(StrictModel):
     """What study.toml says."""
 
     name: Name = Field(description='name = "thyroid"')

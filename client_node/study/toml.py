@@ -35,13 +35,13 @@ _KINDS = {
 }
 
 
-class Settings(BaseModel):
+class StrictModel(BaseModel):
     """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=StrictModel)
 
 
 def rule(text: str) -> PydanticCustomError:

@@ -732,7 +732,7 @@ def start_run(store: Store, study: str) -> str:
     run_id = f"{row.name}-{secrets.token_hex(4)}"
     with store.session() as session:
         session.add(Run(id=run_id, study=row.hash, state="pending", created_at=time.time()))
-        store.audit(session, f"run {run_id} of study {row.hash} started")
+        store.log_action(session, f"run {run_id} of study {row.hash} started")
     return run_id
 
 

@@ -8,11 +8,11 @@ from typing import get_args
 from sqlalchemy import select, update
 
 from ...client_node.enrolment import Role
-from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest
 from ...client_node.enrolment.identity import fingerprint
+from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store
-from ..store.store import Node
+from ..store.store import NodeRow
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 
@@ -33,19 +33,19 @@ class Register:
         """
         secret, digest = new_invite()
         with self._store.session() as session:
-            node = session.get(Node, name)
+            node = session.get(NodeRow, name)
             if node is not None and node.enrolled_at is not None:
                 raise Conflict(f"{name} is enrolled already; revoke it and choose another name for its new keys")
             if node is None:
-                node = Node(name=name, roles="")
+                node = NodeRow(name=name, roles="")
                 session.add(node)
             node.roles = ",".join(roles)
             node.invite_digest, node.invite_expires = digest, time.time() + VALID_S
             node.revoked_at = None  # set here only if the last invitation was withdrawn
-            self._store.audit(session, f"{name} invited to {node.roles}")
+            self._store.log_action(session, f"{name} invited to {node.roles}")
         return code_text(address, secret, self._pki.ca_digest)
 
-    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         """Registers the keys of whoever holds a valid code; its proofs of possession were checked by the gate.
 
         The same keys with the same code get the same answer again: the first one may never have arrived.
@@ -57,7 +57,7 @@ class Register:
         secret = bytes.fromhex(request.secret)
         key = fingerprint(request.transport_public.encode())
         with self._store.session() as session:
-            node = session.scalars(select(Node).where(Node.invite_digest == digest_of(secret))).first()
+            node = session.scalars(select(NodeRow).where(NodeRow.invite_digest == digest_of(secret))).first()
             is_repeat = node is not None and (node.identity, node.fingerprint) == (request.identity, key)
             check(
                 secret,
@@ -71,14 +71,14 @@ class Register:
                 return answer
             if "aggregate" in answer.roles and not (request.party_address and request.party_certificate):
                 raise EnrolmentInvalid("an aggregator names where the other two reach it: --party-address HOST:PORT")
-            taken = select(Node).where((Node.fingerprint == key) | (Node.identity == request.identity))
+            taken = select(NodeRow).where((NodeRow.fingerprint == key) | (NodeRow.identity == request.identity))
             if session.scalars(taken).first() is not None:
                 raise EnrolmentInvalid("these keys are registered under another name; enrol from a fresh home")
             node.identity, node.fingerprint = request.identity, key
             node.transport_key = request.transport_public.encode()
             node.party_address, node.party_certificate = request.party_address, request.party_certificate
             node.enrolled_at = time.time()
-            self._store.audit(session, f"{node.name} enrolled with identity {request.identity}")
+            self._store.log_action(session, f"{node.name} enrolled with identity {request.identity}")
         logger.info("%s enrolled to %s", answer.name, " and ".join(answer.roles))
         return answer
 
@@ -87,25 +87,25 @@ class Register:
         node = self._store.node(name)
         turned_out = {"revoked_at": time.time(), "invite_digest": None}
         with self._store.session() as session:
-            session.execute(update(Node).where(Node.name == node.name).values(**turned_out))
-            self._store.audit(session, f"{name} revoked")
+            session.execute(update(NodeRow).where(NodeRow.name == node.name).values(**turned_out))
+            self._store.log_action(session, f"{name} revoked")
 
     def site_of(self, key: str) -> str | None:
         """The name of the enrolled, unrevoked node with this transport key fingerprint."""
         with self._store.session() as session:
-            node = session.scalars(select(Node).where(Node.fingerprint == key)).first()
+            node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
     def revoked_site(self, key: str) -> str | None:
         """The name of the node that had this transport key until it was turned out."""
         with self._store.session() as session:
-            node = session.scalars(select(Node).where(Node.fingerprint == key)).first()
+            node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
             return node.name if node is not None and node.revoked_at is not None else None
 
     def site_with_identity(self, identity: str) -> str | None:
         """The name of the enrolled, unrevoked node with this Ed25519 key."""
         with self._store.session() as session:
-            node = session.scalars(select(Node).where(Node.identity == identity)).first()
+            node = session.scalars(select(NodeRow).where(NodeRow.identity == identity)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
     def studies(self, name: str) -> list[dict[str, str]]:
@@ -116,5 +116,5 @@ class Register:
         ]
 
 
-def _roles(node: Node) -> tuple[Role, ...]:
+def _roles(node: NodeRow) -> tuple[Role, ...]:
     return tuple(role for role in get_args(Role) if role in node.roles.split(","))

@@ -33,9 +33,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
-from ...client_node.enrolment import enrol
-from ...client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
+from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
@@ -93,7 +93,7 @@ class FleetGate:
 
     Args:
         registry: who may pass.
-        enroll: admits a node or raises InviteRefused or EnrolmentInvalid; the proofs in the request hold already. The
+        enrol: admits a node or raises InviteRefused or EnrolmentInvalid; the proofs in the request hold already. The
             same keys with the same code again must get the same answer: the first one may not have reached the node.
         studies: what a known node may see; each with `canonical`, `hash` and `signature`.
         ca_path: the federation's CA certificate, PEM.
@@ -104,12 +104,12 @@ class FleetGate:
         self,
         registry: Registry,
         *,
-        enroll: Callable[[EnrolRequest], EnrolAnswer],
+        enrol: Callable[[EnrolRequest], EnrolAnswer],
         studies: Callable[[str], list[dict[str, str]]],
         ca_path: Path,
         superlink: int,
     ) -> None:
-        self._registry, self._enroll, self._studies = registry, enroll, studies
+        self._registry, self._enrol, self._studies = registry, enrol, studies
         self._ca = ca_path.read_bytes()
         self._upstream = Upstream("127.0.0.1", superlink, ca_path)
         self._wake = WakeListener(superlink)
@@ -128,11 +128,11 @@ class FleetGate:
         try:
             if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
                 status, headers, body = await self._fleet(scope, receive, path[len(FLEET) :])
-            elif method == "GET" and path == enrol.CA_PATH:
+            elif method == "GET" and path == protocol.CA_PATH:
                 status, headers, body = 200, [(b"content-type", b"application/x-pem-file")], self._ca
-            elif method == "POST" and path == enrol.ENROLL_PATH:
-                status, headers, body = await self._enrol(scope, await self._body(scope, receive, _OWN_CAP))
-            elif method == "POST" and path == enrol.STUDIES_PATH:
+            elif method == "POST" and path == protocol.ENROLL_PATH:
+                status, headers, body = await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
+            elif method == "POST" and path == protocol.STUDIES_PATH:
                 status, headers, body = await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
             else:
                 self._door.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
@@ -271,7 +271,7 @@ class FleetGate:
             raise _TurnedAway(408) from err
         return bytes(body)
 
-    async def _enrol(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _answer_enrolment(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         peer = _peer(scope)
         try:
             request = EnrolRequest.model_validate_json(body)
@@ -283,7 +283,7 @@ class FleetGate:
             ) from err
         key_id = fingerprint(request.transport_public.encode())
         try:
-            answer = await asyncio.to_thread(self._enroll, request)
+            answer = await asyncio.to_thread(self._enrol, request)
         except InviteRefused as err:
             self._door.turned_away("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
             raise _TurnedAway(403, err.reason) from err
@@ -300,7 +300,7 @@ class FleetGate:
         peer = _peer(scope)
         try:
             query = StudiesQuery.model_validate_json(body)
-            signature = bytes.fromhex(dict(scope["headers"])[enrol.SIGNATURE_HEADER.encode()].decode("ascii"))
+            signature = bytes.fromhex(dict(scope["headers"])[protocol.SIGNATURE_HEADER.encode()].decode("ascii"))
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
             key.verify(signature, StudiesQuery.signed_part(body))
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from ..errors import SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..store import Store
-from ..store.store import Node, Run, migrate
+from ..store.store import NodeRow, Run, migrate
 from .gate import FleetGate, serve_gate
 from .superlink import SuperLink
 
@@ -45,7 +45,7 @@ class Service:
         """
         gate = FleetGate(
             self._register,
-            enroll=self._register.enroll,
+            enrol=self._register.enrol,
             studies=self._register.studies,
             ca_path=self._pki.ca_path,
             superlink=self._superlink.port,
@@ -93,7 +93,7 @@ class Service:
 
     def _note_flower_id(self, name: str, flower_id: str | None) -> None:
         with self._store.session() as session:
-            session.execute(update(Node).where(Node.name == name).values(flower_id=flower_id))
+            session.execute(update(NodeRow).where(NodeRow.name == name).values(flower_id=flower_id))
 
     def _start_drivers(self) -> None:
         """Submits a driver for each run that should go on and has none that beats."""

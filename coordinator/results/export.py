@@ -120,7 +120,7 @@ def _publish(
     write(adapted, study_start(home, study).backbone, card)
     if standing.override is not None:
         with store.session() as session:
-            store.audit(session, standing.override)
+            store.log_action(session, standing.override)
     return card
 
 

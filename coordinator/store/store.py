@@ -44,7 +44,7 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {float: Double}  # seconds since 1970 do not fit in a single-precision FLOAT
 
 
-class Node(Base):
+class NodeRow(Base):
     """An enrolled organisation's daemon, or an invitation that waits for it."""
 
     __tablename__ = "node"
@@ -130,7 +130,7 @@ class LedgerRow(Base):
     entry: Mapped[str] = mapped_column(Text)  # JSON, hash and signature included
 
 
-class AuditRow(Base):
+class ActionRow(Base):
     """Something an operator or a node did, in order."""
 
     __tablename__ = "audit"
@@ -222,19 +222,19 @@ class Store:
         with self._sessions.begin() as session:
             yield session
 
-    def audit(self, session: Session, what: str) -> None:
+    def log_action(self, session: Session, what: str) -> None:
         """Adds a line to the audit log inside `session`'s transaction."""
-        session.add(AuditRow(at=time.time(), what=what))
+        session.add(ActionRow(at=time.time(), what=what))
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NodeRow]:
         """Every invited or enrolled node, by name."""
         with self.session() as session:
-            return list(session.scalars(select(Node).order_by(Node.name)))
+            return list(session.scalars(select(NodeRow).order_by(NodeRow.name)))
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> NodeRow:
         """The node called `name`. Raises `NotFound`."""
         with self.session() as session:
-            node = session.get(Node, name)
+            node = session.get(NodeRow, name)
         if node is None:
             raise NotFound(f"no site is called {name!r}; `coordinator site list` shows them")
         return node
@@ -326,7 +326,7 @@ class Store:
                 session.execute(update(Run).where(Run.id == run_id).values(**values))
             else:
                 self._fenced(session, run_id, lease, values)
-            self.audit(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
+            self.log_action(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
 
     def commit_round(self, row: Round | Evaluation) -> None:
         """Makes a round, or the evaluation, exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
@@ -341,7 +341,7 @@ class Store:
             for site in sites:
                 if session.get(LeftOut, (run_id, number, site)) is None:
                     session.add(LeftOut(run=run_id, round=number, site=site))
-                    self.audit(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
+                    self.log_action(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
 
     def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
         """By round, the sites whose vectors were too long; only rounds with such sites."""
@@ -376,7 +376,7 @@ class Store:
         """Keeps what a measurement found, and says so in the audit log. Nothing replaces an earlier one."""
         with self.session() as session:
             session.add(row)
-            self.audit(session, said)
+            self.log_action(session, said)
 
     def privacy_tests(self, run_id: str, kind: Literal["audit", "membership"]) -> list[str]:
         """Facts of every measurement of that kind, oldest first."""

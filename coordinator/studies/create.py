@@ -13,7 +13,7 @@ from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from ..errors import StudyRefused
 from ..federation import Pki
 from ..store import Store
-from ..store.store import Node, StudyRow
+from ..store.store import NodeRow, StudyRow
 from .catalogue import start_file, start_state
 from .learning_rates import with_rates
 
@@ -74,11 +74,11 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
                     created_at=time.time(),
                 )
             )
-            store.audit(session, f"study {study.name} created as {study.study_hash}")
+            store.log_action(session, f"study {study.name} created as {study.study_hash}")
     return study
 
 
-def _enrolled(store: Store, names: tuple[str, ...], role: str) -> list[Node]:
+def _enrolled(store: Store, names: tuple[str, ...], role: str) -> list[NodeRow]:
     nodes = {node.name: node for node in store.nodes()}
     problems = []
     for name in names:

@@ -2,7 +2,18 @@
 
 from .frames import Channel
 from .memory_map import mapped
-from .orders import Order, PartyConfig, Release
+from .orders import Order, PartyConfig, TotalShare
 from .tls import Links
 
-__all__ = ["Channel", "Links", "Order", "PartyConfig", "Release", "certificates", "frames", "journal", "mapped", "tls"]
+__all__ = [
+    "Channel",
+    "Links",
+    "Order",
+    "PartyConfig",
+    "TotalShare",
+    "certificates",
+    "frames",
+    "journal",
+    "mapped",
+    "tls",
+]

@@ -147,7 +147,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Release:
+class TotalShare:
     """One party's share of the total over `kept`, for the coordinator."""
 
     kept: tuple[str, ...]  # sites in the sum, in cohort order

@@ -1,5 +1,5 @@
 """An aggregator party: the handle that a node holds, and the process that it starts."""
 
-from .handle import Order, PartyConfig, PartyProcess, Release
+from .handle import Order, PartyConfig, PartyProcess, TotalShare
 
-__all__ = ["Order", "PartyConfig", "PartyProcess", "Release"]
+__all__ = ["Order", "PartyConfig", "PartyProcess", "TotalShare"]

@@ -35,7 +35,7 @@ from ..errors import (
     TopUpMissing,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
-from ..links import Links, Order, Release, mapped
+from ..links import Links, Order, TotalShare, mapped
 from ..links.journal import Binding, Journal
 from ..sharing import Share, ShareContext
 from ..sharing.ring import RingVector
@@ -118,7 +118,7 @@ def aggregate(
     links: Links,
     journal: Journal,
     judge: Judge,
-) -> Release:
+) -> TotalShare:
     """This party's share of the sum over all sites that reached all three parties with vectors that are not too long.
 
     Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
@@ -159,7 +159,7 @@ def aggregate(
     links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
     logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
-    return Release(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
+    return TotalShare(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from typing import Any, Never, Self
 
 from .. import errors
 from ..errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
-from ..links import Channel, Order, PartyConfig, Release
+from ..links import Channel, Order, PartyConfig, TotalShare
 from ..links.certificates import make_certificate
 from ..links.frames import config_to_wire, order_to_wire, paths_to_wire, take, take_names
 from ..sharing.ring import total_bytes
 
-__all__ = ["Order", "PartyConfig", "PartyProcess", "Release", "make_certificate"]
+__all__ = ["Order", "PartyConfig", "PartyProcess", "TotalShare", "make_certificate"]
 
 _START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
 _STOP_S = 5.0
@@ -68,7 +68,7 @@ class PartyProcess:
 
     def aggregate(
         self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path] = _NO_TOPUPS
-    ) -> Release:
+    ) -> TotalShare:
         """Carries out one order; blocks until all three parties are through, or one is lost.
 
         Args:
@@ -143,7 +143,7 @@ class _Child:
                 return
             self._raise(answer)
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
         """Sends the order and where the envelopes lie, then waits for the release."""
         self._channel.settimeout(_PATIENCE * self._config.timeout_s)
         with self._talking():
@@ -154,7 +154,7 @@ class _Child:
                 self._raise(answer)
             kept, rejected, digest = take(answer, "release", kept=tuple, rejected=tuple, set_digest=bytes)
             share = self._channel.receive_raw(total_bytes(order.dim, order.ring_bits, order.tag_count))
-            return Release(kept=take_names(kept), rejected=take_names(rejected), set_digest=digest, share=share)
+            return TotalShare(kept=take_names(kept), rejected=take_names(rejected), set_digest=digest, share=share)
 
     def end(self) -> int:
         """Ends the process and returns its exit code."""

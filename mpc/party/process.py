@@ -27,7 +27,7 @@ from ..errors import (
     SetConflict,
     TopUpMissing,
 )
-from ..links import Channel, Order, PartyConfig, Release
+from ..links import Channel, Order, PartyConfig, TotalShare
 from ..links.frames import config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
 from ..links.journal import Journal
 from ..links.tls import TlsCommunicator
@@ -54,7 +54,7 @@ class Party:
         self._links: TlsCommunicator | None = None
         self._triples: Oblivious | None = None  # made once for the links, when they are needed
 
-    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> Release:
+    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> TotalShare:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
         try:
             submissions = self._admit(order, envelopes, is_topup=False)

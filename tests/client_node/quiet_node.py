@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from confide.client_node.approval.confirmed_sites import fingerprint
-from confide.client_node.enrolment.enrol import Enrolment
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.node import Node
 from confide.client_node.policy.decisions import approve, confirm_sites
 from confide.client_node.policy.site_policy import SitePolicy

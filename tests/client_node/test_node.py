@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node import node as node_module
-from confide.client_node.enrolment.enrol import Enrolment
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
     MessageInvalid,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.store.store import Node, Round, Store
+from confide.coordinator.store.store import NodeRow, Round, Store
 
 from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity_of
 
@@ -39,7 +39,7 @@ class Federation:
 
     def change(self, name: str, **values: object) -> None:
         with self.store.session() as session:
-            node = session.get(Node, name)
+            node = session.get(NodeRow, name)
             for column, value in values.items():
                 setattr(node, column, value)
 
@@ -90,10 +90,10 @@ def federation(tmp_path: Path, empty_store: Store, pki: Pki, backbone: Path) -> 
     return Federation(tmp_path, empty_store, pki, backbone)
 
 
-def enrolled_nodes() -> list[Node]:
-    sites = [Node(name=name, roles="train", identity=identity_of(name), enrolled_at=0.5) for name in SITES]
+def enrolled_nodes() -> list[NodeRow]:
+    sites = [NodeRow(name=name, roles="train", identity=identity_of(name), enrolled_at=0.5) for name in SITES]
     parties = [
-        Node(
+        NodeRow(
             name=name,
             roles="aggregate",
             identity=identity_of(name),

@@ -19,8 +19,8 @@ import pytest
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, enroll
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
+from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, enrol
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
@@ -49,7 +49,7 @@ class Federation:
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.superlink = SuperLink(home, 0, fab=HARNESS / "fab")
         app = FleetGate(
-            self, enroll=self.enroll, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
+            self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
         )
         self.gate = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
         self.superlink.start()
@@ -63,7 +63,7 @@ class Federation:
     def site_with_identity(self, identity: str) -> str | None:
         return None
 
-    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         name = self.invited.pop(request.secret, None)
         if name is None:
             raise InviteUsed("used")
@@ -76,7 +76,7 @@ class Federation:
         """Enrols a node under `home`/`name`."""
         secret = secrets.token_bytes(16)
         self.invited[secret.hex()] = name
-        enroll(code_text(f"127.0.0.1:{self.gate.port}", secret, self.pki.ca_digest), self.home / name)
+        enrol(code_text(f"127.0.0.1:{self.gate.port}", secret, self.pki.ca_digest), self.home / name)
         return self.home / name
 
     def start_node(self, home: Path) -> subprocess.Popen[bytes]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from confide.client_node.enrolment.enrol import Enrolment
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed
 from confide.client_node.node import Node
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from confide.client_node.enrolment.enrol import InvitationCode
+from confide.client_node.enrolment.protocol import InvitationCode
 from confide.coordinator.cli.main import app, print_json
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.export import export_adapter
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Node, Round, Run, Store
+from confide.coordinator.store.store import NodeRow, Round, Run, Store
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.backbones import pretraining
 from confide.models.backbones.deepseek_v3 import backbone_hash, load
@@ -426,10 +426,10 @@ def test_a_run_without_rounds_has_nothing_to_export(call, run, tmp_path, command
 def report(call, store, study, tmp_path):
     """A budget report over the ledger of one site, as a file."""
     with store.session() as session:
-        session.get(Node, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
+        session.get(NodeRow, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
     with ledger_with(tmp_path / "svi.db", site="svi") as ledger:
         with store.session() as session:
-            session.get(Node, "svi").identity = ledger.public_key
+            session.get(NodeRow, "svi").identity = ledger.public_key
         LedgerReplica(store).extend("svi", ledger.public_key, ledger.entries())
     path = tmp_path / "report.json"
     path.write_text(call("budget", "report", "--json").stdout)

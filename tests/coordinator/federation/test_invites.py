@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.client_node.enrolment.enrol import InvitationCode
+from confide.client_node.enrolment.protocol import InvitationCode
 from confide.client_node.errors import CodeInvalid
 from confide.coordinator.errors import InviteExpired, InviteRefused, InviteUnknown, InviteUsed
 from confide.coordinator.federation.invites import check, code_text, digest_of, new_invite

@@ -4,14 +4,14 @@ import dataclasses
 import pytest
 import sqlalchemy as sa
 
-from confide.client_node.enrolment.enrol import EnrolRequest, InvitationCode
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import EnrolRequest, InvitationCode
 from confide.coordinator.errors import Conflict, EnrolmentInvalid, InviteExpired, InviteUnknown, InviteUsed, NotFound
 from confide.coordinator.federation import register as register_module
 from confide.coordinator.federation.invites import VALID_S
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.register import Register
-from confide.coordinator.store.store import AuditRow, Store, StudyRow
+from confide.coordinator.store.store import ActionRow, Store, StudyRow
 
 ADDRESS = "fed.example:9443"
 
@@ -30,7 +30,7 @@ class Office:
         return self.register.invite(name, roles or ("train",), ADDRESS)
 
     def enrol(self, code, who=None, **party):
-        return self.register.enroll(request(code, who or self.north, **party))
+        return self.register.enrol(request(code, who or self.north, **party))
 
 
 def request(code: str, who: NodeIdentity, **party: str) -> EnrolRequest:
@@ -113,7 +113,7 @@ def test_a_repeat_with_one_of_two_keys_changed_is_refused(office, part):
     office.enrol(code)
     changed = request(code, office.north).model_copy(update={part: getattr(request(code, office.south), part)})
     with pytest.raises(InviteUsed):
-        office.register.enroll(changed)
+        office.register.enrol(changed)
 
 
 def test_a_code_that_nobody_issued_is_unknown(office):
@@ -237,4 +237,4 @@ def test_a_node_is_shown_every_study_as_stored(office):
 
 def audited(office: Office) -> list[str]:
     with office.store.session() as session:
-        return [row.what for row in session.scalars(sa.select(AuditRow).order_by(AuditRow.seq))]
+        return [row.what for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))]

@@ -30,8 +30,8 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node.enrolment.enrol import EnrolAnswer, EnrolRequest, StudiesQuery
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
+from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.wake import PORT_VARIABLE, WakeListener, wake
 from confide.coordinator.gateway import gate as gate_module
@@ -135,11 +135,11 @@ def setting(pki: Pki, nodes: dict[str, NodeIdentity]) -> Iterator[Setting]:
     superlink, register = PlayedSuperLink(), PlayedRegister()
     behind = serve_gate(superlink, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
 
-    def enroll(request: EnrolRequest) -> EnrolAnswer:
+    def enrol(request: EnrolRequest) -> EnrolAnswer:
         return EnrolAnswer(name="east", roles=("train",), coordinator=pki.identity_hex)
 
     app = FleetGate(
-        register, enroll=enroll, studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
+        register, enrol=enrol, studies=lambda site: [{"canonical": site, "hash": "", "signature": ""}],
         ca_path=pki.ca_path, superlink=behind.port,
     )  # fmt: skip
     front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
@@ -277,7 +277,7 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(pki: Pki, nodes
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         app = FleetGate(
-            register, enroll=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=pki.ca_path,
+            register, enrol=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=pki.ca_path,
             superlink=unused.getsockname()[1],
         )  # fmt: skip
         front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)

@@ -11,7 +11,7 @@ from confide.coordinator.federation.home import Settings, create_home
 from confide.coordinator.results.export import export_adapter, trained_model
 from confide.coordinator.results.privacy_audit import audit_run, audits, require_audit, summary
 from confide.coordinator.results.reports import budget_report
-from confide.coordinator.store.store import AuditRow, Node, PrivacyTest
+from confide.coordinator.store.store import ActionRow, NodeRow, PrivacyTest
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
 from confide.privacy.report.schema import dump
@@ -35,7 +35,7 @@ def few_canaries(monkeypatch):
 
 def log(store):
     with store.session() as session:
-        return list(session.scalars(select(AuditRow.what).order_by(AuditRow.seq)))
+        return list(session.scalars(select(ActionRow.what).order_by(ActionRow.seq)))
 
 
 @pytest.mark.usefixtures("few_canaries")
@@ -161,7 +161,7 @@ def test_audits_and_attacks_enter_the_signed_report(federation, monkeypatch):
     study = with_run(federation, audited=False)
     spend(federation, study, "svi", rounds=2)
     with federation.store.session() as session:
-        session.get(Node, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
+        session.get(NodeRow, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
     audit, attack = audit_facts(run=RUN, study=study.study_hash), membership_facts(run=RUN, study=study.study_hash)
     keep_audit(federation.store, audit)
     federation.store.add_privacy_test(

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from confide.client_node.enrolment.enrol import Enrolment
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.wire import chunks
 from confide.client_node.wire.messages import MAX_INLINE, Fetched, sign

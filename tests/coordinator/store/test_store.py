@@ -6,11 +6,11 @@ import sqlalchemy as sa
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
 from confide.coordinator.store.store import (
     SCHEMA,
-    AuditRow,
+    ActionRow,
     Base,
     CommittedRound,
     Evaluation,
-    Node,
+    NodeRow,
     Run,
     Store,
     StudyRow,
@@ -171,8 +171,8 @@ def test_a_commit_is_on_disk_when_it_returns(store):
 def test_a_session_that_fails_leaves_nothing(store):
     def fail() -> None:
         with store.session() as session:
-            session.add(Node(name="east", roles="train"))
-            store.audit(session, "east invited")
+            session.add(NodeRow(name="east", roles="train"))
+            store.log_action(session, "east invited")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -336,4 +336,4 @@ def test_the_database_is_plain_sqlite_in_wal_mode(store, tmp_path):
 
 def audited(store: Store) -> list[str]:
     with store.session() as session:
-        return [row.what for row in session.scalars(sa.select(AuditRow).order_by(AuditRow.seq))]
+        return [row.what for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))]

@@ -20,7 +20,7 @@ from confide.mpc.errors import (
     TopUpMissing,
 )
 from confide.mpc.links.journal import MAX_TRIES, Journal
-from confide.mpc.links.orders import Release
+from confide.mpc.links.orders import TotalShare
 from confide.mpc.party import aggregation
 from confide.mpc.party.coins import _commitment
 from confide.mpc.sharing import sealing
@@ -76,7 +76,7 @@ def sound(order, party, files, **how):
 
 @pytest.fixture
 def three(tmp_path, kit):
-    """Runs one order at three parties whose journals last; a dict of Release or error by party."""
+    """Runs one order at three parties whose journals last; a dict of TotalShare or error by party."""
     journals = [Journal(tmp_path / f"journal{party}") for party in range(3)]
 
     def run(orders, inboxes, topups=({}, {}, {}), *, dies_at=None, lie=None):
@@ -113,7 +113,7 @@ def inboxes(one, without=((), (), ())):
 
 
 def total_of(releases):
-    assert all(isinstance(release, Release) for release in releases), releases
+    assert all(isinstance(release, TotalShare) for release in releases), releases
     assert len({release.set_digest for release in releases}) == len({release.kept for release in releases}) == 1
     return sum((np.frombuffer(r.share, RING.unsigned) for r in releases), np.zeros(40, RING.unsigned))
 

@@ -27,7 +27,7 @@ from confide.mpc.errors import (
 )
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.party import aggregation, handle
-from confide.mpc.party.handle import PartyProcess, Release
+from confide.mpc.party.handle import PartyProcess, TotalShare
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import seal_update
 
@@ -84,7 +84,7 @@ def give(kit, three, tmp_path):
 
 
 def total_of(releases, one):
-    assert all(isinstance(release, Release) for release in releases), releases
+    assert all(isinstance(release, TotalShare) for release in releases), releases
     assert len({(release.kept, release.set_digest) for release in releases}) == 1
     shares = (np.frombuffer(release.share, one.ring.unsigned) for release in releases)
     return sum(shares, np.zeros(one.dim, one.ring.unsigned))
@@ -276,6 +276,6 @@ def test_exported_names_exist():
         "Order",
         "PartyConfig",
         "PartyProcess",
-        "Release",
+        "TotalShare",
         "make_certificate",
     }

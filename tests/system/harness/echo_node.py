@@ -6,8 +6,8 @@ import sys
 import threading
 from pathlib import Path
 
-from confide.client_node.enrolment.enrol import Enrolment
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import PacketInvalid
 from confide.client_node.flower import WarmNode
 from confide.client_node.wire.messages import Packet

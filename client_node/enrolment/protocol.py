@@ -152,7 +152,7 @@ class Enrolment:
             raise NotEnrolled(f"{home / _FILE} is damaged; restore it from a backup, or enrol anew") from err
 
 
-def enroll(
+def enrol(
     code: str,
     home: Path,
     *,

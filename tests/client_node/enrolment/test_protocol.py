@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from confide.client_node.enrolment import enrol
-from confide.client_node.enrolment.enrol import EnrolAnswer, Enrolment, EnrolRequest, enroll, fetch_studies
+from confide.client_node.enrolment import protocol
 from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import EnrolAnswer, Enrolment, EnrolRequest, enrol, fetch_studies
 from confide.client_node.errors import (
     AlreadyEnrolled,
     CodeExpired,
@@ -50,7 +50,7 @@ class Register:
     def site_with_identity(self, identity: str) -> str | None:
         return "north" if identity in [request.identity for request in self.enrolled] else None
 
-    def enroll(self, request: EnrolRequest) -> EnrolAnswer:
+    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         if self.refusal is not None:
             raise self.refusal
         if bytes.fromhex(request.secret) != self.secret:
@@ -79,14 +79,14 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def federation(pki: Pki, caplog: pytest.LogCaptureFixture) -> Iterator[Federation]:
     caplog.set_level(logging.INFO, logger="confide.gate")
     register = Register(new_invite()[0], pki.identity_hex)
-    app = FleetGate(register, enroll=register.enroll, studies=lambda _: [STUDY], ca_path=pki.ca_path, superlink=1)
+    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [STUDY], ca_path=pki.ca_path, superlink=1)
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     yield Federation(register, pki, server.port)
     server.stop()
 
 
 def test_a_code_enrols_and_a_restarted_node_knows_its_place(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     kept = Enrolment.load(tmp_path)
     assert (kept.name, kept.roles, kept.coordinator) == ("north", ("train",), federation.pki.identity_hex)
     assert kept.address == f"127.0.0.1:{federation.port}"
@@ -95,7 +95,7 @@ def test_a_code_enrols_and_a_restarted_node_knows_its_place(federation: Federati
 
 
 def test_the_coordinator_learns_public_keys_only(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     (request,) = federation.register.enrolled
     identity = NodeIdentity.load(tmp_path)
     assert request.identity == identity.identity_hex
@@ -104,7 +104,7 @@ def test_the_coordinator_learns_public_keys_only(federation: Federation, tmp_pat
 
 
 def test_the_secret_is_kept_nowhere(federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     secret, letters = federation.register.secret.hex(), federation.code.split("/")[1]
     kept = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file()) + caplog.text
     assert secret not in kept
@@ -113,7 +113,7 @@ def test_the_secret_is_kept_nowhere(federation: Federation, tmp_path: Path, capl
 
 
 def test_the_gate_notes_who_enrolled(federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     key = NodeIdentity.load(tmp_path).transport_fingerprint
     assert caplog.messages == [f"enrolled 'north' (key {key[:16]}), from 127.0.0.1"]
 
@@ -133,7 +133,7 @@ def test_each_refusal_is_told_and_noted(
 ) -> None:  # fmt: skip
     federation.register.refusal = refusal
     with pytest.raises(error):
-        enroll(federation.code, tmp_path)
+        enrol(federation.code, tmp_path)
     assert logged in caplog.text
     assert federation.register.secret.hex() not in caplog.text
     with pytest.raises(NotEnrolled):
@@ -143,17 +143,17 @@ def test_each_refusal_is_told_and_noted(
 def test_a_second_try_after_a_refusal_uses_the_same_keys(federation: Federation, tmp_path: Path) -> None:
     federation.register.refusal = InviteExpired("x")
     with pytest.raises(CodeExpired):
-        enroll(federation.code, tmp_path)
+        enrol(federation.code, tmp_path)
     before = NodeIdentity.load(tmp_path).identity_hex
     federation.register.refusal = None
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     assert federation.register.enrolled[0].identity == before
 
 
 def test_the_secret_is_not_sent_to_a_coordinator_of_another_ca(federation: Federation, tmp_path: Path) -> None:
     address = federation.code.split("/")[0]
     with pytest.raises(WrongCoordinator, match="The code was not sent"):
-        enroll(code_text(address, federation.register.secret, bytes(32)), tmp_path)
+        enrol(code_text(address, federation.register.secret, bytes(32)), tmp_path)
     assert federation.register.enrolled == []
 
 
@@ -161,14 +161,14 @@ def test_a_gate_that_shows_the_right_ca_without_holding_it_gets_nothing(federati
     """A man in the middle can copy the CA certificate, but has no server certificate from it."""
     impostor = Pki.create(tmp_path / "impostor", [])
     app = FleetGate(
-        federation.register, enroll=federation.register.enroll, studies=lambda _: [], ca_path=federation.pki.ca_path,
+        federation.register, enrol=federation.register.enrol, studies=lambda _: [], ca_path=federation.pki.ca_path,
         superlink=1,
     )  # fmt: skip
     server = serve_gate(app, "127.0.0.1", 0, impostor.certificate_path, impostor.key_path)
     try:
         code = code_text(f"127.0.0.1:{server.port}", federation.register.secret, federation.pki.ca_digest)
         with pytest.raises(WrongCoordinator, match="not from this federation's CA"):
-            enroll(code, tmp_path / "node")
+            enrol(code, tmp_path / "node")
     finally:
         server.stop()
     assert federation.register.enrolled == []
@@ -179,25 +179,25 @@ def test_nobody_at_the_address_is_told_as_such(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         code = code_text(f"127.0.0.1:{unused.getsockname()[1]}", bytes(16), bytes(32))
         with pytest.raises(CoordinatorUnreachable, match="nobody answers"):
-            enroll(code, tmp_path)
+            enrol(code, tmp_path)
 
 
 def test_a_home_joins_one_federation_only(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     with pytest.raises(AlreadyEnrolled, match="north"):
-        enroll(federation.code, tmp_path)
+        enrol(federation.code, tmp_path)
 
 
 def test_an_aggregator_sends_its_address_and_certificate(federation: Federation, tmp_path: Path) -> None:
     wanted = {"party_address": "10.0.0.5:9500", "party_certificate": "PEM"}
-    enroll(federation.code, tmp_path, roles_wanted=("aggregate",), **wanted)
+    enrol(federation.code, tmp_path, roles_wanted=("aggregate",), **wanted)
     (request,) = federation.register.enrolled
     assert (request.party_address, request.party_certificate) == ("10.0.0.5:9500", "PEM")
     assert request.roles_wanted == ("aggregate",)
 
 
 def test_an_aggregators_certificate_is_made_on_its_own_machine(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path, party_address="10.0.0.5:9500")
+    enrol(federation.code, tmp_path, party_address="10.0.0.5:9500")
     (request,) = federation.register.enrolled
     assert request.party_certificate == (tmp_path / "party" / "party.pem").read_text()
     assert stat.S_IMODE((tmp_path / "party" / "party.key").stat().st_mode) == 0o600
@@ -205,7 +205,7 @@ def test_an_aggregators_certificate_is_made_on_its_own_machine(federation: Feder
 
 def test_an_address_without_a_port_is_refused_before_anything_is_sent(federation: Federation, tmp_path: Path) -> None:
     with pytest.raises(EnrolmentFailed, match="party_address"):
-        enroll(federation.code, tmp_path, party_address="10.0.0.5", party_certificate="PEM")
+        enrol(federation.code, tmp_path, party_address="10.0.0.5", party_certificate="PEM")
     assert federation.register.enrolled == []
 
 
@@ -226,24 +226,24 @@ def test_keys_that_are_not_proven_are_not_enrolled(
     federation: Federation, tmp_path: Path, change: Callable[[dict[str, str]], None]
 ) -> None:
     identity = NodeIdentity.create(tmp_path)
-    request = enrol._signed_request(identity, federation.register.secret, None, None, None)
+    request = protocol._signed_request(identity, federation.register.secret, None, None, None)
     body = json.loads(request.model_dump_json())
     change(body)
     with pytest.raises(EnrolmentFailed):
-        enrol._post(
-            f"127.0.0.1:{federation.port}", federation.pki.ca_path.read_text(), enrol.ENROLL_PATH,
+        protocol._post(
+            f"127.0.0.1:{federation.port}", federation.pki.ca_path.read_text(), protocol.ENROLL_PATH,
             json.dumps(body).encode(), {},
         )  # fmt: skip
     assert federation.register.enrolled == []
 
 
 def test_an_enrolled_node_gets_the_studies(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     assert fetch_studies(tmp_path) == [STUDY]
 
 
 def test_a_node_that_was_removed_gets_no_studies(federation: Federation, tmp_path: Path) -> None:
-    enroll(federation.code, tmp_path)
+    enrol(federation.code, tmp_path)
     federation.register.enrolled.clear()
     with pytest.raises(CoordinatorRefused, match="revoked"):
         fetch_studies(tmp_path)
