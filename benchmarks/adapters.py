@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from quality import SCALE_BITS, Bench, prepare_bench
 
-from confide.client_node.approval.budget_planning import ring_of
 from confide.client_node.flower import pack
 from confide.client_node.shares.seal import seal
 from confide.client_node.study import AggregatorParty, Participant, Study, StudyDraft
+from confide.client_node.study.cost import ring_of
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.demo.baselines import federate, logits, untrained
 from confide.coordinator.store import Checkpoint

@@ -4,19 +4,17 @@ Nothing of an assessment leaves the site. It counts records, so its reasons may 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import StudyInvalid, StudyUnknown
 from ..policy import SitePolicy, load_policy
-from ..study import PlannedRound, Study
+from ..study import Study, cost
 from .catalogue import cached_study
 from .confirmed_sites import doubts
 from .run_reservations import Holds
@@ -95,7 +93,7 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
         dataset=policy.data.name,
         unit=policy.data.unit,
         cohort=study.site_names(),
-        release=release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
+        release=cost.release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
         purpose=planned.purpose,
     )
 
@@ -129,49 +127,6 @@ def held_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[s
     return held
 
 
-def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
-    """All that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
-
-    Args:
-        sites: how many sites each sum holds; None stands for the fewest that may be summed.
-    """
-    summed = study.quorum if sites is None else sites
-    releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
-    if study.draft.evaluation:
-        releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
-    return releases
-
-
-def releases_of_run(study: Study) -> Counter[Release]:
-    """All that a whole run opens at the worst, equal releases together."""
-    total: Counter[Release] = Counter()
-    for kind, count in planned_releases(study):
-        total[kind] += count
-    return total
-
-
-def whole_cost(study: Study) -> float:
-    """Epsilon by PLD of a whole run at the study's own delta and collusion, at a site that releases nothing else."""
-    return epsilon_pld(releases_of_run(study), study.draft.privacy.delta, study.draft.privacy.collusion)
-
-
-def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
-    """What a round opens over `sites` sites, as an accountant sees it; with top-up, over these or more."""
-    is_topped = study.draft.privacy.dropouts == "top-up"
-    return Release(
-        mode=study.draft.privacy.mode,
-        site_noise_int=study.site_noise(planned),
-        scale_bits=planned.scale_bits,
-        clip_norm=planned.clip_norm,
-        dim=planned.dim,
-        sample_rate=planned.sample_rate,
-        sites=sites,
-        planned_sites=len(study.sites) if is_topped else 0,
-        noise_collusion=study.draft.privacy.collusion if is_topped else 0,
-        steps=planned.steps,
-    )
-
-
 def _identity_reasons(study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
     if takes_part:
         return []
@@ -193,9 +148,9 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
             "(data.unit in site.toml)"
         )
     target = study.draft.privacy.target_epsilon
-    if target is not None and not (cost := whole_cost(study)) <= target * (1 + _ROUNDED):
+    if target is not None and not (epsilon := cost.whole_cost(study)) <= target * (1 + _ROUNDED):
         reasons.append(
-            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {cost:.4g}"
+            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {epsilon:.4g}"
         )
     return reasons
 

@@ -1,4 +1,4 @@
-"""A study: the draft in study.toml, the immutable study made of it, and what is sent of its state."""
+"""A study: the draft in study.toml, the immutable study made of it, its cost, and what is sent of its state."""
 
 from .state_format import StateFormat
 from .study import AggregatorParty, Participant, PlannedRound, Study
@@ -11,6 +11,7 @@ __all__ = [
     "StateFormat",
     "Study",
     "StudyDraft",
+    "cost",
     "load_draft",
     "terms",
     "toml",

@@ -323,7 +323,7 @@ def backbone_routing(
 @study_app.command("create")
 def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
-    from ...client_node.approval.assessment import whole_cost
+    from ...client_node.study.cost import whole_cost
     from ..studies.create import create_study
 
     with told(), opened(home) as store:

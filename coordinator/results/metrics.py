@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from ...client_node.approval.assessment import planned_releases
+from ...client_node.study.cost import planned_releases
 from ...models.evaluation.binned import BinnedMetrics, binned_metrics
 from ...privacy.accounting import epsilon_pld
 from ..errors import Conflict

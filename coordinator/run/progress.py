@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...client_node.approval.assessment import planned_releases
 from ...client_node.study import Study
+from ...client_node.study.cost import planned_releases
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
 from ..store.store import Round, Run

@@ -1,7 +1,8 @@
 import pytest
 
-from confide.client_node.approval.assessment import assess, charge, planned_charges, planned_releases
+from confide.client_node.approval.assessment import assess, charge, planned_charges
 from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.study.cost import planned_releases
 from confide.privacy.accounting.composition import epsilon_pld
 
 from ..conftest import EVALUATION, PATIENTS_CSV, Site, changed
@@ -24,12 +25,6 @@ def test_all_that_a_study_opens_is_what_its_rounds_are_charged(site, evaluated):
     assert [count for _, count in planned] == [40, 1]
     assert [release for release, count in planned for _ in range(count)] == one_by_one
     assert [(made.release, count) for made, count in planned_charges(evaluated, policy, run="r")] == planned
-
-
-def test_a_sum_over_all_sites_has_more_noise_than_the_charge_counts_on(make_study):
-    study = make_study(EVALUATION, ("max_dropouts = 0", "max_dropouts = 1"))
-    assert [release.sites for release, _ in planned_releases(study)] == [3, 3]
-    assert [release.sites for release, _ in planned_releases(study, sites=4)] == [4, 4]
 
 
 def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):
