@@ -1,3 +1,11 @@
-"""What a site decides before a study runs: what it costs, whether it is approved, what is held for it."""
+"""What a site decides before a study runs: whether it is approved, what it is charged, what a run reserves."""
 
-__all__ = ["assessment", "budget_planning", "catalogue", "confirmed_sites", "run_reservations"]
+__all__ = [
+    "admission",
+    "assessment",
+    "budget",
+    "budget_planning",
+    "catalogue",
+    "confirmed_sites",
+    "run_reservations",
+]

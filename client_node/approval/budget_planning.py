@@ -11,11 +11,10 @@ from pathlib import Path
 from ...privacy.accounting import Release, composition
 from ...privacy.errors import InvalidPrivacyParameter
 from ...privacy.ledger.charges import Budget
-from ..enrolment import Enrolment, NodeIdentity
 from ..errors import StudyInvalid
 from ..policy import load_policy
 from ..study import Study, cost, load_draft
-from .assessment import LEDGER_FILE, held_charges, open_ledger
+from .budget import standing
 from .catalogue import find_study
 
 NOTHING: Mapping[Release, int] = Counter()
@@ -42,7 +41,7 @@ class BudgetPlan:
     dim: int
     is_dim_assumed: bool
     budget: Budget
-    spent: float  # by PLD at the budget's delta and collusion, what other runs hold included
+    spent: float  # by PLD at the budget's delta and collusion, what other runs reserve included
     costs: tuple[Cost, ...]
     rounds: int  # of the study
     rounds_left: int  # that fit in what is left of the budget, at most `MOST_ROUNDS`
@@ -62,14 +61,14 @@ def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
     """
     is_draft = text.endswith(".toml")
     study = _drafted(Path(text), dim or ASSUMED_DIM) if is_draft else find_study(home, text)
-    policy = load_policy(home)
-    budget = Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
-    spent = held = NOTHING
-    if (home / LEDGER_FILE).exists():
-        with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
-            spent = ledger.releases(budget.dataset, budget.unit)
-            held = ledger.yet_to_charge([charge for each in held_charges(home, policy).values() for charge in each])
-    return plan(study, budget, spent=spent, held=held, is_dim_assumed=is_draft and dim is None)
+    stands = standing(home, load_policy(home))
+    return plan(
+        study,
+        stands.budget,
+        spent=stands.spent,
+        reserved=stands.reserved,
+        is_dim_assumed=is_draft and dim is None,
+    )
 
 
 def plan(
@@ -78,13 +77,13 @@ def plan(
     *,
     is_dim_assumed: bool = False,
     spent: Mapping[Release, int] = NOTHING,
-    held: Mapping[Release, int] = NOTHING,
+    reserved: Mapping[Release, int] = NOTHING,
 ) -> BudgetPlan:
     """What a run of `study`, a `cost.provisional` one or real, would cost under `budget`.
 
     Args:
         spent: what is charged on the budget's data set and unit.
-        held: what other runs that have begun have yet to charge.
+        reserved: what other runs that have begun have yet to charge.
 
     Raises:
         StudyInvalid: the study has no privacy.
@@ -92,7 +91,7 @@ def plan(
     draft = study.draft
     if draft.privacy.mode == "none":
         raise StudyInvalid(f"study {draft.name}", ("privacy.mode is 'none': it has no cost that could be counted",))
-    wanted, before = cost.releases_of_run(study), Counter(spent) + Counter(held)
+    wanted, before = cost.releases_of_run(study), Counter(spent) + Counter(reserved)
 
     def rounds_that_fit(earlier: Mapping[Release, int]) -> int:
         def fits(rounds: int) -> bool:

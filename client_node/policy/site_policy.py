@@ -100,6 +100,10 @@ class SitePolicy(StrictModel):
         """Whether the study may run on this site's records."""
         return not refusals(self, study)
 
+    def allows_unprotected(self, study: Study) -> bool:
+        """Whether the site lets the study run without any privacy."""
+        return study.study_hash in self.studies.unprotected
+
     def require(self, study: Study) -> None:
         """Raises `StudyNotApproved` unless the study may run on this site's records."""
         if reasons := refusals(self, study):
@@ -151,7 +155,7 @@ def refusals(policy: SitePolicy, study: Study) -> list[str]:
     is_bare = study.draft.privacy.mode == "none"
     if study.study_hash not in {*policy.studies.approved, *policy.studies.unprotected}:
         reasons.append(f"not approved at this site; the site can: client-node study approve {short}")
-    if is_bare and study.study_hash not in policy.studies.unprotected:
+    if is_bare and not policy.allows_unprotected(study):
         reasons.append(f"it has no privacy; the site can allow that: client-node study approve {short} --unprotected")
     if study.draft.data.unit != policy.data.unit:
         # Else a study could open a second budget on the same persons by giving them another name.

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from confide.client_node.approval import budget_planning
 from confide.client_node.approval.budget_planning import plan
-from confide.client_node.approval.run_reservations import Holds
+from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.cli.main import app
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.policy.decisions import approve
@@ -47,10 +47,10 @@ def test_the_rounds_that_fit_are_the_most_that_fit(draft, epsilon):
     assert cost(with_rounds(draft, found.rounds_left)) <= epsilon < cost(with_rounds(draft, found.rounds_left + 1))
 
 
-def test_what_is_spent_and_held_leaves_fewer_rounds(draft):
-    spent, held = releases_of_draft(with_rounds(draft, 5), DIM), releases_of_draft(with_rounds(draft, 3), DIM)
-    found = plan(provisional(draft, DIM), cap(1.5), spent=spent, held=held)
-    before = spent + held
+def test_what_is_spent_and_reserved_leaves_fewer_rounds(draft):
+    spent, reserved = releases_of_draft(with_rounds(draft, 5), DIM), releases_of_draft(with_rounds(draft, 3), DIM)
+    found = plan(provisional(draft, DIM), cap(1.5), spent=spent, reserved=reserved)
+    before = spent + reserved
     assert found.spent == composition.epsilon_pld(before, 1e-5, 1)
     assert cost(with_rounds(draft, found.rounds_left), before) <= 1.5
     assert cost(with_rounds(draft, found.rounds_left + 1), before) > 1.5
@@ -106,7 +106,7 @@ def test_a_known_study_is_planned_with_what_its_ledger_and_other_runs_leave(site
     CliRunner().invoke(app, ["budget", "set", "--epsilon", "2", "--delta", "1e-5", "--home", str(site.home)])
     alone = told(site, "thyroid")
     assert (alone["dim"], alone["dim_is_assumed"], alone["cap"]) == (1000, False, 2.0)
-    Holds(site.home).keep("run-1", study.study_hash)
+    RunReservations(site.home).note("run-1", study.study_hash)
     beside = told(site, study.study_hash[:12])
     assert beside["spent_or_held"] == alone["costs"][1]["PLD"]
     assert beside["rounds_that_fit_in_what_is_left"] < alone["rounds_that_fit_in_what_is_left"]
