@@ -1,4 +1,4 @@
-"""What a node does with each message of the coordinator, free of any transport.
+"""Answers each message of the coordinator to a node, free of any transport.
 
 Every handler reads alike: a message is admitted (signature, lease, approval), one of the node's roles does its part,
 and the answer is signed.
@@ -159,7 +159,7 @@ class Node:
         return self._signed(Settled(request=packet.digest(), ledger=entries))
 
     def _admitted(self, packet: Packet, model: type[R]) -> tuple[R, Study]:
-        """The coordinator's message in `packet`, and the approved study that it is about."""
+        """Verifies and admits the message in `packet`; gives it with the approved study that it is about."""
         message = verify(packet, self._enrolment.coordinator, model)
         return message, self._admission.admit(message)
 
@@ -167,7 +167,7 @@ class Node:
         return sign(answer, self._identity.signer, blobs)
 
     def _site_in(self, study: Study) -> SiteRole:
-        """This node's role as a site of the study.
+        """Gives this node's role as a site of the study.
 
         Raises:
             MessageInvalid: it is none, or does not train at all.
@@ -186,5 +186,5 @@ class Node:
 
 
 def _to(packet: Packet, asked: RoundPlan | TopUpPlan | Fetch | Deposit | AggregateOrder) -> dict[str, Any]:
-    """What every answer within a round names: the request, the run and the round."""
+    """Names the request, the run and the round, as every answer within a round does."""
     return {"request": packet.digest(), "run": asked.run, "round": asked.round}

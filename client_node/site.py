@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
-from .approval import budget
+from .approval import charges
 from .approval.run_reservations import RunReservations
 from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
 from .policy import load_policy
@@ -40,7 +40,7 @@ class SiteRole:
         """Reserves budget for a run and loads its model; says whether this site can take part in an evaluation."""
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
-        budget.require_run(self._home, self._ledger, study, policy, run=message.run)
+        charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
         self._reservations.note(message.run, study.study_hash)
         return policy.held_out() is not None
@@ -99,7 +99,7 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        budget.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
+        charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
         try:
             vector = compute(start)
         except Exception as err:  # whatever it is, the coordinator is told one and the same
@@ -116,7 +116,7 @@ class SiteRole:
         files = self._outbox.get(asked.run, asked.round)
         if files is not None:
             policy = load_policy(self._home)
-            budget.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+            charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
         return files
 
     def _refuse_settled(self, asked: RoundPlan | TopUpPlan | Fetch) -> None:

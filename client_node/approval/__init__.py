@@ -1,11 +1,11 @@
-"""What a site decides before a study runs: whether it is approved, what it is charged, what a run reserves."""
+"""Decisions of a site before a study runs: its approval, its charges, the budget that a run reserves."""
 
 __all__ = [
     "admission",
     "assessment",
-    "budget",
     "budget_planning",
     "catalogue",
+    "charges",
     "confirmed_sites",
     "run_reservations",
 ]

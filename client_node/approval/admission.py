@@ -1,4 +1,4 @@
-"""What a node lets in: messages to it, about a study that it has approved, from the newest driver of a run.
+"""Lets messages in that are for this node, about a study that it has approved, from the newest driver of a run.
 
 The newest lease and the study of each run are in `leases.json` under the node's home, so that a driver that was
 overtaken commands nobody, also after a restart.

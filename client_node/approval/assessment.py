@@ -1,4 +1,4 @@
-"""What a site should know before it approves a study: who takes part, whether the data fits, what it would cost.
+"""Assesses a study for the site that is to approve it: its parties, the fit of the data, the cost.
 
 Nothing of an assessment leaves the site, and nothing at the site is changed by it: that is `approve`'s to do. It counts
 records, so its reasons may depend on them.
@@ -13,8 +13,8 @@ from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
 from ..policy import SitePolicy, decisions, load_policy
 from ..study import Study, cost
-from .budget import beside, open_ledger, planned_charges, record_budget, standing
 from .catalogue import cached_study
+from .charges import beside, open_ledger, planned_charges, record_budget, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -22,7 +22,7 @@ _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """A site's own view of a study."""
+    """A site's own view of a study, for its own people."""
 
     study: Study
     trains: bool

@@ -14,8 +14,8 @@ from ...privacy.ledger.charges import Budget
 from ..errors import StudyInvalid
 from ..policy import load_policy
 from ..study import Study, cost, load_draft
-from .budget import standing
 from .catalogue import find_study
+from .charges import standing
 
 NOTHING: Mapping[Release, int] = Counter()
 ASSUMED_DIM = 100_000  # rounding to the ring costs at most 1 % of the noise multiplier at any length
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """What a study would cost at one site, at the worst: with the fewest sites in every sum."""
+    """The cost of a study at one site, at the worst: with the fewest sites in every sum."""
 
     study: str
     dim: int
@@ -51,7 +51,7 @@ class BudgetPlan:
 
 
 def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
-    """What a study would cost at the node whose folder is `home`.
+    """Plans a study, a draft or a known one, under the budget of the node whose folder is `home`.
 
     Needs the node's site.toml. Without an enrolment, and so without a ledger, nothing is spent yet.
 
@@ -79,7 +79,7 @@ def plan(
     spent: Mapping[Release, int] = NOTHING,
     reserved: Mapping[Release, int] = NOTHING,
 ) -> BudgetPlan:
-    """What a run of `study`, a `cost.provisional` one or real, would cost under `budget`.
+    """Plans a run of `study`, a `cost.provisional` one or real, under `budget`.
 
     Args:
         spent: what is charged on the budget's data set and unit.

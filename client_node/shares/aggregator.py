@@ -31,7 +31,7 @@ class AggregatorRole:
         self._study_hash: str | None = None
 
     def run_key(self, study: Study, run: str) -> KeyCertificate:
-        """This party's certified HPKE key for `run`, made at the first call and kept until `end`.
+        """Gives this party's certified HPKE key for `run`, made at the first call and kept until `end`.
 
         Also starts the party process, so that it is warm when the first round needs it.
         """

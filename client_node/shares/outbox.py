@@ -24,7 +24,7 @@ class Outbox:
         self._path = home / "outbox"
 
     def get(self, run: str, round_number: int) -> Files | None:
-        """The stored envelopes of a round, by aggregator, or None if the round was never finished here."""
+        """Finds the stored envelopes of a round, by aggregator; None if the round was never finished here."""
         return _find(self._folder(run, round_number))
 
     def put(self, run: str, round_number: int, envelopes: Envelopes) -> Files:
@@ -32,12 +32,12 @@ class Outbox:
         return _write(self._folder(run, round_number), envelopes)
 
     def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
-        """The sites for whose sum the newest top-up of a round was given; None if there was none."""
+        """Names the sites for whose sum the newest top-up of a round was given; None if there was none."""
         path = self._folder(run, round_number) / "topped.json"
         return tuple(json.loads(read_private(path))) if path.exists() else None
 
     def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
-        """The stored top-up of a round for a sum over just the sites with this `set_name`."""
+        """Finds the stored top-up of a round for a sum over just the sites with this `set_name`."""
         return _find(self._topup(run, round_number, topup_for))
 
     def put_topup(self, run: str, round_number: int, summed: Sequence[str], envelopes: Envelopes) -> Files:

@@ -1,4 +1,4 @@
-"""What becomes of a site's vector before it leaves: three envelopes, of which each opens at one aggregator alone."""
+"""Seals a site's vector before it leaves, into three envelopes of which each opens at one aggregator alone."""
 
 from dataclasses import dataclass, field, replace
 

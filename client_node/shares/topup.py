@@ -1,4 +1,4 @@
-"""What a site adds to its update when others are missing: noise, and nothing else.
+"""Adds noise to a site's update when others are missing: noise, and nothing else.
 
 Each site's first noise is sized for all planned sites. If some are missing when a round's deadline is over, the set to
 be summed is fixed first; then every site of it seals a top-up for exactly this set, so that the noise of the honest
@@ -20,7 +20,7 @@ from .seal import Sealer
 
 
 def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
-    """This site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
+    """Gives this site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
 
     It depends on no record and needs no charge of its own: it can only make the sum say less.
 

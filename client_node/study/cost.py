@@ -1,4 +1,4 @@
-"""What a study costs, told from its terms alone: the releases that a run of it opens, and their epsilon.
+"""Prices a study by its terms alone: the releases that a run of it opens, and their epsilon.
 
 No site's policy or ledger counts here: what a site has spent before, and what it may still spend, is its own business.
 A draft is priced as a `provisional` study, which has no keys and no backbone yet.

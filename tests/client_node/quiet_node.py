@@ -75,7 +75,8 @@ class QuietNode(Node):
     def __init__(
         self, home: Path, identity: NodeIdentity, enrolment: Enrolment, *, ledger: Ledger | None = None
     ) -> None:
-        super().__init__(home, identity, enrolment, ledger=ledger, model=QuietModel(enrolment.name))
+        self.model = QuietModel(enrolment.name)
+        super().__init__(home, identity, enrolment, ledger=ledger, model=self.model)
 
 
 def enrol(home: Path, name: str, coordinator: str) -> NodeIdentity:

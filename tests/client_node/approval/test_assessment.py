@@ -1,7 +1,7 @@
 import pytest
 
 from confide.client_node.approval.assessment import approve, assess
-from confide.client_node.approval.budget import LEDGER_FILE, charge, open_ledger, planned_charges, record_budget
+from confide.client_node.approval.charges import LEDGER_FILE, charge, open_ledger, record_budget
 from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.policy.site_policy import load_policy
@@ -19,15 +19,6 @@ def evaluated(site: Site):
     (site.home / "held-out.csv").write_text(PATIENTS_CSV)
     site.write(HELD_OUT)
     return site.keep(site.study(EVALUATION))
-
-
-def test_all_that_a_study_opens_is_what_its_rounds_are_charged(site, evaluated):
-    policy = load_policy(site.home)
-    one_by_one = [charge(evaluated, policy, run="r", round_number=number).release for number in range(1, 42)]
-    planned = planned_releases(evaluated)
-    assert [count for _, count in planned] == [40, 1]
-    assert [release for release, count in planned for _ in range(count)] == one_by_one
-    assert [(made.release, count) for made, count in planned_charges(evaluated, policy, run="r")] == planned
 
 
 def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from confide.client_node.approval.budget import charge
+from confide.client_node.approval.charges import charge
 from confide.client_node.training.study_model import StudyModel
 from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.results.export import (

@@ -94,7 +94,7 @@ def fail_after_charge(federation, monkeypatch, site):
 
         return fail
 
-    monkeypatch.setattr(federation.fleet.nodes[site], "_contribution", broken)
+    monkeypatch.setattr(federation.fleet.nodes[site].model, "contribution", broken)
 
 
 @pytest.mark.parametrize("dropouts", MODES)

@@ -45,7 +45,7 @@ def stretch(federation: Federation, site: str, monkeypatch, *, times: float) -> 
 
         return draw
 
-    monkeypatch.setattr(federation.fleet.nodes[site], "_contribution", contribution)
+    monkeypatch.setattr(federation.fleet.nodes[site].model, "contribution", contribution)
 
 
 @pytest.mark.parametrize("dropouts", ["top-up", "over-provision"])

@@ -1,4 +1,4 @@
-"""A site's budget: the policy's cap, what a study is charged under it, and what runs that have begun reserve of it."""
+"""Charges of a study at one site: under the policy's cap, beside what runs that have begun reserve of it."""
 
 import logging
 from collections import Counter
@@ -82,7 +82,7 @@ def reserved_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> di
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a site's budget has paid for, and what runs that have begun have yet to charge."""
+    """A site's budget with the releases that it has paid for, and those that runs have reserved and not charged yet."""
 
     budget: Budget
     spent: Counter[Release]
@@ -101,7 +101,7 @@ class Standing:
 def standing(home: Path, policy: SitePolicy) -> Standing:
     """Reads how the policy's budget stands. Nothing is written: where there is no ledger yet, none is made."""
     budget, by_run = budget_of(policy), reserved_charges(home, policy)
-    planned = [each for charges in by_run.values() for each in charges]
+    planned = [each for run_charges in by_run.values() for each in run_charges]
     if not (home / LEDGER_FILE).exists():
         return Standing(budget, Counter(), _releases(planned), tuple(by_run))
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
@@ -121,7 +121,7 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
     try:
         quote = ledger.affordable(
             planned,
-            held=[each for charges in reserved.values() for each in charges],
+            held=[each for run_charges in reserved.values() for each in run_charges],
             unprotected_allowed=policy.allows_unprotected(study),
         )
     except PrivacyError as err:
