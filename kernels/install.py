@@ -67,7 +67,7 @@ def install() -> str:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedExperts:
-    """What `adapt` added to a model."""
+    """The adapters that `adapt` put into a model."""
 
     parameters: dict[str, nn.Parameter]  # that are trained, by their name in the model
     slot: CaptureSlot = field(repr=False)
@@ -189,7 +189,7 @@ def fill(module: Any, experts: Experts) -> None:
 
 
 def is_bank(module: Any) -> bool:
-    """Whether a module holds routed experts, in whatever format; `experts_of` says whether they are supported."""
+    """True if a module holds routed experts, in whatever format; `experts_of` refuses those that are not supported."""
     return hasattr(module, "confide_experts") or all(hasattr(module, leaf) for leaf in _PROJECTIONS)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in models.
+"""Errors of `models`.
 
 ModelError
  ├─ InvalidSchema       a record schema contradicts itself
@@ -40,7 +40,7 @@ class BackboneMismatch(ModelError):
 
 
 class SourceMissing(ModelError):
-    """What a backbone is to be imported from is not installed, or is another file than the recipe was made for."""
+    """The source of an import is not installed, or is another file than the recipe was made for."""
 
 
 class InvalidPrompt(ModelError, ValueError):

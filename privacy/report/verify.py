@@ -1,7 +1,7 @@
 """Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
 
 Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
-make, PRV (`second_opinion`).
+make, PRV (`accounting.prv`).
 
 A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
@@ -32,7 +32,7 @@ CLAIM_SLACK = 2e-3  # how far an audit's claim may be above that for its multipl
 
 @dataclass(slots=True)
 class Verification:
-    """What was checked and what failed; `ok` if nothing did."""
+    """Result of a verification: the checks that held and those that failed; `ok` if none did."""
 
     failures: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)  # in words, for people
@@ -43,16 +43,16 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return not self.failures
 
     def lines(self) -> list[str]:
-        """What was found, for people, failures last."""
+        """The findings as lines for people, failures last."""
         found = (("ok", self.checked), ("note", self.notes), ("FAILED", self.failures))
         return [f"{title:7s} {line}" for title, lines in found for line in lines]
 
     def to_dict(self) -> dict[str, object]:
-        """What was found, for programs."""
+        """The findings for programs."""
         return {
             "verified": self.ok,
             "failures": self.failures,
@@ -64,7 +64,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Witnessed:
-    """What a report states of one account for one observer, and what PRV says to it."""
+    """A report's figures of one account for one observer, and PRV's opinion on them."""
 
     site: str
     dataset: str
