@@ -22,8 +22,8 @@ from .experts import Experts, LoRA
 from .formats import trained_stack
 from .routing import Plan
 
-# KiB of gate/up activations: what an expert has that shares a chunk, and what a chunk has. More leaves the cache, less
-# costs calls.
+# KiB of gate/up activations, at most: of an expert that shares a chunk with others, and of a chunk. More leaves the
+# cache, less costs calls.
 _FEW, _CHUNK = 256, 2048
 
 

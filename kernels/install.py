@@ -275,7 +275,7 @@ def _check_layout(module: Any) -> None:
 
 
 def _check_gate(module: Any, device: torch.device) -> None:
-    # Clamps and soft caps hide in methods and settings of many names, so the gate is asked, far out as well.
+    # Clamps and soft caps hide in methods and settings of many names, so the gate is tried, on large inputs too.
     gate, up = torch.meshgrid(torch.linspace(-60, 60, 31), torch.linspace(-60, 60, 31), indexing="ij")
     probe = torch.cat([gate.flatten(), up.flatten()]).to(device).unsqueeze(0)
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]

@@ -69,7 +69,7 @@ class BaseReceiver:
         """The sender of the extension, once the ephemeral key of the base OTs' sender is here.
 
         Raises:
-            PartyLost: the key is none.
+            PartyLost: the key cannot be used.
         """
         columns = []
         for index, secret in enumerate(self._secrets):
@@ -240,7 +240,7 @@ def _agree(secret: X25519PrivateKey, point: bytes) -> bytes:
     try:
         return secret.exchange(X25519PublicKey.from_public_bytes(point))
     except ValueError as err:  # its length, or a small order
-        raise PartyLost("another party sends a key that is none") from err
+        raise PartyLost("another party sends a key that cannot be used") from err
 
 
 def _column_key(parties: tuple[int, int], index: int, sender_key: bytes, point: bytes, shared: bytes) -> bytes:

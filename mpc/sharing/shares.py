@@ -41,7 +41,7 @@ PAYLOAD_BYTES = 1 + SEED_BYTES
 _VERSION = 2
 _BLOCK = 2**18  # bytes of a stream at a time, so that they stay in the cache; times are flat from 2**16 to 2**20
 _ZEROS = memoryview(bytes(_BLOCK))
-# How each part is put together from its shares, and taken apart; in the order of the body.
+# Operations that put each part together from its shares, and take it apart; in the order of the body.
 _PARTS = {
     "vector": (np.add, np.subtract),
     "masks": (np.add, np.subtract),

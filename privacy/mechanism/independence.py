@@ -286,7 +286,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _refuse_moved(names: Iterable[str], got: _Rows, want: _Rows, why: str) -> None:
     for name in names:
         inputs, outputs = zip(got[name], want[name], strict=True)
-        # Where the inputs had moved, what moved them is the code of a module around this one, whose turn comes.
+        # If its inputs moved too, the cause is the code of a module around this one, whose turn comes.
         if not _has_moved(*inputs) and _has_moved(*outputs):
             raise UnitsCoupled(f"{name} mixes rows: what it gives for one record moves when {why}")
 

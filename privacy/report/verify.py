@@ -326,7 +326,7 @@ def _audit_problems(facts: AuditFacts) -> Iterator[str]:
         yield "audits a step without noise, which claims nothing"
         return
     exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
-    # What our accountants may say of it: PLD's bound, or RDP's where that stands for it.
+    # The most that our accountants may say of it: PLD's bound, or RDP's where that stands for it.
     most = composition.pld_bound(((facts.noise_multiplier, 1.0, 1),), facts.delta)
     if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= most + CLAIM_SLACK * (1 + most):
         yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"
