@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
-from ...models.backbones import deepseek_v3
+from ...models.backbones import loading
 from ...models.backbones.checkpoints import ExpertFormat
 from ...models.errors import BackboneMismatch
 from ...models.heads import PooledHead
@@ -58,10 +58,10 @@ def load_study_model(
     """
     config, experts = AdapterConfig(**draft.adapter_config()), experts or draft.model.experts
     if draft.data.text is not None:
-        text = deepseek_v3.load_text(directory, expected_hash=expected_hash, experts=experts)
+        text = loading.load_text(directory, expected_hash=expected_hash, experts=experts)
         encoder = PromptEncoder(draft.data.text.template(), text.tokenizer, draft.data.max_tokens)
         return StudyModel(attach(text.model, config), encoder, encoder.words, text.hash)
-    loaded = deepseek_v3.load(directory, expected_hash=expected_hash, experts=experts)
+    loaded = loading.load(directory, expected_hash=expected_hash, experts=experts)
     schema = draft.record_schema()
     if loaded.schema != schema:
         raise BackboneMismatch(f"the backbone in {directory} reads records of another schema than [data] describes")

@@ -1,3 +1,3 @@
 """Frozen models: built or imported, written to and read from safetensors."""
 
-__all__ = ["checkpoints", "deepseek_v3", "directories", "pretraining", "smollm2"]
+__all__ = ["checkpoints", "directories", "families", "family", "loading", "pretraining", "smollm2"]

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..errors import InvalidPretraining
 from ..heads import pooled
 from ..records import Field, NumericField, RecordSchema
-from .deepseek_v3 import BackboneConfig, build, save
+from .family import BackboneConfig
+from .loading import build, save
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

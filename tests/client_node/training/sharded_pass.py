@@ -14,7 +14,8 @@ from confide.kernels.collect import Collector
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build
 from confide.models.heads.pooling import PooledHead
 from confide.models.records.schema import FlagField, NumericField, RecordSchema
 

@@ -25,7 +25,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Round, Run
 from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.backbones.loading import load as load_backbone
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.ledger.ledger import Budget, Ledger
 

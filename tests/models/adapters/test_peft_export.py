@@ -11,7 +11,8 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.peft_export import export
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, load, save
 from confide.models.errors import ExportRefused
 from confide.models.evaluation.metrics import Estimate
 from confide.models.heads.pooling import PooledHead, pooled

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from confide.models.backbones.deepseek_v3 import BackboneConfig, load
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import load
 from confide.models.backbones.pretraining import PretrainingConfig, SyntheticRecords, pretrain
 from confide.models.errors import InvalidPretraining
 from confide.models.heads.pooling import pooled
