@@ -13,6 +13,8 @@ class DeepSeekV3(Backbone):
     """The family of `model_type` deepseek_v3, in transformers' `DeepseekV3ForCausalLM`."""
 
     model_type = "deepseek_v3"
+    name = "DeepSeek-V3"
+    title = "DeepSeek-V3 Mixture-of-Experts"
     targets = (
         "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
         "gate_proj", "up_proj", "down_proj", "experts", "gate",

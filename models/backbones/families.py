@@ -22,6 +22,11 @@ def family_of(config: Mapping[str, Any]) -> Backbone:
     return FAMILIES[kind]
 
 
+def family_in(model: Any) -> Backbone:
+    """Returns the family of a loaded model."""
+    return FAMILIES[model.config.model_type]
+
+
 def targets() -> tuple[str, ...]:
     """Lists the modules that some family lets take an adapter, each once."""
     return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.targets))

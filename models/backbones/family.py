@@ -53,6 +53,8 @@ class Backbone(Protocol):
     """
 
     model_type: str
+    name: str  # for people, as in "DeepSeek-V3"
+    title: str  # for people, as in "DeepSeek-V3 Mixture-of-Experts"
     targets: tuple[str, ...]  # last names of the modules that may take an adapter; a bank of routed experts is one
     frozen: Mapping[str, str]  # last names of modules that nobody may adapt, each with the reason, after "left out:"
     experts: ExpertNames | None  # None if the family has no routed experts

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..errors import InvalidBackbone
+from ..heads import PooledHead
 from ..records import RecordSchema
 from . import checkpoints
 from .directories import new_directory
@@ -37,6 +38,15 @@ class RecordBackbone:
     whiten: torch.Tensor  # [2 * hidden, 2 * hidden], symmetric inverse root of their shrunk covariance
     hash: str  # `backbone_hash` of the directory
 
+    @property
+    def vocabulary(self) -> RecordSchema:
+        """What the words of the model mean."""
+        return self.schema
+
+    def head(self) -> PooledHead:
+        """Makes a new classifier on the pooled states."""
+        return PooledHead(self.center, self.whiten)
+
 
 @dataclass(frozen=True, slots=True)
 class TextBackbone:
@@ -46,6 +56,14 @@ class TextBackbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     hash: str  # `checkpoints.content_hash` of the directory
+
+    @property
+    def vocabulary(self) -> PreTrainedTokenizerFast:
+        """What the words of the model mean."""
+        return self.tokenizer
+
+    def head(self) -> None:
+        """Makes no head: it writes with the output matrix that it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,16 @@
 """Kinds of record: what a study declares of them, and how cells become model inputs."""
 
-from .prompts import PromptEncoder, PromptTemplate
-from .schema import CategoricalField, Field, FlagField, NumericField, RecordSchema
+from .fields import AnyField, CategoricalField, FlagField, NumericField, RecordSchema
 
-__all__ = ["CategoricalField", "Field", "FlagField", "NumericField", "PromptEncoder", "PromptTemplate", "RecordSchema"]
+__all__ = [
+    "AnyField",
+    "CategoricalField",
+    "FlagField",
+    "NumericField",
+    "RecordSchema",
+    "cells",
+    "fields",
+    "kind",
+    "kinds",
+    "text",
+]

@@ -17,7 +17,7 @@ from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
 from confide.models.heads.pooling import PooledHead
-from confide.models.records.schema import FlagField, NumericField, RecordSchema
+from confide.models.records.fields import FlagField, NumericField, RecordSchema
 
 SCHEMA = RecordSchema((NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),))
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")

@@ -16,7 +16,7 @@ from confide.models.backbones.loading import build, load, save
 from confide.models.errors import ExportRefused
 from confide.models.evaluation.metrics import Estimate
 from confide.models.heads.pooling import PooledHead, pooled
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 from ..tiny import random_ids, tiny_deepseek
 

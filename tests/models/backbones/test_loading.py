@@ -12,7 +12,7 @@ from confide.models.backbones import loading
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import backbone_hash, build, load, load_text, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 from ..tiny import save_text_backbone
 
