@@ -1,4 +1,4 @@
-"""LoRA on every part of a DeepseekV3: embedding, projections, shared and routed experts, router, output matrix.
+"""LoRA on every part of a backbone: embedding, projections, shared and routed experts, router, output matrix.
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
 the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from ..errors import MetricUndefined
 
@@ -62,13 +61,13 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     eq. 19). Experts are chosen, and their load counted, with the router's balance bias.
 
     Args:
-        model: a DeepseekV3ForCausalLM, with or without adapters, its experts in any format; runs as it is.
+        model: a causal language model with routers, with or without adapters, its experts in any format; runs as it is.
         batches: token ids int64 [R, L], padded on the right, and bool [R, L], true where there is a token.
 
     Raises:
         MetricUndefined: the model has no routed experts, or there was no token.
     """
-    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if isinstance(layer.mlp, DeepseekV3MoE)}
+    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
     if not moes:
         raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
     tallies = {layer: _Tally() for layer in moes}

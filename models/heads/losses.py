@@ -45,7 +45,7 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
     be most of the memory of a step.
 
     Args:
-        model: a DeepseekV3ForCausalLM, adapted or not; its `lm_head` must not be adapted.
+        model: a causal language model, adapted or not; its `lm_head` must not be adapted.
         ids_RT: int64, padded on the right with any word: what follows a token does not reach it.
         is_completion_RT: bool; the first token of a row is never one.
     """

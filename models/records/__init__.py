@@ -1,7 +1,8 @@
 """Kinds of record: what a study declares of them, and how cells become model inputs.
 
-A `RecordSchema` describes records of numbers, categories and flags by published cut points and lists; its words are the
-vocabulary of a backbone. A `PromptTemplate` describes records of free text, and a `PromptEncoder` makes tokens of them.
+`kinds` is the table of kinds, each in a file that keeps to `kind.RecordKind`: to add one, write such a file and its
+line. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points and lists; its
+words are the vocabulary of a backbone. `text` has a template that makes a prompt and a completion of free text.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 
@@ -16,7 +17,17 @@ Two people, the second of unknown sex, as lines of published words and as token 
 [[3, 7], [5, 6]]
 """
 
-from .prompts import PromptEncoder, PromptTemplate
-from .schema import CategoricalField, Field, FlagField, NumericField, RecordSchema
+from .fields import AnyField, CategoricalField, FlagField, NumericField, RecordSchema
 
-__all__ = ["CategoricalField", "Field", "FlagField", "NumericField", "PromptEncoder", "PromptTemplate", "RecordSchema"]
+__all__ = [
+    "AnyField",
+    "CategoricalField",
+    "FlagField",
+    "NumericField",
+    "RecordSchema",
+    "cells",
+    "fields",
+    "kind",
+    "kinds",
+    "text",
+]

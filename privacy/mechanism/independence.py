@@ -13,7 +13,7 @@ Legend: `R` rows, `T` tokens.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,13 +43,14 @@ _COUPLING_SETTINGS = (
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
+def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[int] = (_TOKENS,)) -> None:
     """Runs all checks of this module on a model and its own losses; the model is left as it was.
 
     Without a head, all of a probe but its first word is a completion.
 
     Args:
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
+        lengths: of the probes in tokens; one for each way in which the architecture treats positions.
 
     Raises:
         UnitsCoupled: naming the module, setting, adapter or loss through which rows depend on each other.
@@ -60,8 +61,10 @@ def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
         refuse_coupled_loss(record_losses, _random(1, _ROWS), (torch.arange(_ROWS) % 2).double())
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
-        refuse_mixing(adapted, losses if adapted.head is None else adapted.classify, words=words)
-        refuse_moving_gradients(adapted, losses, words=words)
+        for tokens in lengths:
+            run = losses if adapted.head is None else adapted.classify
+            refuse_mixing(adapted, run, words=words, tokens=tokens)
+            refuse_moving_gradients(adapted, losses, words=words, tokens=tokens)
 
 
 def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ def refuse_coupled_loss(losses: Losses, logits: Tensor, labels: Tensor) -> None:
 
 
 @torch.no_grad()
-def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: int) -> None:
+def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: int, tokens: int = _TOKENS) -> None:
     """Watches every module's output for one record, first and last in a batch, while the other rows change.
 
     The others are replaced, made equal to the record (so that all crowd the same experts) and left out; the last also
@@ -138,7 +141,7 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
         UnitsCoupled: naming the first module whose output for the record moved while its inputs did not, or what a
             forward pass in training mode overwrote.
     """
-    batches = _batches(words, model)
+    batches = _batches(words, tokens, model)
     with _mode(model, training=False):
         seen = {others: _passed(model, run, ids) for others, ids in batches.items()}
         alone = seen.pop("left out")
@@ -153,7 +156,9 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
             _refuse_moved(names, first.rows(place), second.rows(place), "other rows of its batch are replaced")
 
 
-def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], *, words: int) -> None:
+def refuse_moving_gradients(
+    adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], *, words: int, tokens: int = _TOKENS
+) -> None:
     """Watches the gradient of one record, first and last in a batch, as it is clipped, while the other rows change.
 
     Args:
@@ -163,7 +168,7 @@ def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor]
         UnitsCoupled: naming the parameter whose gradient moved.
         TargetUnreached: naming the trained parameters that backward did not reach.
     """
-    batches = _batches(words, adapted)
+    batches = _batches(words, tokens, adapted)
     want = unit_gradient(adapted, row_losses, batches.pop("left out"))
     scale = torch.stack([grad.norm() for grad in want.values()]).norm()
     for (others, ids), place in itertools.product(batches.items(), (0, -1)):
@@ -325,11 +330,11 @@ def _is_one_rope(rope: Mapping[str, object]) -> bool:
     return rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None
 
 
-def _batches(words: int, model: nn.Module) -> dict[str, Tensor]:
+def _batches(words: int, tokens: int, model: nn.Module) -> dict[str, Tensor]:
     """One record, first and last in every batch but the one it has for itself."""
     generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     record, there, other = (
-        torch.randint(1, words, (rows, _TOKENS), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
+        torch.randint(1, words, (rows, tokens), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
     )
     beside = {"there": there, "replaced": other, "equal to it": record.expand(_ROWS - 2, -1)}
     return {"left out": record} | {name: torch.cat([record, rows, record]) for name, rows in beside.items()}
