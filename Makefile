@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test lint types unit clean
+.PHONY: setup demo test lint types unit docs clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ types:
 
 unit:
 	$(BIN)/pytest
+
+docs: setup  # the pages of docs/api, from docstrings
+	$(BIN)/python docs/generate_api.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info
