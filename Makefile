@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test lint types unit docs clean
+.PHONY: setup demo test lint types unit docs hooks clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,10 @@ unit:
 
 docs: setup  # the pages of docs/api, from docstrings
 	$(BIN)/python docs/generate_api.py
+
+hooks: setup  # git checks lint and types before every commit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info
