@@ -44,9 +44,10 @@ unit:
 docs: setup  # the pages of docs/api, from docstrings
 	$(BIN)/python docs/generate_api.py
 
-hooks: setup  # git checks lint and types before every commit
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pre-commit>=4'
-	$(BIN)/pre-commit install
+hooks: setup  # git checks lint and types before every commit; pre-commit has packages of its own, as Flower wants older ones
+	$(PYTHON) -m venv .venv/pre-commit
+	.venv/pre-commit/bin/python -m pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	.venv/pre-commit/bin/pre-commit install
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info
