@@ -95,7 +95,7 @@ def pages() -> dict[str, str]:
     """The text of every page by its file's name."""
     logging.getLogger("griffe").setLevel(logging.ERROR)  # types stand in signatures, and docstrings do not repeat them
     loader = griffe.GriffeLoader(search_paths=[ROOT])
-    packages = {name: loader.load(name) for name in PACKAGES}
+    packages = {name: loader.load(name, try_relative_path=False) for name in PACKAGES}
     loader.resolve_aliases(implicit=False, external=False)
     written, index = {}, [INTRODUCTION.strip()]
     for name, package in packages.items():
@@ -109,7 +109,7 @@ def pages() -> dict[str, str]:
         if not face(package):
             beside = [package[entry] for entry in FOR_CALLERS]
         written[f"{name}.md"] = Page(f"confide.{name}", package, [], [*beside, package["errors"]]).text()
-        index += [f"## [`confide.{name}`]({name}.md)", *prose(package)]
+        index += [f"## [`confide.{name}`]({name}.md)", *filter(None, [summary(package)])]
         links = [(f"[`{room.name}`]({name}.{room.name}.md)", summary(room)) for room in rooms]
         links += [(f"[`{module.name}`]({name}.md#{module.name})", summary(module)) for module in beside]
         index.append(table([*links, (f"[`errors`]({name}.md#errors)", summary(package["errors"]))]))

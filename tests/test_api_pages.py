@@ -54,10 +54,15 @@ def test_pages_say_nothing_of_the_machine_that_made_them(made):
     assert [path.name for path in made.iterdir() if str(ROOT) in path.read_text()] == []
 
 
-def test_a_page_that_no_room_has_any_more_goes(generator, made, tmp_path):
-    (tmp_path / "gone.md").write_text("of a room that was")
-    generator.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made.iterdir()}
+def test_pages_are_of_this_tree_wherever_they_are_made_and_no_other_stays(generator, made, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("__all__ = []")
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "gone.md").write_text("of a room that was")
+    monkeypatch.chdir(tmp_path)
+    generator.write(Path("api"))
+    again, first = ({path.name: path.read_text() for path in folder.iterdir()} for folder in (tmp_path / "api", made))
+    assert again == first
 
 
 def test_text_is_shown_as_it_is_written(generator):
