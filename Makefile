@@ -41,8 +41,9 @@ types:
 unit:
 	$(BIN)/pytest
 
-docs: setup  # the pages of docs/api, from docstrings
+docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py
+	$(BIN)/python docs/generate_settings.py
 
 hooks: setup  # git checks lint and types before every commit; pre-commit has packages of its own, as Flower wants older ones
 	$(PYTHON) -m venv .venv/pre-commit
