@@ -28,7 +28,7 @@ from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched
 from confide.coordinator.run.context import Drive
 from confide.coordinator.run.relay import Delivery, Intake, Load
 from confide.coordinator.store import Checkpoint, LedgerReplica, RunFolder, Store
-from confide.coordinator.store.store import Run, StudyRow
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.sharing import Ring, ShareContext
 from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sealing import new_keypair, seal_update

@@ -31,6 +31,7 @@ from ...privacy.report.verify import verify_file
 from ..errors import DemoFailed, RunFailed
 from ..results.reports import budget_report
 from ..store import Store
+from ..store.states import RESUME, RunState
 from ..studies.catalogue import load_study
 from .processes import DemoFederation
 
@@ -183,7 +184,7 @@ def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, c
         if not runs:
             name = store.studies()[-1].name
             return federation.operator("run", "start", name).strip()
-        if runs[-1].state in ("stopped", "failed"):
+        if RESUME.allows(runs[-1].state):
             federation.operator("run", "resume", runs[-1].id)
         return runs[-1].id
 
@@ -197,7 +198,7 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
     )
     with closing(Store.open(federation.home)) as store:
         ended = watch(store, run_id, console, check=federation.check)
-    if ended.state != "done":
+    if ended.state != RunState.DONE:
         raise RunFailed(
             f"run {run_id} is {ended.state} after {ended.rounds} rounds: {ended.error}. Logs: {federation.folder}/logs"
         )

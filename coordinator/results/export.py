@@ -20,7 +20,6 @@ from ...models.heads import foretell
 from ...privacy.ledger.charges import Books, Spent, spent
 from ..errors import Conflict
 from ..store import LedgerReplica, RunFolder, Store
-from ..store.store import site_names
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
@@ -128,7 +127,7 @@ def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
     replica = LedgerReplica(store)
     for row in store.opened(run_id):
-        for site in site_names(row):
+        for site in row.summed:
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(
                     f"run {run_id}: no charge of {site} for round {row.number} is here; restore the database"

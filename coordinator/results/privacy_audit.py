@@ -18,7 +18,7 @@ from ...privacy.ledger import chain
 from ...privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from ..errors import AuditMissing, Conflict
 from ..store import Store
-from ..store.store import PrivacyTest
+from ..store.tables import PrivacyTest
 from ..studies.catalogue import load_study
 
 if TYPE_CHECKING:

@@ -1,3 +1,3 @@
-"""One run: its rounds from top to bottom, what it relays, the server optimizer, its driver and progress."""
+"""One run: its rounds from top to bottom, what it sends and relays, the server optimizer, its driver and progress."""
 
-__all__ = ["driver", "progress", "server_optimizer"]
+__all__ = ["broadcast", "driver", "progress", "server_optimizer"]

@@ -12,6 +12,7 @@ from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import MessageRefused, RunStopped
 from ..fleet import Fleet, NodeFailure
 from ..store import Checkpoint, LedgerReplica, RunFolder, Store
+from ..store.states import RunState
 
 R = TypeVar("R", bound=Reply)
 
@@ -51,7 +52,7 @@ class Drive:
 
 def stop_if_asked(drive: Drive) -> None:
     """Ends the drive between two questions if an operator asked for it; what is committed stays."""
-    if drive.store.run(drive.run).state == "stopping":
+    if drive.store.run(drive.run).state == RunState.STOPPING:
         raise RunStopped(f"run {drive.run} was stopped; `coordinator run resume {drive.run}` goes on with it")
 
 

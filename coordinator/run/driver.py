@@ -11,10 +11,11 @@ from sqlalchemy.exc import OperationalError
 from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import Conflict, CoordinatorError, LeaseLost, RunStopped
+from ..errors import CoordinatorError, LeaseLost, RunStopped, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
+from ..store.states import FAIL, HALT
 from ..studies.catalogue import load_study, study_start
 from .context import Drive
 from .rounds import drive_run, settle
@@ -49,13 +50,13 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
     try:
         store.begin_driving(run_id, lease)
         _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
-    except Conflict as err:
+    except TransitionRefused as err:
         logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
-        store.set_run_state(run_id, "failed", lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+        store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def _drive_or_stop(drive: Drive) -> None:
     except RunStopped as err:
         logger.info("%s", err)
         settle(drive, final=False)
-        drive.store.set_run_state(drive.run, "stopped", lease=drive.lease)
+        drive.store.move_run(drive.run, HALT, lease=drive.lease)
 
 
 def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:

@@ -50,9 +50,10 @@ from ...privacy.ledger.chain import Entry
 from ..errors import AggregationFailed, MessageRefused, ReplicaBroken, RunRefused, SitesMissing, TotalRefused
 from ..fleet import NodeFailure
 from ..store import Checkpoint
-from ..store.broadcast import broadcast
 from ..store.run_folder import Envelopes
-from ..store.store import Evaluation, Round, site_names
+from ..store.states import FINISH
+from ..store.tables import Evaluation, Round
+from .broadcast import broadcast
 from .context import Drive, R, identity_of, stop_if_asked, verified_answers
 from .relay import Delivery, Intake, Load, inline_room
 from .server_optimizer import server_step
@@ -94,7 +95,7 @@ def drive_run(drive: Drive) -> None:
     settle(drive, final=True)
     evaluation = drive.store.evaluation(drive.run)
     problem = None if evaluation is None else evaluation.problem
-    drive.store.set_run_state(drive.run, "done", lease=drive.lease, error=problem)
+    drive.store.move_run(drive.run, FINISH, lease=drive.lease, error=problem)
 
 
 def is_over(drive: Drive, checkpoint: Checkpoint) -> bool:
@@ -582,7 +583,7 @@ def untold_outcomes(drive: Drive, site: str) -> tuple[Outcome, ...]:
         drive.open[site] = drive.replica.open_rounds(site, drive.run)
     untold = [row for row in drive.store.opened(drive.run) if row.number in drive.open[site]][:OUTCOMES_A_MESSAGE]
     return tuple(
-        Outcome(round=row.number, sites=site_names(row), evidence=tuple(json.loads(row.evidence))) for row in untold
+        Outcome(round=row.number, sites=row.summed, evidence=tuple(json.loads(row.evidence))) for row in untold
     )
 
 

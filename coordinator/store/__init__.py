@@ -2,6 +2,6 @@
 
 from .ledger_replica import LedgerReplica
 from .run_folder import Checkpoint, RunFolder
-from .store import Store
+from .store import Store, migrate
 
-__all__ = ["Checkpoint", "LedgerReplica", "RunFolder", "Store", "broadcast", "run_folder", "store"]
+__all__ = ["Checkpoint", "LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]

@@ -27,7 +27,8 @@ from confide.coordinator.run.context import Drive
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import Order, PartyConfig, Release
@@ -180,6 +181,8 @@ class Federation:
     opened: list[tuple[tuple[bytes, ...], np.ndarray]] = field(default_factory=list)  # released shares, their total
 
     def new_drive(self) -> Drive:
+        lease = self.store.acquire_lease(RUN)
+        self.store.begin_driving(RUN, lease)
         return Drive(
             fleet=self.fleet,
             store=self.store,
@@ -187,7 +190,7 @@ class Federation:
             replica=LedgerReplica(self.store),
             study=self.study,
             run=RUN,
-            lease=self.store.acquire_lease(RUN),
+            lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
             head_size=5,

@@ -22,7 +22,7 @@ from confide.coordinator.results.export import (
 from confide.coordinator.results.metrics import measurement
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Round, Run
+from confide.coordinator.store.tables import Round, Run
 from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.deepseek_v3 import load as load_backbone

@@ -14,7 +14,6 @@ from confide.coordinator.run import rounds
 from confide.coordinator.run.relay import Load
 from confide.coordinator.run.rounds import state_hash
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.store import site_names
 from confide.mpc.errors import PartyLost
 from confide.mpc.sharing.shares import set_name
 
@@ -44,7 +43,7 @@ def site_std(dropouts: str, summed: int) -> float:
 
 def assert_opened(federation: Federation, dropouts: str, *sets: tuple[str, ...]) -> None:
     """Each round was opened over its set, for good, with the noise that this set needs; and paid so by each of it."""
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == list(sets)
+    assert [row.summed for row in federation.store.rounds(RUN)] == list(sets)
     for number, summed in enumerate(sets, start=1):
         std = site_std(dropouts, len(summed))
         totals = [total for _, total in federation.opened[number - 1 :: len(sets)]]
@@ -133,7 +132,7 @@ def test_a_site_gone_after_sending_is_summed_if_nobody_else_is_missing(make, dro
     federation = make(dropouts)
     federation.fleet.before, federation.fleet.after = gone_after("step", "west")
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     low, high = std_bounds(2 * site_std(dropouts, 4), DIM)
     assert low < federation.opened[0][1].std() < high
 
@@ -145,7 +144,7 @@ def test_a_site_gone_after_sending_while_another_never_sent(make, dropouts):
     federation.fleet.before = both(gone(site="north", since="step"), west_is_gone)
     federation.drive()
     summed = without("north", "west") if dropouts == "top-up" else without("north")  # its noise is in its update
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [summed]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [summed]
     low, high = std_bounds(site_std(dropouts, len(summed)) * math.sqrt(len(summed)), DIM)
     assert low < federation.opened[0][1].std() < high
 
@@ -163,7 +162,7 @@ def test_a_site_gone_after_its_top_up_is_summed_with_it(make):
     west_is_gone, federation.fleet.after = gone_after("topup", "west")
     federation.fleet.before = both(gone(site="north", since="step"), west_is_gone)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [without("north")]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [without("north")]
     low, high = std_bounds(site_std("top-up", 3) * math.sqrt(3), DIM)
     assert low < federation.opened[0][1].std() < high
 

@@ -13,7 +13,6 @@ from confide.coordinator.run import rounds
 from confide.coordinator.run.relay import Load
 from confide.coordinator.run.rounds import state_hash
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.store import site_names
 from confide.mpc.errors import SetConflict
 from confide.mpc.sharing import tags as tags_module
 from confide.mpc.sharing.shares import set_name
@@ -61,7 +60,7 @@ def test_a_site_just_inside_the_bound_is_summed(make, monkeypatch):
     federation = make("over-provision")
     stretch(federation, "west", monkeypatch, times=0.99)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     assert federation.store.left_out(RUN) == {}
 
 
@@ -84,7 +83,7 @@ def test_one_aggregator_alone_accuses_nobody(make, monkeypatch):
 
     monkeypatch.setattr(TableParty, "aggregate", aggregate)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     assert federation.store.left_out(RUN) == {}
 
 
@@ -127,7 +126,7 @@ def test_without_tags_such_a_total_passes(make, monkeypatch):
     federation = make(verify_total=False)
     spoil_release(monkeypatch, 1, one_more)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
 
 
 def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothing(make, monkeypatch):

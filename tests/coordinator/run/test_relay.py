@@ -14,7 +14,7 @@ from confide.coordinator.errors import AggregationFailed, SitesMissing
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.run import relay, rounds
 from confide.coordinator.run.relay import inline_room
-from confide.coordinator.store.store import Store, site_names
+from confide.coordinator.store.store import Store
 
 from ...client_node.quiet_node import QuietNode
 from ..fake_fleet import PARTIES, SITES, FakeFleet, key_of
@@ -164,7 +164,7 @@ def test_a_site_that_sends_other_parts_than_it_announced_is_left_out(tmp_path, m
     fleet = FakeFleet(desk.study)
     lie(fleet, "west", part)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")]
 
 
 def test_a_site_that_is_honest_again_takes_part(large, small_state):
@@ -190,7 +190,7 @@ def test_whole_parts_that_are_no_envelopes_of_the_site_are_left_out(tmp_path, mo
 
     fleet._step = step  # type: ignore[method-assign]
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")]
 
 
 def test_shares_longer_than_the_round_has_are_not_fetched(large, monkeypatch):

@@ -20,10 +20,13 @@ from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow, site_names
+from confide.coordinator.store.states import RESUME, STOP
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.coordinator.studies.catalogue import start_file
 
 from ...client_node.conftest import certificate_of
+from ..conftest import put_in_state
 from ..fake_fleet import PARTIES, SITES, FakeFleet, identity_of, site_vector
 
 ROUNDS, DIM, BINS = 2, 12, 4
@@ -76,6 +79,8 @@ class Desk:
         drive_run(self.new_drive(fleet))
 
     def new_drive(self, fleet: FakeFleet) -> Drive:
+        lease = self.store.acquire_lease("run-1")
+        self.store.begin_driving("run-1", lease)
         return Drive(
             fleet=fleet,
             store=self.store,
@@ -83,7 +88,7 @@ class Desk:
             replica=LedgerReplica(self.store),
             study=self.study,
             run="run-1",
-            lease=self.store.acquire_lease("run-1"),
+            lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
             head_size=5,
@@ -167,7 +172,7 @@ def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
     assert desk.store.run("run-1").state == "done"
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -230,7 +235,7 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
     assert run.state == "done"
     assert run.error == "not evaluated: west refuses (NothingHeldOut): not evaluated here"
     late = FakeFleet(evaluating.study, ended=set(PARTIES))
-    evaluating.store.set_run_state("run-1", "running")
+    put_in_state(evaluating.store, "run-1", "running")
     evaluating.drive(late)  # what was written down is not tried again, without the run's keys
     assert late.computed == []
 
@@ -255,7 +260,7 @@ def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp
     desk.drive(FakeFleet(desk.study, abstaining=("north",)))
     evaluation = desk.store.evaluation("run-1")
     assert evaluation is not None
-    assert site_names(evaluation) == ("south", "west")
+    assert evaluation.summed == ("south", "west")
 
 
 @pytest.mark.parametrize("question", [11, 13, 17])  # in the first round, between two, in the second
@@ -300,7 +305,7 @@ def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkey
     fleet = FakeFleet(desk.study)
     fleet.bound = {1: ("north", "south")}
     desk.drive(fleet)
-    assert site_names(desk.store.rounds("run-1")[0]) == ("north", "south")
+    assert desk.store.rounds("run-1")[0].summed == ("north", "south")
 
 
 def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
@@ -331,12 +336,12 @@ def test_an_overtaken_driver_cannot_commit(desk):
 def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
     def stop(kind: str, name: str) -> None:
         if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
-            desk.store.set_run_state("run-1", "stopping")
+            desk.store.move_run("run-1", STOP)
 
     fleet = FakeFleet(desk.study, after=stop)
     with pytest.raises(RunStopped):
         desk.drive(fleet)
-    desk.store.set_run_state("run-1", "running")
+    put_in_state(desk.store, "run-1", "running")
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
 
@@ -367,7 +372,7 @@ def test_a_site_that_missed_a_round_takes_part_again(tmp_path, monkeypatch):
         before=lambda kind, name: away if (kind, name, bool(fleet.bound)) == ("step", "west", False) else None,
     )
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south"), SITES]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south"), SITES]
     assert not fleet.ledgers["west"].has("settle", 1)
     assert fleet.ledgers["west"].has("settle", 2)
 
@@ -388,20 +393,20 @@ def test_the_state_that_sites_are_sent_is_the_last_committed_one(desk):
 def test_a_driver_that_is_asked_to_stop_leaves_the_run_stopped_with_its_outcomes_signed(desk):
     def stop(kind: str, name: str) -> None:
         if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
-            desk.store.set_run_state("run-1", "stopping")
+            desk.store.move_run("run-1", STOP)
 
     fleet = FakeFleet(desk.study, after=stop)
     drive(fleet, desk.home, "run-1")
     assert (desk.store.run("run-1").state, len(desk.store.rounds("run-1"))) == ("stopped", 1)
     assert fleet.ledgers["west"].has("settle", 1)
-    desk.store.set_run_state("run-1", "pending")
+    desk.store.move_run("run-1", RESUME)
     drive(fleet, desk.home, "run-1")
     assert desk.store.run("run-1").state == "done"
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
 
 
 def test_a_run_stopped_before_it_began_is_never_driven(desk):
-    desk.store.set_run_state("run-1", "stopping")
+    desk.store.move_run("run-1", STOP)
     fleet = FakeFleet(desk.study)
     drive(fleet, desk.home, "run-1")
     assert desk.store.run("run-1").state == "stopped"
@@ -449,7 +454,7 @@ def test_a_ledger_longer_than_a_message_holds_does_not_keep_its_site_from_a_roun
     if moment == "before the run":
         fleet.ledgers["west"].grow(grown)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
     assert fleet.computed.count(("west", 1)) == 1
     assert LedgerReplica(desk.store).entries("west") == fleet.ledgers["west"].entries
 
@@ -460,7 +465,7 @@ def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monk
     fleet = FakeFleet(desk.study)
     fleet.ledgers["west"].grow(2 * ENTRIES_A_MESSAGE + 10)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
 
 
 def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
@@ -469,4 +474,4 @@ def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
     desk = new_desk(tmp_path, max_dropouts=1)
     fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS

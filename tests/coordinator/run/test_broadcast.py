@@ -3,7 +3,7 @@ import pytest
 
 from confide.client_node.study.state_format import StateFormat
 from confide.coordinator.run import rounds
-from confide.coordinator.store.broadcast import broadcast
+from confide.coordinator.run.broadcast import broadcast
 from confide.coordinator.store.run_folder import Checkpoint
 
 from ..fake_fleet import FakeFleet
