@@ -649,7 +649,8 @@ def adapter_evaluate(
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
-    from ..results.export import evaluate, held_out_policy, trained_model
+    from ..results.export import evaluate, held_out_policy
+    from ..results.trained import trained_model
     from ..studies.catalogue import load_study
 
     with told(), opened(home) as store:
@@ -677,8 +678,8 @@ def adapter_routing(
 
     The figures depend on what is read: publish them only if that is public.
     """
-    from ..results.export import trained_model
     from ..results.router_statistics import measure
+    from ..results.trained import trained_model
     from ..studies.catalogue import load_study, study_start
 
     with told(), opened(home) as store:

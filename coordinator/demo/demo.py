@@ -259,13 +259,14 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
     """How good the run's adapter is, as measured by the sites and on all records, beside what it is compared with."""
     from ..results import export
     from ..results.metrics import measurement
+    from ..results.trained import trained_model
     from .baselines import references, untrained
     from .membership_attack import Attacked, Pool, attack
 
     sites = study.site_names()
     train, held_out = ([_records(bench, study, site, part) for site in sites] for part in _PARTS)
     with console.status("Measuring the references in this process (the demo's records are public)"):
-        model, pool = export.trained_model(store, home, run_id), Pool.read(study, train, held_out)
+        model, pool = trained_model(store, home, run_id), Pool.read(study, train, held_out)
         found = export.evaluate(model, study, held_out)
         attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
         compared = references(
@@ -296,12 +297,13 @@ def _text_quality(
     """What the run's adapter and the backbone write for all held-out records, and what the sites measured of it."""
     from ..results import export
     from ..results.metrics import measurement
+    from ..results.trained import trained_model
 
     held_out = [_records(bench, study, site, "heldout") for site in study.site_names()]
     with console.status("Writing completions with the backbone and with the adapter (the demo's records are public)"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
         before = export.evaluate(untouched, study, held_out)
-        after = export.evaluate(export.trained_model(store, home, run_id), study, held_out)
+        after = export.evaluate(trained_model(store, home, run_id), study, held_out)
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
     exact = after["exact_match"]
     return {

@@ -12,39 +12,19 @@ import torch
 from ...client_node.data import read as read_records
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
-from ...client_node.training.study_model import StudyModel, load_study_model
+from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
-from ...models.backbones.checkpoints import ExpertFormat
 from ...models.evaluation.metrics import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
 from ...models.heads import foretell
 from ...privacy.ledger.charges import Books, Spent, spent
 from ..errors import Conflict
-from ..store import LedgerReplica, RunFolder, Store
+from ..store import LedgerReplica, Store
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
+from .trained import trained_model
 
 _ROWS, _TEXTS = 1024, 16  # records scored at a time
-
-
-def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
-    """The study's model with the adapter as of the run's last committed round.
-
-    Args:
-        experts: format of the routed experts; None for the study's.
-
-    Raises:
-        Conflict: no round is committed yet.
-    """
-    study = load_study(store.study(store.run(run_id).study))
-    last = store.last_round(run_id)
-    if last.state_hash is None:
-        raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
-    folder = study_start(home, study).backbone
-    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, experts=experts)
-    exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
-    model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
-    return model
 
 
 def export_adapter(
