@@ -17,7 +17,7 @@ from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
 from ..store.states import FAIL, HALT
 from ..studies.catalogue import load_study, study_start
-from .context import Drive
+from .context import RunContext
 from .rounds import drive_run, settle
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
 def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> None:
     try:
         store.begin_driving(run_id, lease)
-        _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
+        _drive_or_stop(_context(fleet, store, home, run_id, lease))
     except TransitionRefused as err:
         logger.info("%s", err)
     except LeaseLost as err:
@@ -78,17 +78,17 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
         handler.close()
 
 
-def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> Drive:
+def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> RunContext:
     study = load_study(store.study(store.run(run_id).study))
     start, pki = study_start(home, study), Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
-    return Drive(
+    return RunContext(
         fleet=fleet,
         store=store,
         folder=RunFolder(home, run_id),
         replica=LedgerReplica(store),
         study=study,
-        run=run_id,
+        id=run_id,
         lease=lease,
         signer=pki.signer,
         start=start.start,
@@ -96,13 +96,13 @@ def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) 
     )
 
 
-def _drive_or_stop(drive: Drive) -> None:
+def _drive_or_stop(run: RunContext) -> None:
     try:
-        drive_run(drive)
+        drive_run(run)
     except RunStopped as err:
         logger.info("%s", err)
-        settle(drive, final=False)
-        drive.store.move_run(drive.run, HALT, lease=drive.lease)
+        settle(run, final=False)
+        run.store.move_run(run.id, HALT, lease=run.lease)
 
 
 def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:

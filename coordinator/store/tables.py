@@ -81,6 +81,11 @@ class OpenedSum:
         """The sites in the sum."""
         return tuple(json.loads(self.sites))
 
+    @property
+    def signed(self) -> tuple[str, ...]:
+        """What the aggregators signed for it."""
+        return tuple(json.loads(self.evidence))
+
 
 class Round(OpenedSum, Base):
     """A committed round. `state_hash` names the file with the trained vector and the optimizer's velocity."""

@@ -3,6 +3,7 @@
 Updates are zero, so each total is its noise, which is measured and held against the study and the ledgers.
 """
 
+import hashlib
 import math
 
 import pytest
@@ -10,9 +11,8 @@ import pytest
 from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, ShareOfTotal, sign, verify
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.run import rounds
+from confide.coordinator.run import questions
 from confide.coordinator.run.relay import Load
-from confide.coordinator.run.rounds import state_hash
 from confide.coordinator.store.run_folder import RunFolder
 from confide.mpc.errors import PartyLost
 from confide.mpc.sharing.shares import set_name
@@ -183,7 +183,7 @@ def test_a_site_that_comes_back_after_the_fix_is_not_let_in_again(make):
 @pytest.mark.parametrize("dropouts", MODES)
 def test_more_missing_sites_than_allowed_open_nothing(make, dropouts, monkeypatch):
     federation = make(dropouts, max_dropouts=1 if dropouts == "top-up" else 2)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     late = gone(site="west", since="topup" if dropouts == "top-up" else "step")
     federation.fleet.before = both(gone(site="north", since="step"), gone(site="east", since="none"), late)
     if dropouts == "over-provision":
@@ -197,7 +197,7 @@ def test_more_missing_sites_than_allowed_open_nothing(make, dropouts, monkeypatc
 
 def test_a_round_that_was_left_open_goes_on_with_its_set_when_the_site_is_back(make, monkeypatch):
     federation = make(max_dropouts=1)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     federation.fleet.before = both(gone(site="north", since="step"), gone(site="west", since="topup"))
     with pytest.raises(SitesMissing, match="topup: no good answer from west"):
         federation.drive()
@@ -303,12 +303,13 @@ def test_the_next_round_has_everybody_again(make):
 
 def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     """What the aggregators answer a coordinator that makes up its own order from what it holds of round 1."""
-    folder, drive = RunFolder(federation.home, RUN), federation.new_drive()
+    folder, run = RunFolder(federation.home, RUN), federation.context()
     envelopes, added = folder.envelopes(1).read(), topups or {}
-    terms = {"round": 1, "state": state_hash(drive.start.state.tobytes()), "cohort": cohort, "attempt": attempt}
+    state = hashlib.sha256(run.start.state.tobytes()).hexdigest()
+    terms = {"round": 1, "state": state, "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
-            AggregateOrder(**drive.addressed(name), **terms),
+            AggregateOrder(**run.addressed(name), **terms),
             Pki.load(federation.home).signer,
             Load.of(cohort, i, envelopes, added, set_name(cohort)).blobs(),
         )

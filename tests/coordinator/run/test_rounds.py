@@ -10,11 +10,11 @@ import pytest
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
-from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused, TransitionRefused
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import rounds
-from confide.coordinator.run.context import Drive
+from confide.coordinator.run import questions, rounds
+from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
@@ -76,18 +76,18 @@ class Desk:
     study: Study
 
     def drive(self, fleet: FakeFleet) -> None:
-        drive_run(self.new_drive(fleet))
+        drive_run(self.context(fleet))
 
-    def new_drive(self, fleet: FakeFleet) -> Drive:
+    def context(self, fleet: FakeFleet) -> RunContext:
         lease = self.store.acquire_lease("run-1")
         self.store.begin_driving("run-1", lease)
-        return Drive(
+        return RunContext(
             fleet=fleet,
             store=self.store,
             folder=RunFolder(self.home, "run-1"),
             replica=LedgerReplica(self.store),
             study=self.study,
-            run="run-1",
+            id="run-1",
             lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
@@ -110,13 +110,13 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     return new_desk(tmp_path)
 
 
 @pytest.fixture
 def evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     return new_desk(tmp_path, evaluation=EVALUATION)
 
 
@@ -243,10 +243,10 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
 def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
     real = rounds.opened_total
 
-    def opened_total(drive, planned, shares):
-        if planned.purpose == "evaluation":
+    def opened_total(round_, shares):
+        if round_.planned.purpose == "evaluation":
             raise TotalRefused("evaluation: not the sum that the tags say")
-        return real(drive, planned, shares)
+        return real(round_, shares)
 
     monkeypatch.setattr(rounds, "opened_total", opened_total)
     evaluating.drive(FakeFleet(evaluating.study))
@@ -255,7 +255,7 @@ def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evalu
 
 
 def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
     desk.drive(FakeFleet(desk.study, abstaining=("north",)))
     evaluation = desk.store.evaluation("run-1")
@@ -272,7 +272,7 @@ def test_a_run_cut_off_keeps_what_adam_the_average_and_the_clip_had_reached(tmp_
         if len(fleet.asked) == question:
             raise PowerCut
 
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     options = (
         ("[optimizer]", '[optimizer]\nkind = "adam"\naveraging = "ema"'),
         ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),
@@ -300,7 +300,7 @@ def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):
 
 
 def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     fleet = FakeFleet(desk.study)
     fleet.bound = {1: ("north", "south")}
@@ -309,7 +309,7 @@ def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkey
 
 
 def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     away = NodeFailure(reason="timeout")
     fleet = FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None)
@@ -326,7 +326,7 @@ def test_a_final_refusal_that_leaves_too_few_sites_ends_the_run_with_the_sites_w
 
 
 def test_an_overtaken_driver_cannot_commit(desk):
-    orphan = desk.new_drive(FakeFleet(desk.study))
+    orphan = desk.context(FakeFleet(desk.study))
     desk.store.acquire_lease("run-1")
     with pytest.raises(LeaseLost):
         drive_run(orphan)
@@ -347,7 +347,7 @@ def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
 
 
 def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     fleet = FakeFleet(desk.study)
     real = fleet._step
     fleet._step = lambda name, packet: real("south" if name == "west" else name, packet)  # type: ignore[method-assign]
@@ -356,7 +356,7 @@ def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):
 
 
 def test_shares_without_a_charge_are_not_taken(desk, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     fleet = FakeFleet(desk.study)
     fleet.ledgers["west"].reserve = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(SitesMissing, match="no good answer from west"):
@@ -364,7 +364,7 @@ def test_shares_without_a_charge_are_not_taken(desk, monkeypatch):
 
 
 def test_a_site_that_missed_a_round_takes_part_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     away = NodeFailure(reason="timeout")
     fleet = FakeFleet(
@@ -420,6 +420,19 @@ def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
     assert (desk.store.run("run-1").state, late.asked) == ("done", [])
 
 
+def test_an_order_to_stop_that_comes_with_the_last_answer_finds_the_run_done_and_nobody_drives_it_again(desk):
+    def stop(kind: str, name: str) -> None:
+        if (kind, name) == ("settle", "agg-c"):
+            desk.store.move_run("run-1", STOP)
+
+    drive(FakeFleet(desk.study, after=stop), desk.home, "run-1")
+    with pytest.raises(TransitionRefused, match="run run-1 is done, there is nothing to stop"):
+        desk.store.move_run("run-1", STOP)
+    late = FakeFleet(desk.study)
+    drive(late, desk.home, "run-1")
+    assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
 def test_a_run_has_a_log_of_its_own_that_tells_of_every_round_and_why_it_failed(desk):
     def stop(kind, name):
         if (kind, name) == ("settle", "agg-c"):
@@ -460,7 +473,7 @@ def test_a_ledger_longer_than_a_message_holds_does_not_keep_its_site_from_a_roun
 
 
 def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)  # nobody waits for one site
     fleet = FakeFleet(desk.study)
     fleet.ledgers["west"].grow(2 * ENTRIES_A_MESSAGE + 10)
@@ -469,8 +482,8 @@ def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monk
 
 
 def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
     desk.drive(fleet)
