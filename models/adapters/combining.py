@@ -38,7 +38,7 @@ def combine(
     """Writes the weighted mean of exported adapters as one, with a card; `directory` appears in one rename.
 
     Args:
-        directories: what `peft_format.export` or this function wrote, two or more.
+        directories: what `peft_export.export` or this function wrote, two or more.
         weights: positive, one each; only their ratios count. Left out, all count alike.
         rank: the result is cut to it (`compress`); left out, it is exact and has the sum of their ranks.
 

@@ -53,7 +53,7 @@ def merged(adapted: AdaptedModel) -> Iterator[Any]:
 def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
     """Writes the merged model as a checkpoint under DeepSeek-V3's published names; `directory` appears in one rename.
 
-    Files: what transformers writes; the head, if there is one, the card and its facts, as `peft_format.export` has
+    Files: what transformers writes; the head, if there is one, the card and its facts, as `peft_export.export` has
     them; what else lies in the backbone's directory beside its weights; `origin.json`, if there is one, with the change
     added.
 

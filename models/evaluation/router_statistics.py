@@ -1,4 +1,4 @@
-"""How evenly the tokens of what is read spread over the routed experts of every layer.
+"""Statistics of routing: how evenly tokens spread over the routed experts of every layer.
 
 Figures depend on what is fed in. From public text or synthetic records they are public; at a site they depend on its
 records, no ledger charges them, and they are for that site's own eyes.
@@ -20,7 +20,7 @@ from ..errors import MetricUndefined
 
 @dataclass(frozen=True, slots=True)
 class LayerRouting:
-    """What one layer's router did with the tokens that it saw."""
+    """Routing of the tokens that one layer's router saw."""
 
     layer: int  # place in the model, from 0, dense layers counted
     tokens: int
@@ -36,7 +36,7 @@ class LayerRouting:
 
     @property
     def entropy(self) -> float:
-        """Of the load, over log E: 1 if it is even, 0 if all tokens go to one expert."""
+        """Entropy of the load, over log E: 1 if it is even, 0 if all tokens go to one expert."""
         return -sum(share * math.log(share) for share in self.load if share) / math.log(len(self.choices)) + 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""What one record adds to the loss, in nats: a function of that record alone.
+"""The loss of one record, in nats: a function of that record alone.
 
 A unit's loss is the mean over its own records, a batch's the sum over units. Nothing is divided by how many there are.
 
@@ -20,7 +20,7 @@ def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """How a causal model foretells the completions of some records, token by token."""
+    """A causal model's losses on the completions of some records, token by token."""
 
     row_N: Tensor  # int64, the record of each token
     losses_N: Tensor  # negative log-likelihood of the token given all tokens before it

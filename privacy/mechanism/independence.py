@@ -44,7 +44,7 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
-    """All checks of this module, for a model and its own losses; it is left as it was.
+    """Runs all checks of this module on a model and its own losses; the model is left as it was.
 
     Without a head, all of a probe but its first word is a completion.
 
@@ -177,7 +177,7 @@ def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor]
 def unit_gradient(
     adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], ids_RT: Tensor, row: int = 0
 ) -> dict[str, Tensor]:
-    """What one row adds to the sum of gradients over all rows, before clipping; float64, by parameter name.
+    """One row's part of the sum of gradients over all rows, before clipping; float64, by parameter name.
 
     PRIVATE where the rows are records.
 
@@ -201,7 +201,7 @@ def unit_gradient(
 
 @dataclass(slots=True)
 class _Passed:
-    """What every module took and gave in one forward pass over rows of equal length."""
+    """Inputs and outputs of every module in one forward pass over rows of equal length."""
 
     num_rows: int
     num_tokens: int
@@ -213,11 +213,11 @@ class _Passed:
             noted.extend(tensor.detach() for tensor in _tensors(tensors))
 
     def has_rows_of(self, name: str, other: "_Passed") -> bool:
-        """Whether two passes through a module differ in the number of rows alone; not so for an expert's tokens."""
+        """True if two passes through a module differ in the number of rows alone; not so for an expert's tokens."""
         return name in self.calls and self._shapes(name) == other._shapes(name)
 
     def rows(self, place: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-        """What belongs to the row at `place`, in the order of the pass; all of a tensor if no axis counts rows."""
+        """Picks the part of the row at `place`, in the order of the pass; all of a tensor if no axis counts rows."""
         return {
             name: ([self._row(tensor, place) for tensor in inputs], [self._row(tensor, place) for tensor in outputs])
             for name, (inputs, outputs) in self.calls.items()
@@ -286,7 +286,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _refuse_moved(names: Iterable[str], got: _Rows, want: _Rows, why: str) -> None:
     for name in names:
         inputs, outputs = zip(got[name], want[name], strict=True)
-        # Where the inputs had moved, what moved them is the code of a module around this one, whose turn comes.
+        # If its inputs moved too, the cause is the code of a module around this one, whose turn comes.
         if not _has_moved(*inputs) and _has_moved(*outputs):
             raise UnitsCoupled(f"{name} mixes rows: what it gives for one record moves when {why}")
 
@@ -321,7 +321,7 @@ def _refuse_coupled_settings(config: object) -> None:
 
 
 def _is_one_rope(rope: Mapping[str, object]) -> bool:
-    """Whether the angles of longrope are the same for short and for long rows."""
+    """True if the angles of longrope are the same for short and for long rows."""
     return rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None
 
 
