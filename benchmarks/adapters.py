@@ -32,8 +32,8 @@ from confide.client_node.study import AggregatorParty, Participant, Study, Study
 from confide.client_node.study.cost import ring_of
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.run.broadcast import broadcast
 from confide.coordinator.store import Checkpoint
-from confide.coordinator.store.broadcast import broadcast
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
 from confide.models.adapters.lora import LoRAFactors

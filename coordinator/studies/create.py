@@ -12,7 +12,7 @@ from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from ..errors import StudyRefused
 from ..federation import Pki
 from ..store import Store
-from ..store.store import NodeRow, StudyRow
+from ..store.tables import NodeRow, StudyRow
 from .catalogue import start_file, start_state
 from .learning_rates import with_rates
 
