@@ -1,3 +1,3 @@
-"""The command `client-node`."""
+"""The command `client-node`, and the frame and console that the command `coordinator` shares with it."""
 
-__all__ = ["main", "tables"]
+__all__ = ["application", "console", "main"]

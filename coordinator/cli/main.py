@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ...client_node.cli.tables import print_json, show_verification
+from ...client_node.cli.console import print_json, show_verification
 from ...client_node.enrolment import Role
 from ...client_node.errors import ClientNodeError
 from ...models.errors import ModelError

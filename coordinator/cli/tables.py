@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...client_node.cli.tables import print_json
+from ...client_node.cli.console import print_json
 from ..store import Store
 from ..store.store import Evaluation, Round, Run, site_names
 
