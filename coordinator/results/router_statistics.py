@@ -12,6 +12,9 @@ from ...models.backbones import checkpoints, deepseek_v3
 from ...models.backbones.pretraining import SyntheticRecords
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
+from ..store import Store
+from ..studies.catalogue import load_study, study_start
+from .export import trained_model
 
 MAX_TEXT_BYTES = 2**20
 LICENCE = "LICENSE.md"  # comes with every backbone that was imported
@@ -79,6 +82,21 @@ def measure(
         read = text.name if text is not None else f"{LICENCE} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)
+
+
+def measure_run(
+    store: Store,
+    home: Path,
+    run_id: str,
+    text: Path | None,
+    *,
+    tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> Routing:
+    """Has the backbone of a run's study read with the run's adapter in place; arguments are those of `measure`."""
+    folder = study_start(home, load_study(store.study(store.run(run_id).study))).backbone
+    model = trained_model(store, home, run_id).adapted.model
+    return measure(folder, text, tokens=tokens, model=model, progress=progress)
 
 
 def _text(directory: Path, text: Path | None) -> str:

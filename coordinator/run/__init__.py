@@ -1,3 +1,3 @@
-"""One run: its rounds from top to bottom, what it relays, the server optimizer, its driver and progress."""
+"""One run: its rounds from top to bottom, relay, server optimizer, driver and progress, and how it is controlled."""
 
-__all__ = ["driver", "progress", "server_optimizer"]
+__all__ = ["control", "driver", "overview", "progress", "server_optimizer"]
