@@ -84,19 +84,10 @@ def measure(
     return Routing(str(directory), found.hash, read, layers)
 
 
-def measure_run(
-    store: Store,
-    home: Path,
-    run_id: str,
-    text: Path | None,
-    *,
-    tokens: int,
-    progress: Callable[[int], None] | None = None,
-) -> Routing:
-    """Has the backbone of a run's study read with the run's adapter in place; arguments are those of `measure`."""
+def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:
+    """The backbone of a run's study and the same with the run's adapter in place: `directory`, `model` of `measure`."""
     folder = study_start(home, load_study(store.study(store.run(run_id).study))).backbone
-    model = trained_model(store, home, run_id).adapted.model
-    return measure(folder, text, tokens=tokens, model=model, progress=progress)
+    return folder, trained_model(store, home, run_id).adapted.model
 
 
 def _text(directory: Path, text: Path | None) -> str:

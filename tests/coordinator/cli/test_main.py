@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from confide.client_node.cli.console import print_json
 from confide.client_node.enrolment.protocol import InvitationCode
-from confide.coordinator.cli.main import app, print_json
+from confide.coordinator.cli.main import app
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.export import export_adapter
 from confide.coordinator.store.ledger_replica import LedgerReplica
