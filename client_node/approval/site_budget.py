@@ -20,8 +20,8 @@ from .catalogue import known_studies
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """What the ledger holds of one data set and unit."""
+class SiteAccount:
+    """One data set and unit in the site's ledger."""
 
     dataset: str
     unit: str
@@ -29,13 +29,13 @@ class Account:
     spent: Spent | None  # at the budget's delta and collusion; None without a budget
 
 
-def accounts(home: Path) -> list[Account]:
+def accounts(home: Path) -> list[SiteAccount]:
     """Every data set in the site's ledger."""
     with _ledger(home) as ledger:
         return _accounts(ledger)
 
 
-def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[Account]:
+def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[SiteAccount]:
     """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account then.
 
     Raises:
@@ -62,7 +62,7 @@ def budget_report(home: Path) -> dict[str, Any]:
 
 
 def study_facts(study: Study) -> dict[str, Any]:
-    """What a budget report says about a study."""
+    """A study as a budget report states it."""
     privacy = study.draft.privacy
     return {
         "name": study.name,
@@ -95,10 +95,10 @@ def _ledger(home: Path) -> Ledger:
     return open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
 
 
-def _accounts(ledger: Ledger) -> list[Account]:
+def _accounts(ledger: Ledger) -> list[SiteAccount]:
     found = []
     for dataset, unit in ledger.accounts():
         budget = ledger.budget(dataset, unit)
         spent = ledger.spent(dataset, unit, budget.collusion, budget.delta) if budget else None
-        found.append(Account(dataset, unit, budget, spent))
+        found.append(SiteAccount(dataset, unit, budget, spent))
     return found

@@ -1,4 +1,4 @@
-"""What people at a node do with studies: fetch them, look through them, let one run here, and take that back."""
+"""Decisions of a node's people on studies: fetch them, look through them, let one run here, and take that back."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from .catalogue import find_study, is_meant, known_studies, refresh
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a person should know of an attempt to fetch studies; what was fetched before stays known."""
+    """Problems of an attempt to fetch studies, for a person to know; what was fetched before stays known."""
 
     turned_away: tuple[str, ...] = ()  # why, a line for each study
     unreachable: str = ""  # why the coordinator did not answer

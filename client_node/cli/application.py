@@ -29,7 +29,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def application(purpose: str, *errors: type[Exception]) -> typer.Typer:
-    """A command that turns errors of this project, and `errors` besides, into one message on stderr and an exit code.
+    """Makes a command that turns our errors, and `errors` besides, into one message on stderr and an exit code.
 
     Whatever it writes is its owner's alone.
     """
@@ -48,7 +48,7 @@ def application(purpose: str, *errors: type[Exception]) -> typer.Typer:
 
 
 def group(purpose: str) -> typer.Typer:
-    """The commands on one noun."""
+    """Makes a group for the commands on one noun."""
     return typer.Typer(help=purpose, no_args_is_help=True)
 
 

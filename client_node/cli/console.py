@@ -1,4 +1,4 @@
-"""What the commands `client-node` and `coordinator` print with: messages and tables for people, JSON for programs."""
+"""Prints for the commands `client-node` and `coordinator`: messages and tables for people, JSON for programs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How the `client-node` command shows things: tables for people, JSON for programs."""
+"""Shows things for the `client-node` command: tables for people, JSON for programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ from .console import err, out, print_json, show_page, table_of, tell
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.assessment import Assessment
     from ..approval.budget_planning import BudgetPlan
-    from ..approval.site_budget import Account
+    from ..approval.site_budget import SiteAccount
     from ..approval.study_decisions import Fetched, KnownStudy
     from ..data import DataReport
     from ..enrolment import Enrolment
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Rows of equal keys as a table, or as JSON."""
+    """Shows rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json([_keys(row) for row in rows])
     out.print(table_of(title, rows, _text), highlight=False)
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    """One thing's facts as a table of two columns, or as JSON."""
+    """Shows one thing's facts as a table of two columns, or as JSON."""
     if as_json:
         return print_json(_keys(facts))
     table = Table(title=title, title_justify="left", show_header=False)
@@ -39,7 +39,7 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
 
 
 def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
-    """Where this node belongs now, and what to do next."""
+    """Shows the federation that this node belongs to now, and the next steps."""
     if as_json:
         facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
         return print_json(facts)
@@ -50,7 +50,7 @@ def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
 
 
 def show_fetched(fetched: "Fetched") -> None:
-    """What went wrong when studies were fetched."""
+    """Shows on stderr why studies could not be fetched."""
     if fetched.unreachable:
         tell(f"{fetched.unreachable}; showing the studies fetched before")
     for line in fetched.turned_away:
@@ -58,7 +58,7 @@ def show_fetched(fetched: "Fetched") -> None:
 
 
 def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
-    """Studies that this node knows, and what was decided about them."""
+    """Shows the studies that this node knows, and the decisions about them."""
     rows: list[dict[str, Any]] = [
         {
             "study": each.study.name,
@@ -79,13 +79,13 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
 
 
 def show_study(study: Study) -> None:
-    """All that approving a study means."""
+    """Shows all that approving a study means."""
     for title, facts in study_facts(study).items():
         show_facts(title, facts, as_json=False)
 
 
 def show_approval(assessment: "Assessment", as_json: bool) -> None:
-    """What was approved, and what it may cost."""
+    """Shows an approved study, and its cost at the worst."""
     study, quote = assessment.study, assessment.quote
     facts = {
         "study": study.name,
@@ -102,12 +102,12 @@ def show_approval(assessment: "Assessment", as_json: bool) -> None:
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
-    """Sites whose keys were confirmed here, by name."""
+    """Shows the sites whose keys were confirmed here, by name."""
     show("Confirmed sites", [{"site": name, "fingerprint": known} for name, known in sorted(sites.items())], as_json)
 
 
 def show_data_report(report: "DataReport", as_json: bool) -> None:
-    """What a check found in a table; problems go to stderr."""
+    """Shows the findings of a check of a table; problems go to stderr."""
     if as_json:
         print_json(report.to_dict())
     else:
@@ -125,8 +125,8 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
         err.print(f"{report.problem_count} problems; a study cannot use this table until they are mended.")
 
 
-def show_accounts(accounts: Sequence["Account"], as_json: bool) -> None:
-    """Cap and cost of every data set in the ledger."""
+def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
+    """Shows cap and cost of every data set in the ledger."""
     rows = []
     for account in accounts:
         budget, spent = account.budget, account.spent
@@ -149,14 +149,14 @@ def show_accounts(accounts: Sequence["Account"], as_json: bool) -> None:
 
 
 def show_budget_report(report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool) -> None:
-    """A budget report as a page or JSON; `table` shows the figures where neither is asked for."""
+    """Shows a budget report as a page or JSON; `table` shows the figures where neither is asked for."""
     from ...privacy.report.build import render_html
 
     show_page("Report", report, page=lambda: render_html(report), table=table, html=html, as_json=as_json)
 
 
 def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
-    """What a study would cost at this site."""
+    """Shows the cost that a study would have at this site."""
     budget = plan.budget
     costs = [
         {
@@ -194,15 +194,8 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
 def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     """All that approving a study means, under headings."""
     draft = study.draft
-    kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in draft.data.numeric.items()]
-    kinds += [f"{name} (one of {len(values)})" for name, values in draft.data.categorical.items()]
-    kinds += [f"{name} (flag)" for name in draft.data.flags]
-    learned: dict[str, Any] = {"label": draft.data.label}
-    if draft.data.text is not None:
-        template = draft.data.text.template()
-        kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
-        kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
-        learned = {"prompt": draft.data.text.prompt, "completion": draft.data.text.completion}
+    facts = draft.data.kind.facts(draft.data.terms)
+    columns = facts.pop("columns")
     return {
         f"Study {study.name}": {
             "hash": study.study_hash,
@@ -213,10 +206,10 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
             "routed experts": draft.model.experts,
         },
         "Data": {
-            **learned,
+            **facts,
             "unit": draft.data.unit,
             "records a unit": draft.data.max_records_per_unit,
-            "columns": kinds,
+            "columns": columns,
         },
         "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.quorum},
         "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},

@@ -1,59 +1,35 @@
 """A study's draft, study.toml: adapter, data, privacy, rounds, optimizer and the names of who takes part."""
 
 import difflib
-import itertools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
-from ...models.errors import ModelError
-from ...models.records import CategoricalField, FlagField, NumericField, PromptTemplate, RecordSchema
+from ...models.backbones import families
+from ...models.records import RecordSchema
+from ...models.records.fields import FieldTerms
+from ...models.records.kind import RecordKind
+from ...models.records.kinds import INLINE, KINDS
+from ...models.records.text import TextTerms
+from ...models.strict import NO_ENTRIES, Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
 from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
 from .state_format import StateFormat, StateKind
-from .toml import StrictModel, contradictions, read_toml, rule
+from .toml import read_toml
 
-T = TypeVar("T")
+D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
-
-# Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
-TARGETS = (
-    "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
-    "gate_proj", "up_proj", "down_proj", "experts", "gate",
-)  # fmt: skip
-
-
-def _matches(pattern: str, text: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise rule(text)
-        return value
-
-    return AfterValidator(check)
-
-
-def _is_printable(value: str) -> str:
-    if not value.replace("\n", " ").isprintable():
-        raise rule("printable text")
-    return value
-
-
-def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
-    if any(low >= high for low, high in itertools.pairwise(cuts)):
-        raise rule("strictly increasing")
-    return cuts
-
-
-def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
-    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
-        raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
-    return entries
 
 
 def _is_even(count: int) -> int:
@@ -63,42 +39,22 @@ def _is_even(count: int) -> int:
 
 
 def _is_target(name: str) -> str:
-    if name == "lm_head":
-        raise rule("left out: a pooled head never runs lm_head, and a completion is written by it as it is")
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
-        raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if why := families.frozen().get(name):
+        raise rule(f"left out: {why}")
+    known = families.targets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise rule(f"one of {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else ""))
     return name
 
 
-def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(mapping))
+def _with_a_table_for_each_kind(base: type[D]) -> type[D]:
+    """Adds an optional table for every kind of record that `base` has no field for."""
+    fields = {**base.model_fields, INLINE: None}
+    tables: dict[str, Any] = {name: (kind.terms | None, None) for name, kind in KINDS.items() if name not in fields}
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, **tables) if tables else base
 
 
-Unique = AfterValidator(_has_no_twins)
-NO_ENTRIES: Any = Field(default_factory=dict, validate_default=True)
-Frozen = (AfterValidator(_frozen), PlainSerializer(dict, return_type=dict[str, Any]))
-
-Name = Annotated[
-    str, _matches(r"[a-z0-9][a-z0-9._-]{0,62}", "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")
-]
-Digest = Annotated[str, _matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
-Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
-_FIELD_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
-_FIELD_NAME_RULE = "a letter or _, then up to 63 letters, digits, '_', '.' or '-'"
-FieldName = Annotated[str, _matches(_FIELD_NAME, _FIELD_NAME_RULE)]
-Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
-Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
-
-
-def _is_template(text: str) -> str:
-    if not text.replace("\n", " ").replace("\t", " ").isprintable():
-        raise rule("printable text")
-    return text
-
-
-Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
 Rank = Annotated[int, Field(ge=1)]
 
 
@@ -110,7 +66,7 @@ class AdapterTerms(StrictModel):
     freeze_a: bool = True
     targets: Annotated[
         tuple[Annotated[str, AfterValidator(_is_target)], ...],
-        Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
+        Field(min_length=1, max_length=1000, description='targets = ["q_a_proj", ..., "experts"]'),
         Unique,
     ]
     layers: (
@@ -126,46 +82,37 @@ class AdapterTerms(StrictModel):
         return self.ranks.get(site)
 
 
-class TextTerms(StrictModel):
-    """What a model is shown of a record of free text, and what it learns to write after it."""
+@_with_a_table_for_each_kind
+class DataTerms(FieldTerms):
+    """What a record looks like: keys of its own for fields, or the table of another kind of record."""
 
-    prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
-    completion: Template = Field(description='completion = " {rating}"')
-
-    def template(self) -> PromptTemplate:
-        """The same, as the models read it."""
-        return PromptTemplate(self.prompt, self.completion)
-
-
-class DataTerms(StrictModel):
-    """What a record looks like.
-
-    A record that is classified has published cut points and category lists, never taken from records; one of free text
-    has a template.
-    """
-
-    label: FieldName | None = None  # a column of 0 and 1, of records that are classified
     unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
     max_records_per_unit: int = Field(default=1, ge=1, le=1024)
     max_tokens: int = Field(
         ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted; longer text is cut)"
     )
-    flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
-    numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
-    categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
     text: TextTerms | None = None
 
-    def fields(self) -> tuple[str, ...]:
-        """Names of all columns of published values; the label is not one of them."""
-        return (*self.numeric, *self.categorical, *self.flags)
+    @property
+    def kind(self) -> RecordKind:
+        """What the records are made of."""
+        return KINDS[next(iter(self.tables()), INLINE)]
 
-    def record_schema(self) -> RecordSchema:
-        """The same description, as the models read it."""
-        return RecordSchema(
-            numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
-            flags=tuple(FlagField(name) for name in self.flags),
-            categorical=tuple(CategoricalField(name, values) for name, values in self.categorical.items()),
-        )
+    @property
+    def terms(self) -> StrictModel:
+        """What the study says of that kind: its table, or these keys themselves."""
+        return next(iter(self.tables().values()), self)
+
+    def tables(self) -> dict[str, StrictModel]:
+        """The tables of kinds of record that the study has; one at the most, once it is checked."""
+        tables = {name: getattr(self, name) for name in KINDS if name != INLINE}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_tables_of_later_kinds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Format 4 names every key that it began with; a table of a later kind stands in studies that have it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if value is not None or name in ("label", "text")}
 
 
 class PrivacyTerms(StrictModel):
@@ -411,50 +358,21 @@ def load_draft(path: Path) -> StudyDraft:
 
 
 def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
-    if data.text is not None:
-        return [*_text_problems(data, data.text), *_head_problems("lm", "with a table [data.text]", adapter)]
-    names = data.fields()
-    problems = _head_problems("pooled", "without a table [data.text]", adapter)
-    problems += [
-        f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    if data.label is None:
-        problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
-    if data.label in names:
-        problems.append(f"data.label is {data.label!r}, also a column of the record; a model would just read it off")
-    if len(names) > data.max_tokens:
-        problems.append(
-            f"data.max_tokens is {data.max_tokens}; a record can hold {len(names)} words, so it must be at least that"
-        )
-    if not problems:
-        try:
-            data.record_schema()
-        except ModelError as err:
-            problems.append(f"data: {err}")
+    problems, tables = [], data.tables()
+    if len(tables) > 1:
+        return [f"data has the tables {', '.join(tables)}; keep one: all records of a study are of one kind"]
+    kind = data.kind
+    if tables:
+        problems += [
+            f"data.{name} with a table [data.{kind.name}]; remove it: {kind.whole}"
+            for name in ("label", "numeric", "categorical", "flags")
+            if getattr(data, name)
+        ]
+    problems += kind.problems(data.terms, max_tokens=data.max_tokens)
+    if adapter.head != kind.head:
+        why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
+        problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
     return problems
-
-
-def _text_problems(data: DataTerms, text: TextTerms) -> list[str]:
-    problems = [
-        f"data.{name} with a table [data.text]; remove it: a record of free text is what the template says, and no more"
-        for name in ("label", "numeric", "categorical", "flags")
-        if getattr(data, name)
-    ]
-    try:
-        template = text.template()
-    except ModelError as err:
-        return [*problems, f"data.text: {err}"]
-    columns = (*template.prompt_columns, *template.completion_columns)
-    return problems + [
-        f"data.text names a column {name!r}; it must be {_FIELD_NAME_RULE}"
-        for name in columns
-        if not re.fullmatch(_FIELD_NAME, name)
-    ]
-
-
-def _head_problems(head: str, why: str, adapter: AdapterTerms) -> list[str]:
-    return [] if adapter.head == head else [f"adapter.head is {adapter.head!r} {why}; it must be {head!r}"]
 
 
 def _rate_problems(draft: StudyDraft) -> list[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
+from ...models.strict import StrictModel
 from ..errors import SettingsInvalid
 
 MAX_BYTES = 2**20
@@ -35,23 +36,7 @@ _KINDS = {
 }
 
 
-class StrictModel(BaseModel):
-    """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-
 S = TypeVar("S", bound=StrictModel)
-
-
-def rule(text: str) -> PydanticCustomError:
-    """An error for a field's validator to raise; `text` goes after `KEY is VALUE; it must be`."""
-    return PydanticCustomError("rule", "{text}", {"text": text})
-
-
-def contradictions(problems: list[str]) -> PydanticCustomError:
-    """An error for a model's validator to raise: whole sentences, each naming its keys."""
-    return PydanticCustomError("contradictions", "{text}", {"text": "\n".join(problems)})
 
 
 def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:

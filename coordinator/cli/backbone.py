@@ -55,7 +55,7 @@ def backbone_list(
 
     A federation keeps no list: backbones lie where you put them.
     """
-    from ...models.backbones.deepseek_v3 import backbones_in
+    from ...models.backbones.loading import backbones_in
 
     show_backbones(folder, backbones_in(folder), as_json)
 
@@ -63,7 +63,7 @@ def backbone_list(
 @app.command("show")
 def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
-    from ...models.backbones.deepseek_v3 import describe
+    from ...models.backbones.loading import describe
 
     show_backbone(directory, describe(directory), as_json)
 

@@ -1,4 +1,4 @@
-"""How the `coordinator` command shows backbones and adapters: tables and bars for people, JSON for programs."""
+"""Shows backbones and adapters for the `coordinator` command: tables and bars for people, JSON for programs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from ...models.errors import InvalidBackbone
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.adapters import Combined, ModelCard
-    from ...models.backbones.deepseek_v3 import Description
+    from ...models.backbones.loading import Description
     from ...models.evaluation.router_statistics import LayerRouting
     from ..results.router_statistics import Routing
 
 
 def show_built(directory: Path, digest: str, as_json: bool) -> None:
-    """Where a backbone was written, and its hash alone on the last line."""
+    """Shows the folder of a backbone just built, and its hash alone on the last line."""
     if as_json:
         return print_json({"directory": str(directory), "hash": digest})
     out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
@@ -28,7 +28,7 @@ def show_built(directory: Path, digest: str, as_json: bool) -> None:
 
 
 def show_imported(directory: Path, digest: str, logit_difference: float, as_json: bool) -> None:
-    """Where an imported model was written, how near it is to its source, and its hash alone on the last line."""
+    """Shows the folder of an imported model, its distance from its source, and its hash alone on the last line."""
     if as_json:
         return print_json({"directory": str(directory), "hash": digest, "logit_difference": logit_difference})
     out.print(
@@ -39,7 +39,7 @@ def show_imported(directory: Path, digest: str, logit_difference: float, as_json
 
 
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:
-    """Backbones by the names of their folders; what is wrong with the others goes to stderr."""
+    """Shows backbones by the names of their folders; what is wrong with the others goes to stderr."""
     if as_json:
         facts = {
             name: {"problem": str(of)} if isinstance(of, InvalidBackbone) else asdict(of) for name, of in found.items()
@@ -53,7 +53,7 @@ def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackb
 
 
 def backbone_row(name: str, found: "Description") -> dict[str, Any]:
-    """A backbone as a table shows it."""
+    """A backbone as a row of a table."""
     return {
         "folder": name,
         "reads": found.reads,
@@ -64,7 +64,7 @@ def backbone_row(name: str, found: "Description") -> dict[str, Any]:
 
 
 def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
-    """What a backbone's folder holds."""
+    """Shows a backbone: hash, size, licence, origin."""
     if as_json:
         return print_json({"directory": str(directory), **asdict(found)})
     origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
@@ -81,14 +81,14 @@ def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:
-    """Where what a run has learned was written."""
+    """Shows the folder to which a run's adapter or merged model was written."""
     if as_json:
         return print_json({"directory": str(directory), **asdict(card)})
     out.print(f"{what} after round {card.rounds} written to {directory}")
 
 
 def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json: bool) -> None:
-    """Where a combined adapter was written, and what cutting it to a rank has lost."""
+    """Shows the folder of a combined adapter, and the loss of cutting it to a rank."""
     if as_json:
         return print_json(
             {
@@ -105,7 +105,7 @@ def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json
 
 
 def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
-    """Every metric with its interval, a line each."""
+    """Shows every metric with its interval, a line each."""
     if as_json:
         return print_json(found)
     for metric in (name for name in found if name != "records"):
@@ -131,7 +131,7 @@ def reading(tokens: int) -> Iterator[Callable[[int], None]]:
 
 
 def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
-    """A routing as a table, a page or JSON."""
+    """Shows a routing as a table, a page or JSON."""
     from ..results.router_page import render_html
 
     read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"

@@ -1,4 +1,4 @@
-"""How the `coordinator` command shows sites, studies, runs and what they cost: tables for people, JSON for programs."""
+"""Shows sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
 import time
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # accounting takes seconds to import
 
 
 def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Rows of equal keys as a table, or as JSON."""
+    """Shows rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json(rows)
     out.print(table_of(title, rows))
 
 
 def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunStanding]", as_json: bool) -> None:
-    """Sites and runs at a glance."""
+    """Shows sites and runs at a glance."""
     if as_json:
         rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
         return print_json({"federation": federation, **rows})
@@ -37,12 +37,12 @@ def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunS
 
 
 def show_members(members: Sequence[Member], as_json: bool) -> None:
-    """Every site, its roles and state."""
+    """Shows every site, its roles and state."""
     show("Sites", [asdict(member) for member in members], as_json)
 
 
 def show_invitation(invitation: Invitation, as_json: bool) -> None:
-    """A one-time code, alone on stdout."""
+    """Shows a one-time code, alone on stdout."""
     if as_json:
         return print_json(asdict(invitation))
     err.print(f"One-time code for {invitation.name} (valid for a week), to be told in private:")
@@ -50,7 +50,7 @@ def show_invitation(invitation: Invitation, as_json: bool) -> None:
 
 
 def show_created_study(study: "StudySummary", as_json: bool) -> None:
-    """What a new study costs and trains, and its hash alone on the last line."""
+    """Shows the cost and size of a new study, and its hash alone on the last line."""
     if as_json:
         return print_json(asdict(study))
     if study.epsilon is not None:
@@ -68,14 +68,14 @@ def show_created_study(study: "StudySummary", as_json: bool) -> None:
 
 
 def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
-    """Every study."""
+    """Shows every study."""
     show(
         "Studies", [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies], as_json
     )
 
 
 def show_started_run(run: str, as_json: bool) -> None:
-    """The id of a new run, alone on stdout."""
+    """Shows the id of a new run, alone on stdout."""
     if as_json:
         return print_json({"run": run})
     err.print("The run is started; watch it with: coordinator run watch RUN")
@@ -83,7 +83,7 @@ def show_started_run(run: str, as_json: bool) -> None:
 
 
 def show_runs(runs: "Sequence[RunStanding]", as_json: bool) -> None:
-    """How far every run has come."""
+    """Shows every run, its state and its rounds."""
     show("Runs", [run_row(run) for run in runs], as_json)
 
 
@@ -93,7 +93,7 @@ def run_row(run: "RunStanding") -> dict[str, Any]:
 
 
 def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
-    """What a run has opened."""
+    """Shows the rounds that a run has opened."""
     rows = [
         asdict(each) | {"seconds": round(each.seconds, 1), "committed": clock(each.committed)} for each in found.rounds
     ]
@@ -107,7 +107,7 @@ def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
 
 
 def show_measurement(found: "Measurement", as_json: bool) -> None:
-    """How good a run's model is, bin by bin as well, and what measuring it cost."""
+    """Shows the measured quality of a run's model, also bin by bin, and the cost of measuring it."""
     if as_json:
         return print_json(asdict(found))
     names = {name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")}
@@ -151,7 +151,7 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
 
 
 def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool) -> None:
-    """A budget report as a page, as JSON, or as what was spent at every site."""
+    """Shows a budget report as a page, as JSON, or as a table of spent epsilon."""
     from ...privacy.report.build import render_html
 
     show_page(
@@ -165,7 +165,7 @@ def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool)
 
 
 def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was spent, a row for each site, data set and number of colluding sites."""
+    """Spent epsilon, a row for each site, data set and number of colluding sites."""
     return [
         {
             "site": site["name"],
@@ -185,14 +185,14 @@ def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def show_exported_ledger(site: str, file: Path, head: "Head", as_json: bool) -> None:
-    """Where a site's ledger was written, and what the site does with it."""
+    """Shows the file to which a site's ledger was written, and the site's command to read it."""
     if as_json:
         return print_json({"file": str(file), "site": site, "entries": head.seq + 1, "head": head.hash})
     out.print(f"{head.seq + 1} entries of {site} written to {file}. There: client-node budget import FILE")
 
 
 def show_audit(facts: "AuditFacts", as_json: bool) -> None:
-    """What an audit found, and whether the claim stands."""
+    """Shows the findings of an audit, and whether the claim stands."""
     if as_json:
         return print_json(facts.model_dump(mode="json") | {"passed": facts.passed})
     out.print(table_of(f"Audit of {facts.run}, round {facts.round}", audit_rows(facts)))

@@ -1,4 +1,4 @@
-"""Who takes part in the federation, as its operator sees it and decides it."""
+"""Members of the federation, as its operator sees them, invites them and turns them out."""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What an operator hands over to a site in private."""
+    """A one-time code, for an operator to hand over in private."""
 
     name: str
     roles: tuple[Role, ...]

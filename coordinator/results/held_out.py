@@ -1,4 +1,4 @@
-"""How good a run's adapter is on held-out records that lie on the operator's machine."""
+"""Evaluation of a run's adapter on held-out records that lie on the operator's machine."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -38,6 +38,6 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
 
 
 def study_facts(study: Study) -> dict[str, Any]:
-    """What a report says about a study; one without a guarantee states no noise."""
+    """A study as a report states it; one without a guarantee states no noise."""
     without = {} if study.draft.privacy.mode != "none" else {"delta": None, "noise_multiplier": None}
     return site_budget.study_facts(study) | without

@@ -1,4 +1,4 @@
-"""What an operator asks of a run: to begin, to stop, to go on. Its driver hears it between two questions."""
+"""An operator's orders to a run: begin, stop, go on. Its driver hears them between two questions."""
 
 import secrets
 import time

@@ -1,4 +1,4 @@
-"""Runs at a glance, and what each of a run's rounds has opened."""
+"""Runs at a glance, and the rounds that a run has opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..studies.catalogue import load_study
 
 @dataclass(frozen=True, slots=True)
 class RunStanding:
-    """How far a run has come."""
+    """A run's state, and its progress so far."""
 
     run: str
     state: str
@@ -52,7 +52,7 @@ def run_standings(store: Store) -> list[RunStanding]:
 
 
 def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
-    """What the rounds of a run have opened, its evaluation included. Raises `NotFound`."""
+    """Lists the rounds that a run has opened, its evaluation included. Raises `NotFound`."""
     study = load_study(store.study(store.run(run_id).study))
     left_out, found = store.left_out(run_id), []
     for row in store.opened(run_id):

@@ -1,4 +1,4 @@
-"""What an operator should know of a study that was just created: its hash, its size, its rates, what a run costs."""
+"""A new study in figures for its operator: hash, size, learning rates, and the cost of a run."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class StudySummary:
 
 
 def summary(study: Study) -> StudySummary:
-    """The study in figures."""
+    """Sums a study up in figures."""
     privacy = study.draft.privacy
     lr, head_lr = study.draft.optimizer.rates
     return StudySummary(

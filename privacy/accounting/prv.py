@@ -42,7 +42,7 @@ class Bracket:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What PRV says to a pair of stated bounds."""
+    """PRV's opinion on a pair of stated bounds."""
 
     bracket: Bracket | None  # None: not checked
     objections: tuple[str, ...] = ()  # why a stated bound cannot be right
