@@ -198,7 +198,7 @@ class Study(StrictModel):
 
     def canonical(self) -> bytes:
         """JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", by_alias=True)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     Field,
     SerializerFunctionWrapHandler,
     create_model,
@@ -21,7 +22,7 @@ from ...models.records.fields import FieldTerms
 from ...models.records.kind import RecordKind
 from ...models.records.kinds import INLINE, KINDS
 from ...models.records.text import TextTerms
-from ...models.strict import NO_ENTRIES, Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
+from ...models.strict import Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
 from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
@@ -61,21 +62,28 @@ Rank = Annotated[int, Field(ge=1)]
 class AdapterTerms(StrictModel):
     """Which LoRA weights are trained."""
 
-    rank: int = Field(ge=1, le=256, description="rank = 4")
-    alpha: float = Field(gt=0, le=4096, description="alpha = 4.0 (LoRA's output is scaled by alpha / rank)")
-    freeze_a: bool = True
-    targets: Annotated[
-        tuple[Annotated[str, AfterValidator(_is_target)], ...],
-        Field(min_length=1, max_length=1000, description='targets = ["q_a_proj", ..., "experts"]'),
-        Unique,
-    ]
-    layers: (
-        Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
-    ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
-    # Of a site: how many leading components of every B it trains; all where it is not named.
-    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = NO_ENTRIES
-    head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
-    seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+    rank: int = Field(ge=1, le=256, examples=["4"], description="components of every LoRA product")
+    alpha: float = Field(gt=0, le=4096, examples=["4.0"], description="LoRA's output is scaled by alpha / rank")
+    freeze_a: bool = Field(default=True, description="train B only, which noise harms less")
+    targets: Annotated[tuple[Annotated[str, AfterValidator(_is_target)], ...], Unique] = Field(
+        min_length=1,
+        max_length=1000,
+        examples=['["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'],
+        description="modules that take an adapter, by the last part of their name",
+    )
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Unique] | None = Field(
+        default=None, min_length=1, max_length=1000, examples=["[26, 27, 28, 29]"],
+        description="decoder layers that take adapters, from 0; left out, all that have a target",
+    )  # fmt: skip
+    ranks: Annotated[Mapping[Name, Rank], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1000, examples=["{ svi = 2 }"],
+        description="sites that train fewer than rank components, the leading ones; left out, all train all",
+    )  # fmt: skip
+    head: Literal["pooled", "lm"] = Field(
+        default="pooled",
+        description='what reads a record: a classifier of it; "lm", of free text: the model\'s own output matrix',
+    )
+    seed: Label = Field(examples=['"thyroid-1"'], description="any text; public: every site draws the same A from it")
 
     def rank_of(self, site: str) -> int | None:
         """`ranks` of a site; None where the study says nothing: all."""
@@ -86,10 +94,12 @@ class AdapterTerms(StrictModel):
 class DataTerms(FieldTerms):
     """What a record looks like: keys of its own for fields, or the table of another kind of record."""
 
-    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
-    max_records_per_unit: int = Field(default=1, ge=1, le=1024)
+    unit: Name = Field(
+        examples=['"patient"'], description="the word for whom privacy protects; sites' policies must use the same"
+    )
+    max_records_per_unit: int = Field(default=1, ge=1, le=1024, description="most records of one unit at a site")
     max_tokens: int = Field(
-        ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted; longer text is cut)"
+        ge=2, le=4096, examples=["64"], description="words of a record, padding not counted; longer text is cut"
     )
     text: TextTerms | None = None
 
@@ -118,19 +128,41 @@ class DataTerms(FieldTerms):
 class PrivacyTerms(StrictModel):
     """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
 
-    mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
-    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / sensitivity as an outsider sees it
-    target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
-    clip_norm: float = Field(ge=1e-6, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
-    clipping: Literal["fixed", "adaptive"] = "fixed"  # adaptive: the threshold starts at clip_norm and follows...
-    target_quantile: float = Field(default=0.5, ge=0, le=1)  # ... this quantile of the units' gradient norms
-    clip_learning_rate: float = Field(default=0.2, gt=0, le=10)  # ... by at most this much of its logarithm a round
-    sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
-    delta: float = Field(default=0.0, ge=0, le=1e-3)
-    max_dropouts: int = Field(default=0, ge=0, le=1000)
-    dropouts: Literal["over-provision", "top-up"] = "over-provision"  # noise for them in advance, or once they are gone
-    collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
-    local_steps: int = Field(default=1, ge=1, le=1000)  # noised steps of a site in a round; each is charged
+    mode: Literal["distributed", "local", "none"] = Field(
+        examples=['"distributed"'],
+        description='whose noise protects: of all sites together; "local": of each by itself; "none": nobody\'s',
+    )
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, le=1000, examples=["1.19"],
+        description="noise std / sensitivity in the opened sum, for who knows the noise of `collusion` sites",
+    )  # fmt: skip
+    target_epsilon: float | None = Field(
+        default=None, gt=0, le=1000, examples=["3.0"],
+        description="instead of noise_multiplier: what a whole run may cost; the noise is solved for it",
+    )  # fmt: skip
+    clip_norm: float = Field(ge=1e-6, le=1e6, examples=["1.0"], description="largest L2 norm of one unit's update")
+    clipping: Literal["fixed", "adaptive"] = Field(
+        default="fixed", description='"adaptive": the clip starts at clip_norm and follows ...'
+    )
+    target_quantile: float = Field(
+        default=0.5, ge=0, le=1, description="... this quantile of the units' gradient norms, ..."
+    )
+    clip_learning_rate: float = Field(
+        default=0.2, gt=0, le=10, description="... its logarithm by this times what is missing, each round"
+    )
+    sample_rate: float = Field(gt=0, le=1, examples=["0.2"], description="chance that a unit enters a round")
+    delta: float = Field(
+        default=0.0, ge=0, le=1e-3, examples=["1e-5"], description="at most 1 / units at every site, too"
+    )
+    max_dropouts: int = Field(default=0, ge=0, le=1000, description="sites that may fail in a round")
+    dropouts: Literal["over-provision", "top-up"] = Field(
+        default="over-provision", description='noise for them in advance; "top-up": once they are gone'
+    )
+    collusion: int = Field(default=1, ge=0, le=1000, description="sites whose own noise an observer may know")
+    local_steps: int = Field(
+        default=1, ge=1, le=1000,
+        description='noised steps of a site in a round, each charged; above 1 with "local" or "none" only',
+    )  # fmt: skip
 
     @property
     def sensitivity(self) -> float:
@@ -151,28 +183,47 @@ class PrivacyTerms(StrictModel):
 class RoundTerms(StrictModel):
     """How a run proceeds."""
 
-    rounds: int = Field(ge=1, le=100_000, description="rounds = 40")
-    min_sites: int = Field(ge=2, le=1000, description="min_sites = 3 (fewest sites that a sum may hold)")
-    deadline_s: float = Field(ge=1, le=86_400, description="deadline_s = 60")
+    rounds: int = Field(ge=1, le=100_000, examples=["40"], description="how many updates are summed and applied")
+    min_sites: int = Field(ge=2, le=1000, examples=["3"], description="fewest sites that a sum may hold")
+    deadline_s: float = Field(ge=1, le=86_400, examples=["60"], description="seconds that a round waits for its sites")
     batch_units: float = Field(
-        gt=0, le=1e9, description="batch_units = 1374 (units expected in a round, all sites; public, divides the sum)"
+        gt=0, le=1e9, examples=["1374"],
+        description="units expected in a round over all sites; public: it divides the sum and is never counted",
+    )  # fmt: skip
+    state: StateKind = Field(
+        default="float32", description='how sites are sent the state of a round; "int8" is a byte a number'
     )
-    state: StateKind = "float32"  # as sites are sent it
 
 
 class OptimizerTerms(StrictModel):
     """The coordinator's step on the opened sum."""
 
-    kind: Literal["momentum", "adam"] = "momentum"
-    lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters; left out, a rule chooses for the study
-    head_lr: float | None = Field(default=None, gt=0, le=1000)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # of the velocity; Adam's beta1
-    beta2: float = Field(default=0.99, ge=0, lt=1)  # Adam's, of the mean square
-    epsilon: float = Field(default=1e-3, gt=0, le=1)  # Adam's, added to the root
-    noise_correction: bool = False  # Adam's mean square less the known variance of the noise
-    averaging: Literal["none", "ema"] = "none"  # ema: the exported adapter is a mean of the states...
-    ema_decay: float = Field(default=0.9, gt=0, lt=1)  # ... each weighted by this to the power of its age in rounds
-    local_lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters in a site's local steps
+    kind: Literal["momentum", "adam"] = Field(default="momentum", description="heavy-ball descent, or Adam")
+    lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["0.3"],
+        description="of the adapters; left out, a rule chooses for the study",
+    )  # fmt: skip
+    head_lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["10.0"], description="of the head; left out, the rule chooses"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of the velocity; Adam's beta1")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam's, of the mean square")
+    # Studies of this format write it as `epsilon`, which is read as well.
+    eps: float = Field(
+        default=1e-3, gt=0, le=1, validation_alias=AliasChoices("eps", "epsilon"), serialization_alias="epsilon",
+        description="Adam's, added to the root, in units of the mean update",
+    )  # fmt: skip
+    noise_correction: bool = Field(default=False, description="take the known noise off Adam's mean square")
+    averaging: Literal["none", "ema"] = Field(
+        default="none", description='"ema": the exported adapter is a mean of the states of all rounds, ...'
+    )
+    ema_decay: float = Field(
+        default=0.9, gt=0, lt=1, description="... each weighted by this to the power of its age in rounds"
+    )
+    local_lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["0.3"],
+        description="of the adapters in a site's local steps; needed with local_steps above 1, and only then",
+    )  # fmt: skip
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -184,18 +235,36 @@ class OptimizerTerms(StrictModel):
 class EvaluationTerms(StrictModel):
     """One noised histogram of the final model's scores on records that sites hold out, after the last round."""
 
-    bins: Annotated[int, Field(ge=2, le=200), AfterValidator(_is_even)] = 20  # of the score, for each label
-    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
+    bins: Annotated[int, AfterValidator(_is_even)] = Field(
+        default=20, ge=2, le=200, description="of the score, for each label; even"
+    )
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, le=1000, examples=["4.0"],
+        description="noise std of a count, for who knows the noise of `collusion` sites",
+    )  # fmt: skip
 
 
 class AggregationTerms(StrictModel):
     """How sites' updates are sealed and added up."""
 
-    kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
-    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
-    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
-    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
-    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], Field(max_length=1000), *Frozen] = NO_ENTRIES
+    kem: KemName = Field(
+        default="x25519",
+        description='HPKE suite that updates are sealed with; "mlkem768-x25519" withstands a quantum computer, too',
+    )
+    norm_check: bool = Field(
+        default=True, description="leave out a site whose vector is longer than an honest one's, its length unseen"
+    )
+    max_norm: float | None = Field(
+        default=None, gt=0, le=1e6, examples=["150"],
+        description="longest sum of one site in a step, in clip_norms; left out, it follows from batch_units",
+    )  # fmt: skip
+    verify_total: bool = Field(
+        default=False, description="the coordinator notices an aggregator that changes the total"
+    )
+    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1000, examples=["{ svi = 0.5 }"],
+        description="what a site's clipped sum counts, above 0 and at most 1; left out, 1",
+    )  # fmt: skip
 
     def weight_of(self, site: str) -> float:
         """What a site's clipped sum is multiplied by before its noise; 1 unless the study says less."""
@@ -205,37 +274,45 @@ class AggregationTerms(StrictModel):
 class ModelTerms(StrictModel):
     """The frozen model."""
 
-    backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
-    experts: Literal["float32", "int8", "nf4"] = "float32"  # how every site holds the routed ones, which are frozen
+    backbone: Label = Field(
+        examples=['"backbones/thyroid"'],
+        description="folder of the frozen model; a study keeps its last part and its hash",
+    )
+    experts: Literal["float32", "int8", "nf4"] = Field(
+        default="float32", description="how every site holds the routed experts, which are frozen, in memory"
+    )
 
 
 class Participants(StrictModel):
     """Names in the federation's register; the study adds their keys."""
 
-    sites: Annotated[
-        tuple[Name, ...], Field(min_length=2, max_length=1000, description='sites = ["north", "south"]'), Unique
-    ]
-    aggregators: Annotated[
-        tuple[Name, ...],
-        Field(min_length=NUM_AGGREGATORS, max_length=NUM_AGGREGATORS, description='aggregators = ["a", "b", "c"]'),
-        Unique,
-    ]
+    sites: Annotated[tuple[Name, ...], Unique] = Field(
+        min_length=2, max_length=1000, examples=['["other", "svi", "svhc", "rest"]'], description="that train"
+    )
+    aggregators: Annotated[tuple[Name, ...], Unique] = Field(
+        min_length=NUM_AGGREGATORS,
+        max_length=NUM_AGGREGATORS,
+        examples=['["agg-a", "agg-b", "agg-c"]'],
+        description="exactly three; a site may be one of them, too",
+    )
 
 
 class StudyDraft(StrictModel):
     """What study.toml says."""
 
-    name: Name = Field(description='name = "thyroid"')
-    description: Text = ""
-    model: ModelTerms = Field(description="a table [model]")
-    adapter: AdapterTerms = Field(description="a table [adapter]")
-    data: DataTerms = Field(description="a table [data]")
-    privacy: PrivacyTerms = Field(description="a table [privacy]")
-    rounds: RoundTerms = Field(description="a table [rounds]")
-    optimizer: OptimizerTerms = Field(description="a table [optimizer]")
+    name: Name = Field(examples=['"thyroid"'], description="a-z, 0-9, '.', '_', '-'")
+    description: Text = Field(
+        default="", examples=['"Any thyroid diagnosis from routine laboratory values"'], description="for people"
+    )
+    model: ModelTerms = Field(examples=["a table [model]"])
+    adapter: AdapterTerms = Field(examples=["a table [adapter]"])
+    data: DataTerms = Field(examples=["a table [data]"])
+    privacy: PrivacyTerms = Field(examples=["a table [privacy]"])
+    rounds: RoundTerms = Field(examples=["a table [rounds]"])
+    optimizer: OptimizerTerms = Field(examples=["a table [optimizer]"])
     evaluation: EvaluationTerms | None = None
     aggregation: AggregationTerms = Field(default_factory=AggregationTerms)
-    participants: Participants = Field(description="a table [participants]")
+    participants: Participants = Field(examples=["a table [participants]"])
 
     @property
     def quorum(self) -> int:

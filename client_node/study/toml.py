@@ -89,8 +89,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
     if kind == "contradictions":
         return str(context["text"]).split("\n")
     if kind == "missing":
-        description = _field(model, location).description
-        return [f"{key} is missing; add it" + (f": {description}" if description else "")]
+        return [f"{key} is missing; add it{_example(str(location[-1]), _field(model, location))}"]
     if kind == "extra_forbidden":
         return [f"{key} is not a setting; {_hint(model, location)}"]
     if kind == "json_invalid":
@@ -108,6 +107,15 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
         return [f"{key} is {value}; it must be {context['text']}"]
     expected = _KINDS.get(kind) or _KINDS.get(kind.split("_")[0])
     return [f"{key} is {value}; " + (f"it must be {expected}" if expected else details["msg"])]
+
+
+def _example(name: str, field: pydantic.fields.FieldInfo) -> str:
+    """A line to copy, and what it means."""
+    if not field.examples:
+        return f": {field.description}" if field.description else ""
+    line = str(field.examples[0])
+    line = line if line.startswith("a table") else f"{name} = {line}"
+    return f": {line}" + (f" ({field.description})" if field.description else "")
 
 
 def _shown(value: Any) -> str:

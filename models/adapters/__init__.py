@@ -25,17 +25,10 @@ from .card import ModelCard
 from .combining import Combined, combine
 from .layout import AdapterLayout
 from .lora import AdaptedModel, AdapterConfig, attach
-from .merging import save_merged
+from .merging import merged, save_merged
 from .peft_export import export
 
 __all__ = [
-    "AdaptedModel",
-    "AdapterConfig",
-    "AdapterLayout",
-    "Combined",
-    "ModelCard",
-    "attach",
-    "combine",
-    "export",
-    "save_merged",
-]
+    "AdaptedModel", "AdapterConfig", "AdapterLayout", "Combined", "ModelCard",
+    "attach", "combine", "export", "merged", "save_merged",
+]  # fmt: skip

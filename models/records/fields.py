@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
-from ..strict import NO_ENTRIES, FieldName, Frozen, Label, StrictModel, Unique, rule
+from ..strict import FieldName, Frozen, Label, StrictModel, Unique, rule
 from .kind import Column, Examples, RecordKind
 
 PAD, EOS = "<pad>", "<eos>"
@@ -242,10 +242,21 @@ Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Uniq
 class FieldTerms(StrictModel):
     """What a study says of records of fields: published cut points and category lists, never taken from records."""
 
-    label: FieldName | None = None  # a column of 0 and 1, of records that are classified
-    flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
-    numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
-    categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    label: FieldName | None = Field(
+        default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns below"
+    )
+    flags: Annotated[tuple[FieldName, ...], Unique] = Field(
+        default=(), max_length=1024, examples=['["sick", "pregnant"]'], description="columns of true and false"
+    )
+    numeric: Annotated[Mapping[FieldName, Cuts], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1024,
+        examples=["{ age = [10, 20, 30, 40, 50, 60, 70, 80], TSH = [0.4, 1.0, 2.5, 4.0, 10.0, 20.0] }"],
+        description="columns of numbers with their inner cut points, strictly increasing, at most 98",
+    )  # fmt: skip
+    categorical: Annotated[Mapping[FieldName, Values], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1024, examples=['{ sex = ["F", "M"] }'],
+        description="columns of words with every value that may occur, spelt exactly so",
+    )  # fmt: skip
 
     def fields(self) -> tuple[str, ...]:
         """Names of all columns of published values; the label is not one of them."""

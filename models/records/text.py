@@ -190,8 +190,10 @@ Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator
 class TextTerms(StrictModel):
     """What a study says of records of free text: what a model is shown of one, and what it learns to write after it."""
 
-    prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
-    completion: Template = Field(description='completion = " {rating}"')
+    prompt: Template = Field(
+        examples=['"Topic of: {text}\\nIt is"'], description="what the model is shown; names in braces are columns"
+    )
+    completion: Template = Field(examples=['" {topic}"'], description="what it learns to write after that")
 
     def template(self) -> PromptTemplate:
         """The same, as the models read it."""

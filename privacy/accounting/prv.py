@@ -110,8 +110,8 @@ def _error(merged: Merged, delta: float) -> float:
     """The bracket's half width, as small as the grid allows."""
     if any(multiplier == 0 for multiplier, _, _ in merged):
         raise NotCheckable("a release without noise, to this observer, has no finite epsilon")
-    if delta < LEAST_DELTA:
-        raise NotCheckable(f"delta is below {LEAST_DELTA:g}")
+    if not LEAST_DELTA <= delta < 1:  # NaN fails too
+        raise NotCheckable(f"delta is not from {LEAST_DELTA:g} to below 1")
     expected = renyi.epsilon(merged, delta)
     if expected > composition.HOPELESS:
         raise NotCheckable(f"epsilon is above {composition.HOPELESS:g}, where it protects nothing")
