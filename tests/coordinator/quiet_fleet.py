@@ -29,7 +29,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Run, Store, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
-from confide.mpc.links.orders import Order, PartyConfig, Release
+from confide.mpc.links.orders import Order, PartyConfig, TotalShare
 from confide.mpc.party import aggregation
 from confide.mpc.sharing.ring import Ring, Total, decode
 from confide.privacy.accounting import composition
@@ -94,7 +94,7 @@ class TableParty:
     def stop(self) -> None:
         self._journal.close()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
