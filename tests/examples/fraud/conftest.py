@@ -12,7 +12,7 @@ import pytest
 from confide.mpc.links.tls import TlsCommunicator
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "fraud"
-NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "run", "secure_gradient", "terms")
+NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "psi", "run", "secure_gradient", "terms")
 
 
 @pytest.fixture(scope="module")
