@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from ..conftest import are_prepared_alike, rows
+from ..conftest import are_prepared_alike, are_split_by, rows
 
 
 def test_every_name_is_in_exactly_one_file(prepared):
@@ -23,9 +23,7 @@ def test_split_is_a_function_of_the_name_alone(example, prepared):
     # Computed once with `printf 'x%s' NAME | sha256sum`: first byte below 0x40 is held out.
     known = {"aad": False, "maria": False, "john": False, "milica": True, "mehmet": True}
     assert {name: example.is_held_out(name) for name in known} == known
-    for part in prepared[1].values():
-        assert all(example.is_held_out(row["name"]) for row in rows(part["heldout"]))
-        assert not any(example.is_held_out(row["name"]) for row in rows(part["train"]))
+    assert are_split_by(example.is_held_out, prepared[1], "name")
 
 
 @pytest.mark.parametrize(
