@@ -11,7 +11,7 @@ from confide.mpc.sharing.sketch import Limits, interval
 
 
 def is_outside(opened: RingVector, masks: RingVector, limits: Limits) -> npt.NDArray[np.bool_]:
-    """Whether each row exceeds.
+    """Tells of each row if it exceeds.
 
     With z = opened - masks, read as signed: never if |z| <= window, always if |z| >= window + step. In between a
     uniform mask decides, the likelier the larger |z| is.
@@ -29,7 +29,7 @@ def is_too_long(opened: RingVector, masks: RingVector, limits: Limits) -> npt.ND
 
 
 def exceedances(rows: RingVector, limits: Limits) -> int:
-    """How many of a sketch's rows exceed, compared without a mask."""
+    """Counts the rows of a sketch that exceed, compared without a mask."""
     return int(np.count_nonzero(is_outside(rows, np.zeros_like(rows), limits)))
 
 

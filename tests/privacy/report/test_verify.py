@@ -281,6 +281,13 @@ def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):
         assert not verify(report).ok
 
 
+@pytest.mark.parametrize("delta", ["inf", 1.5, 2**80, 0, -1])
+def test_a_delta_that_is_no_probability_is_a_failure(sound, delta):
+    report = copy.deepcopy(sound)
+    account(report)["budget"]["delta"] = delta
+    assert not verify(report).ok
+
+
 @pytest.mark.parametrize("value", [None, [], "x", 3, {}, {"format": "confide-budget-report-1"}])
 def test_what_is_no_report_fails_by_schema(value):
     assert failures(value).startswith("schema: ")
