@@ -131,10 +131,3 @@ def put_in_state(store: Store, run: str, state: str, error: str | None = None) -
     with store.session() as session:
         row = session.get(Run, run)
         row.state, row.error = RunState(state), error
-
-
-def put_in_state(store: Store, run_id: str, state: str, *, error: str | None = None) -> None:
-    """Writes a run's state past the rules of what may follow what."""
-    with store.session() as session:
-        run = session.get_one(Run, run_id)
-        run.state, run.error = state, error
