@@ -112,6 +112,8 @@ def _error(merged: Merged, delta: float) -> float:
         raise NotCheckable("a release without noise, to this observer, has no finite epsilon")
     if delta < LEAST_DELTA:
         raise NotCheckable(f"delta is below {LEAST_DELTA:g}")
+    if not delta < 1:
+        raise NotCheckable(f"delta is {delta:g}, which promises nothing")
     expected = renyi.epsilon(merged, delta)
     if expected > composition.HOPELESS:
         raise NotCheckable(f"epsilon is above {composition.HOPELESS:g}, where it protects nothing")
