@@ -30,7 +30,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Run, Store, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
-from confide.mpc.links.orders import Order, PartyConfig, Release
+from confide.mpc.links.orders import Order, PartyConfig, TotalShare
 from confide.mpc.party import aggregation
 from confide.mpc.sharing.ring import Ring, RingVector, Total, decode
 from confide.mpc.sharing.shares import Words
@@ -96,7 +96,7 @@ class TableParty:
     def stop(self) -> None:
         self._journal.close()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
@@ -257,6 +257,6 @@ def found(
 
 
 def std_bounds(std: float, count: int) -> tuple[float, float]:
-    """Where the measured std of `count` normal numbers lies but for once in a few million times (chi-square)."""
-    reach = 5 * math.sqrt(2 / count)
+    """Where the measured std of `count` normal numbers lies but for once in 10^11 times (chi-square)."""
+    reach = 7 * math.sqrt(2 / count)
     return std * math.sqrt(1 - reach), std * math.sqrt(1 + reach)
