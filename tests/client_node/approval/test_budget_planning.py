@@ -108,6 +108,7 @@ def test_ring_of_a_draft_is_large_enough_to_check_a_norm(write_draft, dim, terms
     assert math.sqrt(dim) * 2.0**-ring.scale_bits <= (1e-2 if ring.bits == 32 else 1e-3)
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
     found = plan(provisional(draft, DIM), cap(8.0, collusion=2))
     assert [each.colluding for each in found.costs] == [0, 1, 2]
@@ -160,6 +161,7 @@ def told(site, *words):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_a_draft_is_planned_without_a_federation(site, write_draft):
     (site.home / "enrolment.json").unlink()
     path = write_draft(("noise_multiplier = 1.19", "target_epsilon = 1.0"), ("rounds = 40", "rounds = 10"))

@@ -267,6 +267,7 @@ def places(value, at=()):
         yield from places(item, (*at, name))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):
@@ -279,6 +280,12 @@ def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):
     if holder[last] != other or type(holder[last]) is not type(other):
         holder[last] = other
         assert not verify(report).ok
+
+
+@pytest.mark.parametrize("delta", ["inf", "1.0", "nan"])
+def test_a_budget_whose_delta_promises_nothing_fails(report, delta):
+    account(report)["budget"]["delta"] = delta
+    assert not verify(signed(report)).ok
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 3, {}, {"format": "confide-budget-report-1"}])
