@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit clean
+.PHONY: setup demo test quick lint types unit docs hooks clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,15 @@ types:
 
 unit:
 	$(PYTEST) --durations=20 --durations-min=5
+
+docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
+	$(BIN)/python docs/generate_api.py
+	$(BIN)/python docs/generate_settings.py
+
+hooks: setup  # git checks lint and types before every commit; pre-commit has packages of its own, as Flower wants older ones
+	$(PYTHON) -m venv .venv/pre-commit
+	.venv/pre-commit/bin/python -m pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	.venv/pre-commit/bin/pre-commit install
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info

@@ -34,7 +34,7 @@ from transformers import DeepseekV3ForCausalLM
 from confide.client_node.study import StudyDraft
 from confide.coordinator.demo.baselines import federate, logits, noise_of, private_linear
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import EMBEDDING_STD, BackboneConfig, build
+from confide.models.backbones.loading import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation.metrics import auc
 from confide.models.heads import PooledHead
 from confide.models.records import CategoricalField, RecordSchema

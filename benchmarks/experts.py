@@ -43,7 +43,8 @@ from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 from confide.models.adapters import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build
 from confide.models.heads import PooledHead, pooled, record_losses
 from confide.models.records import FlagField, NumericField, RecordSchema
 from confide.privacy.mechanism.clipping import PerUnitClipper

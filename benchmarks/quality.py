@@ -40,7 +40,7 @@ from confide.coordinator.demo.baselines import (
     word_inputs,
 )
 from confide.coordinator.studies.learning_rates import with_rates
-from confide.models.backbones import deepseek_v3 as backbones
+from confide.models.backbones import loading as backbones
 from confide.models.backbones.pretraining import pretrain
 from confide.models.evaluation.metrics import auc
 from confide.models.records import RecordSchema

@@ -29,7 +29,8 @@ from confide.client_node.training.sharding import ShardedWeights, join
 from confide.client_node.training.worker import LinkedCrew
 from confide.client_node.training.worker_frames import receive, send
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build
 from confide.models.heads import PooledHead
 from confide.models.records import NumericField, RecordSchema
 from confide.mpc.links import Channel

@@ -1,4 +1,20 @@
-"""A site's side of a federation: what it approves, trains, charges and sends."""
+"""A site's side of a federation: what it approves, trains, charges and sends.
+
+`cli` is the command `client-node`; `daemon` polls the coordinator and `node` answers it. Before a round stand
+`enrolment`, `policy`, `data` and `approval`; in a round, `training` computes an update and `shares` seals it. `study`
+and `wire` are what coordinator and nodes have in common. docs/site.md is the page for people at a site.
+
+A node makes its own keys. Sites read their fingerprints to each other before they train together:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.approval import confirmed_sites
+>>> from confide.client_node.enrolment import NodeIdentity
+>>> with TemporaryDirectory() as home:
+...     made, kept = NodeIdentity.create(Path(home)), NodeIdentity.load(Path(home))
+>>> confirmed_sites.fingerprint(made.identity_hex) == confirmed_sites.fingerprint(kept.identity_hex)
+True
+"""
 
 __all__ = ["approval", "cli", "data", "enrolment", "policy", "shares", "study", "training", "wire"]
 

@@ -58,7 +58,7 @@ class Collector:
         return list(self._kept)
 
     def announce(self, *factors: Tensor) -> None:
-        """To be called by every op in forward, with the factors whose gradients it would hand over.
+        """Announces, from an op's forward, the factors whose gradients the op would hand over; every op calls it.
 
         Without autograd there will be none, unless this is a checkpoint that runs forward again inside backward: then
         it must do so in this same microbatch, as the owners of another one's tokens are others.
@@ -196,7 +196,7 @@ class Collector:
 
 @dataclass(slots=True)
 class CaptureSlot:
-    """Where the adapters of one model find the collector of the microbatch in progress; None trains without privacy."""
+    """Holds the collector of the microbatch in progress for the adapters of one model; None trains without privacy."""
 
     collector: Collector | None = None
 
@@ -391,7 +391,7 @@ def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
 
 
 def _is_worth_products(runs: Runs, width_P: int, width_Q: int) -> bool:
-    """Whether to keep a product for each run rather than its factors: norms of products are far faster to take."""
+    """True if a product for each run is kept rather than its factors: norms of products are far faster to take."""
     return len(runs.length_N) * width_P * width_Q <= _WORTH * int(runs.length_N.sum()) * (width_P + width_Q)
 
 

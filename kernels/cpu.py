@@ -22,8 +22,8 @@ from .experts import Experts, LoRA
 from .formats import trained_stack
 from .routing import Plan
 
-# KiB of gate/up activations: what an expert has that shares a chunk, and what a chunk has. More leaves the cache, less
-# costs calls.
+# KiB of gate/up activations, at most: of an expert that shares a chunk with others, and of a chunk. More leaves the
+# cache, less costs calls.
 _FEW, _CHUNK = 256, 2048
 
 
@@ -164,14 +164,14 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _Destination:
-    """Where the gradient left^T right of one factor goes: into a sum over all units, or to the collector."""
+    """Takes the gradient left^T right of one factor: into a sum over all units, or to the collector."""
 
     def __init__(self, parameter: Tensor, transposed: bool, total_EPQ: Tensor | None, capture: RunCapture | None):
         self.parameter, self.transposed, self.total, self.capture = parameter, transposed, total_EPQ, capture
 
     @classmethod
     def of(cls, number: int, ctx: Any, dtype: torch.dtype, *, transposed: bool) -> "_Destination | None":
-        """None for a factor that is absent or frozen; `transposed` if it is stored as [E, Q, P]."""
+        """The destination of one factor; None if it is absent or frozen. `transposed` if it is stored as [E, Q, P]."""
         _, lora, plan, collector, _ = ctx.rest
         if not ctx.needs_input_grad[4 + number]:
             return None
@@ -193,7 +193,7 @@ class _Destination:
             torch.mm(left_e.T, right_e, out=self.total[e])
 
     def result(self) -> Tensor | None:
-        """For autograd; None if the collector has it."""
+        """The gradient for autograd; None if the collector has it."""
         if self.total is None:
             return None
         return (self.total.mT if self.transposed else self.total).to(self.parameter.dtype)

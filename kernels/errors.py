@@ -1,4 +1,4 @@
-"""What can go wrong in a kernel.
+"""Errors of the kernels.
 
 KernelError
 ├── RoutingOutOfRange   an expert or unit index that does not exist
@@ -27,7 +27,7 @@ class UnfitWeights(KernelError):
 
 
 class UnknownBackend(KernelError):
-    """Nothing is called that, or what is called that cannot run on this machine."""
+    """No backend has that name, or the one that has it cannot run on this machine."""
 
 
 class UnsupportedExperts(KernelError):

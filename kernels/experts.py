@@ -48,7 +48,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoRA:
-    """What is added to a bank: W + scaling * B A for both projections of every expert. The sum is never built."""
+    """LoRA on a bank: W + scaling * B A for both projections of every expert. The sum is never built."""
 
     factors: Factors
     scaling: float

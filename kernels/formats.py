@@ -46,17 +46,17 @@ class ExpertWeights(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products and of what they multiply."""
+        """Data type of the products and of what they multiply."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the stack lies."""
+        """Device on which the stack lies."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """What the stack takes in memory."""
+        """Bytes that the stack takes in memory."""
         ...
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
@@ -74,7 +74,7 @@ class ExpertWeights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """As it is: float64, float32 or 16 bits. The only format that may also be trained, if `weight` requires grad."""
+    """Plain weights: float64, float32 or 16 bits. The only format that may be trained, if `weight` requires grad."""
 
     weight_EOI: Tensor
 

@@ -6,6 +6,19 @@ and puts LoRA on every bank. The factors are parameters of the experts module it
 
 Not for experts with biases, transposed or interleaved weights, a norm of their own, or any gate but silu(gate) * up:
 those are refused when they first run.
+
+This file is the face of the folder for who has a model and wants adapters on its experts; docs/kernels.md says more.
+Two layers of four experts, with factors of rank 2 on both projections:
+
+>>> from transformers import MixtralConfig, MixtralForCausalLM
+>>> from confide.kernels.install import adapt
+>>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
+>>> model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=4))
+>>> adapted = adapt(model, rank=2, alpha=4.0)
+>>> sorted({name.rpartition(".")[2] for name in adapted.parameters})
+['lora_down_A', 'lora_down_B', 'lora_gate_up_A', 'lora_gate_up_B']
+>>> all(parameter.requires_grad for parameter in adapted.parameters.values()), model.lm_head.weight.requires_grad
+(True, False)
 """
 
 import math
@@ -54,7 +67,7 @@ def install() -> str:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedExperts:
-    """What `adapt` added to a model."""
+    """The adapters that `adapt` put into a model."""
 
     parameters: dict[str, nn.Parameter]  # that are trained, by their name in the model
     slot: CaptureSlot = field(repr=False)
@@ -176,7 +189,7 @@ def fill(module: Any, experts: Experts) -> None:
 
 
 def is_bank(module: Any) -> bool:
-    """Whether a module holds routed experts, in whatever format; `experts_of` says whether they are supported."""
+    """True if a module holds routed experts, in whatever format; `experts_of` refuses those that are not supported."""
     return hasattr(module, "confide_experts") or all(hasattr(module, leaf) for leaf in _PROJECTIONS)
 
 
@@ -262,7 +275,7 @@ def _check_layout(module: Any) -> None:
 
 
 def _check_gate(module: Any, device: torch.device) -> None:
-    # Clamps and soft caps hide in methods and settings of many names, so the gate is asked, far out as well.
+    # Clamps and soft caps hide in methods and settings of many names, so the gate is tried, on large inputs too.
     gate, up = torch.meshgrid(torch.linspace(-60, 60, 31), torch.linspace(-60, 60, 31), indexing="ij")
     probe = torch.cat([gate.flatten(), up.flatten()]).to(device).unsqueeze(0)
     want = F.silu(probe[:, : gate.numel()]) * probe[:, gate.numel() :]

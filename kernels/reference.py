@@ -1,4 +1,4 @@
-"""What routed experts with LoRA compute, in plain torch: the definition that every backend is held to.
+"""Routed experts with LoRA in plain torch: the definition that every backend is held to.
 
 Autograd does the backward pass. The stack is widened whole and every product is written out, so this is for judging,
 not for use.

@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def has_dropped(self) -> bool:
-        """Whether some pair goes to no expert of this bank."""
+        """True if some pair goes to no expert of this bank."""
         return self.num_pairs < self.slot_TK.numel()
 
 

@@ -32,7 +32,7 @@ _LEAST_RANK = 16  # the narrowest product of tensor cores
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether the kernels run there: GPUs of compute capability 8.0 or later, and the CPU in Triton's interpreter."""
+    """True if the kernels run on `device`: GPUs of compute capability 8.0 or later, the CPU in Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
         return False
     if device.type == "cuda" and torch.cuda.is_available():
@@ -115,7 +115,7 @@ def _nf4_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What one program computes, and with how many warps; `stages` is how far its loads run ahead."""
+    """The block that one program computes, and its warps; `stages` is how far its loads run ahead."""
 
     rows: int
     cols: int

@@ -1,4 +1,18 @@
-"""Frozen backbones and what is trained beside them: adapters, heads, records and metrics."""
+"""Frozen backbones and what is trained beside them: adapters, heads, records and metrics.
+
+Knows no site and no privacy. `backbones` builds and reads a frozen model, `adapters.attach` puts LoRA into it, `heads`
+turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is.
+
+LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the model itself stays frozen:
+
+>>> from transformers import MixtralConfig, MixtralForCausalLM
+>>> from confide.models.adapters import AdapterConfig, attach
+>>> sizes = dict(hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
+>>> model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4))
+>>> adapted = attach(model, AdapterConfig(rank=2, alpha=4.0, targets=("experts",), seed="public"))
+>>> adapted.state().shape, model.lm_head.weight.requires_grad
+((512,), False)
+"""
 
 __all__ = ["adapters", "backbones", "evaluation", "heads", "records"]
 

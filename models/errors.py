@@ -1,4 +1,4 @@
-"""What can go wrong in models.
+"""Errors of `models`.
 
 ModelError
  ├─ InvalidSchema       a record schema contradicts itself
@@ -6,7 +6,7 @@ ModelError
  ├─ InvalidBackbone     a backbone directory is broken, or holds what it must not
  ├─ BackboneMismatch    a backbone is not the one that was agreed
  ├─ SourceMissing       what a backbone is to be imported from is not installed
- ├─ InvalidPrompt       a template of prompts is none, or leaves no room for a record
+ ├─ InvalidPrompt       a template of prompts is malformed, or leaves no room for a record
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
  ├─ InvalidRelease      files of an exported adapter are broken, or say something else than an export does
@@ -40,11 +40,11 @@ class BackboneMismatch(ModelError):
 
 
 class SourceMissing(ModelError):
-    """What a backbone is to be imported from is not installed, or is another file than the recipe was made for."""
+    """The source of an import is not installed, or is another file than the recipe was made for."""
 
 
 class InvalidPrompt(ModelError, ValueError):
-    """A template of prompts is no such template, or leaves no room for a record."""
+    """A template of prompts is malformed, or leaves no room for a record."""
 
 
 class InvalidPretraining(ModelError, ValueError):

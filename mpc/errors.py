@@ -1,4 +1,4 @@
-"""What can go wrong in `mpc`.
+"""Errors of `mpc`.
 
 MpcError
 ├── InvalidField       a parameter, name, key or context outside its range (also a ValueError)

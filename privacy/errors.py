@@ -1,4 +1,4 @@
-"""What can go wrong in `privacy`.
+"""Errors of `privacy`.
 
 PrivacyError
 ├── InvalidPrivacyParameter       a number out of its range

@@ -1,6 +1,7 @@
 """The house itself: faces of rooms, the rule that they are the only doors, and how it refuses to be entered wrongly."""
 
 import ast
+import doctest
 import importlib
 import shutil
 import subprocess
@@ -26,6 +27,14 @@ def test_a_face_names_at_most_ten_things_and_all_are_there(name):
     assert 1 <= len(module.__all__) <= 10
     for member in module.__all__:
         assert hasattr(module, member) or importlib.import_module(f"{name}.{member}")
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_the_examples_of_a_face_run(name):
+    module = importlib.import_module(name)
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -11,6 +11,7 @@ TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"`(?:python )?((?:[\w-]+/)*\w+\.py)(?:(?:::|: )(\w+(?:\.\w+)*))?[^`]*`")
 FOLDERS = ("coordinator", "client_node", "privacy", "mpc", "models", "kernels", "benchmarks", "examples", "tests")
+ROLES = ("README.md", *(f"docs/{role}.md" for role in ("architecture", "operator", "site", "auditor", "ml-engineer")))
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -45,6 +46,18 @@ def test_every_file_that_a_page_names_exists_and_defines_what_is_said_of_it(page
 def test_every_page_that_a_page_links_to_exists(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_glossary_has_every_word_once_in_alphabetical_order():
+    rows = (ROOT / "docs" / "glossary.md").read_text().splitlines()[6:]
+    words = [row.split("|")[1].strip(" *").casefold() for row in rows]
+    assert len(words) > 100
+    assert words == sorted(set(words))
+
+
+@pytest.mark.parametrize("page", ROLES)
+def test_who_reads_the_page_of_a_role_finds_the_glossary(page):
+    assert "glossary.md)" in (ROOT / page).read_text()
 
 
 def test_the_threat_model_names_tests():

@@ -14,10 +14,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ...models.strict import NO_ENTRIES, Digest, Frozen, StrictModel
 from ..errors import PolicyInvalid, SiteNotReady
 from ..files import read_private, write_private
-from ..study.terms import NO_ENTRIES, Digest, Frozen
-from ..study.toml import MAX_BYTES, StrictModel, parse_json
+from ..study.toml import MAX_BYTES, parse_json
 
 logger = logging.getLogger(__name__)
 

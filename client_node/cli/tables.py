@@ -154,15 +154,8 @@ def study_row(home: Path, study: Study) -> dict[str, Any]:
 def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     """All that approving a study means, under headings."""
     draft = study.draft
-    kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in draft.data.numeric.items()]
-    kinds += [f"{name} (one of {len(values)})" for name, values in draft.data.categorical.items()]
-    kinds += [f"{name} (flag)" for name in draft.data.flags]
-    learned: dict[str, Any] = {"label": draft.data.label}
-    if draft.data.text is not None:
-        template = draft.data.text.template()
-        kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
-        kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
-        learned = {"prompt": draft.data.text.prompt, "completion": draft.data.text.completion}
+    facts = draft.data.kind.facts(draft.data.terms)
+    columns = facts.pop("columns")
     return {
         f"Study {study.name}": {
             "hash": study.study_hash,
@@ -173,10 +166,10 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
             "routed experts": draft.model.experts,
         },
         "Data": {
-            **learned,
+            **facts,
             "unit": draft.data.unit,
             "records a unit": draft.data.max_records_per_unit,
-            "columns": kinds,
+            "columns": columns,
         },
         "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.quorum},
         "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},

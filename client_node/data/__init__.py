@@ -1,4 +1,28 @@
-"""A site's records: its table, its cells, and the checks of both."""
+"""A site's records: its table, its cells, and the checks of both.
+
+`check` looks through a file as the site's policy would have it read, and counts what does not fit; `read` gives the
+`Records` that a study trains on. `tables` opens files, `cells` reads columns. Messages name lines and columns and never
+show a cell.
+
+Three rows of a table, of which the last one says of nobody whom it is about:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.data import check
+>>> from confide.client_node.policy import SitePolicy
+>>> with TemporaryDirectory() as home:
+...     table = Path(home) / "patients.csv"
+...     _ = table.write_text("id,age\\np1,61\\np1,62\\n,40\\n")
+...     policy = SitePolicy.model_validate({
+...         "data": {"path": table, "name": "patients", "unit": "patient", "unit_column": "id"},
+...         "budget": {"epsilon": 3.0, "delta": 1e-5}, "backbone": {"directory": Path(home) / "backbone"},
+...     })
+...     report = check(table, policy)
+>>> report.rows, report.units
+(3, 2)
+>>> print(*report.problems)
+line 4, column id: expected an id of at most 256 printable characters, found nothing
+"""
 
 from .records import DataReport, Records, check, read
 

@@ -1,21 +1,20 @@
 """A site's records, read by the columns of a study, and what is wrong with them, told without a single value."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ...models.records import RecordSchema
+from ...models.records import cells
+from ...models.records.kind import Column
 from ..errors import DataInvalid
 from ..policy import SitePolicy
 from ..study import Study, StudyDraft
 from ..study.terms import DataTerms
-from . import cells
 from .tables import Problem, Problems, Table, open_table
 
 
@@ -31,10 +30,6 @@ class Records:
     def num_units(self) -> int:
         """How many persons the records are about."""
         return int(self.units.max(initial=-1)) + 1
-
-    def tokens(self, schema: RecordSchema) -> np.ndarray:
-        """Records of published values as token ids, int64 [rows, longest record], 0 is padding."""
-        return schema.encode(schema.render(self.columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +65,16 @@ class DataReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
-    """A column that is wanted, and how its cells are read."""
+class _Wanted:
+    """A column that is wanted, under the site's own name, and the site's own words in it."""
 
-    name: str
+    column: Column
     own: str
-    kind: str
-    expected: str
-    read: Callable[[pa.Array], cells.Cells]
     spelling: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.column.name
 
 
 @dataclass(slots=True)
@@ -111,7 +107,7 @@ def read(policy: SitePolicy, study: Study) -> Records:
     return Records(
         columns={column.name: scan.values(column.name) for column in wanted if column.name not in (_UNIT, _LABEL)},
         units=scan.values(_UNIT).astype(np.int64),
-        labels=scan.values(_LABEL).astype(np.int64) if study.draft.data.text is None else None,
+        labels=scan.values(_LABEL).astype(np.int64) if _LABEL in scan.pieces else None,
     )
 
 
@@ -136,7 +132,7 @@ def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = Non
         units=len(per_unit),
         rows_per_unit=(int(per_unit.min()), float(np.median(per_unit)), int(per_unit.max())) if len(units) else None,
         columns=tuple(
-            ColumnReport(column.name.strip("()"), column.own, column.kind, scan.missing[column.name])
+            ColumnReport(column.name.strip("()"), column.own, column.column.kind, scan.missing[column.name])
             for column in wanted
             if column.own in table.names
         ),
@@ -153,61 +149,44 @@ def _terms(study: Study | StudyDraft) -> DataTerms:
     return study.draft.data if isinstance(study, Study) else study.data
 
 
-def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Column]:
-    """The unit, the label and every column of the study, under the site's own names."""
+def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Wanted]:
+    """The unit, and every column of the study under the site's own names."""
     own, spelling = policy.data.columns, policy.data.values
-
-    def column(name: str, kind: str, expected: str, read: Callable[[pa.Array], cells.Cells]) -> _Column:
-        return _Column(name, own.get(name, name), kind, expected, read, spelling.get(name, {}))
-
-    if terms.text is not None:
-        template = terms.text.template()
-        shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
-        most = f"text of at most {cells.MAX_TEXT:,} characters"
-        return [
-            _unit_column(policy),
-            *(column(name, "text", most, shown) for name in template.prompt_columns),
-            *(column(name, "text to learn", f"{most}, and not nothing", told) for name in template.completion_columns),
-        ]
-    assert terms.label is not None, "a draft without a label passed its checks"
-    label = policy.data.label_column or own.get(terms.label, terms.label)
-    return [
-        _unit_column(policy),
-        _Column(_LABEL, label, "label", "0 or 1", cells.labels, spelling.get(terms.label, {})),
-        *(column(name, "number", "a number", cells.numbers) for name in terms.numeric),
-        *(
-            column(name, "category", f"one of the study's {len(values)} values", _category_reader(values))
-            for name, values in terms.categorical.items()
-        ),
-        *(column(name, "flag", "true or false (t/f, yes/no, 1/0)", cells.flags) for name in terms.flags),
-    ]
+    wanted = [_unit_column(policy)]
+    for column in terms.kind.columns(terms.terms):
+        name = own.get(column.name, column.name)
+        if column.is_label:
+            spelt = spelling.get(column.name, {})
+            wanted.append(_Wanted(replace(column, name=_LABEL), policy.data.label_column or name, spelt))
+        else:
+            wanted.append(_Wanted(column, name, spelling.get(column.name, {})))
+    return wanted
 
 
-def _unit_column(policy: SitePolicy) -> _Column:
+def _unit_column(policy: SitePolicy) -> _Wanted:
     index: dict[str, int] = {}
-    return _Column(
-        _UNIT, policy.data.unit_column, "unit id", "an id of at most 256 printable characters",
-        lambda text: cells.unit_ids(text, index),
-    )  # fmt: skip
+    column = Column(
+        _UNIT, "unit id", "an id of at most 256 printable characters", lambda text: cells.unit_ids(text, index)
+    )
+    return _Wanted(column, policy.data.unit_column)
 
 
-def _category_reader(values: tuple[str, ...]) -> Callable[[pa.Array], cells.Cells]:
-    return lambda text: cells.categories(text, values)
-
-
-def _seen(policy: SitePolicy, table: Table) -> list[_Column]:
+def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
     """What is wanted of a file that is checked for no study: its unit and label; the rest is only looked at."""
     label = policy.data.label_column
     known = [_unit_column(policy)]
     if label:
-        known.append(_Column(_LABEL, label, "label", "0 or 1", cells.labels, policy.data.values.get(label, {})))
-    named = {column.own for column in known}
+        column = Column(_LABEL, "label", "0 or 1", cells.labels, is_label=True)
+        known.append(_Wanted(column, label, policy.data.values.get(label, {})))
+    named = {wanted.own for wanted in known}
     return known + [
-        _Column(name, name, "not read", "", cells.anything) for name in table.names if name and name not in named
+        _Wanted(Column(name, "not read", "", cells.anything), name)
+        for name in table.names
+        if name and name not in named
     ]
 
 
-def _scan(table: Table, wanted: list[_Column]) -> _Scan:
+def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
     scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems())
     present = [column for column in wanted if column.own in table.names]
     for column in wanted:
@@ -222,18 +201,18 @@ def _scan(table: Table, wanted: list[_Column]) -> _Scan:
     return scan
 
 
-def _take(scan: _Scan, column: _Column, text: pa.Array) -> None:
-    read = column.read(text)
-    scan.pieces[column.name].append(read.values)
-    scan.missing[column.name] += int(read.missing.sum())
+def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
+    read = wanted.column.read(text)
+    scan.pieces[wanted.name].append(read.values)
+    scan.missing[wanted.name] += int(read.missing.sum())
     rows = np.flatnonzero(read.misfit)
     if len(rows):
-        scan.problems.add_rows(rows + scan.rows, column.own, column.expected, cells.kinds(text, rows))
+        scan.problems.add_rows(rows + scan.rows, wanted.own, wanted.column.expected, cells.kinds(text, rows))
 
 
-def _absent(column: _Column, table: Table) -> tuple[str, str]:
-    near = difflib.get_close_matches(column.own.lower(), [name.lower() for name in table.names], n=1)
+def _absent(wanted: _Wanted, table: Table) -> tuple[str, str]:
+    near = difflib.get_close_matches(wanted.own.lower(), [name.lower() for name in table.names], n=1)
     match = next((name for name in table.names if near and name.lower() == near[0]), None)
-    place = {_UNIT: "data.unit_column", _LABEL: "data.label_column"}.get(column.name, f"data.columns.{column.name}")
+    place = {_UNIT: "data.unit_column", _LABEL: "data.label_column"}.get(wanted.name, f"data.columns.{wanted.name}")
     hint = f"did you mean {match}? Name it in site.toml under {place}" if match else f"name it in site.toml: {place}"
-    return f"a column of this name for the study's {column.name.strip('()')}", f"none; {hint}"
+    return f"a column of this name for the study's {wanted.name.strip('()')}", f"none; {hint}"

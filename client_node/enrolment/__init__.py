@@ -1,4 +1,16 @@
-"""How a node joins a federation: its keys, and the invitation that it answers."""
+"""Joining a federation: a node's keys, and the invitation that it answers.
+
+`NodeIdentity` makes and keeps the two private keys, `enrol` joins the federation that issued a code, `Enrolment` is
+what a node remembers of it, and `fetch_studies` asks for the studies on offer. Both ends of the protocol are in
+`protocol`.
+
+An invitation is one line of text, on paper or by telephone if need be; case and spaces do not matter:
+
+>>> from confide.client_node.enrolment import InvitationCode
+>>> code = InvitationCode(address="fed.example.org:8443", secret=bytes(16), ca_digest=bytes(32))
+>>> InvitationCode.parse(f" {code.text().lower()} ") == code
+True
+"""
 
 from .identity import NodeIdentity
 from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies

@@ -1,4 +1,20 @@
-"""A site's policy: site.toml, and the decisions that people make beside it."""
+"""A site's policy: site.toml, and the decisions that people make beside it.
+
+`load_policy` reads both and gives a `SitePolicy`, which says where the records are, how much privacy may be spent and
+which studies may run. Default deny: nothing is approved until somebody at the site has approved it by its hash.
+docs/site-toml.md lists every key.
+
+A person's decision is about one hash:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.policy import decisions
+>>> with TemporaryDirectory() as home:
+...     decisions.approve(Path(home), "ab" * 32)
+...     said = decisions.load_decisions(Path(home))
+>>> said.verdict("ab" * 32), said.verdict("cd" * 32)
+('approved', None)
+"""
 
 from .decisions import BudgetPolicy, load_decisions
 from .site_policy import LimitPolicy, SitePolicy, StudyPolicy, load_policy

@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
 from ..errors import PolicyInvalid
 from ..files import read_private, write_private
-from ..study.terms import NO_ENTRIES, Digest, Frozen, Name
-from ..study.toml import MAX_BYTES, StrictModel, parse_json, rule
+from ..study.toml import MAX_BYTES, parse_json
 
 FILE = "decisions.json"
 

@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ...models.strict import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name, StrictModel, contradictions, rule
 from ..errors import PolicyInvalid, StudyNotApproved
 from ..study import Study
-from ..study.terms import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name
-from ..study.toml import StrictModel, contradictions, read_toml, rule
+from ..study.toml import read_toml
 from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke
 
 __all__ = ["BudgetPolicy", "SitePolicy", "approve", "decided", "load_policy", "refusals", "revoke"]

@@ -1,4 +1,28 @@
-"""A study: the draft in study.toml, the immutable study made of it, and what is sent of its state."""
+"""A study: the draft in study.toml, the immutable study made of it, and what is sent of its state.
+
+`load_draft` reads a `StudyDraft`, which names every term; `Study` adds keys, hashes and sizes, and is what a site
+approves by its hash; `Study.planned_round` says what one round is. docs/study-toml.md lists every key.
+
+Without dropouts no sum over fewer than all four sites is opened, and each entry of it has noise of this deviation:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.study import load_draft
+>>> with TemporaryDirectory() as folder:
+...     _ = (Path(folder) / "study.toml").write_text('''
+...         name = "thyroid"
+...         model = {backbone = "backbone"}
+...         adapter = {rank = 4, alpha = 4.0, targets = ["experts"], seed = "public"}
+...         data = {unit = "patient", label = "sick", max_tokens = 64, flags = ["goitre"]}
+...         privacy = {mode = "distributed", noise_multiplier = 2.0, clip_norm = 1.0, sample_rate = 0.2, delta = 1e-5}
+...         rounds = {rounds = 40, min_sites = 4, deadline_s = 60, batch_units = 1375}
+...         optimizer = {}
+...         participants = {sites = ["a", "b", "c", "d"], aggregators = ["x", "y", "z"]}
+...     ''')
+...     draft = load_draft(Path(folder) / "study.toml")
+>>> draft.quorum, round(draft.noise_std, 2)
+(4, 2.31)
+"""
 
 from .state_format import StateFormat
 from .study import AggregatorParty, Participant, PlannedRound, Study

@@ -21,13 +21,14 @@ from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from ...models.records import RecordSchema
+from ...models.strict import Digest, Name, StrictModel, contradictions, rule
 from ...mpc.sharing import ShareContext
 from ...mpc.sharing.sketch import ROWS, largest_bound
 from ...privacy.mechanism.projection import norm_bound
 from ..errors import MessageInvalid, StudyInvalid
 from .state_format import StateFormat
-from .terms import NUM_AGGREGATORS, Digest, Name, StudyDraft, load_draft
-from .toml import MAX_BYTES, StrictModel, contradictions, parse_json, raise_problems, rule
+from .terms import NUM_AGGREGATORS, StudyDraft, load_draft
+from .toml import MAX_BYTES, parse_json, raise_problems
 
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
@@ -197,7 +198,7 @@ class Study(StrictModel):
 
     def canonical(self) -> bytes:
         """JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", by_alias=True)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     @property

@@ -1,59 +1,36 @@
 """A study's draft, study.toml: adapter, data, privacy, rounds, optimizer and the names of who takes part."""
 
 import difflib
-import itertools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
-from ...models.errors import ModelError
-from ...models.records import CategoricalField, FlagField, NumericField, PromptTemplate, RecordSchema
+from ...models.backbones import families
+from ...models.records import RecordSchema
+from ...models.records.fields import FieldTerms
+from ...models.records.kind import RecordKind
+from ...models.records.kinds import INLINE, KINDS
+from ...models.records.text import TextTerms
+from ...models.strict import Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
 from ...mpc.sharing.hpke import KemName
 from ...privacy.mechanism import adaptive_clipping
 from ..errors import StudyInvalid
 from .state_format import StateFormat, StateKind
-from .toml import StrictModel, contradictions, read_toml, rule
+from .toml import read_toml
 
-T = TypeVar("T")
+D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
-
-# Modules of transformers' DeepseekV3 that take an adapter; `experts` are the routed ones, `gate` is the router.
-TARGETS = (
-    "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
-    "gate_proj", "up_proj", "down_proj", "experts", "gate",
-)  # fmt: skip
-
-
-def _matches(pattern: str, text: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise rule(text)
-        return value
-
-    return AfterValidator(check)
-
-
-def _is_printable(value: str) -> str:
-    if not value.replace("\n", " ").isprintable():
-        raise rule("printable text")
-    return value
-
-
-def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
-    if any(low >= high for low, high in itertools.pairwise(cuts)):
-        raise rule("strictly increasing")
-    return cuts
-
-
-def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
-    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
-        raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
-    return entries
 
 
 def _is_even(count: int) -> int:
@@ -63,127 +40,129 @@ def _is_even(count: int) -> int:
 
 
 def _is_target(name: str) -> str:
-    if name == "lm_head":
-        raise rule("left out: a pooled head never runs lm_head, and a completion is written by it as it is")
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
-        raise rule(f"one of {', '.join(TARGETS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if why := families.frozen().get(name):
+        raise rule(f"left out: {why}")
+    known = families.targets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise rule(f"one of {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else ""))
     return name
 
 
-def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(mapping))
+def _with_a_table_for_each_kind(base: type[D]) -> type[D]:
+    """Adds an optional table for every kind of record that `base` has no field for."""
+    fields = {**base.model_fields, INLINE: None}
+    tables: dict[str, Any] = {name: (kind.terms | None, None) for name, kind in KINDS.items() if name not in fields}
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, **tables) if tables else base
 
 
-Unique = AfterValidator(_has_no_twins)
-NO_ENTRIES: Any = Field(default_factory=dict, validate_default=True)
-Frozen = (AfterValidator(_frozen), PlainSerializer(dict, return_type=dict[str, Any]))
-
-Name = Annotated[
-    str, _matches(r"[a-z0-9][a-z0-9._-]{0,62}", "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")
-]
-Digest = Annotated[str, _matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
-Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
-_FIELD_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
-_FIELD_NAME_RULE = "a letter or _, then up to 63 letters, digits, '_', '.' or '-'"
-FieldName = Annotated[str, _matches(_FIELD_NAME, _FIELD_NAME_RULE)]
-Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
-Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
-
-
-def _is_template(text: str) -> str:
-    if not text.replace("\n", " ").replace("\t", " ").isprintable():
-        raise rule("printable text")
-    return text
-
-
-Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
 Rank = Annotated[int, Field(ge=1)]
 
 
 class AdapterTerms(StrictModel):
     """Which LoRA weights are trained."""
 
-    rank: int = Field(ge=1, le=256, description="rank = 4")
-    alpha: float = Field(gt=0, le=4096, description="alpha = 4.0 (LoRA's output is scaled by alpha / rank)")
-    freeze_a: bool = True
-    targets: Annotated[
-        tuple[Annotated[str, AfterValidator(_is_target)], ...],
-        Field(min_length=1, max_length=len(TARGETS), description='targets = ["q_a_proj", ..., "experts"]'),
-        Unique,
-    ]
-    layers: (
-        Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Field(min_length=1, max_length=1000), Unique] | None
-    ) = None  # decoder layers that take adapters, from 0; left out, all that have a target
-    # Of a site: how many leading components of every B it trains; all where it is not named.
-    ranks: Annotated[Mapping[Name, Rank], Field(max_length=1000), *Frozen] = NO_ENTRIES
-    head: Literal["pooled", "lm"] = "pooled"  # what a record is read by: a classifier, or the model's own output matrix
-    seed: Label = Field(description='seed = "any text" (public; every site draws the same A from it)')
+    rank: int = Field(ge=1, le=256, examples=["4"], description="components of every LoRA product")
+    alpha: float = Field(gt=0, le=4096, examples=["4.0"], description="LoRA's output is scaled by alpha / rank")
+    freeze_a: bool = Field(default=True, description="train B only, which noise harms less")
+    targets: Annotated[tuple[Annotated[str, AfterValidator(_is_target)], ...], Unique] = Field(
+        min_length=1,
+        max_length=1000,
+        examples=['["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'],
+        description="modules that take an adapter, by the last part of their name",
+    )
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Unique] | None = Field(
+        default=None, min_length=1, max_length=1000, examples=["[26, 27, 28, 29]"],
+        description="decoder layers that take adapters, from 0; left out, all that have a target",
+    )  # fmt: skip
+    ranks: Annotated[Mapping[Name, Rank], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1000, examples=["{ svi = 2 }"],
+        description="sites that train fewer than rank components, the leading ones; left out, all train all",
+    )  # fmt: skip
+    head: Literal["pooled", "lm"] = Field(
+        default="pooled",
+        description='what reads a record: a classifier of it; "lm", of free text: the model\'s own output matrix',
+    )
+    seed: Label = Field(examples=['"thyroid-1"'], description="any text; public: every site draws the same A from it")
 
     def rank_of(self, site: str) -> int | None:
         """`ranks` of a site; None where the study says nothing: all."""
         return self.ranks.get(site)
 
 
-class TextTerms(StrictModel):
-    """What a model is shown of a record of free text, and what it learns to write after it."""
+@_with_a_table_for_each_kind
+class DataTerms(FieldTerms):
+    """What a record looks like: keys of its own for fields, or the table of another kind of record."""
 
-    prompt: Template = Field(description='prompt = "Review: {review}\\nThe patient is" ({review} is a column)')
-    completion: Template = Field(description='completion = " {rating}"')
-
-    def template(self) -> PromptTemplate:
-        """The same, as the models read it."""
-        return PromptTemplate(self.prompt, self.completion)
-
-
-class DataTerms(StrictModel):
-    """What a record looks like.
-
-    A record that is classified has published cut points and category lists, never taken from records; one of free text
-    has a template.
-    """
-
-    label: FieldName | None = None  # a column of 0 and 1, of records that are classified
-    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects)')
-    max_records_per_unit: int = Field(default=1, ge=1, le=1024)
-    max_tokens: int = Field(
-        ge=2, le=4096, description="max_tokens = 64 (words of a record, padding not counted; longer text is cut)"
+    unit: Name = Field(
+        examples=['"patient"'], description="the word for whom privacy protects; sites' policies must use the same"
     )
-    flags: Annotated[tuple[FieldName, ...], Field(max_length=1024), Unique] = ()
-    numeric: Annotated[Mapping[FieldName, Cuts], Field(max_length=1024), *Frozen] = NO_ENTRIES
-    categorical: Annotated[Mapping[FieldName, Values], Field(max_length=1024), *Frozen] = NO_ENTRIES
+    max_records_per_unit: int = Field(default=1, ge=1, le=1024, description="most records of one unit at a site")
+    max_tokens: int = Field(
+        ge=2, le=4096, examples=["64"], description="words of a record, padding not counted; longer text is cut"
+    )
     text: TextTerms | None = None
 
-    def fields(self) -> tuple[str, ...]:
-        """Names of all columns of published values; the label is not one of them."""
-        return (*self.numeric, *self.categorical, *self.flags)
+    @property
+    def kind(self) -> RecordKind:
+        """What the records are made of."""
+        return KINDS[next(iter(self.tables()), INLINE)]
 
-    def record_schema(self) -> RecordSchema:
-        """The same description, as the models read it."""
-        return RecordSchema(
-            numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
-            flags=tuple(FlagField(name) for name in self.flags),
-            categorical=tuple(CategoricalField(name, values) for name, values in self.categorical.items()),
-        )
+    @property
+    def terms(self) -> StrictModel:
+        """What the study says of that kind: its table, or these keys themselves."""
+        return next(iter(self.tables().values()), self)
+
+    def tables(self) -> dict[str, StrictModel]:
+        """The tables of kinds of record that the study has; one at the most, once it is checked."""
+        tables = {name: getattr(self, name) for name in KINDS if name != INLINE}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_tables_of_later_kinds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Format 4 names every key that it began with; a table of a later kind stands in studies that have it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if value is not None or name in ("label", "text")}
 
 
 class PrivacyTerms(StrictModel):
     """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
 
-    mode: Literal["distributed", "local", "none"] = Field(description='mode = "distributed"')
-    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std / sensitivity as an outsider sees it
-    target_epsilon: float | None = Field(default=None, gt=0, le=1000)  # of a whole run; the noise is solved
-    clip_norm: float = Field(ge=1e-6, le=1e6, description="clip_norm = 1.0 (largest L2 norm of one unit's update)")
-    clipping: Literal["fixed", "adaptive"] = "fixed"  # adaptive: the threshold starts at clip_norm and follows...
-    target_quantile: float = Field(default=0.5, ge=0, le=1)  # ... this quantile of the units' gradient norms
-    clip_learning_rate: float = Field(default=0.2, gt=0, le=10)  # ... by at most this much of its logarithm a round
-    sample_rate: float = Field(gt=0, le=1, description="sample_rate = 0.2 (chance that a unit enters a round)")
-    delta: float = Field(default=0.0, ge=0, le=1e-3)
-    max_dropouts: int = Field(default=0, ge=0, le=1000)
-    dropouts: Literal["over-provision", "top-up"] = "over-provision"  # noise for them in advance, or once they are gone
-    collusion: int = Field(default=1, ge=0, le=1000)  # sites whose own noise an observer may know
-    local_steps: int = Field(default=1, ge=1, le=1000)  # noised steps of a site in a round; each is charged
+    mode: Literal["distributed", "local", "none"] = Field(
+        examples=['"distributed"'],
+        description='whose noise protects: of all sites together; "local": of each by itself; "none": nobody\'s',
+    )
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, le=1000, examples=["1.19"],
+        description="noise std / sensitivity in the opened sum, for who knows the noise of `collusion` sites",
+    )  # fmt: skip
+    target_epsilon: float | None = Field(
+        default=None, gt=0, le=1000, examples=["3.0"],
+        description="instead of noise_multiplier: what a whole run may cost; the noise is solved for it",
+    )  # fmt: skip
+    clip_norm: float = Field(ge=1e-6, le=1e6, examples=["1.0"], description="largest L2 norm of one unit's update")
+    clipping: Literal["fixed", "adaptive"] = Field(
+        default="fixed", description='"adaptive": the clip starts at clip_norm and follows ...'
+    )
+    target_quantile: float = Field(
+        default=0.5, ge=0, le=1, description="... this quantile of the units' gradient norms, ..."
+    )
+    clip_learning_rate: float = Field(
+        default=0.2, gt=0, le=10, description="... its logarithm by this times what is missing, each round"
+    )
+    sample_rate: float = Field(gt=0, le=1, examples=["0.2"], description="chance that a unit enters a round")
+    delta: float = Field(
+        default=0.0, ge=0, le=1e-3, examples=["1e-5"], description="at most 1 / units at every site, too"
+    )
+    max_dropouts: int = Field(default=0, ge=0, le=1000, description="sites that may fail in a round")
+    dropouts: Literal["over-provision", "top-up"] = Field(
+        default="over-provision", description='noise for them in advance; "top-up": once they are gone'
+    )
+    collusion: int = Field(default=1, ge=0, le=1000, description="sites whose own noise an observer may know")
+    local_steps: int = Field(
+        default=1, ge=1, le=1000,
+        description='noised steps of a site in a round, each charged; above 1 with "local" or "none" only',
+    )  # fmt: skip
 
     @property
     def sensitivity(self) -> float:
@@ -204,28 +183,47 @@ class PrivacyTerms(StrictModel):
 class RoundTerms(StrictModel):
     """How a run proceeds."""
 
-    rounds: int = Field(ge=1, le=100_000, description="rounds = 40")
-    min_sites: int = Field(ge=2, le=1000, description="min_sites = 3 (fewest sites that a sum may hold)")
-    deadline_s: float = Field(ge=1, le=86_400, description="deadline_s = 60")
+    rounds: int = Field(ge=1, le=100_000, examples=["40"], description="how many updates are summed and applied")
+    min_sites: int = Field(ge=2, le=1000, examples=["3"], description="fewest sites that a sum may hold")
+    deadline_s: float = Field(ge=1, le=86_400, examples=["60"], description="seconds that a round waits for its sites")
     batch_units: float = Field(
-        gt=0, le=1e9, description="batch_units = 1374 (units expected in a round, all sites; public, divides the sum)"
+        gt=0, le=1e9, examples=["1374"],
+        description="units expected in a round over all sites; public: it divides the sum and is never counted",
+    )  # fmt: skip
+    state: StateKind = Field(
+        default="float32", description='how sites are sent the state of a round; "int8" is a byte a number'
     )
-    state: StateKind = "float32"  # as sites are sent it
 
 
 class OptimizerTerms(StrictModel):
     """The coordinator's step on the opened sum."""
 
-    kind: Literal["momentum", "adam"] = "momentum"
-    lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters; left out, a rule chooses for the study
-    head_lr: float | None = Field(default=None, gt=0, le=1000)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # of the velocity; Adam's beta1
-    beta2: float = Field(default=0.99, ge=0, lt=1)  # Adam's, of the mean square
-    epsilon: float = Field(default=1e-3, gt=0, le=1)  # Adam's, added to the root
-    noise_correction: bool = False  # Adam's mean square less the known variance of the noise
-    averaging: Literal["none", "ema"] = "none"  # ema: the exported adapter is a mean of the states...
-    ema_decay: float = Field(default=0.9, gt=0, lt=1)  # ... each weighted by this to the power of its age in rounds
-    local_lr: float | None = Field(default=None, gt=0, le=1000)  # of the adapters in a site's local steps
+    kind: Literal["momentum", "adam"] = Field(default="momentum", description="heavy-ball descent, or Adam")
+    lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["0.3"],
+        description="of the adapters; left out, a rule chooses for the study",
+    )  # fmt: skip
+    head_lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["10.0"], description="of the head; left out, the rule chooses"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of the velocity; Adam's beta1")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam's, of the mean square")
+    # Studies of this format write it as `epsilon`, which is read as well.
+    eps: float = Field(
+        default=1e-3, gt=0, le=1, validation_alias=AliasChoices("eps", "epsilon"), serialization_alias="epsilon",
+        description="Adam's, added to the root, in units of the mean update",
+    )  # fmt: skip
+    noise_correction: bool = Field(default=False, description="take the known noise off Adam's mean square")
+    averaging: Literal["none", "ema"] = Field(
+        default="none", description='"ema": the exported adapter is a mean of the states of all rounds, ...'
+    )
+    ema_decay: float = Field(
+        default=0.9, gt=0, lt=1, description="... each weighted by this to the power of its age in rounds"
+    )
+    local_lr: float | None = Field(
+        default=None, gt=0, le=1000, examples=["0.3"],
+        description="of the adapters in a site's local steps; needed with local_steps above 1, and only then",
+    )  # fmt: skip
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -237,18 +235,36 @@ class OptimizerTerms(StrictModel):
 class EvaluationTerms(StrictModel):
     """One noised histogram of the final model's scores on records that sites hold out, after the last round."""
 
-    bins: Annotated[int, Field(ge=2, le=200), AfterValidator(_is_even)] = 20  # of the score, for each label
-    noise_multiplier: float = Field(default=0.0, ge=0, le=1000)  # noise std of a count, as in PrivacyTerms
+    bins: Annotated[int, AfterValidator(_is_even)] = Field(
+        default=20, ge=2, le=200, description="of the score, for each label; even"
+    )
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, le=1000, examples=["4.0"],
+        description="noise std of a count, for who knows the noise of `collusion` sites",
+    )  # fmt: skip
 
 
 class AggregationTerms(StrictModel):
     """How sites' updates are sealed and added up."""
 
-    kem: KemName = "x25519"  # HPKE suite that updates are sealed with; the other withstands a quantum computer too
-    norm_check: bool = True  # sites whose vectors are longer than an honest one are left out, their length unseen
-    max_norm: float | None = Field(default=None, gt=0, le=1e6)  # longest sum of a site in a step, in clip_norms
-    verify_total: bool = False  # the coordinator notices an aggregator that changes the total
-    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], Field(max_length=1000), *Frozen] = NO_ENTRIES
+    kem: KemName = Field(
+        default="x25519",
+        description='HPKE suite that updates are sealed with; "mlkem768-x25519" withstands a quantum computer, too',
+    )
+    norm_check: bool = Field(
+        default=True, description="leave out a site whose vector is longer than an honest one's, its length unseen"
+    )
+    max_norm: float | None = Field(
+        default=None, gt=0, le=1e6, examples=["150"],
+        description="longest sum of one site in a step, in clip_norms; left out, it follows from batch_units",
+    )  # fmt: skip
+    verify_total: bool = Field(
+        default=False, description="the coordinator notices an aggregator that changes the total"
+    )
+    weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1)]], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1000, examples=["{ svi = 0.5 }"],
+        description="what a site's clipped sum counts, above 0 and at most 1; left out, 1",
+    )  # fmt: skip
 
     def weight_of(self, site: str) -> float:
         """What a site's clipped sum is multiplied by before its noise; 1 unless the study says less."""
@@ -258,37 +274,45 @@ class AggregationTerms(StrictModel):
 class ModelTerms(StrictModel):
     """The frozen model."""
 
-    backbone: Label = Field(description='backbone = "path/to/backbone"')  # a study keeps the folder's name and its hash
-    experts: Literal["float32", "int8", "nf4"] = "float32"  # how every site holds the routed ones, which are frozen
+    backbone: Label = Field(
+        examples=['"backbones/thyroid"'],
+        description="folder of the frozen model; a study keeps its last part and its hash",
+    )
+    experts: Literal["float32", "int8", "nf4"] = Field(
+        default="float32", description="how every site holds the routed experts, which are frozen, in memory"
+    )
 
 
 class Participants(StrictModel):
     """Names in the federation's register; the study adds their keys."""
 
-    sites: Annotated[
-        tuple[Name, ...], Field(min_length=2, max_length=1000, description='sites = ["north", "south"]'), Unique
-    ]
-    aggregators: Annotated[
-        tuple[Name, ...],
-        Field(min_length=NUM_AGGREGATORS, max_length=NUM_AGGREGATORS, description='aggregators = ["a", "b", "c"]'),
-        Unique,
-    ]
+    sites: Annotated[tuple[Name, ...], Unique] = Field(
+        min_length=2, max_length=1000, examples=['["other", "svi", "svhc", "rest"]'], description="that train"
+    )
+    aggregators: Annotated[tuple[Name, ...], Unique] = Field(
+        min_length=NUM_AGGREGATORS,
+        max_length=NUM_AGGREGATORS,
+        examples=['["agg-a", "agg-b", "agg-c"]'],
+        description="exactly three; a site may be one of them, too",
+    )
 
 
 class StudyDraft(StrictModel):
     """What study.toml says."""
 
-    name: Name = Field(description='name = "thyroid"')
-    description: Text = ""
-    model: ModelTerms = Field(description="a table [model]")
-    adapter: AdapterTerms = Field(description="a table [adapter]")
-    data: DataTerms = Field(description="a table [data]")
-    privacy: PrivacyTerms = Field(description="a table [privacy]")
-    rounds: RoundTerms = Field(description="a table [rounds]")
-    optimizer: OptimizerTerms = Field(description="a table [optimizer]")
+    name: Name = Field(examples=['"thyroid"'], description="a-z, 0-9, '.', '_', '-'")
+    description: Text = Field(
+        default="", examples=['"Any thyroid diagnosis from routine laboratory values"'], description="for people"
+    )
+    model: ModelTerms = Field(examples=["a table [model]"])
+    adapter: AdapterTerms = Field(examples=["a table [adapter]"])
+    data: DataTerms = Field(examples=["a table [data]"])
+    privacy: PrivacyTerms = Field(examples=["a table [privacy]"])
+    rounds: RoundTerms = Field(examples=["a table [rounds]"])
+    optimizer: OptimizerTerms = Field(examples=["a table [optimizer]"])
     evaluation: EvaluationTerms | None = None
     aggregation: AggregationTerms = Field(default_factory=AggregationTerms)
-    participants: Participants = Field(description="a table [participants]")
+    participants: Participants = Field(examples=["a table [participants]"])
 
     @property
     def quorum(self) -> int:
@@ -411,50 +435,21 @@ def load_draft(path: Path) -> StudyDraft:
 
 
 def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
-    if data.text is not None:
-        return [*_text_problems(data, data.text), *_head_problems("lm", "with a table [data.text]", adapter)]
-    names = data.fields()
-    problems = _head_problems("pooled", "without a table [data.text]", adapter)
-    problems += [
-        f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    if data.label is None:
-        problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
-    if data.label in names:
-        problems.append(f"data.label is {data.label!r}, also a column of the record; a model would just read it off")
-    if len(names) > data.max_tokens:
-        problems.append(
-            f"data.max_tokens is {data.max_tokens}; a record can hold {len(names)} words, so it must be at least that"
-        )
-    if not problems:
-        try:
-            data.record_schema()
-        except ModelError as err:
-            problems.append(f"data: {err}")
+    problems, tables = [], data.tables()
+    if len(tables) > 1:
+        return [f"data has the tables {', '.join(tables)}; keep one: all records of a study are of one kind"]
+    kind = data.kind
+    if tables:
+        problems += [
+            f"data.{name} with a table [data.{kind.name}]; remove it: {kind.whole}"
+            for name in ("label", "numeric", "categorical", "flags")
+            if getattr(data, name)
+        ]
+    problems += kind.problems(data.terms, max_tokens=data.max_tokens)
+    if adapter.head != kind.head:
+        why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
+        problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
     return problems
-
-
-def _text_problems(data: DataTerms, text: TextTerms) -> list[str]:
-    problems = [
-        f"data.{name} with a table [data.text]; remove it: a record of free text is what the template says, and no more"
-        for name in ("label", "numeric", "categorical", "flags")
-        if getattr(data, name)
-    ]
-    try:
-        template = text.template()
-    except ModelError as err:
-        return [*problems, f"data.text: {err}"]
-    columns = (*template.prompt_columns, *template.completion_columns)
-    return problems + [
-        f"data.text names a column {name!r}; it must be {_FIELD_NAME_RULE}"
-        for name in columns
-        if not re.fullmatch(_FIELD_NAME, name)
-    ]
-
-
-def _head_problems(head: str, why: str, adapter: AdapterTerms) -> list[str]:
-    return [] if adapter.head == head else [f"adapter.head is {adapter.head!r} {why}; it must be {head!r}"]
 
 
 def _rate_problems(draft: StudyDraft) -> list[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
+from ...models.strict import StrictModel
 from ..errors import SettingsInvalid
 
 MAX_BYTES = 2**20
@@ -35,23 +36,7 @@ _KINDS = {
 }
 
 
-class StrictModel(BaseModel):
-    """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-
 S = TypeVar("S", bound=StrictModel)
-
-
-def rule(text: str) -> PydanticCustomError:
-    """An error for a field's validator to raise; `text` goes after `KEY is VALUE; it must be`."""
-    return PydanticCustomError("rule", "{text}", {"text": text})
-
-
-def contradictions(problems: list[str]) -> PydanticCustomError:
-    """An error for a model's validator to raise: whole sentences, each naming its keys."""
-    return PydanticCustomError("contradictions", "{text}", {"text": "\n".join(problems)})
 
 
 def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
@@ -104,8 +89,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
     if kind == "contradictions":
         return str(context["text"]).split("\n")
     if kind == "missing":
-        description = _field(model, location).description
-        return [f"{key} is missing; add it" + (f": {description}" if description else "")]
+        return [f"{key} is missing; add it{_example(str(location[-1]), _field(model, location))}"]
     if kind == "extra_forbidden":
         return [f"{key} is not a setting; {_hint(model, location)}"]
     if kind == "json_invalid":
@@ -123,6 +107,15 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
         return [f"{key} is {value}; it must be {context['text']}"]
     expected = _KINDS.get(kind) or _KINDS.get(kind.split("_")[0])
     return [f"{key} is {value}; " + (f"it must be {expected}" if expected else details["msg"])]
+
+
+def _example(name: str, field: pydantic.fields.FieldInfo) -> str:
+    """A line to copy, and what it means."""
+    if not field.examples:
+        return f": {field.description}" if field.description else ""
+    line = str(field.examples[0])
+    line = line if line.startswith("a table") else f"{name} = {line}"
+    return f": {line}" + (f" ({field.description})" if field.description else "")
 
 
 def _shown(value: Any) -> str:

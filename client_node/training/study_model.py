@@ -1,28 +1,16 @@
 """A study's model: backbone, adapters and head, and how its records become what the model reads."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
-from ...models.backbones import deepseek_v3
+from ...models.backbones import loading
 from ...models.backbones.checkpoints import ExpertFormat
-from ...models.errors import BackboneMismatch
-from ...models.heads import PooledHead
-from ...models.records import PromptEncoder, RecordSchema
+from ...models.backbones.family import Backbone
+from ...models.errors import BackboneMismatch, TargetMissing
+from ...models.records.kind import Examples, Reader, RecordKind
 from ..data import Records
 from ..study import StudyDraft
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Records as a model reads them. Nothing of them shows in its repr."""
-
-    ids: npt.NDArray[np.int64] = field(repr=False)  # [rows, longest record], padded on the right with 0
-    targets: npt.NDArray[np.generic] = field(repr=False)  # [rows] or [rows, longest], for `AdaptedModel.losses`
-    units: npt.NDArray[np.int64] = field(repr=False)  # [rows], whose record it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +18,19 @@ class StudyModel:
     """What a study adapts, with its adapters as they start."""
 
     adapted: AdaptedModel
-    reader: RecordSchema | PromptEncoder
-    words: int  # size of the vocabulary
+    family: Backbone
+    kind: RecordKind
+    reader: Reader
     backbone_hash: str
+
+    @property
+    def words(self) -> int:
+        """Size of the vocabulary."""
+        return self.reader.words
 
     def examples(self, records: Records) -> Examples:
         """The records as token ids, with what is learned of each."""
-        if isinstance(self.reader, PromptEncoder):
-            return Examples(*self.reader.encode(records.columns), records.units)
-        assert records.labels is not None
-        return Examples(records.tokens(self.reader), records.labels, records.units)
+        return Examples(*self.reader.examples(records.columns, records.labels), records.units)
 
 
 def load_study_model(
@@ -56,14 +47,18 @@ def load_study_model(
         InvalidPrompt: the template by itself is longer than a record may be.
         TargetMissing, UnsupportedModule: an adapter has no place there.
     """
-    config, experts = AdapterConfig(**draft.adapter_config()), experts or draft.model.experts
-    if draft.data.text is not None:
-        text = deepseek_v3.load_text(directory, expected_hash=expected_hash, experts=experts)
-        encoder = PromptEncoder(draft.data.text.template(), text.tokenizer, draft.data.max_tokens)
-        return StudyModel(attach(text.model, config), encoder, encoder.words, text.hash)
-    loaded = deepseek_v3.load(directory, expected_hash=expected_hash, experts=experts)
-    schema = draft.record_schema()
-    if loaded.schema != schema:
-        raise BackboneMismatch(f"the backbone in {directory} reads records of another schema than [data] describes")
-    head = PooledHead(loaded.center, loaded.whiten)
-    return StudyModel(attach(loaded.model, config, head=head), schema, len(schema.words()), loaded.hash)
+    config, kind = AdapterConfig(**draft.adapter_config()), draft.data.kind
+    loaded: loading.RecordBackbone | loading.TextBackbone
+    experts = experts or draft.model.experts
+    if kind.reads == "text":
+        loaded = loading.load_text(directory, expected_hash=expected_hash, experts=experts)
+    else:
+        loaded = loading.load(directory, expected_hash=expected_hash, experts=experts)
+    if strange := [name for name in config.targets if name not in loaded.family.targets]:
+        raise TargetMissing(f"a {loaded.family.model_type} backbone takes no adapter on {', '.join(strange)}")
+    try:
+        reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)
+    except BackboneMismatch as err:
+        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
+    adapted = attach(loaded.model, config, head=loaded.head() if kind.head == "pooled" else None)
+    return StudyModel(adapted, loaded.family, kind, reader, loaded.hash)

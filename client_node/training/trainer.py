@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch
 from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
-from ...models.heads import foretell
+from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import refuse_dependence
@@ -25,7 +24,7 @@ from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_su
 from ...privacy.mechanism.workers import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
 from ..data import Records
 from ..study import Study, StudyDraft
-from .study_model import Examples, load_study_model
+from .study_model import load_study_model
 
 
 def release_terms(
@@ -114,7 +113,7 @@ class Trainer:
             )
         if place is not None:
             place(self.adapted)
-        refuse_dependence(self.adapted, words=self._model.words)
+        refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)
         self._examples: Examples | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
@@ -177,23 +176,11 @@ class Trainer:
         rows = list(zip(part.ids, part.targets, strict=True))
         rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
         with torch.no_grad():
-            judged = [self._judge(*row) for row in rows]
+            judged = [self._model.kind.judge(self.adapted, *row) for row in rows]
         return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
 
     def stop(self) -> None:
         """Nothing has to end: this process computes by itself."""
-
-    def _judge(self, ids: np.ndarray, target: np.ndarray | np.integer[Any]) -> tuple[float, float]:
-        """Label and score of one record, functions of its own tokens and nothing else."""
-        device = next(iter(self.adapted.trained.values())).device
-        if self.adapted.head is not None:
-            length = max(1, int((ids > 0).sum()))  # padding is on the right
-            return float(target), float(self.adapted.classify(torch.from_numpy(ids[None, :length]).to(device)))
-        length = int(np.flatnonzero(target).max(initial=0)) + 1
-        rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
-        foretold = foretell(self.adapted.model, *(each.to(device) for each in rows))
-        loss = foretold.by_record().double()
-        return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
 
     def _load(self) -> Examples:
         if self._examples is None:

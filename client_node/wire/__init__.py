@@ -1,3 +1,17 @@
-"""Every message between coordinator and nodes, and the chunks that large ones travel in."""
+"""Every message between coordinator and nodes, and the chunks that large ones travel in.
+
+`messages` has a class for each message, `sign` and `verify`; `chunks` puts a file together from its parts. Nothing of
+Flower is here. docs/formats-messages.md has the formats for other implementations.
+
+A node takes a message only from the key that its study names, and only of the kinds that it expects:
+
+>>> from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+>>> from confide.client_node.wire import messages
+>>> coordinator = Ed25519PrivateKey.generate()
+>>> asked = messages.Prepare(to="north", study="ab" * 32, run="run-1", lease=1, ledger_from=0)
+>>> packet = messages.sign(asked, coordinator)
+>>> messages.verify(packet, coordinator.public_key().public_bytes_raw().hex(), messages.Prepare) == asked
+True
+"""
 
 __all__ = ["chunks", "messages"]

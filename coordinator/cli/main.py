@@ -259,7 +259,7 @@ def backbone_list(
     """
     from dataclasses import asdict
 
-    from ...models.backbones.deepseek_v3 import backbones_in
+    from ...models.backbones.loading import backbones_in
     from ...models.errors import InvalidBackbone
 
     with told():
@@ -281,7 +281,7 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
     from dataclasses import asdict
 
-    from ...models.backbones.deepseek_v3 import describe
+    from ...models.backbones.loading import describe
 
     with told():
         found = describe(directory)

@@ -16,7 +16,7 @@ from ..store import Store
 from ..store.store import Evaluation, Round, Run, site_names
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ...models.backbones.deepseek_v3 import Description
+    from ...models.backbones.loading import Description
     from ...models.evaluation.binned import ReliabilityBin
     from ...models.evaluation.metrics import Estimate
     from ...models.evaluation.router_statistics import LayerRouting

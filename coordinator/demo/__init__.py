@@ -1,4 +1,15 @@
-"""A whole federation on this machine: real processes, real records, and what to compare them with."""
+"""A whole federation on this machine: real processes, real records, and what to compare them with.
+
+`run_demo` is `coordinator demo`: it prepares an example's records, founds a federation beside them, drives a run to its
+end and prints what came out. `baselines` trains the same study without privacy, without adapters and by logistic
+regression. A name that is no example is answered with those that are:
+
+>>> from pathlib import Path
+>>> from confide.coordinator.demo import run_demo
+>>> run_demo("flowers", Path("flowers"), rounds=None, is_smoke=True, as_json=True)
+Traceback (most recent call last):
+confide.coordinator.errors.DemoFailed: there is no example 'flowers' (...thyroid)
+"""
 
 from .demo import run_demo
 

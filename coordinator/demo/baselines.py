@@ -225,4 +225,5 @@ def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
     """The records that a policy points to, as the trainer of a site reads them in a study that classifies."""
     records = read_records(policy, study)
     assert records.labels is not None
-    return records.tokens(study.record_schema()), records.labels, records.units
+    schema = study.record_schema()
+    return schema.encode(schema.render(records.columns)), records.labels, records.units

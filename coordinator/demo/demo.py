@@ -133,7 +133,7 @@ def _keep_first(table: Path, records: int) -> int:
 
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
-    if draft.data.text is not None:
+    if draft.data.kind.reads == "text":
         from ...models.backbones.smollm2 import import_smollm2
 
         with console.status("Converting SmolLM2-135M-Instruct to a DeepSeek-V3 MoE, and comparing it with its source"):
@@ -221,7 +221,7 @@ def _harvest(
         if not adapter.exists():
             unaudited = "a smoke run, which is not audited" if is_smoke else None
             export.export_adapter(store, home, run_id, adapter, override_audit=unaudited)
-        judge = _text_quality if study.draft.data.text is not None else _quality
+        judge = _text_quality if study.draft.data.kind.judged == "completions" else _quality
         quality = judge(store, bench, study, run_id, home, console)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)

@@ -1,4 +1,26 @@
-"""Who belongs to the federation: home, certificates, invitations, register."""
+"""Membership of the federation: home, certificates, invitations, register.
+
+`create_home` founds a federation in a folder, `Pki` holds its certificates and the coordinator's key, and `Register`
+invites, enrols and revokes nodes.
+
+An invitation names the address and pins the certificate that the node is to trust:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.enrolment import InvitationCode
+>>> from confide.coordinator.federation import Pki, Register, Settings, create_home
+>>> from confide.coordinator.store import Store
+>>> settings = Settings(
+...     federation="clinics", address="127.0.0.1:8443", listen="127.0.0.1", port=8443, superlink_port=0
+... )
+>>> with TemporaryDirectory() as home:
+...     create_home(Path(home), settings)
+...     store, pki = Store.open(Path(home)), Pki.load(Path(home))
+...     code = InvitationCode.parse(Register(store, pki).invite("north", ("train",), "127.0.0.1:8443"))
+...     store.close()
+...     code.address, code.ca_digest == pki.ca_digest
+('127.0.0.1:8443', True)
+"""
 
 from .home import Settings, create_home, load_settings
 from .pki import Pki

@@ -1,4 +1,20 @@
-"""How nodes are asked: through Flower, by name."""
+"""Nodes, asked by name: the fleet that a driver sees, Flower behind it, and the call that wakes the gate.
+
+`Fleet` is the protocol that rounds are written against, `flower` the one module that speaks to Flower, `wake` what
+spares nodes from asking all the time. Another transport is another class with these three methods:
+
+>>> from confide.client_node.wire.messages import Packet
+>>> from confide.coordinator.fleet import Fleet, NodeFailure
+>>> class Echo:
+...     def trust(self, site_of): self.site_of = site_of
+...     def online(self): return {"north"}
+...     def ask(self, kind, requests, timeout):
+...         for name, packet in requests.items():
+...             yield name, packet if name in self.online() else NodeFailure(reason="offline")
+>>> fleet: Fleet = Echo()
+>>> {name: str(answer) for name, answer in fleet.ask("prepare", {"south": Packet(b"{}")}, timeout=1.0)}
+{'south': 'offline'}
+"""
 
 from .nodes import Fleet, NodeFailure
 from .wake import WakeListener

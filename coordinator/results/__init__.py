@@ -1,3 +1,17 @@
-"""What comes of a run: adapters, metrics, audits, reports, statistics of routing."""
+"""Results of a run: adapters, metrics, audits, reports, statistics of routing.
+
+`export` writes a run's adapter, `metrics` what its evaluation tells, `privacy_audit` tests its training step, `reports`
+signs what was spent. `router_statistics` and `router_page` show which experts a backbone's routers choose.
+
+A page about one layer, whose last expert no token was sent to:
+
+>>> from confide.coordinator.results import router_page, router_statistics
+>>> from confide.models.evaluation.router_statistics import LayerRouting
+>>> layer = LayerRouting(layer=1, tokens=3, choices=(3, 2, 1, 0), weights=(0.5, 0.3, 0.2, 0.0), token_entropy=0.9)
+>>> routing = router_statistics.Routing("backbone", "ab" * 32, "a text", (layer,))
+>>> page = router_page.render_html("backbone", routing)
+>>> page.startswith("<!doctype html>"), layer.unused
+(True, (3,))
+"""
 
 __all__ = ["export", "metrics", "privacy_audit", "reports", "router_page", "router_statistics"]

@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...client_node.data import read as read_records
 from ...client_node.policy import SitePolicy
@@ -15,8 +13,7 @@ from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel, load_study_model
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
 from ...models.backbones.checkpoints import ExpertFormat
-from ...models.evaluation.metrics import accuracy, auc, brier_score, calibration_error, exact_match, perplexity
-from ...models.heads import foretell
+from ...models.records import fields
 from ...privacy.ledger.charges import Books, Spent, spent
 from ..errors import Conflict
 from ..store import LedgerReplica, RunFolder, Store
@@ -24,8 +21,6 @@ from ..store.store import site_names
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
-
-_ROWS, _TEXTS = 1024, 16  # records scored at a time
 
 
 def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
@@ -100,7 +95,7 @@ def _publish(
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
     metrics = measurement(store, run_id).metrics if is_measured else None
-    writes = study.draft.data.text is not None
+    writes = study.draft.data.kind.judged == "completions"
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -148,49 +143,14 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 
 
 def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    """Metrics with 95 % intervals over all the held-out tables together.
-
-    AUC, accuracy, Brier score and calibration error of a classifier; of what writes completions, exact match and
-    perplexity.
-    """
-    if study.draft.data.text is not None:
-        return _evaluate_text(model, study, policies)
-    scores, labels = zip(*(score(model, study, policy) for policy in policies), strict=True)
-    all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
-    metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
-    found = {name: asdict(metric(all_scores, all_labels)) for name, metric in metrics.items()}
-    return {"records": len(all_labels), **found}
+    """Metrics with 95 % intervals over all the held-out tables together, as the study's kind of record has them."""
+    return model.kind.evaluate(model.adapted, [model.examples(read_records(policy, study)) for policy in policies])
 
 
-@torch.no_grad()
 def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the records that `policy` points to, for a study that classifies."""
     examples = model.examples(read_records(policy, study))
-    parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
-    return torch.cat([model.adapted.classify(part) for part in parts]).numpy(), examples.targets
-
-
-@torch.no_grad()
-def _evaluate_text(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    exact: list[bool] = []
-    by_unit: dict[tuple[int, int], list[float]] = {}  # loss and tokens of all texts of a unit
-    for table, policy in enumerate(policies):
-        examples = model.examples(read_records(policy, study))
-        for start in range(0, len(examples.ids), _TEXTS):
-            here = slice(start, start + _TEXTS)
-            rows = torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
-            found = foretell(model.adapted.model, *rows)
-            exact += found.is_exact().tolist()
-            losses = (found.by_record() * found.tokens_R).tolist()
-            for unit, loss, tokens in zip(examples.units[here], losses, found.tokens_R.tolist(), strict=True):
-                so_far = by_unit.setdefault((table, int(unit)), [0.0, 0.0])
-                so_far[0], so_far[1] = so_far[0] + loss, so_far[1] + tokens
-    sums = np.array(list(by_unit.values())).reshape(-1, 2)
-    return {
-        "records": len(exact),
-        "exact_match": asdict(exact_match(exact)),
-        "perplexity": asdict(perplexity(sums[:, 0], sums[:, 1])),
-    }
+    return fields.score(model.adapted, examples), examples.targets
 
 
 def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:

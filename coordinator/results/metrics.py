@@ -60,7 +60,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         rounds=store.last_round(run_id).number,
         sites=sites,
         noise_std=noise_std,
-        judged="labels" if study.draft.data.text is None else "completions",
+        judged=study.draft.data.kind.judged,
         metrics=binned_metrics([counts[: len(counts) // 2], counts[len(counts) // 2 :]], noise_std=noise_std),
         unit=study.draft.data.unit,
         epsilon=epsilon,

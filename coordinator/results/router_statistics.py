@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.backbones import checkpoints, deepseek_v3
+from ...models.backbones import checkpoints, loading
 from ...models.backbones.pretraining import SyntheticRecords
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
@@ -62,11 +62,11 @@ def measure(
         NotFound: no text was given and none comes with the checkpoint.
         ModelError: the directory holds no model that can be measured.
     """
-    found = deepseek_v3.describe(directory)
+    found = loading.describe(directory)
     if found.reads == "records":
         if text is not None:
             raise Conflict(f"{directory} reads records, no text; leave --text away, and synthetic ones are made up")
-        loaded = deepseek_v3.load(directory, expected_hash=found.hash)
+        loaded = loading.load(directory, expected_hash=found.hash)
         model, batches = model or loaded.model, _records(SyntheticRecords(loaded.schema, questions=1, seed=0), tokens)
         read = "synthetic records of its schema"
     else:

@@ -1,3 +1,19 @@
-"""One run: its rounds from top to bottom, what it relays, the server optimizer, its driver and progress."""
+"""One run: its rounds from top to bottom, what it relays, the server optimizer, its driver and progress.
+
+`driver.drive` takes a run's lease and calls `rounds.drive_run`, which is the place to read: a round in the order in
+which it happens. `relay` moves sealed shares, `server_optimizer` makes the next state of an opened sum, `progress`
+shows a run to people.
+
+From a mean update to the next state, with a rate of its own for the head at the end:
+
+>>> import numpy as np
+>>> from confide.coordinator.run import server_optimizer
+>>> from confide.coordinator.store import Checkpoint
+>>> optimizer = server_optimizer.ServerOptimizer(lr=0.5, head_lr=2.0, momentum=0.0)
+>>> start = Checkpoint.beginning(np.zeros(3, np.float32))
+>>> after = optimizer.step(start, np.array([1.0, -1.0, 1.0]), slice(2, 3))
+>>> after.round, after.state.tolist()
+(1, [-0.5, 0.5, -2.0])
+"""
 
 __all__ = ["driver", "progress", "server_optimizer"]

@@ -47,7 +47,7 @@ class ServerOptimizer:
 
     Adam is FedAdam (Reddi et al. 2021, arXiv:2003.00295) with the bias corrections of Kingma & Ba. What it learns of
     the second moment is mostly noise, of known variance; with `noise_std` that is taken off (Tang et al. 2024,
-    arXiv:2312.14334, DP-AdamBC), and a coordinate without signal then steps by lr * velocity / epsilon.
+    arXiv:2312.14334, DP-AdamBC), and a coordinate without signal then steps by lr * velocity / eps.
     """
 
     kind: Literal["momentum", "adam"] = "momentum"
@@ -55,7 +55,7 @@ class ServerOptimizer:
     head_lr: float  # of the head, which sees inputs of unit length
     momentum: float  # in [0, 1); Adam's beta1
     beta2: float = 0.99  # in [0, 1)
-    epsilon: float = 1e-3  # in units of the mean update
+    eps: float = 1e-3  # in units of the mean update
     noise_std: float = 0.0  # in an entry of the mean update, taken off Adam's second moment
     ema_decay: float | None = None  # in (0, 1); None keeps no average
 
@@ -63,8 +63,8 @@ class ServerOptimizer:
         rates_hold = all(0 < rate < math.inf for rate in (self.lr, self.head_lr))  # NaN fails too
         if not (rates_hold and 0 <= self.momentum < 1):
             raise InvalidOptimizer(f"need finite lr > 0, finite head_lr > 0 and momentum in [0, 1), got {self}")
-        if not (0 <= self.beta2 < 1 and 0 < self.epsilon < math.inf and 0 <= self.noise_std < math.inf):
-            raise InvalidOptimizer(f"need beta2 in [0, 1), finite epsilon > 0 and noise_std >= 0, got {self}")
+        if not (0 <= self.beta2 < 1 and 0 < self.eps < math.inf and 0 <= self.noise_std < math.inf):
+            raise InvalidOptimizer(f"need beta2 in [0, 1), finite eps > 0 and noise_std >= 0, got {self}")
         if self.kind not in ("momentum", "adam") or not (self.ema_decay is None or 0 < self.ema_decay < 1):
             raise InvalidOptimizer(f"need kind momentum or adam and ema_decay in (0, 1), got {self}")
 
@@ -79,7 +79,7 @@ class ServerOptimizer:
             head_lr=head_lr,
             momentum=terms.momentum,
             beta2=terms.beta2,
-            epsilon=terms.epsilon,
+            eps=terms.eps,
             noise_std=draft.noise_std / draft.update_divisor if terms.noise_correction else 0.0,
             ema_decay=terms.ema_decay if terms.averaging == "ema" else None,
         )
@@ -89,7 +89,7 @@ class ServerOptimizer:
 
         momentum: velocity' = momentum * velocity + mean_update is the direction.
         adam: velocity' and second_moment' are running means of the update and its square, and the direction is
-            corrected velocity' / (sqrt(max(corrected second_moment' - noise_std^2, 0)) + epsilon).
+            corrected velocity' / (sqrt(max(corrected second_moment' - noise_std^2, 0)) + eps).
         The average, if kept, weights the state after round s by ema_decay^(rounds - s): it forgets its own start.
 
         Args:
@@ -117,7 +117,7 @@ class ServerOptimizer:
                 so_far = 0.0 if before.second_moment is None else _wide(before.second_moment)
                 second_moment = _kept(self.beta2 * so_far + (1 - self.beta2) * np.square(mean_update))
                 signal = _wide(second_moment) / (1 - self.beta2**number) - self.noise_std**2
-                root = np.sqrt(np.maximum(signal, 0.0)) + self.epsilon
+                root = np.sqrt(np.maximum(signal, 0.0)) + self.eps
                 direction = _wide(velocity) / (1 - self.momentum**number) / root
             new_state = _kept(_wide(state) - rates * direction)
             average = None

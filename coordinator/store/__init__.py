@@ -1,4 +1,20 @@
-"""What the coordinator keeps: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers."""
+"""Storage of the coordinator: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers.
+
+`Store` holds nodes, studies, runs and rounds; `RunFolder` the files of one run, each known by its SHA-256;
+`LedgerReplica` the signed entries that sites send. `broadcast` is what sites are sent of a state.
+
+A round's state is read back bit for bit, or not at all:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> import numpy as np
+>>> from confide.coordinator.store import Checkpoint, RunFolder
+>>> with TemporaryDirectory() as home:
+...     folder = RunFolder(Path(home), "run")
+...     digest = folder.save(Checkpoint.beginning(np.array([0.5, -1.0], np.float32)))
+...     folder.load(0, digest).state.tolist()
+[0.5, -1.0]
+"""
 
 from .ledger_replica import LedgerReplica
 from .run_folder import Checkpoint, RunFolder

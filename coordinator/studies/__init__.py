@@ -1,3 +1,28 @@
-"""Studies of a federation: made from a draft, signed, listed, and their start state."""
+"""Studies of a federation: made from a draft, signed, listed, and their start state.
+
+`create.create_study` makes a signed study of the draft in a study.toml, `catalogue` reads studies and the state that
+their runs begin with, and `learning_rates` chooses the rates that a draft leaves out.
+
+With noise in every sum, a rate for the head is one that carries the noise of all rounds no further than intended:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.client_node.study import load_draft
+>>> from confide.coordinator.studies import learning_rates
+>>> with TemporaryDirectory() as folder:
+...     _ = (Path(folder) / "study.toml").write_text('''
+...         name = "thyroid"
+...         model = {backbone = "backbone"}
+...         adapter = {rank = 4, alpha = 4.0, targets = ["experts"], seed = "public"}
+...         data = {unit = "patient", label = "sick", max_tokens = 64, flags = ["goitre"]}
+...         privacy = {mode = "distributed", noise_multiplier = 2.0, clip_norm = 1.0, sample_rate = 0.2, delta = 1e-5}
+...         rounds = {rounds = 40, min_sites = 4, deadline_s = 60, batch_units = 1375}
+...         optimizer = {}
+...         participants = {sites = ["a", "b", "c", "d"], aggregators = ["x", "y", "z"]}
+...     ''')
+...     draft = load_draft(Path(folder) / "study.toml")
+>>> round(learning_rates.head_rate(draft), 1)
+23.1
+"""
 
 __all__ = ["catalogue", "create", "learning_rates"]

@@ -17,7 +17,7 @@ times `weight`.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCard:
-    """What a stranger must know of how the adapter was made."""
+    """Facts of how an adapter was made, as its model card states them."""
 
     study: str
     study_hash: str  # hex SHA-256 of the approved study
@@ -55,7 +55,7 @@ class ModelCard:
 | audit | {one_line(self.audit)} |"""
 
     def limits(self) -> str:
-        """What the facts do not promise, as a Markdown section."""
+        """The limits of what the facts promise, as a Markdown section."""
         if self.mode == "none":
             bound = "Nothing bounds what this adapter tells about the records it was trained on. "
         else:

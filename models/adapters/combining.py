@@ -38,7 +38,7 @@ def combine(
     """Writes the weighted mean of exported adapters as one, with a card; `directory` appears in one rename.
 
     Args:
-        directories: what `peft_format.export` or this function wrote, two or more.
+        directories: what `peft_export.export` or this function wrote, two or more.
         weights: positive, one each; only their ratios count. Left out, all count alike.
         rank: the result is cut to it (`compress`); left out, it is exact and has the sum of their ranks.
 
@@ -209,7 +209,7 @@ tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
 ---
 # {" + ".join(source.study for source in facts.sources)}
 
-A LoRA adapter of rank {adapter.rank} for a DeepSeek-V3 Mixture-of-Experts backbone: the weighted sum of what
+A LoRA adapter of rank {adapter.rank} for one backbone: the weighted sum of what
 {len(facts.sources)} adapters add to each weight. {_exactness(facts)}
 
 | study | weight | sites | rounds | privacy | audit |
@@ -221,9 +221,9 @@ Backbone: `{facts.backbone_hash}`. How good the sum is was not measured.
 ## Load
 ```python
 from peft import PeftModel
-from transformers import DeepseekV3ForCausalLM
+from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
 adapter changes either, do not let PEFT merge it.

@@ -32,7 +32,7 @@ class AdapterLayout:
 
     @property
     def head_slice(self) -> slice:
-        """Where the head lies in a state; empty if there is none."""
+        """Place of the head in a state; empty if there is none."""
         return self.slices.get(HEAD_WEIGHT, slice(0, 0))
 
     def flatten(self, tensors: Mapping[str, npt.ArrayLike | Tensor]) -> npt.NDArray[np.float32]:

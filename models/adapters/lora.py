@@ -1,4 +1,4 @@
-"""LoRA on every part of a DeepseekV3: embedding, projections, shared and routed experts, router, output matrix.
+"""LoRA on every part of a backbone: embedding, projections, shared and routed experts, router, output matrix.
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
 the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one
@@ -39,7 +39,7 @@ _LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """Where adapters sit and how they start; public and equal at all sites."""
+    """The places of the adapters and their start; public and equal at all sites."""
 
     rank: int
     alpha: float  # the low-rank product is scaled by alpha / rank
@@ -55,14 +55,14 @@ class AdapterConfig:
             raise InvalidAdapter(f"targets are named twice: {self.targets}")
 
     def is_place(self, name: str) -> bool:
-        """Whether the module of this full name takes an adapter."""
+        """True if the module of this full name takes an adapter."""
         found = _LAYER.search(name)
         is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
         return is_layer and name.rpartition(".")[2] in self.targets
 
     @property
     def lora_scaling(self) -> float:
-        """What the low-rank product is multiplied by."""
+        """The factor of the low-rank product, alpha / rank."""
         return self.alpha / self.rank
 
 
@@ -91,7 +91,7 @@ class LoRALinear(LoRAFactors):
         self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the base layer, plus the low-rank product."""
+        """Computes the base layer plus the low-rank product."""
         return lora_linear(
             x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
         )
@@ -108,7 +108,7 @@ class LoRAEmbedding(LoRAFactors):
         self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
 
     def forward(self, ids: Tensor) -> Tensor:
-        """As the base table, plus the low-rank product."""
+        """Looks up the base table and adds the low-rank product."""
         return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
 
 

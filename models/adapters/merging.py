@@ -18,6 +18,7 @@ from ...kernels.formats import Dense
 from ...kernels.install import experts_of
 from ..backbones import checkpoints
 from ..backbones.directories import new_directory
+from ..backbones.families import family_in
 from ..errors import UnsupportedModule
 from .card import CARD, HEAD_TEXT, ModelCard
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, LoRAFactors
@@ -51,9 +52,9 @@ def merged(adapted: AdaptedModel) -> Iterator[Any]:
 
 
 def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
-    """Writes the merged model as a checkpoint under DeepSeek-V3's published names; `directory` appears in one rename.
+    """Writes the merged model as a checkpoint under its family's published names; `directory` appears in one rename.
 
-    Files: what transformers writes; the head, if there is one, the card and its facts, as `peft_format.export` has
+    Files: what transformers writes; the head, if there is one, the card and its facts, as `peft_export.export` has
     them; what else lies in the backbone's directory beside its weights; `origin.json`, if there is one, with the change
     added.
 
@@ -112,24 +113,26 @@ def _add(weight: Tensor, product: Tensor) -> None:
 
 
 def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
+    family = family_in(adapted.model)
+    kind = family.model_class().__name__
     return f"""---
 library_name: transformers
 tags: [mixture-of-experts, federated-learning, differential-privacy]
 ---
 # {card.study}
 
-A DeepSeek-V3 Mixture-of-Experts with a LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) added
+A {family.title} with a LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) added
 into its weights: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
 
 ## Load
 ```python
-from transformers import DeepseekV3ForCausalLM
+from transformers import {kind}
 
-model = DeepseekV3ForCausalLM.from_pretrained(directory)
+model = {kind}.from_pretrained(directory)
 ```
-Names and shapes are those of DeepSeek-V3's published checkpoints. It is a whole model: no adapter and no backbone is
+Names and shapes are those of {family.name}'s published checkpoints. It is a whole model: no adapter and no backbone is
 needed, and what bounds the adapter bounds what was added here.
 {"" if adapted.head is None else HEAD_TEXT}
 {provenance.earlier_studies()}{card.limits()}"""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..backbones.directories import new_directory
+from ..backbones.families import family_in
 from .card import CARD, HEAD_TEXT, ModelCard
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import released, save
@@ -30,13 +31,15 @@ def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCa
 
 
 def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
+    family = family_in(adapted.model)
+    kind = family.model_class().__name__
     return f"""---
 library_name: peft
 tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
 ---
 # {card.study}
 
-A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a DeepSeek-V3 Mixture-of-Experts
+A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a {family.title}
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
@@ -44,9 +47,9 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 ## Load
 ```python
 from peft import PeftModel
-from transformers import DeepseekV3ForCausalLM
+from transformers import {kind}
 
-model = PeftModel.from_pretrained(DeepseekV3ForCausalLM.from_pretrained(backbone_directory), adapter_directory)
+model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
 {_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}

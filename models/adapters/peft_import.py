@@ -52,7 +52,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What an export holds; each weight W becomes W + alpha / rank * B A."""
+    """An exported adapter; each weight W becomes W + alpha / rank * B A."""
 
     pairs: Mapping[str, Pair]  # by PEFT's names of both factors, the letter left out as {}
     rank: int
@@ -64,12 +64,12 @@ class Released:
 
     @property
     def lora_scaling(self) -> float:
-        """What the low-rank products are multiplied by."""
+        """The factor of the low-rank products, alpha / rank."""
         return self.alpha / self.rank
 
 
 def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
-    """What an export of the adapter as it stands now holds; its tensors share memory with the model where they can."""
+    """Takes the adapter as it stands now for an export; its tensors share memory with the model where they can."""
     pairs: dict[str, Pair] = {}
     modules: set[str] = set()
     parameters: set[str] = set()
@@ -126,7 +126,7 @@ def save_head(head: Mapping[str, Tensor] | None, directory: Path) -> None:
 
 
 def read(directory: Path) -> Released:
-    """What `save` wrote. JSON and safetensors alone are read, by a schema; nothing is unpickled or run.
+    """Reads what `save` wrote: JSON and safetensors alone, by a schema; nothing is unpickled or run.
 
     Raises:
         InvalidRelease: a file is missing, broken, too large or says anything else.

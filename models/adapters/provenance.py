@@ -1,4 +1,4 @@
-"""Where an adapter comes from, for programs: the file `confide.json` beside it. People read the card.
+"""The origin of an adapter, for programs: the file `confide.json` beside it. People read the card.
 
 A claim of whoever wrote the directory. It is checked for form, not for truth: what a study spent is proved by its
 signed budget report.
@@ -88,7 +88,7 @@ class Source(_Fact):
 
 
 class Compression(_Fact):
-    """That an adapter, or a part of it before others were added, was cut to a smaller rank, and what was lost."""
+    """A cut of an adapter, or of a part of it before others were added, to a smaller rank, and the loss by it."""
 
     rank: int = Field(ge=1)
     relative_error: float = Field(ge=0)  # in [0, 1], Frobenius, of all products together
@@ -105,7 +105,7 @@ class Provenance(_Fact):
 
     @classmethod
     def of(cls, card: ModelCard, backbone: Path) -> Self:
-        """That of what one study has learned on the backbone in a directory.
+        """The provenance of what one study has learned on the backbone in a directory.
 
         Raises:
             InvalidRelease: `confide.json` lies there and cannot be read.
@@ -117,7 +117,7 @@ class Provenance(_Fact):
         return cls(backbone_hash=card.backbone_hash, sources=(Source.of(card),), backbone_sources=earlier)
 
     def earlier_studies(self) -> str:
-        """What the backbone holds of earlier studies, as a Markdown section; "" if it holds nothing of any."""
+        """Lists the earlier studies in the backbone, as a Markdown section; "" if it holds nothing of any."""
         if not self.backbone_sources:
             return ""
         lines = "\n".join(f"* {each.study} `{each.study_hash[:12]}`: {each.privacy}" for each in self.backbone_sources)
@@ -129,7 +129,7 @@ class Provenance(_Fact):
 
 
 def composition(sources: Sequence[Source]) -> str:
-    """What one person's part in several studies adds up to, unit by unit; a study counts once."""
+    """Adds up the guarantees of several studies for one person, unit by unit; a study counts once."""
     distinct = tuple({source.study_hash: source for source in sources}.values())
     lines = [
         "Made of what these studies released and of nothing else, so all of it is post-processing: whoever took part "
@@ -154,7 +154,7 @@ def write_provenance(provenance: Provenance, directory: Path) -> None:
 
 
 def read_provenance(directory: Path) -> Provenance:
-    """What `confide.json` says. Raises `InvalidRelease` if it is missing, too large or of another form."""
+    """Reads `confide.json`. Raises `InvalidRelease` if it is missing, too large or of another form."""
     path = directory / FILE
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -169,6 +169,6 @@ def read_provenance(directory: Path) -> Provenance:
 
 
 def described(err: pydantic.ValidationError) -> str:
-    """Where and of what kind the first problem is; never the value."""
+    """Describes the first problem by its place and kind; never by the value."""
     first = err.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['type'].replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""Checkpoints of the DeepSeek-V3 family, as directories: what may lie in one, its hash, weights, tokenizer and origin.
+"""Checkpoints as directories: what may lie in one, its hash, weights, tokenizer and origin, whatever the family.
 
 A checkpoint is what transformers writes: `config.json`, weights in safetensors, whole or in shards under an index, and
 tokenizer files if it reads text; `origin.json` beside them says where it comes from. Nothing here unpickles, runs code
@@ -14,18 +14,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from ...kernels.experts import Experts
 from ...kernels.formats import Int8Row, NF4Block64
 from ...kernels.install import Pack, fill, install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
+from .families import family_of
+from .family import Backbone
 
 ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
 PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
@@ -40,8 +41,6 @@ _REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
 _MAX_LAYERS = 1000
 # Settings that name code; transformers would fetch a kernel of that name from a network.
 _CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
-# DeepSeek-V3's own count of what a token activates has embedding and output matrix in it (its README_WEIGHTS.md).
-_EXPERT, _BUFFER = re.compile(r"\.mlp\.experts\."), re.compile(r"\.e_score_correction_bias$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +74,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a checkpoint is, by the headers of its weight files."""
+    """How large a checkpoint is, by the headers of its weight files.
+
+    As in DeepSeek-V3's own count of what a token activates (its README_WEIGHTS.md), embedding and output matrix count.
+    """
 
     parameters: int
     active_parameters: int  # that one token meets: all but the routed experts that it is not sent to
@@ -102,7 +104,7 @@ def load_model(
     expected_hash: str | None = None,
     dtype: torch.dtype = torch.float32,
     pack: Pack | None = None,
-) -> DeepseekV3ForCausalLM:
+) -> PreTrainedModel:
     """The model of a checkpoint, in evaluation mode and frozen.
 
     Weight files are mapped, not read: weights stored in `dtype` lie in the page cache, which processes share, until
@@ -125,7 +127,7 @@ def load_model(
     directory = Path(directory)
     require_content(directory, content_hash(directory), expected_hash)
     try:
-        return read_model(directory, dtype=dtype, pack=pack)
+        return read_model(directory, dtype=dtype, pack=pack)[1]
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise as_invalid(directory, err) from err
 
@@ -179,16 +181,19 @@ def size(directory: Path) -> Size:
     total_count = expert_count = weight_bytes = 0
     try:
         config = _read_config(directory)
+        family = family_of(config)
+        routed, buffers = family.experts, family.buffers
         for path in _weight_files(directory):
             weight_bytes += path.stat().st_size
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
-                    count = 0 if _BUFFER.search(name) else math.prod(file.get_slice(name).get_shape())
+                    is_buffer = buffers is not None and buffers.search(name)
+                    count = 0 if is_buffer else math.prod(file.get_slice(name).get_shape())
                     total_count += count
-                    expert_count += count if _EXPERT.search(name) else 0
+                    expert_count += count if routed is not None and routed.weight.search(name) else 0
         idle = 0
-        if expert_count:
-            experts, top_k = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
+        if routed is not None and expert_count:
+            experts, top_k = int(config[routed.count]), int(config[routed.top_k])
             if not 1 <= top_k <= experts:
                 raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
             idle = expert_count * (experts - top_k) // experts
@@ -197,7 +202,7 @@ def size(directory: Path) -> Size:
     return Size(total_count, total_count - idle, weight_bytes)
 
 
-def save_model(model: DeepseekV3ForCausalLM, directory: Path) -> None:
+def save_model(model: PreTrainedModel, directory: Path) -> None:
     """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
 
     So a loader that takes every safetensors file of a directory for weights, for want of an index, meets none.
@@ -233,12 +238,12 @@ def require_content(directory: Path, digest: str, expected_hash: str | None) -> 
 
 def read_model(
     directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
-) -> DeepseekV3ForCausalLM:
-    """`load_model` of a directory whose content has been checked; raises anything if files lie."""
+) -> tuple[Backbone, PreTrainedModel]:
+    """Family and `load_model` of a directory whose content has been checked; raises anything if files lie."""
     config = _read_config(directory)
-    files = _weight_files(directory)
-    _refuse_larger_than_stored(directory, config)
-    kind: Any = DeepseekV3ForCausalLM if pack is None else _Unfilled
+    family, files = family_of(config), _weight_files(directory)
+    _refuse_larger_than_stored(directory, family, config)
+    kind = family.model_class() if pack is None else _unfilled(family)
     with quietly():
         loaded: Any = kind.from_pretrained(
             directory,
@@ -251,16 +256,16 @@ def read_model(
             attn_implementation="sdpa",
             experts_implementation=None if pack is None else install(),
         )
-    model: DeepseekV3ForCausalLM
+    model: PreTrainedModel
     model, loading = loaded
     # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
     if wrong := sorted(str(key) for problem in _LOADING_PROBLEMS for key in loading.get(problem, ())):
         raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
     if pack is not None:
-        _fill_banks(model, directory, files, dtype, pack)
+        _fill_banks(model, family, directory, files, dtype, pack)
         refuse_saving(model)
     model.train(False).requires_grad_(False)
-    return model
+    return family, model
 
 
 def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
@@ -305,21 +310,23 @@ def _entries(directory: Path, required: tuple[str, ...]) -> list[Path]:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    if config.get("model_type") != "deepseek_v3":
-        raise InvalidBackbone(f"{directory}: config.json is not that of a deepseek_v3 model")
+    try:
+        family_of(config)
+    except InvalidBackbone as err:
+        raise InvalidBackbone(f"{directory}: {err}") from None
     named = [name for name in config if name in _REFUSED_SETTINGS or _CODE_SETTING.fullmatch(name)]
     if found := [name for name in named if config[name] is not None]:
         raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
     return config
 
 
-def _refuse_larger_than_stored(directory: Path, config: dict[str, Any]) -> None:
+def _refuse_larger_than_stored(directory: Path, family: Backbone, config: dict[str, Any]) -> None:
     """Transformers fills whatever the files lack, however large, before it says that anything is missing."""
-    stored, kind = size(directory).parameters, cast(Any, DeepseekV3ForCausalLM)
+    stored = size(directory).parameters
     if int(config["num_hidden_layers"]) > _MAX_LAYERS:
         raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
     with torch.device("meta"):
-        model = kind._from_config(DeepseekV3Config.from_dict(config))
+        model = family.model_class()._from_config(family.config_class().from_dict(config))
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
         raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
@@ -342,24 +349,33 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / shard for shard in shards]
 
 
-class _Unfilled(DeepseekV3ForCausalLM):  # type: ignore[no-untyped-call]
-    """A model that transformers builds and loads without its routed experts."""
+def _unfilled(family: Backbone) -> Any:
+    """A kind of model that transformers builds and loads without its routed experts."""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        ignored: Any = self._keys_to_ignore_on_load_unexpected  # this object's own set
-        for bank, module in _banks(self).items():
-            del module.gate_up_proj, module.down_proj
-            ignored.add(rf"^{re.escape(bank)}\.(gate_up|down)_proj$")  # as transformers would name what it finds
+    class Unfilled(family.model_class()):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            ignored: Any = self._keys_to_ignore_on_load_unexpected  # this object's own set
+            for bank, module in family.banks(self).items():
+                del module.gate_up_proj, module.down_proj
+                ignored.add(rf"^{re.escape(bank)}\.(gate_up|down)_proj$")  # as transformers would name what it finds
+
+    return Unfilled
 
 
-def _fill_banks(model: Any, directory: Path, files: list[Path], dtype: torch.dtype, pack: Pack) -> None:
+def _fill_banks(
+    model: Any, family: Backbone, directory: Path, files: list[Path], dtype: torch.dtype, pack: Pack
+) -> None:
     """Reads and packs one expert after another, from whatever shard each of its matrices lies in."""
+    routed = family.experts
+    if routed is None:
+        return
+    gate_leaf, up_leaf, down_leaf = routed.leaves
     with ExitStack() as opened:
         file_of: dict[str, Any] = {}
         for path in files:
             file = opened.enter_context(safe_open(path, framework="pt"))
-            file_of |= dict.fromkeys(filter(_EXPERT.search, file.keys()), file)
+            file_of |= dict.fromkeys(filter(routed.weight.search, file.keys()), file)
 
         def stored(name: str, shape: tuple[int, int]) -> torch.Tensor:
             matrix: torch.Tensor = file_of[name].get_tensor(name)
@@ -367,19 +383,16 @@ def _fill_banks(model: Any, directory: Path, files: list[Path], dtype: torch.dty
                 raise InvalidBackbone(f"{directory}: {name} is {tuple(matrix.shape)}, config.json says {shape}")
             return matrix.to(dtype)
 
-        for bank, module in _banks(model).items():
+        banks: dict[str, Any] = family.banks(model)
+        for bank, module in banks.items():
             width, hidden = module.hidden_dim, module.intermediate_dim
             experts = [f"{bank}.{expert}" for expert in range(module.num_experts)]
-            wanted = {f"{expert}.{leaf}.weight" for expert in experts for leaf in ("gate_proj", "up_proj", "down_proj")}
+            wanted = {f"{expert}.{leaf}.weight" for expert in experts for leaf in routed.leaves}
             if wrong := wanted ^ {name for name in file_of if name.startswith(f"{bank}.")}:
                 raise InvalidBackbone(f"{directory}: experts do not fit config.json, first {min(wrong)}")
             gate_up = pack(
-                torch.cat([stored(f"{expert}.{leaf}.weight", (hidden, width)) for leaf in ("gate_proj", "up_proj")])
+                torch.cat([stored(f"{expert}.{leaf}.weight", (hidden, width)) for leaf in (gate_leaf, up_leaf)])
                 for expert in experts
             )
-            down = pack(stored(f"{expert}.down_proj.weight", (width, hidden)) for expert in experts)
+            down = pack(stored(f"{expert}.{down_leaf}.weight", (width, hidden)) for expert in experts)
             fill(module, Experts(gate_up, down))
-
-
-def _banks(model: Any) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, DeepseekV3Experts)}

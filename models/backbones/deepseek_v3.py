@@ -1,260 +1,86 @@
-"""The frozen model that every site holds: a small DeepSeek-V3 Mixture-of-Experts that reads rendered records.
+"""DeepSeek-V3 (arXiv:2412.19437): latent attention, dense layers, then shared and routed experts by sigmoid scores."""
 
-On disk it is a plain transformers checkpoint (`config.json`, `model.safetensors`) with two files beside it:
-`schema.json`, whose vocabulary the model reads, and `pooling.safetensors`, the public moments of its pooled states.
-Nothing here unpickles or runs code from a directory.
-"""
+import re
+from typing import TYPE_CHECKING, Any
 
-import json
-import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from .family import Backbone, BackboneConfig, ExpertNames
 
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
-
-from ..errors import InvalidBackbone
-from ..records import RecordSchema
-from . import checkpoints
-from .directories import new_directory
-
-EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
-_SCHEMA, _POOLING = "schema.json", "pooling.safetensors"
+if TYPE_CHECKING:
+    from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig:
-    """Sizes of a backbone built from nothing; the first layer is dense, all others hold experts."""
+class DeepSeekV3(Backbone):
+    """The family of `model_type` deepseek_v3, in transformers' `DeepseekV3ForCausalLM`."""
 
-    hidden: int = 128  # multiple of 32
-    layers: int = 2
-    heads: int = 4
-    experts: int = 8
-    top_k: int = 2
-    max_tokens: int = 256
-    seed: int = 0  # of the initial weights
-
-    def __post_init__(self) -> None:
-        if self.hidden < 32 or self.hidden % 32 or self.heads < 1:
-            raise InvalidBackbone(f"need hidden a multiple of 32 and heads >= 1, got {self.hidden} and {self.heads}")
-        if not (self.layers >= 2 and 1 <= self.top_k <= self.experts and self.experts >= 2):
-            raise InvalidBackbone(f"need layers >= 2, experts >= 2 and top_k in [1, experts], got {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class Backbone:
-    """A loaded backbone, in evaluation mode and frozen."""
-
-    model: DeepseekV3ForCausalLM
-    schema: RecordSchema
-    center: torch.Tensor  # [2 * hidden], mean of the pooled states of synthetic records
-    whiten: torch.Tensor  # [2 * hidden, 2 * hidden], symmetric inverse root of their shrunk covariance
-    hash: str  # `backbone_hash` of the directory
-
-
-@dataclass(frozen=True, slots=True)
-class TextBackbone:
-    """A loaded checkpoint that reads and writes text, in evaluation mode and frozen."""
-
-    model: DeepseekV3ForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-    hash: str  # `checkpoints.content_hash` of the directory
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a directory holds, told without loading a weight."""
-
-    hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
-    reads: Literal["records", "text"]
-    size: checkpoints.Size
-    origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
-
-
-def build(schema: RecordSchema, config: BackboneConfig) -> DeepseekV3ForCausalLM:
-    """An untrained backbone for the words of `schema`, the same for equal arguments (torch's CPU generator)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = DeepseekV3ForCausalLM(_transformers_config(len(schema.words()), config))
-        _start_embeddings(model, schema)
-    return model
-
-
-def save(
-    model: DeepseekV3ForCausalLM, schema: RecordSchema, center: torch.Tensor, whiten: torch.Tensor, directory: Path
-) -> str:
-    """Writes a backbone directory in one rename and returns its hash.
-
-    Raises:
-        InvalidBackbone: the parts do not fit together.
-        FileExistsError: `directory` exists already.
-    """
-    _check_fit(model, schema, center, whiten)
-    with new_directory(directory) as partial:
-        with checkpoints.quietly():
-            model.save_pretrained(partial, safe_serialization=True)
-        save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
-        (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
-        return backbone_hash(partial)
-
-
-def load(
-    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
-) -> Backbone:
-    """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
-
-    Args:
-        directory: what `save` wrote.
-        expected_hash: refuse any other content before a single file is parsed.
-        experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
-
-    Raises:
-        BackboneMismatch: the content is not the expected one.
-        InvalidBackbone: a file is missing, broken, refused or does not fit the others.
-    """
-    directory = Path(directory)
-    digest = backbone_hash(directory)
-    checkpoints.require_content(directory, digest, expected_hash)
-    try:
-        schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
-        pooling = load_file(directory / _POOLING)
-        center, whiten = pooling["center"], pooling["whiten"]
-        model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
-    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
-        raise checkpoints.as_invalid(directory, err) from err
-    _check_fit(model, schema, center, whiten)
-    return Backbone(model, schema, center, whiten, digest)
-
-
-def load_text(
-    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
-) -> TextBackbone:
-    """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
-
-    Raises:
-        BackboneMismatch: the content is not the expected one.
-        InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the tokenizer has words that
-            the model does not read.
-    """
-    directory = Path(directory)
-    digest = checkpoints.content_hash(directory)
-    checkpoints.require_content(directory, digest, expected_hash)
-    tokenizer = checkpoints.load_tokenizer(directory)
-    try:
-        model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
-    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
-        raise checkpoints.as_invalid(directory, err) from err
-    last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
-    if last >= model.config.vocab_size:
-        raise InvalidBackbone(
-            f"{directory}: the tokenizer has a word of number {last}, the model reads {model.config.vocab_size} words"
-        )
-    return TextBackbone(model, tokenizer, digest)
-
-
-def describe(directory: Path) -> Description:
-    """Tells a backbone's or an imported checkpoint's hash, kind, size and origin.
-
-    Raises:
-        InvalidBackbone: the directory is neither, or a file of it is missing, broken or refused.
-    """
-    directory = Path(directory)
-    is_backbone = (directory / _SCHEMA).exists()
-    digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
-    reads: Literal["records", "text"] = "records" if is_backbone else "text"
-    return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
-
-
-def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
-    """Every directory right below a folder that has a `config.json`, by name: what it holds, or why it is no backbone.
-
-    All of their files are read, for their hashes.
-
-    Raises:
-        InvalidBackbone: the folder cannot be listed.
-    """
-    try:
-        directories = sorted(path for path in Path(folder).iterdir() if (path / checkpoints.CONFIG).exists())
-    except OSError as err:
-        raise InvalidBackbone(f"{folder}: cannot be listed ({err.strerror})") from err
-    found: dict[str, Description | InvalidBackbone] = {}
-    for directory in directories:
-        try:
-            found[directory.name] = describe(directory)
-        except (InvalidBackbone, OSError) as err:
-            found[directory.name] = checkpoints.as_invalid(directory, err)
-    return found
-
-
-def backbone_hash(directory: Path) -> str:
-    """`checkpoints.content_hash` of a directory that is a whole backbone.
-
-    Raises:
-        InvalidBackbone: the directory is missing a part or holds anything but plain JSON, safetensors and text files.
-    """
-    return checkpoints.content_hash(directory, required=(checkpoints.CONFIG, _SCHEMA, _POOLING))
-
-
-def _transformers_config(vocabulary: int, config: BackboneConfig) -> DeepseekV3Config:
-    hidden = config.hidden
-    return DeepseekV3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        moe_intermediate_size=hidden // 2,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        n_shared_experts=1,
-        n_routed_experts=config.experts,
-        num_experts_per_tok=config.top_k,
-        first_k_dense_replace=1,
-        routed_scaling_factor=1.0,
-        n_group=1,
-        topk_group=1,
-        q_lora_rank=hidden // 2,
-        kv_lora_rank=hidden // 4,
-        qk_rope_head_dim=hidden // 8,
-        qk_nope_head_dim=hidden // 8,
-        v_head_dim=hidden // 4,
-        max_position_embeddings=config.max_tokens,
-        initializer_range=0.02,
-        tie_word_embeddings=True,  # records are read, not written: an own output matrix would stay untrained
-        use_cache=False,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
+    model_type = "deepseek_v3"
+    name = "DeepSeek-V3"
+    title = "DeepSeek-V3 Mixture-of-Experts"
+    targets = (
+        "embed_tokens", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+        "gate_proj", "up_proj", "down_proj", "experts", "gate",
+    )  # fmt: skip
+    frozen = {"lm_head": "a pooled head never runs lm_head, and a completion is written by it as it is"}  # noqa: RUF012
+    experts = ExpertNames(
+        weight=re.compile(r"\.mlp\.experts\."),
+        leaves=("gate_proj", "up_proj", "down_proj"),
+        count="n_routed_experts",
+        top_k="num_experts_per_tok",
     )
+    buffers = re.compile(r"\.e_score_correction_bias$")
+    probe_lengths = (7,)  # rotary attention over all tokens before: no position is treated otherwise than another
 
+    def model_class(self) -> Any:
+        """Returns transformers' `DeepseekV3ForCausalLM`."""
+        from transformers import DeepseekV3ForCausalLM
 
-def _start_embeddings(model: DeepseekV3ForCausalLM, schema: RecordSchema) -> None:
-    """Bins of a field start as field vector + smooth code of the bin: that bins are ordered is public knowledge.
+        return DeepseekV3ForCausalLM
 
-    Without it a head has to learn the order of the bins from the noisy sums, one word at a time.
-    """
-    table: torch.Tensor = model.model.embed_tokens.weight
-    position = {word: i for i, word in enumerate(schema.words())}
-    with torch.no_grad():
-        for field in schema.numeric:
-            na, *bins = field.words()
-            mix, offset = torch.randn(7, table.shape[1]), torch.randn(table.shape[1])
-            code = torch.tensor([_bin_code((i + 0.5) / len(bins)) for i in range(len(bins))])
-            table[position[bins[0]] : position[bins[-1]] + 1] = EMBEDDING_STD * (offset + code @ mix)
-            table[position[na]] = EMBEDDING_STD * (offset + torch.randn(table.shape[1]))
+    def config_class(self) -> Any:
+        """Returns transformers' `DeepseekV3Config`."""
+        from transformers import DeepseekV3Config
 
+        return DeepseekV3Config
 
-def _bin_code(u: float) -> list[float]:
-    """A point of [0, 1] as its value and three sine and cosine pairs."""
-    return [2 * u - 1, *(wave(math.pi * k * u) for k in (1, 2, 3) for wave in (math.sin, math.cos))]
+    def banks(self, model: "nn.Module") -> "dict[str, nn.Module]":
+        """Returns the `DeepseekV3Experts` of a model by name."""
+        from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
+        return {name: module for name, module in model.named_modules() if isinstance(module, DeepseekV3Experts)}
 
-def _check_fit(model: DeepseekV3ForCausalLM, schema: RecordSchema, center: torch.Tensor, whiten: torch.Tensor) -> None:
-    words, pooled = len(schema.words()), 2 * model.config.hidden_size
-    if model.config.vocab_size != words:
-        raise InvalidBackbone(f"the model reads {model.config.vocab_size} words, the schema has {words}")
-    if tuple(center.shape) != (pooled,) or tuple(whiten.shape) != (pooled, pooled):
-        raise InvalidBackbone(f"center must be [{pooled}] and whiten [{pooled}, {pooled}]")
-    if not (torch.isfinite(center).all() and torch.isfinite(whiten).all()):
-        raise InvalidBackbone("center or whiten is not finite")
+    def build(self, vocabulary: int, config: BackboneConfig) -> Any:
+        """Builds an untrained model for so many words.
+
+        Embedding and output matrix are one: records are read, not written, and an own output matrix would stay
+        untrained.
+        """
+        hidden = config.hidden
+        return self.model_class()(
+            self.config_class()(
+                vocab_size=vocabulary,
+                hidden_size=hidden,
+                intermediate_size=2 * hidden,
+                moe_intermediate_size=hidden // 2,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                n_shared_experts=1,
+                n_routed_experts=config.experts,
+                num_experts_per_tok=config.top_k,
+                first_k_dense_replace=1,
+                routed_scaling_factor=1.0,
+                n_group=1,
+                topk_group=1,
+                q_lora_rank=hidden // 2,
+                kv_lora_rank=hidden // 4,
+                qk_rope_head_dim=hidden // 8,
+                qk_nope_head_dim=hidden // 8,
+                v_head_dim=hidden // 4,
+                max_position_embeddings=config.max_tokens,
+                initializer_range=0.02,
+                tie_word_embeddings=True,
+                use_cache=False,
+                pad_token_id=0,
+                bos_token_id=None,
+                eos_token_id=1,
+            )
+        )

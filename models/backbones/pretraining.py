@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
 from ..heads import pooled
-from ..records import Field, NumericField, RecordSchema
-from .deepseek_v3 import BackboneConfig, build, save
+from ..records import AnyField, NumericField, RecordSchema
+from .family import BackboneConfig
+from .loading import build, save
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +103,7 @@ class SyntheticRecords:
         answers = self._scores(codes) > self._thresholds
         return torch.from_numpy(tokens), torch.from_numpy(answers.astype(np.float32))
 
-    def _draw_shapes(self, fields: tuple[Field, ...], per_field: int = 24) -> list[np.ndarray]:
+    def _draw_shapes(self, fields: tuple[AnyField, ...], per_field: int = 24) -> list[np.ndarray]:
         """For every field a table [codes, per_field] of values in [0, 1]."""
         rng, tables = self._rng, []
         for field, tokens in zip(fields, self._tokens, strict=True):

@@ -1,3 +1,17 @@
-"""Metrics with intervals, from scores or from noised histograms, and statistics of routing."""
+"""Metrics with intervals, from scores or from noised histograms, and statistics of routing.
+
+`metrics` judges scores that are at hand; `binned` judges a histogram that sites have noised and summed, and says how
+much the noise hides; `router_statistics` counts which experts a model's routers choose. Every metric is an `Estimate`:
+a value and an interval that covers the population's with the stated confidence.
+
+Eight of nine pairs of a positive and a negative are in the right order:
+
+>>> import numpy as np
+>>> from confide.models.evaluation import metrics
+>>> scores = np.array([-2.0, -1.0, 0.5, -0.5, 1.0, 2.0])  # logits
+>>> found = metrics.auc(scores, np.array([0, 0, 0, 1, 1, 1]))
+>>> round(found.value, 3), found.low < found.value < found.high, found.confidence
+(0.889, True, 0.95)
+"""
 
 __all__ = ["binned", "metrics", "router_statistics"]

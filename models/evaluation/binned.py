@@ -1,4 +1,4 @@
-"""How good a classifier is, from a histogram of its scores whose counts carry known noise.
+"""Metrics of a classifier from a histogram of its scores whose counts carry known noise.
 
 A histogram counts records by label and by bin of the score. Its noise is Gaussian, independent between counts, of one
 known std, and is taken as it comes: a negative count stays negative. Cutting counts at 0 would lift every empty bin and
@@ -36,7 +36,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True)
 class BinnedMetrics:
-    """What a noised histogram tells. None: noise hides it."""
+    """The metrics that a noised histogram tells. None: noise hides it."""
 
     records: Estimate  # the interval is for the noise alone
     auc: Estimate | None

@@ -1,4 +1,4 @@
-"""How good a score is, with how far chance alone could have moved it.
+"""Metrics of a score, each with an interval for how far chance alone could have moved it.
 
 Metrics depend on records: inside a federation they stay at the site unless they are released under their own charge.
 """
@@ -204,7 +204,7 @@ def _share(share: float, n: int, confidence: float) -> Estimate:
 
 
 def _where(rising: Callable[[float], float], target: float, *, upper: float) -> float:
-    """Where a rising function on [0, upper] reaches `target`; 0 if it begins above."""
+    """Solves for the place at which a rising function on [0, upper] reaches `target`; 0 if it begins above."""
     if rising(0.0) >= target:
         return 0.0
     low, high = 0.0, upper

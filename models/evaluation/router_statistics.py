@@ -1,4 +1,4 @@
-"""How evenly the tokens of what is read spread over the routed experts of every layer.
+"""Statistics of routing: how evenly tokens spread over the routed experts of every layer.
 
 Figures depend on what is fed in. From public text or synthetic records they are public; at a site they depend on its
 records, no ledger charges them, and they are for that site's own eyes.
@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from ..errors import MetricUndefined
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRouting:
-    """What one layer's router did with the tokens that it saw."""
+    """Routing of the tokens that one layer's router saw."""
 
     layer: int  # place in the model, from 0, dense layers counted
     tokens: int
@@ -36,7 +35,7 @@ class LayerRouting:
 
     @property
     def entropy(self) -> float:
-        """Of the load, over log E: 1 if it is even, 0 if all tokens go to one expert."""
+        """Entropy of the load, over log E: 1 if it is even, 0 if all tokens go to one expert."""
         return -sum(share * math.log(share) for share in self.load if share) / math.log(len(self.choices)) + 0.0
 
     @property
@@ -62,13 +61,13 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     eq. 19). Experts are chosen, and their load counted, with the router's balance bias.
 
     Args:
-        model: a DeepseekV3ForCausalLM, with or without adapters, its experts in any format; runs as it is.
+        model: a causal language model with routers, with or without adapters, its experts in any format; runs as it is.
         batches: token ids int64 [R, L], padded on the right, and bool [R, L], true where there is a token.
 
     Raises:
         MetricUndefined: the model has no routed experts, or there was no token.
     """
-    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if isinstance(layer.mlp, DeepseekV3MoE)}
+    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
     if not moes:
         raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
     tallies = {layer: _Tally() for layer in moes}

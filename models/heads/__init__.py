@@ -1,4 +1,17 @@
-"""What reads the last states: the pooled classifier, and the losses of a record."""
+"""Heads on a backbone's last states: the pooled classifier, and the loss of each record.
+
+`pooled` gives the states that `PooledHead` turns into one logit a record; `record_losses` is the loss of such logits,
+`foretell` that of the words that a causal model is to write. Each loss is a function of one record alone, as clipping
+by unit needs it to be.
+
+A coin flip costs log 2 nats; a sure answer costs little if it is right and much if it is wrong:
+
+>>> import torch
+>>> from confide.models.heads import record_losses
+>>> losses = record_losses(torch.tensor([0.0, 4.0, 4.0]), torch.tensor([1.0, 1.0, 0.0]))
+>>> [round(loss, 3) for loss in losses.tolist()]
+[0.693, 0.018, 4.018]
+"""
 
 from .losses import foretell, record_losses
 from .pooling import PooledHead, pooled

@@ -1,4 +1,4 @@
-"""What one record adds to the loss, in nats: a function of that record alone.
+"""The loss of one record, in nats: a function of that record alone.
 
 A unit's loss is the mean over its own records, a batch's the sum over units. Nothing is divided by how many there are.
 
@@ -20,7 +20,7 @@ def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """How a causal model foretells the completions of some records, token by token."""
+    """A causal model's losses on the completions of some records, token by token."""
 
     row_N: Tensor  # int64, the record of each token
     losses_N: Tensor  # negative log-likelihood of the token given all tokens before it
@@ -45,7 +45,7 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
     be most of the memory of a step.
 
     Args:
-        model: a DeepseekV3ForCausalLM, adapted or not; its `lm_head` must not be adapted.
+        model: a causal language model, adapted or not; its `lm_head` must not be adapted.
         ids_RT: int64, padded on the right with any word: what follows a token does not reach it.
         is_completion_RT: bool; the first token of a row is never one.
     """

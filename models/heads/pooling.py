@@ -57,7 +57,7 @@ def pooled(model: Any, ids_RT: Tensor) -> Tensor:
     makes of them). Token 0 is padding and is inert; a row of padding alone pools to zero.
 
     Args:
-        model: a DeepseekV3ForCausalLM, adapted or not.
+        model: a causal language model, adapted or not.
         ids_RT: int64, padded on the right with 0.
     """
     is_token = ids_RT > 0

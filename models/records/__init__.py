@@ -1,6 +1,33 @@
-"""Kinds of record: what a study declares of them, and how cells become model inputs."""
+"""Kinds of record: what a study declares of them, and how cells become model inputs.
 
-from .prompts import PromptEncoder, PromptTemplate
-from .schema import CategoricalField, Field, FlagField, NumericField, RecordSchema
+`kinds` is the table of kinds, each in a file that keeps to `kind.RecordKind`: to add one, write such a file and its
+line. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points and lists; its
+words are the vocabulary of a backbone. `text` has a template that makes a prompt and a completion of free text.
 
-__all__ = ["CategoricalField", "Field", "FlagField", "NumericField", "PromptEncoder", "PromptTemplate", "RecordSchema"]
+Two people, the second of unknown sex, as lines of published words and as token ids:
+
+>>> from confide.models.records import CategoricalField, NumericField, RecordSchema
+>>> schema = RecordSchema(
+...     numeric=(NumericField("age", cuts=(40, 60)),), categorical=(CategoricalField("sex", values=("F", "M")),)
+... )
+>>> lines = schema.render({"age": [35, 71], "sex": ["F", None]})
+>>> lines
+['age=b00 sex=F', 'age=b02 sex=na']
+>>> schema.encode(lines).tolist()
+[[3, 7], [5, 6]]
+"""
+
+from .fields import AnyField, CategoricalField, FlagField, NumericField, RecordSchema
+
+__all__ = [
+    "AnyField",
+    "CategoricalField",
+    "FlagField",
+    "NumericField",
+    "RecordSchema",
+    "cells",
+    "fields",
+    "kind",
+    "kinds",
+    "text",
+]

@@ -1,4 +1,4 @@
-"""Which sites' vectors are too long, decided by the three parties on shares: one bit a site is opened, nothing else.
+"""Norm check by the three parties on shares: tells the sites whose vectors are too long, and opens one bit a site.
 
 For each row of a site's sketch z the parties know y = z + m modulo 2^b, with m a mask that the site drew once, uniform
 and unknown to any two parties; they hold m's bits as XOR shares. A row exceeds where m is outside a public interval
@@ -76,7 +76,7 @@ def triple_words(limits: Limits, sites: int) -> int:
 
 
 def and_counts(limits: Limits) -> list[int]:
-    """How many ANDs a site costs in each of the circuit's steps, one after the other."""
+    """Counts the ANDs that a site costs in each of the circuit's steps, one after the other."""
     counts = []
 
     def count(x: Bits, y: Bits) -> Bits:

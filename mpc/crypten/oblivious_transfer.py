@@ -62,14 +62,14 @@ class BaseReceiver:
             self._keys.extend(pair if not self._choices >> index & 1 else reversed(pair))
 
     def message(self) -> bytes:
-        """What goes to the sender: 128 pairs of public keys."""
+        """The message to the sender: 128 pairs of public keys."""
         return b"".join(self._keys)
 
     def extension(self, sender_key: bytes) -> "OtSender":
         """The sender of the extension, once the ephemeral key of the base OTs' sender is here.
 
         Raises:
-            PartyLost: the key is none.
+            PartyLost: the key cannot be used.
         """
         columns = []
         for index, secret in enumerate(self._secrets):
@@ -89,7 +89,7 @@ class BaseSender:
         self._secret = X25519PrivateKey.generate()
 
     def message(self) -> bytes:
-        """What goes to the receiver: the ephemeral public key."""
+        """The message to the receiver: the ephemeral public key."""
         return self._secret.public_key().public_bytes_raw()
 
     def extension(self, keys: bytes) -> "OtReceiver":
@@ -168,7 +168,7 @@ class RowHash:
         self._permutation = Cipher(algorithms.AES(_FIXED_KEY), modes.ECB()).encryptor()  # noqa: S305  # as pi, not to encrypt
 
     def bits(self, columns: Bytes, offsets: Sequence[Words]) -> list[Bytes]:
-        """For each offset, the lowest bit of the hash of every row XOR that offset; packed in the rows' order.
+        """Hashes every row XOR each offset to its lowest bit; an array an offset, packed in the rows' order.
 
         Args:
             columns: 128 packed columns of equal size, a multiple of 16 bytes; they are used up.
@@ -240,7 +240,7 @@ def _agree(secret: X25519PrivateKey, point: bytes) -> bytes:
     try:
         return secret.exchange(X25519PublicKey.from_public_bytes(point))
     except ValueError as err:  # its length, or a small order
-        raise PartyLost("another party sends a key that is none") from err
+        raise PartyLost("another party sends a key that cannot be used") from err
 
 
 def _column_key(parties: tuple[int, int], index: int, sender_key: bytes, point: bytes, shared: bytes) -> bytes:

@@ -144,7 +144,7 @@ class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is unty
 
     @classmethod
     def is_initialized(cls) -> bool:
-        """Whether this thread has links up."""
+        """True if this thread has links up."""
         return _here.party is not None
 
     @classmethod
@@ -157,7 +157,7 @@ class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is unty
         return self._links.aggregator_id
 
     def get_world_size(self) -> int:
-        """How many parties there are."""
+        """The number of parties."""
         return NUM_AGGREGATORS
 
     def all_reduce(self, input: Any, op: Any = _SUM, batched: bool = False) -> Any:
@@ -172,7 +172,7 @@ class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is unty
         return totals if batched else totals[0]
 
     def reduce(self, input: Any, dst: int, op: Any = _SUM, batched: bool = False) -> Any:
-        """As `all_reduce`, to party `dst` alone; None at the others."""
+        """Sums (or XORs) as `all_reduce`, to party `dst` alone; None at the others."""
         tensors = input if batched else [input]
         mine, rank = _to_bytes(tensors), self.get_rank()
         others = [party for party in range(NUM_AGGREGATORS) if party != rank]
@@ -204,7 +204,7 @@ def _combine(tensors: list[torch.Tensor], gathered: list[bytes], op: object) -> 
 
 @dataclass(slots=True)
 class _Party:
-    """What one party computes with."""
+    """One party's links, generators and provider of triples."""
 
     communicator: PartyCommunicator
     generators: dict[str, Prg]  # "prev" and "next" shared with that neighbour, "local" with nobody
@@ -243,7 +243,7 @@ class _Generators(Mapping[torch.device, Prg]):
 
 
 class _ProviderInUse:
-    """What CrypTen takes for its provider: the one that this thread's party uses now."""
+    """Stands for CrypTen's provider: passes everything on to the one that this thread's party uses now."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_party().provider, name)
@@ -282,7 +282,7 @@ def using(provider: object) -> Iterator[None]:
 
 
 def aggregator_id() -> int:
-    """Which party this thread runs."""
+    """The id of the party that this thread runs."""
     return _party().communicator.get_rank()
 
 

@@ -32,7 +32,7 @@ class Channel:
         self._end = end
 
     def fileno(self) -> int:
-        """For poll."""
+        """The file descriptor, for poll."""
         return self._end.fileno()
 
     def settimeout(self, seconds: float | None) -> None:
@@ -140,7 +140,7 @@ def take_names(value: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def paths_to_wire(files: Mapping[str, Path]) -> dict[str, str]:
-    """By site, where its envelope lies."""
+    """The paths of envelopes as text, by site."""
     return {site: str(path.absolute()) for site, path in files.items()}
 
 

@@ -24,7 +24,7 @@ _HASH = 32
 
 
 class RoundId(NamedTuple):
-    """Which release a binding is about."""
+    """The round whose release a binding is about."""
 
     study: str
     run: str
@@ -66,7 +66,7 @@ class Journal:
             raise
 
     def bound(self, round_id: RoundId) -> Binding | None:
-        """What the round is bound to, if it is."""
+        """The set that the round is bound to; None if it is not bound."""
         return self._bindings.get(round_id)
 
     def bind(self, round_id: RoundId, binding: Binding) -> None:

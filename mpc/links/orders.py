@@ -1,4 +1,4 @@
-"""What an aggregator and its party process say to each other: a configuration, orders, releases.
+"""Messages between an aggregator and its party process: a configuration, orders, shares of totals.
 
 The checks run at both ends, in the constructors.
 """
@@ -31,7 +31,7 @@ _MAX_PEM = 16_384
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartyConfig:
-    """Who a party is, where the other two are and how it knows them."""
+    """A party's identity, the addresses of the other two, and the certificates by which it knows them."""
 
     aggregator_id: int  # 0, 1 or 2
     addresses: tuple[str, str, str]  # "host:port" of each party's own link port
@@ -115,11 +115,11 @@ class Order:
 
     @property
     def round_id(self) -> RoundId:
-        """What a set of sites is bound to."""
+        """The round that a set of sites is bound to."""
         return RoundId(self.study, self.run, self.round)
 
     def context(self, site: str) -> ShareContext:
-        """What the shares of one site are bound to."""
+        """The context that the shares of one site are bound to."""
         return ShareContext(
             study=self.study,
             run=self.run,
@@ -134,7 +134,7 @@ class Order:
         )
 
     def topup_context(self, site: str) -> ShareContext:
-        """What the shares of one site's top-up are bound to: this very cohort, besides all that its update is."""
+        """The context that the shares of one site's top-up are bound to: that of its update, and this very cohort."""
         return replace(self.context(site), topup_for=set_name(name for name, _ in self.cohort))
 
     def digest(self) -> bytes:

@@ -27,7 +27,7 @@ _MAX_HANDSHAKES = 32  # open at a time; strangers beyond push out the oldest
 
 
 class Links(Protocol):
-    """What a protocol between the three parties needs of their links."""
+    """The links between the three parties, as their protocols use them."""
 
     @property
     def aggregator_id(self) -> int:
@@ -205,7 +205,7 @@ def _accept(
 
 
 def _shake(link: ssl.SSLSocket) -> bool | None:
-    """Whether the handshake succeeded; None while it goes on."""
+    """True if the handshake succeeded, False if it failed; None while it goes on."""
     try:
         link.do_handshake()
     except ssl.SSLWantReadError:

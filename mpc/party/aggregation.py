@@ -50,7 +50,7 @@ _HASH = 32
 
 
 class Judge(Protocol):
-    """How the three parties compare sketches that are hidden under masks."""
+    """Comparison of sketches that are hidden under masks, by the three parties together."""
 
     def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
         """[vectors], whether each is too long, as `sketch.is_too_long` says, from XOR shares of the masks."""
@@ -192,7 +192,7 @@ def _coin(order: Order, summand: _Summand) -> bytes:
 
 
 def _place(order: Order, summand: _Summand) -> bytes:
-    """What a vector's coins are for: no other vector, in no other round, has the same."""
+    """The name of a vector, under which its coins are drawn: no other vector, in no other round, has the same."""
     return canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
 
 

@@ -127,7 +127,7 @@ class _Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone."""
+        """True if the process is gone."""
         return self._process.poll() is not None
 
     def wait_ready(self) -> None:

@@ -38,7 +38,7 @@ from . import aggregation
 
 logger = logging.getLogger(__name__)
 
-# What all three parties conclude from the same exchanged bytes: their links are in step and stay up.
+# Errors that all three parties reach from the same exchanged bytes: their links are in step and stay up.
 _COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict)
 
 Files = Mapping[str, Path]  # site -> its envelope for this party

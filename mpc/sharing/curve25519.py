@@ -5,12 +5,12 @@ A = 486662
 
 
 def on_curve(u: int) -> bool:
-    """Whether 0 <= `u` < P is the u-coordinate of a point of the curve, and not of its twist."""
+    """True if 0 <= `u` < P is the u-coordinate of a point of the curve, and not of its twist."""
     return is_square(u * (u * (u + A) + 1) % P)
 
 
 def is_square(a: int) -> bool:
-    """Whether 0 <= `a` < P is a square modulo P, by the Jacobi symbol (Cohen 1993, section 1.4).
+    """True if 0 <= `a` < P is a square modulo P, by the Jacobi symbol (Cohen 1993, section 1.4).
 
     Euler's criterion takes four times as long here, and would be most of what hashing an id to the curve costs. The
     time depends on `a`.

@@ -44,7 +44,7 @@ class Ring:
         return np.dtype("<i4" if self.bits == 32 else "<i8")
 
     def capacity(self, max_abs: float) -> int:
-        """How many vectors with entries of size at most `max_abs` have a sum that cannot wrap."""
+        """The most vectors with entries of size at most `max_abs` whose sum cannot wrap."""
         if not 0 < max_abs < math.inf:
             raise InvalidField(f"max_abs must be positive and finite, got {max_abs}")
         largest = math.floor(math.ldexp(max_abs, self.scale_bits)) + 1  # rounding adds less than one unit

@@ -41,7 +41,7 @@ PAYLOAD_BYTES = 1 + SEED_BYTES
 _VERSION = 2
 _BLOCK = 2**18  # bytes of a stream at a time, so that they stay in the cache; times are flat from 2**16 to 2**20
 _ZEROS = memoryview(bytes(_BLOCK))
-# How each part is put together from its shares, and taken apart; in the order of the body.
+# Operations that put each part together from its shares, and take it apart; in the order of the body.
 _PARTS = {
     "vector": (np.add, np.subtract),
     "masks": (np.add, np.subtract),
@@ -112,7 +112,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one aggregator gets of one update: a seed, and for one of the three the body."""
+    """One aggregator's share of one update: a seed, and for one of the three the body."""
 
     aggregator_id: int  # 0, 1 or 2
     seed: bytes = field(repr=False)
@@ -124,7 +124,7 @@ class Share:
 
 
 def set_name(sites: Iterable[str]) -> str:
-    """What stands for a set of sites in the context of a top-up: a SHA-256 in hex over the sorted names."""
+    """Names a set of sites in the context of a top-up: a SHA-256 in hex over the sorted names."""
     names = sorted(sites)
     return sha256(canonical("confide/mpc/sites/1", len(names), *names)).hexdigest()
 
@@ -136,7 +136,7 @@ def body_bytes(context: ShareContext) -> int:
 
 
 def expand(seed: bytes, context: ShareContext, aggregator_id: int, *, out: RingVector | None = None) -> Parts:
-    """What a seed stands for: one AES-256-CTR keystream a part, under a key for this context, aggregator and part only.
+    """Expands a seed: one AES-256-CTR keystream a part, under a key for this context, aggregator and part only.
 
     The key is HKDF-SHA256(seed) with no salt and all three in `info`; the counter starts at 0, which is safe because no
     key is used for a second stream.
@@ -213,7 +213,7 @@ def check_body(body: Bytes, context: ShareContext) -> None:
 
 
 def payload_of(share: Share) -> bytes:
-    """What is sealed of a share: a version byte and the seed."""
+    """The bytes that are sealed of a share: a version byte and the seed."""
     return bytes((_VERSION,)) + share.seed
 
 

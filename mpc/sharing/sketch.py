@@ -53,15 +53,15 @@ _WINDOW_TENTHS = 37  # of a norm, 1.85 standard deviations of a row; docs/norm-c
 _STEPS = 64  # fewest steps from 0 to the edge of the window, so a step is at most 1.6 % of it
 _WINDOWS = 24  # so many times the window, its last step included, fit in the ring: then no wrapped vector hides in one
 _FALSE_REJECT = 1e-9
-# How often (at most), and with which chance of a row to exceed, a vector at the bound is lengthened by entries that
-# meet: in no table, in one, in two. The chances are the largest over all shapes that were tried; two equal entries
-# are the worst, since nothing evens their meetings out.
+# Probability of a case, at most, and probability that a row exceeds in it. The cases: entries of a vector at the bound
+# meet, and lengthen it, in no table, in one, in two. The second is the largest over all shapes that were tried; two
+# equal entries are the worst, since nothing evens their meetings out.
 _ROW_AT_BOUND = ((1.0, 0.0800), (5e-4, 0.1130), (2e-7, 0.1480))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """When a sketch is too large, in ring units: all that the comparison under masks needs."""
+    """Limits of a sketch, in ring units: all that the comparison under masks needs."""
 
     ring_bits: int  # 32 or 64
     rows: int
@@ -118,7 +118,7 @@ def largest_bound(ring_bits: int) -> int:
 
 
 def largest_window(ring_bits: int) -> int:
-    """What a window and one step must not pass together."""
+    """The most that a window and one step may be together, in ring units."""
     return (1 << ring_bits) // _WINDOWS
 
 
@@ -200,7 +200,7 @@ class Sketch:
 
 
 def interval(opened: RingVector, limits: Limits) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Where a mask's top `bits_used` bits lie if its row does not exceed: from `low` to `high`, both included.
+    """The interval of a mask's top `bits_used` bits if its row does not exceed: from `low` to `high`, both included.
 
     With low > high the interval goes round: from `low` up to the largest number, and from 0 up to `high`.
 
@@ -215,7 +215,7 @@ def interval(opened: RingVector, limits: Limits) -> tuple[npt.NDArray[np.uint64]
 
 
 def is_outside(opened: RingVector, masks: RingVector, limits: Limits) -> npt.NDArray[np.bool_]:
-    """Whether each row exceeds, in plain numbers: the definition of what the parties compute bit by bit.
+    """Tells of each row if it exceeds, in plain numbers: the definition of what the parties compute bit by bit.
 
     With z = opened - masks, read as signed: never if |z| <= window, always if |z| >= window + step. In between a
     uniform mask decides, the likelier the larger |z| is.
@@ -233,7 +233,7 @@ def is_too_long(opened: RingVector, masks: RingVector, limits: Limits) -> npt.ND
 
 
 def exceedances(rows: RingVector, limits: Limits) -> int:
-    """How many of a sketch's rows exceed, compared without a mask."""
+    """Counts the rows of a sketch that exceed, compared without a mask."""
     return int(np.count_nonzero(is_outside(rows, np.zeros_like(rows), limits)))
 
 

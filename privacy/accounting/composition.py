@@ -1,4 +1,4 @@
-"""What the releases about one data set cost together in epsilon.
+"""The joint epsilon of all releases about one data set.
 
 Privacy unit: one person, added or removed with all their records. Holds for Poisson sampling of units and noise that
 every site really adds; a malicious site counts as a colluding one. Two accountants answer side by side:

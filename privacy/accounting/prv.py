@@ -42,7 +42,7 @@ class Bracket:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What PRV says to a pair of stated bounds."""
+    """PRV's opinion on a pair of stated bounds."""
 
     bracket: Bracket | None  # None: not checked
     objections: tuple[str, ...] = ()  # why a stated bound cannot be right
@@ -110,10 +110,8 @@ def _error(merged: Merged, delta: float) -> float:
     """The bracket's half width, as small as the grid allows."""
     if any(multiplier == 0 for multiplier, _, _ in merged):
         raise NotCheckable("a release without noise, to this observer, has no finite epsilon")
-    if delta < LEAST_DELTA:
-        raise NotCheckable(f"delta is below {LEAST_DELTA:g}")
-    if not delta < 1:
-        raise NotCheckable(f"delta is {delta:g}, which promises nothing")
+    if not LEAST_DELTA <= delta < 1:  # NaN fails too
+        raise NotCheckable(f"delta is not from {LEAST_DELTA:g} to below 1")
     expected = renyi.epsilon(merged, delta)
     if expected > composition.HOPELESS:
         raise NotCheckable(f"epsilon is above {composition.HOPELESS:g}, where it protects nothing")

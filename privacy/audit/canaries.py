@@ -34,7 +34,7 @@ _MOST_PARTS = 4  # sites that are run one by one; the noise of more is drawn in 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditDesign:
-    """What is fixed before anything is drawn."""
+    """The design of an audit, fixed before anything is drawn."""
 
     canaries: int = 800
     canaries_per_step: int = 25
@@ -51,7 +51,7 @@ class AuditDesign:
 
     @property
     def steps(self) -> int:
-        """How many sums are opened."""
+        """The number of sums that are opened."""
         return self.canaries // self.canaries_per_step
 
     def within(self, dim: int, sites: int) -> "AuditDesign":
@@ -112,7 +112,7 @@ class AuditedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditResult:
-    """What was claimed and what the guesses refute."""
+    """Result of an audit: the claimed epsilon, and the bound below which the guesses refute every epsilon."""
 
     design: AuditDesign
     claim: float  # epsilon of the audited step
@@ -124,7 +124,7 @@ class AuditResult:
 
     @property
     def holds(self) -> bool:
-        """Whether the guesses leave the claim standing."""
+        """True if the guesses leave the claim standing."""
         return self.lower_bound <= self.claim
 
 

@@ -51,7 +51,7 @@ _MOVED_CLIP = math.log(2)  # how far an adaptive clip has come from its start va
 
 
 class Engine(Protocol):
-    """What one site gives for a round: `site_round` or whatever is to be tried in its place."""
+    """One site's computation of a round: `site_round`, or whatever is to be tried in its place."""
 
     def __call__(
         self,
@@ -77,7 +77,7 @@ def site_round(
     *,
     terms: ReleaseTerms,
 ) -> Integers:
-    """The true engine: `steps.round_release`, as sites call it.
+    """The true engine: `site_round.round_release`, as sites call it.
 
     An adaptive clip begins at twice `terms.clip_norm` and has come down to it, so that its own arithmetic takes part.
     """
@@ -102,7 +102,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the checks looked at and what they found; nothing found is `findings == ()`."""
+    """Result of the checks: the claims that were checked and those that did not hold; `findings == ()` if all held."""
 
     findings: tuple[Finding, ...]
     checks: tuple[str, ...]  # names, in order
@@ -128,7 +128,7 @@ class Probe:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether a release is in clip units and ends with a count."""
+        """True if a release is in clip units and ends with a count."""
         return self.terms.clipping == "adaptive"
 
     @property
@@ -148,7 +148,7 @@ class Probe:
 
     @property
     def blocks(self) -> dict[str, slice]:
-        """Where every trained tensor lies in a release, each expert of a bank by itself, and the count if any."""
+        """Place of every trained tensor in a release, each expert of a bank by itself, and of the count if any."""
         found = blocks(self.adapted.layout)
         return {**found, _COUNT: slice(self.dim - 1, self.dim)} if self.is_adaptive else found
 
@@ -189,12 +189,12 @@ class Probe:
         return ids, unlikely_targets(self.adapted, ids)
 
     def release(self, ids: Integers, targets: Targets, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
-        """What the engine releases, as real numbers [self.dim]."""
+        """Runs the engine and gives its release as real numbers [self.dim]."""
         found = self.engine(self.adapted, ids, targets, np.asarray(units), terms=terms)
         return found.astype(np.float64) * 2.0**-terms.scale_bits
 
     def slack(self, terms: ReleaseTerms) -> float:
-        """What rounding, one ring unit of noise and float32 add to a norm of at most a few clip norms."""
+        """The most that rounding, one ring unit of noise and float32 add to a norm of a few clip norms."""
         return 4 * math.sqrt(self.dim) * 2.0**-terms.scale_bits + 1e-4 * self.bound
 
 
@@ -234,7 +234,7 @@ def check_engine(
 
 
 def blocks(layout: AdapterLayout) -> dict[str, slice]:
-    """Where every trained tensor lies in a state, each expert of a bank by itself."""
+    """Place of every trained tensor in a state, each expert of a bank by itself."""
     found: dict[str, slice] = {}
     for name, shape in layout.shapes.items():
         whole = layout.slices[name]
@@ -412,7 +412,7 @@ def _who_was_drawn(probe: Probe, rate: float) -> npt.NDArray[np.bool_] | None:
 
 
 def _binomial_problems(present: npt.NDArray[np.bool_], rate: float) -> Iterator[str]:
-    """What in [steps, units] does not look like independent coins of that rate.
+    """Names what in [steps, units] does not look like independent coins of that rate.
 
     Every count that is looked at is binomial exactly, and Bonferroni's bound covers those of one test: a false alarm of
     a test has probability at most _ALPHA for any number of steps, and of all four at most 4 * _ALPHA.

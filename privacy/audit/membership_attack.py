@@ -1,4 +1,4 @@
-"""How well an attacker tells the records a model was trained on: likelihood ratios from shadow models.
+"""Membership attack on a trained model, by likelihood ratios from shadow models.
 
 LiRA (Carlini et al. 2022, arXiv:2112.03570): shadow models are trained on random parts of the same pool of records.
 For each record their confidences, on the logit scale, are taken for two Gaussians, of the shadows that had it and of

@@ -72,7 +72,7 @@ def epsilon_lower_bound(right: int, guesses: int, canaries: int, *, delta: float
 
 
 def count_right(scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], guesses: int) -> int:
-    """How many are right if the highest half of the guesses say "in", the lowest half "out", and all between abstain.
+    """Counts right guesses: the highest half of the guesses say "in", the lowest half "out", and all between abstain.
 
     Args:
         scores: [canaries], larger where inclusion is likelier; ties are broken by position, which knows nothing.

@@ -70,7 +70,7 @@ def sign(signer: Ed25519PrivateKey, domain: str, message: bytes) -> str:
 
 
 def is_signed(public_key: str, domain: str, message: bytes, signature: str) -> bool:
-    """Whether `signature` (hex) is the one that `public_key` (hex, 32 bytes) gave for `domain` and `message`."""
+    """True if `signature` (hex) is the one that `public_key` (hex, 32 bytes) gave for `domain` and `message`."""
     try:
         _public_key(public_key).verify(bytes.fromhex(signature), domain.encode() + b"\n" + message)
     except (InvalidSignature, ValueError):

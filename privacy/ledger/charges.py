@@ -1,4 +1,4 @@
-"""What the entries of a ledger mean: budgets, charges, and what they add up to.
+"""Meaning of a ledger's entries: budgets, charges, and the books that they add up to.
 
 Kinds: `open` (whose ledger this is), `budget` (a cap on one data set and unit), `reserve` (a release that may happen,
 at its worst, written before it can), `settle` (which sites a release really summed). A reserve that is never settled
@@ -77,13 +77,13 @@ class Charge:
 
     @property
     def is_unprotected(self) -> bool:
-        """Whether the release carries no noise at all and so has no guarantee."""
+        """True if the release carries no noise at all and so has no guarantee."""
         return self.release.mode == "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settlement:
-    """Which sites' vectors the opened sum of a round really held."""
+    """The sites whose vectors the opened sum of a round really held."""
 
     run: str
     round: int
@@ -92,7 +92,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was spent on one data set: upper bounds on epsilon by both accountants, and how many releases."""
+    """Spending on one data set: upper bounds on epsilon by both accountants, and the number of releases."""
 
     pld: float
     rdp: float
@@ -120,7 +120,7 @@ class Booked:
         return self.charge.release.over(len(self.summed))
 
     def kind(self, site: str) -> Kind:
-        """What it has in common with equal charges."""
+        """The kind of this charge: all that it has in common with equal ones."""
         return Kind(self.charge.study, self.charge.purpose, self.summed is not None, self.release(site))
 
 
@@ -158,12 +158,12 @@ class Books:
             raise LedgerBroken(f"entry {entry.seq} ({entry.kind}): {err}") from err
 
     def releases(self, dataset: str, unit: str) -> Counter[Release]:
-        """What to account for on one data set and unit, across studies: how many of each."""
+        """Counts the releases to account for on one data set and unit, across studies."""
         tally = self.tallies.get((dataset, unit))
         return tally.releases() if tally else Counter()
 
     def charged(self, run: str, purpose: str) -> int:
-        """How many releases of `run` for that purpose are reserved."""
+        """The number of releases of `run` that are reserved for that purpose."""
         return self._runs[run, purpose]
 
     def accounts(self) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Where a ledger's entries lie on disk: one SQLite file with one table that only grows.
+"""A ledger's entries on disk: one SQLite file with one table that only grows.
 
 WAL with synchronous=FULL: what was committed survives kill -9 and loss of power. Writers of all processes take turns
 by SQLite's write lock, taken before anything is read, so that nobody adds between another's look and write.

@@ -49,7 +49,7 @@ _PART = 1000  # entries in memory at a time while a ledger is taken up
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a charge would bring a data set to, in epsilon by PLD at the budget's delta and collusion."""
+    """The price of a charge: a data set's epsilon before and after it, by PLD at the budget's delta and collusion."""
 
     cap: float
     spent: float
@@ -57,7 +57,7 @@ class Quote:
 
     @property
     def fits(self) -> bool:
-        """Whether the budget can pay."""
+        """True if the budget can pay."""
         return self.would_be <= self.cap
 
 
@@ -169,29 +169,29 @@ class Ledger:
             return self._books.accounts()
 
     def releases(self, dataset: str, unit: str) -> Counter[Release]:
-        """What is charged on one data set and unit, across studies: how many of each release."""
+        """Counts the releases charged on one data set and unit, across studies."""
         with self._reading():
             return self._books.releases(dataset, unit)
 
     def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
-        """What is not charged yet of whole runs, each given as for `affordable`."""
+        """Counts the releases of whole runs that are not charged yet; runs are given as for `affordable`."""
         with self._reading():
             return self._yet(planned)
 
     def spent(self, dataset: str, unit: str, colluding: int, delta: float) -> Spent:
-        """What all charges on one data set cost one unit so far, across studies."""
+        """The joint cost to one unit of all charges on one data set so far, across studies."""
         with self._reading():
             releases = self._books.releases(dataset, unit)
         return charges.spent(releases, colluding=colluding, delta=delta)
 
     def is_settled(self, run: str, round: int) -> bool:
-        """Whether the round's outcome is recorded, after which it must never be computed again."""
+        """True if the round's outcome is recorded, after which it must never be computed again."""
         with self._reading():
             booked = self._books.booked.get((run, round))
             return booked is not None and booked.summed is not None
 
     def is_open(self, run: str, round: int) -> bool:
-        """Whether the round is charged and its outcome not recorded yet."""
+        """True if the round is charged and its outcome not recorded yet."""
         with self._reading():
             booked = self._books.booked.get((run, round))
             return booked is not None and booked.summed is None
@@ -209,7 +209,7 @@ class Ledger:
         held: Sequence[tuple[Charge, int]] = (),
         unprotected_allowed: bool = False,
     ) -> Quote:
-        """What a whole run would come to, with everything charged before.
+        """Prices a whole run together with everything charged before.
 
         Rounds of a run that are charged already are not counted twice. Nothing is written.
 
@@ -292,7 +292,7 @@ class Ledger:
         return yet
 
     def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
-        """What the budget's data set has cost and would cost with `more`."""
+        """The epsilon that the budget's data set has cost, and would cost with `more`."""
         releases = self._books.releases(budget.dataset, budget.unit)
         releases.update(more)
         return composition.epsilon_pld(releases, budget.delta, budget.collusion)

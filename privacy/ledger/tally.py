@@ -1,4 +1,4 @@
-"""How many equal releases one data set has seen: all that accounting asks of a long ledger, without walking through it.
+"""A count of equal releases about one data set: all that accounting needs, without a walk through a long ledger.
 
 Counts are kept while entries are applied, so that a charge after 10,000 others is admitted in the time that one after
 ten takes. The order of charges is kept too, in 12 bytes each, for the course of spending over time.
@@ -18,7 +18,7 @@ Purpose = Literal["update", "evaluation"]
 
 
 class Kind(NamedTuple):
-    """What equal charges have in common."""
+    """A kind of charge: all that equal charges have in common."""
 
     study: str  # hash of the study
     purpose: Purpose
@@ -56,7 +56,7 @@ class Tally:
         return len(self._order)
 
     def kinds(self) -> dict[Kind, int]:
-        """How many charges of each kind there are, in the order of their first charges."""
+        """Counts the charges of each kind, in the order of their first charges."""
         order = np.asarray(self._order)
         first = np.full(len(self._counts), len(order))
         first[order[::-1]] = np.arange(len(order))[::-1]  # the last one written is the first charge
@@ -64,7 +64,7 @@ class Tally:
         return {kind: self._counts[number] for kind, number in named if self._counts[number]}
 
     def releases(self) -> Counter[Release]:
-        """How many equal releases there are, across studies."""
+        """Counts equal releases, across studies."""
         return self._summed(self._counts)
 
     def first(self, charges: int) -> Counter[Release]:
@@ -73,7 +73,7 @@ class Tally:
         return self._summed(np.bincount(order, minlength=len(self._counts)).tolist())
 
     def time(self, place: int) -> str:
-        """When the charge at `place` was reserved."""
+        """The time at which the charge at `place` was reserved."""
         reserved = datetime.fromtimestamp(self._times[place], UTC)
         return reserved.replace(tzinfo=None).isoformat() + "Z"  # strftime writes years below 1000 with fewer digits
 

@@ -18,7 +18,7 @@ from .sampling import Integers, RandomBytes, uniform_words
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HistogramTerms:
-    """What all sites of a study agree on about a histogram."""
+    """The terms of a histogram, the same at all sites of a study."""
 
     mode: Mode
     cells: int  # how many counts it has

@@ -13,7 +13,7 @@ Legend: `R` rows, `T` tokens.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,13 +43,14 @@ _COUPLING_SETTINGS = (
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
-    """All checks of this module, for a model and its own losses; it is left as it was.
+def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[int] = (_TOKENS,)) -> None:
+    """Runs all checks of this module on a model and its own losses; the model is left as it was.
 
     Without a head, all of a probe but its first word is a completion.
 
     Args:
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
+        lengths: of the probes in tokens; one for each way in which the architecture treats positions.
 
     Raises:
         UnitsCoupled: naming the module, setting, adapter or loss through which rows depend on each other.
@@ -60,8 +61,10 @@ def refuse_dependence(adapted: AdaptedModel, *, words: int) -> None:
         refuse_coupled_loss(record_losses, _random(1, _ROWS), (torch.arange(_ROWS) % 2).double())
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
-        refuse_mixing(adapted, losses if adapted.head is None else adapted.classify, words=words)
-        refuse_moving_gradients(adapted, losses, words=words)
+        for tokens in lengths:
+            run = losses if adapted.head is None else adapted.classify
+            refuse_mixing(adapted, run, words=words, tokens=tokens)
+            refuse_moving_gradients(adapted, losses, words=words, tokens=tokens)
 
 
 def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ def refuse_coupled_loss(losses: Losses, logits: Tensor, labels: Tensor) -> None:
 
 
 @torch.no_grad()
-def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: int) -> None:
+def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: int, tokens: int = _TOKENS) -> None:
     """Watches every module's output for one record, first and last in a batch, while the other rows change.
 
     The others are replaced, made equal to the record (so that all crowd the same experts) and left out; the last also
@@ -138,7 +141,7 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
         UnitsCoupled: naming the first module whose output for the record moved while its inputs did not, or what a
             forward pass in training mode overwrote.
     """
-    batches = _batches(words, model)
+    batches = _batches(words, tokens, model)
     with _mode(model, training=False):
         seen = {others: _passed(model, run, ids) for others, ids in batches.items()}
         alone = seen.pop("left out")
@@ -153,7 +156,9 @@ def refuse_mixing(model: nn.Module, run: Callable[[Tensor], Tensor], *, words: i
             _refuse_moved(names, first.rows(place), second.rows(place), "other rows of its batch are replaced")
 
 
-def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], *, words: int) -> None:
+def refuse_moving_gradients(
+    adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], *, words: int, tokens: int = _TOKENS
+) -> None:
     """Watches the gradient of one record, first and last in a batch, as it is clipped, while the other rows change.
 
     Args:
@@ -163,7 +168,7 @@ def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor]
         UnitsCoupled: naming the parameter whose gradient moved.
         TargetUnreached: naming the trained parameters that backward did not reach.
     """
-    batches = _batches(words, adapted)
+    batches = _batches(words, tokens, adapted)
     want = unit_gradient(adapted, row_losses, batches.pop("left out"))
     scale = torch.stack([grad.norm() for grad in want.values()]).norm()
     for (others, ids), place in itertools.product(batches.items(), (0, -1)):
@@ -177,7 +182,7 @@ def refuse_moving_gradients(adapted: AdaptedModel, row_losses: Callable[[Tensor]
 def unit_gradient(
     adapted: AdaptedModel, row_losses: Callable[[Tensor], Tensor], ids_RT: Tensor, row: int = 0
 ) -> dict[str, Tensor]:
-    """What one row adds to the sum of gradients over all rows, before clipping; float64, by parameter name.
+    """One row's part of the sum of gradients over all rows, before clipping; float64, by parameter name.
 
     PRIVATE where the rows are records.
 
@@ -201,7 +206,7 @@ def unit_gradient(
 
 @dataclass(slots=True)
 class _Passed:
-    """What every module took and gave in one forward pass over rows of equal length."""
+    """Inputs and outputs of every module in one forward pass over rows of equal length."""
 
     num_rows: int
     num_tokens: int
@@ -213,11 +218,11 @@ class _Passed:
             noted.extend(tensor.detach() for tensor in _tensors(tensors))
 
     def has_rows_of(self, name: str, other: "_Passed") -> bool:
-        """Whether two passes through a module differ in the number of rows alone; not so for an expert's tokens."""
+        """True if two passes through a module differ in the number of rows alone; not so for an expert's tokens."""
         return name in self.calls and self._shapes(name) == other._shapes(name)
 
     def rows(self, place: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-        """What belongs to the row at `place`, in the order of the pass; all of a tensor if no axis counts rows."""
+        """Picks the part of the row at `place`, in the order of the pass; all of a tensor if no axis counts rows."""
         return {
             name: ([self._row(tensor, place) for tensor in inputs], [self._row(tensor, place) for tensor in outputs])
             for name, (inputs, outputs) in self.calls.items()
@@ -286,7 +291,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _refuse_moved(names: Iterable[str], got: _Rows, want: _Rows, why: str) -> None:
     for name in names:
         inputs, outputs = zip(got[name], want[name], strict=True)
-        # Where the inputs had moved, what moved them is the code of a module around this one, whose turn comes.
+        # If its inputs moved too, the cause is the code of a module around this one, whose turn comes.
         if not _has_moved(*inputs) and _has_moved(*outputs):
             raise UnitsCoupled(f"{name} mixes rows: what it gives for one record moves when {why}")
 
@@ -321,15 +326,15 @@ def _refuse_coupled_settings(config: object) -> None:
 
 
 def _is_one_rope(rope: Mapping[str, object]) -> bool:
-    """Whether the angles of longrope are the same for short and for long rows."""
+    """True if the angles of longrope are the same for short and for long rows."""
     return rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None
 
 
-def _batches(words: int, model: nn.Module) -> dict[str, Tensor]:
+def _batches(words: int, tokens: int, model: nn.Module) -> dict[str, Tensor]:
     """One record, first and last in every batch but the one it has for itself."""
     generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     record, there, other = (
-        torch.randint(1, words, (rows, _TOKENS), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
+        torch.randint(1, words, (rows, tokens), generator=generator).to(device) for rows in (1, _ROWS - 2, _ROWS - 2)
     )
     beside = {"there": there, "replaced": other, "equal to it": record.expand(_ROWS - 2, -1)}
     return {"left out": record} | {name: torch.cat([record, rows, record]) for name, rows in beside.items()}

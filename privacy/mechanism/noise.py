@@ -73,7 +73,7 @@ class _Strips:
     inner: npt.NDArray[np.float64]  # [2048] scale * density / weight at the inner end: at most 1
 
     def draw(self, places: int, random_bytes: RandomBytes) -> Integers:
-        """Those of `places` independent places that are kept."""
+        """Draws `places` independent places and returns those that are kept."""
         words = uniform_words(2 * places, random_bytes)
         pick, place = words[:places], words[places:]
         column = (pick & np.uint64(_STRIPS - 1)).view(np.int64)

@@ -130,7 +130,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
 
     @property
     def grad_samples(self) -> list[torch.Tensor]:
-        """Only its length is looked at: without any, Opacus would skip clipping and noise."""
+        """Stands in for Opacus' list, which only has to have a length: it skips clipping and noise if that is 0."""
         return list(self.clipper.parameters.values())
 
     def clip_and_accumulate(self) -> None:

@@ -1,4 +1,4 @@
-"""How long a site's vector can be: its sum is projected onto a ball, and its noise has a tail.
+"""A bound on the norm of a site's vector: its sum is projected onto a ball, and its noise has a tail.
 
 A check of the norm on secret shares can tell a site that sends anything from one that sends what it should only if what
 it should send has a bound. The clip gives a poor one, the number of units drawn, which nobody may know. So the sum is

@@ -1,4 +1,4 @@
-"""Who takes part in a step: exact Poisson sampling from random bytes.
+"""The sample of a step: exact Poisson sampling of units from random bytes.
 
 Amplification by sampling (the `sample_rate` of an accountant) holds for this sampler, for coins nobody can predict, and
 while nobody learns who was drawn or how many: neither is logged or sent.

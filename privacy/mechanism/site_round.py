@@ -32,7 +32,7 @@ LEAST_CLIP = 1e-6  # far above the numbers at which a factor clip_norm / norm lo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSteps:
-    """How a site's copy of the model moves between the steps of one round, by its own noised sums alone."""
+    """Local steps of one round: a site's copy of the model moves by its own noised sums alone."""
 
     steps: int = 1
     lr: float = 1.0  # of the adapters, on the mean noised gradient in clip units
@@ -46,7 +46,7 @@ class LocalSteps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseTerms:
-    """What all sites of a study agree on about a round; `max_rows_per_batch` alone is a matter of memory."""
+    """The terms of a round, the same at all sites of a study; `max_rows_per_batch` alone is a matter of memory."""
 
     mode: Literal["distributed", "local", "none"]
     clip_norm: float | None  # the threshold, or what an adaptive one starts from; None only in mode "none"
@@ -107,7 +107,7 @@ def round_release(
     source: RandomBytes = os.urandom,
     crew: Crew = _ALONE,
 ) -> Integers:
-    """What a site gives for a round that begins at `state`: int64, as long as `state`.
+    """Computes a site's release for a round that begins at `state`: int64, as long as `state`.
 
     With one step that is a `private_release` at `state`. With several, the copy of the model moves by each noised sum
     as it would be released, and the result is the sum of them all. That is the difference between the first and the

@@ -28,7 +28,7 @@ class SumPart:
     )  # [rows] or [rows, length], as `AdaptedModel.losses` takes them
     sizes: Integers = field(repr=False)  # [units], rows of each
     passes: int = field(repr=False)  # that every process runs, at least the microbatches of its own units
-    log_clip: float = 0.0  # as in `steps.private_release`
+    log_clip: float = 0.0  # as in `site_round.private_release`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class Crew(Protocol):
 
     @property
     def size(self) -> int:
-        """How many they are, the leading one included."""
+        """The number of workers, the leading one included."""
         ...
 
     def begin(self, parts: Sequence[Part]) -> None:
@@ -57,7 +57,7 @@ class Crew(Protocol):
         ...
 
     def finish(self) -> list[Vector]:
-        """What the others have made of their parts, in order: `steps.partial_sum`, or figures of each record."""
+        """Collects the others' results, in order: `site_round.partial_sum` of each part, or figures of each record."""
         ...
 
 

@@ -57,7 +57,7 @@ def build_report(
     Args:
         federation: its name.
         sites: by name, which must be the one in the ledger's entry 0.
-        studies: for each the fields of `report_format.StudyFacts`; name, hash and mode are required.
+        studies: for each the fields of `schema.StudyFacts`; name, hash and mode are required.
         audits: of the engine, as the issuer measured.
         membership: attacks on what was trained, as the issuer measured.
 

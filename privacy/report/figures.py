@@ -65,7 +65,7 @@ def over_time(account: Account, issued: str) -> Markup:
 
 
 def audits(found: Sequence[AuditFacts]) -> Markup:
-    """For each audit a bar as far as its guesses refute epsilon, and a mark at the claim."""
+    """Draws for each audit a bar as far as its guesses refute epsilon, and a mark at the claim."""
     row_height = 54
     plot = Plot(width=720, height=50 + row_height * len(found), left=8, right=64, top=8, bottom=42)
     top = nice_top(max(max(facts.claimed_epsilon, facts.lower_bound, facts.largest_bound) for facts in found))

@@ -1,4 +1,4 @@
-"""What an (epsilon, delta) guarantee means in numbers that need no theory: odds, and how many an attacker can find.
+"""Meaning of an (epsilon, delta) guarantee in numbers that need no theory: odds, and the most an attacker can find.
 
 All of it follows from the guarantee alone and holds against every attack, known or not.
 """
@@ -7,12 +7,12 @@ import math
 
 
 def odds_factor(epsilon: float) -> float:
-    """By how much the odds of any conclusion about a unit can move, save with probability delta."""
+    """The most by which the odds of any conclusion about a unit can be multiplied, save with probability delta."""
     return math.exp(epsilon) if epsilon < 700 else math.inf
 
 
 def certainty(epsilon: float) -> float:
-    """What a suspicion of one half that a unit took part can grow to, save with probability delta."""
+    """The most that a suspicion of one half that a unit took part can grow to, save with probability delta."""
     return 1 / (1 + math.exp(-epsilon))
 
 

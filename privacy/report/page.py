@@ -75,13 +75,13 @@ def _short(hexadecimal: str) -> str:
 
 
 def _agreed(account: Account) -> Spending:
-    """What is measured against the budget: the level of collusion that the budget demands."""
+    """The spending that is measured against the budget: that at the budget's own collusion."""
     level = account.budget.collusion if account.budget else 0
     return next(item for item in account.spent if item.colluding == level)
 
 
 def _left(account: Account) -> float | None:
-    """What the budget still allows, rounded down to two decimals; None without a budget."""
+    """The rest of the budget in epsilon, rounded down to two decimals; None without a budget."""
     if account.budget is None:
         return None
     if account.unprotected:
@@ -105,7 +105,7 @@ def _state(account: Account) -> str:
 
 
 def _is_topped_up(event: Event, account: Account) -> bool:
-    """Whether sites added noise for missing ones: the same kind of release is there with more sites and less noise."""
+    """True if sites added noise for missing ones: the same kind of release is there with more sites and less noise."""
     if event.planned_sites:
         return False
     return any(
@@ -142,7 +142,7 @@ class Meant:
 
 
 def _meanings(report: Report) -> list[Meant]:
-    """What was spent, each figure as shown once, in the order of data sets."""
+    """Lists the spending, each figure as shown once, in the order of data sets."""
     found: dict[tuple[str, str, float], Meant] = {}
     for site in report.sites:
         for account in site.accounts:

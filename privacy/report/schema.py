@@ -69,7 +69,7 @@ _P = TypeVar("_P", bound=_Part)
 
 
 class StudyFacts(_Part):
-    """What the issuer says about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
+    """The issuer's word about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
 
     name: Name
     hash: Hex64
@@ -93,7 +93,7 @@ class BudgetFacts(_Part):
 
 
 class Spending(_Part):
-    """What one unit's participation has cost, seen by an observer who pools with `colluding` other sites."""
+    """The cost of one unit's participation, seen by an observer who pools with `colluding` other sites."""
 
     colluding: Count
     pld: Real
@@ -158,7 +158,7 @@ class AuditFinding(_Part):
 
 
 class AuditFacts(_Part):
-    """What an empirical audit of a run's training step found, beside the claim for the very steps it looked at.
+    """The result of an empirical audit of a run's training step, beside the claim for the very steps it looked at.
 
     The issuer's word: an audit needs the engine, not the ledgers, so a reader repeats it rather than recomputing it.
     """
@@ -187,7 +187,7 @@ class AuditFacts(_Part):
 
     @property
     def passed(self) -> bool:
-        """Whether the guesses leave the claim standing and every single check held."""
+        """True if the guesses leave the claim standing and every single check held."""
         return self.lower_bound <= self.claimed_epsilon and not self.findings
 
 
@@ -199,7 +199,7 @@ class RocPoint(_Part):
 
 
 class MembershipFacts(_Part):
-    """How well a likelihood-ratio attack (LiRA, arXiv:2112.03570) tells an adapter's training records from others.
+    """The success of a likelihood-ratio attack (LiRA, arXiv:2112.03570) at finding an adapter's training records.
 
     The issuer's word, measured with records at hand: only where they are public, as in a demo.
     """
@@ -227,7 +227,7 @@ class MembershipFacts(_Part):
 
 
 class Accountants(_Part):
-    """How the epsilons were computed."""
+    """The accountants that computed the epsilons."""
 
     relation: Literal["add_or_remove_one"]
     sampler: Literal["poisson"]
@@ -251,7 +251,7 @@ class Report(_Part):
 
     @property
     def is_unprotected(self) -> bool:
-        """Whether a release without noise, or a study that asks for such, is part of it."""
+        """True if a release without noise, or a study that asks for such, is part of it."""
         accounts = [account for site in self.sites for account in site.accounts]
         return any(account.unprotected for account in accounts) or any(study.mode == "none" for study in self.studies)
 

@@ -1,4 +1,4 @@
-"""What a ledger adds up to, account by account: the figures of a budget report, from the entries alone.
+"""The statement of a ledger, account by account: the figures of a budget report, from the entries alone.
 
 Who writes a report and who verifies one both call this, and compare. Nothing here walks through the charges one by one:
 a statement over 1,000,000 of them costs what their distinct kinds cost.

@@ -1,7 +1,7 @@
 """Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
 
 Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
-make, PRV (`second_opinion`).
+make, PRV (`accounting.prv`).
 
 A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
@@ -32,7 +32,7 @@ CLAIM_SLACK = 2e-3  # how far an audit's claim may be above that for its multipl
 
 @dataclass(slots=True)
 class Verification:
-    """What was checked and what failed; `ok` if nothing did."""
+    """Result of a verification: the checks that held and those that failed; `ok` if none did."""
 
     failures: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)  # in words, for people
@@ -43,16 +43,16 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return not self.failures
 
     def lines(self) -> list[str]:
-        """What was found, for people, failures last."""
+        """The findings as lines for people, failures last."""
         found = (("ok", self.checked), ("note", self.notes), ("FAILED", self.failures))
         return [f"{title:7s} {line}" for title, lines in found for line in lines]
 
     def to_dict(self) -> dict[str, object]:
-        """What was found, for programs."""
+        """The findings for programs."""
         return {
             "verified": self.ok,
             "failures": self.failures,
@@ -64,7 +64,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Witnessed:
-    """What a report states of one account for one observer, and what PRV says to it."""
+    """A report's figures of one account for one observer, and PRV's opinion on them."""
 
     site: str
     dataset: str
@@ -326,7 +326,7 @@ def _audit_problems(facts: AuditFacts) -> Iterator[str]:
         yield "audits a step without noise, which claims nothing"
         return
     exact = dpa.get_epsilon_gaussian(facts.noise_multiplier, facts.delta)
-    # What our accountants may say of it: PLD's bound, or RDP's where that stands for it.
+    # The most that our accountants may say of it: PLD's bound, or RDP's where that stands for it.
     most = composition.pld_bound(((facts.noise_multiplier, 1.0, 1),), facts.delta)
     if not exact * (1 - TOLERANCE) <= facts.claimed_epsilon <= most + CLAIM_SLACK * (1 + most):
         yield f"says that {facts.claimed_epsilon:.4f} is claimed; its noise multiplier gives {exact:.4f}"

@@ -8,12 +8,14 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from confide.client_node.data.records import Records
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.training import trainer
@@ -109,6 +111,12 @@ p3,?,0.2,,yes,0
 """
 
 
+def tokens(study: Study, records: Records) -> np.ndarray:
+    """Records of fields as token ids."""
+    schema = study.record_schema()
+    return schema.encode(schema.render(records.columns))
+
+
 def key_of(name: str) -> Ed25519PrivateKey:
     """The same key for the same name, in tests only."""
     return Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32, b"."))
@@ -199,9 +207,9 @@ def one_probe_a_kind_of_model() -> Iterator[None]:
     """Probes a model for coupled units once, not for every node that loads it: a third of a second each."""
     probe, passed = trainer.refuse_dependence, set()
 
-    def probe_once(adapted: AdaptedModel, *, words: int) -> None:
-        if (kind := (repr(adapted), words)) not in passed:
-            probe(adapted, words=words)
+    def probe_once(adapted: AdaptedModel, *, words: int, lengths: tuple[int, ...]) -> None:
+        if (kind := (repr(adapted), words, lengths)) not in passed:
+            probe(adapted, words=words, lengths=lengths)
             passed.add(kind)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -41,7 +41,8 @@ from confide.client_node.wire.messages import (
     verify,
 )
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, load, save
 from confide.models.heads.pooling import PooledHead
 from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope
 from confide.mpc.sharing.shares import unpack

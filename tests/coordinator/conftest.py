@@ -72,7 +72,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch  # most tests of the coordinator do without
 
     from confide.client_node.study.terms import load_draft
-    from confide.models.backbones.deepseek_v3 import BackboneConfig, build, save
+    from confide.models.backbones.family import BackboneConfig
+    from confide.models.backbones.loading import build, save
 
     home = tmp_path_factory.mktemp("backbone")
     (home / "study.toml").write_text(STUDY_TOML)

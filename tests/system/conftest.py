@@ -14,7 +14,7 @@ import pytest
 from confide.client_node.study.terms import load_draft
 from confide.coordinator.demo.processes import DemoFederation
 from confide.coordinator.store.store import Store
-from confide.models.backbones.deepseek_v3 import BackboneConfig
+from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 
 SITES = ("north", "south", "east", "west")

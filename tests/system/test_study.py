@@ -21,7 +21,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.backbones.loading import load as load_backbone
 from confide.models.evaluation.binned import bin_edges
 from confide.models.heads.pooling import PooledHead
 from confide.mpc.sharing.sealing import Envelope, open_envelope

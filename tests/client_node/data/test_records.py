@@ -6,12 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confide.client_node.data import cells, tables
+from confide.client_node.data import tables
 from confide.client_node.data.records import check, read
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy.site_policy import load_policy
+from confide.models.records import cells
 
-from ..conftest import NOTES_CSV, TEXT
+from ..conftest import NOTES_CSV, TEXT, tokens
 
 SECRET = "zq7secretzq7"  # stands in every cell that must not be told
 
@@ -49,7 +50,7 @@ def test_tokens_are_those_of_the_schema(site):
     study = site.study()
     records = read(load_policy(site.home), study)
     words = study.record_schema().words()
-    lines = [" ".join(words[i] for i in row if i) for row in records.tokens(study.record_schema())]
+    lines = [" ".join(words[i] for i in row if i) for row in tokens(study, records)]
     assert lines[0] == "TSH=b01 age=b01 sex=F"
     assert lines[3] == "TSH=b00 age=na sex=na sick"
 

@@ -14,9 +14,10 @@ from confide.kernels.collect import Collector
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build
 from confide.models.heads.pooling import PooledHead
-from confide.models.records.schema import FlagField, NumericField, RecordSchema
+from confide.models.records.fields import FlagField, NumericField, RecordSchema
 
 SCHEMA = RecordSchema((NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),))
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")

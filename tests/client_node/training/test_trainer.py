@@ -17,7 +17,7 @@ from confide.models.evaluation.binned import bin_edges, bin_of
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
-from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site
+from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, tokens
 from ..test_node import Desk, make_desk
 
 BINS = 20
@@ -77,7 +77,7 @@ def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
     records = read(policy, desk.study)
     trainer.adapted.load_state(state)
     with torch.no_grad():
-        scores = trainer.adapted.classify(torch.from_numpy(records.tokens(desk.study.record_schema()))).numpy()
+        scores = trainer.adapted.classify(torch.from_numpy(tokens(desk.study, records))).numpy()
     assert (
         np.abs(scores[:, None] - bin_edges(BINS)).min() > 1e-4
     )  # so far from an edge, a batch's rounding is no matter
@@ -95,7 +95,7 @@ def test_a_record_is_counted_by_itself_whoever_its_neighbours_are(site: Site, mo
     seen = []
     monkeypatch.setattr(trainer.adapted, "classify", lambda ids: seen.append(ids) or torch.zeros(len(ids)))
     trainer.histogram(np.zeros(desk.study.dim), lambda: read(policy, desk.study), 41, site_noise=0)
-    records = read(policy, desk.study).tokens(desk.study.record_schema())
+    records = tokens(desk.study, read(policy, desk.study))
     assert [ids.tolist() for ids in seen] == [[[word for word in row if word]] for row in records.tolist()]
 
 

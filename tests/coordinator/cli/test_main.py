@@ -18,7 +18,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import NodeRow, Round, Run, Store
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.backbones import pretraining
-from confide.models.backbones.deepseek_v3 import backbone_hash, load
+from confide.models.backbones.loading import backbone_hash, load
 from confide.models.backbones.pretraining import PretrainingConfig
 from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger

@@ -25,7 +25,7 @@ from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Round, Run
 from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.backbones.loading import load as load_backbone
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.ledger.ledger import Budget, Ledger
 
@@ -152,7 +152,9 @@ def test_a_merged_model_scores_as_the_adapted_one(federation, table):
     config = AdapterConfig(rank=1, alpha=1.0, targets=(), seed="")
     adapted = attach(loaded.model, config, head=PooledHead(loaded.center, loaded.whiten))
     adapted.load_state(weight)
-    plain = StudyModel(adapted, study.record_schema(), len(study.record_schema().words()), loaded.hash)
+    kind = study.draft.data.kind
+    reader = kind.reader(study.draft.data.terms, loaded.vocabulary, max_tokens=64)
+    plain = StudyModel(adapted, loaded.family, kind, reader, loaded.hash)
     ours, _ = score(trained_model(federation.store, federation.home, RUN), study, policy)
     np.testing.assert_allclose(score(plain, study, policy)[0], ours, rtol=1e-4, atol=1e-5)
 

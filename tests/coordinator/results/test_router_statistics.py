@@ -16,7 +16,7 @@ from confide.coordinator.results import router_statistics as routing
 from confide.coordinator.results.router_page import render_html
 from confide.coordinator.results.router_statistics import Routing, measure
 from confide.models.backbones.checkpoints import content_hash, load_model
-from confide.models.backbones.deepseek_v3 import backbone_hash
+from confide.models.backbones.loading import backbone_hash
 from confide.models.evaluation.router_statistics import LayerRouting, router_statistics
 
 from ...models.tiny import tiny_deepseek

@@ -155,7 +155,7 @@ def test_vectors_of_different_length_are_refused():
         {"momentum": 1.0},
         {"lr": float("nan")},
         {"beta2": 1.0},
-        {"epsilon": 0.0},
+        {"eps": 0.0},
         {"noise_std": float("inf")},
         {"ema_decay": 1.0},
         {"kind": "adagrad"},

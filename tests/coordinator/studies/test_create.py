@@ -11,7 +11,7 @@ from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.studies.catalogue import load_study, start_file, study_start
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import load
+from confide.models.backbones.loading import load
 from confide.models.errors import InvalidBackbone
 from confide.models.heads.pooling import PooledHead
 

@@ -5,7 +5,8 @@ import torch
 
 from confide.client_node.study.terms import load_draft
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.accounting.composition import Release, epsilon_pld, epsilon_rdp, site_noise
 

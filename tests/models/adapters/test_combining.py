@@ -16,7 +16,7 @@ from confide.models.adapters.merging import merged
 from confide.models.adapters.peft_export import export
 from confide.models.adapters.peft_import import Pair, read, released
 from confide.models.adapters.provenance import Provenance, Source
-from confide.models.backbones.deepseek_v3 import load
+from confide.models.backbones.loading import load
 from confide.models.errors import CombinationRefused, InvalidRelease
 from confide.models.heads.pooling import PooledHead
 

@@ -15,7 +15,7 @@ from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.merging import merged, save_merged
 from confide.models.adapters.peft_export import export
 from confide.models.adapters.provenance import read_provenance
-from confide.models.backbones import deepseek_v3 as backbones
+from confide.models.backbones import loading as backbones
 from confide.models.backbones.checkpoints import Origin, load_model, load_origin, write_json
 from confide.models.errors import UnsupportedModule
 from confide.models.heads.pooling import PooledHead

@@ -11,11 +11,12 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.peft_export import export
-from confide.models.backbones.deepseek_v3 import BackboneConfig, build, load, save
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, load, save
 from confide.models.errors import ExportRefused
 from confide.models.evaluation.metrics import Estimate
 from confide.models.heads.pooling import PooledHead, pooled
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 from ..tiny import random_ids, tiny_deepseek
 

@@ -53,10 +53,11 @@ def edit(path, **changes):
 
 
 def test_a_sharded_checkpoint_is_the_same_model(directory, sharded):
-    with torch.no_grad():
-        expected = tiny_deepseek()(IDS).logits
-        assert torch.equal(load_model(directory)(IDS).logits, expected)
-        assert torch.equal(load_model(sharded)(IDS).logits, expected)
+    original = tiny_deepseek()
+    for loaded in (load_model(directory), load_model(sharded)):
+        assert all(map(torch.equal, loaded.state_dict().values(), original.state_dict().values()))
+        with torch.no_grad():  # mapped weights lie otherwise in memory, and sums may be taken in another order
+            torch.testing.assert_close(loaded(IDS).logits, original(IDS).logits, rtol=1e-5, atol=1e-5)
     assert size(sharded).parameters == size(directory).parameters
 
 

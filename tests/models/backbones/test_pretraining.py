@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from confide.models.backbones.deepseek_v3 import BackboneConfig, load
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import load
 from confide.models.backbones.pretraining import PretrainingConfig, SyntheticRecords, pretrain
 from confide.models.errors import InvalidPretraining
 from confide.models.heads.pooling import pooled
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 SCHEMA = RecordSchema(
     (NumericField("TSH", (0.4, 1.0, 2.0, 4.0)), NumericField("age", (18.0, 65.0))),

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausa
 
 from confide.models.backbones import smollm2 as recipe
 from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer
-from confide.models.backbones.deepseek_v3 import describe
-from confide.models.backbones.deepseek_v3 import load as load_backbone
+from confide.models.backbones.loading import describe
+from confide.models.backbones.loading import load as load_backbone
 from confide.models.errors import InvalidBackbone, SourceMissing
 
 pytestmark = pytest.mark.slow

@@ -88,10 +88,8 @@ def test_nothing_released_is_zero():
         (((0.0, 0.2, 1),), DELTA, "without noise"),
         (((0.3, 1.0, 40),), DELTA, "above 64"),
         (tuple((1 + n / 100, 0.1, 1) for n in range(MAX_PAIRS + 1)), DELTA, "distinct pairs"),
-        (((1.2, 0.2, 1),), 1e-12, "delta is below"),
-        (((1.2, 0.2, 1),), 1.0, "delta is 1, which promises nothing"),
-        (((1.2, 0.2, 1),), float("inf"), "delta is inf, which promises nothing"),
-        (((1.2, 0.2, 1),), float("nan"), "delta is nan, which promises nothing"),
+        (((1.2, 0.2, 1),), 1e-12, "delta is not from 1e-11 to below 1"),
+        (((1.2, 0.2, 1),), float("inf"), "delta is not from"),
         (((2000.0, 0.2, 10**8),), DELTA, "grid"),
     ],
 )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from confide.models.errors import InvalidPrompt
-from confide.models.records.prompts import PromptEncoder, PromptTemplate
+from confide.models.records.text import PromptEncoder, PromptTemplate
 
 from ..tiny import byte_tokenizer
 

@@ -8,10 +8,11 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
-from confide.models.backbones import deepseek_v3
-from confide.models.backbones.deepseek_v3 import BackboneConfig, backbone_hash, build, load, load_text, save
+from confide.models.backbones import loading
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import backbone_hash, build, load, load_text, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 from ..tiny import save_text_backbone
 
@@ -174,7 +175,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(deepseek_v3, "save_file", fail)
+    monkeypatch.setattr(loading, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(build(SCHEMA, SMALL), SCHEMA, torch.zeros(64), torch.eye(64), tmp_path / "backbone")
     assert list(tmp_path.iterdir()) == []

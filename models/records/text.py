@@ -1,4 +1,4 @@
-"""How a record of free text becomes a prompt and the completion that is to be learned: a published template.
+"""Records of free text: a published template makes a prompt of each, and the completion that is to be learned.
 
 Only what the template itself says can be a control word such as `<|im_start|>`. What stands in a record is read as
 plain text, control words spelt out in it included, so no record can end its own prompt.
@@ -7,16 +7,23 @@ A template is text with column names in braces, `{review}`; `{{` and `}}` are br
 belongs to the cell, as byte-level vocabularies have words that begin with one.
 """
 
+import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, Field
 from tokenizers import AddedToken
 
-from ..errors import InvalidPrompt
+from ..errors import InvalidPrompt, ModelError
+from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
+from .kind import Column, Examples, RecordKind
+
+_TEXTS = 16  # records scored at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,12 @@ class PromptEncoder:
             is_completion[i, len(prompt) : end] = True
         return ids, is_completion
 
+    def examples(
+        self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
+        """Returns ids and where completions are, both [rows, longest]; there are no labels."""
+        return self.encode(columns)
+
     def _cells(self, pieces: list[_Piece], columns: Mapping[str, Any]) -> list[tuple[list[int], ...]]:
         """Of every record, the tokens of its cells in the order of the template."""
         asked = [(piece.lead, piece.column) for piece in pieces if piece.column is not None]
@@ -163,3 +176,114 @@ def _pieces(text: str) -> list[_Piece]:
         lead = " " if name is not None and before.endswith(" ") else ""
         pieces.append(_Piece(before.removesuffix(lead), name, lead))
     return pieces
+
+
+def _is_template(text: str) -> str:
+    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+        raise rule("printable text")
+    return text
+
+
+Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
+
+
+class TextTerms(StrictModel):
+    """What a study says of records of free text: what a model is shown of one, and what it learns to write after it."""
+
+    prompt: Template = Field(
+        examples=['"Topic of: {text}\\nIt is"'], description="what the model is shown; names in braces are columns"
+    )
+    completion: Template = Field(examples=['" {topic}"'], description="what it learns to write after that")
+
+    def template(self) -> PromptTemplate:
+        """The same, as the models read it."""
+        return PromptTemplate(self.prompt, self.completion)
+
+
+class FreeText(RecordKind):
+    """Records of free text, completed by the model's own output matrix."""
+
+    name = "text"
+    terms = TextTerms
+    whole = "a record of free text is what the template says, and no more"
+    head = "lm"
+    reads = "text"
+    judged = "completions"
+
+    def problems(self, terms: TextTerms, *, max_tokens: int) -> list[str]:
+        """Lists what makes no template, and names in braces that can be no column's."""
+        try:
+            template = terms.template()
+        except ModelError as err:
+            return [f"data.text: {err}"]
+        return [
+            f"data.text names a column {name!r}; it must be {FIELD_NAME_RULE}"
+            for name in (*template.prompt_columns, *template.completion_columns)
+            if not re.fullmatch(FIELD_NAME, name)
+        ]
+
+    def columns(self, terms: TextTerms) -> tuple[Column, ...]:
+        """Returns the prompt's columns, then the completion's, whose cells may not be empty."""
+        from . import cells
+
+        template, most = terms.template(), f"text of at most {cells.MAX_TEXT:,} characters"
+        shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
+        return (
+            *(Column(name, "text", most, shown) for name in template.prompt_columns),
+            *(Column(name, "text to learn", f"{most}, and not nothing", told) for name in template.completion_columns),
+        )
+
+    def facts(self, terms: TextTerms) -> dict[str, Any]:
+        """Tells the template, and which columns are shown and learned."""
+        template = terms.template()
+        kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
+        kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
+        return {"prompt": terms.prompt, "completion": terms.completion, "columns": kinds}
+
+    def reader(self, terms: TextTerms, vocabulary: Any, *, max_tokens: int) -> PromptEncoder:
+        """Returns the encoder of the study's template for a tokenizer.
+
+        Raises:
+            InvalidPrompt: the template by itself leaves no room for a record.
+        """
+        return PromptEncoder(terms.template(), vocabulary, max_tokens)
+
+    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Returns whether greedy decoding writes the completion, and the logit of its tokens' mean likelihood."""
+        import torch
+
+        from ..heads import foretell
+
+        device = next(iter(adapted.trained.values())).device
+        length = int(np.flatnonzero(target).max(initial=0)) + 1
+        rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
+        foretold = foretell(adapted.model, *(each.to(device) for each in rows))
+        loss = foretold.by_record().double()
+        return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
+
+    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes exact match and perplexity by unit."""
+        import torch
+
+        from ..evaluation.metrics import exact_match, perplexity
+        from ..heads import foretell
+
+        exact: list[bool] = []
+        by_unit: dict[tuple[int, int], list[float]] = {}  # loss and tokens of all texts of a unit
+        for table, examples in enumerate(tables):
+            for start in range(0, len(examples.ids), _TEXTS):
+                here = slice(start, start + _TEXTS)
+                rows = torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
+                with torch.no_grad():
+                    found = foretell(adapted.model, *rows)
+                exact += found.is_exact().tolist()
+                losses = (found.by_record() * found.tokens_R).tolist()
+                for unit, loss, tokens in zip(examples.units[here], losses, found.tokens_R.tolist(), strict=True):
+                    so_far = by_unit.setdefault((table, int(unit)), [0.0, 0.0])
+                    so_far[0], so_far[1] = so_far[0] + loss, so_far[1] + tokens
+        sums = np.array(list(by_unit.values())).reshape(-1, 2)
+        return {
+            "records": len(exact),
+            "exact_match": asdict(exact_match(exact)),
+            "perplexity": asdict(perplexity(sums[:, 0], sums[:, 1])),
+        }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.models.errors import InvalidSchema, UnknownValue
-from confide.models.records.schema import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 SCHEMA = RecordSchema(
     numeric=(NumericField("TSH", (0.4, 4.0)), NumericField("age", (18, 65))),

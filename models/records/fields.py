@@ -1,4 +1,4 @@
-"""How a record becomes words: published cut points and category lists in, one line of text and its token ids out.
+"""Records of published fields: cut points and category lists in, one line of text and its token ids out.
 
 The vocabulary comes from the schema alone, never from records, so it may be published and pretrained on. What a schema
 says about a table (cut points, categories) must therefore be public knowledge too: quantiles of private rows are not.
@@ -7,14 +7,20 @@ says about a table (cut points, categories) must therefore be public knowledge t
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, Field
 
-from ..errors import InvalidSchema, UnknownValue
+from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
+from ..strict import FieldName, Frozen, Label, StrictModel, Unique, rule
+from .kind import Column, Examples, RecordKind
 
 PAD, EOS = "<pad>", "<eos>"
+_ROWS = 1024  # records scored at a time
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 
 
@@ -103,7 +109,7 @@ class CategoricalField:
         return np.array(codes, dtype=np.int64)
 
 
-Field = NumericField | FlagField | CategoricalField
+AnyField = NumericField | FlagField | CategoricalField
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ class RecordSchema:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InvalidSchema(f"field names must differ; more than once: {', '.join(twice)}")
 
-    def fields(self) -> tuple[Field, ...]:
+    def fields(self) -> tuple[AnyField, ...]:
         """All fields in the order of their words in a line: numbers, categories, flags."""
         return (*self.numeric, *self.categorical, *self.flags)
 
@@ -221,3 +227,163 @@ def _pairs(plain: Mapping[str, Any], kind: str, part: str, types: tuple[type, ..
         if not all(isinstance(value, types) and not isinstance(value, bool) for value in entry[part]):
             raise InvalidSchema(f"{kind}: a list of {part} holds a value of another type")
         yield entry["name"], entry[part]
+
+
+def _is_increasing(cuts: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in itertools.pairwise(cuts)):
+        raise rule("strictly increasing")
+    return cuts
+
+
+Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterValidator(_is_increasing)]
+Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
+
+
+class FieldTerms(StrictModel):
+    """What a study says of records of fields: published cut points and category lists, never taken from records."""
+
+    label: FieldName | None = Field(
+        default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns below"
+    )
+    flags: Annotated[tuple[FieldName, ...], Unique] = Field(
+        default=(), max_length=1024, examples=['["sick", "pregnant"]'], description="columns of true and false"
+    )
+    numeric: Annotated[Mapping[FieldName, Cuts], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1024,
+        examples=["{ age = [10, 20, 30, 40, 50, 60, 70, 80], TSH = [0.4, 1.0, 2.5, 4.0, 10.0, 20.0] }"],
+        description="columns of numbers with their inner cut points, strictly increasing, at most 98",
+    )  # fmt: skip
+    categorical: Annotated[Mapping[FieldName, Values], *Frozen] = Field(
+        default_factory=dict, validate_default=True, max_length=1024, examples=['{ sex = ["F", "M"] }'],
+        description="columns of words with every value that may occur, spelt exactly so",
+    )  # fmt: skip
+
+    def fields(self) -> tuple[str, ...]:
+        """Names of all columns of published values; the label is not one of them."""
+        return (*self.numeric, *self.categorical, *self.flags)
+
+    def record_schema(self) -> RecordSchema:
+        """The same description, as the models read it."""
+        return RecordSchema(
+            numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
+            flags=tuple(FlagField(name) for name in self.flags),
+            categorical=tuple(CategoricalField(name, values) for name, values in self.categorical.items()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FieldReader:
+    """Reads columns of values as words of a schema."""
+
+    schema: RecordSchema
+
+    @property
+    def words(self) -> int:
+        """Size of the vocabulary: one more than the largest id."""
+        return len(self.schema.words())
+
+    def examples(
+        self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
+        """Returns ids [rows, longest] and the labels [rows]."""
+        assert labels is not None, "a study of fields has a label"
+        return self.schema.encode(self.schema.render(columns)), labels
+
+
+class Fields(RecordKind):
+    """Records of numbers, categories and flags, classified by a pooled head."""
+
+    name = "fields"
+    terms = FieldTerms
+    whole = ""
+    head = "pooled"
+    reads = "records"
+    judged = "labels"
+
+    def problems(self, terms: FieldTerms, *, max_tokens: int) -> list[str]:
+        """Lists columns of two kinds, a missing label or one among the columns, and records that would be cut."""
+        names = terms.fields()
+        problems = [
+            f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if terms.label is None:
+            problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
+        if terms.label in names:
+            problems.append(
+                f"data.label is {terms.label!r}, also a column of the record; a model would just read it off"
+            )
+        if len(names) > max_tokens:
+            problems.append(
+                f"data.max_tokens is {max_tokens}; a record can hold {len(names)} words, so it must be at least that"
+            )
+        if not problems:
+            try:
+                terms.record_schema()
+            except ModelError as err:
+                problems.append(f"data: {err}")
+        return problems
+
+    def columns(self, terms: FieldTerms) -> tuple[Column, ...]:
+        """Returns the label, then numbers, categories and flags."""
+        from . import cells
+
+        assert terms.label is not None, "a draft without a label passed its checks"
+        return (
+            Column(terms.label, "label", "0 or 1", cells.labels, is_label=True),
+            *(Column(name, "number", "a number", cells.numbers) for name in terms.numeric),
+            *(
+                Column(
+                    name, "category", f"one of the study's {len(values)} values",
+                    partial(cells.categories, published=values),
+                )
+                for name, values in terms.categorical.items()
+            ),
+            *(Column(name, "flag", "true or false (t/f, yes/no, 1/0)", cells.flags) for name in terms.flags),
+        )  # fmt: skip
+
+    def facts(self, terms: FieldTerms) -> dict[str, Any]:
+        """Tells the label, and each column with its bins or values."""
+        kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in terms.numeric.items()]
+        kinds += [f"{name} (one of {len(values)})" for name, values in terms.categorical.items()]
+        kinds += [f"{name} (flag)" for name in terms.flags]
+        return {"label": terms.label, "columns": kinds}
+
+    def reader(self, terms: FieldTerms, vocabulary: Any, *, max_tokens: int) -> FieldReader:
+        """Returns the reader of the study's schema, which the backbone must read.
+
+        Raises:
+            BackboneMismatch: it reads another.
+        """
+        schema = terms.record_schema()
+        if vocabulary != schema:
+            raise BackboneMismatch("reads records of another schema than [data] describes")
+        return FieldReader(schema)
+
+    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Returns the record's label and the head's logit, at the record's own length."""
+        import torch
+
+        device = next(iter(adapted.trained.values())).device
+        length = max(1, int((ids > 0).sum()))  # padding is on the right
+        return float(target), float(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)))
+
+    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes AUC, accuracy, Brier score and calibration error."""
+        from ..evaluation.metrics import accuracy, auc, brier_score, calibration_error
+
+        scores = np.concatenate([score(adapted, examples) for examples in tables])
+        labels = np.concatenate([examples.targets for examples in tables])
+        metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
+        found = {name: asdict(metric(scores, labels)) for name, metric in metrics.items()}
+        return {"records": len(labels), **found}
+
+
+def score(adapted: Any, examples: Examples) -> np.ndarray:
+    """Computes the logits of records, [rows]."""
+    import torch
+
+    with torch.no_grad():
+        parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
+        logits: np.ndarray = torch.cat([adapted.classify(part) for part in parts]).numpy()
+    return logits

@@ -1,0 +1,232 @@
+"""Builds, writes, reads and describes the frozen model that every site holds, of whatever family it is.
+
+One that reads rendered records is a plain transformers checkpoint (`config.json`, `model.safetensors`) with two files
+beside it: `schema.json`, whose vocabulary the model reads, and `pooling.safetensors`, the public moments of its pooled
+states. One that reads text has its tokenizer's files instead. Nothing here unpickles or runs code from a directory.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ..errors import InvalidBackbone
+from ..heads import PooledHead
+from ..records import RecordSchema
+from . import checkpoints
+from .directories import new_directory
+from .families import FAMILIES
+from .family import Backbone, BackboneConfig
+
+EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
+_SCHEMA, _POOLING = "schema.json", "pooling.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBackbone:
+    """A backbone that reads rendered records, in evaluation mode and frozen."""
+
+    family: Backbone
+    model: PreTrainedModel
+    schema: RecordSchema
+    center: torch.Tensor  # [2 * hidden], mean of the pooled states of synthetic records
+    whiten: torch.Tensor  # [2 * hidden, 2 * hidden], symmetric inverse root of their shrunk covariance
+    hash: str  # `backbone_hash` of the directory
+
+    @property
+    def vocabulary(self) -> RecordSchema:
+        """What the words of the model mean."""
+        return self.schema
+
+    def head(self) -> PooledHead:
+        """Makes a new classifier on the pooled states."""
+        return PooledHead(self.center, self.whiten)
+
+
+@dataclass(frozen=True, slots=True)
+class TextBackbone:
+    """A checkpoint that reads and writes text, in evaluation mode and frozen."""
+
+    family: Backbone
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    hash: str  # `checkpoints.content_hash` of the directory
+
+    @property
+    def vocabulary(self) -> PreTrainedTokenizerFast:
+        """What the words of the model mean."""
+        return self.tokenizer
+
+    def head(self) -> None:
+        """Makes no head: it writes with the output matrix that it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a directory holds, told without loading a weight."""
+
+    hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
+    reads: Literal["records", "text"]
+    size: checkpoints.Size
+    origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
+
+
+def build(schema: RecordSchema, config: BackboneConfig) -> PreTrainedModel:
+    """An untrained backbone for the words of `schema`, the same for equal arguments (torch's CPU generator)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model: PreTrainedModel = FAMILIES[config.family].build(len(schema.words()), config)
+        _start_embeddings(model, schema)
+    return model
+
+
+def save(
+    model: PreTrainedModel, schema: RecordSchema, center: torch.Tensor, whiten: torch.Tensor, directory: Path
+) -> str:
+    """Writes a backbone directory in one rename and returns its hash.
+
+    Raises:
+        InvalidBackbone: the parts do not fit together.
+        FileExistsError: `directory` exists already.
+    """
+    _check_fit(model, schema, center, whiten)
+    with new_directory(directory) as partial:
+        with checkpoints.quietly():
+            model.save_pretrained(partial, safe_serialization=True)
+        save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
+        (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return backbone_hash(partial)
+
+
+def load(
+    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+) -> RecordBackbone:
+    """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
+
+    Args:
+        directory: what `save` wrote.
+        expected_hash: refuse any other content before a single file is parsed.
+        experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others.
+    """
+    directory = Path(directory)
+    digest = backbone_hash(directory)
+    checkpoints.require_content(directory, digest, expected_hash)
+    try:
+        schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
+        pooling = load_file(directory / _POOLING)
+        center, whiten = pooling["center"], pooling["whiten"]
+        family, model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
+    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
+        raise checkpoints.as_invalid(directory, err) from err
+    _check_fit(model, schema, center, whiten)
+    return RecordBackbone(family, model, schema, center, whiten, digest)
+
+
+def load_text(
+    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+) -> TextBackbone:
+    """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
+
+    Raises:
+        BackboneMismatch: the content is not the expected one.
+        InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the tokenizer has words that
+            the model does not read.
+    """
+    directory = Path(directory)
+    digest = checkpoints.content_hash(directory)
+    checkpoints.require_content(directory, digest, expected_hash)
+    tokenizer = checkpoints.load_tokenizer(directory)
+    try:
+        family, model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
+    except Exception as err:  # files that lie make parsers and transformers raise whatever they like
+        raise checkpoints.as_invalid(directory, err) from err
+    last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
+    if last >= model.config.vocab_size:
+        raise InvalidBackbone(
+            f"{directory}: the tokenizer has a word of number {last}, the model reads {model.config.vocab_size} words"
+        )
+    return TextBackbone(family, model, tokenizer, digest)
+
+
+def describe(directory: Path) -> Description:
+    """Tells a backbone's or an imported checkpoint's hash, kind, size and origin.
+
+    Raises:
+        InvalidBackbone: the directory is neither, or a file of it is missing, broken or refused.
+    """
+    directory = Path(directory)
+    is_backbone = (directory / _SCHEMA).exists()
+    digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
+    reads: Literal["records", "text"] = "records" if is_backbone else "text"
+    return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
+
+
+def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
+    """Every directory right below a folder that has a `config.json`, by name: what it holds, or why it is no backbone.
+
+    All of their files are read, for their hashes.
+
+    Raises:
+        InvalidBackbone: the folder cannot be listed.
+    """
+    try:
+        directories = sorted(path for path in Path(folder).iterdir() if (path / checkpoints.CONFIG).exists())
+    except OSError as err:
+        raise InvalidBackbone(f"{folder}: cannot be listed ({err.strerror})") from err
+    found: dict[str, Description | InvalidBackbone] = {}
+    for directory in directories:
+        try:
+            found[directory.name] = describe(directory)
+        except (InvalidBackbone, OSError) as err:
+            found[directory.name] = checkpoints.as_invalid(directory, err)
+    return found
+
+
+def backbone_hash(directory: Path) -> str:
+    """`checkpoints.content_hash` of a directory that is a whole backbone.
+
+    Raises:
+        InvalidBackbone: the directory is missing a part or holds anything but plain JSON, safetensors and text files.
+    """
+    return checkpoints.content_hash(directory, required=(checkpoints.CONFIG, _SCHEMA, _POOLING))
+
+
+def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:
+    """Bins of a field start as field vector + smooth code of the bin: that bins are ordered is public knowledge.
+
+    Without it a head has to learn the order of the bins from the noisy sums, one word at a time.
+    """
+    embedding: Any = model.get_input_embeddings()
+    table: torch.Tensor = embedding.weight
+    position = {word: i for i, word in enumerate(schema.words())}
+    with torch.no_grad():
+        for field in schema.numeric:
+            na, *bins = field.words()
+            mix, offset = torch.randn(7, table.shape[1]), torch.randn(table.shape[1])
+            code = torch.tensor([_bin_code((i + 0.5) / len(bins)) for i in range(len(bins))])
+            table[position[bins[0]] : position[bins[-1]] + 1] = EMBEDDING_STD * (offset + code @ mix)
+            table[position[na]] = EMBEDDING_STD * (offset + torch.randn(table.shape[1]))
+
+
+def _bin_code(u: float) -> list[float]:
+    """A point of [0, 1] as its value and three sine and cosine pairs."""
+    return [2 * u - 1, *(wave(math.pi * k * u) for k in (1, 2, 3) for wave in (math.sin, math.cos))]
+
+
+def _check_fit(model: PreTrainedModel, schema: RecordSchema, center: torch.Tensor, whiten: torch.Tensor) -> None:
+    words, pooled = len(schema.words()), 2 * model.config.hidden_size
+    if model.config.vocab_size != words:
+        raise InvalidBackbone(f"the model reads {model.config.vocab_size} words, the schema has {words}")
+    if tuple(center.shape) != (pooled,) or tuple(whiten.shape) != (pooled, pooled):
+        raise InvalidBackbone(f"center must be [{pooled}] and whiten [{pooled}, {pooled}]")
+    if not (torch.isfinite(center).all() and torch.isfinite(whiten).all()):
+        raise InvalidBackbone("center or whiten is not finite")

@@ -1,0 +1,73 @@
+"""The strict base of all that is read from a file or the network, and the types of text that many of them share.
+
+Each type says its rule in words that go after `KEY is VALUE; it must be`.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
+
+T = TypeVar("T")
+
+
+class StrictModel(BaseModel):
+    """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+def rule(text: str) -> PydanticCustomError:
+    """Makes an error for a field's validator to raise; `text` goes after `KEY is VALUE; it must be`."""
+    return PydanticCustomError("rule", "{text}", {"text": text})
+
+
+def contradictions(problems: list[str]) -> PydanticCustomError:
+    """Makes an error for a model's validator to raise: whole sentences, each naming its keys."""
+    return PydanticCustomError("contradictions", "{text}", {"text": "\n".join(problems)})
+
+
+def matches(pattern: str, text: str) -> AfterValidator:
+    """Makes a validator that takes what fits `pattern` as a whole; `text` says so in words."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise rule(text)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_printable(value: str) -> str:
+    if not value.replace("\n", " ").isprintable():
+        raise rule("printable text")
+    return value
+
+
+def _has_no_twins(entries: tuple[T, ...]) -> tuple[T, ...]:
+    if twins := sorted({str(entry) for entry in entries if entries.count(entry) > 1}):
+        raise rule(f"without repeats; more than once: {', '.join(twins[:5])}")
+    return entries
+
+
+def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+FIELD_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
+FIELD_NAME_RULE = "a letter or _, then up to 63 letters, digits, '_', '.' or '-'"
+
+Unique = AfterValidator(_has_no_twins)
+NO_ENTRIES: Any = Field(default_factory=dict, validate_default=True)
+Frozen = (AfterValidator(_frozen), PlainSerializer(dict, return_type=dict[str, Any]))
+
+Name = Annotated[
+    str, matches(r"[a-z0-9][a-z0-9._-]{0,62}", "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")
+]
+Digest = Annotated[str, matches(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_is_printable)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
+FieldName = Annotated[str, matches(FIELD_NAME, FIELD_NAME_RULE)]

@@ -1,0 +1,91 @@
+"""A third kind of record, in one file: a series of numbers in one cell, "36.6; 37.9; 38.4", and a label."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from confide.models.errors import BackboneMismatch
+from confide.models.records import NumericField, RecordSchema
+from confide.models.records.fields import Cuts, Fields, score
+from confide.models.records.kind import Column, Examples, RecordKind
+from confide.models.strict import FieldName, StrictModel
+
+
+class SeriesTerms(StrictModel):
+    """What a study says of a series."""
+
+    column: FieldName = Field(description="column that holds the series", examples=['column = "temperature"'])
+    cuts: Cuts = Field(description="inner cut points of its values", examples=["cuts = [36.0, 38.0]"])
+    outcome: FieldName = Field(description="column of 0 and 1", examples=['outcome = "died"'])
+
+    def record_schema(self) -> RecordSchema:
+        return RecordSchema(numeric=(NumericField(self.column, self.cuts),))
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesReader:
+    schema: RecordSchema
+    max_tokens: int
+
+    @property
+    def words(self) -> int:
+        return len(self.schema.words())
+
+    def examples(self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        (field,) = self.schema.numeric
+        rows = [2 + field.codes(values)[: self.max_tokens] for values in columns[field.name]]
+        ids = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return ids, labels
+
+
+class Series(RecordKind):
+    """A series of numbers, classified by a pooled head."""
+
+    name = "series"
+    terms = SeriesTerms
+    whole = "a series is one column"
+    head = "pooled"
+    reads = "records"
+    judged = "labels"
+
+    def problems(self, terms: SeriesTerms, *, max_tokens: int) -> list[str]:
+        return ["data.series.outcome is its column, too"] if terms.outcome == terms.column else []
+
+    def columns(self, terms: SeriesTerms) -> tuple[Column, ...]:
+        import pyarrow as pa
+
+        from confide.models.records import cells
+
+        def read(text: pa.Array) -> cells.Cells:
+            values = np.empty(len(text), dtype=object)
+            misfit = np.zeros(len(text), dtype=bool)
+            for row, cell in enumerate(text.to_pylist()):
+                try:
+                    values[row] = np.array([float(part) for part in cell.split(";")])
+                except ValueError:
+                    values[row], misfit[row] = np.zeros(1), True
+            return cells.Cells(values, np.zeros(len(text), dtype=bool), misfit)
+
+        return (
+            Column(terms.outcome, "label", "0 or 1", cells.labels, is_label=True),
+            Column(terms.column, "series", "numbers, semicolons between them", read),
+        )
+
+    def facts(self, terms: SeriesTerms) -> dict[str, Any]:
+        return {"label": terms.outcome, "columns": [f"{terms.column} (series)"]}
+
+    def reader(self, terms: SeriesTerms, vocabulary: Any, *, max_tokens: int) -> SeriesReader:
+        if vocabulary != terms.record_schema():
+            raise BackboneMismatch("reads another series")
+        return SeriesReader(vocabulary, max_tokens)
+
+    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        return Fields().judge(adapted, ids, target)
+
+    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        return {"scores": np.concatenate([score(adapted, examples) for examples in tables]).tolist()}
