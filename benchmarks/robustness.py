@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from quality import Bench, Table, prepare_bench
 
-from confide.client_node.approval.budget_planning import provisional
 from confide.client_node.study import Study, StudyDraft
+from confide.client_node.study.cost import provisional
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import logits, untrained
 from confide.coordinator.run.server_optimizer import server_step

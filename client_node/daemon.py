@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .approval.assessment import open_ledger
+from .approval.charges import open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .errors import AlreadyRunning, PolicyInvalid

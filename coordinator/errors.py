@@ -10,6 +10,7 @@ CoordinatorError
 ├── SuperLinkFailed          Flower's server did not start, or refused an order
 ├── NotFound                 no site, study or run of that name
 ├── Conflict                 the name is taken, or the state does not allow it
+│   └── TransitionRefused    a run is in no state that may be changed so
 ├── StudyRefused             a study draft that this federation cannot run
 ├── AuditMissing             a claim of privacy that no audit stands for
 ├── LeaseLost                another driver has taken the run over
@@ -71,6 +72,14 @@ class NotFound(CoordinatorError):
 
 class Conflict(CoordinatorError):
     """The name is taken, or the thing is in a state that does not allow what was asked."""
+
+
+class TransitionRefused(Conflict):
+    """The run is in no state that may be changed so; `state` is what it is now."""
+
+    def __init__(self, run_id: str, state: str, refusal: str) -> None:
+        super().__init__(f"run {run_id} is {state}, {refusal}")
+        self.state = state
 
 
 class StudyRefused(CoordinatorError):

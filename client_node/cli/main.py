@@ -156,10 +156,9 @@ def study_approve(
     as_json: JsonOption = False,
 ) -> None:
     """Let a study run here, after checking who takes part, that the data fits and that the budget can pay for it."""
-    from ..approval.assessment import assess
+    from ..approval.assessment import approve, assess
     from ..approval.catalogue import find_study, is_meant, known_studies
     from ..errors import ApprovalRefused
-    from ..policy.decisions import approve
 
     with told():
         if not any(is_meant(known, study) for known in known_studies(home)):
@@ -293,7 +292,7 @@ def budget_set(
     as_json: JsonOption = False,
 ) -> None:
     """Set the cap for this site's data; it holds at once, instead of the one in site.toml."""
-    from ..approval.assessment import record_budget
+    from ..approval.charges import record_budget
     from ..errors import PolicyInvalid
     from ..policy import BudgetPolicy, load_policy
     from ..policy.decisions import set_budget
@@ -376,7 +375,7 @@ def budget_import(
     """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
     from ...privacy.ledger import backup
     from ...privacy.ledger.ledger import Ledger
-    from ..approval.assessment import LEDGER_FILE
+    from ..approval.charges import LEDGER_FILE
     from ..enrolment import Enrolment, NodeIdentity
 
     with told():
@@ -420,7 +419,7 @@ def _refresh(home: Path) -> None:
 
 @contextmanager
 def _ledger(home: Path) -> Iterator[Any]:
-    from ..approval.assessment import open_ledger
+    from ..approval.charges import open_ledger
     from ..enrolment import Enrolment, NodeIdentity
 
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:

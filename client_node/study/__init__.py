@@ -1,7 +1,8 @@
-"""A study: the draft in study.toml, the immutable study made of it, and what is sent of its state.
+"""A study: the draft in study.toml, the immutable study made of it, its cost, and what is sent of its state.
 
 `load_draft` reads a `StudyDraft`, which names every term; `Study` adds keys, hashes and sizes, and is what a site
 approves by its hash; `Study.planned_round` says what one round is. docs/study-toml.md lists every key.
+`cost` prices a study or a draft by what a run of it opens.
 
 Without dropouts no sum over fewer than all four sites is opened, and each entry of it has noise of this deviation:
 
@@ -35,6 +36,7 @@ __all__ = [
     "StateFormat",
     "Study",
     "StudyDraft",
+    "cost",
     "load_draft",
     "terms",
     "toml",

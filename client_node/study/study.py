@@ -354,6 +354,14 @@ class Study(StrictModel):
         """The planned cohort."""
         return tuple(site.name for site in self.sites)
 
+    def has_site(self, name: str, identity: str) -> bool:
+        """Whether a node of that name and key trains in the study."""
+        return any((site.name, site.identity) == (name, identity) for site in self.sites)
+
+    def has_aggregator(self, name: str, identity: str) -> bool:
+        """Whether a node of that name and key is one of the study's three aggregators."""
+        return any((party.name, party.identity) == (name, identity) for party in self.aggregators)
+
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""
         return self.draft.data.record_schema()

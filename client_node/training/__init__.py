@@ -11,4 +11,4 @@ Records never show where a log or a traceback could take them up:
 Examples()
 """
 
-__all__ = ["study_model", "trainer", "workers"]
+__all__ = ["study_model", "trainer", "warm_model", "workers"]

@@ -31,7 +31,8 @@ from ...privacy.errors import PrivacyError
 from ..errors import Conflict, CoordinatorError
 from ..federation import Pki, Register, Settings, create_home, load_settings
 from ..store import Store
-from ..store.store import Run
+from ..store.states import RESUME, STOP, RunState
+from ..store.tables import Run
 from .tables import (
     audit_rows,
     backbone_row,
@@ -323,7 +324,7 @@ def backbone_routing(
 @study_app.command("create")
 def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
-    from ...client_node.approval.assessment import whole_cost
+    from ...client_node.study.cost import whole_cost
     from ..studies.create import create_study
 
     with told(), opened(home) as store:
@@ -414,16 +415,14 @@ def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         ended = watch(store, run, err)
         if ended.error:
             err.print(ended.error, markup=False, highlight=False)
-        raise typer.Exit(0 if ended.state == "done" else FAILED)
+        raise typer.Exit(0 if ended.state == RunState.DONE else FAILED)
 
 
 @run_app.command("stop")
 def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Stop a run after the question in progress; committed rounds stay."""
     with told(), opened(home) as store:
-        if store.run(run).state not in ("pending", "running"):
-            raise Conflict(f"run {run} is {store.run(run).state}, there is nothing to stop")
-        store.set_run_state(run, "stopping")
+        store.move_run(run, STOP)
         out.print(f"Run {run} stops; go on with it later by: coordinator run resume {run}")
 
 
@@ -431,9 +430,7 @@ def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
 def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Go on with a stopped or failed run from its last committed round."""
     with told(), opened(home) as store:
-        if store.run(run).state not in ("stopped", "failed"):
-            raise Conflict(f"run {run} is {store.run(run).state}; only a stopped or failed run is resumed")
-        store.set_run_state(run, "pending")
+        store.move_run(run, RESUME)
         out.print(f"Run {run} goes on from round {store.last_round(run).number + 1}.")
 
 
@@ -652,7 +649,8 @@ def adapter_evaluate(
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
-    from ..results.export import evaluate, held_out_policy, trained_model
+    from ..results.export import evaluate, held_out_policy
+    from ..results.trained import trained_model
     from ..studies.catalogue import load_study
 
     with told(), opened(home) as store:
@@ -680,8 +678,8 @@ def adapter_routing(
 
     The figures depend on what is read: publish them only if that is public.
     """
-    from ..results.export import trained_model
     from ..results.router_statistics import measure
+    from ..results.trained import trained_model
     from ..studies.catalogue import load_study, study_start
 
     with told(), opened(home) as store:
@@ -731,7 +729,7 @@ def start_run(store: Store, study: str) -> str:
     row = store.study(study)
     run_id = f"{row.name}-{secrets.token_hex(4)}"
     with store.session() as session:
-        session.add(Run(id=run_id, study=row.hash, state="pending", created_at=time.time()))
+        session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))
         store.log_action(session, f"run {run_id} of study {row.hash} started")
     return run_id
 

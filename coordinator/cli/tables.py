@@ -13,7 +13,8 @@ from rich.table import Table
 
 from ...client_node.cli.tables import print_json
 from ..store import Store
-from ..store.store import Evaluation, Round, Run, site_names
+from ..store.states import RunState
+from ..store.tables import Evaluation, Round, Run
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...models.backbones.loading import Description
@@ -67,7 +68,7 @@ def run_row(store: Store, run: Run) -> dict[str, Any]:
         "run": run.id,
         "state": run.state,
         "rounds": store.last_round(run.id).number,
-        "step": run.step if run.state == "running" else (run.error or ""),
+        "step": run.step if run.state == RunState.RUNNING else (run.error or ""),
         "started": clock(run.created_at),
     }
 
@@ -76,7 +77,7 @@ def round_row(
     row: Round | Evaluation, purpose: str, sites: tuple[str, ...], left_out: Mapping[int, tuple[str, ...]]
 ) -> dict[str, Any]:
     """What a round opened, for JSON."""
-    summed, too_long = site_names(row), left_out.get(row.number, ())
+    summed, too_long = row.summed, left_out.get(row.number, ())
     return {
         "round": row.number,
         "purpose": purpose,

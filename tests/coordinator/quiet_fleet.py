@@ -22,12 +22,15 @@ from confide.client_node.study.study import AggregatorParty, Participant, Study,
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.run import aggregation as aggregation_module
+from confide.coordinator.run import questions
 from confide.coordinator.run import rounds as rounds_module
-from confide.coordinator.run.context import Drive
+from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import Order, PartyConfig, TotalShare
@@ -179,22 +182,24 @@ class Federation:
     ledgers: dict[str, Ledger]
     opened: list[tuple[tuple[bytes, ...], np.ndarray]] = field(default_factory=list)  # released shares, their total
 
-    def new_drive(self) -> Drive:
-        return Drive(
+    def context(self) -> RunContext:
+        lease = self.store.acquire_lease(RUN)
+        self.store.begin_driving(RUN, lease)
+        return RunContext(
             fleet=self.fleet,
             store=self.store,
             folder=RunFolder(self.home, RUN),
             replica=LedgerReplica(self.store),
             study=self.study,
-            run=RUN,
-            lease=self.store.acquire_lease(RUN),
+            id=RUN,
+            lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
             head_size=5,
         )
 
     def drive(self) -> None:
-        drive_run(self.new_drive())
+        drive_run(self.context())
 
     def charged(self, site: str, round_number: int = 1) -> composition.Release:
         """What the site's ledger has it pay for a round."""
@@ -216,7 +221,7 @@ def found(
     verify_total: bool = False,
 ) -> Federation:
     """A federation under `home`, with the empty `store` there."""
-    monkeypatch.setattr(rounds_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     monkeypatch.setattr(rounds_module, "FAREWELL_S", 0.0)
     monkeypatch.setattr(aggregator_module, "PartyProcess", TableParty)
     TableParty.dies = None
@@ -245,14 +250,14 @@ def found(
     nodes = {name: quiet_node(home / name, study, study.sign(pki.signer)) for name in (*SITES, *PARTIES)}
     fleet = QuietFleet({name: node for name, (node, _) in nodes.items()})
     made = Federation(home, store, study, fleet, {n: ledger for n, (_, ledger) in nodes.items() if ledger is not None})
-    real = rounds_module.open_total
+    real = aggregation_module.open_total
 
     def open_total(shares: list[bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
         total = real(shares, ring, dim, tag_count)
         made.opened.append((tuple(shares), decode(total.units, ring)))
         return total
 
-    monkeypatch.setattr(rounds_module, "open_total", open_total)
+    monkeypatch.setattr(aggregation_module, "open_total", open_total)
     return made
 
 

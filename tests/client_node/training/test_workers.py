@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -17,12 +18,13 @@ from confide.client_node.data.records import Records, read
 from confide.client_node.errors import DataInvalid, ModelUnusable, PolicyInvalid, StepFailed
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.trainer import Trainer
+from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.training.workers import Workers
 from confide.privacy.mechanism.site_round import _draw, _microbatches
 from confide.privacy.mechanism.workers import shared_out
 
 from ..conftest import PATIENTS_CSV, Site, site_in
-from ..test_node import Desk, make_desk, opened, prepare
+from ..test_node import Desk, make_desk, new_node, opened, prepare
 from .test_trainer import new_trainer
 
 pytestmark = pytest.mark.process
@@ -171,9 +173,10 @@ def length_over_noise(desk: Desk, vector: np.ndarray) -> float:
 
 def test_a_killed_worker_fails_the_round_under_its_charge_and_the_next_one_starts_others(site: Site):
     site.write(LIMITS)
-    desk = make_desk(site, ("noise_multiplier = 1.19", "noise_multiplier = 40.0"))
+    desk, model = make_desk(site, ("noise_multiplier = 1.19", "noise_multiplier = 40.0")), WarmModel("svi")
+    desk = replace(desk, node=new_node(site, desk.ledger, model))
     prepare(desk)
-    workers = desk.node._trainer_for(desk.study, load_policy(site.home))
+    workers = model.load(desk.study, load_policy(site.home))
     assert isinstance(workers, Workers)
     first = workers.pids
     # Three gradients of length 1 at most, beside noise of 23 an entry.

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 from confide.coordinator.cli.main import app
 from confide.coordinator.errors import AuditMissing, Conflict
 from confide.coordinator.federation.home import Settings, create_home
-from confide.coordinator.results.export import export_adapter, trained_model
+from confide.coordinator.results.export import export_adapter
 from confide.coordinator.results.privacy_audit import audit_run, audits, require_audit, summary
 from confide.coordinator.results.reports import budget_report
-from confide.coordinator.store.store import ActionRow, NodeRow, PrivacyTest
+from confide.coordinator.results.trained import trained_model
+from confide.coordinator.store.tables import ActionRow, NodeRow, PrivacyTest
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
 from confide.privacy.report.schema import dump
