@@ -45,6 +45,7 @@ class PlayedConnection:
         return 77
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("another_daemon")
 def test_a_second_daemon_on_one_home_is_refused_before_it_touches_the_ledger(site):
     with pytest.raises(AlreadyRunning, match=f"a daemon serves {site.home} already"):
@@ -52,11 +53,13 @@ def test_a_second_daemon_on_one_home_is_refused_before_it_touches_the_ledger(sit
     assert not (site.home / "ledger.db").exists()
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("another_daemon")
 def test_status_sees_a_running_daemon(site):
     assert status(site.home)["running"]
 
 
+@pytest.mark.process
 def test_a_daemon_that_was_killed_leaves_the_home_free(site, another_daemon):
     another_daemon.kill()
     another_daemon.wait()

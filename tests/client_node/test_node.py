@@ -165,7 +165,7 @@ def test_local_noise_is_the_whole_of_it_at_every_site(site):
     desk = make_desk(site, ('mode = "distributed"', 'mode = "local"'))
     prepare(desk)
     noise = opened(desk, desk.step())[-400:] / 2**desk.study.scale_bits
-    assert 1.0 < noise.std() < 1.5  # 1.19, where distributed noise would have 0.69
+    assert 0.9 < noise.std() < 1.5  # 1.19 give or take 7 standard errors, where distributed noise would have 0.69
 
 
 def test_local_steps_are_charged_as_many_and_add_up_their_noise(site):

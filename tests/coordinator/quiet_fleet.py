@@ -248,6 +248,6 @@ def found(
 
 
 def std_bounds(std: float, count: int) -> tuple[float, float]:
-    """Where the measured std of `count` normal numbers lies but for once in a few million times (chi-square)."""
-    reach = 5 * math.sqrt(2 / count)
+    """Where the measured std of `count` normal numbers lies but for once in 10^11 times (chi-square)."""
+    reach = 7 * math.sqrt(2 / count)
     return std * math.sqrt(1 - reach), std * math.sqrt(1 + reach)

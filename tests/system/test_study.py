@@ -30,6 +30,8 @@ from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
 
 from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def study(federation: DemoFederation) -> Iterator[Study]:

@@ -32,6 +32,7 @@ def cost(draft, more=None, collusion=1):
     return composition.epsilon_pld(releases_of_draft(draft, DIM) + (more or budget_planning.NOTHING), 1e-5, collusion)
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
     found = plan(provisional(draft, DIM), cap(8.0, collusion=2))
     assert [each.colluding for each in found.costs] == [0, 1, 2]
@@ -84,6 +85,7 @@ def told(site, *words):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_a_draft_is_planned_without_a_federation(site, write_draft):
     (site.home / "enrolment.json").unlink()
     path = write_draft(("noise_multiplier = 1.19", "target_epsilon = 1.0"), ("rounds = 40", "rounds = 10"))

@@ -39,6 +39,7 @@ def log(store):
         return list(session.scalars(select(ActionRow.what).order_by(ActionRow.seq)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_canaries")
 def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation):
     study = with_run(federation, audited=False)
@@ -86,6 +87,7 @@ def test_the_checks_run_on_the_study_s_own_clipping_and_local_steps(federation, 
     assert (found, at) == (clipping, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_canaries")
 def test_a_run_of_an_engine_without_noise_fails_and_stays_so(federation, tmp_path):
     study = with_run(federation, audited=False)

@@ -19,6 +19,8 @@ from confide.mpc.sharing.shares import set_name
 
 from ..quiet_fleet import AWAY, DIM, PARTIES, RUN, SITES, Federation, TableParty, found, std_bounds
 
+pytestmark = pytest.mark.slow
+
 SIGMA, COLLUSION = 1.5, 1
 MODES = ["top-up", "over-provision"]
 

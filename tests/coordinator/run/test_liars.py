@@ -20,6 +20,8 @@ from confide.mpc.sharing.shares import set_name
 from ..quiet_fleet import PARTIES, RUN, SITES, Federation, TableParty, found
 from .test_dropouts import PowerCut, assert_opened, cut_at, gone, without
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def make(tmp_path, empty_store, monkeypatch):

@@ -40,5 +40,6 @@ def test_a_name_lives_where_it_is_most_common(example):
     assert {name: home[name] for name in known} == known
 
 
+@pytest.mark.slow
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
     assert are_prepared_alike(example, prepared, tmp_path)
