@@ -4,6 +4,9 @@
 `catalogue` keeps the studies that the coordinator offers, `confirmed_sites` the keys that people compared by voice, and
 `run_reservations` the runs under way. `admission` lets a node's messages in, `charges` says what each round is charged.
 
+People decide through `study_decisions` (fetch, approve, revoke) and `site_budget` (caps, reports, the ledger as one
+file); `table_check` looks through a table for them.
+
 Another key has another fingerprint, in groups that can be read out:
 
 >>> from confide.client_node.approval import confirmed_sites
@@ -21,4 +24,7 @@ __all__ = [
     "charges",
     "confirmed_sites",
     "run_reservations",
+    "site_budget",
+    "study_decisions",
+    "table_check",
 ]

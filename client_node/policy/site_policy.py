@@ -30,13 +30,15 @@ def _is_separator(value: str) -> str:
 class DataPolicy(StrictModel):
     """The table of records, and the site's own names for its columns."""
 
-    path: Path = Field(description='path = "patients.csv" (beside site.toml, or absolute)', strict=False)
+    path: Path = Field(examples=['"patients.csv"'], description="beside site.toml, or absolute", strict=False)
     format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
     heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
-    name: Name = Field(description='name = "patients" (what the ledger calls this data set; never rename it)')
-    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects; studies must use the same)')
-    unit_column: Label = Field(description='unit_column = "patient_id"')
+    name: Name = Field(examples=['"patients"'], description="what the ledger calls this data set; never rename it")
+    unit: Name = Field(
+        examples=['"patient"'], description="the word for whom privacy protects; studies must use the same"
+    )
+    unit_column: Label = Field(examples=['"patient_id"'])
     label_column: Label | None = None  # None: by the study's name for it
     columns: Annotated[Mapping[FieldName, Label], Field(max_length=10_000), *Frozen] = NO_ENTRIES
     values: Annotated[
@@ -56,7 +58,7 @@ class StudyPolicy(StrictModel):
 class BackbonePolicy(StrictModel):
     """The folder of the approved backbone."""
 
-    directory: Path = Field(description='directory = "backbone" (beside site.toml, or absolute)', strict=False)
+    directory: Path = Field(examples=['"backbone"'], description="beside site.toml, or absolute", strict=False)
 
 
 def _is_possible(workers: int) -> int:
@@ -83,10 +85,10 @@ class LimitPolicy(StrictModel):
 class SitePolicy(StrictModel):
     """The whole policy, with paths made absolute and the decisions of decisions.json counted in."""
 
-    data: DataPolicy = Field(description="a table [data]")
-    budget: BudgetPolicy = Field(description="a table [budget] with epsilon and delta")
+    data: DataPolicy = Field(examples=["a table [data]"])
+    budget: BudgetPolicy = Field(examples=["a table [budget] with epsilon and delta"])
     studies: StudyPolicy = StudyPolicy()
-    backbone: BackbonePolicy = Field(description="a table [backbone]")
+    backbone: BackbonePolicy = Field(examples=["a table [backbone]"])
     limits: LimitPolicy = LimitPolicy()
 
     def held_out(self) -> "SitePolicy | None":

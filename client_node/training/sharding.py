@@ -96,11 +96,6 @@ class ShardedWeights:
         """Of this worker's parts, with what fills up the last one of a matrix."""
         return sum(matrix.ds_tensor.nbytes for matrix in self.matrices)
 
-    @property
-    def whole_bytes(self) -> int:
-        """Of the matrices that are whole here at this moment."""
-        return sum(matrix.nbytes for matrix in self.matrices)
-
     def _wrap(self, block: nn.Module, own: list[nn.Parameter]) -> None:
         inner: Callable[..., Any] = block.forward
 

@@ -33,6 +33,7 @@ def export_adapter(
 
     Raises:
         AuditMissing: the study claims privacy and no audit stands for it.
+        Conflict: no round is committed yet, a charge is missing, or `override_audit` has no word in it.
         FileExistsError: `directory` exists already.
     """
 
@@ -65,6 +66,8 @@ def _publish(
     override_audit: str | None,
 ) -> ModelCard:
     """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
+    if override_audit is not None and not override_audit.strip():
+        raise Conflict("--override-audit needs a reason in words; nothing was written")
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"

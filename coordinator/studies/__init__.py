@@ -1,7 +1,7 @@
 """Studies of a federation: made from a draft, signed, listed, and their start state.
 
 `create.create_study` makes a signed study of the draft in a study.toml, `catalogue` reads studies and the state that
-their runs begin with, and `learning_rates` chooses the rates that a draft leaves out.
+their runs begin with, `learning_rates` chooses the rates that a draft leaves out, and `summary` tells what a run costs.
 
 With noise in every sum, a rate for the head is one that carries the noise of all rounds no further than intended:
 
@@ -25,4 +25,4 @@ With noise in every sum, a rate for the head is one that carries the noise of al
 23.1
 """
 
-__all__ = ["catalogue", "create", "learning_rates"]
+__all__ = ["catalogue", "create", "learning_rates", "summary"]

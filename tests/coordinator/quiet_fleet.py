@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from confide.client_node.errors import ClientNodeError
@@ -35,15 +34,14 @@ from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import Order, PartyConfig, TotalShare
 from confide.mpc.party import aggregation
-from confide.mpc.sharing.ring import Ring, RingVector, Total, decode
-from confide.mpc.sharing.shares import Words
-from confide.mpc.sharing.sketch import Limits, is_too_long
+from confide.mpc.sharing.ring import Ring, Total, decode
 from confide.privacy.accounting import composition
 from confide.privacy.ledger.charges import Books
 from confide.privacy.ledger.ledger import Ledger
 
 from ..client_node.conftest import certificate_of
 from ..client_node.quiet_node import STUDY_TOML, QuietNode, enrol, quiet_node
+from ..mpc.plain_norm_check import judging
 
 SITES, PARTIES = ("east", "north", "south", "west"), ("agg-a", "agg-b", "agg-c")
 DIM, RUN = 6000, "run-1"
@@ -115,18 +113,6 @@ class TableParty:
     ) -> dict[str, aggregation.Submission]:
         found = {s: aggregation.admit(order, self._id, s, path, is_topup=is_topup) for s, path in files.items()}
         return {site: one for site, one in found.items() if one is not None}
-
-
-def judging(seat: Seat) -> aggregation.Judge:
-    """Compares as the definition does, with the masks put together in the open, where parties use a circuit."""
-
-    def judge(opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
-        masks = np.zeros(mask_words.shape, np.uint64)
-        for words in seat.all_gather("OPEN", mask_words.tobytes(), mask_words.nbytes):
-            masks ^= np.frombuffer(words, np.uint64).reshape(masks.shape)
-        return is_too_long(opened, masks, limits)
-
-    return judge
 
 
 @dataclass

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from confide.client_node.cli.console import print_json
 from confide.client_node.enrolment.protocol import InvitationCode
-from confide.coordinator.cli.main import app, print_json
+from confide.coordinator.cli.main import app
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.export import export_adapter
 from confide.coordinator.store.ledger_replica import LedgerReplica
@@ -105,7 +106,7 @@ def test_every_command_explains_itself_without_loading_torch():
         f"for words in {COMMANDS.split()!r}:\n"
         "    result = CliRunner().invoke(app, [*words.split('+'), '--help'])\n"
         "    assert result.exit_code == 0 and 'Usage' in result.output, words\n"
-        "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

@@ -12,18 +12,8 @@ from confide.privacy.mechanism.sampling import SeededBytes
 from confide.privacy.mechanism.site_round import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
 from ...models.tiny import random_ids
-from ..loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
+from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, labels_for
 
-C, BITS = 0.05, 24
-PLAIN = {
-    "mode": "none",
-    "clip_norm": C,
-    "sample_rate": 1.0,
-    "site_noise_int": 0,
-    "scale_bits": BITS,
-    "max_rows_per_batch": 3,
-    "max_records_per_unit": 3,
-}
 PRIVATE = {**PLAIN, "mode": "distributed", "site_noise_int": 1 << 20}
 
 
