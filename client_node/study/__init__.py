@@ -1,9 +1,9 @@
-"""A study: the draft in study.toml, the immutable study made of it, and what is sent of its state.
+"""Studies: the draft in study.toml, the immutable study made from it, and the format in which its state is sent.
 
-`load_draft` reads a `StudyDraft`, which names every term; `Study` adds keys, hashes and sizes, and is what a site
-approves by its hash; `Study.planned_round` says what one round is. docs/study-toml.md lists every key.
+`load_draft` reads a `StudyDraft`, which holds the terms. `Study` adds keys, hashes and sizes; a site approves a study
+by its hash. `Study.planned_round` describes one round. docs/study-toml.md lists every key.
 
-Without dropouts no sum over fewer than all four sites is opened, and each entry of it has noise of this deviation:
+Without dropouts only a sum over all four sites is opened. Each of its entries has noise of this standard deviation:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""What a node and its workers say to each other: a map, then the arrays that it announces, over a private socket pair.
+"""Frames between a node and its workers: a map, then the arrays that it announces, over a private socket pair.
 
 The pair has no name and no address: nobody else can open it, and nothing is written to disk.
 """
@@ -30,10 +30,10 @@ def send(channel: Channel, kind: str, arrays: Arrays | None = None, **fields: An
 
 
 def receive(channel: Channel) -> tuple[str, dict[str, Any], Arrays]:
-    """The next message: kind, fields and arrays.
+    """Receives the next message: kind, fields and arrays.
 
     Raises:
-        FrameRejected: it is no such message.
+        FrameRejected: the bytes are not a message of this format.
         EOFError: the other process is gone.
     """
     message = channel.receive()
@@ -57,14 +57,14 @@ def _array(channel: Channel, described: object) -> npt.NDArray[Any]:
 
 
 def to_arrays(records: Records) -> Arrays:
-    """Records as arrays: a column of texts as the bytes of a msgpack list."""
+    """Turns records into arrays: a column of texts becomes the bytes of a msgpack list."""
     columns = {f"{_COLUMN}{name}": _written(column) for name, column in records.columns.items()}
     labels = {} if records.labels is None else {"labels": records.labels}
     return {"units": records.units, **labels, **columns}
 
 
 def from_arrays(arrays: Arrays) -> Records:
-    """Reads what `to_arrays` wrote."""
+    """Turns the arrays of `to_arrays` back into records."""
     columns = {name.removeprefix(_COLUMN): _read(array) for name, array in arrays.items() if name.startswith(_COLUMN)}
     return Records(columns, arrays["units"], arrays.get("labels"))
 
