@@ -1,11 +1,13 @@
-# Two commands matter: `make demo` and `make test`. Both set everything up first.
+# Two commands matter: `make demo` and `make test`. Both set everything up first. `make quick` is for between edits.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two processes share the tests; those of a file stay together (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test lint types unit docs hooks clean
+.PHONY: setup demo test quick lint types unit docs hooks clean
 
 setup: $(STAMP)
 
@@ -30,6 +32,10 @@ demo: setup
 
 test: setup lint types unit
 
+# What starts no process and takes no second; names what grew slow.
+quick: setup lint types
+	$(PYTEST) -q -m "not process and not slow" --durations=10 --durations-min=1
+
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,7 +45,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/pytest
+	$(PYTEST) --durations=20 --durations-min=5
 
 docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py

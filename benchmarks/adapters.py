@@ -26,14 +26,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from quality import SCALE_BITS, Bench, prepare_bench
 
-from confide.client_node.approval.budget_planning import ring_of
 from confide.client_node.flower import pack
-from confide.client_node.shares.seal import seal
+from confide.client_node.shares.seal import Sealer
 from confide.client_node.study import AggregatorParty, Participant, Study, StudyDraft
+from confide.client_node.study.cost import ring_of
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.run.broadcast import broadcast
 from confide.coordinator.store import Checkpoint
-from confide.coordinator.store.broadcast import broadcast
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
 from confide.models.adapters.lora import LoRAFactors
@@ -97,7 +97,7 @@ def round_bytes(draft: StudyDraft, adapted: AdaptedModel) -> dict[str, Any]:
     sent, _ = broadcast(study.state_format(planned), Checkpoint.beginning(state))
     down = sign(plan, keys["coordinator"], {"state": sent})
     vector = np.random.default_rng(1).integers(-1000, 1000, dim)
-    envelopes = seal(study, plan, vector, study.share_context(planned, run=RUN, site=site, state=STATE), keys[site])
+    envelopes = Sealer.of_plan(study, plan, site=site, signer=keys[site]).seal(vector, state=STATE)
     one, two, three = (Sealed(size=len(each), digest=STATE) for each in envelopes)
     answer = Update(request=down.digest(), run=RUN, round=1, sealed=(one, two, three), ledger=())
     up = sign(answer, keys[site], {f"envelope-{i}": each for i, each in enumerate(envelopes)})

@@ -10,7 +10,6 @@ row is a mean over as many independent runs as there are seeds. Settings: `TERMS
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import platform
@@ -42,7 +41,8 @@ from confide.models.records import CategoricalField, RecordSchema
 from confide.privacy.accounting import Mode, Release, epsilon_pld, epsilon_rdp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "names"))
-from prepare import LETTERS, SITES, is_drawn, plain, prepare
+from prepare import LETTERS, SITES, plain, prepare  # puts examples/ on the path
+from splitting import draw, package_file
 
 SCALE_BITS = 24
 MAX_LETTERS = 13  # of a name, the end of the text not counted; the rest is cut
@@ -135,10 +135,7 @@ def encode(names: list[str]) -> np.ndarray:
 
 def public_words() -> dict[str, int]:
     """Counts each word of 2 to 20 letters in the tabular list of ICD-10-CM."""
-    folder = importlib.util.find_spec("simple_icd_10_cm")
-    if folder is None or not folder.submodule_search_locations:
-        raise FileNotFoundError("package simple-icd-10-cm is not installed: pip install 'confide[examples]'")
-    (path,) = (Path(next(iter(folder.submodule_search_locations))) / "data").glob("*.xml")
+    (path,) = package_file("simple_icd_10_cm", "data").glob("*.xml")
     words: Counter[str] = Counter()
     for entry in ElementTree.parse(path).iter():
         if entry.tag in ("desc", "note") and entry.text:
@@ -310,13 +307,18 @@ def prepare_bench(draft: StudyDraft, base: Path | None, pretraining_steps: int, 
         frames = {site: pd.read_csv(part["train"], keep_default_na=False) for site, part in parts.items()}
         held_out = [pd.read_csv(part["heldout"], keep_default_na=False) for part in parts.values()]
     if validation:
-        chosen = {site: frame["name"].map(lambda name: is_drawn(name, b"v", 40)) for site, frame in frames.items()}
+        chosen = {site: frame["name"].map(_is_validated) for site, frame in frames.items()}
         held_out = [frame[chosen[site]] for site, frame in frames.items()]
         frames = {site: frame[~chosen[site]] for site, frame in frames.items()}
     counted = Counter(f"^{word}$"[i : i + 3] for word in words for i in range(len(word)))
     trigrams = [group for group, _ in counted.most_common(TRIGRAMS)]
     sites = {site: _names(frame) for site, frame in frames.items()}
     return Bench(draft, weights, *moments(weights, words), trigrams, sites, _names(pd.concat(held_out)))
+
+
+def _is_validated(name: str) -> bool:
+    """True for about 40 names in 256."""
+    return draw(b"v" + name.encode()) < 40 / 256
 
 
 def _names(frame: pd.DataFrame) -> Names:

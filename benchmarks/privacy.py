@@ -41,6 +41,9 @@ from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import unit_gradient
 from confide.privacy.mechanism.opacus_optimizer import LoRADPOptimizer, RingNoise
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
+from tiny import put_exact_norms
+
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 EVERYWHERE = (*ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate")
 # Opacus' ghost clipping fails on the four axes that kv_b_proj sees, so rows beside Opacus leave it out.
@@ -114,12 +117,8 @@ def backbone(case: Case, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCau
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    if dtype == torch.float64:  # the stock norms round to float32 inside
-        for name, module in list(model.named_modules()):
-            if type(module).__name__ == "DeepseekV3RMSNorm":
-                parent, _, leaf = name.rpartition(".")
-                norm = torch.nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
-                setattr(model.get_submodule(parent), leaf, norm)
+    if dtype == torch.float64:
+        put_exact_norms(model)
     return model.to(dtype).eval()
 
 

@@ -28,8 +28,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from confide.client_node.approval.budget_planning import releases, solve, with_noise
 from confide.client_node.study import StudyDraft, load_draft
+from confide.client_node.study.cost import releases_of_draft, solve_noise, with_noise
 from confide.coordinator.demo.baselines import (
     WORDS_LR,
     federate,
@@ -94,7 +94,7 @@ def federated(bench: Bench, draft: StudyDraft, *, mode: Mode, seed: int) -> np.n
 def epsilon(draft: StudyDraft, mode: Mode, dim: int) -> float:
     """Spent on any one unit by a whole run, evaluation included, with the study's number of colluding sites."""
     draft = _with(draft, "privacy", mode=mode)
-    return epsilon_pld(releases(draft, dim), draft.privacy.delta, draft.privacy.collusion)
+    return epsilon_pld(releases_of_draft(draft, dim), draft.privacy.delta, draft.privacy.collusion)
 
 
 def private_logistic_regression(bench: Bench, draft: StudyDraft) -> np.ndarray:
@@ -275,7 +275,7 @@ def at_epsilon(draft: StudyDraft, target: float, dim: int) -> StudyDraft:
     An evaluation with noise of its own would by itself cost more than a small target.
     """
     bare = draft.model_copy(update={"evaluation": None})
-    return solve(with_noise(_with(bare, "privacy", target_epsilon=target), 0.0), dim)
+    return solve_noise(with_noise(_with(bare, "privacy", target_epsilon=target), 0.0), dim)
 
 
 def _with(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:

@@ -25,10 +25,10 @@ from measuring import Peak, allocated_mib
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.chunks import PART_BYTES, read_part
 from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
-from confide.coordinator.run.context import Drive
+from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.relay import Delivery, Intake, Load
 from confide.coordinator.store import Checkpoint, LedgerReplica, RunFolder, Store
-from confide.coordinator.store.store import Run, StudyRow
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.sharing import Ring, ShareContext
 from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sealing import new_keypair, seal_update
@@ -104,22 +104,22 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
         session.add(StudyRow(hash=study.study_hash, name="s", canonical=b"", signature="", created_at=0))
     with store.session() as session:
         session.add(Run(id="bench", study=study.study_hash, state="running", created_at=0))
-    drive = Drive(
+    run = RunContext(
         fleet=ends, store=store, folder=RunFolder(folder, "bench"), replica=LedgerReplica(store), study=study,
-        run="bench", lease=store.acquire_lease("bench"), signer=signer,
+        id="bench", lease=store.acquire_lease("bench"), signer=signer,
         start=Checkpoint.beginning(np.zeros(1, np.float32)), head_size=1,
     )  # fmt: skip
     started, spent = time.perf_counter(), time.process_time()
     before = allocated_mib()
     with Peak() as peak:
-        inbox = drive.folder.envelopes(1)
-        intake = Intake(drive, inbox, lambda site: context_of(study, site))
+        inbox = run.folder.envelopes(1)
+        intake = Intake(run, inbox, lambda site: context_of(study, site))
         for name in names:
             answer = Update(request="0" * 64, run="bench", round=1, sealed=described[name], ledger=())
             intake.begin(name, answer, Packet(body=b"", blobs={}))
         assert intake.finish(names) == set(names)
         envelopes = inbox.read()
-        delivery = Delivery(drive, 1)
+        delivery = Delivery(run, 1)
         loads = {party: Load.of(names, i, envelopes, {}, "") for i, party in enumerate(PARTIES)}
         assert not delivery.deposit(loads)
     store.close()

@@ -27,7 +27,6 @@ from measuring import Peak, allocated_mib
 
 from confide.client_node.training.sharding import ShardedWeights, join
 from confide.client_node.training.worker import LinkedCrew
-from confide.client_node.training.worker_frames import receive, send
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
@@ -66,7 +65,7 @@ def adapted_model(settings: dict[str, Any]) -> AdaptedModel:
 
 def child(parent: Channel, links: Sequence[Channel]) -> None:
     """A process that leads or follows; DeepSpeed is loaded in all, so that memory can be compared."""
-    _, settings, _ = receive(parent)
+    settings = parent.receive()
     place, count = settings["place"], settings["count"]
     device = join(place, count, Path(settings["meeting"]))
     torch.set_num_threads(2 // count)
@@ -76,8 +75,7 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
         adapted = adapted_model(settings)
         weights = ShardedWeights(adapted, device, offload=False) if settings["sharded"] else None
     frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
-    send(
-        parent,
+    parent.send(
         "done",
         at_rest=allocated_mib() - before,
         loading=loading.mib - before,
@@ -89,14 +87,15 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
     crew = LinkedCrew(links if place == 0 else ())
     while True:
         if place:
-            _, numbers, arrays = receive(links[0])
-            send(links[0], "done", {"vector": partial_sum(adapted, SumPart(**(numbers | arrays)), terms=terms(batch))})
+            part = links[0].receive(array_bytes=None)
+            del part["kind"]
+            links[0].send("done", vector=partial_sum(adapted, SumPart(**part), terms=terms(batch)))
             continue
-        receive(parent)
+        parent.receive()
         start = time.perf_counter()
         with Peak() as peak:
             private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), crew=crew)
-        send(parent, "done", seconds=time.perf_counter() - start, peak=peak.mib - before)
+        parent.send("done", seconds=time.perf_counter() - start, peak=peak.mib - before)
 
 
 def started(count: int, settings: dict[str, Any]) -> tuple[list[subprocess.Popen[bytes]], list[Channel], list[Any]]:
@@ -116,8 +115,8 @@ def started(count: int, settings: dict[str, Any]) -> tuple[list[subprocess.Popen
             )
             theirs.close()
             channels.append(Channel(ours))
-            send(channels[-1], "begin", place=place, count=count, meeting=f"{folder}/meeting", **settings)
-        told = [receive(channel)[1] for channel in channels]
+            channels[-1].send("begin", place=place, count=count, meeting=f"{folder}/meeting", **settings)
+        told = [channel.receive() for channel in channels]
     for link in links:
         for end in link:
             end.close()
@@ -131,8 +130,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     try:
         for _ in range(arguments.steps + 1):
             for name, (_, channels, _) in running.items():
-                send(channels[0], "step")
-                steps[name].append(receive(channels[0])[1])
+                channels[0].send("step")
+                steps[name].append(channels[0].receive())
     finally:
         for processes, _, _ in running.values():
             for process in reversed(processes):  # the leading one last, or the others would complain

@@ -2,8 +2,6 @@
 
 import fcntl
 import logging
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .approval.assessment import open_ledger
+from .approval.charges import open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .errors import AlreadyRunning, PolicyInvalid
@@ -24,15 +22,9 @@ logger = logging.getLogger(__name__)
 _LOCK_TRIES = 4
 
 
-def run(home: Path) -> int:
-    """Serves the coordinator until a signal ends it. Returns 0 when stopped, 77 when the coordinator refuses it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpx2", "httpcore", "flwr"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def run(home: Path, stop: threading.Event) -> int:
+    """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)

@@ -10,6 +10,7 @@ CoordinatorError
 ├── SuperLinkFailed          Flower's server did not start, or refused an order
 ├── NotFound                 a site, study or run does not exist
 ├── Conflict                 the name is taken, or the state does not allow it
+│   └── TransitionRefused    the run's state does not allow the change
 ├── StudyRefused             this federation cannot run a study draft
 ├── AuditMissing             a claim of privacy has no audit
 ├── LeaseLost                another driver has taken the run over
@@ -73,6 +74,14 @@ class NotFound(CoordinatorError):
 
 class Conflict(CoordinatorError):
     """A name that is taken, or a request that the present state does not allow."""
+
+
+class TransitionRefused(Conflict):
+    """A change that the run's present `state` does not allow."""
+
+    def __init__(self, run_id: str, state: str, refusal: str) -> None:
+        super().__init__(f"run {run_id} is {state}, {refusal}")
+        self.state = state
 
 
 class StudyRefused(CoordinatorError):

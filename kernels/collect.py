@@ -87,22 +87,6 @@ class Collector:
         """The same for an op that sees one vector a row, such as a head on pooled states."""
         self._capture_rows(parameter, left_RP, right_RQ, 1, transposed)
 
-    def capture_runs(
-        self,
-        parameter: nn.Parameter,
-        left_SP: Tensor,
-        right_SQ: Tensor,
-        runs: Runs,
-        num_experts: int,
-        *,
-        transposed: bool,
-    ) -> None:
-        """Takes one gradient an expert, from pairs sorted as `runs` says; the parameter has a leading expert axis."""
-        left, right = left_SP.to(parameter.dtype), right_SQ.to(parameter.dtype)
-        widths = left.shape[1], right.shape[1]
-        capture = self.open_runs(parameter, *widths, parameter.dtype, runs, num_experts, transposed=transposed)
-        capture.add(slice(0, len(left)), slice(0, len(runs.length_N)), left, right)
-
     def open_runs(
         self,
         parameter: nn.Parameter,
@@ -114,7 +98,10 @@ class Collector:
         *,
         transposed: bool,
     ) -> "RunCapture":
-        """The same in parts, for an op that has them at hand one after another; every run is to be added once."""
+        """Takes one gradient an expert, in parts: pairs sorted as `runs` says, of which every run is to be added once.
+
+        The parameter has a leading expert axis.
+        """
         self._claim(parameter)
         rank = self._trained_rank.get(parameter)
         width_P = width_P if rank is None else rank

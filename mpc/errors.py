@@ -4,7 +4,6 @@ MpcError
 ├── InvalidField       a parameter, name, key or context outside its range (also a ValueError)
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
 ├── ShareMalformed     an opened payload or released share without the right layout
-├── PointsMalformed    a message of a set intersection breaks its format or holds unusable points
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
 ├── EnvelopeUnreadable a sealed share that lies at this aggregator cannot be read from its disk
 ├── FrameRejected      bytes between the aggregator and its party process break their schema
@@ -47,10 +46,6 @@ class NoRing(MpcError, ValueError):
 
 class ShareMalformed(MpcError):
     """An opened payload or released share with the wrong version, kind or length."""
-
-
-class PointsMalformed(MpcError):
-    """A message of a set intersection that breaks its format, or has an unusable point."""
 
 
 class EnvelopeRejected(MpcError):

@@ -1,16 +1,68 @@
+"""What holds for every test: chance and load decide nothing, and who starts a process says so."""
+
 import json
+import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
-from typer.testing import CliRunner
 
-from confide.coordinator.cli.main import app
+# The same examples in every run, at their own pace: a busy machine fails no property.
+hypothesis.settings.register_profile(
+    "confide", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("confide")
+
+# Before numpy and torch are loaded, and for processes that tests start: on few cores, threads of many processes wait
+# for each other more than they compute; a norm check with numpy's own choice takes ten times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+for size in ("COLUMNS", "LINES"):  # readline sets them in xdist's workers; a command's tables keep what they find first
+    os.environ.pop(size, None)
+
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+_running: list[pytest.Item] = []  # the test of this moment, if any
+
+
+def _refuse_unmarked(event: str, args: tuple[object, ...]) -> None:
+    """Fails a test that starts a process without the marker by which `make quick` leaves it out."""
+    if event in STARTS and _running and _running[0].get_closest_marker("process") is None:
+        pytest.fail(f"{_running[0].nodeid} starts a process ({event}); mark it with pytest.mark.process")
+
+
+sys.addaudithook(_refuse_unmarked)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _running.append(item)
+    try:
+        return (yield)
+    finally:
+        _running.clear()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps a file's tests, and those that share something dear, on one worker; the long ones come first."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shared = "smollm2" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("smollm2" if shared else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 @pytest.fixture(scope="session")
 def smollm2():
     """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed; made once, 740 MB."""
+    from typer.testing import CliRunner
+
+    from confide.coordinator.cli.main import app
+
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "smollm2"
         result = CliRunner().invoke(app, ["backbone", "import", "smollm2", str(directory), "--json"])

@@ -70,6 +70,7 @@ def test_examples_use_faces_alone(path):
             assert {alias.name for alias in node.names} <= face(node.module), node.module
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("folder", [*PACKAGES, "kernels.install"])
 def test_a_folder_imported_without_the_package_is_refused_with_a_sentence(folder):
     result = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
@@ -77,6 +78,7 @@ def test_a_folder_imported_without_the_package_is_refused_with_a_sentence(folder
     assert f"ImportError: this folder is the package confide.{folder.split('.')[0]}: write" in result.stderr
 
 
+@pytest.mark.process
 def test_a_clone_without_symbolic_links_says_so(tmp_path):
     """Where git writes links as text files, neither `make` nor an import ends in a syntax error."""
     (tmp_path / "confide").mkdir()
@@ -92,6 +94,7 @@ def test_a_clone_without_symbolic_links_says_so(tmp_path):
     assert "core.symlinks=true" in result.stderr
 
 
+@pytest.mark.process
 def test_make_says_so_of_a_clone_without_symbolic_links(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "src" / "confide").mkdir(parents=True)

@@ -10,6 +10,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ex
 TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"`(?:python )?((?:[\w-]+/)*\w+\.py)(?:(?:::|: )(\w+(?:\.\w+)*))?[^`]*`")
+FOLDER = re.compile(
+    r"`((?:coordinator|client_node|privacy|mpc|models|kernels|benchmarks|examples|tests)/(?:[\w.-]+/)*)`"
+)
 FOLDERS = ("coordinator", "client_node", "privacy", "mpc", "models", "kernels", "benchmarks", "examples", "tests")
 ROLES = ("README.md", *(f"docs/{role}.md" for role in ("architecture", "operator", "site", "auditor", "ml-engineer")))
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
@@ -40,6 +43,11 @@ def test_every_file_that_a_page_names_exists_and_defines_what_is_said_of_it(page
         *_, last = name.split(".")
         defines = re.compile(rf"^\s*(?:def|class) {last}\b|^\s*{last}\b\s*[:=]", re.MULTILINE)
         assert not name or any(defines.search(path.read_text()) for path in found), (file, name)
+
+
+@each_page
+def test_every_folder_that_a_page_names_exists(page):
+    assert [folder for folder in FOLDER.findall(page.read_text()) if not (ROOT / folder).is_dir()] == []
 
 
 @each_page

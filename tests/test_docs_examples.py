@@ -99,6 +99,7 @@ def test_noise_is_solved_and_an_exported_adapter_is_loaded_by_peft(folder, capsy
         torch.testing.assert_close(names["logits"], adapted.classify(names["ids"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.process
 def test_a_certificate_is_renewed(folder):
     Pki.create(folder / "HOME", ["fed.example.org"])
     before = {path: path.read_bytes() for path in (folder / "HOME").rglob("*") if path.is_file()}

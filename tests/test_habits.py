@@ -22,6 +22,7 @@ TEXTS = [*ROOT.glob("*.*"), *(path for folder in FOLDERS for path in (ROOT / fol
 MOVED = re.findall(r"^\| `(confide\.[\w.]+)` \| `(confide\.[\w.]+)` \|$", CHANGELOG, re.MULTILINE)
 
 
+@pytest.mark.process
 def test_hooks_run_what_make_runs():
     command = ("make", "--no-print-directory", "--dry-run", "lint", "types")
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -10,6 +10,8 @@ import pytest
 
 import confide
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("coordinator", "client_node", "privacy", "mpc", "models", "kernels")
 SOURCES = (*PACKAGES, "src", "pyproject.toml", "README.md", "LICENSE")

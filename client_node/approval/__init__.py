@@ -1,8 +1,11 @@
-"""A site's decision before a study runs: what it costs, whether it is approved, what is held for it.
+"""Decisions of a site before a study runs: its approval, its charges, the budget that a run reserves.
 
 `assessment.assess` is a site's whole view of a study; `budget_planning.plan_at` prices a draft before anybody signs it.
 `catalogue` keeps the studies that the coordinator offers, `confirmed_sites` the keys that people compared by voice, and
-`run_reservations` what runs under way will still charge.
+`run_reservations` the runs under way. `admission` lets a node's messages in, `charges` says what each round is charged.
+
+People decide through `study_decisions` (fetch, approve, revoke) and `site_budget` (caps, reports, the ledger as one
+file); `table_check` looks through a table for them.
 
 Another key has another fingerprint, in groups that can be read out:
 
@@ -13,4 +16,15 @@ Another key has another fingerprint, in groups that can be read out:
 'WMXZ-WI27-ULA3-XSXJ-HIP3-S7MW-4JHU-6NHE'
 """
 
-__all__ = ["assessment", "budget_planning", "catalogue", "confirmed_sites", "run_reservations"]
+__all__ = [
+    "admission",
+    "assessment",
+    "budget_planning",
+    "catalogue",
+    "charges",
+    "confirmed_sites",
+    "run_reservations",
+    "site_budget",
+    "study_decisions",
+    "table_check",
+]

@@ -1,35 +1,28 @@
-"""What a site should know before it approves a study: who takes part, whether the data fits, what it would cost.
+"""Assesses a study for the site that is to approve it: its parties, the fit of the data, the cost.
 
-Nothing of an assessment leaves the site. It counts records, so its reasons may depend on them.
+Nothing of an assessment leaves the site, and nothing at the site is changed by it: that is `approve`'s to do. It counts
+records, so its reasons may depend on them.
 """
 
-import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.errors import PrivacyError
-from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
+from ...privacy.ledger.ledger import Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
-from ..errors import StudyInvalid, StudyUnknown
-from ..policy import SitePolicy, load_policy
-from ..study import PlannedRound, Study
+from ..policy import SitePolicy, decisions, load_policy
+from ..study import Study, cost
 from .catalogue import cached_study
+from .charges import beside, open_ledger, planned_charges, record_budget, standing
 from .confirmed_sites import doubts
-from .run_reservations import Holds
 
-logger = logging.getLogger(__name__)
-
-LEDGER_FILE = "ledger.db"
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
 
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """A site's own view of a study."""
+    """A site's own view of a study, for its own people."""
 
     study: Study
     trains: bool
@@ -41,15 +34,14 @@ class Assessment:
 
 
 def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment:
-    """Looks at the study, the site's data and its ledger; changes only the budget in the ledger, to the policy's.
+    """Weighs the study against the site's policy, data and ledger. Nothing is written.
 
     Args:
         unprotected: whether the person who asks accepts a study without privacy.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     me = (enrolment.name, identity.identity_hex)
-    trains = me in {(site.name, site.identity) for site in study.sites}
-    aggregates = me in {(party.name, party.identity) for party in study.aggregators}
+    trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
     reasons = _identity_reasons(study, *me, takes_part=trains or aggregates) + doubts(home, study)
     data = quote = evaluates = None
     if trains:
@@ -60,116 +52,24 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
         if study.draft.privacy.mode != "none" and not reasons:
-            with open_ledger(home, identity, enrolment) as ledger:
-                record_budget(ledger, policy)
-                quote, refusals = _quote(ledger, study, policy, held_charges(home, policy))
+            quote, refusals = _quote(home, study, policy)
             reasons += refusals
     return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
 
 
-def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Ledger:
-    """This node's ledger."""
-    return Ledger.open(home / LEDGER_FILE, identity.signer, enrolment.name)
+def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
+    """Lets a known study run here; where it will be charged, the policy's budget is put in force first.
 
-
-def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
-    """Puts the policy's budget in force; a budget that is in force already is not written again."""
-    ledger.set_budget(
-        Budget(
-            dataset=policy.data.name,
-            unit=policy.data.unit,
-            epsilon=policy.budget.epsilon,
-            delta=policy.budget.delta,
-            collusion=policy.budget.collusion,
-        )
-    )
-
-
-def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Charge:
-    """What one round of the study is charged before it begins: the release at its worst."""
-    planned = study.planned_round(round_number)
-    return Charge(
-        study=study.study_hash,
-        run=run,
-        round=round_number,
-        dataset=policy.data.name,
-        unit=policy.data.unit,
-        cohort=study.site_names(),
-        release=release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
-        purpose=planned.purpose,
-    )
-
-
-def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple[Charge, int]]:
-    """What a whole run will be charged at this site, for each purpose one charge and how many like it.
-
-    A site that holds nothing out takes no part in the evaluation and pays nothing for it.
-    """
-    rounds = study.draft.rounds.rounds
-    planned = [(charge(study, policy, run=run, round_number=1), rounds)]
-    if study.draft.evaluation and policy.data.heldout_path:
-        planned.append((charge(study, policy, run=run, round_number=study.last_round), 1))
-    return planned
-
-
-def held_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[str, list[tuple[Charge, int]]]:
-    """What each other run that has begun here was planned to charge, `planned_charges` by the run's name.
-
-    A run whose study may not run here any more holds nothing.
-    """
-    held = {}
-    for run, study_hash in Holds(home).runs().items():
-        try:
-            study = cached_study(home, study_hash)
-        except (StudyUnknown, StudyInvalid) as err:
-            logger.warning("run %s holds no budget: %s", run, err)
-            continue
-        if run != besides and study.draft.privacy.mode != "none" and policy.permits(study):
-            held[run] = planned_charges(study, policy, run=run)
-    return held
-
-
-def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
-    """All that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
+    Whether something speaks against it is asked before, of `assess`.
 
     Args:
-        sites: how many sites each sum holds; None stands for the fewest that may be summed.
+        unprotected: whether that includes running it without privacy.
     """
-    summed = study.quorum if sites is None else sites
-    releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
-    if study.draft.evaluation:
-        releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
-    return releases
-
-
-def releases_of_run(study: Study) -> Counter[Release]:
-    """All that a whole run opens at the worst, equal releases together."""
-    total: Counter[Release] = Counter()
-    for kind, count in planned_releases(study):
-        total[kind] += count
-    return total
-
-
-def whole_cost(study: Study) -> float:
-    """Epsilon by PLD of a whole run at the study's own delta and collusion, at a site that releases nothing else."""
-    return epsilon_pld(releases_of_run(study), study.draft.privacy.delta, study.draft.privacy.collusion)
-
-
-def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
-    """What a round opens over `sites` sites, as an accountant sees it; with top-up, over these or more."""
-    is_topped = study.draft.privacy.dropouts == "top-up"
-    return Release(
-        mode=study.draft.privacy.mode,
-        site_noise_int=study.site_noise(planned),
-        scale_bits=planned.scale_bits,
-        clip_norm=planned.clip_norm,
-        dim=planned.dim,
-        sample_rate=planned.sample_rate,
-        sites=sites,
-        planned_sites=len(study.sites) if is_topped else 0,
-        noise_collusion=study.draft.privacy.collusion if is_topped else 0,
-        steps=planned.steps,
-    )
+    study, identity, enrolment = cached_study(home, study_hash), NodeIdentity.load(home), Enrolment.load(home)
+    if study.has_site(enrolment.name, identity.identity_hex) and study.draft.privacy.mode != "none":
+        with open_ledger(home, identity, enrolment) as ledger:
+            record_budget(ledger, load_policy(home))
+    decisions.approve(home, study_hash, unprotected=unprotected)
 
 
 def _identity_reasons(study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
@@ -193,9 +93,9 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
             "(data.unit in site.toml)"
         )
     target = study.draft.privacy.target_epsilon
-    if target is not None and not (cost := whole_cost(study)) <= target * (1 + _ROUNDED):
+    if target is not None and not (epsilon := cost.whole_cost(study)) <= target * (1 + _ROUNDED):
         reasons.append(
-            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {cost:.4g}"
+            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {epsilon:.4g}"
         )
     return reasons
 
@@ -231,12 +131,10 @@ def _misfit(study: Study, data: DataReport) -> str:
     return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
 
 
-def _quote(
-    ledger: Ledger, study: Study, policy: SitePolicy, held: Mapping[str, list[tuple[Charge, int]]]
-) -> tuple[Quote | None, list[str]]:
-    planned = planned_charges(study, policy, run="(before approval)")
+def _quote(home: Path, study: Study, policy: SitePolicy) -> tuple[Quote | None, list[str]]:
+    planned, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
     try:
-        quote = ledger.affordable(planned, held=[charge for each in held.values() for charge in each])
+        quote = stands.quote(planned)
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
@@ -244,11 +142,5 @@ def _quote(
     rounds = sum(count for _, count in planned)
     return quote, [
         f"the budget cannot pay for all {rounds} rounds: they would bring epsilon from {quote.spent:.4g} to "
-        f"{quote.would_be:.4g}{beside(held)}, the cap is {quote.cap:g}"
+        f"{quote.would_be:.4g}{beside(stands.runs)}, the cap is {quote.cap:g}"
     ]
-
-
-def beside(held: Iterable[str]) -> str:
-    """Names the runs that hold a part of the budget, to go on a sentence; nothing if none does."""
-    names = ", ".join(sorted(held))
-    return f" with what is held for {names}" if names else ""

@@ -1,26 +1,21 @@
-"""What a study would cost before it exists or runs: its noise for a target, its rounds for a budget.
+"""Plans a study under a site's budget: what it would cost, how many rounds are paid for, what noise all of them need.
 
-All figures come from the releases that a real run of it would open (`approval.releases_of_run`), evaluation included.
+All figures come from the releases that a real run of it would open (`study.cost`), evaluation included.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-from ...mpc.sharing import Ring
-from ...mpc.sharing.ring import plan_ring
-from ...mpc.sharing.sketch import largest_bound
 from ...privacy.accounting import Release, composition
 from ...privacy.errors import InvalidPrivacyParameter
 from ...privacy.ledger.charges import Budget
-from ..enrolment import Enrolment, NodeIdentity
 from ..errors import StudyInvalid
 from ..policy import load_policy
-from ..study import AggregatorParty, Participant, Study, StudyDraft, load_draft
-from .assessment import LEDGER_FILE, held_charges, open_ledger, release, releases_of_run
+from ..study import Study, cost, load_draft
 from .catalogue import find_study
+from .charges import standing
 
 NOTHING: Mapping[Release, int] = Counter()
 ASSUMED_DIM = 100_000  # rounding to the ring costs at most 1 % of the noise multiplier at any length
@@ -40,13 +35,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """What a study would cost at one site, at the worst: with the fewest sites in every sum."""
+    """The cost of a study at one site, at the worst: with the fewest sites in every sum."""
 
     study: str
     dim: int
     is_dim_assumed: bool
     budget: Budget
-    spent: float  # by PLD at the budget's delta and collusion, what other runs hold included
+    spent: float  # by PLD at the budget's delta and collusion, what other runs reserve included
     costs: tuple[Cost, ...]
     rounds: int  # of the study
     rounds_left: int  # that fit in what is left of the budget, at most `MOST_ROUNDS`
@@ -55,92 +50,8 @@ class BudgetPlan:
     noise_multiplier_needed: float | None  # with which all rounds fit in what is left; None if none does
 
 
-def ring_of(draft: StudyDraft, dim: int) -> Ring:
-    """The ring in which sums over all sites of such a study are opened.
-
-    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
-    checked, the ring has room for that too.
-
-    Raises:
-        NoRing: 64 bits are too few.
-    """
-    sites = len(draft.participants.sites)
-
-    def has_room(ring: Ring) -> bool:
-        bound = _in_ring(draft, dim, ring).longest_units
-        return bound is None or bound <= largest_bound(ring.bits)
-
-    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
-
-
-def provisional(draft: StudyDraft, dim: int) -> Study:
-    """The study of `draft` as far as its cost goes: without keys, backbone or checks; never signed, kept or run."""
-    return _in_ring(draft, dim, ring_of(draft, dim))
-
-
-def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
-    return Study.model_construct(
-        draft=draft,
-        backbone_hash="",
-        sites=tuple(Participant.model_construct(name=name, identity="") for name in draft.participants.sites),
-        aggregators=tuple(
-            AggregatorParty.model_construct(name=name, identity="", address="", certificate="")
-            for name in draft.participants.aggregators
-        ),
-        coordinator="",
-        created=date.min,
-        scale_bits=ring.scale_bits,
-        ring_bits=64 if ring.bits == 64 else 32,
-        dim=dim,
-    )
-
-
-def with_noise(draft: StudyDraft, noise_multiplier: float) -> StudyDraft:
-    """The same draft with another noise multiplier."""
-    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"noise_multiplier": noise_multiplier})})
-
-
-def with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
-    """The same draft with another number of rounds."""
-    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
-
-
-def releases(draft: StudyDraft, dim: int) -> Counter[Release]:
-    """Everything that a run of the draft opens, each sum over the fewest sites allowed."""
-    return releases_of_run(provisional(draft, dim))
-
-
-def solve(draft: StudyDraft, dim: int) -> StudyDraft:
-    """The draft with the smallest noise multiplier that keeps its `target_epsilon`; as it is if it names none.
-
-    The whole run keeps it, evaluation included, at the study's own delta and collusion, with the fewest sites in every
-    sum: at a site that releases nothing else.
-
-    Raises:
-        StudyInvalid: no noise multiplier reaches the target.
-    """
-    privacy = draft.privacy
-    if privacy.target_epsilon is None or privacy.noise_multiplier:
-        return draft
-    try:
-        solved = composition.solve_noise_multiplier(
-            lambda multiplier: releases(with_noise(draft, multiplier), dim),
-            privacy.target_epsilon,
-            privacy.delta,
-            privacy.collusion,
-        )
-    except InvalidPrivacyParameter as err:
-        remedy = "plan fewer rounds"
-        alone = _evaluation(provisional(draft, dim))
-        if alone and composition.epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
-            remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
-        problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
-        raise StudyInvalid(f"study {draft.name}", (problem,)) from err
-    return with_noise(draft, solved)
-
-
 def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
-    """What a study would cost at the node whose folder is `home`.
+    """Plans a study, a draft or a known one, under the budget of the node whose folder is `home`.
 
     Needs the node's site.toml. Without an enrolment, and so without a ledger, nothing is spent yet.
 
@@ -150,14 +61,14 @@ def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
     """
     is_draft = text.endswith(".toml")
     study = _drafted(Path(text), dim or ASSUMED_DIM) if is_draft else find_study(home, text)
-    policy = load_policy(home)
-    budget = Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
-    spent = held = NOTHING
-    if (home / LEDGER_FILE).exists():
-        with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
-            spent = ledger.releases(budget.dataset, budget.unit)
-            held = ledger.yet_to_charge([charge for each in held_charges(home, policy).values() for charge in each])
-    return plan(study, budget, spent=spent, held=held, is_dim_assumed=is_draft and dim is None)
+    stands = standing(home, load_policy(home))
+    return plan(
+        study,
+        stands.budget,
+        spent=stands.spent,
+        reserved=stands.reserved,
+        is_dim_assumed=is_draft and dim is None,
+    )
 
 
 def plan(
@@ -166,13 +77,13 @@ def plan(
     *,
     is_dim_assumed: bool = False,
     spent: Mapping[Release, int] = NOTHING,
-    held: Mapping[Release, int] = NOTHING,
+    reserved: Mapping[Release, int] = NOTHING,
 ) -> BudgetPlan:
-    """What a run of `study`, a `provisional` one or real, would cost under `budget`.
+    """Plans a run of `study`, a `cost.provisional` one or real, under `budget`.
 
     Args:
         spent: what is charged on the budget's data set and unit.
-        held: what other runs that have begun have yet to charge.
+        reserved: what other runs that have begun have yet to charge.
 
     Raises:
         StudyInvalid: the study has no privacy.
@@ -180,18 +91,18 @@ def plan(
     draft = study.draft
     if draft.privacy.mode == "none":
         raise StudyInvalid(f"study {draft.name}", ("privacy.mode is 'none': it has no cost that could be counted",))
-    wanted, before = releases_of_run(study), Counter(spent) + Counter(held)
+    wanted, before = cost.releases_of_run(study), Counter(spent) + Counter(reserved)
 
     def rounds_that_fit(earlier: Mapping[Release, int]) -> int:
         def fits(rounds: int) -> bool:
-            longer = study.model_copy(update={"draft": with_rounds(draft, rounds)})
-            return _pld(budget, releases_of_run(longer) + Counter(earlier)) <= budget.epsilon
+            longer = study.model_copy(update={"draft": cost.with_rounds(draft, rounds)})
+            return _pld(budget, cost.releases_of_run(longer) + Counter(earlier)) <= budget.epsilon
 
         return _largest(fits, draft.rounds.rounds)
 
     try:
         needed = composition.solve_noise_multiplier(
-            lambda multiplier: releases(with_noise(draft, multiplier), study.dim) + before,
+            lambda multiplier: cost.releases_of_draft(cost.with_noise(draft, multiplier), study.dim) + before,
             budget.epsilon,
             budget.delta,
             budget.collusion,
@@ -213,15 +124,8 @@ def plan(
     )
 
 
-def _evaluation(study: Study) -> Counter[Release]:
-    """What a run of the study opens beside its updates."""
-    if study.draft.evaluation is None:
-        return Counter()
-    return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})
-
-
 def _drafted(path: Path, dim: int) -> Study:
-    return provisional(solve(load_draft(path), dim), dim)
+    return cost.provisional(cost.solve_noise(load_draft(path), dim), dim)
 
 
 def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Counter[Release]) -> Cost:

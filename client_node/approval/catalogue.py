@@ -37,7 +37,7 @@ def refresh(home: Path) -> list[str]:
 
 
 def known_studies(home: Path) -> list[Study]:
-    """All studies in the cache, oldest first.
+    """Reads all studies in the cache, oldest first.
 
     Raises:
         StudyInvalid: a file in the cache was changed.
@@ -47,7 +47,7 @@ def known_studies(home: Path) -> list[Study]:
 
 
 def cached_study(home: Path, study_hash: str) -> Study:
-    """One study from the cache.
+    """Reads one study from the cache.
 
     Raises:
         StudyUnknown: it is not there.
@@ -67,7 +67,7 @@ def cached_study(home: Path, study_hash: str) -> Study:
 
 
 def find_study(home: Path, text: str) -> Study:
-    """The one study in the cache whose hash begins with `text` (at least 8 digits) or whose name is `text`.
+    """Finds the one study in the cache whose hash begins with `text` (at least 8 digits) or whose name is `text`.
 
     Raises:
         StudyUnknown: none, or several.
@@ -80,7 +80,7 @@ def find_study(home: Path, text: str) -> Study:
 
 
 def approved_study(home: Path, study_hash: str) -> Study:
-    """The study of that hash, if this site lets it run. A study not seen before is asked of the coordinator.
+    """Gives the study of that hash, if this site lets it run. A study not seen before is asked of the coordinator.
 
     Raises:
         StudyNotApproved: the policy does not name it, names it without allowing its want of privacy, or protects
@@ -126,7 +126,7 @@ def _checked(offered: object, coordinator: str) -> Study:
 
 
 def is_meant(study: Study, text: str) -> bool:
-    """Whether `text` is the study's name, or at least 8 digits that its hash begins with."""
+    """Tells a study by `text`: its name, or at least 8 digits that its hash begins with."""
     prefix = text.lower()
     return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
 

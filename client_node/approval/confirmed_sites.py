@@ -1,4 +1,4 @@
-"""Whose updates an aggregator adds: sites whose keys its own people have confirmed, by word of mouth.
+"""Confirms the sites of an aggregator's sums: by keys that its own people have heard, by word of mouth.
 
 The coordinator collects all public keys and writes them into the study. One that invents sites could put a real site
 among its own, and would know the real one's update from the total. It cannot while one aggregator knows the sites by
@@ -20,14 +20,14 @@ _GROUP = 4
 
 
 def fingerprint(identity: str) -> str:
-    """What people read to each other: SHA-256 of an identity (hex Ed25519 key), 160 bits of it in base32."""
+    """Writes an identity (hex Ed25519 key) as people read it to each other: 160 bits of its SHA-256 in base32."""
     digest = hashlib.sha256(b"confide/identity/1" + bytes.fromhex(identity)).digest()
     letters = base64.b32encode(digest[:_BYTES]).decode()
     return "-".join(letters[i : i + _GROUP] for i in range(0, len(letters), _GROUP))
 
 
 def doubts(home: Path, study: Study) -> list[str]:
-    """Why the node at `home` would not add up `study`: a line for each of its sites that was not confirmed.
+    """Lists why the node at `home` would not add up `study`: a line for each of its sites that was not confirmed.
 
     A node knows its own key. Of one that does not aggregate in the study nothing is asked.
     """

@@ -1,7 +1,8 @@
-"""The command `client-node`.
+"""The command `client-node`, and the frame that the command `coordinator` shares with it.
 
-`main.app` is the application: a command parses its options, makes one call into another room, and prints. Exit codes
-are in the docstring of `main`, tables in `tables`. Tests call it as this does:
+`main.app` is the application, with a file for the commands on each noun: a command parses its options, makes one call
+into another room, and shows what comes back by `tables`. `application` holds exit codes, common options and how errors
+are told, `console` prints. Tests call a command as this does:
 
 >>> from typer.testing import CliRunner
 >>> from confide.client_node.cli import main
@@ -10,4 +11,4 @@ are in the docstring of `main`, tables in `tables`. Tests call it as this does:
 (0, ['Usage:', 'client-node', 'study'])
 """
 
-__all__ = ["main", "tables"]
+__all__ = ["application", "console", "main"]

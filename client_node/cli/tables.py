@@ -1,63 +1,162 @@
-"""How the `client-node` command shows things: tables for people, JSON for programs."""
+"""Shows things for the `client-node` command: tables for people, JSON for programs."""
 
-import json
-import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ..enrolment import Enrolment
-from ..policy import load_decisions, load_policy
-from ..policy.site_policy import FILE
 from ..study import Study
+from .console import err, out, print_json, show_page, table_of, tell
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ...privacy.ledger.ledger import Ledger
+    from ..approval.assessment import Assessment
     from ..approval.budget_planning import BudgetPlan
+    from ..approval.site_budget import SiteAccount
+    from ..approval.study_decisions import Fetched, KnownStudy
+    from ..data import DataReport
+    from ..enrolment import Enrolment
 
-out, err = Console(), Console(stderr=True)
 
-
-def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Rows of equal keys as a table, or as JSON."""
+def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Shows rows of equal keys as a table, or as JSON."""
     if as_json:
-        return print_json([{name.replace(" ", "_"): value for name, value in row.items()} for row in rows])
-    if not rows:
-        return out.print(f"{title}: none yet")
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    out.print(table, highlight=False)
+        return print_json([_keys(row) for row in rows])
+    out.print(table_of(title, rows, _text), highlight=False)
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    """One thing's facts as a table of two columns, or as JSON."""
+    """Shows one thing's facts as a table of two columns, or as JSON."""
     if as_json:
-        return print_json({name.replace(" ", "_"): value for name, value in facts.items()})
+        return print_json(_keys(facts))
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, _text(value))
+        table.add_row(name, escape(_text(value)))
     out.print(table, highlight=False)
 
 
-def show_budget(ledger: "Ledger", as_json: bool) -> None:
-    """Cap and cost of every data set in the ledger."""
-    rows = budget_rows(ledger)
+def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
+    """Shows the federation that this node belongs to now, and the next steps."""
+    if as_json:
+        facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
+        return print_json(facts)
+    out.print(f"This node is [bold]{found.name}[/] in the federation at {found.address}: {', '.join(found.roles)}.")
+    if "train" in found.roles:
+        out.print(f"Next: describe the data in {home / 'site.toml'}, then: client-node data check DATA")
+    out.print("Then: client-node study list, client-node study approve HASH, client-node run")
+
+
+def show_fetched(fetched: "Fetched") -> None:
+    """Shows on stderr why studies could not be fetched."""
+    if fetched.unreachable:
+        tell(f"{fetched.unreachable}; showing the studies fetched before")
+    for line in fetched.turned_away:
+        tell(f"turned away: {line}")
+
+
+def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
+    """Shows the studies that this node knows, and the decisions about them."""
+    rows: list[dict[str, Any]] = [
+        {
+            "study": each.study.name,
+            "hash": each.study.study_hash,
+            "privacy": each.study.draft.privacy.mode,
+            "rounds": each.study.draft.rounds.rounds,
+            "sites": len(each.study.sites),
+            "this node": each.roles,
+            "decision": each.decision or "none",
+            "created": each.study.created.isoformat(),
+        }
+        for each in known
+    ]
+    if not as_json:
+        kept = ("study", "hash", "privacy", "rounds", "this node", "decision")
+        rows = [{name: row[name] for name in kept} | {"hash": row["hash"][:12]} for row in rows]
+    show("Studies", rows, as_json)
+
+
+def show_study(study: Study) -> None:
+    """Shows all that approving a study means."""
+    for title, facts in study_facts(study).items():
+        show_facts(title, facts, as_json=False)
+
+
+def show_approval(assessment: "Assessment", as_json: bool) -> None:
+    """Shows an approved study, and its cost at the worst."""
+    study, quote = assessment.study, assessment.quote
+    facts = {
+        "study": study.name,
+        "hash": study.study_hash,
+        "sites": list(study.site_names()),
+        "aggregators": [party.name for party in study.aggregators],
+        "units here": assessment.data.units if assessment.data else None,
+        "epsilon spent": quote.spent if quote else None,
+        "epsilon after all rounds": quote.would_be if quote else None,
+        "epsilon cap": quote.cap if quote else None,
+        "takes part in the evaluation": assessment.evaluates,
+    }
+    show_facts("Approved", {name: value for name, value in facts.items() if value is not None}, as_json)
+
+
+def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
+    """Shows the sites whose keys were confirmed here, by name."""
+    show("Confirmed sites", [{"site": name, "fingerprint": known} for name, known in sorted(sites.items())], as_json)
+
+
+def show_data_report(report: "DataReport", as_json: bool) -> None:
+    """Shows the findings of a check of a table; problems go to stderr."""
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        facts = {"file": report.path, "rows": report.rows, "units": report.units}
+        if report.rows_per_unit:
+            facts["rows of a unit"] = "{0} to {2}, median {1:g}".format(*report.rows_per_unit)
+        show_facts("Table", facts, as_json=False)
+        rows = [{"column": c.name, "in the file": c.own, "kind": c.kind, "missing": c.missing} for c in report.columns]
+        show("Columns", rows, as_json=False)
+        for problem in report.problems:
+            tell(str(problem))
+        if report.problem_count > len(report.problems):
+            err.print(f"... and {report.problem_count - len(report.problems)} more problems")
+    if not report.is_fit:
+        err.print(f"{report.problem_count} problems; a study cannot use this table until they are mended.")
+
+
+def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
+    """Shows cap and cost of every data set in the ledger."""
+    rows = []
+    for account in accounts:
+        budget, spent = account.budget, account.spent
+        rows.append(
+            {
+                "data set": account.dataset,
+                "unit": account.unit,
+                "cap": budget.epsilon if budget else None,
+                "PLD": spent.pld if spent else None,
+                "RDP": spent.rdp if spent else None,
+                "delta": budget.delta if budget else None,
+                "colluding": budget.collusion if budget else None,
+                "releases": spent.releases if spent else None,
+                "unprotected": spent.unprotected if spent else None,
+            }
+        )
     if not as_json and not any(row["unprotected"] for row in rows):
         rows = [{name: value for name, value in row.items() if name != "unprotected"} for row in rows]
     show("Budget: cap on epsilon, and what was spent by PLD and by RDP", rows, as_json)
 
 
+def show_budget_report(report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool) -> None:
+    """Shows a budget report as a page or JSON; `table` shows the figures where neither is asked for."""
+    from ...privacy.report.build import render_html
+
+    show_page("Report", report, page=lambda: render_html(report), table=table, html=html, as_json=as_json)
+
+
 def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
-    """What a study would cost at this site."""
+    """Shows the cost that a study would have at this site."""
     budget = plan.budget
     costs = [
         {
@@ -69,7 +168,6 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
         }
         for cost in plan.costs
     ]
-    fit = plan.rounds_left >= plan.rounds
     facts = {
         "study": plan.study,
         "dim": plan.dim,
@@ -83,72 +181,14 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
         "rounds": plan.rounds,
         "rounds that fit in what is left": plan.rounds_left,
         "rounds that fit in the cap from zero": plan.rounds_from_zero,
-        "all rounds fit": fit,
+        "all rounds fit": plan.rounds_left >= plan.rounds,
         "noise multiplier": plan.noise_multiplier,
         "noise multiplier with which all rounds fit": plan.noise_multiplier_needed,
     }
     if as_json:
-        rows = [{name.replace(" ", "_"): value for name, value in cost.items()} for cost in costs]
-        return print_json({name.replace(" ", "_"): value for name, value in facts.items()} | {"costs": rows})
+        return print_json(_keys(facts) | {"costs": [_keys(cost) for cost in costs]})
     show(f"Epsilon of the whole study at delta {budget.delta:g}, by colluding sites", costs, as_json=False)
     show_facts("Plan", facts, as_json=False)
-
-
-def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
-    """What verifying a budget report found, and whether it holds; `sites` are NAME=KEY texts known from elsewhere."""
-    from ...privacy.report.verify import known_keys, verify_file
-
-    found = verify_file(file, issuer=issuer, site_keys=known_keys(sites))
-    if as_json:
-        print_json(found.to_dict())
-        return found.ok
-    for line in found.lines():
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    out.print("Everything holds." if found.ok else "This report does not hold.")
-    return found.ok
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on stdout; infinities are written "inf", which JSON has no number for."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value)) or "-"
-    return "-" if value is None else str(value).replace("[", r"\[")  # no markup from a study's text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
-
-
-def study_row(home: Path, study: Study) -> dict[str, Any]:
-    """A study in the list of those that this node knows, and what was decided about it."""
-    name, verdict = Enrolment.load(home).name, load_decisions(home).verdict(study.study_hash)
-    if verdict is None and (home / FILE).exists():
-        listed = load_policy(home).studies
-        verdict = "approved" if study.study_hash in {*listed.approved, *listed.unprotected} else None
-    roles = ["train"] if name in study.site_names() else []
-    roles += ["aggregate"] if name in {party.name for party in study.aggregators} else []
-    return {
-        "study": study.name,
-        "hash": study.study_hash,
-        "privacy": study.draft.privacy.mode,
-        "rounds": study.draft.rounds.rounds,
-        "sites": len(study.sites),
-        "this node": roles,
-        "decision": verdict or "none",
-        "created": study.created.isoformat(),
-    }
 
 
 def study_facts(study: Study) -> dict[str, dict[str, Any]]:
@@ -184,41 +224,16 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     }
 
 
-def report_facts(study: Study) -> dict[str, Any]:
-    """What a budget report says about a study."""
-    privacy = study.draft.privacy
-    return {
-        "name": study.name,
-        "hash": study.study_hash,
-        "mode": privacy.mode,
-        "delta": privacy.delta,
-        "collusion": privacy.collusion,
-        "sites": list(study.site_names()),
-        "rounds": study.draft.rounds.rounds,
-        "noise_multiplier": privacy.noise_multiplier,
-        "clip_norm": privacy.clip_norm,
-        "sample_rate": privacy.sample_rate,
-        "max_dropouts": privacy.max_dropouts,
-    }
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "-"
+    return "-" if value is None else str(value)
 
 
-def budget_rows(ledger: "Ledger") -> list[dict[str, Any]]:
-    """Cap and cost of every data set in the ledger, at the budget's delta and collusion."""
-    rows = []
-    for dataset, unit in ledger.accounts():
-        budget = ledger.budget(dataset, unit)
-        spent = ledger.spent(dataset, unit, budget.collusion, budget.delta) if budget else None
-        rows.append(
-            {
-                "data set": dataset,
-                "unit": unit,
-                "cap": budget.epsilon if budget else None,
-                "PLD": spent.pld if spent else None,
-                "RDP": spent.rdp if spent else None,
-                "delta": budget.delta if budget else None,
-                "colluding": budget.collusion if budget else None,
-                "releases": spent.releases if spent else None,
-                "unprotected": spent.unprotected if spent else None,
-            }
-        )
-    return rows
+def _keys(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts under names as JSON has them."""
+    return {name.replace(" ", "_"): value for name, value in facts.items()}

@@ -1,4 +1,4 @@
-"""What a node's people decided by command, in `decisions.json` under its home: studies, the budget, who the sites are.
+"""Decisions of a node's people by command, in `decisions.json` under its home: studies, the budget, confirmed sites.
 
 `client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; site.toml is a person's own and
 is never rewritten. Where both speak of the same thing the decision made here holds, so that `revoke` always revokes.
@@ -36,13 +36,13 @@ Fingerprint = Annotated[str, AfterValidator(_is_fingerprint)]
 class BudgetPolicy(StrictModel):
     """The most that all studies together may cost one unit of the data set."""
 
-    epsilon: float = Field(gt=0, le=1000, description="epsilon = 3.0")
-    delta: float = Field(gt=0, le=1e-3, description="delta = 1e-5 (less than one in the number of units)")
+    epsilon: float = Field(gt=0, le=1000, examples=["3.0"])
+    delta: float = Field(gt=0, le=1e-3, examples=["1e-5"], description="less than one in the number of units")
     collusion: int = Field(default=1, ge=0, le=1000)  # sites that may pool what they know with an observer
 
 
 class Verdict(StrictModel):
-    """What was decided about one study, and when."""
+    """A decision about one study, and its time."""
 
     verdict: Literal["approved", "revoked"]
     unprotected: bool = False  # approved although the study has no privacy
@@ -64,7 +64,7 @@ class Decisions(StrictModel):
 
 
 def load_decisions(home: Path) -> Decisions:
-    """The decisions under `home`; none for a fresh node.
+    """Reads the decisions under `home`; none for a fresh node.
 
     Raises:
         PolicyInvalid: the file is damaged. Nothing is approved until a person has looked at it.

@@ -1,4 +1,4 @@
-"""What may run at a site, on which data and at what cost: site.toml and the decisions in decisions.json.
+"""The policy of a site, for studies, data and cost: site.toml, and the decisions in decisions.json.
 
 Default deny: a fresh site has approved nothing, and what is not understood permits nothing.
 """
@@ -28,15 +28,17 @@ def _is_separator(value: str) -> str:
 
 
 class DataPolicy(StrictModel):
-    """Where the records are and what the site calls their columns."""
+    """The table of records, and the site's own names for its columns."""
 
-    path: Path = Field(description='path = "patients.csv" (beside site.toml, or absolute)', strict=False)
+    path: Path = Field(examples=['"patients.csv"'], description="beside site.toml, or absolute", strict=False)
     format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
     heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
-    name: Name = Field(description='name = "patients" (what the ledger calls this data set; never rename it)')
-    unit: Name = Field(description='unit = "patient" (the word for whom privacy protects; studies must use the same)')
-    unit_column: Label = Field(description='unit_column = "patient_id"')
+    name: Name = Field(examples=['"patients"'], description="what the ledger calls this data set; never rename it")
+    unit: Name = Field(
+        examples=['"patient"'], description="the word for whom privacy protects; studies must use the same"
+    )
+    unit_column: Label = Field(examples=['"patient_id"'])
     label_column: Label | None = None  # None: by the study's name for it
     columns: Annotated[Mapping[FieldName, Label], Field(max_length=10_000), *Frozen] = NO_ENTRIES
     values: Annotated[
@@ -47,16 +49,16 @@ class DataPolicy(StrictModel):
 
 
 class StudyPolicy(StrictModel):
-    """Which studies may run."""
+    """The studies that may run."""
 
     approved: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()
     unprotected: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()  # of these, which without any privacy
 
 
 class BackbonePolicy(StrictModel):
-    """Where the approved backbone is installed."""
+    """The folder of the approved backbone."""
 
-    directory: Path = Field(description='directory = "backbone" (beside site.toml, or absolute)', strict=False)
+    directory: Path = Field(examples=['"backbone"'], description="beside site.toml, or absolute", strict=False)
 
 
 def _is_possible(workers: int) -> int:
@@ -66,7 +68,7 @@ def _is_possible(workers: int) -> int:
 
 
 class LimitPolicy(StrictModel):
-    """What a study may use of this machine; changes speed, never a guarantee."""
+    """The most that a study may use of this machine; changes speed, never a guarantee."""
 
     threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
     max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
@@ -83,10 +85,10 @@ class LimitPolicy(StrictModel):
 class SitePolicy(StrictModel):
     """The whole policy, with paths made absolute and the decisions of decisions.json counted in."""
 
-    data: DataPolicy = Field(description="a table [data]")
-    budget: BudgetPolicy = Field(description="a table [budget] with epsilon and delta")
+    data: DataPolicy = Field(examples=["a table [data]"])
+    budget: BudgetPolicy = Field(examples=["a table [budget] with epsilon and delta"])
     studies: StudyPolicy = StudyPolicy()
-    backbone: BackbonePolicy = Field(description="a table [backbone]")
+    backbone: BackbonePolicy = Field(examples=["a table [backbone]"])
     limits: LimitPolicy = LimitPolicy()
 
     def held_out(self) -> "SitePolicy | None":
@@ -97,8 +99,12 @@ class SitePolicy(StrictModel):
         return self.model_copy(update={"data": held_out})
 
     def permits(self, study: Study) -> bool:
-        """Whether the study may run on this site's records."""
+        """Says if the study may run on this site's records."""
         return not refusals(self, study)
+
+    def allows_unprotected(self, study: Study) -> bool:
+        """Says if the site lets the study run without any privacy."""
+        return study.study_hash in self.studies.unprotected
 
     def require(self, study: Study) -> None:
         """Raises `StudyNotApproved` unless the study may run on this site's records."""
@@ -107,7 +113,7 @@ class SitePolicy(StrictModel):
 
 
 def load_policy(home: Path) -> SitePolicy:
-    """The policy of the node whose folder is `home`.
+    """Reads the policy of the node whose folder is `home`.
 
     Raises:
         PolicyInvalid: site.toml or decisions.json is missing, unreadable or says what cannot be.
@@ -136,7 +142,7 @@ def load_policy(home: Path) -> SitePolicy:
 
 
 def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
-    """What site.toml and decisions.json say together; where both speak of a study, decisions.json holds."""
+    """Joins what site.toml and decisions.json say; where both speak of a study, decisions.json holds."""
     open_ = {study for study in (*stated.approved, *stated.unprotected) if decisions.verdict(study) is None}
     approved = {study for study, each in decisions.studies.items() if each.verdict == "approved"}
     bare = {study for study in approved if decisions.studies[study].unprotected}
@@ -146,12 +152,12 @@ def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
 
 
 def refusals(policy: SitePolicy, study: Study) -> list[str]:
-    """Why the study may not run on the site's records, by its policy alone; nothing in it depends on records."""
+    """Lists why the study may not run on the site's records, by its policy alone; nothing in it depends on records."""
     reasons, short = [], study.study_hash[:12]
     is_bare = study.draft.privacy.mode == "none"
     if study.study_hash not in {*policy.studies.approved, *policy.studies.unprotected}:
         reasons.append(f"not approved at this site; the site can: client-node study approve {short}")
-    if is_bare and study.study_hash not in policy.studies.unprotected:
+    if is_bare and not policy.allows_unprotected(study):
         reasons.append(f"it has no privacy; the site can allow that: client-node study approve {short} --unprotected")
     if study.draft.data.unit != policy.data.unit:
         # Else a study could open a second budget on the same persons by giving them another name.

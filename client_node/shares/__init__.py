@@ -15,6 +15,6 @@ A round asked for twice is answered with the bytes that were stored, never with 
 """
 
 from .aggregator import AggregatorRole
-from .outbox import Files, Outbox
+from .outbox import Files, Outbox, described
 
-__all__ = ["AggregatorRole", "Files", "Outbox", "seal", "topup"]
+__all__ = ["AggregatorRole", "Files", "Outbox", "described", "seal", "topup"]

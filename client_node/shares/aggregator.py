@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -15,12 +14,11 @@ from ..errors import MessageInvalid, RunEnded, ShareMissing
 from ..files import read_private, write_private
 from ..study import Study
 from ..wire.chunks import PART_BYTES
-from ..wire.messages import Deposit, KeyCertificate
+from ..wire.messages import AggregateOrder, Deposit, KeyCertificate
 from .spool import Place, Spool
 
 # A party gives up on the others well before the coordinator asks anew, or the three would never be at one attempt.
 _LEAST_PATIENCE_S = 2.0
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class AggregatorRole:
@@ -33,7 +31,7 @@ class AggregatorRole:
         self._study_hash: str | None = None
 
     def run_key(self, study: Study, run: str) -> KeyCertificate:
-        """This party's certified HPKE key for `run`, made at the first call and kept until `end`.
+        """Gives this party's certified HPKE key for `run`, made at the first call and kept until `end`.
 
         Also starts the party process, so that it is warm when the first round needs it.
         """
@@ -70,25 +68,14 @@ class AggregatorRole:
         sealed = message.sealed
         return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
 
-    def aggregate(
-        self,
-        study: Study,
-        *,
-        run: str,
-        round_number: int,
-        state: str,
-        attempt: int,
-        cohort: tuple[str, ...],
-        blobs: Mapping[str, bytes],
-        spooled: Mapping[str, str] = _NONE,
-    ) -> TotalShare:
+    def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> TotalShare:
         """Adds the sites' shares with the other two parties and gives this party's share of the total.
 
         Which sums need top-ups is read from the study, never from the order.
 
         Args:
-            blobs: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or for none.
-            spooled: of those that came before, in `deposit`, the SHA-256 instead.
+            asked: what to add; of shares that came before, in `deposit`, it names the SHA-256 (`spooled`).
+            blobs: the others: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or none.
 
         Raises:
             MessageInvalid: a site of `cohort`, or the round, is not in the study, or the shares are not the cohort's.
@@ -98,19 +85,22 @@ class AggregatorRole:
             TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
             MpcError: anything else that stops the aggregation; nothing was released.
         """
+        cohort, round_number = asked.cohort, asked.round
         identities = {site.name: site.identity for site in study.sites}
         if not set(cohort) <= identities.keys():
             raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
         updates, topups = ([f"{kind}-{i}" for i in range(len(cohort))] for kind in ("update", "topup"))
-        named = sorted((*blobs, *spooled))
+        named = sorted((*blobs, *asked.spooled))
         if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
-        planned, private_key = study.planned_round(round_number), self._keypair(study, run)[0]
-        self._spool.begin(run, round_number)
+        planned, private_key = study.planned_round(round_number), self._keypair(study, asked.run)[0]
+        self._spool.begin(asked.run, round_number)
         topup_for = set_name(cohort)
         files = {
             kind: {
-                site: self._file(Place(run, round_number, site, purpose), blobs.get(name), spooled.get(name))
+                site: self._file(
+                    Place(asked.run, round_number, site, purpose), blobs.get(name), asked.spooled.get(name)
+                )
                 for site, name in zip(cohort, names, strict=True)
                 if name in named
             }
@@ -118,10 +108,10 @@ class AggregatorRole:
         }
         order = Order(
             study=study.study_hash,
-            run=run,
+            run=asked.run,
             round=round_number,
-            state=state,
-            attempt=attempt,
+            state=asked.state,
+            attempt=asked.attempt,
             cohort=tuple((site, identities[site]) for site in sorted(cohort)),
             dim=planned.dim,
             ring_bits=planned.ring_bits,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...mpc.sharing.shares import set_name
-from ..files import read_private, write_private
+from ..files import file_digest, read_private, write_private
+from ..wire.messages import Sealed, Three, fitting
 
 Envelopes = tuple[bytes, bytes, bytes]
 Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
@@ -23,7 +24,7 @@ class Outbox:
         self._path = home / "outbox"
 
     def get(self, run: str, round_number: int) -> Files | None:
-        """The stored envelopes of a round, by aggregator, or None if the round was never finished here."""
+        """Finds the stored envelopes of a round, by aggregator; None if the round was never finished here."""
         return _find(self._folder(run, round_number))
 
     def put(self, run: str, round_number: int, envelopes: Envelopes) -> Files:
@@ -31,24 +32,24 @@ class Outbox:
         return _write(self._folder(run, round_number), envelopes)
 
     def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
-        """The sites for whose sum the newest top-up of a round was given; None if there was none."""
+        """Names the sites for whose sum the newest top-up of a round was given; None if there was none."""
         path = self._folder(run, round_number) / "topped.json"
         return tuple(json.loads(read_private(path))) if path.exists() else None
 
     def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
-        """The stored top-up of a round for a sum over just the sites with this `set_name`."""
+        """Finds the stored top-up of a round for a sum over just the sites with this `set_name`."""
         return _find(self._topup(run, round_number, topup_for))
 
-    def put_topup(self, run: str, round_number: int, sites: Sequence[str], envelopes: Envelopes) -> Files:
-        """Stores a top-up durably, unless there is one for `sites`, then fixes the round to that set."""
-        name = set_name(sites)
+    def put_topup(self, run: str, round_number: int, summed: Sequence[str], envelopes: Envelopes) -> Files:
+        """Stores a top-up durably, unless there is one for `summed`, then fixes the round to that set."""
+        name = set_name(summed)
         files = self.topup(run, round_number, name) or _write(self._topup(run, round_number, name), envelopes)
-        self.fix(run, round_number, sites)
+        self.fix(run, round_number, summed)
         return files
 
-    def fix(self, run: str, round_number: int, sites: Sequence[str]) -> None:
-        """Notes durably that `sites` is the set of the newest top-up that was given."""
-        write_private(self._folder(run, round_number) / "topped.json", json.dumps(tuple(sites)).encode())
+    def fix(self, run: str, round_number: int, summed: Sequence[str]) -> None:
+        """Notes durably that `summed` is the set of the newest top-up that was given."""
+        write_private(self._folder(run, round_number) / "topped.json", json.dumps(tuple(summed)).encode())
 
     def drop(self, run: str, round_number: int) -> None:
         """Forgets a settled round; its end is marked first, so that half a deletion is no half round."""
@@ -60,6 +61,15 @@ class Outbox:
 
     def _folder(self, run: str, round_number: int) -> Path:
         return self._path / run / str(round_number)
+
+
+def described(files: Files, room: int) -> tuple[Three, dict[str, bytes]]:
+    """Lists sealed shares by size and digest, and gives those of them that have `room` bytes together as blobs."""
+    sizes = {f"envelope-{index}": path.stat().st_size for index, path in enumerate(files)}
+    chosen = fitting(sizes, room)
+    blobs = {name: read_private(path) for name, path in zip(sizes, files, strict=True) if name in chosen}
+    first, second, third = (Sealed(size=path.stat().st_size, digest=file_digest(path)) for path in files)
+    return (first, second, third), blobs
 
 
 def _find(folder: Path) -> Files | None:

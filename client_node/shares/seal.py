@@ -1,45 +1,59 @@
-"""What becomes of a site's vector before it leaves: three envelopes, of which each opens at one aggregator alone."""
+"""Seals a site's vector before it leaves, into three envelopes of which each opens at one aggregator alone."""
+
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...mpc.fields import NUM_AGGREGATORS
-from ...mpc.sharing import Ring, ShareContext
+from ...mpc.sharing import Ring
 from ...mpc.sharing.ring import from_integers
 from ...mpc.sharing.sealing import seal_update
 from ...mpc.sharing.tags import tags
 from ..study import Study
-from ..wire.messages import RoundPlan, TopUpPlan, require_run_keys, require_tag_key
+from ..wire.messages import RoundPlan, TopUpPlan, require_run_keys, require_tag_key, start_hash
 from .outbox import Envelopes
 
 
-def require_keys(study: Study, plan: RoundPlan | TopUpPlan) -> None:
-    """Raises `MessageInvalid` unless the plan has what `seal` needs: to be asked before anything is charged."""
-    require_run_keys(study, plan.run, plan.keys)
-    require_tag_key(study, plan.tag_key)
+@dataclass(frozen=True, slots=True)
+class Sealer:
+    """Seals one site's vectors in one round, with keys that were checked. Made before anything is charged."""
 
+    study: Study
+    plan: RoundPlan | TopUpPlan = field(repr=False)
+    site: str
+    signer: Ed25519PrivateKey = field(repr=False)
+    _tag_key: bytes | None = field(repr=False)
 
-def seal(
-    study: Study,
-    plan: RoundPlan | TopUpPlan,
-    vector: npt.NDArray[np.int64],
-    context: ShareContext,
-    signer: Ed25519PrivateKey,
-) -> Envelopes:
-    """The envelopes of `vector`, in ring units, by aggregator.
+    @classmethod
+    def of_plan(cls, study: Study, plan: RoundPlan | TopUpPlan, *, site: str, signer: Ed25519PrivateKey) -> "Sealer":
+        """Takes the keys that the plan brings.
 
-    Raises:
-        MessageInvalid: the plan has not the keys that it should.
-    """
-    require_run_keys(study, plan.run, plan.keys)
-    tag_key = require_tag_key(study, plan.tag_key)
-    first, second, third = seal_update(
-        from_integers(vector, Ring(context.ring_bits, context.scale_bits)),
-        context,
-        [bytes.fromhex(key.public_key) for key in plan.keys],
-        signer,
-        full=study.site_names().index(context.site) % NUM_AGGREGATORS,  # who gets the long share rotates over the sites
-        tags=tags(vector, tag_key, context.tag_count) if tag_key else (),
-    )
-    return first.to_bytes(), second.to_bytes(), third.to_bytes()
+        Raises:
+            MessageInvalid: the plan has not the keys that it should.
+        """
+        require_run_keys(study, plan.run, plan.keys)
+        return cls(study, plan, site, signer, require_tag_key(study, plan.tag_key))
+
+    def seal(self, vector: npt.NDArray[np.int64], *, state: str, topup_for: str | None = None) -> Envelopes:
+        """Seals `vector`, in ring units, and gives its envelopes by aggregator.
+
+        Args:
+            state: SHA-256 of the state that every site was sent in this round.
+            topup_for: `set_name` of the sites that a top-up is for; None for the update itself.
+        """
+        plan, study = self.plan, self.study
+        planned, start = study.planned_round(plan.round), start_hash(state, plan.tag_key)
+        update = study.share_context(planned, run=plan.run, site=self.site, state=start)
+        context = update if topup_for is None else replace(update, topup_for=topup_for)
+        first, second, third = seal_update(
+            from_integers(vector, Ring(context.ring_bits, context.scale_bits)),
+            context,
+            [bytes.fromhex(key.public_key) for key in plan.keys],
+            self.signer,
+            full=study.site_names().index(self.site)
+            % NUM_AGGREGATORS,  # who gets the long share rotates over the sites
+            tags=tags(vector, self._tag_key, context.tag_count) if self._tag_key else (),
+        )
+        return first.to_bytes(), second.to_bytes(), third.to_bytes()

@@ -20,7 +20,7 @@ SPARE_BYTES = 1 << 30  # left to the rest of the machine
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose sealed share it is, and what it is for."""
+    """The place of one sealed share: its round, its site, and the sum that a top-up is for."""
 
     run: str
     round: int

@@ -1,4 +1,4 @@
-"""What a site adds to its update when others are missing: noise, and nothing else.
+"""Adds noise to a site's update when others are missing: noise, and nothing else.
 
 Each site's first noise is sized for all planned sites. If some are missing when a round's deadline is over, the set to
 be summed is fixed first; then every site of it seals a top-up for exactly this set, so that the noise of the honest
@@ -8,21 +8,19 @@ A site follows a set only downwards: after a top-up for one set it gives none bu
 for a smaller set inside it (one of its sites may fail before its top-up has come). At most one of these is ever opened.
 """
 
-from dataclasses import replace
-
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...mpc.sharing.shares import set_name
 from ...privacy.mechanism.noise import discrete_gaussian
 from ..errors import MessageInvalid, SetFixed
 from ..study import Study
-from ..wire.messages import TopUpPlan, start_hash
+from ..wire.messages import TopUpPlan
 from .outbox import Envelopes, Files, Outbox
-from .seal import seal
+from .seal import Sealer
 
 
 def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
-    """This site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
+    """Gives this site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
 
     It depends on no record and needs no charge of its own: it can only make the sum say less.
 
@@ -56,7 +54,6 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
 
 
 def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
-    planned = study.planned_round(plan.round)
-    context = study.share_context(planned, run=plan.run, site=site, state=start_hash(plan.state, plan.tag_key))
+    sealer, planned = Sealer.of_plan(study, plan, site=site, signer=signer), study.planned_round(plan.round)
     noise = discrete_gaussian(study.topup_noise(planned, len(plan.cohort)), planned.dim)
-    return seal(study, plan, noise, replace(context, topup_for=set_name(plan.cohort)), signer)
+    return sealer.seal(noise, state=plan.state, topup_for=set_name(plan.cohort))

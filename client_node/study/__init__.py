@@ -1,7 +1,8 @@
-"""Studies: the draft in study.toml, the immutable study made from it, and the format in which its state is sent.
+"""Studies: the draft in study.toml, the immutable study made from it, its cost, and the format of its state.
 
 `load_draft` reads a `StudyDraft`, which holds the terms. `Study` adds keys, hashes and sizes; a site approves a study
-by its hash. `Study.planned_round` describes one round. docs/study-toml.md lists every key.
+by its hash. `Study.planned_round` describes one round. `cost` computes the cost of a study or a draft from the releases
+of a run. docs/study-toml.md lists every key.
 
 Without dropouts only a sum over all four sites is opened. Each of its entries has noise of this standard deviation:
 
@@ -35,6 +36,7 @@ __all__ = [
     "StateFormat",
     "Study",
     "StudyDraft",
+    "cost",
     "load_draft",
     "terms",
     "toml",

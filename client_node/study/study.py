@@ -201,6 +201,23 @@ class Study(StrictModel):
         plain = self.model_dump(mode="json", by_alias=True)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
+    def facts(self) -> dict[str, Any]:
+        """Returns the study as a budget report states it."""
+        privacy = self.draft.privacy
+        return {
+            "name": self.name,
+            "hash": self.study_hash,
+            "mode": privacy.mode,
+            "delta": privacy.delta,
+            "collusion": privacy.collusion,
+            "sites": list(self.site_names()),
+            "rounds": self.draft.rounds.rounds,
+            "noise_multiplier": privacy.noise_multiplier,
+            "clip_norm": privacy.clip_norm,
+            "sample_rate": privacy.sample_rate,
+            "max_dropouts": privacy.max_dropouts,
+        }
+
     @property
     def study_hash(self) -> str:
         """SHA-256 of the canonical form, hexadecimal."""
@@ -353,6 +370,14 @@ class Study(StrictModel):
     def site_names(self) -> tuple[str, ...]:
         """The planned cohort."""
         return tuple(site.name for site in self.sites)
+
+    def has_site(self, name: str, identity: str) -> bool:
+        """True if a node of that name and key trains in the study."""
+        return any((site.name, site.identity) == (name, identity) for site in self.sites)
+
+    def has_aggregator(self, name: str, identity: str) -> bool:
+        """True if a node of that name and key is one of the study's three aggregators."""
+        return any((party.name, party.identity) == (name, identity) for party in self.aggregators)
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""

@@ -112,7 +112,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
 def _example(name: str, field: pydantic.fields.FieldInfo) -> str:
     """An example line to copy, with its meaning."""
     if not field.examples:
-        return f": {field.description}" if field.description else ""
+        return ""
     line = str(field.examples[0])
     line = line if line.startswith("a table") else f"{name} = {line}"
     return f": {line}" + (f" ({field.description})" if field.description else "")

@@ -11,4 +11,4 @@ The repr of records is empty, so that no log or traceback shows them:
 Examples()
 """
 
-__all__ = ["study_model", "trainer", "workers"]
+__all__ = ["study_model", "trainer", "warm_model", "workers"]

@@ -98,11 +98,6 @@ class ShardedWeights:
         """Bytes of this worker's parts, with the padding of a matrix's last part."""
         return sum(matrix.ds_tensor.nbytes for matrix in self.matrices)
 
-    @property
-    def whole_bytes(self) -> int:
-        """Bytes of the matrices that are gathered at this moment."""
-        return sum(matrix.nbytes for matrix in self.matrices)
-
     def _wrap(self, block: nn.Module, own: list[nn.Parameter]) -> None:
         inner: Callable[..., Any] = block.forward
 

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...models.adapters import AdaptedModel
@@ -20,8 +19,8 @@ from ...privacy.errors import PrivacyError
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from ..data import Records
 from ..study import Study
+from .record_arrays import from_arrays
 from .trainer import Trainer
-from .worker_frames import from_arrays, receive, send
 
 logger = logging.getLogger(__name__)
 
@@ -43,35 +42,32 @@ class LinkedCrew:
         """See `Crew`."""
         for link, part in zip(self._links, parts, strict=True):
             values = {each.name: getattr(part, each.name) for each in fields(part)}
-            arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-            rest = {name: value for name, value in values.items() if name not in arrays}
-            send(link, "sum" if isinstance(part, SumPart) else "score", arrays, **rest)
+            link.send("sum" if isinstance(part, SumPart) else "score", **values)
 
     def finish(self) -> list[Vector]:
         """See `Crew`."""
-        return [receive(link)[2]["vector"] for link in self._links]
+        return [link.receive(array_bytes=None)["vector"] for link in self._links]
 
 
 def lead(trainer: Trainer, node: Channel, records: list[Records]) -> None:
     """Carries out the node's orders until it closes its end; the trainer reads the received records from `records`."""
     while True:
-        kind, order, arrays = receive(node)
-        state = arrays.pop("state")
-        sent = [from_arrays(arrays)] if arrays else []
-        if kind == "release":
+        order = node.receive(array_bytes=None)
+        sent = [from_arrays(order)] if "units" in order else []
+        if order["kind"] == "release":
             records.extend(sent)
-            vector = trainer.release(state, order["round"])
+            vector = trainer.release(order["state"], order["round"])
         else:
-            vector = trainer.histogram(state, sent.pop, order["round"], site_noise=order["site_noise"])
-        send(node, "done", {"vector": vector})
+            vector = trainer.histogram(order["state"], sent.pop, order["round"], site_noise=order["site_noise"])
+        node.send("done", vector=vector)
 
 
 def follow(trainer: Trainer, leading: Channel) -> None:
     """Computes parts for the leading worker until it closes its end."""
     while True:
-        kind, numbers, arrays = receive(leading)
-        part: Part = _KINDS[kind](**(numbers | arrays))
-        send(leading, "done", {"vector": trainer.compute(part)})
+        values = leading.receive(array_bytes=None)
+        part: Part = _KINDS[values.pop("kind")](**values)
+        leading.send("done", vector=trainer.compute(part))
 
 
 def serve(node: Channel, links: Sequence[Channel]) -> None:
@@ -81,15 +77,15 @@ def serve(node: Channel, links: Sequence[Channel]) -> None:
         node: the link to the node, which speaks first.
         links: the leading worker's to all others, or another's to the leading one.
     """
-    _, settings, _ = receive(node)
+    settings = node.receive()
     records: list[Records] = []
     worker_id = settings["worker_id"]
     try:
         trainer = _trainer(settings, links, records)
     except (ModelError, PrivacyError) as err:
-        send(node, "failed", reason=f"{type(err).__name__}: {err}")
+        node.send("failed", reason=f"{type(err).__name__}: {err}")
         return
-    send(node, "done")
+    node.send("done")
     try:
         if worker_id == 0:
             lead(trainer, node, records)

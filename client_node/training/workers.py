@@ -26,7 +26,7 @@ from ..data import Records
 from ..errors import WorkersFailed
 from ..policy import LimitPolicy
 from ..study import Study
-from .worker_frames import Arrays, receive, send, to_arrays
+from .record_arrays import Arrays, to_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class _Processes:
                         "meeting": str(Path(meeting) / "meeting"),
                     }
                     with self._talking():
-                        send(channel, "begin", **settings, **place)
+                        channel.send("begin", **settings, **place)
                 self._answers(set(range(count)))
         except BaseException:
             self.end()
@@ -161,8 +161,9 @@ class _Processes:
     def ask(self, kind: str, arrays: Arrays, **fields: Any) -> np.ndarray:
         """Sends the leading worker an order and returns its answer; waits as long as all processes live."""
         with self._talking():
-            send(self._channels[0], kind, arrays, **fields)
-        return self._answers({0})[0]["vector"]
+            self._channels[0].send(kind, **arrays, **fields)
+        vector: np.ndarray = self._answers({0})[0]["vector"]
+        return vector
 
     def end(self) -> None:
         """Ends them at once; they have no state to save."""
@@ -189,22 +190,22 @@ class _Processes:
                 )
             )
 
-    def _answers(self, expected: set[int]) -> dict[int, Arrays]:
+    def _answers(self, expected: set[int]) -> dict[int, dict[str, Any]]:
         """Waits for one message of success from each expected worker; any other message is a failure."""
         poll = select.poll()
         worker_of = {channel.fileno(): worker_id for worker_id, channel in enumerate(self._channels)}
         for descriptor in worker_of:
             poll.register(descriptor, select.POLLIN)
-        answers: dict[int, Arrays] = {}
+        answers: dict[int, dict[str, Any]] = {}
         while answers.keys() != expected:
             for worker_id in sorted(worker_of[descriptor] for descriptor, _ in poll.poll()):
                 with self._talking(worker_id):
-                    kind, fields, arrays = receive(self._channels[worker_id])
-                    if kind not in ("done", "failed") or worker_id not in expected - answers.keys():
-                        raise FrameRejected(f"a message {kind} that nobody waits for")
-                if kind == "failed":
-                    raise WorkersFailed(f"worker {worker_id}: {fields.get('reason')}")
-                answers[worker_id] = arrays
+                    answer = self._channels[worker_id].receive(array_bytes=None)
+                    if answer["kind"] not in ("done", "failed") or worker_id not in expected - answers.keys():
+                        raise FrameRejected(f"a message {answer['kind']} that nobody waits for")
+                if answer["kind"] == "failed":
+                    raise WorkersFailed(f"worker {worker_id}: {answer.get('reason')}")
+                answers[worker_id] = answer
         return answers
 
     @contextmanager

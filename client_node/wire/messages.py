@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -421,22 +421,3 @@ def _read(outer: "_Signed", models: Sequence[type[M]]) -> M:
 def _signed_bytes(kind: str, text: str, digests: Mapping[str, str]) -> bytes:
     listed = "".join(f"{name}={digest};" for name, digest in sorted(digests.items()))
     return f"confide/message/1|{kind}|{len(text)}|{text}|{listed}".encode()
-
-
-def outgoing_fields() -> dict[str, list[str]]:
-    """Every field of every message that leaves a node, for the privacy review in the tests."""
-    replies: list[type[Reply]] = [
-        Ready,
-        Update,
-        TopUp,
-        Fetched,
-        Deposited,
-        ShareOfTotal,
-        SetTaken,
-        SetIncomplete,
-        Settled,
-    ]
-    return {reply.kind: sorted(reply.model_fields) for reply in replies}
-
-
-Kind = Literal["prepare", "step", "topup", "fetch", "deposit", "aggregate", "settle"]

@@ -1,92 +1,134 @@
-"""How the `coordinator` command shows things: tables and bars for people, rows for JSON."""
+"""Shows sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from ...client_node.cli.tables import print_json
-from ..store import Store
-from ..store.store import Evaluation, Round, Run, site_names
+from ...client_node.cli.console import err, out, print_json, show_page, table_of
+from ..federation.members import Invitation, Member
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ...models.backbones.loading import Description
     from ...models.evaluation.binned import ReliabilityBin
     from ...models.evaluation.metrics import Estimate
-    from ...models.evaluation.router_statistics import LayerRouting
+    from ...privacy.ledger.chain import Head
     from ...privacy.report.schema import AuditFacts
-    from ..results.router_statistics import Routing
-
-out, err = Console(), Console(stderr=True)
+    from ..results.metrics import Measurement
+    from ..run.overview import OpenedRounds, RunStanding
+    from ..store.tables import StudyRow
+    from ..studies.summary import StudySummary
 
 
 def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Rows as a table, or as JSON."""
-    printer: Callable[[], None] = (lambda: print_json(rows)) if as_json else (lambda: print_table(title, rows))
-    printer()
+    """Shows rows of equal keys as a table, or as JSON."""
+    if as_json:
+        return print_json(rows)
+    out.print(table_of(title, rows))
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows of equal keys as a table."""
-    if not rows:
-        out.print(f"{title}: none yet")
-        return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))  # nodes' words are in it
-    out.print(table)
+def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunStanding]", as_json: bool) -> None:
+    """Shows sites and runs at a glance."""
+    if as_json:
+        rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
+        return print_json({"federation": federation, **rows})
+    show_members(members, as_json=False)
+    show_runs(runs, as_json=False)
 
 
-def cell(value: object) -> object:
-    """A value of a row as a table shows it."""
-    return ", ".join(value) if isinstance(value, tuple) else value
+def show_members(members: Sequence[Member], as_json: bool) -> None:
+    """Shows every site, its roles and state."""
+    show("Sites", [asdict(member) for member in members], as_json)
 
 
-def clock(seconds: float) -> str:
-    """A time as people read it, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+def show_invitation(invitation: Invitation, as_json: bool) -> None:
+    """Shows a one-time code, alone on stdout."""
+    if as_json:
+        return print_json(asdict(invitation))
+    err.print(f"One-time code for {invitation.name} (valid for a week), to be told in private:")
+    print(invitation.code)
 
 
-def node_row(node: Any) -> dict[str, Any]:
-    """A node as a table shows it."""
-    state = "revoked" if node.revoked_at else "enrolled" if node.enrolled_at else "invited"
-    return {"name": node.name, "roles": node.roles, "state": state, "identity": node.identity or ""}
+def show_created_study(study: "StudySummary", as_json: bool) -> None:
+    """Shows the cost and size of a new study, and its hash alone on the last line."""
+    if as_json:
+        return print_json(asdict(study))
+    if study.epsilon is not None:
+        aimed = f", solved for a target of {study.target_epsilon:g}" if study.target_epsilon else ""
+        out.print(
+            f"Noise multiplier {study.noise_multiplier:g}{aimed}: a whole run costs epsilon {study.epsilon:.3f} at "
+            f"delta {study.delta:g} with {study.collusion} colluding.",
+            highlight=False,
+        )
+    out.print(
+        f"Study [bold]{study.name}[/] trains {study.dim:,} numbers with lr {study.lr:g} and head_lr "
+        f"{study.head_lr:g}. Sites approve it by its hash:"
+    )
+    print(study.hash)
 
 
-def run_row(store: Store, run: Run) -> dict[str, Any]:
+def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
+    """Shows every study."""
+    show(
+        "Studies", [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies], as_json
+    )
+
+
+def show_started_run(run: str, as_json: bool) -> None:
+    """Shows the id of a new run, alone on stdout."""
+    if as_json:
+        return print_json({"run": run})
+    err.print("The run is started; watch it with: coordinator run watch RUN")
+    print(run)
+
+
+def show_runs(runs: "Sequence[RunStanding]", as_json: bool) -> None:
+    """Shows every run, its state and its rounds."""
+    show("Runs", [run_row(run) for run in runs], as_json)
+
+
+def run_row(run: "RunStanding") -> dict[str, Any]:
     """A run as a table shows it."""
-    return {
-        "run": run.id,
-        "state": run.state,
-        "rounds": store.last_round(run.id).number,
-        "step": run.step if run.state == "running" else (run.error or ""),
-        "started": clock(run.created_at),
-    }
+    return asdict(run) | {"started": clock(run.started)}
 
 
-def round_row(
-    row: Round | Evaluation, purpose: str, sites: tuple[str, ...], left_out: Mapping[int, tuple[str, ...]]
-) -> dict[str, Any]:
-    """What a round opened, for JSON."""
-    summed, too_long = site_names(row), left_out.get(row.number, ())
-    return {
-        "round": row.number,
-        "purpose": purpose,
-        "summed": summed,
-        "too_long": too_long,
-        "missing": tuple(site for site in sites if site not in summed and site not in too_long),
-        "seconds": round(row.seconds, 1),
-        "bytes_per_site": row.bytes_per_site,
-        "committed": clock(row.committed_at),
-    }
+def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
+    """Shows the rounds that a run has opened."""
+    rows = [
+        asdict(each) | {"seconds": round(each.seconds, 1), "committed": clock(each.committed)} for each in found.rounds
+    ]
+    if as_json:
+        return print_json({"rounds": rows, "too_long": found.too_long})
+    out.print(table_of(run, [{name.replace("_", " "): value for name, value in row.items()} for row in rows], _listed))
+    for number in found.unopened:
+        out.print(
+            f"Round {number} has not been opened: the vectors of {', '.join(found.too_long[number])} were too long."
+        )
+
+
+def show_measurement(found: "Measurement", as_json: bool) -> None:
+    """Shows the measured quality of a run's model, also bin by bin, and the cost of measuring it."""
+    if as_json:
+        return print_json(asdict(found))
+    names = {name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")}
+    if found.judged == "completions":
+        names = {"prevalence": "exact match", "calibration_error": "calibration error", "records": "records"}
+    rows = [
+        {"metric": words, "value": value, "95 % interval": interval}
+        for name, words in names.items()
+        for value, interval in [estimate_texts(getattr(found.metrics, name))]
+    ]
+    out.print(table_of(f"{found.run}, held-out records of {', '.join(found.sites)}", rows))
+    bins = [reliability_row(each) for each in found.metrics.reliability]
+    out.print(table_of("What the model says, and what is so", bins))
+    if found.metrics.auc_tied is not None and found.judged == "labels":
+        out.print(f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one.")
+    if found.epsilon is not None:
+        out.print(
+            f"Noise of std {found.noise_std:.3g} in every count. Cost for every {found.unit}: epsilon "
+            f"{found.epsilon:.3f} by itself, {found.epsilon_added:.3f} on top of the run's updates, at delta "
+            f"{found.delta:g} with {found.collusion} colluding."
+        )
 
 
 def estimate_texts(estimate: "Estimate | None") -> tuple[str, str]:
@@ -108,61 +150,53 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
     }
 
 
-def backbone_row(name: str, found: "Description") -> dict[str, Any]:
-    """A backbone as a table shows it."""
-    return {
-        "folder": name,
-        "reads": found.reads,
-        "parameters": f"{found.size.parameters:,}",
-        "licence": found.origin.licence if found.origin else "not stated",
-        "hash": found.hash,
-    }
+def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool) -> None:
+    """Shows a budget report as a page, as JSON, or as a table of spent epsilon."""
+    from ...privacy.report.build import render_html
+
+    show_page(
+        "Report",
+        report,
+        page=lambda: render_html(report),
+        table=lambda: out.print(table_of("Spent", spent_rows(report))),
+        html=html,
+        as_json=as_json,
+    )
 
 
-@contextmanager
-def reading(tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, moved by the number of tokens read so far."""
-    from rich.progress import Progress
-
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task("Reading", total=tokens)
-        yield lambda read: progress.update(bar, completed=read)
-
-
-def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
-    """A routing as a table, a page or JSON."""
-    from ..results.router_page import render_html
-
-    if html is not None:
-        html.write_text(render_html(name, found), encoding="utf-8")
-        err.print(f"Page written to {html}")
-    if as_json:
-        return print_json(found.to_dict())
-    if html is None:
-        read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
-        print_table(escape(read), routing_rows(found.layers))
-
-
-def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:
-    """Layers as a table shows them, the load of each expert as a bar, full at twice an even share."""
+def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Spent epsilon, a row for each site, data set and number of colluding sites."""
     return [
         {
-            "layer": layer.layer,
-            "load, expert by expert": bars([share * len(layer.load) / 2 for share in layer.load]),
-            "entropy": f"{layer.entropy:.3f}",
-            "max violation": f"{layer.max_violation:.2f}",
-            "never chosen": len(layer.unused),
-            "token entropy": f"{layer.token_entropy:.4f}",
+            "site": site["name"],
+            "data set": account["dataset"],
+            "unit": account["unit"],
+            "releases": account["releases"],
+            "colluding": spent["colluding"],
+            "ε by PLD": f"{float(spent['pld']):.3f}",
+            "ε by RDP": f"{float(spent['rdp']):.3f}",
+            "budget": f"{float(account['budget']['epsilon']):g}" if account["budget"] else "none",
+            "δ": f"{float(account['budget']['delta']):g}" if account["budget"] else "",
         }
-        for layer in layers
+        for site in report["sites"]
+        for account in site["accounts"]
+        for spent in account["spent"]
     ]
 
 
-def bars(heights: Sequence[float]) -> str:
-    """A bar for each height, a blank for 0 and the tallest for 1 and more; of more than 64, means of neighbours."""
-    width = -(-len(heights) // 64)
-    groups = [heights[start : start + width] for start in range(0, len(heights), width)]
-    return "".join(" ▁▂▃▄▅▆▇█"[min(8, math.ceil(8 * sum(group) / len(group)))] for group in groups)
+def show_exported_ledger(site: str, file: Path, head: "Head", as_json: bool) -> None:
+    """Shows the file to which a site's ledger was written, and the site's command to read it."""
+    if as_json:
+        return print_json({"file": str(file), "site": site, "entries": head.seq + 1, "head": head.hash})
+    out.print(f"{head.seq + 1} entries of {site} written to {file}. There: client-node budget import FILE")
+
+
+def show_audit(facts: "AuditFacts", as_json: bool) -> None:
+    """Shows the findings of an audit, and whether the claim stands."""
+    if as_json:
+        return print_json(facts.model_dump(mode="json") | {"passed": facts.passed})
+    out.print(table_of(f"Audit of {facts.run}, round {facts.round}", audit_rows(facts)))
+    out.print("The claim stands." if facts.passed else "[bold red]The claim does not stand.[/]")
 
 
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
@@ -174,3 +208,12 @@ def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
         {"check": "epsilon of a step", "claimed": f"{facts.claimed_epsilon:.3f}", "found": f"{bound}; {guesses}"},
         *({"check": name, "claimed": "", "found": found.get(name, "holds")} for name in facts.checks),
     ]
+
+
+def clock(seconds: float) -> str:
+    """A time as people read it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
+def _listed(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -26,9 +26,9 @@ from ...models.heads import pooled
 from ...privacy.accounting import Mode, site_noise
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
+from ..run.broadcast import broadcast
 from ..run.server_optimizer import server_step
 from ..store import Checkpoint
-from ..store.broadcast import broadcast
 from ..studies.catalogue import start_state
 from ..studies.learning_rates import with_rates
 

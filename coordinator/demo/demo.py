@@ -31,6 +31,7 @@ from ...privacy.report.verify import verify_file
 from ..errors import DemoFailed, RunFailed
 from ..results.reports import budget_report
 from ..store import Store
+from ..store.states import RESUME, RunState
 from ..studies.catalogue import load_study
 from .processes import DemoFederation
 
@@ -183,7 +184,7 @@ def _bring_up(federation: DemoFederation, bench: Workbench, draft: StudyDraft, c
         if not runs:
             name = store.studies()[-1].name
             return federation.operator("run", "start", name).strip()
-        if runs[-1].state in ("stopped", "failed"):
+        if RESUME.allows(runs[-1].state):
             federation.operator("run", "resume", runs[-1].id)
         return runs[-1].id
 
@@ -197,7 +198,7 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
     )
     with closing(Store.open(federation.home)) as store:
         ended = watch(store, run_id, console, check=federation.check)
-    if ended.state != "done":
+    if ended.state != RunState.DONE:
         raise RunFailed(
             f"run {run_id} is {ended.state} after {ended.rounds} rounds: {ended.error}. Logs: {federation.folder}/logs"
         )
@@ -258,13 +259,14 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
     """Measures the run's adapter, by the sites' evaluation and on all held-out records, beside the baselines."""
     from ..results import export
     from ..results.metrics import measurement
+    from ..results.trained import trained_model
     from .baselines import references, untrained
     from .membership_attack import Attacked, Pool, attack
 
     sites = study.site_names()
     train, held_out = ([_records(bench, study, site, part) for site in sites] for part in _PARTS)
     with console.status("Measuring the references in this process (the demo's records are public)"):
-        model, pool = export.trained_model(store, home, run_id), Pool.read(study, train, held_out)
+        model, pool = trained_model(store, home, run_id), Pool.read(study, train, held_out)
         found = export.evaluate(model, study, held_out)
         attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
         compared = references(
@@ -295,12 +297,13 @@ def _text_quality(
     """Measures the text of adapter and backbone for all held-out records, beside the sites' evaluation."""
     from ..results import export
     from ..results.metrics import measurement
+    from ..results.trained import trained_model
 
     held_out = [_records(bench, study, site, "heldout") for site in study.site_names()]
     with console.status("Writing completions with the backbone and with the adapter (the demo's records are public)"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
         before = export.evaluate(untouched, study, held_out)
-        after = export.evaluate(export.trained_model(store, home, run_id), study, held_out)
+        after = export.evaluate(trained_model(store, home, run_id), study, held_out)
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
     exact = after["exact_match"]
     return {

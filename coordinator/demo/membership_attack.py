@@ -19,7 +19,7 @@ from ...privacy.audit.membership_attack import attack_auc, likelihood_ratios, lo
 from ...privacy.ledger import chain
 from ...privacy.report.schema import MembershipFacts, RocPoint, dump
 from ..store import Store
-from ..store.store import PrivacyTest
+from ..store.tables import PrivacyTest
 from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays
 
 SHADOW_MODEL = "a head alone on the frozen backbone, by the same rounds, sampling, clipping and noise"

@@ -1,7 +1,7 @@
 """Membership of the federation: home, certificates, invitations, register.
 
-`create_home` founds a federation in a folder. `Pki` holds its certificates and the coordinator's key. `Register`
-invites, enrols and revokes nodes.
+`create_home` founds a federation in a folder, and `opened_store` opens its store. `Pki` holds its certificates and the
+coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them.
 
 An invitation names the gate's address and pins the CA certificate that the node must trust:
 
@@ -22,8 +22,8 @@ An invitation names the gate's address and pins the CA certificate that the node
 ('127.0.0.1:8443', True)
 """
 
-from .home import Settings, create_home, load_settings
+from .home import Settings, create_home, load_settings, opened_store
 from .pki import Pki
 from .register import Register
 
-__all__ = ["Pki", "Register", "Settings", "create_home", "load_settings"]
+__all__ = ["Pki", "Register", "Settings", "create_home", "load_settings", "members", "opened_store"]

@@ -1,6 +1,8 @@
 """The coordinator's home folder: it holds all files of one federation, and the few settings of its server."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,3 +62,20 @@ def load_settings(home: Path) -> Settings:
         problem = err.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, problem["loc"])) or "file"
         raise StateDamaged(f"{path}: {where}: {problem['msg']}; put the file back from a backup") from err
+
+
+@contextmanager
+def opened_store(home: Path) -> Iterator[Store]:
+    """The store of the federation under `home`, closed at the end.
+
+    Raises:
+        NotFound: there is no federation.
+        Conflict: its database is another version's; nothing is changed.
+    """
+    load_settings(home)
+    store = Store.open(home)
+    try:
+        store.require_schema()
+        yield store
+    finally:
+        store.close()

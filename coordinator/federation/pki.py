@@ -94,11 +94,6 @@ class Pki:
         """The coordinator's Ed25519 public key in hex, which every study names."""
         return self.signer.public_key().public_bytes_raw().hex()
 
-    @property
-    def server_expires(self) -> dt.datetime:
-        """Expiry date of the server certificate."""
-        return x509.load_pem_x509_certificate(self.certificate_path.read_bytes()).not_valid_after_utc
-
 
 def certificate_digest(pem: bytes) -> bytes:
     """Computes the SHA-256 of a certificate's DER form. Raises ValueError if `pem` is no certificate."""

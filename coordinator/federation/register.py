@@ -12,7 +12,7 @@ from ...client_node.enrolment.identity import fingerprint
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
 from ..errors import Conflict, EnrolmentInvalid
 from ..store import Store
-from ..store.store import NodeRow
+from ..store.tables import NodeRow
 from .invites import VALID_S, check, code_text, digest_of, new_invite
 from .pki import Pki
 

@@ -10,8 +10,8 @@ from sqlalchemy import update
 
 from ..errors import SuperLinkFailed
 from ..federation import Pki, Register, load_settings
-from ..store import Store
-from ..store.store import NodeRow, Run, migrate
+from ..store import Store, migrate
+from ..store.tables import NodeRow, Run
 from .gate import FleetGate, serve_gate
 from .superlink import SuperLink
 
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 DRIVER_SILENCE_S = 20.0  # without a heartbeat; a driver beats every second, and another one then takes over
 SUBMIT_PATIENCE_S = 60.0  # for a submitted driver to show its first heartbeat
-ALIVE = ("pending", "running", "stopping")
 
 
 class Service:
@@ -98,7 +97,7 @@ class Service:
     def _start_drivers(self) -> None:
         """Submits a driver for each unfinished run whose driver shows no heartbeat."""
         for run in self._store.runs():
-            if run.state not in ALIVE or self._has_driver(run):
+            if run.state.is_over or self._has_driver(run):
                 continue
             if run.id in self._submitted:
                 with suppress(SuperLinkFailed):  # it may have died with an earlier SuperLink

@@ -1,7 +1,9 @@
 """Results of a run: adapters, metrics, audits, reports, statistics of routing.
 
-`export` writes a run's adapter, `metrics` what its evaluation tells, `privacy_audit` tests its training step, `reports`
-signs what was spent. `router_statistics` and `router_page` show which experts a backbone's routers choose.
+`trained` loads the model that a run has trained, `export` writes its adapter, `metrics` what its evaluation tells,
+`held_out` what records on this machine tell; `privacy_audit` tests its training step. `reports` signs what was spent,
+`ledger_export` gives a site its ledger back. `router_statistics` and `router_page` show which experts a backbone's
+routers choose.
 
 A page about one layer, whose last expert no token was sent to:
 
@@ -14,4 +16,14 @@ A page about one layer, whose last expert no token was sent to:
 (True, (3,))
 """
 
-__all__ = ["export", "metrics", "privacy_audit", "reports", "router_page", "router_statistics"]
+__all__ = [
+    "export",
+    "held_out",
+    "ledger_export",
+    "metrics",
+    "privacy_audit",
+    "reports",
+    "router_page",
+    "router_statistics",
+    "trained",
+]

@@ -10,37 +10,16 @@ import numpy as np
 from ...client_node.data import read as read_records
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
-from ...client_node.training.study_model import StudyModel, load_study_model
+from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
-from ...models.backbones.checkpoints import ExpertFormat
 from ...models.records import fields
 from ...privacy.ledger.charges import Books, Spent, spent
 from ..errors import Conflict
-from ..store import LedgerReplica, RunFolder, Store
-from ..store.store import site_names
+from ..store import LedgerReplica, Store
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
-
-
-def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
-    """The study's model with the adapter as of the run's last committed round.
-
-    Args:
-        experts: format of the routed experts; None for the study's.
-
-    Raises:
-        Conflict: no round is committed yet.
-    """
-    study = load_study(store.study(store.run(run_id).study))
-    last = store.last_round(run_id)
-    if last.state_hash is None:
-        raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
-    folder = study_start(home, study).backbone
-    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, experts=experts)
-    exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
-    model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
-    return model
+from .trained import trained_model
 
 
 def export_adapter(
@@ -54,6 +33,7 @@ def export_adapter(
 
     Raises:
         AuditMissing: the study claims privacy and no audit stands for it.
+        Conflict: no round is committed yet, a charge is missing, or `override_audit` has no word in it.
         FileExistsError: `directory` exists already.
     """
 
@@ -86,6 +66,8 @@ def _publish(
     override_audit: str | None,
 ) -> ModelCard:
     """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
+    if override_audit is not None and not override_audit.strip():
+        raise Conflict("--override-audit needs a reason in words; nothing was written")
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
@@ -123,7 +105,7 @@ def require_charges(store: Store, run_id: str) -> None:
     """Raises `Conflict` unless every summed site's charge is here: without it epsilon would come out too small."""
     replica = LedgerReplica(store)
     for row in store.opened(run_id):
-        for site in site_names(row):
+        for site in row.summed:
             if not replica.has_charge(site, run_id, row.number):
                 raise Conflict(
                     f"run {run_id}: no charge of {site} for round {row.number} is here; restore the database"

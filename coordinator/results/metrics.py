@@ -4,12 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from ...client_node.approval.assessment import planned_releases
+from ...client_node.study.cost import planned_releases
 from ...models.evaluation.binned import BinnedMetrics, binned_metrics
 from ...privacy.accounting import epsilon_pld
 from ..errors import Conflict
 from ..store import Store
-from ..store.store import site_names
 from ..studies.catalogue import load_study
 
 
@@ -44,7 +43,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         raise Conflict(f"run {run_id} is not evaluated yet; that comes after its last round")
     if row.problem is not None:
         raise Conflict(f"run {run_id}: {row.problem}")
-    sites = site_names(row)
+    sites = row.summed
     updates, evaluations = planned_releases(study, sites=len(sites))
     release = evaluations[0].over(len(sites))  # with what sites have added for missing ones
     noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits

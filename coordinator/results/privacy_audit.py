@@ -18,7 +18,7 @@ from ...privacy.ledger import chain
 from ...privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from ..errors import AuditMissing, Conflict
 from ..store import Store
-from ..store.store import PrivacyTest
+from ..store.tables import PrivacyTest
 from ..studies.catalogue import load_study
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     from ...privacy.audit.canaries import AuditedStep, run_audit
     from ...privacy.audit.engine_checks import check_engine, site_round
     from ...privacy.mechanism.site_round import LocalSteps
-    from .export import trained_model
+    from .trained import trained_model
 
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy

@@ -37,39 +37,6 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
 
 
 def study_facts(study: Study) -> dict[str, Any]:
-    """What a report says about a study."""
-    privacy = study.draft.privacy
-    has_guarantee = privacy.mode != "none"
-    return {
-        "name": study.name,
-        "hash": study.study_hash,
-        "mode": privacy.mode,
-        "delta": privacy.delta if has_guarantee else None,
-        "collusion": privacy.collusion,
-        "sites": [site.name for site in study.sites],
-        "rounds": study.draft.rounds.rounds,
-        "noise_multiplier": privacy.noise_multiplier if has_guarantee else None,
-        "clip_norm": privacy.clip_norm,
-        "sample_rate": privacy.sample_rate,
-        "max_dropouts": privacy.max_dropouts,
-    }
-
-
-def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per site, data set and number of colluding sites, for a table."""
-    return [
-        {
-            "site": site["name"],
-            "data set": account["dataset"],
-            "unit": account["unit"],
-            "releases": account["releases"],
-            "colluding": spent["colluding"],
-            "ε by PLD": f"{float(spent['pld']):.3f}",
-            "ε by RDP": f"{float(spent['rdp']):.3f}",
-            "budget": f"{float(account['budget']['epsilon']):g}" if account["budget"] else "none",
-            "δ": f"{float(account['budget']['delta']):g}" if account["budget"] else "",
-        }
-        for site in report["sites"]
-        for account in site["accounts"]
-        for spent in account["spent"]
-    ]
+    """A study as a report states it; one without a guarantee states no noise."""
+    without = {} if study.draft.privacy.mode != "none" else {"delta": None, "noise_multiplier": None}
+    return study.facts() | without

@@ -12,6 +12,9 @@ from ...models.backbones import checkpoints, loading
 from ...models.backbones.pretraining import SyntheticRecords
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
+from ..store import Store
+from ..studies.catalogue import load_study, study_start
+from .trained import trained_model
 
 MAX_TEXT_BYTES = 2**20
 LICENCE = "LICENSE.md"  # comes with every backbone that was imported
@@ -79,6 +82,12 @@ def measure(
         read = text.name if text is not None else f"{LICENCE} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)
+
+
+def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:
+    """The backbone of a run's study and the same with the run's adapter in place: `directory`, `model` of `measure`."""
+    folder = study_start(home, load_study(store.study(store.run(run_id).study))).backbone
+    return folder, trained_model(store, home, run_id).adapted.model
 
 
 def _text(directory: Path, text: Path | None) -> str:

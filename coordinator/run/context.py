@@ -1,82 +1,129 @@
-"""What the steps of one run share: who drives it with which lease, and whose answers count."""
+"""What the steps of a run share, and those of a round: who drives it with which lease, and what its sites are sent."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import hmac
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...client_node.errors import MessageInvalid
-from ...client_node.study import Study
-from ...client_node.wire.messages import Packet, Reply, verify
+from ...client_node.study import PlannedRound, Study
+from ...client_node.wire.messages import KeyCertificate, Outcome, start_hash
+from ...mpc.sharing import ShareContext
+from ...privacy.ledger.chain import Entry
 from ..errors import MessageRefused, RunStopped
-from ..fleet import Fleet, NodeFailure
+from ..fleet import Fleet
 from ..store import Checkpoint, LedgerReplica, RunFolder, Store
+from ..store.states import RunState
 
-R = TypeVar("R", bound=Reply)
+OUTCOMES_A_MESSAGE = 64
+
+Keys = tuple[KeyCertificate, KeyCertificate, KeyCertificate]  # of a run, by aggregator_id
 
 
-@dataclass(kw_only=True, slots=True)
-class Drive:
-    """All that driving one run needs."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """Holds all that driving one run needs."""
 
+    id: str
+    lease: int
+    study: Study
     fleet: Fleet
     store: Store
     folder: RunFolder
     replica: LedgerReplica
-    study: Study
-    run: str
-    lease: int
     signer: Ed25519PrivateKey
     start: Checkpoint  # round 0, used when nothing is committed yet
     head_size: int  # leading entries of the trained vector that belong to the head
-    open: dict[str, set[int]] = field(default_factory=dict)  # site -> charged rounds whose outcome it has not signed
-    abstaining: set[str] = field(default_factory=set)  # sites that say they hold no records out
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The study's sites that are not revoked at this moment."""
+        """Names the study's sites that are not revoked at this moment."""
         revoked = {node.name for node in self.store.nodes() if node.revoked_at is not None}
         return tuple(site.name for site in self.study.sites if site.name not in revoked)
 
     @property
     def parties(self) -> tuple[str, ...]:
-        """The aggregators, by aggregator_id."""
+        """Names the aggregators, by aggregator_id."""
         return tuple(party.name for party in self.study.aggregators)
 
+    def identity_of(self, name: str) -> str:
+        """Returns the identity that the approved study gives to `name`. Raises `MessageRefused` if it gives none."""
+        identities = {site.name: site.identity for site in self.study.sites}
+        identities |= {party.name: party.identity for party in self.study.aggregators}
+        if name not in identities:
+            raise MessageRefused(f"{name} takes no part in study {self.study.name}")
+        return identities[name]
+
     def addressed(self, name: str) -> dict[str, Any]:
-        """What every request to `name` begins with."""
-        return {"to": name, "study": self.study.study_hash, "run": self.run, "lease": self.lease}
+        """Returns what every request to `name` begins with."""
+        return {"to": name, "study": self.study.study_hash, "run": self.id, "lease": self.lease}
+
+    def beat(self, step: str) -> None:
+        """Says which step is being taken. Raises `LeaseLost`."""
+        self.store.beat(self.id, self.lease, step)
+
+    def stop_if_asked(self) -> None:
+        """Ends the drive between two questions if an operator asked for it; what is committed stays."""
+        if self.store.run(self.id).state == RunState.STOPPING:
+            raise RunStopped(f"run {self.id} was stopped; `coordinator run resume {self.id}` goes on with it")
+
+    def accept_ledger(self, site: str, entries: tuple[Entry, ...]) -> None:
+        """Adds a site's new ledger entries to the replica. Raises `ReplicaBroken` if they do not continue it."""
+        if entries:
+            self.replica.extend(site, self.identity_of(site), entries)
+
+    def untold_outcomes(self, site: str) -> tuple[Outcome, ...]:
+        """Lists committed rounds that the site has charged and not settled, as its replica says; some at a time."""
+        open_rounds = self.replica.open_rounds(site, self.id)
+        untold = [row for row in self.store.opened(self.id) if row.number in open_rounds][:OUTCOMES_A_MESSAGE]
+        return tuple(Outcome(round=row.number, sites=row.summed, evidence=row.signed) for row in untold)
 
 
-def stop_if_asked(drive: Drive) -> None:
-    """Ends the drive between two questions if an operator asked for it; what is committed stays."""
-    if drive.store.run(drive.run).state == "stopping":
-        raise RunStopped(f"run {drive.run} was stopped; `coordinator run resume {drive.run}` goes on with it")
+@dataclass(frozen=True, kw_only=True)
+class RoundContext:
+    """Holds what the steps of one round share: which round it is, of what state, and whom it asks."""
 
+    run: RunContext
+    keys: Keys
+    planned: PlannedRound
+    state: bytes = field(repr=False)  # as sites are sent it
+    cohort: tuple[str, ...]  # the sites that are asked
 
-def identity_of(study: Study, name: str) -> str:
-    """The identity that the approved study gives to `name`."""
-    identities = {site.name: site.identity for site in study.sites}
-    identities |= {party.name: party.identity for party in study.aggregators}
-    if name not in identities:
-        raise MessageRefused(f"{name} takes no part in study {study.name}")
-    return identities[name]
+    @property
+    def number(self) -> int:
+        """Returns the round's number in the run."""
+        return self.planned.number
 
+    @property
+    def title(self) -> str:
+        """Names the round for people."""
+        return self.planned.title
 
-def verified_answers(
-    drive: Drive, kind: str, requests: Mapping[str, Packet], *models: type[R]
-) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
-    """By node, as they come: the answer, once it is the node's own to this very request, or why there is none."""
-    for name, packet in drive.fleet.ask(kind, requests, drive.study.draft.rounds.deadline_s) if requests else ():
-        if isinstance(packet, NodeFailure):
-            yield name, packet
-            continue
-        try:
-            message = verify(packet, identity_of(drive.study, name), *models)
-            if message.request != requests[name].digest():
-                raise MessageRefused(f"{name} answered another request than the one it was sent")
-        except (MessageInvalid, MessageRefused) as err:
-            yield name, err
-        else:
-            yield name, (message, packet)
+    @cached_property
+    def state_hash(self) -> str:
+        """Hashes the state: only what was made of one and the same vector adds up."""
+        return hashlib.sha256(self.state).hexdigest()
+
+    @cached_property
+    def tag_key(self) -> str | None:
+        """Derives the key of the round's tags, in hex, the same at every attempt; None if the study has none."""
+        run = self.run
+        if not run.study.draft.aggregation.verify_total:
+            return None
+        place = f"confide/tag-key/1|{run.study.study_hash}|{run.id}|{self.number}"
+        return hmac.digest(run.folder.secret(), place.encode(), "sha256").hex()
+
+    @cached_property
+    def start(self) -> str:
+        """Hashes all that the sites are sent alike, for contexts and orders."""
+        return start_hash(self.state_hash, self.tag_key)
+
+    def share_context(self, site: str) -> ShareContext:
+        """Returns what a site's shares of the round must be sealed and signed for."""
+        return self.run.study.share_context(self.planned, run=self.run.id, site=site, state=self.start)
+
+    def has_charge(self, site: str) -> bool:
+        """Tells whether the site has signed a charge for the round."""
+        return self.run.replica.has_charge(site, self.run.id, self.number)

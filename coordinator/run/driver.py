@@ -11,12 +11,13 @@ from sqlalchemy.exc import OperationalError
 from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import Conflict, CoordinatorError, LeaseLost, RunStopped
+from ..errors import CoordinatorError, LeaseLost, RunStopped, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
+from ..store.states import FAIL, HALT
 from ..studies.catalogue import load_study, study_start
-from .context import Drive
+from .context import RunContext
 from .rounds import drive_run, settle
 
 logger = logging.getLogger(__name__)
@@ -48,14 +49,14 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
 def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> None:
     try:
         store.begin_driving(run_id, lease)
-        _drive_or_stop(_new_drive(fleet, store, home, run_id, lease))
-    except Conflict as err:
+        _drive_or_stop(_context(fleet, store, home, run_id, lease))
+    except TransitionRefused as err:
         logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
-        store.set_run_state(run_id, "failed", lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+        store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
 
 
 @contextmanager
@@ -77,17 +78,17 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
         handler.close()
 
 
-def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> Drive:
+def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> RunContext:
     study = load_study(store.study(store.run(run_id).study))
     start, pki = study_start(home, study), Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
-    return Drive(
+    return RunContext(
         fleet=fleet,
         store=store,
         folder=RunFolder(home, run_id),
         replica=LedgerReplica(store),
         study=study,
-        run=run_id,
+        id=run_id,
         lease=lease,
         signer=pki.signer,
         start=start.start,
@@ -95,13 +96,13 @@ def _new_drive(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) 
     )
 
 
-def _drive_or_stop(drive: Drive) -> None:
+def _drive_or_stop(run: RunContext) -> None:
     try:
-        drive_run(drive)
+        drive_run(run)
     except RunStopped as err:
         logger.info("%s", err)
-        settle(drive, final=False)
-        drive.store.set_run_state(drive.run, "stopped", lease=drive.lease)
+        settle(run, final=False)
+        run.store.move_run(run.id, HALT, lease=run.lease)
 
 
 def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...client_node.approval.assessment import planned_releases
 from ...client_node.study import Study
+from ...client_node.study.cost import planned_releases
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
-from ..store.store import Round, Run
+from ..store.states import RunState
+from ..store.tables import Round, Run
 from ..studies.catalogue import load_study
 
-_ENDED = ("done", "failed", "stopped")
 _POLL_S = 0.25
 
 
@@ -23,7 +23,7 @@ _POLL_S = 0.25
 class Ended:
     """How a watched run ended."""
 
-    state: str
+    state: RunState
     rounds: int
     error: str | None
 
@@ -54,7 +54,7 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
                 sent=sent_text(rounds),
                 step=step_text(run),
             )
-            if run.state in _ENDED:
+            if run.state.is_over:
                 return Ended(run.state, len(rounds), run.error)
             if check is not None:
                 check()
@@ -88,4 +88,4 @@ def sent_text(rounds: list[Round]) -> str:
 
 def step_text(run: Run) -> str:
     """What the driver is doing."""
-    return run.step if run.state == "running" else run.state
+    return run.step if run.state == RunState.RUNNING else run.state

@@ -32,7 +32,8 @@ from ...mpc.sharing.sealing import check_update, max_envelope_bytes
 from ..errors import MessageRefused
 from ..fleet import NodeFailure
 from ..store.run_folder import Envelopes, Inbox, Sealed
-from .context import Drive, identity_of, stop_if_asked, verified_answers
+from .context import RunContext
+from .questions import verified_answers
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ def inline_room(sites: int) -> int:
 class Intake:
     """Takes in what sites have sealed for one purpose in a round: their updates, or their top-ups for one set."""
 
-    def __init__(self, drive: Drive, inbox: Inbox, context_of: Callable[[str], ShareContext]) -> None:
+    def __init__(self, run: RunContext, inbox: Inbox, context_of: Callable[[str], ShareContext]) -> None:
         """`context_of` is what a site's shares must be sealed and signed for."""
-        self._drive, self._inbox, self._context_of = drive, inbox, context_of
+        self.inbox = inbox
+        self._run, self._context_of = run, context_of
         self._coming: dict[str, Sealed] = {}
 
     def begin(self, site: str, answer: Update | TopUp, packet: Packet) -> None:
@@ -64,7 +66,7 @@ class Intake:
             raise MessageRefused(f"site {site} answered for round {answer.round} with {sorted(packet.blobs)}")
         if any(described.size > max_envelope_bytes(context) for described in answer.sealed):
             raise MessageRefused(f"site {site} announces longer shares than round {answer.round} has")
-        coming = self._inbox.expect(site, ((described.size, described.digest) for described in answer.sealed))
+        coming = self.inbox.expect(site, ((described.size, described.digest) for described in answer.sealed))
         for incoming, name in zip(coming, names, strict=True):
             if name in packet.blobs:
                 incoming.add(0, packet.blobs[name])
@@ -83,7 +85,7 @@ class Intake:
                 try:
                     self._accept(site, sealed)
                 except MessageRefused as err:
-                    logger.warning("run %s: what %s sealed is not taken: %s", self._drive.run, site, err)
+                    logger.warning("run %s: what %s sealed is not taken: %s", self._run.id, site, err)
                 else:
                     finished.add(site)
         return finished
@@ -92,16 +94,16 @@ class Intake:
         """Brings the missing parts. A site that gives no good answer is passed over: it is asked again from there."""
         waiting = list(coming)
         while waiting:
-            stop_if_asked(self._drive)
+            self._run.stop_if_asked()
             missing = {site: _first_missing(coming[site]) for site in waiting[:IN_FLIGHT]}
             requests = {site: self._request(site, *where) for site, where in missing.items()}
-            for site, answer in verified_answers(self._drive, "fetch", requests, Fetched):
+            for site, answer in verified_answers(self._run, "fetch", requests, Fetched):
                 try:
                     if not isinstance(answer, tuple):
                         raise MessageRefused(str(answer))
                     _take(missing[site][1], answer[1].blobs.get("part", b""))
                 except (MessageRefused, MessageInvalid) as err:
-                    logger.warning("run %s: fetching from %s stopped: %s", self._drive.run, site, err)
+                    logger.warning("run %s: fetching from %s stopped: %s", self._run.id, site, err)
                     waiting.remove(site)
                     continue
                 if _are_whole(coming[site]):
@@ -110,23 +112,23 @@ class Intake:
     def _request(self, site: str, aggregator_id: int, incoming: Incoming) -> Packet:
         context = self._context_of(site)
         message = Fetch(
-            **self._drive.addressed(site),
+            **self._run.addressed(site),
             round=context.round,
             topup_for=context.topup_for,
             aggregator_id=aggregator_id,
             offset=incoming.held,
         )
-        return sign(message, self._drive.signer)
+        return sign(message, self._run.signer)
 
     def _accept(self, site: str, sealed: Sealed) -> None:
         """Raises `MessageRefused` unless these are what the site sealed for this, as far as a relay can see."""
-        identity = bytes.fromhex(identity_of(self._drive.study, site))
+        identity = bytes.fromhex(self._run.identity_of(site))
         try:
             check_update([mapped(incoming.path) for incoming in sealed], self._context_of(site), identity)
         except EnvelopeRejected as err:
-            self._inbox.refuse(site)
+            self.inbox.refuse(site)
             raise MessageRefused(f"{site}: {err}") from err
-        self._inbox.accept(site, sealed)
+        self.inbox.accept(site, sealed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,9 @@ class Load:
 
     @classmethod
     def of(
-        cls, cohort: Sequence[str], aggregator_id: int, envelopes: Envelopes, topups: Envelopes, topup_for: str
+        cls, summed: Sequence[str], aggregator_id: int, envelopes: Envelopes, topups: Envelopes, topup_for: str
     ) -> "Load":
-        """What the aggregator gets of each site's update and top-up, by kind and place in the cohort."""
+        """What the aggregator gets of each site's update and top-up, by kind and place among the summed sites."""
         kinds: tuple[tuple[str, str | None, Envelopes], ...] = (
             ("update", None, envelopes),
             ("topup", topup_for, topups),
@@ -148,7 +150,7 @@ class Load:
             {
                 f"{kind}-{place}": (site, purpose, sealed[site][aggregator_id])
                 for kind, purpose, sealed in kinds
-                for place, site in enumerate(cohort)
+                for place, site in enumerate(summed)
                 if site in sealed
             }
         )
@@ -171,9 +173,9 @@ class Load:
 class Delivery:
     """Brings aggregators what their orders do not carry, and remembers what they have."""
 
-    def __init__(self, drive: Drive, round_number: int) -> None:
-        self._drive, self._round = drive, round_number
-        self._there: dict[str, set[str]] = {name: set() for name in drive.parties}
+    def __init__(self, run: RunContext, round_number: int) -> None:
+        self._run, self._round = run, round_number
+        self._there: dict[str, set[str]] = {name: set() for name in run.parties}
 
     @property
     def count(self) -> int:
@@ -185,9 +187,9 @@ class Delivery:
         left = {name: list(spooled) for name, load in loads.items() if (spooled := self._missing(name, load))}
         offsets, problems = dict.fromkeys(left, 0), dict[str, str]()
         while left:
-            stop_if_asked(self._drive)
+            self._run.stop_if_asked()
             requests = {name: self._request(name, loads[name], left[name][0], offsets[name]) for name in left}
-            for name, answer in verified_answers(self._drive, "deposit", requests, Deposited):
+            for name, answer in verified_answers(self._run, "deposit", requests, Deposited):
                 incoming = loads[name].names[left[name][0]][2]
                 held = answer[0].held if isinstance(answer, tuple) else 0
                 if not offsets[name] < held <= incoming.size:
@@ -215,14 +217,14 @@ class Delivery:
     def _request(self, name: str, load: Load, which: str, offset: int) -> Packet:
         site, topup_for, incoming = load.names[which]
         message = Deposit(
-            **self._drive.addressed(name),
+            **self._run.addressed(name),
             round=self._round,
             site=site,
             topup_for=topup_for,
             sealed=Described(size=incoming.size, digest=incoming.digest),
             offset=offset,
         )
-        return sign(message, self._drive.signer, {"part": read_part(incoming.path, offset)})
+        return sign(message, self._run.signer, {"part": read_part(incoming.path, offset)})
 
 
 def _take(incoming: Incoming, part: bytes) -> None:

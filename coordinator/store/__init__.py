@@ -1,7 +1,8 @@
 """Storage of the coordinator: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers.
 
 `Store` holds nodes, studies, runs and rounds; `RunFolder` the files of one run, each known by its SHA-256;
-`LedgerReplica` the signed entries that sites send. `broadcast` is what sites are sent of a state.
+`LedgerReplica` the signed entries that sites send. `tables` are the rows; `states` says what a run may become, and by
+whose word.
 
 A round's state is read back bit for bit, or not at all:
 
@@ -18,6 +19,6 @@ A round's state is read back bit for bit, or not at all:
 
 from .ledger_replica import LedgerReplica
 from .run_folder import Checkpoint, RunFolder
-from .store import Store
+from .store import Store, migrate
 
-__all__ = ["Checkpoint", "LedgerReplica", "RunFolder", "Store", "broadcast", "run_folder", "store"]
+__all__ = ["Checkpoint", "LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]

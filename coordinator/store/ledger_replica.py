@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from ...privacy.errors import LedgerBroken
 from ...privacy.ledger.chain import START, Entry, Head, check_extension
 from ..errors import ReplicaBroken
-from .store import LedgerRow, Store
+from .store import Store
+from .tables import LedgerRow
 
 
 class LedgerReplica:

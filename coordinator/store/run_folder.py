@@ -99,18 +99,18 @@ class RunFolder:
         """The sealed shares kept for a round: retried, it must be able to offer exactly the same set again."""
         return Inbox(self.path / f"envelopes-{round_number}")
 
-    def fix_set(self, round_number: int, sites: Sequence[str]) -> None:
-        """Notes that a round is to be summed over `sites`, before any of them is asked to add noise for that."""
-        write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(sites)).encode())
+    def fix_set(self, round_number: int, summed: Sequence[str]) -> None:
+        """Notes which sites a round is to sum, before any of them is asked to add noise for that."""
+        write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(summed)).encode())
 
     def fixed_set(self, round_number: int) -> tuple[str, ...] | None:
         """What `fix_set` noted last."""
         path = self._topups(round_number) / "fixed.json"
         return tuple(json.loads(path.read_bytes())) if path.exists() else None
 
-    def topups(self, round_number: int, sites: Sequence[str]) -> "Inbox":
-        """What sites have added for a sum over just `sites`."""
-        return Inbox(self._topups(round_number) / set_name(sites))
+    def topups(self, round_number: int, summed: Sequence[str]) -> "Inbox":
+        """What sites have added for a sum over just `summed`."""
+        return Inbox(self._topups(round_number) / set_name(summed))
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
         return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"

@@ -1,161 +1,25 @@
 """What the coordinator knows, in SQL: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
 
 This is the truth; what Flower keeps is a cache. A round exists once its row is committed, and only the holder of the
-run's current lease commits it. Large vectors are files named in rows by their SHA-256.
+run's current lease commits it.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from sqlalchemy import (
-    Double,
-    ForeignKey,
-    LargeBinary,
-    String,
-    Text,
-    create_engine,
-    event,
-    func,
-    inspect,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import case, create_engine, event, func, inspect, literal, select, text, update
+from sqlalchemy.orm import Session, sessionmaker
 
-from ..errors import Conflict, LeaseLost, NotFound, StateDamaged
-
-RunState = Literal["pending", "running", "stopping", "stopped", "done", "failed"]
-
+from ..errors import Conflict, LeaseLost, NotFound, StateDamaged, TransitionRefused
+from .states import BEGIN, RunState, Transition
+from .tables import MAX_STEP, ActionRow, Evaluation, LedgerRow, LeftOut, NodeRow, PrivacyTest, Round, Run, StudyRow
 
 SCHEMA = "0004"  # the newest of the migrations
-_MAX_STEP = 255  # characters
-
-
-class Base(DeclarativeBase):
-    """Declarative base of every table."""
-
-    type_annotation_map: ClassVar = {float: Double}  # seconds since 1970 do not fit in a single-precision FLOAT
-
-
-class NodeRow(Base):
-    """An enrolled organisation's daemon, or an invitation that waits for it."""
-
-    __tablename__ = "node"
-    name: Mapped[str] = mapped_column(String(63), primary_key=True)
-    roles: Mapped[str] = mapped_column(String(64))  # comma-separated: train, aggregate
-    invite_digest: Mapped[str | None] = mapped_column(String(64), index=True)
-    invite_expires: Mapped[float | None]
-    identity: Mapped[str | None] = mapped_column(String(64))  # Ed25519, hex
-    transport_key: Mapped[bytes | None] = mapped_column(LargeBinary)  # OpenSSH public key
-    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)  # SHA-256 of Flower's form of that key
-    party_address: Mapped[str | None] = mapped_column(String(255))
-    party_certificate: Mapped[str | None] = mapped_column(String(8192))
-    flower_id: Mapped[str | None] = mapped_column(String(32))  # in the SuperLink's cache, not an identity
-    enrolled_at: Mapped[float | None]
-    revoked_at: Mapped[float | None]
-
-
-class StudyRow(Base):
-    """An immutable study: its canonical JSON and the coordinator's signature."""
-
-    __tablename__ = "study"
-    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    name: Mapped[str] = mapped_column(String(63), index=True)
-    canonical: Mapped[bytes] = mapped_column(LargeBinary)
-    signature: Mapped[str] = mapped_column(String(128))
-    created_at: Mapped[float]
-
-
-class Run(Base):
-    """One execution of a study."""
-
-    __tablename__ = "run"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    study: Mapped[str] = mapped_column(ForeignKey("study.hash"))
-    state: Mapped[str] = mapped_column(String(16))
-    lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
-    heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
-    step: Mapped[str] = mapped_column(String(_MAX_STEP), default="")  # what the driver is doing, for people
-    error: Mapped[str | None] = mapped_column(String(2000))
-    created_at: Mapped[float]
-    ended_at: Mapped[float | None]
-
-
-class Round(Base):
-    """A committed round. `state_hash` names the file with the trained vector and the optimizer's velocity."""
-
-    __tablename__ = "round"
-    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
-    sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
-    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
-    state_hash: Mapped[str] = mapped_column(String(64))
-    seconds: Mapped[float]
-    bytes_per_site: Mapped[int]  # sealed bytes that one site sent
-    lease: Mapped[int]
-    committed_at: Mapped[float]
-
-
-class Evaluation(Base):
-    """What came of a run's evaluation, the round after its last update. One that measured nothing says why."""
-
-    __tablename__ = "evaluation"
-    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
-    number: Mapped[int]  # of the round
-    sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
-    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
-    counts: Mapped[str] = mapped_column(Text)  # JSON list: the noised histogram, label 0 first, bins ascending
-    problem: Mapped[str | None] = mapped_column(String(2000))
-    seconds: Mapped[float]
-    bytes_per_site: Mapped[int]
-    lease: Mapped[int]
-    committed_at: Mapped[float]
-
-
-class LedgerRow(Base):
-    """A signed entry of a site's ledger, replicated."""
-
-    __tablename__ = "ledger"
-    site: Mapped[str] = mapped_column(String(63), primary_key=True)
-    seq: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(String(16))
-    hash: Mapped[str] = mapped_column(String(64))
-    entry: Mapped[str] = mapped_column(Text)  # JSON, hash and signature included
-
-
-class ActionRow(Base):
-    """Something an operator or a node did, in order."""
-
-    __tablename__ = "audit"
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    at: Mapped[float]
-    what: Mapped[str] = mapped_column(String(2000))
-
-
-class PrivacyTest(Base):
-    """What a measurement of a run's privacy found: an audit of its engine, or an attack on its adapter."""
-
-    __tablename__ = "privacy_test"
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    run: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
-    kind: Mapped[str] = mapped_column(String(16))  # audit or membership
-    facts: Mapped[str] = mapped_column(Text)  # JSON, as a report carries it
-
-
-class LeftOut(Base):
-    """A site that all three aggregators left out of a round because its vector was too long."""
-
-    __tablename__ = "left_out"
-    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
-    round: Mapped[int] = mapped_column(primary_key=True)
-    site: Mapped[str] = mapped_column(String(63), primary_key=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,31 +166,33 @@ class Store:
         """Says that the holder of `lease` is alive, and at which step. Raises `LeaseLost`."""
         values: dict[str, Any] = {"heartbeat": time.time()}
         if step is not None:
-            values["step"] = step[:_MAX_STEP]
+            values["step"] = step[:MAX_STEP]
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
     def begin_driving(self, run_id: str, lease: int) -> None:
-        """Marks a pending run as running. Raises `Conflict` for one that ended, `LeaseLost` for an overtaken driver."""
+        """Marks a run as driven by the holder of `lease`, which is no action of anybody's; raises as `move_run`."""
         with self.session() as session:
-            run = session.get(Run, run_id)
-            if run is None or run.state not in ("pending", "running", "stopping"):
-                raise Conflict(f"run {run_id} has ended; there is nothing to drive")
-            state = "stopping" if run.state == "stopping" else "running"
-            self._fenced(session, run_id, lease, {"state": state, "error": None})
+            self._move(session, run_id, BEGIN, lease)
 
-    def set_run_state(
-        self, run_id: str, state: RunState, *, lease: int | None = None, error: str | None = None
-    ) -> None:
-        """Moves a run to `state`; with `lease`, only for its holder."""
-        ended_at = time.time() if state in ("stopped", "done", "failed") else None
-        values: dict[str, Any] = {"state": state, "error": error, "ended_at": ended_at}
+    def move_run(
+        self, run_id: str, transition: Transition, *, lease: int | None = None, error: str | None = None
+    ) -> RunState:
+        """Changes a run's state, and says so in the audit log.
+
+        Args:
+            lease: the driver's; None for what an operator may do.
+            error: what the run shows as its error from now on.
+
+        Raises:
+            TransitionRefused: the run is in no state that the transition starts from; nothing was written.
+            LeaseLost: another driver has taken over.
+            NotFound: there is no such run.
+        """
         with self.session() as session:
-            if lease is None:
-                session.execute(update(Run).where(Run.id == run_id).values(**values))
-            else:
-                self._fenced(session, run_id, lease, values)
+            state = self._move(session, run_id, transition, lease, error)
             self.log_action(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
+        return state
 
     def commit_round(self, row: Round | Evaluation) -> None:
         """Makes a round, or the evaluation, exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
@@ -384,11 +250,32 @@ class Store:
         with self.session() as session:
             return list(session.scalars(wanted.order_by(PrivacyTest.seq)))
 
+    def _move(
+        self, session: Session, run_id: str, transition: Transition, lease: int | None, error: str | None = None
+    ) -> RunState:
+        """One statement looks and writes: what another process makes of the run comes before it or after it."""
+        assert (lease is not None) == (transition.by == "driver"), "a driver moves a run under its lease, nobody else"
+        after = case(
+            *((Run.state == source, literal(target, Run.state.type)) for source, target in transition.moves.items())
+        )
+        moved = (
+            update(Run)
+            .where(Run.id == run_id, Run.state.in_(transition.moves), *([] if lease is None else [Run.lease == lease]))
+            .values(state=after, error=error, ended_at=time.time() if transition.is_end else None)
+        )
+        state = session.scalars(moved.returning(Run.state)).one_or_none()
+        if state is not None:
+            return state
+        run = self.run(run_id)  # as it is: this transaction, though it has written nothing, keeps all others waiting
+        if lease is not None and run.lease != lease:
+            raise _lost(run_id, lease)
+        raise TransitionRefused(run_id, run.state, transition.refusal)
+
     @staticmethod
     def _fenced(session: Session, run_id: str, lease: int, values: dict[str, Any]) -> None:
         held = update(Run).where(Run.id == run_id, Run.lease == lease).values(**values)
         if len(session.scalars(held.returning(Run.id)).all()) != 1:
-            raise LeaseLost(f"run {run_id}: another driver has taken over from lease {lease}; nothing was written")
+            raise _lost(run_id, lease)
 
 
 def migrate(url: str) -> None:
@@ -402,9 +289,8 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-def site_names(round_: Round | Evaluation) -> tuple[str, ...]:
-    """The set of sites that a committed round summed."""
-    return tuple(json.loads(round_.sites))
+def _lost(run_id: str, lease: int) -> LeaseLost:
+    return LeaseLost(f"run {run_id}: another driver has taken over from lease {lease}; nothing was written")
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

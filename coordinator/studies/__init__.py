@@ -1,7 +1,8 @@
 """Studies of a federation: made from a draft, signed and listed, with their start state.
 
 `create.create_study` makes a signed study of the draft in a study.toml. `catalogue` reads studies and the state with
-which their runs begin. `learning_rates` chooses the rates that a draft leaves out.
+which their runs begin. `learning_rates` chooses the rates that a draft leaves out. `summary` describes the cost of a
+run.
 
 The head's rate is chosen so that the noise of all rounds moves the head by a fixed distance:
 
@@ -25,4 +26,4 @@ The head's rate is chosen so that the noise of all rounds moves the head by a fi
 23.1
 """
 
-__all__ = ["catalogue", "create", "learning_rates"]
+__all__ = ["catalogue", "create", "learning_rates", "summary"]

@@ -12,7 +12,7 @@ import numpy as np
 from ...client_node.study import Study, StudyDraft
 from ..errors import StateDamaged
 from ..store import Checkpoint
-from ..store.store import StudyRow
+from ..store.tables import StudyRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,15 +5,14 @@ import json
 import time
 from pathlib import Path
 
-from ...client_node.approval.budget_planning import ring_of, solve
 from ...client_node.files import write_private
-from ...client_node.study import AggregatorParty, Participant, Study, load_draft
+from ...client_node.study import AggregatorParty, Participant, Study, cost, load_draft
 from ...client_node.training.study_model import load_study_model
 from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
 from ..errors import StudyRefused
 from ..federation import Pki
 from ..store import Store
-from ..store.store import NodeRow, StudyRow
+from ..store.tables import NodeRow, StudyRow
 from .catalogue import start_file, start_state
 from .learning_rates import with_rates
 
@@ -34,11 +33,11 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     except (BackboneMismatch, InvalidPrompt, TargetMissing) as err:
         raise StudyRefused(f"{draft_file}: {err}") from err
     adapted, layout = model.adapted, model.adapted.layout
-    draft = solve(draft, draft.state_dim(layout.dim))
+    draft = cost.solve_noise(draft, draft.state_dim(layout.dim))
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
     state = start_state(draft, adapted.state())
     dim = len(state)
-    ring = ring_of(draft, dim)
+    ring = cost.ring_of(draft, dim)
     study = Study.from_draft(
         draft,
         backbone_hash=model.backbone_hash,

@@ -6,16 +6,15 @@ Writes DIRECTORY/<site>/train.csv and heldout.csv. The texts come from the XML f
 `simple-icd-10-cm` (MIT licence, `pip install confide[examples]`), which is not imported. No row is about a person.
 """
 
-import csv
-import hashlib
-import importlib.util
-import json
 import sys
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file, write_tables
 
 SITES = ("north", "south", "west")
 # A word of everyday English for each chapter, in the order of the list. Chapters 21 and 22 are not about illness.
@@ -29,30 +28,6 @@ HELD_OUT = 0.1
 _SALT = "confide diagnoses 1"
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One code of the list."""
-
-    code: str  # unique
-    text: str
-    chapter: str
-
-    @property
-    def category(self) -> str:
-        """The first three characters, shared by codes of nearly equal texts."""
-        return self.code[:3]
-
-    @property
-    def site(self) -> str:
-        """By category, so that no site sees another's near copies."""
-        return SITES[int(_share(f"site {self.category}") * len(SITES))]
-
-    @property
-    def is_held_out(self) -> bool:
-        """One category in ten, whole: what is asked about was never seen in other words."""
-        return _share(f"held out {self.category}") < HELD_OUT
-
-
 def prepare(directory: Path) -> dict[str, Any]:
     """Writes the three sites' tables below `directory` and says what is in them.
 
@@ -62,55 +37,39 @@ def prepare(directory: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the package `simple-icd-10-cm` is not installed.
     """
-    texts, report = read_texts(), {}
-    for site in SITES:
-        folder = Path(directory) / site
-        folder.mkdir(parents=True, exist_ok=True)
-        own = [text for text in texts if text.site == site]
-        parts = {"train": [t for t in own if not t.is_held_out], "heldout": [t for t in own if t.is_held_out]}
-        for part, chosen in parts.items():
-            with (folder / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([COLUMNS, *((text.code, text.text, text.chapter) for text in chosen)])
-        report[site] = {
-            "train": str(folder / "train.csv"),
-            "heldout": str(folder / "heldout.csv"),
-            "units": len(parts["train"]),
-            "heldout_units": len(parts["heldout"]),
-        }
-    return report
+    return write_tables(directory, read_table(), SITES, COLUMNS, is_held_out)
 
 
-def read_texts() -> list[Text]:
-    """At most `MOST_A_CHAPTER` codes of each chapter, chosen and ordered by hash."""
-    by_chapter: dict[str, list[Text]] = defaultdict(list)
-    for number, chapter in enumerate(ElementTree.parse(_list_file()).iter("chapter")):
-        if number < len(CHAPTERS):
-            for entry in chapter.iter("diag"):
-                code, text = entry.findtext("name", ""), entry.findtext("desc", "")
-                by_chapter[CHAPTERS[number]].append(Text(code, text, CHAPTERS[number]))
-    chosen = [sorted(texts, key=_place)[:MOST_A_CHAPTER] for texts in by_chapter.values()]
-    return sorted((text for texts in chosen for text in texts), key=_place)
+def read_table() -> pd.DataFrame:
+    """At most `MOST_A_CHAPTER` codes of each chapter, chosen and ordered by hash, with `COLUMNS` and `site`.
+
+    The site follows from the code's category, so that no site sees another's near copies.
+    """
+    (path,) = package_file("simple_icd_10_cm", "data").glob("*.xml")
+    rows = [
+        (entry.findtext("name", ""), entry.findtext("desc", ""), word)
+        for word, chapter in zip(CHAPTERS, ElementTree.parse(path).iter("chapter"), strict=False)
+        for entry in chapter.iter("diag")
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["site"] = table["text_id"].map(lambda code: SITES[int(_share("site", _category(code)) * len(SITES))])
+    place = table["text_id"].map(lambda code: _share("place", code))
+    return table.iloc[place.argsort()].groupby("chapter").head(MOST_A_CHAPTER).reset_index(drop=True)
 
 
-def _place(text: Text) -> float:
-    return _share(f"place {text.code}")
+def is_held_out(code: str) -> bool:
+    """True for one category in ten, whole: what is asked about was never seen in other words."""
+    return _share("held out", _category(code)) < HELD_OUT
 
 
-def _share(label: str) -> float:
-    """A number in [0, 1) that looks random and is the same everywhere."""
-    return int.from_bytes(hashlib.sha256(f"{_SALT} {label}".encode()).digest()[:6], "big") / 2**48
+def _category(code: str) -> str:
+    """The first three characters, shared by codes of nearly equal texts."""
+    return code[:3]
 
 
-def _list_file() -> Path:
-    found = importlib.util.find_spec("simple_icd_10_cm")
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError("package simple-icd-10-cm is not installed: pip install 'confide[examples]'")
-    (path,) = (Path(next(iter(found.submodule_search_locations))) / "data").glob("*.xml")
-    return path
+def _share(purpose: str, name: str) -> float:
+    return draw(f"{_SALT} {purpose} {name}".encode())
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

@@ -12,10 +12,10 @@ import numpy as np
 import prepare
 from columns import Integers, Reals, Rows
 from model import Optimizer, gradient_in_the_clear
+from psi import normalised
 from sklearn.linear_model import LogisticRegression
 
 from confide.models.evaluation.metrics import Estimate, auc
-from confide.mpc.psi import normalised
 from confide.privacy.mechanism.noise import discrete_gaussian
 
 

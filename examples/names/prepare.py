@@ -6,9 +6,6 @@ Writes DIRECTORY/<site>/train.csv and heldout.csv. The rows come from `nam_dict.
 `gender-guesser` 0.4.0 (dictionary by Jörg Michael, GNU Free Documentation License), which is not imported.
 """
 
-import hashlib
-import importlib.util
-import json
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -16,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file, write_tables
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'- "
 # Columns of the dictionary, one a country in its own order, by who would have the customers.
@@ -28,7 +28,8 @@ SITES = {
     "east": (*range(42, 55),),
 }
 COLUMNS = ("name", "is_female")
-HELD_OUT_SALT, HELD_OUT_BYTES = b"x", 64  # a name is held out if the first byte of its digest is below 64, one in four
+HELD_OUT = 0.25
+_SALT = b"x"
 _COUNTRIES = slice(30, 85)  # of a line: a hexadecimal digit a country, log2 of how common the name is there
 _SPELT_OUT = str.maketrans(
     {"ß": "ss", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "æ": "ae", "Æ": "Ae", "ı": "i", "þ": "th",
@@ -40,28 +41,12 @@ def prepare(directory: Path) -> dict[str, Any]:
     """Writes the sites' tables below `directory` and says what is in them.
 
     Returns:
-        {site: {"train": path, "heldout": path, "names": n, "heldout_names": n, "female": share}}.
+        {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "female": share}}.
 
     Raises:
         FileNotFoundError: the package `gender-guesser` is not installed.
     """
-    table = read_table()
-    report: dict[str, Any] = {}
-    for site in SITES:
-        rows = table[table["site"] == site]
-        held_out = rows["name"].map(lambda name: is_drawn(name, HELD_OUT_SALT, HELD_OUT_BYTES))
-        folder = Path(directory) / site
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, chosen in (("train", rows[~held_out]), ("heldout", rows[held_out])):
-            chosen.to_csv(folder / f"{part}.csv", columns=list(COLUMNS), index=False)
-        report[site] = {
-            "train": str(folder / "train.csv"),
-            "heldout": str(folder / "heldout.csv"),
-            "names": int((~held_out).sum()),
-            "heldout_names": int(held_out.sum()),
-            "female": round(float(rows["is_female"].mean()), 3),
-        }
-    return report
+    return write_tables(directory, read_table(), SITES, COLUMNS, is_held_out, female="is_female")
 
 
 def read_table() -> pd.DataFrame:
@@ -71,7 +56,7 @@ def read_table() -> pd.DataFrame:
     and spellings of fewer than two letters. Accents are dropped, so that all names share 29 characters.
     """
     weights: dict[str, dict[str, list[int]]] = {}
-    for sex, name, commonness in _entries(_package_file("gender_guesser", "data", "nam_dict.txt")):
+    for sex, name, commonness in _entries(package_file("gender_guesser", "data", "nam_dict.txt")):
         spelling = plain(name)
         if sex in ("M", "F") and len(spelling) >= 2:
             known = weights.setdefault(spelling, {}).setdefault(sex, [0] * len(commonness))
@@ -90,9 +75,9 @@ def plain(name: str) -> str:
     return "".join(letter for letter in decomposed.lower() if letter in LETTERS)
 
 
-def is_drawn(name: str, salt: bytes, below: int) -> bool:
-    """True for about `below` names in 256; a function of the name alone, so the same on every machine."""
-    return hashlib.sha256(salt + name.encode()).digest()[0] < below
+def is_held_out(name: str) -> bool:
+    """True for about one name in four."""
+    return draw(_SALT + name.encode()) < HELD_OUT
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, list[int]]]:
@@ -109,14 +94,5 @@ def _home(commonness: list[int]) -> str:
     return max(share, key=lambda site: share[site])
 
 
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[examples]'")
-    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

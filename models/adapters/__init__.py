@@ -22,13 +22,13 @@ False
 """
 
 from .card import ModelCard
-from .combining import combine
+from .combining import Combined, combine
 from .layout import AdapterLayout
 from .lora import AdaptedModel, AdapterConfig, attach
 from .merging import merged, save_merged
 from .peft_export import export
 
 __all__ = [
-    "AdaptedModel", "AdapterConfig", "AdapterLayout", "ModelCard",
+    "AdaptedModel", "AdapterConfig", "AdapterLayout", "Combined", "ModelCard",
     "attach", "combine", "export", "merged", "save_merged",
 ]  # fmt: skip

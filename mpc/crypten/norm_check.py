@@ -2,7 +2,7 @@
 
 For each row of a site's sketch z the parties know y = z + m modulo 2^b, with m a mask that the site drew once, uniform
 and unknown to any two parties; they hold m's bits as XOR shares. A row exceeds where m is outside a public interval
-about y, and a site is rejected where more than tau of its rows do: `sketch.is_too_long` says the same in plain numbers.
+about y, and a site is rejected where more than tau of its rows do.
 
 The circuit is evaluated as Goldreich, Micali and Wigderson (STOC 1987) do, on CrypTen's XOR shares, for all rows of all
 sites (256 at a time) at once. XOR is local, so only AND counts. With L = `limits.bits_used` and R = `limits.rows`:

@@ -1,11 +1,13 @@
-"""Messages over the socket pair between a process and its child, such as an aggregator and its party.
+"""Messages over the socket pair between a process and its child: an aggregator and its party, a node and its workers.
 
-They are length-prefixed, msgpack or raw bytes. Every length is checked against a limit before memory is taken. Both
-ends belong to one organisation; the checks are there because what one end forwards came from others. Sealed shares do
-not travel here: the aggregator names the files that hold them.
+A message is a msgpack map, behind which the arrays come that it announces; each of these is a frame, bytes behind their
+length. Every length is checked against a limit before memory is taken. Both ends belong to one organisation, and nobody
+else can open the pair; the checks are there because what one end forwards came from others. Sealed shares do not travel
+here: the aggregator names the files that hold them.
 """
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -17,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import FrameRejected
 from .orders import Order, PartyConfig
 
 MAX_MESSAGE = 16 * 2**20  # 4,096 sites with names, keys and two paths of a thousand bytes are below 10 MiB
 _LENGTH = struct.Struct(">Q")
+_DTYPES = ("<i8", "<f4", "<f8", "|b1", "|u1")  # of arrays
 
 
 class Channel:
@@ -45,33 +50,53 @@ class Channel:
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Sends one msgpack map."""
-        self.send_raw(msgpack.packb(message))
+    def send(self, kind: str, **values: Any) -> None:
+        """Sends one message; values are what msgpack knows, or arrays of int64, float32, float64, bool or bytes."""
+        assert "arrays" not in values
+        arrays = {name: np.asarray(value, order="C") for name, value in values.items() if isinstance(value, np.ndarray)}
+        announced = {name: (array.dtype.str, *array.shape) for name, array in arrays.items()}
+        rest = {name: value for name, value in values.items() if name not in arrays}
+        self._send_frame(msgpack.packb({"kind": kind, "arrays": announced, **rest}))
+        for array in arrays.values():
+            self._send_frame(array.reshape(-1).view(np.uint8).data)
 
-    def send_raw(self, data: bytes | memoryview) -> None:
-        """Sends one byte string as it is."""
+    def receive(self, *, array_bytes: int | None = 0) -> dict[str, Any]:
+        """Reads the next message: its `kind` and its values, by name.
+
+        Args:
+            array_bytes: most that its arrays may take together; None where the other end runs our code on our data.
+
+        Raises:
+            FrameRejected: it is too long or no such message.
+        """
+        message = unpack_message(self._receive_frame(MAX_MESSAGE))
+        announced = message.pop("arrays", None)
+        if not isinstance(message.get("kind"), str) or not isinstance(announced, dict):
+            raise FrameRejected("a message lacks its kind or its arrays")
+        if not all(isinstance(name, str) and name not in message for name in announced):
+            raise FrameRejected("an array of a message has no name of its own")
+        described = {name: _described(shape) for name, shape in announced.items()}
+        size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in described.values())
+        if array_bytes is not None and size > array_bytes:
+            raise FrameRejected(f"arrays of {size} bytes where {array_bytes} are allowed")
+        return message | {name: self._receive_array(*each) for name, each in described.items()}
+
+    def _receive_array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        data = self._receive_frame(math.prod(shape) * dtype.itemsize)
+        try:
+            return np.frombuffer(data, dtype).reshape(shape)
+        except (ValueError, OverflowError) as err:  # cut short, or a shape that no array has
+            raise FrameRejected("an array is not what its message announced") from err
+
+    def _send_frame(self, data: bytes | memoryview) -> None:
         self._end.sendall(_LENGTH.pack(len(data)))
         self._end.sendall(data)
 
-    def receive(self) -> dict[str, Any]:
-        """The next frame as a msgpack map.
-
-        Raises:
-            FrameRejected: it is too long, no msgpack, or no map.
-        """
-        return unpack_message(self.receive_raw(MAX_MESSAGE))
-
-    def receive_raw(self, limit: int) -> bytes:
-        """The next frame's bytes.
-
-        Raises:
-            FrameRejected: it announces more than `limit` bytes.
-        """
+    def _receive_frame(self, limit: int) -> bytearray:
         (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if size > limit:
             raise FrameRejected(f"a frame of {size} bytes where {limit} are allowed")
-        return bytes(self._exactly(size))
+        return self._exactly(size)
 
     def _exactly(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -99,7 +124,7 @@ def end_with_parent(channel: Channel) -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-def unpack_message(data: bytes) -> dict[str, Any]:
+def unpack_message(data: bytes | bytearray) -> dict[str, Any]:
     """A msgpack map with text keys; arrays become tuples.
 
     Raises:
@@ -196,3 +221,11 @@ def config_from_wire(data: dict[str, Any]) -> PartyConfig:
 def _same_fields(data: dict[str, Any], kind: type[Order] | type[PartyConfig]) -> None:
     if data.keys() != {item.name for item in fields(kind)}:
         raise FrameRejected(f"these are not the fields of {kind.__name__}: {sorted(data)}")
+
+
+def _described(announced: object) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """An array's type and shape as a message announces it."""
+    dtype, *shape = announced if isinstance(announced, tuple) and announced else (None,)
+    if dtype not in _DTYPES or not all(type(size) is int and size >= 0 for size in shape):
+        raise FrameRejected("an array of a message is malformed")
+    return np.dtype(str(dtype)), tuple(shape)

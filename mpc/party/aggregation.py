@@ -53,7 +53,7 @@ class Judge(Protocol):
     """Comparison of sketches that are hidden under masks, by the three parties together."""
 
     def __call__(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
-        """[vectors], whether each is too long, as `sketch.is_too_long` says, from XOR shares of the masks."""
+        """[vectors], whether more than `tau` rows of each exceed, from XOR shares of the masks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Never, Self
 
+import numpy as np
+
 from .. import errors
 from ..errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
 from ..links import Channel, Order, PartyConfig, TotalShare
@@ -118,7 +120,7 @@ class _Child:
                 start_new_session=True,  # a Ctrl-C is for the parent, which decides
             )
         with self._talking():
-            self._channel.send({"kind": "config", "config": config_to_wire(config)})
+            self._channel.send("config", config=config_to_wire(config))
 
     @property
     def pid(self) -> int:
@@ -148,13 +150,16 @@ class _Child:
         self._channel.settimeout(_PATIENCE * self._config.timeout_s)
         with self._talking():
             files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
-            self._channel.send({"kind": "order", "order": order_to_wire(order), **files})
-            answer = self._channel.receive()
+            self._channel.send("order", order=order_to_wire(order), **files)
+            limit = total_bytes(order.dim, order.ring_bits, order.tag_count)
+            answer = self._channel.receive(array_bytes=limit)
             if answer.get("kind") == "error":
                 self._raise(answer)
-            kept, rejected, digest = take(answer, "release", kept=tuple, rejected=tuple, set_digest=bytes)
-            share = self._channel.receive_raw(total_bytes(order.dim, order.ring_bits, order.tag_count))
-            return TotalShare(kept=take_names(kept), rejected=take_names(rejected), set_digest=digest, share=share)
+            kept, rejected, digest, share = take(
+                answer, "release", kept=tuple, rejected=tuple, set_digest=bytes, share=np.ndarray
+            )
+            kept, rejected = take_names(kept), take_names(rejected)
+            return TotalShare(kept=kept, rejected=rejected, set_digest=digest, share=share.tobytes())
 
     def end(self) -> int:
         """Ends the process and returns its exit code."""

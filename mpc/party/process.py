@@ -114,29 +114,28 @@ def serve(channel: Channel) -> None:
     try:
         party = Party(config_from_wire(take(channel.receive(), "config", config=dict)[0]))
     except MpcError as err:
-        channel.send(_failure(err))
+        channel.send(**_failure(err))
         return
-    channel.send({"kind": "ready"})
+    channel.send("ready")
     while True:
         try:
             order, envelopes, topups = _receive_order(channel)
         except EOFError:  # the parent is through with us
             return
         except MpcError as err:  # what follows on the channel can no longer be told apart
-            channel.send(_failure(err))
+            channel.send(**_failure(err))
             return
         try:
             release = party.aggregate(order, envelopes, topups)
         except JournalBroken as err:
-            channel.send(_failure(err))
+            channel.send(**_failure(err))
             return
         except MpcError as err:
             logger.warning("%s: %s", type(err).__name__, err)
-            channel.send(_failure(err))
+            channel.send(**_failure(err))
         else:
             named = {"kept": release.kept, "rejected": release.rejected, "set_digest": release.set_digest}
-            channel.send({"kind": "release", **named})
-            channel.send_raw(release.share)
+            channel.send("release", **named, share=np.frombuffer(release.share, np.uint8))
 
 
 def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:

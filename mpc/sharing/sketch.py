@@ -41,7 +41,6 @@ SEED_BYTES = 32
 ROWS = 256
 MIN_ROWS = 64  # fewer can't tell an honest vector from a wrapped one at the rates below
 PIECE = 2**13  # entries that are placed together: long enough for few calls, short enough for the first cache
-VARIANCE = 4  # of a row, for a vector of norm 1: four tables, coefficients of variance 1
 
 _TABLES = 4
 _OFFSETS = 2**12  # places in a table where a piece may begin
@@ -212,29 +211,6 @@ def interval(opened: RingVector, limits: Limits) -> tuple[npt.NDArray[np.uint64]
     high >>= np.uint64(step_bits)
     low = (high - np.uint64(2 * limits.window >> step_bits)) & _ones(limits.bits_used)
     return low, high
-
-
-def is_outside(opened: RingVector, masks: RingVector, limits: Limits) -> npt.NDArray[np.bool_]:
-    """Tells of each row if it exceeds, in plain numbers: the definition of what the parties compute bit by bit.
-
-    With z = opened - masks, read as signed: never if |z| <= window, always if |z| >= window + step. In between a
-    uniform mask decides, the likelier the larger |z| is.
-    """
-    low, high = interval(opened, limits)
-    place = masks.astype(np.uint64) >> np.uint64(limits.ring_bits - limits.bits_used)
-    outside: npt.NDArray[np.bool_] = (place < low) ^ (place <= high) ^ (low <= high)
-    return outside
-
-
-def is_too_long(opened: RingVector, masks: RingVector, limits: Limits) -> npt.NDArray[np.bool_]:
-    """[...], the verdict for each of [..., rows]: more than `tau` rows exceed."""
-    too_long: npt.NDArray[np.bool_] = np.count_nonzero(is_outside(opened, masks, limits), axis=-1) > limits.tau
-    return too_long
-
-
-def exceedances(rows: RingVector, limits: Limits) -> int:
-    """Counts the rows of a sketch that exceed, compared without a mask."""
-    return int(np.count_nonzero(is_outside(rows, np.zeros_like(rows), limits)))
 
 
 def _least_window(bound: int) -> int:

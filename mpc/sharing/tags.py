@@ -84,9 +84,3 @@ def verify_total(units: npt.NDArray[np.int64], tag_sums: Words, key: bytes, boun
         raise TotalForged("the opened total is larger than any sum of honest sites")
     if (tags(units, key, len(tag_sums)) != tag_sums).any():
         raise TotalForged("the opened total does not have the tags that its sites made")
-
-
-def forgery_bits(bound: int, tag_count: int) -> int:
-    """A wrong total of entries in [-bound, bound] passes `verify_total` with probability at most 2**-this."""
-    largest = (2 * whole("bound", bound, 1, 2**63 - 1)).bit_length() - 1  # v of the proof above
-    return tag_count * min(32, 64 - largest)

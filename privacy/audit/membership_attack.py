@@ -10,7 +10,6 @@ Pure statistics of confidences that somebody else computed. Records must be at h
 a federation nobody has both members and model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,11 +105,6 @@ def roc(scores: Reals, is_member: Mask) -> Roc:
     hits, alarms = np.cumsum(is_member[order])[ends], np.cumsum(~is_member[order])[ends]
     members, others = int(is_member.sum()), int((~is_member).sum())
     return Roc(np.append(0.0, alarms / others), np.append(0.0, hits / members), members, others)
-
-
-def pooled(attacks: Sequence[tuple[Reals, Mask]]) -> tuple[Reals, Mask]:
-    """The scores of several attacked models as one attack with one threshold."""
-    return np.concatenate([scores for scores, _ in attacks]), np.concatenate([members for _, members in attacks])
 
 
 def attack_auc(scores: Reals, is_member: Mask, *, confidence: float = 0.95) -> Estimate:

@@ -8,7 +8,7 @@ last coin compares a lazily extended uniform real with exp(-x^2 / 2 sigma^2) in 
 (Karney 2016, arXiv:1303.6257, samples the Gaussian so). `docs/noise.md` has the proof.
 
 The one difference from the discrete Gaussian is that nothing beyond the last strip, 32 sigma or more, is ever drawn: a
-total variation distance of at most 2 exp(-512) < 2**-737 a draw. `reference_noise` is a slow sampler to compare with.
+total variation distance of at most 2 exp(-512) < 2**-737 a draw. The tests have a slow sampler to compare with.
 Not constant-time: how long a draw takes depends on what is drawn.
 """
 

@@ -14,6 +14,7 @@ from confide.client_node.node import Node
 from confide.client_node.policy.decisions import approve, confirm_sites
 from confide.client_node.policy.site_policy import SitePolicy
 from confide.client_node.study.study import PlannedRound, Study
+from confide.client_node.training.warm_model import WarmModel
 from confide.privacy.ledger.ledger import Ledger
 from confide.privacy.mechanism.noise import discrete_gaussian
 
@@ -56,16 +57,26 @@ aggregators = ["agg-a", "agg-b", "agg-c"]
 """
 
 
-class QuietNode(Node):
-    """Does all that a node does, except for loading a model and reading records."""
+class QuietModel(WarmModel):
+    """No model: a contribution of noise alone."""
 
-    def _trainer_for(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
+    def load(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
         return None
 
-    def _contribution(
+    def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:
         return lambda state: discrete_gaussian(study.site_noise(planned), planned.dim)
+
+
+class QuietNode(Node):
+    """Does all that a node does, except for loading a model and reading records."""
+
+    def __init__(
+        self, home: Path, identity: NodeIdentity, enrolment: Enrolment, *, ledger: Ledger | None = None
+    ) -> None:
+        self.model = QuietModel(enrolment.name)
+        super().__init__(home, identity, enrolment, ledger=ledger, model=self.model)
 
 
 def enrol(home: Path, name: str, coordinator: str) -> NodeIdentity:

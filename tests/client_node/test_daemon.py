@@ -1,9 +1,9 @@
 import fcntl
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -34,15 +34,6 @@ def another_daemon(site):
     child.stdout.close()
 
 
-@pytest.fixture
-def handlers():
-    """Puts back what `run` sets in the process that it owns."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 class PlayedConnection:
     """Stands where the way to the coordinator would be; notes whether the home was held meanwhile."""
 
@@ -54,18 +45,21 @@ class PlayedConnection:
         return 77
 
 
-@pytest.mark.usefixtures("another_daemon", "handlers")
+@pytest.mark.process
+@pytest.mark.usefixtures("another_daemon")
 def test_a_second_daemon_on_one_home_is_refused_before_it_touches_the_ledger(site):
     with pytest.raises(AlreadyRunning, match=f"a daemon serves {site.home} already"):
-        run(site.home)
+        run(site.home, threading.Event())
     assert not (site.home / "ledger.db").exists()
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("another_daemon")
 def test_status_sees_a_running_daemon(site):
     assert status(site.home)["running"]
 
 
+@pytest.mark.process
 def test_a_daemon_that_was_killed_leaves_the_home_free(site, another_daemon):
     another_daemon.kill()
     another_daemon.wait()
@@ -94,29 +88,26 @@ def test_status_of_a_home_without_enrolment_says_so(tmp_path):
         status(tmp_path)
 
 
-@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("roles", "has_ledger"), [(["train"], True), (["aggregate"], False)])
 def test_a_daemon_keeps_a_ledger_only_where_it_trains(site, monkeypatch, roles, has_ledger):
     kept = {"name": "svi", "roles": roles, "address": "127.0.0.1:1", "coordinator": identity_of("coordinator")}
     (site.home / "enrolment.json").write_text(json.dumps(kept))
     monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
-    assert run(site.home) == 77
+    assert run(site.home, threading.Event()) == 77
     assert (site.home / "ledger.db").exists() is has_ledger
 
 
-@pytest.mark.usefixtures("handlers")
 def test_a_daemon_says_at_once_what_is_wrong_with_its_policy(site, monkeypatch, caplog):
     monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
-    run(site.home)
+    run(site.home, threading.Event())
     assert "no study can run" not in caplog.text
     site.write(("[backbone]", "[limits]\nworkers = 2\n[backbone]"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert run(site.home) == 77
+    assert run(site.home, threading.Event()) == 77
     assert "no study can run" in caplog.text
     assert "pip install 'confide[deepspeed]'" in caplog.text
 
 
-@pytest.mark.usefixtures("handlers")
 def test_a_daemon_whose_connection_breaks_frees_the_home(site, monkeypatch):
     class Broken(PlayedConnection):
         def run(self, stop):
@@ -124,5 +115,5 @@ def test_a_daemon_whose_connection_breaks_frees_the_home(site, monkeypatch):
 
     monkeypatch.setattr(daemon_module, "WarmNode", Broken)
     with pytest.raises(OSError, match="no network"):
-        run(site.home)
+        run(site.home, threading.Event())
     assert not status(site.home)["running"]

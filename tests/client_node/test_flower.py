@@ -30,6 +30,7 @@ def travelled(records: RecordDict) -> RecordDict:
     return again
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300), st.dictionaries(st.text(max_size=20), st.binary(max_size=100), max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_a_packet_arrives_as_it_was_sent(body: bytes, blobs: dict[str, bytes]) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.client_node import node as node_module
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
@@ -22,8 +21,11 @@ from confide.client_node.errors import (
     StudyNotApproved,
 )
 from confide.client_node.node import Node
+from confide.client_node.policy import load_policy
 from confide.client_node.policy.decisions import approve, revoke
 from confide.client_node.study.study import Study
+from confide.client_node.training import warm_model
+from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.wire.messages import (
     KeyCertificate,
     Message,
@@ -31,12 +33,12 @@ from confide.client_node.wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Reply,
     RoundPlan,
     Settle,
     Settled,
     ShareOfTotal,
     Update,
-    outgoing_fields,
     sign,
     verify,
 )
@@ -99,8 +101,8 @@ class Desk:
         return replace(self, node=new_node(self.site, self.ledger))
 
 
-def new_node(site: Site, ledger: Ledger) -> Node:
-    return Node(site.home, site.identity, Enrolment.load(site.home), ledger=ledger)
+def new_node(site: Site, ledger: Ledger, model: WarmModel | None = None) -> Node:
+    return Node(site.home, site.identity, Enrolment.load(site.home), ledger=ledger, model=model)
 
 
 def make_desk(site: Site, *changes: tuple[str, str]) -> Desk:
@@ -163,7 +165,7 @@ def test_local_noise_is_the_whole_of_it_at_every_site(site):
     desk = make_desk(site, ('mode = "distributed"', 'mode = "local"'))
     prepare(desk)
     noise = opened(desk, desk.step())[-400:] / 2**desk.study.scale_bits
-    assert 1.0 < noise.std() < 1.5  # 1.19, where distributed noise would have 0.69
+    assert 0.9 < noise.std() < 1.5  # 1.19 give or take 7 standard errors, where distributed noise would have 0.69
 
 
 def test_local_steps_are_charged_as_many_and_add_up_their_noise(site):
@@ -198,8 +200,8 @@ def test_a_rounded_state_is_trained_from_as_it_decodes_and_is_what_shares_are_bo
     state = form.encode(np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32))
     assert len(state) < 4 * desk.study.dim / 3
     packet = desk.ask("step", desk.plan(), {"state": state})
-    want = desk.node._trainer[1].release(form.decode(state), 1)
-    np.testing.assert_array_equal(opened(desk, packet, state=state), want)
+    compute = WarmModel("svi").contribution(desk.study, load_policy(site.home), desk.study.planned_round(1))
+    np.testing.assert_array_equal(opened(desk, packet, state=state), compute(form.decode(state)))
 
 
 def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
@@ -228,7 +230,7 @@ def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_sh
 def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = make_desk(site)
     site.write(("epsilon = 8.0", "epsilon = 0.05"))
-    monkeypatch.setattr(node_module, "read_records", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
     with pytest.raises(ChargeRefused, match=r"40 rounds of study thyroid would bring epsilon to .* over the budget"):
         prepare(desk)
     with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
@@ -292,7 +294,7 @@ def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, mo
     def broken(*_: object) -> None:
         raise OSError("patient 4711")
 
-    monkeypatch.setattr(node_module, "read_records", broken)
+    monkeypatch.setattr(warm_model, "read_records", broken)
     with pytest.raises(StepFailed) as failed:
         desk.step()
     assert str(failed.value) == "the step failed after its charge; the site's log says why"
@@ -363,7 +365,7 @@ def test_an_evaluation_is_charged_first_as_what_it_is_with_noise_of_its_own(site
 
 def test_an_evaluation_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = evaluating_desk(site, noise=0.1)
-    monkeypatch.setattr(node_module, "read_records", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
     with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring epsilon to"):
         prepare(desk)  # the training alone would fit
     with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 8"):
@@ -447,8 +449,8 @@ def test_a_run_belongs_to_the_study_that_it_began_with(desk):
 def test_records_that_changed_on_disk_are_read_anew(desk, monkeypatch):
     desk.step()
     reads = []
-    real = node_module.read_records
-    monkeypatch.setattr(node_module, "read_records", lambda *a: reads.append(1) or real(*a))
+    real = warm_model.read_records
+    monkeypatch.setattr(warm_model, "read_records", lambda *a: reads.append(1) or real(*a))
     desk.step(2)
     assert reads == []
     (desk.site.home / "patients.csv").write_text((desk.site.home / "patients.csv").read_text() + "p9,50,1,M,no,0\n")
@@ -544,7 +546,7 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
     # digests of sealed bytes. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms
     # and top-ups travel in blobs, sealed.
-    assert outgoing_fields() == {
+    assert {reply.kind: sorted(reply.model_fields) for reply in Reply.__subclasses__()} == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
         "share": ["kept", "rejected", "request", "round", "run", "set_digest", "study"],

@@ -2,7 +2,8 @@
 
 import json
 
-from confide.coordinator.store.store import PrivacyTest, Store
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import PrivacyTest
 from confide.privacy.report.schema import AuditFacts, MembershipFacts, dump
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.store.store import NodeRow, Round, Store
+from confide.coordinator.store.states import RunState
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import NodeRow, Round, Run
 
 from ..client_node.conftest import STUDY_TOML, certificate_of, changed, identity_of
 
@@ -122,3 +124,10 @@ def committed_round(
         lease=lease,
         committed_at=0.0,
     )
+
+
+def put_in_state(store: Store, run: str, state: str, error: str | None = None) -> None:
+    """Writes a run's state as it is, whatever may follow what."""
+    with store.session() as session:
+        row = session.get(Run, run)
+        row.state, row.error = RunState(state), error

@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from confide.client_node.errors import ClientNodeError
@@ -22,25 +21,27 @@ from confide.client_node.study.study import AggregatorParty, Participant, Study,
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.run import aggregation as aggregation_module
+from confide.coordinator.run import questions
 from confide.coordinator.run import rounds as rounds_module
-from confide.coordinator.run.context import Drive
+from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
-from confide.mpc.links.orders import Order, PartyConfig, Release
+from confide.mpc.links.orders import Order, PartyConfig, TotalShare
 from confide.mpc.party import aggregation
-from confide.mpc.sharing.ring import Ring, RingVector, Total, decode
-from confide.mpc.sharing.shares import Words
-from confide.mpc.sharing.sketch import Limits, is_too_long
+from confide.mpc.sharing.ring import Ring, Total, decode
 from confide.privacy.accounting import composition
 from confide.privacy.ledger.charges import Books
 from confide.privacy.ledger.ledger import Ledger
 
 from ..client_node.conftest import certificate_of
 from ..client_node.quiet_node import STUDY_TOML, QuietNode, enrol, quiet_node
+from ..mpc.plain_norm_check import judging
 
 SITES, PARTIES = ("east", "north", "south", "west"), ("agg-a", "agg-b", "agg-c")
 DIM, RUN = 6000, "run-1"
@@ -96,7 +97,7 @@ class TableParty:
     def stop(self) -> None:
         self._journal.close()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> Release:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
@@ -112,18 +113,6 @@ class TableParty:
     ) -> dict[str, aggregation.Submission]:
         found = {s: aggregation.admit(order, self._id, s, path, is_topup=is_topup) for s, path in files.items()}
         return {site: one for site, one in found.items() if one is not None}
-
-
-def judging(seat: Seat) -> aggregation.Judge:
-    """Compares as the definition does, with the masks put together in the open, where parties use a circuit."""
-
-    def judge(opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
-        masks = np.zeros(mask_words.shape, np.uint64)
-        for words in seat.all_gather("OPEN", mask_words.tobytes(), mask_words.nbytes):
-            masks ^= np.frombuffer(words, np.uint64).reshape(masks.shape)
-        return is_too_long(opened, masks, limits)
-
-    return judge
 
 
 @dataclass
@@ -179,22 +168,24 @@ class Federation:
     ledgers: dict[str, Ledger]
     opened: list[tuple[tuple[bytes, ...], np.ndarray]] = field(default_factory=list)  # released shares, their total
 
-    def new_drive(self) -> Drive:
-        return Drive(
+    def context(self) -> RunContext:
+        lease = self.store.acquire_lease(RUN)
+        self.store.begin_driving(RUN, lease)
+        return RunContext(
             fleet=self.fleet,
             store=self.store,
             folder=RunFolder(self.home, RUN),
             replica=LedgerReplica(self.store),
             study=self.study,
-            run=RUN,
-            lease=self.store.acquire_lease(RUN),
+            id=RUN,
+            lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
             head_size=5,
         )
 
     def drive(self) -> None:
-        drive_run(self.new_drive())
+        drive_run(self.context())
 
     def charged(self, site: str, round_number: int = 1) -> composition.Release:
         """What the site's ledger has it pay for a round."""
@@ -216,7 +207,7 @@ def found(
     verify_total: bool = False,
 ) -> Federation:
     """A federation under `home`, with the empty `store` there."""
-    monkeypatch.setattr(rounds_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     monkeypatch.setattr(rounds_module, "FAREWELL_S", 0.0)
     monkeypatch.setattr(aggregator_module, "PartyProcess", TableParty)
     TableParty.dies = None
@@ -245,18 +236,18 @@ def found(
     nodes = {name: quiet_node(home / name, study, study.sign(pki.signer)) for name in (*SITES, *PARTIES)}
     fleet = QuietFleet({name: node for name, (node, _) in nodes.items()})
     made = Federation(home, store, study, fleet, {n: ledger for n, (_, ledger) in nodes.items() if ledger is not None})
-    real = rounds_module.open_total
+    real = aggregation_module.open_total
 
     def open_total(shares: list[bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
         total = real(shares, ring, dim, tag_count)
         made.opened.append((tuple(shares), decode(total.units, ring)))
         return total
 
-    monkeypatch.setattr(rounds_module, "open_total", open_total)
+    monkeypatch.setattr(aggregation_module, "open_total", open_total)
     return made
 
 
 def std_bounds(std: float, count: int) -> tuple[float, float]:
-    """Where the measured std of `count` normal numbers lies but for once in a few million times (chi-square)."""
-    reach = 5 * math.sqrt(2 / count)
+    """Where the measured std of `count` normal numbers lies but for once in 10^11 times (chi-square)."""
+    reach = 7 * math.sqrt(2 / count)
     return std * math.sqrt(1 - reach), std * math.sqrt(1 + reach)

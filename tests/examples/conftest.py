@@ -41,6 +41,22 @@ def are_prepared_alike(example, prepared, directory):
     )
 
 
+def are_split_by(is_held_out, report, unit):
+    """Whether the held-out units, and they alone, stand in heldout.csv; `unit` is their column."""
+    return all(
+        is_held_out(row[unit]) == (part == "heldout")
+        for site in report.values() for part in ("train", "heldout") for row in rows(site[part])
+    )  # fmt: skip
+
+
+def has_round_cut_points(draft, table):
+    """Whether cut points have four digits at most, so are no quantiles, and none lies above its whole column."""
+    return all(
+        all(cut == float(f"{cut:.4g}") for cut in cuts) and min(cuts) <= table[name].max()
+        for name, cuts in draft.data.numeric.items()
+    )
+
+
 def checked(path, draft):
     """What `client-node data check` says of a table whose columns have the study's own names."""
     data = {"path": str(path), "name": draft.name, "unit": draft.data.unit, "unit_column": f"{draft.data.unit}_id"}

@@ -1,6 +1,6 @@
 import pytest
 
-from confide.client_node.approval.budget_planning import releases
+from confide.client_node.study.cost import releases_of_draft
 from confide.client_node.study.terms import load_draft
 from confide.privacy.accounting.composition import epsilon_pld, epsilon_rdp
 
@@ -22,5 +22,5 @@ def test_the_recipe_is_that_of_thyroid_untouched(example):
 @pytest.mark.parametrize("example", ["loans", "rand", "thyroid", "diagnoses"])
 def test_a_whole_run_costs_less_than_3_by_both_accountants(example):
     draft = load_draft(EXAMPLES / example / "study.toml")
-    spent = releases(draft, DIM)
+    spent = releases_of_draft(draft, DIM)
     assert epsilon_pld(spent, draft.privacy.delta, 1) < epsilon_rdp(spent, draft.privacy.delta, 1) < 3

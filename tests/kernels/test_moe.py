@@ -259,7 +259,8 @@ def test_norm_of_terms_that_cancel_is_never_understated(dtype):
         right[1] *= -(1 + 2 * torch.finfo(dtype).eps)
         collector = Collector(torch.zeros(1, dtype=torch.int64), 1, 2)
         runs = route(torch.zeros(2, 1, dtype=torch.int64), 1, collector.unit_of_token, 1).runs
-        collector.capture_runs(parameter, left, right, runs, 1, transposed=False)
+        capture = collector.open_runs(parameter, 16, 16, dtype, runs, 1, transposed=False)
+        capture.add(slice(0, 2), slice(0, len(runs.length_N)), left, right)
         total = collector.weighted_sum(torch.ones(1))[parameter]
         assert total.any()
         assert total.norm() <= collector.square_norms().sqrt()

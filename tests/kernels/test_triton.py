@@ -11,9 +11,10 @@ import torch
 
 CHECKS = Path(__file__).with_name("triton_checks.py")
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this platform"
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this platform"),
+]
 
 
 def summary_of_checks(**variables):

@@ -19,9 +19,10 @@ KERNELS = {
     "run_norms_kernel", "run_sums_kernel",
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this platform"
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this platform"),
+]
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from confide.kernels.moe import moe
 from confide.kernels.routing import route
 from confide.kernels.triton_experts import is_available, tile_table, tilings, triton_moe
 
+pytestmark = pytest.mark.process  # on a GPU: the compiler
+
 MODEL, HIDDEN = 40, 24  # neither is a multiple of the tiles, 32 wide and deep
 PRECISION = 1e-6  # float32 against float64, relative to the norm
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

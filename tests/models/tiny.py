@@ -17,8 +17,8 @@ def tiny_deepseek(
 ) -> DeepseekV3ForCausalLM:
     """Two layers, one dense and one MoE, width 32.
 
-    In float64 the norms are replaced by torch's own: the stock ones round to float32 inside, which would hide errors of
-    the engine below 1e-7. The stock router does so too, so float64 tests adapt it.
+    In float64 the norms are torch's own (`put_exact_norms`), or errors of the engine below 1e-7 would stay hidden. The
+    stock router rounds to float32 as well, so float64 tests adapt it.
     """
     config = DeepseekV3Config(
         vocab_size=words,
@@ -51,12 +51,17 @@ def tiny_deepseek(
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
     if dtype == torch.float64:
-        for name, module in list(model.named_modules()):
-            if type(module).__name__ == "DeepseekV3RMSNorm":
-                parent, _, leaf = name.rpartition(".")
-                norm = torch.nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
-                setattr(model.get_submodule(parent), leaf, norm)
+        put_exact_norms(model)
     return model.to(dtype).eval()
+
+
+def put_exact_norms(model: DeepseekV3ForCausalLM) -> None:
+    """Replaces the norms by torch's own, for float64: the stock ones round to float32 inside."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "DeepseekV3RMSNorm":
+            parent, _, leaf = name.rpartition(".")
+            norm = torch.nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
+            setattr(model.get_submodule(parent), leaf, norm)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -71,10 +71,11 @@ def test_only_one_module_imports_crypten():
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
     )
 
 
+@pytest.mark.process
 def test_site_and_aggregator_do_not_import_torch():
     code = "import sys; from confide.mpc import party; from confide.mpc.sharing import ring, sealing"
     code += "; print({'torch', 'crypten'} & {*sys.modules})"
@@ -135,6 +136,7 @@ print("sound")
 """
 
 
+@pytest.mark.process
 def test_crypten_holds_only_our_generators_and_without_a_provider_can_only_add():
     result = run(RUNTIME)
     assert result.stdout == "sound\n", result.stderr
@@ -143,6 +145,7 @@ def test_crypten_holds_only_our_generators_and_without_a_provider_can_only_add()
 NO_TORCH = "import sys; from unittest.mock import MagicMock; sys.modules['torch'] = MagicMock()"  # it loads slowly
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("before", "says"),
     [

@@ -130,6 +130,7 @@ def test_orders_have_the_known_digest(known):
     assert Order(**order_fields(known), private_key=bytes(32)).digest().hex() == known["digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("primitives")
 def test_the_known_answers_are_those_of_the_program_beside_them():
     assert importlib.import_module("make").answers() == KNOWN

@@ -27,6 +27,16 @@ TARGETS = {
     "all, causal": (*_EVERYWHERE, "lm_head"),
 }
 CAUSAL = ("output", "all, causal")  # trained to predict the next token; all others classify by a head
+C, BITS = 0.05, 24
+PLAIN = {  # terms of a step without noise, in which everybody takes part
+    "mode": "none",
+    "clip_norm": C,
+    "sample_rate": 1.0,
+    "site_noise_int": 0,
+    "scale_bits": BITS,
+    "max_rows_per_batch": 3,
+    "max_records_per_unit": 3,
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

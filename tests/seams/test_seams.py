@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CHECKS = Path(__file__).with_name("checks.py")
 
 
+@pytest.mark.process
 def test_a_study_of_a_new_kind_on_a_new_backbone_runs_like_any_other():
     """In a process of its own: the tables are read when the study's schema is made."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", CHECKS]

@@ -111,7 +111,7 @@ def start_run(federation: DemoFederation) -> str:
     return federation.operator("run", "start", "tiny").strip()
 
 
-def wait_for(claim: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_for(claim: Callable[[], bool], what: str, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
@@ -127,7 +127,7 @@ def finish(federation: DemoFederation, run: str) -> None:
         assert row.state not in ("failed", "stopped"), row.error
         return row.state == "done"
 
-    wait_for(ended, f"run {run}", seconds=240)
+    wait_for(ended, f"run {run}", seconds=1200)
     store.close()
 
 

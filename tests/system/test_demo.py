@@ -16,6 +16,8 @@ from confide.privacy.report.verify import verify_file
 
 from .conftest import wait_for
 
+pytestmark = pytest.mark.process
+
 COORDINATOR = Path(sys.executable).parent / "coordinator"
 ROUNDS = 4
 KEYS = {
@@ -52,15 +54,15 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """A private demo that is stopped with Ctrl-C after its first round and then run again."""
     folder = tmp_path_factory.mktemp("demo")
     first = demo(folder)
-    wait_for(lambda: committed(folder) >= 1 or first.poll() is not None, "the first round", seconds=400)
+    wait_for(lambda: committed(folder) >= 1 or first.poll() is not None, "the first round", seconds=1800)
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=90)
+    _, said = first.communicate(timeout=600)
     assert first.returncode == 130, said
     assert f"go on with: coordinator demo thyroid --dir {folder}" in said
     assert leftovers(folder) == []
     before = committed(folder)
     second = demo(folder)
-    printed, said = second.communicate(timeout=500)
+    printed, said = second.communicate(timeout=3600)
     assert second.returncode == 0, said
     assert "Pretraining" not in said
     found: dict[str, object] = json.loads(printed)

@@ -27,11 +27,13 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
 
+pytestmark = pytest.mark.process
+
 HARNESS = Path(__file__).resolve().parent / "harness"
 NODES = ("north", "south")
 
 
-def until(met: Callable[[], object], seconds: float = 30) -> None:
+def until(met: Callable[[], object], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < end, "not met in time"
@@ -92,7 +94,7 @@ class Federation:
         (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": NODES, "steps": steps}))
         self.superlink.submit(run_id)
         results = self.home / f"{run_id}.jsonl"
-        until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 60)
+        until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 300)
         return [json.loads(line)["answers"] for line in results.read_text().splitlines()]
 
     def close(self) -> None:
@@ -154,7 +156,7 @@ def test_a_stranger_is_refused_for_good_and_leaves_a_line(
     home = federation.join("stranger")
     key = NodeIdentity.load(home).transport_fingerprint
     del federation.known[key]
-    assert federation.start_node(home).wait(30) == 77
+    assert federation.start_node(home).wait(180) == 77
     assert f"unknown key {key[:16]}" in caplog.text
     assert "does not know this node's key" in (home / "log").read_text()
 
@@ -165,7 +167,7 @@ def test_revocation_ends_a_running_node(federation: Federation, caplog: pytest.L
     until(lambda: "is connected" in (home / "log").read_text())
     key = NodeIdentity.load(home).transport_fingerprint
     federation.revoked[key] = federation.known.pop(key)
-    assert node.wait(10) == 77
+    assert node.wait(60) == 77
     assert f"revoked key {key[:16]} of site 'late'" in caplog.text
     assert "has revoked this node" in (home / "log").read_text()
 
@@ -229,19 +231,19 @@ def test_a_stopped_node_says_goodbye_and_exits_cleanly(federation: Federation) -
     log = federation.home / "brief" / "log"
     until(lambda: "is connected" in log.read_text())
     node.terminate()
-    assert node.wait(10) == 0
+    assert node.wait(60) == 0
 
 
 def test_the_superlink_dies_with_a_killed_coordinator(tmp_path: Path) -> None:
     Pki.create(tmp_path, [])
     serving = (
         "import sys, time; from pathlib import Path; from confide.coordinator.gateway.superlink import SuperLink\n"
-        "link = SuperLink(Path(sys.argv[1]), 0); link.start(); print(link.pid, flush=True); time.sleep(60)"
+        "link = SuperLink(Path(sys.argv[1]), 0); link.start(); print(link.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", serving, str(tmp_path)], stdout=subprocess.PIPE) as coordinator:
         assert coordinator.stdout is not None
         child = psutil.Process(int(coordinator.stdout.readline()))
         coordinator.kill()
     with suppress(psutil.NoSuchProcess):
-        child.wait(5)
+        child.wait(60)
     assert not child.is_running()

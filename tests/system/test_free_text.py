@@ -12,6 +12,8 @@ import pytest
 
 from confide.privacy.report.verify import verify_file
 
+pytestmark = pytest.mark.process
+
 COORDINATOR = Path(sys.executable).parent / "coordinator"
 
 
@@ -23,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outcome(folder: Path) -> dict[str, Any]:
     words = [str(COORDINATOR), "demo", "diagnoses", "--smoke", "--dir", str(folder), "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -15,7 +15,7 @@ from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.study import Study
 from confide.coordinator.demo.processes import DemoFederation
 from confide.coordinator.results.export import score as score_records
-from confide.coordinator.results.export import trained_model
+from confide.coordinator.results.trained import trained_model
 from confide.coordinator.run.server_optimizer import ServerOptimizer
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Store
@@ -29,6 +29,8 @@ from confide.mpc.sharing.shares import unpack
 from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
 
 from .conftest import BINS, PARTIES, ROUNDS, SITES, committed, final_hash, finish, histogram, start_run, wait_for
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")

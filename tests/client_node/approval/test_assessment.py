@@ -1,7 +1,11 @@
 import pytest
 
-from confide.client_node.approval.assessment import assess, charge, planned_charges, planned_releases
+from confide.client_node.approval.assessment import approve, assess
+from confide.client_node.approval.charges import LEDGER_FILE, charge, open_ledger, record_budget
+from confide.client_node.approval.run_reservations import RunReservations
+from confide.client_node.enrolment import Enrolment
 from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.study.cost import planned_releases
 from confide.privacy.accounting.composition import epsilon_pld
 
 from ..conftest import EVALUATION, PATIENTS_CSV, Site, changed
@@ -15,21 +19,6 @@ def evaluated(site: Site):
     (site.home / "held-out.csv").write_text(PATIENTS_CSV)
     site.write(HELD_OUT)
     return site.keep(site.study(EVALUATION))
-
-
-def test_all_that_a_study_opens_is_what_its_rounds_are_charged(site, evaluated):
-    policy = load_policy(site.home)
-    one_by_one = [charge(evaluated, policy, run="r", round_number=number).release for number in range(1, 42)]
-    planned = planned_releases(evaluated)
-    assert [count for _, count in planned] == [40, 1]
-    assert [release for release, count in planned for _ in range(count)] == one_by_one
-    assert [(made.release, count) for made, count in planned_charges(evaluated, policy, run="r")] == planned
-
-
-def test_a_sum_over_all_sites_has_more_noise_than_the_charge_counts_on(make_study):
-    study = make_study(EVALUATION, ("max_dropouts = 0", "max_dropouts = 1"))
-    assert [release.sites for release, _ in planned_releases(study)] == [3, 3]
-    assert [release.sites for release, _ in planned_releases(study, sites=4)] == [4, 4]
 
 
 def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):
@@ -57,3 +46,49 @@ def test_held_out_records_that_do_not_fit_speak_against_an_approval(site, evalua
     assert "held-out.csv has 1 problem" in reasons[0]
     site.write()
     assert assess(site.home, evaluated).reasons == ()
+
+
+def ledger_of(site):
+    return open_ledger(site.home, site.identity, Enrolment.load(site.home))
+
+
+def test_assessing_starts_no_ledger(site, evaluated):
+    assert assess(site.home, evaluated).quote.spent == 0
+    assert not (site.home / LEDGER_FILE).exists()
+
+
+def test_assessing_leaves_the_ledger_as_it_was_byte_for_byte(site, evaluated):
+    """Also where the policy's budget is another than the one in force, under which it quotes all the same."""
+    with ledger_of(site) as ledger:
+        record_budget(ledger, load_policy(site.home))
+        ledger.reserve(charge(evaluated, load_policy(site.home), run="earlier", round_number=1))
+    before = (site.home / LEDGER_FILE).read_bytes()
+    site.write(HELD_OUT, ("epsilon = 8.0", "epsilon = 9.5"))
+    quote = assess(site.home, evaluated).quote
+    assert (quote.cap, quote.spent > 0) == (9.5, True)
+    assert (site.home / LEDGER_FILE).read_bytes() == before
+
+
+def test_what_other_runs_reserve_counts_with_a_ledger_and_without(site, evaluated):
+    approve(site.home, evaluated.study_hash)
+    RunReservations(site.home).note("run-1", evaluated.study_hash)
+    quoted = assess(site.home, evaluated)
+    assert "with what is held for run-1" in quoted.reasons[0]
+    (site.home / LEDGER_FILE).rename(site.home / "lost.db")
+    assert assess(site.home, evaluated) == quoted
+
+
+def test_an_approval_puts_the_policy_s_budget_in_force_first(site, evaluated):
+    approve(site.home, evaluated.study_hash)
+    approve(site.home, evaluated.study_hash)
+    with ledger_of(site) as ledger:
+        assert [entry.kind for entry in ledger.walk()] == ["open", "budget"]
+        assert ledger.budget("patients", "patient").epsilon == 8.0
+    assert load_policy(site.home).permits(evaluated)
+
+
+def test_an_approval_without_privacy_or_of_a_node_that_only_aggregates_sets_no_budget(site):
+    bare = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    for study in (site.keep(site.study(*bare)), site.keep(site.study(named="agg-a"))):
+        approve(site.home, study.study_hash, unprotected=study.draft.privacy.mode == "none")
+    assert not (site.home / LEDGER_FILE).exists()

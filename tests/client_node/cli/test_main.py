@@ -24,6 +24,7 @@ def call(site):
     return run
 
 
+@pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
     words = "enroll run status study+list study+show study+approve study+revoke data+check budget+show budget+set "
     words += "site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export budget+import"
@@ -32,10 +33,10 @@ def test_every_command_explains_itself_without_loading_torch():
         f"for words in {words.split()!r}:\n"
         "    result = CliRunner().invoke(app, [*words.split('+'), '--help'])\n"
         "    assert result.exit_code == 0 and 'Usage' in result.output, words\n"
-        "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "slow = {'torch', 'flwr', 'dp_accounting', 'transformers', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 def test_a_study_is_fetched_shown_approved_and_revoked(site, call, monkeypatch):

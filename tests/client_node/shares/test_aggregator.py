@@ -8,7 +8,7 @@ import pytest
 from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, ShareMissing
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.shares.aggregator import AggregatorRole
-from confide.client_node.wire.messages import Deposit, Sealed
+from confide.client_node.wire.messages import AggregateOrder, Deposit, Sealed
 from confide.mpc.party.handle import Order, PartyConfig, TotalShare
 from confide.mpc.sharing import hpke
 from confide.mpc.sharing.sealing import max_envelope_bytes
@@ -67,14 +67,21 @@ def open_role(tmp_path):
 
 
 def add(role, study, *, run=RUN, cohort=COHORT, shares=COHORT, more=(), round_number=1):
-    return role.aggregate(
-        study,
+    blobs = dict.fromkeys([*(f"update-{cohort.index(site)}" for site in shares), *more], b"sealed")
+    return role.aggregate(study, asked_of(study, run, round_number, cohort), blobs)
+
+
+def asked_of(study, run, round_number, cohort, spooled=None):
+    return AggregateOrder(
+        to="agg-b",
+        study=study.study_hash,
         run=run,
-        round_number=round_number,
+        lease=1,
+        round=round_number,
         state="12" * 32,
         attempt=0,
         cohort=cohort,
-        blobs=dict.fromkeys([*(f"update-{cohort.index(site)}" for site in shares), *more], b"sealed"),
+        spooled=spooled or {},
     )
 
 
@@ -292,16 +299,7 @@ def order(role, study, spooled, *, cohort=COHORT, topups=(), round_number=1):
     """An order that carries whatever it does not name as spooled."""
     names = [*(f"update-{i}" for i in range(len(cohort))), *topups]
     blobs = {name: b"sealed" for name in names if name not in spooled}
-    return role.aggregate(
-        study,
-        run=RUN,
-        round_number=round_number,
-        state="12" * 32,
-        attempt=0,
-        cohort=cohort,
-        blobs=blobs,
-        spooled=spooled,
-    )
+    return role.aggregate(study, asked_of(study, RUN, round_number, cohort, spooled), blobs)
 
 
 def digest_of(data):

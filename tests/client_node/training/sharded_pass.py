@@ -67,8 +67,12 @@ def report(case: str, device: torch.device, *, offload: bool) -> dict[str, objec
     gathered: list[StorageWeakRef] = []
     whole: list[int] = []
 
+    def whole_bytes() -> int:
+        """Of the matrices that are whole here at this moment."""
+        return sum(matrix.nbytes for matrix in weights.matrices)
+
     def look(*_: object) -> None:
-        whole.append(weights.whole_bytes)
+        whole.append(whole_bytes())
         gathered.extend(StorageWeakRef(matrix.untyped_storage()) for matrix in weights.matrices if matrix.numel())
 
     def watch(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
@@ -86,10 +90,10 @@ def report(case: str, device: torch.device, *, offload: bool) -> dict[str, objec
     for layer in layers:
         layer.post_attention_layernorm.register_forward_hook(watch)
     between: list[int] = []
-    rest = [weights.whole_bytes]
+    rest = [whole_bytes()]
     for _ in range(2):
         got = gradients(adapted, between, kept)
-        rest.append(weights.whole_bytes)
+        rest.append(whole_bytes())
     return {
         "frozen": frozen,
         "total": weights.total_bytes,

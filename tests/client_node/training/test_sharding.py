@@ -8,6 +8,8 @@ import pytest
 
 from confide import client_node
 
+pytestmark = pytest.mark.process
+
 SCRIPT = Path(__file__).with_name("sharded_pass.py")
 CASES = ("one projection", "everywhere", "head", "int8", "nf4", "text", "offloaded")
 
@@ -27,7 +29,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
         for worker_id, result in enumerate(results)
     ]
     try:
-        assert [process.wait(120) for process in processes] == [0, 0]
+        assert [process.wait(600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

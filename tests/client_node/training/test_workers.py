@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -17,13 +18,16 @@ from confide.client_node.data.records import Records, read
 from confide.client_node.errors import DataInvalid, ModelUnusable, PolicyInvalid, StepFailed
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.trainer import Trainer
+from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.training.workers import Workers
 from confide.privacy.mechanism.site_round import _draw, _microbatches
 from confide.privacy.mechanism.workers import shared_out
 
 from ..conftest import PATIENTS_CSV, Site, site_in
-from ..test_node import Desk, make_desk, opened, prepare
+from ..test_node import Desk, make_desk, new_node, opened, prepare
 from .test_trainer import new_trainer
+
+pytestmark = pytest.mark.process
 
 LIMITS = ("[backbone]", "[limits]\nworkers = 2\nmax_rows_per_batch = 2\n[backbone]")
 NONE = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
@@ -34,6 +38,7 @@ STEPS = (
     ("[participants]", "[evaluation]\nbins = 20\n[participants]"),
 )
 REAL = 2.0**-24  # of a ring unit
+NOBODY = "nobody in the second step"
 
 
 def patients(units: int) -> str:
@@ -67,8 +72,8 @@ def runs(pid: int) -> bool:
 
 
 def are_gone(pids: tuple[int, ...]) -> bool:
-    """Whether the processes end within ten seconds."""
-    until = time.monotonic() + 10
+    """Whether the processes end within a minute: they do at once, but the machine may be busy."""
+    until = time.monotonic() + 60
     while any(map(runs, pids)) and time.monotonic() < until:
         time.sleep(0.02)
     return not any(map(runs, pids))
@@ -104,17 +109,21 @@ def workers(desk: Desk) -> Iterator[Workers]:
     assert are_gone(pids)
 
 
-def kind_of_sample(alone: Trainer, units: np.ndarray, round_number: int) -> str:
-    """What the first step of a round is for two processes."""
-    drawn = _draw(units, alone._terms, alone._source(round_number))
-    passes = [len(list(_microbatches(share, 2))) for share in shared_out(drawn, 2)]
-    return f"{min(len(drawn), 2)} units or more, {'equal' if len(set(passes)) == 1 else 'unequal'} passes"
+def kind_of_round(alone: Trainer, units: np.ndarray, round_number: int) -> str:
+    """Says what the first of a round's two steps is for two processes, if the second step draws somebody."""
+    source = alone._source(round_number)
+    first, second = (_draw(units, alone._terms, source) for _ in range(2))
+    if not second:
+        return NOBODY
+    passes = [len(list(_microbatches(share, 2))) for share in shared_out(first, 2)]
+    return f"{min(len(first), 2)} units or more, {'equal' if len(set(passes)) == 1 else 'unequal'} passes"
 
 
 def test_two_processes_release_what_one_does_and_none_waits_for_the_other(desk: Desk, workers: Workers):
     alone, rng = new_trainer(desk, max_rows=2), np.random.default_rng(1)
     units = read(load_policy(desk.site.home), desk.study).units
-    rounds = {kind_of_sample(alone, units, number): number for number in range(2000)}
+    rounds = {kind_of_round(alone, units, number): number for number in range(2000)}
+    rounds.pop(NOBODY, None)
     assert set(rounds) == {
         "0 units or more, equal passes",
         "1 units or more, unequal passes",
@@ -125,7 +134,7 @@ def test_two_processes_release_what_one_does_and_none_waits_for_the_other(desk: 
         for round_number in rounds.values():
             state = rng.normal(0, 0.1, desk.study.dim).astype("<f4")
             want = alone.release(state, round_number) * REAL
-            assert np.abs(want).max() > 0.01  # the second local step draws anew
+            assert np.abs(want).max() > 0.01  # the second local step drew somebody
             assert np.abs(workers.release(state, round_number) * REAL - want).max() < 1e-6
 
 
@@ -164,13 +173,14 @@ def length_over_noise(desk: Desk, vector: np.ndarray) -> float:
 
 def test_a_killed_worker_fails_the_round_under_its_charge_and_the_next_one_starts_others(site: Site):
     site.write(LIMITS)
-    desk = make_desk(site, ("noise_multiplier = 1.19", "noise_multiplier = 40.0"))
+    desk, model = make_desk(site, ("noise_multiplier = 1.19", "noise_multiplier = 40.0")), WarmModel("svi")
+    desk = replace(desk, node=new_node(site, desk.ledger, model))
     prepare(desk)
-    workers = desk.node._trainer_for(desk.study, load_policy(site.home))
+    workers = model.load(desk.study, load_policy(site.home))
     assert isinstance(workers, Workers)
     first = workers.pids
     # Three gradients of length 1 at most, beside noise of 23 an entry.
-    assert length_over_noise(desk, opened(desk, desk.step())) == pytest.approx(1, abs=6 / (2 * desk.study.dim) ** 0.5)
+    assert length_over_noise(desk, opened(desk, desk.step())) == pytest.approx(1, abs=7 / (2 * desk.study.dim) ** 0.5)
     os.kill(first[1], signal.SIGSTOP)  # the leading one waits for it, in the middle of the step
     with killed_after(first[1:], 1.0), pytest.raises(StepFailed) as failed:
         desk.step(2)
@@ -180,7 +190,7 @@ def test_a_killed_worker_fails_the_round_under_its_charge_and_the_next_one_start
     assert [path.name for path in (site.home / "outbox").glob("*/*")] == ["1"]  # nothing to send of round 2
     vector = opened(desk, desk.step(2), 2)
     assert desk.charges() == ["reserve", "reserve"]
-    assert length_over_noise(desk, vector) == pytest.approx(1, abs=6 / (2 * desk.study.dim) ** 0.5)
+    assert length_over_noise(desk, vector) == pytest.approx(1, abs=7 / (2 * desk.study.dim) ** 0.5)
     second = workers.pids
     assert not set(first) & set(second)
     desk.node.stop()

@@ -56,7 +56,7 @@ def test_an_attack_trains_its_own_shadows_and_keeps_what_it_finds(federation, po
     attacked = [Attacked("a model", "none", nothing), Attacked("another", "distributed", nothing)]
     facts = attack(federation.store, RUN, study, found, untouched, attacked)
     assert [one.attacked for one in facts] == ["a model", "another"]
-    assert all(0.3 < one.auc < 0.7 for one in facts)
+    assert all(0.2 < one.auc < 0.8 for one in facts)  # 7 standard errors
     assert (facts[0].members, facts[0].nonmembers, facts[0].shadows) == (100, 100, 16)
     kept = federation.store.privacy_tests(RUN, "membership")
     assert [membership_facts(text) for text in kept] == facts

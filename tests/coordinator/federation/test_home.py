@@ -1,7 +1,8 @@
 import pytest
+from sqlalchemy import text
 
-from confide.coordinator.errors import StateDamaged
-from confide.coordinator.federation.home import Settings, create_home, load_settings
+from confide.coordinator.errors import Conflict, NotFound, StateDamaged
+from confide.coordinator.federation.home import Settings, create_home, load_settings, opened_store
 
 SETTINGS = Settings(federation="clinics", address="hub:9092", listen="127.0.0.1", port=9092, superlink_port=9093)
 
@@ -11,8 +12,22 @@ def test_settings_come_back_as_they_were_made(tmp_path):
     assert load_settings(tmp_path / "home") == SETTINGS
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"federation": 1}', "[]"])
-def test_damaged_settings_are_named_with_their_file(tmp_path, text):
-    (tmp_path / "settings.json").write_text(text)
+@pytest.mark.parametrize("stored", ["", "{", "{}", '{"federation": 1}', "[]"])
+def test_damaged_settings_are_named_with_their_file(tmp_path, stored):
+    (tmp_path / "settings.json").write_text(stored)
     with pytest.raises(StateDamaged, match=r"settings\.json"):
         load_settings(tmp_path)
+
+
+def test_a_store_is_opened_only_where_a_federation_is(tmp_path):
+    with pytest.raises(NotFound, match="run `coordinator init` first"), opened_store(tmp_path):
+        pytest.fail("opened")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_an_earlier_version_is_not_opened(tmp_path):
+    create_home(tmp_path, SETTINGS)
+    with opened_store(tmp_path) as store, store.session() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(Conflict, match="start `serve` once"), opened_store(tmp_path):
+        pytest.fail("opened")

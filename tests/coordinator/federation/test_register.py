@@ -11,7 +11,8 @@ from confide.coordinator.federation import register as register_module
 from confide.coordinator.federation.invites import VALID_S
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.federation.register import Register
-from confide.coordinator.store.store import ActionRow, Store, StudyRow
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import ActionRow, StudyRow
 
 ADDRESS = "fed.example:9443"
 

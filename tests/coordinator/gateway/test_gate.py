@@ -343,6 +343,7 @@ def test_a_listing_signed_by_another_key_is_refused(gate: Setting) -> None:
     assert response.status_code == 401
 
 
+@pytest.mark.slow
 @given(
     body=st.one_of(
         st.binary(max_size=300), st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
@@ -362,7 +363,7 @@ def test_a_client_of_another_ca_leaves_a_line(
     other = Pki.create(tmp_path, [])
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"https://127.0.0.1:{gate.port}/", verify=ssl.create_default_context(cafile=str(other.ca_path)))
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while "trusts another CA" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "TLS handshake failed: TLSV1_ALERT_UNKNOWN_CA (the other side trusts another CA" in caplog.text

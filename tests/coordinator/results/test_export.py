@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from confide.client_node.approval.assessment import charge
+from confide.client_node.approval.charges import charge
 from confide.client_node.training.study_model import StudyModel
 from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.results.export import (
@@ -17,12 +17,12 @@ from confide.coordinator.results.export import (
     largest_epsilon,
     merge_adapter,
     score,
-    trained_model,
 )
 from confide.coordinator.results.metrics import measurement
+from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Round, Run
+from confide.coordinator.store.tables import Round, Run
 from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.loading import load as load_backbone
@@ -79,21 +79,6 @@ def table(federation):
     path = federation.home / "held-out.csv"
     path.write_text(HELD_OUT)
     return path
-
-
-def test_the_adapter_is_that_of_the_last_committed_round(federation):
-    study = with_run(federation)
-    found = trained_model(federation.store, federation.home, RUN).adapted
-    np.testing.assert_array_equal(found.state(), state(study, 2))
-
-
-def test_where_states_are_averaged_the_adapter_is_the_average_without_the_clip(federation):
-    study = with_run(federation, ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'), rounds=1)
-    folder, store = RunFolder(federation.home, RUN), federation.store
-    kept = Checkpoint(round=2, state=state(study, 2), velocity=state(study, 0), average=state(study, 3))
-    lease = store.acquire_lease(RUN)
-    store.commit_round(committed_round(2, run=RUN, lease=lease, state_hash=folder.save(kept)))
-    np.testing.assert_array_equal(trained_model(store, federation.home, RUN).adapted.state(), state(study, 3)[:-1])
 
 
 def test_a_run_without_a_committed_round_has_no_adapter(federation):

@@ -5,7 +5,8 @@ import pytest
 
 from confide.coordinator.errors import Conflict
 from confide.coordinator.results.metrics import measurement
-from confide.coordinator.store.store import Evaluation, Run, Store, StudyRow
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Evaluation, Run, StudyRow
 from confide.models.evaluation.binned import binned_metrics
 from confide.privacy.accounting.composition import Release, epsilon_pld
 

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 from confide.coordinator.cli.main import app
 from confide.coordinator.errors import AuditMissing, Conflict
 from confide.coordinator.federation.home import Settings, create_home
-from confide.coordinator.results.export import export_adapter, trained_model
+from confide.coordinator.results.export import export_adapter
 from confide.coordinator.results.privacy_audit import audit_run, audits, require_audit, summary
 from confide.coordinator.results.reports import budget_report
-from confide.coordinator.store.store import ActionRow, NodeRow, PrivacyTest
+from confide.coordinator.results.trained import trained_model
+from confide.coordinator.store.tables import ActionRow, NodeRow, PrivacyTest
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
 from confide.privacy.report.schema import dump
@@ -38,6 +39,7 @@ def log(store):
         return list(session.scalars(select(ActionRow.what).order_by(ActionRow.seq)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_canaries")
 def test_a_run_of_the_true_engine_passes_and_is_kept_with_all_figures(federation):
     study = with_run(federation, audited=False)
@@ -85,6 +87,7 @@ def test_the_checks_run_on_the_study_s_own_clipping_and_local_steps(federation, 
     assert (found, at) == (clipping, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_canaries")
 def test_a_run_of_an_engine_without_noise_fails_and_stays_so(federation, tmp_path):
     study = with_run(federation, audited=False)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from confide.coordinator.cli.main import app
-from confide.coordinator.cli.tables import bars
+from confide.coordinator.cli.model_tables import bars
 from confide.coordinator.errors import Conflict, NotFound
 from confide.coordinator.results import router_statistics as routing
 from confide.coordinator.results.router_page import render_html

@@ -3,6 +3,7 @@
 Updates are zero, so each total is its noise, which is measured and held against the study and the ledgers.
 """
 
+import hashlib
 import math
 
 import pytest
@@ -10,15 +11,15 @@ import pytest
 from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, ShareOfTotal, sign, verify
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.run import rounds
+from confide.coordinator.run import questions
 from confide.coordinator.run.relay import Load
-from confide.coordinator.run.rounds import state_hash
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.store import site_names
 from confide.mpc.errors import PartyLost
 from confide.mpc.sharing.shares import set_name
 
 from ..quiet_fleet import AWAY, DIM, PARTIES, RUN, SITES, Federation, TableParty, found, std_bounds
+
+pytestmark = pytest.mark.slow
 
 SIGMA, COLLUSION = 1.5, 1
 MODES = ["top-up", "over-provision"]
@@ -44,7 +45,7 @@ def site_std(dropouts: str, summed: int) -> float:
 
 def assert_opened(federation: Federation, dropouts: str, *sets: tuple[str, ...]) -> None:
     """Each round was opened over its set, for good, with the noise that this set needs; and paid so by each of it."""
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == list(sets)
+    assert [row.summed for row in federation.store.rounds(RUN)] == list(sets)
     for number, summed in enumerate(sets, start=1):
         std = site_std(dropouts, len(summed))
         totals = [total for _, total in federation.opened[number - 1 :: len(sets)]]
@@ -94,7 +95,7 @@ def fail_after_charge(federation, monkeypatch, site):
 
         return fail
 
-    monkeypatch.setattr(federation.fleet.nodes[site], "_contribution", broken)
+    monkeypatch.setattr(federation.fleet.nodes[site].model, "contribution", broken)
 
 
 @pytest.mark.parametrize("dropouts", MODES)
@@ -133,7 +134,7 @@ def test_a_site_gone_after_sending_is_summed_if_nobody_else_is_missing(make, dro
     federation = make(dropouts)
     federation.fleet.before, federation.fleet.after = gone_after("step", "west")
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     low, high = std_bounds(2 * site_std(dropouts, 4), DIM)
     assert low < federation.opened[0][1].std() < high
 
@@ -145,7 +146,7 @@ def test_a_site_gone_after_sending_while_another_never_sent(make, dropouts):
     federation.fleet.before = both(gone(site="north", since="step"), west_is_gone)
     federation.drive()
     summed = without("north", "west") if dropouts == "top-up" else without("north")  # its noise is in its update
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [summed]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [summed]
     low, high = std_bounds(site_std(dropouts, len(summed)) * math.sqrt(len(summed)), DIM)
     assert low < federation.opened[0][1].std() < high
 
@@ -163,7 +164,7 @@ def test_a_site_gone_after_its_top_up_is_summed_with_it(make):
     west_is_gone, federation.fleet.after = gone_after("topup", "west")
     federation.fleet.before = both(gone(site="north", since="step"), west_is_gone)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [without("north")]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [without("north")]
     low, high = std_bounds(site_std("top-up", 3) * math.sqrt(3), DIM)
     assert low < federation.opened[0][1].std() < high
 
@@ -184,7 +185,7 @@ def test_a_site_that_comes_back_after_the_fix_is_not_let_in_again(make):
 @pytest.mark.parametrize("dropouts", MODES)
 def test_more_missing_sites_than_allowed_open_nothing(make, dropouts, monkeypatch):
     federation = make(dropouts, max_dropouts=1 if dropouts == "top-up" else 2)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     late = gone(site="west", since="topup" if dropouts == "top-up" else "step")
     federation.fleet.before = both(gone(site="north", since="step"), gone(site="east", since="none"), late)
     if dropouts == "over-provision":
@@ -198,7 +199,7 @@ def test_more_missing_sites_than_allowed_open_nothing(make, dropouts, monkeypatc
 
 def test_a_round_that_was_left_open_goes_on_with_its_set_when_the_site_is_back(make, monkeypatch):
     federation = make(max_dropouts=1)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     federation.fleet.before = both(gone(site="north", since="step"), gone(site="west", since="topup"))
     with pytest.raises(SitesMissing, match="topup: no good answer from west"):
         federation.drive()
@@ -304,12 +305,13 @@ def test_the_next_round_has_everybody_again(make):
 
 def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     """What the aggregators answer a coordinator that makes up its own order from what it holds of round 1."""
-    folder, drive = RunFolder(federation.home, RUN), federation.new_drive()
+    folder, run = RunFolder(federation.home, RUN), federation.context()
     envelopes, added = folder.envelopes(1).read(), topups or {}
-    terms = {"round": 1, "state": state_hash(drive.start.state.tobytes()), "cohort": cohort, "attempt": attempt}
+    state = hashlib.sha256(run.start.state.tobytes()).hexdigest()
+    terms = {"round": 1, "state": state, "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
-            AggregateOrder(**drive.addressed(name), **terms),
+            AggregateOrder(**run.addressed(name), **terms),
             Pki.load(federation.home).signer,
             Load.of(cohort, i, envelopes, added, set_name(cohort)).blobs(),
         )

@@ -1,5 +1,6 @@
 """Sites, aggregators and a coordinator that do not keep to the protocol: the right total, or none."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,17 +10,17 @@ from confide.client_node.wire.messages import AggregateOrder, SetTaken, ShareOfT
 from confide.coordinator.errors import AggregationFailed
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import rounds
+from confide.coordinator.run import collection, questions
 from confide.coordinator.run.relay import Load
-from confide.coordinator.run.rounds import state_hash
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.store import site_names
 from confide.mpc.errors import SetConflict
 from confide.mpc.sharing import tags as tags_module
 from confide.mpc.sharing.shares import set_name
 
 from ..quiet_fleet import PARTIES, RUN, SITES, Federation, TableParty, found
 from .test_dropouts import PowerCut, assert_opened, cut_at, gone, without
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def stretch(federation: Federation, site: str, monkeypatch, *, times: float) -> 
 
         return draw
 
-    monkeypatch.setattr(federation.fleet.nodes[site], "_contribution", contribution)
+    monkeypatch.setattr(federation.fleet.nodes[site].model, "contribution", contribution)
 
 
 @pytest.mark.parametrize("dropouts", ["top-up", "over-provision"])
@@ -61,7 +62,7 @@ def test_a_site_just_inside_the_bound_is_summed(make, monkeypatch):
     federation = make("over-provision")
     stretch(federation, "west", monkeypatch, times=0.99)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     assert federation.store.left_out(RUN) == {}
 
 
@@ -84,7 +85,7 @@ def test_one_aggregator_alone_accuses_nobody(make, monkeypatch):
 
     monkeypatch.setattr(TableParty, "aggregate", aggregate)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
     assert federation.store.left_out(RUN) == {}
 
 
@@ -127,7 +128,7 @@ def test_without_tags_such_a_total_passes(make, monkeypatch):
     federation = make(verify_total=False)
     spoil_release(monkeypatch, 1, one_more)
     federation.drive()
-    assert [site_names(row) for row in federation.store.rounds(RUN)] == [SITES]
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
 
 
 def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothing(make, monkeypatch):
@@ -149,17 +150,16 @@ def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothi
 def test_a_coordinator_that_gives_one_site_another_key_of_tags_gets_no_sum_with_it(make, monkeypatch):
     """The sum of tags would else show values of this one site's vector: <r - r', x>."""
     federation = make("over-provision", verify_total=True)
-    real_plan, real_key = rounds.plan_round, rounds.tag_key
+    real_plan = collection.plan
 
-    def plan(drive, keys, planned, state, site, inline):
-        with monkeypatch.context() as patch:
-            if site == "west":
-                patch.setattr(rounds, "tag_key", lambda *_: "ab" * 32)
-            return real_plan(drive, keys, planned, state, site, inline)
+    def plan(round_, site, inline):
+        told = replace(round_)
+        if site == "west":
+            vars(told)["tag_key"] = "ab" * 32
+        return real_plan(told, site, inline)
 
-    monkeypatch.setattr(rounds, "plan_round", plan)
+    monkeypatch.setattr(collection, "plan", plan)
     federation.drive()
-    assert rounds.tag_key is real_key
     assert_opened(federation, "over-provision", without("west"))
 
 
@@ -185,12 +185,12 @@ def test_an_aggregator_that_lies_about_a_bound_set_leaves_nothing_behind(make, m
 
 def orders(federation: Federation, cohort: tuple[str, ...], *, round_number: int = 1, attempt: int = 1):
     """What the aggregators answer a coordinator that orders a sum of its own over what it holds of round 1."""
-    envelopes, drive = RunFolder(federation.home, RUN).envelopes(1).read(), federation.new_drive()
-    state = state_hash(drive.start.state.tobytes())
+    envelopes, run = RunFolder(federation.home, RUN).envelopes(1).read(), federation.context()
+    state = hashlib.sha256(run.start.state.tobytes()).hexdigest()
     terms = {"round": round_number, "state": state, "cohort": cohort, "attempt": attempt}
     packets = {
         name: sign(
-            AggregateOrder(**drive.addressed(name), **terms),
+            AggregateOrder(**run.addressed(name), **terms),
             Pki.load(federation.home).signer,
             Load.of(cohort, i, envelopes, {}, set_name(cohort)).blobs(),
         )
@@ -234,7 +234,7 @@ def test_updates_of_one_round_are_not_added_in_another(bad_coordinator):
 def test_patience_is_not_spent_on_what_asking_again_cannot_change(make, monkeypatch):
     federation = make("over-provision", max_dropouts=0)
     stretch(federation, "west", monkeypatch, times=100)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 3600.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 3600.0)
     with pytest.raises(AggregationFailed):
         federation.drive()
     assert federation.fleet.asked.count(("aggregate", "agg-a")) == 1

@@ -4,11 +4,11 @@ import pytest
 from rich.console import Console
 
 from confide.coordinator.run.progress import Ended, planned_epsilon, sent_text, spent_text, step_text, watch
-from confide.coordinator.store.store import Run, StudyRow
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.privacy.accounting.composition import Release, epsilon_pld
 
 from ...client_node.conftest import build_study, make_study, write_draft
-from ..conftest import committed_round
+from ..conftest import committed_round, put_in_state
 
 __all__ = ["make_study", "write_draft"]  # fixtures
 UNPROTECTED = (
@@ -85,7 +85,7 @@ def console() -> Console:
     ("state", "error"), [("done", None), ("stopped", None), ("failed", "SitesMissing: no [/] answer")]
 )
 def test_watching_ends_with_the_run(store, state, error):
-    store.set_run_state("run-1", state, error=error)
+    put_in_state(store, "run-1", state, error=error)
     assert watch(store, "run-1", console()) == Ended(state, 2, error)
 
 
@@ -95,7 +95,7 @@ def test_watching_goes_on_until_the_run_ends(store):
     def check() -> None:
         looks.append(store.run("run-1").state)
         if len(looks) == 2:
-            store.set_run_state("run-1", "done")
+            put_in_state(store, "run-1", "done")
 
     assert watch(store, "run-1", console(), check=check).state == "done"
     assert looks == ["running", "running"]
@@ -115,7 +115,7 @@ def test_what_the_check_raises_ends_the_watching(store):
 def test_the_bar_shows_rounds_bytes_and_step(store):
     store.beat("run-1", 1, "round 3: asks 4 sites")
     screen = console()
-    watch(store, "run-1", screen, check=lambda: store.set_run_state("run-1", "done"))
+    watch(store, "run-1", screen, check=lambda: put_in_state(store, "run-1", "done"))
     shown = screen.file.getvalue()
     assert "2/40" in shown
     assert "2.5 MB a site" in shown

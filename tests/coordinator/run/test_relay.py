@@ -12,9 +12,9 @@ from confide.client_node.wire import chunks
 from confide.client_node.wire.messages import MAX_INLINE, Fetched, sign
 from confide.coordinator.errors import AggregationFailed, SitesMissing
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import relay, rounds
+from confide.coordinator.run import questions, relay
 from confide.coordinator.run.relay import inline_room
-from confide.coordinator.store.store import Store, site_names
+from confide.coordinator.store.store import Store
 
 from ...client_node.quiet_node import QuietNode
 from ..fake_fleet import PARTIES, SITES, FakeFleet, key_of
@@ -50,7 +50,7 @@ class NotingFleet(FakeFleet):
 
 def shrink(monkeypatch: pytest.MonkeyPatch, part: int = PART, order: int = ORDER) -> None:
     """Makes shares of a few hundred bytes large."""
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     for module in (chunks, relay, aggregator_module):
         monkeypatch.setattr(module, "PART_BYTES", part)
     monkeypatch.setattr(relay, "MAX_INLINE", order)
@@ -164,7 +164,7 @@ def test_a_site_that_sends_other_parts_than_it_announced_is_left_out(tmp_path, m
     fleet = FakeFleet(desk.study)
     lie(fleet, "west", part)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")]
 
 
 def test_a_site_that_is_honest_again_takes_part(large, small_state):
@@ -190,11 +190,11 @@ def test_whole_parts_that_are_no_envelopes_of_the_site_are_left_out(tmp_path, mo
 
     fleet._step = step  # type: ignore[method-assign]
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")]
 
 
 def test_shares_longer_than_the_round_has_are_not_fetched(large, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     monkeypatch.setattr(relay, "max_envelope_bytes", lambda *_: 338)
     fleet = FakeFleet(large.study)
     with pytest.raises(SitesMissing):
@@ -230,7 +230,7 @@ def test_an_aggregator_that_lost_what_it_was_brought_is_brought_it_again(large, 
 
 
 def test_an_aggregator_that_takes_no_parts_fails_the_run_with_its_words_and_nobody_is_ordered(large, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     full = NodeFailure(reason="failed", error="DiskFull", message="no room for the 339 bytes of west")
     fleet = FakeFleet(large.study, before=lambda kind, name: full if (kind, name) == ("deposit", "agg-c") else None)
     with pytest.raises(AggregationFailed, match="no room for the 339 bytes of west"):
@@ -240,7 +240,7 @@ def test_an_aggregator_that_takes_no_parts_fails_the_run_with_its_words_and_nobo
 
 @pytest.mark.parametrize("held", [lambda real: 0, lambda real: 10**6], ids=["nothing", "more than there is"])
 def test_an_aggregator_that_counts_wrongly_does_not_hold_the_driver_up(large, monkeypatch, held):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     fleet = FakeFleet(large.study)
     real = relay.Deposited
 

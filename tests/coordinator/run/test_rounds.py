@@ -10,20 +10,23 @@ import pytest
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
-from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused
+from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused, TransitionRefused
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.run import rounds
-from confide.coordinator.run.context import Drive
+from confide.coordinator.run import questions, rounds
+from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
-from confide.coordinator.store.store import Run, Store, StudyRow, site_names
+from confide.coordinator.store.states import RESUME, STOP
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
 from confide.coordinator.studies.catalogue import start_file
 
 from ...client_node.conftest import certificate_of
+from ..conftest import put_in_state
 from ..fake_fleet import PARTIES, SITES, FakeFleet, identity_of, site_vector
 
 ROUNDS, DIM, BINS = 2, 12, 4
@@ -73,17 +76,19 @@ class Desk:
     study: Study
 
     def drive(self, fleet: FakeFleet) -> None:
-        drive_run(self.new_drive(fleet))
+        drive_run(self.context(fleet))
 
-    def new_drive(self, fleet: FakeFleet) -> Drive:
-        return Drive(
+    def context(self, fleet: FakeFleet) -> RunContext:
+        lease = self.store.acquire_lease("run-1")
+        self.store.begin_driving("run-1", lease)
+        return RunContext(
             fleet=fleet,
             store=self.store,
             folder=RunFolder(self.home, "run-1"),
             replica=LedgerReplica(self.store),
             study=self.study,
-            run="run-1",
-            lease=self.store.acquire_lease("run-1"),
+            id="run-1",
+            lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
             head_size=5,
@@ -105,13 +110,13 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     return new_desk(tmp_path)
 
 
 @pytest.fixture
 def evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     return new_desk(tmp_path, evaluation=EVALUATION)
 
 
@@ -167,9 +172,10 @@ def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
     assert desk.store.run("run-1").state == "done"
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6 + 6))
 def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter_and_measures_it_once(evaluating, question, moment):
@@ -230,7 +236,7 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
     assert run.state == "done"
     assert run.error == "not evaluated: west refuses (NothingHeldOut): not evaluated here"
     late = FakeFleet(evaluating.study, ended=set(PARTIES))
-    evaluating.store.set_run_state("run-1", "running")
+    put_in_state(evaluating.store, "run-1", "running")
     evaluating.drive(late)  # what was written down is not tried again, without the run's keys
     assert late.computed == []
 
@@ -238,10 +244,10 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
 def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
     real = rounds.opened_total
 
-    def opened_total(drive, planned, shares):
-        if planned.purpose == "evaluation":
+    def opened_total(round_, shares):
+        if round_.planned.purpose == "evaluation":
             raise TotalRefused("evaluation: not the sum that the tags say")
-        return real(drive, planned, shares)
+        return real(round_, shares)
 
     monkeypatch.setattr(rounds, "opened_total", opened_total)
     evaluating.drive(FakeFleet(evaluating.study))
@@ -250,12 +256,12 @@ def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evalu
 
 
 def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1, evaluation=EVALUATION)
     desk.drive(FakeFleet(desk.study, abstaining=("north",)))
     evaluation = desk.store.evaluation("run-1")
     assert evaluation is not None
-    assert site_names(evaluation) == ("south", "west")
+    assert evaluation.summed == ("south", "west")
 
 
 @pytest.mark.parametrize("question", [11, 13, 17])  # in the first round, between two, in the second
@@ -267,7 +273,7 @@ def test_a_run_cut_off_keeps_what_adam_the_average_and_the_clip_had_reached(tmp_
         if len(fleet.asked) == question:
             raise PowerCut
 
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     options = (
         ("[optimizer]", '[optimizer]\nkind = "adam"\naveraging = "ema"'),
         ("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),
@@ -295,16 +301,16 @@ def test_a_failing_aggregator_is_asked_again_with_the_same_set(desk):
 
 
 def test_a_round_bound_to_another_set_is_repeated_with_that_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     fleet = FakeFleet(desk.study)
     fleet.bound = {1: ("north", "south")}
     desk.drive(fleet)
-    assert site_names(desk.store.rounds("run-1")[0]) == ("north", "south")
+    assert desk.store.rounds("run-1")[0].summed == ("north", "south")
 
 
 def test_a_missing_site_within_max_dropouts_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     away = NodeFailure(reason="timeout")
     fleet = FakeFleet(desk.study, before=lambda kind, name: away if (kind, name) == ("step", "west") else None)
@@ -321,7 +327,7 @@ def test_a_final_refusal_that_leaves_too_few_sites_ends_the_run_with_the_sites_w
 
 
 def test_an_overtaken_driver_cannot_commit(desk):
-    orphan = desk.new_drive(FakeFleet(desk.study))
+    orphan = desk.context(FakeFleet(desk.study))
     desk.store.acquire_lease("run-1")
     with pytest.raises(LeaseLost):
         drive_run(orphan)
@@ -331,18 +337,18 @@ def test_an_overtaken_driver_cannot_commit(desk):
 def test_a_stopped_run_ends_between_questions_and_goes_on_later(desk):
     def stop(kind: str, name: str) -> None:
         if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
-            desk.store.set_run_state("run-1", "stopping")
+            desk.store.move_run("run-1", STOP)
 
     fleet = FakeFleet(desk.study, after=stop)
     with pytest.raises(RunStopped):
         desk.drive(fleet)
-    desk.store.set_run_state("run-1", "running")
+    put_in_state(desk.store, "run-1", "running")
     desk.drive(fleet)
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
 
 
 def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     fleet = FakeFleet(desk.study)
     real = fleet._step
     fleet._step = lambda name, packet: real("south" if name == "west" else name, packet)  # type: ignore[method-assign]
@@ -351,7 +357,7 @@ def test_a_reply_signed_by_another_site_counts_as_none(desk, monkeypatch):
 
 
 def test_shares_without_a_charge_are_not_taken(desk, monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     fleet = FakeFleet(desk.study)
     fleet.ledgers["west"].reserve = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(SitesMissing, match="no good answer from west"):
@@ -359,7 +365,7 @@ def test_shares_without_a_charge_are_not_taken(desk, monkeypatch):
 
 
 def test_a_site_that_missed_a_round_takes_part_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     away = NodeFailure(reason="timeout")
     fleet = FakeFleet(
@@ -367,7 +373,7 @@ def test_a_site_that_missed_a_round_takes_part_again(tmp_path, monkeypatch):
         before=lambda kind, name: away if (kind, name, bool(fleet.bound)) == ("step", "west", False) else None,
     )
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south"), SITES]
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south"), SITES]
     assert not fleet.ledgers["west"].has("settle", 1)
     assert fleet.ledgers["west"].has("settle", 2)
 
@@ -388,20 +394,20 @@ def test_the_state_that_sites_are_sent_is_the_last_committed_one(desk):
 def test_a_driver_that_is_asked_to_stop_leaves_the_run_stopped_with_its_outcomes_signed(desk):
     def stop(kind: str, name: str) -> None:
         if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
-            desk.store.set_run_state("run-1", "stopping")
+            desk.store.move_run("run-1", STOP)
 
     fleet = FakeFleet(desk.study, after=stop)
     drive(fleet, desk.home, "run-1")
     assert (desk.store.run("run-1").state, len(desk.store.rounds("run-1"))) == ("stopped", 1)
     assert fleet.ledgers["west"].has("settle", 1)
-    desk.store.set_run_state("run-1", "pending")
+    desk.store.move_run("run-1", RESUME)
     drive(fleet, desk.home, "run-1")
     assert desk.store.run("run-1").state == "done"
     np.testing.assert_array_equal(desk.state(), by_hand(desk.study))
 
 
 def test_a_run_stopped_before_it_began_is_never_driven(desk):
-    desk.store.set_run_state("run-1", "stopping")
+    desk.store.move_run("run-1", STOP)
     fleet = FakeFleet(desk.study)
     drive(fleet, desk.home, "run-1")
     assert desk.store.run("run-1").state == "stopped"
@@ -410,6 +416,19 @@ def test_a_run_stopped_before_it_began_is_never_driven(desk):
 
 def test_a_late_driver_does_not_bring_an_ended_run_back(desk):
     drive(FakeFleet(desk.study), desk.home, "run-1")
+    late = FakeFleet(desk.study)
+    drive(late, desk.home, "run-1")
+    assert (desk.store.run("run-1").state, late.asked) == ("done", [])
+
+
+def test_an_order_to_stop_that_comes_with_the_last_answer_finds_the_run_done_and_nobody_drives_it_again(desk):
+    def stop(kind: str, name: str) -> None:
+        if (kind, name) == ("settle", "agg-c"):
+            desk.store.move_run("run-1", STOP)
+
+    drive(FakeFleet(desk.study, after=stop), desk.home, "run-1")
+    with pytest.raises(TransitionRefused, match="run run-1 is done, there is nothing to stop"):
+        desk.store.move_run("run-1", STOP)
     late = FakeFleet(desk.study)
     drive(late, desk.home, "run-1")
     assert (desk.store.run("run-1").state, late.asked) == ("done", [])
@@ -449,24 +468,24 @@ def test_a_ledger_longer_than_a_message_holds_does_not_keep_its_site_from_a_roun
     if moment == "before the run":
         fleet.ledgers["west"].grow(grown)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
     assert fleet.computed.count(("west", 1)) == 1
     assert LedgerReplica(desk.store).entries("west") == fleet.ledgers["west"].entries
 
 
 def test_a_site_with_a_long_ledger_is_in_time_for_the_first_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)  # nobody waits for one site
     fleet = FakeFleet(desk.study)
     fleet.ledgers["west"].grow(2 * ENTRIES_A_MESSAGE + 10)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [SITES] * ROUNDS
 
 
 def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
     desk = new_desk(tmp_path, max_dropouts=1)
     fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
     desk.drive(fleet)
-    assert [site_names(row) for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS
+    assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS

@@ -4,18 +4,9 @@ import pytest
 import sqlalchemy as sa
 
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
-from confide.coordinator.store.store import (
-    SCHEMA,
-    ActionRow,
-    Base,
-    CommittedRound,
-    Evaluation,
-    NodeRow,
-    Run,
-    Store,
-    StudyRow,
-    migrate,
-)
+from confide.coordinator.store.states import FINISH
+from confide.coordinator.store.store import SCHEMA, CommittedRound, Store, migrate
+from confide.coordinator.store.tables import ActionRow, Base, Evaluation, NodeRow, Run, StudyRow
 
 from ..conftest import committed_round
 
@@ -199,7 +190,7 @@ def test_only_the_holder_of_the_lease_commits(store):
     "write",
     [
         lambda store, lease: store.beat(RUN, lease, "asks sites"),
-        lambda store, lease: store.set_run_state(RUN, "done", lease=lease),
+        lambda store, lease: store.move_run(RUN, FINISH, lease=lease),
     ],
     ids=["a heartbeat", "a state"],
 )
@@ -261,52 +252,6 @@ def test_a_step_with_many_names_is_cut_to_its_column(store):
     lease = store.acquire_lease(RUN)
     store.beat(RUN, lease, "waiting for " + ", ".join(f"site-{number}" for number in range(100)))
     assert len(store.run(RUN).step) == 255
-
-
-@pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped", "done", "failed"])
-def test_a_run_has_an_end_exactly_once_it_ended(store, state):
-    store.set_run_state(RUN, state, error="why" if state == "failed" else None)
-    run = store.run(RUN)
-    assert (run.state, run.error) == (state, "why" if state == "failed" else None)
-    assert (run.ended_at is not None) == (state in ("stopped", "done", "failed"))
-
-
-def test_a_run_that_goes_on_has_neither_error_nor_end(store):
-    store.set_run_state(RUN, "failed", error="sites are missing")
-    store.set_run_state(RUN, "pending")
-    run = store.run(RUN)
-    assert (run.state, run.error, run.ended_at) == ("pending", None, None)
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [("pending", "running"), ("running", "running"), ("stopping", "stopping")]
-)
-def test_a_driver_begins_with_a_run_that_goes_on_and_keeps_an_order_to_stop(store, before, after):
-    store.set_run_state(RUN, before)
-    store.begin_driving(RUN, store.acquire_lease(RUN))
-    assert store.run(RUN).state == after
-
-
-@pytest.mark.parametrize("state", ["stopped", "done", "failed"])
-def test_a_driver_does_not_begin_with_a_run_that_ended(store, state):
-    store.set_run_state(RUN, state)
-    with pytest.raises(Conflict, match="there is nothing to drive"):
-        store.begin_driving(RUN, store.acquire_lease(RUN))
-    assert store.run(RUN).state == state
-
-
-def test_an_overtaken_driver_does_not_begin(store):
-    old = store.acquire_lease(RUN)
-    store.acquire_lease(RUN)
-    with pytest.raises(LeaseLost):
-        store.begin_driving(RUN, old)
-    assert store.run(RUN).state == "pending"
-
-
-def test_every_change_of_state_is_audited_in_order(store):
-    store.set_run_state(RUN, "running")
-    store.set_run_state(RUN, "failed", error="sites are missing")
-    assert audited(store) == [f"run {RUN} is running", f"run {RUN} is failed: sites are missing"]
 
 
 def test_a_study_is_found_as_the_newest_of_its_name_or_by_the_beginning_of_its_hash(store):

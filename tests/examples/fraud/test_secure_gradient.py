@@ -70,7 +70,7 @@ def test_what_is_opened_on_the_way_is_random_whatever_the_data(fraud, parties, m
         bits = 1 if set(values.tolist()) <= {0, 1} else 64  # the clamp's bits, or whole words
         ones = sum(int(word).bit_count() for word in values.view(np.uint64))
         count = bits * values.size
-        assert abs(ones - count / 2) < 6 * (count / 4) ** 0.5  # six sigma
+        assert abs(ones - count / 2) < 7 * (count / 4) ** 0.5  # seven sigma
 
 
 def test_shares_of_the_opened_sum_say_no_more_than_the_sum(fraud, parties, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from confide.client_node.study.terms import load_draft
 
-from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
+from ..conftest import EXAMPLES, are_prepared_alike, are_split_by, checked, has_round_cut_points, rows
 
 LEAKS = {
     "grade", "sub_grade", "interest_rate", "installment", "balance", "paid_total", "paid_principal", "paid_interest",
@@ -37,9 +37,7 @@ def test_split_is_a_function_of_the_loan_alone(example, prepared):
     # Computed once with `printf 'confide loans held-out 1\0%s' ID | sha256sum`: first byte below 0x40 is held out.
     known = {"loan-1": False, "loan-2": True, "loan-3": False, "loan-4": False, "loan-6": True}
     assert {borrower: example.is_held_out(borrower) for borrower in known} == known
-    for part in prepared[1].values():
-        assert all(example.is_held_out(row["borrower_id"]) for row in rows(part["heldout"]))
-        assert not any(example.is_held_out(row["borrower_id"]) for row in rows(part["train"]))
+    assert are_split_by(example.is_held_out, prepared[1], "borrower_id")
 
 
 def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
@@ -48,9 +46,7 @@ def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
 
 def test_cut_points_are_round_numbers_within_the_range_of_their_column(example):
     table, draft = example.read_table(), load_draft(EXAMPLES / "loans" / "study.toml")
-    for name, cuts in draft.data.numeric.items():
-        assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
-        assert min(cuts) <= table[name].max(), name
+    assert has_round_cut_points(draft, table)
     assert set(draft.data.numeric) == set(example.NUMERIC)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from confide.client_node.study.terms import load_draft
 
-from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
+from ..conftest import EXAMPLES, are_prepared_alike, are_split_by, checked, has_round_cut_points, rows
 
 
 def test_a_person_has_one_file_with_all_records(prepared):
@@ -36,9 +36,7 @@ def test_split_is_a_function_of_the_person_alone(example, prepared):
     # Computed once with `printf 'confide rand held-out 1\0%s' ID | sha256sum`: first byte below 0x40 is held out.
     known = {"p125024": False, "p125025": False, "p225586": True, "p328374": False, "p526425": True}
     assert {person: example.is_held_out(person) for person in known} == known
-    for part in prepared[1].values():
-        assert all(example.is_held_out(row["person_id"]) for row in rows(part["heldout"]))
-        assert not any(example.is_held_out(row["person_id"]) for row in rows(part["train"]))
+    assert are_split_by(example.is_held_out, prepared[1], "person_id")
 
 
 def test_nothing_of_the_following_year_is_a_column(example, prepared):
@@ -51,9 +49,7 @@ def test_preparing_twice_writes_the_same_bytes(example, prepared, tmp_path):
 
 def test_cut_points_are_not_quantiles_of_the_table(example):
     table, draft = example.read_table(), load_draft(EXAMPLES / "rand" / "study.toml")
-    for name, cuts in draft.data.numeric.items():
-        assert all(cut == float(f"{cut:.4g}") for cut in cuts), name
-        assert min(cuts) <= table[name].max(), name
+    assert has_round_cut_points(draft, table)
     assert set(draft.data.numeric) == set(example.NUMERIC)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from confide.client_node.study.terms import load_draft
 
-from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
+from ..conftest import EXAMPLES, are_prepared_alike, are_split_by, checked, rows
 
 
 def test_every_patient_is_in_exactly_one_file(prepared):
@@ -28,9 +28,7 @@ def test_split_is_a_function_of_the_patient_alone(example, prepared):
     # Computed once with `printf 'confide thyroid held-out 1\0%s' ID | sha256sum`: first byte below 0x40 is held out.
     known = {"840801013": False, "840801042": False, "840803046": False, "840822023": True, "840824015": True}
     assert {patient: example.is_held_out(patient) for patient in known} == known
-    for part in prepared[1].values():
-        assert all(example.is_held_out(row["patient_id"]) for row in rows(part["heldout"]))
-        assert not any(example.is_held_out(row["patient_id"]) for row in rows(part["train"]))
+    assert are_split_by(example.is_held_out, prepared[1], "patient_id")
 
 
 def test_no_column_gives_the_answer_away(example, prepared):

@@ -139,6 +139,7 @@ LAYER_MIB = 32 * 3 * 256 * 128 * 4 / 2**20  # of the large checkpoint's experts 
 EXPERTS_MIB = 16 * LAYER_MIB
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", ["int8", "nf4"])
 def test_peak_memory_is_at_most_the_quantised_size_and_one_layer(took, form):
     budget = took[form]["packed"] + LAYER_MIB
@@ -146,6 +147,7 @@ def test_peak_memory_is_at_most_the_quantised_size_and_one_layer(took, form):
     assert 0.9 * took[form]["packed"] < took[form]["peak"] <= budget
 
 
+@pytest.mark.process
 def test_the_measure_sees_a_whole_model(took):
     assert took["later"]["packed"] == took["int8"]["packed"]
     assert took["later"]["peak"] > EXPERTS_MIB

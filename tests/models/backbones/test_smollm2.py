@@ -14,6 +14,8 @@ from confide.models.backbones.loading import describe
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.errors import InvalidBackbone, SourceMissing
 
+pytestmark = pytest.mark.slow
+
 TEXT = Path(__file__).parents[3].joinpath("LICENSE").read_text()[:1200]
 WEIGHTS_SHA256 = "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf"  # as docs/backbones.md says
 CHAT = [{"role": "user", "content": "What does the thyroid gland do?"}]

@@ -10,8 +10,10 @@ from confide.mpc.crypten import norm_check, runtime
 from confide.mpc.crypten.oblivious_transfer import BLOCK_BYTES
 from confide.mpc.crypten.triples import Oblivious
 from confide.mpc.errors import InvalidField, PartyLost
-from confide.mpc.sharing.sketch import Limits, Sketch, is_outside, is_too_long
+from confide.mpc.sharing.sketch import Limits, Sketch
 from confide.mpc.sharing.sketch import limits as norm_limits
+
+from ..plain_norm_check import is_outside, is_too_long
 
 SMALL = Limits(ring_bits=32, rows=64, window=100 << 18, tau=9, bits_used=14)
 LARGE = Limits(ring_bits=64, rows=256, window=75 << 25, tau=55, bits_used=39)

@@ -94,7 +94,7 @@ def test_what_the_sender_sees_is_balanced_whatever_the_choices(ends, constant):
 def test_the_128_choices_that_hide_the_other_bit_are_fresh_and_balanced():
     first, second = extended(), extended()
     assert (first[0]._offset != second[0]._offset).any()
-    assert 30 < int(np.bitwise_count(first[0]._offset).sum()) < 98  # 6 standard deviations
+    assert 26 < int(np.bitwise_count(first[0]._offset).sum()) < 102  # binomial: 1e-11
 
 
 def test_both_keys_of_a_base_transfer_are_points_of_the_prime_order_subgroup():
@@ -115,14 +115,14 @@ def test_the_ladder_knows_a_point_outside_the_subgroup():
 
 
 def test_which_key_is_known_is_random():
-    """The known key comes first where the choice bit is 0; 64 +- 34 of 128 is 6 standard deviations."""
+    """The known key comes first where the choice bit is 0; 64 +- 37 of 128 hold but for 1e-11."""
     receiver = ot.BaseReceiver(0, 1)
     keys = receiver.message()
     known = [secret.public_key().public_bytes_raw() for secret in receiver._secrets]
     first = sum(keys[64 * i : 64 * i + 32] == known[i] for i in range(ot.COLUMNS))
     second = sum(keys[64 * i + 32 : 64 * i + 64] == known[i] for i in range(ot.COLUMNS))
     assert first + second == ot.COLUMNS
-    assert 30 < first < 98
+    assert 26 < first < 102
 
 
 def test_column_keys_differ_between_directions_columns_and_choices():

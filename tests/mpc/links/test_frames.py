@@ -46,11 +46,44 @@ def wire(message):
     return unpack_message(msgpack.packb(message))
 
 
+def frame(data, size=None):
+    return struct.pack(">Q", len(data) if size is None else size) + data
+
+
+def received(data, **limit):
+    """What comes out of these bytes, after which the other end closes."""
+    ours, theirs = socket.socketpair()
+    end = Channel(theirs)
+    try:
+        ours.sendall(data)
+        ours.close()
+        return end.receive(**limit)
+    finally:
+        end.close()
+
+
 def test_messages_come_back(pair):
-    pair[0].send({"kind": "a", "names": ("x", "y")})
-    pair[0].send_raw(b"raw")
+    pair[0].send("a", names=("x", "y"))
+    pair[0].send("b")
     assert pair[1].receive() == {"kind": "a", "names": ("x", "y")}
-    assert pair[1].receive_raw(3) == b"raw"
+    assert pair[1].receive() == {"kind": "b"}
+
+
+def test_arrays_of_a_message_come_back_and_can_be_written_to(pair):
+    arrays = {
+        "state": np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::2],
+        "ids": np.zeros((0, 5), np.int64),
+        "is_completion": np.array([True, False]),
+        "one": np.array(3.0),
+        "share": np.frombuffer(b"share", np.uint8),
+    }
+    pair[0].send("release", round=7, **arrays)
+    message = pair[1].receive(array_bytes=sum(array.nbytes for array in arrays.values()))
+    assert message.keys() == {"kind", "round", *arrays}
+    for name, array in arrays.items():
+        assert (message[name].dtype, message[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(message[name], array)
+        assert message[name].flags.writeable
 
 
 def test_frame_over_the_limit_is_refused_before_it_is_read(pair):
@@ -59,11 +92,51 @@ def test_frame_over_the_limit_is_refused_before_it_is_read(pair):
         pair[1].receive()
 
 
+@pytest.mark.parametrize("limit", [0, 15])
+def test_arrays_over_the_limit_are_refused_before_they_are_read(pair, limit):
+    pair[0]._end.sendall(frame(msgpack.packb({"kind": "a", "arrays": {"x": ("<i8", 1), "y": ("<i8", 1)}})))
+    with pytest.raises(FrameRejected, match="16 bytes"):
+        pair[1].receive(array_bytes=limit)
+
+
+@pytest.mark.parametrize(
+    ("head", "data"),
+    [
+        ({"arrays": {}}, b""),
+        ({"kind": "a"}, b""),
+        ({"kind": 1, "arrays": {}}, b""),
+        ({"kind": "a", "arrays": ["x"]}, b""),
+        ({"kind": "a", "arrays": {"kind": ("<i8", 0)}}, frame(b"")),
+        ({"kind": "a", "n": 1, "arrays": {"n": ("<i8", 0)}}, frame(b"")),
+        ({"kind": "a", "arrays": {b"x": ("<i8", 0)}}, frame(b"")),
+        ({"kind": "a", "arrays": {"x": ("|O", 1)}}, frame(bytes(8))),
+        ({"kind": "a", "arrays": {"x": ("<i8", -1)}}, frame(b"")),
+        ({"kind": "a", "arrays": {"x": ("<i8", True)}}, frame(bytes(8))),
+        ({"kind": "a", "arrays": {"x": ()}}, frame(b"")),
+        ({"kind": "a", "arrays": {"x": ("<i8", 2)}}, frame(bytes(8))),
+        ({"kind": "a", "arrays": {"x": ("<i8", 1)}}, frame(bytes(7))),
+        ({"kind": "a", "arrays": {"x": ("<i8", 1)}}, frame(bytes(9))),
+        ({"kind": "a", "arrays": {"x": ("<i8", 0, 2**64 - 1)}}, frame(b"")),
+    ],
+    ids=[
+        "no kind", "no arrays", "kind", "arrays", "named kind", "named as a value", "name", "type", "size", "bool",
+        "nothing", "cut short", "cut inside", "too long", "shape",
+    ],
+)  # fmt: skip
+def test_a_message_with_one_thing_wrong_is_refused(head, data):
+    with pytest.raises(FrameRejected):
+        received(frame(msgpack.packb(head)) + data, array_bytes=64)
+
+
+@given(anything | st.fixed_dictionaries({"kind": st.text(), "arrays": anything}), st.binary(max_size=40))
+def test_whatever_comes_is_a_message_or_refused(head, data):
+    with contextlib.suppress(FrameRejected, EOFError):  # an array that was announced and did not come
+        assert isinstance(received(frame(msgpack.packb(head)) + data, array_bytes=2**20)["kind"], str)
+
+
 def test_reading_past_the_end_says_so(pair):
-    pair[0]._end.sendall(struct.pack(">Q", 10) + b"half")
-    pair[0].close()
     with pytest.raises(EOFError):
-        pair[1].receive_raw(10)
+        received(frame(b"half", size=10))
 
 
 @given(st.binary(max_size=60))
@@ -112,7 +185,15 @@ def test_missing_and_unknown_fields_are_refused(order, drop):
 
 
 @pytest.mark.parametrize(
-    "message", [{}, {"kind": "b", "n": 1}, {"kind": "a"}, {"kind": "a", "n": True}, {"kind": "a", "n": 1, "m": 1}]
+    "message",
+    [
+        {},
+        {"kind": "b", "n": 1},
+        {"kind": "a"},
+        {"kind": "a", "n": True},
+        {"kind": "a", "n": 1, "m": 1},
+        {"kind": "a", "n": np.array(1)},
+    ],
 )
 def test_take_wants_exactly_the_schema(message):
     with pytest.raises(FrameRejected):

@@ -18,7 +18,13 @@ from confide.mpc.links.tls import TlsCommunicator
 
 @pytest.fixture
 def configs(tmp_path, kit):
-    return kit.configs(tmp_path, 1.0)
+    return kit.configs(tmp_path, 30.0)
+
+
+@pytest.fixture
+def hasty(configs):
+    """The same for parties that wait in vain."""
+    return [dataclasses.replace(config, timeout_s=2.0) for config in configs]
 
 
 @pytest.fixture
@@ -48,9 +54,9 @@ def together(kit, links, step="TEST", data=None, limit=100):
 def dialled(address, context):
     """What a client gets that dials a listening party: the time-out, or the TLS error."""
     host, port = address.split(":")
-    for _ in range(100):
+    for _ in range(1000):
         try:
-            with socket.create_connection((host, int(port)), timeout=1) as raw, context.wrap_socket(raw) as link:
+            with socket.create_connection((host, int(port)), timeout=60) as raw, context.wrap_socket(raw) as link:
                 return link.recv(1)
         except ConnectionRefusedError:
             time.sleep(0.01)
@@ -107,6 +113,7 @@ def test_closed_link_is_noticed_at_once(configs, connect, kit):
 
 def test_silent_party_is_lost_after_the_timeout(configs, connect):
     links = connect(configs)
+    links[0]._timeout_s = 0.2
     with pytest.raises(PartyLost, match=r"step TEST: .*timed out"):
         links[0].all_gather("TEST", b"", 1)
 
@@ -122,56 +129,63 @@ def test_party_that_sends_too_much_is_lost(configs, connect, kit):
     assert [type(result) for result in results[:2]] == [PartyLost] * 2
 
 
-def test_party_that_never_comes_is_named(configs, connect):
-    results = connect(configs[:2])
+@pytest.mark.slow
+def test_party_that_never_comes_is_named(hasty, connect):
+    results = connect(hasty[:2])
     assert all(isinstance(result, PartyLost) for result in results)
     assert "[2] did not link up" in str(results[0])
 
 
-def test_stranger_certificate_is_refused_by_the_listener(configs, tmp_path):
+@pytest.mark.slow
+def test_stranger_certificate_is_refused_by_the_listener(hasty, tmp_path):
     (tmp_path / "stranger").mkdir()
     certificate, key = certificates.make_certificate(tmp_path / "stranger", "party1")
-    stranger = dataclasses.replace(configs[1], certificate=certificate, key=key)
-    answer, result = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], client_context(stranger)))
+    stranger = dataclasses.replace(hasty[1], certificate=certificate, key=key)
+    answer, result = while_listening(hasty[0], lambda: dialled(hasty[0].addresses[0], client_context(stranger)))
     assert isinstance(answer, ssl.SSLError)
     assert "unknown ca" in str(answer).lower()
     assert isinstance(result, PartyLost)
 
 
-def test_client_without_a_certificate_is_refused(configs):
+@pytest.mark.slow
+def test_client_without_a_certificate_is_refused(hasty):
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     bare.check_hostname, bare.verify_mode = False, ssl.CERT_NONE
-    answer, _ = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], bare))
+    answer, _ = while_listening(hasty[0], lambda: dialled(hasty[0].addresses[0], bare))
     assert isinstance(answer, ssl.SSLError)
     assert "certificate required" in str(answer).lower()
 
 
-def test_tls_1_2_is_refused(configs):
-    old = client_context(configs[1])
+@pytest.mark.slow
+def test_tls_1_2_is_refused(hasty):
+    old = client_context(hasty[1])
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    answer, result = while_listening(configs[0], lambda: dialled(configs[0].addresses[0], old))
+    answer, result = while_listening(hasty[0], lambda: dialled(hasty[0].addresses[0], old))
     assert isinstance(answer, ssl.SSLError)
     assert "protocol version" in str(answer).lower()
     assert isinstance(result, PartyLost)
 
 
-def test_stranger_in_a_partys_place_is_refused_by_the_dialler(configs, connect, tmp_path):
+@pytest.mark.slow
+def test_stranger_in_a_partys_place_is_refused_by_the_dialler(hasty, connect, tmp_path):
     (tmp_path / "stranger").mkdir()
     certificate, key = certificates.make_certificate(tmp_path / "stranger", "party0")
-    pins = (certificate.read_text(), *configs[0].pins[1:])
-    stranger = dataclasses.replace(configs[0], certificate=certificate, key=key, pins=pins)
-    results = connect([stranger, configs[1], configs[2]])
+    pins = (certificate.read_text(), *hasty[0].pins[1:])
+    stranger = dataclasses.replace(hasty[0], certificate=certificate, key=key, pins=pins)
+    results = connect([stranger, hasty[1], hasty[2]])
     assert all("another certificate" in str(result) for result in results[1:])
 
 
-def test_party_in_another_partys_place_is_refused(configs, connect):
+@pytest.mark.slow
+def test_party_in_another_partys_place_is_refused(hasty, connect):
     """Party 2 answers at the address of party 0, with its own certificate, which is pinned for its own place."""
-    swapped = dataclasses.replace(configs[0], certificate=configs[2].certificate, key=configs[2].key)
-    results = connect([swapped, configs[1]])
+    swapped = dataclasses.replace(hasty[0], certificate=hasty[2].certificate, key=hasty[2].key)
+    results = connect([swapped, hasty[1]])
     assert "certificate of another party" in str(results[1])
 
 
-def test_expired_certificate_is_refused(configs, connect, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_expired_certificate_is_refused(hasty, connect, tmp_path, monkeypatch):
     class Past(datetime.datetime):
         @classmethod
         def now(cls, tz=None):
@@ -180,8 +194,8 @@ def test_expired_certificate_is_refused(configs, connect, tmp_path, monkeypatch)
     (tmp_path / "old").mkdir()
     monkeypatch.setattr(certificates, "datetime", Past)
     certificate, key = certificates.make_certificate(tmp_path / "old", "party0")
-    pins = (certificate.read_text(), *configs[0].pins[1:])
-    old = [dataclasses.replace(config, pins=pins) for config in configs]
+    pins = (certificate.read_text(), *hasty[0].pins[1:])
+    old = [dataclasses.replace(config, pins=pins) for config in hasty]
     old[0] = dataclasses.replace(old[0], certificate=certificate, key=key)
     assert all("expired" in str(result) for result in connect(old)[1:])
 
@@ -194,17 +208,16 @@ def test_silent_strangers_do_not_keep_the_parties_apart(configs, connect, kit):
     def crowd():
         while len(strangers) < 40:
             try:
-                strangers.append(socket.create_connection((host, int(port)), timeout=1))
+                strangers.append(socket.create_connection((host, int(port)), timeout=60))
             except OSError:
                 time.sleep(0.005)
 
     thread = threading.Thread(target=crowd)
-    slow = [dataclasses.replace(config, timeout_s=8.0) for config in configs]
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(connect, slow[:1])
+        first = pool.submit(connect, configs[:1])
         thread.start()
         thread.join()
-        links = connect(slow[1:])
+        links = connect(configs[1:])
         links = first.result() + links
     for stranger in strangers:
         stranger.close()

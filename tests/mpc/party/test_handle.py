@@ -31,13 +31,15 @@ from confide.mpc.party.handle import PartyProcess, TotalShare
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import seal_update
 
+pytestmark = pytest.mark.process
+
 RINGS = [Ring(64, 24), Ring(32, 20)]
 numbers = iter(range(1000))
 
 
 @pytest.fixture(scope="module")
 def three(kit, tmp_path_factory):
-    processes = [PartyProcess(config) for config in kit.configs(tmp_path_factory.mktemp("parties"), 4.0)]
+    processes = [PartyProcess(config) for config in kit.configs(tmp_path_factory.mktemp("parties"), 15.0)]
     for one in processes:
         one.start()
     yield processes
@@ -242,7 +244,7 @@ def test_process_ends_when_its_parent_is_killed(kit, tmp_path):
     code = (
         "import sys, time, pickle; from confide.mpc.party.handle import PartyProcess\n"
         "party = PartyProcess(pickle.load(sys.stdin.buffer)); party.wait_ready()\n"
-        "print(party.pid, flush=True); time.sleep(60)"
+        "print(party.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with parent:
@@ -250,7 +252,7 @@ def test_process_ends_when_its_parent_is_killed(kit, tmp_path):
         parent.stdin.close()
         child = int(parent.stdout.readline())
         parent.kill()
-    for _ in range(100):
+    for _ in range(1200):
         state = Path(f"/proc/{child}/stat")
         if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
             return

@@ -17,13 +17,12 @@ from confide.mpc.sharing.sketch import (
     ROWS,
     Limits,
     Sketch,
-    exceedances,
     interval,
-    is_outside,
-    is_too_long,
     largest_bound,
     limits,
 )
+
+from ..plain_norm_check import exceedances, is_outside, is_too_long
 
 KINDS = {32: np.uint32, 64: np.uint64}
 COINS_AN_ENTRY = 16  # four tables, coefficients of 4 coins: a row is half the sum of so many signs times each entry

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from confide.mpc.errors import InvalidField, TotalForged
 from confide.mpc.sharing import tags as tags_module
-from confide.mpc.sharing.tags import forgery_bits, tags, verify_total
+from confide.mpc.sharing.tags import tags, verify_total
 
 KEY = bytes(range(32))
 BOUND = 2**31
@@ -148,15 +148,6 @@ def test_no_lie_passes_more_often_than_is_claimed(data_bits, word_bits):
         best = max(best, max(seen.values()))  # over the changes of the tags
     claimed = 2.0 ** -(2 * min(data_bits, word_bits - data_bits))
     assert best / size**3 <= claimed
-
-
-@pytest.mark.parametrize(
-    ("bound", "bits"), [(1, 96), (2**31, 96), (2**32 - 1, 96), (2**32, 93), (2**43, 60), (2**62, 3), (2**63 - 1, 3)]
-)
-def test_forgery_bits_are_those_of_the_proof(bound, bits):
-    """v is the largest power of two that a difference of two totals can be a multiple of: 64 - v bits tell r apart."""
-    largest = next(v for v in range(64, -1, -1) if 2**v <= 2 * bound)
-    assert forgery_bits(bound, 3) == 3 * min(32, 64 - largest) == bits
 
 
 @pytest.mark.parametrize("units", [np.zeros(3, np.int32), np.zeros((3, 1), np.int64), np.zeros(3)])

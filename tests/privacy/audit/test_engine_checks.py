@@ -49,6 +49,7 @@ def attention():
     return adapted_tiny("attention")
 
 
+@pytest.mark.slow
 def test_the_true_engine_passes_every_check_in_every_block(adapted):
     before = adapted.state()
     found = check_engine(site_round, adapted, VOCABULARY, TERMS)
@@ -58,6 +59,7 @@ def test_the_true_engine_passes_every_check_in_every_block(adapted):
     np.testing.assert_array_equal(adapted.state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_sabotaged_engine_is_caught_by_name(adapted, head, name):
     make, want = ENGINES[name]
@@ -72,6 +74,7 @@ ADAPTIVE = replace(TERMS, clipping="adaptive")
 LOCAL = replace(TERMS, mode="local", local=LocalSteps(steps=9, lr=0.3, head_lr=0.3, batch_units=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [ADAPTIVE, LOCAL])
 def test_the_true_engine_passes_with_an_adaptive_clip_and_with_local_steps(attention, terms):
     before = attention.state()
@@ -115,6 +118,7 @@ def test_unit_gradients_are_those_of_the_loop(adapted):
         np.testing.assert_allclose(rows[row], flat, rtol=1e-3, atol=1e-5 * np.abs(flat).max())
 
 
+@pytest.mark.slow
 def test_the_true_engine_passes_every_check_on_completions():
     found = check_engine(site_round, completing_tiny(), VOCABULARY, TERMS)
     assert found.findings == ()

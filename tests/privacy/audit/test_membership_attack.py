@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
-from confide.privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, pooled, roc
+from confide.privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
 from confide.privacy.errors import BatchMalformed
 
 
@@ -86,12 +86,6 @@ def test_points_begin_at_nothing_end_at_everything_and_never_fall():
     assert points[-1] == (1.0, 1.0)
     assert points == sorted(points)
     assert all(true == curve.true_positive_rate[curve.false_positive_rate <= false].max() for false, true in points)
-
-
-def test_pooled_attacks_are_one_after_the_other():
-    one, two = (np.array([1.0]), np.array([True])), (np.array([2.0, 3.0]), np.array([False, True]))
-    scores, members = pooled([one, two])
-    assert (scores.tolist(), members.tolist()) == ([1.0, 2.0, 3.0], [True, False, True])
 
 
 def test_what_does_not_fit_together_is_refused():

@@ -431,6 +431,7 @@ def test_a_reader_does_not_wait_for_a_writer(ledger, path):
     writer.close()
 
 
+@pytest.mark.process
 def test_a_charge_survives_kill_9_the_moment_it_returns(path):
     script = textwrap.dedent(f"""
         import os, signal, sys

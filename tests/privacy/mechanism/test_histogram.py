@@ -56,7 +56,7 @@ def test_every_record_of_a_unit_is_counted_equally_often():
 def test_no_record_at_all_is_a_histogram_of_noise():
     assert not counted([], []).any()
     noise = private_histogram([], [], terms=terms(mode="distributed", noise=10**6, cells=4000))
-    assert abs(noise.std() / 10**6 - 1) < 0.06  # five standard errors of 4,000 draws
+    assert abs(noise.std() / 10**6 - 1) < 0.08  # seven standard errors of 4,000 draws
 
 
 def test_noise_is_added_to_the_counts_and_has_the_agreed_std():
@@ -64,7 +64,7 @@ def test_noise_is_added_to_the_counts_and_has_the_agreed_std():
     found = private_histogram(np.zeros(50, int), np.arange(50), terms=terms_)
     assert found.dtype == np.int64
     assert abs(found[0] - 50 * SCALE) < 10 * 10**6
-    assert abs(found[1:].std() / 10**6 - 1) < 0.06
+    assert abs(found[1:].std() / 10**6 - 1) < 0.08
 
 
 def test_protection_takes_no_source_but_the_operating_system():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from confide.privacy.errors import InvalidPrivacyParameter
-from confide.privacy.mechanism import noise, reference_noise
+from confide.privacy.mechanism import noise
 from confide.privacy.mechanism.noise import MAX_SIGMA, discrete_gaussian
 from confide.privacy.mechanism.sampling import SeededBytes
+
+from . import reference_noise
 
 LARGE = [1 << 20, 20_132_660, 3 << 38, MAX_SIGMA]  # 20,132,660: 1.2 at 24 bits
 

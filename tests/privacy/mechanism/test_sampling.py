@@ -18,7 +18,8 @@ def test_coin_is_heads_below_rate_times_two_to_the_64_and_nowhere_else():
 
 
 def test_sizes_are_binomial():
-    sizes = np.array([len(poisson_sample(50, 0.04)) for _ in range(4000)])
+    source = SeededBytes(b"sizes")
+    sizes = np.array([len(poisson_sample(50, 0.04, source)) for _ in range(4000)])
     assert abs(sizes.mean() - 2) < 5 * (1.92 / 4000) ** 0.5
     assert abs(sizes.var() - 1.92) < 0.25
     assert (sizes == 0).any()
@@ -39,7 +40,8 @@ def test_rate_out_of_range_is_refused(rate):
 
 
 def test_every_subset_is_equally_likely():
-    counts = Counter(tuple(choose(4, 2)) for _ in range(6000))
+    source = SeededBytes(b"subsets")
+    counts = Counter(tuple(choose(4, 2, source)) for _ in range(6000))
     assert len(counts) == 6
     assert all(abs(n - 1000) < 5 * 1000**0.5 for n in counts.values())
 

@@ -12,18 +12,8 @@ from confide.privacy.mechanism.sampling import SeededBytes
 from confide.privacy.mechanism.site_round import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
 from ...models.tiny import random_ids
-from ..loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
+from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, labels_for
 
-C, BITS = 0.05, 24
-PLAIN = {
-    "mode": "none",
-    "clip_norm": C,
-    "sample_rate": 1.0,
-    "site_noise_int": 0,
-    "scale_bits": BITS,
-    "max_rows_per_batch": 3,
-    "max_records_per_unit": 3,
-}
 PRIVATE = {**PLAIN, "mode": "distributed", "site_noise_int": 1 << 20}
 
 
@@ -79,8 +69,8 @@ def test_noise_has_the_agreed_std_and_sits_on_the_clipped_sum():
     adapted, ids = adapted_tiny(rank=16), random_ids(6)
     without = release(adapted, ids, range(6))
     noise = release(adapted, ids, range(6), PRIVATE) - without
-    assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 5 standard errors
-    assert abs(noise.mean()) < 5 * 2**20 / noise.size**0.5
+    assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 7 standard errors
+    assert abs(noise.mean()) < 7 * 2**20 / noise.size**0.5
 
 
 @pytest.mark.parametrize("rows", [0, 5])
@@ -89,7 +79,7 @@ def test_empty_sample_gives_noise_and_counts_one_step(rows):
     accountant = RDPAccountant()
     hook = accountant.get_optimizer_hook_fn(sample_rate=2.0**-60)
     got = release(adapted, random_ids(rows), range(rows), {**PRIVATE, "sample_rate": 2.0**-60}, on_step=hook)
-    assert got.std() == pytest.approx(2**20, rel=0.04)  # over 5 standard errors
+    assert got.std() == pytest.approx(2**20, rel=0.04)  # over 7 standard errors
     assert [(rate, steps) for _, rate, steps in accountant.history] == [(2.0**-60, 1)]
 
 
@@ -238,7 +228,7 @@ def test_the_count_gets_the_noise_of_every_other_entry():
     adapted = adapted_tiny("head")
     terms = {**PRIVATE, **ADAPTIVE, "sample_rate": 2.0**-60}
     counts = np.array([release(adapted, random_ids(1), [0], terms)[-1] for _ in range(400)])
-    assert counts.std() == pytest.approx(2**20, rel=0.18)  # 5 standard errors
+    assert counts.std() == pytest.approx(2**20, rel=0.25)  # 7 standard errors
 
 
 def test_a_failed_adaptive_step_leaves_no_count_behind():
@@ -309,7 +299,7 @@ def test_each_local_step_carries_the_whole_noise_and_moves_the_copy_by_it():
     terms = {**PRIVATE, "mode": "local", "local": LOCAL, "sample_rate": 2.0**-60}
     state = adapted.state()
     got = for_round(adapted, state, random_ids(4), terms)
-    assert got.std() == pytest.approx(3**0.5 * 2**20, rel=0.04)  # over 5 standard errors
+    assert got.std() == pytest.approx(3**0.5 * 2**20, rel=0.04)  # over 7 standard errors
     rest = slice(adapted.layout.head_slice.stop, None)
     moved = (adapted.state() - state)[rest]  # by two of the three
     assert moved.std() == pytest.approx(2**0.5 * 0.4 * 2**20 / 2**BITS / (5.0 * C), rel=0.04)
@@ -379,7 +369,7 @@ def test_noise_is_added_to_the_projected_sum():
     adapted, ids = adapted_tiny(rank=16), random_ids(6)
     terms = {"max_norm": C / 2}
     noise = release(adapted, ids, range(6), {**PRIVATE, **terms}) - release(adapted, ids, range(6), terms)
-    assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 5 standard errors
+    assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 7 standard errors
 
 
 def test_every_local_step_is_projected():
@@ -460,4 +450,5 @@ def test_noise_is_on_components_that_a_site_does_not_train_too():
     noised = release(adapted, ids, range(6), {**PRIVATE, "trained_rank": 1}, source=os.urandom)
     name = "model.layers.1.mlp.experts.gate_up_proj.lora_B"
     idle = noised[adapted.layout.slices[name]].reshape(adapted.layout.shapes[name])[..., 1:]
-    assert 0.95 < idle.std() / (1 << 20) < 1.05  # 576 numbers: three deviations of a standard deviation are 9 %
+    assert idle.size == 576
+    assert idle.std() == pytest.approx(1 << 20, rel=0.21)  # 7 standard errors

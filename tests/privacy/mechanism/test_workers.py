@@ -13,18 +13,8 @@ from confide.privacy.mechanism.site_round import LocalSteps, ReleaseTerms, parti
 from confide.privacy.mechanism.workers import Alone, Part, SumPart, Vector, shared_out
 
 from ...models.tiny import random_ids, tiny_deepseek
-from ..loops import adapted_tiny, clipped_loop, labels_for
+from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, labels_for
 
-C, BITS = 0.05, 24
-PLAIN = {
-    "mode": "none",
-    "clip_norm": C,
-    "sample_rate": 1.0,
-    "site_noise_int": 0,
-    "scale_bits": BITS,
-    "max_rows_per_batch": 3,
-    "max_records_per_unit": 3,
-}
 ADAPTIVE = {"clipping": "adaptive"}
 STEPS = {"local": LocalSteps(steps=3, lr=0.5, head_lr=2.0, batch_units=4.0)}
 UNITS = np.array([7, 1, 7, 2, 3, 4, 7, 5, 1, 6, 8, 9])

@@ -40,6 +40,7 @@ def test_both_programs_accept_a_report_with_top_up_evaluation_and_local_steps(so
     assert all(witnessed.opinion.bracket for witnessed in found.opinions)
 
 
+@pytest.mark.process
 def test_the_second_program_needs_nothing_of_ours(sound, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(sound))
     program = Path(__file__).with_name("independent_verifier.py")

@@ -267,6 +267,7 @@ def places(value, at=()):
         yield from places(item, (*at, name))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_value_anywhere_is_a_failure_and_never_a_crash(sound, data):

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidPrivacyParameter
-from .noise import MAX_SIGMA  # a draw beyond 2**12 sigma would pass 2**62; its probability is below exp(-2**22)
-from .sampling import Integers, RandomBytes, uniform_words
+from confide.privacy.errors import InvalidPrivacyParameter
+from confide.privacy.mechanism.noise import (
+    MAX_SIGMA,
+)  # a draw beyond 2**12 sigma would pass 2**62; its probability is below exp(-2**22)
+from confide.privacy.mechanism.sampling import Integers, RandomBytes, uniform_words
 
 _Mask = npt.NDArray[np.bool_]
 _Coin = Callable[[Integers, int], _Mask]  # (which entries, k) -> heads with probability gamma / k
@@ -59,7 +61,7 @@ def _discrete_laplace(scale: int, n: int, random_bytes: RandomBytes) -> Integers
     unit = _exp_coin(lambda which, k: _below(k, which.size, random_bytes) == 0)
     while out.size < n:
         u = _below(scale, int((n - out.size) * 1.7) + 16, random_bytes)
-        keeps = _exp_coin(lambda which, k, u=u: _ratios(u[which], scale, 1, k, random_bytes))  # type: ignore[misc]
+        keeps = _exp_coin(lambda which, k, u=u: _ratios(u[which], scale, 1, k, random_bytes))
         u = u[keeps(np.arange(u.size))]
         x = u + scale * _heads_in_a_row(unit, u.size)
         is_negative = _below(2, x.size, random_bytes) == 1

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...client_node.study import StateFormat
-from .run_folder import Checkpoint
+from ..store import Checkpoint
 
 
 def broadcast(form: StateFormat, checkpoint: Checkpoint) -> tuple[bytes, np.ndarray | None]:

@@ -9,11 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.mpc import psi
-from confide.mpc.errors import InvalidField, PointsMalformed
+from confide.mpc.errors import InvalidField
 from confide.mpc.sharing.curve25519 import A, P
 
-RFC = json.loads((Path(__file__).parent / "vectors" / "rfc9380-curve25519.json").read_text())  # appendix J.4.2
+RFC = json.loads((Path(__file__).parent / "rfc9380-curve25519.json").read_text())  # appendix J.4.2
 VECTORS = pytest.mark.parametrize("known", RFC["vectors"], ids=lambda known: known["msg"][:16] or "empty")
 SMALL_ORDER = [  # RFC 7748, section 6.1 asks to notice them; 2**255 - 20 lies on the twist
     0,
@@ -22,6 +21,11 @@ SMALL_ORDER = [  # RFC 7748, section 6.1 asks to notice them; 2**255 - 20 lies o
     39382357235489614581723060781553021112529911719440698176882885853963445705823,
     2**255 - 20,
 ]
+
+
+@pytest.fixture(scope="module")
+def psi(fraud):
+    return fraud.psi
 
 
 def added(one, other):
@@ -70,7 +74,7 @@ def both(one, other):
 
 
 @VECTORS
-def test_hashing_gives_the_vectors_of_the_rfc(known):
+def test_hashing_gives_the_vectors_of_the_rfc(psi, known):
     message, dst = known["msg"].encode(), RFC["dst"].encode()
     assert psi._hash_to_field(message, dst) == int(known["u"], 16)
     assert psi.hash_to_curve(message, dst=dst) == int(known["Q"]["x"], 16)
@@ -89,7 +93,7 @@ def test_x25519_multiplies_the_mapped_point_and_clears_its_cofactor(known):
     assert times(2**252 + 27742317777372353535851937790883648493, times(8, mapped)) is None  # the prime order
 
 
-def test_owners_find_the_common_ids_in_one_order_and_no_others():
+def test_owners_find_the_common_ids_in_one_order_and_no_others(psi):
     bank = [f"P-{number:05}" for number in range(0, 120, 2)]
     hospital = [f" p{number:05} " for number in range(90, 0, -3)]
     at_bank, at_hospital = both(
@@ -102,33 +106,33 @@ def test_owners_find_the_common_ids_in_one_order_and_no_others():
     assert len(found) == 15
 
 
-def test_owners_with_nobody_in_common_find_nobody():
+def test_owners_with_nobody_in_common_find_nobody(psi):
     assert both(
         lambda exchange: psi.intersect(["a", "b"], "study", exchange),
         lambda exchange: psi.intersect(["c"], "study", exchange),
     ) == [[], []]
 
 
-def test_owners_of_different_studies_find_nobody():
+def test_owners_of_different_studies_find_nobody(psi):
     assert both(
         lambda exchange: psi.intersect(["a", "b"], "study", exchange),
         lambda exchange: psi.intersect(["a", "b"], "another", exchange),
     ) == [[], []]
 
 
-def test_an_offer_says_nothing_of_the_order_of_the_ids(monkeypatch):
+def test_an_offer_says_nothing_of_the_order_of_the_ids(psi, monkeypatch):
     monkeypatch.setattr(psi, "token_bytes", lambda size: bytes(range(size)))
     ids = [str(number) for number in range(50)]
     assert psi.Owner(ids, "study").offer == psi.Owner(ids[::-1], "study").offer
 
 
-def test_no_point_is_offered_in_two_sessions():
+def test_no_point_is_offered_in_two_sessions(psi):
     ids = [str(number) for number in range(20)]
     first, second = psi.Owner(ids, "study").offer, psi.Owner(ids, "study").offer
     assert not set(first.points) & set(second.points)
 
 
-def test_offered_points_are_in_the_subgroup_of_prime_order():
+def test_offered_points_are_in_the_subgroup_of_prime_order(psi):
     for point in psi.Owner(["a", "b", "c"], "study").offer.points:
         u = int.from_bytes(point, "little")
         square = u * (u * u + A * u + 1) % P
@@ -139,8 +143,8 @@ def test_offered_points_are_in_the_subgroup_of_prime_order():
 
 
 @pytest.mark.parametrize("u", SMALL_ORDER)
-def test_a_point_of_small_order_is_refused(u):
-    with pytest.raises(PointsMalformed, match="small order"):
+def test_a_point_of_small_order_is_refused(psi, u):
+    with pytest.raises(psi.PointsMalformed, match="small order"):
         psi.Owner(["a"], "study").answer(psi.Points((u.to_bytes(32, "little"),)))
 
 
@@ -156,38 +160,38 @@ def test_a_point_of_small_order_is_refused(u):
     ],
     ids=["empty", "version", "half a point", "too many", "not reduced", "top bit"],
 )
-def test_a_malformed_list_is_refused(data, says):
-    with pytest.raises(PointsMalformed, match=says):
+def test_a_malformed_list_is_refused(psi, data, says):
+    with pytest.raises(psi.PointsMalformed, match=says):
         psi.Points.from_bytes(data, max_points=2)
 
 
 @given(st.binary(max_size=100))
-def test_any_bytes_are_refused_or_the_only_spelling_of_a_list(data):
+def test_any_bytes_are_refused_or_the_only_spelling_of_a_list(psi, data):
     try:
         points = psi.Points.from_bytes(data, max_points=3)
-    except PointsMalformed:
+    except psi.PointsMalformed:
         return
     assert points.to_bytes() == data
 
 
 @pytest.mark.parametrize("order", [(1, 0), (0, 0)], ids=["descending", "twice"])
-def test_offered_points_that_do_not_ascend_are_refused(order):
+def test_offered_points_that_do_not_ascend_are_refused(psi, order):
     owner, other = psi.Owner(["a"], "study"), psi.Owner(["a", "b"], "study")
-    with pytest.raises(PointsMalformed, match="ascend"):
+    with pytest.raises(psi.PointsMalformed, match="ascend"):
         owner.answer(psi.Points(tuple(other.offer.points[at] for at in order)))
 
 
-def test_more_points_than_agreed_are_refused():
+def test_more_points_than_agreed_are_refused(psi):
     owner, other = psi.Owner(["a"], "study", max_ids=1), psi.Owner(["a", "b"], "study")
-    with pytest.raises(PointsMalformed, match="2 points where 1 are allowed"):
+    with pytest.raises(psi.PointsMalformed, match="2 points where 1 are allowed"):
         owner.answer(other.offer)
 
 
 @pytest.mark.parametrize("chosen", [(0,), (0, 0)], ids=["short", "twice"])
-def test_an_answer_to_other_points_is_refused(chosen):
+def test_an_answer_to_other_points_is_refused(psi, chosen):
     owner, other = psi.Owner(["a", "b"], "study"), psi.Owner(["a", "b"], "study")
     answer = other.answer(owner.offer)
-    with pytest.raises(PointsMalformed, match="an answer"):
+    with pytest.raises(psi.PointsMalformed, match="an answer"):
         owner.common(psi.Points(tuple(answer.points[at] for at in chosen)), owner.answer(other.offer))
 
 
@@ -195,22 +199,22 @@ def test_an_answer_to_other_points_is_refused(chosen):
     ("one", "other"),
     [("P-125 024", "p125024"), ("ＡＢ１", "ab1"), ("Straße", "STRASSE"), ("e\u0301", "É"), ("ﬁn.7", "FIN7")],
 )
-def test_two_spellings_are_one_id(one, other):
+def test_two_spellings_are_one_id(psi, one, other):
     assert psi.normalised(one) == psi.normalised(other)
 
 
-def test_a_vowel_mark_is_part_of_an_id():
+def test_a_vowel_mark_is_part_of_an_id(psi):
     assert psi.normalised("कि") != psi.normalised("क")
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "A "], ["---"], ["a" * 129]], ids=["none", "twice", "empty", "long"])
-def test_ids_that_cannot_be_told_apart_or_read_are_refused_and_not_shown(ids):
+def test_ids_that_cannot_be_told_apart_or_read_are_refused_and_not_shown(psi, ids):
     with pytest.raises(InvalidField) as caught:
         psi.Owner(ids, "study")
     assert not any(one in str(caught.value) for one in ids if len(one) > 2)
 
 
-def test_neither_points_nor_ids_are_shown():
+def test_neither_points_nor_ids_are_shown(psi):
     owner = psi.Owner(["a"], "study")
     assert owner.offer.points[0].hex() not in repr(owner.offer)
     assert repr(owner.offer) == "Points()"

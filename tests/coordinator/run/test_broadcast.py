@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from confide.client_node.study.state_format import StateFormat
-from confide.coordinator.run import rounds
-from confide.coordinator.store.broadcast import broadcast
+from confide.coordinator.run import questions
+from confide.coordinator.run.broadcast import broadcast
 from confide.coordinator.store.run_folder import Checkpoint
 
 from ..fake_fleet import FakeFleet
@@ -21,7 +21,7 @@ def rounded(vector):
 
 @pytest.fixture
 def int8(tmp_path, monkeypatch) -> Desk:
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     return new_desk(tmp_path, INT8, ROUNDS, evaluation=EVALUATION)
 
 
@@ -69,7 +69,7 @@ class Cut(Exception):
 
 @pytest.mark.parametrize("where", [("step", "south"), ("aggregate", "agg-b")])
 def test_a_run_that_is_cut_off_and_resumed_sends_the_same_bytes(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(rounds, "RETRY_S", 0.0)
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     whole, broken = (new_desk(tmp_path / name, INT8, ROUNDS) for name in ("whole", "broken"))

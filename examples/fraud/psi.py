@@ -28,15 +28,19 @@ from typing import Protocol, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from .errors import InvalidField, PointsMalformed
-from .fields import MAX_TEXT, canonical, text, whole
-from .sharing.curve25519 import A, P, on_curve
+from confide.mpc.errors import InvalidField
+from confide.mpc.fields import MAX_TEXT, canonical, text, whole
+from confide.mpc.sharing.curve25519 import A, P, on_curve
 
 MAX_IDS = 2**22  # a list of so many is 128 MiB
 POINT_BYTES = 32
 _DST = b"confide/mpc/psi/1 with curve25519_XMD:SHA-512_ELL2_NU_"
 _HEAD = 1  # version
 _VERSION = 1
+
+
+class PointsMalformed(Exception):
+    """A message of a set intersection breaks its format, or a point in it is unusable."""
 
 
 class Exchange(Protocol):

@@ -1,0 +1,161 @@
+"""Charges of a study at one site: under the policy's cap, beside what runs that have begun reserve of it."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...privacy.accounting import Release, epsilon_pld
+from ...privacy.errors import PrivacyError
+from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
+from ..enrolment import Enrolment, NodeIdentity
+from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
+from ..policy import SitePolicy
+from ..study import Study, cost
+from .catalogue import cached_study
+from .run_reservations import RunReservations
+
+logger = logging.getLogger(__name__)
+
+LEDGER_FILE = "ledger.db"
+
+
+def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Ledger:
+    """Opens this node's ledger."""
+    return Ledger.open(home / LEDGER_FILE, identity.signer, enrolment.name)
+
+
+def budget_of(policy: SitePolicy) -> Budget:
+    """Reads the cap that the policy sets."""
+    return Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
+
+
+def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
+    """Puts the policy's budget in force; a budget that is in force already is not written again."""
+    ledger.set_budget(budget_of(policy))
+
+
+def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Charge:
+    """Names what one round of the study is charged before it begins: the release at its worst."""
+    planned = study.planned_round(round_number)
+    return Charge(
+        study=study.study_hash,
+        run=run,
+        round=round_number,
+        dataset=policy.data.name,
+        unit=policy.data.unit,
+        cohort=study.site_names(),
+        release=cost.release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
+        purpose=planned.purpose,
+    )
+
+
+def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple[Charge, int]]:
+    """Lists what a whole run will be charged at this site, for each purpose one charge and how many like it.
+
+    A site that holds nothing out takes no part in the evaluation and pays nothing for it.
+    """
+    rounds = study.draft.rounds.rounds
+    planned = [(charge(study, policy, run=run, round_number=1), rounds)]
+    if study.draft.evaluation and policy.data.heldout_path:
+        planned.append((charge(study, policy, run=run, round_number=study.last_round), 1))
+    return planned
+
+
+def reserved_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[str, list[tuple[Charge, int]]]:
+    """Lists what each other run that has begun here was planned to charge, `planned_charges` by the run's name.
+
+    A run whose study may not run here any more reserves nothing.
+    """
+    reserved = {}
+    for run, study_hash in RunReservations(home).runs().items():
+        try:
+            study = cached_study(home, study_hash)
+        except (StudyUnknown, StudyInvalid) as err:
+            logger.warning("run %s holds no budget: %s", run, err)
+            continue
+        if run != besides and study.draft.privacy.mode != "none" and policy.permits(study):
+            reserved[run] = planned_charges(study, policy, run=run)
+    return reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A site's budget with the releases that it has paid for, and those that runs have reserved and not charged yet."""
+
+    budget: Budget
+    spent: Counter[Release]
+    reserved: Counter[Release]
+    runs: tuple[str, ...]  # that reserve a part of it
+
+    def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
+        """Tells what a whole run that was charged nothing so far would bring the data set to."""
+        would_be = self.spent + self.reserved + _releases(planned)
+        return Quote(self.budget.epsilon, self._epsilon(self.spent), self._epsilon(would_be))
+
+    def _epsilon(self, releases: Counter[Release]) -> float:
+        return epsilon_pld(releases, self.budget.delta, self.budget.collusion)
+
+
+def standing(home: Path, policy: SitePolicy) -> Standing:
+    """Reads how the policy's budget stands. Nothing is written: where there is no ledger yet, none is made."""
+    budget, by_run = budget_of(policy), reserved_charges(home, policy)
+    planned = [each for run_charges in by_run.values() for each in run_charges]
+    if not (home / LEDGER_FILE).exists():
+        return Standing(budget, Counter(), _releases(planned), tuple(by_run))
+    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+        spent, reserved = ledger.releases(budget.dataset, budget.unit), ledger.yet_to_charge(planned)
+    return Standing(budget, spent, reserved, tuple(by_run))
+
+
+def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
+    """Puts the policy's budget in force and refuses a run whose remaining rounds do not fit in it, before it begins.
+
+    Raises:
+        ChargeRefused: they do not fit beside what other runs reserve, or the ledger refuses them.
+    """
+    planned = planned_charges(study, policy, run=run)
+    record_budget(ledger, policy)
+    reserved = reserved_charges(home, policy, besides=run)
+    try:
+        quote = ledger.affordable(
+            planned,
+            held=[each for run_charges in reserved.values() for each in run_charges],
+            unprotected_allowed=policy.allows_unprotected(study),
+        )
+    except PrivacyError as err:
+        raise ChargeRefused(str(err)) from err
+    if not quote.fits:
+        rounds = sum(count for _, count in planned)
+        raise ChargeRefused(
+            f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
+            f"budget of {quote.cap:g}{beside(reserved)}; nothing was read"
+        )
+
+
+def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> None:
+    """Charges a round of a run, durably, under the cap that the policy sets now.
+
+    Raises:
+        ChargeRefused: the ledger refuses the charge.
+    """
+    record_budget(ledger, policy)  # a cap lowered meanwhile counts from the next round on
+    release = charge(study, policy, run=run, round_number=round_number)
+    try:
+        ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
+    except PrivacyError as err:
+        raise ChargeRefused(f"round {round_number}: {err}") from err
+
+
+def beside(runs: Iterable[str]) -> str:
+    """Names the runs that reserve a part of the budget, to go on a sentence; nothing if none does."""
+    names = ", ".join(sorted(runs))
+    return f" with what is held for {names}" if names else ""
+
+
+def _releases(planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
+    total: Counter[Release] = Counter()
+    for made, count in planned:
+        total[made.release] += count
+    return total

@@ -1,0 +1,85 @@
+"""The budget of a site as its people see it: caps, what was spent under them, reports, and the ledger as one file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...privacy.ledger import backup
+from ...privacy.ledger.chain import Head
+from ...privacy.ledger.charges import Budget, Spent
+from ...privacy.ledger.ledger import Ledger
+from ...privacy.report.build import SiteLedger, build_report
+from ..enrolment import Enrolment, NodeIdentity
+from ..errors import PolicyInvalid
+from ..policy import BudgetPolicy, decisions, load_policy
+from ..study.toml import parse_json
+from .catalogue import known_studies
+from .charges import LEDGER_FILE, open_ledger, record_budget
+
+
+@dataclass(frozen=True, slots=True)
+class SiteAccount:
+    """One data set and unit in the site's ledger."""
+
+    dataset: str
+    unit: str
+    budget: Budget | None  # None if none was ever set
+    spent: Spent | None  # at the budget's delta and collusion; None without a budget
+
+
+def accounts(home: Path) -> list[SiteAccount]:
+    """Every data set in the site's ledger."""
+    with _ledger(home) as ledger:
+        return _accounts(ledger)
+
+
+def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[SiteAccount]:
+    """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account then.
+
+    Raises:
+        PolicyInvalid: a number is out of range, or site.toml describes no data.
+    """
+    stated = json.dumps({"epsilon": epsilon, "delta": delta, "collusion": collusion})
+    budget = parse_json(stated, BudgetPolicy, error=PolicyInvalid, source="budget")
+    load_policy(home)  # a cap on data that is not described yet would hold for nothing
+    with _ledger(home) as ledger:
+        decisions.set_budget(home, budget)
+        record_budget(ledger, load_policy(home))
+        return _accounts(ledger)
+
+
+def budget_report(home: Path) -> dict[str, Any]:
+    """The signed report of what was spent at this site, with the whole ledger."""
+    with _ledger(home) as ledger:
+        return build_report(
+            federation=Enrolment.load(home).address,
+            sites={ledger.site: SiteLedger(ledger.public_key, ledger.entries())},
+            studies=[study.facts() for study in known_studies(home)],
+            signer=NodeIdentity.load(home).signer,
+        )
+
+
+def export_ledger(home: Path, file: Path) -> Head:
+    """Writes the whole ledger to a new file, and returns its last entry's number and hash."""
+    with _ledger(home) as ledger:
+        return backup.write(file, ledger.walk(), ledger.public_key)
+
+
+def import_ledger(home: Path, file: Path) -> tuple[int, int]:
+    """Takes a ledger back from a file, every entry checked; returns how many were added, and how many there are."""
+    signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
+    return Ledger.restore(home / LEDGER_FILE, backup.read(file), signer, name)
+
+
+def _ledger(home: Path) -> Ledger:
+    return open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
+
+
+def _accounts(ledger: Ledger) -> list[SiteAccount]:
+    found = []
+    for dataset, unit in ledger.accounts():
+        budget = ledger.budget(dataset, unit)
+        spent = ledger.spent(dataset, unit, budget.collusion, budget.delta) if budget else None
+        found.append(SiteAccount(dataset, unit, budget, spent))
+    return found

@@ -1,0 +1,102 @@
+"""The commands `client-node budget`: what all studies together may cost, and what they have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .application import PROBLEMS, JsonOption, group
+from .console import show_verification
+from .options import DEFAULT_HOME, HomeOption
+from .tables import show_accounts, show_budget_report, show_facts, show_plan
+
+app = group("What all studies together may cost, and what they have.")
+
+
+@app.command("show")
+def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show cap and cost of every data set: epsilon by two accountants, as the budget's colluding sites see it."""
+    from ..approval.site_budget import accounts
+
+    show_accounts(accounts(home), as_json)
+
+
+@app.command("set")
+def budget_set(
+    epsilon: Annotated[float, typer.Option(help="Cap for one unit over all studies.")],
+    delta: Annotated[
+        float, typer.Option(help="Chance that the guarantee fails: less than one in the number of units.")
+    ],
+    collusion: Annotated[int, typer.Option(help="Sites that may pool what they know with an observer.")] = 1,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the cap for this site's data; it holds at once, instead of the one in site.toml."""
+    from ..approval.site_budget import set_budget
+
+    show_accounts(set_budget(home, epsilon=epsilon, delta=delta, collusion=collusion), as_json)
+
+
+@app.command("report")
+def budget_report(
+    home: HomeOption = DEFAULT_HOME,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a web page to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report what was spent here, with the whole signed ledger, for people (--html) or programs (--json)."""
+    from ..approval import site_budget
+
+    report = site_budget.budget_report(home)
+    show_budget_report(report, lambda: show_accounts(site_budget.accounts(home), as_json=False), html, as_json)
+
+
+@app.command("plan")
+def budget_plan(
+    study: Annotated[str, typer.Argument(help="Path of a study.toml, or name or hash of a study that is known here.")],
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Length of the trained vector, for a study.toml; hardly matters.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a study would cost here, how many of its rounds fit, and what noise would make all of them fit."""
+    from ..approval.budget_planning import plan_at
+
+    show_plan(plan_at(home, study, dim), as_json)
+
+
+@app.command("export")
+def budget_export(
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole ledger to one file, to keep beside a backup of the keys."""
+    from ..approval.site_budget import export_ledger
+
+    head = export_ledger(home, file)
+    show_facts("Ledger written", {"file": str(file), "entries": head.seq + 1, "head": head.hash}, as_json)
+
+
+@app.command("import")
+def budget_import(
+    file: Annotated[Path, typer.Argument(help="What `budget export` wrote, here or at the coordinator.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a ledger back from a file, where there is none or only its beginning; every entry is checked."""
+    from ..approval.site_budget import import_ledger
+
+    added, total = import_ledger(home, file)
+    show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)
+
+
+@app.command("verify")
+def budget_verify(
+    file: Annotated[Path, typer.Argument(help="A report in JSON.")],
+    issuer: Annotated[str | None, typer.Option(help="The issuer's key in hex, known from elsewhere.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="NAME=KEY known from elsewhere; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute a report from its entries alone: signatures, chains, every epsilon."""
+    raise typer.Exit(0 if show_verification(file, issuer, site or (), as_json) else PROBLEMS)

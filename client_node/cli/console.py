@@ -1,0 +1,75 @@
+"""Prints for the commands `client-node` and `coordinator`: messages and tables for people, JSON for programs."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+out, err = Console(), Console(stderr=True)
+
+
+def tell(text: str) -> None:
+    """Prints words that may come from elsewhere on stderr, as they are: no markup, no line broken."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON value on stdout; infinities are written "inf", which JSON has no number for."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def table_of(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str] = str) -> Table | str:
+    """Rows of equal keys as a table, each value by `text`; without rows, a sentence that says so."""
+    if not rows:
+        return f"{title}: none yet"
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(text(value)) for value in row.values()))  # words of studies and of nodes are in it
+    return table
+
+
+def show_page(
+    what: str, value: Any, *, page: Callable[[], str], table: Callable[[], None], html: Path | None, as_json: bool
+) -> None:
+    """Shows one value: as a `page` in the file `html`, as JSON, or, where neither is asked for, as a `table`."""
+    if html is not None:
+        html.write_text(page(), encoding="utf-8")
+        err.print(f"{what} written to {html}")
+    if as_json:
+        print_json(value)
+    elif html is None:
+        table()
+
+
+def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
+    """Shows what verifying a budget report found, and returns whether it holds.
+
+    Args:
+        sites: NAME=KEY texts known from elsewhere.
+    """
+    from ...privacy.report.verify import known_keys, verify_file
+
+    found = verify_file(file, issuer=issuer, site_keys=known_keys(sites))
+    if as_json:
+        print_json(found.to_dict())
+        return found.ok
+    for line in found.lines():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print("Everything holds." if found.ok else "This report does not hold.")
+    return found.ok
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

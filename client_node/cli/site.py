@@ -1,0 +1,46 @@
+"""The commands `client-node site`: whose updates this node adds up, if it aggregates."""
+
+from typing import Annotated
+
+import typer
+
+from .application import JsonOption, group
+from .options import DEFAULT_HOME, HomeOption
+from .tables import show_confirmed
+
+app = group("Whose updates this node adds up, if it aggregates.")
+
+
+@app.command("confirm")
+def site_confirm(
+    sites: Annotated[list[str], typer.Argument(metavar="NAME=FINGERPRINT...", help="As the site's people told you.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirm sites' keys by the fingerprints that their people read to you, never by what the coordinator says."""
+    from ..policy import decisions
+
+    pairs = [site.partition("=")[::2] for site in sites]
+    decisions.confirm_sites(home, {name: spoken.strip().upper() for name, spoken in pairs})
+    show_confirmed(decisions.load_decisions(home).sites, as_json)
+
+
+@app.command("remove")
+def site_remove(
+    sites: Annotated[list[str], typer.Argument(metavar="NAME...", help="Sites whose keys hold no longer.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take confirmations back; studies with one of these sites are not added up here from their next message on."""
+    from ..policy import decisions
+
+    decisions.remove_sites(home, sites)
+    show_confirmed(decisions.load_decisions(home).sites, as_json)
+
+
+@app.command("list")
+def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show the sites that were confirmed here."""
+    from ..policy import load_decisions
+
+    show_confirmed(load_decisions(home).sites, as_json)

@@ -1,0 +1,155 @@
+"""The training role of a node: one of the sites of a study.
+
+Its messages were admitted: the signature holds and the study is approved. From there on the order inside `contribute`
+is the site's whole protection: stored answer, charge, and only then the records. Whatever fails leaves the charge
+standing, never a release without one.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..privacy.ledger.chain import Entry
+from ..privacy.ledger.ledger import Ledger
+from .approval import charges
+from .approval.run_reservations import RunReservations
+from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
+from .policy import load_policy
+from .shares import Files, Outbox
+from .shares.seal import Sealer
+from .shares.topup import top_up
+from .study import Study
+from .training.warm_model import WarmModel
+from .wire.chunks import read_part
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan, require_evidence
+
+logger = logging.getLogger(__name__)
+
+
+class SiteRole:
+    """A site's side of every round: its ledger, the budget of runs that began, sealed shares, a model kept warm."""
+
+    def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
+        self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
+        self._outbox, self._reservations = Outbox(home), RunReservations(home)
+
+    def prepare(self, study: Study, message: Prepare) -> bool:
+        """Reserves budget for a run and loads its model; says whether this site can take part in an evaluation."""
+        policy = load_policy(self._home)
+        self._require_whole_ledger(message.ledger_from)
+        charges.require_run(self._home, self._ledger, study, policy, run=message.run)
+        self._model.load(study, policy)
+        self._reservations.note(message.run, study.study_hash)
+        return policy.held_out() is not None
+
+    def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
+        """Gives this site's sealed shares in a round, drawn once: asked for again, it gives the same files.
+
+        Args:
+            state: the vector to train from or to evaluate, as `Study.state_format` says.
+        """
+        self._require_whole_ledger(plan.ledger_from)
+        self._reservations.note(plan.run, study.study_hash)
+        self._settle(study, plan.run, plan.outcomes)
+        self._refuse_settled(plan)
+        return self._stored(study, plan) or self._release(study, plan, state)
+
+    def top_up(self, study: Study, plan: TopUpPlan) -> Files:
+        """Gives this site's sealed noise for a sum over the sites of `plan`, see `shares.topup`."""
+        self._refuse_settled(plan)
+        self._stored(study, plan)
+        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer)
+
+    def fetch(self, study: Study, message: Fetch) -> bytes:
+        """Reads a part of what was sealed for one aggregator, an update or a top-up.
+
+        Raises:
+            MessageInvalid: nothing was sealed there.
+        """
+        self._refuse_settled(message)
+        files = self._stored(study, message)
+        if message.topup_for is not None:
+            files = self._outbox.topup(message.run, message.round, message.topup_for)
+        part = b"" if files is None else read_part(files[message.aggregator_id], message.offset)
+        if not part:
+            raise MessageInvalid(f"{self._name} has sealed nothing there in round {message.round}")
+        return part
+
+    def settle(self, study: Study, message: Settle) -> None:
+        """Signs what was summed in the run's rounds, and lets its budget go when it has ended."""
+        self._settle(study, message.run, message.outcomes)
+        if message.final:
+            self._reservations.end(message.run)
+
+    def entries(self, since: int) -> tuple[Entry, ...]:
+        """Gives the next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
+        return tuple(self._ledger.entries(since, ENTRIES_A_MESSAGE))
+
+    def stop(self) -> None:
+        """Drops the model and ends its workers."""
+        self._model.stop()
+
+    def _release(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
+        """Charges the round, computes this site's vector, seals and stores it; reads no record before the charge."""
+        planned = study.planned_round(plan.round)
+        start = study.state_format(planned).decode(state)
+        sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
+        policy = load_policy(self._home)
+        compute = self._model.contribution(study, policy, planned)
+        charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
+        try:
+            vector = compute(start)
+        except Exception as err:  # whatever it is, the coordinator is told one and the same
+            logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
+            raise StepFailed("the step failed after its charge; the site's log says why") from err
+        envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
+        return self._outbox.put(plan.run, plan.round, envelopes)
+
+    def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
+        """Finds the sealed answer to an earlier plan of the round, if there is one; it goes out under a charge too.
+
+        The charge is there already, unless the ledger was lost or is an older copy.
+        """
+        files = self._outbox.get(asked.run, asked.round)
+        if files is not None:
+            policy = load_policy(self._home)
+            charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+        return files
+
+    def _refuse_settled(self, asked: RoundPlan | TopUpPlan | Fetch) -> None:
+        if self._ledger.is_settled(asked.run, asked.round):
+            raise RoundOver(
+                f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
+            )
+
+    def _require_whole_ledger(self, known: int) -> None:
+        """Refuses to go on with a ledger that lacks some of the `known` entries that the coordinator has from here."""
+        here = self._ledger.head.seq + 1
+        if here < known:
+            raise SiteNotReady(
+                f"the ledger of {self._name} has {here} entries here and {known} at the coordinator: an "
+                "older copy was put back; the site can restore it: client-node budget import"
+            )
+
+    def _settle(self, study: Study, run: str, outcomes: Sequence[Outcome]) -> None:
+        """Signs what was summed in rounds that this site took part in, as all three aggregators have signed it."""
+        for outcome in outcomes:
+            if self._ledger.is_open(run, outcome.round):
+                require_evidence(study, run, outcome)
+                self._require_topped(study, run, outcome)
+                self._ledger.settle(run, outcome.round, outcome.sites)
+            if self._ledger.is_settled(run, outcome.round):  # else another draw would follow under the same charge
+                self._outbox.drop(run, outcome.round)
+
+    def _require_topped(self, study: Study, run: str, outcome: Outcome) -> None:
+        """Refuses a smaller sum with this site's update in it that this site has added no noise for."""
+        summed = outcome.sites
+        if self._name not in summed or len(summed) >= study.draft.min_untopped:
+            return
+        if self._outbox.topped_set(run, outcome.round) != summed:
+            raise MessageInvalid(
+                f"round {outcome.round}: {self._name} never added noise for a sum over {', '.join(summed)}"
+            )

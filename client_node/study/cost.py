@@ -1,0 +1,151 @@
+"""Prices a study by its terms alone: the releases that a run of it opens, and their epsilon.
+
+No site's policy or ledger counts here: what a site has spent before, and what it may still spend, is its own business.
+A draft is priced as a `provisional` study, which has no keys and no backbone yet.
+"""
+
+from collections import Counter
+from datetime import date
+
+from ...mpc.sharing import Ring
+from ...mpc.sharing.ring import plan_ring
+from ...mpc.sharing.sketch import largest_bound
+from ...privacy.accounting import Release, epsilon_pld, solve_noise_multiplier
+from ...privacy.errors import InvalidPrivacyParameter
+from ..errors import StudyInvalid
+from .study import AggregatorParty, Participant, PlannedRound, Study
+from .terms import StudyDraft
+
+
+def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
+    """Gives what a round opens over `sites` sites, as an accountant sees it; with top-up, over these or more."""
+    is_topped = study.draft.privacy.dropouts == "top-up"
+    return Release(
+        mode=study.draft.privacy.mode,
+        site_noise_int=study.site_noise(planned),
+        scale_bits=planned.scale_bits,
+        clip_norm=planned.clip_norm,
+        dim=planned.dim,
+        sample_rate=planned.sample_rate,
+        sites=sites,
+        planned_sites=len(study.sites) if is_topped else 0,
+        noise_collusion=study.draft.privacy.collusion if is_topped else 0,
+        steps=planned.steps,
+    )
+
+
+def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
+    """Lists all that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
+
+    Args:
+        sites: how many sites each sum holds; None stands for the fewest that may be summed.
+    """
+    summed = study.quorum if sites is None else sites
+    releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
+    if study.draft.evaluation:
+        releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
+    return releases
+
+
+def releases_of_run(study: Study) -> Counter[Release]:
+    """Counts all that a whole run opens at the worst, equal releases together."""
+    total: Counter[Release] = Counter()
+    for kind, count in planned_releases(study):
+        total[kind] += count
+    return total
+
+
+def releases_of_draft(draft: StudyDraft, dim: int) -> Counter[Release]:
+    """Counts all that a run of the draft opens, each sum over the fewest sites allowed."""
+    return releases_of_run(provisional(draft, dim))
+
+
+def whole_cost(study: Study) -> float:
+    """Computes a whole run's epsilon, by PLD at the study's own delta and collusion, where nothing else is released."""
+    return epsilon_pld(releases_of_run(study), study.draft.privacy.delta, study.draft.privacy.collusion)
+
+
+def solve_noise(draft: StudyDraft, dim: int) -> StudyDraft:
+    """Gives the draft the smallest noise multiplier that keeps its `target_epsilon`; none if it names no target.
+
+    The whole run keeps it, evaluation included, at the study's own delta and collusion, with the fewest sites in every
+    sum: at a site that releases nothing else.
+
+    Raises:
+        StudyInvalid: no noise multiplier reaches the target.
+    """
+    privacy = draft.privacy
+    if privacy.target_epsilon is None or privacy.noise_multiplier:
+        return draft
+    try:
+        solved = solve_noise_multiplier(
+            lambda multiplier: releases_of_draft(with_noise(draft, multiplier), dim),
+            privacy.target_epsilon,
+            privacy.delta,
+            privacy.collusion,
+        )
+    except InvalidPrivacyParameter as err:
+        remedy = "plan fewer rounds"
+        alone = _evaluation(provisional(draft, dim))
+        if alone and epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
+            remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
+        problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
+        raise StudyInvalid(f"study {draft.name}", (problem,)) from err
+    return with_noise(draft, solved)
+
+
+def with_noise(draft: StudyDraft, noise_multiplier: float) -> StudyDraft:
+    """Copies the draft with another noise multiplier."""
+    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"noise_multiplier": noise_multiplier})})
+
+
+def with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
+    """Copies the draft with another number of rounds."""
+    return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
+
+
+def ring_of(draft: StudyDraft, dim: int) -> Ring:
+    """Plans the ring in which sums over all sites of such a study are opened.
+
+    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
+    checked, the ring has room for that too.
+
+    Raises:
+        NoRing: 64 bits are too few.
+    """
+    sites = len(draft.participants.sites)
+
+    def has_room(ring: Ring) -> bool:
+        bound = _in_ring(draft, dim, ring).longest_units
+        return bound is None or bound <= largest_bound(ring.bits)
+
+    return plan_ring(sites, draft.largest_total / sites, dim, draft.privacy.sensitivity, has_room)
+
+
+def provisional(draft: StudyDraft, dim: int) -> Study:
+    """Makes the study of `draft` as far as its cost goes: without keys, backbone, checks; never signed, kept or run."""
+    return _in_ring(draft, dim, ring_of(draft, dim))
+
+
+def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
+    return Study.model_construct(
+        draft=draft,
+        backbone_hash="",
+        sites=tuple(Participant.model_construct(name=name, identity="") for name in draft.participants.sites),
+        aggregators=tuple(
+            AggregatorParty.model_construct(name=name, identity="", address="", certificate="")
+            for name in draft.participants.aggregators
+        ),
+        coordinator="",
+        created=date.min,
+        scale_bits=ring.scale_bits,
+        ring_bits=64 if ring.bits == 64 else 32,
+        dim=dim,
+    )
+
+
+def _evaluation(study: Study) -> Counter[Release]:
+    """Counts what a run of the study opens beside its updates."""
+    if study.draft.evaluation is None:
+        return Counter()
+    return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})

@@ -1,0 +1,103 @@
+"""The model of one study, kept loaded at a site between rounds: in this process, or in workers where it asks for them.
+
+Nothing here loads torch before a model is asked for: a node that only aggregates does without.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...models.errors import ModelError
+from ...privacy.errors import PrivacyError
+from ..data import Records
+from ..data import read as read_records
+from ..errors import ModelUnusable, NothingHeldOut, WorkersFailed
+from ..policy import SitePolicy
+from ..study import PlannedRound, Study
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+    from .workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+class WarmModel:
+    """At most one study's model, loaded anew whenever the study, the records or the limits may have changed."""
+
+    def __init__(self, site: str) -> None:
+        self._site = site
+        self._trainer: tuple[str, Trainer | Workers] | None = None
+
+    def load(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
+        """Loads the study's model, unless it is loaded already; reads no record.
+
+        Raises:
+            ModelUnusable: the backbone or the limits here do not fit the study.
+        """
+        wanted = _version(study, policy)
+        if self._trainer is None or self._trainer[0] != wanted:
+            self.stop()
+            try:
+                self._trainer = wanted, self._new_trainer(study, policy)
+            except (ModelError, PrivacyError, WorkersFailed) as err:
+                logger.error("study %s cannot be computed here: %s", study.name, err)
+                raise ModelUnusable(
+                    "the backbone or the limits here do not fit the study; the site's log says why"
+                ) from err
+        return self._trainer[1]
+
+    def contribution(
+        self, study: Study, policy: SitePolicy, planned: PlannedRound
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Gives what turns the state of a round into this site's noised vector. It reads no record before it is called.
+
+        Raises:
+            ModelUnusable: the backbone or the limits here do not fit the study.
+            NothingHeldOut: the round is an evaluation, and this site has nothing to evaluate on.
+        """
+        trainer = self.load(study, policy)
+        if planned.purpose == "update":
+            return lambda state: trainer.release(state, planned.number)
+        held_out = policy.held_out()
+        if held_out is None:
+            raise NothingHeldOut(
+                f"{self._site} holds no records out (data.heldout_path in its site.toml): not evaluated here"
+            )
+        return lambda state: trainer.histogram(
+            state, lambda: read_records(held_out, study), planned.number, site_noise=study.site_noise(planned)
+        )
+
+    def stop(self) -> None:
+        """Drops the model and ends the workers."""
+        if self._trainer is not None:
+            self._trainer[1].stop()
+            self._trainer = None
+
+    def _new_trainer(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
+        directory, limits, site = policy.backbone.directory, policy.limits, self._site
+        site_noise = study.site_noise(study.planned_round(1))
+
+        def read() -> Records:
+            return read_records(policy, study)
+
+        if limits.workers:
+            from .workers import Workers
+
+            return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
+        from .trainer import Trainer
+
+        rows, threads = limits.max_rows_per_batch, limits.threads
+        return Trainer(study, directory, read, site=site, site_noise=site_noise, max_rows=rows, threads=threads)
+
+
+def _version(study: Study, policy: SitePolicy) -> str:
+    """Changes whenever the model, the records or their columns may have: then both are read anew."""
+    try:
+        found = policy.data.path.stat()
+        changed = (found.st_mtime_ns, found.st_size)
+    except OSError:
+        changed = (0, 0)
+    return repr((study.study_hash, policy.data, policy.backbone, policy.limits, changed))

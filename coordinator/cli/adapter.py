@@ -1,0 +1,114 @@
+"""The commands `coordinator adapter`: what was learned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...client_node.cli.application import JsonOption, group
+from ..errors import Conflict
+from ..federation import opened_store
+from .model_tables import reading, show_combined, show_evaluation, show_routing, show_written
+from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
+
+app = group("What was learned.")
+
+
+@app.command("export")
+def adapter_export(
+    run: str,
+    directory: Path,
+    override_audit: OverrideOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
+    from ..results.export import export_adapter
+
+    with opened_store(home) as store:
+        card = export_adapter(store, home, run, directory, override_audit=override_audit)
+        show_written("Adapter", directory, card, as_json)
+
+
+@app.command("merge")
+def adapter_merge(
+    run: str,
+    directory: Path,
+    override_audit: OverrideOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the backbone with a run's adapter in its weights, as one checkpoint; conditions are those of `export`."""
+    from ..results.export import merge_adapter
+
+    with opened_store(home) as store:
+        card = merge_adapter(store, home, run, directory, override_audit=override_audit)
+        show_written("Merged model", directory, card, as_json)
+
+
+@app.command("combine")
+def adapter_combine(
+    directories: Annotated[list[Path], typer.Argument(help="Exported adapters of one backbone, two or more.")],
+    out_directory: Annotated[Path, typer.Argument(help="Written anew; must not exist.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Positive numbers, one for each adapter, e.g. 1,2; only ratios count.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut the sum to this rank; left out, it is exact and ranks add up.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
+    from ...models.adapters import combine
+
+    found = combine(directories, out_directory, weights=parse_weights(weights), rank=rank)
+    show_combined(out_directory, found, is_exact=rank is None, as_json=as_json)
+
+
+@app.command("evaluate")
+def adapter_evaluate(
+    run: str,
+    data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
+    unit_column: Annotated[str, typer.Option(help="Column that names the unit.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Score held-out records that lie on this machine, with 95 % intervals.
+
+    AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
+    The figures depend on those records: publish them only if the records are public or their release is accounted for.
+    """
+    from ..results.held_out import evaluate_run
+
+    with opened_store(home) as store:
+        show_evaluation(evaluate_run(store, home, run, data, unit_column), as_json)
+
+
+@app.command("routing")
+def adapter_routing(
+    run: str,
+    text: TextOption = None,
+    tokens: TokensOption = 1024,
+    html: PageOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the same as `backbone routing` with a run's adapter in place: what training did to it.
+
+    The figures depend on what is read: publish them only if that is public.
+    """
+    from ..results.router_statistics import measure, reader_of_run
+
+    with opened_store(home) as store:
+        directory, model = reader_of_run(store, home, run)
+    with reading(tokens) as progress:
+        found = measure(directory, text, tokens=tokens, model=model, progress=progress)
+    show_routing(run, found, html, as_json)
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """Weights as the command line has them, with commas between them."""
+    try:
+        return None if text is None else [float(weight) for weight in text.split(",")]
+    except ValueError:
+        raise Conflict("--weights takes numbers with commas between them, e.g. 1,2; nothing was written") from None

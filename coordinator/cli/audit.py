@@ -1,0 +1,25 @@
+"""The command `coordinator audit privacy`: does the engine do what its epsilon claims?"""
+
+import typer
+
+from ...client_node.cli.application import PROBLEMS, JsonOption, group
+from ...client_node.cli.console import err
+from ..federation import opened_store
+from .options import DEFAULT_HOME, HomeOption
+from .tables import show_audit
+
+app = group("Does the engine do what its epsilon claims?")
+
+
+@app.command("privacy")
+def audit_privacy(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Try to prove the epsilon of a run's training step wrong, on canaries on this machine; about a minute.
+
+    Exit code 3 if the claim does not stand. Every audit is kept and enters reports.
+    """
+    from ..results.privacy_audit import audit_run
+
+    with opened_store(home) as store, err.status("Auditing the sites' training step on this run's model"):
+        facts = audit_run(store, home, run)
+    show_audit(facts, as_json)
+    raise typer.Exit(0 if facts.passed else PROBLEMS)

@@ -1,0 +1,167 @@
+"""Shows backbones and adapters for the `coordinator` command: tables and bars for people, JSON for programs."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from ...client_node.cli.console import err, out, print_json, show_page, table_of, tell
+from ...models.errors import InvalidBackbone
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ...models.adapters import Combined, ModelCard
+    from ...models.backbones.loading import Description
+    from ...models.evaluation.router_statistics import LayerRouting
+    from ..results.router_statistics import Routing
+
+
+def show_built(directory: Path, digest: str, as_json: bool) -> None:
+    """Shows the folder of a backbone just built, and its hash alone on the last line."""
+    if as_json:
+        return print_json({"directory": str(directory), "hash": digest})
+    out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
+    print(digest)
+
+
+def show_imported(directory: Path, digest: str, logit_difference: float, as_json: bool) -> None:
+    """Shows the folder of an imported model, its distance from its source, and its hash alone on the last line."""
+    if as_json:
+        return print_json({"directory": str(directory), "hash": digest, "logit_difference": logit_difference})
+    out.print(
+        f"Checkpoint written to {directory}; its logits are the source's within {logit_difference:.1g}. "
+        "Licence and origin: coordinator backbone show DIRECTORY. Its hash:"
+    )
+    print(digest)
+
+
+def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:
+    """Shows backbones by the names of their folders; what is wrong with the others goes to stderr."""
+    if as_json:
+        facts = {
+            name: {"problem": str(of)} if isinstance(of, InvalidBackbone) else asdict(of) for name, of in found.items()
+        }
+        return print_json([{"directory": str(folder / name), **of} for name, of in facts.items()])
+    good = {name: of for name, of in found.items() if not isinstance(of, InvalidBackbone)}
+    rows = [backbone_row(name, of) for name, of in good.items()]
+    out.print(table_of(f"Backbones in {escape(str(folder))}", rows))
+    for name in sorted(found.keys() - good.keys()):
+        tell(f"Cannot be used: {found[name]}")
+
+
+def backbone_row(name: str, found: "Description") -> dict[str, Any]:
+    """A backbone as a row of a table."""
+    return {
+        "folder": name,
+        "reads": found.reads,
+        "parameters": f"{found.size.parameters:,}",
+        "licence": found.origin.licence if found.origin else "not stated",
+        "hash": found.hash,
+    }
+
+
+def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
+    """Shows a backbone: hash, size, licence, origin."""
+    if as_json:
+        return print_json({"directory": str(directory), **asdict(found)})
+    origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
+    facts = {
+        "hash": found.hash,
+        "reads": found.reads,
+        "parameters": f"{found.size.parameters:,}",
+        "active per token": f"{found.size.active_parameters:,}",
+        "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
+        **origin,
+    }
+    rows = [{"": name.replace("_", " "), "value": value} for name, value in facts.items()]
+    out.print(table_of(escape(str(directory)), rows))
+
+
+def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:
+    """Shows the folder to which a run's adapter or merged model was written."""
+    if as_json:
+        return print_json({"directory": str(directory), **asdict(card)})
+    out.print(f"{what} after round {card.rounds} written to {directory}")
+
+
+def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json: bool) -> None:
+    """Shows the folder of a combined adapter, and the loss of cutting it to a rank."""
+    if as_json:
+        return print_json(
+            {
+                "directory": str(directory),
+                "rank": found.adapter.rank,
+                "relative_error": found.relative_error,
+                "error_of": dict(found.error_of),
+            }
+        )
+    lost = "exact" if is_exact else f"relative error {found.relative_error:.3g} (Frobenius)"
+    out.print(f"Adapter of rank {found.adapter.rank}, {lost}, written to {directory}")
+    if found.adapter.head is None:
+        out.print("It has no head: not all of them have one")
+
+
+def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
+    """Shows every metric with its interval, a line each."""
+    if as_json:
+        return print_json(found)
+    for metric in (name for name in found if name != "records"):
+        value, low, high = (found[metric][bound] for bound in ("value", "low", "high"))
+        out.print(f"{metric.replace('_', ' '):17s} {value:.4f}  [{low:.4f}, {high:.4f}]")
+
+
+@contextmanager
+def bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, moved by how much is done, of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+@contextmanager
+def reading(tokens: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, moved by the number of tokens read so far."""
+    with bar("Reading", tokens) as progress:
+        yield lambda read: progress(read, tokens)
+
+
+def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
+    """Shows a routing as a table, a page or JSON."""
+    from ..results.router_page import render_html
+
+    read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
+    show_page(
+        "Page",
+        found.to_dict(),
+        page=lambda: render_html(name, found),
+        table=lambda: out.print(table_of(escape(read), routing_rows(found.layers))),
+        html=html,
+        as_json=as_json,
+    )
+
+
+def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:
+    """Layers as a table shows them, the load of each expert as a bar, full at twice an even share."""
+    return [
+        {
+            "layer": layer.layer,
+            "load, expert by expert": bars([share * len(layer.load) / 2 for share in layer.load]),
+            "entropy": f"{layer.entropy:.3f}",
+            "max violation": f"{layer.max_violation:.2f}",
+            "never chosen": len(layer.unused),
+            "token entropy": f"{layer.token_entropy:.4f}",
+        }
+        for layer in layers
+    ]
+
+
+def bars(heights: Sequence[float]) -> str:
+    """A bar for each height, a blank for 0 and the tallest for 1 and more; of more than 64, means of neighbours."""
+    width = -(-len(heights) // 64)
+    groups = [heights[start : start + width] for start in range(0, len(heights), width)]
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, math.ceil(8 * sum(group) / len(group)))] for group in groups)

@@ -1,0 +1,21 @@
+"""Options that commands of `coordinator` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="CONFIDE_COORDINATOR_HOME", help="Folder of the federation."),
+]
+TextOption = Annotated[
+    Path | None, typer.Option("--text", help="UTF-8 file to read, at most 1 MiB; left out, the backbone's licence.")
+]
+TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to read at the most.")]
+PageOption = Annotated[Path | None, typer.Option("--html", help="Write the figures as a web page to this file.")]
+OverrideOption = Annotated[
+    str | None, typer.Option(help="Write without an audit that passed, for this reason; the model card shows it.")
+]

@@ -1,0 +1,40 @@
+"""The commands `coordinator site`: who takes part."""
+
+from typing import Annotated
+
+import typer
+
+from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.console import out
+from ..federation import members, opened_store
+from .options import DEFAULT_HOME, HomeOption
+from .tables import show_invitation, show_members
+
+app = group("Who takes part.")
+
+
+@app.command("invite")
+def site_invite(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.")],
+    role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
+    with opened_store(home) as store:
+        show_invitation(members.invite(store, home, name, role or ["train"]), as_json)
+
+
+@app.command("list")
+def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show every site, its roles and state."""
+    with opened_store(home) as store:
+        show_members(members.members(store), as_json)
+
+
+@app.command("revoke")
+def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Turn a site out: its next request is refused."""
+    with opened_store(home) as store:
+        members.revoke(store, home, name)
+        out.print(f"{name} is revoked; a running server refuses it from now on.")

@@ -1,0 +1,36 @@
+"""The commands `coordinator study`: what shall be learned, on which terms."""
+
+import json
+from pathlib import Path
+
+from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.console import print_json
+from ..federation import Pki, opened_store
+from .options import DEFAULT_HOME, HomeOption
+from .tables import show_created_study, show_studies
+
+app = group("What shall be learned, on which terms.")
+
+
+@app.command("create")
+def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
+    from ..studies.create import create_study
+    from ..studies.summary import summary
+
+    with opened_store(home) as store:
+        show_created_study(summary(create_study(store, Pki.load(home), home, draft)), as_json)
+
+
+@app.command("list")
+def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show every study."""
+    with opened_store(home) as store:
+        show_studies(store.studies(), as_json)
+
+
+@app.command("show")
+def study_show(study: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Print a study as sites see it, in JSON."""
+    with opened_store(home) as store:
+        print_json(json.loads(store.study(study).canonical))

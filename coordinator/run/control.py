@@ -1,0 +1,39 @@
+"""An operator's orders to a run: begin, stop, go on. Its driver hears them between two questions."""
+
+import secrets
+import time
+
+from ..store import Store
+from ..store.states import RESUME, STOP, RunState
+from ..store.tables import Run
+
+
+def start_run(store: Store, study: str) -> str:
+    """Adds a pending run of the newest study of that name or hash and returns its id. Raises `NotFound`."""
+    row = store.study(study)
+    run_id = f"{row.name}-{secrets.token_hex(4)}"
+    with store.session() as session:
+        session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))
+        store.log_action(session, f"run {run_id} of study {row.hash} started")
+    return run_id
+
+
+def stop_run(store: Store, run_id: str) -> None:
+    """Stops a run after the question in progress; committed rounds stay.
+
+    Raises:
+        Conflict: the run does not run.
+        NotFound: there is none of that id.
+    """
+    store.move_run(run_id, STOP)
+
+
+def resume_run(store: Store, run_id: str) -> int:
+    """Lets a stopped or failed run go on after its last committed round, and returns the next round's number.
+
+    Raises:
+        Conflict: the run was not stopped and did not fail.
+        NotFound: there is none of that id.
+    """
+    store.move_run(run_id, RESUME)
+    return store.last_round(run_id).number + 1

@@ -1,0 +1,83 @@
+"""Runs at a glance, and the rounds that a run has opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..store import Store
+from ..store.states import RunState
+from ..store.tables import Run
+from ..studies.catalogue import load_study
+
+
+@dataclass(frozen=True, slots=True)
+class RunStanding:
+    """A run's state, and its progress so far."""
+
+    run: str
+    state: str
+    rounds: int  # committed
+    step: str  # what its driver is doing; of a run that does not run, the error that ended it
+    started: float  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRound:
+    """One sum that a run has opened."""
+
+    round: int
+    purpose: str  # update or evaluation
+    summed: tuple[str, ...]  # whose updates it holds
+    too_long: tuple[str, ...]  # whose vectors were left out for their length
+    missing: tuple[str, ...]  # other sites of the study
+    seconds: float
+    bytes_per_site: int  # sealed bytes that one site sent
+    committed: float  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRounds:
+    """All that a run has opened, and by round whose vectors were too long, in rounds not opened yet as well."""
+
+    rounds: tuple[OpenedRound, ...]
+    too_long: Mapping[int, tuple[str, ...]]
+
+    @property
+    def unopened(self) -> list[int]:
+        """Rounds from which sites were left out and which are not opened yet, in order."""
+        return sorted(self.too_long.keys() - {each.round for each in self.rounds})
+
+
+def run_standings(store: Store) -> list[RunStanding]:
+    """Every run, oldest first."""
+    return [_standing(store, run) for run in store.runs()]
+
+
+def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
+    """Lists the rounds that a run has opened, its evaluation included. Raises `NotFound`."""
+    study = load_study(store.study(store.run(run_id).study))
+    left_out, found = store.left_out(run_id), []
+    for row in store.opened(run_id):
+        summed, too_long = row.summed, left_out.get(row.number, ())
+        found.append(
+            OpenedRound(
+                round=row.number,
+                purpose=study.planned_round(row.number).purpose,
+                summed=summed,
+                too_long=too_long,
+                missing=tuple(site for site in study.site_names() if site not in summed and site not in too_long),
+                seconds=row.seconds,
+                bytes_per_site=row.bytes_per_site,
+                committed=row.committed_at,
+            )
+        )
+    return OpenedRounds(tuple(found), left_out)
+
+
+def _standing(store: Store, run: Run) -> RunStanding:
+    return RunStanding(
+        run=run.id,
+        state=run.state,
+        rounds=store.last_round(run.id).number,
+        step=run.step if run.state == RunState.RUNNING else (run.error or ""),
+        started=run.created_at,
+    )

@@ -1,0 +1,101 @@
+"""Asks nodes, and takes only answers that they have signed; asks again until enough of them have answered."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from ...client_node.errors import FINAL_REFUSALS, MessageInvalid
+from ...client_node.wire.messages import Packet, Reply, verify
+from ..errors import MessageRefused, ReplicaBroken, RunRefused, SitesMissing
+from ..fleet import NodeFailure
+from .context import RunContext
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Reply)
+
+PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fails
+RETRY_S = 1.0
+
+
+def ask_until(
+    run: RunContext,
+    kind: str,
+    nodes: Sequence[str],
+    request: Callable[[str], Packet],
+    models: tuple[type[R], ...],
+    *,
+    needed: int,
+    accept: Callable[[str, R, Packet], None],
+    finish: Callable[[Collection[str]], Collection[str]] | None = None,
+    patience: float | None = None,
+    is_stoppable: bool = True,
+) -> dict[str, R]:
+    """Collects verified and accepted answers; asks again those that are away until `needed` nodes have answered.
+
+    An answer that does not verify counts as none. All nodes that are there are asked at least once.
+
+    Args:
+        accept: is given each verified answer; what it refuses counts as none.
+        finish: is given the nodes whose answers were accepted since it was called last, and says which of them have
+            sent all that belongs to their answer; the others are asked again.
+
+    Raises:
+        RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
+        SitesMissing: fewer than `needed` nodes answered within `patience` seconds.
+    """
+    found: dict[str, R] = {}
+    refused: dict[str, str] = {}
+    deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
+    while True:
+        missing = [name for name in nodes if name not in found and name not in refused]
+        if len(nodes) - len(refused) < needed:
+            few = f"{kind}: {needed} nodes are needed and {len(nodes)} are not revoked"
+            raise RunRefused("; ".join(refused.values()) or few)
+        if is_stoppable:
+            run.stop_if_asked()
+        online = run.fleet.online()
+        requests = {name: request(name) for name in missing if name in online}
+        accepted: dict[str, R] = {}
+        for name, answer in verified_answers(run, kind, requests, *models):
+            if isinstance(answer, NodeFailure):
+                if answer.error in FINAL_REFUSALS:
+                    refused[name] = f"{name} refuses ({answer.error}): {answer.message}"
+                logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, answer)
+                continue
+            try:
+                if not isinstance(answer, tuple):
+                    raise answer
+                accept(name, *answer)
+            except (MessageInvalid, MessageRefused, ReplicaBroken) as err:
+                logger.warning("run %s: the answer of %s is not taken: %s", run.id, name, err)
+                continue
+            accepted[name] = answer[0]
+        whole = accepted if finish is None else finish(accepted)
+        found |= {name: accepted[name] for name in whole}
+        if len(found) >= needed:
+            return found
+        away = ", ".join(name for name in missing if name not in found)
+        if time.monotonic() > deadline:
+            raise SitesMissing(f"{kind}: no good answer from {away} in time; what is committed is kept")
+        run.beat(f"{kind}: waits for {away}")
+        time.sleep(RETRY_S)
+
+
+def verified_answers(
+    run: RunContext, kind: str, requests: Mapping[str, Packet], *models: type[R]
+) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
+    """Yields by node, as they come, answers that are the node's own to this very request, or why there is none."""
+    for name, packet in run.fleet.ask(kind, requests, run.study.draft.rounds.deadline_s) if requests else ():
+        if isinstance(packet, NodeFailure):
+            yield name, packet
+            continue
+        try:
+            message = verify(packet, run.identity_of(name), *models)
+            if message.request != requests[name].digest():
+                raise MessageRefused(f"{name} answered another request than the one it was sent")
+        except (MessageInvalid, MessageRefused) as err:
+            yield name, err
+        else:
+            yield name, (message, packet)

@@ -1,0 +1,39 @@
+"""A new study in figures for its operator: hash, size, learning rates, and the cost of a run."""
+
+from dataclasses import dataclass
+
+from ...client_node.study import Study, cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySummary:
+    """A study in figures; the draft's target, solved, where it names one."""
+
+    name: str
+    hash: str
+    dim: int
+    lr: float
+    head_lr: float
+    noise_multiplier: float
+    target_epsilon: float | None
+    delta: float
+    collusion: int
+    epsilon: float | None  # by PLD, of a whole run at a site that releases nothing else; None without privacy
+
+
+def summary(study: Study) -> StudySummary:
+    """Sums a study up in figures."""
+    privacy = study.draft.privacy
+    lr, head_lr = study.draft.optimizer.rates
+    return StudySummary(
+        name=study.name,
+        hash=study.study_hash,
+        dim=study.dim,
+        lr=lr,
+        head_lr=head_lr,
+        noise_multiplier=privacy.noise_multiplier,
+        target_epsilon=privacy.target_epsilon,
+        delta=privacy.delta,
+        collusion=privacy.collusion,
+        epsilon=None if privacy.mode == "none" else cost.whole_cost(study),
+    )
