@@ -1,4 +1,4 @@
-"""What the examples' `prepare.py` have in common: public rows from an installed package, split into sites' tables.
+"""Shared steps of the examples' `prepare.py`: splits public rows of an installed package into sites' tables.
 
 A script beside a study does not find this file by itself, so each puts this folder at the end of `sys.path` first.
 """
