@@ -66,11 +66,11 @@ def load_settings(home: Path) -> Settings:
 
 @contextmanager
 def opened_store(home: Path) -> Iterator[Store]:
-    """The store of the federation under `home`, closed at the end.
+    """Opens the store of the federation under `home`, and closes it at the end.
 
     Raises:
         NotFound: there is no federation.
-        Conflict: its database is another version's; nothing is changed.
+        Conflict: the database is of another version; nothing is changed.
     """
     load_settings(home)
     store = Store.open(home)
