@@ -1,14 +1,14 @@
-"""What a round of thyroid sends to and from a site, by adapter and form of state, and what coarser forms cost in AUC.
+"""Measures the bytes of a thyroid round by adapter and form of state, and the cost of coarser forms in AUC.
 
     python benchmarks/adapters.py [--part bytes|state|cut] [--seeds 1 2 3] [--rounds N] [--backbone DIR] [--json]
 
-bytes  The packets of one round, made, signed and sealed by the functions that make them in a run, as the objects into
-       which Flower takes them apart. No outcome and no ledger entry is in them; HTTP and TLS come on top.
-state  The study in one process (`coordinator.references.federate`) with states in float32 and in int8, with its own
-       noise and without. Without, a seed fixes who is drawn, so the two forms see the same samples; with noise each run
-       draws anew.
-cut    The first seed's adapter without noise, every weight cut to a smaller rank by singular values: relative error of
-       all products together (Frobenius) and AUC with the head as it is.
+bytes  The packets of one round to and from a site, made, signed and sealed by the functions of a real run, as the
+       objects into which Flower splits them. They have no outcome and no ledger entry; HTTP and TLS come on top.
+state  The study in one process (`coordinator.demo.baselines.federate`) with states in float32 and in int8, with its
+       own noise and without noise. Without noise a seed fixes the drawn units, so both forms see the same samples;
+       with noise each run draws anew.
+cut    The first seed's adapter without noise, with every weight cut to a smaller rank by singular values: relative
+       error of all products together (Frobenius), and AUC with the head unchanged.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def framed(packet: Packet) -> int:
 
 
 def round_bytes(draft: StudyDraft, adapted: AdaptedModel) -> dict[str, Any]:
-    """What one site is sent in a round, and what it sends."""
+    """Measures the packets of one round to and from one site."""
     dim, site = draft.state_dim(adapted.layout.dim), draft.participants.sites[0]
     names = ("coordinator", *draft.participants.sites, *draft.participants.aggregators)
     keys = {name: Ed25519PrivateKey.generate() for name in names}

@@ -1,12 +1,13 @@
-"""What the audit and the checks of the training step catch, and what an attacker learns from an adapter.
+"""Measures the detection of broken engines by audit and checks, and membership inference on an adapter.
 
     python benchmarks/audit.py [--runs N] [--backbone DIR] [--json]
     python benchmarks/audit.py --membership [--shadows N] [--backbone DIR] [--json]
 
-On the thyroid study's own model. First: the true engine and sabotaged ones (`tests/privacy/sabotage.py`), each audited
-several times and checked once. With --membership: the likelihood-ratio attack with shadow models trained as the study
-trains, head and LoRA, each on a random part of the records and each attacked by means of all the others, with the
-study's noise and without. Private runs draw from the operating system, so every repetition is another one.
+Both use the thyroid study's own model. The first command audits the true engine and sabotaged ones
+(`tests/privacy/sabotage.py`) several times each, and checks each once. With --membership: the likelihood-ratio attack
+with shadow models trained as the study trains, head and LoRA, each on a random part of the records. Each model is
+attacked by means of all the others, with the study's noise and without noise. Private runs draw from the operating
+system, so every repetition differs.
 """
 
 import argparse

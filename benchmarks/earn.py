@@ -1,11 +1,12 @@
-"""Do adapters earn their epsilon? Head alone against head and LoRA, under the same noise, on free text.
+"""Compares the head alone with head and LoRA under the same noise, on free text: do adapters earn their epsilon?
 
     python benchmarks/earn.py [--quick] [--rows lora ...] [--seeds 1 2 3] [--base FILE] [--json]
 
-First names (`examples/names`), read letter by letter by a backbone that learned to predict the next letter of the
-words of ICD-10-CM, and nothing about names. The rounds are those of `coordinator.references.federate`, with the steps
-that sites and coordinator run; sampling and noise under privacy come from the operating system, so that a private row
-is a mean over as many independent runs. Settings: `TERMS`; how they were found: `examples/names/README.md`.
+The records are first names (`examples/names`), read letter by letter. The backbone learned to predict the next letter
+of the words of ICD-10-CM, and nothing about names. The rounds are those of `coordinator.demo.baselines.federate`, with
+the steps that sites and coordinator run. Sampling and noise under privacy come from the operating system, so a private
+row is a mean over as many independent runs as there are seeds. Settings: `TERMS`; how they were found:
+`examples/names/README.md`.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def encode(names: list[str]) -> np.ndarray:
 
 
 def public_words() -> dict[str, int]:
-    """How often each word of 2 to 20 letters stands in the tabular list of ICD-10-CM."""
+    """Counts each word of 2 to 20 letters in the tabular list of ICD-10-CM."""
     (path,) = package_file("simple_icd_10_cm", "data").glob("*.xml")
     words: Counter[str] = Counter()
     for entry in ElementTree.parse(path).iter():
@@ -231,7 +232,7 @@ def letter_groups(bench: Bench, draft: StudyDraft, *, trigrams: bool) -> Callabl
 
 
 def groups_of(names: list[str], groups: list[str]) -> np.ndarray:
-    """Which of the groups of letters a name has (`^` before it, `$` behind it), and a constant; rows of unit length."""
+    """Encodes each name's groups of letters (`^` before it, `$` behind it), and a constant; rows of unit length."""
     index = {group: i for i, group in enumerate(groups)}
     has = np.zeros((len(names), len(index) + 1), dtype=np.float32)
     has[:, -1] = 1

@@ -1,22 +1,22 @@
-"""Routed experts: these kernels beside transformers, PEFT, and one bare matrix product an expert.
+"""Compares the kernels for routed experts with transformers, PEFT, and one bare matrix product an expert.
 
     python benchmarks/experts.py [--quick] [--json] [--seconds S] [--shape NAME]
 
-Every figure is processor time over that of `limit`: the matrix products alone, one an expert and projection, into
-buffers that are there, with no gather, activation or sum. With LoRA the limit has the rank-wide products too.
+Every figure is processor time divided by that of `limit`: the matrix products alone, one an expert and projection, into
+existing buffers, without gather, activation or sum. With LoRA the limit has the rank-wide products too.
 
     ours          `moe` on the cpu backend; int8, nf4, fp8: the same on quantised experts
     eager         transformers' loop over experts
     grouped_mm    transformers' default
     peft          `target_parameters` over grouped_mm
     norms         ours with a collector and 8 units, and the norm of each unit's gradient
-    clipped       the same and the clipped sum
+    clipped       norms, and the clipped sum
 
-Methods alternate, medians over rounds, one thread. Memory is how far the peak resident set (VmHWM) of a fresh process
-rises over that with weights and input loaded, forward and backward with LoRA; beside it the size of one expert stack.
-The whole step is that of the demo's model, rank 4, batches of 64 records: ours with per-unit clipping, against PEFT's
-adapters over transformers' default experts without any clipping, and against the same one record after another, which
-is what clipping takes there.
+Methods alternate; times are medians over rounds in one thread. Memory is the rise of a fresh process's peak resident
+set (VmHWM) over the one with weights and input loaded, forward and backward with LoRA; beside it is the size of one
+expert stack. The whole step is that of the demo's model, rank 4, batches of 64 records. It compares our step with
+per-unit clipping to two others: PEFT's adapters over transformers' default experts without clipping, and the same one
+record after another, which clipping needs there.
 """
 
 import argparse

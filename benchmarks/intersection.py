@@ -1,10 +1,11 @@
-"""How many ids a second an owner hashes, blinds and answers in a set intersection, beside what is often done instead.
+"""Measures the ids a second that an owner hashes, blinds and answers in a set intersection, beside salted hashes.
 
     python benchmarks/intersection.py [--json] [--ids N]
 
-Processor time of one thread, the best of several turns, all rows in one run. A whole session is one owner's work for N
-ids of its own and N of the other's. Exchanging salted hashes is quicker by orders of magnitude and protects nobody:
-whoever has the salt tries all ids that there are. Euler's criterion is what the Jacobi symbol stands for.
+Times are processor time of one thread, the best of several turns, all rows in one run. A whole session is one owner's
+work for N ids of its own and N of the other's. Salted hashes are often exchanged instead: that is faster by orders of
+magnitude and protects nobody, because the holder of the salt can try all possible ids. The Jacobi symbol is used in
+place of Euler's criterion, which is timed beside it.
 """
 
 import argparse

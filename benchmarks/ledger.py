@@ -1,11 +1,11 @@
-"""What the privacy ledger costs in time: charging, opening, reporting, composing.
+"""Times the privacy ledger: charging, opening, reporting, composing.
 
     python benchmarks/ledger.py [--full] [--json]
 
-Long ledgers are made of really signed entries and put on disk by the call that `budget import` makes. A pair is one of
-noise multiplier and sample rate. Times are processor time, which other programs on the machine change little; beside
-it the wall time of a charge, which waits for the disk and for them. --full adds an opening of 100,000 entries (minutes
-to make them).
+Long ledgers have really signed entries and are written to disk by the call that `budget import` makes. A pair is a
+noise multiplier with a sample rate. Times are processor time, which other programs on the machine change little; beside
+it is the wall time of a charge, which waits for the disk and for other programs. --full adds the opening of 100,000
+entries, which take minutes to make.
 """
 
 import argparse

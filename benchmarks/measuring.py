@@ -1,4 +1,4 @@
-"""How benchmarks measure: processor time of one thread, and the most memory that a process allocates."""
+"""Measures for the benchmarks: processor time of one thread, and the peak memory of a process."""
 
 import statistics
 import threading

@@ -1,25 +1,25 @@
-"""What loading a checkpoint takes in each format, what a sparse model buys, and LoRA beside transformers and PEFT.
+"""Measures checkpoint loading in each format, sparse beside dense models, and LoRA beside transformers and PEFT.
 
     python benchmarks/models.py [--quick] [--json] [--part load|sparse|peft|smollm2]
 
 load    A checkpoint of random weights in the shape of DeepSeek-V3 is written to a temporary folder in shards, then
-        loaded by `load_model`, hash check and all, in every format in turn by a fresh process that has loaded a small
-        one before; another does so for memory. That is private memory (RssAnon) over that before; mapped files are
-        not in it.
+        loaded by `load_model`, hash check included, in every format in turn. Each time a fresh process loads it, after
+        a small one; another process measures memory. That is the rise of private memory (RssAnon), without mapped
+        files.
 sparse  A sparse model beside a dense one of the same parameters, layers and attention, whose MLPs are as wide as all
         experts of a layer together. FLOPs per token of a forward pass: 2 for each number of each matrix that a token
         meets (attention, router, shared and chosen experts, output), and 2 * row length * heads * (key + value width)
         in each layer for attention itself. The step has LoRA on attention and routed experts, or MLPs, clipped by
         record.
 peft    A sparse model of five such layers, loaded from a checkpoint: LoRA on attention and routed experts, only B
-        trained, ours with clipping by record and PEFT without any. Then greedy text with a key-value cache, 8 tokens
-        after a prompt of 32, the prompt's time included; without adapter is also what a merged one would take.
+        trained, ours with clipping by record and PEFT without clipping. Then greedy text with a key-value cache, 8
+        tokens after a prompt of 32, the prompt's time included; a merged adapter takes the time without adapter.
 smollm2 The import of SmolLM2 (`coordinator backbone import`), with LoRA on attention, clipped by record, its routed
-        experts in each format, beside the dense Llama that it was made from in transformers and PEFT, not clipped:
+        experts in each format. Beside it is its dense Llama in transformers and PEFT, not clipped:
         training, greedy text as above, and perplexity of the start of the licence that comes with it, adapters at their
         start. Needs the packages of requirements-smollm.txt and gguf.
 
-Methods alternate, medians of processor time, one thread.
+Methods alternate; times are medians of processor time in one thread.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Whole rounds of secure aggregation, beside a plain sum and beside what one would use instead.
+"""Times whole rounds of secure aggregation, beside a plain sum and alternative methods.
 
     python benchmarks/mpc.py [--json] [--sites 3 10 50] [--dim 1000000 10000000] [--bits 32 64] [--others]
 
-Sites seal random vectors inside the norm bound; three party processes on this machine verify, check norms, add and
-release over mutual TLS; the total is opened and compared, bit for bit, with the plain sum of the integers. Everything
-is real but for the coordinator's relay (`benchmarks/relay.py`) and the training. Times of sites and of the coordinator
-are processor time of one thread; a party's is its process's processor time over the round, of a second round, when base
-transfers are made and modules are warm. The plain addition is float32, in the same run.
+Sites seal random vectors inside the norm bound. Three party processes on this machine verify, check norms, add and
+release over mutual TLS. The total is opened and compared, bit for bit, with the plain sum of the integers. All parts
+are real except the coordinator's relay (`benchmarks/relay.py`) and the training. Times of sites and of the coordinator
+are processor time of one thread. A party's time is its process's processor time over a second round, after base
+transfers and imports. The plain addition is float32, in the same run.
 
 `--others` times, for one site's vector: Flower's SecAgg+ (quantising, and one pairwise mask a neighbour), CrypTen's own
 `cryptensor` path in three processes over Gloo without TLS, and TenSEAL's CKKS where it is installed.
@@ -177,7 +177,7 @@ def rounds(dims: list[int], sites: list[int], bits: list[int]) -> list[dict[str,
 
 
 def others(dim: int) -> dict[str, dict[str, float]]:
-    """What other ways cost for one vector: processor ms, and bytes where they differ from the vector's own."""
+    """Measures alternative methods on one vector: processor ms, and bytes if they differ from the vector's own."""
     from flwr.common.secure_aggregation.quantization import quantize
     from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 

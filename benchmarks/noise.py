@@ -1,11 +1,11 @@
-"""How fast noise is drawn, one thread: discrete Gaussians over the integers beside float normals.
+"""Times the drawing of noise in one thread: discrete Gaussians over the integers beside float normals.
 
     python benchmarks/noise.py [--json] [--draws N] [--sigma S]
 
 Each row is the best of several turns, all rows in one run. Float normals are no substitute in a ring: their low bits
-tell what they were added to (Mironov 2012). Opacus' `secure_mode` guards against that by adding four of them. It means
-to draw them from a cryptographic torch generator (torchcsprng), which is not installed here: its row runs on torch's
-own generator and is faster than the real thing.
+reveal the value that they were added to (Mironov 2012). Opacus' `secure_mode` guards against that by adding four of
+them. It means to draw them from a cryptographic torch generator (torchcsprng), which is not installed here: its row
+runs on torch's own generator and is faster than the real thing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TURNS = 5
 
 
 def rows(sigma: int) -> dict[str, Callable[[int], object]]:
-    """What is timed: number of draws -> anything."""
+    """Returns the timed samplers by name; each takes the number of draws."""
     stream = SeededBytes(os.urandom(32))
     numpy_generator = np.random.default_rng()
     torch_generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))

@@ -1,10 +1,10 @@
-"""How often the norm check errs, by the shape of the vector, and what a sketch takes. Tables of docs/norm-check.md.
+"""Measures the error rate of the norm check by shape of vector, and the cost of a sketch, for docs/norm-check.md.
 
     python benchmarks/norm_check.py [--draws N] [--dim D]
 
-The verdict is the plain rule's (`tests/mpc/plain_norm_check.py`), compared without a mask. A draw is a new seed and,
-where a shape has chance in it, a new vector. Lengths are those of one vector: a sketch is linear, so one draw is judged
-against several bounds.
+The verdict is that of the plain rule (`tests/mpc/plain_norm_check.py`), compared without a mask. A draw is a new seed
+and, for random shapes, a new vector. Lengths are those of one vector: a sketch is linear, so one draw is judged against
+several bounds.
 """
 
 import argparse

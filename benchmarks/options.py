@@ -1,9 +1,9 @@
-"""What the options of study.toml do for quality: the thyroid study with one of them changed at a time.
+"""Measures the effect of study.toml's options on quality: the thyroid study with one option changed at a time.
 
     python benchmarks/options.py [--rows WORD ...] [--seeds N] [--backbone DIR] [--json]
 
-Simulated in one process by `coordinator.references.federate`, like `quality.py`. Four fifths of the training records
-are trained on. Each run is scored twice: on the other fifth, by which settings are to be chosen, and on the held-out
+Runs are simulated in one process by `coordinator.demo.baselines.federate`, as in `quality.py`, and train on four fifths
+of the training records. Each run is scored twice: on the other fifth, for choosing settings, and on the held-out
 records. A row is the mean over N independent runs: noise and sampling come from the operating system.
 """
 

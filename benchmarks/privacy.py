@@ -1,9 +1,9 @@
-"""What a private step costs in time and memory, beside the same step without privacy and beside Opacus.
+"""Measures time and memory of a private step, beside the same step without privacy and beside Opacus.
 
     python benchmarks/privacy.py [--quick] [--json] [--invariance]
 
 One step is forward, backward and the optimizer's move over a batch in which every row is a unit of its own. Rows of one
-table differ in nothing but privacy: same backbone, same adapters, same loss, same records.
+table differ only in privacy: they have the same backbone, adapters, loss and records.
 
     plain     backward, SGD
     clipped   per-unit gradients, clipping, float64 sum, ring rounding, SGD; no noise
@@ -13,8 +13,8 @@ table differ in nothing but privacy: same backbone, same adapters, same loss, sa
     ghost     Opacus GradSampleModuleFastGradientClipping over the same
 
 Times are medians of processor time over rounds in which the steps alternate, so that ratios hold on a busy machine.
-With two threads they count the waiting of the idle one too. Memory is the peak resident set (VmHWM) of a fresh process
-for each row, and how far a step raised it over the process with its model loaded.
+With two threads they include the waiting of the idle one. Memory is the peak resident set (VmHWM) of a fresh process
+for each row, and its rise in a step over the process with its model loaded.
 """
 
 import argparse
@@ -284,9 +284,9 @@ def _status(name: str) -> float:
 
 
 def invariance(dtype: torch.dtype, *, trials: int = 20, batch: int = 16, freeze_a: bool = False) -> dict[str, float]:
-    """How far a unit's gradient moves when other units leave the batch: norm of the change over the gradient's norm.
+    """Measures the change of a unit's gradient when other units leave the batch, relative to the gradient's norm.
 
-    In exact arithmetic it would not move at all. A trial takes fresh records, the first shorter than the rest, and
+    In exact arithmetic it would be zero. A trial takes fresh records, the first shorter than the rest, and
     compares its gradient in the full batch with that in a random half of it, alone, and alone without the padding that
     the longer ones made necessary.
 

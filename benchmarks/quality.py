@@ -1,14 +1,14 @@
-"""What privacy costs in quality: an example's study, simulated in one process with the functions that the sites run.
+"""Measures the cost of privacy in quality: an example's study in one process, with the functions that sites run.
 
     python benchmarks/quality.py [--example NAME] [--rows WORD ...] [--seeds 1 2] [--rounds N] [--backbone DIR] [--json]
     python benchmarks/quality.py --epsilons 1 2 3 8    # instead of the study's own noise
     python benchmarks/quality.py --settings            # other settings of the head alone, scored on a validation split
-    python benchmarks/quality.py --by-record           # each record a unit of its own: what unit-level privacy costs
+    python benchmarks/quality.py --by-record           # each record a unit of its own: the cost of unit-level privacy
 
-The rounds are those of `coordinator.references.federate`. A row is the mean over the seeds. Seeds fix the rows without
-noise and nothing else: noise and sampling under privacy come from the operating system, so that such a row is a mean
-over as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares the options
-of study.toml in the same way as `--settings`.
+The rounds are those of `coordinator.demo.baselines.federate`. A row is the mean over the seeds. Seeds determine only
+the rows without noise: under privacy, noise and sampling come from the operating system, so such a row is a mean over
+as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares the options of
+study.toml in the same way as `--settings`.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def words_of(bench: Bench) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def head_inputs_of(bench: Bench) -> tuple[list[np.ndarray], np.ndarray]:
-    """What the head sees of every site's training records, and of the held-out ones."""
+    """Computes the head's inputs for every site's training records, and for the held-out ones."""
     start = untrained(_with(bench.draft, "adapter", targets=()), bench.backbone)
     return [head_inputs(start, table.ids) for table in bench.sites.values()], head_inputs(start, bench.held_out.ids)
 

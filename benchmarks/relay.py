@@ -1,11 +1,11 @@
-"""What the coordinator's process needs to relay sealed shares, by the number of sites and the length of a vector.
+"""Measures the coordinator's relay of sealed shares, by number of sites and length of vector.
 
     python benchmarks/relay.py [--sites 3 10 50] [--dim 1000000 10000000] [--json]
 
-Sites seal random vectors in a ring of 32 bits; the coordinator's own code fetches them in parts, checks them, and
-brings each aggregator its own. The far ends are in this process too, but as files: each question and answer is signed
-and verified as in a run, only Flower and TLS are left out. Memory is what the process has allocated at its highest,
-less what it had before; files that it maps are not counted, since the kernel may drop them at any time.
+Sites seal random vectors in a ring of 32 bits. The coordinator's own code fetches them in parts, checks them, and
+delivers to each aggregator its shares. Sites and aggregators are files, answered for in this process: each request and
+answer is signed and verified as in a run, only Flower and TLS are left out. Memory is the process's peak allocation
+less the allocation before; mapped files are not counted, since the kernel may drop them at any time.
 """
 
 import argparse

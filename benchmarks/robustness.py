@@ -1,12 +1,13 @@
-"""What one malicious site of five can do to the model, with and without the norm check.
+"""Measures the damage of one malicious site of five to the model, with and without the norm check.
 
     python benchmarks/robustness.py [--head | --quick] [--rounds N] [--backbone DIR] [--json]
-    python benchmarks/robustness.py --norms loans    # how long honest sums get: what max_norm is to be chosen by
+    python benchmarks/robustness.py --norms loans    # lengths of honest sums, for the choice of max_norm
 
-The thyroid study on its own records, dealt at random to five equal sites, of which the last attacks in every round. The
-sites' and the coordinator's steps are the real ones; the verdict on a vector is the plain reference of `mpc.sketch`, at
-the bound that the study plans. Noise and sampling are the operating system's: runs differ by some 0.005 in AUC.
-`--head` trains the head alone, in a third of the time; `--quick` does that for ten rounds.
+The thyroid study runs on its own records, distributed at random to five equal sites; the last site attacks in every
+round. The sites' and the coordinator's steps are the real ones. The verdict on a vector is that of the plain rule
+(`tests/mpc/plain_norm_check.py`), at the bound that the study plans. Noise and sampling are the operating system's:
+runs differ by some 0.005 in AUC. `--head` trains the head alone, in a third of the time; `--quick` does that for ten
+rounds.
 """
 
 import argparse
@@ -47,7 +48,7 @@ Attack = Callable[[Vector, float], Vector]  # of what an honest site would send,
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What the last site does, and whether anybody looks."""
+    """An attack by the last site, with or without the norm check."""
 
     name: str
     attack: Attack | None = None
@@ -155,7 +156,7 @@ def train(bench: Bench, scenario: Scenario) -> dict:
 
 
 def terms_of(study: Study, *, noiseless: bool) -> ReleaseTerms:
-    """What a site trains by; an attacker may do without noise."""
+    """Returns the terms of a site's release; an attacker may leave out its noise."""
     mode = "none" if noiseless else study.draft.privacy.mode
     noise = 0 if noiseless else study.site_noise(study.planned_round(1))
     return release_terms(study.draft, mode, site_noise=noise, scale_bits=study.scale_bits, max_rows=256)
@@ -177,7 +178,7 @@ def head_alone(bench: Bench) -> Bench:
 
 
 def norms(bench: Bench) -> Iterator[dict]:
-    """How long the sums of an example's own sites get, over the units they expect to draw; without noise or ball."""
+    """Measures the lengths of an example's sums, per expected unit of a site, without noise or projection."""
     quiet = StudyDraft.model_validate(without_privacy(bench.draft).model_dump())
     adapted = untrained(quiet, bench.backbone)
     layout = adapted.layout

@@ -1,8 +1,8 @@
-"""What a round costs when nobody trains: our warm nodes behind the gate, beside Flower's stock SuperNode.
+"""Times rounds without training: our long-lived nodes behind the gate, beside Flower's stock SuperNode.
 
-Three sites, TLS, enrolled keys, an update of 1 MB out and back. Stock means what Flower's strategies do:
-`send_and_receive` and a new ClientApp process for each message, whose app imports torch. Both run on one SuperLink, one
-after the other, so the ratio holds for the machine and its load at that time.
+A round has three sites, TLS, enrolled keys, and an update of 1 MB out and back. The stock round does what Flower's
+strategies do: `send_and_receive`, and for each message a new ClientApp process whose app imports torch. Both run on one
+SuperLink, one after the other, so the ratio holds for the machine and its load at that time.
 
     python benchmarks/rounds.py [--json] [--rounds 8] [--stock-rounds 3] [--bytes 1000000]
 """

@@ -1,11 +1,11 @@
-"""What secret sharing costs a site, an aggregator and the coordinator, beside a plain addition of floats.
+"""Times secret sharing at a site, an aggregator and the coordinator, beside a plain addition of floats.
 
     python benchmarks/shares.py [--json] [--dim N] [--bits 32] [--kem x25519]
 
-CPU time of one thread, best of several turns, all in one run: what counts is the ratio to the plain addition of as many
-float32. A site begins with its noised integers and ends with three envelopes in memory. An aggregator hashes the
-envelope, opens it, expands the seed and adds; one site in three brings it the body, so its figure is the mean over
-three sites. What goes over the wire or through files is not timed.
+Times are processor time of one thread, best of several turns, all in one run; compare their ratio to the plain addition
+of as many float32. A site begins with its noised integers and ends with three envelopes in memory. An aggregator hashes
+the envelope, opens it, expands the seed and adds. One site in three also sends it the body, so its figure is the mean
+over three sites. Network and files are not timed.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What the Triton kernels need of GPUs that this machine does not have: registers, spills, shared memory, instructions.
+"""Reports the Triton kernels' needs on a GPU without having it: registers, spills, shared memory, instructions.
 
     python benchmarks/triton_resources.py [--capability 90] [--tokens 2048] [--format fp8] [--json]
 
 Runs the launches of forward and backward passes on tensors of the CPU, records them instead of computing anything, and
 compiles every kernel for the GPU as it would be launched there: same tiles, same constants, same alignment. Exits with
-1 if a limit is broken. Nothing here is a time: speed on a GPU has not been measured.
+1 if a limit is broken. No figure here is a time: speed on a GPU has not been measured.
 """
 
 import argparse
@@ -110,7 +110,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes."""
+    """The resources of one compiled kernel."""
 
     capability: int
     format: str

@@ -1,11 +1,11 @@
-"""What a second process does for a site's step, in time and memory, with the backbone sharded and with it whole.
+"""Measures time and memory of a site's step with a second process, with the backbone sharded and with it whole.
 
     python benchmarks/workers.py [--hidden 512] [--layers 6] [--experts 16] [--batch 32] [--steps 5] [--json]
 
-One process with two threads, beside two processes of one thread each: with the whole backbone in both (plain data
-parallelism), and with each keeping half of it. All are there at once and step in turn. The step is the engine's own,
+It compares one process with two threads to two processes of one thread each: with the whole backbone in both (plain
+data parallelism), and with half of it in each. All exist at once and step in turn. The step is the engine's own,
 without noise: random records of 64 words, adapters of rank 8 on attention, experts and shared experts, and a head.
-Memory is private memory over that of the same process before it had a model.
+Memory is the rise of private memory over the same process without a model.
 """
 
 import argparse

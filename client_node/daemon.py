@@ -1,4 +1,4 @@
-"""`client-node run`: one process for as long as the site takes part, its model loaded once."""
+"""The daemon behind `client-node run`: one process for as long as the site takes part, its model loaded once."""
 
 import fcntl
 import logging
@@ -40,7 +40,7 @@ def run(home: Path, stop: threading.Event) -> int:
 
 
 def _look_at_policy(home: Path) -> None:
-    """Tells of a mistake in the policy now, not when a run meets it; it may be mended while the daemon runs."""
+    """Logs a mistake in the policy at the start, not in a run; it may be mended while the daemon runs."""
     try:
         load_policy(home)
     except PolicyInvalid as err:
@@ -48,7 +48,7 @@ def _look_at_policy(home: Path) -> None:
 
 
 def status(home: Path) -> dict[str, Any]:
-    """Who this node is and whether its daemon runs; nothing here depends on records."""
+    """Describes this node and the state of its daemon; nothing here depends on records."""
     enrolment = Enrolment.load(home)
     try:
         with _only_one(home, shared=True):
@@ -68,7 +68,7 @@ def status(home: Path) -> dict[str, Any]:
 
 @contextmanager
 def _only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
-    """Holds the home for one daemon: two would answer one round twice. `shared` only looks whether one is there."""
+    """Locks the home for one daemon: two would answer one round twice. `shared` only tests for a running daemon."""
     with (home / "daemon.lock").open("a") as lock:
         try:
             _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
@@ -81,6 +81,6 @@ def _lock(file: IO[str], kind: int) -> None:
     for _ in range(_LOCK_TRIES):
         try:
             return fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except OSError:  # a `status` that looks just now lets go at once
+        except OSError:  # a `status` that tests just now releases its lock at once
             time.sleep(0.05)
     fcntl.flock(file, kind | fcntl.LOCK_NB)

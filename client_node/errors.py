@@ -1,24 +1,24 @@
-"""What can go wrong at a site.
+"""Errors of a site.
 
 ClientNodeError
-├── SettingsInvalid          a TOML file says something that cannot be
+├── SettingsInvalid          a TOML file or message breaks its schema
 │   ├── StudyInvalid         study.toml, or a study from the network
 │   └── PolicyInvalid        site.toml or decisions.json
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
-├── ApprovalRefused          the site's own checks speak against the study
+├── ApprovalRefused          the study fails the site's own checks
 ├── DataInvalid              the site's table does not fit the study
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
 ├── EnrolmentFailed          this node could not join the federation
-│   ├── CodeInvalid          the invitation code is not one, or was refused as unknown
-│   ├── CodeUsed             somebody has enrolled with it
-│   ├── CodeExpired          too late
-│   ├── WrongCoordinator     whoever answers is not the coordinator that issued the code
+│   ├── CodeInvalid          the invitation code is damaged or unknown
+│   ├── CodeUsed             a node has enrolled with the code already
+│   ├── CodeExpired          the code has expired
+│   ├── WrongCoordinator     the answer is not from the coordinator that issued the code
 │   └── AlreadyEnrolled      this home belongs to a federation already
 ├── NotEnrolled              no enrolment in the home folder
 ├── CoordinatorUnreachable   nobody answers at the coordinator's address
-├── CoordinatorRefused       the coordinator answers, and says no to this node
+├── CoordinatorRefused       the coordinator refuses this node
 ├── PacketInvalid            a message that breaks the transport's limits
 ├── MessageInvalid           a message that is malformed, unsigned or makes no sense
 ├── StaleLease               a message from a driver that was replaced
@@ -26,12 +26,12 @@ ClientNodeError
 ├── ShareMissing             an order names a sealed share that is not here (any more)
 ├── DiskFull                 no room for the sealed shares of a round
 ├── ChargeRefused            the ledger refuses the charge
-├── StepFailed               a step failed after its charge; why stays at the site
+├── StepFailed               a step failed after its charge; the reason stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
-├── NothingHeldOut           the site holds no records out for an evaluation
-├── WorkersFailed            a process that computes for the site ended, or could not begin
+├── NothingHeldOut           the site has no held-out records for an evaluation
+├── WorkersFailed            a worker process ended, or could not start
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -40,14 +40,14 @@ ClientNodeError
 class ClientNodeError(Exception):
     """Base of all errors of this package.
 
-    `public` says whether the message may leave the site: only for text that no record had a part in.
+    `public` is true if the message may leave the site: only text that depends on no record may.
     """
 
     public: bool = False
 
 
 class SettingsInvalid(ClientNodeError):
-    """A file or message that breaks its schema; `problems` holds one line each, all of them."""
+    """A file or message that breaks its schema; `problems` has one line for each problem."""
 
     def __init__(self, source: str, problems: "tuple[str, ...]") -> None:
         self.source = source
@@ -57,35 +57,35 @@ class SettingsInvalid(ClientNodeError):
 
 
 class StudyInvalid(SettingsInvalid):
-    """study.toml, or a study that came over the network, is not one that can be run."""
+    """A study.toml, or a study from the network, that is invalid and cannot be run."""
 
 
 class PolicyInvalid(SettingsInvalid):
-    """site.toml or decisions.json does not state a policy; nothing is permitted until it does."""
+    """A site.toml or decisions.json that is no valid policy; nothing is permitted until it is."""
 
 
 class StudyNotApproved(ClientNodeError):
-    """The site's policy does not name the study, or not for this use."""
+    """A study that the site's policy does not approve, or not for this use."""
 
     public = True
 
 
 class StudyUnknown(ClientNodeError):
-    """No study of that name or hash has reached this site."""
+    """An unknown study: none of that name or hash has reached this site."""
 
 
 class SiteNotConfirmed(ClientNodeError):
-    """This aggregator adds no update of a site whose key its people have not confirmed."""
+    """A site whose key this aggregator's people have not confirmed; its updates are not added."""
 
     public = True
 
 
 class ApprovalRefused(ClientNodeError):
-    """The site's own checks speak against approving a study; the reason may depend on records and stays here."""
+    """A study that fails the site's own checks; the reason may depend on records and stays at the site."""
 
 
 class DataInvalid(ClientNodeError):
-    """The site's table does not fit the study. The message says where and what kind, never a value."""
+    """A table that does not fit the study. The message gives the place and kind of each problem, never a value."""
 
     def __init__(self, source: str, problems: "tuple[object, ...]", count: int | None = None) -> None:
         self.problems = problems
@@ -97,53 +97,53 @@ class DataInvalid(ClientNodeError):
 
 
 class IdentityMissing(ClientNodeError):
-    """The home folder holds no keys, or not all of them, or keys that others can read."""
+    """Keys that are missing from the home folder, incomplete, or readable by others."""
 
 
 class EnrolmentFailed(ClientNodeError):
-    """This node could not join the federation."""
+    """A failed enrolment: this node could not join the federation."""
 
 
 class CodeInvalid(EnrolmentFailed):
-    """The invitation code is damaged, or the coordinator does not know it."""
+    """An invitation code that is damaged, or unknown to the coordinator."""
 
 
 class CodeUsed(EnrolmentFailed):
-    """A node has enrolled with this code already; a code works once."""
+    """An invitation code with which a node has enrolled already; a code works once."""
 
 
 class CodeExpired(EnrolmentFailed):
-    """The code's time is over."""
+    """An invitation code that has expired."""
 
 
 class WrongCoordinator(EnrolmentFailed):
-    """Whoever answers at the code's address is not the coordinator that issued the code."""
+    """An answer at the code's address that is not from the coordinator that issued the code."""
 
 
 class AlreadyEnrolled(EnrolmentFailed):
-    """This home folder belongs to a federation already."""
+    """A home folder that belongs to a federation already."""
 
 
 class NotEnrolled(ClientNodeError):
-    """The home folder holds no enrolment."""
+    """A home folder without an enrolment."""
 
 
 class CoordinatorUnreachable(ClientNodeError):
-    """Nobody answers at the coordinator's address."""
+    """No answer at the coordinator's address."""
 
 
 class CoordinatorRefused(ClientNodeError):
-    """The coordinator answers, and says no to this node: its key is unknown there, or was revoked."""
+    """A refusal by the coordinator: this node's key is unknown there, or was revoked."""
 
 
 class PacketInvalid(ClientNodeError):
-    """A message that breaks the transport's limits or form."""
+    """A packet that breaks the transport's limits or form."""
 
     public = True
 
 
 class MessageInvalid(ClientNodeError):
-    """A message that is malformed, unsigned, too large, or makes no sense for the study."""
+    """A message that is malformed, unsigned or too large, or that does not fit the study."""
 
     public = True
 
@@ -155,71 +155,71 @@ class StaleLease(ClientNodeError):
 
 
 class RunEnded(ClientNodeError):
-    """The run is over at this node; its keys are gone."""
+    """A run that is over at this node; its keys are deleted."""
 
     public = True
 
 
 class ShareMissing(ClientNodeError):
-    """An order names a sealed share that was not brought here, or was lost since; bring it and ask again."""
+    """A sealed share that an order names, but that was never deposited or was lost; deposit it and ask again."""
 
     public = True
 
 
 class DiskFull(ClientNodeError):
-    """An aggregator has no room for the sealed shares of a round; its operator has to make some."""
+    """An aggregator without room for the sealed shares of a round; its operator must free some."""
 
     public = True
 
 
 class ChargeRefused(ClientNodeError):
-    """The ledger refuses the charge, so nothing was computed and no record was read."""
+    """A charge that the ledger refuses; nothing was computed and no record was read."""
 
     public = True
 
 
 class ModelUnusable(ClientNodeError):
-    """The backbone in the site's folder is not the one that the study names, or is missing."""
+    """A backbone in the site's folder that is missing, or is not the one that the study names."""
 
     public = True
 
 
 class SetFixed(ClientNodeError):
-    """The site has added its noise for a sum over one set of sites, and adds none for a sum over others."""
+    """A top-up for a second set of sites: the site has added its noise for one set, and adds none for another."""
 
     public = True
 
 
 class RoundOver(ClientNodeError):
-    """The round is settled here: it is never computed again."""
+    """A round that is settled at this node; it is never computed again."""
 
     public = True
 
 
 class StepFailed(ClientNodeError):
-    """A step failed after its charge. The message is the same whatever happened: the reason may depend on records."""
+    """A step that failed after its charge. The message is always the same: the reason may depend on records."""
 
     public = True
 
 
 class SiteNotReady(ClientNodeError):
-    """The site's own files do not allow the study to run; what is wrong with them stays in the site's log."""
+    """A site whose own files do not allow the study to run; the reason stays in the site's log."""
 
     public = True
 
 
 class NothingHeldOut(ClientNodeError):
-    """The site's policy names no held-out records, so it takes no part in the evaluation."""
+    """A policy without held-out records, so the site takes no part in the evaluation."""
 
     public = True
 
 
 class WorkersFailed(ClientNodeError):
-    """A process that computes for the site ended, or could not begin; then all of them are ended."""
+    """A worker process that ended, or could not start; all workers are then ended."""
 
 
 class AlreadyRunning(ClientNodeError):
-    """Another daemon holds the home folder."""
+    """A second daemon for one home folder."""
 
 
 FINAL_REFUSALS = frozenset(

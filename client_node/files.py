@@ -1,4 +1,4 @@
-"""Files that a node must neither lose nor show: written whole, flushed, readable by their owner alone."""
+"""Writes and reads files that a node must neither lose nor show: whole, flushed, readable by their owner alone."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Writes `data` with mode 0600 so that after a crash the file is whole or the old one."""
+    """Writes `data` with mode 0600; after a crash the file is either the new one, whole, or the old one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
@@ -19,7 +19,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def move_durably(source: Path, target: Path) -> None:
-    """Gives a file that is on disk another name in its folder, so that a crash does not take it back."""
+    """Renames a file that is on disk within its folder; a crash cannot undo the new name."""
     source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -29,12 +29,12 @@ def move_durably(source: Path, target: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex; it is never whole in memory."""
+    """Computes the SHA-256 of a file in hex; the file is never whole in memory."""
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def read_private(path: Path, *, max_bytes: int = 1 << 30) -> bytes:
-    """The bytes of a file of this node's own, at most `max_bytes` of them."""
+    """Reads a file of this node's own, at most `max_bytes` of it."""
     with path.open("rb") as source:
         return source.read(max_bytes)

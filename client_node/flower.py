@@ -1,12 +1,11 @@
-"""The node's end of Flower: one warm process that takes messages and answers them. Only this file here imports flwr.
+"""The node's end of Flower: a long-lived process that answers messages. Only this file of the package imports flwr.
 
-It speaks the Fleet protocol of flwr 1.42 with Flower's own client, and leaves out what a stock SuperNode does beyond
-that: no app bundle is ever fetched or run, so a site runs only code that it installed, and no process is started for a
-message. `flwr.supernode.fleet_http_client` and `flwr.supercore.inflatable` are not public API: the minor version is
-pinned, and the system tests drive this file against a real SuperLink.
+It speaks the Fleet protocol of flwr 1.42 with Flower's own client. Unlike a stock SuperNode it never fetches or runs an
+app bundle, so a site runs only code that it installed, and it starts no process for a message.
+`flwr.supernode.fleet_http_client` and `flwr.supercore.inflatable` are not public API: the minor version is pinned, and
+the system tests drive this file against a real SuperLink.
 
-Delivery is at most once: a message pulled by a process that then dies is not handed out again. The coordinator asks
-anew.
+Delivery is at most once: a message is lost if the process that pulled it dies. The coordinator then asks anew.
 """
 
 import base64
@@ -67,7 +66,7 @@ _HEARTBEAT_S = 15.0  # Flower calls a node offline after two of these
 _POLL_S = (0.05, 0.5)  # from the last message on
 _RESTING_POLL_S = 2.0  # after a minute without a message
 _RESTING_AFTER_S = 60.0
-_BUSY_S = 1.0  # how long after a message the shortest poll is kept: the next phase of a round follows soon
+_BUSY_S = 1.0  # keeps the shortest poll this long after a message: the next phase of a round follows soon
 _RETRY_S = (0.25, 5.0)
 _ARRIVAL_S = 120.0  # for the parts of a message to arrive after its head
 
@@ -75,10 +74,10 @@ T = TypeVar("T")
 
 
 class WarmNode:
-    """Takes messages for this node and answers each with what `handle(kind, packet)` returns.
+    """Pulls messages for this node and answers each with the packet that `handle(kind, packet)` returns.
 
-    A handler's failure goes back as the error's class name; its text only if it is a ClientNodeError whose `public` is
-    true, because any other text may quote a record.
+    A handler's failure is answered with the error's class name. Its text is sent only if it is a ClientNodeError whose
+    `public` is true, because any other text may quote a record.
     """
 
     def __init__(self, identity: NodeIdentity, enrolment: Enrolment, handle: Callable[[str, Packet], Packet]) -> None:
@@ -86,7 +85,7 @@ class WarmNode:
         self._last_complaint = ("", 0.0)
 
     def run(self, stop: threading.Event) -> int:
-        """Serves until `stop` is set; reconnects for ever while the coordinator is away.
+        """Serves until `stop` is set; keeps reconnecting while the coordinator is away.
 
         Returns:
             0 when stopped, 77 when the coordinator refuses this node's key.
@@ -128,7 +127,7 @@ class WarmNode:
             idle = time.monotonic() - last
             if head is None:
                 if time.monotonic() - asked > _POLL_S[1]:
-                    continue  # the gate held the question until now
+                    continue  # the gate held the poll until now
                 if idle > _BUSY_S:
                     wait = _RESTING_POLL_S if idle > _RESTING_AFTER_S else min(wait * 1.3, _POLL_S[1])
                 stop.wait(wait * random.uniform(0.8, 1.2))  # noqa: S311
@@ -160,13 +159,13 @@ class WarmNode:
             reply = Message(Error(FAILED, _told(err)), reply_to=message)
             outcome = f"failed: {type(err).__name__}"
             logger.debug("handler failed", exc_info=True)
-        # No duration: it grows with the records that were drawn, and logs travel further than one thinks.
+        # No duration: it grows with the number of drawn records, and logs may leave the site.
         logger.info("%s: %d bytes, %s", kind, received, outcome)
         del message
         session.send(reply, until=head.metadata.created_at + head.metadata.ttl)
 
     def _complain(self, err: Exception) -> None:
-        """One line when the trouble changes, and one a minute while it lasts."""
+        """Logs one line when the trouble changes, and one a minute while it lasts."""
         text, now = _trouble(err), time.monotonic()
         if text != self._last_complaint[0] or now - self._last_complaint[1] > 60:
             logger.warning("%s: %s; trying again", self._enrolment.address, text)
@@ -176,7 +175,7 @@ class WarmNode:
 class _Signing:
     """Signs the time of each request with the transport key, as Flower's own interceptor does.
 
-    That one brings a web framework along: half a second at every start of a node, and as much memory as the rest.
+    Flower's imports a web framework: half a second at every start of a node, and as much memory as all the rest.
     """
 
     def __init__(self, identity: NodeIdentity) -> None:
@@ -197,7 +196,7 @@ class _Signing:
 
 
 class _Session:
-    """A node id at the SuperLink, with its heartbeat; made anew whenever something breaks."""
+    """A node id at the SuperLink with its heartbeat; replaced by a new session after any failure."""
 
     def __init__(self, client: FleetHttpClient, identity: NodeIdentity) -> None:
         self._client, self._identity = client, identity
@@ -217,13 +216,13 @@ class _Session:
         self._over.set()
 
     def leave(self) -> None:
-        """Tells the SuperLink that this node stops, so that nobody waits for it."""
+        """Tells the SuperLink that this node stops, so that no round waits for it."""
         if self._node.node_id:
             with suppress(httpx.HTTPError, RuntimeError):
                 self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
 
     def check(self) -> None:
-        """Raises what the heartbeat met."""
+        """Raises the error that the heartbeat met, if any."""
         if self._broken is not None:
             raise self._broken
 
@@ -234,10 +233,10 @@ class _Session:
         return message_from_proto(answer.messages_list[0]), answer.message_object_trees[0]
 
     def receive(self, head: Message, tree: ObjectTree) -> Message:
-        """The whole message; its parts may still be on their way to the SuperLink.
+        """Receives the whole message; its parts may still be on their way to the SuperLink.
 
-        A part that a broken connection kept back is asked for again until the request's time is over; those that have
-        come are kept.
+        After a broken connection it asks again for the missing parts, until the request's time is over; parts that
+        have come are kept.
         """
         run_id, until = head.metadata.run_id, head.metadata.created_at + head.metadata.ttl
 
@@ -256,11 +255,11 @@ class _Session:
         return message
 
     def send(self, reply: Message, *, until: float) -> None:
-        """Sends a reply, through short absences of the coordinator, until the request's time is over."""
+        """Sends a reply; retries during short absences of the coordinator, until the request's time is over."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             tree, parts = get_object_tree(reply), get_all_nested_objects(reply)
-            # Flower would send how long the app ran, which grows with the records that were drawn: we say 0.
+            # Flower would send how long the app ran, which grows with the number of drawn records: we send 0.
             request = PushMessagesRequest(
                 node=self._node, messages_list=[message_to_proto(remove_content_from_message(reply))],
                 message_object_trees=[tree], clientapp_runtime_list=[0.0],
@@ -287,13 +286,14 @@ class _Session:
 
 
 def pack(packet: Packet) -> RecordDict:
-    """A packet as Flower's records, in as few objects as can be: each costs several requests on its way.
+    """Packs a packet into Flower's records, in as few objects as possible: each costs several requests on its way.
 
-    The body and small blobs are one record. A larger blob has a record of its own, so that one for all nodes is
-    uploaded once when their messages are pushed together; the largest are arrays, which Flower cuts at 5 MiB.
+    The body and small blobs are one record. A larger blob has a record of its own, so that a blob
+    for all nodes is uploaded once when their messages are pushed together. The largest blobs are arrays, which Flower
+    cuts at 5 MiB.
 
     Raises:
-        PacketInvalid: over the limits.
+        PacketInvalid: the packet is over the limits.
     """
     _check(packet)
     small = {_BLOB + name: blob for name, blob in packet.blobs.items() if len(blob) <= _SMALL}
@@ -308,7 +308,7 @@ def pack(packet: Packet) -> RecordDict:
 
 
 def unpack(records: RecordDict) -> Packet:
-    """The packet in a message from the network. Raises `PacketInvalid` for anything but what `pack` makes."""
+    """Unpacks the packet in a message from the network. Raises `PacketInvalid` unless `pack` could have made it."""
     first = records.get("packet")
     if not isinstance(first, ConfigRecord):
         raise PacketInvalid("a message has no packet")
@@ -342,7 +342,7 @@ def _size(packet: Packet) -> int:
 
 
 def failure_text(error: str, message: str) -> str:
-    """How a handler's failure is written into Flower's one text field."""
+    """Encodes a handler's failure for Flower's one text field."""
     return json.dumps({"error": error[:64], "message": message[:2000]})
 
 
@@ -365,7 +365,7 @@ def _patiently(call: Callable[[], T], until: float) -> T:
 
 
 def _refusal(err: Exception) -> str | None:
-    """Why the gate refuses this node for good; None when trying again may help."""
+    """Reason for which the gate refuses this node for good; None if trying again may help."""
     if isinstance(err, httpx.HTTPStatusError) and err.response.status_code == httpx.codes.UNAUTHORIZED:
         reason: str | None = err.response.headers.get(_REFUSED_HEADER)
         return reason

@@ -1,28 +1,30 @@
-"""What can go wrong at the coordinator.
+"""Errors of the coordinator.
 
 CoordinatorError
-├── PkiMissing               this home holds no certificates yet, or not all of them
-├── InviteRefused            an invitation code that admits nobody
+├── PkiMissing               certificates are missing from the home folder
+├── InviteRefused            an invitation code admits no node
 │   ├── InviteUnknown        never issued, or withdrawn
-│   ├── InviteUsed           somebody has enrolled with it
-│   └── InviteExpired        too late
-├── EnrolmentInvalid         the code was good, the keys or names sent with it are not
+│   ├── InviteUsed           a node has enrolled with it already
+│   └── InviteExpired        the code has expired
+├── EnrolmentInvalid         the code is valid, but keys or names sent with it cannot be registered
 ├── SuperLinkFailed          Flower's server did not start, or refused an order
-├── NotFound                 no site, study or run of that name
+├── NotFound                 a site, study or run does not exist
 ├── Conflict                 the name is taken, or the state does not allow it
-│   └── TransitionRefused    a run is in no state that may be changed so
-├── StudyRefused             a study draft that this federation cannot run
-├── AuditMissing             a claim of privacy that no audit stands for
+│   └── TransitionRefused    the run's state does not allow the change
+├── StudyRefused             this federation cannot run a study draft
+├── AuditMissing             a claim of privacy has no audit
 ├── LeaseLost                another driver has taken the run over
-├── StateDamaged             a file is missing, or is not the one that was written
-├── MessageRefused           a node's answer that is forged, stale or malformed
-├── ReplicaBroken            a site's ledger entries do not continue what it sent before
+├── StateDamaged             a file is missing or was changed
+├── MessageRefused           a node's answer is forged, stale or malformed
+├── ReplicaBroken            a site's ledger entries do not continue those it sent before
 ├── DemoFailed               a process or command of the demo failed
 ├── RunStopped               an operator stopped the run
-└── RunFailed                a run that cannot go on by itself
+├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
+└── RunFailed                a run cannot continue by itself
     ├── RunRefused           a node refuses for a reason that only a person can change
     ├── SitesMissing         too few nodes answered for too long
     └── AggregationFailed    the aggregators did not release a total
+        └── TotalRefused     the released total does not match the tags of its sites
 """
 
 
@@ -31,51 +33,51 @@ class CoordinatorError(Exception):
 
 
 class PkiMissing(CoordinatorError):
-    """The home folder holds no certificates, or only some of them."""
+    """Certificates that are missing from the home folder, all or some of them."""
 
 
 class InviteRefused(CoordinatorError):
-    """The invitation code admits nobody. `reason` is the one word that the other side is told."""
+    """An invitation code that admits no node. `reason` is the one word that the node is told."""
 
     reason = "refused"
 
 
 class InviteUnknown(InviteRefused):
-    """No invitation with this secret was ever issued, or it was withdrawn."""
+    """An invitation code whose secret was never issued, or was withdrawn."""
 
     reason = "unknown"
 
 
 class InviteUsed(InviteRefused):
-    """A node has enrolled with this code already; a code works once."""
+    """An invitation code with which a node has enrolled already; a code works once."""
 
     reason = "used"
 
 
 class InviteExpired(InviteRefused):
-    """The code's time is over."""
+    """An invitation code that has expired."""
 
     reason = "expired"
 
 
 class EnrolmentInvalid(CoordinatorError):
-    """The invitation is good, but what came with it cannot be registered; the message is told to the other side."""
+    """Keys or names that cannot be registered, sent with a valid code; the node is told the message."""
 
 
 class SuperLinkFailed(CoordinatorError):
-    """Flower's server did not start, went away, or refused an order."""
+    """A failure of Flower's server: it did not start, ended, or refused an order."""
 
 
 class NotFound(CoordinatorError):
-    """There is no site, study or run of that name."""
+    """A site, study or run that does not exist."""
 
 
 class Conflict(CoordinatorError):
-    """The name is taken, or the thing is in a state that does not allow what was asked."""
+    """A name that is taken, or a request that the present state does not allow."""
 
 
 class TransitionRefused(Conflict):
-    """The run is in no state that may be changed so; `state` is what it is now."""
+    """A change that the run's present `state` does not allow."""
 
     def __init__(self, run_id: str, state: str, refusal: str) -> None:
         super().__init__(f"run {run_id} is {state}, {refusal}")
@@ -87,52 +89,52 @@ class StudyRefused(CoordinatorError):
 
 
 class AuditMissing(CoordinatorError):
-    """The run claims privacy, and no audit of its last round stands for the claim; nothing was written."""
+    """A claim of privacy for a run without an audit of its last round; nothing was written."""
 
 
 class LeaseLost(CoordinatorError):
-    """Another driver has taken the run over; nothing of this one was written."""
+    """A run that another driver has taken over; nothing of this driver was written."""
 
 
 class StateDamaged(CoordinatorError):
-    """A file of the federation is missing, or is not the one that was written."""
+    """A file of the federation that is missing or was changed."""
 
 
 class MessageRefused(CoordinatorError):
-    """A node's answer is forged, stale or malformed."""
+    """A node's answer that is forged, stale or malformed."""
 
 
 class ReplicaBroken(CoordinatorError):
-    """A site's ledger entries do not continue the ones it sent before."""
+    """Ledger entries of a site that do not continue those that it sent before."""
 
 
 class DemoFailed(CoordinatorError):
-    """A process or command of the demo failed; its log says why."""
+    """A process or command of the demo that failed; its log says why."""
 
 
 class RunStopped(CoordinatorError):
-    """An operator stopped the run; what is committed stays."""
+    """A run that an operator stopped; what is committed stays."""
 
 
 class RunFailed(CoordinatorError):
-    """A run that cannot go on by itself; what is committed stays."""
+    """A run that cannot continue by itself; what is committed stays."""
 
 
 class RunRefused(RunFailed):
-    """A node refuses for a reason that only a person can change."""
+    """A refusal by a node, for a reason that only a person can change."""
 
 
 class SitesMissing(RunFailed):
-    """Too few nodes answered for too long."""
+    """Too few answering nodes, for too long."""
 
 
 class AggregationFailed(RunFailed):
-    """The aggregators did not release a total."""
+    """A total that the aggregators did not release."""
 
 
 class TotalRefused(AggregationFailed):
-    """The total that the aggregators released has not the tags of its sites; asking again gives the same one."""
+    """A released total that does not match the tags of its sites; asking again gives the same total."""
 
 
 class InvalidOptimizer(CoordinatorError, ValueError):
-    """Optimizer settings are out of range, or a step has the wrong shape or is not finite."""
+    """An optimizer setting out of range, or a step of the wrong shape or with values that are not finite."""

@@ -1,6 +1,6 @@
-"""What the examples' `prepare.py` have in common: public rows from an installed package, split into sites' tables.
+"""Shared steps of the examples' `prepare.py`: splits public rows of an installed package into sites' tables.
 
-A script beside a study does not find this file by itself, so each puts this folder at the end of `sys.path` first.
+Python does not find this file from a script's own folder, so each script first appends this folder to `sys.path`.
 """
 
 import hashlib
@@ -44,13 +44,13 @@ def write_tables(
     is_held_out: Callable[[str], bool],
     **shares: str,
 ) -> dict[str, dict[str, Any]]:
-    """Writes DIRECTORY/<site>/train.csv and heldout.csv for each site and says what is in them.
+    """Writes DIRECTORY/<site>/train.csv and heldout.csv for each site and returns their sizes.
 
     Args:
         table: all rows, with `columns` and `site`.
-        columns: what is written; the first names the unit, which is held out with all its rows or with none.
-        is_held_out: says it of a unit.
-        shares: columns of zeros and ones, by the name under which the mean over a site's rows is told.
+        columns: columns to write; the first has the unit, which is held out with all its rows or with none.
+        is_held_out: returns True for a unit that is held out.
+        shares: columns of zeros and ones, by the name under which their mean over a site's rows is returned.
 
     Returns:
         {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, **shares}}.

@@ -19,40 +19,40 @@ class KernelError(Exception):
 
 
 class RoutingOutOfRange(KernelError):
-    """A routing table names an expert outside [0, num_experts] or a unit outside [0, num_units)."""
+    """A routing table with an expert outside [0, num_experts] or a unit outside [0, num_units)."""
 
 
 class UnfitWeights(KernelError):
-    """Tensors are not what a format says, or the two projections of a bank do not fit each other."""
+    """Tensors that do not follow their format, or two projections of a bank that do not fit each other."""
 
 
 class UnknownBackend(KernelError):
-    """No backend has that name, or the one that has it cannot run on this machine."""
+    """A backend name that does not exist, or a backend that cannot run on this machine."""
 
 
 class UnsupportedExperts(KernelError):
-    """The experts of a module are no plain SwiGLU bank: nothing is computed rather than something else."""
+    """Experts that are no plain SwiGLU bank; the kernels refuse to compute them."""
 
 
 class SavedWithoutExperts(KernelError):
-    """Packed experts are no part of a model's state, so a checkpoint of it would lack them; none is written."""
+    """A checkpoint that would lack its packed experts, as they are no part of a model's state; none is written."""
 
 
 class TokensMiscounted(KernelError):
-    """The tokens of an op cannot be laid out as rows x tokens_per_row, so their owners are unknown."""
+    """Tokens of an op that cannot be laid out as rows x tokens_per_row; their owners are unknown."""
 
 
 class CapturedTwice(KernelError):
-    """A factor was used twice in one microbatch: norms of the two parts would not add up to the norm of their sum."""
+    """A factor used twice in one microbatch: norms of the two parts would not add up to the norm of their sum."""
 
 
 class CaptureClosed(KernelError):
-    """Backward ran outside the microbatch in which forward ran; its gradient would escape clipping."""
+    """A backward pass outside the microbatch of its forward pass; its gradient would escape clipping."""
 
 
 class CaptureMissed(KernelError):
-    """Gradients went past the collector, or would: to a factor's `.grad`, or to the collector of other owners."""
+    """Gradients that the collector missed, or would miss: in a factor's `.grad`, or with another collector."""
 
 
 class CaptureNested(KernelError):
-    """Another microbatch of the same model is open: what follows it would go to nobody."""
+    """A microbatch inside another open one of the same model; its gradients would reach no collector."""

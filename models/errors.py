@@ -3,18 +3,18 @@
 ModelError
  ├─ InvalidSchema       a record schema contradicts itself
  ├─ UnknownValue        an entry of a record has no word in the schema
- ├─ InvalidBackbone     a backbone directory is broken, or holds what it must not
- ├─ BackboneMismatch    a backbone is not the one that was agreed
- ├─ SourceMissing       what a backbone is to be imported from is not installed
- ├─ InvalidPrompt       a template of prompts is malformed, or leaves no room for a record
+ ├─ InvalidBackbone     a backbone directory is broken, or has a file that is not allowed
+ ├─ BackboneMismatch    a backbone is not the agreed one
+ ├─ SourceMissing       the source of an import is not installed
+ ├─ InvalidPrompt       a prompt template is malformed, or leaves no room for a record
  ├─ InvalidPretraining  pretraining settings are out of range
  ├─ ExportRefused       an adapter cannot be written in the PEFT format
- ├─ InvalidRelease      files of an exported adapter are broken, or say something else than an export does
- ├─ CombinationRefused  adapters that do not add up to one
- ├─ MetricUndefined     a metric does not exist for these labels
- ├─ InvalidAdapter      an adapter or head setting is out of its range
- ├─ TargetMissing       the backbone has no module of a name to adapt
- ├─ UnsupportedModule   a target of a kind or layout that the kernels do not compute
+ ├─ InvalidRelease      files of an exported adapter are broken, or differ from what an export writes
+ ├─ CombinationRefused  adapters cannot be combined
+ ├─ MetricUndefined     a metric is not defined for these labels
+ ├─ InvalidAdapter      an adapter or head setting is out of range
+ ├─ TargetMissing       no module of the backbone has a target's name
+ ├─ UnsupportedModule   the kernels do not compute a target of this kind or layout
  └─ StateMismatch       a state or tensor set does not fit the layout
 """
 
@@ -24,60 +24,60 @@ class ModelError(Exception):
 
 
 class InvalidSchema(ModelError, ValueError):
-    """A record schema contradicts itself."""
+    """A record schema that contradicts itself."""
 
 
 class UnknownValue(ModelError, ValueError):
-    """An entry of a record has no word in the schema; the message never shows the entry."""
+    """An entry of a record that has no word in the schema; the message never shows the entry."""
 
 
 class InvalidBackbone(ModelError, ValueError):
-    """A backbone directory is broken, or holds what it must not."""
+    """A backbone directory that is broken, or has a file that is not allowed."""
 
 
 class BackboneMismatch(ModelError):
-    """A backbone is not the one that was agreed."""
+    """A backbone that is not the agreed one."""
 
 
 class SourceMissing(ModelError):
-    """The source of an import is not installed, or is another file than the recipe was made for."""
+    """A source of an import that is not installed, or is not the file that the recipe was made for."""
 
 
 class InvalidPrompt(ModelError, ValueError):
-    """A template of prompts is malformed, or leaves no room for a record."""
+    """A prompt template that is malformed, or leaves no room for a record."""
 
 
 class InvalidPretraining(ModelError, ValueError):
-    """Pretraining settings are out of range."""
+    """A pretraining setting out of range."""
 
 
 class ExportRefused(ModelError, ValueError):
-    """An adapter cannot be written in the PEFT format."""
+    """An adapter that cannot be written in the PEFT format."""
 
 
 class InvalidRelease(ModelError, ValueError):
-    """Files of an exported adapter are broken, or say something else than an export does."""
+    """Files of an exported adapter that are broken, or differ from what an export writes."""
 
 
 class CombinationRefused(ModelError, ValueError):
-    """Adapters that do not add up to one: of different backbones, or with parts that do not fit."""
+    """Adapters that cannot be combined: of different backbones, or with parts that do not fit."""
 
 
 class MetricUndefined(ModelError, ValueError):
-    """A metric does not exist for these labels."""
+    """A metric that is not defined for these labels."""
 
 
 class InvalidAdapter(ModelError, ValueError):
-    """An adapter or head setting is out of its range."""
+    """An adapter or head setting out of range."""
 
 
 class TargetMissing(ModelError):
-    """The backbone has no module of that name to adapt."""
+    """A target name that no module of the backbone has."""
 
 
 class UnsupportedModule(ModelError):
-    """The module cannot be adapted: its adapter would compute something else than the backbone does."""
+    """A module that cannot be adapted: its adapter would compute another function than the backbone does."""
 
 
 class StateMismatch(ModelError, ValueError):
-    """A state has another length, shape or set of names than the layout says, or is not finite."""
+    """A state that is not finite, or whose length, shapes or names differ from the layout."""

@@ -1,6 +1,6 @@
-"""The strict base of all that is read from a file or the network, and the types of text that many of them share.
+"""The strict base of all models of files and messages, and the text types that they share.
 
-Each type says its rule in words that go after `KEY is VALUE; it must be`.
+Each type states its rule in words that follow `KEY is VALUE; it must be`.
 """
 
 import re
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 class StrictModel(BaseModel):
-    """Base of all that is read from a file or the network: immutable, no unknown keys, no NaN or infinity."""
+    """Base of all models of files and messages: immutable, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 def rule(text: str) -> PydanticCustomError:
-    """Makes an error for a field's validator to raise; `text` goes after `KEY is VALUE; it must be`."""
+    """Makes an error for a field's validator to raise; `text` follows `KEY is VALUE; it must be`."""
     return PydanticCustomError("rule", "{text}", {"text": text})
 
 
@@ -31,7 +31,7 @@ def contradictions(problems: list[str]) -> PydanticCustomError:
 
 
 def matches(pattern: str, text: str) -> AfterValidator:
-    """Makes a validator that takes what fits `pattern` as a whole; `text` says so in words."""
+    """Makes a validator for text that `pattern` matches as a whole; `text` states the rule in words."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):

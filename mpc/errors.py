@@ -37,71 +37,71 @@ class MpcError(Exception):
 
 
 class InvalidField(MpcError, ValueError):
-    """A parameter, name, key or context is outside its range."""
+    """A parameter, name, key or context out of range."""
 
 
 class NoRing(MpcError, ValueError):
-    """Neither 32 nor 64 bits hold the sum at the asked resolution."""
+    """A sum that neither 32 nor 64 bits hold at the asked resolution."""
 
 
 class ShareMalformed(MpcError):
-    """An opened payload or released share has the wrong version, kind or length."""
+    """An opened payload or released share with the wrong version, kind or length."""
 
 
 class EnvelopeRejected(MpcError):
-    """Bytes are not the sealed share of this site, party and round."""
+    """Bytes that are not the sealed share of this site, party and round."""
 
 
 class EnvelopeUnreadable(MpcError):
-    """A file of this aggregator's own cannot be read; `names` is the site whose sealed share it holds."""
+    """An unreadable file of this aggregator's own; `names` is the site whose sealed share it holds."""
 
 
 class FrameRejected(MpcError):
-    """A message between an aggregator and its party process breaks its schema or size."""
+    """A message between an aggregator and its party process that breaks its schema or size."""
 
 
 class JournalBroken(MpcError):
-    """The journal cannot be read, written or locked; nothing is released without it."""
+    """A journal that cannot be read, written or locked; nothing is released without it."""
 
 
 class RuntimeUnsound(MpcError):
-    """CrypTen is missing, changed, or asked for something that its replacement here refuses."""
+    """A CrypTen that is missing or changed, or a call that its replacement here refuses."""
 
 
 class PartyLost(MpcError, ConnectionError):
-    """Another party did not answer in time, closed its link or is out of step; the order may be repeated."""
+    """A party that did not answer in time, closed its link or is out of step; the order may be repeated."""
 
 
 class PartyDied(MpcError):
-    """The party process of this aggregator ended; the next order starts a new one."""
+    """This aggregator's own party process, which ended; the next order starts a new one."""
 
 
 class OrderMismatch(MpcError):
-    """The three parties hold different orders or attempts of it."""
+    """Three parties with different orders, or different attempts of one order."""
 
 
 class Equivocation(MpcError):
-    """The parties were shown different messages of the sites in `names`."""
+    """Different messages of the sites in `names`, shown to different parties."""
 
 
 class CommitmentBroken(MpcError):
-    """A party opened something else than it had committed to, now or at an earlier attempt; nothing was released."""
+    """An opening that differs from its commitment, now or at an earlier attempt; nothing was released."""
 
 
 class ChecksExhausted(MpcError):
-    """A vector's norm check was broken off so often that a party must mean it; it is not tried again."""
+    """A norm check that was broken off so often that a party must mean it; it is not tried again."""
 
 
 class CohortTooSmall(MpcError):
-    """Too few sites reached all three parties; `names` are those that did."""
+    """Too few sites whose shares reached all three parties; `names` are those sites."""
 
 
 class TopUpMissing(MpcError):
-    """A sum over fewer sites than planned lacks a top-up; `names` are the sites of which nothing was missing."""
+    """A sum over fewer sites than planned that lacks a top-up; `names` are the sites that lack nothing."""
 
 
 class NormExceeded(MpcError):
-    """The vectors of the sites in `names` are too long, and those in `kept` may not be summed without more."""
+    """Vectors that are too long, of the sites in `names`; those in `kept` may not be summed without top-ups."""
 
     def __init__(self, message: str, names: tuple[str, ...] = (), kept: tuple[str, ...] = ()) -> None:
         super().__init__(message, names)
@@ -109,11 +109,11 @@ class NormExceeded(MpcError):
 
 
 class TotalForged(MpcError):
-    """The opened total lacks the tags of its sites: a party added something else, or a site made wrong tags."""
+    """An opened total that does not match the tags of its sites: a party added something else, or a tag is wrong."""
 
 
 class SetConflict(MpcError):
-    """The round is bound to another set; `names` is the bound one, the only set that it may be repeated with."""
+    """A round that is bound to another set; `names` is the bound one, the only set that may be repeated."""
 
     @property
     def bound(self) -> tuple[str, ...]:

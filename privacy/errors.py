@@ -29,23 +29,23 @@ class PrivacyError(Exception):
 
 
 class InvalidPrivacyParameter(PrivacyError):
-    """A number that decides a guarantee is out of its range."""
+    """A number out of range that decides a guarantee."""
 
 
 class LedgerError(PrivacyError):
-    """Base of what a ledger refuses."""
+    """Base of a ledger's refusals."""
 
 
 class LedgerBroken(LedgerError):
-    """An entry was changed, left out, moved or forged; the message names the first bad one."""
+    """An entry that was changed, left out, moved or forged; the message names the first bad one."""
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger's file cannot be opened, locked or written; nothing was charged."""
+    """A ledger file that cannot be opened, locked or written; nothing was charged."""
 
 
 class BudgetExceeded(LedgerError):
-    """The charge would pass the cap. Nothing was written."""
+    """A charge that would pass the cap. Nothing was written."""
 
     def __init__(self, message: str, *, cap: float, spent: float, would_be: float) -> None:
         super().__init__(message)
@@ -53,60 +53,60 @@ class BudgetExceeded(LedgerError):
 
 
 class BudgetMissing(LedgerError):
-    """No budget is set for this data set and unit, so nothing may be charged."""
+    """A data set and unit without a budget; nothing may be charged for them."""
 
 
 class ChargeConflict(LedgerError):
-    """The round was charged or settled before with other contents, or never charged."""
+    """A round that was charged or settled before with other contents, or was never charged."""
 
 
 class UnprotectedRefused(LedgerError):
-    """A release without noise was to be charged and the caller did not allow one."""
+    """A release without noise that the caller did not allow."""
 
 
 class LedgerFileInvalid(LedgerError):
-    """A file that should hold a whole ledger is missing, cut short, malformed or too large; names the line."""
+    """A whole ledger's file that is missing, cut short, malformed or too large; the message names the line."""
 
 
 class LedgerForked(LedgerError):
-    """Two ledgers of one site and key went on apart from each other: neither holds all that was charged."""
+    """Two ledgers of one site and key that went on apart: neither holds all charges."""
 
 
 class ReportInvalid(PrivacyError):
-    """A report does not follow the format or is too large."""
+    """A report that breaks the format or is too large."""
 
 
 class NotCheckable(PrivacyError):
-    """An accountant that is asked as a further witness has no answer, or none within a few seconds."""
+    """An accountant that was asked as a further witness and has no answer, or none within a few seconds."""
 
 
 class StepError(PrivacyError):
-    """Base of what stops a private training step; nothing was released."""
+    """Base of the errors that stop a private training step; nothing was released."""
 
 
 class UnprotectedGradient(StepError):
-    """A trainable parameter is out of the clipper's reach, or holds a gradient that the clipper never saw."""
+    """A trainable parameter out of the clipper's reach, or with a gradient that the clipper never saw."""
 
 
 class UnitsCoupled(StepError):
-    """One record's gradient depends on other records of its batch, so that no bound on a unit would hold."""
+    """A record's gradient that depends on other records of its batch, so that no bound on a unit would hold."""
 
 
 class TargetUnreached(StepError):
-    """The loss does not depend on a trained parameter, which would take noise and learn nothing."""
+    """A trained parameter that the loss does not depend on; it would take noise and learn nothing."""
 
 
 class UnitRepeated(StepError):
-    """A unit was met in two microbatches of one step, so its clipped parts could add up to more than the bound."""
+    """A unit in two microbatches of one step; its clipped parts could add up to more than the bound."""
 
 
 class ClipperMisused(StepError):
-    """Microbatch, backward and clipping came in another order than they must."""
+    """Microbatch, backward and clipping in a wrong order."""
 
 
 class BatchMalformed(StepError):
-    """Records, labels and units of a step do not fit together; the message shows shapes, never entries."""
+    """Records, labels and units of a step that do not fit together; the message shows shapes, never entries."""
 
 
 class SourceRefused(StepError):
-    """Randomness that can be repeated was given where protection is asked for."""
+    """Repeatable randomness where protection is asked for."""

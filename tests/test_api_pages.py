@@ -8,6 +8,8 @@ import pytest
 
 from .architecture import face, rooms
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "api"
 PACKAGES = ("coordinator", "client_node", "privacy", "mpc", "models")

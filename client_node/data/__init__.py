@@ -1,10 +1,10 @@
-"""A site's records: its table, its cells, and the checks of both.
+"""A site's records: reads and checks its table and cells.
 
-`check` looks through a file as the site's policy would have it read, and counts what does not fit; `read` gives the
-`Records` that a study trains on. `tables` opens files, `cells` reads columns. Messages name lines and columns and never
-show a cell.
+`check` reads a file by the site's policy and counts the cells that do not fit. `read` returns the `Records` that a
+study trains on. `tables` opens files and reads their columns as text. Messages name lines and columns and never show a
+cell.
 
-Three rows of a table, of which the last one says of nobody whom it is about:
+Three rows of a table, of which the last one has no id of a person:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""A site's records, read by the columns of a study, and what is wrong with them, told without a single value."""
+"""Reads a site's records by the columns of a study, and reports problems in them without a single value."""
 
 import difflib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from .tables import Problem, Problems, Table, open_table
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A table ready to learn from. Nothing of it shows in its repr."""
+    """The columns, units and labels of a table, ready for training. Its repr is empty."""
 
     columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool or str|None
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
@@ -28,13 +28,13 @@ class Records:
 
     @property
     def num_units(self) -> int:
-        """How many persons the records are about."""
+        """Number of units that the records are about."""
         return int(self.units.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnReport:
-    """What a check found in one column."""
+    """The results of a check for one column."""
 
     name: str  # in the study
     own: str  # in the site's file
@@ -44,7 +44,7 @@ class ColumnReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What a check found in a file. It counts records, so it is for the site's own eyes."""
+    """The results of a check for a file. They count records, so they are for the site alone."""
 
     path: str
     rows: int
@@ -56,17 +56,17 @@ class DataReport:
 
     @property
     def is_fit(self) -> bool:
-        """Whether the file can be learned from."""
+        """True if the file can be used for training."""
         return self.problem_count == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the report as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A column that is wanted, under the site's own name, and the site's own words in it."""
+    """A column to read: the site's own name for it, and the site's own words in it."""
 
     column: Column
     own: str
@@ -79,7 +79,7 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Scan:
-    """All of a file, read once."""
+    """One pass over a whole file."""
 
     pieces: dict[str, list[np.ndarray]]
     missing: dict[str, int]
@@ -94,10 +94,10 @@ _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
 def read(policy: SitePolicy, study: Study) -> Records:
-    """The site's records for a study.
+    """Reads the site's records for a study.
 
     Raises:
-        DataInvalid: any cell does not fit; no part of a table with problems is used.
+        DataInvalid: a cell does not fit; a table with problems is not used at all.
     """
     table = open_table(policy.data.path, format=policy.data.format, separator=policy.data.separator)
     wanted = _wanted(policy, study.draft.data)
@@ -112,10 +112,10 @@ def read(policy: SitePolicy, study: Study) -> Records:
 
 
 def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = None) -> DataReport:
-    """Looks through the file at `path` as the policy would have it read.
+    """Checks the file at `path` as the policy says to read it.
 
-    With a study, for all of the study's columns; without one, only whether the file, its unit column and its label
-    column are usable, and how much is missing.
+    With a study, checks all columns of the study. Without one, checks only that the file, its unit column and its label
+    column are usable, and counts missing cells.
     """
     try:
         table = open_table(path, format=policy.data.format if path == policy.data.path else None,
@@ -150,7 +150,7 @@ def _terms(study: Study | StudyDraft) -> DataTerms:
 
 
 def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Wanted]:
-    """The unit, and every column of the study under the site's own names."""
+    """Columns to read for a study: the unit, and every column of the study under the site's own name."""
     own, spelling = policy.data.columns, policy.data.values
     wanted = [_unit_column(policy)]
     for column in terms.kind.columns(terms.terms):
@@ -172,7 +172,7 @@ def _unit_column(policy: SitePolicy) -> _Wanted:
 
 
 def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
-    """What is wanted of a file that is checked for no study: its unit and label; the rest is only looked at."""
+    """Columns to check without a study: the unit and the label; of all others only missing cells are counted."""
     label = policy.data.label_column
     known = [_unit_column(policy)]
     if label:

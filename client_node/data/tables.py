@@ -1,7 +1,7 @@
 """Reads a site's CSV or Parquet file as batches of text columns, within limits.
 
-Arrow's own messages quote cells, so none of them is passed on: what is said about a file names lines, columns and
-kinds only.
+Arrow's own messages quote cells, so none of them is passed on. Messages about a file name only lines, columns and
+kinds.
 """
 
 import codecs
@@ -37,7 +37,7 @@ Format = Literal["csv", "parquet"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that does not fit: where, what was expected and what kind of thing was found. Never the thing."""
+    """A problem in a file: its place, what was expected, and the kind of thing found; never the thing itself."""
 
     line: int | None  # of the file, counted from 1; a Parquet file's row; None for the file or a whole column
     column: str  # as the file calls it; "" for the file or a whole line
@@ -52,7 +52,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Problems:
-    """Collects problems: all are counted, the first few of each column are kept.
+    """Collects problems: counts all of them and keeps the first few of each column.
 
     A problem is added with the number of its row among the rows that were read; `located` turns rows into lines.
     """
@@ -73,7 +73,7 @@ class Problems:
         self.count += max(len(rows) - MAX_SHOWN_PER_COLUMN, 0)
 
     def located(self, table: "Table") -> tuple[Problem, ...]:
-        """At most 20 problems, by line."""
+        """Returns at most 20 problems with their lines, in order of line."""
         lines = table.lines({problem.line for problem in self.kept if problem.line is not None})
         found = [
             Problem(None if p.line is None else lines.get(p.line), p.column, p.expected, p.found) for p in self.kept
@@ -83,7 +83,7 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A readable file with a header in which every column has a name of its own."""
+    """An open table whose header names every column once."""
 
     path: Path
     format: Format
@@ -92,7 +92,7 @@ class Table:
     header_lines: int = 0  # lines down to the end of the header, blank ones included
 
     def batches(self, names: Iterable[str], problems: Problems) -> Iterator[dict[str, pa.Array]]:
-        """The columns `names` piece by piece, as trimmed text; a null is "".
+        """Yields the columns `names` in batches of trimmed text; a null is "".
 
         Raises:
             DataInvalid: the file breaks off, or holds more than 50 million rows.
@@ -109,7 +109,7 @@ class Table:
             raise _unreadable(self.path, f"a whole {self.format.upper()} file", f"damage after {rows} rows") from None
 
     def lines(self, rows: set[int]) -> dict[int, int]:
-        """For rows by their number among those that were read, the line of the file on which each begins."""
+        """Finds the line of the file on which each row begins; rows are numbered as they were read."""
         if not rows:
             return {}
         if self.format == "parquet":
@@ -124,10 +124,10 @@ class Table:
         return lines
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """First line and cells of every record below the header, blank lines left out."""
+        """Yields the first line and the cells of every record below the header, blank lines left out."""
         with self.path.open(encoding="utf-8-sig", newline="") as text:
             reader, last = csv.reader(text, delimiter=self.separator), 0
-            with suppress(csv.Error):  # a cell longer than 128 KiB: what lies beyond stays without a line
+            with suppress(csv.Error):  # a cell longer than 128 KiB: later rows get no line
                 for cells in reader:
                     first, last = last + 1, reader.line_num
                     if cells and first > self.header_lines:
@@ -160,7 +160,7 @@ class Table:
             self._report_misshapen(misshapen, problems)
 
     def _report_misshapen(self, cells_of: list[int], problems: Problems) -> None:
-        """Such a line is no row, so it has no number to be located by: it is told as a problem of the file."""
+        """Reports lines with a wrong number of cells as problems of the whole file: no row number locates them."""
         problems.count += len(cells_of)
         expected = f"{len(self.names)} cells, as in the header"
         lines = (line for line, cells in self._records() if len(cells) != len(self.names))
@@ -178,7 +178,7 @@ class Table:
 
 
 def open_table(path: Path, *, format: Format | None = None, separator: str = ",") -> Table:
-    """The table at `path`, its header read and its encoding checked.
+    """Opens the table at `path`, reads its header and checks its encoding.
 
     Args:
         format: taken from the suffix (.csv, .parquet) if None.
@@ -237,7 +237,7 @@ def _check_names(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _check_text(path: Path) -> None:
-    """Refuses what is not UTF-8, and an odd number of quotes: one left open would swallow the rows after it."""
+    """Refuses text that is not UTF-8, and an odd number of quotes: an open quote would swallow the rows after it."""
     decoder, line, quotes = codecs.getincrementaldecoder("utf-8")(), 1, 0
     with path.open("rb") as source:
         while True:
@@ -258,7 +258,7 @@ def _check_text(path: Path) -> None:
 
 
 def _as_text(column: pa.Array) -> pa.Array:
-    """Any column of plain values as trimmed strings; of nested or binary ones, text that fits nothing."""
+    """Converts a column of plain values to trimmed strings; nested or binary ones become text that fits nothing."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

@@ -1,8 +1,7 @@
-"""Joining a federation: a node's keys, and the invitation that it answers.
+"""Enrolment of a node in a federation: its keys, and the invitation that it answers.
 
-`NodeIdentity` makes and keeps the two private keys, `enrol` joins the federation that issued a code, `Enrolment` is
-what a node remembers of it, and `fetch_studies` asks for the studies on offer. Both ends of the protocol are in
-`protocol`.
+`NodeIdentity` makes and keeps the two private keys. `enrol` joins the federation that issued a code, and `Enrolment` is
+the node's record of it. `fetch_studies` asks for the studies on offer. `protocol` has the messages of both ends.
 
 An invitation is one line of text, on paper or by telephone if need be; case and spaces do not matter:
 

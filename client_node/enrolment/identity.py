@@ -1,8 +1,8 @@
-"""The keys of a node: made on its own machine, never sent anywhere.
+"""Private keys of a node: made on its own machine, never sent anywhere.
 
-Two keys, because two parties check them. The transport key (ECDSA P-384, OpenSSH form) is Flower's: it opens the way
-through the coordinator's gate and can be revoked there within a request. The identity key (Ed25519) signs replies,
-ledger entries and sealed shares; a study names it, so its signatures outlive the transport.
+There are two keys, because two parties check them. The transport key (ECDSA P-384, OpenSSH form) is Flower's: the
+coordinator's gate admits a node by it, and a revocation there acts at the next request. The identity key (Ed25519)
+signs replies, ledger entries and sealed shares; a study names it, so its signatures outlive the transport.
 
 Both come from the operating system's random generator by way of OpenSSL. Keys lie unencrypted in files that only their
 owner may read: disk encryption and backups are the site's business.
@@ -80,28 +80,28 @@ class NodeIdentity:
         return cls(home, name, signer, transport)
 
     def named(self, name: str) -> "NodeIdentity":
-        """The same keys under the name that the federation gave them, kept for the next start."""
+        """Returns the same keys with the name that the federation gave them, stored for the next start."""
         write_private(self.home / _FOLDER / _NAME, json.dumps({"name": name}).encode())
         return NodeIdentity(self.home, name, self.signer, self.transport_key)
 
     @property
     def identity_hex(self) -> str:
-        """The Ed25519 public key, 32 bytes in hex: what a study calls this participant's identity."""
+        """The Ed25519 public key, 32 bytes in hex: the participant's `identity` in a study."""
         return self.signer.public_key().public_bytes_raw().hex()
 
     @property
     def transport_public(self) -> bytes:
-        """The transport key's public half, `ecdsa-sha2-nistp384 ...`."""
+        """Public transport key in OpenSSH form, `ecdsa-sha2-nistp384 ...`."""
         return self.transport_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
 
     @property
     def transport_fingerprint(self) -> str:
-        """What the coordinator's registry knows the transport key by."""
+        """Fingerprint by which the coordinator's register knows the transport key."""
         return fingerprint(self.transport_public)
 
 
 def fingerprint(transport_public: bytes) -> str:
-    """SHA-256, in hex, of a transport key in the one form that Flower sends (PEM); OpenSSH is taken too.
+    """Computes the SHA-256, in hex, of a transport key in the form that Flower sends (PEM); OpenSSH form is read too.
 
     Raises:
         ValueError: not an elliptic-curve public key in either form.
@@ -110,7 +110,7 @@ def fingerprint(transport_public: bytes) -> str:
 
 
 def wire_form(transport_public: bytes) -> bytes:
-    """A transport key as Flower sends and stores it: PEM, SubjectPublicKeyInfo. Raises ValueError."""
+    """Writes a transport key as Flower sends and stores it: PEM, SubjectPublicKeyInfo. Raises ValueError."""
     return load_transport_public(transport_public).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -1,4 +1,4 @@
-"""How a node joins a federation with a one-time code, and how it asks the coordinator which studies there are.
+"""Enrolment with a one-time invitation code, and the signed request for the list of studies.
 
 The code carries the coordinator's address, a secret and the SHA-256 of the federation's CA certificate. So the first
 contact needs no trust in the network: the node fetches the CA certificate unverified, compares its digest with the
@@ -55,7 +55,7 @@ _REFUSED = {"used": CodeUsed, "expired": CodeExpired, "unknown": CodeInvalid}
 
 @dataclass(frozen=True, slots=True)
 class InvitationCode:
-    """What the operator hands to a site, on paper or by telephone if need be: `host:port/BASE32`."""
+    """An invitation code, `host:port/BASE32`: the operator hands it to a site, on paper or by telephone if need be."""
 
     address: str
     secret: bytes  # 16 bytes
@@ -84,7 +84,7 @@ class InvitationCode:
 
 
 class EnrolRequest(BaseModel):
-    """What a node sends to join: the secret, its public keys, and proof that it holds the private ones."""
+    """A node's request to join: the secret, its public keys, and proofs of possession of the private keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     secret: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$"), Field(repr=False)]
@@ -104,7 +104,7 @@ class EnrolRequest(BaseModel):
 
 
 class EnrolAnswer(BaseModel):
-    """What the coordinator makes of it: the name and roles that the operator gave to the invitation."""
+    """The coordinator's answer to it: the name and roles that the operator gave to the invitation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -113,7 +113,7 @@ class EnrolAnswer(BaseModel):
 
 
 class StudiesQuery(BaseModel):
-    """A node's signed request for the list of studies; time and nonce make it good once, for five minutes."""
+    """A node's signed request for the list of studies; time and nonce make it valid once, for five minutes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     identity: Hex32
@@ -122,13 +122,13 @@ class StudiesQuery(BaseModel):
 
     @staticmethod
     def signed_part(body: bytes) -> bytes:
-        """What the signature in the header covers."""
+        """Bytes that the signature in the header covers."""
         return b"confide studies 1\n" + body
 
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """This node's place in a federation, as kept in `enrolment.json`."""
+    """This node's membership in a federation, as stored in `enrolment.json`."""
 
     name: str
     roles: tuple[Role, ...]
@@ -162,17 +162,17 @@ def enrol(
 ) -> Enrolment:
     """Joins the federation that issued `code`; makes this node's keys under `home` if there are none.
 
-    Nothing but the keys is kept unless the coordinator says yes, so a failed call can be repeated, also with another
+    Until the coordinator admits the node, only the keys are stored. So a failed call can be repeated, also with another
     code.
 
     Args:
-        roles_wanted: what this node offers to be; None leaves it to the invitation.
+        roles_wanted: roles that this node offers to take; None leaves them to the invitation.
         party_address: host:port at which the other aggregators reach this node, for the role "aggregate".
-        party_certificate: PEM certificate of that address; made under `home`/party when an address is given without.
+        party_certificate: PEM certificate of that address; made under `home`/party if only an address is given.
 
     Raises:
         CodeInvalid, CodeUsed, CodeExpired: the code is damaged, was used, or is too old.
-        WrongCoordinator: another CA than the code's answers at the address.
+        WrongCoordinator: a coordinator with another CA than the code's answers at the address.
         CoordinatorUnreachable: nobody answers.
         AlreadyEnrolled: `home` has an enrolment.
     """
@@ -204,7 +204,7 @@ def enrol(
 
 
 def fetch_studies(home: Path) -> list[dict[str, Any]]:
-    """Every study that the coordinator offers to this node.
+    """Fetches every study that the coordinator offers to this node.
 
     Returns:
         Dictionaries with `canonical` (base64 of the study's canonical JSON), `hash` and the coordinator's `signature`
@@ -250,7 +250,7 @@ def _signed_request(
 
 
 def _fetch_ca(invitation: InvitationCode) -> bytes:
-    """The CA certificate, which the code vouches for: that is why this one connection needs no verification."""
+    """Fetches the CA certificate; the code holds its digest, so this one connection needs no verification."""
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
@@ -276,7 +276,7 @@ def _post(address: str, ca_pem: str, path: str, body: bytes, headers: dict[str, 
 def _exchange(
     method: str, address: str, context: ssl.SSLContext, path: str, body: bytes, headers: dict[str, str]
 ) -> bytes:
-    """One request to the gate, with its failures told in our words."""
+    """Sends one request to the gate and turns its failures into our errors."""
     try:
         with (
             httpx.Client(verify=context, timeout=_TIMEOUT, trust_env=False) as client,

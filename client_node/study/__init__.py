@@ -1,10 +1,10 @@
-"""A study: the draft in study.toml, the immutable study made of it, its cost, and what is sent of its state.
+"""Studies: the draft in study.toml, the immutable study made from it, its cost, and the format of its state.
 
-`load_draft` reads a `StudyDraft`, which names every term; `Study` adds keys, hashes and sizes, and is what a site
-approves by its hash; `Study.planned_round` says what one round is. docs/study-toml.md lists every key.
-`cost` prices a study or a draft by what a run of it opens.
+`load_draft` reads a `StudyDraft`, which holds the terms. `Study` adds keys, hashes and sizes; a site approves a study
+by its hash. `Study.planned_round` describes one round. `cost` computes the cost of a study or a draft from the releases
+of a run. docs/study-toml.md lists every key.
 
-Without dropouts no sum over fewer than all four sites is opened, and each entry of it has noise of this deviation:
+Without dropouts only a sum over all four sites is opened. Each of its entries has noise of this standard deviation:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

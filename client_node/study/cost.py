@@ -1,7 +1,7 @@
-"""Prices a study by its terms alone: the releases that a run of it opens, and their epsilon.
+"""Computes the cost of a study from its terms alone: the releases that a run of it opens, and their epsilon.
 
-No site's policy or ledger counts here: what a site has spent before, and what it may still spend, is its own business.
-A draft is priced as a `provisional` study, which has no keys and no backbone yet.
+No site's policy or ledger is used: a site's spent and remaining budget is known to the site alone. The cost of a draft
+is that of a `provisional` study, which has no keys and no backbone yet.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from .terms import StudyDraft
 
 
 def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
-    """Gives what a round opens over `sites` sites, as an accountant sees it; with top-up, over these or more."""
+    """Returns the release of a round over `sites` sites, for an accountant; with top-up, over these or more."""
     is_topped = study.draft.privacy.dropouts == "top-up"
     return Release(
         mode=study.draft.privacy.mode,
@@ -35,10 +35,10 @@ def release(study: Study, planned: PlannedRound, *, sites: int) -> Release:
 
 
 def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Release, int]]:
-    """Lists all that a whole run opens, as an accountant sees it: every kind of release, and how many of it.
+    """Lists the releases of a whole run, for an accountant: each kind of release with its number.
 
     Args:
-        sites: how many sites each sum holds; None stands for the fewest that may be summed.
+        sites: number of sites in each sum; None: the fewest that may be summed.
     """
     summed = study.quorum if sites is None else sites
     releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
@@ -48,7 +48,7 @@ def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Re
 
 
 def releases_of_run(study: Study) -> Counter[Release]:
-    """Counts all that a whole run opens at the worst, equal releases together."""
+    """Counts the releases of a whole run in the worst case, equal releases together."""
     total: Counter[Release] = Counter()
     for kind, count in planned_releases(study):
         total[kind] += count
@@ -56,20 +56,20 @@ def releases_of_run(study: Study) -> Counter[Release]:
 
 
 def releases_of_draft(draft: StudyDraft, dim: int) -> Counter[Release]:
-    """Counts all that a run of the draft opens, each sum over the fewest sites allowed."""
+    """Counts the releases of a run of the draft, each sum over the fewest sites allowed."""
     return releases_of_run(provisional(draft, dim))
 
 
 def whole_cost(study: Study) -> float:
-    """Computes a whole run's epsilon, by PLD at the study's own delta and collusion, where nothing else is released."""
+    """Computes the epsilon of a whole run and nothing else, by PLD at the study's own delta and collusion."""
     return epsilon_pld(releases_of_run(study), study.draft.privacy.delta, study.draft.privacy.collusion)
 
 
 def solve_noise(draft: StudyDraft, dim: int) -> StudyDraft:
-    """Gives the draft the smallest noise multiplier that keeps its `target_epsilon`; none if it names no target.
+    """Solves for the smallest noise multiplier that keeps the draft's `target_epsilon`; no change without a target.
 
-    The whole run keeps it, evaluation included, at the study's own delta and collusion, with the fewest sites in every
-    sum: at a site that releases nothing else.
+    The target holds for the whole run, evaluation included, at the study's own delta and collusion, with the fewest
+    sites in every sum, at a site that releases nothing else.
 
     Raises:
         StudyInvalid: no noise multiplier reaches the target.
@@ -107,8 +107,8 @@ def with_rounds(draft: StudyDraft, rounds: int) -> StudyDraft:
 def ring_of(draft: StudyDraft, dim: int) -> Ring:
     """Plans the ring in which sums over all sites of such a study are opened.
 
-    `largest_total` bounds an entry of their sum, to which each site may add a unit by rounding. Where norms are
-    checked, the ring has room for that too.
+    `largest_total` bounds an entry of the sum; rounding can add one ring unit for each site. If norms are checked, the
+    ring also has room for the check.
 
     Raises:
         NoRing: 64 bits are too few.
@@ -123,7 +123,7 @@ def ring_of(draft: StudyDraft, dim: int) -> Ring:
 
 
 def provisional(draft: StudyDraft, dim: int) -> Study:
-    """Makes the study of `draft` as far as its cost goes: without keys, backbone, checks; never signed, kept or run."""
+    """Makes a study of `draft` for its cost alone: without keys, backbone or checks; never signed, stored or run."""
     return _in_ring(draft, dim, ring_of(draft, dim))
 
 
@@ -145,7 +145,7 @@ def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
 
 
 def _evaluation(study: Study) -> Counter[Release]:
-    """Counts what a run of the study opens beside its updates."""
+    """Counts the releases of a run beside its updates."""
     if study.draft.evaluation is None:
         return Counter()
     return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})

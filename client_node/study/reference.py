@@ -1,6 +1,6 @@
 """Writes study.toml as a reference: every setting with an example, its default and its bounds, from the schema itself.
 
-docs/study-toml.md shows what this gives.
+docs/study-toml.md shows the output.
 """
 
 import json
@@ -20,7 +20,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def study_toml() -> str:
-    """Returns a study.toml with every setting of a study of fields; what is left out by default is a comment."""
+    """Returns a study.toml with every setting of a study of fields; those absent by default are comments."""
     return "\n".join(_lines(StudyDraft, "")) + "\n"
 
 

@@ -1,8 +1,8 @@
-"""The trained vector as sites are sent it: float32, or a byte a number with a scale for every 64 of them.
+"""Encodes the trained vector for sending it to sites: float32, or int8 with one scale for every 64 numbers.
 
-What is coded has been released before, so a coarser copy of it is post-processing: it costs no privacy. Updates are not
-coded like this on their way back: rounding before the noise would have to be counted in a unit's sensitivity, and coded
-shares would no longer add up in the ring.
+The vector has been released before, so a coarser copy of it is post-processing and costs no privacy. Updates are not
+encoded like this on their way back: rounding before the noise would have to be counted in a unit's sensitivity, and
+encoded shares would no longer add up in the ring.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ import numpy.typing as npt
 
 from ..errors import MessageInvalid
 
-BLOCK = 64  # numbers of one scale
+BLOCK = 64  # numbers that share one scale
 _LARGEST = 127
-_LEAST_SCALE = np.finfo(np.float32).tiny  # below, processors differ in what they make of a number
+_LEAST_SCALE = np.finfo(np.float32).tiny  # processors treat smaller (subnormal) numbers differently
 
 StateKind = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateFormat:
-    """How a vector of `dim` float32 is written; the same bytes, and the same numbers from them, on every machine.
+    """The format in which `dim` float32 numbers are sent; every machine gets the same bytes, and the same numbers back.
 
-    float32: little-endian. int8: the blocks' scales, float32 little-endian; then a signed byte for each number but the
-    last `exact`, which follow in float32. A number is byte * scale, rounded once; scale is the block's largest size
-    over 127, so a number is off by half a scale at most. A block so small that its scale would be subnormal is zero.
+    float32: little-endian. int8: first the scales of the blocks, float32 little-endian; then one signed byte for each
+    number but the last `exact`, which follow in float32. A number is byte * scale, rounded once. The scale is the
+    block's largest magnitude divided by 127, so the error is at most half a scale. A block is zero if its scale would
+    be subnormal.
     """
 
     kind: StateKind
@@ -35,11 +36,11 @@ class StateFormat:
 
     @property
     def size(self) -> int:
-        """Bytes of a written vector."""
+        """Bytes of an encoded vector."""
         return 4 * self.dim if self.kind == "float32" else 4 * (self._blocks + self.exact) + self._coded
 
     def encode(self, state: npt.NDArray[np.float32]) -> bytes:
-        """The bytes of a finite vector [dim]."""
+        """Encodes a finite vector [dim] as bytes."""
         assert state.shape == (self.dim,)
         if self.kind == "float32":
             return state.astype("<f4").tobytes()
@@ -54,10 +55,10 @@ class StateFormat:
         return b"".join(part.tobytes() for part in parts)
 
     def decode(self, data: bytes) -> npt.NDArray[np.float32]:
-        """The vector [dim] of bytes from outside.
+        """Decodes untrusted bytes into a vector [dim].
 
         Raises:
-            MessageInvalid: they are not `size` bytes of finite numbers, or not as `encode` writes any vector.
+            MessageInvalid: `data` is not `size` bytes of finite numbers, or not the encoding of any vector.
         """
         if len(data) != self.size:
             raise MessageInvalid(f"a state of {len(data)} bytes, where {self.size} are due, does not fit the study")

@@ -1,7 +1,7 @@
-"""A study: what shall be learned, on what terms and by whom, as drafted by an operator and as approved by sites.
+"""The immutable study that sites approve: the operator's draft, with the keys, hashes and sizes that it needs.
 
-A `Study` is immutable and has one canonical form; its hash is the SHA-256 of that form. The participants' keys are part
-of it, so whoever approves the hash has confirmed who takes part, and a coordinator cannot add parties later.
+A `Study` has one canonical form; its hash is the SHA-256 of that form. The participants' keys are part of it: who
+approves the hash has confirmed the participants, and a coordinator cannot add parties later.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def _is_certificate(value: str) -> str:
 
 
 class _Marked(BaseModel):
-    format: Literal[1, 2, 3]  # of which every earlier version's studies were
+    format: Literal[1, 2, 3]  # earlier versions made studies of these formats
 
 
 def _is_older(data: bytes) -> bool:
@@ -84,10 +84,10 @@ class AggregatorParty(StrictModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRound:
-    """What a study has every site contribute to one round: known from the study and the round's number alone.
+    """The plan of one round, which fixes every site's contribution; it follows from the study and the round's number.
 
     "update": a clipped sum of gradients over a Poisson sample of units, by which the state moves. "evaluation": a
-    histogram of the final state's scores on held-out records, in which each unit counts once.
+    histogram of the final model's scores on held-out records, in which each unit counts once.
     """
 
     number: int
@@ -97,35 +97,35 @@ class PlannedRound:
     scale_bits: int  # an entry counts in units of 2**-scale_bits
     clip_norm: float  # most that one unit moves a site's vector, L2
     sample_rate: float  # chance that a unit takes part
-    noise_multiplier: float  # noise std / clip_norm, for who knows the noise of `collusion` sites
-    largest_total: float  # more than an entry of the opened sum reaches, of honest sites
+    noise_multiplier: float  # noise std / clip_norm, given the noise of `collusion` sites
+    largest_total: float  # bound on an entry of the opened sum of honest sites
     steps: int = 1  # noised sums that a site adds up
-    norm_bound: float | None = None  # what an honest site's vector exceeds once in 10**12; None: not checked
+    norm_bound: float | None = None  # an honest vector exceeds it once in 10**12; None: not checked
     verify_total: bool = False  # the total is checked against tags of the sites
 
     @property
     def rows(self) -> int:
-        """Rows of the sketch by which norms are checked; 0 where they are not."""
+        """Rows of the sketch for the norm check; 0 if norms are not checked."""
         return 0 if self.norm_bound is None else ROWS
 
     @property
     def tag_count(self) -> int:
-        """Tags that come with every vector."""
+        """Number of tags that come with every vector."""
         return TAG_COUNT if self.verify_total else 0
 
     @property
     def bound_units(self) -> int | None:
-        """`norm_bound` in ring units, rounded up; None where nothing is checked."""
+        """`norm_bound` in ring units, rounded up; None if norms are not checked."""
         return None if self.norm_bound is None else math.ceil(math.ldexp(self.norm_bound, self.scale_bits))
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Title of the round, for people."""
         return f"round {self.number}" if self.purpose == "update" else "evaluation"
 
 
 class Study(StrictModel):
-    """The whole of what a site approves."""
+    """All terms that a site approves: the draft, its parties' keys, and the hashes and sizes that belong to it."""
 
     format: Literal[4] = 4
     draft: StudyDraft
@@ -152,9 +152,9 @@ class Study(StrictModel):
         scale_bits: int = 24,
         ring_bits: Literal[32, 64] = 64,
     ) -> Self:
-        """The study that `draft` becomes once its names have keys, given in the order of the draft's lists.
+        """Makes the study of `draft`; the parties with their keys are given in the order of the draft's lists.
 
-        Only the last part of the backbone's path is kept: the operator's folders are nobody else's business.
+        Only the last part of the backbone's path is kept: the operator's folders stay private.
 
         Raises:
             StudyInvalid: the parties are not those that the draft names, or the terms do not fit together.
@@ -177,10 +177,10 @@ class Study(StrictModel):
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """The study whose canonical form is `data`, at most 1 MiB.
+        """Parses the canonical form of a study, at most 1 MiB.
 
         Raises:
-            StudyInvalid: anything else, a different spelling of a valid study included.
+            StudyInvalid: `data` is not one, or is another spelling of a valid study.
         """
         try:
             study = parse_json(data, cls, error=StudyInvalid, source="study")
@@ -197,7 +197,7 @@ class Study(StrictModel):
         return study
 
     def canonical(self) -> bytes:
-        """JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
+        """Canonical form: JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
         plain = self.model_dump(mode="json", by_alias=True)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -235,11 +235,11 @@ class Study(StrictModel):
 
     @property
     def last_round(self) -> int:
-        """Number of the last thing that a run opens: the evaluation if there is one, else the last update."""
+        """Number of a run's last round: the evaluation if there is one, else the last update."""
         return self.draft.rounds.rounds + (self.draft.evaluation is not None)
 
     def share_context(self, planned: PlannedRound, *, run: str, site: str, state: str) -> ShareContext:
-        """What the shares of a site's vector are bound to in a round that starts from a state of this SHA-256."""
+        """Context that a site's shares are bound to, in a round that starts from a state of this SHA-256."""
         return ShareContext(
             study=self.study_hash,
             run=run,
@@ -254,7 +254,7 @@ class Study(StrictModel):
         )
 
     def planned_round(self, number: int) -> PlannedRound:
-        """What round `number` is: updates first, from 1 on, then the evaluation if the study has one.
+        """Plans round `number`: updates first, from 1 on, then the evaluation if the study has one.
 
         Raises:
             MessageInvalid: the study has no round of that number.
@@ -292,13 +292,13 @@ class Study(StrictModel):
         )
 
     def state_format(self, planned: PlannedRound) -> StateFormat:
-        """How sites are sent the state of a round; the one to evaluate is what is exported, bit for bit."""
+        """Format of the state that sites receive in a round; for an evaluation it is the exported one, bit for bit."""
         if planned.purpose == "evaluation":
             return StateFormat(kind="float32", dim=self.dim)
         return self.draft.state_format(self.dim)
 
     def planned_topup(self, number: int, sites: int) -> PlannedRound:
-        """What a site of a sum over `sites` sites adds to its update in round `number`: the same, but noise alone."""
+        """Plans the top-up of round `number` for a sum over `sites` sites: like the update, but noise alone."""
         planned = self.planned_round(number)
         if planned.norm_bound is None:
             return planned
@@ -306,21 +306,21 @@ class Study(StrictModel):
         return replace(planned, norm_bound=norm_bound(max_norm=0.0, noise_std=noise_std, dim=planned.dim))
 
     def topup_bound(self, number: int, sites: int) -> int:
-        """Norm in ring units of the top-ups of a sum over `sites` sites; 0 where none are made, or none are checked."""
+        """Norm bound, in ring units, of the top-ups of a sum over `sites` sites; 0 if none are made or checked."""
         if sites >= self.draft.min_untopped:
             return 0
         return self.planned_topup(number, sites).bound_units or 0
 
     @property
     def longest_units(self) -> int | None:
-        """Norm in ring units that no honest vector is longer than, top-ups included; None if none is checked."""
+        """Largest norm of an honest vector, in ring units, top-ups included; None if norms are not checked."""
         bound = self.planned_round(1).bound_units
         return None if bound is None else max(bound, self.topup_bound(1, self.quorum))  # fewest sites, most noise
 
     def largest_units(self, planned: PlannedRound) -> int:
-        """What no entry of a round's total passes, in ring units, if all vectors in it have passed the norm check.
+        """Bound on every entry of a round's total, in ring units, if all its vectors have passed the norm check.
 
-        A vector of twice its bound may pass, and every site may have sent such a one, and such a top-up.
+        A vector of twice its bound may pass the check. Every site may send such a vector, and such a top-up.
         """
         honest = math.ceil(math.ldexp(planned.largest_total, planned.scale_bits))
         most = (1 << (planned.ring_bits - 1)) - 1
@@ -345,7 +345,7 @@ class Study(StrictModel):
         )
 
     def topup_noise(self, planned: PlannedRound, sites: int) -> int:
-        """Std of the integer noise that each of `sites` sites adds because the others are missing, in ring units."""
+        """Std of the integer noise that each of `sites` sites adds to make up for the missing ones, in ring units."""
         from ...privacy.accounting import composition  # loads dp_accounting
 
         return composition.topup_noise(
@@ -372,11 +372,11 @@ class Study(StrictModel):
         return tuple(site.name for site in self.sites)
 
     def has_site(self, name: str, identity: str) -> bool:
-        """Whether a node of that name and key trains in the study."""
+        """True if a node of that name and key trains in the study."""
         return any((site.name, site.identity) == (name, identity) for site in self.sites)
 
     def has_aggregator(self, name: str, identity: str) -> bool:
-        """Whether a node of that name and key is one of the study's three aggregators."""
+        """True if a node of that name and key is one of the study's three aggregators."""
         return any((party.name, party.identity) == (name, identity) for party in self.aggregators)
 
     def record_schema(self) -> RecordSchema:
@@ -392,7 +392,7 @@ class Study(StrictModel):
         return key.sign(_SIGNATURE_CONTEXT + self.canonical()).hex()
 
     def is_signed(self, signature: str) -> bool:
-        """Whether the coordinator named in the study signed it."""
+        """True if the coordinator named in the study signed it."""
         try:
             public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.coordinator))
             public_key.verify(bytes.fromhex(signature), _SIGNATURE_CONTEXT + self.canonical())

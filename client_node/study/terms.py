@@ -1,4 +1,4 @@
-"""A study's draft, study.toml: adapter, data, privacy, rounds, optimizer and the names of who takes part."""
+"""The draft of a study, study.toml: adapter, data, privacy, rounds, optimizer and the participants' names."""
 
 import difflib
 import math
@@ -60,7 +60,7 @@ Rank = Annotated[int, Field(ge=1)]
 
 
 class AdapterTerms(StrictModel):
-    """Which LoRA weights are trained."""
+    """Settings of the LoRA weights that are trained."""
 
     rank: int = Field(ge=1, le=256, examples=["4"], description="components of every LoRA product")
     alpha: float = Field(gt=0, le=4096, examples=["4.0"], description="LoRA's output is scaled by alpha / rank")
@@ -86,13 +86,13 @@ class AdapterTerms(StrictModel):
     seed: Label = Field(examples=['"thyroid-1"'], description="any text; public: every site draws the same A from it")
 
     def rank_of(self, site: str) -> int | None:
-        """`ranks` of a site; None where the study says nothing: all."""
+        """Rank of a site's adapter by `ranks`; None if the study names none: the whole rank."""
         return self.ranks.get(site)
 
 
 @_with_a_table_for_each_kind
 class DataTerms(FieldTerms):
-    """What a record looks like: keys of its own for fields, or the table of another kind of record."""
+    """Description of a record: the keys of fields stand here, another kind of record has a table of its own."""
 
     unit: Name = Field(
         examples=['"patient"'], description="the word for whom privacy protects; sites' policies must use the same"
@@ -105,28 +105,28 @@ class DataTerms(FieldTerms):
 
     @property
     def kind(self) -> RecordKind:
-        """What the records are made of."""
+        """The kind of record of this study."""
         return KINDS[next(iter(self.tables()), INLINE)]
 
     @property
     def terms(self) -> StrictModel:
-        """What the study says of that kind: its table, or these keys themselves."""
+        """The terms of that kind of record: its table, or these keys themselves."""
         return next(iter(self.tables().values()), self)
 
     def tables(self) -> dict[str, StrictModel]:
-        """The tables of kinds of record that the study has; one at the most, once it is checked."""
+        """The study's tables of kinds of record; at most one in a checked study."""
         tables = {name: getattr(self, name) for name in KINDS if name != INLINE}
         return {name: table for name, table in tables.items() if table is not None}
 
     @model_serializer(mode="wrap")
     def _without_tables_of_later_kinds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Format 4 names every key that it began with; a table of a later kind stands in studies that have it."""
+        """Leaves out tables of later kinds that are not set; the keys that format 4 began with are always written."""
         plain: dict[str, Any] = serialize(self)
         return {name: value for name, value in plain.items() if value is not None or name in ("label", "text")}
 
 
 class PrivacyTerms(StrictModel):
-    """Whose noise protects a unit, and how much. Neighbours differ by one unit with all its records."""
+    """Privacy mode, noise and clipping. Neighbouring data sets differ by one unit with all its records."""
 
     mode: Literal["distributed", "local", "none"] = Field(
         examples=['"distributed"'],
@@ -166,22 +166,22 @@ class PrivacyTerms(StrictModel):
 
     @property
     def sensitivity(self) -> float:
-        """Most that one unit moves a site's sum of one step, L2: in clip units if the clip is adaptive."""
+        """L2 sensitivity of a site's sum of one step to one unit; in clip units if the clip is adaptive."""
         return self.clip_norm if self.clipping == "fixed" else adaptive_clipping.SENSITIVITY
 
     @property
     def clip_unit(self) -> float:
-        """What the length clip_norm of a clipped gradient is written as in a site's sum."""
+        """Length in a site's sum of a gradient that was clipped to clip_norm."""
         return self.clip_norm if self.clipping == "fixed" else 1.0
 
     @property
     def spared_sites(self) -> int:
-        """How many sites may fail without the others adding more noise than at first."""
+        """Number of sites that may fail without a top-up of the noise."""
         return 0 if self.dropouts == "top-up" else self.max_dropouts
 
 
 class RoundTerms(StrictModel):
-    """How a run proceeds."""
+    """Number, size and deadlines of a run's rounds."""
 
     rounds: int = Field(ge=1, le=100_000, examples=["40"], description="how many updates are summed and applied")
     min_sites: int = Field(ge=2, le=1000, examples=["3"], description="fewest sites that a sum may hold")
@@ -208,7 +208,7 @@ class OptimizerTerms(StrictModel):
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of the velocity; Adam's beta1")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam's, of the mean square")
-    # Studies of this format write it as `epsilon`, which is read as well.
+    # Studies of this format spell it `epsilon`; both spellings are read.
     eps: float = Field(
         default=1e-3, gt=0, le=1, validation_alias=AliasChoices("eps", "epsilon"), serialization_alias="epsilon",
         description="Adam's, added to the root, in units of the mean update",
@@ -227,7 +227,7 @@ class OptimizerTerms(StrictModel):
 
     @property
     def rates(self) -> tuple[float, float]:
-        """(lr, head_lr) of a study, which has them whether its draft said them or not; without a head, lr twice."""
+        """(lr, head_lr) of a study, which has both even if its draft left them out; without a head, lr twice."""
         assert self.lr is not None, "a draft whose rates were never chosen"
         return self.lr, self.lr if self.head_lr is None else self.head_lr
 
@@ -245,7 +245,7 @@ class EvaluationTerms(StrictModel):
 
 
 class AggregationTerms(StrictModel):
-    """How sites' updates are sealed and added up."""
+    """Settings for sealing and summing the sites' updates."""
 
     kem: KemName = Field(
         default="x25519",
@@ -267,7 +267,7 @@ class AggregationTerms(StrictModel):
     )  # fmt: skip
 
     def weight_of(self, site: str) -> float:
-        """What a site's clipped sum is multiplied by before its noise; 1 unless the study says less."""
+        """Factor on a site's clipped sum before its noise; 1 unless the study sets a smaller one."""
         return self.weights.get(site, 1.0)
 
 
@@ -284,7 +284,7 @@ class ModelTerms(StrictModel):
 
 
 class Participants(StrictModel):
-    """Names in the federation's register; the study adds their keys."""
+    """Participants by their names in the federation's register; the study adds their keys."""
 
     sites: Annotated[tuple[Name, ...], Unique] = Field(
         min_length=2, max_length=1000, examples=['["other", "svi", "svhc", "rest"]'], description="that train"
@@ -298,7 +298,7 @@ class Participants(StrictModel):
 
 
 class StudyDraft(StrictModel):
-    """What study.toml says."""
+    """The draft of a study: the contents of study.toml."""
 
     name: Name = Field(examples=['"thyroid"'], description="a-z, 0-9, '.', '_', '-'")
     description: Text = Field(
@@ -318,8 +318,8 @@ class StudyDraft(StrictModel):
     def quorum(self) -> int:
         """Fewest sites whose sum may be opened.
 
-        With distributed noise never below sites - max_dropouts, whatever min_sites says: each site's noise is sized, or
-        topped up, for that many, and a smaller sum would show more than was charged.
+        With distributed noise it is never below sites - max_dropouts, even if min_sites is: each site's noise is sized,
+        or topped up, for that many sites, and a smaller sum would reveal more than was charged.
         """
         if self.privacy.mode == "none":  # two runs over different sets would differ by one site's exact update
             return len(self.participants.sites)
@@ -329,19 +329,19 @@ class StudyDraft(StrictModel):
 
     @property
     def min_untopped(self) -> int:
-        """Fewest sites whose sum may be opened as it is; with top-up, a smaller one first gets more noise."""
+        """Fewest sites whose sum may be opened without a top-up; with top-ups, a smaller sum first gets more noise."""
         return len(self.participants.sites) if self.privacy.dropouts == "top-up" else self.quorum
 
     @property
     def largest_total(self) -> float:
-        """More than any entry of an opened sum reaches, but with probability below 1e-13: a ring that holds it is safe.
+        """Bound on every entry of an opened sum, exceeded with probability below 1e-13: a ring that holds it is safe.
 
-        In each step four times the expected batch and 30 units more, all of them pulling at one coordinate as hard as
-        the clip allows, or what sites have shortened their sums to (`max_norm`) if that is less; and ten standard
-        deviations of all noise. A Poisson sample of mean at most m > 0 has x = 4 m + 30 units or more with probability
-        at most exp(x - m) (m / x)**x (Chernoff), below 1e-30 whatever m is. The noise is a sum of discrete Gaussians
-        and so sub-Gaussian (Canonne, Kamath & Steinke 2020, arXiv:2004.00010): an entry is past ten standard deviations
-        with probability at most 2 exp(-50) = 3.9e-22, any of 2**27 entries with 5.2e-14.
+        For each step it allows four times the expected batch and 30 units more, each with its whole clipped gradient in
+        one coordinate, or the radius to which sites project their sums (`max_norm`) if that is less; and in all, ten
+        standard deviations of the noise. A Poisson sample of mean at most m > 0 has x = 4 m + 30 units or more with
+        probability at most exp(x - m) (m / x)**x (Chernoff), below 1e-30 for every m. The noise is a sum of discrete
+        Gaussians and so sub-Gaussian (Canonne, Kamath & Steinke 2020, arXiv:2004.00010): an entry is past ten standard
+        deviations with probability at most 2 exp(-50) = 3.9e-22, one of 2**27 entries with 5.2e-14.
         """
         largest = (4 * self.rounds.batch_units + 30) * self.privacy.clip_unit
         if self.max_norm is not None:
@@ -362,9 +362,10 @@ class StudyDraft(StrictModel):
     def max_norm(self) -> float | None:
         """Radius of the ball onto which a site projects its sum of a step before noise; None without a norm check.
 
-        In the units of the sum. Unless the study says it, n / 2 + 5 sqrt(n) clipped gradients that all agree, for the n
-        units that an average site draws: on thyroid no site's gradients ever agreed in more than 0.21 n, and n that do
-        not agree at all have a sum of about sqrt(n). A sum that meets the ball keeps its direction.
+        In the units of the sum. If the study sets none, it is the length of n / 2 + 5 sqrt(n) clipped gradients of one
+        direction, where n is the number of units that an average site draws. On thyroid no site's sum was ever longer
+        than 0.21 n such gradients, and n gradients of independent directions have a sum of about sqrt(n). Projection
+        keeps the direction of the sum.
         """
         if not self.aggregation.norm_check:
             return None
@@ -375,7 +376,7 @@ class StudyDraft(StrictModel):
 
     @property
     def update_divisor(self) -> float:
-        """What the opened sum is divided by: the mean update is per expected unit and local step, in clip units."""
+        """Divisor of the opened sum: the mean update is per expected unit and local step, in clip units."""
         return self.rounds.batch_units * self.privacy.clip_unit * self.privacy.local_steps
 
     def state_dim(self, trained: int) -> int:
@@ -383,7 +384,7 @@ class StudyDraft(StrictModel):
         return trained + (self.privacy.clipping == "adaptive")
 
     def state_format(self, dim: int) -> StateFormat:
-        """How sites are sent a state of `dim` numbers to train from; an adaptive clip's logarithm is never rounded."""
+        """Format in which sites receive a state of `dim` numbers; an adaptive clip's logarithm is never rounded."""
         return StateFormat(kind=self.rounds.state, dim=dim, exact=self.state_dim(0))
 
     def record_schema(self) -> RecordSchema:
@@ -416,14 +417,14 @@ class StudyDraft(StrictModel):
 
 
 def load_draft(path: Path) -> StudyDraft:
-    """The draft in the study.toml at `path`.
+    """Reads the draft in the study.toml at `path`.
 
     Raises:
         StudyInvalid: every problem of the file, each with its key, value and remedy.
     """
     draft = read_toml(path, StudyDraft, error=StudyInvalid)
     if draft.privacy.target_epsilon is not None and draft.privacy.noise_multiplier:
-        # A study has both: what was aimed at, and the noise that was solved for it.
+        # A study has both: the target epsilon, and the noise that was solved for it.
         raise StudyInvalid(
             str(path),
             (

@@ -1,4 +1,4 @@
-"""Reads TOML and JSON into pydantic models, telling a person every problem at once and how to mend it.
+"""Reads TOML and JSON into pydantic models, and reports every problem at once, with its remedy.
 
 A message names the key, the value found and the rule, e.g. `privacy.sample_rate is 1.2; it must be greater than 0 and
 at most 1`. Values of settings are shown; nothing here ever reads records.
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=StrictModel)
 
 
 def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
-    """The settings in the file at `path`.
+    """Reads the settings in the file at `path`.
 
     Raises:
         SettingsInvalid: as `error`, with all problems; a missing or unreadable file included.
@@ -61,7 +61,7 @@ def read_toml(path: Path, model: type[S], *, error: type[SettingsInvalid]) -> S:
 
 
 def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid], source: str) -> S:
-    """The settings in JSON text.
+    """Parses the settings in JSON text.
 
     Raises:
         SettingsInvalid: as `error`, with all problems.
@@ -77,7 +77,7 @@ def parse_json(data: str | bytes, model: type[S], *, error: type[SettingsInvalid
 def raise_problems(
     err: pydantic.ValidationError, model: type[BaseModel], *, error: type[SettingsInvalid], source: str
 ) -> NoReturn:
-    """Turns pydantic's account of what is wrong with a `model` into ours."""
+    """Turns pydantic's errors for a `model` into ours and raises them."""
     problems = [line for details in err.errors(include_url=False) for line in _explain(details, model)]
     raise error(source, tuple(problems)) from None
 
@@ -110,7 +110,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
 
 
 def _example(name: str, field: pydantic.fields.FieldInfo) -> str:
-    """A line to copy, and what it means."""
+    """An example line to copy, with its meaning."""
     if not field.examples:
         return ""
     line = str(field.examples[0])
@@ -142,7 +142,7 @@ def _field(model: type[BaseModel], location: tuple[int | str, ...]) -> pydantic.
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that `location` ends in, or None if it ends in a list or mapping of plain values."""
+    """Finds the model in which `location` ends; None if it ends in a list or mapping of plain values."""
     current: Any = model
     for part in location:
         if not _is_model(current) or str(part) not in current.model_fields:

@@ -1,9 +1,9 @@
-"""Training at a site: the study's model, one round of it, and the worker processes that share it.
+"""Training at a site: the study's model, its rounds, and the worker processes that compute them.
 
-`trainer.Trainer` holds one study's model and one site's records, and its `release` is the site's part in a round.
-`study_model` builds the model and turns records into its inputs; `workers` divides the work among processes.
+`trainer.Trainer` holds one study's model and one site's records; its `release` computes the site's update of a round.
+`study_model` builds the model and turns records into its inputs. `workers` divides the work among processes.
 
-Records never show where a log or a traceback could take them up:
+The repr of records is empty, so that no log or traceback shows them:
 
 >>> import numpy as np
 >>> from confide.client_node.training import study_model

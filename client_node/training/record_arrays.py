@@ -1,4 +1,4 @@
-"""Records as arrays, in which they go from the node to its workers: over a private socket pair, never by a disk."""
+"""Encodes records as arrays for the way from the node to its workers: over a private socket pair, never by a disk."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ _COLUMN = "column "  # before the name of each, so that none is taken for anothe
 
 
 def to_arrays(records: Records) -> Arrays:
-    """Records as arrays: a column of texts as the bytes of a msgpack list."""
+    """Turns records into arrays: a column of texts becomes the bytes of a msgpack list."""
     columns = {f"{_COLUMN}{name}": _written(column) for name, column in records.columns.items()}
     labels = {} if records.labels is None else {"labels": records.labels}
     return {"units": records.units, **labels, **columns}
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> Records:
-    """Reads what `to_arrays` wrote, whatever else stands beside it."""
+    """Turns the arrays of `to_arrays` back into records; ignores other entries."""
     columns = {name.removeprefix(_COLUMN): _read(array) for name, array in arrays.items() if name.startswith(_COLUMN)}
     return Records(columns, arrays["units"], arrays.get("labels"))
 

@@ -1,11 +1,12 @@
-"""A model's frozen weights spread over a site's workers: each keeps an equal part of every matrix (ZeRO-3, Rajbhandari
-et al. 2020, arXiv:1910.02054), and all of them gather one block at a time, forward and backward.
+"""Shards a model's frozen weights over a site's workers, as ZeRO-3 does (Rajbhandari et al. 2020, arXiv:1910.02054).
 
-DeepSpeed partitions and gathers. When it does is decided here: adapters multiply by the weights of modules that are
-never called, which DeepSpeed's own hooks would miss. Workers exchange frozen weights and nothing else, in an order that
-the model and the number of passes decide. Trained parameters, buffers and vectors (norms) stay whole at every worker.
+Each worker keeps an equal part of every matrix; all of them gather one block at a time, forward and backward. A block
+is an entry of one of the model's outermost lists of modules (a decoder layer), or a module beside these.
 
-A block is an entry of one of the model's outermost lists of modules (a decoder layer), or a module beside these.
+DeepSpeed partitions and gathers. This module decides when: adapters multiply by the weights of modules that are never
+called, which DeepSpeed's own hooks would miss. Workers exchange frozen weights and nothing else, in an order that
+depends on the model and the number of passes alone. Every worker keeps trained parameters, buffers and vectors (norms)
+whole.
 """
 
 import os
@@ -25,13 +26,13 @@ from torch.autograd.variable import Variable
 from ...kernels.experts import Experts
 from ...models.adapters import AdaptedModel
 
-_SILENCE = timedelta(minutes=30)  # of a worker that is there and does not come to a gathering; one that ends fails it
+_SILENCE = timedelta(minutes=30)  # until a worker that is alive must come to a gathering; one that ends fails it
 
 
 def join(worker_id: int, num_workers: int, meeting: Path) -> torch.device:
-    """Meets the other workers by a file that all of them name; returns the device that this one computes on.
+    """Joins the other workers through a file that all of them name; returns this worker's device.
 
-    That is a GPU for each if there are as many, else the CPU. Links are bound to the loopback interface.
+    Each worker gets a GPU of its own if there are enough, else the CPU. Links are bound to the loopback interface.
     """
     is_on_gpu = deepspeed.get_accelerator().device_name() == "cuda"
     os.environ |= {"LOCAL_RANK": str(worker_id), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -53,13 +54,14 @@ def join(worker_id: int, num_workers: int, meeting: Path) -> torch.device:
 
 
 class ShardedWeights:
-    """The frozen matrices of an adapted model, those of one block at most whole at a time.
+    """The sharded frozen matrices of an adapted model; at most one block is whole at a time.
 
-    Every worker must run the same passes in the same order; one that waits for another waits until that comes or ends.
+    Every worker must run the same passes in the same order: at each gathering a worker waits until the others come or
+    end.
     """
 
     def __init__(self, adapted: AdaptedModel, device: torch.device, *, offload: bool) -> None:
-        """Moves `adapted` to `device`, its frozen matrices as this worker's parts of them.
+        """Moves `adapted` to `device`; of its frozen matrices this worker keeps only its own parts.
 
         Args:
             adapted: equal at all workers; its matrices become those of worker 0.
@@ -88,12 +90,12 @@ class ShardedWeights:
 
     @property
     def total_bytes(self) -> int:
-        """Of all sharded matrices."""
+        """Bytes of all sharded matrices."""
         return sum(matrix.ds_numel * matrix.element_size() for matrix in self.matrices)
 
     @property
     def own_bytes(self) -> int:
-        """Of this worker's parts, with what fills up the last one of a matrix."""
+        """Bytes of this worker's parts, with the padding of a matrix's last part."""
         return sum(matrix.ds_tensor.nbytes for matrix in self.matrices)
 
     def _wrap(self, block: nn.Module, own: list[nn.Parameter]) -> None:
@@ -147,7 +149,7 @@ def _frozen_matrices(block: nn.Module) -> list[nn.Parameter]:
 
 
 def _quantised(block: nn.Module) -> Iterator[nn.Parameter]:
-    """The tensors of quantised experts, which belong to no module, as parameters: DeepSpeed shards nothing else."""
+    """Wraps the tensors of quantised experts, which belong to no module, as parameters: DeepSpeed shards only those."""
     for module in block.modules():
         experts: Experts | None = getattr(module, "confide_experts", None)
         for weights in () if experts is None else (experts.gate_up, experts.down):
@@ -159,7 +161,7 @@ def _quantised(block: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _packed(saved: Tensor, own: list[nn.Parameter]) -> Any:
-    """What autograd keeps instead of a view of a gathered matrix, which would keep the matrix: where in it it lies."""
+    """Packs a view of a gathered matrix as its place in the matrix: a saved view would keep the whole matrix alive."""
     address = saved.untyped_storage().data_ptr() if saved.numel() else 0
     for matrix in own if address else ():
         start = saved.storage_offset() - matrix.storage_offset()

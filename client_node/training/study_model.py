@@ -1,4 +1,4 @@
-"""A study's model: backbone, adapters and head, and how its records become what the model reads."""
+"""Loads a study's model (backbone, adapters and head) and turns records into its inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..study import StudyDraft
 
 @dataclass(frozen=True, slots=True)
 class StudyModel:
-    """What a study adapts, with its adapters as they start."""
+    """The model of a study, with its adapters in their initial state."""
 
     adapted: AdaptedModel
     family: Backbone
@@ -29,14 +29,14 @@ class StudyModel:
         return self.reader.words
 
     def examples(self, records: Records) -> Examples:
-        """The records as token ids, with what is learned of each."""
+        """Turns records into token ids, with the target of each."""
         return Examples(*self.reader.examples(records.columns, records.labels), records.units)
 
 
 def load_study_model(
     draft: StudyDraft, directory: Path, *, expected_hash: str | None = None, experts: ExpertFormat | None = None
 ) -> StudyModel:
-    """The model of a study from the folder of its backbone.
+    """Loads the model of a study from the folder of its backbone.
 
     Args:
         experts: format of the routed experts; None for the study's.

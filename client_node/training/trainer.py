@@ -1,7 +1,6 @@
-"""The site's training step: from the state of a round to the noised integer vector that will be shared.
+"""The site's training step: computes, from a round's state, the noised integer vector that is then secret-shared.
 
-The model is loaded once and stays warm. Records are read when the first step asks for them, which is after the first
-charge has been reserved.
+The model is loaded once and stays in memory. Records are read at the first step, after its charge has been reserved.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ from .study_model import load_study_model
 def release_terms(
     draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, site: str | None = None
 ) -> ReleaseTerms:
-    """The terms of the part in a round of `draft`, in `mode`, of `site`, or of one without a weight or rank of its own.
+    """Returns the terms of `site`'s release in a round of `draft` in `mode`; None: a site with no weight or rank set.
 
     Raises:
         InvalidPrivacyParameter: the study's terms and the limits do not go together.
@@ -61,7 +60,7 @@ def release_terms(
 
 
 class Trainer:
-    """One study's model and one site's records."""
+    """Trains one study's model on one site's records."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class Trainer:
 
         Args:
             backbone: directory whose hash must be the study's.
-            read: gives the records, called once, at the first step.
+            read: returns the records; called once, at the first step.
             site: name of this site in the study.
             site_noise: std of this site's noise in ring units.
             max_rows: rows of one microbatch.
@@ -117,9 +116,9 @@ class Trainer:
         self._examples: Examples | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
-        """The clipped sum over one Poisson sample of units, rounded, with this site's noise: int64 [study.dim].
+        """Computes the clipped sum over a Poisson sample of units, rounded, with this site's noise: int64 [study.dim].
 
-        With local steps, the sum over all of them.
+        With local steps, it is the sum over all of them.
         """
         found = self._load()
         return round_release(
@@ -136,13 +135,13 @@ class Trainer:
     def histogram(
         self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
     ) -> np.ndarray:
-        """Units of the records that `read` gives, by label and bin of their score, with this site's noise: int64.
+        """Counts the units of the records from `read` by label and bin of score, with this site's noise: int64.
 
-        Counts of label 0 come first, bins ascending; see `models.binned_evaluation`. Of free text, the label says
-        whether greedy decoding writes the completion, and the score is the logit of its tokens' mean likelihood
-        (geometric). Each record is scored by itself, at its own length: in a batch the last bits of a score depend on
-        its neighbours, and where they carry it over an edge, one unit more or less would move another unit's count.
-        Some 7 ms a record of the thyroid example, where a batch takes 0.4.
+        Counts of label 0 come first, bins ascending; see `models.evaluation.binned`. For free text, the label is 1
+        if greedy decoding writes the completion, and the score is the logit of its tokens' mean likelihood (geometric).
+        Each record is scored by itself, at its own length. In a batch the last bits of a score depend on its
+        neighbours and can move it into the next bin, so one unit more or less could change another unit's count. A
+        record of the thyroid example takes some 7 ms by itself, 0.4 ms in a batch.
         """
         examples = self._model.examples(read())
         weights = state[: self.adapted.layout.dim]
@@ -166,9 +165,9 @@ class Trainer:
         return private_histogram(cells, examples.units, terms=terms, source=self._source(round_number))
 
     def compute(self, part: Part) -> Vector:
-        """What another process that leads asks of this one: a clipped sum, or label and score of records in turn.
+        """Computes a part for the leading process: a clipped sum, or the label and score of each of some records.
 
-        UNPROTECTED: for that process alone.
+        UNPROTECTED: the result is for that process alone.
         """
         if isinstance(part, SumPart):
             return partial_sum(self.adapted, part, terms=self._terms)
@@ -180,7 +179,7 @@ class Trainer:
         return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
 
     def stop(self) -> None:
-        """Nothing has to end: this process computes by itself."""
+        """Does nothing: there are no other processes to end."""
 
     def _load(self) -> Examples:
         if self._examples is None:
@@ -188,7 +187,7 @@ class Trainer:
         return self._examples
 
     def _source(self, round_number: int) -> Callable[[int], bytes]:
-        """The operating system's CSPRNG, or without privacy a stream that repeats, so that runs can be compared."""
+        """Source of randomness: the operating system's CSPRNG; without privacy a repeatable stream, to compare runs."""
         if self._study.draft.privacy.mode != "none":
             return os.urandom
         seed = f"confide/unprotected/1|{self._study.study_hash}|{self._site}|{round_number}"

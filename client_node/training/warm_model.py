@@ -1,6 +1,6 @@
-"""The model of one study, kept loaded at a site between rounds: in this process, or in workers where it asks for them.
+"""Keeps the model of one study loaded at a site between rounds: in this process, or in workers if the policy has them.
 
-Nothing here loads torch before a model is asked for: a node that only aggregates does without.
+torch is imported only when a model is loaded: a node that only aggregates does not need it.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class WarmModel:
-    """At most one study's model, loaded anew whenever the study, the records or the limits may have changed."""
+    """The loaded model of at most one study, reloaded if the study, the records or the limits may have changed."""
 
     def __init__(self, site: str) -> None:
         self._site = site
@@ -52,11 +52,11 @@ class WarmModel:
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """Gives what turns the state of a round into this site's noised vector. It reads no record before it is called.
+        """Returns a function that computes this site's noised vector from a round's state; only its call reads records.
 
         Raises:
             ModelUnusable: the backbone or the limits here do not fit the study.
-            NothingHeldOut: the round is an evaluation, and this site has nothing to evaluate on.
+            NothingHeldOut: the round is an evaluation, and this site has no held-out records.
         """
         trainer = self.load(study, policy)
         if planned.purpose == "update":
@@ -94,7 +94,7 @@ class WarmModel:
 
 
 def _version(study: Study, policy: SitePolicy) -> str:
-    """Changes whenever the model, the records or their columns may have: then both are read anew."""
+    """Computes a version that differs if the model, the records or their columns may have changed."""
     try:
         found = policy.data.path.stat()
         changed = (found.st_mtime_ns, found.st_size)

@@ -1,6 +1,6 @@
-"""What a worker does: the leading one answers the node, the others compute parts for the leading one.
+"""Runs a worker: the leading worker answers the node, the others compute parts for the leading worker.
 
-Sample, sums and records pass the links between these processes, and nothing else does that depends on a record.
+Of all that depends on a record, only the sample, sums and records pass the links between these processes.
 """
 
 import logging
@@ -28,14 +28,14 @@ _KINDS: dict[str, type[SumPart] | type[ScorePart]] = {"sum": SumPart, "score": S
 
 
 class LinkedCrew:
-    """The other workers, seen from the leading one."""
+    """The other workers, as the leading one sees them."""
 
     def __init__(self, links: Sequence[Channel]) -> None:
         self._links = links
 
     @property
     def size(self) -> int:
-        """All of them, the leading one included."""
+        """Number of workers, the leading one included."""
         return 1 + len(self._links)
 
     def begin(self, parts: Sequence[Part]) -> None:
@@ -50,7 +50,7 @@ class LinkedCrew:
 
 
 def lead(trainer: Trainer, node: Channel, records: list[Records]) -> None:
-    """Carries out the node's orders until it closes its end; `records` is where the trainer reads what it sends."""
+    """Carries out the node's orders until it closes its end; the trainer reads the received records from `records`."""
     while True:
         order = node.receive(array_bytes=None)
         sent = [from_arrays(order)] if "units" in order else []
@@ -63,7 +63,7 @@ def lead(trainer: Trainer, node: Channel, records: list[Records]) -> None:
 
 
 def follow(trainer: Trainer, leading: Channel) -> None:
-    """Computes parts for the leading worker until that closes its end."""
+    """Computes parts for the leading worker until it closes its end."""
     while True:
         values = leading.receive(array_bytes=None)
         part: Part = _KINDS[values.pop("kind")](**values)

@@ -1,8 +1,8 @@
-"""One worker's process, started by `workers.Workers` only.
+"""The process of one worker; only `workers.Workers` starts it.
 
     python -m confide.client_node.training.worker_process FD FD...
 
-The first descriptor is its link to the node, with which it ends; the others are its links to other workers.
+The first descriptor is its link to the node; the worker ends when the node does. The others are links to other workers.
 """
 
 import logging

@@ -1,8 +1,9 @@
-"""A site's training step computed by several processes, one a GPU where there are GPUs.
+"""Computes a site's training step in several processes, one for each GPU if there are GPUs.
 
-The node starts them and talks to the first, which leads: it draws the sample, hands out whole units, adds up what comes
-back, and adds the noise. Records go to the leading worker over a private socket pair, and from it to another worker
-those that it computes on. If one worker ends, all are ended, the step fails, and the next one starts new ones.
+The node starts them and talks to the first, the leading worker. It draws the sample, hands out whole units, adds up the
+results and adds the noise. The node sends the records to the leading worker over a private socket pair; each other
+worker gets from it only the records that it computes on. If one worker ends, all are ended and the step fails; the next
+step starts new ones.
 """
 
 import logging
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Workers:
-    """As a `trainer.Trainer`, computed by processes of their own. Not for use by two threads, save `stop`."""
+    """A `trainer.Trainer` that computes in worker processes. Only `stop` may be called from another thread."""
 
     def __init__(
         self,
@@ -47,12 +48,12 @@ class Workers:
 
         Args:
             backbone: directory whose hash must be the study's.
-            read: gives the records, called at the first step of every set of processes.
+            read: returns the records; called at the first step of every set of processes.
             site: name of this site in the study.
             site_noise: std of this site's noise in ring units.
 
         Raises:
-            WorkersFailed: one of them could not begin, for the reason that it gave.
+            WorkersFailed: a worker could not start; the message gives its reason.
         """
         self._read, self._count = read, limits.workers
         self._settings: dict[str, Any] = {
@@ -73,10 +74,10 @@ class Workers:
         return () if self._running is None else self._running.pids
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
-        """As `Trainer.release`.
+        """Computes the same as `Trainer.release`.
 
         Raises:
-            WorkersFailed: a worker ended, or failed for a reason that stands in the log; none runs any more.
+            WorkersFailed: a worker ended or failed, the log says why; all workers are ended.
         """
         processes = self._started()
         arrays = {"state": state} if self._has_records else {"state": state, **to_arrays(self._read())}
@@ -88,20 +89,20 @@ class Workers:
     def histogram(
         self, state: np.ndarray, read: Callable[[], Records], round_number: int, *, site_noise: int
     ) -> np.ndarray:
-        """As `Trainer.histogram`; raises as `release`."""
+        """Computes the same as `Trainer.histogram`; raises as `release` does."""
         arrays = {"state": state, **to_arrays(read())}
         processes = self._started()
         with self._ended_by_failure():
             return processes.ask("histogram", arrays, round=round_number, site_noise=site_noise)
 
     def stop(self) -> None:
-        """Ends the processes; harmless where none run."""
+        """Ends the processes; does nothing if none run."""
         running, self._running, self._has_records = self._running, None, False
         if running is not None:
             running.end()
 
     def _started(self) -> "_Processes":
-        """The processes, started anew if they have ended."""
+        """Returns the processes; starts new ones if they have ended."""
         if self._running is None or self._running.have_ended:
             self.stop()
             self._running = _Processes(self._count, self._settings)
@@ -154,18 +155,18 @@ class _Processes:
 
     @property
     def have_ended(self) -> bool:
-        """Whether one is gone, and with it all that they can do."""
+        """True if any process has ended; the others are then useless too."""
         return any(process.poll() is not None for process in self._processes)
 
     def ask(self, kind: str, arrays: Arrays, **fields: Any) -> np.ndarray:
-        """What the leading worker answers; waits as long as all are there."""
+        """Sends the leading worker an order and returns its answer; waits as long as all processes live."""
         with self._talking():
             self._channels[0].send(kind, **arrays, **fields)
         vector: np.ndarray = self._answers({0})[0]["vector"]
         return vector
 
     def end(self) -> None:
-        """Ends them at once: they keep nothing."""
+        """Ends them at once; they have no state to save."""
         for channel in self._channels:
             channel.close()
         for process in self._processes:
@@ -190,7 +191,7 @@ class _Processes:
             )
 
     def _answers(self, expected: set[int]) -> dict[int, dict[str, Any]]:
-        """One message of each expected worker, all of which mean success; meanwhile nobody else has anything to say."""
+        """Waits for one message of success from each expected worker; any other message is a failure."""
         poll = select.poll()
         worker_of = {channel.fileno(): worker_id for worker_id, channel in enumerate(self._channels)}
         for descriptor in worker_of:

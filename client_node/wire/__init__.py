@@ -1,7 +1,7 @@
-"""Every message between coordinator and nodes, and the chunks that large ones travel in.
+"""Messages between coordinator and nodes, and the parts in which large files travel.
 
-`messages` has a class for each message, `sign` and `verify`; `chunks` puts a file together from its parts. Nothing of
-Flower is here. docs/formats-messages.md has the formats for other implementations.
+`messages` has a class for each message, and `sign` and `verify`. `chunks` puts a file together from its parts. Nothing
+here depends on Flower. docs/formats-messages.md has the formats for other implementations.
 
 A node takes a message only from the key that its study names, and only of the kinds that it expects:
 

@@ -1,4 +1,4 @@
-"""A file that comes in parts: what is here survives a restart, and only the whole that was announced counts."""
+"""Receives a file in parts: stored parts survive a restart, and only the complete announced file is accepted."""
 
 import os
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from pathlib import Path
 from ..errors import MessageInvalid
 from ..files import file_digest, move_durably
 
-PART_BYTES = 8 << 20  # the most that one message carries of a file
+PART_BYTES = 8 << 20  # most bytes of a file in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A file of `size` bytes with the SHA-256 `digest` (hex), which lies at `path` once all of it has come.
+    """An incoming file of `size` bytes with the SHA-256 `digest` (hex); it lies at `path` once it is complete.
 
-    Until then its leading bytes lie beside that, readable by their owner alone. Parts come in order; one that is here
-    may come again. Other bytes than those that are here mean that one of the two is wrong, and a whole with
-    another digest that something is: then nothing is kept, and the file begins anew.
+    Until then its leading bytes lie in a file beside `path`, readable by their owner alone. Parts come in order; a part
+    that is stored already may come again. If it differs from the stored bytes, or if the complete file has another
+    digest, some part is wrong: all bytes are deleted, and the transfer begins anew.
     """
 
     path: Path
@@ -25,23 +25,24 @@ class Incoming:
 
     @property
     def held(self) -> int:
-        """How many leading bytes are here."""
+        """Number of leading bytes that are stored."""
         if self.path.exists():
             return self.size
         return self._part.stat().st_size if self._part.exists() else 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is here, and what was announced."""
+        """True if the file is complete and has the announced size and digest."""
         return self.path.exists()
 
     def add(self, offset: int, data: bytes) -> int:
-        """Adds `data`, whose first byte is number `offset`; how many leading bytes are here then.
+        """Appends `data`, which begins at byte `offset`; returns the number of leading bytes that are then stored.
 
-        Nothing is written behind a gap.
+        A part that would leave a gap is not written.
 
         Raises:
-            MessageInvalid: the file ends before `data` does, or these or the bytes here are not those announced.
+            MessageInvalid: `data` reaches past the end of the file, differs from the stored bytes, or completes a file
+                with another digest.
         """
         if offset + len(data) > self.size:
             raise MessageInvalid(f"{self.path.parent.name}: {self.size} bytes were announced, more came")
@@ -65,7 +66,7 @@ class Incoming:
         return held
 
     def drop(self) -> None:
-        """Forgets what is here of a file that is not whole."""
+        """Deletes the stored bytes of a file that is not complete."""
         self._part.unlink(missing_ok=True)
 
     def _finish(self) -> bool:
@@ -82,7 +83,7 @@ class Incoming:
 
 
 def read_part(path: Path, offset: int) -> bytes:
-    """The bytes of a file from `offset` on, as many as a message carries; none at its end."""
+    """Reads the bytes of a file from `offset` on, at most as many as one message carries; none at its end."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(PART_BYTES)

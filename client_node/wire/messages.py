@@ -1,4 +1,4 @@
-"""What the coordinator and a node say to each other: one schema per message, signed, with size limits.
+"""Messages between the coordinator and a node: one schema for each, signed, with size limits.
 
 A message travels as a `Packet`: a JSON body and named binary blobs. The body holds the message's own JSON text, the
 SHA-256 of every blob and an Ed25519 signature over all of it, so a relay can neither change nor mix parts. A reply
@@ -27,8 +27,8 @@ from ..study import Study
 
 MAX_BODY = 1 << 20  # bytes
 MAX_BLOBS = 4096
-MAX_INLINE = 8 << 20  # bytes of sealed shares in one message; the larger ones of them come in parts
-ENTRIES_A_MESSAGE = 256  # of a ledger; the coordinator asks on for the rest
+MAX_INLINE = 8 << 20  # bytes of sealed shares in one message; larger shares come in parts
+ENTRIES_A_MESSAGE = 256  # ledger entries; the coordinator asks again for the rest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -53,14 +53,14 @@ class Packet:
 
 
 class Message(BaseModel):
-    """Base of everything that is signed and sent."""
+    """Base of all signed messages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: ClassVar[str]
 
 
 class Request(Message):
-    """Base of what the coordinator asks of one node in one run."""
+    """Base of the coordinator's requests to one node in one run."""
 
     to: Name
     study: Digest
@@ -69,7 +69,7 @@ class Request(Message):
 
 
 class Reply(Message):
-    """Base of answers: each names the request that it answers by its digest."""
+    """Base of replies: each names the digest of the request that it answers."""
 
     request: Digest
 
@@ -112,7 +112,7 @@ class KeyCertificate(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a round: which sites were really summed, and the three aggregators' signed word for it."""
+    """The outcome of a round: the sites that were summed, and the three aggregators' signed evidence of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     round: PositiveInt
@@ -121,7 +121,7 @@ class Outcome(BaseModel):
 
 
 class Sealed(BaseModel):
-    """A sealed share by its length and SHA-256, which its parts, however they come, must make up."""
+    """A sealed share, given by its length and SHA-256; its parts must match both, inline or fetched."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     size: PositiveInt
@@ -133,7 +133,7 @@ Inline = Annotated[NonNegativeInt, Field(le=MAX_INLINE)]
 
 
 class Prepare(Request):
-    """To every node of a study: load what the run needs; aggregators make the run's key."""
+    """Request to every node of a study: load what the run needs; aggregators also make the run's key."""
 
     kind: ClassVar[str] = "prepare"
     ledger_from: NonNegativeInt
@@ -144,12 +144,12 @@ class Ready(Reply):
 
     kind: ClassVar[str] = "ready"
     key: KeyCertificate | None = None  # from aggregators
-    evaluates: bool = False  # from sites: whether their policy names held-out records
+    evaluates: bool = False  # from sites: true if their policy names held-out records
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
 class RoundPlan(Request):
-    """To a site: one round, of the purpose that the study gives to its number.
+    """Request to a site: compute one round; the study gives each round number its purpose.
 
     Blob `state`: the vector to train from or to evaluate, as `Study.state_format` says.
     """
@@ -166,7 +166,7 @@ class RoundPlan(Request):
 class Update(Reply):
     """A site's answer to `RoundPlan`: one sealed share for each aggregator.
 
-    Blobs `envelope-0..2`: of these the smallest, as many as the plan lets the answer carry. `Fetch` gets the others.
+    Blobs `envelope-0..2`: the smallest of them, as many as the plan's `inline` allows. `Fetch` gets the others.
     """
 
     kind: ClassVar[str] = "update"
@@ -177,7 +177,7 @@ class Update(Reply):
 
 
 class TopUpPlan(Request):
-    """To a site whose update is there, while others' are not: the set to be summed is fixed; add noise for it."""
+    """Request to a site of a sum that lacks other sites: the set to be summed is fixed; add noise for it."""
 
     kind: ClassVar[str] = "topup"
     round: PositiveInt
@@ -198,7 +198,7 @@ class TopUp(Reply):
 
 
 class Fetch(Request):
-    """To a site: a part of what it has sealed, its update or the top-up for the set with the name `topup_for`."""
+    """Request to a site: send a part of a sealed share of its update, or of its top-up for the set `topup_for`."""
 
     kind: ClassVar[str] = "fetch"
     round: PositiveInt
@@ -208,7 +208,7 @@ class Fetch(Request):
 
 
 class Fetched(Reply):
-    """A site's answer. Blob `part`: the bytes from `offset` on, 8 MiB or up to the end."""
+    """A site's answer to `Fetch`. Blob `part`: the bytes from `offset` on, 8 MiB or up to the end."""
 
     kind: ClassVar[str] = "fetched"
     run: RunId
@@ -216,8 +216,9 @@ class Fetched(Reply):
 
 
 class Deposit(Request):
-    """To an aggregator: keep a part of a sealed share until an order names it. Blob `part`: the bytes from `offset` on,
-    at most 8 MiB."""
+    """Request to an aggregator: keep a part of a sealed share until an order names it.
+
+    Blob `part`: the bytes from `offset` on, at most 8 MiB."""
 
     kind: ClassVar[str] = "deposit"
     round: PositiveInt
@@ -228,7 +229,7 @@ class Deposit(Request):
 
 
 class Deposited(Reply):
-    """An aggregator's answer: how many leading bytes of that share it holds now."""
+    """An aggregator's answer to `Deposit`: the number of leading bytes of that share that it now holds."""
 
     kind: ClassVar[str] = "deposited"
     run: RunId
@@ -237,8 +238,10 @@ class Deposited(Reply):
 
 
 class AggregateOrder(Request):
-    """To an aggregator: add these sites. Blobs `update-I`: sealed share of site number I of `cohort`; for a set that
-    needs them also `topup-I`. Those that were deposited before stand in `spooled` instead."""
+    """Request to an aggregator: sum the shares of the sites in `cohort`.
+
+    Blobs `update-I`: sealed share of site number I of `cohort`, and `topup-I` for a set that needs top-ups. Shares that
+    were deposited before are named in `spooled` instead."""
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
@@ -249,7 +252,7 @@ class AggregateOrder(Request):
 
 
 class ShareOfTotal(Reply):
-    """An aggregator's answer. Blob `share`: its share of the total over `kept`, then of the tags."""
+    """An aggregator's answer to an order. Blob `share`: its share of the total over `kept`, then of the tags."""
 
     kind: ClassVar[str] = "share"
     study: Digest
@@ -261,7 +264,7 @@ class ShareOfTotal(Reply):
 
 
 class SetTaken(Reply):
-    """An aggregator's refusal: the round is bound to another set of sites for ever."""
+    """An aggregator's refusal: the round is bound to another set of sites, permanently."""
 
     kind: ClassVar[str] = "bound"
     run: RunId
@@ -270,7 +273,7 @@ class SetTaken(Reply):
 
 
 class SetIncomplete(Reply):
-    """An aggregator's refusal: the cohort may not be summed as it is. `complete`: the sites of it that lack nothing."""
+    """An aggregator's refusal: the cohort may not be summed as it is. `complete`: its sites that lack no share."""
 
     kind: ClassVar[str] = "incomplete"
     run: RunId
@@ -280,7 +283,7 @@ class SetIncomplete(Reply):
 
 
 class Settle(Request):
-    """To every node: outcomes not told before; `final` ends the run and its keys."""
+    """Request to every node: record outcomes not sent before; `final` ends the run and deletes its keys."""
 
     kind: ClassVar[str] = "settle"
     outcomes: tuple[Outcome, ...]
@@ -307,7 +310,7 @@ class _Signed(BaseModel):
 
 
 def sign(message: Message, signer: Ed25519PrivateKey, blobs: Mapping[str, bytes] | None = None) -> Packet:
-    """The message and its blobs as a signed packet."""
+    """Signs a message with its blobs and returns the packet."""
     blobs = blobs or {}
     digests = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
     text = message.model_dump_json()
@@ -317,7 +320,7 @@ def sign(message: Message, signer: Ed25519PrivateKey, blobs: Mapping[str, bytes]
 
 
 def verify(packet: Packet, identity: str, *models: type[M]) -> M:
-    """The message in `packet`, once its signature by `identity` (hex Ed25519 key) and its schema hold.
+    """Returns the message in `packet` after checking its signature by `identity` (hex Ed25519 key) and its schema.
 
     Raises:
         MessageInvalid: too large, not signed by `identity`, none of `models`, or not of that model's schema.
@@ -331,7 +334,7 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
 
 
 def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
-    """Names of the blobs that go into one message: the smallest, as many as have `room` bytes together."""
+    """Chooses the names of the blobs that fit into one message: the smallest ones, at most `room` bytes together."""
     chosen: set[str] = set()
     for size, name in sorted((size, name) for name, size in sizes.items()):
         if size <= room and len(chosen) < MAX_BLOBS:
@@ -343,7 +346,7 @@ def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
 def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
     """Raises `MessageInvalid` unless all three aggregators signed that `outcome` is what they released.
 
-    The signed answers are looked at without their blobs: a site has no business with shares of a total.
+    The signed answers are checked without their blobs: a site must not see shares of a total.
     """
     if len(outcome.evidence) != len(study.aggregators):
         raise MessageInvalid(f"round {outcome.round}: the outcome lacks the aggregators' signatures")
@@ -358,7 +361,7 @@ def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
 
 
 def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:
-    """Raises `MessageInvalid` unless each is for this run and suite, and signed by the aggregator in its place."""
+    """Raises `MessageInvalid` unless each key is for this run and suite and signed by its aggregator."""
     wanted = study.draft.aggregation.kem
     for aggregator, key in zip(study.aggregators, keys, strict=True):
         if (key.study, key.run) != (study.study_hash, run):
@@ -369,10 +372,10 @@ def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> 
 
 
 def start_hash(state_hash: str, tag_key: str | None) -> str:
-    """What stands for a round's start in the context of shares: all that every site must have been sent alike.
+    """Digest of a round's start for the context of shares: it covers all that must be equal for every site.
 
-    That is the vector, and the key of the tags if there are tags. A coordinator that gave one site another key would
-    read values of this one site's vector off the sum of tags.
+    That is the vector, and the tag key if there are tags. A coordinator that gave one site another tag key could read
+    values of this site's vector from the sum of tags.
 
     Args:
         state_hash: SHA-256 of the vector, in hex.
@@ -384,14 +387,14 @@ def start_hash(state_hash: str, tag_key: str | None) -> str:
 
 
 def require_tag_key(study: Study, tag_key: str | None) -> bytes | None:
-    """The key of a round's tags, if the study has tags. Raises `MessageInvalid` if it is missing or not wanted."""
+    """Returns a round's tag key, None without tags. Raises `MessageInvalid` if it is missing or unexpected."""
     if (tag_key is None) is study.draft.aggregation.verify_total:
         raise MessageInvalid(f"study {study.name} has {'' if tag_key is None else 'no '}tags; the plan says otherwise")
     return None if tag_key is None else bytes.fromhex(tag_key)
 
 
 def _open(body: bytes, identity: str) -> "_Signed":
-    """The signed envelope in a body, once its size and signature hold."""
+    """Returns the signed envelope in a body after checking its size and signature."""
     if len(body) > MAX_BODY:
         raise MessageInvalid(f"message of {len(body)} bytes is over the limit")
     try:
@@ -404,7 +407,7 @@ def _open(body: bytes, identity: str) -> "_Signed":
 
 
 def _read(outer: "_Signed", models: Sequence[type[M]]) -> M:
-    """The message in an envelope, by the model of its kind."""
+    """Parses the message in an envelope with the model of its kind."""
     for model in models:
         if model.kind == outer.kind:
             try:

@@ -1,8 +1,8 @@
-"""A whole federation on this machine: real processes, real records, and what to compare them with.
+"""A whole federation on this machine: real processes, real records, and baselines.
 
 `run_demo` is `coordinator demo`: it prepares an example's records, founds a federation beside them, drives a run to its
-end and prints what came out. `baselines` trains the same study without privacy, without adapters and by logistic
-regression. A name that is no example is answered with those that are:
+end and prints the results. `baselines` trains the same study without privacy, without adapters and by logistic
+regression. For an unknown example the error lists the known ones:
 
 >>> from pathlib import Path
 >>> from confide.coordinator.demo import run_demo

@@ -1,9 +1,9 @@
-"""What a private result is to be compared with, computed in one process from records that must be public.
+"""Baselines for a private result, computed in one process from records that must be public.
 
-`references` gives a demo its four yardsticks on one split: the untrained head, the same study without noise and secret
-sharing, the head alone under the same noise (so that adapters are not credited with what the head does), and a private
-logistic regression on the record's words, which needs no language model at all. `benchmarks/quality.py` makes its
-table with the functions below it.
+`references` computes four baselines of a demo on one split: the untrained head, the same study without noise and secret
+sharing, the head alone under the same noise (to separate the adapters' effect from the head's), and a private logistic
+regression on the record's words, which needs no language model. `benchmarks/quality.py` makes its table with the
+functions below it.
 """
 
 import os
@@ -32,7 +32,7 @@ from ..store import Checkpoint
 from ..studies.catalogue import start_state
 from ..studies.learning_rates import with_rates
 
-WORDS_LR = 10.0  # of the regression on words, whose inputs have unit length like the head's
+WORDS_LR = 10.0  # rate of the regression on words; its inputs have unit length like the head's
 _ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
 
 SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [rows, length], labels [rows], unit of each row
@@ -46,11 +46,11 @@ def references(
     *,
     on_nonprivate: Callable[[AdaptedModel], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """AUC on the pooled held-out records of: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
+    """Computes AUC on all held-out records: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
 
     Args:
         train: one policy a site, in the study's order.
-        on_nonprivate: called with the model that was trained without noise.
+        on_nonprivate: called with the model trained without noise.
     """
     draft, scale_bits = study.draft, study.scale_bits
     trained_on, tested_on = ([site_arrays(policy, study) for policy in part] for part in (train, held_out))
@@ -81,7 +81,7 @@ def references(
 
 
 def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
-    """The backbone with the study's adapters and head as they start."""
+    """Loads the backbone with the study's adapters and head in their initial state."""
     return load_study_model(draft, backbone, expected_hash=expected_hash).adapted
 
 
@@ -96,9 +96,9 @@ def federate(
 ) -> None:
     """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
 
-    The sites' and the server's steps are the real ones, with every option of the draft; the network and the secret
-    sharing, which add integers exactly, are left out. Rates that the draft leaves open are chosen for its own mode.
-    `seed` fixes who is drawn in mode "none"; other modes draw from the operating system.
+    The sites' and the server's steps are the real ones, with every option of the draft. The network and the secret
+    sharing are left out: they add integers exactly. Rates that the draft leaves out are chosen for its own mode.
+    `seed` fixes the drawn units in mode "none"; other modes draw from the operating system.
     """
     layout = adapted.layout
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
@@ -139,14 +139,14 @@ def private_linear(
     rng: np.random.Generator,
     units: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Scores of `test` by a logistic regression under the study's rounds, sampling, clip_norm, noise and momentum.
+    """Scores `test` by a logistic regression with the study's rounds, sampling, clip_norm, noise and momentum.
 
-    The noise is a plain Gaussian: this is a yardstick, nothing of it is released.
+    The noise is a plain Gaussian: this is a baseline, and nothing of it is released.
 
     Args:
         inputs: [rows, width] of each site.
         labels: [rows] of each site, 0 or 1.
-        units: [rows] of each site, any numbers: whose record it is. Without it each record is a unit of its own.
+        units: [rows] of each site, any numbers: the unit of each record. Without it each record is a unit of its own.
     """
     if units is None:
         units = [np.arange(len(site_labels)) for site_labels in labels]
@@ -173,7 +173,7 @@ def private_linear(
 def _drawn(
     unit_of_row: np.ndarray, sample_rate: float, most: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a Poisson sample of units, unit by unit and at most `most` of each, and where each unit's rows begin."""
+    """Draws a Poisson sample of units; returns their rows, at most `most` of each, and where each unit begins."""
     by_chance = rng.permutation(len(unit_of_row))
     names, of_row = np.unique(unit_of_row[by_chance], return_inverse=True)
     order = np.argsort(of_row, kind="stable")
@@ -184,7 +184,7 @@ def _drawn(
 
 
 def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
-    """Std of one site's integer noise in `mode`, in ring units."""
+    """Computes the std of one site's integer noise in `mode`, in ring units."""
     privacy = draft.privacy
     return site_noise(
         privacy.noise_multiplier,
@@ -199,12 +199,12 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
 
 @torch.no_grad()
 def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
-    """[rows], of the records with these tokens."""
+    """Computes the logits [rows] of the records with these tokens."""
     return torch.cat([adapted.classify(part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
 
 
 def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
-    """Which words a record has, and a constant in padding's place: [rows, words], unit length."""
+    """Encodes the words of each record as 0 or 1, with a constant in padding's place: [rows, words], unit length."""
     has = np.zeros((len(ids), len(draft.record_schema().words())))
     np.put_along_axis(has, ids, 1.0, axis=1)
     has[:, 0] = 1.0
@@ -214,7 +214,7 @@ def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
-    """What the head sees: [rows, 2D + 1], unit length."""
+    """Computes the head's inputs: [rows, 2D + 1], unit length."""
     assert adapted.head is not None
     states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
     inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
@@ -222,7 +222,7 @@ def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
 
 
 def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
-    """The records that a policy points to, as the trainer of a site reads them in a study that classifies."""
+    """Reads the records that a policy names as a site's trainer does, in a study with a classifier."""
     records = read_records(policy, study)
     assert records.labels is not None
     schema = study.record_schema()

@@ -1,7 +1,7 @@
-"""`coordinator demo`: a whole federation on one machine, every party a process of its own with its own keys.
+"""Runs `coordinator demo`: a whole federation on one machine, each party in a process of its own with its own keys.
 
-Nothing is simulated on the private path: sites enrol with codes, approve the study by its hash, train in their daemons
-behind TLS, and three aggregators add secret shares. Only the comparison figures are computed in this one process, which
+Nothing is simulated on the private path: sites enrol with codes, approve the study by its hash and train in their
+daemons behind TLS, and three aggregators add secret shares. Only the baselines are computed in this one process, which
 is possible because the demo's records are public.
 """
 
@@ -44,23 +44,23 @@ _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workbench:
-    """What a demo makes once and keeps: the sites' tables and the backbone."""
+    """The sites' tables and the backbone, which a demo makes once and keeps."""
 
     root: Path
     tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), units, ...
 
     @property
     def backbone(self) -> Path:
-        """The pretrained backbone."""
+        """Path of the pretrained backbone."""
         return self.root / "backbone"
 
 
 def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: bool, as_json: bool) -> int:
-    """Runs the demo to its end and prints what came out; an unfinished one under `directory` goes on.
+    """Runs the demo to its end and prints the results; an unfinished one under `directory` is continued.
 
     Args:
-        is_smoke: two rounds, if `rounds` says nothing else, on the first records of each site and without an audit:
-            shows that all of it runs, and its figures mean nothing.
+        is_smoke: two rounds unless `rounds` is given, on the first records of each site and without an audit. It shows
+            that all parts run; its figures mean nothing.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C.
@@ -125,7 +125,7 @@ def _workbench(
 
 
 def _keep_first(table: Path, records: int) -> int:
-    """Cuts a table to its first records, and says how many it has then."""
+    """Cuts a table to its first records; returns their number."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(itertools.islice(csv.reader(file), records + 1))
     with table.open("w", encoding="utf-8", newline="") as file:
@@ -154,7 +154,7 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None
 
 
 def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
-    """The newest federation if it is unfinished, else a new one beside it: ledgers are never thrown away."""
+    """Chooses the newest federation if it is unfinished, else a new one beside it: ledgers are never deleted."""
     folders = [path for path in directory.glob("federation-*") if re.fullmatch(r"federation-\d+", path.name)]
     newest = max((int(path.name.rpartition("-")[2]) for path in folders), default=0)
     sites, aggregators = draft.participants.sites, draft.participants.aggregators
@@ -207,7 +207,7 @@ def _follow(federation: DemoFederation, run_id: str, console: Console) -> None:
 def _harvest(
     federation: DemoFederation, bench: Workbench, run_id: str, console: Console, *, is_smoke: bool
 ) -> dict[str, Any]:
-    """Report, adapter, and what both are worth."""
+    """Collects the report and the adapter, and measures their quality."""
     from ..results import export
     from ..results.privacy_audit import audit_run
 
@@ -256,7 +256,7 @@ def _harvest(
 
 
 def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console) -> dict[str, Any]:
-    """How good the run's adapter is, as measured by the sites and on all records, beside what it is compared with."""
+    """Measures the run's adapter, by the sites' evaluation and on all held-out records, beside the baselines."""
     from ..results import export
     from ..results.metrics import measurement
     from ..results.trained import trained_model
@@ -294,7 +294,7 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
 def _text_quality(
     store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console
 ) -> dict[str, Any]:
-    """What the run's adapter and the backbone write for all held-out records, and what the sites measured of it."""
+    """Measures the text of adapter and backbone for all held-out records, beside the sites' evaluation."""
     from ..results import export
     from ..results.metrics import measurement
     from ..results.trained import trained_model
@@ -339,7 +339,7 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
 
 
 def _figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """How good a classifier is, and what it cost."""
+    """Figures of a classifier's quality and cost."""
     low, high = outcome["auc_private_interval"]
     figures = [
         ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
@@ -360,7 +360,7 @@ def _figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _text_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """How often the right words are written, and what that cost."""
+    """Figures of a text model's quality and cost."""
     low, high = outcome["exact_match_private_interval"]
     figures = [
         ("exact match before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
@@ -404,7 +404,7 @@ def _study_text(draft: StudyDraft, bench: Workbench) -> str:
 
 
 def _site_toml(bench: Workbench, draft: StudyDraft, site: str) -> str:
-    """What the site's engineer would write."""
+    """The site.toml that a site's engineer would write."""
     return f"""# What may run at {site}, on which records, at what cost.
 [data]
 path = {json.dumps(bench.tables[site]["train"])}
@@ -428,7 +428,7 @@ max_rows_per_batch = 512
 
 
 def _unit_column(draft: StudyDraft) -> str:
-    """As the examples' `prepare` names it."""
+    """Name of the unit column in the examples' tables."""
     return f"{draft.data.unit}_id"
 
 

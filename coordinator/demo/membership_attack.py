@@ -1,8 +1,8 @@
-"""A membership attack on a demo's adapters: possible in one process because the demo's records are public.
+"""A membership inference attack on a demo's adapters, in one process: the demo's records are public.
 
-The shadow models are heads alone on the frozen backbone's pooled states, which are computed once: each is trained by
+The shadow models are heads alone on the frozen backbone's pooled states, which are computed once. Each is trained with
 the study's rounds, sampling, clipping and noise on a random part of all records, as large as the real training part.
-Heads are weaker stand-ins than whole adapters would be; `benchmarks/audit.py --membership` trains those.
+Heads alone are weaker shadow models than whole adapters; `benchmarks/audit.py --membership` trains those.
 """
 
 import json
@@ -29,14 +29,14 @@ _POINTS = 100  # of a ROC
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Every record of a study, of training and held out, site by site."""
+    """All records of a study, training and held out, by site."""
 
     sites: tuple[SiteArrays, ...]
-    is_member: tuple[np.ndarray, ...]  # of each site's rows: whether the study trained on it
+    is_member: tuple[np.ndarray, ...]  # of each site's rows: True if the study trained on it
 
     @classmethod
     def read(cls, study: Study, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]) -> "Pool":
-        """The records that the policies point to, one policy of each kind a site."""
+        """Reads the records that the policies name; a site has one policy for training, one for held-out records."""
         sites, members = [], []
         for own_train, own_held_out in zip(train, held_out, strict=True):
             inside, outside = site_arrays(own_train, study), site_arrays(own_held_out, study)
@@ -46,17 +46,17 @@ class Pool:
 
     @property
     def labels(self) -> np.ndarray:
-        """Of all records, site after site."""
+        """Labels of all records, site after site."""
         return np.concatenate([labels for _, labels, _ in self.sites])
 
     def confidences(self, adapted: AdaptedModel) -> np.ndarray:
-        """What a model makes of every record."""
+        """Computes a model's confidence in the label of every record."""
         return logit_confidence(np.concatenate([logits(adapted, ids) for ids, _, _ in self.sites]), self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Attacked:
-    """A model that is attacked: its confidences and how it was trained."""
+    """An attacked model: its confidences and its training mode."""
 
     name: str  # in words
     mode: Mode
@@ -66,10 +66,10 @@ class Attacked:
 def attack(
     store: Store, run_id: str, study: Study, pool: Pool, untouched: AdaptedModel, attacked: Sequence[Attacked]
 ) -> list[MembershipFacts]:
-    """Attacks each model with shadows trained in its own mode, and keeps what came out.
+    """Attacks each model with shadow models trained in its own mode, and stores the results.
 
     Args:
-        untouched: the backbone as studies start from it.
+        untouched: the backbone in the state from which studies start.
     """
     inputs = [head_inputs(untouched, ids) for ids, _, _ in pool.sites]
     found = [_facts(run_id, study, pool, one, *_shadows(study, pool, inputs, one.mode)) for one in attacked]
@@ -83,7 +83,7 @@ def attack(
 
 
 def _shadows(study: Study, pool: Pool, inputs: list[np.ndarray], mode: Mode) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences [shadows, records] of heads trained on random units, and which records each had."""
+    """Trains shadow heads on random units; returns their confidences [shadows, records] and the records of each."""
     draft = _in_mode(study.draft, mode)
     rng, everything, labels = np.random.default_rng(), np.concatenate(inputs), pool.labels
     share = float(np.concatenate(pool.is_member).mean())

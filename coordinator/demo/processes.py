@@ -1,6 +1,6 @@
 """The processes of a demo: a coordinator, its sites and three aggregators on this machine.
 
-Nodes go through the same commands that real organisations type; only the typing is done for them.
+Nodes run the same commands that real organisations type.
 """
 
 import json
@@ -44,16 +44,16 @@ class DemoFederation:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Every node, each once: a site may also aggregate."""
+        """Names of all nodes, each once: a site may also aggregate."""
         return tuple(dict.fromkeys((*self.sites, *self.aggregators)))
 
     @property
     def is_founded(self) -> bool:
-        """Whether `found` went through."""
+        """True if `found` was completed."""
         return (self.folder / "founded").exists()
 
     def node_home(self, name: str) -> Path:
-        """The home folder of a node, which nobody else reads."""
+        """Home folder of a node, which no other process reads."""
         return self.folder / "nodes" / name
 
     def found(self, name: str, site_toml: Mapping[str, str], study_toml: Path, *, unprotected: bool = False) -> str:
@@ -78,13 +78,13 @@ class DemoFederation:
         return study_hash
 
     def _confirm_sites(self) -> None:
-        """Does what people do by telephone: every aggregator hears each site's fingerprint from the site itself."""
+        """Confirms each site's fingerprint at every aggregator, as people do by telephone."""
         spoken = {site: json.loads(self.client(site, "status", "--json"))["fingerprint"] for site in self.sites}
         confirmed = [f"{site}={heard}" for site, heard in spoken.items()]
         self._each(lambda node: self.client(node, "site", "confirm", *confirmed), self.aggregators)
 
     def bring_up(self) -> None:
-        """Starts every process that does not run."""
+        """Starts every process that is not running."""
         self._memory.start()
         self.start_coordinator()
         for node in self.nodes:
@@ -137,15 +137,15 @@ class DemoFederation:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes that all processes together held at once, shared pages counted for each."""
+        """Peak memory of all processes together, in bytes; shared pages count for each process."""
         return self._memory.peak
 
     def log(self, name: str) -> Path:
-        """What a process printed."""
+        """Path of the log with a process's output."""
         return self.folder / "logs" / f"{name}.log"
 
     def command(self, program: str, *arguments: str) -> str:
-        """Runs a command to its end and returns what it printed. Raises `DemoFailed` with its own words."""
+        """Runs a command to its end and returns its output. Raises `DemoFailed` with the command's message."""
         done = subprocess.run([str(_BIN / program), *arguments], capture_output=True, text=True, env=environment())
         if done.returncode != 0:
             words = " ".join((program, *arguments[:3]))
@@ -184,7 +184,7 @@ class DemoFederation:
 
 
 class MemoryPeak:
-    """Samples the memory of this process and all below it."""
+    """Samples the memory of this process and its descendants."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -215,12 +215,12 @@ class MemoryPeak:
 
 
 def environment() -> dict[str, str]:
-    """What child processes inherit: one thread each, since all of them share this machine."""
+    """Environment of child processes: one thread each, since all share this machine."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on just now."""
+    """Finds loopback ports that are free at this moment."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -232,7 +232,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_open(port: int) -> bool:
-    """Whether somebody listens on a port of loopback."""
+    """True if some process listens on this loopback port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((_HOST, port)) == 0

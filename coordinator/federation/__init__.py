@@ -1,9 +1,9 @@
 """Membership of the federation: home, certificates, invitations, register.
 
-`create_home` founds a federation in a folder, and `opened_store` opens what it keeps. `Pki` holds its certificates and
-the coordinator's key, `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them.
+`create_home` founds a federation in a folder, and `opened_store` opens its store. `Pki` holds its certificates and the
+coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them.
 
-An invitation names the address and pins the certificate that the node is to trust:
+An invitation names the gate's address and pins the CA certificate that the node must trust:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

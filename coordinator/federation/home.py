@@ -1,4 +1,4 @@
-"""The coordinator's home folder: where everything of one federation lies, and the few settings of its server."""
+"""The coordinator's home folder: it holds all files of one federation, and the few settings of its server."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What `coordinator init` fixes."""
+    """Settings that `coordinator init` fixes."""
 
     federation: str  # for people: stands on reports
     address: str  # host:port at which sites reach the gate
@@ -36,7 +36,7 @@ def create_home(home: Path, settings: Settings) -> None:
     """Makes keys, certificates, database and settings under `home`.
 
     Raises:
-        Conflict: there is a federation in `home` already; it is left as it is.
+        Conflict: `home` holds a federation already; it is not changed.
     """
     if (home / _SETTINGS).exists():
         raise Conflict(f"{home} holds a federation already; nothing was changed. Use another --home for a new one")
@@ -47,10 +47,10 @@ def create_home(home: Path, settings: Settings) -> None:
 
 
 def load_settings(home: Path) -> Settings:
-    """The settings under `home`.
+    """Loads the settings under `home`.
 
     Raises:
-        NotFound: `coordinator init` was never run there.
+        NotFound: `coordinator init` was never run in `home`.
         StateDamaged: the file does not hold settings.
     """
     path = home / _SETTINGS
@@ -66,11 +66,11 @@ def load_settings(home: Path) -> Settings:
 
 @contextmanager
 def opened_store(home: Path) -> Iterator[Store]:
-    """The store of the federation under `home`, closed at the end.
+    """Opens the store of the federation under `home`, and closes it at the end.
 
     Raises:
         NotFound: there is no federation.
-        Conflict: its database is another version's; nothing is changed.
+        Conflict: the database is of another version; nothing is changed.
     """
     load_settings(home)
     store = Store.open(home)

@@ -1,6 +1,6 @@
-"""One-time invitation codes. The store keeps a digest and a date; the secret is shown once and kept nowhere.
+"""One-time invitation codes. The store keeps a digest and a date; the secret is shown once and stored nowhere.
 
-A secret has 128 random bits, so its SHA-256 can be looked up and stored as it is: there is nothing to guess.
+A secret has 128 random bits and cannot be guessed, so a plain SHA-256 of it is stored and looked up.
 """
 
 import hashlib
@@ -14,26 +14,26 @@ VALID_S = 7 * 24 * 3600.0
 
 
 def new_invite() -> tuple[bytes, str]:
-    """A fresh secret of 16 bytes for the invited site, and the digest (hex) for the store."""
+    """Draws a secret of 16 bytes for the invited site; returns it with its digest (hex) for the store."""
     secret = secrets.token_bytes(16)
     return secret, digest_of(secret)
 
 
 def digest_of(secret: bytes) -> str:
-    """What the store knows a secret by."""
+    """Computes the digest by which the store knows a secret."""
     return hashlib.sha256(b"confide invitation 1\n" + secret).hexdigest()
 
 
 def code_text(address: str, secret: bytes, ca_digest: bytes) -> str:
-    """The code to hand over: the gate's address, the secret, and the CA certificate that the node is to trust."""
+    """Writes the code to hand over: the gate's address, the secret, and the digest of the CA certificate to trust."""
     return InvitationCode(address, secret, ca_digest).text()
 
 
 def check(secret: bytes, *, digest: str | None, expires_at: float, is_used: bool, now: float | None = None) -> None:
-    """Says whether `secret` admits to the invitation that the store holds under `digest`.
+    """Checks that `secret` is valid for the invitation that the store holds under `digest`.
 
     Args:
-        digest: what the store has, None when it has nothing of the kind.
+        digest: the stored digest; None if the store has no such invitation.
         expires_at: seconds since the epoch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Members of the federation, as its operator sees them, invites them and turns them out."""
+"""Members of the federation: lists, invites and revokes them for the operator."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An organisation that was invited, and what became of it."""
+    """An invited organisation, with the state of its membership."""
 
     name: str
     roles: str  # comma-separated: train, aggregate
@@ -28,15 +28,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A one-time code, for an operator to hand over in private."""
+    """An invitation with its one-time code, which the operator hands over in private."""
 
     name: str
     roles: tuple[Role, ...]
-    code: str  # shown once and kept nowhere
+    code: str  # shown once and stored nowhere
 
 
 def members(store: Store) -> list[Member]:
-    """Everyone who was ever invited, by name."""
+    """Lists all organisations that were ever invited, by name."""
     return [
         Member(
             name=node.name,
@@ -52,7 +52,7 @@ def invite(store: Store, home: Path, name: str, roles: Sequence[str]) -> Invitat
     """Makes a one-time code with which a site called `name` can enrol.
 
     Raises:
-        Conflict: the name is none or is enrolled already, or one of `roles` is none.
+        Conflict: the name is invalid or enrolled already, or one of `roles` is no role.
     """
     parsed = parse_roles(roles)
     if not _NAME.fullmatch(name):
@@ -64,12 +64,12 @@ def invite(store: Store, home: Path, name: str, roles: Sequence[str]) -> Invitat
 
 
 def revoke(store: Store, home: Path, name: str) -> None:
-    """Turns a site out: a running server refuses its next request. Raises `NotFound`."""
+    """Revokes a site: a running server refuses its next request. Raises `NotFound`."""
     Register(store, Pki.load(home)).revoke(name)
 
 
 def parse_roles(words: Sequence[str]) -> tuple[Role, ...]:
-    """The roles that `words` name, each once and in one order. Raises `Conflict` for a word that is no role."""
+    """Parses the roles in `words`, each once and in one order. Raises `Conflict` for a word that is no role."""
     if unknown := sorted({*words} - {*get_args(Role)}):
         raise Conflict(f"{', '.join(unknown)} is no role; the roles are train and aggregate")
     return tuple(role for role in get_args(Role) if role in words)

@@ -1,6 +1,6 @@
-"""The federation's certificates: a private CA, the gate's server certificate, the coordinator's signing key.
+"""Certificates and keys of a federation: a private CA, the gate's server certificate, the coordinator's signing key.
 
-The CA signs one thing, the certificate that the gate and the SuperLink show; nodes trust this CA and no other. Nodes
+The CA signs only the certificate that the gate and the SuperLink show; nodes trust this CA and no other. Nodes
 have no certificates: they prove themselves with enrolled keys. The Ed25519 key signs studies and rounds. All of it is
 made by `Pki.create` on the operator's machine; the files with secrets are readable by their owner only.
 """
@@ -33,14 +33,14 @@ class Pki:
     """Certificates and keys in one folder, `home`/pki."""
 
     folder: Path
-    signer: Ed25519PrivateKey = field(repr=False)  # signs studies, rounds and whatever else comes from the coordinator
+    signer: Ed25519PrivateKey = field(repr=False)  # signs studies, rounds and all other messages of the coordinator
 
     @classmethod
     def create(cls, home: Path, hosts: Sequence[str]) -> "Pki":
-        """Makes whatever is missing under `home`; `hosts` are the names and addresses that nodes dial.
+        """Makes all files that are missing under `home`; nodes connect to the names and addresses in `hosts`.
 
-        What is there is kept: a second call cannot cut off a running federation. Certificates for other hosts come
-        from `renew_server`.
+        Existing files are kept, so a second call cannot cut off a running federation. For other hosts use
+        `renew_server`.
         """
         folder = home / "pki"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,27 +66,27 @@ class Pki:
         return cls(folder, signer)
 
     def renew_server(self, hosts: Sequence[str]) -> None:
-        """Issues a new server certificate from the same CA: enrolled nodes notice nothing."""
+        """Issues a new server certificate from the same CA, which enrolled nodes trust already."""
         _write_server(self.folder, hosts)
 
     @property
     def ca_path(self) -> Path:
-        """The CA certificate, PEM."""
+        """Path of the CA certificate, PEM."""
         return self.folder / "ca.crt"
 
     @property
     def certificate_path(self) -> Path:
-        """The server certificate, PEM."""
+        """Path of the server certificate, PEM."""
         return self.folder / "server.crt"
 
     @property
     def key_path(self) -> Path:
-        """The server certificate's private key, PEM."""
+        """Path of the server certificate's private key, PEM."""
         return self.folder / "server.key"
 
     @property
     def ca_digest(self) -> bytes:
-        """SHA-256 of the CA certificate's DER form: what an invitation code pins."""
+        """SHA-256 of the CA certificate's DER form, which an invitation code pins."""
         return certificate_digest(self.ca_path.read_bytes())
 
     @property
@@ -96,7 +96,7 @@ class Pki:
 
 
 def certificate_digest(pem: bytes) -> bytes:
-    """SHA-256 of a certificate's DER form. Raises ValueError if `pem` is no certificate."""
+    """Computes the SHA-256 of a certificate's DER form. Raises ValueError if `pem` is no certificate."""
     return hashlib.sha256(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)).digest()
 
 

@@ -1,4 +1,4 @@
-"""The federation's register: who was invited, who enrolled with which keys, who was turned out."""
+"""The federation's register: invited, enrolled and revoked nodes, with their keys."""
 
 import base64
 import logging
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class Register:
-    """Invites, enrols and revokes nodes; answers the gate's question whose key a request carries."""
+    """Invites, enrols and revokes nodes; finds the node of a request's key for the gate."""
 
     def __init__(self, store: Store, pki: Pki) -> None:
         self._store, self._pki = store, pki
 
     def invite(self, name: str, roles: tuple[Role, ...], address: str) -> str:
-        """A one-time code for `name`. A node that has not enrolled can be invited again; the old code dies.
+        """Makes a one-time code for `name`; a second invitation before the enrolment withdraws the first code.
 
         Raises:
             Conflict: the name is enrolled already.
@@ -48,7 +48,7 @@ class Register:
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         """Registers the keys of whoever holds a valid code; its proofs of possession were checked by the gate.
 
-        The same keys with the same code get the same answer again: the first one may never have arrived.
+        The same keys with the same code get the same answer again, because the first answer may have been lost.
 
         Raises:
             InviteRefused: the code is unknown, expired, or used by other keys.
@@ -83,7 +83,7 @@ class Register:
         return answer
 
     def revoke(self, name: str) -> None:
-        """Turns a node out, the code it was invited with included: the gate refuses its next request."""
+        """Revokes a node and its invitation code: the gate refuses its next request."""
         node = self._store.node(name)
         turned_out = {"revoked_at": time.time(), "invite_digest": None}
         with self._store.session() as session:
@@ -91,25 +91,25 @@ class Register:
             self._store.log_action(session, f"{name} revoked")
 
     def site_of(self, key: str) -> str | None:
-        """The name of the enrolled, unrevoked node with this transport key fingerprint."""
+        """Name of the enrolled, unrevoked node with this transport key fingerprint; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
     def revoked_site(self, key: str) -> str | None:
-        """The name of the node that had this transport key until it was turned out."""
+        """Name of the node that had this transport key until it was revoked; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.fingerprint == key)).first()
             return node.name if node is not None and node.revoked_at is not None else None
 
     def site_with_identity(self, identity: str) -> str | None:
-        """The name of the enrolled, unrevoked node with this Ed25519 key."""
+        """Name of the enrolled, unrevoked node with this Ed25519 key; None if there is none."""
         with self._store.session() as session:
             node = session.scalars(select(NodeRow).where(NodeRow.identity == identity)).first()
             return node.name if node is not None and node.revoked_at is None else None
 
     def studies(self, name: str) -> list[dict[str, str]]:
-        """Every study, for a node that asks; a study holds no secret among the federation's members."""
+        """Lists every study for any node that asks: members of a federation may read all its studies."""
         return [
             {"canonical": base64.b64encode(row.canonical).decode(), "hash": row.hash, "signature": row.signature}
             for row in self._store.studies()

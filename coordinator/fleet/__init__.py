@@ -1,7 +1,7 @@
-"""Nodes, asked by name: the fleet that a driver sees, Flower behind it, and the call that wakes the gate.
+"""The fleet of nodes that a driver asks by name, its implementation on Flower, and the wake-up of the gate.
 
-`Fleet` is the protocol that rounds are written against, `flower` the one module that speaks to Flower, `wake` what
-spares nodes from asking all the time. Another transport is another class with these three methods:
+`Fleet` is the protocol that rounds are written against. `flower` is the one module that speaks to Flower. With `wake`
+nodes need not poll all the time. Another transport is another class with these three methods:
 
 >>> from confide.client_node.wire.messages import Packet
 >>> from confide.coordinator.fleet import Fleet, NodeFailure

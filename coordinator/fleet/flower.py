@@ -1,8 +1,8 @@
-"""The coordinator's end of Flower. The only file here that imports flwr.
+"""The coordinator's end of Flower. The only file of this package that imports flwr.
 
 `Fleet` runs in the ServerApp process that drives a run and needs only Flower's public Grid. `Control` runs in
-`coordinator serve` and speaks to the SuperLink's operator interface on loopback, one small HTTP request for each order,
-because the `flwr` command takes two seconds to start. The rest reads the few protobuf fields that the gate checks.
+`coordinator serve` and speaks to the SuperLink's operator interface on loopback, one small HTTP request for each order:
+the `flwr` command would take two seconds to start. The rest reads the few protobuf fields that the gate checks.
 """
 
 import functools
@@ -71,10 +71,10 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """The federation's nodes, by name, as seen from a run.
+    """The federation's nodes by name, for the driver of a run.
 
-    A node is who its enrolled key says: `site_of` (transport key's fingerprint -> name, None if unknown or revoked)
-    comes from the coordinator's own register. The name that Flower keeps beside a node is never used.
+    A node is identified by its enrolled key: `site_of` (transport key's fingerprint -> name, None if unknown or
+    revoked) comes from the coordinator's own register. The name that Flower keeps beside a node is never used.
     """
 
     def __init__(self, grid: Grid, site_of: Callable[[str], str | None] | None = None) -> None:
@@ -82,25 +82,25 @@ class Fleet:
         _hasten_pulls()
 
     def trust(self, site_of: Callable[[str], str | None]) -> None:
-        """Names the register that says whose key is whose; nobody is known before."""
+        """Sets the register that maps keys to names; before, no node is known."""
         self._site_of = site_of
 
     def online(self) -> set[str]:
-        """Names of the nodes whose heartbeat has not lapsed."""
+        """Names the nodes whose heartbeat has not lapsed."""
         return {name for name, (_, is_online) in self._nodes().items() if is_online}
 
     def ask(
         self, kind: str, requests: Mapping[str, Packet], timeout: float
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
-        """Sends each node its packet and yields what comes back, one for each name asked, as it arrives.
+        """Sends each node its packet and yields one answer or failure for each name, as it arrives.
 
         Blobs that several requests share are uploaded once. A request that is not taken within `timeout` seconds is
         never delivered later.
 
         Args:
-            kind: what the node's handler is told, a Python identifier.
+            kind: the kind of message for the node's handler, a Python identifier.
             requests: node name -> packet.
-            timeout: seconds; then the missing ones are yielded as failures.
+            timeout: seconds; missing answers are then yielded as failures.
         """
         deadline = time.monotonic() + timeout
         nodes = self._nodes()
@@ -180,10 +180,10 @@ def _read_failure(text: str) -> NodeFailure:
 
 @functools.cache
 def _hasten_pulls() -> None:
-    """Makes the Grid look again after 20 ms, not after 1 s, for parts of a reply that are still on their way.
+    """Makes the Grid ask after 20 ms, not 1 s, for parts of a reply that are still on their way.
 
-    Flower binds that pause as a default argument. Without this the answer is the same and a round takes seconds longer,
-    so nothing here may fail.
+    Flower binds that pause as a default argument. Without this function the answers are the same, but a round takes
+    seconds longer; so a failure here must not stop a run.
     """
     from flwr.superlink.grid import http_grid
 
@@ -194,7 +194,7 @@ def _hasten_pulls() -> None:
 
 
 class Control:
-    """Orders to the SuperLink, over its operator interface on loopback."""
+    """Sends orders to the SuperLink over its operator interface on loopback."""
 
     def __init__(self, port: int, ca_path: Path) -> None:
         self._client = httpx.Client(
@@ -204,7 +204,7 @@ class Control:
         )  # fmt: skip
 
     def register(self, transport_public: bytes, name: str) -> int:
-        """Lets a key in; returns its node id, the present one if the key is registered already."""
+        """Registers a key; returns its node id, the present one if the key is registered already."""
         key = wire_form(transport_public)
         try:
             request = RegisterNodeRequest(public_key=key, name=name)
@@ -214,14 +214,14 @@ class Control:
             return int(next(node.node_id for node in nodes if node.public_key == key))
 
     def unregister(self, node_id: int) -> None:
-        """Shuts a node out; one that is not there is fine."""
+        """Unregisters a node; an unknown node is no error."""
         try:
             self._call("unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
         except _NotFound:
             logger.debug("node %d was not registered", node_id)
 
     def is_up(self) -> bool:
-        """Whether the SuperLink answers."""
+        """True if the SuperLink answers."""
         try:
             self._call("list-nodes", ListNodesRequest(), ListNodesResponse)
         except SuperLinkFailed:
@@ -276,7 +276,7 @@ def _error_code(content: bytes) -> int | None:
 
 
 def build_fab(folder: Path) -> bytes:
-    """The app bundle made of `folder`, as `flwr run` would send it."""
+    """Builds the app bundle of `folder`, as `flwr run` would send it."""
     from flwr.cli.build import build_fab_from_disk  # half a second to import
 
     with warnings.catch_warnings():
@@ -286,7 +286,7 @@ def build_fab(folder: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Whom a node's request speaks for, and of how many parts the message consists that it announces."""
+    """The claims of a node's request: the nodes that it speaks for, and the number of parts of its message."""
 
     node_ids: tuple[int, ...]  # of the caller first, then of the senders of its messages; empty for an activation
     parts: int = 0
@@ -302,7 +302,7 @@ _NODE_CALLS: Mapping[str, Callable[[bytes], Any]] = {
 
 
 def read_claim(call: str, body: bytes) -> Claim:
-    """What the gate needs to know of a request's body. Raises ValueError if it cannot be read."""
+    """Reads from a request's body the claims that the gate checks. Raises ValueError if it cannot be read."""
     try:
         if call == "activate-node":
             ActivateNodeRequest.FromString(body)
@@ -323,7 +323,7 @@ def read_claim(call: str, body: bytes) -> Claim:
 
 
 def activated_node(answer: bytes) -> int:
-    """The node id that the SuperLink gave to an activation."""
+    """Reads the node id with which the SuperLink answered an activation."""
     return int(ActivateNodeResponse.FromString(answer).node_id)
 
 

@@ -1,4 +1,4 @@
-"""How the round driver reaches nodes, whatever carries the messages."""
+"""The interface through which a round's driver asks nodes, independent of the transport."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ...client_node.wire.messages import Packet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeFailure:
-    """Why a node that was asked gave no answer.
+    """The reason for which a node gave no answer.
 
     `reason`: "offline" (no heartbeat), "unknown" (not registered), "timeout", "failed" (its handler raised `error`), or
-    "invalid" (an answer that breaks the limits, or that another node gave). `message` is empty unless the node's error
-    is one that may leave the site.
+    "invalid" (an answer that breaks the limits, or that another node gave). `message` is empty unless the text of
+    the node's error may leave the site.
     """
 
     reason: Literal["offline", "unknown", "timeout", "failed", "invalid"]
@@ -28,10 +28,10 @@ class Fleet(Protocol):
     """The nodes of a federation by name."""
 
     def trust(self, site_of: Callable[[str], str | None]) -> None:
-        """Names the register that says whose transport key is whose; nobody is known before."""
+        """Sets the register that maps transport keys to names; before, no node is known."""
 
     def online(self) -> set[str]:
-        """Names of the nodes that were heard from lately."""
+        """Names the nodes whose heartbeat has not lapsed."""
 
     def ask(
         self, kind: str, requests: Mapping[str, Packet], timeout: float

@@ -1,9 +1,9 @@
-"""How a run's driver tells the gate that messages wait, so that nodes need not ask all the time.
+"""Wakes the gate when a run's driver has pushed messages, so that nodes need not poll all the time.
 
 Flower's nodes poll, and a poll costs the SuperLink several milliseconds of processor time. The gate therefore holds a
-node's fruitless poll for a while; the driver, another process on this machine, sends one datagram after it has pushed
-messages, and the gate asks again for everybody it holds. A lost datagram costs the rest of that while, no more; one
-made up by a local stranger costs one poll. The gate listens on the SuperLink's own port number, in UDP.
+node's fruitless poll for up to `HOLD_S` seconds. The driver, another process on this machine, sends one datagram after
+it has pushed messages; the gate then repeats every poll that it holds. A lost datagram costs at most the rest of that
+time, a forged one of another local process costs one poll. The gate listens on the SuperLink's port number, in UDP.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def wake() -> None:
-    """Tells the gate of the coordinator that started this process; outside of a driver nothing happens."""
+    """Wakes the gate of the coordinator that started this process; does nothing outside a driver."""
     with suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"", ("127.0.0.1", int(os.environ.get(PORT_VARIABLE, ""))))
 
 
 class WakeListener:
-    """The gate's ear. `count` grows with every call; `changed` waits until it is no longer a given one."""
+    """Receives wake-up calls for the gate. `count` grows with every call; `changed` waits for the next one."""
 
     def __init__(self, port: int) -> None:
         self.count = 0
@@ -34,7 +34,7 @@ class WakeListener:
         self._transport: asyncio.DatagramTransport | None = None
 
     async def open(self) -> None:
-        """Starts to listen; when the port is taken, nodes merely wait longer for their messages."""
+        """Starts to listen; if the port is taken, nodes only wait longer for their messages."""
         loop = asyncio.get_running_loop()
         try:
             self._transport, _ = await loop.create_datagram_endpoint(
@@ -44,19 +44,19 @@ class WakeListener:
             logger.warning("UDP port %d is taken (%s): nodes hear of messages up to %g s late", self._port, err, HOLD_S)
 
     def close(self) -> None:
-        """Gives the port back and lets everybody go who waits."""
+        """Frees the port and releases every waiting poll."""
         if self._transport is not None:
             self._transport.close()
         self.heard()
 
     def heard(self) -> None:
-        """Counts a call and lets everybody go who waits for one."""
+        """Counts a call and releases every waiting poll."""
         self.count += 1
         self._event.set()
         self._event = asyncio.Event()
 
     async def changed(self, since: int) -> None:
-        """Returns at once if `count` is not `since` any more, else at the next call."""
+        """Waits for a call; returns at once if `count` differs from `since`."""
         if self.count == since:
             await self._event.wait()
 

@@ -1,10 +1,10 @@
-"""The public port: listener, gate, enrolment, and the SuperLink behind it.
+"""The federation's public port: listener, gate, enrolment, and the SuperLink behind it.
 
 `Service` is `coordinator serve`: it opens the gate, keeps Flower's SuperLink alive as a child on loopback, and starts a
-driver for every run that is to go on. `gate` decides request by request who may pass. `die_with_parent` ties a child
-process to the one that started it.
+driver for every unfinished run. `gate` admits or refuses each request. `die_with_parent` makes a child process end with
+the one that started it.
 
-A service needs a federation's home; without one it says what to do first:
+A service needs a federation's home; without one, the error names the first step:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

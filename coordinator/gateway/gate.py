@@ -1,18 +1,18 @@
 """The gate: the federation's only public port.
 
-Flower serves sites, operators and running apps on one port, and the last two without a password: whoever reaches it can
-enrol a key or start code. So the SuperLink listens on loopback and this ASGI app lets through what a node needs and
-nothing else. It checks, for every request, that
+Flower serves sites, operators and running apps on one port, the last two without a password: whoever reaches it can
+enrol a key or start code. So the SuperLink listens on loopback, and this ASGI app passes on only the requests that a
+node needs. It checks, for every request, that
 
-- the path is one of the eight that a node uses (all others are 404, enrolling oneself included);
+- the path is one of the eight that a node uses (all others are 404, Flower's own enrolment included);
 - the key shown is enrolled and not revoked *now*, and the caller holds its private half (signed timestamp);
-- the node id spoken for is the caller's own: Flower takes site B's reply in site A's name;
+- the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
 - the body is small enough, and a reply has a bounded number of parts.
 
-Four paths of our own: the CA certificate, enrolment, and the list of studies. Whoever is turned away leaves one line in
-the log `confide.gate`, at most one a minute for each key; secrets and bodies are never logged.
+The gate has paths of its own for the CA certificate, enrolment, and the list of studies. A refused request leaves a
+line in the log `confide.gate`, at most one a minute for each key; secrets and bodies are never logged.
 
-Out of scope: a node that floods with well-formed messages fills the SuperLink's cache; revoke it.
+Out of scope: a node that sends a flood of well-formed messages fills the SuperLink's cache; revoke it.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from .upstream import Upstream, UpstreamAway
 __all__ = ["FleetGate", "Registry", "serve_gate"]
 
 FLEET = "/v1/fleet/"
-REFUSED_HEADER = b"confide-refused"  # says to a node that a 401 is the gate's own, final word
+REFUSED_HEADER = b"confide-refused"  # tells a node that a 401 is the gate's own and final
 MAX_OBJECT = 6 << 20  # bytes; Flower cuts arrays at 5 MiB
 MAX_PARTS = 256  # objects in one message: 1.2 GB
 _FLEET_CAPS = {
@@ -69,33 +69,33 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Registry(Protocol):
-    """Whom the federation knows. Asked at every request, so answers must be current and quick."""
+    """The register of nodes. The gate asks it at every request, so answers must be current and quick."""
 
     def site_of(self, fingerprint: str) -> str | None:
-        """The node whose transport key has this fingerprint, None if it is unknown or revoked."""
+        """Name of the node whose transport key has this fingerprint; None if it is unknown or revoked."""
 
     def revoked_site(self, fingerprint: str) -> str | None:
-        """The node that had this transport key until it was revoked."""
+        """Name of the node that had this transport key until it was revoked; None if there is none."""
 
     def site_with_identity(self, identity: str) -> str | None:
-        """The node with this Ed25519 public key (hex), None if it is unknown or revoked."""
+        """Name of the node with this Ed25519 public key (hex); None if it is unknown or revoked."""
 
 
 class _TurnedAway(Exception):
-    """Ends a request with `status`; the line in the log is written already."""
+    """A refused request, answered with `status`; its line in the log is written already."""
 
     def __init__(self, status: int, error: str = "", message: str = "", *, refused: str = "") -> None:
         self.status, self.error, self.message, self.refused = status, error, message, refused
 
 
 class FleetGate:
-    """The ASGI app.
+    """The gate's ASGI app.
 
     Args:
-        registry: who may pass.
-        enrol: admits a node or raises InviteRefused or EnrolmentInvalid; the proofs in the request hold already. The
-            same keys with the same code again must get the same answer: the first one may not have reached the node.
-        studies: what a known node may see; each with `canonical`, `hash` and `signature`.
+        registry: the register of nodes.
+        enrol: admits a node or raises InviteRefused or EnrolmentInvalid; the gate has checked the proofs before.
+            The same keys and code must get the same answer again, because the first may have been lost.
+        studies: lists the studies for a known node; each has `canonical`, `hash` and `signature`.
         ca_path: the federation's CA certificate, PEM.
         superlink: port of the SuperLink on loopback.
     """
@@ -190,7 +190,7 @@ class FleetGate:
         return status, answered, answer
 
     async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
-        """Whether a call came while the poll was held and its node is still there to get what the next one brings."""
+        """Holds a poll; returns True if a wake-up came and the node is still connected for the next answer."""
         if self._is_closing or (left := until - time.monotonic()) <= 0:
             return False
         waker = asyncio.ensure_future(self._wake.changed(called))
@@ -199,7 +199,7 @@ class FleetGate:
         return waker in done and gone not in done and not self._is_closing
 
     def _caller(self, scope: Scope) -> tuple[str, str]:
-        """Fingerprint and site of whoever signs the request. Raises `_TurnedAway`."""
+        """Authenticates the caller; returns its key's fingerprint and its name. Raises `_TurnedAway`."""
         headers, peer = dict(scope["headers"]), _peer(scope)
         try:
             key, key_id = _known_form(b64decode(headers[flower.KEY_HEADER], validate=True))
@@ -231,7 +231,7 @@ class FleetGate:
         return key_id, site
 
     def _own_node(self, call: str, body: bytes, key_id: str, site: str) -> int | None:
-        """The node id that a request speaks for. Raises `_TurnedAway` if it is not the caller's own."""
+        """Checks the node id in a request and returns it. Raises `_TurnedAway` if it is not the caller's own."""
         try:
             claim = flower.read_claim(call, body)
         except ValueError as err:

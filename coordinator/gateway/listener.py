@@ -1,7 +1,7 @@
-"""What happens at the gate's door: TLS, the listening thread, and the log of who was turned away.
+"""Listens for the gate: TLS, the serving thread, and the log of refused parties.
 
-The log has one line for each turned-away party and reason, at most one a minute; a party that keeps trying is counted.
-A party whose TLS handshake fails has shown no key, so all of those share a line.
+The log has at most one line a minute for each refused party and reason; further refusals are counted. A party whose TLS
+handshake fails has shown no key, so all of these share a line.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from ..errors import CoordinatorError
 logger = logging.getLogger("confide.gate")
 
 _QUIET_S = 60.0
-_MAX_PARTIES = 2048  # remembered; a flood of made-up keys must not fill memory or the log
-_MAX_LINES = 120  # a minute, over all parties
+_MAX_PARTIES = 2048  # parties remembered; a flood of made-up keys must not fill memory or the log
+_MAX_LINES = 120  # lines a minute, over all parties
 
 
 class DoorLog:
-    """Rate-limited lines about parties that were turned away."""
+    """Rate-limited log of refused parties."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # (reason, party) -> last line, silent since
@@ -47,7 +47,7 @@ class DoorLog:
         logger.warning("turned away: " + text + repeated, *args)
 
     def passed(self, text: str, *args: object) -> None:
-        """Logs something that went well and is rare."""
+        """Logs a rare success, such as an enrolment."""
         logger.info(text, *args)
 
     def _may_write(self, now: float) -> bool:
@@ -88,11 +88,11 @@ class GateServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the gate still serves."""
+        """True if the gate still serves."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops taking requests, lets those under way end, closes the port."""
+        """Stops accepting requests, finishes those in progress and closes the port."""
         self._server.should_exit = True
         self._thread.join(timeout=10)
         self._listener.close()
@@ -102,7 +102,7 @@ def serve_gate(app: Any, host: str, port: int, certificate: Path, key: Path) -> 
     """Serves `app` over TLS 1.3 in a thread of its own; returns once the port is open. Port 0 takes a free one.
 
     Raises:
-        CoordinatorError: the address is taken or not ours.
+        CoordinatorError: the address is taken, or is not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

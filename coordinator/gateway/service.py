@@ -1,4 +1,4 @@
-"""`coordinator serve`: the gate, Flower's SuperLink as a child, and a driver process for every run that is to go on."""
+"""The service behind `coordinator serve`: gate, Flower's SuperLink as a child, a driver for each unfinished run."""
 
 import logging
 import threading
@@ -18,12 +18,12 @@ from .superlink import SuperLink
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
-DRIVER_SILENCE_S = 20.0  # a driver beats every second; after this long without a beat another one takes over
-SUBMIT_PATIENCE_S = 60.0  # how long a submitted driver may take to show its first beat
+DRIVER_SILENCE_S = 20.0  # without a heartbeat; a driver beats every second, and another one then takes over
+SUBMIT_PATIENCE_S = 60.0  # for a submitted driver to show its first heartbeat
 
 
 class Service:
-    """Everything that `coordinator serve` keeps alive."""
+    """The processes and threads that `coordinator serve` keeps alive."""
 
     def __init__(self, home: Path) -> None:
         self._settings = load_settings(home)
@@ -34,7 +34,7 @@ class Service:
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
         self._submitted: dict[str, tuple[int, float]] = {}  # run -> Flower's number of its last driver, and when
         self._superlink_pid: int | None = None
-        self._since = time.time()  # drivers that beat before died with an earlier SuperLink
+        self._since = time.time()  # earlier heartbeats are of drivers that died with an earlier SuperLink
 
     def serve(self, stop: threading.Event) -> None:
         """Serves until `stop` is set.
@@ -95,7 +95,7 @@ class Service:
             session.execute(update(NodeRow).where(NodeRow.name == name).values(flower_id=flower_id))
 
     def _start_drivers(self) -> None:
-        """Submits a driver for each run that should go on and has none that beats."""
+        """Submits a driver for each unfinished run whose driver shows no heartbeat."""
         for run in self._store.runs():
             if run.state.is_over or self._has_driver(run):
                 continue

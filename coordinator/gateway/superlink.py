@@ -1,10 +1,10 @@
-"""Flower's server as a child of `coordinator serve`, on loopback only.
+"""Runs Flower's server, the SuperLink, as a child of `coordinator serve`, on loopback only.
 
-Its operator and runtime interfaces have no password, so nothing but this machine may reach its port: nodes come through
-the gate. The child dies with its parent, also when that is killed; it is started again when it dies. It keeps its state
-in memory: an exchange takes half the processor time that it takes with a database, a run never survives a restart
-of the SuperLink anyway, and the coordinator's own store is the truth about keys. They are registered again at every
-start, under new node ids, and nodes find back by themselves.
+Its operator and runtime interfaces have no password, so only this machine may reach its port: nodes come through the
+gate. The child dies with its parent, even if the parent is killed, and is started again if it dies. It keeps its state
+in memory: that halves the processor time of an exchange, and Flower's runs never survive a restart of the SuperLink
+anyway. The coordinator's own store has the valid keys. They are registered again at every start, under new node ids,
+and nodes reconnect by themselves.
 
 Not stopped here: a user on the same machine can reach the port. Run the coordinator on a machine of its own.
 """
@@ -45,7 +45,7 @@ class SuperLink:
     Args:
         home: the coordinator's home, with its `pki` folder; state and log are kept under `home`/flower.
         port: on 127.0.0.1; 0 takes a free one.
-        on_start: called after every start, also the first, before `start` returns: runs and node ids are new.
+        on_start: called after every start, the first included, before `start` returns; runs and node ids are then new.
         fab: folder of the app bundle that `submit` starts.
     """
 
@@ -64,7 +64,7 @@ class SuperLink:
         self._keys: dict[int, bytes] = {}  # every node id ever given -> its transport key
         self._present: dict[bytes, int] = {}  # transport key -> node id in the running child
         self._registering = threading.Lock()
-        # The kernel ties "die with the parent" to the thread that starts the child: this one lives as long as we do.
+        # The kernel kills the child with the thread that started it, so this thread lives as long as we do.
         self._keeper = threading.Thread(target=self._keep, name="confide-superlink", daemon=True)
 
     def start(self) -> None:
@@ -82,7 +82,7 @@ class SuperLink:
                 raise SuperLinkFailed(f"the SuperLink did not start within {_START_S:.0f} s; see {self.log_path}")
 
     def stop(self) -> None:
-        """Ends the child and whatever it started; returns when all are gone."""
+        """Ends the child and all processes that it started; returns when all are gone."""
         self._stopping.set()
         if self._keeper.is_alive():
             self._keeper.join()
@@ -90,23 +90,24 @@ class SuperLink:
 
     @property
     def is_up(self) -> bool:
-        """Whether the child runs and has answered since its start."""
+        """True if the child runs and has answered since its start."""
         return self._up.is_set()
 
     @property
     def pid(self) -> int | None:
-        """The child's process id."""
+        """Process id of the child."""
         return self._child.pid if self._child is not None else None
 
     @property
     def log_path(self) -> Path:
-        """What the SuperLink and the runs' drivers print."""
+        """Path of the log with the output of the SuperLink and the runs' drivers."""
         return self._folder / "superlink.log"
 
     def register(self, transport_public: bytes, name: str) -> int:
-        """Lets a transport key (OpenSSH or PEM form) in, also after restarts of the child; returns its node id.
+        """Registers a transport key (OpenSSH or PEM form), also after restarts of the child; returns its node id.
 
-        Again for the same key: the same id. A restart gives the node another id, and `unregister` takes any of them.
+        A second call for the same key returns the same id. A restart gives the node another id; `unregister` accepts
+        any of them.
         """
         key = wire_form(transport_public)
         with self._registering:
@@ -114,14 +115,14 @@ class SuperLink:
             return self._register(key)
 
     def unregister(self, node_id: int) -> None:
-        """Shuts a node out of the SuperLink; the gate does so already once the register says revoked."""
+        """Unregisters a node at the SuperLink; the gate refuses it as soon as the register has it as revoked."""
         with self._registering:
             key = self._keys.get(node_id, b"")
             self._names.pop(key, None)
             self._control.unregister(self._present.pop(key, node_id))
 
     def submit(self, run_id: str) -> int:
-        """Starts a driver process for a run; returns Flower's own number for it. Raises `SuperLinkFailed`."""
+        """Starts a driver process for a run; returns Flower's id of the run. Raises `SuperLinkFailed`."""
         if not self._fab:
             self._fab = flower.build_fab(self._fab_folder)
         return self._control.start_run(self._fab, {"run_id": run_id, "home": str(self.home)})
@@ -146,12 +147,12 @@ class SuperLink:
             logger.exception("the SuperLink cannot be kept running")
         finally:
             if self._child is not None:
-                self._child.kill()  # nothing to save: its state is in memory and a cache
+                self._child.kill()  # nothing to save: its state is in memory, its files are a cache
                 self._child.wait()
             self._end_strays()
 
     def _watch(self, child: subprocess.Popen[bytes]) -> bool:
-        """Returns when the child has ended or is to end: whether it was up."""
+        """Waits until the child has ended or is to end; returns True if it was up."""
         while not self._stopping.is_set() and child.poll() is None:
             if not self._up.is_set() and _is_open(self.port) and self._control.is_up():
                 try:
@@ -205,9 +206,9 @@ class SuperLink:
         }
 
     def _end_strays(self) -> None:
-        """Kills what an earlier SuperLink of this home left: itself, its executor, the drivers of its runs.
+        """Kills what an earlier SuperLink of this home left running: itself, its executor, the drivers of its runs.
 
-        Ours are those with our FLWR_HOME in their environment; a process id from a file alone could be anybody's.
+        They are known by our FLWR_HOME in their environment; a process id from a file could be that of any process.
         """
         strays = []
         for process in psutil.process_iter():
@@ -221,8 +222,7 @@ class SuperLink:
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel kills the child once the thread that started it is gone, however that came about."""
-    """For `preexec_fn`: the child is killed when the thread that started it ends, also by kill -9 (Linux)."""
+    """Makes the kernel (Linux) kill the child when the thread that started it ends, for any reason; a `preexec_fn`."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

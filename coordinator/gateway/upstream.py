@@ -1,7 +1,7 @@
-"""The gate's own way to the SuperLink: HTTP/1.1 over TLS on loopback, connections kept open.
+"""The gate's HTTP client for the SuperLink: HTTP/1.1 over TLS on loopback, with connections kept open.
 
-A general HTTP client costs more processor time per request than the rest of the gate together, and a node asks
-up to ten times a second. This speaks the little that is needed: POST, Content-Length, keep-alive.
+A general HTTP client costs more processor time per request than all the rest of the gate, and a node asks up to ten
+times a second. This client has only the parts that are needed: POST, Content-Length, keep-alive.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class UpstreamAway(ConnectionError):
-    """The SuperLink cannot be reached or broke off."""
+    """A SuperLink that cannot be reached or broke the connection."""
 
 
 class Upstream:
@@ -34,7 +34,7 @@ class Upstream:
         self._slots = asyncio.Semaphore(_CONNECTIONS)
 
     async def post(self, path: str, headers: Headers, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Status, headers and body of the answer. Raises `UpstreamAway`."""
+        """Sends a POST request; returns status, headers and body of the answer. Raises `UpstreamAway`."""
         head = [b"POST %b HTTP/1.1" % path.encode("ascii"), b"host: %b" % self._host.encode("ascii")]
         head += [b"%b: %b" % pair for pair in headers]
         head += [b"content-length: %d" % len(body), b"", b""]

@@ -1,9 +1,10 @@
-"""Studies of a federation: made from a draft, signed, listed, and their start state.
+"""Studies of a federation: made from a draft, signed and listed, with their start state.
 
-`create.create_study` makes a signed study of the draft in a study.toml, `catalogue` reads studies and the state that
-their runs begin with, `learning_rates` chooses the rates that a draft leaves out, and `summary` tells what a run costs.
+`create.create_study` makes a signed study of the draft in a study.toml. `catalogue` reads studies and the state with
+which their runs begin. `learning_rates` chooses the rates that a draft leaves out. `summary` describes the cost of a
+run.
 
-With noise in every sum, a rate for the head is one that carries the noise of all rounds no further than intended:
+The head's rate is chosen so that the noise of all rounds moves the head by a fixed distance:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

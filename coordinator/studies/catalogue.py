@@ -1,6 +1,6 @@
-"""A federation's studies as the coordinator keeps them: immutable texts, and what runs of them begin with.
+"""The coordinator's catalogue of studies: their immutable texts, and the start of their runs.
 
-Kept apart from `drafting`, which makes them: driving a run needs no model and must not wait for torch.
+Apart from `create`, which makes studies: driving a run needs no model and must not wait for torch.
 """
 
 import json
@@ -17,15 +17,15 @@ from ..store.tables import StudyRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyStart:
-    """What a run of the study begins with; kept beside the study because driving a run needs no model."""
+    """The start of a study's runs, stored beside the study so that driving a run needs no model."""
 
     start: Checkpoint
     head_size: int
-    backbone: Path  # where the operator keeps the backbone
+    backbone: Path  # the operator's folder of the backbone
 
 
 def load_study(row: StudyRow) -> Study:
-    """The study of a row, whose hash must be the row's."""
+    """Parses the study of a row. Raises `StateDamaged` unless its hash is the row's."""
     study = Study.parse(row.canonical)
     if study.study_hash != row.hash:
         raise StateDamaged(f"study {row.name} in the store is not the one that was approved as {row.hash}")
@@ -33,7 +33,7 @@ def load_study(row: StudyRow) -> Study:
 
 
 def study_start(home: Path, study: Study) -> StudyStart:
-    """What runs of `study` begin with."""
+    """Loads the start of runs of `study`. Raises `StateDamaged` if its file is missing."""
     path = start_file(home, study.study_hash)
     if not path.exists():
         raise StateDamaged(f"{path} is missing; create the study again from the same study.toml")
@@ -47,12 +47,12 @@ def study_start(home: Path, study: Study) -> StudyStart:
 
 
 def start_state(draft: StudyDraft, trained: np.ndarray) -> np.ndarray:
-    """The state of round 0: the trained numbers as they start, and an adaptive clip at its start value."""
+    """Makes the state of round 0: the initial trained numbers, and an adaptive clip at its start value."""
     state = np.zeros(draft.state_dim(len(trained)), dtype=np.float32)
     state[: len(trained)] = trained
     return state
 
 
 def start_file(home: Path, study_hash: str) -> Path:
-    """Where a study's beginning is kept."""
+    """Path of the file with the start of a study's runs."""
     return home / "studies" / f"{study_hash}.json"

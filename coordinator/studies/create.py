@@ -1,4 +1,4 @@
-"""From an operator's draft to an immutable study: names become keys, the backbone its hash, the adapter its size."""
+"""Makes an immutable study of an operator's draft: adds keys to names, the backbone's hash and the adapter's size."""
 
 import datetime as dt
 import json
@@ -20,7 +20,7 @@ from .learning_rates import with_rates
 def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     """Makes the draft in `draft_file` a signed study of this federation and stores it.
 
-    Where the draft names a target epsilon, the noise multiplier is solved for it here.
+    If the draft names a target epsilon, the noise multiplier is solved for it.
 
     Raises:
         StudyInvalid: the draft itself is wrong.

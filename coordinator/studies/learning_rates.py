@@ -1,25 +1,26 @@
-"""Learning rates for a study whose draft leaves them out, from public numbers alone.
+"""Chooses learning rates for a study whose draft leaves them out, from public numbers alone.
 
 The mean update is signal plus noise, in clip units: the signal's length is at most 1, the noise has a known std s in
-every entry. Over T rounds of momentum m a round's noise is added with the gain (1 - m^k) / (1 - m) for the k rounds in
-which it acts, so at the end an entry is lr * s * R away from where the signal alone had led it,
+every entry. With momentum m, a round's noise that acts for k rounds is added with the gain (1 - m^k) / (1 - m). So
+after T rounds the noise has moved an entry by a std of lr * s * R,
 
     R = sqrt(sum over k = 1..T of ((1 - m^k) / (1 - m))^2).
 
-The ratio of noise to signal does not depend on lr; what lr decides is how far both go. So the rule fixes the distance
+The ratio of noise to signal does not depend on lr; lr decides the distance that both go. The rule fixes the distance
 that the noise goes.
 
-The head's inputs have unit length, so that distance is the std of the noise in a record's logit: `HEAD_WALK`. Where
-there is little noise the loss itself sets the limit: heavy-ball descent on a loss of curvature L is stable below
-lr = 2 (1 + m) / L. L is a quarter of the largest eigenvalue of the inputs' second moment, over clip_norm as the update
-is in clip units; whitened inputs share their unit length among many directions, and half of it is taken for the
-largest.
+The head's inputs have unit length, so that distance is the std of the noise in a record's logit: `HEAD_WALK`. If there
+is little noise, the loss itself sets the limit: heavy-ball descent on a loss of curvature L is stable below
+lr = 2 (1 + m) / L. L is a quarter of the largest eigenvalue of the inputs' second moment, divided by clip_norm because
+the update is in clip units. Whitened inputs share their unit length among many directions; the rule takes 1/2 as the
+largest eigenvalue.
 
-What a walk of the adapters does to a logit grows with the root of their number d, for every number has a gradient of
-its own: they go `ADAPTER_WALK` as one vector, lr * s * R * sqrt(d), and never faster than a fixed share of the head.
+The effect of the adapters' noise on a logit grows with the root of their number d, because every number has a gradient
+of its own. So they go `ADAPTER_WALK` as one vector, lr * s * R * sqrt(d); their rate is at most `ADAPTER_SHARE` of the
+head's.
 
-Adam divides by the root of the second moment, which is at least about s: the same noise moves it by 1 - m where
-momentum moves by s, its bias corrections enlarge the gain of early rounds, and the same distances are kept.
+Adam divides by the root of the second moment, which is at least about s: the same noise moves it by 1 - m, momentum by
+s. Its bias corrections enlarge the gain of early rounds. The distances stay the same.
 """
 
 import math
@@ -33,7 +34,7 @@ _CURVATURE = 1 / 8
 
 
 def with_rates(draft: StudyDraft, adapters: int) -> StudyDraft:
-    """The draft with the rates that it leaves out chosen; one that states both is given back as it is.
+    """Returns the draft with rates chosen for those that it leaves out; a draft that states both is not changed.
 
     Args:
         adapters: trained numbers beside the head's.
@@ -47,7 +48,7 @@ def with_rates(draft: StudyDraft, adapters: int) -> StudyDraft:
 
 
 def head_rate(draft: StudyDraft) -> float:
-    """The head's rate by the rule of this module."""
+    """Computes the head's rate by the rule of this module."""
     walk = _walk(draft)
     if draft.optimizer.kind == "adam":
         return HEAD_WALK / walk
@@ -56,7 +57,7 @@ def head_rate(draft: StudyDraft) -> float:
 
 
 def adapter_rate(draft: StudyDraft, head_lr: float, adapters: int) -> float:
-    """The rate of `adapters` trained numbers beside a head at `head_lr`."""
+    """Computes the rate of `adapters` trained numbers beside a head with rate `head_lr`."""
     walk, most = _walk(draft), ADAPTER_SHARE * head_lr
     return min(most, ADAPTER_WALK / (walk * math.sqrt(adapters))) if walk and adapters else most
 
@@ -73,5 +74,5 @@ def _walk(draft: StudyDraft) -> float:
 
 
 def _shortened(rate: float) -> float:
-    """Two digits: a rate is no more exact than that, and people read it."""
+    """Rounds to two digits: a rate is no more exact than that, and people read it."""
     return float(f"{rate:.2g}")

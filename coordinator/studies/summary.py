@@ -1,4 +1,4 @@
-"""A new study in figures for its operator: hash, size, learning rates, and the cost of a run."""
+"""Summarises a new study for its operator: hash, size, learning rates, and the cost of a run."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from ...client_node.study import Study, cost
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySummary:
-    """A study in figures; the draft's target, solved, where it names one."""
+    """The figures of a study; `noise_multiplier` is the solved one if the draft has a target epsilon."""
 
     name: str
     hash: str
@@ -22,7 +22,7 @@ class StudySummary:
 
 
 def summary(study: Study) -> StudySummary:
-    """Sums a study up in figures."""
+    """Computes the figures of a study."""
     privacy = study.draft.privacy
     lr, head_lr = study.draft.optimizer.rates
     return StudySummary(

@@ -1,4 +1,4 @@
-"""Three hospitals' tables from one public list: short diagnosis texts of ICD-10-CM, and the chapter each belongs to.
+"""Makes three hospitals' tables from one public list: short diagnosis texts of ICD-10-CM, each with its chapter.
 
     python examples/diagnoses/prepare.py DIRECTORY
 

@@ -1,6 +1,6 @@
-"""What the joint model is compared with: trained in the clear by somebody who holds both tables.
+"""Baselines for the joint model, trained in the clear by a party that holds both tables.
 
-All are measured on the same people: those that both owners know and that are held out.
+All models are scored on the same people: those that both owners know and that are held out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -53,7 +53,7 @@ class Joined:
         )
 
     def score(self, weights: Integers) -> Estimate:
-        """How well joint weights rank the held-out people."""
+        """Computes the AUC of joint weights on the held-out people."""
         return auc(self.held_out @ weights.astype(np.float64), self.held_out_labels)
 
 

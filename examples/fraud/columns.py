@@ -1,8 +1,8 @@
-"""What each owner makes of its rows by itself: whole numbers of bounded length, by public constants only.
+"""Turns an owner's rows into whole numbers of bounded length, by public constants only.
 
 A person's joint row is the insurer's part beside the hospital's. Each part has a squared L2 norm of at most 1/2, so the
 row has a norm of at most 1, in units of 2**-SCALE_BITS and checked on the whole numbers themselves. The ranges below
-are round numbers that were written down with a summary of the table in sight, which is not charged to epsilon.
+are round numbers, chosen after looking at a summary of the table; that look is not charged to epsilon.
 """
 
 import csv
@@ -88,7 +88,7 @@ def hospital(table: dict[str, Reals]) -> Integers:
 
 
 def is_held_out(person_id: str) -> bool:
-    """Whether a person is for measuring only; a function of the normalised id, so both owners say the same."""
+    """True if a person is held out; it depends on the normalised id alone, so both owners get the same answer."""
     digest = hashlib.sha256(_SALT + b"\0" + normalised(person_id).encode()).digest()
     return int.from_bytes(digest[:8], "big") < int(HELD_OUT * 2**64)
 

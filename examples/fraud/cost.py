@@ -1,4 +1,4 @@
-"""What the opened gradients cost one person in epsilon, at delta 1e-5."""
+"""Computes one person's epsilon for the opened gradients, at delta 1e-5."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Logistic regression by whole numbers: what is trained, and the same in the clear to compare with.
+"""Logistic regression in whole numbers: the trained model, and the same computation in the clear for comparison.
 
 The sigmoid is s(z) = clamp(1/2 + z/4, 0, 1), whose loss is convex. A person with row x, norm at most 1, and label y in
 {0, 1} adds x (s(x w) - y) to the gradient's sum: at most 1 in L2, exactly, because nothing is rounded after x. Only the

@@ -1,8 +1,8 @@
-"""One of the three parties' processes: `python examples/fraud/party.py CONFIG.json`, started by run.py.
+"""Runs the process of one of the three parties: `python examples/fraud/party.py CONFIG.json`, started by run.py.
 
 Party 0 is the insurer, party 1 the hospital, party 2 a helper without data. An owner reads its own table only. The two
-owners find their common people, all three train on shares of them, and each writes what it learned to result.json
-beside its configuration: the weights, and what took how long.
+owners find their common people, and all three train on shares of their rows. Each writes the weights and its timings to
+result.json beside its configuration.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Two tables of partly the same people, from the RAND Health Insurance Experiment: an insurer's and a hospital's.
+"""Makes an insurer's and a hospital's table of partly the same people, from the RAND Health Insurance Experiment.
 
     python examples/fraud/prepare.py DIRECTORY
 

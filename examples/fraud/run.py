@@ -1,10 +1,10 @@
-"""An insurer and a hospital train one model on the people that both know; neither shows the other a row.
+"""Trains one model for an insurer and a hospital on the people that both know; neither shows the other a row.
 
     python examples/fraud/run.py            # three processes on this machine, under a minute
     python examples/fraud/run.py --smoke    # a tenth of the people and three steps
 
-Prepares the two tables, makes three parties with keys of their own, runs them over TLS, and compares what they learned
-with what others would have. Only this program sees both tables, to have something to compare with.
+Prepares the two tables, makes three parties with keys of their own, runs them over TLS, and compares their model with
+baselines. Only this program sees both tables, to compute the baselines.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""The gradient's sum on shares, in CrypTen: exactly what `model.gradient_in_the_clear` computes, opened with noise.
+"""Sums the gradient on shares, in CrypTen: exactly what `model.gradient_in_the_clear` computes, opened with noise.
 
-Whole numbers modulo 2**64 and no truncation, so the result is the same to the last bit. Weights are public, hence x w
-is local. What takes messages: two comparisons a person for the clamp, a product with their bits, a product of matrix
-and vector. Whatever these open is masked uniformly; of the data only the noised sum is opened.
+Whole numbers modulo 2**64 and no truncation, so the result is the same to the last bit. Weights are public, so x w is
+local. Messages are needed for two comparisons a person for the clamp, a product with their bits, and a product of
+matrix and vector. All values that these open are masked uniformly; of the data only the noised sum is opened.
 
-Sound for parties that follow the protocol, of which no two pool what they see (`triples.Replicated`).
+It is secure if the parties follow the protocol and no two of them collude (`triples.Replicated`).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the three parties agree on before they begin."""
+"""Terms on which the three parties agree before they begin."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ OWNERS = (0, 1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """What all three parties must hold alike; they compare it before anything else."""
+    """Terms that must be equal at all three parties, which compare them first."""
 
     study: str
     max_ids: int  # most people that an owner may bring

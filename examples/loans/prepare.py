@@ -1,4 +1,4 @@
-"""Four lenders' tables from one public one: Lending Club loans of 2018, split by the region of the borrower's state.
+"""Makes four lenders' tables from a public one: Lending Club loans of 2018, split by region of the borrower's state.
 
     python examples/loans/prepare.py DIRECTORY
 

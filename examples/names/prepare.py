@@ -1,4 +1,4 @@
-"""Six offices' customers from one public dictionary: first names and how their bearers are addressed.
+"""Makes six offices' customer tables from one public dictionary: first names, and the form of address of each.
 
     python examples/names/prepare.py DIRECTORY
 

@@ -1,4 +1,4 @@
-"""Six sites' tables from the RAND Health Insurance Experiment, several records a person: each year but the last.
+"""Makes six sites' tables from the RAND Health Insurance Experiment: a record for each person's years but the last.
 
     python examples/rand/prepare.py DIRECTORY
 

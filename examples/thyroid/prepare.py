@@ -1,4 +1,4 @@
-"""Four hospitals' tables from one public one: the Garvan Institute's thyroid tests, split by who referred the patient.
+"""Makes four hospitals' tables from a public one: the Garvan Institute's thyroid tests, split by referral source.
 
     python examples/thyroid/prepare.py DIRECTORY
 

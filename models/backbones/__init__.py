@@ -1,9 +1,9 @@
-"""Frozen models: built or imported, written to and read from safetensors.
+"""Backbones, the frozen models of studies: built or imported, saved to and loaded from safetensors.
 
-`families` is the table of architectures, each in a file that keeps to `family.Backbone`: to add one, write such a file
-and its line. `loading` builds, saves and loads the backbone of a study; `checkpoints` reads and writes the files and
-computes the hash that a study names; `pretraining` trains a small backbone on synthetic records, `smollm2` imports a
-published one. docs/backbones.md is the page for it.
+`families` is the table of architectures. Each is a file that implements `family.Backbone`: to add one, write such a
+file and its line in the table. `loading` builds, saves and loads the backbone of a study. `checkpoints` reads and
+writes the files and computes the hash that a study names. `pretraining` trains a small backbone on synthetic records,
+and `smollm2` imports a published one. See docs/backbones.md.
 
 A backbone is known by the hash of its files: a changed file is another backbone, and is not loaded in its place.
 
@@ -18,7 +18,7 @@ A backbone is known by the hash of its files: a changed file is another backbone
 ...     checkpoints.content_hash(Path(folder)) == before
 False
 
-What a study may adapt of the families that there are, told without loading a model:
+The modules that a study may adapt, and the families, without loading a model:
 
 >>> from confide.models.backbones import families
 >>> "experts" in families.targets(), sorted(families.FAMILIES)

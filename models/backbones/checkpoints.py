@@ -1,8 +1,8 @@
-"""Checkpoints as directories: what may lie in one, its hash, weights, tokenizer and origin, whatever the family.
+"""Checkpoint directories of every family: the allowed files, their hash, weights, tokenizer and origin.
 
-A checkpoint is what transformers writes: `config.json`, weights in safetensors, whole or in shards under an index, and
-tokenizer files if it reads text; `origin.json` beside them says where it comes from. Nothing here unpickles, runs code
-from a directory, follows a file out of it or asks a network.
+A checkpoint has the files that transformers writes: `config.json`, weights in safetensors, in one file or in shards
+with an index, and tokenizer files if it reads text. `origin.json` beside them states its origin. Nothing here
+unpickles, runs code from a directory, follows a file out of it or uses a network.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a checkpoint comes from and who may use it; a claim of whoever wrote the directory, bound by its hash."""
+    """Origin and licence of a checkpoint: a claim of the directory's author, covered by its hash."""
 
     name: str
     publisher: str
@@ -56,12 +56,12 @@ class Origin:
     changes: str  # what was done to it
 
     def to_dict(self) -> dict[str, str]:
-        """As in `origin.json`."""
+        """Returns the fields as in `origin.json`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, stated: Any) -> "Origin":
-        """Raises `InvalidBackbone` unless every field is there, is text, and nothing else is."""
+        """Reads the fields. Raises `InvalidBackbone` unless all of them are there, are text, and no others are."""
         names = {field.name for field in fields(cls)}
         if (
             not isinstance(stated, dict)
@@ -74,9 +74,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a checkpoint is, by the headers of its weight files.
+    """Size of a checkpoint, by the headers of its weight files.
 
-    As in DeepSeek-V3's own count of what a token activates (its README_WEIGHTS.md), embedding and output matrix count.
+    Embedding and output matrix count, as in DeepSeek-V3's own figure of activated parameters (its README_WEIGHTS.md).
     """
 
     parameters: int
@@ -85,7 +85,7 @@ class Size:
 
 
 def content_hash(directory: Path, *, required: tuple[str, ...] = (CONFIG,)) -> str:
-    """SHA-256, in hex, over the sorted names and SHA-256 digests of all files of a checkpoint's directory.
+    """Computes the SHA-256, in hex, over the sorted names and SHA-256 digests of all files of a checkpoint.
 
     Raises:
         InvalidBackbone: the directory lacks a required file or holds anything but plain JSON, safetensors and text.
@@ -105,17 +105,17 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     pack: Pack | None = None,
 ) -> PreTrainedModel:
-    """The model of a checkpoint, in evaluation mode and frozen.
+    """Loads the model of a checkpoint, in evaluation mode and frozen.
 
     Weight files are mapped, not read: weights stored in `dtype` lie in the page cache, which processes share, until
-    somebody writes to them. Routed experts are copied, one matrix of all from one matrix each.
+    they are written to. Routed experts are copied: the one matrix of each expert goes into one stack of all experts.
 
-    With `pack` experts go from the files into their codes one after another, and no stack of them is ever in memory
-    before it is packed. The model is bit for bit what `kernels.install.quantise` makes of the whole one, and
-    `save_pretrained` of it raises `kernels.errors.SavedWithoutExperts`.
+    With `pack`, experts are packed one after another as they are read, so an unpacked stack is never in memory. The
+    model is bit for bit what `kernels.install.quantise` makes of the whole one, and its `save_pretrained` raises
+    `kernels.errors.SavedWithoutExperts`.
 
     Args:
-        directory: as `transformers` writes it; `content_hash` says what may lie in it.
+        directory: as `transformers` writes it; `content_hash` defines the allowed files.
         expected_hash: refuse any other content before a single file is parsed.
         dtype: float32 or bfloat16. Routers stay in float32.
         pack: format of the routed experts, such as `kernels.formats.Int8Row.quantised` or `NF4Block64.quantised`.
@@ -133,15 +133,15 @@ def load_model(
 
 
 def load_tokenizer(directory: Path, *, expected_hash: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint that reads text, always of this one class, whatever its files ask for.
+    """Loads the tokenizer of a checkpoint that reads text; always this one class, even if its files name another.
 
     Args:
-        directory: the checkpoint's; it must not be replaced while it is read.
+        directory: of the checkpoint; it must not be replaced while it is read.
         expected_hash: refuse any other content, weights included, before a single file is parsed.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
-        InvalidBackbone: the checkpoint has none, or it is broken.
+        InvalidBackbone: the checkpoint has no tokenizer, or it is broken.
     """
     directory = Path(directory)
     required = (CONFIG, "tokenizer.json")
@@ -156,10 +156,10 @@ def load_tokenizer(directory: Path, *, expected_hash: str | None = None) -> PreT
 
 
 def load_origin(directory: Path) -> Origin | None:
-    """What `origin.json` claims; None without the file.
+    """Loads the claims of `origin.json`; None without the file.
 
     Raises:
-        InvalidBackbone: the file says something else.
+        InvalidBackbone: the file has other contents.
     """
     path = Path(directory) / ORIGIN
     if not path.exists():
@@ -171,7 +171,7 @@ def load_origin(directory: Path) -> Origin | None:
 
 
 def size(directory: Path) -> Size:
-    """The checkpoint's size; reads headers of files and no weight.
+    """Computes the checkpoint's size; reads headers of files and no weight.
 
     Raises:
         InvalidBackbone: a file is missing, broken or refused.
@@ -205,7 +205,7 @@ def size(directory: Path) -> Size:
 def save_model(model: PreTrainedModel, directory: Path) -> None:
     """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
 
-    So a loader that takes every safetensors file of a directory for weights, for want of an index, meets none.
+    Without an index, some loaders read every safetensors file of a directory as weights.
     """
     with quietly():
         model.save_pretrained(directory, safe_serialization=True)
@@ -220,7 +220,7 @@ def save_model(model: PreTrainedModel, directory: Path) -> None:
 
 
 def beside_weights(directory: Path) -> list[Path]:
-    """The files of a checkpoint that are neither weights nor `config.json` nor `origin.json`, by name.
+    """Lists the files of a checkpoint besides weights, `config.json` and `origin.json`, by name.
 
     Raises:
         InvalidBackbone: a file is missing, broken or refused.
@@ -231,7 +231,7 @@ def beside_weights(directory: Path) -> list[Path]:
 
 
 def require_content(directory: Path, digest: str, expected_hash: str | None) -> None:
-    """Raises `BackboneMismatch` unless the content is the expected one, if any is."""
+    """Raises `BackboneMismatch` unless the content has the expected hash; None accepts any."""
     if expected_hash is not None and digest != expected_hash:
         raise BackboneMismatch(f"{directory} has hash {digest}, expected {expected_hash}")
 
@@ -239,7 +239,7 @@ def require_content(directory: Path, digest: str, expected_hash: str | None) -> 
 def read_model(
     directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
 ) -> tuple[Backbone, PreTrainedModel]:
-    """Family and `load_model` of a directory whose content has been checked; raises anything if files lie."""
+    """Finds the family and loads the model of a checked directory; untruthful files can raise any error."""
     config = _read_config(directory)
     family, files = family_of(config), _weight_files(directory)
     _refuse_larger_than_stored(directory, family, config)
@@ -269,15 +269,15 @@ def read_model(
 
 
 def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
-    """The error as ours, once."""
+    """Converts an error to `InvalidBackbone`, unless it is ours already."""
     return err if isinstance(err, InvalidBackbone) else InvalidBackbone(f"{directory}: {err}")
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Transformers draws a bar on stderr for every file it reads or writes; a daemon's log is no place for it.
+    """Silences transformers, which draws a progress bar on stderr for every file: it would fill a daemon's log.
 
-    Where DeepSpeed is installed, accelerate loads it at a first write, and it says on stdout that there is no GPU.
+    If DeepSpeed is installed, accelerate loads it at the first write, and it prints on stdout that there is no GPU.
     """
     was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -290,7 +290,7 @@ def quietly() -> Iterator[None]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """One JSON object in sorted order, readable by people."""
+    """Writes one JSON object with sorted keys, indented for people."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -42,15 +42,15 @@ class DeepSeekV3(Backbone):
         return DeepseekV3Config
 
     def banks(self, model: "nn.Module") -> "dict[str, nn.Module]":
-        """Returns the `DeepseekV3Experts` of a model by name."""
+        """Returns the `DeepseekV3Experts` modules of a model by name."""
         from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
         return {name: module for name, module in model.named_modules() if isinstance(module, DeepseekV3Experts)}
 
     def build(self, vocabulary: int, config: BackboneConfig) -> Any:
-        """Builds an untrained model for so many words.
+        """Builds an untrained model for a vocabulary of the given size.
 
-        Embedding and output matrix are one: records are read, not written, and an own output matrix would stay
+        Embedding and output matrix are tied: records are read, not written, so a separate output matrix would stay
         untrained.
         """
         hidden = config.hidden

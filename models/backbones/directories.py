@@ -1,4 +1,4 @@
-"""Directories that exist whole or not at all."""
+"""Writes directories that exist whole or not at all."""
 
 import shutil
 import tempfile
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """An empty folder beside `directory` to write into; becomes `directory` in one rename when the block ends well.
+    """Makes an empty folder beside `directory`; it becomes `directory` in one rename if the block succeeds.
 
-    Files end up readable by everybody (0644): what is written here is published.
+    Its files become readable by everybody (0644): they are meant to be published.
 
     Raises:
         FileExistsError: `directory` exists already. Nothing is left behind on this or any other error.

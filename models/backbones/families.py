@@ -1,4 +1,4 @@
-"""The table of backbones: every architecture that a study may adapt, by the `model_type` of its checkpoints."""
+"""The table of backbone families: every architecture that a study may adapt, by the `model_type` of its checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,11 +28,11 @@ def family_in(model: Any) -> Backbone:
 
 
 def targets() -> tuple[str, ...]:
-    """Lists the modules that some family lets take an adapter, each once."""
+    """Lists the modules that may take an adapter in at least one family, each once."""
     return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.targets))
 
 
 def frozen() -> dict[str, str]:
-    """Returns the modules that every family leaves out for good, with the reason."""
+    """Returns the modules that no family ever adapts, with the reason."""
     reasons = [family.frozen for family in FAMILIES.values()]
     return {name: why for name, why in reasons[0].items() if all(name in other for other in reasons)}

@@ -1,7 +1,7 @@
-"""The seam behind which an architecture hides: what the rest of confide must know of a family of frozen models.
+"""The interface of a backbone family: all that the rest of confide needs to know of an architecture.
 
 A family is one file beside this one and one line in `families.FAMILIES`. Reading, hashing and writing checkpoints,
-attaching adapters, clipping and the proof that units stay apart are the same for all.
+attaching adapters, clipping and the test that units are independent are the same for all families.
 """
 
 from collections.abc import Mapping
@@ -37,19 +37,19 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertNames:
-    """How a checkpoint names and counts the routed experts of a layer."""
+    """Names and settings by which a checkpoint describes the routed experts of a layer."""
 
-    weight: Pattern[str]  # found in the names of their weights and in no other
+    weight: Pattern[str]  # matches the names of their weights and no others
     leaves: tuple[str, str, str]  # gate, up and down projection of expert E of a bank: `BANK.E.LEAF.weight`
     count: str  # setting of config.json: experts of a layer
     top_k: str  # setting of config.json: experts that a token is sent to
 
 
 class Backbone(Protocol):
-    """A family of frozen models, known by the `model_type` in the `config.json` of its checkpoints.
+    """A family of frozen models, identified by the `model_type` in the `config.json` of its checkpoints.
 
-    A family's file loads torch and transformers inside its methods only: what it says in attributes is read by commands
-    that load no model.
+    A family's file imports torch and transformers inside its methods only: commands that load no model read its
+    attributes.
     """
 
     model_type: str
@@ -58,19 +58,19 @@ class Backbone(Protocol):
     targets: tuple[str, ...]  # last names of the modules that may take an adapter; a bank of routed experts is one
     frozen: Mapping[str, str]  # last names of modules that nobody may adapt, each with the reason, after "left out:"
     experts: ExpertNames | None  # None if the family has no routed experts
-    buffers: Pattern[str] | None  # found in the names of stored tensors that count as no parameters
-    # Lengths, in tokens, of the made-up records on which independence is tested: one for each way in which the
+    buffers: Pattern[str] | None  # matches the names of stored tensors that are no parameters
+    # Lengths, in tokens, of the synthetic records on which independence is tested: one for each way in which the
     # architecture treats positions, such as inside and beyond a window of local attention.
     probe_lengths: tuple[int, ...]
 
     def model_class(self) -> Any:
-        """Returns the causal language model of transformers that computes it."""
+        """Returns transformers' causal language model of this family."""
 
     def config_class(self) -> Any:
-        """Returns the configuration of transformers that describes it."""
+        """Returns transformers' configuration class of this family."""
 
     def banks(self, model: "nn.Module") -> "dict[str, nn.Module]":
         """Returns the banks of routed experts by name; empty if there are none."""
 
     def build(self, vocabulary: int, config: BackboneConfig) -> Any:
-        """Builds an untrained model for so many words, by torch's global generator, tied at embedding and output."""
+        """Builds an untrained model of so many words from torch's global generator; its embeddings are tied."""

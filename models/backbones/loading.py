@@ -1,8 +1,8 @@
-"""Builds, writes, reads and describes the frozen model that every site holds, of whatever family it is.
+"""Builds, saves, loads and describes the frozen model that every site holds, of any family.
 
-One that reads rendered records is a plain transformers checkpoint (`config.json`, `model.safetensors`) with two files
-beside it: `schema.json`, whose vocabulary the model reads, and `pooling.safetensors`, the public moments of its pooled
-states. One that reads text has its tokenizer's files instead. Nothing here unpickles or runs code from a directory.
+A backbone that reads rendered records is a plain transformers checkpoint (`config.json`, `model.safetensors`) with two
+more files: `schema.json`, whose vocabulary the model reads, and `pooling.safetensors`, the public moments of its pooled
+states. A backbone that reads text has tokenizer files instead. Nothing here unpickles or runs code from a directory.
 """
 
 import json
@@ -40,7 +40,7 @@ class RecordBackbone:
 
     @property
     def vocabulary(self) -> RecordSchema:
-        """What the words of the model mean."""
+        """Vocabulary of the model, as a schema."""
         return self.schema
 
     def head(self) -> PooledHead:
@@ -59,16 +59,16 @@ class TextBackbone:
 
     @property
     def vocabulary(self) -> PreTrainedTokenizerFast:
-        """What the words of the model mean."""
+        """Vocabulary of the model, as a tokenizer."""
         return self.tokenizer
 
     def head(self) -> None:
-        """Makes no head: it writes with the output matrix that it has."""
+        """Returns None: text is written with the model's own output matrix, and there is no head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a directory holds, told without loading a weight."""
+    """Description of a backbone's directory, made without loading a weight."""
 
     hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
     reads: Literal["records", "text"]
@@ -77,7 +77,7 @@ class Description:
 
 
 def build(schema: RecordSchema, config: BackboneConfig) -> PreTrainedModel:
-    """An untrained backbone for the words of `schema`, the same for equal arguments (torch's CPU generator)."""
+    """Builds an untrained backbone for the words of `schema`, equal for equal arguments (torch's CPU generator)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: PreTrainedModel = FAMILIES[config.family].build(len(schema.words()), config)
@@ -158,7 +158,7 @@ def load_text(
 
 
 def describe(directory: Path) -> Description:
-    """Tells a backbone's or an imported checkpoint's hash, kind, size and origin.
+    """Describes a backbone or an imported checkpoint: hash, kind, size and origin.
 
     Raises:
         InvalidBackbone: the directory is neither, or a file of it is missing, broken or refused.
@@ -171,9 +171,9 @@ def describe(directory: Path) -> Description:
 
 
 def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
-    """Every directory right below a folder that has a `config.json`, by name: what it holds, or why it is no backbone.
+    """Describes every directory directly in a folder that has a `config.json`, by name, or says why it is no backbone.
 
-    All of their files are read, for their hashes.
+    Reads all files of these directories to compute the hashes.
 
     Raises:
         InvalidBackbone: the folder cannot be listed.
@@ -192,7 +192,7 @@ def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
 
 
 def backbone_hash(directory: Path) -> str:
-    """`checkpoints.content_hash` of a directory that is a whole backbone.
+    """Computes `checkpoints.content_hash` of a directory that is a whole backbone.
 
     Raises:
         InvalidBackbone: the directory is missing a part or holds anything but plain JSON, safetensors and text files.
@@ -201,9 +201,9 @@ def backbone_hash(directory: Path) -> str:
 
 
 def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:
-    """Bins of a field start as field vector + smooth code of the bin: that bins are ordered is public knowledge.
+    """Sets a bin's initial embedding to its field's vector + a smooth code of the bin; the order of bins is public.
 
-    Without it a head has to learn the order of the bins from the noisy sums, one word at a time.
+    Without it a head would have to learn the order of the bins from the noisy sums, one word at a time.
     """
     embedding: Any = model.get_input_embeddings()
     table: torch.Tensor = embedding.weight
@@ -218,7 +218,7 @@ def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:
 
 
 def _bin_code(u: float) -> list[float]:
-    """A point of [0, 1] as its value and three sine and cosine pairs."""
+    """Encodes a point of [0, 1] as its value and three sine and cosine pairs."""
     return [2 * u - 1, *(wave(math.pi * k * u) for k in (1, 2, 3) for wave in (math.sin, math.cos))]
 
 

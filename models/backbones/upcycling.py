@@ -1,17 +1,18 @@
-"""A dense Llama rewritten as a DeepSeek-V3 Mixture-of-Experts that computes the same function.
+"""Rewrites a dense Llama as a DeepSeek-V3 Mixture-of-Experts that computes the same function.
 
 Sparse upcycling (Komatsuzaki et al. 2022, arXiv:2212.05055) of the MLPs, and an exact multi-head latent attention:
 
-* Keys. Latent attention has one rotary key for all heads; it is made of all of Llama's key heads side by side. A query
-  head is zero outside the place of its own key head, and longer by the root of their number, because attention divides
-  by the root of a head's width. The frequencies must be Llama's, once per key head: rope type `longrope` multiplies the
-  period theta^(2j/width) by one factor per frequency, so theta = 1 leaves all to the factors, which are Llama's own
-  periods in float32. Position for position the angles are then bit for bit the same.
-* Values. They are the latent; `kv_b_proj` picks out each head's. In between is an RMS norm that Llama has not: one more
-  latent, fed by a bias alone, is so large that it alone makes the RMS, and the norm's weight multiplies by that. Rank
-  and constant are powers of two, so neither costs a bit, in bfloat16 either; float16 cannot hold them.
-* Experts. The shared experts hold an MLP's first neurons, every routed expert a copy of the others; the weights of the
-  chosen ones sum to one. Copies stay equal until each is trained on its own tokens.
+* Keys. Latent attention has one rotary key for all heads; it is the concatenation of all of Llama's key heads. A query
+  head is zero except at its own key head's place. It is scaled by the root of the number of key heads, because
+  attention divides by the root of a head's width. The frequencies must be Llama's, once per key head: rope type
+  `longrope` multiplies the period theta^(2j/width) by one factor per frequency, so theta = 1 leaves all to the factors,
+  which are Llama's own periods in float32. Position for position the angles are then bit for bit the same.
+* Values. They are the latent; `kv_b_proj` selects each head's part. In between is an RMS norm that Llama does not have.
+  One more latent, fed by a bias alone, is so large that it alone determines the RMS; the norm's weight multiplies by
+  the RMS again. Rank and constant are powers of two, so they lose no bit, not even in bfloat16; float16 cannot hold
+  them.
+* Experts. The shared experts hold an MLP's first neurons; every routed expert holds a copy of all other neurons. The
+  weights of the chosen experts sum to one. Copies stay equal until each is trained on its own tokens.
 
 Legend: `H` query heads, `G` key and value heads, `C` width of a head, `D` model width, `F` width of a routed expert,
 `E` routed experts, `R` rank of the latent.
@@ -40,7 +41,7 @@ _ROUTER_STD = 0.02  # times a normed state: scores of experts differ by tenths
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MoeShape:
-    """How a dense model's MLPs become experts; any shape computes the same."""
+    """Layout of the experts made from a dense model's MLPs; every shape computes the same function."""
 
     moe_layers: int = 4  # the last ones; those before stay dense
     experts: int = 8  # routed, in each of these layers
@@ -57,7 +58,7 @@ class MoeShape:
 
 @dataclass(frozen=True, slots=True)
 class Upcycled:
-    """What `write_upcycled` wrote."""
+    """The checkpoint that `write_upcycled` wrote."""
 
     hash: str  # `checkpoints.content_hash` of the directory
     logit_difference: float  # the largest seen between the Llama and the checkpoint, read back
@@ -74,13 +75,13 @@ def write_upcycled(
     *,
     probe: Sequence[int],
 ) -> Upcycled:
-    """Writes the Llama as a checkpoint, in one rename, after it was read back and found to compute the same.
+    """Writes the Llama as a checkpoint, in one rename, after reading it back and checking that it computes the same.
 
     Equal versions of transformers, tokenizers and safetensors write equal bytes.
 
     Args:
         state: as for `upcycle`.
-        licence: its text; whoever passes the weights on must pass it on too.
+        licence: its text; it must be passed on together with the weights.
         directory: must not exist.
         probe: token ids of the text on which the two are compared.
 
@@ -106,7 +107,7 @@ def write_upcycled(
 def upcycle(
     llama: LlamaConfig, state: Mapping[str, Tensor], shape: MoeShape
 ) -> tuple[DeepseekV3Config, dict[str, Tensor]]:
-    """A DeepSeek-V3 configuration and its weights, named as in published checkpoints, that compute what the Llama does.
+    """Makes an equivalent DeepSeek-V3 configuration and weights, named as in published checkpoints.
 
     Args:
         state: the Llama's weights under transformers' names, float32.
@@ -116,7 +117,7 @@ def upcycle(
     """
     _check(llama, shape)
     config = _config(llama, shape)
-    routers = np.random.RandomState(shape.seed)  # whose streams are frozen; those of Generator are not
+    routers = np.random.RandomState(shape.seed)  # its streams never change between versions; those of Generator may
     new = {name: state[name] for name in ("model.embed_tokens.weight", "model.norm.weight")}
     if not llama.tie_word_embeddings:
         new["lm_head.weight"] = state["lm_head.weight"]
@@ -137,7 +138,7 @@ def upcycle(
 
 
 def _check(llama: Any, shape: MoeShape) -> None:
-    """Refuses what would silently become another function."""
+    """Refuses a Llama that the rewriting would silently change into another function."""
     if llama.attention_bias or llama.mlp_bias or llama.hidden_act != "silu":
         raise InvalidBackbone("only a Llama with SiLU and without biases can be rewritten")
     if llama.rope_parameters["rope_type"] != "default":
@@ -198,7 +199,7 @@ def _config(llama: Any, shape: MoeShape) -> DeepseekV3Config:
 
 
 def _rank(width: int) -> int:
-    """The least power of four above `width`: room for one latent more, and a root that is a power of two."""
+    """Returns the least power of four above `width`: room for one more latent, and a root that is a power of two."""
     rank: int = 4 ** math.ceil(math.log(width + 1, 4))
     return rank
 
@@ -229,7 +230,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, o: Tensor, *, heads: int, groups
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """[heads, C, D]: rows of each head with rotary pairs side by side, as DeepSeek has them; Llama's are C/2 apart."""
+    """Reorders the rows of each head, [heads, C, D], to adjacent rotary pairs as in DeepSeek; Llama's are C/2 apart."""
     hidden = weight.shape[1]
     return weight.reshape(heads, 2, -1, hidden).transpose(1, 2).reshape(heads, -1, hidden)
 
@@ -254,7 +255,7 @@ def _experts(mlp: Mapping[str, Tensor], shape: MoeShape, routers: np.random.Rand
 
 @torch.no_grad()
 def _logit_difference(llama: LlamaConfig, state: Mapping[str, Tensor], directory: Path, ids: Tensor) -> float:
-    """The largest between the Llama and the checkpoint in `directory`, over the tokens of one text."""
+    """Computes the largest logit difference between the Llama and the checkpoint, over the tokens of one text."""
     with torch.device("meta"):
         dense = LlamaForCausalLM(llama)
     tied = {"lm_head.weight": state["model.embed_tokens.weight"]} if llama.tie_word_embeddings else {}

@@ -1,8 +1,9 @@
-"""Kinds of record: what a study declares of them, and how cells become model inputs.
+"""Kinds of record: their declaration in a study, and the encoding of their cells as model inputs.
 
-`kinds` is the table of kinds, each in a file that keeps to `kind.RecordKind`: to add one, write such a file and its
-line. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points and lists; its
-words are the vocabulary of a backbone. `text` has a template that makes a prompt and a completion of free text.
+`kinds` is the table of kinds. Each is a file that implements `kind.RecordKind`: to add one, write such a file and its
+line in the table. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points
+and lists; its words are the vocabulary of a backbone. `text` has a template that makes a prompt and a completion of
+free text.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 

@@ -1,7 +1,7 @@
-"""What the text in a table's cells means: numbers, flags, categories, labels, and which cells mean nothing.
+"""Parses the text in a table's cells as numbers, flags, categories, labels or free text, and finds missing cells.
 
-Every reader takes a column of trimmed text and gives its values with two masks: which cells are missing, and which do
-not fit. A cell that does not fit has a harmless value in its place; the caller refuses the table.
+Every reader takes a column of trimmed text and returns its values with two masks: the missing cells, and the misfits,
+which are no valid values. A misfit is replaced by a harmless value; the caller refuses the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 
 TRUE = ("1", "t", "true", "y", "yes")
 FALSE = ("0", "f", "false", "n", "no")
-MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a published category of that name goes first
+MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a category of such a name is a value
 MAX_TEXT = 2**16  # characters of a cell of free text
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """One column of one batch."""
+    """The parsed cells of one column of one batch."""
 
     values: np.ndarray  # [rows]
     missing: np.ndarray  # bool [rows]
@@ -28,7 +28,7 @@ class Cells:
 
 
 def numbers(text: pa.Array) -> Cells:
-    """float64, NaN where missing. Decimal point; no thousands separators, no infinities."""
+    """Parses numbers: float64, NaN if missing. Decimal point; no thousands separators, no infinities."""
     missing = _is_in(pc.utf8_lower(text), MISSING)
     plain = pc.match_substring_regex(text, _NUMBER)
     values = _numpy(pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())).astype(np.float64)
@@ -36,14 +36,14 @@ def numbers(text: pa.Array) -> Cells:
 
 
 def flags(text: pa.Array) -> Cells:
-    """bool; a missing flag counts as not set."""
+    """Parses flags: bool; a missing flag counts as not set."""
     lower = pc.utf8_lower(text)
     set_, unset, missing = _is_in(lower, TRUE), _is_in(lower, FALSE), _is_in(lower, MISSING)
     return Cells(set_, missing, ~(set_ | unset | missing))
 
 
 def categories(text: pa.Array, published: Sequence[str]) -> Cells:
-    """Objects: a string of `published`, spelt exactly so, or None where missing."""
+    """Parses categories: objects, each a string of `published` in its exact spelling, or None if missing."""
     codes = _numpy(pc.fill_null(pc.index_in(text, value_set=pa.array(published, pa.string())), len(published)))
     known = codes < len(published)
     missing = ~known & _is_in(pc.utf8_lower(text), MISSING)
@@ -51,29 +51,29 @@ def categories(text: pa.Array, published: Sequence[str]) -> Cells:
 
 
 def labels(text: pa.Array) -> Cells:
-    """int64, 0 or 1. There is no missing label: such a record cannot be learned from."""
+    """Parses labels: int64, 0 or 1. A missing label is a misfit, as such a record cannot be used for training."""
     lower = pc.utf8_lower(text)
     ones, zeros = _is_in(lower, ("1", "1.0", "true")), _is_in(lower, ("0", "0.0", "false"))
     return Cells(ones.astype(np.int64), _is_in(lower, MISSING), ~(ones | zeros))
 
 
 def free_text(text: pa.Array, *, may_be_missing: bool) -> Cells:
-    """Objects: strings of at most 65,536 characters, trimmed like all cells; "none" is a word like any other."""
+    """Parses free text: objects, strings of at most 65,536 characters, trimmed like all cells; "none" is a word too."""
     missing = _is_in(text, ("",))
     too_long = _numpy(pc.greater(pc.utf8_length(text), MAX_TEXT))
     return Cells(_numpy(text).astype(object), missing, too_long if may_be_missing else too_long | missing)
 
 
 def anything(text: pa.Array) -> Cells:
-    """No values, only which cells are missing."""
+    """Parses no values and finds only the missing cells."""
     missing = _is_in(pc.utf8_lower(text), MISSING)
     return Cells(np.zeros(0), missing, np.zeros(len(missing), dtype=bool))
 
 
 def unit_ids(text: pa.Array, index: dict[str, int]) -> Cells:
-    """int64: the number of each unit in `index`, which grows by the ids not seen before.
+    """Parses unit ids: int64, the number of each unit in `index`, to which new ids are added.
 
-    Ids are compared letter by letter: 007 is not 7. A record without an id is a misfit: nobody would answer for it.
+    Ids are compared as text: 007 is not 7. A record without an id is a misfit: it would count for no unit.
     """
     missing = _is_in(text, ("",))
     usable = _numpy(pc.and_(pc.less_equal(pc.utf8_length(text), 256), pc.utf8_is_printable(text)))
@@ -83,7 +83,7 @@ def unit_ids(text: pa.Array, index: dict[str, int]) -> Cells:
 
 
 def respell(text: pa.Array, spelling: Mapping[str, str]) -> pa.Array:
-    """The column with a site's own words, the keys of `spelling`, replaced by the study's."""
+    """Replaces a site's own words in a column, the keys of `spelling`, by the study's."""
     if not spelling:
         return text
     places = pc.index_in(text, value_set=pa.array(list(spelling), pa.string()))
@@ -91,7 +91,7 @@ def respell(text: pa.Array, spelling: Mapping[str, str]) -> pa.Array:
 
 
 def kinds(text: pa.Array, rows: np.ndarray) -> Iterator[str]:
-    """What kind of thing the cells at `rows` are, in words that tell nothing else about them."""
+    """Names the kind of the cells at `rows` in words that reveal nothing else about them."""
     for row in rows:
         cell = pa.array([text[int(row)].as_py()], pa.string())
         if _is_in(pc.utf8_lower(cell), MISSING)[0]:

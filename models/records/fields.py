@@ -1,7 +1,7 @@
-"""Records of published fields: cut points and category lists in, one line of text and its token ids out.
+"""Records of published fields: their values are rendered as one line of text and encoded as token ids.
 
-The vocabulary comes from the schema alone, never from records, so it may be published and pretrained on. What a schema
-says about a table (cut points, categories) must therefore be public knowledge too: quantiles of private rows are not.
+The vocabulary comes from the schema alone, never from records, so it may be published and used for pretraining.
+Therefore a schema's cut points and categories must be public knowledge too: quantiles of private rows are not.
 """
 
 import itertools
@@ -26,9 +26,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class NumericField:
-    """A number, read as the interval between published cut points that holds it.
+    """A numeric field; a value is read as the interval between published cut points that contains it.
 
-    With n cuts there are n + 1 bins; bin i holds cuts[i-1] <= x < cuts[i], the outer two are open.
+    With n cuts there are n + 1 bins; bin i contains cuts[i-1] <= x < cuts[i], the outer two are open.
     """
 
     name: str
@@ -43,7 +43,7 @@ class NumericField:
             raise InvalidSchema(f"{self.name}: cuts must be strictly increasing, got {list(self.cuts)}")
 
     def words(self) -> tuple[str, ...]:
-        """`TSH=na`, then one word a bin, lowest first."""
+        """Words of the field: `TSH=na`, then one word a bin, lowest first."""
         return (f"{self.name}=na", *(f"{self.name}=b{i:02d}" for i in range(len(self.cuts) + 1)))
 
     def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ class NumericField:
 
 @dataclass(frozen=True, slots=True)
 class FlagField:
-    """A yes/no column; its word is its name and stands in the line only if set. A missing entry reads as not set."""
+    """A yes/no field; its word is its name and is in the line only if set. A missing entry counts as not set."""
 
     name: str
 
@@ -65,11 +65,11 @@ class FlagField:
         _check_name(self.name)
 
     def words(self) -> tuple[str, ...]:
-        """The name alone."""
+        """Words of the field: its name alone."""
         return (self.name,)
 
     def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
-        """0 where the flag is set, -1 (no word) elsewhere."""
+        """Code of every entry: 0 if the flag is set, else -1 (no word)."""
         return np.array([-1 if self._is_unset(entry) else 0 for entry in column], dtype=np.int64)
 
     def _is_unset(self, entry: Any) -> bool:
@@ -82,7 +82,7 @@ class FlagField:
 
 @dataclass(frozen=True, slots=True)
 class CategoricalField:
-    """One of a published list of values; blanks inside a value are written `_` in its word."""
+    """A categorical field with a published list of values; a blank inside a value is written `_` in its word."""
 
     name: str
     values: tuple[str, ...]
@@ -97,7 +97,7 @@ class CategoricalField:
             raise InvalidSchema(f"{self.name}: two values give the same word, or one is the reserved 'na'")
 
     def words(self) -> tuple[str, ...]:
-        """`sex=na`, then one word a value in the published order."""
+        """Words of the field: `sex=na`, then one word a value in the published order."""
         return (f"{self.name}=na", *(f"{self.name}={'_'.join(value.split())}" for value in self.values))
 
     def codes(self, column: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -116,8 +116,8 @@ AnyField = NumericField | FlagField | CategoricalField
 class RecordSchema:
     """The public description of a record.
 
-    Fields are kept sorted by name within their kind, so that the same fields give the same vocabulary however a
-    configuration file orders them; the values of a category keep their order.
+    Fields are kept sorted by name within their kind, so that the same fields give the same vocabulary in any order of a
+    configuration file; the values of a category keep their order.
     """
 
     numeric: tuple[NumericField, ...] = ()
@@ -142,7 +142,7 @@ class RecordSchema:
         return (PAD, EOS, *(word for field in self.fields() for word in field.words()))
 
     def render(self, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> list[str]:
-        """One line a record, e.g. `TSH=b07 age=b03 sex=F sick`.
+        """Renders each record as one line, e.g. `TSH=b07 age=b03 sex=F sick`.
 
         Raises:
             UnknownValue: a column is missing, columns differ in length, or an entry fits no word. The message names the
@@ -153,15 +153,15 @@ class RecordSchema:
             raise UnknownValue(f"no column for {', '.join(absent)}")
         if len({len(columns[field.name]) for field in fields}) > 1:
             raise UnknownValue("columns differ in length")
-        # The empty word at the end is what the code -1 of an unset flag picks.
+        # The code -1 of an unset flag selects the empty word at the end.
         parts = [np.array([*field.words(), ""], dtype=object)[field.codes(columns[field.name])] for field in fields]
         return [" ".join(filter(None, row)) for row in zip(*parts, strict=True)]
 
     def encode(self, lines: Iterable[str]) -> np.ndarray:
-        """Token ids of rendered lines, int64 [rows, longest line], padded with 0; an empty line is `<eos>`.
+        """Encodes rendered lines as token ids, int64 [rows, longest line], padded with 0; an empty line is `<eos>`.
 
         Raises:
-            UnknownValue: a word is not in the vocabulary; the message names the field, if it is one of ours.
+            UnknownValue: a word is not in the vocabulary; the message names the field, if the schema has it.
         """
         index = {word: i for i, word in enumerate(self.words())}
         rows = [[self._token(word, index) for word in line.split()] or [index[EOS]] for line in lines]
@@ -171,7 +171,7 @@ class RecordSchema:
         return ids
 
     def _token(self, word: str, index: Mapping[str, int]) -> int:
-        token = index.get(word, 0)  # padding is not a word that a line may hold
+        token = index.get(word, 0)  # padding is no word of a line
         if token == 0:
             name = word.partition("=")[0]
             known = name in {field.name for field in self.fields()}
@@ -179,7 +179,7 @@ class RecordSchema:
         return token
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; equal schemas give equal dictionaries."""
+        """Returns plain JSON values; equal schemas give equal dictionaries."""
         return {
             "numeric": [{"name": field.name, "cuts": list(field.cuts)} for field in self.numeric],
             "flags": [field.name for field in self.flags],
@@ -188,10 +188,10 @@ class RecordSchema:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "RecordSchema":
-        """The inverse of `to_dict`.
+        """Reads what `to_dict` returned.
 
         Raises:
-            InvalidSchema: anything missing, unknown or of the wrong type.
+            InvalidSchema: a key or value is missing, unknown or of the wrong type.
         """
         return cls(
             numeric=tuple(NumericField(n, tuple(cuts)) for n, cuts in _pairs(plain, "numeric", "cuts", (int, float))),
@@ -240,7 +240,7 @@ Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Uniq
 
 
 class FieldTerms(StrictModel):
-    """What a study says of records of fields: published cut points and category lists, never taken from records."""
+    """Terms of records of fields in a study: published cut points and category lists, never taken from records."""
 
     label: FieldName | None = Field(
         default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns below"
@@ -263,7 +263,7 @@ class FieldTerms(StrictModel):
         return (*self.numeric, *self.categorical, *self.flags)
 
     def record_schema(self) -> RecordSchema:
-        """The same description, as the models read it."""
+        """The same description as a `RecordSchema`."""
         return RecordSchema(
             numeric=tuple(NumericField(name, cuts) for name, cuts in self.numeric.items()),
             flags=tuple(FlagField(name) for name in self.flags),
@@ -273,7 +273,7 @@ class FieldTerms(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class FieldReader:
-    """Reads columns of values as words of a schema."""
+    """Encodes columns of values as words of a schema."""
 
     schema: RecordSchema
 
@@ -301,7 +301,7 @@ class Fields(RecordKind):
     judged = "labels"
 
     def problems(self, terms: FieldTerms, *, max_tokens: int) -> list[str]:
-        """Lists columns of two kinds, a missing label or one among the columns, and records that would be cut."""
+        """Lists columns of two kinds, a label that is missing or also a column, and records that would be cut."""
         names = terms.fields()
         problems = [
             f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
@@ -343,7 +343,7 @@ class Fields(RecordKind):
         )  # fmt: skip
 
     def facts(self, terms: FieldTerms) -> dict[str, Any]:
-        """Tells the label, and each column with its bins or values."""
+        """Describes the label, and each column with its bins or values."""
         kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in terms.numeric.items()]
         kinds += [f"{name} (one of {len(values)})" for name, values in terms.categorical.items()]
         kinds += [f"{name} (flag)" for name in terms.flags]
@@ -353,7 +353,7 @@ class Fields(RecordKind):
         """Returns the reader of the study's schema, which the backbone must read.
 
         Raises:
-            BackboneMismatch: it reads another.
+            BackboneMismatch: the backbone reads another schema.
         """
         schema = terms.record_schema()
         if vocabulary != schema:

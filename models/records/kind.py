@@ -1,7 +1,7 @@
-"""The seam behind which a kind of record hides: how a study declares it, how cells become what a model reads.
+"""The interface of a kind of record: its terms in a study, and the encoding of its cells as model inputs.
 
 A kind is one file beside this one and one line in `kinds.KINDS`. Tables, policies, problems in cells, training,
-clipping and charging are the same for all.
+clipping and charging are the same for all kinds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Column:
     """A column that a kind of record reads."""
 
-    name: str  # in the study; a site's file may call it otherwise
+    name: str  # in the study; a site's file may use another name
     kind: str  # for people: "number", "text to learn"
     expected: str  # what a cell must be, for people: "one of the study's 5 values"
     read: "Callable[[pa.Array], Cells]"  # trimmed text to values; cells that do not fit are counted, never shown
@@ -32,15 +32,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Records as a model reads them. Nothing of them shows in its repr."""
+    """Records as model inputs and targets. Its repr is empty."""
 
     ids: npt.NDArray[np.int64] = field(repr=False)  # [rows, longest record], padded on the right with 0
     targets: npt.NDArray[np.generic] = field(repr=False)  # [rows] or [rows, longest], for `AdaptedModel.losses`
-    units: npt.NDArray[np.int64] = field(repr=False)  # [rows], whose record it is
+    units: npt.NDArray[np.int64] = field(repr=False)  # [rows], the unit of each record
 
 
 class Reader(Protocol):
-    """Makes what a model reads of columns of values."""
+    """Turns columns of values into model inputs."""
 
     @property
     def words(self) -> int:
@@ -53,26 +53,26 @@ class Reader(Protocol):
 
 
 class RecordKind(Protocol):
-    """A kind of record. `terms` below is what a study says of it, an object of the class `terms`.
+    """A kind of record. The argument `terms` of its methods is a study's terms, an object of the class `terms`.
 
-    A kind's file loads torch and pyarrow inside its methods only: commands that read no record do without.
+    A kind's file imports torch and pyarrow inside its methods only: commands that read no record need neither.
     """
 
     name: str  # of its table in study.toml, `[data.NAME]`
     terms: type[StrictModel]  # each field with a `description`, from which docs/study-toml.md is made
-    whole: str  # why a study that has the table says nothing else of its records, after "remove it:"
+    whole: str  # reason that a study with the table has no other keys of records, after "remove it:"
     head: Literal["pooled", "lm"]  # what reads a record: a classifier, or the model's own output matrix
     reads: Literal["records", "text"]  # of which backbones: those of a schema, or those with a tokenizer
     judged: Literal["labels", "completions"]  # what a charged evaluation counts
 
     def problems(self, terms: Any, *, max_tokens: int) -> list[str]:
-        """Lists what contradicts itself in the terms, in whole sentences that name the keys."""
+        """Lists contradictions in the terms, in whole sentences that name the keys."""
 
     def columns(self, terms: Any) -> tuple[Column, ...]:
         """Returns the columns that a record is read from, the label among them."""
 
     def facts(self, terms: Any) -> dict[str, Any]:
-        """Tells people what is learned from which columns; `columns` is the last key."""
+        """Describes for people what is learned from which columns; `columns` is the last key."""
 
     def reader(self, terms: Any, vocabulary: Any, *, max_tokens: int) -> Reader:
         """Returns the reader for a backbone.
@@ -82,11 +82,11 @@ class RecordKind(Protocol):
 
         Raises:
             BackboneMismatch: the backbone reads other records.
-            InvalidPrompt: the terms by themselves leave no room for a record.
+            InvalidPrompt: the terms alone leave no room for a record.
         """
 
     def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Judges one record by itself: (label, score), the score as a logit. PRIVATE: it is counted and charged."""
+        """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only."""
 
     def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""

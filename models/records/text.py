@@ -1,10 +1,10 @@
-"""Records of free text: a published template makes a prompt of each, and the completion that is to be learned.
+"""Records of free text: a published template makes a prompt of each record, and the completion to learn.
 
-Only what the template itself says can be a control word such as `<|im_start|>`. What stands in a record is read as
-plain text, control words spelt out in it included, so no record can end its own prompt.
+Only the template itself can contain control words such as `<|im_start|>`. A record's cells are read as plain text, even
+if they spell a control word, so no record can end its own prompt.
 
 A template is text with column names in braces, `{review}`; `{{` and `}}` are braces. A blank before a placeholder
-belongs to the cell, as byte-level vocabularies have words that begin with one.
+belongs to the cell, because words of byte-level vocabularies can begin with a blank.
 """
 
 import re
@@ -35,7 +35,7 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """What a model is shown of a record, and what it is to write after it."""
+    """A template for the prompt that a model is shown of a record, and for the completion that it must write."""
 
     prompt: str
     completion: str
@@ -49,20 +49,20 @@ class PromptTemplate:
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
-        """Columns that are shown, in order, each once."""
+        """Columns of the prompt, in order, each once."""
         return _columns(self.prompt, "prompt")
 
     @property
     def completion_columns(self) -> tuple[str, ...]:
-        """Columns that are to be written, in order, each once."""
+        """Columns of the completion, in order, each once."""
         return _columns(self.completion, "completion")
 
 
 class PromptEncoder:
-    """Token ids of records by a template, no row longer than `max_tokens`."""
+    """Encodes records by a template as token ids; no row is longer than `max_tokens`."""
 
     def __init__(self, template: PromptTemplate, tokenizer: Any, max_tokens: int) -> None:
-        """`tokenizer` is a transformers tokenizer in Rust, of which only the core is used and changed.
+        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust; nothing else of it is used or changed.
 
         Raises:
             InvalidPrompt: the template by itself leaves no room for a record.
@@ -90,10 +90,10 @@ class PromptEncoder:
     def encode(
         self, columns: Mapping[str, Sequence[str] | npt.NDArray[np.object_]]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(ids, is_completion), both [rows, longest row], padded on the right with 0 and False.
+        """Encodes records as (ids, is_completion), both [rows, longest row], padded on the right with 0 and False.
 
-        Where a record is too long, its cells are cut at their ends: the prompt's longest first, so that short ones
-        stay whole, and the completion's only if they alone do not fit. A cut completion is what is learned.
+        In a record that is too long, cells are cut at their ends: the prompt's longest cells first, so that short ones
+        stay whole; the completion's only if they alone do not fit. A cut completion is then the target.
         """
         parts = [self._cells(self._prompt, columns), self._cells(self._completion, columns)]
         rows = [self._row(prompt, completion) for prompt, completion in zip(*parts, strict=True)]
@@ -109,11 +109,11 @@ class PromptEncoder:
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
-        """Returns ids and where completions are, both [rows, longest]; there are no labels."""
+        """Returns ids and the mask of completions, both [rows, longest]; there are no labels."""
         return self.encode(columns)
 
     def _cells(self, pieces: list[_Piece], columns: Mapping[str, Any]) -> list[tuple[list[int], ...]]:
-        """Of every record, the tokens of its cells in the order of the template."""
+        """Tokenizes the cells of every record, in the order of the template."""
         asked = [(piece.lead, piece.column) for piece in pieces if piece.column is not None]
         encoded = [self._encode([lead + str(cell) for cell in columns[column]], is_template=False)
                    for lead, column in asked]  # fmt: skip
@@ -138,7 +138,7 @@ class PromptEncoder:
 
 
 def _cut(cells: Sequence[list[int]], room: int) -> list[list[int]]:
-    """The cells, cut so that they have `room` tokens together: the longest to one length, shorter ones not at all."""
+    """Cuts cells to `room` tokens together: the longest ones to one length, shorter ones not at all."""
     if sum(map(len, cells)) <= room:
         return list(cells)
     lengths, left = [0] * len(cells), room
@@ -149,7 +149,7 @@ def _cut(cells: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def _disarm(core: Any) -> None:
-    """Marks every word that was added to the vocabulary as special: only such a one can be told to be plain text."""
+    """Marks every word added to the vocabulary as special: only special words can be switched to plain text."""
     kinds = ("single_word", "lstrip", "rstrip", "normalized")
     added = [
         AddedToken(token.content, special=True, **{kind: getattr(token, kind) for kind in kinds})
@@ -188,7 +188,7 @@ Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator
 
 
 class TextTerms(StrictModel):
-    """What a study says of records of free text: what a model is shown of one, and what it learns to write after it."""
+    """Terms of records of free text in a study: the prompt shown of a record, and the completion to learn."""
 
     prompt: Template = Field(
         examples=['"Topic of: {text}\\nIt is"'], description="what the model is shown; names in braces are columns"
@@ -196,7 +196,7 @@ class TextTerms(StrictModel):
     completion: Template = Field(examples=['" {topic}"'], description="what it learns to write after that")
 
     def template(self) -> PromptTemplate:
-        """The same, as the models read it."""
+        """The same description as a `PromptTemplate`."""
         return PromptTemplate(self.prompt, self.completion)
 
 
@@ -211,7 +211,7 @@ class FreeText(RecordKind):
     judged = "completions"
 
     def problems(self, terms: TextTerms, *, max_tokens: int) -> list[str]:
-        """Lists what makes no template, and names in braces that can be no column's."""
+        """Lists texts that are no template, and names in braces that cannot be columns."""
         try:
             template = terms.template()
         except ModelError as err:
@@ -223,7 +223,7 @@ class FreeText(RecordKind):
         ]
 
     def columns(self, terms: TextTerms) -> tuple[Column, ...]:
-        """Returns the prompt's columns, then the completion's, whose cells may not be empty."""
+        """Returns the prompt's columns, then the completion's; cells of the latter may not be empty."""
         from . import cells
 
         template, most = terms.template(), f"text of at most {cells.MAX_TEXT:,} characters"
@@ -234,7 +234,7 @@ class FreeText(RecordKind):
         )
 
     def facts(self, terms: TextTerms) -> dict[str, Any]:
-        """Tells the template, and which columns are shown and learned."""
+        """Describes the template, and the columns of prompt and completion."""
         template = terms.template()
         kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
         kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
@@ -249,7 +249,7 @@ class FreeText(RecordKind):
         return PromptEncoder(terms.template(), vocabulary, max_tokens)
 
     def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Returns whether greedy decoding writes the completion, and the logit of its tokens' mean likelihood."""
+        """Returns True if greedy decoding writes the completion, and the logit of its tokens' mean likelihood."""
         import torch
 
         from ..heads import foretell

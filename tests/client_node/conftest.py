@@ -81,6 +81,8 @@ epsilon = 8.0
 delta = 1e-5
 [backbone]
 directory = "backbone"
+[limits]
+threads = 1
 """
 
 EVALUATION = ("[participants]", "[evaluation]\nbins = 10\nnoise_multiplier = 4.0\n[participants]")  # a change

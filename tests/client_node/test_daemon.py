@@ -101,7 +101,7 @@ def test_a_daemon_says_at_once_what_is_wrong_with_its_policy(site, monkeypatch, 
     monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
     run(site.home, threading.Event())
     assert "no study can run" not in caplog.text
-    site.write(("[backbone]", "[limits]\nworkers = 2\n[backbone]"))
+    site.write(("[limits]", "[limits]\nworkers = 2"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(site.home, threading.Event()) == 77
     assert "no study can run" in caplog.text

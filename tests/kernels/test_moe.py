@@ -106,6 +106,7 @@ def test_any_number_of_choices(backend, experts, top_k):
     assert_same_gradients(got, want, (x, weights, *factors))
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("tokens", [1, 1500])  # 1500: more than an expert may have that shares a chunk
 def test_few_and_many_tokens_of_crowded_and_idle_experts(backend, tokens):
@@ -186,6 +187,7 @@ def test_no_tokens(backend):
     assert out.shape == (0, MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains_experts", [False, True])
 def test_gradcheck(trains_experts):
     gate_up, down, factors = bank(rank=2)

@@ -1,1 +1,1 @@
-"""Bundle of the round benchmark."""
+"""App bundle of the round benchmark."""

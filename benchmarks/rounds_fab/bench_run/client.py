@@ -1,4 +1,4 @@
-"""What a stock SuperNode runs, in a new process for each message: gives the update back."""
+"""The ClientApp of a stock SuperNode, run in a new process for each message: returns the update."""
 
 import torch  # noqa: F401 (every real ClientApp that trains has this import)
 from flwr.app import Context, Message

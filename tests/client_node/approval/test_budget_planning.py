@@ -41,6 +41,7 @@ def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
     assert found.spent == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.9, 3.0], ids=["fewer than planned", "more than planned"])
 def test_the_rounds_that_fit_are_the_most_that_fit(draft, epsilon):
     found = plan(provisional(draft, DIM), cap(epsilon))
@@ -97,6 +98,7 @@ def test_a_draft_is_planned_without_a_federation(site, write_draft):
     assert not (site.home / "ledger.db").exists()
 
 
+@pytest.mark.slow
 def test_the_length_of_the_vector_can_be_told(site, write_draft):
     found = told(site, str(write_draft(NOISY)), "--dim", "5000")
     assert (found["dim"], found["dim_is_assumed"]) == (5000, False)

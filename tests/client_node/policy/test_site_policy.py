@@ -42,7 +42,7 @@ BAD_POLICIES = {
         ("[backbone]", "[studies]\napproved = true\n[backbone]"),
         "studies.approved is true; it must be a list",
     ),
-    "no threads": (("[backbone]", "[limits]\nthreads = 0\n[backbone]"), "limits.threads is 0; it must be at least 1"),
+    "no threads": (("threads = 1", "threads = 0"), "limits.threads is 0; it must be at least 1"),
 }
 
 

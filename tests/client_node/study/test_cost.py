@@ -23,6 +23,7 @@ def draft(write_draft):
     return load_draft(write_draft(EVALUATED, NOISY))
 
 
+@pytest.mark.process
 def test_reading_a_study_loads_no_accountant_and_no_torch():
     """Every command and every node reads studies; only what asks for a cost pays for the accountants."""
     code = "import sys, confide.client_node.study; print({*sys.modules} & {'dp_accounting', 'scipy', 'torch'})"

@@ -29,7 +29,7 @@ from .test_trainer import new_trainer
 
 pytestmark = pytest.mark.process
 
-LIMITS = ("[backbone]", "[limits]\nworkers = 2\nmax_rows_per_batch = 2\n[backbone]")
+LIMITS = ("[limits]", "[limits]\nworkers = 2\nmax_rows_per_batch = 2")
 NONE = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
 STEPS = (
     ("clip_norm = 1.0", 'clip_norm = 0.02\nclipping = "adaptive"\nlocal_steps = 2'),
@@ -237,6 +237,6 @@ def test_workers_without_deepspeed_are_a_mistake_in_the_policy_that_says_what_to
 
 
 def test_offloading_without_workers_is_a_mistake_in_the_policy(site: Site):
-    site.write(("[backbone]", "[limits]\noffload = true\n[backbone]"))
+    site.write(("[limits]", "[limits]\noffload = true"))
     with pytest.raises(PolicyInvalid, match=r"limits.offload is true with limits.workers 0"):
         load_policy(site.home)

@@ -67,6 +67,7 @@ class Cut(Exception):
     """The driver is killed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [("step", "south"), ("aggregate", "agg-b")])
 def test_a_run_that_is_cut_off_and_resumed_sends_the_same_bytes(tmp_path, monkeypatch, where):
     monkeypatch.setattr(questions, "RETRY_S", 0.0)

@@ -100,6 +100,7 @@ def test_answers_to_one_question_carry_no_more_than_the_parts_in_flight(sites):
 LARGE = range(6, 38)  # questions from the first `step` to the last `aggregate`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "moment"), [*((one, "after") for one in LARGE), *((one, "before") for one in LARGE[::4])]
 )
@@ -267,6 +268,7 @@ def restart(federation: Federation, name: str) -> None:
     federation.fleet.nodes[name] = node
 
 
+@pytest.mark.slow
 def test_nodes_restarted_before_every_part_open_the_round_all_the_same(federation):
     def before(kind: str, name: str) -> None:
         if kind in ("fetch", "deposit", "aggregate"):
@@ -279,6 +281,7 @@ def test_nodes_restarted_before_every_part_open_the_round_all_the_same(federatio
     assert not [path for party in PARTIES for path in (federation.home / party / "spool").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_large_top_ups_come_in_parts_too_for_a_set_that_shrinks_meanwhile(federation):
     def restarted(kind: str, name: str) -> None:
         if kind in ("fetch", "deposit"):

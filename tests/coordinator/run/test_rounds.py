@@ -264,6 +264,7 @@ def test_within_max_dropouts_an_evaluation_does_without_a_site_that_abstains(tmp
     assert evaluation.summed == ("south", "west")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [11, 13, 17])  # in the first round, between two, in the second
 def test_a_run_cut_off_keeps_what_adam_the_average_and_the_clip_had_reached(tmp_path, monkeypatch, question):
     class PowerCut(BaseException):

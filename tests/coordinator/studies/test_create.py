@@ -44,6 +44,7 @@ def test_a_study_pins_the_backbone_and_the_size_of_its_adapter(federation):
     assert attach(backbone.model, AdapterConfig(**study.adapter_config()), head=head).layout.dim == study.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -6,8 +6,9 @@ from confide.client_node.study.terms import load_draft
 
 from ..conftest import EXAMPLES, are_prepared_alike, checked, rows
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_every_text_is_at_one_site_and_in_one_part(prepared):
     directory, report = prepared
     seen = Counter(row["text_id"] for path in directory.rglob("*.csv") for row in rows(path))
@@ -46,7 +47,6 @@ def test_chapters_are_those_of_the_list(prepared):
     assert {(letter, chapter) for letter, chapter in found if letter in by_letter} == set(by_letter.items())
 
 
-@pytest.mark.slow
 def test_preparing_again_gives_the_same_bytes(example, prepared, tmp_path):
     assert are_prepared_alike(example, prepared, tmp_path)
 

@@ -56,6 +56,7 @@ def adapted_model(backbone_dir, targets, freeze_a=True, layers=None):
     return adapted
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # of merging; the card says so
 @pytest.mark.parametrize(("freeze_a", "layers"), [(True, None), (False, None), (True, (1, 2)), (True, (2,))])
 @pytest.mark.parametrize(

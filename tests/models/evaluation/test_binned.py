@@ -118,6 +118,7 @@ def by_matrix(cells):
     return positive @ below / (positive.sum() * negative.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "std", "scale", "records", "noise_std", "bins"),
     [(-2.5, 3.0, 1.0, 2283, 4.6, 10), (0.0, 1.0, 2.0, 2283, 4.6, 20), (-2.0, 1.0, 1.0, 20_000, 10.0, 20)],

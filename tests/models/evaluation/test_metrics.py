@@ -104,6 +104,7 @@ def test_a_calibration_error_of_many_records_is_the_one_by_definition():
     assert calibration_error(scores, labels).value == pytest.approx(np.abs(is_so - says).mean(), abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slope", "shift"), [(1.0, 0.0), (0.6, 0.0), (2.0, 0.0)])
 def test_intervals_of_calibration_and_brier_score_cover_the_truth_about_as_often_as_they_say(slope, shift):
     error, brier = population(slope, shift)

@@ -548,6 +548,7 @@ def test_a_norm_check_that_breaks_off_for_ever_is_given_up_before_it_tells_more(
     assert not any("OPEN" in links.said for links in three.links)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["TOSS", "COIN", "ROWS", "OPEN", "BIND", "DONE"])
 def test_party_that_dies_in_a_norm_check_leaves_the_same_total_to_the_next_attempt(kit, three, step):
     one = checked(kit, Ring(32, 10), site3=LONG["in one entry"])

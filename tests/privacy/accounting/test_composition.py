@@ -214,6 +214,7 @@ def study_of(multiplier, rate, rounds):
     return {one: rounds}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "rate", "rounds"), [(3.0, 0.2, 40), (0.5, 0.01, 100), (8.0, 1.0, 5)])
 def test_solved_multiplier_meets_the_target_and_hardly_less_would(target, rate, rounds):
     multiplier = solve_noise_multiplier(lambda noise: study_of(noise, rate, rounds), target, DELTA, 1)
@@ -221,6 +222,7 @@ def test_solved_multiplier_meets_the_target_and_hardly_less_would(target, rate, 
     assert epsilon_pld(study_of(multiplier * 0.999, rate, rounds), DELTA, 1) > target
 
 
+@pytest.mark.slow
 def test_solved_multiplier_pays_for_what_is_released_beside():
     target = 3.0
     other = gaussian(6.0)

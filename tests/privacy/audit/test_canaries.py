@@ -20,6 +20,7 @@ STEP = AuditedStep(terms=TERMS, sites=4, colluding=1, delta=1e-5)
 DESIGN = AuditDesign(canaries=200, canaries_per_step=20, guesses=60)
 
 
+@pytest.mark.slow
 def test_the_true_engine_keeps_its_claim():
     adapted = adapted_tiny()
     before = adapted.state()
@@ -29,12 +30,14 @@ def test_the_true_engine_keeps_its_claim():
     np.testing.assert_array_equal(adapted.state(), before)
 
 
+@pytest.mark.slow
 def test_the_true_engine_keeps_its_claim_on_completions_and_one_without_noise_does_not():
     adapted = completing_tiny()
     assert run_audit(private_release, adapted, VOCABULARY, STEP, design=DESIGN).holds
     assert not run_audit(ENGINES["no noise"][0](), adapted, VOCABULARY, STEP, design=DESIGN).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no noise", "no clipping"])
 def test_a_step_without_noise_or_bound_breaks_its_claim(name):
     found = run_audit(ENGINES[name][0](), adapted_tiny(), VOCABULARY, STEP, design=DESIGN)

@@ -84,6 +84,7 @@ def test_the_true_engine_passes_with_an_adaptive_clip_and_with_local_steps(atten
     np.testing.assert_array_equal(attention.state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTIVE_ENGINES)
 def test_a_sabotaged_adaptive_engine_is_caught_by_name(attention, name):
     engine, want = ADAPTIVE_ENGINES[name]
@@ -124,6 +125,7 @@ def test_the_true_engine_passes_every_check_on_completions():
     assert found.findings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no noise", "no clipping", "one expert unclipped"])
 def test_a_mistake_is_found_on_completions_too(name):
     engine, checks = ENGINES[name]
@@ -161,6 +163,7 @@ def test_a_binomial_count_is_called_unlikely_no_more_often_than_stated(trials, r
         assert chances[tails < level].sum() <= level * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "steps"), [(0.05, 20), (0.2, 100)])
 def test_true_coins_raise_no_more_false_alarms_than_stated(rate, steps, monkeypatch):
     """At a level where false alarms can be counted: one test in 500, of which there are four."""

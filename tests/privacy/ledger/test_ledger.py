@@ -409,6 +409,7 @@ def test_a_file_that_is_no_database_or_cannot_be_opened_is_refused(tmp_path):
         Ledger.open(tmp_path, signer(), "east")
 
 
+@pytest.mark.slow
 def test_two_writers_take_turns_and_see_each_other(path):
     with ledger_with(path, rounds=0) as one, Ledger.open(path, signer(), "east") as two:
         threads = [

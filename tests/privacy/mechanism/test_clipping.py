@@ -69,6 +69,7 @@ def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
     assert_close(got, want, TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained_rank", [1, 3, 4])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_a_smaller_rank_is_clipped_over_what_it_trains(targets, trained_rank):

@@ -50,6 +50,7 @@ def test_frequencies_are_those_of_the_discrete_gaussian(sampler, sigma):
     assert surprise(sampler(sigma, 200_000, source()), sigma) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [1, 2, 63, 64, 1000, *LARGE])  # from 64 on a strip is wider than one number
 def test_three_million_draws_fit_the_law(sigma):
     assert surprise(discrete_gaussian(sigma, 3_000_000, source()), sigma) < 4
@@ -66,6 +67,7 @@ def test_large_sigma_has_gaussian_moments_and_tails(sampler, sigma):
         assert abs((np.abs(x) > z).mean() - tail) < 4 * math.sqrt(tail / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", LARGE)
 def test_millions_of_draws_have_the_moments_and_the_far_tails(sigma):
     n = 4_000_000

@@ -349,6 +349,7 @@ def test_a_weight_that_would_widen_the_sensitivity_is_refused(weight):
         ReleaseTerms(**PLAIN, weight=weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [{}, {"clipping": "adaptive"}])
 @pytest.mark.parametrize("share", [0.1, 0.7, 0.95, 2.0])
 def test_neighbours_stay_within_the_clip_whatever_the_ball(terms, share):

@@ -65,6 +65,7 @@ def released(adapted, terms, crew, *, rows=12, source=None):
     return vector * 2.0**-BITS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, ADAPTIVE, STEPS, ADAPTIVE | STEPS, {"max_norm": 0.1, "weight": 0.5, "trained_rank": 2}]
 )

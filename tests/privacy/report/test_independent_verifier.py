@@ -57,6 +57,7 @@ def at(report, *way):
     return report, way[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "value"),
     [

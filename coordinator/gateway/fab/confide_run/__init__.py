@@ -1,1 +1,1 @@
-"""The bundle that the SuperLink starts for a run."""
+"""The app bundle that the SuperLink starts for a run."""

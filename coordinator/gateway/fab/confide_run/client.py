@@ -1,4 +1,4 @@
-"""No ClientApp: nodes run only what their site installed. Flower demands the name."""
+"""An empty place for the ClientApp that Flower demands: nodes run only code that their site installed."""
 
 from flwr.clientapp import ClientApp
 

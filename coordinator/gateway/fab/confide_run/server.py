@@ -1,4 +1,4 @@
-"""The ServerApp of a run: the coordinator's driver with Flower's Grid in its hand."""
+"""The ServerApp of a run: the coordinator's driver on Flower's Grid."""
 
 from pathlib import Path
 
