@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import tempfile
-import tempfile
 from pathlib import Path
 
 import pytest
