@@ -34,7 +34,7 @@ def printed_by(*words):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed; 740 MB, gone afterwards."""
+    """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed: 740 MB for a while."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "smollm2"
         yield directory, json.loads(printed_by("backbone", "import", "smollm2", directory, "--json"))
