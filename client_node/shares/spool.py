@@ -25,7 +25,7 @@ class Place:
     run: str
     round: int
     site: str
-    topup_for: str | None  # `mpc.shares.set_name` of the sites to be summed; None for the update itself
+    topup_for: str | None  # `mpc.sharing.shares.set_name` of the sites to be summed; None for the update itself
 
 
 class Spool:

@@ -1,8 +1,8 @@
 """Audits of a run's privacy, and the rule that no adapter which claims privacy is exported without one.
 
 An audit runs the sites' own training step on public canaries with the run's model, on this machine: no site and no
-record takes part, and it costs no budget. Two parts: `privacy.truth` tests the step claim by claim, `privacy.canaries`
-lets an auditor guess who took part and turns its right guesses into a lower bound on epsilon.
+record takes part, and it costs no budget. Two parts: `privacy.audit.engine_checks` tests the step claim by claim,
+`privacy.audit.canaries` lets an auditor guess who took part and turns its right guesses into a lower bound on epsilon.
 """
 
 import json
