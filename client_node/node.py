@@ -1,7 +1,7 @@
-"""Answers each message of the coordinator to a node, free of any transport.
+"""Answers each message of the coordinator to a node, independent of the transport.
 
-Every handler reads alike: a message is admitted (signature, lease, approval), one of the node's roles does its part,
-and the answer is signed.
+Every handler has the same three steps: a message is admitted (signature, lease, approval), one of the node's roles does
+its part, and the answer is signed.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ R = TypeVar("R", bound=Request)
 
 
 class Node:
-    """The warm state behind a node's answers: its role as a site, its role as an aggregator, or both."""
+    """Answers messages for one node, and keeps its roles warm between them: site, aggregator, or both."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Node:
         """Takes up the roles of the node at `home`.
 
         Args:
-            ledger: of its releases; None for a node that only aggregates.
-            model: what a site computes with; None for one that is loaded when a run needs it.
+            ledger: the ledger of the site's releases; None for a node that only aggregates.
+            model: the site's model; None for one that is loaded when a run needs it.
         """
         name, signer = enrolment.name, identity.signer
         self._identity, self._enrolment = identity, enrolment
@@ -70,7 +70,7 @@ class Node:
         self._aggregator = AggregatorRole(home, name, signer)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
-        """Answers one message. Raises an error of ours for whatever is refused."""
+        """Answers one message. Raises an error of ours for a refused one."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "step": self._step,
@@ -159,7 +159,7 @@ class Node:
         return self._signed(Settled(request=packet.digest(), ledger=entries))
 
     def _admitted(self, packet: Packet, model: type[R]) -> tuple[R, Study]:
-        """Verifies and admits the message in `packet`; gives it with the approved study that it is about."""
+        """Verifies and admits the message in `packet`; returns it with its approved study."""
         message = verify(packet, self._enrolment.coordinator, model)
         return message, self._admission.admit(message)
 
@@ -167,10 +167,10 @@ class Node:
         return sign(answer, self._identity.signer, blobs)
 
     def _site_in(self, study: Study) -> SiteRole:
-        """Gives this node's role as a site of the study.
+        """Returns this node's role as a site of the study.
 
         Raises:
-            MessageInvalid: it is none, or does not train at all.
+            MessageInvalid: it is no site of the study, or does not train at all.
         """
         if not self._trains(study):
             raise MessageInvalid(f"{self._enrolment.name} is no site of study {study.draft.name}")
@@ -186,5 +186,5 @@ class Node:
 
 
 def _to(packet: Packet, asked: RoundPlan | TopUpPlan | Fetch | Deposit | AggregateOrder) -> dict[str, Any]:
-    """Names the request, the run and the round, as every answer within a round does."""
+    """Returns the fields of every answer within a round: the request, the run and the round."""
     return {"request": packet.digest(), "run": asked.run, "round": asked.round}

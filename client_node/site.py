@@ -1,8 +1,8 @@
-"""The training role of a node: one of the sites of a study.
+"""The training role of a node: it is one of the sites of a study.
 
-Its messages were admitted: the signature holds and the study is approved. From there on the order inside `contribute`
-is the site's whole protection: stored answer, charge, and only then the records. Whatever fails leaves the charge
-standing, never a release without one.
+Its messages were admitted: the signature is valid and the study is approved. From there on the order of steps inside
+`contribute` protects the site: stored answer, then charge, and only then the records. After any failure there may be a
+charge without a release, never a release without a charge.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class SiteRole:
-    """A site's side of every round: its ledger, the budget of runs that began, sealed shares, a model kept warm."""
+    """A site's part of every round, with its ledger, reservations, outbox of sealed shares, and warm model."""
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
         self._outbox, self._reservations = Outbox(home), RunReservations(home)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
-        """Reserves budget for a run and loads its model; says whether this site can take part in an evaluation."""
+        """Reserves budget for a run and loads its model; returns True if this site can take part in an evaluation."""
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
@@ -46,10 +46,10 @@ class SiteRole:
         return policy.held_out() is not None
 
     def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
-        """Gives this site's sealed shares in a round, drawn once: asked for again, it gives the same files.
+        """Returns this site's sealed shares of a round; they are drawn once, and a repeated plan gets the same files.
 
         Args:
-            state: the vector to train from or to evaluate, as `Study.state_format` says.
+            state: the vector to train from or to evaluate, encoded by `Study.state_format`.
         """
         self._require_whole_ledger(plan.ledger_from)
         self._reservations.note(plan.run, study.study_hash)
@@ -58,16 +58,16 @@ class SiteRole:
         return self._stored(study, plan) or self._release(study, plan, state)
 
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
-        """Gives this site's sealed noise for a sum over the sites of `plan`, see `shares.topup`."""
+        """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
         self._refuse_settled(plan)
         self._stored(study, plan)
         return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer)
 
     def fetch(self, study: Study, message: Fetch) -> bytes:
-        """Reads a part of what was sealed for one aggregator, an update or a top-up.
+        """Reads a part of one aggregator's sealed share of an update or a top-up.
 
         Raises:
-            MessageInvalid: nothing was sealed there.
+            MessageInvalid: there is no such share.
         """
         self._refuse_settled(message)
         files = self._stored(study, message)
@@ -79,13 +79,13 @@ class SiteRole:
         return part
 
     def settle(self, study: Study, message: Settle) -> None:
-        """Signs what was summed in the run's rounds, and lets its budget go when it has ended."""
+        """Settles the run's rounds in the ledger, and removes the run's reservation when it has ended."""
         self._settle(study, message.run, message.outcomes)
         if message.final:
             self._reservations.end(message.run)
 
     def entries(self, since: int) -> tuple[Entry, ...]:
-        """Gives the next entries for the replica, as many as fit in a message; the coordinator asks on from there."""
+        """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
         return tuple(self._ledger.entries(since, ENTRIES_A_MESSAGE))
 
     def stop(self) -> None:
@@ -102,14 +102,14 @@ class SiteRole:
         charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
         try:
             vector = compute(start)
-        except Exception as err:  # whatever it is, the coordinator is told one and the same
+        except Exception as err:  # the coordinator is told the same for every cause
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
         envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
         return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
-        """Finds the sealed answer to an earlier plan of the round, if there is one; it goes out under a charge too.
+        """Finds the stored shares of the round, if there are any, and makes sure that the round is charged.
 
         The charge is there already, unless the ledger was lost or is an older copy.
         """
@@ -126,7 +126,7 @@ class SiteRole:
             )
 
     def _require_whole_ledger(self, known: int) -> None:
-        """Refuses to go on with a ledger that lacks some of the `known` entries that the coordinator has from here."""
+        """Refuses to go on with a ledger that has fewer entries than the `known` ones of the coordinator's replica."""
         here = self._ledger.head.seq + 1
         if here < known:
             raise SiteNotReady(
@@ -135,17 +135,17 @@ class SiteRole:
             )
 
     def _settle(self, study: Study, run: str, outcomes: Sequence[Outcome]) -> None:
-        """Signs what was summed in rounds that this site took part in, as all three aggregators have signed it."""
+        """Settles the rounds that this site took part in, by outcomes that all three aggregators have signed."""
         for outcome in outcomes:
             if self._ledger.is_open(run, outcome.round):
                 require_evidence(study, run, outcome)
                 self._require_topped(study, run, outcome)
                 self._ledger.settle(run, outcome.round, outcome.sites)
-            if self._ledger.is_settled(run, outcome.round):  # else another draw would follow under the same charge
+            if self._ledger.is_settled(run, outcome.round):  # else a second draw could follow under one charge
                 self._outbox.drop(run, outcome.round)
 
     def _require_topped(self, study: Study, run: str, outcome: Outcome) -> None:
-        """Refuses a smaller sum with this site's update in it that this site has added no noise for."""
+        """Refuses an outcome over fewer sites with this site's update, unless this site gave a top-up for that set."""
         summed = outcome.sites
         if self._name not in summed or len(summed) >= study.draft.min_untopped:
             return

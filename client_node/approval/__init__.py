@@ -1,13 +1,14 @@
 """Decisions of a site before a study runs: its approval, its charges, the budget that a run reserves.
 
-`assessment.assess` is a site's whole view of a study; `budget_planning.plan_at` prices a draft before anybody signs it.
-`catalogue` keeps the studies that the coordinator offers, `confirmed_sites` the keys that people compared by voice, and
-`run_reservations` the runs under way. `admission` lets a node's messages in, `charges` says what each round is charged.
+`assessment.assess` assesses a study for a site; `budget_planning.plan_at` computes the cost of a draft before anybody
+signs it. `catalogue` stores the coordinator's studies, `confirmed_sites` the keys that people compared by voice, and
+`run_reservations` the active runs. `admission` verifies that a node may answer a message, `charges` computes the charge
+of each round.
 
 People decide through `study_decisions` (fetch, approve, revoke) and `site_budget` (caps, reports, the ledger as one
-file); `table_check` looks through a table for them.
+file); `table_check` checks a table for them.
 
-Another key has another fingerprint, in groups that can be read out:
+Every key has its own fingerprint, in groups that can be read aloud:
 
 >>> from confide.client_node.approval import confirmed_sites
 >>> confirmed_sites.fingerprint("00" * 32)

@@ -1,7 +1,7 @@
-"""Lets messages in that are for this node, about a study that it has approved, from the newest driver of a run.
+"""Admits messages that are for this node, about an approved study, from the newest driver of a run.
 
-The newest lease and the study of each run are in `leases.json` under the node's home, so that a driver that was
-overtaken commands nobody, also after a restart.
+The newest lease and the study of each run are in `leases.json` under the node's home, so that a replaced driver is
+refused, also after a restart.
 """
 
 import json
@@ -20,17 +20,17 @@ FILE = "leases.json"
 
 
 class Admission:
-    """The door of one node, by the name that it enrolled under."""
+    """Admits messages to one node, known by the name that it enrolled under."""
 
     def __init__(self, home: Path, name: str) -> None:
         self._home, self._name, self._path = home, name, home / FILE
 
     def admit(self, message: Request) -> Study:
-        """Gives the approved study of a message, and notes the driver's lease if it is a newer one.
+        """Returns the approved study of a message, and stores the driver's lease if it is newer.
 
         Raises:
-            MessageInvalid: it is for another node, or names another study than the run began with.
-            StaleLease: a newer driver has spoken already.
+            MessageInvalid: the message is for another node, or names another study than the run began with.
+            StaleLease: a message of a newer driver was admitted before.
             ClientNodeError: the study may not run here.
         """
         if message.to != self._name:

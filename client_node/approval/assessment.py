@@ -1,7 +1,7 @@
-"""Assesses a study for the site that is to approve it: its parties, the fit of the data, the cost.
+"""Assesses a study for the site that must approve it: its participants, the fit of the data, the cost.
 
-Nothing of an assessment leaves the site, and nothing at the site is changed by it: that is `approve`'s to do. It counts
-records, so its reasons may depend on them.
+An assessment stays at the site and changes nothing there; `approve` does. It counts records, so its reasons may depend
+on them.
 """
 
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """A site's own view of a study, for its own people."""
+    """A site's assessment of a study, for its own people."""
 
     study: Study
     trains: bool
     aggregates: bool
     data: DataReport | None  # None if this node only aggregates
-    quote: Quote | None  # None if nothing is to be paid, or the ledger would not say
-    evaluates: bool | None  # whether it takes part in the evaluation; None if there is none for it
-    reasons: tuple[str, ...]  # why not to approve it; none: it can be approved
+    quote: Quote | None  # None if nothing is charged, or the ledger refused to quote
+    evaluates: bool | None  # takes part in the evaluation; None if the study has none for it
+    reasons: tuple[str, ...]  # against an approval; empty if it can be approved
 
 
 def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment:
-    """Weighs the study against the site's policy, data and ledger. Nothing is written.
+    """Assesses the study by the site's policy, data and ledger. Nothing is written.
 
     Args:
-        unprotected: whether the person who asks accepts a study without privacy.
+        unprotected: True if the person who asks accepts a study without privacy.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     me = (enrolment.name, identity.identity_hex)
@@ -58,12 +58,12 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
 
 
 def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
-    """Lets a known study run here; where it will be charged, the policy's budget is put in force first.
+    """Approves a known study; if the site will be charged, the policy's budget is put in force first.
 
-    Whether something speaks against it is asked before, of `assess`.
+    Call `assess` before: this function does not look for reasons against the study.
 
     Args:
-        unprotected: whether that includes running it without privacy.
+        unprotected: True to approve it also without privacy.
     """
     study, identity, enrolment = cached_study(home, study_hash), NodeIdentity.load(home), Enrolment.load(home)
     if study.has_site(enrolment.name, identity.identity_hex) and study.draft.privacy.mode != "none":

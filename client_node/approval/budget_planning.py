@@ -1,4 +1,4 @@
-"""Plans a study under a site's budget: what it would cost, how many rounds are paid for, what noise all of them need.
+"""Plans a study under a site's budget: its cost, the rounds that fit, and the noise with which all rounds fit.
 
 All figures come from the releases that a real run of it would open (`study.cost`), evaluation included.
 """
@@ -24,40 +24,40 @@ MOST_ROUNDS = 100_000  # as in `RoundTerms`
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Epsilon at the budget's delta for an observer who knows the noise of `colluding` sites."""
+    """The epsilon, at the budget's delta, for an observer who knows the noise of `colluding` sites."""
 
     colluding: int
-    pld: float  # of the study by itself
+    pld: float  # of the study alone
     rdp: float
-    pld_after: float  # of the study and all that was charged before
+    pld_after: float  # of the study and all earlier charges
     rdp_after: float
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """The cost of a study at one site, at the worst: with the fewest sites in every sum."""
+    """The worst cost of a study at one site: with the fewest sites in every sum."""
 
     study: str
     dim: int
     is_dim_assumed: bool
     budget: Budget
-    spent: float  # by PLD at the budget's delta and collusion, what other runs reserve included
+    spent: float  # by PLD at the budget's delta and collusion, other runs' reservations included
     costs: tuple[Cost, ...]
     rounds: int  # of the study
     rounds_left: int  # that fit in what is left of the budget, at most `MOST_ROUNDS`
-    rounds_from_zero: int  # that fit in a budget of which nothing is spent
+    rounds_from_zero: int  # that fit in the whole budget
     noise_multiplier: float
-    noise_multiplier_needed: float | None  # with which all rounds fit in what is left; None if none does
+    noise_multiplier_needed: float | None  # with which all rounds fit in what is left; None if no noise is enough
 
 
 def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
-    """Plans a study, a draft or a known one, under the budget of the node whose folder is `home`.
+    """Plans a study, a draft or a fetched one, under the budget of the node whose folder is `home`.
 
     Needs the node's site.toml. Without an enrolment, and so without a ledger, nothing is spent yet.
 
     Args:
-        text: path of a study.toml, or name or hash of a study that has reached the node.
-        dim: length of a draft's trained vector; None stands for `ASSUMED_DIM`.
+        text: path of a study.toml, or name or hash of a study that the node has fetched.
+        dim: length of a draft's trained vector; None for `ASSUMED_DIM`.
     """
     is_draft = text.endswith(".toml")
     study = _drafted(Path(text), dim or ASSUMED_DIM) if is_draft else find_study(home, text)
@@ -79,11 +79,11 @@ def plan(
     spent: Mapping[Release, int] = NOTHING,
     reserved: Mapping[Release, int] = NOTHING,
 ) -> BudgetPlan:
-    """Plans a run of `study`, a `cost.provisional` one or real, under `budget`.
+    """Plans a run of `study`, which may be one of `cost.provisional`, under `budget`.
 
     Args:
-        spent: what is charged on the budget's data set and unit.
-        reserved: what other runs that have begun have yet to charge.
+        spent: releases charged on the budget's data set and unit.
+        reserved: releases that other active runs will still charge.
 
     Raises:
         StudyInvalid: the study has no privacy.
@@ -108,7 +108,7 @@ def plan(
             budget.collusion,
         )
     except InvalidPrivacyParameter:
-        needed = None  # what was spent, or an evaluation with noise of its own, is too much already
+        needed = None  # earlier charges, or an evaluation with its own noise, cost too much already
     return BudgetPlan(
         study=draft.name,
         dim=study.dim,
@@ -144,7 +144,7 @@ def _pld(budget: Budget, counted: Mapping[Release, int]) -> float:
 
 
 def _largest(fits: Callable[[int], bool], guess: int) -> int:
-    """The largest number from 0 to `MOST_ROUNDS` that fits, searched from `guess` on; more never fits better."""
+    """Finds the largest number from 0 to `MOST_ROUNDS` that fits, from `guess` on; all smaller numbers fit too."""
     low, high = 0, guess
     while high <= MOST_ROUNDS and fits(high):
         low, high = high, 2 * high

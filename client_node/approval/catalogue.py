@@ -1,7 +1,7 @@
-"""The studies that this node knows: fetched from the coordinator, checked, kept under the node's home.
+"""The node's cache of studies: fetched from the coordinator, verified, stored under the node's home.
 
-Each is kept with the coordinator's signature and checked again at every reading; a file with another content than its
-name promises is refused, so nothing on disk or on the way can pass for what was approved.
+Each is stored with the coordinator's signature and verified again at every reading; a file whose content does not have
+the hash in its name is refused. So no study changed on disk or on the network can pass for an approved one.
 """
 
 import base64
@@ -24,7 +24,7 @@ _SHORTEST_PREFIX = 8  # hexadecimal digits
 
 
 def refresh(home: Path) -> list[str]:
-    """Fetches the coordinator's studies into the cache. Returns why any of them was turned away, one line each."""
+    """Fetches the coordinator's studies into the cache. Returns the reasons for refused ones, one line each."""
     coordinator, refused = Enrolment.load(home).coordinator, []
     for offered in fetch_studies(home):
         try:
@@ -50,7 +50,7 @@ def cached_study(home: Path, study_hash: str) -> Study:
     """Reads one study from the cache.
 
     Raises:
-        StudyUnknown: it is not there.
+        StudyUnknown: the study is not in the cache.
         StudyInvalid: its file was changed.
     """
     path = _file(home, study_hash)
@@ -70,7 +70,7 @@ def find_study(home: Path, text: str) -> Study:
     """Finds the one study in the cache whose hash begins with `text` (at least 8 digits) or whose name is `text`.
 
     Raises:
-        StudyUnknown: none, or several.
+        StudyUnknown: no study matches, or several do.
     """
     found = [study for study in known_studies(home) if is_meant(study, text)]
     if len(found) == 1:
@@ -80,13 +80,13 @@ def find_study(home: Path, text: str) -> Study:
 
 
 def approved_study(home: Path, study_hash: str) -> Study:
-    """Gives the study of that hash, if this site lets it run. A study not seen before is asked of the coordinator.
+    """Returns the study of that hash if this node has approved it. An unknown study is fetched from the coordinator.
 
     Raises:
-        StudyNotApproved: the policy does not name it, names it without allowing its want of privacy, or protects
-            another unit.
+        StudyNotApproved: the policy does not approve it, does not approve it without privacy, or protects another
+            unit.
         StudyUnknown: the coordinator does not offer it.
-        SiteNotConfirmed: this node aggregates in it, and a site's key was not confirmed here.
+        SiteNotConfirmed: this node aggregates in it, and the key of one of its sites was not confirmed here.
     """
     has_policy = (home / site_policy.FILE).exists()  # a node that only aggregates needs none
     policy = site_policy.load_policy(home) if has_policy else None
@@ -106,7 +106,7 @@ def approved_study(home: Path, study_hash: str) -> Study:
 
 
 def _checked(offered: object, coordinator: str) -> Study:
-    """The study in `offered`, if its hash is the stated one and this node's coordinator signed it."""
+    """Verifies the study in `offered`: it has the stated hash, and this node's coordinator signed it."""
     if not isinstance(offered, dict) or not all(
         isinstance(offered.get(n), str) for n in ("canonical", "hash", "signature")
     ):
@@ -126,7 +126,7 @@ def _checked(offered: object, coordinator: str) -> Study:
 
 
 def is_meant(study: Study, text: str) -> bool:
-    """Tells a study by `text`: its name, or at least 8 digits that its hash begins with."""
+    """True if `text` is the study's name, or at least 8 digits with which its hash begins."""
     prefix = text.lower()
     return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
 

@@ -1,4 +1,4 @@
-"""Charges of a study at one site: under the policy's cap, beside what runs that have begun reserve of it."""
+"""Charges rounds of a study at one site, under the policy's cap and beside the reservations of other runs."""
 
 import logging
 from collections import Counter
@@ -27,7 +27,7 @@ def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Led
 
 
 def budget_of(policy: SitePolicy) -> Budget:
-    """Reads the cap that the policy sets."""
+    """Makes the ledger's budget of the cap in the policy."""
     return Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
 
 
@@ -37,7 +37,7 @@ def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
 
 
 def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Charge:
-    """Names what one round of the study is charged before it begins: the release at its worst."""
+    """Computes the charge of one round before it begins: its release at its worst."""
     planned = study.planned_round(round_number)
     return Charge(
         study=study.study_hash,
@@ -52,9 +52,9 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
 
 
 def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple[Charge, int]]:
-    """Lists what a whole run will be charged at this site, for each purpose one charge and how many like it.
+    """Lists the charges of a whole run at this site: for each purpose one charge, and the number of such rounds.
 
-    A site that holds nothing out takes no part in the evaluation and pays nothing for it.
+    A site without held-out records takes no part in the evaluation and is not charged for it.
     """
     rounds = study.draft.rounds.rounds
     planned = [(charge(study, policy, run=run, round_number=1), rounds)]
@@ -64,9 +64,9 @@ def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple
 
 
 def reserved_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[str, list[tuple[Charge, int]]]:
-    """Lists what each other run that has begun here was planned to charge, `planned_charges` by the run's name.
+    """Lists the `planned_charges` of every other active run here, by the run's name.
 
-    A run whose study may not run here any more reserves nothing.
+    A run whose study is not approved any more reserves nothing.
     """
     reserved = {}
     for run, study_hash in RunReservations(home).runs().items():
@@ -82,15 +82,15 @@ def reserved_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> di
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A site's budget with the releases that it has paid for, and those that runs have reserved and not charged yet."""
+    """A site's budget with the charged releases, and those that runs have reserved and not charged yet."""
 
     budget: Budget
     spent: Counter[Release]
     reserved: Counter[Release]
-    runs: tuple[str, ...]  # that reserve a part of it
+    runs: tuple[str, ...]  # that reserve a part of the budget
 
     def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
-        """Tells what a whole run that was charged nothing so far would bring the data set to."""
+        """Computes the epsilon to which a whole run with no charge so far would bring the data set."""
         would_be = self.spent + self.reserved + _releases(planned)
         return Quote(self.budget.epsilon, self._epsilon(self.spent), self._epsilon(would_be))
 
@@ -99,7 +99,7 @@ class Standing:
 
 
 def standing(home: Path, policy: SitePolicy) -> Standing:
-    """Reads how the policy's budget stands. Nothing is written: where there is no ledger yet, none is made."""
+    """Reads the standing of the policy's budget. Nothing is written: a missing ledger is not created."""
     budget, by_run = budget_of(policy), reserved_charges(home, policy)
     planned = [each for run_charges in by_run.values() for each in run_charges]
     if not (home / LEDGER_FILE).exists():
@@ -113,7 +113,7 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
     """Puts the policy's budget in force and refuses a run whose remaining rounds do not fit in it, before it begins.
 
     Raises:
-        ChargeRefused: they do not fit beside what other runs reserve, or the ledger refuses them.
+        ChargeRefused: the rounds do not fit beside the reservations of other runs, or the ledger refuses them.
     """
     planned = planned_charges(study, policy, run=run)
     record_budget(ledger, policy)
@@ -140,7 +140,7 @@ def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round
     Raises:
         ChargeRefused: the ledger refuses the charge.
     """
-    record_budget(ledger, policy)  # a cap lowered meanwhile counts from the next round on
+    record_budget(ledger, policy)  # a lower cap counts from the next round on
     release = charge(study, policy, run=run, round_number=round_number)
     try:
         ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
@@ -149,7 +149,7 @@ def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round
 
 
 def beside(runs: Iterable[str]) -> str:
-    """Names the runs that reserve a part of the budget, to go on a sentence; nothing if none does."""
+    """Writes a clause that names the runs that reserve a part of the budget; empty if none does."""
     names = ", ".join(sorted(runs))
     return f" with what is held for {names}" if names else ""
 

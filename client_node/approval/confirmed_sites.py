@@ -1,8 +1,8 @@
-"""Confirms the sites of an aggregator's sums: by keys that its own people have heard, by word of mouth.
+"""Confirms the sites of an aggregator's studies, by fingerprints of their keys that people tell each other.
 
-The coordinator collects all public keys and writes them into the study. One that invents sites could put a real site
-among its own, and would know the real one's update from the total. It cannot while one aggregator knows the sites by
-fingerprints that came from their people and not through the coordinator.
+The coordinator collects all public keys and writes them into the study. A coordinator that invents sites could put one
+real site among them, and would learn its update from the total. It cannot as long as one aggregator knows the sites by
+fingerprints that came from the sites' people and not through the coordinator.
 """
 
 import base64
@@ -20,16 +20,16 @@ _GROUP = 4
 
 
 def fingerprint(identity: str) -> str:
-    """Writes an identity (hex Ed25519 key) as people read it to each other: 160 bits of its SHA-256 in base32."""
+    """Computes the fingerprint of an identity (hex Ed25519 key) for people: 160 bits of its SHA-256 in base32."""
     digest = hashlib.sha256(b"confide/identity/1" + bytes.fromhex(identity)).digest()
     letters = base64.b32encode(digest[:_BYTES]).decode()
     return "-".join(letters[i : i + _GROUP] for i in range(0, len(letters), _GROUP))
 
 
 def doubts(home: Path, study: Study) -> list[str]:
-    """Lists why the node at `home` would not add up `study`: a line for each of its sites that was not confirmed.
+    """Lists the sites of `study` that the node at `home` has not confirmed, with what to do, one line each.
 
-    A node knows its own key. Of one that does not aggregate in the study nothing is asked.
+    A node need not confirm its own key. The list is empty for a node that does not aggregate in the study.
     """
     own = NodeIdentity.load(home).identity_hex
     if own not in {party.identity for party in study.aggregators}:
@@ -40,7 +40,7 @@ def doubts(home: Path, study: Study) -> list[str]:
 
 
 def require_confirmed(home: Path, study: Study) -> None:
-    """Raises `SiteNotConfirmed` if there are `doubts`."""
+    """Checks that every site of the study is confirmed; raises `SiteNotConfirmed` with the `doubts`."""
     if found := doubts(home, study):
         raise SiteNotConfirmed(f"study {study.name} is not added up here: {'; '.join(found)}")
 

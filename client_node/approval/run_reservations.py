@@ -1,9 +1,9 @@
-"""Runs that have begun here and shall be able to end: budget for their rounds to come is reserved from other runs.
+"""Reserves budget for the coming rounds of active runs, so that other runs cannot spend it.
 
-Without this, two runs prepared one after the other could each fit what is left of a budget, and both would end half
-done with all of it spent. A reservation is a courtesy to the study, no part of the guarantee: the cap is kept by the
-ledger, round by round, whatever is reserved. So it lapses by itself when a run is silent for long; a run that is
-resumed is prepared anew, and then has to fit again.
+Without this, two runs prepared one after the other could each fit in what is left of a budget, and both would stop half
+done with all of it spent. A reservation only helps a study to finish and is no part of the guarantee: the ledger keeps
+the cap, round by round, with or without reservations. So it expires when a run sends no message for long; a resumed run
+is prepared again and must fit again.
 """
 
 import logging
@@ -22,14 +22,14 @@ from ..study.toml import MAX_BYTES, parse_json
 logger = logging.getLogger(__name__)
 
 FILE = "holds.json"
-LAPSE_S = 86_400.0  # a run that has been silent for so long reserves nothing
+LAPSE_S = 86_400.0  # a run without a message for so long reserves nothing
 MAX_RUNS = 1000
 
 _RunName = Annotated[str, Field(max_length=256)]
 
 
 class RunReservation(StrictModel):
-    """One run that has begun."""
+    """The reservation of one active run."""
 
     study: Digest
     heard: float  # of its last message, Unix time
@@ -40,13 +40,13 @@ class _File(StrictModel):
 
 
 class RunReservations:
-    """The runs that reserve a part of the budget, in `holds.json` under the node's home."""
+    """The runs that reserve a part of the budget, stored in `holds.json` under the node's home."""
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = home / FILE, clock
 
     def runs(self) -> dict[str, str]:
-        """Names the study of each run that reserves something now.
+        """Lists the runs that reserve budget now, each with the hash of its study.
 
         Raises:
             SiteNotReady: the file is damaged; deleting it gives up all reservations, which costs no privacy.
@@ -54,7 +54,7 @@ class RunReservations:
         return {run: reserved.study for run, reserved in self._live().items()}
 
     def note(self, run: str, study_hash: str) -> None:
-        """Notes that `run` has begun, or is still heard of."""
+        """Stores that `run` has begun or is still active."""
         live, now = self._live(), self._clock()
         if run in live and now - live[run].heard < LAPSE_S / 24:
             return  # written a short time ago
@@ -63,7 +63,7 @@ class RunReservations:
         self._write(dict(newest[:MAX_RUNS]))
 
     def end(self, run: str) -> None:
-        """Notes that `run` has ended."""
+        """Removes the reservation of `run`, which has ended."""
         live = self._live()
         if live.pop(run, None) is not None:
             self._write(live)

@@ -1,4 +1,4 @@
-"""The budget of a site as its people see it: caps, what was spent under them, reports, and the ledger as one file."""
+"""The budget of a site for its people: caps, spent epsilon, reports, and the ledger as one file."""
 
 import json
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ class SiteAccount:
 
 
 def accounts(home: Path) -> list[SiteAccount]:
-    """Every data set in the site's ledger."""
+    """Lists every data set in the site's ledger, with its cap and its cost."""
     with _ledger(home) as ledger:
         return _accounts(ledger)
 
 
 def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[SiteAccount]:
-    """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account then.
+    """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account afterwards.
 
     Raises:
         PolicyInvalid: a number is out of range, or site.toml describes no data.
     """
     stated = json.dumps({"epsilon": epsilon, "delta": delta, "collusion": collusion})
     budget = parse_json(stated, BudgetPolicy, error=PolicyInvalid, source="budget")
-    load_policy(home)  # a cap on data that is not described yet would hold for nothing
+    load_policy(home)  # without described data the cap would apply to nothing
     with _ledger(home) as ledger:
         decisions.set_budget(home, budget)
         record_budget(ledger, load_policy(home))
@@ -50,7 +50,7 @@ def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> l
 
 
 def budget_report(home: Path) -> dict[str, Any]:
-    """The signed report of what was spent at this site, with the whole ledger."""
+    """Builds the signed budget report of this site, with its whole ledger."""
     with _ledger(home) as ledger:
         return build_report(
             federation=Enrolment.load(home).address,
@@ -67,7 +67,7 @@ def export_ledger(home: Path, file: Path) -> Head:
 
 
 def import_ledger(home: Path, file: Path) -> tuple[int, int]:
-    """Takes a ledger back from a file, every entry checked; returns how many were added, and how many there are."""
+    """Imports a ledger from a file, with every entry verified; returns the number of added entries, and of all."""
     signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
     return Ledger.restore(home / LEDGER_FILE, backup.read(file), signer, name)
 

@@ -1,4 +1,4 @@
-"""Decisions of a node's people on studies: fetch them, look through them, let one run here, and take that back."""
+"""Decisions of a node's people on studies: fetch, list, approve and revoke them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,23 @@ from .catalogue import find_study, is_meant, known_studies, refresh
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Problems of an attempt to fetch studies, for a person to know; what was fetched before stays known."""
+    """Problems of fetching studies, for people; studies that were fetched before stay known."""
 
-    turned_away: tuple[str, ...] = ()  # why, a line for each study
-    unreachable: str = ""  # why the coordinator did not answer
+    turned_away: tuple[str, ...] = ()  # reasons, a line for each study
+    unreachable: str = ""  # the reason why the coordinator did not answer
 
 
 @dataclass(frozen=True, slots=True)
 class KnownStudy:
-    """A study that has reached this node, and what the node has to do with it."""
+    """A study that this node has fetched, with the node's roles in it and its decision."""
 
     study: Study
-    roles: tuple[Role, ...]  # of a node with this one's name
+    roles: tuple[Role, ...]  # of this node, by its name
     decision: str | None  # approved or revoked; None if nothing was decided here
 
 
 def fetch(home: Path) -> Fetched:
-    """Fetches the coordinator's studies; one that is away is no reason not to go on with those that are known."""
+    """Fetches the coordinator's studies; if the coordinator cannot be reached, the known studies stay usable."""
     try:
         return Fetched(turned_away=tuple(refresh(home)))
     except CoordinatorUnreachable as away:
@@ -37,25 +37,25 @@ def fetch(home: Path) -> Fetched:
 
 
 def fetch_unless_known(home: Path, text: str) -> Fetched:
-    """Fetches the coordinator's studies if `text` is the name or hash of none that is known."""
+    """Fetches the coordinator's studies, unless `text` is the name or hash of a known study."""
     is_known = any(is_meant(study, text) for study in known_studies(home))
     return Fetched() if is_known else fetch(home)
 
 
 def overview(home: Path) -> list[KnownStudy]:
-    """All studies that this node knows, oldest first, with its roles and decisions."""
+    """Lists all studies that this node knows, oldest first, with its roles and decisions."""
     return [_known(home, study) for study in known_studies(home)]
 
 
 def approve_study(home: Path, text: str, *, unprotected: bool = False) -> Assessment:
-    """Lets the study of that name or hash run here, if nothing speaks against it, and says what that means.
+    """Approves the study of that name or hash if nothing speaks against it, and returns its assessment.
 
     Args:
-        unprotected: whether the person accepts a study without privacy.
+        unprotected: True if the person accepts a study without privacy.
 
     Raises:
-        ApprovalRefused: names all reasons.
-        StudyUnknown: no study is called so, or several are.
+        ApprovalRefused: something speaks against it; the message has all reasons.
+        StudyUnknown: no study has that name or hash, or several have.
     """
     study = find_study(home, text)
     assessment = assess(home, study, unprotected=unprotected)
@@ -67,7 +67,7 @@ def approve_study(home: Path, text: str, *, unprotected: bool = False) -> Assess
 
 
 def revoke_study(home: Path, text: str) -> str:
-    """Stops letting a study run here and returns its hash; a whole hash is revoked even if no such study is known."""
+    """Revokes a study's approval and returns its hash; a whole hash is revoked even if no such study is known."""
     study_hash = text if len(text) == 64 else find_study(home, text).study_hash
     decisions.revoke(home, study_hash)
     return study_hash

@@ -9,10 +9,10 @@ from .catalogue import find_study
 
 
 def check_table(home: Path, table: Path, study: str | None = None) -> DataReport:
-    """Looks through a table by the site's policy, and for the columns of a study if one is named.
+    """Checks a table by the site's policy, and for the columns of a study if one is named.
 
     Args:
-        study: name or hash of a study that has reached the node, or path of a study.toml.
+        study: name or hash of a study that the node has fetched, or path of a study.toml.
     """
     policy = load_policy(home)
     if study is None:

@@ -1,8 +1,8 @@
 """The command `client-node`, and the frame that the command `coordinator` shares with it.
 
-`main.app` is the application, with a file for the commands on each noun: a command parses its options, makes one call
-into another room, and shows what comes back by `tables`. `application` holds exit codes, common options and how errors
-are told, `console` prints. Tests call a command as this does:
+`main.app` is the application; each noun has its own file of commands. A command parses its options, makes one call into
+another room, and shows the result with `tables`. `application` has exit codes, common options and error messages;
+`console` prints. A test calls a command like this:
 
 >>> from typer.testing import CliRunner
 >>> from confide.client_node.cli import main

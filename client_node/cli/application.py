@@ -29,14 +29,14 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def application(purpose: str, *errors: type[Exception]) -> typer.Typer:
-    """Makes a command that turns our errors, and `errors` besides, into one message on stderr and an exit code.
+    """Makes an application that turns our errors and `errors` into one message on stderr and an exit code.
 
-    Whatever it writes is its owner's alone.
+    Files that it writes can be read by their owner only.
     """
     told = (ClientNodeError, ModelError, MpcError, PrivacyError, OSError, *errors)
 
     class Told(TyperGroup):
-        """Runs a command, and tells what goes wrong in it."""
+        """Runs a command and prints its error, if it fails."""
 
         def invoke(self, ctx: Any) -> Any:
             with _told(told, debug=ctx.params["debug"]):
@@ -53,7 +53,7 @@ def group(purpose: str) -> typer.Typer:
 
 
 def until_stopped(*chatty: str) -> threading.Event:
-    """Has a service log to stderr, loggers called `chatty` only warnings, and gives what SIGTERM and SIGINT set."""
+    """Logs to stderr, from loggers in `chatty` warnings only; returns the event that SIGTERM and SIGINT set."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for name in chatty:
         logging.getLogger(name).setLevel(logging.WARNING)

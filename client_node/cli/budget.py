@@ -1,4 +1,4 @@
-"""The commands `client-node budget`: what all studies together may cost, and what they have."""
+"""The commands `client-node budget`: the cap on all studies together, their cost, reports, the ledger as one file."""
 
 from pathlib import Path
 from typing import Annotated

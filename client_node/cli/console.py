@@ -15,31 +15,31 @@ out, err = Console(), Console(stderr=True)
 
 
 def tell(text: str) -> None:
-    """Prints words that may come from elsewhere on stderr, as they are: no markup, no line broken."""
+    """Prints text, which may come from elsewhere, unchanged on stderr: without markup and without wrapping."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON value on stdout; infinities are written "inf", which JSON has no number for."""
+    """Prints one JSON value on stdout; infinities are written "inf", because JSON has no number for them."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def table_of(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str] = str) -> Table | str:
-    """Rows of equal keys as a table, each value by `text`; without rows, a sentence that says so."""
+    """Makes a table of rows of equal keys, each value formatted by `text`; without rows, a sentence that says so."""
     if not rows:
         return f"{title}: none yet"
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(text(value)) for value in row.values()))  # words of studies and of nodes are in it
+        table.add_row(*(escape(text(value)) for value in row.values()))  # it holds text of studies and nodes
     return table
 
 
 def show_page(
     what: str, value: Any, *, page: Callable[[], str], table: Callable[[], None], html: Path | None, as_json: bool
 ) -> None:
-    """Shows one value: as a `page` in the file `html`, as JSON, or, where neither is asked for, as a `table`."""
+    """Shows one value: as a `page` in the file `html`, as JSON, or, if neither is asked for, as a `table`."""
     if html is not None:
         html.write_text(page(), encoding="utf-8")
         err.print(f"{what} written to {html}")
@@ -50,10 +50,10 @@ def show_page(
 
 
 def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
-    """Shows what verifying a budget report found, and returns whether it holds.
+    """Verifies a budget report and prints the findings; returns True if the report is right.
 
     Args:
-        sites: NAME=KEY texts known from elsewhere.
+        sites: NAME=KEY texts with keys known from elsewhere.
     """
     from ...privacy.report.verify import known_keys, verify_file
 

@@ -1,4 +1,4 @@
-"""The command `client-node data check`: this site's records."""
+"""The command `client-node data check`: checks this site's table."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The `client-node` command. Exit codes are those of `application`."""
+"""The application `client-node`: enrolment, daemon and status. Exit codes are those of `application`."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The commands `client-node site`: whose updates this node adds up, if it aggregates."""
+"""The commands `client-node site`: confirm, remove and list the sites whose updates this node may aggregate."""
 
 from typing import Annotated
 

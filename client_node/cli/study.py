@@ -1,4 +1,4 @@
-"""The commands `client-node study`: which studies may run on this site's records."""
+"""The commands `client-node study`: list, show, approve and revoke studies."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Shows things for the `client-node` command: tables for people, JSON for programs."""
+"""Prints results for the `client-node` command: tables for people, JSON for programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ if TYPE_CHECKING:  # accounting takes seconds to import
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Shows rows of equal keys as a table, or as JSON."""
+    """Prints rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json([_keys(row) for row in rows])
     out.print(table_of(title, rows, _text), highlight=False)
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    """Shows one thing's facts as a table of two columns, or as JSON."""
+    """Prints facts as a table of two columns, or as JSON."""
     if as_json:
         return print_json(_keys(facts))
     table = Table(title=title, title_justify="left", show_header=False)
@@ -39,7 +39,7 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
 
 
 def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
-    """Shows the federation that this node belongs to now, and the next steps."""
+    """Prints the federation that this node has joined, and the next steps."""
     if as_json:
         facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
         return print_json(facts)
@@ -50,7 +50,7 @@ def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
 
 
 def show_fetched(fetched: "Fetched") -> None:
-    """Shows on stderr why studies could not be fetched."""
+    """Prints on stderr the reasons why studies could not be fetched."""
     if fetched.unreachable:
         tell(f"{fetched.unreachable}; showing the studies fetched before")
     for line in fetched.turned_away:
@@ -58,7 +58,7 @@ def show_fetched(fetched: "Fetched") -> None:
 
 
 def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
-    """Shows the studies that this node knows, and the decisions about them."""
+    """Prints the studies that this node knows, and the decisions about them."""
     rows: list[dict[str, Any]] = [
         {
             "study": each.study.name,
@@ -79,13 +79,13 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
 
 
 def show_study(study: Study) -> None:
-    """Shows all that approving a study means."""
+    """Prints everything that a person approves with a study."""
     for title, facts in study_facts(study).items():
         show_facts(title, facts, as_json=False)
 
 
 def show_approval(assessment: "Assessment", as_json: bool) -> None:
-    """Shows an approved study, and its cost at the worst."""
+    """Prints an approved study, and its worst cost."""
     study, quote = assessment.study, assessment.quote
     facts = {
         "study": study.name,
@@ -102,12 +102,12 @@ def show_approval(assessment: "Assessment", as_json: bool) -> None:
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
-    """Shows the sites whose keys were confirmed here, by name."""
+    """Prints the sites whose keys were confirmed here, by name."""
     show("Confirmed sites", [{"site": name, "fingerprint": known} for name, known in sorted(sites.items())], as_json)
 
 
 def show_data_report(report: "DataReport", as_json: bool) -> None:
-    """Shows the findings of a check of a table; problems go to stderr."""
+    """Prints the findings of a table check; problems go to stderr."""
     if as_json:
         print_json(report.to_dict())
     else:
@@ -126,7 +126,7 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
 
 
 def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
-    """Shows cap and cost of every data set in the ledger."""
+    """Prints cap and cost of every data set in the ledger."""
     rows = []
     for account in accounts:
         budget, spent = account.budget, account.spent
@@ -149,14 +149,14 @@ def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
 
 
 def show_budget_report(report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool) -> None:
-    """Shows a budget report as a page or JSON; `table` shows the figures where neither is asked for."""
+    """Writes a budget report as a page or prints it as JSON; if neither is asked for, `table` prints its figures."""
     from ...privacy.report.build import render_html
 
     show_page("Report", report, page=lambda: render_html(report), table=table, html=html, as_json=as_json)
 
 
 def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
-    """Shows the cost that a study would have at this site."""
+    """Prints the cost that a study would have at this site."""
     budget = plan.budget
     costs = [
         {
@@ -192,7 +192,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
 
 
 def study_facts(study: Study) -> dict[str, dict[str, Any]]:
-    """All that approving a study means, under headings."""
+    """Lists everything that a person approves with a study, under headings."""
     draft = study.draft
     facts = draft.data.kind.facts(draft.data.terms)
     columns = facts.pop("columns")
@@ -235,5 +235,5 @@ def _text(value: Any) -> str:
 
 
 def _keys(facts: dict[str, Any]) -> dict[str, Any]:
-    """The same facts under names as JSON has them."""
+    """Converts headings to names for JSON."""
     return {name.replace(" ", "_"): value for name, value in facts.items()}

@@ -1,8 +1,7 @@
 """A site's policy: site.toml, and the decisions that people make beside it.
 
-`load_policy` reads both and gives a `SitePolicy`, which says where the records are, how much privacy may be spent and
-which studies may run. Default deny: nothing is approved until somebody at the site has approved it by its hash.
-docs/site-toml.md lists every key.
+`load_policy` reads both into a `SitePolicy`: the table of records, the budget, the approved studies, the limits.
+Default deny: no study is approved until a person at the site has approved its hash. docs/site-toml.md lists every key.
 
 A person's decision is about one hash:
 

@@ -1,7 +1,7 @@
 """Decisions of a node's people by command, in `decisions.json` under its home: studies, the budget, confirmed sites.
 
-`client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; site.toml is a person's own and
-is never rewritten. Where both speak of the same thing the decision made here holds, so that `revoke` always revokes.
+`client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; no command rewrites site.toml.
+Where both speak of the same thing the decision made here counts, so that `revoke` always revokes.
 """
 
 import fcntl
@@ -58,7 +58,7 @@ class Decisions(StrictModel):
     sites: Annotated[Mapping[Name, Fingerprint], Field(max_length=10_000), *Frozen] = NO_ENTRIES  # confirmed keys
 
     def verdict(self, study_hash: str) -> str | None:
-        """`approved`, `revoked`, or None if nothing was decided here."""
+        """Finds the decision on a study: `approved`, `revoked`, or None if nothing was decided here."""
         decision = self.studies.get(study_hash)
         return decision.verdict if decision else None
 
@@ -90,15 +90,15 @@ def revoke(home: Path, study_hash: str) -> None:
 
 
 def set_budget(home: Path, budget: BudgetPolicy) -> None:
-    """Records a cap that holds instead of the one in site.toml."""
+    """Records a cap that replaces the one in site.toml."""
     _change(home, lambda decisions: decisions.model_copy(update={"budget": budget}))
 
 
 def confirm_sites(home: Path, fingerprints: Mapping[str, str]) -> None:
-    """Records the fingerprints of sites' keys, by name, as their people said them.
+    """Records the fingerprints of sites' keys, by name, as the sites' people read them out.
 
     Raises:
-        PolicyInvalid: one is no fingerprint, or a site was confirmed with another; nothing is recorded then.
+        PolicyInvalid: one is no fingerprint, or a site was confirmed with another one; nothing is recorded then.
     """
 
     def change(decisions: Decisions) -> Decisions:
@@ -113,7 +113,7 @@ def confirm_sites(home: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 def remove_sites(home: Path, names: Collection[str]) -> None:
-    """Takes confirmations back: studies with one of these sites are not added up here any more.
+    """Removes the confirmations of sites: studies with one of them are not added up here any more.
 
     Raises:
         PolicyInvalid: one of `names` was not confirmed; nothing is changed then.
@@ -145,7 +145,7 @@ def _change(home: Path, change: Callable[[Decisions], Decisions]) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Two commands at once must not lose either's decision."""
+    """Locks the decisions, so that two commands at once do not lose a decision."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(home / f".{FILE}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

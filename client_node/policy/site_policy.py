@@ -1,6 +1,6 @@
-"""The policy of a site, for studies, data and cost: site.toml, and the decisions in decisions.json.
+"""The policy of a site for studies, data and cost: site.toml with the decisions in decisions.json.
 
-Default deny: a fresh site has approved nothing, and what is not understood permits nothing.
+Default deny: a fresh site has approved nothing, and a policy that cannot be read permits nothing.
 """
 
 import importlib.util
@@ -92,22 +92,22 @@ class SitePolicy(StrictModel):
     limits: LimitPolicy = LimitPolicy()
 
     def held_out(self) -> "SitePolicy | None":
-        """The same policy, reading the held-out records; None if the site holds none out."""
+        """Returns the same policy for the held-out records; None if the site holds none out."""
         if self.data.heldout_path is None:
             return None
         held_out = self.data.model_copy(update={"path": self.data.heldout_path, "heldout_path": None})
         return self.model_copy(update={"data": held_out})
 
     def permits(self, study: Study) -> bool:
-        """Says if the study may run on this site's records."""
+        """True if the study may run on this site's records."""
         return not refusals(self, study)
 
     def allows_unprotected(self, study: Study) -> bool:
-        """Says if the site lets the study run without any privacy."""
+        """True if the site approved the study also without any privacy."""
         return study.study_hash in self.studies.unprotected
 
     def require(self, study: Study) -> None:
-        """Raises `StudyNotApproved` unless the study may run on this site's records."""
+        """Checks that the study may run on this site's records; raises `StudyNotApproved` with all reasons."""
         if reasons := refusals(self, study):
             raise StudyNotApproved(f"study {study.name} ({study.study_hash[:12]}): " + "; ".join(reasons))
 
@@ -116,7 +116,7 @@ def load_policy(home: Path) -> SitePolicy:
     """Reads the policy of the node whose folder is `home`.
 
     Raises:
-        PolicyInvalid: site.toml or decisions.json is missing, unreadable or says what cannot be.
+        PolicyInvalid: site.toml is missing, or site.toml or decisions.json is unreadable or invalid.
     """
     path = home / FILE
     if not path.exists():
@@ -142,7 +142,7 @@ def load_policy(home: Path) -> SitePolicy:
 
 
 def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
-    """Joins what site.toml and decisions.json say; where both speak of a study, decisions.json holds."""
+    """Joins the approvals of site.toml and decisions.json; where both name a study, decisions.json counts."""
     open_ = {study for study in (*stated.approved, *stated.unprotected) if decisions.verdict(study) is None}
     approved = {study for study, each in decisions.studies.items() if each.verdict == "approved"}
     bare = {study for study in approved if decisions.studies[study].unprotected}
@@ -152,7 +152,7 @@ def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
 
 
 def refusals(policy: SitePolicy, study: Study) -> list[str]:
-    """Lists why the study may not run on the site's records, by its policy alone; nothing in it depends on records."""
+    """Lists the policy's reasons against running the study on the site's records; they depend on no record."""
     reasons, short = [], study.study_hash[:12]
     is_bare = study.draft.privacy.mode == "none"
     if study.study_hash not in {*policy.studies.approved, *policy.studies.unprotected}:

@@ -1,9 +1,9 @@
-"""A site's sealed shares on their way out, and an aggregator's on their way in.
+"""Sealed shares: those that a site sends, and those that an aggregator receives.
 
-At a site `seal` makes three envelopes of an update, `topup` makes those for missing sites, and the `Outbox` keeps both
-until their round is settled. At an aggregator `AggregatorRole` takes orders and runs the party.
+At a site `seal` makes three envelopes of an update, `topup` makes those of noise for missing sites, and the `Outbox`
+stores both until their round is settled. At an aggregator `AggregatorRole` takes orders and runs the party.
 
-A round asked for twice is answered with the bytes that were stored, never with a fresh draw of noise:
+A round asked for twice is answered with the stored bytes, never with a fresh draw of noise:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

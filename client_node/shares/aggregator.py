@@ -1,4 +1,4 @@
-"""The aggregator role of a node: keys that live as long as a run, shares that wait, and the party that adds them."""
+"""The aggregator role of a node: its key for each run, the spool of sealed shares, and the party that adds them."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ..wire.chunks import PART_BYTES
 from ..wire.messages import AggregateOrder, Deposit, KeyCertificate
 from .spool import Place, Spool
 
-# A party gives up on the others well before the coordinator asks anew, or the three would never be at one attempt.
+# A party stops waiting for the others well before the coordinator asks again; else the three never meet in one attempt.
 _LEAST_PATIENCE_S = 2.0
 
 
@@ -31,7 +31,7 @@ class AggregatorRole:
         self._study_hash: str | None = None
 
     def run_key(self, study: Study, run: str) -> KeyCertificate:
-        """Gives this party's certified HPKE key for `run`, made at the first call and kept until `end`.
+        """Returns this party's certified HPKE key for `run`, made at the first call and kept until `end`.
 
         Also starts the party process, so that it is warm when the first round needs it.
         """
@@ -45,19 +45,19 @@ class AggregatorRole:
         )
 
     def deposit(self, study: Study, message: Deposit, part: bytes) -> int:
-        """Keeps a part of a site's sealed share until an order names it; how many leading bytes are then here.
+        """Stores a part of a site's sealed share for a later order; returns the number of leading bytes stored so far.
 
         Raises:
-            MessageInvalid: no site or round of the study, longer than a share of it can be, nothing that the study has
-                a use for, a run that was never prepared here, or other bytes than were announced.
+            MessageInvalid: the study has no such site, round or share, the share is longer than it can be, the run was
+                never prepared here, or the bytes are not the announced ones.
             RoundOver: a later round of the run has begun here.
-            RunEnded: the run has.
-            DiskFull: there is no room.
+            RunEnded: the run has ended here.
+            DiskFull: there is no room for the share.
         """
-        self._aggregator_id(study)  # or it is none of this study's
+        self._aggregator_id(study)  # raises unless this node aggregates in the study
         if not self._key_path(message.run).exists():
             raise MessageInvalid(f"run {message.run} was not prepared here")
-        self._keypair(study, message.run)  # or the run has ended here
+        self._keypair(study, message.run)  # raises if the run has ended here
         planned, terms = study.planned_round(message.round), study.draft
         limit = max_envelope_bytes(study.share_context(planned, run=message.run, site=message.site, state="0" * 64))
         if message.site not in study.site_names() or not 0 < len(part) <= PART_BYTES or message.sealed.size > limit:
@@ -69,21 +69,21 @@ class AggregatorRole:
         return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
 
     def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> TotalShare:
-        """Adds the sites' shares with the other two parties and gives this party's share of the total.
+        """Adds the sites' shares with the other two parties, and returns this party's share of the total.
 
-        Which sums need top-ups is read from the study, never from the order.
+        The study, never the order, decides which sums need top-ups.
 
         Args:
-            asked: what to add; of shares that came before, in `deposit`, it names the SHA-256 (`spooled`).
-            blobs: the others: `update-I` for each site of `cohort` by its place there, and `topup-I` for each or none.
+            asked: the order; it names the SHA-256 of shares that came by `deposit` (`spooled`).
+            blobs: the other shares: `update-I` for each site by its index in `cohort`, and `topup-I` for each or none.
 
         Raises:
             MessageInvalid: a site of `cohort`, or the round, is not in the study, or the shares are not the cohort's.
-            ShareMissing: one that was to come before is not here.
+            ShareMissing: a deposited share is not here.
             RoundOver: a later round of the run has begun here.
             SetConflict: the round is bound to another set.
-            TopUpMissing: the cohort is not the whole study, and not each of it has added its noise for just this set.
-            MpcError: anything else that stops the aggregation; nothing was released.
+            TopUpMissing: the cohort is not the whole study, and a site of it has no top-up for exactly this set.
+            MpcError: the aggregation failed for another reason; nothing was released.
         """
         cohort, round_number = asked.cohort, asked.round
         identities = {site.name: site.identity for site in study.sites}
@@ -127,7 +127,7 @@ class AggregatorRole:
         return self._party_for(study).aggregate(order, files["update"], files["topup"])
 
     def rest(self, run: str) -> None:
-        """Drops the shares of a run that pauses; its key stays."""
+        """Deletes the shares of a run that pauses; its key stays."""
         self._spool.clear(run)
 
     def end(self, run: str) -> None:

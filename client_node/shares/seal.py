@@ -1,4 +1,4 @@
-"""Seals a site's vector before it leaves, into three envelopes of which each opens at one aggregator alone."""
+"""Seals a site's vector into three envelopes, each of which only one aggregator can open."""
 
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +18,7 @@ from .outbox import Envelopes
 
 @dataclass(frozen=True, slots=True)
 class Sealer:
-    """Seals one site's vectors in one round, with keys that were checked. Made before anything is charged."""
+    """Seals one site's vectors in one round, with verified keys. Make it before anything is charged."""
 
     study: Study
     plan: RoundPlan | TopUpPlan = field(repr=False)
@@ -28,20 +28,20 @@ class Sealer:
 
     @classmethod
     def of_plan(cls, study: Study, plan: RoundPlan | TopUpPlan, *, site: str, signer: Ed25519PrivateKey) -> "Sealer":
-        """Takes the keys that the plan brings.
+        """Verifies the keys in the plan, and makes a sealer with them.
 
         Raises:
-            MessageInvalid: the plan has not the keys that it should.
+            MessageInvalid: the plan does not have the keys that the study requires.
         """
         require_run_keys(study, plan.run, plan.keys)
         return cls(study, plan, site, signer, require_tag_key(study, plan.tag_key))
 
     def seal(self, vector: npt.NDArray[np.int64], *, state: str, topup_for: str | None = None) -> Envelopes:
-        """Seals `vector`, in ring units, and gives its envelopes by aggregator.
+        """Seals `vector`, in ring units, and returns its envelopes by aggregator.
 
         Args:
             state: SHA-256 of the state that every site was sent in this round.
-            topup_for: `set_name` of the sites that a top-up is for; None for the update itself.
+            topup_for: `set_name` of the set that a top-up is for; None for the update itself.
         """
         plan, study = self.plan, self.study
         planned, start = study.planned_round(plan.round), start_hash(state, plan.tag_key)
@@ -52,8 +52,7 @@ class Sealer:
             context,
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self.signer,
-            full=study.site_names().index(self.site)
-            % NUM_AGGREGATORS,  # who gets the long share rotates over the sites
+            full=study.site_names().index(self.site) % NUM_AGGREGATORS,  # the long share rotates over the aggregators
             tags=tags(vector, self._tag_key, context.tag_count) if self._tag_key else (),
         )
         return first.to_bytes(), second.to_bytes(), third.to_bytes()

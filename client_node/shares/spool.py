@@ -1,8 +1,8 @@
-"""Sealed shares that the coordinator has brought to an aggregator, kept as files until their round is over.
+"""Stores the sealed shares that the coordinator relays to an aggregator, as files until their round is over.
 
-What is small comes with the order that names it, what is large in parts before it. A round is over here when a later
-one of its run begins or the run ends; nothing is taken for it then. A place (a site's update in a round, or its top-up
-for one set) takes one file: which one is fixed by the first message about it.
+Small shares come with the order that names them, large ones in parts before it. A round is over here when a later one
+of its run begins or the run ends; no share is accepted for it then. A place (a site's update in a round, or its top-up
+for one set) takes one file: the first message about it fixes which.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from ..errors import DiskFull, MessageInvalid, RoundOver
 from ..wire.chunks import Incoming
 
 MAX_BYTES = 64 << 30  # of all runs together
-SPARE_BYTES = 1 << 30  # left to the rest of the machine
+SPARE_BYTES = 1 << 30  # left free for the rest of the machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,17 @@ class Place:
     run: str
     round: int
     site: str
-    topup_for: str | None  # `mpc.sharing.shares.set_name` of the sites to be summed; None for the update itself
+    topup_for: str | None  # `set_name` of the sites to be summed; None for the update itself
 
 
 class Spool:
-    """One folder per run, in it one per round, in that one per place; all names are checked by the message schemas."""
+    """The spool of an aggregator: a folder for each run, round and place; message schemas have checked all names."""
 
     def __init__(self, home: Path) -> None:
         self._path = home / "spool"
 
     def begin(self, run: str, round_number: int) -> None:
-        """Forgets the rounds before this one.
+        """Begins a round of a run, and deletes the shares of all earlier rounds.
 
         Raises:
             RoundOver: a later round of the run has begun here.
@@ -48,7 +48,7 @@ class Spool:
         self._round(run, round_number).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def add(self, place: Place, *, size: int, digest: str, offset: int, data: bytes) -> int:
-        """Adds a part of the file of `place`, see `Incoming.add`; how many leading bytes are here then.
+        """Adds a part of the file of `place`, see `Incoming.add`; returns the number of leading bytes stored so far.
 
         Raises:
             RoundOver: a later round of the run has begun here.
@@ -66,7 +66,7 @@ class Spool:
         return incoming.add(offset, data)
 
     def put(self, place: Place, data: bytes) -> Path:
-        """Keeps a share that came whole. Not flushed: the order that brought it is sent anew if this machine dies."""
+        """Stores a share that came with an order. Not flushed to disk: after a crash the order is sent again."""
         self.begin(place.run, place.round)
         self._keep_one_set(place)
         folder = self._folder(place)
@@ -75,28 +75,28 @@ class Spool:
         for other in folder.iterdir():
             if other.name.partition(".")[0] != digest:
                 other.unlink()
-        path = folder / f"{digest}.inline"  # a name that `find` and `add` never take for a file on disk
+        path = folder / f"{digest}.inline"  # `find` and `add` never look for this name
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             out.write(data)
         return path
 
     def find(self, place: Place, digest: str) -> Path | None:
-        """The whole file of `place` with this digest, if it is here."""
+        """Finds the complete file of `place` with this digest; None if it is not here."""
         path = self._folder(place) / digest
         return path if path.exists() else None
 
     def clear(self, run: str) -> None:
-        """Drops the shares of the newest round and keeps in mind which one it was."""
+        """Deletes the shares of the newest round, and keeps its number."""
         for path in self._rounds(run):
             shutil.rmtree(path)
             path.mkdir(mode=0o700)
 
     def drop(self, run: str) -> None:
-        """Forgets a run."""
+        """Deletes all of a run."""
         shutil.rmtree(self._path / run, ignore_errors=True)
 
     def _keep_one_set(self, place: Place) -> None:
-        """A set to be summed only shrinks: what sites added for a larger one is of no use any more."""
+        """Deletes top-ups for any other set: a set to be summed only shrinks, so they are of no use any more."""
         if place.topup_for is not None:
             for path in self._round(place.run, place.round).glob("topup-*"):
                 if path.name != f"topup-{place.topup_for}":

@@ -1,11 +1,11 @@
-"""Adds noise to a site's update when others are missing: noise, and nothing else.
+"""Makes a site's top-up: the noise that it adds to its update when other sites are missing, and nothing else.
 
-Each site's first noise is sized for all planned sites. If some are missing when a round's deadline is over, the set to
-be summed is fixed first; then every site of it seals a top-up for exactly this set, so that the noise of the honest
-ones among them is again what the study promises. Only then may anything be opened; the aggregators see to that.
+Each site's first noise is sized for all planned sites. If some are missing at a round's deadline, the set to be summed
+is fixed first. Then every site of it seals a top-up for exactly this set, so that the noise of the honest ones is again
+that of the study. Only then may a total be opened; the aggregators enforce that.
 
-A site follows a set only downwards: after a top-up for one set it gives none but the same for this set, or a new one
-for a smaller set inside it (one of its sites may fail before its top-up has come). At most one of these is ever opened.
+A site accepts only shrinking sets: after a top-up for one set it gives only the same one for this set, or a new one for
+a smaller set inside it (a site may fail before its top-up has come). At most one of these is ever opened.
 """
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,13 +20,13 @@ from .seal import Sealer
 
 
 def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
-    """Gives this site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
+    """Returns this site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
 
-    It depends on no record and needs no charge of its own: it can only make the sum say less.
+    It depends on no record and needs no separate charge: more noise can only make the sum reveal less.
 
     Raises:
-        MessageInvalid: the plan does not fit the study, or this site has sent no update that it could add to.
-        SetFixed: this site has given a top-up for a set that does not hold the one of the plan.
+        MessageInvalid: the plan does not fit the study, or this site has sent no update to which it could add noise.
+        SetFixed: this site has given a top-up for a set that does not contain the one of the plan.
     """
     _require_set(study, plan, site)
     if outbox.get(plan.run, plan.round) is None:

@@ -1,8 +1,8 @@
 """The command `coordinator`.
 
-`main.app` is the application, with a file for the commands on each noun: a command parses its options, makes one call
-into another room, and shows what comes back by `tables` or `model_tables`. Exit codes and common options are those of
-`client_node.cli.application`. Tests call a command as this does:
+`main.app` is the application; each noun has its own file of commands. A command parses its options, makes one call into
+another room, and shows the result with `tables` or `model_tables`. Exit codes and common options are those of
+`client_node.cli.application`. A test calls a command like this:
 
 >>> from typer.testing import CliRunner
 >>> from confide.coordinator.cli import main

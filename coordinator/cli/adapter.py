@@ -1,4 +1,4 @@
-"""The commands `coordinator adapter`: what was learned."""
+"""The commands `coordinator adapter`: export, merge, combine and evaluate trained adapters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -107,7 +107,7 @@ def adapter_routing(
 
 
 def parse_weights(text: str | None) -> list[float] | None:
-    """Weights as the command line has them, with commas between them."""
+    """Parses the weights of the command line, separated by commas."""
     try:
         return None if text is None else [float(weight) for weight in text.split(",")]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The command `coordinator audit privacy`: does the engine do what its epsilon claims?"""
+"""The command `coordinator audit privacy`: tests the privacy claim of a run's training step."""
 
 import typer
 

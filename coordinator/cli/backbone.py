@@ -1,4 +1,4 @@
-"""The commands `coordinator backbone`: the frozen model that studies adapt."""
+"""The commands `coordinator backbone`: build, import, list and inspect the frozen models that studies adapt."""
 
 from enum import StrEnum
 from pathlib import Path

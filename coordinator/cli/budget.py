@@ -1,4 +1,4 @@
-"""The commands `coordinator budget`: what was spent on whose data."""
+"""The commands `coordinator budget`: budget reports over all sites, and the export of a site's ledger."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The `coordinator` command. Exit codes are those of `client_node.cli.application`."""
+"""The application `coordinator`: set-up, server, status and demo. Exit codes are in `client_node.cli.application`."""
 
 from pathlib import Path
 from typing import Annotated

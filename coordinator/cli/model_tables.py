@@ -1,4 +1,4 @@
-"""Shows backbones and adapters for the `coordinator` command: tables and bars for people, JSON for programs."""
+"""Prints backbones and adapters for the `coordinator` command: tables and bars for people, JSON for programs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 def show_built(directory: Path, digest: str, as_json: bool) -> None:
-    """Shows the folder of a backbone just built, and its hash alone on the last line."""
+    """Prints the folder of a backbone just built, and its hash alone on the last line."""
     if as_json:
         return print_json({"directory": str(directory), "hash": digest})
     out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
@@ -28,7 +28,7 @@ def show_built(directory: Path, digest: str, as_json: bool) -> None:
 
 
 def show_imported(directory: Path, digest: str, logit_difference: float, as_json: bool) -> None:
-    """Shows the folder of an imported model, its distance from its source, and its hash alone on the last line."""
+    """Prints an imported model's folder, the difference of its logits, and its hash alone on the last line."""
     if as_json:
         return print_json({"directory": str(directory), "hash": digest, "logit_difference": logit_difference})
     out.print(
@@ -39,7 +39,7 @@ def show_imported(directory: Path, digest: str, logit_difference: float, as_json
 
 
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:
-    """Shows backbones by the names of their folders; what is wrong with the others goes to stderr."""
+    """Prints backbones by the names of their folders; problems of unusable ones go to stderr."""
     if as_json:
         facts = {
             name: {"problem": str(of)} if isinstance(of, InvalidBackbone) else asdict(of) for name, of in found.items()
@@ -53,7 +53,7 @@ def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackb
 
 
 def backbone_row(name: str, found: "Description") -> dict[str, Any]:
-    """A backbone as a row of a table."""
+    """Makes the table row of a backbone."""
     return {
         "folder": name,
         "reads": found.reads,
@@ -64,7 +64,7 @@ def backbone_row(name: str, found: "Description") -> dict[str, Any]:
 
 
 def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
-    """Shows a backbone: hash, size, licence, origin."""
+    """Prints a backbone: hash, size, licence, origin."""
     if as_json:
         return print_json({"directory": str(directory), **asdict(found)})
     origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
@@ -81,14 +81,14 @@ def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:
-    """Shows the folder to which a run's adapter or merged model was written."""
+    """Prints the folder to which a run's adapter or merged model was written."""
     if as_json:
         return print_json({"directory": str(directory), **asdict(card)})
     out.print(f"{what} after round {card.rounds} written to {directory}")
 
 
 def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json: bool) -> None:
-    """Shows the folder of a combined adapter, and the loss of cutting it to a rank."""
+    """Prints the folder of a combined adapter, and its loss if it was cut to a smaller rank."""
     if as_json:
         return print_json(
             {
@@ -105,7 +105,7 @@ def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json
 
 
 def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
-    """Shows every metric with its interval, a line each."""
+    """Prints every metric with its interval, a line each."""
     if as_json:
         return print_json(found)
     for metric in (name for name in found if name != "records"):
@@ -115,7 +115,7 @@ def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
 
 @contextmanager
 def bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr, moved by how much is done, of how much."""
+    """Shows a progress bar on stderr; the yielded function takes the amount done and, if known, the total."""
     from rich.progress import Progress
 
     with Progress(console=err, transient=True) as progress:
@@ -125,13 +125,13 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int | N
 
 @contextmanager
 def reading(tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, moved by the number of tokens read so far."""
+    """Shows a progress bar on stderr; the yielded function takes the number of tokens read so far."""
     with bar("Reading", tokens) as progress:
         yield lambda read: progress(read, tokens)
 
 
 def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) -> None:
-    """Shows a routing as a table, a page or JSON."""
+    """Prints a routing as a table or JSON, or writes it as a page."""
     from ..results.router_page import render_html
 
     read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
@@ -146,7 +146,7 @@ def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) 
 
 
 def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:
-    """Layers as a table shows them, the load of each expert as a bar, full at twice an even share."""
+    """Makes the table rows of layers, with the load of each expert as a bar, full at twice an even share."""
     return [
         {
             "layer": layer.layer,
@@ -161,7 +161,7 @@ def routing_rows(layers: Sequence["LayerRouting"]) -> list[dict[str, Any]]:
 
 
 def bars(heights: Sequence[float]) -> str:
-    """A bar for each height, a blank for 0 and the tallest for 1 and more; of more than 64, means of neighbours."""
+    """Draws a bar for each height, blank for 0 and full from 1 on; more than 64 are averaged with their neighbours."""
     width = -(-len(heights) // 64)
     groups = [heights[start : start + width] for start in range(0, len(heights), width)]
     return "".join(" ▁▂▃▄▅▆▇█"[min(8, math.ceil(8 * sum(group) / len(group)))] for group in groups)

@@ -1,4 +1,4 @@
-"""The commands `coordinator run`: executions of studies."""
+"""The commands `coordinator run`: start, follow, stop, resume and measure runs of studies."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""The commands `coordinator site`: who takes part."""
+"""The commands `coordinator site`: invite, list and revoke sites."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The commands `coordinator study`: what shall be learned, on which terms."""
+"""The commands `coordinator study`: create, list and print studies."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shows sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
+"""Prints sites, studies, runs and costs for the `coordinator` command: tables for people, JSON for programs."""
 
 import time
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # accounting takes seconds to import
 
 
 def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Shows rows of equal keys as a table, or as JSON."""
+    """Prints rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json(rows)
     out.print(table_of(title, rows))
 
 
 def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunStanding]", as_json: bool) -> None:
-    """Shows sites and runs at a glance."""
+    """Prints the federation's sites and runs."""
     if as_json:
         rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
         return print_json({"federation": federation, **rows})
@@ -37,12 +37,12 @@ def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunS
 
 
 def show_members(members: Sequence[Member], as_json: bool) -> None:
-    """Shows every site, its roles and state."""
+    """Prints every site, its roles and state."""
     show("Sites", [asdict(member) for member in members], as_json)
 
 
 def show_invitation(invitation: Invitation, as_json: bool) -> None:
-    """Shows a one-time code, alone on stdout."""
+    """Prints a one-time code, alone on stdout."""
     if as_json:
         return print_json(asdict(invitation))
     err.print(f"One-time code for {invitation.name} (valid for a week), to be told in private:")
@@ -50,7 +50,7 @@ def show_invitation(invitation: Invitation, as_json: bool) -> None:
 
 
 def show_created_study(study: "StudySummary", as_json: bool) -> None:
-    """Shows the cost and size of a new study, and its hash alone on the last line."""
+    """Prints the cost and size of a new study, and its hash alone on the last line."""
     if as_json:
         return print_json(asdict(study))
     if study.epsilon is not None:
@@ -68,14 +68,14 @@ def show_created_study(study: "StudySummary", as_json: bool) -> None:
 
 
 def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
-    """Shows every study."""
+    """Prints every study."""
     show(
         "Studies", [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies], as_json
     )
 
 
 def show_started_run(run: str, as_json: bool) -> None:
-    """Shows the id of a new run, alone on stdout."""
+    """Prints the id of a new run, alone on stdout."""
     if as_json:
         return print_json({"run": run})
     err.print("The run is started; watch it with: coordinator run watch RUN")
@@ -83,17 +83,17 @@ def show_started_run(run: str, as_json: bool) -> None:
 
 
 def show_runs(runs: "Sequence[RunStanding]", as_json: bool) -> None:
-    """Shows every run, its state and its rounds."""
+    """Prints every run, its state and its rounds."""
     show("Runs", [run_row(run) for run in runs], as_json)
 
 
 def run_row(run: "RunStanding") -> dict[str, Any]:
-    """A run as a table shows it."""
+    """Makes the table row of a run."""
     return asdict(run) | {"started": clock(run.started)}
 
 
 def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
-    """Shows the rounds that a run has opened."""
+    """Prints the rounds that a run has opened."""
     rows = [
         asdict(each) | {"seconds": round(each.seconds, 1), "committed": clock(each.committed)} for each in found.rounds
     ]
@@ -107,7 +107,7 @@ def show_opened_rounds(run: str, found: "OpenedRounds", as_json: bool) -> None:
 
 
 def show_measurement(found: "Measurement", as_json: bool) -> None:
-    """Shows the measured quality of a run's model, also bin by bin, and the cost of measuring it."""
+    """Prints the metrics of a run's model, also bin by bin, and the cost of measuring them."""
     if as_json:
         return print_json(asdict(found))
     names = {name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")}
@@ -132,7 +132,7 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
 
 
 def estimate_texts(estimate: "Estimate | None") -> tuple[str, str]:
-    """A metric and its interval as a table shows them."""
+    """Formats a metric and its interval for a table."""
     if estimate is None:
         return "hidden by the noise", ""
     digits = 0 if estimate.value > 1 else 3
@@ -140,7 +140,7 @@ def estimate_texts(estimate: "Estimate | None") -> tuple[str, str]:
 
 
 def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
-    """A bin of the score as a table shows it."""
+    """Makes the table row of a bin of the score."""
     value, interval = estimate_texts(each.positives)
     return {
         "probability": f"{each.low:.3f} to {each.high:.3f}",
@@ -151,7 +151,7 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
 
 
 def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool) -> None:
-    """Shows a budget report as a page, as JSON, or as a table of spent epsilon."""
+    """Writes a budget report as a page, or prints it as JSON or as a table of spent epsilon."""
     from ...privacy.report.build import render_html
 
     show_page(
@@ -165,7 +165,7 @@ def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool)
 
 
 def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Spent epsilon, a row for each site, data set and number of colluding sites."""
+    """Lists spent epsilon, a row for each site, data set and number of colluding sites."""
     return [
         {
             "site": site["name"],
@@ -185,14 +185,14 @@ def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def show_exported_ledger(site: str, file: Path, head: "Head", as_json: bool) -> None:
-    """Shows the file to which a site's ledger was written, and the site's command to read it."""
+    """Prints the file to which a site's ledger was written, and the site's command to import it."""
     if as_json:
         return print_json({"file": str(file), "site": site, "entries": head.seq + 1, "head": head.hash})
     out.print(f"{head.seq + 1} entries of {site} written to {file}. There: client-node budget import FILE")
 
 
 def show_audit(facts: "AuditFacts", as_json: bool) -> None:
-    """Shows the findings of an audit, and whether the claim stands."""
+    """Prints the findings of an audit and its verdict on the privacy claim."""
     if as_json:
         return print_json(facts.model_dump(mode="json") | {"passed": facts.passed})
     out.print(table_of(f"Audit of {facts.run}, round {facts.round}", audit_rows(facts)))
@@ -200,7 +200,7 @@ def show_audit(facts: "AuditFacts", as_json: bool) -> None:
 
 
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
-    """An audit as a table shows it."""
+    """Makes the table rows of an audit."""
     found = {finding.check: finding.detail for finding in reversed(facts.findings)}
     bound = f"at least {facts.lower_bound:.3f} at {100 * facts.confidence:g} % confidence"
     guesses = f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries right"
@@ -211,7 +211,7 @@ def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
 
 
 def clock(seconds: float) -> str:
-    """A time as people read it, in UTC."""
+    """Formats a time for people, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 

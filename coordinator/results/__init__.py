@@ -1,11 +1,11 @@
-"""Results of a run: adapters, metrics, audits, reports, statistics of routing.
+"""Results of a run: adapters, metrics, audits, budget reports, statistics of routing.
 
-`trained` loads the model that a run has trained, `export` writes its adapter, `metrics` what its evaluation tells,
-`held_out` what records on this machine tell; `privacy_audit` tests its training step. `reports` signs what was spent,
-`ledger_export` gives a site its ledger back. `router_statistics` and `router_page` show which experts a backbone's
-routers choose.
+`trained` loads the model that a run has trained, `export` writes its adapter. `metrics` computes metrics from the run's
+evaluation, `held_out` from records on this machine. `privacy_audit` tests the run's training step. `reports` makes
+signed budget reports, `ledger_export` writes a site's replicated ledger to a file. `router_statistics` and
+`router_page` show the experts that a backbone's routers choose.
 
-A page about one layer, whose last expert no token was sent to:
+A page about one layer with an unused expert:
 
 >>> from confide.coordinator.results import router_page, router_statistics
 >>> from confide.models.evaluation.router_statistics import LayerRouting

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the adapter as a PEFT directory, and how good it is on records that were held out."""
+"""Exports a run's adapter as a PEFT directory or merged into its backbone, with its metrics on held-out records."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,11 +28,11 @@ def export_adapter(
     """Writes the run's adapter with its model card; epsilon is the largest over the sites, from the ledger replica.
 
     Args:
-        override_audit: the reason why a person exports without an audit that passed, kept in the audit log once the
-            adapter is written; None does not.
+        override_audit: a person's reason to export without an audit that passed, stored in the audit log once the
+            adapter is written; None to require such an audit.
 
     Raises:
-        AuditMissing: the study claims privacy and no audit stands for it.
+        AuditMissing: the study claims privacy, and no reason is given where `require_audit` refuses.
         Conflict: no round is committed yet, a charge is missing, or `override_audit` has no word in it.
         FileExistsError: `directory` exists already.
     """
@@ -46,10 +46,10 @@ def export_adapter(
 def merge_adapter(
     store: Store, home: Path, run_id: str, directory: Path, *, override_audit: str | None = None
 ) -> ModelCard:
-    """Writes the backbone with the run's adapter in its weights; arguments and refusals are those of `export_adapter`.
+    """Writes the backbone with the run's adapter in its weights; arguments and errors are those of `export_adapter`.
 
     Raises:
-        UnsupportedModule: an adapted part of the backbone has no weights to add to.
+        UnsupportedModule: an adapted module of the backbone has no weights that the adapter can be added to.
     """
 
     def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
@@ -65,14 +65,14 @@ def _publish(
     write: Callable[[AdaptedModel, Path, ModelCard], None],
     override_audit: str | None,
 ) -> ModelCard:
-    """Writes what a run has learned, once its charges are here and an audit stands, and returns its card."""
+    """Writes a run's model by `write`, after checking its charges and its audit, and returns its model card."""
     if override_audit is not None and not override_audit.strip():
         raise Conflict("--override-audit needs a reason in words; nothing was written")
     study = load_study(store.study(store.run(run_id).study))
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
-    adapted = trained_model(store, home, run_id, experts="float32").adapted  # a packed expert takes no sum
+    adapted = trained_model(store, home, run_id, experts="float32").adapted  # nothing can be added to a packed expert
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
@@ -113,7 +113,7 @@ def require_charges(store: Store, run_id: str) -> None:
 
 
 def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
-    """The most that any site has spent on a data set of the study's unit, at the study's delta."""
+    """Computes the largest epsilon that a site has spent on a data set of the study's unit, at the study's delta."""
     replica, worst = LedgerReplica(store), Spent(0.0, 0.0, 0, 0)
     for site in study.sites:
         books = Books.replay(replica.entries(site.name))
@@ -125,18 +125,18 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 
 
 def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
-    """Metrics with 95 % intervals over all the held-out tables together, as the study's kind of record has them."""
+    """Computes metrics with 95 % intervals over all held-out tables together, by the study's kind of record."""
     return model.kind.evaluate(model.adapted, [model.examples(read_records(policy, study)) for policy in policies])
 
 
 def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of the records that `policy` points to, for a study that classifies."""
+    """Computes logits and labels of the records that `policy` points to, for a study that classifies."""
     examples = model.examples(read_records(policy, study))
     return fields.score(model.adapted, examples), examples.targets
 
 
 def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:
-    """A policy that reads `path` by the study's own column names, for records on the operator's machine."""
+    """Makes a policy that reads `path` by the study's own column names, for records on the operator's machine."""
     data = {"path": str(path), "name": "held-out", "unit": study.draft.data.unit, "unit_column": unit_column}
     unused = {"budget": {"epsilon": 1.0, "delta": 1e-5}, "backbone": {"directory": "."}}
     return SitePolicy.model_validate_json(json.dumps({"data": data, **unused}))

@@ -1,4 +1,4 @@
-"""A site's replicated ledger as one file, for a site that lost its own."""
+"""Exports a site's replicated ledger as one file, for a site that lost its own."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from ..store import LedgerReplica, Store
 
 
 def export_ledger(store: Store, site: str, file: Path) -> Head:
-    """Writes the ledger that `site` has sent here to a new file, and returns its last entry's number and hash.
+    """Writes the replicated ledger of `site` to a new file, and returns its last entry's number and hash.
 
     Raises:
-        NotFound: the site has sent none.
-        LedgerFileInvalid: there is a file already, or it cannot be written.
+        NotFound: no entry of the site is replicated.
+        LedgerFileInvalid: `file` exists already, or it cannot be written.
     """
     nodes = {node.name: node for node in store.nodes()}
     entries = LedgerReplica(store).entries(site) if site in nodes else []

@@ -1,4 +1,4 @@
-"""What a run's evaluation tells and what it cost: from the noised histogram, which is public once it is opened."""
+"""Computes the metrics and the privacy cost of a run's evaluation, from the noised histogram, which is public."""
 
 import json
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from ..studies.catalogue import load_study
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """How good a run's final model is on the records that its sites hold out, one for each unit."""
+    """The metrics of a run's final model on its sites' held-out records, one record for each unit."""
 
     run: str
-    rounds: int  # of training before it
+    rounds: int  # training rounds before the evaluation
     sites: tuple[str, ...]  # whose records were summed
     noise_std: float  # of each count
-    judged: Literal["labels", "completions"]  # of completions a positive is one that greedy decoding writes exactly
+    judged: Literal["labels", "completions"]  # a completion is positive if greedy decoding writes it exactly
     metrics: BinnedMetrics
     unit: str
     epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
-    epsilon_added: float | None  # what it adds to the updates of the run
+    epsilon_added: float | None  # by the evaluation, to the epsilon of the run's updates
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
 
 
 def measurement(store: Store, run_id: str) -> Measurement:
-    """The measured quality of a run's final model.
+    """Computes the metrics of a run's final model, and the cost of measuring them.
 
     Raises:
-        Conflict: nothing was measured; says why.
+        Conflict: nothing was measured; the message has the reason.
     """
     study = load_study(store.study(store.run(run_id).study))
     row, privacy = store.evaluation(run_id), study.draft.privacy
@@ -45,7 +45,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         raise Conflict(f"run {run_id}: {row.problem}")
     sites = row.summed
     updates, evaluations = planned_releases(study, sites=len(sites))
-    release = evaluations[0].over(len(sites))  # with what sites have added for missing ones
+    release = evaluations[0].over(len(sites))  # with the top-ups for missing sites
     noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits
     counts = json.loads(row.counts)
     epsilon = added = None

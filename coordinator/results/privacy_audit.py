@@ -1,8 +1,9 @@
-"""Audits of a run's privacy, and the rule that no adapter which claims privacy is exported without one.
+"""Audits the privacy of a run's training step; an adapter that claims privacy is exported only after an audit.
 
 An audit runs the sites' own training step on public canaries with the run's model, on this machine: no site and no
-record takes part, and it costs no budget. Two parts: `privacy.audit.engine_checks` tests the step claim by claim,
-`privacy.audit.canaries` lets an auditor guess who took part and turns its right guesses into a lower bound on epsilon.
+record takes part, and it costs no budget. Two parts: `privacy.audit.engine_checks` tests the step claim by claim;
+`privacy.audit.canaries` lets an auditor guess which canaries took part, and turns its right guesses into a lower bound
+on epsilon.
 """
 
 import json
@@ -30,17 +31,17 @@ _ROWS = 256  # of one microbatch
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands for a run that is exported."""
+    """The audit's lines in the model card and in the audit log of an export."""
 
-    card: str  # what the model card says of the audits
-    override: str | None = None  # what the audit log must say once the adapter is written, if a person overrides them
+    card: str  # the model card's line on audits
+    override: str | None = None  # the audit log's line once the adapter is written, if a person overrides
 
 
 def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" = None) -> AuditFacts:
-    """Audits the training step of a run on its last committed state, and keeps what came out.
+    """Audits the training step of a run on its last committed state, and stores the result.
 
     Args:
-        engine: stands in for the sites' own step; None is that step.
+        engine: the step to audit; None for the sites' own.
 
     Raises:
         Conflict: no round is committed yet, or the study claims no privacy.
@@ -64,14 +65,14 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
         scale_bits=study.scale_bits,
         max_rows=max(_ROWS, study.draft.data.max_records_per_unit),
     )
-    # Canaries are in one step at a fixed clip: an adaptive one's start value, with the noise that goes with it.
+    # Canaries are in one step at a fixed clip norm: an adaptive one's start value, with its noise.
     one_step = replace(
         terms,
         site_noise_int=study.site_noise(replace(study.planned_round(1), clip_norm=privacy.clip_norm)),
         clipping="fixed",
         local=LocalSteps(),
     )
-    # With top-up the noise of all sites is what any allowed sum has in the end.
+    # With top-up any allowed sum has the noise of all sites in the end.
     sites = len(study.sites) if privacy.dropouts == "top-up" else study.quorum
     step = AuditedStep(terms=one_step, sites=sites, colluding=privacy.collusion, delta=privacy.delta)
     checked = check_engine(engine, model.adapted, model.words, terms)
@@ -115,17 +116,17 @@ def _facts(
 
 
 def audits(store: Store, run_id: str) -> list[AuditFacts]:
-    """Every audit of a run, oldest first."""
+    """Lists every audit of a run, oldest first."""
     return [audit_facts(text) for text in store.privacy_tests(run_id, "audit")]
 
 
 def require_audit(store: Store, study: Study, run_id: str, override: str | None) -> Standing:
-    """What the run's audits let a model card say.
+    """Checks that the run's audits allow an export, and returns its lines for model card and audit log.
 
-    An audit that failed stands in the way for good: what it found was in the code that trained the run.
+    A failed audit blocks every later export: its finding was in the code that trained the run.
 
     Args:
-        override: why a person exports all the same.
+        override: a person's reason to export nevertheless; None for no override.
 
     Raises:
         AuditMissing: the study claims privacy, nobody overrides, and the last round was not audited or an audit failed.
@@ -154,7 +155,7 @@ def require_audit(store: Store, study: Study, run_id: str, override: str | None)
 
 
 def summary(facts: AuditFacts) -> str:
-    """One audit in a line."""
+    """Summarises one audit in a line."""
     bound = (
         f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries were right, so epsilon of one "
         f"audited step at a fixed clip is at least {facts.lower_bound:.2f} ({100 * facts.confidence:g} % confidence), "

@@ -1,4 +1,4 @@
-"""Budget reports over the ledgers that sites have replicated to the coordinator."""
+"""Builds budget reports over the ledgers that sites have replicated to the coordinator."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .privacy_audit import audits
 
 
 def budget_report(store: Store, home: Path, study: str | None = None) -> dict[str, Any]:
-    """The signed report over every site with a ledger here, or over the sites of one study."""
+    """Builds the signed report over every site with a ledger here, or over the sites of one study."""
     studies = [load_study(row) for row in ([store.study(study)] if study else store.studies())]
     wanted = {site.name for found in studies for site in found.sites}
     replica, ledgers = LedgerReplica(store), {}
@@ -37,6 +37,6 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
 
 
 def study_facts(study: Study) -> dict[str, Any]:
-    """A study as a report states it; one without a guarantee states no noise."""
+    """Lists a study's facts for a report; a study without a guarantee has no noise among them."""
     without = {} if study.draft.privacy.mode != "none" else {"delta": None, "noise_multiplier": None}
     return study.facts() | without

@@ -1,4 +1,4 @@
-"""The routing of a backbone as one HTML page in the look of the budget report."""
+"""Renders the routing of a backbone as one HTML page, in the style of the budget report."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from ...privacy.report import templating
 from ...privacy.report.plot import Plot, linear, nice_top, ticks, whole_ticks
 from .router_statistics import Routing
 
-# Shares of a layer's choices over an even share, each the upper edge of a shade; more than the last has the darkest.
+# Upper edges of the shades, in shares of a layer's choices over an even share; above the last is the darkest shade.
 _EDGES = ((0.25, "< ¼"), (0.5, "½"), (0.8, "0.8"), (1.25, "1.25"), (2.0, "2"), (4.0, "4"))
 _DARKEST = ("> 4", len(_EDGES))
 
 
 def render_html(name: str, routing: Routing) -> str:
-    """The page; `name` is that of a backbone's folder, or of a run whose adapter is in place."""
+    """Renders the page; `name` is that of a backbone's folder, or of a run whose adapter is in place."""
     template = templating.templates(__name__).get_template("routing.html")
     layers = routing.layers
     return template.render(
@@ -29,7 +29,7 @@ def render_html(name: str, routing: Routing) -> str:
 
 
 def heat_map(layers: Sequence[LayerRouting]) -> Markup:
-    """A cell for each layer and expert, the darker the more tokens; experts that none was sent to are crossed out."""
+    """Draws a cell for each layer and expert, the darker the more tokens; unused experts are crossed out."""
     row = 20 if len(layers) <= 24 else 11
     plot = Plot(width=720, height=58 + row * len(layers), left=58, right=14, top=26, bottom=32)
     experts = len(layers[0].choices)
@@ -60,7 +60,7 @@ def heat_map(layers: Sequence[LayerRouting]) -> Markup:
 
 
 def load_curves(layers: Sequence[LayerRouting]) -> Markup:
-    """Loads over an even share from the busiest expert to the idlest: a level line where routing is even."""
+    """Draws loads over an even share, from the busiest expert to the idlest: a level line if routing is even."""
     plot = Plot(width=720, height=240, left=40, right=74, top=26, bottom=38)
     experts = len(layers[0].choices)
     top = nice_top(max(layer.max_violation for layer in layers) + 1)

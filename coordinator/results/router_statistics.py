@@ -1,4 +1,4 @@
-"""What a backbone's routers do with a public text, or with synthetic records of its schema; no record is read."""
+"""Measures a backbone's routing on a public text, or on synthetic records of its schema; no site's record is read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from .trained import trained_model
 
 MAX_TEXT_BYTES = 2**20
 LICENCE = "LICENSE.md"  # comes with every backbone that was imported
-_ROW = 256  # tokens of a row of text
-_RECORDS = 64  # at a time
+_ROW = 256  # tokens in one row of text
+_RECORDS = 64  # records in one batch
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where the tokens of one reading went."""
+    """The routing of the tokens of one text, or of synthetic records, by layer."""
 
     directory: str
     hash: str
-    read: str  # what, in words
+    read: str  # the text or the records, in words
     layers: tuple[LayerRouting, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Converts the routing to plain values, for JSON."""
         return {
             "directory": self.directory,
             "hash": self.hash,
@@ -51,13 +51,13 @@ def measure(
     model: Any | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Routing:
-    """Has a backbone read and counts which experts its routers choose.
+    """Runs a backbone over a text or synthetic records, and counts the experts that its routers choose.
 
     Args:
         directory: a backbone that reads records, which are then made up, or a checkpoint that reads text.
         text: a UTF-8 file of at most 1 MiB; None for the licence that comes with the checkpoint.
-        tokens: how many to read at the most, from the start; of records, those that hold as many, and not fewer.
-        model: what reads in the backbone's place, the same with adapters.
+        tokens: the number of tokens to read: of a text at most, from its start; of records at least.
+        model: runs in the backbone's place: the backbone with adapters.
         progress: called with the number of tokens read so far.
 
     Raises:
@@ -85,7 +85,7 @@ def measure(
 
 
 def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:
-    """The backbone of a run's study and the same with the run's adapter in place: `directory`, `model` of `measure`."""
+    """Loads a run's model; returns its backbone's folder and the model: `directory` and `model` of `measure`."""
     folder = study_start(home, load_study(store.study(store.run(run_id).study))).backbone
     return folder, trained_model(store, home, run_id).adapted.model
 

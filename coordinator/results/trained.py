@@ -1,4 +1,4 @@
-"""The model that a run has trained, as its audits, its exports and its measurements load it."""
+"""Loads the model that a run has trained, for audits, exports and measurements."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertForma
     """Loads the study's model with the adapter as of the run's last committed round.
 
     Args:
-        experts: format of the routed experts; None for the study's.
+        experts: the format of the routed experts; None for the study's.
 
     Raises:
         Conflict: no round is committed yet.

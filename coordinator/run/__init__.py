@@ -1,12 +1,12 @@
-"""One run: its rounds from top to bottom, what it sends and relays, the server optimizer, its driver and progress.
+"""One run: its rounds, the relay of sealed shares, the server optimizer, the driver, orders and progress.
 
-`driver.drive` takes a run's lease and calls `rounds.drive_run`, which is the place to read: a round in the order in
-which it happens. Its steps are one file each: `broadcast` is what sites are sent, `collection` what they seal for it,
-`relay` moves sealed shares, `aggregation` opens their sum, `server_optimizer` makes the next state of it. All of them
-put their `questions` to nodes out of one `context`. `control` begins, stops and resumes a run, `progress` shows one to
-people while it goes on, `overview` tells how far all have come.
+`driver.drive` takes a run's lease and calls `rounds.drive_run`. Read that first: it has the steps of a round in their
+order, and each step has its own file. `broadcast` encodes the state for the sites, `collection` collects their sealed
+updates, `relay` moves sealed shares, `aggregation` opens their total, `server_optimizer` computes the next state. All
+of them ask nodes through `questions` and share one `context`. `control` starts, stops and resumes a run, `progress`
+follows one for people, `overview` lists all with their progress.
 
-From a mean update to the next state, with a rate of its own for the head at the end:
+From a mean update to the next state, with a separate rate for the head at the end:
 
 >>> import numpy as np
 >>> from confide.coordinator.run import server_optimizer

@@ -1,4 +1,4 @@
-"""Has the aggregators agree on one set of sites, for ever, and opens the total that they release for it."""
+"""Asks the aggregators to release the total of one set of sites, which is fixed for the round, and opens it."""
 
 import logging
 import secrets
@@ -35,18 +35,18 @@ Answers = dict[str, tuple[Reply, Packet]]  # verified, by aggregator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgreedTotal:
-    """Holds what all aggregators released for one agreed set of sites: three shares of its total."""
+    """The three shares of the total that all aggregators released for one agreed set of sites."""
 
     summed: tuple[str, ...]
     shares: tuple[bytes, ...]
-    evidence: tuple[str, ...]  # what they signed for it
+    evidence: tuple[str, ...]  # the aggregators' signed answers
 
 
 def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
     """Asks the aggregators for the total of `updates` until they release it for one set of sites.
 
     Raises:
-        AggregationFailed: they release different sets, cannot sum any that the study allows, or stand still.
+        AggregationFailed: they release different sets, cannot sum any set that the study allows, or make no progress.
     """
     run = round_.run
     summed = run.folder.fixed_set(round_.number) or tuple(sorted(updates))
@@ -62,7 +62,7 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         }
         answers: Answers = {}
         problems = delivery.deposit(loads)
-        if delivery.count > most:  # patience is for standstill, and a large round may take longer on its way
+        if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
             answers, problems = _order(round_, summed, loads, delivery)
@@ -80,10 +80,10 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
 
 
 def opened_total(round_: RoundContext, shares: Sequence[bytes]) -> np.ndarray:
-    """Opens the total as real numbers, once it has the tags that its sites made, if the study has tags.
+    """Opens the total as real numbers, after verifying its tags if the study has tags.
 
     Raises:
-        TotalRefused: it has not.
+        TotalRefused: the tags are not those of the total.
     """
     planned = round_.planned
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
@@ -103,7 +103,7 @@ def opened_total(round_: RoundContext, shares: Sequence[bytes]) -> np.ndarray:
 def _order(
     round_: RoundContext, summed: tuple[str, ...], loads: Mapping[str, Load], delivery: Delivery
 ) -> tuple[Answers, dict[str, str]]:
-    """Orders the sum once: verified answers by aggregator, and why the others have none."""
+    """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none."""
     run, attempt = round_.run, secrets.randbelow(2**31)
     requests = {
         name: sign(
@@ -134,7 +134,7 @@ def _order(
 
 
 def _agreed_total(round_: RoundContext, answers: Answers) -> AgreedTotal | None:
-    """Returns what was released, once all aggregators have; raises `AggregationFailed` if for different sets."""
+    """Returns the total if all aggregators released it; raises `AggregationFailed` if they released different sets."""
     shares = [message for message, _ in answers.values() if isinstance(message, ShareOfTotal)]
     views = {(share.kept, share.set_digest) for share in shares}
     if len(views) > 1:
@@ -150,7 +150,7 @@ def _agreed_total(round_: RoundContext, answers: Answers) -> AgreedTotal | None:
 
 
 def _note_rejected(round_: RoundContext, replies: Sequence[Reply]) -> None:
-    """Keeps whose vectors are too long by the word of all aggregators: one alone accuses nobody."""
+    """Stores the sites whose vectors are too long, if all aggregators say so: the word of one alone is no proof."""
     run = round_.run
     named = [set(each.rejected) for each in replies if isinstance(each, ShareOfTotal | SetIncomplete)]
     if len(named) == len(run.parties) and (rejected := sorted(set.intersection(*named) & set(run.sites))):
@@ -166,7 +166,7 @@ def _next_set(
     """Returns the set to ask for after an attempt that released nothing.
 
     Raises:
-        AggregationFailed: there is none that can be summed.
+        AggregationFailed: no set can be summed.
     """
     for message in replies:
         if isinstance(message, SetTaken):
@@ -175,10 +175,10 @@ def _next_set(
 
 
 def _bound_set(round_: RoundContext, updates: Envelopes, taken: SetTaken) -> tuple[str, ...]:
-    """Returns the set to which a round is bound by the word of one aggregator, if it can be summed.
+    """Returns the set to which the round is bound according to one aggregator, if it can be summed.
 
     Raises:
-        AggregationFailed: it can't. Nothing follows from a word that may be false: sites are asked for nothing.
+        AggregationFailed: it can't. One aggregator's word may be false, so sites are asked for nothing.
     """
     study, summed = round_.run.study, tuple(sorted(set(taken.bound)))
     if len(summed) < study.quorum or not set(summed) <= set(study.site_names()):
@@ -192,10 +192,10 @@ def _bound_set(round_: RoundContext, updates: Envelopes, taken: SetTaken) -> tup
 
 
 def _without_incomplete(round_: RoundContext, summed: tuple[str, ...], replies: Sequence[Reply]) -> tuple[str, ...]:
-    """Returns `summed`, or the sites of it that lack nothing, if all aggregators name the same and they may be summed.
+    """Returns the complete sites of `summed` if all aggregators name the same and they may be summed, else `summed`.
 
     Raises:
-        AggregationFailed: too few are left without those whose vectors are too long; asking again changes nothing.
+        AggregationFailed: without the sites whose vectors are too long too few are left; asking again changes nothing.
     """
     run = round_.run
     incomplete = [each for each in replies if isinstance(each, SetIncomplete)]

@@ -1,4 +1,4 @@
-"""What sites are sent of the trained vector, and what of it is held back for the next round."""
+"""Encodes the trained vector for the sites, and keeps the rounding error for the next round."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from ..store import Checkpoint
 
 
 def broadcast(form: StateFormat, checkpoint: Checkpoint) -> tuple[bytes, np.ndarray | None]:
-    """The bytes of a round's start, and the residual for the checkpoint after that round; None where nothing is lost.
+    """Encodes a round's start; returns its bytes and the residual for the next checkpoint, None if nothing is lost.
 
-    Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847): what rounding has kept back is added
-    to the next vector that is sent. So over any number of rounds the sum of what sites were sent is the sum of the
-    states but for one last residual. Both are functions of the checkpoint alone: a resumed run sends the same bytes.
+    Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847): the rounding error is added to the
+    next vector that is sent. So over any number of rounds the sum of the sent vectors is the sum of the states but for
+    one last residual. Both results are functions of the checkpoint alone: a resumed run sends the same bytes.
     """
     if form.kind == "float32":
         return form.encode(checkpoint.state), None

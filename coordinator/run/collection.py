@@ -1,6 +1,6 @@
-"""Collects what sites seal for a round: their updates and, where sites are missing, their top-ups.
+"""Collects the sealed shares of a round: the sites' updates and, if sites are missing, their top-ups.
 
-Both are kept on disk until the round is committed, so a driver that goes on with the round asks only for the rest.
+Both are kept on disk until the round is committed, so a driver that resumes the round asks only for the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def collect_updates(round_: RoundContext) -> Envelopes:
     """Collects sealed updates of at least a quorum of the cohort, each with its site's charge for the round."""
     run, inbox = round_.run, round_.run.folder.envelopes(round_.number)
     if run.folder.fixed_set(round_.number) is not None:
-        return inbox.read()  # sites have added noise for a set: it grows no more
+        return inbox.read()  # sites have added noise for this set, so it cannot grow
     intake = Intake(run, inbox, round_.share_context)
 
     def accept(site: str, answer: Update, packet: Packet) -> None:
@@ -33,7 +33,7 @@ def collect_updates(round_: RoundContext) -> Envelopes:
 
 
 def plan(round_: RoundContext, site: str, inline: int) -> Packet:
-    """Signs a site's plan, with the state and what the site has not been told, as things stand now."""
+    """Signs a site's plan with the current state and the outcomes that the site has not been told."""
     run = round_.run
     message = RoundPlan(
         **run.addressed(site),
@@ -48,9 +48,9 @@ def plan(round_: RoundContext, site: str, inline: int) -> Packet:
 
 
 def top_up(round_: RoundContext, summed: tuple[str, ...]) -> tuple[tuple[str, ...], Envelopes]:
-    """Settles the set to be summed, and the noise that each of it adds for the missing ones; none where none is needed.
+    """Fixes the set to be summed, and collects its sites' top-ups for the missing ones; none if none are needed.
 
-    A site of the set that fails now is left out too, and the others are asked anew for what remains.
+    A site of the set that fails now is left out too, and the others are asked again for the smaller set.
     """
     while len(summed) < round_.run.study.draft.min_untopped:
         topups = _collect_topups(round_, summed)
@@ -61,7 +61,7 @@ def top_up(round_: RoundContext, summed: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 def _collect_topups(round_: RoundContext, summed: tuple[str, ...]) -> Envelopes:
-    """Collects top-ups of at least a quorum of `summed` for just that set, which is on disk before they hear of it."""
+    """Stores the set `summed`, then collects top-ups of at least a quorum of it for exactly that set."""
     run, name = round_.run, set_name(summed)
     run.folder.fix_set(round_.number, summed)
 
@@ -95,7 +95,7 @@ def _collect(
     accept: Callable[[str, R, Packet], None],
     doing: str,
 ) -> Envelopes:
-    """Asks the sites of which nothing is kept until there is a quorum, and returns all that is kept."""
+    """Asks the sites without stored shares until there is a quorum, and returns all stored shares."""
     run, kept = round_.run, intake.inbox.read()
     missing = [site for site in sites if site not in kept]
     run.beat(f"{round_.title}: {len(missing)} {doing}")

@@ -1,4 +1,4 @@
-"""What the steps of a run share, and those of a round: who drives it with which lease, and what its sites are sent."""
+"""The context that the steps of a run share, and that of a round: store, fleet, lease, keys and state."""
 
 import hashlib
 import hmac
@@ -24,7 +24,7 @@ Keys = tuple[KeyCertificate, KeyCertificate, KeyCertificate]  # of a run, by agg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """Holds all that driving one run needs."""
+    """All that driving one run needs."""
 
     id: str
     lease: int
@@ -57,15 +57,15 @@ class RunContext:
         return identities[name]
 
     def addressed(self, name: str) -> dict[str, Any]:
-        """Returns what every request to `name` begins with."""
+        """Returns the fields with which every request to `name` begins."""
         return {"to": name, "study": self.study.study_hash, "run": self.id, "lease": self.lease}
 
     def beat(self, step: str) -> None:
-        """Says which step is being taken. Raises `LeaseLost`."""
+        """Stores the current step, as a sign of life. Raises `LeaseLost`."""
         self.store.beat(self.id, self.lease, step)
 
     def stop_if_asked(self) -> None:
-        """Ends the drive between two questions if an operator asked for it; what is committed stays."""
+        """Stops the run between two questions if an operator asked for it; committed rounds stay."""
         if self.store.run(self.id).state == RunState.STOPPING:
             raise RunStopped(f"run {self.id} was stopped; `coordinator run resume {self.id}` goes on with it")
 
@@ -75,7 +75,7 @@ class RunContext:
             self.replica.extend(site, self.identity_of(site), entries)
 
     def untold_outcomes(self, site: str) -> tuple[Outcome, ...]:
-        """Lists committed rounds that the site has charged and not settled, as its replica says; some at a time."""
+        """Lists outcomes of committed rounds that are charged and not settled in the site's replica; some at a time."""
         open_rounds = self.replica.open_rounds(site, self.id)
         untold = [row for row in self.store.opened(self.id) if row.number in open_rounds][:OUTCOMES_A_MESSAGE]
         return tuple(Outcome(round=row.number, sites=row.summed, evidence=row.signed) for row in untold)
@@ -83,12 +83,12 @@ class RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundContext:
-    """Holds what the steps of one round share: which round it is, of what state, and whom it asks."""
+    """The context that the steps of one round share: its number, its state and its cohort."""
 
     run: RunContext
     keys: Keys
     planned: PlannedRound
-    state: bytes = field(repr=False)  # as sites are sent it
+    state: bytes = field(repr=False)  # the encoding that sites are sent
     cohort: tuple[str, ...]  # the sites that are asked
 
     @property
@@ -103,7 +103,7 @@ class RoundContext:
 
     @cached_property
     def state_hash(self) -> str:
-        """Hashes the state: only what was made of one and the same vector adds up."""
+        """Hashes the state: only updates made from the same vector can be added up."""
         return hashlib.sha256(self.state).hexdigest()
 
     @cached_property
@@ -117,13 +117,13 @@ class RoundContext:
 
     @cached_property
     def start(self) -> str:
-        """Hashes all that the sites are sent alike, for contexts and orders."""
+        """Hashes everything that all sites are sent alike, for contexts and orders."""
         return start_hash(self.state_hash, self.tag_key)
 
     def share_context(self, site: str) -> ShareContext:
-        """Returns what a site's shares of the round must be sealed and signed for."""
+        """Returns the context for which a site's shares of the round must be sealed and signed."""
         return self.run.study.share_context(self.planned, run=self.run.id, site=site, state=self.start)
 
     def has_charge(self, site: str) -> bool:
-        """Tells whether the site has signed a charge for the round."""
+        """True if the site has signed a charge for the round."""
         return self.run.replica.has_charge(site, self.run.id, self.number)

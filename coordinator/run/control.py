@@ -1,4 +1,4 @@
-"""An operator's orders to a run: begin, stop, go on. Its driver hears them between two questions."""
+"""Starts, stops and resumes runs for an operator. A run's driver follows an order between two questions."""
 
 import secrets
 import time
@@ -22,18 +22,18 @@ def stop_run(store: Store, run_id: str) -> None:
     """Stops a run after the question in progress; committed rounds stay.
 
     Raises:
-        Conflict: the run does not run.
-        NotFound: there is none of that id.
+        Conflict: the run is in no state in which it can be stopped.
+        NotFound: there is no such run.
     """
     store.move_run(run_id, STOP)
 
 
 def resume_run(store: Store, run_id: str) -> int:
-    """Lets a stopped or failed run go on after its last committed round, and returns the next round's number.
+    """Resumes a stopped or failed run after its last committed round, and returns the next round's number.
 
     Raises:
         Conflict: the run was not stopped and did not fail.
-        NotFound: there is none of that id.
+        NotFound: there is no such run.
     """
     store.move_run(run_id, RESUME)
     return store.last_round(run_id).number + 1

@@ -1,4 +1,4 @@
-"""Drives one run in a process of its own, under a lease, until it is done, stopped or has to wait for a person."""
+"""Drives one run in a separate process, under a lease, until it is done, stopped or failed."""
 
 import logging
 import threading
@@ -27,10 +27,10 @@ LOG_FILE = "driver.log"  # in the run's folder
 
 
 def drive(fleet: Fleet, home: Path, run_id: str) -> None:
-    """Takes the run's lease and drives it; how it ended is in the store.
+    """Takes the run's lease and drives it; its end is written to the store.
 
-    Errors of ours are for a person to mend: the run is marked failed and can be resumed. Anything else (a lost link to
-    Flower, say) leaves it running, and `coordinator serve` starts the next driver.
+    An error of ours needs a person: the run is marked failed and can be resumed. After any other error (a lost link to
+    Flower, for example) it stays running, and `coordinator serve` starts the next driver.
     """
     store = Store.open(home)
     lease = store.acquire_lease(run_id)
@@ -61,7 +61,7 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
 
 @contextmanager
 def _logged(home: Path, run_id: str) -> Iterator[None]:
-    """Writes what is logged meanwhile to the run's own log: Flower, whose process this is, shows it to nobody."""
+    """Writes log lines to the run's own log file, because Flower, whose process this is, does not show them."""
     folder = RunFolder(home, run_id).path
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = logging.FileHandler(folder / LOG_FILE)

@@ -1,4 +1,4 @@
-"""Runs at a glance, and the rounds that a run has opened."""
+"""Lists all runs with their progress, and the rounds that a run has opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class RunStanding:
     run: str
     state: str
     rounds: int  # committed
-    step: str  # what its driver is doing; of a run that does not run, the error that ended it
+    step: str  # its driver's current step; if it is over, the error that ended it
     started: float  # seconds since 1970
 
 
@@ -36,7 +36,7 @@ class OpenedRound:
 
 @dataclass(frozen=True, slots=True)
 class OpenedRounds:
-    """All that a run has opened, and by round whose vectors were too long, in rounds not opened yet as well."""
+    """All sums that a run has opened, and by round the sites whose vectors were too long, also before its opening."""
 
     rounds: tuple[OpenedRound, ...]
     too_long: Mapping[int, tuple[str, ...]]
@@ -48,7 +48,7 @@ class OpenedRounds:
 
 
 def run_standings(store: Store) -> list[RunStanding]:
-    """Every run, oldest first."""
+    """Lists every run with its progress, oldest first."""
     return [_standing(store, run) for run in store.runs()]
 
 

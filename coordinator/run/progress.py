@@ -21,7 +21,7 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a watched run ended."""
+    """The end of a run that was followed."""
 
     state: RunState
     rounds: int
@@ -29,7 +29,7 @@ class Ended:
 
 
 def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:
-    """Shows the run until it is done, stopped or failed. `check` is called in between and may raise."""
+    """Follows the run until it is done, stopped or failed. `check` is called in between and may raise."""
     study = load_study(store.study(store.run(run_id).study))
     columns = (
         TextColumn("[bold]round[/]"),
@@ -62,8 +62,9 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
 
 
 def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
-    """Epsilon by PLD that the first `rounds` rounds of the study, its evaluation the last of all, cost at a site that
-    spent nothing before; with all sites summed.
+    """Computes the epsilon by PLD of the study's first `rounds` rounds, for a site that spent nothing before.
+
+    The evaluation counts as the last round. All sites are in every sum.
     """
     opened: Counter[Release] = Counter()
     for release, count in planned_releases(study, sites=len(study.sites)):
@@ -72,7 +73,7 @@ def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
 
 
 def spent_text(study: Study, rounds: int) -> str:
-    """Epsilon so far and how much of what the whole study costs is left."""
+    """Writes the epsilon spent so far, and the part of the whole study's cost that is left."""
     privacy = study.draft.privacy
     if privacy.mode == "none":
         return "[red]no privacy[/]"
@@ -82,10 +83,10 @@ def spent_text(study: Study, rounds: int) -> str:
 
 
 def sent_text(rounds: list[Round]) -> str:
-    """Sealed bytes that one site has sent."""
+    """Writes the number of sealed bytes that one site has sent."""
     return f"{sum(row.bytes_per_site for row in rounds) / 1e6:.1f} MB a site"
 
 
 def step_text(run: Run) -> str:
-    """What the driver is doing."""
+    """Writes the driver's current step."""
     return run.step if run.state == RunState.RUNNING else run.state

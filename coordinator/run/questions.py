@@ -1,4 +1,4 @@
-"""Asks nodes, and takes only answers that they have signed; asks again until enough of them have answered."""
+"""Asks nodes and verifies their signed answers; asks again until enough of them have answered."""
 
 import logging
 import time
@@ -32,14 +32,14 @@ def ask_until(
     patience: float | None = None,
     is_stoppable: bool = True,
 ) -> dict[str, R]:
-    """Collects verified and accepted answers; asks again those that are away until `needed` nodes have answered.
+    """Collects verified and accepted answers; asks missing nodes again until `needed` of them have answered.
 
-    An answer that does not verify counts as none. All nodes that are there are asked at least once.
+    An answer that does not verify counts as none. All nodes that are online are asked at least once.
 
     Args:
-        accept: is given each verified answer; what it refuses counts as none.
-        finish: is given the nodes whose answers were accepted since it was called last, and says which of them have
-            sent all that belongs to their answer; the others are asked again.
+        accept: is given each verified answer; one that it refuses counts as none.
+        finish: is given the nodes whose answers were accepted since its last call, and returns those whose answers
+            are complete; the others are asked again.
 
     Raises:
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
@@ -86,7 +86,7 @@ def ask_until(
 def verified_answers(
     run: RunContext, kind: str, requests: Mapping[str, Packet], *models: type[R]
 ) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
-    """Yields by node, as they come, answers that are the node's own to this very request, or why there is none."""
+    """Yields for each node, as it arrives, its own signed answer to this request, or the reason why there is none."""
     for name, packet in run.fleet.ask(kind, requests, run.study.draft.rounds.deadline_s) if requests else ():
         if isinstance(packet, NodeFailure):
             yield name, packet

@@ -1,9 +1,9 @@
-"""Sealed shares on their way from sites to aggregators, through files and never through memory as a whole.
+"""Relays sealed shares from sites to aggregators, through files and never through memory as a whole.
 
-What is small travels inside an answer or an order. What is large is fetched from its site part by part into the run's
-folder, checked there as far as a relay can, and deposited part by part at its aggregator before the order that names
-it. So the memory in use depends on the number of parts in flight alone, not on how many sites there are or how long
-their vectors. Each transfer goes on where it was, whoever was restarted meanwhile.
+Small shares travel inside an answer or an order. Large ones are fetched from their site part by part into the run's
+folder, checked there as far as a relay can, and deposited part by part at their aggregator before the order that names
+them. So the memory in use depends only on the number of parts in flight, not on the number of sites or the length of
+their vectors. After a restart of either side each transfer goes on where it stopped.
 """
 
 import logging
@@ -41,25 +41,25 @@ IN_FLIGHT = 4  # parts that are fetched at a time; answers to one question carry
 
 
 def inline_room(sites: int) -> int:
-    """How many bytes of sealed shares each of `sites` may put into its answer to a question that all are asked."""
+    """Computes the bytes of sealed shares that each of `sites` may put into its answer if all are asked at once."""
     return min(MAX_INLINE, IN_FLIGHT * PART_BYTES // max(1, sites))
 
 
 class Intake:
-    """Takes in what sites have sealed for one purpose in a round: their updates, or their top-ups for one set."""
+    """Receives the sites' sealed shares for one purpose in a round: their updates, or their top-ups for one set."""
 
     def __init__(self, run: RunContext, inbox: Inbox, context_of: Callable[[str], ShareContext]) -> None:
-        """`context_of` is what a site's shares must be sealed and signed for."""
+        """Receives into `inbox`; `context_of` gives the context for which a site's shares must be sealed and signed."""
         self.inbox = inbox
         self._run, self._context_of = run, context_of
         self._coming: dict[str, Sealed] = {}
 
     def begin(self, site: str, answer: Update | TopUp, packet: Packet) -> None:
-        """Keeps what an answer carries; accepts the site if that is all.
+        """Stores the shares inside an answer; accepts the site if they are complete.
 
         Raises:
-            MessageRefused: the answer is about another round, or what it announces are not the site's sealed shares.
-            MessageInvalid: what it carries is not what it announces.
+            MessageRefused: the answer is about another round, or it announces something else than the site's shares.
+            MessageInvalid: the shares inside it are not the announced ones.
         """
         context, names = self._context_of(site), [f"envelope-{i}" for i in range(len(answer.sealed))]
         if answer.round != context.round or not packet.blobs.keys() <= set(names):
@@ -76,7 +76,7 @@ class Intake:
             self._coming[site] = coming
 
     def finish(self, sites: Collection[str]) -> set[str]:
-        """Fetches what `sites` have begun and not finished; those of them of which all is here and holds."""
+        """Fetches the missing parts of `sites`; returns the sites whose shares are complete and checked."""
         coming = {site: self._coming.pop(site) for site in sites if site in self._coming}
         self._fetch(coming)
         finished = set(sites) - coming.keys()
@@ -91,7 +91,7 @@ class Intake:
         return finished
 
     def _fetch(self, coming: Mapping[str, Sealed]) -> None:
-        """Brings the missing parts. A site that gives no good answer is passed over: it is asked again from there."""
+        """Fetches missing parts. A site without a valid answer is skipped; a later fetch goes on where this stopped."""
         waiting = list(coming)
         while waiting:
             self._run.stop_if_asked()
@@ -121,7 +121,7 @@ class Intake:
         return sign(message, self._run.signer)
 
     def _accept(self, site: str, sealed: Sealed) -> None:
-        """Raises `MessageRefused` unless these are what the site sealed for this, as far as a relay can see."""
+        """Accepts a site's shares; raises `MessageRefused` unless they pass every check that a relay can make."""
         identity = bytes.fromhex(self._run.identity_of(site))
         try:
             check_update([mapped(incoming.path) for incoming in sealed], self._context_of(site), identity)
@@ -141,7 +141,7 @@ class Load:
     def of(
         cls, summed: Sequence[str], aggregator_id: int, envelopes: Envelopes, topups: Envelopes, topup_for: str
     ) -> "Load":
-        """What the aggregator gets of each site's update and top-up, by kind and place among the summed sites."""
+        """Selects one aggregator's share of each site's update and top-up, named by kind and index in `summed`."""
         kinds: tuple[tuple[str, str | None, Envelopes], ...] = (
             ("update", None, envelopes),
             ("topup", topup_for, topups),
@@ -157,21 +157,21 @@ class Load:
 
     @property
     def carried(self) -> set[str]:
-        """Names of those that travel with the order; the others are deposited before it."""
+        """Names the shares that travel with the order; the others are deposited before it."""
         return fitting({name: incoming.size for name, (_, _, incoming) in self.names.items()}, MAX_INLINE)
 
     def blobs(self) -> dict[str, bytes]:
-        """What travels with the order."""
+        """Reads the shares that travel with the order, by name."""
         return {name: self.names[name][2].path.read_bytes() for name in self.carried}
 
     def spooled(self) -> dict[str, str]:
-        """SHA-256 of those that do not."""
+        """Lists the SHA-256 of the shares that are deposited before the order, by name."""
         carried = self.carried
         return {name: incoming.digest for name, (_, _, incoming) in self.names.items() if name not in carried}
 
 
 class Delivery:
-    """Brings aggregators what their orders do not carry, and remembers what they have."""
+    """Deposits at aggregators the shares that their orders do not carry, and remembers those that are there."""
 
     def __init__(self, run: RunContext, round_number: int) -> None:
         self._run, self._round = run, round_number
@@ -179,11 +179,11 @@ class Delivery:
 
     @property
     def count(self) -> int:
-        """How many shares lie at the aggregators, as far as is known."""
+        """Number of shares that are known to lie at the aggregators."""
         return sum(map(len, self._there.values()))
 
     def deposit(self, loads: Mapping[str, Load]) -> dict[str, str]:
-        """Deposits what is not there, a part at a time at each aggregator; why some did not take all of theirs."""
+        """Deposits missing shares, a part at a time at each aggregator; returns, by aggregator, reasons of failures."""
         left = {name: list(spooled) for name, load in loads.items() if (spooled := self._missing(name, load))}
         offsets, problems = dict.fromkeys(left, 0), dict[str, str]()
         while left:
@@ -207,7 +207,7 @@ class Delivery:
         return problems
 
     def forget(self, name: str, failure: NodeFailure) -> None:
-        """Deposits anew at an aggregator whose failure says that it has lost something."""
+        """Forgets an aggregator's deposits if its failure says that a share is missing, so that they are sent again."""
         if failure.error == ShareMissing.__name__:
             self._there[name].clear()
 
@@ -235,7 +235,7 @@ def _take(incoming: Incoming, part: bytes) -> None:
 
 
 def _first_missing(sealed: Sealed) -> tuple[int, Incoming]:
-    """The first file of the three that is not whole, with its aggregator."""
+    """Finds the first of the three files that is not complete, with its aggregator."""
     return next((i, incoming) for i, incoming in enumerate(sealed) if not incoming.is_whole)
 
 

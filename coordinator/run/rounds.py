@@ -1,9 +1,9 @@
-"""One run, round by round: what the coordinator does, told from top to bottom.
+"""The coordinator's part of a run, round by round, from top to bottom.
 
 The coordinator is trusted with none of the sites' data: it sends the trained vector, relays sealed shares that it
-cannot open, and learns the total of one agreed set of sites. Every step may be cut off at any instant. Whoever drives
-next takes a newer lease, starts from the last committed round and asks again: nodes answer a repeated question with the
-stored answer, so a round is never released twice and never charged twice.
+cannot open, and learns the total of one agreed set of sites. Every step may be interrupted at any time. The next
+driver takes a newer lease, starts from the last committed round and asks again: nodes answer a repeated question with
+the stored answer, so a round is never released twice and never charged twice.
 """
 
 import json
@@ -35,7 +35,7 @@ FAREWELL_S = 60.0  # how long the end of a run waits for nodes that are away
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Holds what nodes said before the first round."""
+    """The nodes' answers before the first round."""
 
     keys: Keys
     abstaining: frozenset[str]  # sites that hold no records out
@@ -43,18 +43,18 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """Holds what a round opened, and what its row will say of it."""
+    """The opened total of a round, and the columns of its row."""
 
     total: np.ndarray  # float64 [dim of the round]
     summed: tuple[str, ...]
-    record: dict[str, Any]  # columns that rows of every purpose have
+    record: dict[str, Any]  # columns of the row, for every purpose
 
 
 def drive_run(run: RunContext) -> None:
-    """Drives a run from its last committed round to its last one, or until an operator stops it."""
+    """Drives a run from its last committed round to its end, or until an operator stops it."""
     last = run.store.last_round(run.id)
     checkpoint = run.start if last.state_hash is None else run.folder.load(last.number, last.state_hash)
-    if not is_over(run, checkpoint):  # else only the end was missed, and the run's keys may be gone
+    if not is_over(run, checkpoint):  # else only `settle` is missing, and the run's keys may be deleted
         prepared = prepare(run)
         while checkpoint.round < run.study.draft.rounds.rounds:
             run.stop_if_asked()
@@ -69,15 +69,15 @@ def drive_run(run: RunContext) -> None:
 
 
 def is_over(run: RunContext, checkpoint: Checkpoint) -> bool:
-    """Tells whether all that the study opens is committed."""
+    """True if every round of the study is committed, its evaluation included."""
     is_evaluated = run.study.draft.evaluation is None or run.store.evaluation(run.id) is not None
     return checkpoint.round >= run.study.draft.rounds.rounds and is_evaluated
 
 
 def prepare(run: RunContext) -> Prepared:
-    """Has every aggregator make (or find again) its key for this run, and enough sites load the study.
+    """Asks every aggregator for its key for this run, and the sites to load the study until a quorum has.
 
-    A site whose ledger is longer than one message holds is asked on, so that no round waits for the rest of it.
+    A site whose ledger is longer than one message is asked for the rest too, so that no round waits for it.
     """
     behind: set[str] = set()  # sites of which the replica may still lack entries
     abstaining: set[str] = set()
@@ -114,7 +114,7 @@ def prepare(run: RunContext) -> Prepared:
 
 
 def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Checkpoint:
-    """Opens a round of training and makes its total a step of the server optimizer."""
+    """Opens a round of training, and steps the server optimizer by its total."""
     planned = run.study.planned_round(checkpoint.round + 1)
     sent, residual = broadcast(run.study.state_format(planned), checkpoint)
     opened = open_round(RoundContext(run=run, keys=prepared.keys, planned=planned, state=sent, cohort=run.sites))
@@ -128,7 +128,7 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
 
 
 def open_round(round_: RoundContext) -> Opened:
-    """Takes steps 1 to 6 of a round, the same for every purpose: adds up what the cohort makes of the state."""
+    """Takes steps 1 to 6 of a round, the same for every purpose: opens the total of the cohort's updates."""
     started = time.monotonic()
     # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
@@ -159,15 +159,15 @@ def open_round(round_: RoundContext) -> Opened:
 
 
 def largest(envelopes: Envelopes) -> int:
-    """Counts the bytes of the site that sent the most."""
+    """Counts the sealed bytes of the site that sent the most."""
     return max((sum(incoming.size for incoming in sealed) for sealed in envelopes.values()), default=0)
 
 
 def evaluate(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> None:
-    """Opens the round after the last update: a histogram of how the final state scores held-out records.
+    """Opens the round after the last update: a histogram of the final state's scores on held-out records.
 
-    Where too few sites take part, or refuse for good, or the total has not their tags, that is written down instead:
-    what was trained is kept.
+    If too few sites take part, too many refuse for good, or the total has not their tags, the reason is stored
+    instead: the trained state is kept.
     """
     planned = run.study.planned_round(run.study.last_round)
     cohort = tuple(site for site in run.sites if site not in prepared.abstaining)
@@ -195,9 +195,10 @@ def evaluate(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Non
 
 
 def settle(run: RunContext, *, final: bool) -> None:
-    """Tells every node the outcomes it has not heard; `final` ends the run at the nodes and deletes its keys.
+    """Tells every node the outcomes it has not been told; `final` ends the run at the nodes and deletes its keys.
 
-    Who cannot be reached for a while is let go: its charges stay at their worst, its key is useless without the others.
+    A node that cannot be reached for a while is skipped: its charges stay at their worst, and its key is useless
+    without the others.
     """
     run.beat("sites sign what was really summed")
 

@@ -1,7 +1,7 @@
-"""The server's half of a round: from the opened sum to the next state. Works on released numbers only.
+"""The server optimizer: it computes the next state from a round's opened sum, from released numbers only.
 
-Post-processing of a differentially private sum: costs no budget. Arithmetic is element by element in float64 and so the
-same on every machine; what is kept between rounds is float32, so a run resumed from disk goes on bit for bit.
+This is post-processing of a differentially private sum and costs no budget. Arithmetic is element by element in float64
+and so the same on every machine; state between rounds is float32, so a run resumed from disk goes on bit for bit.
 """
 
 import math
@@ -17,11 +17,11 @@ from ..store import Checkpoint
 
 
 def server_step(draft: StudyDraft, before: Checkpoint, total: np.ndarray, head_slice: slice) -> Checkpoint:
-    """The checkpoint after one more round.
+    """Computes the checkpoint after one more round.
 
     Args:
         total: [dim], the opened sum over all sites in real units.
-        head_slice: where the head stands in the state; an empty slice if there is none.
+        head_slice: the head's place in the state; an empty slice if there is none.
 
     Raises:
         InvalidOptimizer: shapes differ, or a number is or becomes infinite or NaN.
@@ -70,7 +70,7 @@ class ServerOptimizer:
 
     @classmethod
     def of(cls, draft: StudyDraft) -> "ServerOptimizer":
-        """The optimizer of a study's rounds."""
+        """Makes the optimizer of a study's rounds."""
         terms = draft.optimizer
         lr, head_lr = terms.rates
         return cls(
@@ -85,7 +85,7 @@ class ServerOptimizer:
         )
 
     def step(self, before: Checkpoint, mean_update: np.ndarray, head_slice: slice) -> Checkpoint:
-        """One round: state' = state - rate * direction.
+        """Takes the step of one round: state' = state - rate * direction.
 
         momentum: velocity' = momentum * velocity + mean_update is the direction.
         adam: velocity' and second_moment' are running means of the update and its square, and the direction is
@@ -93,9 +93,9 @@ class ServerOptimizer:
         The average, if kept, weights the state after round s by ema_decay^(rounds - s): it forgets its own start.
 
         Args:
-            before: after the last round; its round tells Adam and the average how many steps they have seen.
+            before: after the last round; its round is the number of steps that Adam and the average have taken.
             mean_update: [dim], the opened sum of gradients per expected unit, in clip units.
-            head_slice: where the head stands in the vectors; an empty slice if there is none.
+            head_slice: the head's place in the vectors; an empty slice if there is none.
 
         Raises:
             InvalidOptimizer: shapes differ, or a number is or becomes infinite or NaN; `before` is left as it was.

@@ -1,10 +1,10 @@
 """Storage of the coordinator: tables in SQL, vectors and envelopes of a run in files, replicas of ledgers.
 
-`Store` holds nodes, studies, runs and rounds; `RunFolder` the files of one run, each known by its SHA-256;
-`LedgerReplica` the signed entries that sites send. `tables` are the rows; `states` says what a run may become, and by
-whose word.
+`Store` holds nodes, studies, runs and rounds. `RunFolder` holds the files of one run, each known by its SHA-256.
+`LedgerReplica` holds the signed entries that sites send. `tables` has the rows, `states` the states of a run and the
+allowed changes between them.
 
-A round's state is read back bit for bit, or not at all:
+A round's state is read back bit for bit; a damaged file is refused:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""The coordinator's copy of every site's ledger: grown entry by entry, never rewritten."""
+"""The coordinator's replica of every site's ledger: entries are appended and never rewritten."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from .tables import LedgerRow
 class LedgerReplica:
     """Accepts a site's new entries only if they continue its chain under its own signature.
 
-    One process extends replicas at a time, the driver that holds the run's lease; it remembers what it has read.
+    One process extends replicas at a time, the driver that holds the run's lease; it caches the entries it has read.
     """
 
     def __init__(self, store: Store) -> None:
@@ -20,11 +20,11 @@ class LedgerReplica:
         self._rounds: dict[str, dict[tuple[str, str], set[int]]] = {}  # site -> (kind, run) -> rounds
 
     def length(self, site: str) -> int:
-        """How many entries of `site` are here; the site is asked for those from this number on."""
+        """Counts the replicated entries of `site`; the site is asked for those from this number on."""
         return self._store.ledger_length(site)
 
     def extend(self, site: str, identity: str, entries: Sequence[Entry]) -> None:
-        """Appends `entries`, skipping those that are here already.
+        """Appends `entries`; skips those that are here already.
 
         Raises:
             ReplicaBroken: they do not continue the chain, or are not signed by `identity`.
@@ -46,15 +46,15 @@ class LedgerReplica:
         _note(rounds, fresh)
 
     def entries(self, site: str) -> list[Entry]:
-        """Every replicated entry of `site`, in order."""
+        """Reads every replicated entry of `site`, in order."""
         return [Entry.model_validate_json(row.entry) for row in self._store.ledger(site)]
 
     def has_charge(self, site: str, run: str, round_number: int) -> bool:
-        """Whether the site has signed a charge for this round."""
+        """True if the site has signed a charge for this round."""
         return round_number in self._rounds_of(site).get(("reserve", run), ())
 
     def open_rounds(self, site: str, run: str) -> set[int]:
-        """Rounds of `run` that the site has charged and whose outcome it has not signed yet."""
+        """Lists the rounds of `run` that the site has charged and whose outcome it has not signed yet."""
         rounds = self._rounds_of(site)
         return rounds.get(("reserve", run), set()) - rounds.get(("settle", run), set())
 

@@ -23,31 +23,31 @@ from ...mpc.sharing.shares import set_name
 from ..errors import StateDamaged
 
 _COMPLETE = "complete"
-_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # of a checkpoint, and the names in its file
+_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # a checkpoint's, and their names in its file
 
 Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
-Envelopes = dict[str, Sealed]  # site -> what is here of it whole and checked
+Envelopes = dict[str, Sealed]  # site -> its complete and checked shares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The trained vector after a round, and what the coordinator carries on to the next; all float32 [dim]."""
+    """The trained vector after a round, and the optimizer's vectors for the next; all float32 [dim]."""
 
     round: int
     state: np.ndarray
     velocity: np.ndarray
     second_moment: np.ndarray | None = None  # with Adam, from round 1 on
     average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
-    residual: np.ndarray | None = None  # what sites have not been sent yet, if states are rounded, from round 1 on
+    residual: np.ndarray | None = None  # rounding error not sent yet, if states are rounded, from round 1 on
 
     @classmethod
     def beginning(cls, state: np.ndarray) -> Self:
-        """Round 0."""
+        """Makes the checkpoint of round 0, before the first round."""
         return cls(round=0, state=state, velocity=np.zeros_like(state))
 
     @property
     def exported(self) -> np.ndarray:
-        """The vector that the run offers as its result, and that an evaluation measures."""
+        """The vector that a run exports and that its evaluation measures: the average if the study keeps one."""
         return self.state if self.average is None else self.average
 
 
@@ -59,7 +59,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> str:
-        """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns that."""
+        """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns the SHA-256."""
         tensors = {name: getattr(checkpoint, name) for name in _TENSORS}
         data = save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
         state_hash = hashlib.sha256(data).hexdigest()
@@ -67,7 +67,7 @@ class RunFolder:
         return state_hash
 
     def prune(self, committed_round: int) -> None:
-        """Drops what no restart needs once `committed_round` is committed."""
+        """Deletes the files that no restart needs once `committed_round` is committed."""
         for path in self.path.iterdir():
             kind, _, rest = path.name.partition("-")
             number = rest.partition("-")[0]
@@ -77,7 +77,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def load(self, round_number: int, state_hash: str) -> Checkpoint:
-        """The checkpoint of a committed round. Raises `StateDamaged` if the file is not the committed one."""
+        """Loads the checkpoint of a committed round. Raises `StateDamaged` if the file is not the committed one."""
         path = self._checkpoint(round_number, state_hash)
         try:
             data = path.read_bytes()
@@ -89,27 +89,27 @@ class RunFolder:
         return Checkpoint(round=round_number, **tensors)
 
     def secret(self) -> bytes:
-        """32 random bytes of this run that no aggregator is told, made at the first call."""
+        """Reads the run's secret of 32 random bytes, made at the first call; no aggregator is told it."""
         path = self.path / "secret"
         if not path.exists():
             write_private(path, secrets.token_bytes(32))
         return path.read_bytes()
 
     def envelopes(self, round_number: int) -> "Inbox":
-        """The sealed shares kept for a round: retried, it must be able to offer exactly the same set again."""
+        """The inbox of a round's updates, kept so that a retried round can sum exactly the same set."""
         return Inbox(self.path / f"envelopes-{round_number}")
 
     def fix_set(self, round_number: int, summed: Sequence[str]) -> None:
-        """Notes which sites a round is to sum, before any of them is asked to add noise for that."""
+        """Stores the set that a round must sum, before any of its sites is asked to add noise for it."""
         write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(summed)).encode())
 
     def fixed_set(self, round_number: int) -> tuple[str, ...] | None:
-        """What `fix_set` noted last."""
+        """Reads the set that `fix_set` stored last; None if there is none."""
         path = self._topups(round_number) / "fixed.json"
         return tuple(json.loads(path.read_bytes())) if path.exists() else None
 
     def topups(self, round_number: int, summed: Sequence[str]) -> "Inbox":
-        """What sites have added for a sum over just `summed`."""
+        """The inbox of the top-ups for a sum over exactly `summed`."""
         return Inbox(self._topups(round_number) / set_name(summed))
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
@@ -120,13 +120,13 @@ class RunFolder:
 
 
 class Inbox:
-    """Sealed shares of many sites for one purpose, each site's in a folder of its own until all three are there."""
+    """Sealed shares of many sites for one purpose; a site's folder counts once all three files are complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def expect(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
-        """Makes ready for three files of a site, each of that size and SHA-256; drops parts of any other."""
+        """Opens three incoming files of a site, each of a size and SHA-256; deletes parts of any other."""
         sealed = self._incoming(site, files)
         wanted = {incoming.digest for incoming in sealed}
         folder = self._path / site
@@ -136,16 +136,16 @@ class Inbox:
         return sealed
 
     def accept(self, site: str, sealed: Sealed) -> None:
-        """Notes durably that a site's three files are whole and checked."""
+        """Stores durably that a site's three files are complete and checked."""
         described = [(incoming.size, incoming.digest) for incoming in sealed]
         write_private(self._path / site / _COMPLETE, json.dumps(described).encode())
 
     def refuse(self, site: str) -> None:
-        """Drops what came of a site."""
+        """Deletes all that a site has sent."""
         shutil.rmtree(self._path / site, ignore_errors=True)
 
     def read(self) -> Envelopes:
-        """What was accepted, by site."""
+        """Reads the accepted shares, by site."""
         marks = sorted(self._path.glob(f"*/{_COMPLETE}"))
         return {mark.parent.name: self._incoming(mark.parent.name, json.loads(mark.read_bytes())) for mark in marks}
 

@@ -1,7 +1,7 @@
-"""States of a run and the changes between them: the one table of what may follow what, and who may bring it about.
+"""States of a run and the transitions between them, each with the one who may make it: driver or operator.
 
-The store makes a change only for a run that is in one of the states it starts from, in one statement. So no order to
-stop overwrites an end that a driver has just written, and no driver brings back a run that is over.
+The store checks the state and changes it in one SQL statement. So an order to stop never overwrites an end that a
+driver has just written, and no driver restarts a run that is over.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Literal
 
 
 class RunState(StrEnum):
-    """Names where a run stands."""
+    """The state of a run."""
 
     PENDING = "pending"  # waits for a driver
     RUNNING = "running"
@@ -22,26 +22,26 @@ class RunState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """Tells a run that wants no driver from one that does; a stopped or failed one can be resumed."""
+        """True once the run needs no driver; a stopped or failed run can still be resumed."""
         return self in (RunState.STOPPED, RunState.DONE, RunState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """Describes a change of a run's state: by whom, and what follows what."""
+    """A change of a run's state that a driver or an operator may make."""
 
     name: str
     by: Literal["driver", "operator"]  # a driver needs the run's lease
-    moves: Mapping[RunState, RunState]  # from each state it may start in to the state after it
-    refusal: str  # told of a run in any other state
+    moves: Mapping[RunState, RunState]  # allowed state before -> state after
+    refusal: str  # the error's text for a run in any other state
 
     def allows(self, state: RunState) -> bool:
-        """Tells states that it may start in from the others."""
+        """True if the transition may start from `state`."""
         return state in self.moves
 
     @property
     def is_end(self) -> bool:
-        """Tells a change after which the run is over."""
+        """True if the run is over after the transition."""
         return all(after.is_over for after in self.moves.values())
 
 

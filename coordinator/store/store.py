@@ -1,7 +1,7 @@
-"""What the coordinator knows, in SQL: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
+"""The coordinator's database: sites, studies, runs, rounds, leases, the ledger replica, the audit log.
 
-This is the truth; what Flower keeps is a cache. A round exists once its row is committed, and only the holder of the
-run's current lease commits it.
+Only this database counts; Flower's own state is a cache. A round exists once its row is committed, and only the holder
+of the run's current lease commits it.
 """
 
 import time
@@ -41,22 +41,22 @@ class Store:
 
     @classmethod
     def create(cls, home: Path) -> "Store":
-        """A new database under `home`, with its tables."""
+        """Creates a new database under `home`, with its tables."""
         store = cls.open(home)
         migrate(store.url)
         return store
 
     @classmethod
     def open(cls, home: Path) -> "Store":
-        """The database under `home`."""
+        """Opens the database under `home`."""
         return cls(f"sqlite:///{home.resolve() / 'coordinator.db'}")
 
     def require_schema(self) -> None:
-        """Refuses a database that `serve` has not brought to this version's schema yet; changes nothing.
+        """Checks that the database has this version's schema; changes nothing. `serve` migrates an older one.
 
         Raises:
-            Conflict: it is an earlier version's, or a later one's.
-            StateDamaged: it holds no schema at all.
+            Conflict: the schema is an earlier version's, or a later one's.
+            StateDamaged: the database holds no schema at all.
         """
         name = self._engine.url.database
         if not inspect(self._engine).has_table("alembic_version"):
@@ -77,12 +77,12 @@ class Store:
         return self._engine.url.render_as_string(hide_password=False)
 
     def close(self) -> None:
-        """Releases every connection."""
+        """Closes every connection."""
         self._engine.dispose()
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back on an error."""
+        """Runs one transaction: committed at the end, rolled back on an error."""
         with self._sessions.begin() as session:
             yield session
 
@@ -91,12 +91,12 @@ class Store:
         session.add(ActionRow(at=time.time(), what=what))
 
     def nodes(self) -> list[NodeRow]:
-        """Every invited or enrolled node, by name."""
+        """Lists every invited or enrolled node, by name."""
         with self.session() as session:
             return list(session.scalars(select(NodeRow).order_by(NodeRow.name)))
 
     def node(self, name: str) -> NodeRow:
-        """The node called `name`. Raises `NotFound`."""
+        """Finds the node called `name`. Raises `NotFound`."""
         with self.session() as session:
             node = session.get(NodeRow, name)
         if node is None:
@@ -104,7 +104,7 @@ class Store:
         return node
 
     def study(self, name_or_hash: str) -> StudyRow:
-        """The newest study of that name, or the one whose hash begins so. Raises `NotFound`."""
+        """Finds the newest study of that name, or the one whose hash begins so. Raises `NotFound`."""
         with self.session() as session:
             by_name = select(StudyRow).where(StudyRow.name == name_or_hash).order_by(StudyRow.created_at.desc())
             row = session.scalars(by_name.limit(1)).first()
@@ -116,17 +116,17 @@ class Store:
         return row
 
     def studies(self) -> list[StudyRow]:
-        """Every study, oldest first."""
+        """Lists every study, oldest first."""
         with self.session() as session:
             return list(session.scalars(select(StudyRow).order_by(StudyRow.created_at)))
 
     def runs(self) -> list[Run]:
-        """Every run, oldest first."""
+        """Lists every run, oldest first."""
         with self.session() as session:
             return list(session.scalars(select(Run).order_by(Run.created_at)))
 
     def run(self, run_id: str) -> Run:
-        """The run called `run_id`. Raises `NotFound`."""
+        """Finds the run of that id. Raises `NotFound`."""
         with self.session() as session:
             row = session.get(Run, run_id)
         if row is None:
@@ -134,36 +134,36 @@ class Store:
         return row
 
     def rounds(self, run_id: str) -> list[Round]:
-        """Committed rounds of a run, in order."""
+        """Lists the committed rounds of a run, in order."""
         with self.session() as session:
             return list(session.scalars(select(Round).where(Round.run == run_id).order_by(Round.number)))
 
     def evaluation(self, run_id: str) -> Evaluation | None:
-        """What came of a run's evaluation; None while it is still to come, or if the study has none."""
+        """Finds the evaluation of a run; None before it is made, or if the study has none."""
         with self.session() as session:
             return session.get(Evaluation, run_id)
 
     def opened(self, run_id: str) -> list[Round | Evaluation]:
-        """All that was opened in a run, in order: its rounds and, if it measured something, its evaluation."""
+        """Lists all opened sums of a run, in order: its rounds and, if it measured something, its evaluation."""
         evaluation = self.evaluation(run_id)
         measured = [evaluation] if evaluation is not None and evaluation.problem is None else []
         return [*self.rounds(run_id), *measured]
 
     def last_round(self, run_id: str) -> CommittedRound:
-        """The last committed round of a run."""
+        """Finds the last committed round of a run."""
         rounds = self.rounds(run_id)
         if not rounds:
             return CommittedRound(number=0, state_hash=None)
         return CommittedRound(number=rounds[-1].number, state_hash=rounds[-1].state_hash)
 
     def acquire_lease(self, run_id: str) -> int:
-        """Takes a run over from whoever drives it: the token grows, so an older driver can no longer commit."""
+        """Takes a new lease of a run: the token grows, so an older driver can no longer commit."""
         with self.session() as session:
             taken = update(Run).where(Run.id == run_id).values(lease=Run.lease + 1, heartbeat=time.time())
             return session.scalars(taken.returning(Run.lease)).one()
 
     def beat(self, run_id: str, lease: int, step: str | None = None) -> None:
-        """Says that the holder of `lease` is alive, and at which step. Raises `LeaseLost`."""
+        """Stores the heartbeat and the current step of the driver that holds `lease`. Raises `LeaseLost`."""
         values: dict[str, Any] = {"heartbeat": time.time()}
         if step is not None:
             values["step"] = step[:MAX_STEP]
@@ -171,21 +171,21 @@ class Store:
             self._fenced(session, run_id, lease, values)
 
     def begin_driving(self, run_id: str, lease: int) -> None:
-        """Marks a run as driven by the holder of `lease`, which is no action of anybody's; raises as `move_run`."""
+        """Marks a run as driven by the holder of `lease`, without a line in the audit log; raises as `move_run`."""
         with self.session() as session:
             self._move(session, run_id, BEGIN, lease)
 
     def move_run(
         self, run_id: str, transition: Transition, *, lease: int | None = None, error: str | None = None
     ) -> RunState:
-        """Changes a run's state, and says so in the audit log.
+        """Changes a run's state, with a line in the audit log.
 
         Args:
-            lease: the driver's; None for what an operator may do.
-            error: what the run shows as its error from now on.
+            lease: the driver's; None for an operator's transition.
+            error: the run's error from now on.
 
         Raises:
-            TransitionRefused: the run is in no state that the transition starts from; nothing was written.
+            TransitionRefused: the transition may not start from the run's state; nothing was written.
             LeaseLost: another driver has taken over.
             NotFound: there is no such run.
         """
@@ -195,13 +195,13 @@ class Store:
         return state
 
     def commit_round(self, row: Round | Evaluation) -> None:
-        """Makes a round, or the evaluation, exist. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
+        """Commits a round or the evaluation. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)
 
     def leave_out(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
-        """Keeps whose vectors were too long in a round, once, and says so in the audit log. Raises `LeaseLost`."""
+        """Stores, once, sites whose vectors were too long, with lines in the audit log. Raises `LeaseLost`."""
         with self.session() as session:
             self._fenced(session, run_id, lease, {"heartbeat": time.time()})
             for site in sites:
@@ -210,26 +210,26 @@ class Store:
                     self.log_action(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
 
     def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
-        """By round, the sites whose vectors were too long; only rounds with such sites."""
+        """Lists by round the sites whose vectors were too long; only rounds with such sites."""
         wanted = select(LeftOut).where(LeftOut.run == run_id).order_by(LeftOut.round, LeftOut.site)
         with self.session() as session:
             rows = list(session.scalars(wanted))
         return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
 
     def ledger(self, site: str) -> list[LedgerRow]:
-        """Replicated entries of `site`, in order."""
+        """Lists the replicated entries of `site`, in order."""
         wanted = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq)
         with self.session() as session:
             return list(session.scalars(wanted))
 
     def last_ledger_row(self, site: str) -> LedgerRow | None:
-        """The newest replicated entry of `site`."""
+        """Finds the newest replicated entry of `site`; None if there is none."""
         newest = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq.desc()).limit(1)
         with self.session() as session:
             return session.scalars(newest).first()
 
     def ledger_length(self, site: str) -> int:
-        """How many entries of `site` are replicated."""
+        """Counts the replicated entries of `site`."""
         with self.session() as session:
             return session.scalars(select(func.count()).where(LedgerRow.site == site)).one()
 
@@ -239,13 +239,13 @@ class Store:
             session.add_all(rows)
 
     def add_privacy_test(self, row: PrivacyTest, said: str) -> None:
-        """Keeps what a measurement found, and says so in the audit log. Nothing replaces an earlier one."""
+        """Stores the result of a privacy test, with the line `said` in the audit log. No earlier result is replaced."""
         with self.session() as session:
             session.add(row)
             self.log_action(session, said)
 
     def privacy_tests(self, run_id: str, kind: Literal["audit", "membership"]) -> list[str]:
-        """Facts of every measurement of that kind, oldest first."""
+        """Lists the facts of every privacy test of that kind, oldest first."""
         wanted = select(PrivacyTest.facts).where(PrivacyTest.run == run_id, PrivacyTest.kind == kind)
         with self.session() as session:
             return list(session.scalars(wanted.order_by(PrivacyTest.seq)))
@@ -253,7 +253,7 @@ class Store:
     def _move(
         self, session: Session, run_id: str, transition: Transition, lease: int | None, error: str | None = None
     ) -> RunState:
-        """One statement looks and writes: what another process makes of the run comes before it or after it."""
+        """Checks and changes the state in one statement, so that no other process can change it in between."""
         assert (lease is not None) == (transition.by == "driver"), "a driver moves a run under its lease, nobody else"
         after = case(
             *((Run.state == source, literal(target, Run.state.type)) for source, target in transition.moves.items())
@@ -266,7 +266,7 @@ class Store:
         state = session.scalars(moved.returning(Run.state)).one_or_none()
         if state is not None:
             return state
-        run = self.run(run_id)  # as it is: this transaction, though it has written nothing, keeps all others waiting
+        run = self.run(run_id)  # its state is the same: this transaction, though it wrote nothing, blocks all others
         if lease is not None and run.lease != lease:
             raise _lost(run_id, lease)
         raise TransitionRefused(run_id, run.state, transition.refusal)
@@ -279,7 +279,7 @@ class Store:
 
 
 def migrate(url: str) -> None:
-    """Brings the database at `url` to the newest schema."""
+    """Migrates the database at `url` to the newest schema."""
     from alembic import command
     from alembic.config import Config
 

@@ -22,7 +22,7 @@ class Base(DeclarativeBase):
 
 
 class NodeRow(Base):
-    """An enrolled organisation's daemon, or an invitation that waits for it."""
+    """An enrolled node, or the invitation of one that has not enrolled yet."""
 
     __tablename__ = "node"
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -34,7 +34,7 @@ class NodeRow(Base):
     fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)  # SHA-256 of Flower's form of that key
     party_address: Mapped[str | None] = mapped_column(String(255))
     party_certificate: Mapped[str | None] = mapped_column(String(8192))
-    flower_id: Mapped[str | None] = mapped_column(String(32))  # in the SuperLink's cache, not an identity
+    flower_id: Mapped[str | None] = mapped_column(String(32))  # id in the SuperLink's cache, not an identity
     enrolled_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
 
@@ -59,18 +59,18 @@ class Run(Base):
     state: Mapped[RunState] = mapped_column(_STATES)
     lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
     heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
-    step: Mapped[str] = mapped_column(String(MAX_STEP), default="")  # what the driver is doing, for people
+    step: Mapped[str] = mapped_column(String(MAX_STEP), default="")  # the driver's current step, for people
     error: Mapped[str | None] = mapped_column(String(2000))
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
 
 
 class OpenedSum:
-    """Columns of all that a run has opened: the sums of its rounds and of its evaluation."""
+    """Columns of every opened sum of a run: those of its rounds and of its evaluation."""
 
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True, sort_order=-1)
     sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
-    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed word for that set
+    evidence: Mapped[str] = mapped_column(Text)  # JSON list: the aggregators' signed answers for that set
     seconds: Mapped[float]
     bytes_per_site: Mapped[int]  # sealed bytes that one site sent
     lease: Mapped[int]
@@ -83,7 +83,7 @@ class OpenedSum:
 
     @property
     def signed(self) -> tuple[str, ...]:
-        """What the aggregators signed for it."""
+        """The aggregators' signed answers for it."""
         return tuple(json.loads(self.evidence))
 
 
@@ -96,7 +96,7 @@ class Round(OpenedSum, Base):
 
 
 class Evaluation(OpenedSum, Base):
-    """What came of a run's evaluation, the round after its last update. One that measured nothing says why."""
+    """The result of a run's evaluation, the round after its last update; if it measured nothing, the reason."""
 
     __tablename__ = "evaluation"
     number: Mapped[int]  # of the round
@@ -116,7 +116,7 @@ class LedgerRow(Base):
 
 
 class ActionRow(Base):
-    """Something an operator or a node did, in order."""
+    """A line of the audit log: an action of an operator or a node."""
 
     __tablename__ = "audit"
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -125,7 +125,7 @@ class ActionRow(Base):
 
 
 class PrivacyTest(Base):
-    """What a measurement of a run's privacy found: an audit of its engine, or an attack on its adapter."""
+    """The result of a test of a run's privacy: an audit of its engine, or an attack on its adapter."""
 
     __tablename__ = "privacy_test"
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations on the database that the caller names."""
+"""Alembic's entry point: runs migrations on the caller's database."""
 
 from alembic import context
 from sqlalchemy import create_engine

@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Creates the table of what runs measured on held-out records."""
+    """Creates the table of evaluations on held-out records."""
     op.create_table(
         "evaluation",
         sa.Column("run", sa.String(64), sa.ForeignKey("run.id"), primary_key=True),
