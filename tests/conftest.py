@@ -1,11 +1,8 @@
 """What holds for every test: chance and load decide nothing, and who starts a process says so."""
 
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -48,25 +45,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps a file's tests, and those that share something dear, on one worker; the long ones come first."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shared = "smollm2" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("smollm2" if shared else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("process") is None)
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed; made once, 740 MB."""
-    from typer.testing import CliRunner
-
-    from confide.coordinator.cli.main import app
-
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder) / "smollm2"
-        result = CliRunner().invoke(app, ["backbone", "import", "smollm2", str(directory), "--json"])
-        assert result.exit_code == 0, result.output
-        yield directory, json.loads(result.stdout)
+    """Gives workers whole federations first, then files that start processes: what is short fills the end."""
+    if hasattr(config, "workerinput"):
+        files = {item.path for item in items if item.get_closest_marker("process")}
+        items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in files))

@@ -535,16 +535,6 @@ def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone
     assert "cannot be listed" in invoke("backbone", "list", folder / "absent", code=FAILED).stderr
 
 
-@pytest.mark.slow
-def test_an_imported_checkpoint_is_shown_with_licence_and_origin(smollm2):
-    directory, imported = smollm2
-    assert imported["directory"] == str(directory)
-    printed = json.loads(invoke("backbone", "show", directory, "--json").stdout)
-    assert (printed["hash"], printed["reads"]) == (imported["hash"], "text")
-    shown = lined(invoke("backbone", "show", directory).stdout)
-    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", "184,780,608"))
-
-
 def test_only_known_models_are_imported_and_into_new_folders(tmp_path):
     invoke("backbone", "import", "gpt5", tmp_path / "out", code=USAGE)
     assert "exists already" in invoke("backbone", "import", "smollm2", tmp_path, code=FAILED).stderr

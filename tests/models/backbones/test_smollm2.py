@@ -2,12 +2,17 @@
 
 import hashlib
 import importlib.util
+import json
+import tempfile
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from confide.coordinator.cli.main import app
 from confide.models.backbones import smollm2 as recipe
 from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer
 from confide.models.backbones.loading import describe
@@ -19,6 +24,21 @@ pytestmark = pytest.mark.slow
 TEXT = Path(__file__).parents[3].joinpath("LICENSE").read_text()[:1200]
 WEIGHTS_SHA256 = "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf"  # as docs/backbones.md says
 CHAT = [{"role": "user", "content": "What does the thyroid gland do?"}]
+
+
+def printed_by(*words):
+    """Prints of a coordinator's command, in wide columns."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed; 740 MB, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "smollm2"
+        yield directory, json.loads(printed_by("backbone", "import", "smollm2", directory, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +127,15 @@ def test_what_import_and_show_print_is_what_is_there(smollm2, imported):
     experts = [layer.mlp.experts for layer in imported.model.layers[26:]]
     idle = sum(bank.gate_up_proj[2:].numel() + bank.down_proj[2:].numel() for bank in experts)
     assert found.size.active_parameters == found.size.parameters - idle
+
+
+def test_the_command_shows_it_with_licence_and_origin(smollm2):
+    directory, imported = smollm2
+    assert imported["directory"] == str(directory)
+    printed = json.loads(printed_by("backbone", "show", directory, "--json"))
+    assert (printed["hash"], printed["reads"]) == (imported["hash"], "text")
+    shown = " ".join(printed_by("backbone", "show", directory).split())
+    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", "184,780,608"))
 
 
 def test_the_weights_are_the_known_bytes(directory):
