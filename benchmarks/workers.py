@@ -26,7 +26,7 @@ import torch
 from measuring import Peak, allocated_mib
 
 from confide.client_node.training.sharding import ShardedWeights, join
-from confide.client_node.training.worker import LinkedCrew
+from confide.client_node.training.worker import LinkedGroup
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
@@ -84,7 +84,7 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
     batch = settings["batch"]
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(1, WORDS, (batch, LENGTH)), rng.integers(0, 2, batch)
-    crew = LinkedCrew(links if place == 0 else ())
+    group = LinkedGroup(links if place == 0 else ())
     while True:
         if place:
             part = links[0].receive(array_bytes=None)
@@ -94,7 +94,7 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
         parent.receive()
         start = time.perf_counter()
         with Peak() as peak:
-            private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), crew=crew)
+            private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), group=group)
         parent.send("done", seconds=time.perf_counter() - start, peak=peak.mib - before)
 
 

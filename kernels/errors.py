@@ -13,6 +13,9 @@ KernelError
 └── CaptureNested       a microbatch began inside another one of the same model
 """
 
+if not __name__.startswith("confide."):  # every other file of the folder imports this one
+    raise ImportError("this folder is the package confide.kernels: write `from confide.kernels import install`")
+
 
 class KernelError(Exception):
     """Base of every error raised in this folder."""

@@ -42,9 +42,6 @@ from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128
 from .moe import moe
 from .routing import route
 
-if not __name__.startswith("confide."):
-    raise ImportError("this folder is the package confide.kernels: write `from confide.kernels import install`")
-
 __all__ = [
     "NAME", "AdaptedExperts", "adapt", "experts_of", "fill", "install", "is_bank", "quantise", "refuse_saving",
 ]  # fmt: skip

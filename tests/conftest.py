@@ -12,6 +12,8 @@ hypothesis.settings.register_profile(
     "confide", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("confide")
+# `pytest --hypothesis-profile search` draws others, and more of them: run it on what you change.
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 
 # Before numpy and torch are loaded, and for processes that tests start: on few cores, threads of many processes wait
 # for each other more than they compute; a norm check with numpy's own choice takes ten times the processor time.

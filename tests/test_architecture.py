@@ -71,7 +71,7 @@ def test_examples_use_faces_alone(path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("folder", [*PACKAGES, "kernels.install"])
+@pytest.mark.parametrize("folder", [*PACKAGES, "kernels.install", "kernels.moe", "kernels.collect"])
 def test_a_folder_imported_without_the_package_is_refused_with_a_sentence(folder):
     result = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1

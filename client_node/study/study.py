@@ -381,7 +381,7 @@ class Study(StrictModel):
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""
-        return self.draft.data.record_schema()
+        return self.draft.record_schema()
 
     def adapter_config(self) -> dict[str, Any]:
         """Arguments for `models.adapters.AdapterConfig`."""

@@ -389,7 +389,7 @@ class StudyDraft(StrictModel):
 
     def record_schema(self) -> RecordSchema:
         """The public description of a record."""
-        return self.data.record_schema()
+        return self.data.kind.schema(self.data.terms)
 
     def adapter_config(self) -> dict[str, Any]:
         """Arguments for `models.adapters.AdapterConfig`."""

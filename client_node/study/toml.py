@@ -136,9 +136,17 @@ def _bounds(field: pydantic.fields.FieldInfo) -> dict[str, float]:
 
 
 def _field(model: type[BaseModel], location: tuple[int | str, ...]) -> pydantic.fields.FieldInfo:
-    owner = _walk(model, location[:-1])
-    known = owner.model_fields if owner else {}
-    return known.get(str(location[-1]), pydantic.fields.FieldInfo())
+    owner, name = _walk(model, location[:-1]), str(location[-1])
+    fields = owner.model_fields if owner else {}
+    return next(
+        (field for own, field in fields.items() if name in (own, *_aliases(field))), pydantic.fields.FieldInfo()
+    )
+
+
+def _aliases(field: pydantic.fields.FieldInfo) -> list[str | pydantic.AliasPath]:
+    """All names under which a field is read, if it has several."""
+    alias = field.validation_alias
+    return alias.choices if isinstance(alias, pydantic.AliasChoices) else []
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

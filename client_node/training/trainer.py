@@ -20,7 +20,7 @@ from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
-from ...privacy.mechanism.workers import Alone, Crew, Part, ScorePart, SumPart, Vector, made_up
+from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
 from ..study import Study, StudyDraft
 from .study_model import load_study_model
@@ -72,7 +72,7 @@ class Trainer:
         site_noise: int,
         max_rows: int,
         threads: int,
-        crew: Crew | None = None,
+        group: WorkerGroup | None = None,
         place: Callable[[AdaptedModel], object] | None = None,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
@@ -84,7 +84,7 @@ class Trainer:
             site_noise: std of this site's noise in ring units.
             max_rows: rows of one microbatch.
             threads: of this process's arithmetic.
-            crew: processes that compute with this one; None for none.
+            group: processes that compute with this one; None for none.
             place: puts the model where it shall be computed, before it is run for the first time.
 
         Raises:
@@ -93,7 +93,7 @@ class Trainer:
             TargetUnreached: an adapter would never be trained.
             InvalidPrivacyParameter: the study's terms and this site's limits do not go together.
         """
-        self._study, self._read, self._site, self._crew = study, read, site, crew or Alone()
+        self._study, self._read, self._site, self._group = study, read, site, group or Alone()
         self._terms = release_terms(
             study.draft,
             study.draft.privacy.mode,
@@ -129,7 +129,7 @@ class Trainer:
             found.units,
             terms=self._terms,
             source=self._source(round_number),
-            crew=self._crew,
+            group=self._group,
         )
 
     def histogram(
@@ -145,13 +145,13 @@ class Trainer:
         """
         examples = self._model.examples(read())
         weights = state[: self.adapted.layout.dim]
-        shares = [np.array_split(rows, self._crew.size) for rows in (examples.ids, examples.targets)]
+        shares = [np.array_split(rows, self._group.size) for rows in (examples.ids, examples.targets)]
         parts = [
             ScorePart(state=weights, ids=ids, targets=targets, passes=len(shares[0][0]))  # the first is the longest
             for ids, targets in zip(*shares, strict=True)
         ]
-        self._crew.begin(parts[1:])
-        judged = np.concatenate([self.compute(parts[0]), *self._crew.finish()])
+        self._group.begin(parts[1:])
+        judged = np.concatenate([self.compute(parts[0]), *self._group.finish()])
         labels, scores = judged.reshape(-1, 2).T
         planned = self._study.planned_round(round_number)
         bins = planned.dim // 2

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, type[SumPart] | type[ScorePart]] = {"sum": SumPart, "score": ScorePart}
 
 
-class LinkedCrew:
+class LinkedGroup:
     """The other workers, as the leading one sees them."""
 
     def __init__(self, links: Sequence[Channel]) -> None:
@@ -39,13 +39,13 @@ class LinkedCrew:
         return 1 + len(self._links)
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """See `Crew`."""
+        """See `WorkerGroup`."""
         for link, part in zip(self._links, parts, strict=True):
             values = {each.name: getattr(part, each.name) for each in fields(part)}
             link.send("sum" if isinstance(part, SumPart) else "score", **values)
 
     def finish(self) -> list[Vector]:
-        """See `Crew`."""
+        """See `WorkerGroup`."""
         return [link.receive(array_bytes=None)["vector"] for link in self._links]
 
 
@@ -121,6 +121,6 @@ def _trainer(settings: dict[str, Any], links: Sequence[Channel], records: list[R
         site_noise=settings["site_noise"],
         max_rows=settings["max_rows"],
         threads=settings["threads"],
-        crew=LinkedCrew(links) if worker_id == 0 else Alone(),
+        group=LinkedGroup(links) if worker_id == 0 else Alone(),
         place=shard,
     )

@@ -39,7 +39,7 @@ from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, Studies
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
-from .listener import DoorLog, serve_gate
+from .listener import ListenerLog, serve_gate
 from .upstream import Upstream, UpstreamAway
 
 __all__ = ["FleetGate", "Registry", "serve_gate"]
@@ -113,7 +113,7 @@ class FleetGate:
         self._ca = ca_path.read_bytes()
         self._upstream = Upstream("127.0.0.1", superlink, ca_path)
         self._wake = WakeListener(superlink)
-        self._door = DoorLog()
+        self._log = ListenerLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._nonces: dict[str, float] = {}
         self._is_closing = False
@@ -135,7 +135,7 @@ class FleetGate:
             elif method == "POST" and path == protocol.STUDIES_PATH:
                 status, headers, body = await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
             else:
-                self._door.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
+                self._log.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
                 raise _TurnedAway(404)
         except _TurnedAway as end:
             status, headers, body = _answer(end)
@@ -183,7 +183,7 @@ class FleetGate:
             raise _TurnedAway(503) from err  # nodes read 503 as: try again
         if status == 401:
             # The key is good here, so Flower's cache has lost it, or the id is of another registration.
-            self._door.turned_away(
+            self._log.turned_away(
                 "stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call
             )
             raise _TurnedAway(503)
@@ -207,26 +207,24 @@ class FleetGate:
             signature = b64decode(headers[flower.SIGNATURE_HEADER], validate=True)
             age = time.time() - dt.datetime.fromisoformat(stamp.decode("ascii")).timestamp()
         except (KeyError, ValueError, binascii.Error) as err:
-            self._door.turned_away("unsigned", peer, "%s showed no readable key and signature", peer)
+            self._log.turned_away("unsigned", peer, "%s showed no readable key and signature", peer)
             raise _TurnedAway(401, refused="unsigned") from err
         site = self._registry.site_of(key_id)
         if site is None:
             if former := self._registry.revoked_site(key_id):
-                self._door.turned_away(
+                self._log.turned_away(
                     "revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], former, peer
                 )
                 raise _TurnedAway(401, refused="revoked")
-            self._door.turned_away("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
+            self._log.turned_away("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
             raise _TurnedAway(401, refused="unknown")
         try:
             key.verify(signature, stamp, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature as err:
-            self._door.turned_away(
-                "signature", peer, "%s showed the key of site %r but cannot sign with it", peer, site
-            )
+            self._log.turned_away("signature", peer, "%s showed the key of site %r but cannot sign with it", peer, site)
             raise _TurnedAway(401, refused="signature") from err
         if abs(age) > _CLOCK_S:
-            self._door.turned_away("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
+            self._log.turned_away("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
             raise _TurnedAway(503)  # its operator can mend that without a new enrolment
         return key_id, site
 
@@ -235,19 +233,19 @@ class FleetGate:
         try:
             claim = flower.read_claim(call, body)
         except ValueError as err:
-            self._door.turned_away("form", key_id, "site %r sent a %s that cannot be read", site, call)
+            self._log.turned_away("form", key_id, "site %r sent a %s that cannot be read", site, call)
             raise _TurnedAway(400) from err
         own = self._node_ids.get(key_id)
         forged = [node for node in claim.node_ids if node != claim.node_ids[0] or (own is not None and node != own)]
         if forged:
             # 400, not 403: Flower's clients read 403 as "the run is over".
-            self._door.turned_away(
+            self._log.turned_away(
                 "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
                 site, key_id[:16], own if own is not None else claim.node_ids[0], forged[0],
             )  # fmt: skip
             raise _TurnedAway(400)
         if claim.parts > MAX_PARTS:
-            self._door.turned_away(
+            self._log.turned_away(
                 "parts", key_id, "site %r sent a message of %d parts (at most %d)", site, claim.parts, MAX_PARTS
             )
             raise _TurnedAway(413)
@@ -264,7 +262,7 @@ class FleetGate:
                         raise _TurnedAway(400)
                     body += event.get("body", b"")
                     if len(body) > cap:
-                        self._door.turned_away("size", _peer(scope), "%s sent more than %d bytes", _peer(scope), cap)
+                        self._log.turned_away("size", _peer(scope), "%s sent more than %d bytes", _peer(scope), cap)
                         raise _TurnedAway(413)
                     more = event.get("more_body", False)
         except TimeoutError as err:
@@ -277,7 +275,7 @@ class FleetGate:
             request = EnrolRequest.model_validate_json(body)
             _check_proofs(request)
         except (ValidationError, ValueError, InvalidSignature) as err:
-            self._door.turned_away("enrolment", peer, "%s sent an enrolment that cannot be read or proven", peer)
+            self._log.turned_away("enrolment", peer, "%s sent an enrolment that cannot be read or proven", peer)
             raise _TurnedAway(
                 400, "invalid", "the coordinator cannot read this enrolment; versions may differ"
             ) from err
@@ -285,15 +283,15 @@ class FleetGate:
         try:
             answer = await asyncio.to_thread(self._enrol, request)
         except InviteRefused as err:
-            self._door.turned_away("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
+            self._log.turned_away("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
             raise _TurnedAway(403, err.reason) from err
         except EnrolmentInvalid as err:
-            self._door.turned_away("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
+            self._log.turned_away("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
             raise _TurnedAway(409, "invalid", str(err)) from err
         except Exception as err:
             logging.getLogger(__name__).exception("enrolment failed")
             raise _TurnedAway(500) from err
-        self._door.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
+        self._log.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
         return 200, _JSON, answer.model_dump_json().encode()
 
     async def _list_studies(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -304,16 +302,14 @@ class FleetGate:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
             key.verify(signature, StudiesQuery.signed_part(body))
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:
-            self._door.turned_away("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
+            self._log.turned_away("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
             raise _TurnedAway(401, "unsigned", "the coordinator cannot verify this request") from err
         site = self._registry.site_with_identity(query.identity)
         if site is None:
-            self._door.turned_away(
-                "identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer
-            )
+            self._log.turned_away("identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer)
             raise _TurnedAway(401, "unknown", "the coordinator does not know this node, or has revoked it")
         if not self._is_fresh(query):
-            self._door.turned_away("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
+            self._log.turned_away("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
             raise _TurnedAway(
                 401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
             )

@@ -24,7 +24,7 @@ _MAX_PARTIES = 2048  # parties remembered; a flood of made-up keys must not fill
 _MAX_LINES = 120  # lines a minute, over all parties
 
 
-class DoorLog:
+class ListenerLog:
     """Rate-limited log of refused parties."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class DoorLog:
         return self._lines <= _MAX_LINES
 
 
-_handshakes = DoorLog()
+_handshakes = ListenerLog()
 
 
 class _WatchedTls(ssl.SSLObject):

@@ -65,11 +65,14 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         batches: token ids int64 [R, L], padded on the right, and bool [R, L], true where there is a token.
 
     Raises:
-        MetricUndefined: the model has no routed experts, or there was no token.
+        MetricUndefined: the model has no routed experts, or its routers do not score them by sigmoid; or there was no
+            token.
     """
     moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
     if not moes:
         raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
+    if strange := [type(moe.gate).__name__ for moe in moes.values() if not _scores_by_sigmoid(moe.gate)]:
+        raise MetricUndefined(f"a {strange[0]} does not score experts by sigmoid, so its affinities are others")
     tallies = {layer: _Tally() for layer in moes}
     hooks = [moe.gate.register_forward_hook(tallies[layer]) for layer, moe in moes.items()]
     try:
@@ -82,6 +85,10 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         for hook in hooks:
             hook.remove()
     return tuple(tally.total(layer) for layer, tally in tallies.items())
+
+
+def _scores_by_sigmoid(router: Any) -> bool:
+    return hasattr(getattr(router, "base", router), "e_score_correction_bias")
 
 
 class _Tally:

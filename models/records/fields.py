@@ -349,13 +349,17 @@ class Fields(RecordKind):
         kinds += [f"{name} (flag)" for name in terms.flags]
         return {"label": terms.label, "columns": kinds}
 
+    def schema(self, terms: FieldTerms) -> RecordSchema:
+        """Returns the schema of the study's columns."""
+        return terms.record_schema()
+
     def reader(self, terms: FieldTerms, vocabulary: Any, *, max_tokens: int) -> FieldReader:
         """Returns the reader of the study's schema, which the backbone must read.
 
         Raises:
             BackboneMismatch: the backbone reads another schema.
         """
-        schema = terms.record_schema()
+        schema = self.schema(terms)
         if vocabulary != schema:
             raise BackboneMismatch("reads records of another schema than [data] describes")
         return FieldReader(schema)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from .cells import Cells
+    from .fields import RecordSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class RecordKind(Protocol):
 
     def facts(self, terms: Any) -> dict[str, Any]:
         """Describes for people what is learned from which columns; `columns` is the last key."""
+
+    def schema(self, terms: Any) -> "RecordSchema":
+        """Returns the schema of the backbones that read such records, from which one is built.
+
+        Raises:
+            InvalidSchema: they are read by a tokenizer.
+        """
 
     def reader(self, terms: Any, vocabulary: Any, *, max_tokens: int) -> Reader:
         """Returns the reader for a backbone.

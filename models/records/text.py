@@ -12,14 +12,14 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 from tokenizers import AddedToken
 
-from ..errors import InvalidPrompt, ModelError
+from ..errors import InvalidPrompt, InvalidSchema, ModelError
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
 from .kind import Column, Examples, RecordKind
 
@@ -239,6 +239,12 @@ class FreeText(RecordKind):
         kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
         kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
         return {"prompt": terms.prompt, "completion": terms.completion, "columns": kinds}
+
+    def schema(self, terms: TextTerms) -> NoReturn:
+        """Raises `InvalidSchema`: a tokenizer reads free text."""
+        raise InvalidSchema(
+            "records of free text have no schema; import a backbone that reads text, with its tokenizer"
+        )
 
     def reader(self, terms: TextTerms, vocabulary: Any, *, max_tokens: int) -> PromptEncoder:
         """Returns the encoder of the study's template for a tokenizer.

@@ -1,4 +1,4 @@
-"""The process of one MPC party: `python -m confide.mpc.party.process FD`, started by `parties.PartyProcess` only.
+"""The process of one MPC party: `python -m confide.mpc.party.process FD`, started by `handle.PartyProcess` only.
 
 It has a process of its own because CrypTen keeps its state in module globals and wants them altered. It reads orders
 from the inherited socket FD, keeps its links to the other parties between orders, and ends when its parent does.

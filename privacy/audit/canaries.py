@@ -6,7 +6,7 @@ Unknown to it are each canary's coin and the noise of the other sites, which the
 
 Each canary is offered to one step, so what is claimed for it is one step's epsilon. Few canaries a step keep their
 gradients apart: a sum tells each of them from the others. The steps take everybody at hand (rate 1); whether a
-study's rate is kept by independent coins is for `truth` to check.
+study's rate is kept by independent coins is for `engine_checks` to check.
 """
 
 import math
@@ -206,7 +206,7 @@ def _opened(
 def _clipped_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets, terms: ReleaseTerms) -> Reals:
     """[canaries, dim], what each would add: clipped here, whatever the engine does.
 
-    One backward pass captures all of them; `truth` compares that capture with plain autograd.
+    One backward pass captures all of them; `engine_checks` compares that capture with plain autograd.
     """
     assert terms.clip_norm is not None
     count, layout = len(ids), adapted.layout

@@ -50,12 +50,17 @@ def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[in
 
     Args:
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
-        lengths: of the probes in tokens; one for each way in which the architecture treats positions.
+        lengths: of the probes in tokens, 2 or more; one for each way in which the architecture treats positions.
 
     Raises:
-        UnitsCoupled: naming the module, setting, adapter or loss through which rows depend on each other.
+        UnitsCoupled: naming the module, setting, adapter or loss through which rows depend on each other; or there is
+            no probe that could show it.
         TargetUnreached: naming the trained parameters that the loss does not depend on.
     """
+    if not lengths or min(lengths) < 2:
+        raise UnitsCoupled(
+            f"probes of {tuple(lengths)} tokens show nothing: need one or more, each of 2 tokens or more"
+        )
     refuse_coupled_modules(adapted)
     if adapted.head is not None:
         refuse_coupled_loss(record_losses, _random(1, _ROWS), (torch.arange(_ROWS) % 2).double())

@@ -24,7 +24,7 @@ from .clipping import PerUnitClipper
 from .noise import MAX_SIGMA
 from .opacus_optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
-from .workers import Alone, Crew, SumPart, Vector, made_up, shared_out
+from .workers import Alone, SumPart, Vector, WorkerGroup, made_up, shared_out
 
 _ALONE = Alone()
 LEAST_CLIP = 1e-6  # far above the numbers at which a factor clip_norm / norm loses digits, also 1e4 times lower
@@ -105,7 +105,7 @@ def round_release(
     *,
     terms: ReleaseTerms,
     source: RandomBytes = os.urandom,
-    crew: Crew = _ALONE,
+    group: WorkerGroup = _ALONE,
 ) -> Integers:
     """Computes a site's release for a round that begins at `state`: int64, as long as `state`.
 
@@ -130,7 +130,7 @@ def round_release(
     weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
     adapted.load_state(weights)
     release = partial(
-        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip, crew=crew
+        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip, group=group
     )
     total = release()
     if terms.local.steps == 1:
@@ -164,7 +164,7 @@ def private_release(
     source: RandomBytes = os.urandom,
     on_step: StepHook | None = None,
     log_clip: float = 0.0,
-    crew: Crew = _ALONE,
+    group: WorkerGroup = _ALONE,
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
@@ -185,7 +185,7 @@ def private_release(
         unit_of_row: [rows], any ids.
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
-        crew: processes that compute parts of the sum, at the state that `adapted` has here.
+        group: processes that compute parts of the sum, at the state that `adapted` has here.
 
     Raises:
         BatchMalformed: shapes do not fit together.
@@ -199,14 +199,14 @@ def private_release(
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
-    shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), crew.size)
+    shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), group.size)
     passes = max(sum(1 for _ in _microbatches(share, terms.max_rows_per_batch)) for share in shares)
     optimizer = _optimizer(adapted, terms, log_clip, source=source)
     optimizer.attach_step_hook(on_step)
     try:
-        crew.begin([_part(adapted, ids, targets, share, passes, log_clip) for share in shares[1:]])
+        group.begin([_part(adapted, ids, targets, share, passes, log_clip) for share in shares[1:]])
         _sum_up(adapted, ids, targets, shares[0], passes, terms, optimizer)
-        for total in crew.finish():
+        for total in group.finish():
             optimizer.include(total)
         return optimizer.release()
     finally:
@@ -216,7 +216,7 @@ def private_release(
 def partial_sum(adapted: AdaptedModel, part: SumPart, *, terms: ReleaseTerms) -> Vector:
     """The clipped sum over the units of one part, and what adaptive clipping counts: float64, in real or clip units.
 
-    UNPROTECTED: for `private_release` in the process that leads the crew, and for nothing else.
+    UNPROTECTED: for `private_release` in the process that leads the group, and for nothing else.
     """
     adapted.load_state(part.state)
     rows_of_unit = np.split(np.arange(len(part.ids)), np.cumsum(part.sizes)[:-1]) if len(part.sizes) else []

@@ -44,7 +44,7 @@ class ScorePart:
 Part = SumPart | ScorePart
 
 
-class Crew(Protocol):
+class WorkerGroup(Protocol):
     """The processes that compute together, seen from the one that leads."""
 
     @property
@@ -62,7 +62,7 @@ class Crew(Protocol):
 
 
 class Alone:
-    """A crew of one."""
+    """A group of one."""
 
     size = 1
 

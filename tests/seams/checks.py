@@ -69,7 +69,7 @@ def home(tmp_path: Path) -> Path:
     )
     (tmp_path / "site.toml").write_text(site)
     (tmp_path / "study.toml").write_text(STUDY)
-    schema = draft_of(tmp_path).data.terms.record_schema()
+    schema = draft_of(tmp_path).record_schema()  # as `coordinator backbone build` asks for it
     model = build(schema, BackboneConfig(family="llama", hidden=32))
     with torch.no_grad():
         for name, weight in model.named_parameters():

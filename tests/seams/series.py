@@ -79,6 +79,9 @@ class Series(RecordKind):
     def facts(self, terms: SeriesTerms) -> dict[str, Any]:
         return {"label": terms.outcome, "columns": [f"{terms.column} (series)"]}
 
+    def schema(self, terms: SeriesTerms) -> RecordSchema:
+        return terms.record_schema()
+
     def reader(self, terms: SeriesTerms, vocabulary: Any, *, max_tokens: int) -> SeriesReader:
         if vocabulary != terms.record_schema():
             raise BackboneMismatch("reads another series")

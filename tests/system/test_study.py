@@ -146,7 +146,8 @@ def plain_training(federation: DemoFederation, study: Study) -> np.ndarray:
 
 def clipped_sum(adapted: AdaptedModel, federation: DemoFederation, study: Study, site: str, number: int) -> np.ndarray:
     records = read_records(load_policy(federation.node_home(site)), study)
-    ids, privacy = records.tokens(study.record_schema()), study.draft.privacy
+    schema, privacy = study.record_schema(), study.draft.privacy
+    ids = schema.encode(schema.render(records.columns))
     total = np.zeros(study.dim)
     units = np.unique(records.units)
     for unit in units[poisson_sample(len(units), privacy.sample_rate, source(study, site, number))]:

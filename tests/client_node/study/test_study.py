@@ -62,6 +62,10 @@ BAD_DRAFTS = {
         ("[participants]", "[aggregation]\nnorm_check = false\nmax_norm = 9\n[participants]"),
         "aggregation.max_norm is 9 with aggregation.norm_check false",
     ),
+    "older name of a setting": (
+        ("momentum = 0.9", "momentum = 0.9\nepsilon = 2"),
+        "optimizer.epsilon is 2; it must be greater than 0 and at most 1",
+    ),
     "ball without a radius": (
         ("[participants]", "[aggregation]\nmax_norm = 0\n[participants]"),
         "aggregation.max_norm is 0; it must be greater than 0",

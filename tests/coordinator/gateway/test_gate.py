@@ -35,9 +35,9 @@ from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, St
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.wake import PORT_VARIABLE, WakeListener, wake
 from confide.coordinator.gateway import gate as gate_module
-from confide.coordinator.gateway import listener as door
+from confide.coordinator.gateway import listener as listening
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
-from confide.coordinator.gateway.listener import DoorLog
+from confide.coordinator.gateway.listener import ListenerLog
 
 
 @dataclass
@@ -156,7 +156,7 @@ def gate(setting: Setting, nodes: dict[str, NodeIdentity], caplog: pytest.LogCap
     caplog.set_level(logging.INFO, logger="confide.gate")
     setting.superlink.__init__()  # type: ignore[misc]
     setting.register.__init__()  # type: ignore[misc]
-    setting.app._door, setting.app._node_ids = DoorLog(), {}
+    setting.app._log, setting.app._node_ids = ListenerLog(), {}
     for name in ("north", "south"):
         setting.register.known[nodes[name].transport_fingerprint] = name
         setting.register.identities[nodes[name].identity_hex] = name
@@ -359,7 +359,9 @@ def test_any_bytes_are_met_with_a_refusal(gate: Setting, body: bytes) -> None:
 def test_a_client_of_another_ca_leaves_a_line(
     gate: Setting, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "_handshakes", door.DoorLog())  # another test's line would silence this one for a minute
+    monkeypatch.setattr(
+        listening, "_handshakes", listening.ListenerLog()
+    )  # another test's line would silence this one for a minute
     other = Pki.create(tmp_path, [])
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"https://127.0.0.1:{gate.port}/", verify=ssl.create_default_context(cafile=str(other.ca_path)))
@@ -382,11 +384,11 @@ def test_a_client_of_tls_1_2_is_refused(gate: Setting) -> None:
 
 def test_a_flood_of_made_up_keys_cannot_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="confide.gate")
-    door = DoorLog()
+    listening = ListenerLog()
     for number in range(5000):
-        door.turned_away("unknown", str(number), "unknown key %s", number)
+        listening.turned_away("unknown", str(number), "unknown key %s", number)
     assert len(caplog.messages) <= 120
-    assert len(door._seen) <= 2048
+    assert len(listening._seen) <= 2048
 
 
 def test_a_listener_without_its_port_still_serves(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from confide.kernels.formats import Int8Row
 from confide.kernels.install import quantise
@@ -130,6 +131,13 @@ def test_a_model_without_routed_experts_has_no_statistics():
     model.model.layers = model.model.layers[:1]
     with pytest.raises(MetricUndefined, match="no routed experts"):
         router_statistics(model, [(IDS, ALL)])
+
+
+def test_routers_that_do_not_score_by_sigmoid_have_no_statistics():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=4, vocab_size=8))
+    with pytest.raises(MetricUndefined, match="a MixtralTopKRouter does not score experts by sigmoid"):
+        router_statistics(model, [(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool))])
 
 
 def test_statistics_are_plain_values():

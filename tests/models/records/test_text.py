@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from confide.models.errors import InvalidPrompt
-from confide.models.records.text import PromptEncoder, PromptTemplate
+from confide.models.errors import InvalidPrompt, InvalidSchema
+from confide.models.records.text import FreeText, PromptEncoder, PromptTemplate, TextTerms
 
 from ..tiny import byte_tokenizer
 
@@ -120,3 +120,8 @@ def test_a_template_that_leaves_no_room_or_has_no_beginning_is_refused():
         PromptEncoder(TEMPLATE, byte_tokenizer(), 6)
     with pytest.raises(InvalidPrompt, match="begin with some words"):
         PromptEncoder(PromptTemplate("{drug}", "{rating}"), byte_tokenizer(), 64)
+
+
+def test_free_text_has_no_schema_to_build_a_backbone_from():
+    with pytest.raises(InvalidSchema, match="import a backbone that reads text"):
+        FreeText().schema(TextTerms(prompt="Of: {text}", completion=" {topic}"))

@@ -309,6 +309,13 @@ def test_model_whose_result_has_no_rows_is_refused():
         mixing(adapted, lambda ids: adapted.classify(ids).sum())
 
 
+@pytest.mark.parametrize("lengths", [(), (1,), (7, 0)])
+def test_a_family_without_a_probe_that_shows_anything_is_refused(lengths):
+    """Else a backbone that forgets its lengths would pass unseen."""
+    with pytest.raises(UnitsCoupled, match="show nothing"):
+        refuse_dependence(adapted_tiny(), words=VOCABULARY, lengths=lengths)
+
+
 def test_target_that_the_loss_does_not_reach_is_named():
     config = AdapterConfig(rank=4, alpha=4.0, targets=("o_proj", "lm_head"), seed="s")
     adapted = attach(tiny_deepseek(), config, PooledHead(torch.zeros(64), torch.eye(64)))

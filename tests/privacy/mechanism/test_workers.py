@@ -22,7 +22,7 @@ AGREE = 1e-6  # in real units: float32 passes over other microbatches, and half 
 
 
 class Copies:
-    """A crew whose others are copies of the model in this process."""
+    """A group whose others are copies of the model in this process."""
 
     def __init__(self, adapted: AdaptedModel, size: int, terms: ReleaseTerms) -> None:
         self.size, self._terms = size, terms
@@ -54,13 +54,13 @@ class AveragedCopies(Copies):
         return [total / self.size for total in super().finish()]
 
 
-def released(adapted, terms, crew, *, rows=12, source=None):
+def released(adapted, terms, group, *, rows=12, source=None):
     ids, labels = random_ids(rows).numpy(), labels_for(rows).numpy()
     state = adapted.state()
     if terms.clipping == "adaptive":
         state = np.append(state, np.float32(0.3))
     kwargs = {} if source is None else {"source": source}
-    vector = round_release(adapted, state, ids, labels, UNITS[:rows], terms=terms, crew=crew, **kwargs)
+    vector = round_release(adapted, state, ids, labels, UNITS[:rows], terms=terms, group=group, **kwargs)
     adapted.load_state(state[: adapted.layout.dim])
     return vector * 2.0**-BITS
 
@@ -84,8 +84,8 @@ def test_a_crew_of_a_model_that_writes_text_releases_what_one_process_does():
     ids, is_completion = random_ids(5).numpy(), np.zeros((5, 12), dtype=bool)
     is_completion[:, 4:9] = True
     one, three = (  # two units for three processes
-        round_release(adapted, state, ids, is_completion, [0, 1, 1, 0, 0], terms=terms, crew=crew) * 2.0**-BITS
-        for crew in (Alone(), Copies(adapted, 3, terms))
+        round_release(adapted, state, ids, is_completion, [0, 1, 1, 0, 0], terms=terms, group=group) * 2.0**-BITS
+        for group in (Alone(), Copies(adapted, 3, terms))
     )
     assert np.abs(one).max() > 1000 * AGREE
     assert np.abs(three - one).max() < AGREE
@@ -112,9 +112,9 @@ def test_a_process_without_units_passes_as_often_as_the_others(rows: int, monkey
     for name in ("_accumulate", "_pass_idly"):
         run = getattr(site_round, name)
         monkeypatch.setattr(site_round, name, lambda model, *rest, run=run: passes.append(model) or run(model, *rest))
-    crew = Copies(adapted, 3, terms)
-    assert np.abs(released(adapted, terms, crew, rows=rows) - want).max() < AGREE
-    assert [passes.count(model) for model in (adapted, *crew._models)] == [int(rows > 0)] * 3
+    group = Copies(adapted, 3, terms)
+    assert np.abs(released(adapted, terms, group, rows=rows) - want).max() < AGREE
+    assert [passes.count(model) for model in (adapted, *group._models)] == [int(rows > 0)] * 3
 
 
 @pytest.mark.parametrize("changes", [{}, ADAPTIVE])
@@ -127,9 +127,9 @@ def test_an_idle_pass_adds_exactly_nothing(changes: dict[str, object]):
     assert all(parameter.grad is None for parameter in adapted.parameters())
 
 
-def deviation(vector: Vector, crew: Copies, sigma: int) -> float:
+def deviation(vector: Vector, group: Copies, sigma: int) -> float:
     """How far the squared length of what was added is from a Gaussian's, in standard deviations of a chi-square."""
-    adapted = crew._models[0]
+    adapted = group._models[0]
     noise_square = float(np.sum((vector * 2.0**BITS / sigma) ** 2))
     return (noise_square - adapted.layout.dim) / (2 * adapted.layout.dim) ** 0.5
 
@@ -139,8 +139,8 @@ def test_noise_is_added_once_whatever_the_number_of_processes(mode: str):
     sigma = 1 << 30  # 64 in real units: all 12 clipped gradients together, at most 0.6 long, are nothing beside it
     terms = ReleaseTerms(**{**PLAIN, "mode": mode, "site_noise_int": sigma})
     adapted = adapted_tiny()
-    crew, noisy = Copies(adapted, 2, terms), NoisyCopies(adapted, 2, terms)
-    assert abs(deviation(released(adapted, terms, crew), crew, sigma)) < 7  # chance of more: below 1e-9
+    group, noisy = Copies(adapted, 2, terms), NoisyCopies(adapted, 2, terms)
+    assert abs(deviation(released(adapted, terms, group), group, sigma)) < 7  # chance of more: below 1e-9
     # Twice the variance is sqrt(dim / 2) standard deviations off.
     assert deviation(released(adapted, terms, noisy), noisy, sigma) > 7
 
@@ -149,14 +149,14 @@ def test_who_takes_part_is_drawn_once_and_every_unit_is_whole():
     adapted, terms = adapted_tiny(), ReleaseTerms(**{**PLAIN, "sample_rate": 0.6})
     ids, labels = random_ids(12).numpy(), labels_for(12).numpy()
     rows_of = {unit: ids[unit == UNITS].tobytes() for unit in UNITS}
-    crew = Copies(adapted, 2, terms)
+    group = Copies(adapted, 2, terms)
     for seed in range(4):
         one, two = (
-            private_release(adapted, ids, labels, UNITS, terms=terms, source=SeededBytes(bytes([seed])), crew=each)
-            for each in (Alone(), crew)
+            private_release(adapted, ids, labels, UNITS, terms=terms, source=SeededBytes(bytes([seed])), group=each)
+            for each in (Alone(), group)
         )
         assert np.abs(one - two).max() * 2.0**-BITS < AGREE
-        [part] = crew.given
+        [part] = group.given
         ends = np.cumsum(part.sizes)
         units = [part.ids[start:end].tobytes() for start, end in zip(ends - part.sizes, ends, strict=True)]
         assert set(units) <= set(rows_of.values())

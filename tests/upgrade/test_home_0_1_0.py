@@ -1,0 +1,116 @@
+"""Federations that version 0.1.0 founded go on, here with a run that it left in the middle of a round.
+
+`home-0.1.0.tar.xz` holds the homes of a coordinator, four sites and three aggregators, as that version wrote them: its
+own tests' `QuietFleet` drove a run of three rounds over 24 numbers, with top-ups and tags. West was away in round 1; in
+round 2, when all four had sealed, the coordinator lost power before it heard the aggregators. The file is never made
+anew by a later version: whoever cannot read it cannot read what people have.
+"""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from confide.client_node.approval.charges import LEDGER_FILE, open_ledger
+from confide.client_node.approval.run_reservations import RunReservations
+from confide.client_node.enrolment.identity import NodeIdentity
+from confide.client_node.enrolment.protocol import Enrolment
+from confide.client_node.policy.decisions import load_decisions
+from confide.client_node.shares import aggregator as aggregator_module
+from confide.coordinator.federation.home import opened_store
+from confide.coordinator.results.reports import budget_report
+from confide.coordinator.run import questions
+from confide.coordinator.run.driver import drive
+from confide.coordinator.store.run_folder import RunFolder
+from confide.coordinator.store.states import RunState
+from confide.coordinator.store.store import Store, migrate
+from confide.coordinator.studies.catalogue import load_study
+from confide.privacy.ledger import backup
+from confide.privacy.ledger.ledger import Ledger
+from confide.privacy.report.verify import verify
+
+from ..client_node.quiet_node import QuietNode
+from ..coordinator.quiet_fleet import PARTIES, RUN, SITES, QuietFleet, TableParty
+
+ARCHIVE = Path(__file__).parent / "home-0.1.0.tar.xz"
+STUDY = "3fbcfa644bd119756c3d6113723b6ba0d68657a8e93f3eed2f31ab62edf950a1"
+LAST_HEARD = 1795766736.0  # seconds since 1970; a day later the run reserves nothing
+CHANGING = ("run", "alembic_version")  # tables whose rows may change; of all others rows are only added
+# Epsilon by PLD with one site colluding, as version 0.1.0 itself charged when it went on with these homes.
+SPENT = dict.fromkeys(("east", "north", "south"), 0.8842978682294325) | {"west": 0.795054896583782}
+
+
+@pytest.fixture
+def home(tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = Store.open(tmp_path)
+    migrate(store.url)  # as `coordinator serve` does when it starts
+    store.close()
+    return tmp_path
+
+
+def node_at(home: Path, name: str) -> QuietNode:
+    enrolment, identity = Enrolment.load(home / name), NodeIdentity.load(home / name)
+    ledger = open_ledger(home / name, identity, enrolment) if name in SITES else None
+    return QuietNode(home / name, identity, enrolment, ledger=ledger)
+
+
+def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Everything in a database, by table."""
+    engine = sa.create_engine(f"sqlite:///{database}")
+    with engine.connect() as connection:
+        names = sa.inspect(connection).get_table_names()
+        found = {name: [tuple(row) for row in connection.execute(sa.text(f"SELECT * FROM {name}"))] for name in names}
+    engine.dispose()
+    return found
+
+
+def test_what_0_1_0_wrote_is_read(home):
+    with opened_store(home) as store:
+        assert load_study(store.study("s")).study_hash == STUDY
+        assert store.run(RUN).state is RunState.RUNNING
+        assert [(row.number, row.summed) for row in store.rounds(RUN)] == [(1, ("east", "north", "south"))]
+        last = store.last_round(RUN)
+        assert RunFolder(home, RUN).load(last.number, last.state_hash).state.shape == (24,)
+    for name in (*SITES, *PARTIES):
+        decisions = load_decisions(home / name)
+        assert decisions.studies[STUDY].verdict == "approved"
+        assert decisions.sites.keys() == set(SITES)
+    for site in SITES:
+        assert RunReservations(home / site, clock=lambda: LAST_HEARD).runs() == {RUN: STUDY}
+
+
+@pytest.mark.slow
+def test_a_run_that_0_1_0_began_is_driven_to_its_end_and_costs_what_it_did_then(home, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    monkeypatch.setattr(aggregator_module, "PartyProcess", TableParty)
+    databases = [home / "coordinator.db", *(home / site / LEDGER_FILE for site in SITES)]
+    before = {database: rows(database) for database in databases}
+    fleet = QuietFleet({name: node_at(home, name) for name in (*SITES, *PARTIES)})
+    drive(fleet, home, RUN)
+    with opened_store(home) as store:
+        assert (store.run(RUN).state, store.run(RUN).error) == (RunState.DONE, None)
+        assert [(row.number, row.lease) for row in store.rounds(RUN)] == [(1, 1), (2, 2), (3, 2)]
+        assert [row.summed for row in store.rounds(RUN)][1:] == [SITES, SITES]
+        report = budget_report(store, home)
+    assert verify(report).failures == []
+    spent = {site["name"]: float(site["accounts"][0]["spent"][1]["pld"]) for site in report["sites"]}
+    assert spent == pytest.approx(SPENT, rel=1e-9)
+    for database, tables in before.items():
+        after = rows(database)
+        for table, found in tables.items():
+            assert table in CHANGING or after[table][: len(found)] == found
+    steps = [name for kind, name in fleet.asked if kind == "step"]
+    assert sorted(steps) == sorted(SITES)  # for round 3 alone: what they had sealed for round 2 is kept
+
+
+def test_a_ledger_of_0_1_0_is_backed_up_and_restored(home, tmp_path):
+    identity = NodeIdentity.load(home / "east")
+    with Ledger.open(home / "east" / LEDGER_FILE, identity.signer, "east") as ledger:
+        head = backup.write(tmp_path / "east.jsonl", ledger.walk(), identity.identity_hex)
+    (home / "east" / LEDGER_FILE).unlink()
+    Ledger.restore(home / "east" / LEDGER_FILE, backup.read(tmp_path / "east.jsonl"), identity.signer, "east")
+    with Ledger.open(home / "east" / LEDGER_FILE, identity.signer, "east") as ledger:
+        assert ledger.head == head
