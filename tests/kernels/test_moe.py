@@ -207,6 +207,7 @@ def test_gradcheck(trains_experts):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [3, 4, 16])  # 3: rows that grouped_mm cannot take
 @pytest.mark.parametrize("per_row", [1, 9, 60])  # short runs of high rank are kept as factors, long ones as products
+@pytest.mark.slow
 def test_collector_gets_each_units_gradient(backend, rank, per_row, dtype):
     gate_up, down, factors = bank(rank, dtype)
     units = torch.tensor([2, 0, 1, 0])

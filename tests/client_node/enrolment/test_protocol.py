@@ -127,6 +127,7 @@ def test_the_gate_notes_who_enrolled(federation: Federation, tmp_path: Path, cap
         (EnrolmentInvalid("these keys are registered already"), EnrolmentFailed, "these keys are registered already"),
     ],
 )
+@pytest.mark.slow
 def test_each_refusal_is_told_and_noted(
     federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     refusal: InviteRefused | EnrolmentInvalid, error: type[EnrolmentFailed], logged: str,

@@ -349,6 +349,7 @@ def test_a_certificate_of_an_unknown_version_is_refused(make_study):
         Study.parse(study.canonical().replace(json.dumps(pem).encode(), json.dumps(changed).encode()))
 
 
+@pytest.mark.slow
 def test_no_changed_byte_gives_the_same_study(make_study):
     study = make_study()
     canonical = study.canonical()

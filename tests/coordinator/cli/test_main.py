@@ -223,6 +223,7 @@ def test_debug_shows_where_an_error_arose(home):
     invoke("site", "revoke", "nobody", "--home", home, code=FAILED)  # and the next call is quiet again
 
 
+@pytest.mark.slow
 def test_a_study_is_created_listed_and_shown(call, store, study):
     assert store.study("thyroid").hash == study
     (row,) = json.loads(call("study", "list", "--json").stdout)

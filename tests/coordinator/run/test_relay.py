@@ -159,6 +159,7 @@ def lie(fleet: FakeFleet, site: str, part) -> None:
     [lambda part: part[:-1] + b"?", lambda part: part[:-1], lambda part: b"", lambda part: part + b"?"],
     ids=["other bytes", "too few", "none", "too many"],
 )
+@pytest.mark.slow
 def test_a_site_that_sends_other_parts_than_it_announced_is_left_out(tmp_path, monkeypatch, part):
     shrink(monkeypatch)
     desk = new_desk(tmp_path, ONE_ROUND, max_dropouts=1)
@@ -293,6 +294,7 @@ def test_large_top_ups_come_in_parts_too_for_a_set_that_shrinks_meanwhile(federa
     assert_opened(federation, "top-up", without("south", "west"))
 
 
+@pytest.mark.slow
 def test_an_aggregator_whose_spool_is_wiped_before_the_order_asks_for_it_again(federation):
     wiped = []
 

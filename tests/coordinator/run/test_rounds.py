@@ -241,6 +241,7 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
     assert late.computed == []
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
     real = rounds.opened_total
 

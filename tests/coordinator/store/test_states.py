@@ -81,6 +81,7 @@ def test_a_change_leads_where_the_table_says_or_is_refused_and_changes_nothing(s
     "transition", [each for each in TRANSITIONS if each.by == "driver"], ids=lambda each: each.name
 )
 @pytest.mark.parametrize("state", list(RunState))
+@pytest.mark.slow
 def test_an_overtaken_driver_changes_nothing_and_hears_that_its_lease_is_lost(store, transition, state):
     put_in_state(store, RUN, state)
     old = store.acquire_lease(RUN)

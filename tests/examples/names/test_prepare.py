@@ -34,6 +34,7 @@ def test_names_are_read_without_accents(example, written, read):
     assert example.plain(written) == read
 
 
+@pytest.mark.slow
 def test_a_name_lives_where_it_is_most_common(example):
     home = example.read_table().set_index("name")["site"]
     known = {"giuseppe": "romance", "siobhan": "british", "bjorn": "nordic", "milica": "slavic", "mehmet": "east"}

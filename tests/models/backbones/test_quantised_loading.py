@@ -55,6 +55,7 @@ def edit_weights(directory, change):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard", ["20KB", "1GB"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_logits_are_bit_for_bit_those_of_quantising_the_whole_model(tmp_path, form, dtype, shard):
     tiny_deepseek().save_pretrained(tmp_path / "checkpoint", max_shard_size=shard)
     whole = load_model(tmp_path / "checkpoint", dtype=dtype)

@@ -441,6 +441,7 @@ def checked(kit, ring, number=9, **long):
 
 @pytest.mark.parametrize("ring", [Ring(32, 10), Ring(64, 10)], ids=str)
 @pytest.mark.parametrize("long", LONG.values(), ids=LONG)
+@pytest.mark.slow
 def test_site_with_a_vector_beyond_the_bound_is_left_out_and_named(kit, three, ring, long):
     one = checked(kit, ring, site3=long if ring.bits == 32 else long << 32 if (abs(long) >= 2**31 - 1).any() else long)
     releases = three(orders(one), inboxes(one))

@@ -41,6 +41,7 @@ def test_tags_are_the_sums_of_their_definition(monkeypatch, tag_count, block):
 
 
 @given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=5, max_size=5), min_size=1, max_size=5))
+@pytest.mark.slow
 def test_tags_of_a_sum_are_the_sum_of_the_tags(vectors):
     """Modulo 2**64 in both, whatever the vectors."""
     total = [sum(column) for column in zip(*vectors, strict=True)]

@@ -57,6 +57,7 @@ def assert_close(got, want, tolerance):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("freeze_a", [True, False])
 @pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.slow
 def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
     adapted, ids = adapted_tiny(targets, freeze_a=freeze_a, dtype=dtype), random_ids(6)
     units = np.array([3, 0, 9, 5, 1, 7])
@@ -115,6 +116,7 @@ def test_step_on_quantised_experts_is_that_on_what_their_codes_stand_for(form, d
 
 
 @pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.slow
 def test_clipped_sum_equals_a_loop_in_bfloat16(targets):
     """With the backbone in bfloat16 and adapters in float32; a matrix product rounds to 8 bits, the norms do not."""
     adapted, ids = adapted_tiny(targets, freeze_a=False, dtype=torch.bfloat16), random_ids(3)
@@ -140,6 +142,7 @@ def test_unit_of_several_rows_is_clipped_as_one(length, rank, dtype):
 
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize(("experts", "rank"), [(4, 4), (16, 16)])  # 16: runs shorter than the rank
+@pytest.mark.slow
 def test_no_unit_exceeds_the_bound(targets, experts, rank):
     adapted, ids = adapted_tiny(targets, freeze_a=False, experts=experts, rank=rank), random_ids(3)
     for row, clip_norm in itertools.product(range(3), (1e-6, 0.05, 1e3)):

@@ -46,6 +46,7 @@ def surprise(x, sigma):
 
 
 @pytest.mark.parametrize("sigma", [1, 2, 3, 10, 100, 1000])
+@pytest.mark.slow
 def test_frequencies_are_those_of_the_discrete_gaussian(sampler, sigma):
     assert surprise(sampler(sigma, 200_000, source()), sigma) < 4
 

@@ -32,6 +32,7 @@ def signed(report):
     return contents | {"signature": canonical.sign(signer(99), SIGNATURE_DOMAIN, canonical.encode(contents))}
 
 
+@pytest.mark.slow
 def test_both_programs_accept_a_report_with_top_up_evaluation_and_local_steps(sound):
     verify_independently(sound)
     found = verify(sound)
