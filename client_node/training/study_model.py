@@ -60,5 +60,8 @@ def load_study_model(
         reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)
     except BackboneMismatch as err:
         raise BackboneMismatch(f"the backbone in {directory} {err}") from None
-    adapted = attach(loaded.model, config, head=loaded.head() if kind.head == "pooled" else None)
+    head = loaded.head() if kind.head == "pooled" else None
+    if head is None and kind.head == "pooled":  # without this, a classifier would be trained as a writer of text
+        raise BackboneMismatch(f"the backbone in {directory} has no pooled states for a classifier to read")
+    adapted = attach(loaded.model, config, head=head)
     return StudyModel(adapted, loaded.family, kind, reader, loaded.hash)

@@ -25,7 +25,7 @@ def collect_updates(round_: RoundContext) -> Envelopes:
 
     def accept(site: str, answer: Update, packet: Packet) -> None:
         run.accept_ledger(site, answer.ledger)
-        if not run.replica.has_charge(site, run.id, round_.number):
+        if not round_.has_charge(site):
             raise MessageRefused(f"{site} sent shares of round {round_.number} without the charge for them")
         intake.begin(site, answer, packet)
 

@@ -60,7 +60,8 @@ class Backbone(Protocol):
     experts: ExpertNames | None  # None if the family has no routed experts
     buffers: Pattern[str] | None  # matches the names of stored tensors that are no parameters
     # Lengths, in tokens, of the synthetic records on which independence is tested: one for each way in which the
-    # architecture treats positions, such as inside and beyond a window of local attention; each of 2 or more.
+    # architecture treats positions, such as inside and beyond a window of local attention; each of 2 or more, and
+    # five times it no leading axis of a tensor of the model, which the tests would take for the tokens of five rows.
     probe_lengths: tuple[int, ...]
 
     def model_class(self) -> Any:

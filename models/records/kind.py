@@ -27,7 +27,7 @@ class Column:
     name: str  # in the study; a site's file may use another name
     kind: str  # for people: "number", "text to learn"
     expected: str  # what a cell must be, for people: "one of the study's 5 values"
-    read: "Callable[[pa.Array], Cells]"  # trimmed text to values; cells that do not fit are counted, never shown
+    read: "Callable[[pa.Array], Cells]"  # trimmed text to values; counts what does not fit, never raises
     is_label: bool = False  # of 0 and 1, what a classifier learns
 
 

@@ -14,6 +14,7 @@ from confide.client_node.training.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
+from confide.models.records.text import FreeText
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
@@ -208,3 +209,11 @@ def test_a_backbone_without_a_tokenizer_is_refused_by_a_study_of_free_text(site:
         new_trainer(desk)
     with pytest.raises(InvalidBackbone, match=r"no tokenizer\.json"):
         load_study_model(desk.study.draft, site.home / "backbone")
+
+
+def test_a_classifier_on_a_backbone_without_pooled_states_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch):
+    study = site.study(*TEXT)
+    save_text_backbone(site.home / "backbone")
+    monkeypatch.setattr(FreeText, "head", "pooled")
+    with pytest.raises(BackboneMismatch, match="no pooled states"):
+        load_study_model(study.draft, site.home / "backbone")
