@@ -22,7 +22,7 @@ _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 class Cells:
     """The parsed cells of one column of one batch."""
 
-    values: np.ndarray  # [rows]
+    values: np.ndarray  # [rows] of numbers or bools, or objects that are text or None: what can travel to workers
     missing: np.ndarray  # bool [rows]
     misfit: np.ndarray  # bool [rows]; a missing cell can be one, too
 

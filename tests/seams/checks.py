@@ -27,6 +27,7 @@ from confide.client_node.data import check, read
 from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.study import Study
+from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
 from confide.client_node.training.trainer import Trainer
 from confide.models.adapters import ModelCard, export, save_merged
@@ -138,6 +139,14 @@ def test_bad_cells_of_the_new_kind_are_counted_and_not_shown(home):
     with pytest.raises(DataInvalid) as refused:
         read(policy, study)
     assert "MARKER" not in str(refused.value)
+
+
+def test_records_of_the_new_kind_travel_to_workers(home):
+    study = study_of(home)
+    records = read(load_policy(home), study)
+    again = from_arrays(to_arrays(records))
+    assert again.columns["temperature"].tolist() == records.columns["temperature"].tolist()
+    assert again.labels.tolist() == [0, 1, 0, 1]
 
 
 def test_the_backbone_is_described_read_and_hashed_like_any_other(home):

@@ -25,6 +25,10 @@ class SeriesTerms(StrictModel):
         return RecordSchema(numeric=(NumericField(self.column, self.cuts),))
 
 
+def numbers(cell: str) -> list[float]:
+    return [float(part) for part in cell.split(";")]
+
+
 @dataclass(frozen=True, slots=True)
 class SeriesReader:
     schema: RecordSchema
@@ -36,7 +40,7 @@ class SeriesReader:
 
     def examples(self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         (field,) = self.schema.numeric
-        rows = [2 + field.codes(values)[: self.max_tokens] for values in columns[field.name]]
+        rows = [2 + field.codes(numbers(cell))[: self.max_tokens] for cell in columns[field.name]]
         ids = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
@@ -62,13 +66,13 @@ class Series(RecordKind):
         from confide.models.records import cells
 
         def read(text: pa.Array) -> cells.Cells:
-            values = np.empty(len(text), dtype=object)
+            values = text.to_numpy(zero_copy_only=False).astype(object)
             misfit = np.zeros(len(text), dtype=bool)
             for row, cell in enumerate(text.to_pylist()):
                 try:
-                    values[row] = np.array([float(part) for part in cell.split(";")])
+                    numbers(cell)
                 except ValueError:
-                    values[row], misfit[row] = np.zeros(1), True
+                    values[row], misfit[row] = "0", True
             return cells.Cells(values, np.zeros(len(text), dtype=bool), misfit)
 
         return (
