@@ -13,8 +13,7 @@ from pathlib import Path
 from ..enrolment import Enrolment, fetch_studies
 from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
 from ..files import read_private, write_private
-from ..policy import load_decisions
-from ..policy import site_policy as site_policy
+from ..policy import load_decisions, site_policy
 from ..study import Study
 from .confirmed_sites import require_confirmed
 
