@@ -30,6 +30,7 @@ from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
+from confide.mpc.crypten import runtime
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
 from confide.mpc.links.orders import OpenedTotal, Order, PartyConfig
@@ -65,14 +66,19 @@ class Seat:
     dies_at: str | None
 
     def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> Mapping[int, bytes]:
-        raise NotImplementedError("what a party tells one other alone is for CrypTen's circuits, which are not here")
+        first, second, third = (outgoing.get(party, b"") for party in range(3))
+        heard = self._meet(step, (first, second, third))
+        return {party: heard[party] for party in outgoing}
 
     def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        first, second, third = (TableParty.says(self.aggregator_id, party, step, data) for party in range(3))
+        return self._meet(step, (first, second, third))
+
+    def _meet(self, step: str, said: tuple[bytes, bytes, bytes]) -> list[bytes]:
         if step == self.dies_at:
             self.table.barrier.abort()
             raise PartyLost("killed")
-        first, second, third = (TableParty.says(self.aggregator_id, party, step, data) for party in range(3))
-        self.table.said[self.aggregator_id] = step, (first, second, third)
+        self.table.said[self.aggregator_id] = step, said
         try:
             self.table.barrier.wait()
             heard = [self.table.said[party] for party in range(3)]
@@ -107,10 +113,12 @@ class TableParty:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
+            runtime.start(seat)
             aggregation.compare_orders(order, seat)
             opened, topped = self._open(order, envelopes), self._open(order, topups, is_topup=True)
             return aggregation.aggregate(order, opened, topped, seat, self._journal, judging(seat))
         finally:
+            runtime.stop()
             if party == self._id:
                 TableParty.dies = None
 

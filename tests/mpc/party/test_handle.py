@@ -22,6 +22,7 @@ from confide.mpc.errors import (
     OrderMismatch,
     PartyDied,
     PartyLost,
+    RuntimeUnsound,
     SetConflict,
     TopUpMissing,
 )
@@ -264,6 +265,40 @@ def test_unusable_journal_is_told(kit, tmp_path):
     config = dataclasses.replace(kit.configs(tmp_path, 1.0)[0], journal=tmp_path / "no" / "journal")
     with PartyProcess(config) as party, pytest.raises(JournalBroken):
         party.wait_ready()
+
+
+WITHOUT_CRYPTEN = """#!{python} -I
+import runpy, sys
+from importlib import metadata
+
+class Removed:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "crypten":
+            raise ModuleNotFoundError(name)
+
+def version(name, found=metadata.version):
+    if name == "crypten":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+
+metadata.version = version
+sys.meta_path.insert(0, Removed())
+sys.argv = ["party", sys.argv[-1]]
+runpy.run_module("confide.mpc.party.process", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_without_crypten_nothing_aggregates(kit, tmp_path, monkeypatch, new_round):
+    interpreter = tmp_path / "python"
+    interpreter.write_text(WITHOUT_CRYPTEN.format(python=sys.executable))
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    one = new_round(RINGS[0])
+    for party in (PartyProcess(config) for config in kit.configs(tmp_path, 1.0)):
+        with party, pytest.raises(RuntimeUnsound, match="CrypTen is not installed: pip install"):
+            party.aggregate(one.order(0), kit.lay(tmp_path, one.inbox(0)))
+        assert party.pid is None
 
 
 def test_stop_is_harmless_where_nothing_runs(kit, tmp_path):
