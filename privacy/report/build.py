@@ -106,4 +106,5 @@ def _accountants() -> Accountants:
         sampler="poisson",
         pld=f"dp-accounting {version('dp-accounting')}, connect-the-dots, pessimistic, grid {composition.GRID:g}",
         rdp=f"sampled Gaussian at whole orders {renyi.ORDERS[0]} to {renyi.ORDERS[-1]}",
+        filter="Rényi filter at one order, fixed by the cap under which an account is first charged",
     )

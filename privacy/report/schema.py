@@ -22,8 +22,9 @@ from ..accounting.composition import LEAST_MULTIPLIER, MOST_MULTIPLIER
 from ..errors import ReportInvalid
 from ..ledger.chain import Entry, Hex64, Hex128, Time
 
-FORMAT: Literal["confide-budget-report-2"] = "confide-budget-report-2"
-SIGNATURE_DOMAIN = "confide budget report 2"
+FORMAT: Literal["confide-budget-report-3"] = "confide-budget-report-3"
+EARLIER = ("confide-budget-report-1", "confide-budget-report-2")
+SIGNATURE_DOMAIN = "confide budget report 3"
 MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
@@ -96,8 +97,9 @@ class Spending(_Part):
     """The cost of one unit's participation, seen by an observer who pools with `colluding` other sites."""
 
     colluding: Count
-    pld: Real
+    pld: Real  # spent: if all releases had been decided beforehand
     rdp: Real
+    guaranteed: Real  # by the filter: whatever was chosen or stopped by results
 
 
 class Event(_Part):
@@ -126,6 +128,7 @@ class Point(_Part):
     time: Time  # when the last of them was reserved, by the site's clock
     pld: Real
     rdp: Real
+    guaranteed: Real
 
 
 class Account(_Part):
@@ -134,6 +137,7 @@ class Account(_Part):
     dataset: Name
     unit: Name
     budget: BudgetFacts | None
+    order: Count | None  # of the filter; None without a budget
     releases: Count
     unprotected: Count  # of them without noise
     spent: Annotated[list[Spending], Field(max_length=8)]
@@ -233,12 +237,13 @@ class Accountants(_Part):
     sampler: Literal["poisson"]
     pld: Name
     rdp: Name
+    filter: Name
 
 
 class Report(_Part):
     """A signed budget report."""
 
-    format: Literal["confide-budget-report-2"]
+    format: Literal["confide-budget-report-3"]
     federation: Name
     issued: Time
     issuer: Hex64
@@ -262,6 +267,11 @@ def parse(value: object) -> Report:
     Raises:
         ReportInvalid: names the place and the problem, never the value.
     """
+    if isinstance(value, dict) and value.get("format") in EARLIER:
+        raise ReportInvalid(
+            f"format: it is of an earlier format than {FORMAT}, whose figures this version does not compute; ask its "
+            "issuer for a report of today, or verify it with the version that wrote it"
+        )
     try:
         return Report.model_validate(value)
     except ValidationError as err:

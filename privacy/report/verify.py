@@ -1,7 +1,7 @@
 """Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
 
-Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
-make, PRV (`accounting.prv`).
+Every epsilon is recomputed, what was spent by RDP and PLD and what is guaranteed by the filter; what was spent is held
+against a third accountant of another make, PRV (`accounting.prv`).
 
 A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
@@ -16,6 +16,7 @@ from typing import Any
 
 import dp_accounting as dpa
 
+from ...models.rounding import rounded_down, rounded_up
 from ..accounting import composition, prv
 from ..accounting.prv import Opinion
 from ..audit import one_run
@@ -89,6 +90,7 @@ class Witnessed:
             "colluding": self.stated.colluding,
             "pld": _finite(self.stated.pld),
             "rdp": _finite(self.stated.rdp),
+            "guaranteed": _finite(self.stated.guaranteed),
             "prv": {"lower": bracket.lower, "estimate": bracket.estimate, "upper": bracket.upper} if bracket else None,
             "agrees": not self.opinion.objections if bracket else None,
             "why_not": self.opinion.why_not,
@@ -151,6 +153,7 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
     sound = {name: book for name, book in books.items() if book is not None}
     result.failures += _contradictions(sound)
     result.failures += _study_contradictions(parsed, sound)
+    result.notes += _passed_caps(parsed)
     result.notes += _gaps(sound)
     _check_tests(result, parsed)
     return result
@@ -189,7 +192,7 @@ def _check_site(result: Verification, site: SiteReport, known_key: str | None) -
     result.failures += differences
     if not differences:
         releases = sum(account.releases for account in site.accounts)
-        result.checked.append(f"{where}: epsilon of {releases} releases recomputed by RDP and PLD")
+        result.checked.append(f"{where}: epsilon of {releases} releases recomputed by PLD, RDP and the filter")
     for account in site.accounts:
         _ask_a_third(result, site.name, account, books)
     return books
@@ -212,8 +215,8 @@ def _ask_a_third(result: Verification, site: str, account: Account, books: Books
         elif not opinion.objections:
             bracket = opinion.bracket
             agreed.append(
-                f"{stated.colluding} colluding: PRV {bracket.lower:.3f} to {bracket.upper:.3f}, "
-                f"PLD {stated.pld:.3f}, RDP {stated.rdp:.3f}"
+                f"{stated.colluding} colluding: PRV {rounded_down(bracket.lower, 3)} to "
+                f"{rounded_up(bracket.upper, 3)}, PLD {rounded_up(stated.pld, 3)}, RDP {rounded_up(stated.rdp, 3)}"
             )
     if agreed:
         name = f"site {site}: {account.dataset}/{account.unit}"
@@ -287,6 +290,22 @@ def _study_contradictions(report: Report, books: Mapping[str, Books]) -> Iterato
                 yield f"study {study[:12]}: the report says mode {modes[study]}, site {name} charged mode {mode}"
 
 
+def _passed_caps(report: Report) -> Iterator[str]:
+    """Accounts whose guaranteed epsilon is above the cap: one that was lowered, or charged before caps went by it."""
+    for site in report.sites:
+        for account in site.accounts:
+            cap = account.budget
+            if cap is None or account.unprotected:
+                continue
+            found = next(item.guaranteed for item in account.spent if item.colluding == cap.collusion)
+            if found > cap.epsilon:
+                yield (
+                    f"site {site.name}: {account.dataset}/{account.unit}: guaranteed is {rounded_up(found, 3)}, over "
+                    f"the cap of {cap.epsilon:g}: the cap was lowered, or charges were made by a version that measured "
+                    "it otherwise"
+                )
+
+
 def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
     """Sites that a settled sum is said to hold, but whose own ledger in this report has no charge for it."""
     missing: dict[str, int] = {}
@@ -307,8 +326,8 @@ def _check_tests(result: Verification, report: Report) -> None:
         result.failures += [f"{where}: {problem}" for problem in problems]
         if not problems:
             result.checked.append(
-                f"{where}: its bound of {facts.lower_bound:.3f} follows from {facts.right} of {facts.guesses} right "
-                f"guesses and does not reach the claimed {facts.claimed_epsilon:.3f}"
+                f"{where}: its bound of {rounded_down(facts.lower_bound, 3)} follows from {facts.right} of "
+                f"{facts.guesses} right guesses and does not reach the claimed {rounded_up(facts.claimed_epsilon, 3)}"
             )
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from confide.privacy.accounting import composition
+from confide.privacy.accounting import composition, renyi
 from confide.privacy.errors import LedgerBroken, ReportInvalid
 from confide.privacy.ledger import canonical
 from confide.privacy.ledger.charges import Books
@@ -42,7 +42,7 @@ def report(ledgers):
     return build_report("Thyroid & friends", ledgers, [FACTS], signer(99))
 
 
-def test_a_report_is_json_and_states_both_accountants_at_each_level(report):
+def test_a_report_is_json_and_states_what_was_spent_and_is_guaranteed_at_each_level(report):
     again = json.loads(json.dumps(report))
     assert again == report
     account = again["sites"][0]["accounts"][0]
@@ -51,6 +51,8 @@ def test_a_report_is_json_and_states_both_accountants_at_each_level(report):
         releases = [release()] * 3
         assert float(item["pld"]) == composition.epsilon_pld(releases, 1e-5, item["colluding"])
         assert float(item["rdp"]) == composition.epsilon_rdp(releases, 1e-5, item["colluding"])
+        assert float(item["guaranteed"]) == composition.epsilon_guaranteed(releases, 1e-5, item["colluding"], 4)
+    assert account["order"] == renyi.filter_order(8.0, 1e-5) == 4
 
 
 def test_events_are_merged_with_the_open_ones_apart(report):
@@ -67,6 +69,7 @@ def test_the_course_ends_at_what_was_spent(report):
         "time": reserves[-1]["time"],
         "pld": account["spent"][1]["pld"],
         "rdp": account["spent"][1]["rdp"],
+        "guaranteed": account["spent"][1]["guaranteed"],
     }
 
 
@@ -165,8 +168,8 @@ def test_the_page_says_what_a_reader_must_know(report, words):
     assert "UNPROTECTED" not in text
 
 
-def test_the_page_never_shows_less_than_was_spent(report):
-    spent = float(report["sites"][0]["accounts"][0]["spent"][1]["pld"])
+def test_the_page_never_shows_less_than_is_guaranteed(report):
+    spent = float(report["sites"][0]["accounts"][0]["spent"][1]["guaranteed"])
     shown = float(re.search(r'class="big">([\d.]+)', render_html(report)).group(1))
     assert spent <= shown < spent + 0.011
 
@@ -190,10 +193,21 @@ def test_evaluation_local_steps_and_top_up_show_as_such(eventful):
     )
 
 
+def test_a_stopped_run_and_one_begun_anew_are_told_with_their_rounds(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", epsilon=20.0) as ledger:
+        ledger.reserve(charge(0, run="run-2"))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    text = render_html(build_report("F", sites, [FACTS | {"rounds": 40}], signer()))
+    found = rows(text)
+    assert "run-1 thyroid <b> 3 40 none 1" in found
+    assert "run-2 thyroid <b> 1 40 none 1" in found
+    assert "2 runs, 1 of them of a study that had been begun before." in text
+
+
 def test_the_page_puts_what_was_measured_beside_what_the_guarantee_allows(eventful):
     found = "\n".join(rows(render_html(eventful)))
     epsilon = max(
-        float(item["pld"])
+        float(item["guaranteed"])
         for site in eventful["sites"]
         for item in site["accounts"][1]["spent"]
         if item["colluding"] == 1
@@ -235,5 +249,5 @@ def test_the_signature_is_the_issuers_over_all_the_rest(report):
     contents = {name: value for name, value in report.items() if name != "signature"}
     message = canonical.encode(contents)
     assert canonical.is_signed(
-        canonical.public_hex(signer(99)), "confide budget report 2", message, report["signature"]
+        canonical.public_hex(signer(99)), "confide budget report 3", message, report["signature"]
     )

@@ -60,7 +60,7 @@ def test_a_sound_report_passes_and_says_what_was_checked(report):
     assert result.failures == []
     assert result.issuer == canonical.public_hex(ISSUER)
     assert sorted(result.site_keys) == ["east", "north"]
-    assert sum("recomputed by RDP and PLD" in line for line in result.checked) == 2
+    assert sum("recomputed by PLD, RDP and the filter" in line for line in result.checked) == 2
 
 
 def test_a_report_passes_through_a_file(report, tmp_path):
@@ -68,7 +68,7 @@ def test_a_report_passes_through_a_file(report, tmp_path):
     assert verify_file(tmp_path / "report.json").ok
 
 
-@pytest.mark.parametrize("method", ["pld", "rdp"])
+@pytest.mark.parametrize("method", ["pld", "rdp", "guaranteed"])
 def test_a_tampered_epsilon_is_named(report, method):
     account(report)["spent"][1][method] = "0.5"
     assert f"site east: accounts[thyroid/patient]: spent[colluding=1]: {method}: says 0.5" in failures(signed(report))
@@ -86,6 +86,26 @@ def test_a_tampered_curve_is_named(report):
 def test_a_tampered_event_is_named(report, name, value):
     account(report)["events"][0][name] = value
     assert f"events[0]: {name}: says {value}" in failures(signed(report))
+
+
+def test_another_order_of_the_filter_is_named(report):
+    account(report)["order"] = 6
+    assert "accounts[thyroid/patient]: order: says 6, the ledger gives 4" in failures(signed(report))
+
+
+def test_an_account_over_its_cap_is_noted(tmp_path):
+    with ledger_with(tmp_path / "ledger.db") as ledger:
+        ledger.set_budget(budget(1.0))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    result = verify(build_report("Federation", sites, [], ISSUER))
+    assert result.ok
+    assert any("over the cap of 1: the cap was lowered" in line for line in result.notes)
+
+
+def test_a_report_of_an_earlier_format_is_refused_with_what_to_do(report):
+    report["format"] = "confide-budget-report-2"
+    assert "of an earlier format" in failures(report)
+    assert "ask its issuer for a report of today" in failures(report)
 
 
 def test_a_third_accountant_agrees_and_its_answer_is_told(report):
