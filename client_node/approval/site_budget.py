@@ -75,7 +75,7 @@ def budget_report(home: Path) -> dict[str, Any]:
         return build_report(
             federation=Enrolment.load(home).address,
             sites={ledger.site: SiteLedger(ledger.public_key, ledger.entries())},
-            studies=[study.facts() for study in known_studies(home)],
+            studies=[study.canonical().decode() for study in known_studies(home)],
             signer=NodeIdentity.load(home).signer,
         )
 

@@ -10,7 +10,7 @@ from ...models.rounding import rounded_down, rounded_up
 from ..accounting import renyi
 from ..ledger import canonical
 from ..ledger.charges import Books, RunCharges
-from . import figures, meaning, schema, templating
+from . import figures, meaning, schema, study_terms, templating
 from .schema import Account, AuditFacts, Event, MembershipFacts, Report, Spending
 
 
@@ -33,11 +33,17 @@ def render_html(report: Mapping[str, Any]) -> str:
         "books": {site.name: Books.replay(site.entries) for site in parsed.sites}, "begun_anew": _begun_anew,
     }  # fmt: skip
     digest = hashlib.sha256(canonical.encode(dict(report))).hexdigest()
-    names = {study.hash: study.name for study in parsed.studies}
-    rounds = {study.hash: study.rounds for study in parsed.studies if study.rounds is not None}
+    studies = {study.hash: None for study in parsed.studies} | study_terms.known(parsed.studies)
+    names = {key: terms.draft.name for key, terms in studies.items() if terms}
+    rounds = {key: terms.draft.rounds.rounds for key, terms in studies.items() if terms}
     template = environment.get_template("report.html")
     return template.render(
-        report=parsed, digest=digest, study_names=names, planned_rounds=rounds, meanings=_meanings(parsed)
+        report=parsed,
+        digest=digest,
+        studies=studies,
+        study_names=names,
+        planned_rounds=rounds,
+        meanings=_meanings(parsed),
     )
 
 

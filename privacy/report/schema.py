@@ -29,6 +29,7 @@ MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
 MAX_STUDIES = 1_000
+MAX_STUDY = 1 << 20  # characters of a study's text
 MAX_CANARIES = 100_000  # of one audit: whoever verifies it sums over its guesses
 MAX_TESTS = 1_000  # audits, and attacks
 
@@ -69,20 +70,12 @@ class _Part(BaseModel):
 _P = TypeVar("_P", bound=_Part)
 
 
-class StudyFacts(_Part):
-    """The issuer's word about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
+class StudyText(_Part):
+    """A study as its text, from which all figures about it follow; `study_terms` reads it."""
 
-    name: Name
-    hash: Hex64
-    mode: Literal["distributed", "local", "none"]
-    delta: Real | None = None
-    collusion: Count = 0
-    sites: Annotated[list[Name], Field(max_length=MAX_SITES)] = []
-    rounds: Count | None = None
-    noise_multiplier: Real | None = None
-    clip_norm: Real | None = None
-    sample_rate: Real | None = None
-    max_dropouts: Count | None = None
+    hash: Hex64  # the SHA-256 of the text, under which sites charge
+    text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_STUDY, pattern=r"^[ -~]*$")] | None
+    # None: the issuer does not have it any more, and nothing is known of the study but what was charged
 
 
 class BudgetFacts(_Part):
@@ -248,7 +241,7 @@ class Report(_Part):
     issued: Time
     issuer: Hex64
     accountants: Accountants
-    studies: Annotated[list[StudyFacts], Field(max_length=MAX_STUDIES)]
+    studies: Annotated[list[StudyText], Field(max_length=MAX_STUDIES)]
     sites: Annotated[list[SiteReport], Field(max_length=MAX_SITES)]
     audits: Annotated[list[AuditFacts], Field(max_length=MAX_TESTS)] = []
     membership: Annotated[list[MembershipFacts], Field(max_length=MAX_TESTS)] = []
@@ -256,9 +249,8 @@ class Report(_Part):
 
     @property
     def is_unprotected(self) -> bool:
-        """True if a release without noise, or a study that asks for such, is part of it."""
-        accounts = [account for site in self.sites for account in site.accounts]
-        return any(account.unprotected for account in accounts) or any(study.mode == "none" for study in self.studies)
+        """True if a release without noise is part of it."""
+        return any(account.unprotected for site in self.sites for account in site.accounts)
 
 
 def parse(value: object) -> Report:
@@ -278,19 +270,6 @@ def parse(value: object) -> Report:
         problem = err.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"]) or "report"
         raise ReportInvalid(f"{where}: {problem['msg']} ({err.error_count()} such problems)") from err
-
-
-def study_facts(value: object) -> StudyFacts:
-    """Reads what an issuer says about a study; numbers may be plain numbers here.
-
-    Raises:
-        ReportInvalid: names the field and the problem.
-    """
-    try:
-        return StudyFacts.model_validate(value)
-    except ValidationError as err:
-        problem = err.errors(include_input=False, include_url=False)[0]
-        raise ReportInvalid(f"study facts: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from err
 
 
 def audit_facts(text: str) -> AuditFacts:

@@ -1,7 +1,8 @@
 """A verifier of budget reports that shares nothing with confide: docs/formats-report.md and formats-ledger.md as code.
 
 Standard library and `cryptography` only: what an auditor could write. It checks signatures, chains and settled sets,
-derives every noise multiplier in exact arithmetic and recomputes every epsilon by RDP and by the filter; PLD is left to
+holds every charge against its study's text, derives every noise
+multiplier in exact arithmetic and recomputes every epsilon by RDP and by the filter; PLD is left to
 other programs.
 
     python independent_verifier.py report.json
@@ -170,6 +171,66 @@ def replay(site):
     return accounts
 
 
+def release_of(text, purpose):
+    """The release that a site reserves for a round of a study."""
+    draft, privacy, planned = text["draft"], text["draft"]["privacy"], len(text["sites"])
+    mode, z, clip, scale, dim = (
+        privacy["mode"],
+        privacy["noise_multiplier"],
+        privacy["clip_norm"],
+        text["scale_bits"],
+        text["dim"],
+    )
+    rate, steps, quorum = privacy["sample_rate"], privacy["local_steps"], draft["rounds"]["min_sites"]
+    if privacy["clipping"] == "adaptive":
+        clip = math.sqrt(1.01)
+    if purpose == "evaluation":
+        z, clip, scale, dim = draft["evaluation"]["noise_multiplier"], 1.0, 20, 2 * draft["evaluation"]["bins"]
+        rate, steps = 1.0, 1
+    if mode != "local":
+        quorum = planned if mode == "none" else max(quorum, planned - privacy["max_dropouts"])
+    topped = privacy["dropouts"] == "top-up"
+    honest = 1 if mode == "local" else planned - privacy["collusion"] - (0 if topped else privacy["max_dropouts"])
+    noise = 0 if mode == "none" else math.ceil(z * clip / math.sqrt(honest) * 2.0**scale)
+    return {
+        "mode": mode, "site_noise_int": noise, "scale_bits": scale, "clip_norm": clip, "dim": dim, "sample_rate": rate,
+        "sites": quorum, "planned_sites": planned if topped else 0, "noise_collusion": privacy["collusion"] if topped else 0,
+        "steps": steps,
+    }  # fmt: skip
+
+
+def check_charge(text, charge, site):
+    """Holds a reserve against the text of its study."""
+    rounds, names = text["draft"]["rounds"]["rounds"], sorted(party["name"] for party in text["sites"])
+    parties = [(party["name"], party["identity"]) for party in text["sites"]]
+    require((site["name"], site["public_key"]) in parties, "study: another site or key")
+    require(charge["cohort"] == names and charge["unit"] == text["draft"]["data"]["unit"], "study: cohort or unit")
+    is_update = 1 <= charge["round"] <= rounds
+    require(charge["purpose"] == ("update" if is_update else "evaluation"), "study: purpose")
+    require(is_update or (text["draft"]["evaluation"] and charge["round"] == rounds + 1), "study: round")
+    release = dict(charge["release"])
+    for name, value in release_of(text, charge["purpose"]).items():
+        found = float.fromhex(release[name]) if name in ("clip_norm", "sample_rate") else release[name]
+        slack = 1 if name == "site_noise_int" else 1e-12 if isinstance(value, float) else 0
+        same = found == value if isinstance(value, str) else abs(found - value) <= slack
+        require(same, f"study: {name} is {found}, its text gives {value}")
+
+
+def check_studies(report):
+    texts = {study["hash"]: study["text"] for study in report["studies"]}
+    require(len(texts) == len(report["studies"]), "a study is listed twice")
+    for key, text in texts.items():
+        require(text is None or hashlib.sha256(text.encode("ascii")).hexdigest() == key, "study: hash of the text")
+    read = {key: json.loads(text) for key, text in texts.items() if text is not None}
+    for site in report["sites"]:
+        for entry in site["entries"]:
+            if entry["kind"] == "reserve":
+                key = entry["body"]["study"]
+                require(key in texts, "a study is charged and not listed")
+                if key in read and read[key]["format"] == 4:
+                    check_charge(read[key], entry["body"], site)
+
+
 def check_account(stated, budget, order, releases):
     require(stated["order"] == order, "order of the filter")
     require(stated["releases"] == len(releases), "releases")
@@ -199,7 +260,7 @@ def check_epsilons(stated, counts, delta, order):
 
 
 def verify(report):
-    """Raises `Rejected` unless signatures, chains, budgets and every epsilon by RDP and by the filter hold."""
+    """Raises `Rejected` unless signatures, chains, studies, budgets and every epsilon by RDP and by the filter hold."""
     try:
         require(report["format"] == "confide-budget-report-3", "format")
         contents = {name: value for name, value in report.items() if name != "signature"}
@@ -211,6 +272,7 @@ def verify(report):
             require(named == sorted(accounts), "accounts")
             for account, key in zip(site["accounts"], named, strict=True):
                 check_account(account, *accounts[key])
+        check_studies(report)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as err:
         raise Rejected(f"malformed: {err!r}") from err
 
