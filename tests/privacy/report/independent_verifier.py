@@ -194,8 +194,8 @@ def release_of(text, purpose):
     noise = 0 if mode == "none" else math.ceil(z * clip / math.sqrt(honest) * 2.0**scale)
     return {
         "mode": mode, "site_noise_int": noise, "scale_bits": scale, "clip_norm": clip, "dim": dim, "sample_rate": rate,
-        "sites": quorum, "planned_sites": planned if topped else 0, "noise_collusion": privacy["collusion"] if topped else 0,
-        "steps": steps,
+        "sites": quorum, "steps": steps, "planned_sites": planned if topped else 0,
+        "noise_collusion": privacy["collusion"] if topped else 0,
     }  # fmt: skip
 
 
