@@ -8,6 +8,7 @@ that accounting needs and ignores all others; `docs/formats-report.md` lists the
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -57,7 +58,7 @@ class _Privacy(_Terms):
     local_steps: _Rounds
 
 
-class _Rounds_(_Terms):
+class _Schedule(_Terms):
     rounds: _Rounds
     min_sites: _Few
 
@@ -71,7 +72,7 @@ class _Draft(_Terms):
     name: Name
     data: _Data
     privacy: _Privacy
-    rounds: _Rounds_
+    rounds: _Schedule
     evaluation: _Evaluation | None
 
 
@@ -94,6 +95,16 @@ class StudyTerms(_Terms):
             return self.draft.rounds.min_sites
         return max(self.draft.rounds.min_sites, planned - privacy.max_dropouts)
 
+    @cached_property
+    def cohort(self) -> tuple[str, ...]:
+        """The planned sites, sorted."""
+        return tuple(sorted(party.name for party in self.sites))
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of each site's ledger, by the site's name."""
+        return {party.name: party.identity for party in self.sites}
+
     def release(self, purpose: Purpose) -> Release:
         """The release that a site reserves for a round of that purpose.
 
@@ -115,20 +126,23 @@ class StudyTerms(_Terms):
         """Why `charge`, by the site of that name and ledger key, is none of this study's rounds; nothing if it is."""
         rounds = self.draft.rounds.rounds
         last = rounds + (self.draft.evaluation is not None)
-        if (site, key) not in {(party.name, party.identity) for party in self.sites}:
+        if self.keys.get(site) != key:
             yield "is charged by a site or key that its text does not name"
         if not 1 <= charge.round <= last or (charge.round > rounds) != (charge.purpose == "evaluation"):
             yield f"has no {charge.purpose} in round {charge.round}: it has {rounds} rounds of training"
             return
-        if charge.cohort != tuple(sorted(party.name for party in self.sites)):
+        if charge.cohort != self.cohort:
             yield f"is charged for the sites {', '.join(charge.cohort)}, not those of its text"
         if charge.unit != self.draft.data.unit:
             yield f"protects each {self.draft.data.unit!r}, and is charged for each {charge.unit!r}"
         try:
-            expected = asdict(self.release(charge.purpose))
+            release = self._update if charge.purpose == "update" else self._evaluation
         except InvalidPrivacyParameter as err:
             yield f"cannot be charged as its text is: {err}"
             return
+        if charge.release == release:
+            return
+        expected = asdict(release)
         for name, value in asdict(charge.release).items():
             if value != expected[name]:
                 yield f"is charged with {name} {value}; its text gives {expected[name]}"
@@ -146,6 +160,14 @@ class StudyTerms(_Terms):
         expected = step.noise_multiplier(privacy.collusion)
         if abs(facts.noise_multiplier - expected) > AUDIT_TOLERANCE * expected:
             yield f"is of noise multiplier {facts.noise_multiplier:.4g}; the study's text gives {expected:.4g}"
+
+    @cached_property
+    def _update(self) -> Release:
+        return self.release("update")
+
+    @cached_property
+    def _evaluation(self) -> Release:
+        return self.release("evaluation")
 
     def _release(
         self, noise_multiplier: float, clip: float, scale_bits: int, dim: int, rate: float, steps: int
