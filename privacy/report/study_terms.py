@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..accounting import Mode, Release, site_noise
 from ..errors import InvalidPrivacyParameter, ReportInvalid
 from ..ledger import canonical
+from ..ledger.chain import Hex64
 from ..ledger.charges import Charge
 from ..ledger.tally import Purpose
 from ..mechanism import adaptive_clipping
-from .schema import MAX_SITES, AuditFacts, Hex64, Name, StudyText
+from .schema import MAX_SITES, AuditFacts, Name, StudyText
 
 FORMAT = 4  # of the studies whose text is read here
 HISTOGRAM_SCALE = 20  # scale_bits of an evaluation

@@ -264,7 +264,7 @@ def test_a_study_without_a_text_is_noted_as_unknown(report):
 
 def test_a_text_of_another_format_is_noted_and_one_that_says_nothing_fails(tmp_path):
     for text, holds in (('{"format":3}', True), ('{"format":4}', False), ("no JSON", False)):
-        result = verify(charged_under(text, tmp_path / str(len(text))))
+        result = verify(charged_under(text, tmp_path / hash_of(text)))
         assert result.ok == holds
         assert any("not read here" in line for line in result.notes) == holds
 
@@ -417,7 +417,7 @@ def test_a_summed_site_that_charged_nothing_is_noted(tmp_path):
     for seed, (site, rounds) in enumerate({"east": 2, "north": 1}.items(), start=1):
         with ledger_with(tmp_path / site, site=site, seed=seed, rounds=rounds) as ledger:
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
-    result = verify(build_report("Federation", sites, [], ISSUER))
+    result = verify(build_report("Federation", sites, [STUDY_TEXT], ISSUER))
     assert result.ok
     assert result.notes == ["site north: 1 settled rounds name it, but its ledger here does not charge them (yet)"]
 
