@@ -229,9 +229,11 @@ def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_sh
 
 def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = make_desk(site)
-    site.write(("epsilon = 8.0", "epsilon = 0.05"))
+    site.write(("epsilon = 10.0", "epsilon = 0.05"))
     monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
-    with pytest.raises(ChargeRefused, match=r"40 rounds of study thyroid would bring epsilon to .* over the budget"):
+    with pytest.raises(
+        ChargeRefused, match=r"40 rounds of study thyroid would bring the guaranteed epsilon to .* over the cap"
+    ):
         prepare(desk)
     with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
         desk.step()
@@ -244,7 +246,7 @@ def prepare_run(desk: Desk, run: str, study: Study | None = None) -> Packet:
 
 
 def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     with pytest.raises(ChargeRefused, match="with what is held for first"):
         prepare_run(desk, "second")
@@ -254,7 +256,7 @@ def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
 
 
 def test_a_run_that_has_ended_holds_nothing(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
     desk.ask("settle", settle)
@@ -262,7 +264,7 @@ def test_a_run_that_has_ended_holds_nothing(site):
 
 
 def test_a_run_of_a_revoked_study_holds_nothing(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     other = site.keep(desk.study.model_copy(update={"created": date(2026, 2, 1)}))
     approve(site.home, other.study_hash)
@@ -373,9 +375,9 @@ def test_an_evaluation_is_charged_first_as_what_it_is_with_noise_of_its_own(site
 def test_an_evaluation_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = evaluating_desk(site, noise=0.1)
     monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
-    with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring epsilon to"):
+    with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring the guaranteed epsilon to"):
         prepare(desk)  # the training alone would fit
-    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 8"):
+    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 10"):
         desk.step(EVALUATION)
     assert desk.charges() == []
 
