@@ -4,6 +4,7 @@ An assessment stays at the site and changes nothing there; `approve` does. It co
 on them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,9 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
-from ..policy import SitePolicy, decisions, load_policy
+from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
-from .catalogue import cached_study
-from .charges import beside, open_ledger, planned_charges, record_budget, standing
+from .charges import beside, planned_charges, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -33,11 +33,15 @@ class Assessment:
     reasons: tuple[str, ...]  # against an approval; empty if it can be approved
 
 
-def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment:
+def assess(
+    home: Path, study: Study, *, unprotected: bool = False, runs: int = 1, under_way: Sequence[str] = ()
+) -> Assessment:
     """Assesses the study by the site's policy, data and ledger. Nothing is written.
 
     Args:
         unprotected: True if the person who asks accepts a study without privacy.
+        runs: the number of runs to be paid for, those under way included.
+        under_way: runs of the study that have begun here; of these only what is not charged yet counts.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     me = (enrolment.name, identity.identity_hex)
@@ -52,24 +56,10 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
         if study.draft.privacy.mode != "none" and not reasons:
-            quote, refusals = _quote(home, study, policy)
+            new = [f"(new {number})" for number in range(runs - len(under_way))]
+            quote, refusals = _quote(home, study, policy, [*under_way, *new])
             reasons += refusals
     return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
-
-
-def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
-    """Approves a known study; if the site will be charged, the policy's budget is put in force first.
-
-    Call `assess` before: this function does not look for reasons against the study.
-
-    Args:
-        unprotected: True to approve it also without privacy.
-    """
-    study, identity, enrolment = cached_study(home, study_hash), NodeIdentity.load(home), Enrolment.load(home)
-    if study.has_site(enrolment.name, identity.identity_hex) and study.draft.privacy.mode != "none":
-        with open_ledger(home, identity, enrolment) as ledger:
-            record_budget(ledger, load_policy(home))
-    decisions.approve(home, study_hash, unprotected=unprotected)
 
 
 def _identity_reasons(study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
@@ -131,16 +121,20 @@ def _misfit(study: Study, data: DataReport) -> str:
     return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
 
 
-def _quote(home: Path, study: Study, policy: SitePolicy) -> tuple[Quote | None, list[str]]:
-    planned, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
+def _quote(home: Path, study: Study, policy: SitePolicy, runs: Sequence[str]) -> tuple[Quote | None, list[str]]:
+    planned = [each for run in runs for each in planned_charges(study, policy, run=run)]
+    stands = standing(home, policy, planned)
     try:
-        quote = stands.quote(planned)
+        quote = stands.quote()
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []
-    rounds = sum(count for _, count in planned)
+    whole, rounds = sum(count for _, count in planned), stands.coming.total()
+    counted = f"all {rounds} rounds" if rounds == whole else f"the {rounds} rounds that are left"
+    of_runs = f" of {len(runs)} runs" if len(runs) > 1 else ""
     return quote, [
-        f"the budget cannot pay for all {rounds} rounds: they would bring epsilon from {quote.spent:.4g} to "
-        f"{quote.would_be:.4g}{beside(stands.runs)}, the cap is {quote.cap:g}"
+        f"the budget cannot pay for {counted}{of_runs}: they would bring epsilon from {quote.spent:.4g} to "
+        f"{quote.would_be:.4g}{beside(stands.runs)}, the cap is {quote.cap:g}; a higher one, or rounds that fit: "
+        f"client-node budget plan {study.study_hash[:12]}"
     ]

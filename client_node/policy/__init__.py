@@ -24,6 +24,7 @@ __all__ = [
     "SitePolicy",
     "StudyPolicy",
     "decisions",
+    "journal",
     "load_decisions",
     "load_policy",
     "site_policy",
