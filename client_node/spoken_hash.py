@@ -1,6 +1,6 @@
 """Spells a study's hash in words that people read to each other by telephone.
 
-The spelling is that of BIP-39 with its English list (words.txt; MIT licence, Copyright (c) 2013-2016 Pavol Rusnak):
+The spelling is that of BIP-39 with its English list (words.txt, MIT licence in words-license.txt):
 the 256 bits of the hash and the first 8 bits of the SHA-256 of the hash make 24 words of 11 bits each. All 256 bits are
 there, because whoever writes studies may search for two with equal words: of half as many bits, 2**64 tries find some.
 The last word also checks the others: of 256 phrases with a wrong word, 255 are noticed.

@@ -33,7 +33,7 @@ def test_at_an_aggregator_an_approval_covers_one_run_too(aggregator, site):
 
 def test_a_message_that_does_not_prepare_counts_a_run_and_one_that_settles_does_not(aggregator, site):
     admission, study = aggregator
-    admission.admit(Settle(to="svi", study=study, run="old", lease=1, outcomes=(), final=True, ledger_from=0))
+    admission.admit(Settle(to="svi", study=study, run="earlier", lease=1, outcomes=(), final=True, ledger_from=0))
     assert load_decisions(site.home).runs_used(study) == ()
     admission.admit(
         Fetch(to="svi", study=study, run="first", lease=1, round=1, topup_for=None, aggregator_id=0, offset=0)

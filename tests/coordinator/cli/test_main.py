@@ -236,10 +236,10 @@ def test_a_study_is_created_listed_and_shown(call, store, study):
     assert json.loads(call("study", "show", study[:8], "--json").stdout) == shown
 
 
-@pytest.mark.parametrize("words_of", ["study list", "study show thyroid", "study create"])
-def test_hash_and_words_are_whole_lines_wherever_a_study_is_shown(call, home, study, words_of):
+@pytest.mark.parametrize("shown_by", ["study list", "study show thyroid", "study create"])
+def test_hash_and_words_are_whole_lines_wherever_a_study_is_shown(call, home, study, shown_by):
     """Also in a narrow terminal and in a pipe, so that they can be copied and read aloud."""
-    command = [*words_of.split(), *([home / "study.toml"] if words_of.endswith("create") else [])]
+    command = [*shown_by.split(), *([home / "study.toml"] if shown_by.endswith("create") else [])]
     lines = call(*command, columns=80).stdout.splitlines()
     assert study in lines
     spoken = [line for line in lines if re.fullmatch(r"([a-z]{3,8} ){5}[a-z]{3,8}", line)]
