@@ -52,9 +52,9 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 @app.command()
 def decisions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who decided what here and when: approvals, revocations, caps, confirmed sites."""
-    from ..policy import journal
+    from ..policy import decision_log
 
-    show_decisions(*journal.read(home), as_json)
+    show_decisions(*decision_log.read(home), as_json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ StudyArgument = Annotated[str, typer.Argument(help="Name of a study, or the firs
 WholeHashArgument = Annotated[
     list[str], typer.Argument(metavar="HASH", help="The study's hash: all 64 digits, or its 24 words.")
 ]
-ByOption = Annotated[str | None, typer.Option("--by", help="Who decides, for the journal; by default the login name.")]
+ByOption = Annotated[str | None, typer.Option("--by", help="Who decides, for the log; by default the login name.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.study_decisions import Fetched, KnownStudy, Proposal
     from ..data import DataReport
     from ..enrolment import Enrolment
-    from ..policy.journal import Entry
+    from ..policy.decision_log import Entry
 
 
 _HASH_DIGITS = 64
@@ -82,6 +82,7 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
             "this node": each.roles,
             "decision": each.decision or "none",
             "runs": each.runs,
+            "runs left": max(0, each.runs - len(each.used)),
             "used by": each.used,
             "until": each.until and each.until.isoformat(),
             "created": each.study.created.isoformat(),
@@ -90,8 +91,9 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
     ]
     if as_json:
         return show("Studies", rows, as_json)
-    kept = ("study", "privacy", "rounds", "this node", "decision", "runs", "used by", "until", "created")
-    show("Studies", [{name: row[name] for name in kept} for row in rows], as_json)
+    kept = ("study", "privacy", "rounds", "this node", "decision", "runs left")
+    until = ({"decision": f"{row['decision']} until {row['until']}"} if row["until"] else {} for row in rows)
+    show("Studies", [{name: row[name] for name in kept} | end for row, end in zip(rows, until, strict=True)], as_json)
     for each in known:
         show_hash(each.study.name, each.study.study_hash)
 
@@ -125,8 +127,8 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
         lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
     if quote is not None:
         lines.append(
-            f"Cost for each {study.draft.data.unit} here: epsilon {quote.spent:.4g} is spent; after this it is at most "
-            f"{quote.would_be:.4g}, with all that has begun; the cap is {quote.cap:g}."
+            f"Cost for each {study.draft.data.unit} here: epsilon {quote.spent:.4g} is spent; with this and all runs "
+            f"under way it becomes {quote.would_be:.4g} at most; the cap is {quote.cap:g}."
         )
     elif assessment.trains:
         lines.append("Cost: no bound. Whoever sees the result may learn records from it.")
@@ -177,7 +179,7 @@ def show_approval(proposal: "Proposal", as_json: bool) -> None:
 
 
 def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: bool) -> None:
-    """Prints the journal of decisions, one a line and nothing wrapped; lines that cannot be read are told on stderr."""
+    """Prints the decision log, one a line and nothing wrapped; lines that cannot be read are told on stderr."""
     rows = [entry.model_dump(mode="json") for entry in entries]
     if as_json:
         print_json(rows)
@@ -186,7 +188,7 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
         line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"
         out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
     if unread:
-        tell(f"lines {', '.join(map(str, unread))} of the journal cannot be read")
+        tell(f"lines {', '.join(map(str, unread))} of the decision log cannot be read")
 
 
 def show_cap_change(change: "CapChange") -> None:
@@ -296,7 +298,8 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     facts = draft.data.kind.facts(draft.data.terms)
     columns = facts.pop("columns")
     return {
-        f"Study {study.name}": {
+        "Study": {
+            "name": study.name,
             "description": draft.description or None,
             "created": study.created.isoformat(),
             "coordinator": study.coordinator,

@@ -2,7 +2,7 @@
 
 `client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; no command rewrites site.toml.
 Where both speak of the same thing the decision made here counts, so that `revoke` always revokes. Each is also a line
-of the `journal`.
+of the `decision_log`.
 
 An approval counts runs. The daemon notes here which runs have used it, before their first charge.
 """
@@ -24,7 +24,7 @@ from ...privacy.ledger import chain
 from ..errors import PolicyInvalid, StudyNotApproved
 from ..files import read_private, write_private
 from ..study.toml import MAX_BYTES, parse_json
-from . import journal
+from . import decision_log
 
 FILE = "decisions.json"
 LEASES = "leases.json"  # which runs have begun here, also before approvals counted them
@@ -131,7 +131,7 @@ def approve(
         under_way: runs that go on and have used the approval already.
         by: who decides; None for the account that runs this process.
     """
-    who = journal.person(by)
+    who = decision_log.person(by)
 
     def change(decisions: Decisions) -> Decisions:
         verdict = Verdict(
@@ -141,18 +141,18 @@ def approve(
         return decisions.model_copy(update={"studies": judged, "used": used})
 
     detail = f"runs {runs}, until {until or 'revoked'}" + (", without privacy" if unprotected else "")
-    _change(home, change, lambda _: journal.write(home, "approve", study_hash, detail, by=who))
+    _change(home, change, lambda _: decision_log.write(home, "approve", study_hash, detail, by=who))
 
 
 def revoke(home: Path, study_hash: str, *, by: str | None = None) -> None:
     """Records that the study may not run here any more, from its next message on."""
-    who = journal.person(by)
+    who = decision_log.person(by)
 
     def change(decisions: Decisions) -> Decisions:
         verdict = Verdict(verdict="revoked", by=who, decided=chain.now())
         return decisions.model_copy(update={"studies": {**decisions.studies, study_hash: verdict}})
 
-    _change(home, change, lambda _: journal.write(home, "revoke", study_hash, "", by=who))
+    _change(home, change, lambda _: decision_log.write(home, "revoke", study_hash, "", by=who))
 
 
 def count_run(home: Path, study_hash: str, run: str, *, allowed: int) -> None:
@@ -195,7 +195,7 @@ def set_budget(home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None 
     """Records a cap that replaces the one in site.toml.
 
     Args:
-        before: the cap that was in force, for the journal.
+        before: the cap that was in force, for the decision log.
         by: who decides; None for the account that runs this process.
     """
     caps = [
@@ -204,7 +204,7 @@ def set_budget(home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None 
     _change(
         home,
         lambda decisions: decisions.model_copy(update={"budget": budget}),
-        lambda _: journal.write(home, "cap", "budget", " -> ".join(caps), by=by),
+        lambda _: decision_log.write(home, "cap", "budget", " -> ".join(caps), by=by),
     )
 
 
@@ -225,7 +225,7 @@ def confirm_sites(home: Path, fingerprints: Mapping[str, str], *, by: str | None
 
     def note(changed: Decisions) -> None:
         for name in sorted(fingerprints):
-            journal.write(home, "confirm", name, changed.sites[name], by=by)
+            decision_log.write(home, "confirm", name, changed.sites[name], by=by)
 
     _change(home, change, note)
 
@@ -246,7 +246,7 @@ def remove_sites(home: Path, names: Collection[str], *, by: str | None = None) -
 
     def note(_: Decisions) -> None:
         for name in sorted(names):
-            journal.write(home, "remove", name, "", by=by)
+            decision_log.write(home, "remove", name, "", by=by)
 
     _change(home, change, note)
 
@@ -276,7 +276,7 @@ def _begun_before(home: Path) -> dict[str, tuple[str, ...]]:
 def _change(
     home: Path, change: Callable[[Decisions], Decisions], note: Callable[[Decisions], None] | None = None
 ) -> None:
-    """Writes changed decisions; before they count, `note` writes them in the journal."""
+    """Writes changed decisions; before they count, `note` writes them in the decision log."""
     with _locked(home):
         changed = change(load_decisions(home))
         if note is not None:

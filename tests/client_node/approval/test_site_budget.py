@@ -7,7 +7,7 @@ from confide.client_node.approval.charges import open_ledger, reserve
 from confide.client_node.approval.site_budget import accounts, budget_report, cap_change, export_ledger, import_ledger
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import PolicyInvalid
-from confide.client_node.policy import decisions, journal
+from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.privacy.report.verify import verify_file
 
@@ -96,7 +96,7 @@ def test_a_cap_below_what_is_spent_says_so(site):
 def test_who_changed_a_cap_is_noted_with_what_it_was(site):
     set_budget(site.home, by="Dr. Ada", epsilon=3.0, delta=1e-5, collusion=1)
     set_budget(site.home, epsilon=20.0, delta=1e-5, collusion=1)
-    (first, second), unread = journal.read(site.home)
+    (first, second), unread = decision_log.read(site.home)
     assert (first.by, first.decision, unread) == ("Dr. Ada", "cap", [])
     assert first.detail.startswith("epsilon 8, delta 1e-05, colluding 1 -> epsilon 3,")
     assert second.detail.startswith("epsilon 3, delta 1e-05, colluding 1 -> epsilon 20,")

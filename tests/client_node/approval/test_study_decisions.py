@@ -18,7 +18,7 @@ from confide.client_node.approval.study_decisions import (
 )
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import ApprovalRefused, CoordinatorUnreachable, StudyUnknown
-from confide.client_node.policy import decisions, journal
+from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.spoken_hash import words
 from confide.client_node.study import cost
@@ -209,7 +209,7 @@ def test_who_decided_is_noted_by_the_name_given_and_the_account(site):
     study = site.keep(site.study())
     approve(site.home, study.study_hash, by="Dr. Ada")
     revoke_study(site.home, study.study_hash)
-    (first, second), unread = journal.read(site.home)
+    (first, second), unread = decision_log.read(site.home)
     assert ([first.decision, second.decision], unread) == (["approve", "revoke"], [])
     assert first.about == second.about == study.study_hash
     assert (first.by, second.by) == ("Dr. Ada", second.login)

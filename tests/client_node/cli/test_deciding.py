@@ -124,7 +124,7 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     for said in (
         "the coordinator reads sums over 4 sites or more, with noise",
         "Only agg-a, agg-b, agg-c together could read what this site sends",
-        "epsilon 0 is spent; after this it is at most 6.7",
+        "epsilon 0 is spent; with this and all runs under way it becomes 6.7",
         "the cap is 8",
         "It covers 1 run, without an end",
         "Approved by Dr. Ada",
@@ -215,7 +215,7 @@ def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, 
     assert load_policy(site.home).budget.epsilon == 0.1
 
 
-def test_the_journal_names_who_decided_what_and_when(site, call):
+def test_the_decision_log_names_who_decided_what_and_when(site, call):
     study = site.keep(site.study())
     assert call("decisions").stdout == ""
     call("study", "approve", study.study_hash, "--yes", "--by", "Dr. Ada", "--until", "2999-12-31")

@@ -1,4 +1,4 @@
-"""The journal of a node's people: who decided what and when, a line each in `decisions.jsonl` under the home.
+"""The decision log of a node's people: who decided what and when, a line each in `decisions.jsonl` under the home.
 
 It only grows, and a line is on disk before the decision counts. It is plain: whoever may write in the home also holds
 the node's keys, so a signature would say no more. What an observer can verify is the ledger.
@@ -17,7 +17,7 @@ from ..errors import PolicyInvalid
 from ..login import login_name
 
 FILE = "decisions.jsonl"
-MOST_BYTES = 64 * 2**20  # of the whole journal, when it is read
+MOST_BYTES = 64 * 2**20  # of the whole decision log, when it is read
 MOST_LETTERS = 200  # of a person's name
 
 _Short = Annotated[str, Field(max_length=256)]

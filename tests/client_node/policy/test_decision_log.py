@@ -5,42 +5,42 @@ import pytest
 
 from confide.client_node.errors import PolicyInvalid
 from confide.client_node.login import login_name
-from confide.client_node.policy import decisions, journal
+from confide.client_node.policy import decision_log, decisions
 
 HASH = "ab" * 32
 
 
 def test_a_fresh_home_has_decided_nothing(tmp_path):
-    assert journal.read(tmp_path) == ([], [])
+    assert decision_log.read(tmp_path) == ([], [])
 
 
 def test_the_account_is_the_operating_system_s_whatever_the_environment_says(tmp_path, monkeypatch):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "somebody-else")
     decisions.approve(tmp_path, HASH)
-    ((entry,), _) = journal.read(tmp_path)
+    ((entry,), _) = decision_log.read(tmp_path)
     assert entry.by == entry.login == login_name() != "somebody-else"
 
 
-def test_the_journal_is_for_its_owner_alone_and_only_grows(tmp_path):
+def test_the_decision_log_is_for_its_owner_alone_and_only_grows(tmp_path):
     decisions.approve(tmp_path, HASH)
-    before = (tmp_path / journal.FILE).read_bytes()
+    before = (tmp_path / decision_log.FILE).read_bytes()
     decisions.revoke(tmp_path, HASH)
-    assert (tmp_path / journal.FILE).read_bytes().startswith(before)
-    assert stat.S_IMODE((tmp_path / journal.FILE).stat().st_mode) == 0o600
+    assert (tmp_path / decision_log.FILE).read_bytes().startswith(before)
+    assert stat.S_IMODE((tmp_path / decision_log.FILE).stat().st_mode) == 0o600
 
 
 def test_a_line_cut_by_a_crash_is_told_and_hides_no_other(tmp_path):
     decisions.approve(tmp_path, HASH)
-    path = tmp_path / journal.FILE
+    path = tmp_path / decision_log.FILE
     path.write_bytes(path.read_bytes() + b'{"at": "2026-')
     decisions.revoke(tmp_path, HASH)
-    entries, unread = journal.read(tmp_path)
+    entries, unread = decision_log.read(tmp_path)
     assert ([entry.decision for entry in entries], unread) == (["approve", "revoke"], [2])
 
 
 def test_what_cannot_be_written_down_is_not_decided(tmp_path):
-    (tmp_path / journal.FILE).mkdir()
+    (tmp_path / decision_log.FILE).mkdir()
     with pytest.raises(OSError, match="Is a directory"):
         decisions.approve(tmp_path, HASH)
     assert decisions.load_decisions(tmp_path).verdict(HASH) is None
@@ -50,7 +50,7 @@ def test_decisions_taken_at_once_are_all_written_down(tmp_path):
     hashes = [f"{i:064x}" for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda each: decisions.approve(tmp_path, each), hashes))
-    entries, unread = journal.read(tmp_path)
+    entries, unread = decision_log.read(tmp_path)
     assert (sorted(entry.about for entry in entries), unread) == (hashes, [])
 
 
