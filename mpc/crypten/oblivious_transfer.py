@@ -12,8 +12,8 @@ sender's bit of that column from what comes of it. So each column ends in 128 bi
 the corrections are there the sender draws the key of a hash h to 128 bits that is linear over GF(2): GHASH, which
 AES-GCM has. The receiver answers h(u) and all h(t_i), t_i its first stream of column i. The sender's columns are t_i ^
 s_i u, so h of them must be h(t_i) ^ s_i h(u), in each column by itself. This is the check of Roy (SoftSpokenOT, CRYPTO
-2022, section 4) for the repetition code; that of Keller, Orsini and Scholl (CRYPTO 2015) puts all columns into one
-equation, and Roy found a gap in its proof. docs/norm-check.md says what follows, and why.
+2022) for the repetition code; that of Keller, Orsini and Scholl (CRYPTO 2015) puts all columns into one equation, and
+Roy found a gap in its proof. docs/norm-check.md says what follows, and why.
 
 Bits are packed eight to a byte, the first one lowest.
 """
