@@ -218,7 +218,7 @@ def order_digest(order: dict[str, Any]) -> str:
     place = text(order["study"]) + text(order["run"]) + number(order["round"]) + text(order["state"])
     shape = b"".join(number(order[name]) for name in (*numbers, "min_untopped"))
     cohort = b"".join(text(name) + text(identity) for name, identity in order["cohort"])
-    whole = text("confide/mpc/order/3") + place + number(order["attempt"]) + shape + number(len(order["cohort"]))
+    whole = text("confide/mpc/order/4") + place + number(order["attempt"]) + shape + number(len(order["cohort"]))
     return hashlib.sha256(whole + cohort).hexdigest()
 
 
