@@ -113,5 +113,5 @@ def next_on_grid(seconds: float, stated: float) -> float:
     """The first of `stated` * sqrt(2)^k, k = 0, 1, 2, ..., that is at least `seconds`."""
     if seconds <= stated:
         return stated
-    found = stated * 2.0 ** (math.ceil(2 * math.log2(seconds / stated)) / 2)
+    found: float = stated * 2.0 ** (math.ceil(2 * math.log2(seconds / stated)) / 2)
     return found if found >= seconds else found * 2**0.5  # the logarithm was rounded down

@@ -39,7 +39,7 @@ _WORDS = 1024  # of 16 bits, of which 768 are below the largest multiple of Q bu
 
 @dataclass(frozen=True, slots=True)
 class ReceiverSecrets:
-    """What a receiver draws: its choices, and for each OT the seeds of its own key and of the other string."""
+    """Random secrets of a receiver: its choices, and for each OT the seeds of its own key and of the other string."""
 
     choices: int  # 128 bits
     own: tuple[bytes, ...]  # 64 bytes each, ML-KEM's d and z
