@@ -80,12 +80,13 @@ def _is_possible(workers: int) -> int:
 
 
 class LimitPolicy(StrictModel):
-    """The most that a study may use of this machine; changes speed, never a guarantee."""
+    """The most that a study may use of this machine, and how long its answers take; changes no epsilon."""
 
     threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
     max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
     workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
     offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
+    answer_s: float = Field(default=0.0, ge=0, le=3600)  # no answer to a round leaves before; see training.public_time
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -26,6 +26,8 @@ from confide.client_node.policy import load_decisions, load_policy
 from confide.client_node.policy.decisions import approve, revoke, today
 from confide.client_node.study.study import Study
 from confide.client_node.training import warm_model
+from confide.client_node.training.public_time import PublicTimes
+from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.wire.messages import (
     KeyCertificate,
@@ -420,6 +422,30 @@ def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, mo
         desk.step()
     assert str(failed.value) == "the step failed after its charge; the site's log says why"
     assert desk.charges() == ["reserve"]
+
+
+def test_answers_and_failures_leave_at_one_public_time(desk, monkeypatch):
+    """Steps of 0.9, 0.3 and 0.5 s, the last one fails: each is answered after a second."""
+    now, release = [0.0], Trainer.release
+
+    def pass_(seconds: float) -> None:
+        now[0] += seconds
+
+    def timed(self: Trainer, state: np.ndarray, round_number: int) -> np.ndarray:
+        pass_({1: 0.9, 2: 0.9, 3: 0.3, 4: 0.5}[round_number])
+        if round_number == 4:
+            raise OSError("patient 4711")
+        return release(self, state, round_number)
+
+    monkeypatch.setattr(Trainer, "release", timed)
+    desk.node._site._times = PublicTimes(desk.site.home, lambda: now[0], pass_)
+    answered = []
+    for round_number in (1, 2, 3):
+        desk.step(round_number)
+        answered.append(now[0])
+    with pytest.raises(StepFailed):
+        desk.step(4)
+    assert [*answered, now[0]] == pytest.approx([1.0, 2.0, 3.0, 4.0])
 
 
 def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:
