@@ -27,13 +27,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from quality import SCALE_BITS, Bench, prepare_bench
 
 from confide.client_node.flower import pack
+from confide.client_node.replay import Checkpoint
+from confide.client_node.replay.broadcast import broadcast
 from confide.client_node.shares.seal import Sealer
 from confide.client_node.study import AggregatorParty, Participant, Study, StudyDraft
 from confide.client_node.study.cost import ring_of
 from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
 from confide.coordinator.demo.baselines import federate, logits, untrained
-from confide.coordinator.run.broadcast import broadcast
-from confide.coordinator.store import Checkpoint
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
 from confide.models.adapters.lora import LoRAFactors

@@ -32,6 +32,8 @@ ClientNodeError
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── NothingHeldOut           the site has no held-out records for an evaluation
 ├── WorkersFailed            a worker process ended, or could not start
+├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
+├── CheckpointDamaged        a file is no checkpoint
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -216,6 +218,14 @@ class NothingHeldOut(ClientNodeError):
 
 class WorkersFailed(ClientNodeError):
     """A worker process that ended, or could not start; all workers are then ended."""
+
+
+class InvalidOptimizer(ClientNodeError, ValueError):
+    """An optimizer setting out of range, or a step of the wrong shape or with values that are not finite."""
+
+
+class CheckpointDamaged(ClientNodeError):
+    """A file that is no checkpoint, or not all of one."""
 
 
 class AlreadyRunning(ClientNodeError):

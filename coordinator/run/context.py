@@ -8,13 +8,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...client_node.replay import Checkpoint
 from ...client_node.study import PlannedRound, Study
 from ...client_node.wire.messages import KeyCertificate, Outcome, start_hash
 from ...mpc.sharing import ShareContext
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageRefused, RunStopped
 from ..fleet import Fleet
-from ..store import Checkpoint, LedgerReplica, RunFolder, Store
+from ..store import LedgerReplica, RunFolder, Store
 from ..store.states import RunState
 
 OUTCOMES_A_MESSAGE = 64

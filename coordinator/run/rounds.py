@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from ...client_node.replay import Checkpoint
+from ...client_node.replay.broadcast import broadcast
+from ...client_node.replay.server_optimizer import server_step
 from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Ready, Settle, Settled, sign
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
-from ..store import Checkpoint
 from ..store.run_folder import Envelopes
 from ..store.states import FINISH
 from ..store.tables import Evaluation, Round
 from . import questions
 from .aggregation import aggregate, opened_total
-from .broadcast import broadcast
 from .collection import collect_updates
 from .context import Keys, RoundContext, RunContext
 from .questions import ask_until
-from .server_optimizer import server_step
 
 logger = logging.getLogger(__name__)
 

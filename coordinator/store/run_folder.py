@@ -8,47 +8,19 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
+from ...client_node.errors import CheckpointDamaged
 from ...client_node.files import write_private
+from ...client_node.replay import Checkpoint
 from ...client_node.wire.chunks import Incoming
 from ...mpc.sharing.shares import set_name
 from ..errors import StateDamaged
 
 _COMPLETE = "complete"
-_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # a checkpoint's, and their names in its file
 
 Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
 Envelopes = dict[str, Sealed]  # site -> its complete and checked shares
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """The trained vector after a round, and the optimizer's vectors for the next; all float32 [dim]."""
-
-    round: int
-    state: np.ndarray
-    velocity: np.ndarray
-    second_moment: np.ndarray | None = None  # with Adam, from round 1 on
-    average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
-    residual: np.ndarray | None = None  # rounding error not sent yet, if states are rounded, from round 1 on
-
-    @classmethod
-    def beginning(cls, state: np.ndarray) -> Self:
-        """Makes the checkpoint of round 0, before the first round."""
-        return cls(round=0, state=state, velocity=np.zeros_like(state))
-
-    @property
-    def exported(self) -> np.ndarray:
-        """The vector that a run exports and that its evaluation measures: the average if the study keeps one."""
-        return self.state if self.average is None else self.average
 
 
 class RunFolder:
@@ -60,8 +32,7 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns the SHA-256."""
-        tensors = {name: getattr(checkpoint, name) for name in _TENSORS}
-        data = save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        data = checkpoint.to_bytes()
         state_hash = hashlib.sha256(data).hexdigest()
         write_private(self._checkpoint(checkpoint.round, state_hash), data)
         return state_hash
@@ -81,12 +52,12 @@ class RunFolder:
         path = self._checkpoint(round_number, state_hash)
         try:
             data = path.read_bytes()
-            tensors = load_tensors(data)
-        except (OSError, SafetensorError) as err:
+            checkpoint = Checkpoint.from_bytes(round_number, data)
+        except (OSError, CheckpointDamaged) as err:
             raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
         if hashlib.sha256(data).hexdigest() != state_hash:
             raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
-        return Checkpoint(round=round_number, **tensors)
+        return checkpoint
 
     def secret(self) -> bytes:
         """Reads the run's secret of 32 random bytes, made at the first call; no aggregator is told it."""

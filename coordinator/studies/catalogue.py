@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...client_node.replay import Checkpoint
 from ...client_node.study import Study, StudyDraft
 from ..errors import StateDamaged
-from ..store import Checkpoint
 from ..store.tables import StudyRow
 
 

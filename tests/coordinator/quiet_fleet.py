@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from confide.client_node.errors import ClientNodeError
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.messages import Packet
@@ -27,7 +28,7 @@ from confide.coordinator.run import rounds as rounds_module
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.errors import MpcError, PartyLost

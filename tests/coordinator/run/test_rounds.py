@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import ServerOptimizer, server_step
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
@@ -17,9 +19,8 @@ from confide.coordinator.run import questions, rounds
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
-from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.states import RESUME, STOP
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from confide.client_node.errors import InvalidOptimizer
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import ServerOptimizer, server_step
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.errors import InvalidOptimizer
-from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
 
 from ...client_node.conftest import STUDY_TOML, changed

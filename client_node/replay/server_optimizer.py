@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from ...client_node.study import StudyDraft
 from ...privacy.mechanism.adaptive_clipping import next_log_clip
 from ..errors import InvalidOptimizer
-from ..store import Checkpoint
+from ..study import StudyDraft
+from .checkpoint import Checkpoint
 
 
 def server_step(draft: StudyDraft, before: Checkpoint, total: np.ndarray, head_slice: slice) -> Checkpoint:

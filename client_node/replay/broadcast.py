@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ...client_node.study import StateFormat
-from ..store import Checkpoint
+from ..study import StateFormat
+from .checkpoint import Checkpoint
 
 
 def broadcast(form: StateFormat, checkpoint: Checkpoint) -> tuple[bytes, np.ndarray | None]:
