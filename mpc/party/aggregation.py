@@ -1,7 +1,9 @@
-"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, release.
+"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, open the total.
 
-Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
-that lies can spoil the total; that shows if the order has tags (see `tags`). A site whose vector is longer than the
+Honest-but-curious parties: any two of them learn nothing of a single update; the total all three learn, as the
+coordinator does. A party that lies can spoil the total; that shows if the order has tags (see `tags`), whose sum the
+parties therefore don't open to each other: with the total and its tags the last one to speak could make up another
+pair. A site whose vector is longer than the
 order allows is left out, whatever it does to hide that (see `sketch`). Every update in a total started from the one
 state that the order names; that the sites trained on it as agreed is not checked.
 
@@ -35,7 +37,7 @@ from ..errors import (
     TopUpMissing,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
-from ..links import Links, Order, TotalShare, mapped
+from ..links import Links, OpenedTotal, Order, mapped
 from ..links.journal import Binding, Journal
 from ..sharing import Share, ShareContext
 from ..sharing.ring import RingVector
@@ -47,6 +49,7 @@ from .coins import COIN_BYTES, joint_seeds
 logger = logging.getLogger(__name__)
 
 _HASH = 32
+_OPENED_AT_ONCE = 2**20  # elements of a total
 
 
 class Judge(Protocol):
@@ -118,11 +121,11 @@ def aggregate(
     links: Links,
     journal: Journal,
     judge: Judge,
-) -> TotalShare:
-    """This party's share of the sum over all sites that reached all three parties with vectors that are not too long.
+) -> OpenedTotal:
+    """The sum over all sites that reached all three parties with vectors that are not too long.
 
-    Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
-    only for fewer sites than `order.min_untopped`.
+    It is opened only after every party has bound the round to this very set on its disk. `topups` are looked at, and
+    added, only for fewer sites than `order.min_untopped`.
 
     Raises:
         Equivocation: two parties hold different updates or top-ups of one site.
@@ -156,10 +159,13 @@ def aggregate(
     binding = Binding(_set_digest(order, kept, submissions, added), kept)
     _refuse_other_set(order, binding, links, journal)
     journal.bind(order.round_id, binding)
-    links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
-    logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
+    links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
+    opened = total.open(links)
+    logger.info("round %d: opened the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
-    return TotalShare(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
+    return OpenedTotal(
+        kept=kept, rejected=left_out, set_digest=binding.set_digest, total=opened, tag_share=total.tag_share()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +224,21 @@ class _Total:
         self._vector -= parts.vector
         self._tags -= parts.tags
 
-    def to_bytes(self) -> bytes:
-        """The vector, then the tags."""
-        return self._vector.tobytes() + self._tags.tobytes()
+    def open(self, links: Links) -> bytes:
+        """The vector, from all three parties' shares: what each sends beyond that was uniform to the others.
+
+        In blocks, so that little memory is needed, and a party counts as silent when a block does not come in time.
+        """
+        total = np.empty_like(self._vector)
+        for start in range(0, len(total), _OPENED_AT_ONCE):
+            block = self._vector[start : start + _OPENED_AT_ONCE]
+            shares = _of_length(links.all_gather("TOTL", block.tobytes(), block.nbytes), block.nbytes)
+            total[start : start + len(block)] = sum(np.frombuffer(share, block.dtype) for share in shares)
+        return total.tobytes()
+
+    def tag_share(self) -> bytes:
+        """This party's share of the sum of tags."""
+        return self._tags.tobytes()
 
     def _unpack(self, summand: _Summand) -> Parts:
         return unpack(summand.submission.share, summand.context, out=self._scratch)

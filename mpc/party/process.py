@@ -27,7 +27,7 @@ from ..errors import (
     SetConflict,
     TopUpMissing,
 )
-from ..links import Channel, Order, PartyConfig, TotalShare
+from ..links import Channel, OpenedTotal, Order, PartyConfig
 from ..links.frames import config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
 from ..links.journal import Journal
 from ..links.tls import TlsCommunicator
@@ -54,7 +54,7 @@ class Party:
         self._links: TlsCommunicator | None = None
         self._triples: Oblivious | None = None  # made once for the links, when they are needed
 
-    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> TotalShare:
+    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> OpenedTotal:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
         try:
             submissions = self._admit(order, envelopes, is_topup=False)
@@ -126,7 +126,7 @@ def serve(channel: Channel) -> None:
             channel.send(**_failure(err))
             return
         try:
-            release = party.aggregate(order, envelopes, topups)
+            opened = party.aggregate(order, envelopes, topups)
         except JournalBroken as err:
             channel.send(**_failure(err))
             return
@@ -134,8 +134,9 @@ def serve(channel: Channel) -> None:
             logger.warning("%s: %s", type(err).__name__, err)
             channel.send(**_failure(err))
         else:
-            named = {"kept": release.kept, "rejected": release.rejected, "set_digest": release.set_digest}
-            channel.send("release", **named, share=np.frombuffer(release.share, np.uint8))
+            named = {"kept": opened.kept, "rejected": opened.rejected, "set_digest": opened.set_digest}
+            total = np.frombuffer(opened.total, np.uint8)
+            channel.send("total", **named, total=total, tag_share=opened.tag_share)
 
 
 def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:

@@ -37,7 +37,7 @@ from confide.client_node.wire.messages import (
     RoundPlan,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     Update,
     sign,
     verify,
@@ -305,8 +305,15 @@ def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] |
     """What the three aggregators signed for `sites`, under what the coordinator claims it to be."""
     signed = [
         sign(
-            ShareOfTotal(
-                request="0" * 64, study=desk.study.study_hash, run=RUN, round=1, kept=sites, set_digest="cd" * 32
+            SignedTotal(
+                request="0" * 64,
+                study=desk.study.study_hash,
+                run=RUN,
+                round=1,
+                start="ab" * 32,
+                kept=sites,
+                set_digest="cd" * 32,
+                total_digest="ef" * 32,
             ),
             key_of(party.name),
         ).body.decode()
@@ -544,12 +551,13 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
-    # digests of sealed bytes. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms
-    # and top-ups travel in blobs, sealed.
+    # digests of sealed bytes. start: what the coordinator sent. total_digest: of a noised total, which the sites pay
+    # for. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms and top-ups travel in
+    # blobs, sealed.
     assert {reply.kind: sorted(reply.model_fields) for reply in Reply.__subclasses__()} == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
-        "share": ["kept", "rejected", "request", "round", "run", "set_digest", "study"],
+        "total": ["kept", "rejected", "request", "round", "run", "set_digest", "start", "study", "total_digest"],
         "bound": ["bound", "request", "round", "run"],
         "topped": ["request", "round", "run", "sealed"],
         "fetched": ["request", "round", "run"],
