@@ -108,7 +108,7 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
     run = RunContext(
         fleet=ends, store=store, folder=RunFolder(folder, "bench"), replica=LedgerReplica(store), study=study,
         id="bench", lease=store.acquire_lease("bench"), signer=signer,
-        start=Checkpoint.beginning(np.zeros(1, np.float32)), head_size=1,
+        start=Checkpoint.beginning(np.zeros(1, np.float32)),
     )  # fmt: skip
     started, spent = time.perf_counter(), time.process_time()
     before = allocated_mib()

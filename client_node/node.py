@@ -27,6 +27,8 @@ from .wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Replay,
+    Replayed,
     Reply,
     Request,
     RoundPlan,
@@ -73,6 +75,7 @@ class Node:
         """Answers one message. Raises an error of ours for a refused one."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
+            "replay": self._replay,
             "step": self._step,
             "topup": self._topup,
             "fetch": self._fetch,
@@ -92,6 +95,7 @@ class Node:
 
     def _prepare(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Prepare)
+        study.require_start()
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         entries: tuple[Entry, ...] = ()
         evaluates = False
@@ -101,10 +105,16 @@ class Node:
             entries = site.entries(message.ledger_from)
         return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries))
 
+    def _replay(self, packet: Packet) -> Packet:
+        message, study = self._admitted(packet, Replay)
+        stands = self._site_in(study).replay(study, message, packet.blobs.get("part", b""))
+        answer = Replayed(request=packet.digest(), run=message.run, round=stands.round, held=stands.held)
+        return self._signed(answer)
+
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
         site = self._site_in(study)
-        files = site.contribute(study, plan, packet.blobs.get("state", b""))
+        files = site.contribute(study, plan)
         sealed, blobs = described(files, plan.inline)
         entries = site.entries(plan.ledger_from)
         return self._signed(Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)

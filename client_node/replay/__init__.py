@@ -1,6 +1,7 @@
 """The study's own server step, which the coordinator takes and every site repeats.
 
-`server_optimizer` computes the next state from a round's opened total, `broadcast` the vector that a round starts from.
+`server_optimizer` computes the next state from a round's opened total, `broadcast` the vector that a round starts from,
+`following` both of a study, and `bounds` how far a state can ever get. `FollowedRuns` keeps what a site has computed.
 
 From a mean update to the next state, with a separate rate for the head at the end:
 
@@ -14,5 +15,6 @@ From a mean update to the next state, with a separate rate for the head at the e
 """
 
 from .checkpoint import Checkpoint
+from .followed_runs import FollowedRuns, Standing
 
-__all__ = ["Checkpoint", "broadcast", "server_optimizer"]
+__all__ = ["Checkpoint", "FollowedRuns", "Standing", "bounds", "broadcast", "following", "server_optimizer"]

@@ -6,11 +6,18 @@ import time
 from ..store import Store
 from ..store.states import RESUME, STOP, RunState
 from ..store.tables import Run
+from ..studies.catalogue import load_study
 
 
 def start_run(store: Store, study: str) -> str:
-    """Adds a pending run of the newest study of that name or hash and returns its id. Raises `NotFound`."""
+    """Adds a pending run of the newest study of that name or hash and returns its id.
+
+    Raises:
+        NotFound: there is no such study.
+        StudyOutdated: an earlier version made the study.
+    """
     row = store.study(study)
+    load_study(row).require_start()
     run_id = f"{row.name}-{secrets.token_hex(4)}"
     with store.session() as session:
         session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))

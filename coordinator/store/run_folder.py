@@ -1,4 +1,4 @@
-"""Files of one run: the trained vector after each round, and sealed envelopes until their round is committed.
+"""Files of one run: the trained vector after each round, the rounds' totals, and sealed envelopes until their commit.
 
 A file is written beside its final name, flushed to disk and renamed, so a name never stands for half a file.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from ...client_node.errors import CheckpointDamaged
 from ...client_node.files import write_private
 from ...client_node.replay import Checkpoint
-from ...client_node.wire.chunks import Incoming
+from ...client_node.wire.chunks import Incoming, read_part
 from ...mpc.sharing.shares import set_name
 from ..errors import StateDamaged
 
@@ -36,6 +36,23 @@ class RunFolder:
         state_hash = hashlib.sha256(data).hexdigest()
         write_private(self._checkpoint(checkpoint.round, state_hash), data)
         return state_hash
+
+    def save_total(self, round_number: int, total: bytes) -> None:
+        """Writes the ring elements of a round's total; sites that are away will need them, so they stay to the end."""
+        write_private(self._total(round_number), total)
+
+    def total_part(self, round_number: int, offset: int) -> bytes:
+        """Reads a part of a round's total, as much as a message carries. Raises `StateDamaged` if it is gone."""
+        path = self._total(round_number)
+        try:
+            return read_part(path, offset)
+        except FileNotFoundError as err:
+            raise StateDamaged(f"{path} is missing; restore it from a backup, or start a new run") from err
+
+    def drop_totals(self) -> None:
+        """Deletes the totals of a run that has ended."""
+        for path in self.path.glob("total-*"):
+            path.unlink(missing_ok=True)
 
     def prune(self, committed_round: int) -> None:
         """Deletes the files that no restart needs once `committed_round` is committed."""
@@ -85,6 +102,9 @@ class RunFolder:
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
         return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
+
+    def _total(self, round_number: int) -> Path:
+        return self.path / f"total-{round_number}"
 
     def _topups(self, round_number: int) -> Path:
         return self.path / f"topups-{round_number}"

@@ -63,6 +63,9 @@ class QuietModel(WarmModel):
     def load(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
         return None
 
+    def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
+        return np.zeros(study.dim, np.float32)
+
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:

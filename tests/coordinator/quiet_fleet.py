@@ -17,6 +17,7 @@ import pytest
 
 from confide.client_node.errors import ClientNodeError
 from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.following import start_digest
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.messages import Packet
@@ -188,7 +189,6 @@ class Federation:
             lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
-            head_size=5,
         )
 
     def drive(self) -> None:
@@ -235,6 +235,8 @@ def found(
         coordinator=pki.identity_hex,
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
     )
     with store.session() as session:
         session.add(StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0))

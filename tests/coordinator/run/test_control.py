@@ -1,30 +1,48 @@
 import pytest
 
+from confide.client_node.errors import StudyOutdated
 from confide.coordinator.errors import Conflict, NotFound
 from confide.coordinator.run.control import resume_run, start_run, stop_run
 from confide.coordinator.store.tables import Run, StudyRow
 
+from ...client_node.conftest import STUDY_TOML, build_study
 from ..conftest import committed_round, put_in_state
-
-HASH = "ab" * 32
 
 
 @pytest.fixture
-def store(empty_store):
+def study(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    return build_study(tmp_path / "study.toml", {})
+
+
+@pytest.fixture
+def store(empty_store, study):
     """A store with one study, and one run of it called run-1."""
+    keep(empty_store, study)
     with empty_store.session() as session:
-        session.add(StudyRow(hash=HASH, name="thyroid", canonical=b"", signature="", created_at=0.0))
-    with empty_store.session() as session:
-        session.add(Run(id="run-1", study=HASH, state="pending", created_at=0.0))
+        session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
     return empty_store
 
 
-@pytest.mark.parametrize("study", ["thyroid", HASH[:8]])
+def keep(store, study):
+    row = StudyRow(hash=study.study_hash, name=study.name, canonical=study.canonical(), signature="", created_at=0.0)
+    with store.session() as session:
+        session.add(row)
+
+
 def test_a_run_starts_pending_and_is_named_after_its_study(store, study):
-    run = start_run(store, study)
-    assert run.startswith("thyroid-")
-    assert (store.run(run).study, store.run(run).state) == (HASH, "pending")
-    assert start_run(store, study) != run
+    for name in ("thyroid", study.study_hash[:8]):
+        run = start_run(store, name)
+        assert run.startswith("thyroid-")
+        assert (store.run(run).study, store.run(run).state) == (study.study_hash, "pending")
+        assert start_run(store, name) != run
+
+
+def test_no_run_starts_of_a_study_that_states_no_start(empty_store, study):
+    keep(empty_store, study.model_copy(update={"format": 4, "start": None}))
+    with pytest.raises(StudyOutdated, match=r"study thyroid was made by an earlier version .* create it again"):
+        start_run(empty_store, "thyroid")
+    assert empty_store.runs() == []
 
 
 def test_no_run_starts_of_a_study_that_is_not_there(store):

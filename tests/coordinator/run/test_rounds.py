@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.following import start_digest
 from confide.client_node.replay.server_optimizer import ServerOptimizer, server_step
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
@@ -92,7 +93,6 @@ class Desk:
             lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
-            head_size=5,
         )
 
     def counts(self) -> list[float]:
@@ -140,6 +140,8 @@ def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evalu
         coordinator=Pki.create(home, ["127.0.0.1"]).identity_hex,
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
         scale_bits=16,
     )
     with store.session() as session:
@@ -147,9 +149,7 @@ def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evalu
             StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0.0)
         )
     start_file(home, study.study_hash).parent.mkdir()
-    start_file(home, study.study_hash).write_text(
-        json.dumps({"state": [0.0] * DIM, "head_size": 5, "backbone": "backbone"})
-    )
+    start_file(home, study.study_hash).write_text(json.dumps({"state": [0.0] * DIM, "backbone": "backbone"}))
     with store.session() as session:
         session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
     return Desk(home, store, study)
