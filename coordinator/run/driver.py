@@ -80,7 +80,6 @@ def _logged(home: Path, run_id: str) -> Iterator[None]:
 
 def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> RunContext:
     study = load_study(store.study(store.run(run_id).study))
-    study.require_start()
     start, pki = study_start(home, study), Pki.load(home)
     fleet.trust(Register(store, pki).site_of)
     return RunContext(

@@ -56,6 +56,7 @@ def drive_run(run: RunContext) -> None:
     last = run.store.last_round(run.id)
     checkpoint = run.start if last.state_hash is None else run.folder.load(last.number, last.state_hash)
     if not is_over(run, checkpoint):  # else only `settle` is missing, and the run's keys may be deleted
+        run.study.require_start()
         prepared = prepare(run)
         while checkpoint.round < run.study.draft.rounds.rounds:
             run.stop_if_asked()

@@ -178,7 +178,7 @@ def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6 + 6))
+@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 3 * ROUNDS + 6 + 6))
 def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter_and_measures_it_once(evaluating, question, moment):
     desk = evaluating
 
