@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from ...client_node.errors import FINAL_REFUSALS, MessageInvalid
+from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteBehind
 from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
@@ -53,6 +53,8 @@ def ask_until(
     def note(name: str, failure: NodeFailure) -> None:
         if failure.error in FINAL_REFUSALS:
             refused[name] = f"{name} refuses ({failure.error}): {failure.message}"
+        if failure.error == SiteBehind.__name__:
+            run.standings.pop(name, None)  # it has lost what it had: it is asked anew where it stands
         logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, failure)
 
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)

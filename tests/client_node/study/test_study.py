@@ -243,7 +243,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "NEW"
+    assert study.study_hash == "f1ebd8785f6f86be64fb2458f331f75742ed6a0c161b5786471dd626f89ed486"
 
 
 def test_a_study_of_format_4_keeps_its_hash_and_is_read_but_not_run(make_study):

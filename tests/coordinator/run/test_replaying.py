@@ -156,6 +156,22 @@ def test_a_new_driver_goes_on_with_sites_that_stand_at_different_rounds(make):
     assert len({checkpoint.to_bytes() for checkpoint in seen.values()}) == 1
 
 
+def test_a_site_that_loses_what_it_had_in_the_middle_of_a_run_gets_all_of_it_again(make):
+    federation = make(rounds=3)
+    seen, at_the_end = seen_at_the_end(federation)
+
+    def lose(kind, name):
+        if (kind, name) == ("step", "west") and federation.fleet.asked.count(("step", "west")) == 3:
+            FollowedRuns(federation.home / "west").end(RUN)
+        return at_the_end(kind, name)
+
+    federation.fleet.before = lose
+    federation.drive()
+    assert [row.summed for row in federation.store.rounds(RUN)] == [SITES] * 3
+    assert federation.fleet.asked.count(("step", "west")) == 4
+    assert len({checkpoint.to_bytes() for checkpoint in seen.values()}) == 1
+
+
 def test_a_total_that_the_coordinator_makes_up_is_refused(make, monkeypatch):
     federation = make(rounds=2)
     monkeypatch.setattr(questions, "PATIENCE_S", 0.0)
