@@ -6,8 +6,8 @@ below the threshold. Here both are one vector. With threshold C a unit with grad
     g / max(|g|, C)       its gradient in clip units, of norm at most 1,
     +-COUNT_WEIGHT / 2    one more entry: plus if |g| <= C, minus if not,
 
-so one unit moves the vector by at most `SENSITIVITY` in L2, whatever C is. C may therefore be any public number that
-the coordinator sends: one Gaussian release with constants for noise and sensitivity covers the round, and the
+so one unit moves the vector by at most `SENSITIVITY` in L2, whatever C is. C may therefore be any public number
+whatever: one Gaussian release with constants for noise and sensitivity covers the round, and the
 accountant sees nothing new. The weight sets what the count costs and how well it is known: the gradient's noise grows
 by 0.5 %, and the count of a round has a std of 5 noise multipliers, in units.
 """
