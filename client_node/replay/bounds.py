@@ -39,7 +39,7 @@ def require_length(study: Study, planned: PlannedRound, units: npt.NDArray[np.in
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far, in L2, the state of any run of a study can get from its start: adapters and head by themselves."""
+    """The farthest, in L2, that any run of a study gets from its start: adapters and head by themselves."""
 
     adapters: float
     head: float

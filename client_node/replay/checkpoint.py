@@ -1,4 +1,4 @@
-"""What a round leaves for the next: the trained vector and the vectors of the optimizer, and their form on disk."""
+"""The checkpoint that a round leaves for the next: the trained vector, the optimizer's vectors, their form on disk."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -33,7 +33,7 @@ Start = Callable[[], np.ndarray]  # makes a run's start from the study's seed
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a site stands in a run."""
+    """The place at which a site stands in a run."""
 
     round: int  # of its checkpoint
     held: int  # bytes of the next round's total that it has

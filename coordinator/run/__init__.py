@@ -5,6 +5,18 @@ order, and each step has its own file. `replaying` passes on the totals that sit
 sites' sealed updates, `relay` moves sealed shares, `aggregation` takes their total; `client_node.replay` computes the
 next state. All of them ask nodes through `questions` and share one `context`. `control` starts, stops and resumes a
 run, `progress` follows one for people, `overview` lists all with their progress.
+
+A fresh federation has no runs yet:
+
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
+>>> from confide.coordinator.run import overview
+>>> from confide.coordinator.store import Store
+>>> with TemporaryDirectory() as home:
+...     store = Store.create(Path(home))
+...     overview.run_standings(store)
+...     store.close()
+[]
 """
 
 __all__ = ["control", "driver", "overview", "progress"]
