@@ -86,7 +86,7 @@ class LetterModel(AdaptedModel):
     def of(cls, model: DeepseekV3ForCausalLM, config: AdapterConfig, head: PooledHead) -> "LetterModel":
         """`model` with adapters in place."""
         plain_model = attach(model, config, head)
-        return cls(plain_model.model, plain_model.config, plain_model.head, plain_model.slot)
+        return cls(plain_model.model, plain_model.config, plain_model.head, plain_model.slot, plain_model.rows)
 
     def classify(self, ids_RT: Tensor) -> Tensor:
         """[R] logits."""

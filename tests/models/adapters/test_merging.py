@@ -185,7 +185,7 @@ def test_an_infinite_epsilon_is_stated(backbone_dir, tmp_path):
     export(adapted_model(backbone_dir, ("gate",)), backbone_dir, tmp_path / "adapter", card)
     assert json.loads((tmp_path / "adapter" / "confide.json").read_text())["sources"][0]["epsilon"] == "inf"
     assert read_provenance(tmp_path / "adapter").sources[0].epsilon == math.inf
-    assert "epsilon inf" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "epsilon ∞" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_nothing_but_files_is_written(saved, backbone_dir, tmp_path, capfd):
