@@ -25,7 +25,8 @@ from .study import Study
 from .training.public_time import PublicTimes
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan, require_evidence
+from .wire.evidence import require_evidence
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,15 @@ class SiteRole:
         self._outbox, self._reservations, self._times = Outbox(home), RunReservations(home), PublicTimes(home)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
-        """Reserves budget for a run and loads its model; returns True if this site can take part in an evaluation."""
+        """Makes sure that the budget can pay for a run, and loads its model.
+
+        Returns:
+            True if this site can take part in an evaluation.
+        """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
-        self._reservations.note(message.run, study.study_hash)
         return policy.held_out() is not None
 
     def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
