@@ -144,6 +144,6 @@ def _quote(
         f"the budget cannot pay for {counted}{of_runs}: they would bring the guaranteed epsilon from "
         f"{rounded_up(quote.guaranteed)} to {rounded_up(quote.would_be)}{beside(stands.runs)}, the cap is "
         f"{quote.cap:g}; a higher one, or rounds that fit: client-node budget plan {study.study_hash[:12]}. Alone, as "
-        f"a plan that nobody changes by its results, the study costs {rounded_up(planned)}; why a cap goes by the higher "
-        'figure: "Three figures" in docs/site.md'
+        f"a plan that nobody changes by its results, the study costs {rounded_up(planned)}; why a cap goes by the "
+        'higher figure: "Three figures" in docs/site.md'
     ]
