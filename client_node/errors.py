@@ -24,6 +24,7 @@ ClientNodeError
 ├── StaleLease               a message from a driver that was replaced
 ├── RunEnded                 the run is over at this node
 ├── ShareMissing             an order names a sealed share that is not here (any more)
+├── LedgerOutdated           an aggregator knows a newer ledger of a site than the one it sealed by
 ├── DiskFull                 no room for the sealed shares of a round
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; the reason stays at the site
@@ -164,6 +165,19 @@ class ShareMissing(ClientNodeError):
     """A sealed share that an order names, but that was never deposited or was lost; deposit it and ask again."""
 
     public = True
+
+
+class LedgerOutdated(ClientNodeError):
+    """Updates that no ledger explains which goes on from what this aggregator has seen of the site's.
+
+    `seen` are these sites, each with the number of entries that its ledger was seen to have.
+    """
+
+    public = True
+
+    def __init__(self, message: str, seen: "dict[str, int]") -> None:
+        super().__init__(message)
+        self.seen = seen
 
 
 class DiskFull(ClientNodeError):

@@ -13,7 +13,7 @@ from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
 from .enrolment import Enrolment, NodeIdentity
-from .errors import MessageInvalid
+from .errors import LedgerOutdated, MessageInvalid
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
@@ -129,6 +129,9 @@ class Node:
         order, study = self._admitted(packet, AggregateOrder)
         try:
             total = self._aggregator.aggregate(study, order, packet.blobs)
+        except LedgerOutdated as lack:
+            rest = tuple(site for site in order.cohort if site not in lack.seen)
+            return self._signed(SetIncomplete(**_to(packet, order), complete=rest, outdated=lack.seen))
         except SetConflict as conflict:
             return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:

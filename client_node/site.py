@@ -12,12 +12,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.sharing.position import Position
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
 from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
-from .policy import load_policy
+from .ledger_head import LedgerHead
+from .policy import SitePolicy, load_policy
 from .shares import Files, Outbox
 from .shares.seal import Sealer
 from .shares.topup import top_up
@@ -35,6 +37,7 @@ class SiteRole:
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
         self._outbox, self._reservations = Outbox(home), RunReservations(home)
+        self._head = LedgerHead(home, ledger)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
         """Reserves budget for a run and loads its model; returns True if this site can take part in an evaluation."""
@@ -59,9 +62,14 @@ class SiteRole:
 
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
         """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
+        self._head.require()
         self._refuse_settled(plan)
         self._stored(study, plan)
-        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer)
+
+        def position() -> Position:
+            return self._charge(study, load_policy(self._home), plan)
+
+        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer, position=position)
 
     def fetch(self, study: Study, message: Fetch) -> bytes:
         """Reads a part of one aggregator's sealed share of an update or a top-up.
@@ -69,6 +77,7 @@ class SiteRole:
         Raises:
             MessageInvalid: there is no such share.
         """
+        self._head.require()
         self._refuse_settled(message)
         files = self._stored(study, message)
         if message.topup_for is not None:
@@ -99,13 +108,13 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
+        position = self._charge(study, policy, plan)
         try:
             vector = compute(start)
         except Exception as err:  # the coordinator is told the same for every cause
             logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
             raise StepFailed("the step failed after its charge; the site's log says why") from err
-        envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
+        envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest(), position=position)
         return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
@@ -115,9 +124,14 @@ class SiteRole:
         """
         files = self._outbox.get(asked.run, asked.round)
         if files is not None:
-            policy = load_policy(self._home)
-            charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+            self._charge(study, load_policy(self._home), asked)
         return files
+
+    def _charge(self, study: Study, policy: SitePolicy, asked: RoundPlan | TopUpPlan | Fetch) -> Position:
+        """Charges a round, if it is not charged yet, and keeps the ledger's head; returns the charge's position."""
+        entry = charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+        self._head.keep()
+        return self._head.position(entry)
 
     def _refuse_settled(self, asked: RoundPlan | TopUpPlan | Fetch) -> None:
         if self._ledger.is_settled(asked.run, asked.round):
@@ -126,7 +140,8 @@ class SiteRole:
             )
 
     def _require_whole_ledger(self, known: int) -> None:
-        """Refuses to go on with a ledger that has fewer entries than the `known` ones of the coordinator's replica."""
+        """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""
+        self._head.require()
         here = self._ledger.head.seq + 1
         if here < known:
             raise SiteNotReady(
@@ -141,6 +156,7 @@ class SiteRole:
                 require_evidence(study, run, outcome)
                 self._require_topped(study, run, outcome)
                 self._ledger.settle(run, outcome.round, outcome.sites)
+                self._head.keep()
             if self._ledger.is_settled(run, outcome.round):  # else a second draw could follow under one charge
                 self._outbox.drop(run, outcome.round)
 

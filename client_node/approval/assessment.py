@@ -11,6 +11,7 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
+from ..errors import ChargeRefused
 from ..policy import SitePolicy, decisions, load_policy
 from ..study import Study, cost
 from .catalogue import cached_study
@@ -135,7 +136,7 @@ def _quote(home: Path, study: Study, policy: SitePolicy) -> tuple[Quote | None, 
     planned, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
     try:
         quote = stands.quote(planned)
-    except PrivacyError as err:
+    except (PrivacyError, ChargeRefused) as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []

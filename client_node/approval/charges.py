@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.errors import PrivacyError
-from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
+from ...privacy.ledger.chain import Entry
+from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote, Recovery
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
 from ..policy import SitePolicy
@@ -88,9 +89,23 @@ class Standing:
     spent: Counter[Release]
     reserved: Counter[Release]
     runs: tuple[str, ...]  # that reserve a part of the budget
+    recovery: Recovery | None = None  # of an account that lost entries for good
+
+    def require_open(self) -> None:
+        """Raises `ChargeRefused` if nothing more is charged on the account, because entries on it were lost."""
+        if self.recovery is not None:
+            raise ChargeRefused(
+                f"data set {self.budget.dataset!r}, unit {self.budget.unit!r} counts as spent up to its cap, since "
+                "entries of the ledger were lost for good: nothing more is charged on it"
+            )
 
     def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
-        """Computes the epsilon to which a whole run with no charge so far would bring the data set."""
+        """Computes the epsilon to which a whole run with no charge so far would bring the data set.
+
+        Raises:
+            ChargeRefused: the account is closed.
+        """
+        self.require_open()
         would_be = self.spent + self.reserved + _releases(planned)
         return Quote(self.budget.epsilon, self._epsilon(self.spent), self._epsilon(would_be))
 
@@ -106,7 +121,8 @@ def standing(home: Path, policy: SitePolicy) -> Standing:
         return Standing(budget, Counter(), _releases(planned), tuple(by_run))
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
         spent, reserved = ledger.releases(budget.dataset, budget.unit), ledger.yet_to_charge(planned)
-    return Standing(budget, spent, reserved, tuple(by_run))
+        recovery = ledger.recovery(budget.dataset, budget.unit)
+    return Standing(budget, spent, reserved, tuple(by_run), recovery)
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
@@ -134,8 +150,8 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
         )
 
 
-def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> None:
-    """Charges a round of a run, durably, under the cap that the policy sets now.
+def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Entry:
+    """Charges a round of a run, durably, under the cap that the policy sets now; returns the charge's entry.
 
     Raises:
         ChargeRefused: the ledger refuses the charge.
@@ -143,7 +159,7 @@ def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round
     record_budget(ledger, policy)  # a lower cap counts from the next round on
     release = charge(study, policy, run=run, round_number=round_number)
     try:
-        ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
+        return ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
     except PrivacyError as err:
         raise ChargeRefused(f"round {round_number}: {err}") from err
 

@@ -4,12 +4,9 @@
 Where both speak of the same thing the decision made here counts, so that `revoke` always revokes.
 """
 
-import fcntl
 import json
-import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +15,7 @@ from pydantic import AfterValidator, Field
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
 from ..errors import PolicyInvalid
-from ..files import read_private, write_private
+from ..files import locked, read_private, write_private
 from ..study.toml import MAX_BYTES, parse_json
 
 FILE = "decisions.json"
@@ -138,18 +135,6 @@ def _judged(
 
 
 def _change(home: Path, change: Callable[[Decisions], Decisions]) -> None:
-    with _locked(home):
+    with locked(home / FILE):  # two commands at once must not lose a decision
         changed = change(load_decisions(home))
         write_private(home / FILE, json.dumps(changed.model_dump(mode="json"), indent=1, sort_keys=True).encode())
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Locks the decisions, so that two commands at once do not lose a decision."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(home / f".{FILE}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -36,6 +36,7 @@ class RunContext:
     signer: Ed25519PrivateKey
     start: Checkpoint  # round 0, used when nothing is committed yet
     head_size: int  # leading entries of the trained vector that belong to the head
+    seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import PartyLost, RuntimeUnsound
 from ..fields import NUM_AGGREGATORS
-from ..links import Links
+from ..links.tls import Links
 from . import runtime
 from .oblivious_transfer import BLOCK_BYTES, COLUMNS, KEYS_BYTES, SENDER_KEY_BYTES, BaseReceiver, BaseSender
 from .runtime import ArithmeticSharedTensor, BinarySharedTensor, NoProvider

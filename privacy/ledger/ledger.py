@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from ..accounting import Release, composition
 from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain
-from .charges import Books, Budget, Charge, Settlement, Spent
+from .charges import Books, Budget, Charge, Recovery, Settlement, Spent
 from .entry_store import EntryStore
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Head",
     "Ledger",
     "Quote",
+    "Recovery",
     "Spent",
     "check_extension",
     "verify_chain",
@@ -146,6 +147,12 @@ class Ledger:
         with self._reading():
             return self._head
 
+    @property
+    def generation(self) -> int:
+        """The generation of the last recovery; 0 if nothing was ever lost."""
+        with self._reading():
+            return self._books.generation
+
     def entries(self, since: int = 0, limit: int | None = None) -> list[Entry]:
         """The entries from number `since` on, at most `limit`."""
         with self._reading() as connection:
@@ -173,6 +180,11 @@ class Ledger:
         with self._reading():
             return self._books.releases(dataset, unit)
 
+    def recovery(self, dataset: str, unit: str) -> Recovery | None:
+        """Finds what counts as spent on one data set and unit because entries were lost for good; None if none were."""
+        with self._reading():
+            return self._books.recoveries.get((dataset, unit))
+
     def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
         """Counts the releases of whole runs that are not charged yet; runs are given as for `affordable`."""
         with self._reading():
@@ -182,7 +194,8 @@ class Ledger:
         """The joint cost to one unit of all charges on one data set so far, across studies."""
         with self._reading():
             releases = self._books.releases(dataset, unit)
-        return charges.spent(releases, colluding=colluding, delta=delta)
+            recovery = self._books.recoveries.get((dataset, unit))
+        return charges.spent(releases, colluding=colluding, delta=delta, recovery=recovery)
 
     def is_settled(self, run: str, round: int) -> bool:
         """True if the round's outcome is recorded, after which it must never be computed again."""
@@ -202,6 +215,23 @@ class Ledger:
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
 
+    def recover(self, generation: int) -> list[Recovery]:
+        """Closes every account that has a budget, because entries were lost for good: each counts as spent to its cap.
+
+        Args:
+            generation: seconds of Unix time; greater than the ledger's.
+
+        Raises:
+            ChargeConflict: it is not greater.
+        """
+        with self._writing() as (_, append):
+            if generation <= self._books.generation:
+                raise ChargeConflict(f"generation {generation} does not follow {self._books.generation}; set the clock")
+            found = [Recovery(**asdict(kept), generation=generation) for _, kept in sorted(self._books.weakest.items())]
+            for recovery in found:
+                append("recover", canonical.to_record(recovery))
+        return found
+
     def affordable(
         self,
         planned: Sequence[tuple[Charge, int]],
@@ -220,6 +250,7 @@ class Ledger:
             unprotected_allowed: whether the site lets the run go without noise.
 
         Raises:
+            BudgetExceeded: entries on them were lost for good.
             BudgetMissing: no budget is set for the data set and unit.
             UnprotectedRefused: a charge is unprotected and that was not allowed.
         """
@@ -227,6 +258,7 @@ class Ledger:
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
+            self._refuse_closed(budget)
             yet = self._yet([*planned, *held])
             return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
 
@@ -234,7 +266,8 @@ class Ledger:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
 
         Raises:
-            BudgetExceeded: by PLD, at the budget's delta and collusion, over all charges on the data set and unit.
+            BudgetExceeded: by PLD, at the budget's delta and collusion, over all charges on the data set and unit; or
+                entries on them were lost for good.
             BudgetMissing: no budget is set for the data set and unit.
             ChargeConflict: the round was charged before with other contents.
             UnprotectedRefused: the charge is unprotected and that was not allowed.
@@ -249,6 +282,7 @@ class Ledger:
                 return next(self._store.load(connection, before.seq, limit=1))
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
+                self._refuse_closed(budget)
                 would_be = self._epsilon(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
                     raise _exceeded(budget, self._epsilon(budget), would_be)
@@ -295,7 +329,19 @@ class Ledger:
         """The epsilon that the budget's data set has cost, and would cost with `more`."""
         releases = self._books.releases(budget.dataset, budget.unit)
         releases.update(more)
-        return composition.epsilon_pld(releases, budget.delta, budget.collusion)
+        recovery = self._books.recoveries.get((budget.dataset, budget.unit))
+        least = recovery.spent(colluding=budget.collusion, delta=budget.delta) if recovery else 0.0
+        return max(least, composition.epsilon_pld(releases, budget.delta, budget.collusion))
+
+    def _refuse_closed(self, budget: Budget) -> None:
+        if (budget.dataset, budget.unit) in self._books.recoveries:
+            raise BudgetExceeded(
+                f"data set {budget.dataset!r}, unit {budget.unit!r}: entries of this ledger were lost for good, so it "
+                "counts as spent up to its cap, and nothing more is charged on it",
+                cap=budget.epsilon,
+                spent=self._epsilon(budget),
+                would_be=math.inf,
+            )
 
     def _start(self) -> None:
         with self._writing() as (_, append):

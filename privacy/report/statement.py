@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from ..accounting import Release, composition
-from ..ledger.charges import Books, Budget, spent
+from ..ledger.charges import Books, Budget, Recovery, spent
 from ..ledger.tally import Tally
 from .schema import Account, BudgetFacts, Event, Point, Spending
 
@@ -18,12 +18,14 @@ MAX_POINTS = 9  # of the course; each costs one composition
 def accounts(books: Books) -> list[Account]:
     """One statement for each (dataset, unit) of the ledger, sorted."""
     return [
-        _account(dataset, unit, books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit)))
-        for dataset, unit in books.accounts()
+        _account(
+            *account, books.tallies.get(account, Tally()), books.budgets.get(account), books.recoveries.get(account)
+        )
+        for account in books.accounts()
     ]
 
 
-def _account(dataset: str, unit: str, tally: Tally, budget: Budget | None) -> Account:
+def _account(dataset: str, unit: str, tally: Tally, budget: Budget | None, recovery: Recovery | None) -> Account:
     releases = tally.releases()
     unprotected = sum(count for release, count in releases.items() if release.mode == "none")
     return Account(
@@ -32,9 +34,9 @@ def _account(dataset: str, unit: str, tally: Tally, budget: Budget | None) -> Ac
         budget=BudgetFacts(epsilon=budget.epsilon, delta=budget.delta, collusion=budget.collusion) if budget else None,
         releases=len(tally),
         unprotected=unprotected,
-        spent=[_spending(releases, budget, colluding) for colluding in _levels(budget)],
+        spent=[_spending(releases, budget, colluding, recovery) for colluding in _levels(budget)],
         events=_events(tally),
-        course=_course(tally, budget) if budget and not unprotected else [],
+        course=_course(tally, budget) if budget and not unprotected and not recovery else [],
     )
 
 
@@ -43,11 +45,13 @@ def _levels(budget: Budget | None) -> list[int]:
     return sorted({0, 1, budget.collusion if budget else 0})
 
 
-def _spending(releases: Mapping[Release, int], budget: Budget | None, colluding: int) -> Spending:
+def _spending(
+    releases: Mapping[Release, int], budget: Budget | None, colluding: int, recovery: Recovery | None
+) -> Spending:
     if budget is None:
         unbounded = float("inf") if releases else 0.0
         return Spending(colluding=colluding, pld=unbounded, rdp=unbounded)
-    found = spent(releases, colluding=colluding, delta=budget.delta)
+    found = spent(releases, colluding=colluding, delta=budget.delta, recovery=recovery)
     return Spending(colluding=colluding, pld=found.pld, rdp=found.rdp)
 
 

@@ -43,7 +43,11 @@ class NotingFleet(FakeFleet):
     def ask(self, kind, requests, timeout):
         self.at_once[kind] = max(self.at_once.get(kind, 0), len(requests))
         for name, packet in super().ask(kind, requests, timeout):
-            sizes = [sum(map(len, each.blobs.values())) for each in (packet, requests[name]) if hasattr(each, "blobs")]
+            sizes = [
+                sum(len(blob) for blob_name, blob in each.blobs.items() if not blob_name.startswith("history-"))
+                for each in (packet, requests[name])
+                if hasattr(each, "blobs")
+            ]
             self.largest[kind] = max(self.largest.get(kind, 0), *sizes)
             yield name, packet
 

@@ -125,14 +125,25 @@ def rdp_epsilon(counts, delta):
 
 
 def replay(site):
-    """(dataset, unit) -> (budget or None, releases as accounted for in ledger order, how many without noise)."""
-    budgets, reserved, settled = {}, {}, {}
+    """(dataset, unit) -> (budget or None, releases as accounted for in ledger order, recovery or None)."""
+    budgets, reserved, settled, stated, lost = {}, {}, {}, {}, {}
     for entry in site["entries"][1:]:
         body = entry["body"]
         if entry["kind"] == "budget":
             budgets[body["dataset"], body["unit"]] = body
+            stated.setdefault((body["dataset"], body["unit"]), []).append(body)
+        elif entry["kind"] == "recover":
+            caps = stated[body["dataset"], body["unit"]]
+            for name, worst in (("epsilon", max), ("delta", max)):
+                kept = worst(float.fromhex(cap[name]) for cap in caps)
+                require(float.fromhex(body[name]) == kept, "a recovery that counts less than a cap allowed")
+            require(body["collusion"] == min(cap["collusion"] for cap in caps), "a recovery beyond its caps")
+            require(body["generation"] >= max((one["generation"] for one in lost.values()), default=1), "generation")
+            lost[body["dataset"], body["unit"]] = body
         elif entry["kind"] == "reserve":
             require((body["run"], body["round"]) not in reserved, "a round is reserved twice")
+            is_closed = (body["dataset"], body["unit"]) in lost and body["release"]["mode"] != "none"
+            require(not is_closed, "a charge on a closed account")
             require(body["relation"] == "add_or_remove_one" and body["sampler"] == "poisson", "another mechanism")
             reserved[body["run"], body["round"]] = body
         else:
@@ -144,15 +155,15 @@ def replay(site):
             fewest = charge["release"]["sites"] if charge["release"]["mode"] == "distributed" else 1
             require(len(set(body["summed"])) == len(body["summed"]) >= fewest, "too few were summed")
             settled[key] = body["summed"]
-    accounts = {key: (budget, []) for key, budget in budgets.items()}
+    accounts = {key: (budget, [], lost.get(key)) for key, budget in budgets.items()}
     for key, charge in reserved.items():
         summed = settled.get(key, [])
         release = over(charge["release"], len(summed)) if site["name"] in summed else charge["release"]
-        accounts.setdefault((charge["dataset"], charge["unit"]), (None, []))[1].append(release)
+        accounts.setdefault((charge["dataset"], charge["unit"]), (None, [], None))[1].append(release)
     return accounts
 
 
-def check_account(stated, budget, releases):
+def check_account(stated, budget, releases, recovery):
     require(stated["releases"] == len(releases), "releases")
     require(stated["unprotected"] == sum(release["mode"] == "none" for release in releases), "unprotected")
     require(sum(event["count"] for event in stated["events"]) == len(releases), "events")
@@ -166,9 +177,19 @@ def check_account(stated, budget, releases):
     require(said["collusion"] == collusion, "budget")
     require([item["colluding"] for item in stated["spent"]] == sorted({0, 1, collusion}), "levels of collusion")
     for item in stated["spent"]:
-        check_epsilon(item["rdp"], rdp_epsilon(pairs(releases, item["colluding"]), delta))
+        least = least_spent(recovery, item["colluding"], delta)
+        check_epsilon(item["rdp"], max(least, rdp_epsilon(pairs(releases, item["colluding"]), delta)))
+    require(not (recovery and stated["course"]), "course of an account with lost entries")
     for point in stated["course"]:
         check_epsilon(point["rdp"], rdp_epsilon(pairs(releases[: point["releases"]], collusion), delta))
+
+
+def least_spent(recovery, colluding, delta):
+    """What lost entries count for."""
+    if recovery is None:
+        return 0.0
+    covers = colluding <= recovery["collusion"] and delta >= float.fromhex(recovery["delta"])
+    return float.fromhex(recovery["epsilon"]) if covers else math.inf
 
 
 def check_epsilon(stated, found):
