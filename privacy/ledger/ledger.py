@@ -385,7 +385,8 @@ class Ledger:
                 self._refresh(connection)
 
                 def append(kind: str, body: Mapping[str, Any]) -> Entry:
-                    entry = chain.extend(self._head, self._signer, chain.now(), kind, body)
+                    head = Head(added[-1].seq, added[-1].hash) if added else self._head
+                    entry = chain.extend(head, self._signer, chain.now(), kind, body)
                     self._store.add(connection, entry)
                     added.append(entry)
                     return entry

@@ -26,7 +26,7 @@ from .test_rounds import Desk, new_desk
 ONE_ROUND = ("rounds = 2", "rounds = 1")
 # Masks would outweigh vectors this short.
 UNCHECKED = ("[participants]", "[aggregation]\nnorm_check = false\n[participants]")
-PART, ORDER, AT_ONCE = 170, 520, 2  # bytes of a part and in an order, parts from sites at once; a share has 243 or 339
+PART, ORDER, AT_ONCE = 200, 600, 2  # bytes of a part and in an order, parts from sites at once; a share has 291 or 387
 
 
 class PowerCut(BaseException):
