@@ -31,6 +31,7 @@ ClientNodeError
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── UnitsKnown               people in the site's table are known under another account of its ledger
 ├── NothingHeldOut           the site has no held-out records for an evaluation
 ├── WorkersFailed            a worker process ended, or could not start
 ├── AlreadyRunning           another daemon holds the home folder
@@ -220,6 +221,10 @@ class SiteNotReady(ClientNodeError):
     """A site whose own files do not allow the study to run; the reason stays in the site's log."""
 
     public = True
+
+
+class UnitsKnown(ClientNodeError):
+    """A table whose people are known under another account; the message counts records and stays at the site."""
 
 
 class NothingHeldOut(ClientNodeError):

@@ -17,7 +17,8 @@ from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
-from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
+from .data.known_units import KnownUnits
+from .errors import ChargeRefused, DataInvalid, MessageInvalid, RoundOver, SiteNotReady, StepFailed, UnitsKnown
 from .ledger_head import LedgerHead
 from .policy import SitePolicy, load_policy
 from .shares import Files, Outbox
@@ -37,12 +38,13 @@ class SiteRole:
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
         self._outbox, self._reservations = Outbox(home), RunReservations(home)
-        self._head = LedgerHead(home, ledger)
+        self._head, self._units = LedgerHead(home, ledger), KnownUnits(home, ledger)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
         """Reserves budget for a run and loads its model; returns True if this site can take part in an evaluation."""
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
+        self._note_units(policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
         self._reservations.note(message.run, study.study_hash)
@@ -108,6 +110,7 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
+        self._note_units(policy)
         position = self._charge(study, policy, plan)
         try:
             vector = compute(start)
@@ -138,6 +141,17 @@ class SiteRole:
             raise RoundOver(
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
+
+    def _note_units(self, policy: SitePolicy) -> None:
+        """Notes whose records the account pays for, or refuses people that another account has paid for.
+
+        What the coordinator is told is one constant text: the reason counts records.
+        """
+        try:
+            self._units.cover(policy)
+        except (UnitsKnown, DataInvalid) as err:
+            logger.error("nothing is charged: %s", err)
+            raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err
 
     def _require_whole_ledger(self, known: int) -> None:
         """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""

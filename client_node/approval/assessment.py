@@ -15,7 +15,7 @@ from ..errors import ChargeRefused
 from ..policy import SitePolicy, decisions, load_policy
 from ..study import Study, cost
 from .catalogue import cached_study
-from .charges import beside, open_ledger, planned_charges, record_budget, standing
+from .charges import beside, known_elsewhere, open_ledger, planned_charges, record_budget, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -52,6 +52,8 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         data = check(policy.data.path, policy, study)
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
+        if not reasons:
+            reasons += known_elsewhere(home, policy)
         if study.draft.privacy.mode != "none" and not reasons:
             quote, refusals = _quote(home, study, policy)
             reasons += refusals

@@ -10,6 +10,7 @@ from ...privacy.accounting import Release, epsilon_pld
 from ...privacy.errors import PrivacyError
 from ...privacy.ledger.chain import Entry
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote, Recovery
+from ..data.known_units import KnownUnits
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
 from ..policy import SitePolicy
@@ -29,7 +30,8 @@ def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Led
 
 def budget_of(policy: SitePolicy) -> Budget:
     """Makes the ledger's budget of the cap in the policy."""
-    return Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
+    account = policy.account
+    return Budget(dataset=account.dataset, unit=account.unit, **policy.budget.model_dump())
 
 
 def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
@@ -44,8 +46,8 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
         study=study.study_hash,
         run=run,
         round=round_number,
-        dataset=policy.data.name,
-        unit=policy.data.unit,
+        dataset=policy.account.dataset,
+        unit=policy.account.unit,
         cohort=study.site_names(),
         release=cost.release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
         purpose=planned.purpose,
@@ -125,6 +127,14 @@ def standing(home: Path, policy: SitePolicy) -> Standing:
     return Standing(budget, spent, reserved, tuple(by_run), recovery)
 
 
+def known_elsewhere(home: Path, policy: SitePolicy, path: Path | None = None) -> tuple[str, ...]:
+    """Lists objections to charging the policy's tables, or the one at `path`: their people have another account."""
+    if not (home / LEDGER_FILE).exists():
+        return ()
+    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+        return tuple(KnownUnits(home, ledger).objections(policy, path))
+
+
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
     """Puts the policy's budget in force and refuses a run whose remaining rounds do not fit in it, before it begins.
 
@@ -146,7 +156,7 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
         rounds = sum(count for _, count in planned)
         raise ChargeRefused(
             f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
-            f"budget of {quote.cap:g}{beside(reserved)}; nothing was read"
+            f"budget of {quote.cap:g}{beside(reserved)}; nothing is charged"
         )
 
 
