@@ -110,7 +110,7 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        self._note_units(policy)
+        self._note_units(policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
         position = self._charge(study, policy, plan)
         try:
             vector = compute(start)
@@ -142,13 +142,15 @@ class SiteRole:
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
 
-    def _note_units(self, policy: SitePolicy) -> None:
+    def _note_units(self, policy: SitePolicy, path: Path | None = None) -> None:
         """Notes whose records the account pays for, or refuses people that another account has paid for.
+
+        It looks at the table at `path`, or at all of the policy's.
 
         What the coordinator is told is one constant text: the reason counts records.
         """
         try:
-            self._units.cover(policy)
+            self._units.cover(policy, path)
         except (UnitsKnown, DataInvalid) as err:
             logger.error("nothing is charged: %s", err)
             raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err

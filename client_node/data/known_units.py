@@ -91,27 +91,27 @@ class KnownUnits:
         """Names the files of the marks under `home`. From `ledger` messages say what an account has spent."""
         self._path, self._key_path, self._ledger = home / FILE, home / KEY_FILE, ledger
 
-    def cover(self, policy: SitePolicy) -> None:
-        """Notes the units and rows of the policy's tables under its account, durably; call it before a charge.
+    def cover(self, policy: SitePolicy, path: Path | None = None) -> None:
+        """Notes the units and rows of the policy's tables, or of the one at `path`, under its account, durably.
 
-        A table that has not changed since costs a look at its file.
+        Call it before a charge. A table that has not changed since costs a look at its file.
 
         Raises:
             UnitsKnown: some are known under other accounts, and the policy does not say that these are other people.
         """
         with self._opened() as (connection, key):
             account = _account_id(connection, policy.account)
-            for path in _paths(policy):
-                version = _version(path, policy)
-                if _noted(connection, account, path) == version:
+            for table in _paths(policy, path):
+                version = _version(table, policy)
+                if _noted(connection, account, table) == version:
                     continue
-                overlaps = _overlaps(connection, key, path, policy)
+                overlaps = _overlaps(connection, key, table, policy)
                 if overlaps:
-                    raise UnitsKnown(self._refusal(policy, path, overlaps))
+                    raise UnitsKnown(self._refusal(table, overlaps))
                 connection.execute(
                     sa.text("INSERT OR IGNORE INTO marks SELECT kind, mark, :account FROM staged"), {"account": account}
                 )
-                noted = {"account": account, "path": str(path), "version": version}
+                noted = {"account": account, "path": str(table), "version": version}
                 connection.execute(sa.insert(_tables).prefix_with("OR REPLACE"), noted)
 
     def objections(self, policy: SitePolicy, path: Path | None = None) -> list[str]:
@@ -119,11 +119,10 @@ class KnownUnits:
         if not self._path.exists():
             return []
         with self._opened() as (connection, key):
-            paths = _paths(policy) if path is None else (path,)
-            found = [(one, _overlaps(connection, key, one, policy)) for one in paths]
-        return [self._refusal(policy, one, overlaps) for one, overlaps in found if overlaps]
+            found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
+        return [self._refusal(table, overlaps) for table, overlaps in found if overlaps]
 
-    def _refusal(self, policy: SitePolicy, path: Path, overlaps: Sequence[Overlap]) -> str:
+    def _refusal(self, path: Path, overlaps: Sequence[Overlap]) -> str:
         """Says what is known elsewhere, and the ways on."""
         known = "; ".join(f"{each}{self._spent(each.account)}" for each in overlaps)
         first = overlaps[0].account
@@ -171,10 +170,10 @@ class KnownUnits:
         return read_private(self._key_path, max_bytes=32)
 
 
-def _paths(policy: SitePolicy) -> tuple[Path, ...]:
-    """The policy's tables that are there: one that is not cannot be trained on either."""
-    paths = (policy.data.path, policy.data.heldout_path)
-    return tuple(path for path in paths if path is not None and path.exists())
+def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
+    """The table at `path`, or all of the policy's, as far as they are there: one that is not cannot be read either."""
+    paths = (policy.data.path, policy.data.heldout_path) if path is None else (path,)
+    return tuple(each for each in paths if each is not None and each.exists())
 
 
 def _version(path: Path, policy: SitePolicy) -> str:

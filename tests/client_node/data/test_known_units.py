@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import shutil
 import stat
 import threading
 from dataclasses import replace
@@ -74,6 +75,7 @@ def test_another_name_over_the_same_people_opens_no_budget(desk, caplog):
 def test_nor_does_another_word_for_them(site, caplog):
     desk = make_desk(site)
     prepare(desk)
+    shutil.rmtree(site.home / "backbone")
     other = make_desk(site, ('unit = "patient"', 'unit = "person"'))
     site.write(('unit = "patient"', 'unit = "person"'))
     with pytest.raises(ChargeRefused, match=CONSTANT):
@@ -130,7 +132,8 @@ def test_other_people_with_the_same_ids_need_a_persons_word(desk, caplog):
     with pytest.raises(ChargeRefused, match=CONSTANT):
         prepare_run(again(desk))
     assert "data.distinct_from = ['patients/patient']" in caplog.text
-    desk.site.write(RENAMED, ('unit = "patient"', 'unit = "patient"\ndistinct_from = ["patients/patient"]'))
+    others = ('unit = "patient"', 'unit = "patient"\ndistinct_from = ["patients/patient"]')
+    desk.site.write(RENAMED, others, ("epsilon = 8.0", "epsilon = 80.0"))  # beside what the first run holds
     prepare_run(again(desk))
     assert desk.ledger.accounts() == [("patients", "patient"), ("patients-2", "patient")]
 
