@@ -107,7 +107,7 @@ class KnownUnits:
                     continue
                 overlaps = _overlaps(connection, key, table, policy)
                 if overlaps:
-                    raise UnitsKnown(self._refusal(table, overlaps))
+                    raise UnitsKnown(self._refusal(policy, table, overlaps))
                 connection.execute(
                     sa.text("INSERT OR IGNORE INTO marks SELECT kind, mark, :account FROM staged"), {"account": account}
                 )
@@ -120,16 +120,20 @@ class KnownUnits:
             return []
         with self._opened() as (connection, key):
             found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
-        return [self._refusal(table, overlaps) for table, overlaps in found if overlaps]
+        return [self._refusal(policy, table, overlaps) for table, overlaps in found if overlaps]
 
-    def _refusal(self, path: Path, overlaps: Sequence[Overlap]) -> str:
+    def _refusal(self, policy: SitePolicy, path: Path, overlaps: Sequence[Overlap]) -> str:
         """Says what is known elsewhere, and the ways on."""
         known = "; ".join(f"{each}{self._spent(each.account)}" for each in overlaps)
         first = overlaps[0].account
+        back = f"go back to data.name = '{first.dataset}' and data.unit = '{first.unit}'"
+        if first.unit == policy.data.unit:
+            back = (
+                f"go back to data.name = '{first.dataset}', or set data.continues = '{first.dataset}': its budget pays"
+            )
         return (
-            f"{path}: {known}. A budget belongs to people. In site.toml go back to data.name = {first.dataset!r} and "
-            f"data.unit = {first.unit!r}, or set data.continues = '{first}', so that this account pays. Only if these "
-            f"are other people, who happen to have the same ids: data.distinct_from = ['{first}']"
+            f"{path}: {known}. A budget belongs to people. In site.toml {back}. Only if these are other people, who "
+            f"happen to have the same ids: data.distinct_from = ['{first}']"
         )
 
     def _spent(self, account: Account) -> str:
@@ -137,7 +141,7 @@ class KnownUnits:
         if self._ledger is None or budget is None:
             return ""
         spent = self._ledger.spent(account.dataset, account.unit, budget.collusion, budget.delta)
-        return f", where epsilon {spent.pld:.3g} of {budget.epsilon:g} is spent"
+        return f", where epsilon {spent.guaranteed:.3g} of {budget.epsilon:g} is spent"
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[sa.Connection, bytes]]:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ...mpc.errors import EnvelopeRejected, InvalidField
 from ...mpc.links import mapped
 from ...mpc.links.positions import History, Positions
-from ...mpc.party import Order, PartyConfig, PartyProcess, TotalShare
+from ...mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from ...mpc.sharing.hpke import new_keypair
 from ...mpc.sharing.position import Position
 from ...mpc.sharing.sealing import max_envelope_bytes, signed_position
@@ -77,8 +77,8 @@ class AggregatorRole:
         sealed = message.sealed
         return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
 
-    def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> TotalShare:
-        """Adds the sites' shares with the other two parties, and returns this party's share of the total.
+    def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> OpenedTotal:
+        """Adds the sites' shares with the other two parties, and returns the total that they opened together.
 
         The study, never the order, decides which sums need top-ups.
 

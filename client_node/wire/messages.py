@@ -148,14 +148,36 @@ class Ready(Reply):
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
+class Replay(Request):
+    """Request to a site: take a part of a round's opened total, and once it is whole, the study's server step.
+
+    Blob `part`: the total's ring elements from `offset` on, at most 8 MiB of them.
+    """
+
+    kind: ClassVar[str] = "replay"
+    outcome: Outcome  # which round, which sites, and what the aggregators signed of the total
+    tag_key: Digest | None = None  # of that round; the aggregators signed a start that covers it
+    offset: NonNegativeInt
+
+
+class Replayed(Reply):
+    """A site's answer to `Replay`: where it stands now."""
+
+    kind: ClassVar[str] = "replayed"
+    run: RunId
+    round: NonNegativeInt  # the last one whose total it has taken, 0 before the first
+    held: NonNegativeInt  # bytes of the next round's total that it has
+
+
 class RoundPlan(Request):
     """Request to a site: compute one round; the study gives each round number its purpose.
 
-    Blob `state`: the vector to train from or to evaluate, as `Study.state_format` says.
+    What it starts from does not travel: a site has computed it (`Replay`).
     """
 
     kind: ClassVar[str] = "step"
     round: PositiveInt
+    start: Digest  # SHA-256 of the vector that the coordinator computed, in `Study.state_format`; a site compares
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     tag_key: Digest | None = None  # for the tags of this round; kept from the aggregators
     outcomes: tuple[Outcome, ...]
@@ -181,7 +203,7 @@ class TopUpPlan(Request):
 
     kind: ClassVar[str] = "topup"
     round: PositiveInt
-    state: Digest  # SHA-256 of the trained vector that every site started from
+    state: Digest  # SHA-256 of the vector that every site started from
     cohort: tuple[Name, ...]  # sorted
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     tag_key: Digest | None = None
@@ -251,18 +273,25 @@ class AggregateOrder(Request):
     cohort: tuple[Name, ...]
     spooled: dict[BlobName, Digest] = {}
     histories: dict[Name, Annotated[NonNegativeInt, Field(lt=2**48)]] = {}
+    with_total: bool = False  # one of the three sends the total's bytes
 
 
-class ShareOfTotal(Reply):
-    """An aggregator's answer to an order. Blob `share`: its share of the total over `kept`, then of the tags."""
+class SignedTotal(Reply):
+    """An aggregator's answer to an order: what it signs of the total over `kept`, which the three have opened.
 
-    kind: ClassVar[str] = "share"
+    Blob `tags`: its share of the tags of the total, if there are tags. Blob `total`: ring elements, if the order asks
+    for them.
+    """
+
+    kind: ClassVar[str] = "total"
     study: Digest
     run: RunId
     round: PositiveInt
+    start: Digest  # the order's `state`
     kept: tuple[Name, ...]
     rejected: tuple[Name, ...] = ()  # sites of the cohort whose vectors were longer than the study allows
     set_digest: Digest
+    total_digest: Digest  # SHA-256 of the total's ring elements, little-endian
 
 
 class SetTaken(Reply):
@@ -336,6 +365,11 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
     return _read(outer, models)
 
 
+def verify_body(body: bytes, identity: str, *models: type[M]) -> M:
+    """Returns the message in the body of a packet whose blobs are elsewhere; else as `verify`."""
+    return _read(_open(body, identity), models)
+
+
 def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
     """Chooses the names of the blobs that fit into one message: the smallest ones, at most `room` bytes together."""
     chosen: set[str] = set()
@@ -344,23 +378,6 @@ def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
             chosen.add(name)
             room -= size
     return chosen
-
-
-def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
-    """Raises `MessageInvalid` unless all three aggregators signed that `outcome` is what they released.
-
-    The signed answers are checked without their blobs: a site must not see shares of a total.
-    """
-    if len(outcome.evidence) != len(study.aggregators):
-        raise MessageInvalid(f"round {outcome.round}: the outcome lacks the aggregators' signatures")
-    released = set()
-    for party, body in zip(study.aggregators, outcome.evidence, strict=True):
-        share = _read(_open(body.encode(), party.identity), (ShareOfTotal,))
-        if (share.study, share.run, share.round) != (study.study_hash, run, outcome.round):
-            raise MessageInvalid(f"round {outcome.round}: what {party.name} signed is about another round")
-        released.add((share.kept, share.set_digest))
-    if len(released) != 1 or released.pop()[0] != outcome.sites:
-        raise MessageInvalid(f"round {outcome.round}: the aggregators released another set than the coordinator says")
 
 
 def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:

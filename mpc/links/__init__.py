@@ -23,13 +23,13 @@ confide.mpc.errors.SetConflict: round 1 is bound to another set of sites
 
 from .frames import Channel
 from .memory_map import mapped
-from .orders import Order, PartyConfig, TotalShare
+from .orders import OpenedTotal, Order, PartyConfig
 
 __all__ = [
     "Channel",
+    "OpenedTotal",
     "Order",
     "PartyConfig",
-    "TotalShare",
     "certificates",
     "frames",
     "journal",

@@ -5,12 +5,13 @@ at its worst, written before it can), `settle` (which sites a release really sum
 good). A reserve that is never settled stays charged at its worst: nobody can prove that nothing was released.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..accounting import Release, composition
+from ..accounting import Release, composition, renyi
 from ..errors import InvalidPrivacyParameter, LedgerBroken
 from . import canonical
 from .chain import Entry
@@ -118,12 +119,28 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Spending on one data set: upper bounds on epsilon by both accountants, and the number of releases."""
+    """Spending on one data set: upper bounds on epsilon, and the number of releases.
+
+    `pld` and `rdp` are true of releases that were all decided beforehand. `guaranteed` is true whatever was chosen or
+    stopped by earlier results; the cap is kept by it.
+    """
 
     pld: float
     rdp: float
+    guaranteed: float
     releases: int
-    unprotected: int  # of them without noise; any makes both epsilons infinite
+    unprotected: int  # of them without noise; any makes every epsilon infinite
+
+
+@dataclass(frozen=True, slots=True)
+class RunCharges:
+    """What one run has charged on one data set and unit, whether or not it came to its end."""
+
+    study: str  # hash
+    run: str
+    updates: int  # rounds of training
+    evaluations: int
+    unsettled: int  # of both: still open, or given up; they stay charged at their worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +178,7 @@ class Books:
     weakest: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> what all caps kept to
     recoveries: dict[tuple[str, str], Recovery] = field(default_factory=dict)  # (dataset, unit) -> the last one
     generation: int = 0  # of the last recovery
+    _orders: dict[tuple[str, str], int] = field(default_factory=dict)  # of the filters of charged accounts
     _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
 
     @classmethod
@@ -190,6 +208,36 @@ class Books:
         """Counts the releases to account for on one data set and unit, across studies."""
         tally = self.tallies.get((dataset, unit))
         return tally.releases() if tally else Counter()
+
+    def runs(self, dataset: str, unit: str) -> list[RunCharges]:
+        """Counts the charges on one data set and unit by run, in the order of their first charges."""
+        found: dict[str, list[Booked]] = {}
+        for booked in self.booked.values():
+            if (booked.charge.dataset, booked.charge.unit) == (dataset, unit):
+                found.setdefault(booked.charge.run, []).append(booked)
+        return [
+            RunCharges(
+                study=charged[0].charge.study,
+                run=run,
+                updates=sum(booked.charge.purpose == "update" for booked in charged),
+                evaluations=sum(booked.charge.purpose == "evaluation" for booked in charged),
+                unsettled=sum(booked.summed is None for booked in charged),
+            )
+            for run, charged in found.items()
+        ]
+
+    def order(self, budget: Budget) -> int:
+        """The order of the filter for the account of `budget`: fixed by the budget under which it was first charged.
+
+        Until then it follows from `budget`. Were it to follow a later cap, it would depend on what was released.
+        """
+        fixed = self._orders.get((budget.dataset, budget.unit))
+        return renyi.filter_order(budget.epsilon, budget.delta) if fixed is None else fixed
+
+    def order_in_force(self, dataset: str, unit: str) -> int | None:
+        """The order of the filter that keeps the cap in force; None if there is no cap."""
+        budget = self.budgets.get((dataset, unit))
+        return self.order(budget) if budget else None
 
     def charged(self, run: str, purpose: str) -> int:
         """The number of releases of `run` that are reserved for that purpose."""
@@ -252,6 +300,8 @@ class Books:
         account = charge.dataset, charge.unit
         if account in self.recoveries and not charge.is_unprotected:
             raise ValueError("a charge on an account that lost entries closed")
+        if (order := self.order_in_force(*account)) is not None:
+            self._orders[account] = order
         tally = self.tallies.get(account, Tally())
         place = tally.add(Kind(charge.study, charge.purpose, False, charge.release), entry.time)
         self.tallies[account] = tally
@@ -295,12 +345,27 @@ def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
         raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")
 
 
-def spent(releases: Mapping[Release, int], *, colluding: int, delta: float, recovery: Recovery | None = None) -> Spent:
-    """Both accountants' answer for `releases` (how many of each) together; no less than what `recovery` counts."""
+def spent(
+    releases: Mapping[Release, int],
+    *,
+    colluding: int,
+    delta: float,
+    order: int | None,
+    recovery: Recovery | None = None,
+) -> Spent:
+    """The accountants' and the filter's answer for `releases` (how many of each) together.
+
+    Args:
+        order: of the filter; None if there is none, and so no guarantee for what was chosen by results.
+        recovery: of the account, if it lost entries: no figure is less than what that counts.
+    """
+    unfiltered = math.inf if releases else 0.0
     least = recovery.spent(colluding=colluding, delta=delta) if recovery else 0.0
+    guaranteed = composition.epsilon_guaranteed(releases, delta, colluding, order) if order else unfiltered
     return Spent(
         pld=max(least, composition.epsilon_pld(releases, delta, colluding)),
         rdp=max(least, composition.epsilon_rdp(releases, delta, colluding)),
+        guaranteed=max(least, guaranteed),
         releases=sum(releases.values()),
         unprotected=sum(count for release, count in releases.items() if release.mode == "none"),
     )

@@ -60,8 +60,11 @@ aggregators = ["agg-a", "agg-b", "agg-c"]
 class QuietModel(WarmModel):
     """No model: a contribution of noise alone."""
 
-    def load(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
-        return None
+    def load(self, study: Study, policy: SitePolicy) -> "QuietModel":  # type: ignore[override]
+        return self
+
+    def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
+        return np.zeros(study.dim, np.float32)
 
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
@@ -99,7 +102,7 @@ def quiet_node(home: Path, study: Study, signature: str) -> tuple[QuietNode, Led
     enrolment, identity = Enrolment.load(home), NodeIdentity.load(home)
     trains = enrolment.name in study.site_names()
     if trains:
-        (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 8.0", "epsilon = 100.0"))
+        (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 10.0", "epsilon = 100.0"))
     approve(home, study.study_hash)
     confirm_sites(home, {site.name: fingerprint(site.identity) for site in study.sites})
     ledger = Ledger.open(home / "ledger.db", identity.signer, enrolment.name) if trains else None

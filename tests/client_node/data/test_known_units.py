@@ -69,7 +69,7 @@ def test_another_name_over_the_same_people_opens_no_budget(desk, caplog):
         assert str(refused.value) == CONSTANT
     assert desk.ledger.entries() == before
     assert "3 of 3 units and 4 of 4 rows are known under patients/patient, where epsilon" in caplog.text
-    assert "data.continues = 'patients/patient'" in caplog.text
+    assert "data.continues = 'patients'" in caplog.text
 
 
 def test_nor_does_another_word_for_them(site, caplog):
@@ -85,7 +85,7 @@ def test_nor_does_another_word_for_them(site, caplog):
 
 
 def test_a_table_that_continues_an_account_is_charged_there(desk):
-    desk.site.write(RENAMED, ('unit = "patient"', 'unit = "patient"\ncontinues = "patients/patient"'))
+    desk.site.write(RENAMED, ('unit = "patient"', 'unit = "patient"\ncontinues = "patients"'))
     again(desk).step(2)
     assert desk.charges() == ["reserve", "reserve"]
     assert desk.ledger.accounts() == [("patients", "patient")]
