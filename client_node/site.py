@@ -125,7 +125,7 @@ class SiteRole:
         self._model.stop()
 
     def _release(self, study: Study, plan: RoundPlan) -> Files:
-        """Charges the round, computes this site's vector, seals and stores it; trains on no record before the charge."""
+        """Charges the round, computes this site's vector, seals and stores it; no record is trained on before."""
         planned = study.planned_round(plan.round)
         start = self._round_start(study, plan)
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)

@@ -20,7 +20,7 @@ from .conftest import Site
 from .test_node import RUN, Desk, make_desk, new_node, prepare
 
 HEAD = Path("keys") / "ledger.head"
-BACKED_UP = ("ledger.db", "outbox", "leases.json", "holds.json")
+BACKED_UP = ("ledger.db", "outbox", "replay", "leases.json", "holds.json")
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_a_ledger_that_goes_on_otherwise_is_refused_too(desk, tmp_path):
     desk = reopened(desk)
     draws(desk)
     back = put_back(desk, copy)
-    for epsilon in range(9, 15):
-        back.site.write(("epsilon = 8.0", f"epsilon = {epsilon}.0"))
+    for epsilon in range(11, 17):
+        back.site.write(("epsilon = 10.0", f"epsilon = {epsilon}.0"))
         recorded = ledger_head_module.Ledger.set_budget
         recorded(back.ledger, replace(back.ledger.budget("patients", "patient"), epsilon=float(epsilon)))
     assert back.ledger.head.seq > 4
@@ -165,13 +165,13 @@ def test_a_site_that_owns_up_to_a_loss_is_charged_the_worst_and_goes_on(desk, tm
     back = put_back(desk, copy)
     back.ledger.close()
     (account,) = recover_ledger(back.site.home)
-    assert account.spent.pld == account.spent.rdp == account.budget.epsilon == 8.0
+    assert account.spent.pld == account.spent.rdp == account.budget.epsilon == 10.0
     again = reopened(back)
     LedgerHead(again.site.home, again.ledger).require()
     for ask in (prepare, again.step.__func__):
         with pytest.raises(ChargeRefused, match="lost for good"):
             ask(again)
-    again.site.write(("epsilon = 8.0", "epsilon = 800.0"))  # a higher cap does not make the past known
+    again.site.write(("epsilon = 10.0", "epsilon = 800.0"))  # a higher cap does not make the past known
     with pytest.raises(ChargeRefused, match="lost for good"):
         again.step()
     assert again.charges() == []

@@ -133,7 +133,7 @@ def test_other_people_with_the_same_ids_need_a_persons_word(desk, caplog):
         prepare_run(again(desk))
     assert "data.distinct_from = ['patients/patient']" in caplog.text
     others = ('unit = "patient"', 'unit = "patient"\ndistinct_from = ["patients/patient"]')
-    desk.site.write(RENAMED, others, ("epsilon = 8.0", "epsilon = 80.0"))  # beside what the first run holds
+    desk.site.write(RENAMED, others, ("epsilon = 10.0", "epsilon = 80.0"))  # beside what the first run holds
     prepare_run(again(desk))
     assert desk.ledger.accounts() == [("patients", "patient"), ("patients-2", "patient")]
 
