@@ -230,7 +230,9 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
             tell(str(problem))
         if report.problem_count > len(report.problems):
             err.print(f"... and {report.problem_count - len(report.problems)} more problems")
-    if not report.is_fit:
+    for objection in report.objections:
+        tell(objection)
+    if report.problem_count:
         err.print(f"{report.problem_count} problems; a study cannot use this table until they are mended.")
 
 

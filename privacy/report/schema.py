@@ -135,7 +135,7 @@ class Account(_Part):
     unprotected: Count  # of them without noise
     spent: Annotated[list[Spending], Field(max_length=8)]
     events: Annotated[list[Event], Field(max_length=MAX_ENTRIES)]
-    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget or with an unprotected release
+    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget, or after lost or unprotected ones
 
 
 class SiteReport(_Part):
