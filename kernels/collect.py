@@ -368,7 +368,7 @@ class _RunFactors:
 def add_weighted(total_NPQ: Tensor, places_B: Tensor, factors_B: Tensor, grads_BPQ: Tensor, grid: float | None) -> None:
     """Adds factor * gradient, cut towards zero to a multiple of `grid`, at each one's place; float64."""
     few = max(1, _CACHED // max(1, grads_BPQ[:1].numel()))
-    parts = (tensor.split(few) for tensor in (places_B, factors_B, grads_BPQ))
+    parts = (torch.split(tensor, few) for tensor in (places_B, factors_B, grads_BPQ))
     for places, factors, grads in zip(*parts, strict=True):
         terms = grads.double() * factors.view(-1, *(1,) * (grads.ndim - 1))
         total_NPQ.index_add_(0, places, cut(terms, grid))
@@ -386,7 +386,7 @@ def _square_norms(grads_BPQ: Tensor) -> Tensor:
     """
     few = min(64, max(2, _CACHED // max(1, grads_BPQ[:1].numel())))
     norms = []
-    for grads in grads_BPQ.split(few):
+    for grads in torch.split(grads_BPQ, few):
         filled = torch.nn.functional.pad(grads, (0, 0, 0, 0, 0, few - len(grads)))
         norms.append(torch.linalg.vector_norm(filled, dim=(1, 2), dtype=torch.float64)[: len(grads)])
     return torch.cat(norms).square_()
@@ -398,7 +398,9 @@ def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) ->
     What a run's product is, down to the last bit, is thus decided by its own pairs.
     """
     for runs_B, pairs_BL, is_padding_BL in runs.padded(part):
-        for some, pairs, is_padding in zip(*(t.split(_RUNS) for t in (runs_B, pairs_BL, is_padding_BL)), strict=True):
+        for some, pairs, is_padding in zip(
+            *(torch.split(t, _RUNS) for t in (runs_B, pairs_BL, is_padding_BL)), strict=True
+        ):
             filled = torch.arange(_RUNS, device=pairs.device).clamp_max(len(some) - 1)
             left, right = left_CP[pairs[filled]], right_CQ[pairs[filled]]
             left.masked_fill_(is_padding[filled].unsqueeze(2), 0)

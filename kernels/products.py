@@ -20,7 +20,7 @@ _TILES = 8  # of one call
 
 
 class Factor(NamedTuple):
-    """What a library may look at when it chooses how to multiply by a matrix."""
+    """The properties of a matrix by which a library may choose how to multiply by it."""
 
     shape: tuple[int, int]  # inputs, outputs
     is_transposed: bool  # in memory
@@ -36,7 +36,7 @@ def product(x: Tensor, weight_IO: Tensor, out: Tensor) -> Tensor:
     if x.ndim == 2:
         return torch.mm(x, weight_IO, out=out)
     _note(weight_IO)
-    for few, few_out in zip(x.split(_TILES), out.split(_TILES), strict=True):
+    for few, few_out in zip(torch.split(x, _TILES), torch.split(out, _TILES), strict=True):
         torch.bmm(few, weight_IO.expand(len(few), *weight_IO.shape), out=few_out)
     return out
 
@@ -47,7 +47,7 @@ def add_product(out: Tensor, x: Tensor, weight_IO: Tensor, *, scaling: float = 1
         out.addmm_(x, weight_IO, alpha=scaling)
         return
     _note(weight_IO)
-    for few, few_out in zip(x.split(_TILES), out.split(_TILES), strict=True):
+    for few, few_out in zip(torch.split(x, _TILES), torch.split(out, _TILES), strict=True):
         few_out.baddbmm_(few, weight_IO.expand(len(few), *weight_IO.shape), alpha=scaling)
 
 

@@ -1,4 +1,4 @@
-"""How units are put into batches so that no unit's gradient depends on who shares its batch, down to the last bit.
+"""Batches in which no unit's gradient depends on who shares its batch, down to the last bit.
 
 A made-up model can make float32 rounding decide everything: one bit more or less sends a token to another expert, or
 turns a gradient round. Rounding depends on the shape in which a row is computed, so if one unit could move the shape of

@@ -137,6 +137,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         """Adds the clipped sum of the last microbatch; nothing after an empty batch."""
         total, self.last_report = self.clipper.clipped_sum(self.clip_norm)
         if self.count_weight:
+            assert self.clip_norm is not None
             is_below = self.last_report.norms <= self.clip_norm  # NaN is above: every unit counts for one or the other
             self._count += 2 * int(is_below.sum()) - len(is_below)
         for name, parameter in self.clipper.parameters.items():
