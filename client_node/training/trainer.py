@@ -4,6 +4,7 @@ The model is loaded once and stays in memory. Records are read at the first step
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
+from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
@@ -25,6 +27,8 @@ from ..data import Records
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
 from .study_model import load_study_model
+
+logger = logging.getLogger(__name__)
 
 
 def release_terms(
@@ -116,6 +120,19 @@ class Trainer:
         if place is not None:
             place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)
+        self._shapes = probed_shapes(
+            self.adapted,
+            max_tokens=study.draft.data.max_tokens,
+            max_rows=max_rows,
+            max_records=study.draft.data.max_records_per_unit,
+        )
+        logger.info("study %s: private steps compute %s", study.name, self._shapes)
+        if not self._shapes.rows_of_length:
+            logger.warning(
+                "study %s: on this machine the rows of a batch are rounded by who shares it, so units are computed one "
+                "at a time, which is slow",
+                study.name,
+            )
         self._examples: Examples | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
@@ -131,6 +148,7 @@ class Trainer:
             found.targets,
             found.units,
             terms=self._terms,
+            shapes=self._shapes,
             source=self._source(round_number),
             group=self._group,
         )
@@ -173,7 +191,7 @@ class Trainer:
         UNPROTECTED: the result is for that process alone.
         """
         if isinstance(part, SumPart):
-            return partial_sum(self.adapted, part, terms=self._terms)
+            return partial_sum(self.adapted, part, terms=self._terms, shapes=self._shapes)
         self.adapted.load_state(part.state)
         rows = list(zip(part.ids, part.targets, strict=True))
         rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
