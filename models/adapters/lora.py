@@ -207,6 +207,12 @@ class AdaptedModel(nn.Module):
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
 
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Decoder layers, from 0, whose routed experts take adapters."""
+        banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
+        return tuple(int(found[1]) for name in banks if (found := _LAYER.search(name)))
+
     def classify(self, ids_RT: Tensor) -> Tensor:
         """[R] logits of the records, by the adapted backbone and its head.
 
