@@ -4,6 +4,7 @@ The model is loaded once and stays in memory. Records are read at the first step
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
+from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
@@ -23,7 +25,9 @@ from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_su
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
 from ..study import Study, StudyDraft
-from .study_model import load_study_model
+from .study_model import load_study_model, unused_experts
+
+logger = logging.getLogger(__name__)
 
 
 def release_terms(
@@ -109,6 +113,13 @@ class Trainer:
             raise BackboneMismatch(
                 f"the adapter has {self.adapted.layout.dim} trained parameters, "
                 f"the study says {study.dim - study.draft.state_dim(0)}"
+            )
+        if group is None and (unused := unused_experts(self._model, study.draft, backbone)):
+            logger.warning(
+                "study %s adapts %s, to which the backbone sends no public token: the adapters take noise there, and "
+                "learn only if this site's records are routed otherwise",
+                study.name,
+                describe_experts(unused),
             )
         if place is not None:
             place(self.adapted)
