@@ -14,7 +14,17 @@ from confide.privacy.report.build import SiteLedger, build_report, render_html
 from confide.privacy.report.meaning import most_found
 from confide.privacy.report.schema import AuditFinding, dump
 
-from ..ledgers import SITES, STUDY, audit_facts, charge, eventful_report, ledger_with, release, signer
+from ..ledgers import (
+    SITES,
+    STUDY,
+    audit_facts,
+    charge,
+    eventful_report,
+    ledger_with,
+    membership_facts,
+    release,
+    signer,
+)  # fmt: skip
 
 FACTS = {
     "name": "thyroid <b>",
@@ -203,6 +213,13 @@ def test_the_page_puts_what_was_measured_beside_what_the_guarantee_allows(eventf
     assert allowed <= float(shown) < allowed + 1
     assert re.search("the same study trained without noise run-1 .* anything", found)
     assert "run-1, round 39 2026-03-04 1.67 ≥ 0.49 at 95 % 136 of 200 on 800 canaries 3 of 3 209 of 212 stands" in found
+
+
+@pytest.mark.parametrize(("power", "is_weak"), [(0.0, True), (1.1, False)])
+def test_an_attack_that_finds_nothing_without_protection_either_is_called_too_weak(eventful, power, is_weak):
+    undefended = membership_facts(power=power, attacked="the same study trained without noise", is_private=False)
+    attacks = [dump(membership_facts()), dump(undefended)]
+    assert ("too weak to show what the noise does" in render_html(eventful | {"membership": attacks})) == is_weak
 
 
 def test_a_refuted_claim_is_shown_as_refuted(eventful):
