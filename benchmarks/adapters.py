@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from confide.coordinator.run.broadcast import broadcast
 from confide.coordinator.store import Checkpoint
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
-from confide.models.adapters.lora import LoRAFactors
 from confide.models.adapters.peft_import import released
 from confide.models.adapters.provenance import Provenance, Source
 from confide.models.evaluation.metrics import auc
@@ -161,16 +160,16 @@ def cut_rows(bench: Bench, seed: int) -> Iterator[dict[str, Any]]:
 def put(adapted: AdaptedModel, pairs: dict[str, tuple[torch.Tensor, ...]]) -> None:
     """Puts factors of a smaller rank in place, for a study whose scaling is 1."""
     assert adapted.config.lora_scaling == 1
-    modules = dict(adapted.model.named_modules())
     for name, (lora_A, lora_B) in pairs.items():
-        place = name.removeprefix("base_model.model.").partition(".lora_")[0]
+        place, part = name.removeprefix("base_model.model.").partition(".lora_")[0], ""
         if place.endswith(".base_layer"):
-            place = place.removesuffix("base_layer") + "gate_up_proj"
+            place, part = place.removesuffix(".base_layer"), "gate_up_proj."
         elif place.endswith(".experts"):
-            place += ".down_proj"
-        factors, missing = cast(LoRAFactors, modules[place]), adapted.config.rank - lora_A.shape[-2]
-        factors.lora_A.copy_(torch.nn.functional.pad(lora_A, (0, 0, 0, missing)))
-        factors.lora_B.copy_(torch.nn.functional.pad(lora_B, (0, missing)))
+            part = "down_proj."
+        factors = adapted.adapters[place].named_factors()
+        missing = adapted.config.rank - lora_A.shape[-2]
+        factors[f"{part}lora_A"].copy_(torch.nn.functional.pad(lora_A, (0, 0, 0, missing)))
+        factors[f"{part}lora_B"].copy_(torch.nn.functional.pad(lora_B, (0, missing)))
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class _LoRAEmbedding(Function):
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
         ctx.parameters = lora_A, lora_B
         ctx.scaling, ctx.collector = scaling, collector
-        return y.view(*ids.shape, -1)
+        return y.view(*ids.shape, weight.shape[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

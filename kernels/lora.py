@@ -69,7 +69,7 @@ class _LoRALinear(Function):
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
         ctx.parameters = lora_A, lora_B
         ctx.scaling, ctx.collector, ctx.shape = scaling, collector, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -81,3 +81,7 @@ class UnsupportedModule(ModelError):
 
 class StateMismatch(ModelError, ValueError):
     """A state that is not finite, or whose length, shapes or names differ from the layout."""
+
+
+class RowsUnknown(ModelError):
+    """Per-row gradients of a model that was not called through its `AdaptedModel`, or not in training mode."""

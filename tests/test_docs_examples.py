@@ -76,6 +76,7 @@ def test_a_backbone_is_loaded_by_its_hash_and_answers(folder, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook is firing")
 def test_noise_is_solved_and_an_exported_adapter_is_loaded_by_peft(folder, capsys):
     schema = RecordSchema(
         (NumericField("age", (40.0, 60.0)), NumericField("TSH", (0.4, 4.0))),

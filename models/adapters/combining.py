@@ -17,7 +17,8 @@ from torch import Tensor
 from ..backbones.directories import new_directory
 from ..errors import CombinationRefused
 from .card import CARD, HEAD_TEXT, one_line
-from .peft_import import MAX_RANK, Pair, Released, read, save
+from .lora import Pair
+from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
 
 _MOST_NUMBERS = 1 << 30  # 4 GiB

@@ -13,8 +13,10 @@ Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
 import hashlib
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -66,21 +68,49 @@ class AdapterConfig:
         return self.alpha / self.rank
 
 
-class LoRAFactors(nn.Module):
-    """The pair (A, B) of one weight; a bank of experts has a leading expert axis on both."""
+class Pair(NamedTuple):
+    """The factors of one weight; a bank of experts has a leading expert axis on both."""
 
-    def __init__(
-        self, weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, *, start_std: float | None = None
-    ) -> None:
+    lora_A: Tensor
+    lora_B: Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """Holds the shape of the batch in progress, for modules that see its tokens without rows.
+
+    A backbone flattens rows and tokens before its router and experts. Whoever attributes gradients to rows by what goes
+    into a module and comes out of it, as Opacus does, needs the rows back.
+    """
+
+    shape: tuple[int, int] | None = None  # rows, tokens; None: not told
+
+    @contextmanager
+    def told(self, ids_RT: Tensor) -> Iterator[None]:
+        """Tells the shape of a batch to the forward pass inside."""
+        rows, tokens = ids_RT.shape
+        self.shape = rows, tokens
+        try:
+            yield
+        finally:
+            self.shape = None
+
+    def apart(self, by_token: Tensor) -> Tensor:
+        """Gives tokens [rows * T, ..] their axis of rows back, [rows, T, ..]; as they are if the shape was not told."""
+        return by_token if self.shape is None else by_token.view(*self.shape, *by_token.shape[1:])
+
+
+class LoRAFactors(nn.Module):
+    """The pair (A, B) of one weight."""
+
+    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
         """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
         super().__init__()
-        *bank, width_out, width_in = weight.shape
-        std = 1 / math.sqrt(width_in) if start_std is None else start_std
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
-        shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
-        start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
-        self.lora_A = nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a)
-        self.lora_B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
+        self.lora_A, self.lora_B = _start(weight, config, name, start_std)
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """Returns the factors by the last part of their name."""
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
 
 
 class LoRALinear(LoRAFactors):
@@ -112,24 +142,50 @@ class LoRAEmbedding(LoRAFactors):
         return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
 
 
-class LoRARouter(LoRAFactors):
+class RouterFactors(LoRAFactors):
+    """The trained part of an adapted router."""
+
+    def __init__(self, weight: Tensor, config: AdapterConfig, name: str) -> None:
+        super().__init__(weight, config, name)
+        self.lora_scaling = config.lora_scaling
+
+    def forward(self, hidden: Tensor, *, weight: Tensor, slot: CaptureSlot) -> Tensor:
+        """Computes logits [.., E] of hidden states [.., D], with the low-rank product."""
+        return lora_linear(hidden, weight, None, self.lora_A, self.lora_B, self.lora_scaling, slot.collector)
+
+
+class LoRARouter(nn.Module):
     """An adapted token-choice router; `e_score_correction_bias` stays frozen, as it is a statistic of a batch.
 
     A token's experts depend on that token alone: there is no capacity and no balance loss.
     """
 
-    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
-        super().__init__(base.weight, config, name)
-        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> None:
+        super().__init__()
+        self.factors = RouterFactors(base.weight, config, name)
+        self.base, self.lora_scaling, self.slot, self.rows = base, config.lora_scaling, slot, rows
+
+    @property
+    def lora_A(self) -> nn.Parameter:
+        """A, [R, D]."""
+        return self.factors.lora_A
+
+    @property
+    def lora_B(self) -> nn.Parameter:
+        """B, [E, R]."""
+        return self.factors.lora_B
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """Returns the factors by the last part of their name."""
+        return self.factors.named_factors()
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T, E], weights [T, K] and expert ids [T, K] (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
         base = self.base
         weight = base.weight.to(self.lora_B.dtype)
         hidden_TD = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
-        logits_TE = lora_linear(
-            hidden_TD, weight, None, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
-        )  # fmt: skip
+        logits = self.factors(self.rows.apart(hidden_TD), weight=weight, slot=self.slot)
+        logits_TE = logits.view(len(hidden_TD), logits.shape[-1])
         scores_TE = logits_TE.sigmoid()
         topk_ids_TK = self._choose(scores_TE)
         topk_weights_TK = scores_TE.gather(1, topk_ids_TK)
@@ -151,26 +207,70 @@ class LoRARouter(LoRAFactors):
         return chosen_TK
 
 
-class LoRAExperts(nn.Module):
-    """An adapted bank of routed experts: every expert has factors of its own on `gate_up_proj` and `down_proj`."""
+class BankFactors(nn.Module):
+    """The trained part of an adapted bank: every expert has factors of its own on `gate_up_proj` and `down_proj`."""
 
-    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+    def __init__(self, experts: Experts, config: AdapterConfig, name: str) -> None:
         super().__init__()
-        experts = _bank(base, name)
-        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
-        self.gate_up_proj = LoRAFactors(experts.gate_up, config, f"{name}.gate_up_proj")
-        self.down_proj = LoRAFactors(experts.down, config, f"{name}.down_proj")
+        self.gate_up_A, self.gate_up_B = _start(experts.gate_up, config, f"{name}.gate_up_proj")
+        self.down_A, self.down_B = _start(experts.down, config, f"{name}.down_proj")
+        self.last_experts: tuple[Experts, LoRA] | None = None
+
+    def forward(
+        self, hidden: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, experts: Experts, lora_scaling: float,
+        slot: CaptureSlot,
+    ) -> Tensor:  # fmt: skip
+        """Computes [.., D] from hidden states [.., D], expert ids and weights [.., K].
+
+        In training mode, which our own training never enters, `last_experts` keeps what was computed with, for a grad
+        sampler that repeats it.
+        """
+        factors = Factors(self.gate_up_A, self.gate_up_B, self.down_A, self.down_B)
+        lora, collector = LoRA(factors, lora_scaling), slot.collector
+        self.last_experts = (experts, lora) if self.training else None
+        ids_TK = topk_ids.flatten(0, -2)
+        if collector is None:
+            plan = route(ids_TK, experts.num_experts)
+        else:
+            plan = route(ids_TK, experts.num_experts, collector.unit_of_token, collector.num_units)
+        out_TD = moe(hidden.flatten(0, -2), plan, topk_weights.flatten(0, -2), experts, lora, collector=collector)
+        return out_TD.view(hidden.shape)
+
+
+class LoRAExperts(nn.Module):
+    """An adapted bank of routed experts."""
+
+    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> None:
+        super().__init__()
+        self.factors = BankFactors(_bank(base, name), config, name)
+        self.base, self.lora_scaling, self.slot, self.rows = base, config.lora_scaling, slot, rows
+
+    @property
+    def gate_up_proj(self) -> Pair:
+        """A [E, R, D] and B [E, 2F, R] of both input projections."""
+        return Pair(self.factors.gate_up_A, self.factors.gate_up_B)
+
+    @property
+    def down_proj(self) -> Pair:
+        """A [E, R, F] and B [E, D, R] of the output projection."""
+        return Pair(self.factors.down_A, self.factors.down_B)
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """Returns the factors by the last parts of their names."""
+        factors = self.factors
+        return {
+            "gate_up_proj.lora_A": factors.gate_up_A,
+            "gate_up_proj.lora_B": factors.gate_up_B,
+            "down_proj.lora_A": factors.down_A,
+            "down_proj.lora_B": factors.down_B,
+        }
 
     def forward(self, hidden_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Tensor:
         """[T, D], as the base bank, plus the low-rank products."""
-        collector, experts = self.slot.collector, experts_of(self.base, hidden_TD.dtype)
-        if collector is None:
-            plan = route(topk_ids_TK, experts.num_experts)
-        else:
-            plan = route(topk_ids_TK, experts.num_experts, collector.unit_of_token, collector.num_units)
-        gate_up, down = self.gate_up_proj, self.down_proj
-        lora = LoRA(Factors(gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B), self.lora_scaling)
-        return moe(hidden_TD, plan, topk_weights_TK, experts, lora, collector=collector)
+        parts = (self.rows.apart(part) for part in (hidden_TD, topk_ids_TK, topk_weights_TK))
+        experts = experts_of(self.base, hidden_TD.dtype)
+        out: Tensor = self.factors(*parts, experts=experts, lora_scaling=self.lora_scaling, slot=self.slot)
+        return out.view(hidden_TD.shape)
 
 
 Adapter = LoRALinear | LoRAEmbedding | LoRARouter | LoRAExperts
@@ -185,22 +285,24 @@ class AdaptedModel(nn.Module):
         trained: the trained parameters by name, in the order of `layout`. Names are those of the backbone's modules
             plus `.lora_A` / `.lora_B`, a bank's `<bank>.gate_up_proj.lora_B` and so on, the head's `head.weight`.
         slot: where a clipper puts the collector of the microbatch in progress.
+        rows: where `forward` tells the shape of its batch.
     """
 
-    def __init__(self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot) -> None:
+    def __init__(
+        self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot, rows: Rows
+    ) -> None:
         super().__init__()
-        self.model, self.head, self.config, self.slot = model, head, config, slot
+        self.model, self.head, self.config, self.slot, self.rows = model, head, config, slot, rows
         if head is not None:
             head.slot = slot
         self.adapters: dict[str, Adapter] = {
             name: module for name, module in model.named_modules() if isinstance(module, Adapter)
         }
         found = {
-            f"{prefix}.{name}": parameter
-            for prefix, module in model.named_modules()
-            if isinstance(module, LoRAFactors)
-            for name, parameter in (("lora_A", module.lora_A), ("lora_B", module.lora_B))
-            if parameter.requires_grad
+            f"{name}.{leaf}": factor
+            for name, adapter in self.adapters.items()
+            for leaf, factor in adapter.named_factors().items()
+            if factor.requires_grad
         }
         if head is not None:
             found[HEAD_WEIGHT] = head.weight
@@ -212,6 +314,21 @@ class AdaptedModel(nn.Module):
         """Decoder layers, from 0, whose routed experts take adapters."""
         banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
         return tuple(int(found[1]) for name in banks if (found := _LAYER.search(name)))
+
+    def forward(self, ids_RT: Tensor) -> Tensor:
+        """Computes logits: [R] of the records with a head, [R, T, words] of every next token without.
+
+        A Poisson sample may be empty, which no attention takes: then a made-up row passes and is left out, so that
+        every trained tensor has a gradient, of zeros.
+        """
+        if not len(ids_RT):
+            nobody: Tensor = self(ids_RT.new_ones(1, max(1, ids_RT.shape[1])))
+            return nobody[:0]
+        with self.rows.told(ids_RT):
+            if self.head is not None:
+                return self.classify(ids_RT)
+            logits: Tensor = self.model(input_ids=ids_RT, use_cache=False).logits
+            return logits
 
     def classify(self, ids_RT: Tensor) -> Tensor:
         """[R] logits of the records, by the adapted backbone and its head.
@@ -262,7 +379,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     if not config.targets and head is None:
         raise InvalidAdapter("no targets and no head: nothing to train")
     model.requires_grad_(False)
-    slot = CaptureSlot()
+    slot, rows = CaptureSlot(), Rows()
     places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
     missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
     if missing:
@@ -271,22 +388,22 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     reached = {int(found[1]) for name, _ in places if (found := _LAYER.search(name))}
     if idle := sorted({*(config.layers or ())} - reached):
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
-    adapters = {name: _adapter_for(module, config, name, slot) for name, module in places}
+    adapters = {name: _adapter_for(module, config, name, slot, rows) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, adapter)
-    return AdaptedModel(model.eval(), config, head, slot)
+    return AdaptedModel(model.eval(), config, head, slot, rows)
 
 
-def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot) -> Adapter:
+def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> Adapter:
     if type(module) is nn.Linear:  # a subclass may compute something else, a quantised product for instance
         return LoRALinear(module, config, name, slot)
     if type(module) is nn.Embedding:
         return LoRAEmbedding(module, config, name, slot)
     if hasattr(module, "e_score_correction_bias"):
-        return LoRARouter(module, config, name, slot)
+        return LoRARouter(module, config, name, slot, rows)
     if is_bank(module):
-        return LoRAExperts(module, config, name, slot)
+        return LoRAExperts(module, config, name, slot, rows)
     raise UnsupportedModule(f"{name} is a {type(module).__name__}, which no adapter fits")
 
 
@@ -295,6 +412,21 @@ def _bank(base: Any, name: str) -> Experts:
         return experts_of(base)
     except KernelError as err:
         raise UnsupportedModule(f"{name}: {err}") from err
+
+
+def _start(
+    weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, std: float | None = None
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of a weight as they begin: A uniform with `std`, by default inputs ** -0.5; B zero."""
+    *bank, width_out, width_in = weight.shape
+    std = 1 / math.sqrt(width_in) if std is None else std
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
+    shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
+    start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
+    return (
+        nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a),
+        nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device)),
+    )
 
 
 def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:

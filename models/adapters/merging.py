@@ -21,7 +21,7 @@ from ..backbones.directories import new_directory
 from ..backbones.families import family_in
 from ..errors import UnsupportedModule
 from .card import CARD, HEAD_TEXT, ModelCard
-from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, LoRAFactors
+from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, Pair
 from .peft_import import HEAD, save_head
 from .provenance import FILE, Provenance, write_provenance
 
@@ -98,12 +98,12 @@ def _merged_module(adapter: Adapter, name: str) -> nn.Module:
             for expert in range(len(weight)):  # one at a time: in float64 a bank would be twice as large again
                 _add(weight[expert], _product(factors, adapter.lora_scaling, expert))
     else:
-        product = _product(adapter, adapter.lora_scaling)
+        product = _product(Pair(adapter.lora_A, adapter.lora_B), adapter.lora_scaling)
         _add(plain.weight, product.T if isinstance(adapter, LoRAEmbedding) else product)
     return plain  # type: ignore[no-any-return]
 
 
-def _product(factors: LoRAFactors, scaling: float, expert: int | None = None) -> Tensor:
+def _product(factors: Pair, scaling: float, expert: int | None = None) -> Tensor:
     one = ... if expert is None else expert
     return scaling * (factors.lora_B[one].double() @ factors.lora_A[one].double())
 

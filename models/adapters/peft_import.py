@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from ...kernels.errors import KernelError
 from ...kernels.experts import from_peft, peft_factors
 from ..errors import InvalidRelease
-from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRAFactors, LoRARouter
+from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter, Pair
 from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
 
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
@@ -41,13 +41,6 @@ _HEAD_NAMES = {"center", "whiten", "weight"}
 
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}$")]
 Targets = Annotated[tuple[Target, ...], Field(max_length=16_384)]
-
-
-class Pair(NamedTuple):
-    """The factors of one weight, float32: of a bank A [E, R, I] and B [E, O, R], else without the first axis."""
-
-    lora_A: Tensor
-    lora_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +72,17 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
         prefix = f"base_model.model.{name}"
         if isinstance(module, LoRAExperts):
             parameters |= {f"{leaf}.gate_up_proj", f"{leaf}.down_proj"}
-            pairs[f"{prefix}.base_layer.lora_{{}}.weight"] = _pair(module.gate_up_proj)
-            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module.down_proj)
+            pairs[f"{prefix}.base_layer.lora_{{}}.weight"] = _pair(*module.gate_up_proj)
+            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(*module.down_proj)
         elif isinstance(module, LoRAEmbedding):
             modules.add(leaf)
-            pairs[f"{prefix}.lora_embedding_{{}}"] = _pair(module)
+            pairs[f"{prefix}.lora_embedding_{{}}"] = _pair(module.lora_A, module.lora_B)
         else:
             if isinstance(module, LoRARouter) or name.rpartition(".")[2] in _TAKEN_FOR_EXPERTS:
                 parameters.add(f"{place}.weight")
             else:
                 modules.add(leaf)
-            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module)
+            pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module.lora_A, module.lora_B)
     head = None if adapted.head is None else {name: _plain(it) for name, it in adapted.head.state_dict().items()}
     return Released(
         pairs=pairs,
@@ -155,8 +148,8 @@ def read(directory: Path) -> Released:
     )
 
 
-def _pair(factors: LoRAFactors) -> Pair:
-    return Pair(_plain(factors.lora_A), _plain(factors.lora_B))
+def _pair(lora_A: Tensor, lora_B: Tensor) -> Pair:
+    return Pair(_plain(lora_A), _plain(lora_B))
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -26,15 +26,13 @@ class PooledHead(nn.Module):
         whiten: [2D, 2D], symmetric, (covariance + ridge)^-1/2.
     """
 
-    center: Tensor
-    whiten: Tensor
-
     def __init__(self, center: Tensor, whiten: Tensor) -> None:
         super().__init__()
         if center.ndim != 1 or whiten.shape != (len(center), len(center)):
             raise InvalidAdapter(f"center {tuple(center.shape)} and whiten {tuple(whiten.shape)} do not fit")
-        self.register_buffer("center", center)
-        self.register_buffer("whiten", whiten)
+        # Frozen parameters, not buffers: Opacus refuses trained layers with buffers, as they may hold batch statistics.
+        self.center = nn.Parameter(center, requires_grad=False)
+        self.whiten = nn.Parameter(whiten, requires_grad=False)
         self.weight = nn.Parameter(torch.zeros(len(center) + 1, dtype=center.dtype))
         self.slot = CaptureSlot()
 

@@ -65,7 +65,7 @@ def adapted_tiny(
     adapted = attach(model, config, head)
     if "gate" not in names:
         adapted.adapters["model.layers.1.mlp.gate"].requires_grad_(False)
-        adapted = AdaptedModel(model, config, head, adapted.slot)
+        adapted = AdaptedModel(model, config, head, adapted.slot, adapted.rows)
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
 

@@ -432,9 +432,10 @@ def test_the_sum_over_sites_of_different_ranks_is_the_sum_of_their_products():
         for site, rank in enumerate(ranks)
     ]
     factors_A = {
-        f"{name}.lora_B": module.lora_A.detach().numpy()
-        for name, module in adapted.model.named_modules()
-        if hasattr(module, "lora_A")
+        f"{name}.{leaf.replace('lora_A', 'lora_B')}": factor.detach().numpy()
+        for name, adapter in adapted.adapters.items()
+        for leaf, factor in adapter.named_factors().items()
+        if leaf.endswith("lora_A")
     }
     total, own = sum(sites), [adapted.layout.slices[name] for name in factors_A]
     assert all(np.abs(site[part]).max() > 1000 for site in sites for part in own)
