@@ -332,7 +332,7 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
 def figures(outcome: dict[str, Any]) -> _Rows:
     """Makes the rows of the demo's table: first what a real federation would have, then what only a demo can compute.
 
-    The membership attacks are left to the report: they find as little in a model without privacy, so they show nothing.
+    The membership attacks are left to the report: they find hardly more in a model without privacy, so they show little.
     """
     is_text = "exact_match_private" in outcome
     measured, controls = _text_figures(outcome) if is_text else _figures(outcome)
@@ -378,7 +378,7 @@ def _as_measured(name: str, outcome: dict[str, Any], metric: str, also: str) -> 
     if value is None:
         return [(name, "", "not measured by the sites: no evaluation, or its noise hides it")]
     low, high = outcome[f"{metric}_measured_interval"]
-    text = f"95 % interval {low:.3f} to {high:.3f} over records and noise{also}: as the sites measured it"
+    text = f"95 % interval {low:.3f} to {high:.3f} over records and the counts' noise{also}: as the sites measured it"
     return [(f"[bold]{name}[/]", f"[bold]{value:.3f}[/]", text)]
 
 

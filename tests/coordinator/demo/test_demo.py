@@ -81,7 +81,7 @@ def test_the_first_figure_is_what_the_sites_measured_and_controls_stand_below():
     name, figure, text = rows[0]
     assert "AUC" in name
     assert "0.934" in figure
-    assert "0.915 to 0.953 over records and noise; bins hide up to 0.015" in text
+    assert "0.915 to 0.953 over records and the counts' noise; bins hide up to 0.015" in text
     names = [row[0].strip() for row in rows]
     assert names.index("controls") < names.index("exact") < names.index("a head alone") < names.index("words")
     assert not any("attack" in " ".join(row) for row in rows)
