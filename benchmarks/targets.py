@@ -83,7 +83,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def gain(of: dict, over: dict) -> dict:
-    """What one row has above another; 95 % interval by Welch's t if both have several runs."""
+    """Computes the lead of one row over another; with a 95 % interval by Welch's t if both have several runs."""
     found = {"gain": of["auc"] - over["auc"], "of": of["row"], "over": over["row"], "interval": None}
     if len(of["runs"]) > 1 < len(over["runs"]):
         test = stats.ttest_ind(of["runs"], over["runs"], equal_var=False).confidence_interval(0.95)

@@ -332,7 +332,7 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
 def figures(outcome: dict[str, Any]) -> _Rows:
     """Makes the rows of the demo's table: first what a real federation would have, then what only a demo can compute.
 
-    The membership attacks are left to the report: they find hardly more in a model without privacy, so they show little.
+    The membership attacks are left to the report: they find hardly more in a model without privacy, and show little.
     """
     is_text = "exact_match_private" in outcome
     measured, controls = _text_figures(outcome) if is_text else _figures(outcome)
