@@ -39,6 +39,7 @@ from confide.models.backbones.loading import EMBEDDING_STD, BackboneConfig, buil
 from confide.models.evaluation.metrics import auc
 from confide.models.heads import PooledHead
 from confide.models.records import CategoricalField, RecordSchema
+from confide.models.rounding import rounded_up
 from confide.privacy.accounting import Mode, Release, epsilon_pld, epsilon_rdp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "names"))
@@ -389,7 +390,7 @@ def main() -> None:
         f"\n| {'trained':36} | AUC    | runs {' ' * 21}| epsilon  | s a run |\n|{'-' * 38}|--------|{'-' * 27}|---|---|"
     )
     for row in rows:
-        spent = "no bound" if row["epsilon_pld"] is None else f"{row['epsilon_pld']:.3f}"
+        spent = "no bound" if row["epsilon_pld"] is None else rounded_up(row["epsilon_pld"], 3)
         runs = ", ".join(f"{value:.4f}" for value in row["runs"])
         print(f"| {row['row']:36} | {row['auc']:.4f} | {runs:25} | {spent:>8} | {row['seconds']:7.1f} |")
 

@@ -25,6 +25,7 @@ from confide.models.adapters import AdaptedModel
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.models.evaluation.metrics import auc
 from confide.models.heads import pooled
+from confide.models.rounding import rounded_up
 from confide.privacy.accounting import Mode
 
 RULE = {"lr": None, "head_lr": None}  # rates left to the rule
@@ -158,7 +159,7 @@ def main() -> None:
                 print(json.dumps(found), flush=True)
                 continue
             both = " | ".join(f"{found[part]:.4f} ({found['runs'][part]})" for part in ("validation", "held_out"))
-            print(f"| {found['row']:44} | {both} | {found['epsilon']:.2f} |", flush=True)
+            print(f"| {found['row']:44} | {both} | {rounded_up(found['epsilon'])} |", flush=True)
 
 
 if __name__ == "__main__":

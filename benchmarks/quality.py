@@ -44,6 +44,7 @@ from confide.models.backbones import loading as backbones
 from confide.models.backbones.pretraining import pretrain
 from confide.models.evaluation.metrics import auc
 from confide.models.records import RecordSchema
+from confide.models.rounding import rounded_up
 from confide.privacy.accounting import Mode, epsilon_pld
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -355,7 +356,7 @@ def main() -> None:
             print(f"\n| {'trained':40} | AUC    | epsilon  | s a run |\n|{'-' * 42}|--------|----------|---------|")
         rows = all_rows(bench, options.seeds, options.rows, options.epsilons)
         for row in compare_settings(bench, options.seeds) if options.settings else rows:
-            spent = "no bound" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
+            spent = "no bound" if row["epsilon"] is None else rounded_up(row["epsilon"], 3)
             line = f"| {row['row']:40} | {row['auc']:.4f} | {spent:>8} | {row['seconds']:7.1f} |"
             print(json.dumps(row) if options.json else line, flush=True)
 

@@ -34,7 +34,7 @@ from .wire.messages import (
     SetTaken,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     TopUp,
     TopUpPlan,
     Update,
@@ -128,21 +128,24 @@ class Node:
     def _aggregate(self, packet: Packet) -> Packet:
         order, study = self._admitted(packet, AggregateOrder)
         try:
-            total = self._aggregator.aggregate(study, order, packet.blobs)
+            opened = self._aggregator.aggregate(study, order, packet.blobs)
         except SetConflict as conflict:
             return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:
             return self._signed(SetIncomplete(**_to(packet, order), complete=lack.names))
         except NormExceeded as excess:
             return self._signed(SetIncomplete(**_to(packet, order), complete=excess.kept, rejected=excess.names))
-        answer = ShareOfTotal(
+        answer = SignedTotal(
             **_to(packet, order),
             study=order.study,
-            kept=total.kept,
-            rejected=total.rejected,
-            set_digest=total.set_digest.hex(),
+            start=order.state,
+            kept=opened.kept,
+            rejected=opened.rejected,
+            set_digest=opened.set_digest.hex(),
+            total_digest=opened.total_digest.hex(),
         )
-        return self._signed(answer, {"share": total.share})
+        blobs = {"tags": opened.tag_share} if opened.tag_share else {}
+        return self._signed(answer, blobs | ({"total": opened.total} if order.with_total else {}))
 
     def _settle(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Settle)

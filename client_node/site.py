@@ -24,7 +24,8 @@ from .shares.topup import top_up
 from .study import Study
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan, require_evidence
+from .wire.evidence import require_evidence
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan
 
 logger = logging.getLogger(__name__)
 

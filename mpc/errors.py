@@ -3,7 +3,7 @@
 MpcError
 ├── InvalidField       a parameter, name, key or context outside its range (also a ValueError)
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
-├── ShareMalformed     an opened payload or released share without the right layout
+├── ShareMalformed     an opened payload, a total or a share of tags without the right layout
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
 ├── EnvelopeUnreadable a sealed share that lies at this aggregator cannot be read from its disk
 ├── FrameRejected      bytes between the aggregator and its party process break their schema
@@ -45,7 +45,7 @@ class NoRing(MpcError, ValueError):
 
 
 class ShareMalformed(MpcError):
-    """An opened payload or released share with the wrong version, kind or length."""
+    """An opened payload, a total or a share of tags with the wrong version, kind or length."""
 
 
 class EnvelopeRejected(MpcError):

@@ -47,9 +47,9 @@ class LedgerUnavailable(LedgerError):
 class BudgetExceeded(LedgerError):
     """A charge that would pass the cap. Nothing was written."""
 
-    def __init__(self, message: str, *, cap: float, spent: float, would_be: float) -> None:
+    def __init__(self, message: str, *, cap: float, guaranteed: float, would_be: float) -> None:
         super().__init__(message)
-        self.cap, self.spent, self.would_be = cap, spent, would_be
+        self.cap, self.guaranteed, self.would_be = cap, guaranteed, would_be
 
 
 class BudgetMissing(LedgerError):

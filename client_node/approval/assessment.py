@@ -4,17 +4,19 @@ An assessment stays at the site and changes nothing there; `approve` does. It co
 on them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...models.rounding import rounded_up
 from ...privacy.errors import PrivacyError
-from ...privacy.ledger.ledger import Quote
+from ...privacy.ledger.ledger import Charge, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
 from ..policy import SitePolicy, decisions, load_policy
 from ..study import Study, cost
 from .catalogue import cached_study
-from .charges import beside, open_ledger, planned_charges, record_budget, standing
+from .charges import Standing, beside, open_ledger, planned_charges, record_budget, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -28,7 +30,9 @@ class Assessment:
     trains: bool
     aggregates: bool
     data: DataReport | None  # None if this node only aggregates
-    quote: Quote | None  # None if nothing is charged, or the ledger refused to quote
+    planned: float | None  # epsilon of the whole run alone, by PLD; None where `quote` is
+    spent: float | None  # epsilon of all earlier charges, by PLD; None where `quote` is
+    quote: Quote | None  # by the filter, reservations included; None if nothing is charged, or the ledger refused
     evaluates: bool | None  # takes part in the evaluation; None if the study has none for it
     reasons: tuple[str, ...]  # against an approval; empty if it can be approved
 
@@ -43,7 +47,7 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
     me = (enrolment.name, identity.identity_hex)
     trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
     reasons = _identity_reasons(study, *me, takes_part=trains or aggregates) + doubts(home, study)
-    data = quote = evaluates = None
+    data = planned = spent = quote = evaluates = None
     if trains:
         policy = load_policy(home)
         evaluates = policy.held_out() is not None if study.draft.evaluation else None
@@ -52,9 +56,11 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
         if study.draft.privacy.mode != "none" and not reasons:
-            quote, refusals = _quote(home, study, policy)
+            charges, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
+            planned, spent = stands.planned(charges), stands.epsilon_spent
+            quote, refusals = _quote(stands, charges, planned)
             reasons += refusals
-    return Assessment(study, trains, aggregates, data, quote, evaluates, tuple(reasons))
+    return Assessment(study, trains, aggregates, data, planned, spent, quote, evaluates, tuple(reasons))
 
 
 def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
@@ -95,7 +101,8 @@ def _terms_reasons(study: Study, policy: SitePolicy, *, unprotected: bool) -> li
     target = study.draft.privacy.target_epsilon
     if target is not None and not (epsilon := cost.whole_cost(study)) <= target * (1 + _ROUNDED):
         reasons.append(
-            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost {epsilon:.4g}"
+            f"the study promises epsilon {target:g} (privacy.target_epsilon), but its rounds cost "
+            f"{rounded_up(epsilon, 3)}"
         )
     return reasons
 
@@ -131,16 +138,17 @@ def _misfit(study: Study, data: DataReport) -> str:
     return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
 
 
-def _quote(home: Path, study: Study, policy: SitePolicy) -> tuple[Quote | None, list[str]]:
-    planned, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
+def _quote(stands: Standing, charges: Sequence[tuple[Charge, int]], planned: float) -> tuple[Quote | None, list[str]]:
     try:
-        quote = stands.quote(planned)
+        quote = stands.quote(charges)
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []
-    rounds = sum(count for _, count in planned)
+    rounds = sum(count for _, count in charges)
     return quote, [
-        f"the budget cannot pay for all {rounds} rounds: they would bring epsilon from {quote.spent:.4g} to "
-        f"{quote.would_be:.4g}{beside(stands.runs)}, the cap is {quote.cap:g}"
+        f"the budget cannot pay for all {rounds} rounds: they would bring the guaranteed epsilon from "
+        f"{rounded_up(quote.guaranteed)} to {rounded_up(quote.would_be)}{beside(stands.runs)}, the cap is "
+        f"{quote.cap:g}. Alone, as a plan that nobody changes by its results, the study costs {rounded_up(planned)}; "
+        'why a cap goes by the higher figure: "Three figures" in docs/site.md'
     ]

@@ -1,6 +1,7 @@
 """Plans a study under a site's budget: its cost, the rounds that fit, and the noise with which all rounds fit.
 
-All figures come from the releases that a real run of it would open (`study.cost`), evaluation included.
+All figures come from the releases that a real run of it would open (`study.cost`), evaluation included. What fits goes
+by the filter that keeps the cap, not by PLD: the study is chosen after what was released before.
 """
 
 from collections import Counter
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting import Release, composition
+from ...privacy.accounting import Release, composition, renyi
 from ...privacy.errors import InvalidPrivacyParameter
 from ...privacy.ledger.charges import Budget
 from ..errors import StudyInvalid
@@ -27,10 +28,11 @@ class Cost:
     """The epsilon, at the budget's delta, for an observer who knows the noise of `colluding` sites."""
 
     colluding: int
-    pld: float  # of the study alone
+    pld: float  # of the study alone, as a plan
     rdp: float
-    pld_after: float  # of the study and all earlier charges
+    pld_after: float  # of the study and all earlier charges, as one plan
     rdp_after: float
+    guaranteed_after: float  # of the same by the filter, which the cap goes by: whatever was chosen by results
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ class BudgetPlan:
     dim: int
     is_dim_assumed: bool
     budget: Budget
+    order: int  # of the filter
     spent: float  # by PLD at the budget's delta and collusion, other runs' reservations included
+    guaranteed: float  # the same by the filter
     costs: tuple[Cost, ...]
     rounds: int  # of the study
     rounds_left: int  # that fit in what is left of the budget, at most `MOST_ROUNDS`
@@ -65,6 +69,7 @@ def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
     return plan(
         study,
         stands.budget,
+        order=stands.order,
         spent=stands.spent,
         reserved=stands.reserved,
         is_dim_assumed=is_draft and dim is None,
@@ -75,6 +80,7 @@ def plan(
     study: Study,
     budget: Budget,
     *,
+    order: int | None = None,
     is_dim_assumed: bool = False,
     spent: Mapping[Release, int] = NOTHING,
     reserved: Mapping[Release, int] = NOTHING,
@@ -82,6 +88,7 @@ def plan(
     """Plans a run of `study`, which may be one of `cost.provisional`, under `budget`.
 
     Args:
+        order: of the filter that keeps the budget; None for the one of a budget that was not charged yet.
         spent: releases charged on the budget's data set and unit.
         reserved: releases that other active runs will still charge.
 
@@ -92,11 +99,13 @@ def plan(
     if draft.privacy.mode == "none":
         raise StudyInvalid(f"study {draft.name}", ("privacy.mode is 'none': it has no cost that could be counted",))
     wanted, before = cost.releases_of_run(study), Counter(spent) + Counter(reserved)
+    fresh = renyi.filter_order(budget.epsilon, budget.delta)
+    order = order or fresh
 
-    def rounds_that_fit(earlier: Mapping[Release, int]) -> int:
+    def rounds_that_fit(earlier: Mapping[Release, int], order: int) -> int:
         def fits(rounds: int) -> bool:
             longer = study.model_copy(update={"draft": cost.with_rounds(draft, rounds)})
-            return _pld(budget, cost.releases_of_run(longer) + Counter(earlier)) <= budget.epsilon
+            return _guaranteed(budget, cost.releases_of_run(longer) + Counter(earlier), order) <= budget.epsilon
 
         return _largest(fits, draft.rounds.rounds)
 
@@ -106,6 +115,7 @@ def plan(
             budget.epsilon,
             budget.delta,
             budget.collusion,
+            order=order,
         )
     except InvalidPrivacyParameter:
         needed = None  # earlier charges, or an evaluation with its own noise, cost too much already
@@ -114,11 +124,13 @@ def plan(
         dim=study.dim,
         is_dim_assumed=is_dim_assumed,
         budget=budget,
-        spent=_pld(budget, before),
-        costs=tuple(_cost(budget, colluding, wanted, before) for colluding in sorted({0, 1, budget.collusion})),
+        order=order,
+        spent=composition.epsilon_pld(before, budget.delta, budget.collusion),
+        guaranteed=_guaranteed(budget, before, order),
+        costs=tuple(_cost(budget, colluding, wanted, before, order) for colluding in sorted({0, 1, budget.collusion})),
         rounds=draft.rounds.rounds,
-        rounds_left=rounds_that_fit(before),
-        rounds_from_zero=rounds_that_fit(NOTHING),
+        rounds_left=rounds_that_fit(before, order),
+        rounds_from_zero=rounds_that_fit(NOTHING, fresh),
         noise_multiplier=draft.privacy.noise_multiplier,
         noise_multiplier_needed=needed,
     )
@@ -128,7 +140,7 @@ def _drafted(path: Path, dim: int) -> Study:
     return cost.provisional(cost.solve_noise(load_draft(path), dim), dim)
 
 
-def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Counter[Release]) -> Cost:
+def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Counter[Release], order: int) -> Cost:
     after = wanted + before
     return Cost(
         colluding=colluding,
@@ -136,11 +148,12 @@ def _cost(budget: Budget, colluding: int, wanted: Counter[Release], before: Coun
         rdp=composition.epsilon_rdp(wanted, budget.delta, colluding),
         pld_after=composition.epsilon_pld(after, budget.delta, colluding),
         rdp_after=composition.epsilon_rdp(after, budget.delta, colluding),
+        guaranteed_after=composition.epsilon_guaranteed(after, budget.delta, colluding, order),
     )
 
 
-def _pld(budget: Budget, counted: Mapping[Release, int]) -> float:
-    return composition.epsilon_pld(counted, budget.delta, budget.collusion)
+def _guaranteed(budget: Budget, counted: Mapping[Release, int], order: int) -> float:
+    return composition.epsilon_guaranteed(counted, budget.delta, budget.collusion, order)
 
 
 def _largest(fits: Callable[[int], bool], guess: int) -> int:

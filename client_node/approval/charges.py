@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting import Release, epsilon_pld
+from ...models.rounding import rounded_up
+from ...privacy.accounting import Release, composition, epsilon_pld, renyi
 from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
 from ..enrolment import Enrolment, NodeIdentity
@@ -85,17 +86,27 @@ class Standing:
     """A site's budget with the charged releases, and those that runs have reserved and not charged yet."""
 
     budget: Budget
+    order: int  # of the filter that keeps the budget
     spent: Counter[Release]
     reserved: Counter[Release]
     runs: tuple[str, ...]  # that reserve a part of the budget
 
-    def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
-        """Computes the epsilon to which a whole run with no charge so far would bring the data set."""
-        would_be = self.spent + self.reserved + _releases(planned)
-        return Quote(self.budget.epsilon, self._epsilon(self.spent), self._epsilon(would_be))
+    @property
+    def epsilon_spent(self) -> float:
+        """The epsilon of all charges so far by PLD: true if none of them was chosen by results."""
+        return epsilon_pld(self.spent, self.budget.delta, self.budget.collusion)
 
-    def _epsilon(self, releases: Counter[Release]) -> float:
-        return epsilon_pld(releases, self.budget.delta, self.budget.collusion)
+    def planned(self, planned: Sequence[tuple[Charge, int]]) -> float:
+        """Computes the epsilon of a whole run alone by PLD: true if the run is followed, or stopped, and no more."""
+        return epsilon_pld(_releases(planned), self.budget.delta, self.budget.collusion)
+
+    def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
+        """Computes the guaranteed epsilon to which a whole run with no charge so far would bring the data set."""
+        would_be = self.spent + self.reserved + _releases(planned)
+        return Quote(self.budget.epsilon, self._guaranteed(self.spent), self._guaranteed(would_be))
+
+    def _guaranteed(self, releases: Counter[Release]) -> float:
+        return composition.epsilon_guaranteed(releases, self.budget.delta, self.budget.collusion, self.order)
 
 
 def standing(home: Path, policy: SitePolicy) -> Standing:
@@ -103,10 +114,12 @@ def standing(home: Path, policy: SitePolicy) -> Standing:
     budget, by_run = budget_of(policy), reserved_charges(home, policy)
     planned = [each for run_charges in by_run.values() for each in run_charges]
     if not (home / LEDGER_FILE).exists():
-        return Standing(budget, Counter(), _releases(planned), tuple(by_run))
+        order = renyi.filter_order(budget.epsilon, budget.delta)
+        return Standing(budget, order, Counter(), _releases(planned), tuple(by_run))
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
         spent, reserved = ledger.releases(budget.dataset, budget.unit), ledger.yet_to_charge(planned)
-    return Standing(budget, spent, reserved, tuple(by_run))
+        order = ledger.order(budget)
+    return Standing(budget, order, spent, reserved, tuple(by_run))
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
@@ -129,8 +142,8 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
     if not quote.fits:
         rounds = sum(count for _, count in planned)
         raise ChargeRefused(
-            f"{rounds} rounds of study {study.draft.name} would bring epsilon to {quote.would_be:.3g}, over the "
-            f"budget of {quote.cap:g}{beside(reserved)}; nothing was read"
+            f"{rounds} rounds of study {study.draft.name} would bring the guaranteed epsilon to "
+            f"{rounded_up(quote.would_be)}, over the cap of {quote.cap:g}{beside(reserved)}; nothing was read"
         )
 
 

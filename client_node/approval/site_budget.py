@@ -7,15 +7,29 @@ from typing import Any
 
 from ...privacy.ledger import backup
 from ...privacy.ledger.chain import Head
-from ...privacy.ledger.charges import Budget, Spent
+from ...privacy.ledger.charges import Budget, RunCharges, Spent
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.report.build import SiteLedger, build_report
 from ..enrolment import Enrolment, NodeIdentity
-from ..errors import PolicyInvalid
+from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import BudgetPolicy, decisions, load_policy
 from ..study.toml import parse_json
-from .catalogue import known_studies
+from .catalogue import cached_study, known_studies
 from .charges import LEDGER_FILE, open_ledger, record_budget
+from .run_reservations import RunReservations
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRun:
+    """One run's part of an account, for people."""
+
+    run: str
+    study: str  # its name, or the beginning of its hash if the study is not known here any more
+    charged: int  # rounds of training
+    planned: int | None  # of the study; None if it is not known here any more
+    evaluation: bool  # charged
+    unsettled: int  # charged at their worst: open, or given up
+    holds: bool  # budget for its coming rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +40,18 @@ class SiteAccount:
     unit: str
     budget: Budget | None  # None if none was ever set
     spent: Spent | None  # at the budget's delta and collusion; None without a budget
+    runs: tuple[SiteRun, ...]  # in the order of their first charges
+
+    @property
+    def begun_anew(self) -> int:
+        """The number of runs whose study had been begun here before."""
+        return len(self.runs) - len({each.study for each in self.runs})
 
 
 def accounts(home: Path) -> list[SiteAccount]:
     """Lists every data set in the site's ledger, with its cap and its cost."""
     with _ledger(home) as ledger:
-        return _accounts(ledger)
+        return _accounts(home, ledger)
 
 
 def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[SiteAccount]:
@@ -46,7 +66,7 @@ def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> l
     with _ledger(home) as ledger:
         decisions.set_budget(home, budget)
         record_budget(ledger, load_policy(home))
-        return _accounts(ledger)
+        return _accounts(home, ledger)
 
 
 def budget_report(home: Path) -> dict[str, Any]:
@@ -55,7 +75,7 @@ def budget_report(home: Path) -> dict[str, Any]:
         return build_report(
             federation=Enrolment.load(home).address,
             sites={ledger.site: SiteLedger(ledger.public_key, ledger.entries())},
-            studies=[study.facts() for study in known_studies(home)],
+            studies=[study.canonical().decode() for study in known_studies(home)],
             signer=NodeIdentity.load(home).signer,
         )
 
@@ -76,10 +96,28 @@ def _ledger(home: Path) -> Ledger:
     return open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
 
 
-def _accounts(ledger: Ledger) -> list[SiteAccount]:
+def _accounts(home: Path, ledger: Ledger) -> list[SiteAccount]:
+    holding = RunReservations(home).runs()
     found = []
     for dataset, unit in ledger.accounts():
         budget = ledger.budget(dataset, unit)
         spent = ledger.spent(dataset, unit, budget.collusion, budget.delta) if budget else None
-        found.append(SiteAccount(dataset, unit, budget, spent))
+        runs = tuple(_run(home, each, holds=each.run in holding) for each in ledger.runs(dataset, unit))
+        found.append(SiteAccount(dataset, unit, budget, spent, runs))
     return found
+
+
+def _run(home: Path, charged: RunCharges, *, holds: bool) -> SiteRun:
+    try:
+        study = cached_study(home, charged.study)
+    except (StudyUnknown, StudyInvalid):
+        study = None  # the charges are told all the same
+    return SiteRun(
+        run=charged.run,
+        study=study.name if study else charged.study[:12],
+        charged=charged.updates,
+        planned=study.draft.rounds.rounds if study else None,
+        evaluation=charged.evaluations > 0,
+        unsettled=charged.unsettled,
+        holds=holds,
+    )

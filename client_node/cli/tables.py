@@ -1,22 +1,27 @@
 """Prints results for the `client-node` command: tables for people, JSON for programs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from ...models.rounding import rounded_down, rounded_up
 from ..study import Study
 from .console import err, out, print_json, show_page, table_of, tell
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.assessment import Assessment
     from ..approval.budget_planning import BudgetPlan
-    from ..approval.site_budget import SiteAccount
+    from ..approval.site_budget import SiteAccount, SiteRun
     from ..approval.study_decisions import Fetched, KnownStudy
     from ..data import DataReport
     from ..enrolment import Enrolment
+
+# what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
+_BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
@@ -93,12 +98,14 @@ def show_approval(assessment: "Assessment", as_json: bool) -> None:
         "sites": list(study.site_names()),
         "aggregators": [party.name for party in study.aggregators],
         "units here": assessment.data.units if assessment.data else None,
-        "epsilon spent": quote.spent if quote else None,
-        "epsilon after all rounds": quote.would_be if quote else None,
+        "epsilon planned": assessment.planned,
+        "epsilon spent before": assessment.spent,
+        "epsilon guaranteed after all rounds": quote.would_be if quote else None,
         "epsilon cap": quote.cap if quote else None,
         "takes part in the evaluation": assessment.evaluates,
     }
-    show_facts("Approved", {name: value for name, value in facts.items() if value is not None}, as_json)
+    known = {name: value for name, value in facts.items() if value is not None}
+    show_facts("Approved", known if as_json else _rounded(known), as_json)
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
@@ -126,26 +133,67 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
 
 
 def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
-    """Prints cap and cost of every data set in the ledger."""
-    rows = []
-    for account in accounts:
-        budget, spent = account.budget, account.spent
-        rows.append(
-            {
-                "data set": account.dataset,
-                "unit": account.unit,
-                "cap": budget.epsilon if budget else None,
-                "PLD": spent.pld if spent else None,
-                "RDP": spent.rdp if spent else None,
-                "delta": budget.delta if budget else None,
-                "colluding": budget.collusion if budget else None,
-                "releases": spent.releases if spent else None,
-                "unprotected": spent.unprotected if spent else None,
-            }
-        )
-    if not as_json and not any(row["unprotected"] for row in rows):
+    """Prints cap and cost of every data set in the ledger, and the runs that were charged."""
+    rows = [_account_row(account) for account in accounts]
+    if as_json:
+        runs = [[asdict(each) for each in account.runs] for account in accounts]
+        return print_json([_keys(row) | {"runs": each} for row, each in zip(rows, runs, strict=True)])
+    if not any(row["unprotected"] for row in rows):
         rows = [{name: value for name, value in row.items() if name != "unprotected"} for row in rows]
-    show("Budget: cap on epsilon, and what was spent by PLD and by RDP", rows, as_json)
+    show(
+        "Epsilon of each data set: guaranteed, under its cap, and spent", [_rounded(row) for row in rows], as_json=False
+    )
+    for account in accounts:
+        _show_runs(account)
+
+
+def _account_row(account: "SiteAccount") -> dict[str, Any]:
+    budget, spent = account.budget, account.spent
+    left = max(0.0, budget.epsilon - spent.guaranteed) if budget and spent else None
+    return {
+        "data set": account.dataset,
+        "unit": account.unit,
+        "cap": budget.epsilon if budget else None,
+        "guaranteed": spent.guaranteed if spent else None,
+        "left": left,
+        "spent by PLD": spent.pld if spent else None,
+        "spent by RDP": spent.rdp if spent else None,
+        "delta": budget.delta if budget else None,
+        "colluding": budget.collusion if budget else None,
+        "releases": spent.releases if spent else None,
+        "unprotected": spent.unprotected if spent else None,
+    }
+
+
+def _held(run: "SiteRun") -> str:
+    if not run.holds or run.planned is None:
+        return "-"
+    return f"{max(0, run.planned - run.charged)} rounds"
+
+
+def _show_runs(account: "SiteAccount") -> None:
+    if not account.runs:
+        return
+    rows = [
+        {
+            "run": each.run,
+            "study": each.study,
+            "rounds charged": f"{each.charged} of {'?' if each.planned is None else each.planned}",
+            "evaluation": "charged" if each.evaluation else "-",
+            "not settled": each.unsettled,
+            "holds budget for": _held(each),
+        }
+        for each in account.runs
+    ]
+    show(f"Runs charged on {account.dataset}", rows, as_json=False)
+    anew = f", {account.begun_anew} of them of a study that had been begun before" if account.begun_anew else ""
+    out.print(
+        f"{len(rows)} runs{anew}. Guaranteed holds whatever was chosen, stopped or begun anew because of results; the "
+        "cap is kept by it. Spent holds only if nothing was. A run that was stopped keeps its charges. Budget is held "
+        "for a run until the coordinator says that it is over, which it may do early, or is silent for a day; other "
+        "runs may take it then.",
+        highlight=False,
+    )
 
 
 def show_budget_report(report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool) -> None:
@@ -165,6 +213,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
             "RDP": cost.rdp,
             "PLD with all before": cost.pld_after,
             "RDP with all before": cost.rdp_after,
+            "guaranteed with all before": cost.guaranteed_after,
         }
         for cost in plan.costs
     ]
@@ -178,6 +227,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
         "delta": budget.delta,
         "colluding": budget.collusion,
         "spent or held": plan.spent,
+        "guaranteed for what is spent or held": plan.guaranteed,
         "rounds": plan.rounds,
         "rounds that fit in what is left": plan.rounds_left,
         "rounds that fit in the cap from zero": plan.rounds_from_zero,
@@ -187,8 +237,12 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
     }
     if as_json:
         return print_json(_keys(facts) | {"costs": [_keys(cost) for cost in costs]})
-    show(f"Epsilon of the whole study at delta {budget.delta:g}, by colluding sites", costs, as_json=False)
-    show_facts("Plan", facts, as_json=False)
+    show(
+        f"Epsilon of the whole study at delta {budget.delta:g}, by colluding sites",
+        [_rounded(cost) for cost in costs],
+        False,
+    )
+    show_facts("Plan", _rounded(facts), as_json=False)
 
 
 def study_facts(study: Study) -> dict[str, dict[str, Any]]:
@@ -224,9 +278,22 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     }
 
 
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Replaces every bound on epsilon in a row by its text, rounded to the side on which it holds."""
+
+    def told(name: str, value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        if name == "left":
+            return rounded_down(value)
+        return rounded_up(value) if name.startswith(_BOUNDS) else value
+
+    return {name: told(name, value) for name, value in row.items()}
+
+
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.6g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

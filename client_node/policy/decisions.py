@@ -36,7 +36,7 @@ Fingerprint = Annotated[str, AfterValidator(_is_fingerprint)]
 class BudgetPolicy(StrictModel):
     """The most that all studies together may cost one unit of the data set."""
 
-    epsilon: float = Field(gt=0, le=1000, examples=["3.0"])
+    epsilon: float = Field(gt=0, le=1000, examples=["4.0"])
     delta: float = Field(gt=0, le=1e-3, examples=["1e-5"], description="less than one in the number of units")
     collusion: int = Field(default=1, ge=0, le=1000)  # sites that may pool what they know with an observer
 

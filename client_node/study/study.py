@@ -201,23 +201,6 @@ class Study(StrictModel):
         plain = self.model_dump(mode="json", by_alias=True)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
-    def facts(self) -> dict[str, Any]:
-        """Returns the study as a budget report states it."""
-        privacy = self.draft.privacy
-        return {
-            "name": self.name,
-            "hash": self.study_hash,
-            "mode": privacy.mode,
-            "delta": privacy.delta,
-            "collusion": privacy.collusion,
-            "sites": list(self.site_names()),
-            "rounds": self.draft.rounds.rounds,
-            "noise_multiplier": privacy.noise_multiplier,
-            "clip_norm": privacy.clip_norm,
-            "sample_rate": privacy.sample_rate,
-            "max_dropouts": privacy.max_dropouts,
-        }
-
     @property
     def study_hash(self) -> str:
         """SHA-256 of the canonical form, hexadecimal."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...client_node.cli.console import err, out, print_json, show_page, table_of
+from ...models.rounding import rounded_down, rounded_up
 from ..federation.members import Invitation, Member
 
 if TYPE_CHECKING:  # accounting takes seconds to import
@@ -56,8 +57,8 @@ def show_created_study(study: "StudySummary", as_json: bool) -> None:
     if study.epsilon is not None:
         aimed = f", solved for a target of {study.target_epsilon:g}" if study.target_epsilon else ""
         out.print(
-            f"Noise multiplier {study.noise_multiplier:g}{aimed}: a whole run costs epsilon {study.epsilon:.3f} at "
-            f"delta {study.delta:g} with {study.collusion} colluding.",
+            f"Noise multiplier {study.noise_multiplier:g}{aimed}: a whole run is planned to cost epsilon "
+            f"{rounded_up(study.epsilon, 3)} at delta {study.delta:g} with {study.collusion} colluding.",
             highlight=False,
         )
     out.print(
@@ -124,10 +125,11 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
     if found.metrics.auc_tied is not None and found.judged == "labels":
         out.print(f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one.")
     if found.epsilon is not None:
+        alone, added = rounded_up(found.epsilon, 3), rounded_up(found.epsilon_added or 0.0, 3)
         out.print(
-            f"Noise of std {found.noise_std:.3g} in every count. Cost for every {found.unit}: epsilon "
-            f"{found.epsilon:.3f} by itself, {found.epsilon_added:.3f} on top of the run's updates, at delta "
-            f"{found.delta:g} with {found.collusion} colluding."
+            f"Noise of std {found.noise_std:.3g} in every count. Planned cost for every {found.unit}: epsilon {alone} "
+            f"by itself, {added} on top of the run's updates, at delta {found.delta:g} with {found.collusion} "
+            "colluding."
         )
 
 
@@ -151,21 +153,21 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
 
 
 def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool) -> None:
-    """Writes a budget report as a page, or prints it as JSON or as a table of spent epsilon."""
+    """Writes a budget report as a page, or prints it as JSON or as a table of epsilons."""
     from ...privacy.report.build import render_html
 
     show_page(
         "Report",
         report,
         page=lambda: render_html(report),
-        table=lambda: out.print(table_of("Spent", spent_rows(report))),
+        table=lambda: out.print(table_of("Guaranteed and spent", spent_rows(report))),
         html=html,
         as_json=as_json,
     )
 
 
 def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lists spent epsilon, a row for each site, data set and number of colluding sites."""
+    """Lists guaranteed and spent epsilon, a row for each site, data set and number of colluding sites."""
     return [
         {
             "site": site["name"],
@@ -173,9 +175,10 @@ def spent_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             "unit": account["unit"],
             "releases": account["releases"],
             "colluding": spent["colluding"],
-            "ε by PLD": f"{float(spent['pld']):.3f}",
-            "ε by RDP": f"{float(spent['rdp']):.3f}",
-            "budget": f"{float(account['budget']['epsilon']):g}" if account["budget"] else "none",
+            "guaranteed ε": rounded_up(float(spent["guaranteed"]), 3),
+            "spent ε by PLD": rounded_up(float(spent["pld"]), 3),
+            "by RDP": rounded_up(float(spent["rdp"]), 3),
+            "cap": f"{float(account['budget']['epsilon']):g}" if account["budget"] else "none",
             "δ": f"{float(account['budget']['delta']):g}" if account["budget"] else "",
         }
         for site in report["sites"]
@@ -202,10 +205,10 @@ def show_audit(facts: "AuditFacts", as_json: bool) -> None:
 def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
     """Makes the table rows of an audit."""
     found = {finding.check: finding.detail for finding in reversed(facts.findings)}
-    bound = f"at least {facts.lower_bound:.3f} at {100 * facts.confidence:g} % confidence"
+    bound = f"at least {rounded_down(facts.lower_bound, 3)} at {100 * facts.confidence:g} % confidence"
     guesses = f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries right"
     return [
-        {"check": "epsilon of a step", "claimed": f"{facts.claimed_epsilon:.3f}", "found": f"{bound}; {guesses}"},
+        {"check": "epsilon of a step", "claimed": rounded_up(facts.claimed_epsilon, 3), "found": f"{bound}; {guesses}"},
         *({"check": name, "claimed": "", "found": found.get(name, "holds")} for name in facts.checks),
     ]
 

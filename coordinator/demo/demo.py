@@ -25,6 +25,7 @@ from ...client_node.files import write_private
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study, StudyDraft, load_draft
 from ...client_node.training.study_model import load_study_model
+from ...models.rounding import rounded_down, rounded_up
 from ...privacy.report.build import render_html
 from ...privacy.report.schema import dump
 from ...privacy.report.verify import verify_file
@@ -38,7 +39,7 @@ from .processes import DemoFederation
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
-_BUDGET = 3.0  # epsilon that each demo site puts on its data set
+_BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
@@ -239,6 +240,7 @@ def _harvest(
         return {
             "epsilon": spent and spent.pld,
             "epsilon_rdp": spent and spent.rdp,
+            "epsilon_guaranteed": spent and spent.guaranteed,
             "unit": study.draft.data.unit,
             "delta": study.draft.privacy.delta if has_guarantee else None,
             **quality,
@@ -389,16 +391,21 @@ def _over_records(interval: list[float]) -> str:
 def _privacy_figures(outcome: dict[str, Any]) -> _Rows:
     if outcome["epsilon"] is None:
         return []
-    spent = f"{outcome['epsilon']:.2f} ({outcome['epsilon_rdp']:.2f} by RDP)"
-    bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes"
+    bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes; cap {_BUDGET:g}"
+    spent, by_rdp = rounded_up(outcome["epsilon"]), rounded_up(outcome["epsilon_rdp"])
     audit = [("  audited, a step", *_audit_texts(outcome["audit"]))] if outcome["audit"] else []
-    return [("ε by PLD", spent, bound), *audit]
+    return [
+        ("ε guaranteed", rounded_up(outcome["epsilon_guaranteed"]), bound),
+        ("  spent", spent, f"by PLD ({by_rdp} by RDP): if nothing was chosen or stopped by results"),
+        *audit,
+    ]
 
 
 def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:
     found = "; ".join(finding["check"] for finding in audit["findings"]) or f"{len(audit['checks'])} checks hold"
     claim, bound = float(audit["claimed_epsilon"]), float(audit["lower_bound"])
-    return f"≥ {bound:.2f}", f"{100 * float(audit['confidence']):g} % confidence, claimed {claim:.2f}; {found}"
+    sure = f"{100 * float(audit['confidence']):g} % confidence"
+    return f"≥ {rounded_down(bound)}", f"{sure}, claimed {rounded_up(claim)}; {found}"
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:

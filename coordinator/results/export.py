@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
 from ...models.records import fields
-from ...privacy.ledger.charges import Books, Spent, spent
+from ...privacy.ledger import charges
+from ...privacy.ledger.charges import Books, Spent
 from ..errors import Conflict
 from ..store import LedgerReplica, Store
 from ..studies.catalogue import load_study, study_start
@@ -77,6 +79,7 @@ def _publish(
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
     metrics = measurement(store, run_id).metrics if is_measured else None
+    spent = largest_epsilon(store, study, colluding=privacy.collusion) if has_guarantee else None
     writes = study.draft.data.kind.judged == "completions"
     card = ModelCard(
         study=study.name,
@@ -86,7 +89,8 @@ def _publish(
         rounds=store.last_round(run_id).number,
         unit=study.draft.data.unit,
         mode=privacy.mode,
-        epsilon=largest_epsilon(store, study, colluding=privacy.collusion).pld if has_guarantee else None,
+        epsilon=spent.pld if spent else None,
+        guaranteed=spent.guaranteed if spent else None,
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
         auc=metrics.auc if metrics and not writes else None,
@@ -113,14 +117,19 @@ def require_charges(store: Store, run_id: str) -> None:
 
 
 def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
-    """Computes the largest epsilon that a site has spent on a data set of the study's unit, at the study's delta."""
-    replica, worst = LedgerReplica(store), Spent(0.0, 0.0, 0, 0)
+    """Computes the largest of each figure that a site has on a data set of the study's unit, at the study's delta."""
+    replica, worst = LedgerReplica(store), Spent(0.0, 0.0, 0.0, 0, 0)
     for site in study.sites:
         books = Books.replay(replica.entries(site.name))
         for dataset, unit in books.accounts():
             if unit == study.draft.data.unit:
-                found = spent(books.releases(dataset, unit), colluding=colluding, delta=study.draft.privacy.delta)
-                worst = max(worst, found, key=lambda one: one.pld)
+                found = charges.spent(
+                    books.releases(dataset, unit),
+                    colluding=colluding,
+                    delta=study.draft.privacy.delta,
+                    order=books.order_in_force(dataset, unit),
+                )
+                worst = Spent(*map(max, zip(astuple(worst), astuple(found), strict=True)))
     return worst
 
 

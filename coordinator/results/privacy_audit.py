@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...client_node.study import Study
+from ...models.rounding import rounded_down, rounded_up
 from ...privacy.ledger import chain
 from ...privacy.report.schema import AuditFacts, AuditFinding, audit_facts, dump
 from ..errors import AuditMissing, Conflict
@@ -81,8 +82,8 @@ def audit_run(store: Store, home: Path, run_id: str, *, engine: "Engine | None" 
     verdict = "passed" if facts.passed else "FAILED"
     store.add_privacy_test(
         PrivacyTest(run=run_id, kind="audit", facts=json.dumps(dump(facts))),
-        f"audit of run {run_id} at round {last.number} {verdict}: at least {facts.lower_bound:.2f}, "
-        f"claimed {facts.claimed_epsilon:.2f}, {len(facts.findings)} findings",
+        f"audit of run {run_id} at round {last.number} {verdict}: at least {rounded_down(facts.lower_bound)}, "
+        f"claimed {rounded_up(facts.claimed_epsilon)}, {len(facts.findings)} findings",
     )
     return facts
 
@@ -158,8 +159,8 @@ def summary(facts: AuditFacts) -> str:
     """Summarises one audit in a line."""
     bound = (
         f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries were right, so epsilon of one "
-        f"audited step at a fixed clip is at least {facts.lower_bound:.2f} ({100 * facts.confidence:g} % confidence), "
-        f"claimed {facts.claimed_epsilon:.2f}"
+        f"audited step at a fixed clip is at least {rounded_down(facts.lower_bound)} "
+        f"({100 * facts.confidence:g} % confidence), claimed {rounded_up(facts.claimed_epsilon)}"
     )
     if not facts.findings:
         return f"{bound}; {len(facts.checks)} checks of the step found nothing"

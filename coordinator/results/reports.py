@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ...client_node.study import Study
 from ...privacy.report.build import SiteLedger, build_report
 from ...privacy.report.schema import membership_facts
 from ..errors import NotFound
@@ -29,14 +28,8 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
     return build_report(
         load_settings(home).federation,
         ledgers,
-        [study_facts(found) for found in studies],
+        [found.canonical().decode() for found in studies],
         Pki.load(home).signer,
         audits=[facts for run in runs for facts in audits(store, run)],
         membership=[membership_facts(text) for run in runs for text in store.privacy_tests(run, "membership")],
     )
-
-
-def study_facts(study: Study) -> dict[str, Any]:
-    """Lists a study's facts for a report; a study without a guarantee has no noise among them."""
-    without = {} if study.draft.privacy.mode != "none" else {"delta": None, "noise_multiplier": None}
-    return study.facts() | without

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...client_node.study import Study
 from ...client_node.study.cost import planned_releases
+from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
 from ..store.states import RunState
@@ -73,13 +74,13 @@ def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
 
 
 def spent_text(study: Study, rounds: int) -> str:
-    """Writes the epsilon spent so far, and the part of the whole study's cost that is left."""
+    """Writes the epsilon of the rounds so far, and that of the whole plan."""
     privacy = study.draft.privacy
     if privacy.mode == "none":
         return "[red]no privacy[/]"
     now = planned_epsilon(study, rounds, colluding=privacy.collusion)
     whole = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
-    return f"ε {now:.2f} ({whole - now:.2f} left)"
+    return f"ε {rounded_up(now)} of {rounded_up(whole)} planned"
 
 
 def sent_text(rounds: list[Round]) -> str:

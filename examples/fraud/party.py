@@ -21,6 +21,7 @@ from cost import DELTA, cost
 from secure_gradient import SharedRows
 from terms import OWNERS, ROLES, Terms
 
+from confide.models.rounding import rounded_up
 from confide.mpc.crypten import runtime
 from confide.mpc.crypten.triples import Replicated
 from confide.mpc.errors import FrameRejected, OrderMismatch
@@ -147,9 +148,9 @@ def refuse(terms: Terms, *, max_epsilon: float, allow_unprotected: bool) -> None
     would_be = cost(terms.site_noise, terms.optimizer.steps, sum(terms.features)).other_owner
     if not would_be <= max_epsilon:
         raise BudgetExceeded(
-            f"the terms cost epsilon {would_be:.3f} at delta {DELTA:g}; this party allows {max_epsilon:g}",
+            f"the terms cost epsilon {rounded_up(would_be, 3)} at delta {DELTA:g}; this party allows {max_epsilon:g}",
             cap=max_epsilon,
-            spent=0.0,
+            guaranteed=0.0,
             would_be=would_be,
         )
     if terms.is_measured and not allow_unprotected:

@@ -30,6 +30,7 @@ from rich.table import Table
 from terms import ROLES, Terms
 
 from confide.models.evaluation.metrics import Estimate
+from confide.models.rounding import rounded_up
 from confide.mpc.links.certificates import make_certificate
 
 MAX_IDS = 6_000
@@ -146,7 +147,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     quality = Table("trained", "AUC", "95 % interval", "epsilon", title="On the held-out people", title_justify="left")
     for name, value in found["auc"].items():
         estimate = Estimate(**value)
-        shown = f"{epsilon['party']:.2f}" if name == "joint" else "none"
+        shown = rounded_up(epsilon["party"]) if name == "joint" else "none"
         quality.add_row(name, f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}", shown)
     console.print(quality)
     again = found["joint_repeated"]
@@ -156,9 +157,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     same = "equal" if found["equal_to_the_last_bit"] else "NOT EQUAL"
     console.print(f"joint without noise, against the same training in the clear: {same} to the last bit\n")
     private = Table("who looks", "protected", "epsilon", title=f"delta {found['delta']:g}", title_justify="left")
-    private.add_row("somebody outside", "whether a person was trained on", f"{epsilon['outsider']:.2f}")
-    private.add_row("the helper, which knows its own noise", "the same", f"{epsilon['party']:.2f}")
-    private.add_row("one owner, which knows its own noise", "the other's columns", f"{epsilon['other_owner']:.2f}")
+    private.add_row("somebody outside", "whether a person was trained on", rounded_up(epsilon["outsider"]))
+    private.add_row("the helper, which knows its own noise", "the same", rounded_up(epsilon["party"]))
+    private.add_row("one owner, which knows its own noise", "the other's columns", rounded_up(epsilon["other_owner"]))
     console.print(private)
     released = found["released"]
     console.print(f"opened of the data: {released['vectors']} noised vectors of {released['numbers']} numbers\n")

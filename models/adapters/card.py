@@ -6,6 +6,7 @@ from typing import Literal
 from ..backbones.checkpoints import ExpertFormat
 from ..errors import ExportRefused
 from ..evaluation.metrics import Estimate
+from ..rounding import rounded_up
 
 CARD = "README.md"  # as model hubs have it
 HEAD_TEXT = """
@@ -26,13 +27,14 @@ class ModelCard:
     rounds: int  # that entered the adapter
     unit: str  # what privacy protects, e.g. "patient"
     mode: Literal["distributed", "local", "none"]
-    epsilon: float | None  # spent on any one unit; None for mode "none"
+    epsilon: float | None  # spent on any one unit, if nothing was chosen by results; None for mode "none"
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
     audit: str  # in words: what an empirical audit of the training step found, or why there is none
     experts: ExpertFormat = "float32"  # how routed experts were held while it was trained
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
+    guaranteed: float | None = None  # epsilon that holds whatever was chosen by results, where it is known
 
     def __post_init__(self) -> None:
         if (self.epsilon is None or self.delta is None) != (self.mode == "none"):
@@ -69,8 +71,14 @@ class ModelCard:
         )
 
     def _privacy(self) -> str:
-        return privacy_text(
+        spent = privacy_text(
             mode=self.mode, epsilon=self.epsilon, delta=self.delta, unit=self.unit, collusion=self.collusion
+        )
+        if self.guaranteed is None:
+            return spent
+        return (
+            f"{spent}. That is what was spent if no study and no end of a run was chosen by earlier results; whatever "
+            f"was chosen, epsilon {rounded_up(self.guaranteed, 3)} is guaranteed"
         )
 
 
@@ -79,7 +87,7 @@ def privacy_text(*, mode: str, epsilon: float | None, delta: float | None, unit:
     if epsilon is None or delta is None:
         return "**none: trained without noise, not for private records**"
     return (
-        f"epsilon {epsilon:.3f} at delta {delta:g} for one {unit} (added or removed with all records), "
+        f"epsilon {rounded_up(epsilon, 3)} at delta {delta:g} for one {unit} (added or removed with all records), "
         f"noise {mode}, even if {collusion} of the sites collude"
     )
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ..errors import InvalidRelease
+from ..rounding import rounded_up
 from .card import ModelCard, privacy_text
 
 FILE = "confide.json"
@@ -143,7 +144,7 @@ def composition(sources: Sequence[Source]) -> str:
             epsilon, delta = (sum(getattr(each, name) for each in bound) for name in ("epsilon", "delta"))
             lines.append(
                 f"For one {unit} who took part in several, epsilons and deltas add up (basic composition): at most "
-                f"epsilon {epsilon:.3f} at delta {delta:.3g} in all {len(bound)}."
+                f"epsilon {rounded_up(epsilon, 3)} at delta {delta:.3g} in all {len(bound)}."
             )
     return "\n".join(lines)
 

@@ -1,13 +1,17 @@
 """The joint epsilon of all releases about one data set.
 
 Privacy unit: one person, added or removed with all their records. Holds for Poisson sampling of units and noise that
-every site really adds; a malicious site counts as a colluding one. Two accountants answer side by side:
+every site really adds; a malicious site counts as a colluding one. Two accountants answer side by side for releases
+that were all planned beforehand:
 
-* RDP at whole orders (`renyi`).
+* RDP at whole orders (`renyi`), the best of them.
 * PLD (dp-accounting, connect-the-dots, grid 1e-3, pessimistic): mostly tighter; RDP's bound stands for it where that is
   the smaller one, as for very many cheap releases, of which every one is rounded up to the grid.
 
-Both hold for the integer noise that is really drawn, by a proof written out in `docs/noise.md`: a sum of discrete
+A third figure holds also for releases that were chosen, or stopped, by earlier results: `epsilon_guaranteed`, RDP at
+one order that was fixed beforehand. Caps are kept by it. It is never below the other two.
+
+All hold for the integer noise that is really drawn, by a proof written out in `docs/noise.md`: a sum of discrete
 Gaussians is, but for a factor of 1 + 1e-136 a coordinate, what anybody could make of a continuous Gaussian of variance
 less by `SMOOTHING`^2, and that smaller variance is the one accounted for.
 
@@ -137,6 +141,15 @@ def epsilon_rdp(releases: Releases, delta: float, colluding: int) -> float:
     return _epsilon_rdp(merge(releases, colluding), _checked(delta))
 
 
+def epsilon_guaranteed(releases: Releases, delta: float, colluding: int, order: int) -> float:
+    """Upper bound on epsilon by the Rényi filter at `order`; 0 for no release, infinite where noise is absent.
+
+    Holds even if each release was chosen by the results of those before it, in number too, provided that `order` was
+    not: `renyi.filter_order` derives it from a cap. Proof: `docs/noise.md`, section 8.
+    """
+    return _epsilon_guaranteed(merge(releases, colluding), _checked(delta), order)
+
+
 def merge(releases: Releases, colluding: int) -> Merged:
     """Counts the releases' steps by (noise multiplier, sample rate), both to `DIGITS` digits on the safe side."""
     counts: Counter[tuple[float, float]] = Counter()
@@ -198,14 +211,20 @@ def topup_noise(site_noise_int: int, *, planned: int, sites: int, collusion: int
 
 
 def solve_noise_multiplier(
-    releases: Callable[[float], Releases], target_epsilon: float, delta: float, colluding: int
+    releases: Callable[[float], Releases],
+    target_epsilon: float,
+    delta: float,
+    colluding: int,
+    *,
+    order: int | None = None,
 ) -> float:
-    """Smallest noise multiplier at which `releases` cost at most `target_epsilon` by PLD, at most 0.05 % too large.
+    """Smallest noise multiplier at which `releases` cost at most `target_epsilon`, at most 0.05 % too large.
 
     Args:
         releases: all that is released at a given noise multiplier, whatever else it holds: an evaluation with noise of
             its own, what was spent before. More noise must not cost more.
         target_epsilon: for an observer who knows the noise of `colluding` sites.
+        order: of the filter that has to admit all of it; None for a plan's cost by PLD.
 
     Returns:
         A multiplier of at most `DIGITS` significant digits; its own cost was computed, so the target holds for it.
@@ -217,7 +236,10 @@ def solve_noise_multiplier(
         raise InvalidPrivacyParameter(f"target_epsilon must be finite and > 0, got {target_epsilon}")
 
     def fits(multiplier: float) -> bool:
-        return epsilon_pld(releases(multiplier), delta, colluding) <= target_epsilon
+        planned = releases(multiplier)
+        if order is None:
+            return epsilon_pld(planned, delta, colluding) <= target_epsilon
+        return epsilon_guaranteed(planned, delta, colluding, order) <= target_epsilon
 
     high = 1.0
     while not fits(high):
@@ -262,6 +284,11 @@ def _shorten(value: float, rounding: str, digits: int) -> float:
 @lru_cache(maxsize=4096)
 def _epsilon_rdp(merged: Merged, delta: float) -> float:
     return renyi.epsilon(merged, delta) if merged else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_guaranteed(merged: Merged, delta: float, order: int) -> float:
+    return renyi.epsilon_at(merged, delta, order) if merged else 0.0
 
 
 @lru_cache(maxsize=4096)

@@ -5,12 +5,13 @@ at its worst, written before it can), `settle` (which sites a release really sum
 stays charged at its worst: nobody can prove that nothing was released.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..accounting import Release, composition
+from ..accounting import Release, composition, renyi
 from ..errors import InvalidPrivacyParameter, LedgerBroken
 from . import canonical
 from .chain import Entry
@@ -92,12 +93,28 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Spending on one data set: upper bounds on epsilon by both accountants, and the number of releases."""
+    """Spending on one data set: upper bounds on epsilon, and the number of releases.
+
+    `pld` and `rdp` are true of releases that were all decided beforehand. `guaranteed` is true whatever was chosen or
+    stopped by earlier results; the cap is kept by it.
+    """
 
     pld: float
     rdp: float
+    guaranteed: float
     releases: int
-    unprotected: int  # of them without noise; any makes both epsilons infinite
+    unprotected: int  # of them without noise; any makes every epsilon infinite
+
+
+@dataclass(frozen=True, slots=True)
+class RunCharges:
+    """What one run has charged on one data set and unit, whether or not it came to its end."""
+
+    study: str  # hash
+    run: str
+    updates: int  # rounds of training
+    evaluations: int
+    unsettled: int  # of both: still open, or given up; they stay charged at their worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,7 @@ class Books:
     budgets: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> the one in force
     booked: dict[tuple[str, int], Booked] = field(default_factory=dict)  # (run, round)
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (dataset, unit)
+    _orders: dict[tuple[str, str], int] = field(default_factory=dict)  # of the filters of charged accounts
     _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
 
     @classmethod
@@ -161,6 +179,36 @@ class Books:
         """Counts the releases to account for on one data set and unit, across studies."""
         tally = self.tallies.get((dataset, unit))
         return tally.releases() if tally else Counter()
+
+    def runs(self, dataset: str, unit: str) -> list[RunCharges]:
+        """Counts the charges on one data set and unit by run, in the order of their first charges."""
+        found: dict[str, list[Booked]] = {}
+        for booked in self.booked.values():
+            if (booked.charge.dataset, booked.charge.unit) == (dataset, unit):
+                found.setdefault(booked.charge.run, []).append(booked)
+        return [
+            RunCharges(
+                study=charged[0].charge.study,
+                run=run,
+                updates=sum(booked.charge.purpose == "update" for booked in charged),
+                evaluations=sum(booked.charge.purpose == "evaluation" for booked in charged),
+                unsettled=sum(booked.summed is None for booked in charged),
+            )
+            for run, charged in found.items()
+        ]
+
+    def order(self, budget: Budget) -> int:
+        """The order of the filter for the account of `budget`: fixed by the budget under which it was first charged.
+
+        Until then it follows from `budget`. Were it to follow a later cap, it would depend on what was released.
+        """
+        fixed = self._orders.get((budget.dataset, budget.unit))
+        return renyi.filter_order(budget.epsilon, budget.delta) if fixed is None else fixed
+
+    def order_in_force(self, dataset: str, unit: str) -> int | None:
+        """The order of the filter that keeps the cap in force; None if there is no cap."""
+        budget = self.budgets.get((dataset, unit))
+        return self.order(budget) if budget else None
 
     def charged(self, run: str, purpose: str) -> int:
         """The number of releases of `run` that are reserved for that purpose."""
@@ -203,6 +251,8 @@ class Books:
         if (charge.run, charge.round) in self.booked:
             raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
         account = charge.dataset, charge.unit
+        if (order := self.order_in_force(*account)) is not None:
+            self._orders[account] = order
         tally = self.tallies.get(account, Tally())
         place = tally.add(Kind(charge.study, charge.purpose, False, charge.release), entry.time)
         self.tallies[account] = tally
@@ -236,11 +286,17 @@ def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
         raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")
 
 
-def spent(releases: Mapping[Release, int], *, colluding: int, delta: float) -> Spent:
-    """Both accountants' answer for `releases` (how many of each) together."""
+def spent(releases: Mapping[Release, int], *, colluding: int, delta: float, order: int | None) -> Spent:
+    """The accountants' and the filter's answer for `releases` (how many of each) together.
+
+    Args:
+        order: of the filter; None if there is none, and so no guarantee for what was chosen by results.
+    """
+    unfiltered = math.inf if releases else 0.0
     return Spent(
         pld=composition.epsilon_pld(releases, delta, colluding),
         rdp=composition.epsilon_rdp(releases, delta, colluding),
+        guaranteed=composition.epsilon_guaranteed(releases, delta, colluding, order) if order else unfiltered,
         releases=sum(releases.values()),
         unprotected=sum(count for release, count in releases.items() if release.mode == "none"),
     )

@@ -20,11 +20,12 @@ from typing import Any
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...models.rounding import rounded_up
 from ..accounting import Release, composition
 from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain
-from .charges import Books, Budget, Charge, Settlement, Spent
+from .charges import Books, Budget, Charge, RunCharges, Settlement, Spent
 from .entry_store import EntryStore
 
 __all__ = [
@@ -49,10 +50,10 @@ _PART = 1000  # entries in memory at a time while a ledger is taken up
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The price of a charge: a data set's epsilon before and after it, by PLD at the budget's delta and collusion."""
+    """The price of a charge: guaranteed epsilon before and after it, at the budget's delta and collusion."""
 
     cap: float
-    spent: float
+    guaranteed: float
     would_be: float
 
     @property
@@ -178,11 +179,21 @@ class Ledger:
         with self._reading():
             return self._yet(planned)
 
+    def order(self, budget: Budget) -> int:
+        """The order of the filter that keeps `budget`, which need not be in force yet: see `charges.Books.order`."""
+        with self._reading():
+            return self._books.order(budget)
+
     def spent(self, dataset: str, unit: str, colluding: int, delta: float) -> Spent:
         """The joint cost to one unit of all charges on one data set so far, across studies."""
         with self._reading():
-            releases = self._books.releases(dataset, unit)
-        return charges.spent(releases, colluding=colluding, delta=delta)
+            releases, order = self._books.releases(dataset, unit), self._books.order_in_force(dataset, unit)
+        return charges.spent(releases, colluding=colluding, delta=delta, order=order)
+
+    def runs(self, dataset: str, unit: str) -> list[RunCharges]:
+        """Counts the charges on one data set and unit by run, in the order of their first charges."""
+        with self._reading():
+            return self._books.runs(dataset, unit)
 
     def is_settled(self, run: str, round: int) -> bool:
         """True if the round's outcome is recorded, after which it must never be computed again."""
@@ -226,15 +237,16 @@ class Ledger:
         with self._reading():
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
-                return Quote(cap=math.inf, spent=math.inf, would_be=math.inf)
+                return Quote(cap=math.inf, guaranteed=math.inf, would_be=math.inf)
             yet = self._yet([*planned, *held])
-            return Quote(cap=budget.epsilon, spent=self._epsilon(budget), would_be=self._epsilon(budget, yet))
+            now, then = self._guaranteed(budget), self._guaranteed(budget, yet)
+            return Quote(cap=budget.epsilon, guaranteed=now, would_be=then)
 
     def reserve(self, charge: Charge, *, unprotected_allowed: bool = False) -> Entry:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
 
         Raises:
-            BudgetExceeded: by PLD, at the budget's delta and collusion, over all charges on the data set and unit.
+            BudgetExceeded: by the filter, at the budget's delta and collusion, over all charges on the account.
             BudgetMissing: no budget is set for the data set and unit.
             ChargeConflict: the round was charged before with other contents.
             UnprotectedRefused: the charge is unprotected and that was not allowed.
@@ -249,9 +261,9 @@ class Ledger:
                 return next(self._store.load(connection, before.seq, limit=1))
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
-                would_be = self._epsilon(budget, {charge.release: 1})
+                would_be = self._guaranteed(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
-                    raise _exceeded(budget, self._epsilon(budget), would_be)
+                    raise _exceeded(budget, self._guaranteed(budget), would_be)
             return append("reserve", canonical.to_record(charge))
 
     def settle(self, run: str, round: int, summed: Sequence[str]) -> Entry:
@@ -291,11 +303,12 @@ class Ledger:
             yet[charge.release] += max(0, count - self._books.charged(charge.run, charge.purpose))
         return yet
 
-    def _epsilon(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
-        """The epsilon that the budget's data set has cost, and would cost with `more`."""
+    def _guaranteed(self, budget: Budget, more: Mapping[Release, int] = MappingProxyType({})) -> float:
+        """The epsilon that the filter shows for the budget's data set, and would show with `more`."""
         releases = self._books.releases(budget.dataset, budget.unit)
         releases.update(more)
-        return composition.epsilon_pld(releases, budget.delta, budget.collusion)
+        order = self._books.order(budget)
+        return composition.epsilon_guaranteed(releases, budget.delta, budget.collusion, order)
 
     def _start(self) -> None:
         with self._writing() as (_, append):
@@ -363,12 +376,12 @@ def _forked(known: Entry, rest: Iterator[Entry]) -> LedgerForked:
     )
 
 
-def _exceeded(budget: Budget, spent: float, would_be: float) -> BudgetExceeded:
+def _exceeded(budget: Budget, guaranteed: float, would_be: float) -> BudgetExceeded:
     return BudgetExceeded(
         f"data set {budget.dataset!r}, unit {budget.unit!r}: the cap is epsilon {budget.epsilon:g} at delta "
-        f"{budget.delta:g} with {budget.collusion} colluding; spent {spent:.4g}, with this charge it would be "
-        f"{would_be:.4g}",
+        f"{budget.delta:g} with {budget.collusion} colluding; guaranteed so far is {rounded_up(guaranteed)}, with this "
+        f"charge it would be {rounded_up(would_be)}",
         cap=budget.epsilon,
-        spent=spent,
+        guaranteed=guaranteed,
         would_be=would_be,
     )

@@ -10,13 +10,14 @@ from importlib.metadata import version
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from ..accounting import composition, renyi
 from ..errors import ReportInvalid
 from ..ledger import canonical, chain
 from ..ledger.chain import Entry, verify_chain
 from ..ledger.charges import Books
-from . import statement
+from . import statement, study_terms
 from .page import render_html
 from .schema import (
     FORMAT,
@@ -28,8 +29,8 @@ from .schema import (
     MembershipFacts,
     Report,
     SiteReport,
+    StudyText,
     dump,
-    study_facts,
 )
 
 __all__ = ["SiteLedger", "build_report", "render_html"]
@@ -46,7 +47,7 @@ class SiteLedger:
 def build_report(
     federation: str,
     sites: Mapping[str, SiteLedger],
-    studies: Sequence[Mapping[str, Any]],
+    studies: Sequence[str],
     signer: Ed25519PrivateKey,
     *,
     audits: Sequence[AuditFacts] = (),
@@ -57,22 +58,23 @@ def build_report(
     Args:
         federation: its name.
         sites: by name, which must be the one in the ledger's entry 0.
-        studies: for each the fields of `schema.StudyFacts`; name, hash and mode are required.
+        studies: their canonical texts. A study that was charged and is not among them is reported as unknown.
         audits: of the engine, as the issuer measured.
         membership: attacks on what was trained, as the issuer measured.
 
     Raises:
         LedgerBroken: a ledger does not hold together; names the entry.
-        ReportInvalid: a study's facts do not follow the schema, or a ledger is too long for a report.
+        ReportInvalid: a study's text is too long or no text, or a ledger is too long for a report.
     """
+    reports = [_site_report(name, ledger) for name, ledger in sorted(sites.items())]
     report = Report(
         format=FORMAT,
         federation=federation,
         issued=chain.now(),
         issuer=canonical.public_hex(signer),
         accountants=_accountants(),
-        studies=[study_facts(facts) for facts in studies],
-        sites=[_site_report(name, ledger) for name, ledger in sorted(sites.items())],
+        studies=_studies(studies, reports),
+        sites=reports,
         audits=list(audits),
         membership=list(membership),
         signature="0" * 128,
@@ -85,6 +87,17 @@ def build_report(
             "nothing was written. Report on fewer sites, one study at a time, or let each site report for itself"
         )
     return contents | {"signature": canonical.sign(signer, SIGNATURE_DOMAIN, encoded)}
+
+
+def _studies(texts: Sequence[str], sites: Sequence[SiteReport]) -> list[StudyText]:
+    """Every study that is given or was charged, by its hash."""
+    found: dict[str, str | None] = {event.study: None for site in sites for a in site.accounts for event in a.events}
+    found |= {study_terms.hash_of(text): text for text in texts}
+    try:
+        return [StudyText(hash=key, text=text) for key, text in sorted(found.items())]
+    except ValidationError as err:
+        problem = err.errors(include_input=False, include_url=False)[0]
+        raise ReportInvalid(f"a study's text: {problem['msg']}") from err
 
 
 def _site_report(name: str, ledger: SiteLedger) -> SiteReport:
@@ -106,4 +119,5 @@ def _accountants() -> Accountants:
         sampler="poisson",
         pld=f"dp-accounting {version('dp-accounting')}, connect-the-dots, pessimistic, grid {composition.GRID:g}",
         rdp=f"sampled Gaussian at whole orders {renyi.ORDERS[0]} to {renyi.ORDERS[-1]}",
+        filter="Rényi filter at one order, fixed by the cap under which an account is first charged",
     )

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from ...models.rounding import rounded_down, rounded_up
 from .meaning import most_found
 from .plot import Plot, Scale, linear, logarithmic, nice_top, ticks, time_ticks, whole_ticks
 from .schema import Account, AuditFacts, MembershipFacts
@@ -15,32 +16,32 @@ _DECADES = [(1e-3, "0.1 %"), (1e-2, "1 %"), (1e-1, "10 %"), (1.0, "100 %")]
 
 
 def course(account: Account) -> Markup:
-    """Epsilon over releases by both accountants, for an account that has a budget and a course; empty otherwise."""
+    """Epsilon over releases, spent and guaranteed, for an account that has a budget and a course; empty otherwise."""
     if account.budget is None or not account.course:
         return Markup("")
-    plot = Plot(width=560, height=164, left=34, right=56, top=26, bottom=38)
+    plot = Plot(width=560, height=164, left=34, right=78, top=26, bottom=38)
     last, cap = account.course[-1], account.budget.epsilon
     x = linear(0, last.releases, *plot.x_range)
     y = _epsilon_axis(plot, account)
     plot.x_axis("releases", x, whole_ticks(last.releases))
-    for kind, name in (("rdp", "RDP"), ("pld", "PLD")):
+    for kind, name in (("rdp", "RDP"), ("pld", "PLD"), ("guaranteed", "guaranteed")):
         values = [(0, 0.0)] + [(point.releases, getattr(point, kind)) for point in account.course]
         places = [(x(releases), y(epsilon)) for releases, epsilon in values if math.isfinite(epsilon)]
         plot.curve(kind, places)
         plot.dot(f"{kind}-dot", *places[-1])
         plot.name(f"{kind}-name", places[-1][1], name)
     story = (
-        f"After {last.releases} releases epsilon is {_said(last.pld)} by PLD and {_said(last.rdp)} by RDP; "
-        f"budget {cap:g}."
+        f"After {last.releases} releases guaranteed epsilon is {_said(last.guaranteed)}; spent is {_said(last.pld)} by "
+        f"PLD and {_said(last.rdp)} by RDP; cap {cap:g}."
     )
     return plot.svg("course", f"Epsilon over releases, {account.dataset}", story)
 
 
 def over_time(account: Account, issued: str) -> Markup:
-    """Epsilon by PLD over the site's clock until the report was issued; empty where `course` is."""
+    """Guaranteed epsilon over the site's clock until the report was issued; empty where `course` is."""
     if account.budget is None or not account.course:
         return Markup("")
-    plot = Plot(width=560, height=164, left=34, right=56, top=26, bottom=38)
+    plot = Plot(width=560, height=164, left=34, right=78, top=26, bottom=38)
     times = [_seconds(point.time) for point in account.course]
     first, end = min(times), max(*times, _seconds(issued))
     margin = max(30.0, 0.03 * (max(times) - first))
@@ -51,15 +52,15 @@ def over_time(account: Account, issued: str) -> Markup:
     plot.x_axis("reserved, by the site’s clock (UTC)", x, time_ticks(first - margin, last))
     places, before = [(x(first - margin), y(0))], 0.0
     for time, point in zip(times, account.course, strict=True):
-        places += [(x(time), y(before)), (x(time), y(point.pld))]
-        before = point.pld
+        places += [(x(time), y(before)), (x(time), y(point.guaranteed))]
+        before = point.guaranteed
     places.append((x(last), y(before)))
     plot.curve("wash", [*places, (x(last), y(0))], closed=True)
-    plot.curve("pld", places)
-    plot.name("pld-name", places[-1][1], "PLD")
+    plot.curve("guaranteed", places)
+    plot.name("guaranteed-name", places[-1][1], "guaranteed")
     story = (
-        f"From {account.course[0].time[:10]} to {account.course[-1].time[:10]} epsilon rose to {_said(before)}; "
-        f"budget {account.budget.epsilon:g}."
+        f"From {account.course[0].time[:10]} to {account.course[-1].time[:10]} guaranteed epsilon rose to "
+        f"{_said(before)}; cap {account.budget.epsilon:g}."
     )
     return plot.svg("course", f"Epsilon over time, {account.dataset}", story)
 
@@ -82,14 +83,14 @@ def audits(found: Sequence[AuditFacts]) -> Markup:
         plot.line("reach", x(facts.lower_bound), y, x(facts.largest_bound), y)
         plot.line("reach", x(facts.largest_bound), y - 5, x(facts.largest_bound), y + 5)
         plot.line("claim", x(facts.claimed_epsilon), y - 10, x(facts.claimed_epsilon), y + 20)
-        bound = f"at least {facts.lower_bound:.2f}"
+        bound = f"at least {rounded_down(facts.lower_bound)}"
         # below the bar, or above it where it would meet the claim's label
         is_crowded = x(facts.claimed_epsilon) - x(facts.lower_bound) < 90
         plot.text("label", x(facts.lower_bound) + 5, y - 9 if is_crowded else y + 20, bound)
-        plot.text("claim-name", x(facts.claimed_epsilon) + 5, y + 20, f"claimed {facts.claimed_epsilon:.2f}")
+        plot.text("claim-name", x(facts.claimed_epsilon) + 5, y + 20, f"claimed {rounded_up(facts.claimed_epsilon)}")
     story = " ".join(
-        f"Run {facts.run}, round {facts.round}: claimed {facts.claimed_epsilon:.2f}, shown to be at least "
-        f"{facts.lower_bound:.2f} at {100 * facts.confidence:g} per cent confidence."
+        f"Run {facts.run}, round {facts.round}: claimed {rounded_up(facts.claimed_epsilon)}, shown to be at "
+        f"least {rounded_down(facts.lower_bound)} at {100 * facts.confidence:g} per cent confidence."
         for facts in found
     )
     return plot.svg("audits", "Audit bounds beside the claims", story)
@@ -142,17 +143,17 @@ def _legend(plot: Plot, attacks: Sequence[MembershipFacts]) -> None:
 def _epsilon_axis(plot: Plot, account: Account) -> Scale:
     assert account.budget is not None
     cap = account.budget.epsilon
-    shown = [value for point in account.course for value in (point.pld, point.rdp) if math.isfinite(value)]
+    shown = [value for point in account.course for value in (point.rdp, point.guaranteed) if math.isfinite(value)]
     top = nice_top(max([cap, *shown]))
     y = linear(0, top, *plot.y_range)
     plot.y_axis("epsilon", y, ticks(top))
     plot.level("cap", y(cap))
-    plot.name("cap-name", y(cap), "budget")
+    plot.name("cap-name", y(cap), "cap")
     return y
 
 
 def _said(epsilon: float) -> str:
-    return f"{epsilon:.2f}" if math.isfinite(epsilon) else "unbounded"
+    return rounded_up(epsilon) if math.isfinite(epsilon) else "unbounded"
 
 
 def _seconds(time: str) -> float:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...models.rounding import rounded_down, rounded_up
+from ..accounting import renyi
 from ..ledger import canonical
-from . import figures, meaning, schema, templating
+from ..ledger.charges import Books, RunCharges
+from . import figures, meaning, schema, study_terms, templating
 from .schema import Account, AuditFacts, Event, MembershipFacts, Report, Spending
 
 
@@ -15,28 +18,33 @@ def render_html(report: Mapping[str, Any]) -> str:
     """The page for `report` as `build_report` gave it. It shows what the report says; `verify` tells if it holds.
 
     Raises:
+        LedgerBroken: the entries of a ledger in it have no meaning.
         ReportInvalid: `report` does not follow the schema.
     """
     parsed = schema.parse(dict(report))
     environment = templating.templates(__name__)
     environment.filters |= {
-        "epsilon": _epsilon, "number": _number, "delta": _delta, "short": _short, "percent": _percent, "odds": _odds
+        "epsilon": rounded_up, "down": rounded_down, "number": _number, "delta": _delta,
+        "short": _short, "percent": _percent, "odds": _odds
     }  # fmt: skip
     environment.globals |= {
         "figure": figures, "meaning": meaning, "agreed": _agreed, "left": _left, "share": _share, "state": _state,
         "is_topped_up": _is_topped_up, "guarantee": _guarantee,
+        "books": {site.name: Books.replay(site.entries) for site in parsed.sites}, "begun_anew": _begun_anew,
     }  # fmt: skip
     digest = hashlib.sha256(canonical.encode(dict(report))).hexdigest()
-    names = {study.hash: study.name for study in parsed.studies}
+    studies = {study.hash: None for study in parsed.studies} | study_terms.known(parsed.studies)
+    names = {key: terms.draft.name for key, terms in studies.items() if terms}
+    rounds = {key: terms.draft.rounds.rounds for key, terms in studies.items() if terms}
     template = environment.get_template("report.html")
-    return template.render(report=parsed, digest=digest, study_names=names, meanings=_meanings(parsed))
-
-
-def _epsilon(value: float) -> str:
-    """Two decimals, rounded up: a bound must not shrink on paper."""
-    if math.isinf(value):
-        return "∞"
-    return f"{math.ceil(value * 100 - 1e-9) / 100:.2f}" if value >= 0.1 or value == 0 else f"{value * 1.005:.2g}"
+    return template.render(
+        report=parsed,
+        digest=digest,
+        studies=studies,
+        study_names=names,
+        planned_rounds=rounds,
+        meanings=_meanings(parsed),
+    )
 
 
 def _number(value: float | None) -> str:
@@ -81,25 +89,24 @@ def _agreed(account: Account) -> Spending:
 
 
 def _left(account: Account) -> float | None:
-    """The rest of the budget in epsilon, rounded down to two decimals; None without a budget."""
+    """The rest of the budget in epsilon, by the filter that keeps it; None without a budget."""
     if account.budget is None:
         return None
-    if account.unprotected:
-        return 0.0
-    return math.floor(max(0.0, account.budget.epsilon - _agreed(account).pld) * 100) / 100
+    return 0.0 if account.unprotected else max(0.0, account.budget.epsilon - _agreed(account).guaranteed)
 
 
 def _share(account: Account) -> float:
-    """Spent part of the budget, PLD, in per cent; at most 100 for the width of a bar."""
-    if account.budget is None or account.unprotected:
+    """How far the filter is filled, in per cent; at most 100 for the width of a bar."""
+    cap, order = account.budget, account.order
+    if cap is None or order is None or account.unprotected:
         return 100.0
-    return min(100.0, 100 * _agreed(account).pld / account.budget.epsilon)
+    return min(100.0, 100 * renyi.filled(_agreed(account).guaranteed, cap.epsilon, cap.delta, order))
 
 
 def _state(account: Account) -> str:
     if account.unprotected:
         return "unprotected"
-    if account.budget is None or _agreed(account).pld > account.budget.epsilon:
+    if account.budget is None or _agreed(account).guaranteed > account.budget.epsilon:
         return "over"
     return "near" if _share(account) >= 90 else "within"
 
@@ -117,7 +124,7 @@ def _is_topped_up(event: Event, account: Account) -> bool:
 
 
 def _guarantee(report: Report, facts: AuditFacts | MembershipFacts) -> tuple[float, float] | None:
-    """(epsilon, delta) of the site that spent most among those that charged the study; None if one has no guarantee."""
+    """The largest guaranteed (epsilon, delta) of the sites that charged the study; None if one has no guarantee."""
     accounts = [
         account
         for site in report.sites
@@ -126,9 +133,14 @@ def _guarantee(report: Report, facts: AuditFacts | MembershipFacts) -> tuple[flo
     ]
     if not accounts or any(account.budget is None or account.unprotected for account in accounts):
         return None
-    most = max(accounts, key=lambda account: _agreed(account).pld)
+    most = max(accounts, key=lambda account: _agreed(account).guaranteed)
     assert most.budget is not None
-    return _agreed(most).pld, most.budget.delta
+    return _agreed(most).guaranteed, most.budget.delta
+
+
+def _begun_anew(runs: list[RunCharges]) -> int:
+    """The number of runs whose study had been begun here before."""
+    return len(runs) - len({run.study for run in runs})
 
 
 @dataclass(slots=True)
@@ -142,14 +154,14 @@ class Meant:
 
 
 def _meanings(report: Report) -> list[Meant]:
-    """Lists the spending, each figure as shown once, in the order of data sets."""
+    """Lists what is guaranteed, each figure as shown once, in the order of data sets."""
     found: dict[tuple[str, str, float], Meant] = {}
     for site in report.sites:
         for account in site.accounts:
             if account.budget is not None and account.releases:
-                epsilon, delta = _agreed(account).pld, account.budget.delta
+                epsilon, delta = _agreed(account).guaranteed, account.budget.delta
                 meant = found.setdefault(
-                    (account.dataset, _epsilon(epsilon), delta), Meant(account.dataset, epsilon, delta, [])
+                    (account.dataset, rounded_up(epsilon), delta), Meant(account.dataset, epsilon, delta, [])
                 )
                 meant.sites.append(site.name)
                 meant.epsilon = max(meant.epsilon, epsilon)

@@ -22,12 +22,14 @@ from ..accounting.composition import LEAST_MULTIPLIER, MOST_MULTIPLIER
 from ..errors import ReportInvalid
 from ..ledger.chain import Entry, Hex64, Hex128, Time
 
-FORMAT: Literal["confide-budget-report-2"] = "confide-budget-report-2"
-SIGNATURE_DOMAIN = "confide budget report 2"
+FORMAT: Literal["confide-budget-report-3"] = "confide-budget-report-3"
+EARLIER = ("confide-budget-report-1", "confide-budget-report-2")
+SIGNATURE_DOMAIN = "confide budget report 3"
 MAX_BYTES = 64 << 20  # of a report file
 MAX_SITES = 1_000
 MAX_ENTRIES = 100_000  # of one ledger
 MAX_STUDIES = 1_000
+MAX_STUDY = 1 << 20  # characters of a study's text
 MAX_CANARIES = 100_000  # of one audit: whoever verifies it sums over its guesses
 MAX_TESTS = 1_000  # audits, and attacks
 
@@ -68,20 +70,12 @@ class _Part(BaseModel):
 _P = TypeVar("_P", bound=_Part)
 
 
-class StudyFacts(_Part):
-    """The issuer's word about a study. Its hash and mode can be checked against the ledgers, the rest cannot."""
+class StudyText(_Part):
+    """A study as its text, from which all figures about it follow; `study_terms` reads it."""
 
-    name: Name
-    hash: Hex64
-    mode: Literal["distributed", "local", "none"]
-    delta: Real | None = None
-    collusion: Count = 0
-    sites: Annotated[list[Name], Field(max_length=MAX_SITES)] = []
-    rounds: Count | None = None
-    noise_multiplier: Real | None = None
-    clip_norm: Real | None = None
-    sample_rate: Real | None = None
-    max_dropouts: Count | None = None
+    hash: Hex64  # the SHA-256 of the text, under which sites charge
+    text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_STUDY, pattern=r"^[ -~]*$")] | None
+    # None: the issuer does not have it any more, and nothing is known of the study but what was charged
 
 
 class BudgetFacts(_Part):
@@ -96,8 +90,9 @@ class Spending(_Part):
     """The cost of one unit's participation, seen by an observer who pools with `colluding` other sites."""
 
     colluding: Count
-    pld: Real
+    pld: Real  # spent: if all releases had been decided beforehand
     rdp: Real
+    guaranteed: Real  # by the filter: whatever was chosen or stopped by results
 
 
 class Event(_Part):
@@ -126,6 +121,7 @@ class Point(_Part):
     time: Time  # when the last of them was reserved, by the site's clock
     pld: Real
     rdp: Real
+    guaranteed: Real
 
 
 class Account(_Part):
@@ -134,6 +130,7 @@ class Account(_Part):
     dataset: Name
     unit: Name
     budget: BudgetFacts | None
+    order: Count | None  # of the filter; None without a budget
     releases: Count
     unprotected: Count  # of them without noise
     spent: Annotated[list[Spending], Field(max_length=8)]
@@ -233,17 +230,18 @@ class Accountants(_Part):
     sampler: Literal["poisson"]
     pld: Name
     rdp: Name
+    filter: Name
 
 
 class Report(_Part):
     """A signed budget report."""
 
-    format: Literal["confide-budget-report-2"]
+    format: Literal["confide-budget-report-3"]
     federation: Name
     issued: Time
     issuer: Hex64
     accountants: Accountants
-    studies: Annotated[list[StudyFacts], Field(max_length=MAX_STUDIES)]
+    studies: Annotated[list[StudyText], Field(max_length=MAX_STUDIES)]
     sites: Annotated[list[SiteReport], Field(max_length=MAX_SITES)]
     audits: Annotated[list[AuditFacts], Field(max_length=MAX_TESTS)] = []
     membership: Annotated[list[MembershipFacts], Field(max_length=MAX_TESTS)] = []
@@ -251,9 +249,8 @@ class Report(_Part):
 
     @property
     def is_unprotected(self) -> bool:
-        """True if a release without noise, or a study that asks for such, is part of it."""
-        accounts = [account for site in self.sites for account in site.accounts]
-        return any(account.unprotected for account in accounts) or any(study.mode == "none" for study in self.studies)
+        """True if a release without noise is part of it."""
+        return any(account.unprotected for site in self.sites for account in site.accounts)
 
 
 def parse(value: object) -> Report:
@@ -262,25 +259,17 @@ def parse(value: object) -> Report:
     Raises:
         ReportInvalid: names the place and the problem, never the value.
     """
+    if isinstance(value, dict) and value.get("format") in EARLIER:
+        raise ReportInvalid(
+            f"format: it is of an earlier format than {FORMAT}, whose figures this version does not compute; ask its "
+            "issuer for a report of today, or verify it with the version that wrote it"
+        )
     try:
         return Report.model_validate(value)
     except ValidationError as err:
         problem = err.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"]) or "report"
         raise ReportInvalid(f"{where}: {problem['msg']} ({err.error_count()} such problems)") from err
-
-
-def study_facts(value: object) -> StudyFacts:
-    """Reads what an issuer says about a study; numbers may be plain numbers here.
-
-    Raises:
-        ReportInvalid: names the field and the problem.
-    """
-    try:
-        return StudyFacts.model_validate(value)
-    except ValidationError as err:
-        problem = err.errors(include_input=False, include_url=False)[0]
-        raise ReportInvalid(f"study facts: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from err
 
 
 def audit_facts(text: str) -> AuditFacts:

@@ -7,7 +7,7 @@ a statement over 1,000,000 of them costs what their distinct kinds cost.
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from ..accounting import Release, composition
+from ..accounting import Release
 from ..ledger.charges import Books, Budget, spent
 from ..ledger.tally import Tally
 from .schema import Account, BudgetFacts, Event, Point, Spending
@@ -17,24 +17,24 @@ MAX_POINTS = 9  # of the course; each costs one composition
 
 def accounts(books: Books) -> list[Account]:
     """One statement for each (dataset, unit) of the ledger, sorted."""
-    return [
-        _account(dataset, unit, books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit)))
-        for dataset, unit in books.accounts()
-    ]
+    return [_account(dataset, unit, books) for dataset, unit in books.accounts()]
 
 
-def _account(dataset: str, unit: str, tally: Tally, budget: Budget | None) -> Account:
+def _account(dataset: str, unit: str, books: Books) -> Account:
+    tally, budget = books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit))
+    order = books.order_in_force(dataset, unit)
     releases = tally.releases()
     unprotected = sum(count for release, count in releases.items() if release.mode == "none")
     return Account(
         dataset=dataset,
         unit=unit,
         budget=BudgetFacts(epsilon=budget.epsilon, delta=budget.delta, collusion=budget.collusion) if budget else None,
+        order=order,
         releases=len(tally),
         unprotected=unprotected,
-        spent=[_spending(releases, budget, colluding) for colluding in _levels(budget)],
+        spent=[_spending(releases, budget, order, colluding) for colluding in _levels(budget)],
         events=_events(tally),
-        course=_course(tally, budget) if budget and not unprotected else [],
+        course=_course(tally, budget, order) if budget and not unprotected else [],
     )
 
 
@@ -43,12 +43,12 @@ def _levels(budget: Budget | None) -> list[int]:
     return sorted({0, 1, budget.collusion if budget else 0})
 
 
-def _spending(releases: Mapping[Release, int], budget: Budget | None, colluding: int) -> Spending:
+def _spending(releases: Mapping[Release, int], budget: Budget | None, order: int | None, colluding: int) -> Spending:
     if budget is None:
         unbounded = float("inf") if releases else 0.0
-        return Spending(colluding=colluding, pld=unbounded, rdp=unbounded)
-    found = spent(releases, colluding=colluding, delta=budget.delta)
-    return Spending(colluding=colluding, pld=found.pld, rdp=found.rdp)
+        return Spending(colluding=colluding, pld=unbounded, rdp=unbounded, guaranteed=unbounded)
+    found = spent(releases, colluding=colluding, delta=budget.delta, order=order)
+    return Spending(colluding=colluding, pld=found.pld, rdp=found.rdp, guaranteed=found.guaranteed)
 
 
 def _events(tally: Tally) -> list[Event]:
@@ -58,19 +58,13 @@ def _events(tally: Tally) -> list[Event]:
     ]
 
 
-def _course(tally: Tally, budget: Budget) -> list[Point]:
+def _course(tally: Tally, budget: Budget, order: int | None) -> list[Point]:
     total = len(tally)
     # closer together at the start, where the curve bends; the first and the last are always there
     ends = sorted({max(1, round(total * (step / MAX_POINTS) ** 1.5)) for step in range(1, MAX_POINTS + 1)})
     points = []
     for end in (end for end in ends if end <= total):
-        releases = tally.first(end)
-        points.append(
-            Point(
-                releases=end,
-                time=tally.time(end - 1),
-                pld=composition.epsilon_pld(releases, budget.delta, budget.collusion),
-                rdp=composition.epsilon_rdp(releases, budget.delta, budget.collusion),
-            )
-        )
+        found = spent(tally.first(end), colluding=budget.collusion, delta=budget.delta, order=order)
+        time = tally.time(end - 1)
+        points.append(Point(releases=end, time=time, pld=found.pld, rdp=found.rdp, guaranteed=found.guaranteed))
     return points

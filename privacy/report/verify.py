@@ -1,7 +1,7 @@
 """Checks a budget report from its JSON alone: signatures, chains, and every figure, recomputed from the entries.
 
-Every epsilon is recomputed by the two accountants that stated it, RDP and PLD, and held against a third one of another
-make, PRV (`accounting.prv`).
+Every epsilon is recomputed, what was spent by RDP and PLD and what is guaranteed by the filter; what was spent is held
+against a third accountant of another make, PRV (`accounting.prv`).
 
 A report that holds together shows what the owners of the keys inside it signed. Whether those keys are the sites' and
 the issuer's is for the reader to compare by another way; `verify` takes the known ones.
@@ -16,6 +16,7 @@ from typing import Any
 
 import dp_accounting as dpa
 
+from ...models.rounding import rounded_down, rounded_up
 from ..accounting import composition, prv
 from ..accounting.prv import Opinion
 from ..audit import one_run
@@ -23,7 +24,7 @@ from ..errors import InvalidPrivacyParameter, LedgerBroken, ReportInvalid
 from ..ledger import canonical
 from ..ledger.chain import verify_chain
 from ..ledger.charges import Books
-from . import schema, statement
+from . import schema, statement, study_checks, study_terms
 from .schema import MAX_BYTES, SIGNATURE_DOMAIN, Account, AuditFacts, Report, SiteReport, Spending, dump
 
 TOLERANCE = 1e-6  # relative: FFTs differ in the last digits between machines; a lie worth telling is larger
@@ -37,6 +38,7 @@ class Verification:
     failures: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)  # in words, for people
     notes: list[str] = field(default_factory=list)  # worth knowing, no failure
+    issuers_word: list[str] = field(default_factory=list)  # parts of the report that nothing in it can prove
     issuer: str | None = None  # the key that the report names, hex
     site_keys: dict[str, str] = field(default_factory=dict)
     opinions: list["Witnessed"] = field(default_factory=list)  # one for each epsilon that is stated at a level
@@ -48,7 +50,9 @@ class Verification:
 
     def lines(self) -> list[str]:
         """The findings as lines for people, failures last."""
-        found = (("ok", self.checked), ("note", self.notes), ("FAILED", self.failures))
+        found = (
+            ("ok", self.checked), ("note", self.notes), ("issuer", self.issuers_word), ("FAILED", self.failures)
+        )  # fmt: skip
         return [f"{title:7s} {line}" for title, lines in found for line in lines]
 
     def to_dict(self) -> dict[str, object]:
@@ -58,6 +62,7 @@ class Verification:
             "failures": self.failures,
             "checked": self.checked,
             "notes": self.notes,
+            "issuers_word": self.issuers_word,
             "accountants": [witnessed.to_dict() for witnessed in self.opinions],
         }
 
@@ -89,6 +94,7 @@ class Witnessed:
             "colluding": self.stated.colluding,
             "pld": _finite(self.stated.pld),
             "rdp": _finite(self.stated.rdp),
+            "guaranteed": _finite(self.stated.guaranteed),
             "prv": {"lower": bracket.lower, "estimate": bracket.estimate, "upper": bracket.upper} if bracket else None,
             "agrees": not self.opinion.objections if bracket else None,
             "why_not": self.opinion.why_not,
@@ -150,9 +156,14 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
         result.failures.append("sites: a name occurs twice")
     sound = {name: book for name, book in books.items() if book is not None}
     result.failures += _contradictions(sound)
-    result.failures += _study_contradictions(parsed, sound)
+    studies = study_checks.check_studies(parsed, sound)
+    result.failures += studies.failures
+    result.checked += studies.checked
+    result.notes += studies.notes
+    result.notes += _passed_caps(parsed)
     result.notes += _gaps(sound)
     _check_tests(result, parsed)
+    result.issuers_word += _issuers_word(parsed)
     return result
 
 
@@ -189,7 +200,7 @@ def _check_site(result: Verification, site: SiteReport, known_key: str | None) -
     result.failures += differences
     if not differences:
         releases = sum(account.releases for account in site.accounts)
-        result.checked.append(f"{where}: epsilon of {releases} releases recomputed by RDP and PLD")
+        result.checked.append(f"{where}: epsilon of {releases} releases recomputed by PLD, RDP and the filter")
     for account in site.accounts:
         _ask_a_third(result, site.name, account, books)
     return books
@@ -212,8 +223,8 @@ def _ask_a_third(result: Verification, site: str, account: Account, books: Books
         elif not opinion.objections:
             bracket = opinion.bracket
             agreed.append(
-                f"{stated.colluding} colluding: PRV {bracket.lower:.3f} to {bracket.upper:.3f}, "
-                f"PLD {stated.pld:.3f}, RDP {stated.rdp:.3f}"
+                f"{stated.colluding} colluding: PRV {rounded_down(bracket.lower, 3)} to "
+                f"{rounded_up(bracket.upper, 3)}, PLD {rounded_up(stated.pld, 3)}, RDP {rounded_up(stated.rdp, 3)}"
             )
     if agreed:
         name = f"site {site}: {account.dataset}/{account.unit}"
@@ -276,15 +287,20 @@ def _contradictions(books: Mapping[str, Books]) -> Iterator[str]:
                 yield f"{where}: sites {other} and {name} settled different sets"
 
 
-def _study_contradictions(report: Report, books: Mapping[str, Books]) -> Iterator[str]:
-    modes = {study.hash: study.mode for study in report.studies}
-    said = set()
-    for name, book in books.items():
-        for booked in book.booked.values():
-            study, mode = booked.charge.study, booked.charge.release.mode
-            if modes.get(study, mode) != mode and (name, study) not in said:
-                said.add((name, study))
-                yield f"study {study[:12]}: the report says mode {modes[study]}, site {name} charged mode {mode}"
+def _passed_caps(report: Report) -> Iterator[str]:
+    """Accounts whose guaranteed epsilon is above the cap: one that was lowered, or charged before caps went by it."""
+    for site in report.sites:
+        for account in site.accounts:
+            cap = account.budget
+            if cap is None or account.unprotected:
+                continue
+            found = next(item.guaranteed for item in account.spent if item.colluding == cap.collusion)
+            if found > cap.epsilon:
+                yield (
+                    f"site {site.name}: {account.dataset}/{account.unit}: guaranteed is {rounded_up(found, 3)}, over "
+                    f"the cap of {cap.epsilon:g}: the cap was lowered, or charges were made by a version that measured "
+                    "it otherwise"
+                )
 
 
 def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
@@ -299,16 +315,35 @@ def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
         yield f"site {name}: {rounds} settled rounds name it, but its ledger here does not charge them (yet)"
 
 
+def _issuers_word(report: Report) -> Iterator[str]:
+    """Everything in a report that its verification has to take from the issuer."""
+    yield f"the federation's name, {report.federation!r}, and when the report was issued"
+    yield "that the accountants named are those that computed; every figure was computed anew here"
+    if report.audits:
+        runs = ", ".join(dict.fromkeys(facts.run for facts in report.audits))
+        yield f"what {len(report.audits)} audits of {runs} measured: canaries, guesses, right ones, checks, tensors"
+    if report.membership:
+        yield f"{len(report.membership)} membership attacks: every figure of them"
+
+
 def _check_tests(result: Verification, report: Report) -> None:
     """Recomputes what can be of audits and attacks. Their raw counts are the issuer's word."""
+    terms = study_terms.known(report.studies)
     for facts in report.audits:
         where = f"audit of run {facts.run}, round {facts.round}"
         problems = list(_audit_problems(facts))
+        if facts.study in terms:
+            problems += terms[facts.study].audit_contradictions(facts)
+        else:
+            result.notes.append(
+                f"{where}: its study is unknown here, so its noise and delta are the issuer's word as well"
+            )
         result.failures += [f"{where}: {problem}" for problem in problems]
         if not problems:
             result.checked.append(
-                f"{where}: its bound of {facts.lower_bound:.3f} follows from {facts.right} of {facts.guesses} right "
-                f"guesses and does not reach the claimed {facts.claimed_epsilon:.3f}"
+                f"{where}: its bound of {rounded_down(facts.lower_bound, 3)} follows from {facts.right} of "
+                f"{facts.guesses} right guesses, by the issuer's count, and does not reach the claimed "
+                f"{rounded_up(facts.claimed_epsilon, 3)}"
             )
 
 

@@ -77,7 +77,7 @@ TSH = "tsh_miu_l"
 female = "F"
 male = "M"
 [budget]
-epsilon = 8.0
+epsilon = 10.0
 delta = 1e-5
 [backbone]
 directory = "backbone"

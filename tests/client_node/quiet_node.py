@@ -99,7 +99,7 @@ def quiet_node(home: Path, study: Study, signature: str) -> tuple[QuietNode, Led
     enrolment, identity = Enrolment.load(home), NodeIdentity.load(home)
     trains = enrolment.name in study.site_names()
     if trains:
-        (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 8.0", "epsilon = 100.0"))
+        (home / "site.toml").write_text(SITE_TOML.replace("epsilon = 10.0", "epsilon = 100.0"))
     approve(home, study.study_hash)
     confirm_sites(home, {site.name: fingerprint(site.identity) for site in study.sites})
     ledger = Ledger.open(home / "ledger.db", identity.signer, enrolment.name) if trains else None

@@ -37,7 +37,7 @@ from confide.client_node.wire.messages import (
     RoundPlan,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     Update,
     sign,
     verify,
@@ -229,9 +229,11 @@ def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_sh
 
 def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = make_desk(site)
-    site.write(("epsilon = 8.0", "epsilon = 0.05"))
+    site.write(("epsilon = 10.0", "epsilon = 0.05"))
     monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
-    with pytest.raises(ChargeRefused, match=r"40 rounds of study thyroid would bring epsilon to .* over the budget"):
+    with pytest.raises(
+        ChargeRefused, match=r"40 rounds of study thyroid would bring the guaranteed epsilon to .* over the cap"
+    ):
         prepare(desk)
     with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
         desk.step()
@@ -244,7 +246,7 @@ def prepare_run(desk: Desk, run: str, study: Study | None = None) -> Packet:
 
 
 def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     with pytest.raises(ChargeRefused, match="with what is held for first"):
         prepare_run(desk, "second")
@@ -254,7 +256,7 @@ def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
 
 
 def test_a_run_that_has_ended_holds_nothing(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
     desk.ask("settle", settle)
@@ -262,7 +264,7 @@ def test_a_run_that_has_ended_holds_nothing(site):
 
 
 def test_a_run_of_a_revoked_study_holds_nothing(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
     prepare_run(desk, "first")
     other = site.keep(desk.study.model_copy(update={"created": date(2026, 2, 1)}))
     approve(site.home, other.study_hash)
@@ -305,8 +307,15 @@ def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] |
     """What the three aggregators signed for `sites`, under what the coordinator claims it to be."""
     signed = [
         sign(
-            ShareOfTotal(
-                request="0" * 64, study=desk.study.study_hash, run=RUN, round=1, kept=sites, set_digest="cd" * 32
+            SignedTotal(
+                request="0" * 64,
+                study=desk.study.study_hash,
+                run=RUN,
+                round=1,
+                start="ab" * 32,
+                kept=sites,
+                set_digest="cd" * 32,
+                total_digest="ef" * 32,
             ),
             key_of(party.name),
         ).body.decode()
@@ -366,9 +375,9 @@ def test_an_evaluation_is_charged_first_as_what_it_is_with_noise_of_its_own(site
 def test_an_evaluation_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = evaluating_desk(site, noise=0.1)
     monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
-    with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring epsilon to"):
+    with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring the guaranteed epsilon to"):
         prepare(desk)  # the training alone would fit
-    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 8"):
+    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 10"):
         desk.step(EVALUATION)
     assert desk.charges() == []
 
@@ -544,12 +553,13 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
-    # digests of sealed bytes. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms
-    # and top-ups travel in blobs, sealed.
+    # digests of sealed bytes. start: what the coordinator sent. total_digest: of a noised total, which the sites pay
+    # for. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms and top-ups travel in
+    # blobs, sealed.
     assert {reply.kind: sorted(reply.model_fields) for reply in Reply.__subclasses__()} == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
-        "share": ["kept", "rejected", "request", "round", "run", "set_digest", "study"],
+        "total": ["kept", "rejected", "request", "round", "run", "set_digest", "start", "study", "total_digest"],
         "bound": ["bound", "request", "round", "run"],
         "topped": ["request", "round", "run", "sealed"],
         "fetched": ["request", "round", "run"],

@@ -2,7 +2,9 @@ import pytest
 
 from confide.client_node.study.cost import releases_of_draft
 from confide.client_node.study.terms import load_draft
-from confide.privacy.accounting.composition import epsilon_pld, epsilon_rdp
+from confide.coordinator.demo import demo
+from confide.privacy.accounting import renyi
+from confide.privacy.accounting.composition import epsilon_guaranteed, epsilon_pld, epsilon_rdp
 
 from .conftest import EXAMPLES
 
@@ -20,7 +22,9 @@ def test_the_recipe_is_that_of_thyroid_untouched(example):
 
 
 @pytest.mark.parametrize("example", ["loans", "rand", "thyroid", "diagnoses"])
-def test_a_whole_run_costs_less_than_3_by_both_accountants(example):
+def test_a_whole_run_costs_less_than_3_by_both_accountants_and_fits_under_the_demo_s_cap(example):
     draft = load_draft(EXAMPLES / example / "study.toml")
-    spent = releases_of_draft(draft, DIM)
-    assert epsilon_pld(spent, draft.privacy.delta, 1) < epsilon_rdp(spent, draft.privacy.delta, 1) < 3
+    delta, planned = draft.privacy.delta, releases_of_draft(draft, DIM)
+    assert epsilon_pld(planned, delta, 1) < epsilon_rdp(planned, delta, 1) < 3
+    cap = demo._BUDGET
+    assert epsilon_guaranteed(planned, delta, draft.privacy.collusion, renyi.filter_order(cap, delta)) <= cap

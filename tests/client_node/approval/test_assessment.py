@@ -6,11 +6,18 @@ from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment import Enrolment
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.cost import planned_releases
-from confide.privacy.accounting.composition import epsilon_pld
+from confide.models.rounding import rounded_up
+from confide.privacy.accounting import renyi
+from confide.privacy.accounting.composition import epsilon_guaranteed, epsilon_pld
 
 from ..conftest import EVALUATION, PATIENTS_CSV, Site, changed
 
 HELD_OUT = ('path = "patients.csv"', 'path = "patients.csv"\nheldout_path = "held-out.csv"')
+
+
+def guaranteed(releases):
+    """By the filter of the site's cap."""
+    return epsilon_guaranteed(releases, 1e-5, 1, renyi.filter_order(10.0, 1e-5))
 
 
 @pytest.fixture
@@ -27,7 +34,8 @@ def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):
     assert quote is not None
     assert assessment.evaluates is True
     releases = [release for release, count in planned_releases(evaluated) for _ in range(count)]
-    assert quote.would_be == epsilon_pld(releases, 1e-5, 1) > epsilon_pld(releases[:-1], 1e-5, 1)
+    assert quote.would_be == guaranteed(releases) > guaranteed(releases[:-1])
+    assert assessment.planned == epsilon_pld(releases, 1e-5, 1) < quote.would_be
 
 
 def test_a_site_that_holds_nothing_out_is_quoted_the_updates_alone(site, evaluated):
@@ -36,7 +44,8 @@ def test_a_site_that_holds_nothing_out_is_quoted_the_updates_alone(site, evaluat
     quote = assessment.quote
     assert quote is not None
     assert assessment.evaluates is False
-    assert quote.would_be == epsilon_pld([planned_releases(evaluated)[0][0]] * 40, 1e-5, 1)
+    updates = [planned_releases(evaluated)[0][0]] * 40
+    assert (assessment.planned, quote.would_be) == (epsilon_pld(updates, 1e-5, 1), guaranteed(updates))
 
 
 def test_held_out_records_that_do_not_fit_speak_against_an_approval(site, evaluated):
@@ -53,7 +62,8 @@ def ledger_of(site):
 
 
 def test_assessing_starts_no_ledger(site, evaluated):
-    assert assess(site.home, evaluated).quote.spent == 0
+    assessment = assess(site.home, evaluated)
+    assert assessment.spent == assessment.quote.guaranteed == 0
     assert not (site.home / LEDGER_FILE).exists()
 
 
@@ -63,10 +73,22 @@ def test_assessing_leaves_the_ledger_as_it_was_byte_for_byte(site, evaluated):
         record_budget(ledger, load_policy(site.home))
         ledger.reserve(charge(evaluated, load_policy(site.home), run="earlier", round_number=1))
     before = (site.home / LEDGER_FILE).read_bytes()
-    site.write(HELD_OUT, ("epsilon = 8.0", "epsilon = 9.5"))
-    quote = assess(site.home, evaluated).quote
-    assert (quote.cap, quote.spent > 0) == (9.5, True)
+    site.write(HELD_OUT, ("epsilon = 10.0", "epsilon = 12.5"))
+    assessment = assess(site.home, evaluated)
+    quote = assessment.quote
+    assert (quote.cap, quote.guaranteed > assessment.spent > 0) == (12.5, True)
     assert (site.home / LEDGER_FILE).read_bytes() == before
+
+
+def test_a_plan_that_pld_would_let_pass_is_refused_with_both_figures(site, evaluated):
+    planned = assess(site.home, evaluated).planned
+    cap = round(planned + 0.1, 1)
+    site.write(HELD_OUT, ("epsilon = 10.0", f"epsilon = {cap}"))
+    assessment = assess(site.home, evaluated)
+    (reason,) = assessment.reasons
+    assert assessment.planned == planned < cap < assessment.quote.would_be
+    assert f"from 0.00 to {rounded_up(assessment.quote.would_be)}, the cap is {cap:g}" in reason
+    assert f"the study costs {rounded_up(planned)}" in reason
 
 
 def test_what_other_runs_reserve_counts_with_a_ledger_and_without(site, evaluated):
@@ -83,7 +105,7 @@ def test_an_approval_puts_the_policy_s_budget_in_force_first(site, evaluated):
     approve(site.home, evaluated.study_hash)
     with ledger_of(site) as ledger:
         assert [entry.kind for entry in ledger.walk()] == ["open", "budget"]
-        assert ledger.budget("patients", "patient").epsilon == 8.0
+        assert ledger.budget("patients", "patient").epsilon == 10.0
     assert load_policy(site.home).permits(evaluated)
 
 

@@ -11,7 +11,7 @@ from confide.client_node.errors import StudyInvalid
 from confide.client_node.policy.decisions import approve
 from confide.client_node.study.cost import provisional, releases_of_draft, with_noise, with_rounds
 from confide.client_node.study.terms import load_draft
-from confide.privacy.accounting import composition
+from confide.privacy.accounting import composition, renyi
 from confide.privacy.ledger.charges import Budget
 
 DIM = 1000
@@ -32,12 +32,19 @@ def cost(draft, more=None, collusion=1):
     return composition.epsilon_pld(releases_of_draft(draft, DIM) + (more or budget_planning.NOTHING), 1e-5, collusion)
 
 
+def guaranteed(draft, epsilon, more=None):
+    """By the filter of a cap."""
+    releases = releases_of_draft(draft, DIM) + (more or budget_planning.NOTHING)
+    return composition.epsilon_guaranteed(releases, 1e-5, 1, renyi.filter_order(epsilon, 1e-5))
+
+
 @pytest.mark.slow
 def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
     found = plan(provisional(draft, DIM), cap(8.0, collusion=2))
     assert [each.colluding for each in found.costs] == [0, 1, 2]
     for each in found.costs:
         assert each.pld == each.pld_after == cost(draft, collusion=each.colluding) <= each.rdp
+        assert each.rdp <= each.guaranteed_after
     assert found.spent == 0
 
 
@@ -46,7 +53,8 @@ def test_costs_are_those_of_the_whole_run_for_every_number_of_colluders(draft):
 def test_the_rounds_that_fit_are_the_most_that_fit(draft, epsilon):
     found = plan(provisional(draft, DIM), cap(epsilon))
     assert found.rounds_left == found.rounds_from_zero
-    assert cost(with_rounds(draft, found.rounds_left)) <= epsilon < cost(with_rounds(draft, found.rounds_left + 1))
+    more, fewer = (with_rounds(draft, found.rounds_left + step) for step in (1, 0))
+    assert guaranteed(fewer, epsilon) <= epsilon < guaranteed(more, epsilon)
 
 
 def test_what_is_spent_and_reserved_leaves_fewer_rounds(draft):
@@ -54,16 +62,17 @@ def test_what_is_spent_and_reserved_leaves_fewer_rounds(draft):
     found = plan(provisional(draft, DIM), cap(1.5), spent=spent, reserved=reserved)
     before = spent + reserved
     assert found.spent == composition.epsilon_pld(before, 1e-5, 1)
-    assert cost(with_rounds(draft, found.rounds_left), before) <= 1.5
-    assert cost(with_rounds(draft, found.rounds_left + 1), before) > 1.5
+    assert guaranteed(with_rounds(draft, found.rounds_left), 1.5, before) <= 1.5
+    assert guaranteed(with_rounds(draft, found.rounds_left + 1), 1.5, before) > 1.5
     assert found.rounds_left < found.rounds_from_zero
     assert found.costs[1].pld_after == cost(draft, before)
+    assert found.costs[1].guaranteed_after == guaranteed(draft, 1.5, before)
 
 
 def test_with_the_noise_that_is_needed_all_rounds_fit(draft):
     found = plan(provisional(draft, DIM), cap(1.0))
     needed = found.noise_multiplier_needed
-    assert 0.99 <= cost(with_noise(draft, needed)) <= 1.0
+    assert 0.99 <= guaranteed(with_noise(draft, needed), 1.0) <= 1.0
     assert needed > found.noise_multiplier == 4.0
 
 
@@ -94,7 +103,7 @@ def test_a_draft_is_planned_without_a_federation(site, write_draft):
     assert found["dim_is_assumed"]
     assert 0.99 <= found["costs"][1]["PLD"] <= 1.0
     assert found["all_rounds_fit"]
-    assert (found["cap"], found["spent_or_held"]) == (8.0, 0)
+    assert (found["cap"], found["spent_or_held"]) == (10.0, 0)
     assert not (site.home / "ledger.db").exists()
 
 

@@ -27,7 +27,7 @@ def test_a_budget_out_of_range_changes_nothing(site, epsilon):
     with pytest.raises(PolicyInvalid, match="budget: 1 problem"):
         set_budget(site.home, epsilon=epsilon, delta=1e-5, collusion=1)
     assert accounts(site.home) == []
-    assert load_policy(site.home).budget.epsilon == 8.0
+    assert load_policy(site.home).budget.epsilon == 10.0
 
 
 def test_no_budget_is_set_for_data_that_nobody_described(site):

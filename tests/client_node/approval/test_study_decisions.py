@@ -72,7 +72,7 @@ def test_a_study_is_approved_without_privacy_only_where_it_has_none(site):
 
 
 def test_a_refused_study_is_not_approved_and_all_reasons_are_named(site):
-    site.write(("epsilon = 8.0", "epsilon = 0.5"))
+    site.write(("epsilon = 10.0", "epsilon = 0.5"))
     study = site.keep(site.study())
     with pytest.raises(ApprovalRefused, match=r"nothing left this site:\n  .*the cap is 0\.5"):
         approve_study(site.home, study.study_hash)

@@ -1,11 +1,15 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from confide.client_node.approval import charges
+from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.cli.main import app
+from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import CoordinatorUnreachable
 from confide.client_node.policy.site_policy import load_policy
 
@@ -55,7 +59,10 @@ def test_a_study_is_fetched_shown_approved_and_revoked(site, call, monkeypatch):
     approved = json.loads(call("study", "approve", study.study_hash[:12], "--json").stdout)
     assert approved["hash"] == study.study_hash
     assert approved["units_here"] == 3
-    assert 0 == approved["epsilon_spent"] < approved["epsilon_after_all_rounds"] <= approved["epsilon_cap"] == 8.0
+    assert 0 == approved["epsilon_spent_before"] < approved["epsilon_planned"]
+    assert (
+        approved["epsilon_planned"] < approved["epsilon_guaranteed_after_all_rounds"] <= approved["epsilon_cap"] == 10.0
+    )
     assert load_policy(site.home).permits(study)
     assert "approved" in call("study", "list").stdout
 
@@ -85,7 +92,7 @@ def test_a_coordinator_that_is_away_leaves_the_studies_known_before(site, call, 
 
 
 REFUSED = {
-    "budget too small": ([], [("epsilon = 8.0", "epsilon = 0.5")], "the cap is 0.5"),
+    "budget too small": ([], [("epsilon = 10.0", "epsilon = 0.5")], "the cap is 0.5"),
     "delta above one in the units": (
         [("delta = 1e-5", "delta = 1e-3")],
         [],
@@ -162,7 +169,9 @@ def test_the_budget_is_set_shown_reported_and_verified(site, call, tmp_path):
     assert "none yet" in call("budget", "show").stdout
     call("budget", "set", "--epsilon", "2.5", "--delta", "1e-6", "--collusion", "2")
     row = json.loads(call("budget", "show", "--json").stdout)[0]
-    assert (row["data_set"], row["unit"], row["cap"], row["PLD"]) == ("patients", "patient", 2.5, 0)
+    assert (row["data_set"], row["unit"], row["cap"], row["left"]) == ("patients", "patient", 2.5, 2.5)
+    assert row["guaranteed"] == row["spent_by_PLD"] == row["spent_by_RDP"] == 0
+    assert row["runs"] == []
     assert load_policy(site.home).budget.epsilon == 2.5
 
     page, report = tmp_path / "report.html", tmp_path / "report.json"
@@ -171,6 +180,28 @@ def test_the_budget_is_set_shown_reported_and_verified(site, call, tmp_path):
     assert verify(report, 0)["verified"]
     report.write_text(report.read_text().replace('"2.5"', '"25.0"').replace('"epsilon": 2.5', '"epsilon": 25.0'))
     assert verify(report, PROBLEMS)["failures"]
+
+
+def test_a_stopped_run_and_one_begun_anew_show_with_every_figure_rounded_up(site, call):
+    study = site.keep(site.study())
+    call("study", "approve", "thyroid")
+    policy = load_policy(site.home)
+    with charges.open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:
+        for run, rounds in (("run-1", 3), ("run-2", 1)):
+            for number in range(1, rounds + 1):
+                charges.reserve(ledger, study, policy, run=run, round_number=number)
+    RunReservations(site.home).note("run-2", study.study_hash)
+    (row,) = json.loads(call("budget", "show", "--json").stdout)
+    first, second = row["runs"]
+    assert (first["charged"], first["planned"], first["unsettled"], first["holds"]) == (3, 40, 3, False)
+    assert (second["run"], second["charged"], second["holds"]) == ("run-2", 1, True)
+    told = " ".join(call("budget", "show").stdout.split())
+    assert "2 runs, 1 of them of a study that had been begun before." in told
+    assert "3 of 40" in told
+    shown = [float(text) for text in re.findall(r"\d+\.\d\d(?!\d)", told)]
+    for name in ("guaranteed", "spent_by_PLD", "spent_by_RDP"):
+        assert any(row[name] <= figure < row[name] + 0.01 for figure in shown)
+    assert any(row["left"] - 0.01 < figure <= row["left"] for figure in shown)
 
 
 def verify(report, code):
@@ -200,7 +231,7 @@ def test_a_ledger_is_exported_and_imported_into_an_empty_home(site, call, tmp_pa
 def test_a_budget_out_of_range_is_refused(call, epsilon, delta, site):
     result = call("budget", "set", f"--epsilon={epsilon}", f"--delta={delta}", code=FAILED)
     assert "budget: 1 problem" in result.stderr
-    assert load_policy(site.home).budget.epsilon == 8.0
+    assert load_policy(site.home).budget.epsilon == 10.0
 
 
 def test_without_a_home_every_command_says_what_to_do(tmp_path):

@@ -27,9 +27,9 @@ BAD_POLICIES = {
         'data.separator is "::"; it must be one of',
     ),
     "column not text": (('TSH = "tsh_miu_l"', "TSH = 3"), "data.columns.TSH is 3; it must be text in quotes"),
-    "no budget": (("[budget]\nepsilon = 8.0\ndelta = 1e-5\n", ""), "budget is missing; add it: a table [budget]"),
-    "epsilon infinite": (("epsilon = 8.0", "epsilon = inf"), "budget.epsilon is Infinity; it must be a finite number"),
-    "epsilon negative": (("epsilon = 8.0", "epsilon = -1"), "budget.epsilon is -1; it must be greater than 0"),
+    "no budget": (("[budget]\nepsilon = 10.0\ndelta = 1e-5\n", ""), "budget is missing; add it: a table [budget]"),
+    "epsilon infinite": (("epsilon = 10.0", "epsilon = inf"), "budget.epsilon is Infinity; it must be a finite number"),
+    "epsilon negative": (("epsilon = 10.0", "epsilon = -1"), "budget.epsilon is -1; it must be greater than 0"),
     "delta too large": (
         ("delta = 1e-5", "delta = 0.1"),
         "budget.delta is 0.1; it must be greater than 0 and at most 0.001",
@@ -149,7 +149,7 @@ def test_decisions_taken_at_once_are_all_kept(site):
 
 
 def test_a_budget_set_by_command_holds_instead_of_the_stated_one(site):
-    assert load_policy(site.home).budget.epsilon == 8.0
+    assert load_policy(site.home).budget.epsilon == 10.0
     set_budget(site.home, BudgetPolicy(epsilon=2.0, delta=1e-6, collusion=2))
     approve(site.home, "ab" * 32)
     assert load_policy(site.home).budget == BudgetPolicy(epsilon=2.0, delta=1e-6, collusion=2)

@@ -22,6 +22,7 @@ from confide.coordinator.studies.catalogue import load_study
 from confide.models.backbones import pretraining
 from confide.models.backbones.loading import backbone_hash, load
 from confide.models.backbones.pretraining import PretrainingConfig
+from confide.models.rounding import rounded_up
 from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger
 
@@ -303,7 +304,7 @@ def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, m
     auc = printed["metrics"]["auc"]
     assert f"{auc['value']:.3f}" in shown
     assert f"{auc['low']:.3f} to {auc['high']:.3f}" in shown
-    assert f"epsilon {printed['epsilon']:.3f} by itself" in shown
+    assert f"epsilon {rounded_up(printed['epsilon'], 3)} by itself" in shown
     assert len(printed["metrics"]["reliability"]) == 10
 
 

@@ -27,7 +27,8 @@ from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.heads.pooling import PooledHead
-from confide.privacy.ledger.ledger import Budget, Ledger
+from confide.models.rounding import rounded_up
+from confide.privacy.ledger.ledger import Budget, Ledger, Spent
 
 from ...client_node.conftest import EVALUATION, key_of
 from ..audits import audit_facts, keep_audit
@@ -63,7 +64,7 @@ def state(study, number: int) -> np.ndarray:
     return np.random.default_rng(number).normal(0, 0.1, study.dim).astype(np.float32)
 
 
-def spend(federation: Federation, study, site: str, *, rounds: int, unit: str = "patient") -> float:
+def spend(federation: Federation, study, site: str, *, rounds: int, unit: str = "patient") -> Spent:
     """Charges `rounds` rounds in a ledger of `site`, replicates it, and says what the site itself has spent."""
     policy = held_out_policy(federation.home / "x.csv", study, "patient_id")
     with Ledger.open(federation.home / f"{site}-{unit}.db", key_of(site), site) as ledger:
@@ -71,7 +72,7 @@ def spend(federation: Federation, study, site: str, *, rounds: int, unit: str = 
         for number in range(1, rounds + 1):
             ledger.reserve(replace(charge(study, policy, run=RUN, round_number=number), unit=unit))
         LedgerReplica(federation.store).extend(site, ledger.public_key, ledger.entries())
-        return ledger.spent("held-out", unit, colluding=1, delta=1e-5).pld
+        return ledger.spent("held-out", unit, colluding=1, delta=1e-5)
 
 
 @pytest.fixture
@@ -162,7 +163,9 @@ def test_the_card_s_epsilon_is_the_largest_that_a_site_signed_for(federation):
     study = with_run(federation)
     spent = [spend(federation, study, "svi", rounds=2), spend(federation, study, "rest", rounds=5)]
     card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
-    assert card.epsilon == max(spent) > min(spent) > 0
+    figures = [(each.pld, each.guaranteed) for each in spent]
+    assert (card.epsilon, card.guaranteed) == max(figures) > min(figures) > (0, 0)
+    assert f"epsilon {rounded_up(card.guaranteed, 3)} is guaranteed" in card.table()
     assert (card.delta, card.collusion, card.unit, card.mode) == (1e-5, 1, "patient", "distributed")
 
 

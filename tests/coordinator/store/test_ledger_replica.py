@@ -34,7 +34,7 @@ def test_a_replica_survives_a_restart(replica, ledger, empty_store):
 
 def test_a_site_is_asked_only_for_what_is_new(replica, ledger):
     replica.extend("east", ledger.public_key, ledger.entries())
-    ledger.settle("run-1", 2, SITES)
+    ledger.settle("run-1", 3, SITES)
     replica.extend("east", ledger.public_key, ledger.entries(replica.length("east")))
     assert replica.entries("east") == ledger.entries()
 
@@ -96,13 +96,13 @@ def test_sites_do_not_mix(replica, ledger, tmp_path):
 
 def test_open_rounds_are_those_charged_whose_outcome_the_site_has_not_signed(replica, ledger):
     replica.extend("east", ledger.public_key, ledger.entries())
-    assert replica.open_rounds("east", "run-1") == {2}
+    assert replica.open_rounds("east", "run-1") == {3}
     assert replica.open_rounds("east", "run-2") == set()
     assert replica.open_rounds("west", "run-1") == set()
 
 
 def test_a_charge_is_there_once_the_site_signed_it(replica, ledger):
     replica.extend("east", ledger.public_key, ledger.entries())
-    assert [replica.has_charge("east", "run-1", number) for number in range(4)] == [True, True, True, False]
+    assert [replica.has_charge("east", "run-1", number) for number in range(4)] == [False, True, True, True]
     assert not replica.has_charge("east", "run-2", 0)
     assert not replica.has_charge("west", "run-1", 0)

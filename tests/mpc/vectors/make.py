@@ -135,13 +135,20 @@ def set_name(sites: list[str]) -> str:
     return hashlib.sha256(text("confide/mpc/sites/1") + number(len(names)) + listed).hexdigest()
 
 
-def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, list[int]]:
+def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, Any]:
     size, end = case["ring_bits"] // 8, case["dim"] * case["ring_bits"] // 8
     half = 2 ** (case["ring_bits"] - 1)
     vectors = zip(*(words(share[:end], size) for share in shares), strict=True)
     sums = zip(*(words(share[end:], 8) for share in shares), strict=True)
-    units = [(sum(column) + half) % (2 * half) - half for column in vectors]
-    return {"units": units, "tags": [sum(column) % 2**64 for column in sums]}
+    sums_of_words = [sum(column) % (2 * half) for column in vectors]
+    opened = b"".join(value.to_bytes(size, "little") for value in sums_of_words)
+    units = [(value + half) % (2 * half) - half for value in sums_of_words]
+    return {
+        "opened": opened.hex(),
+        "digest": hashlib.sha256(opened).hexdigest(),
+        "units": units,
+        "tags": [sum(column) % 2**64 for column in sums],
+    }
 
 
 def coin(private_key: bytes, place: dict[str, Any]) -> bytes:

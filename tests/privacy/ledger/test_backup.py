@@ -187,7 +187,7 @@ def test_a_file_that_appears_while_another_is_written_is_kept(ledger, tmp_path):
 def test_a_settled_round_stays_settled(restore, tmp_path):
     restore()
     with Ledger.open(tmp_path / "new.db", signer(), "east") as again:
-        assert again.is_settled("run-1", 0)
-        assert again.is_open("run-1", 2)
-        again.settle("run-1", 2, SITES)
+        assert again.is_settled("run-1", 1)
+        assert again.is_open("run-1", 3)
+        again.settle("run-1", 3, SITES)
         assert again.spent("thyroid", "patient", 1, 1e-5).releases == 3

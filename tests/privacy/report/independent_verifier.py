@@ -1,7 +1,9 @@
 """A verifier of budget reports that shares nothing with confide: docs/formats-report.md and formats-ledger.md as code.
 
 Standard library and `cryptography` only: what an auditor could write. It checks signatures, chains and settled sets,
-derives every noise multiplier in exact arithmetic and recomputes every epsilon by RDP; PLD is left to other programs.
+holds every charge against its study's text, derives every noise
+multiplier in exact arithmetic and recomputes every epsilon by RDP and by the filter; PLD is left to
+other programs.
 
     python independent_verifier.py report.json
 """
@@ -112,21 +114,35 @@ def log_moment(s, q, a):
     return top + math.log(math.fsum(math.exp(term - top) for term in terms))
 
 
-def rdp_epsilon(counts, delta):
+def surcharge(delta, a):
+    return math.log1p(-1 / a) - (math.log(delta) + math.log(a)) / (a - 1)
+
+
+def epsilon_at(counts, delta, a):
+    """Epsilon by the divergences at one order."""
     if not counts:
         return 0.0
     if any(s == 0 for s, _ in counts):
         return math.inf
-    bounds = []
-    for a in ORDERS:
-        divergence = sum(n * log_moment(s, q, a) / (a - 1) for (s, q), n in counts.items())
-        bounds.append(divergence + math.log1p(-1 / a) - (math.log(delta) + math.log(a)) / (a - 1))
-    return max(0.0, min(bounds))
+    divergence = sum(n * log_moment(s, q, a) / (a - 1) for (s, q), n in counts.items())
+    return max(0.0, divergence + surcharge(delta, a))
+
+
+def rdp_epsilon(counts, delta):
+    return min(epsilon_at(counts, delta, a) for a in ORDERS)
+
+
+def filter_order(budget):
+    """The filter's order for a `budget` entry."""
+    epsilon, delta = float.fromhex(budget["epsilon"]), float.fromhex(budget["delta"])
+    room = {a: (epsilon - surcharge(delta, a)) / a for a in ORDERS}
+    most = max(room.values())
+    return min(a for a in ORDERS if room[a] >= 0.9 * most) if most > 0 else ORDERS[-1]
 
 
 def replay(site):
-    """(dataset, unit) -> (budget or None, releases as accounted for in ledger order, how many without noise)."""
-    budgets, reserved, settled = {}, {}, {}
+    """(dataset, unit) -> (budget or None, the filter's order or None, releases as accounted for in ledger order)."""
+    budgets, orders, reserved, settled = {}, {}, {}, {}
     for entry in site["entries"][1:]:
         body = entry["body"]
         if entry["kind"] == "budget":
@@ -135,6 +151,9 @@ def replay(site):
             require((body["run"], body["round"]) not in reserved, "a round is reserved twice")
             require(body["relation"] == "add_or_remove_one" and body["sampler"] == "poisson", "another mechanism")
             reserved[body["run"], body["round"]] = body
+            account = body["dataset"], body["unit"]
+            if account in budgets:
+                orders.setdefault(account, filter_order(budgets[account]))
         else:
             require(entry["kind"] == "settle", "unknown kind")
             key = body["run"], body["round"]
@@ -144,21 +163,83 @@ def replay(site):
             fewest = charge["release"]["sites"] if charge["release"]["mode"] == "distributed" else 1
             require(len(set(body["summed"])) == len(body["summed"]) >= fewest, "too few were summed")
             settled[key] = body["summed"]
-    accounts = {key: (budget, []) for key, budget in budgets.items()}
+    accounts = {key: (budget, orders.get(key, filter_order(budget)), []) for key, budget in budgets.items()}
     for key, charge in reserved.items():
         summed = settled.get(key, [])
         release = over(charge["release"], len(summed)) if site["name"] in summed else charge["release"]
-        accounts.setdefault((charge["dataset"], charge["unit"]), (None, []))[1].append(release)
+        accounts.setdefault((charge["dataset"], charge["unit"]), (None, None, []))[2].append(release)
     return accounts
 
 
-def check_account(stated, budget, releases):
+def release_of(text, purpose):
+    """The release that a site reserves for a round of a study."""
+    draft, privacy, planned = text["draft"], text["draft"]["privacy"], len(text["sites"])
+    mode, z, clip, scale, dim = (
+        privacy["mode"],
+        privacy["noise_multiplier"],
+        privacy["clip_norm"],
+        text["scale_bits"],
+        text["dim"],
+    )
+    rate, steps, quorum = privacy["sample_rate"], privacy["local_steps"], draft["rounds"]["min_sites"]
+    if privacy["clipping"] == "adaptive":
+        clip = math.sqrt(1.01)
+    if purpose == "evaluation":
+        z, clip, scale, dim = draft["evaluation"]["noise_multiplier"], 1.0, 20, 2 * draft["evaluation"]["bins"]
+        rate, steps = 1.0, 1
+    if mode != "local":
+        quorum = planned if mode == "none" else max(quorum, planned - privacy["max_dropouts"])
+    topped = privacy["dropouts"] == "top-up"
+    honest = 1 if mode == "local" else planned - privacy["collusion"] - (0 if topped else privacy["max_dropouts"])
+    noise = 0 if mode == "none" else math.ceil(z * clip / math.sqrt(honest) * 2.0**scale)
+    return {
+        "mode": mode, "site_noise_int": noise, "scale_bits": scale, "clip_norm": clip, "dim": dim, "sample_rate": rate,
+        "sites": quorum, "steps": steps, "planned_sites": planned if topped else 0,
+        "noise_collusion": privacy["collusion"] if topped else 0,
+    }  # fmt: skip
+
+
+def check_charge(text, charge, site):
+    """Holds a reserve against the text of its study."""
+    rounds, names = text["draft"]["rounds"]["rounds"], sorted(party["name"] for party in text["sites"])
+    parties = [(party["name"], party["identity"]) for party in text["sites"]]
+    require((site["name"], site["public_key"]) in parties, "study: another site or key")
+    require(charge["cohort"] == names and charge["unit"] == text["draft"]["data"]["unit"], "study: cohort or unit")
+    is_update = 1 <= charge["round"] <= rounds
+    require(charge["purpose"] == ("update" if is_update else "evaluation"), "study: purpose")
+    require(is_update or (text["draft"]["evaluation"] and charge["round"] == rounds + 1), "study: round")
+    release = dict(charge["release"])
+    for name, value in release_of(text, charge["purpose"]).items():
+        found = float.fromhex(release[name]) if name in ("clip_norm", "sample_rate") else release[name]
+        slack = 1 if name == "site_noise_int" else 1e-12 if isinstance(value, float) else 0
+        same = found == value if isinstance(value, str) else abs(found - value) <= slack
+        require(same, f"study: {name} is {found}, its text gives {value}")
+
+
+def check_studies(report):
+    texts = {study["hash"]: study["text"] for study in report["studies"]}
+    require(len(texts) == len(report["studies"]), "a study is listed twice")
+    for key, text in texts.items():
+        require(text is None or hashlib.sha256(text.encode("ascii")).hexdigest() == key, "study: hash of the text")
+    read = {key: json.loads(text) for key, text in texts.items() if text is not None}
+    for site in report["sites"]:
+        for entry in site["entries"]:
+            if entry["kind"] == "reserve":
+                key = entry["body"]["study"]
+                require(key in texts, "a study is charged and not listed")
+                if key in read and read[key]["format"] == 4:
+                    check_charge(read[key], entry["body"], site)
+
+
+def check_account(stated, budget, order, releases):
+    require(stated["order"] == order, "order of the filter")
     require(stated["releases"] == len(releases), "releases")
     require(stated["unprotected"] == sum(release["mode"] == "none" for release in releases), "unprotected")
     require(sum(event["count"] for event in stated["events"]) == len(releases), "events")
     if budget is None:
         require(stated["budget"] is None, "budget")
-        require(all(item["rdp"] == ("inf" if releases else "0.0") for item in stated["spent"]), "spent without budget")
+        nothing = "inf" if releases else "0.0"
+        require(all(item["rdp"] == item["guaranteed"] == nothing for item in stated["spent"]), "spent without budget")
         return
     delta, collusion = float.fromhex(budget["delta"]), budget["collusion"]
     said = stated["budget"]
@@ -166,22 +247,24 @@ def check_account(stated, budget, releases):
     require(said["collusion"] == collusion, "budget")
     require([item["colluding"] for item in stated["spent"]] == sorted({0, 1, collusion}), "levels of collusion")
     for item in stated["spent"]:
-        check_epsilon(item["rdp"], rdp_epsilon(pairs(releases, item["colluding"]), delta))
+        check_epsilons(item, pairs(releases, item["colluding"]), delta, order)
     for point in stated["course"]:
-        check_epsilon(point["rdp"], rdp_epsilon(pairs(releases[: point["releases"]], collusion), delta))
+        check_epsilons(point, pairs(releases[: point["releases"]], collusion), delta, order)
 
 
-def check_epsilon(stated, found):
-    same = float(stated) == found or abs(float(stated) - found) <= 1e-6 * max(1.0, found)
-    require(same, f"epsilon by RDP: says {stated}, is {found}")
+def check_epsilons(stated, counts, delta, order):
+    for name, found in (("rdp", rdp_epsilon(counts, delta)), ("guaranteed", epsilon_at(counts, delta, order))):
+        said = float(stated[name])
+        same = said == found or abs(said - found) <= 1e-6 * max(1.0, found)
+        require(same, f"epsilon, {name}: says {said}, is {found}")
 
 
 def verify(report):
-    """Raises `Rejected` unless signatures, chains, budgets and every epsilon by RDP hold."""
+    """Raises `Rejected` unless signatures, chains, studies, budgets and every epsilon by RDP and by the filter hold."""
     try:
-        require(report["format"] == "confide-budget-report-2", "format")
+        require(report["format"] == "confide-budget-report-3", "format")
         contents = {name: value for name, value in report.items() if name != "signature"}
-        check_signature(report["issuer"], "confide budget report 2", canonical(contents), report["signature"], "report")
+        check_signature(report["issuer"], "confide budget report 3", canonical(contents), report["signature"], "report")
         for site in report["sites"]:
             check_chain(site)
             accounts = replay(site)
@@ -189,6 +272,7 @@ def verify(report):
             require(named == sorted(accounts), "accounts")
             for account, key in zip(site["accounts"], named, strict=True):
                 check_account(account, *accounts[key])
+        check_studies(report)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as err:
         raise Rejected(f"malformed: {err!r}") from err
 

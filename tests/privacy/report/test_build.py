@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from confide.privacy.accounting import composition
+from confide.privacy.accounting import composition, renyi
 from confide.privacy.errors import LedgerBroken, ReportInvalid
 from confide.privacy.ledger import canonical
 from confide.privacy.ledger.charges import Books
@@ -17,6 +17,7 @@ from confide.privacy.report.schema import AuditFinding, dump
 from ..ledgers import (
     SITES,
     STUDY,
+    STUDY_TEXT,
     audit_facts,
     charge,
     eventful_report,
@@ -24,18 +25,10 @@ from ..ledgers import (
     membership_facts,
     release,
     signer,
-)  # fmt: skip
+    study_text,
+)
 
-FACTS = {
-    "name": "thyroid <b>",
-    "hash": STUDY,
-    "mode": "distributed",
-    "delta": 1e-5,
-    "collusion": 1,
-    "sites": list(SITES),
-    "rounds": 3,
-    "noise_multiplier": 1.2,
-}
+TEXT = study_text("thyroid <b>")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +42,10 @@ def ledgers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(ledgers):
-    return build_report("Thyroid & friends", ledgers, [FACTS], signer(99))
+    return build_report("Thyroid & friends", ledgers, [TEXT], signer(99))
 
 
-def test_a_report_is_json_and_states_both_accountants_at_each_level(report):
+def test_a_report_is_json_and_states_what_was_spent_and_is_guaranteed_at_each_level(report):
     again = json.loads(json.dumps(report))
     assert again == report
     account = again["sites"][0]["accounts"][0]
@@ -61,6 +54,8 @@ def test_a_report_is_json_and_states_both_accountants_at_each_level(report):
         releases = [release()] * 3
         assert float(item["pld"]) == composition.epsilon_pld(releases, 1e-5, item["colluding"])
         assert float(item["rdp"]) == composition.epsilon_rdp(releases, 1e-5, item["colluding"])
+        assert float(item["guaranteed"]) == composition.epsilon_guaranteed(releases, 1e-5, item["colluding"], 4)
+    assert account["order"] == renyi.filter_order(8.0, 1e-5) == 4
 
 
 def test_events_are_merged_with_the_open_ones_apart(report):
@@ -77,6 +72,7 @@ def test_the_course_ends_at_what_was_spent(report):
         "time": reserves[-1]["time"],
         "pld": account["spent"][1]["pld"],
         "rdp": account["spent"][1]["rdp"],
+        "guaranteed": account["spent"][1]["guaranteed"],
     }
 
 
@@ -86,10 +82,35 @@ def test_a_broken_ledger_is_not_reported(ledgers):
         build_report("F", {"east": broken}, [], signer())
 
 
-@pytest.mark.parametrize("change", [{"mode": "off"}, {"hash": "12"}, {"delta": float("nan")}, {"colour": "red"}])
-def test_facts_outside_the_schema_are_refused_by_name(ledgers, change):
-    with pytest.raises(ReportInvalid, match=next(iter(change))):
-        build_report("F", ledgers, [FACTS | change], signer())
+@pytest.mark.parametrize("text", ["", "é", "\n", "x" * (1 << 20) + "y"])
+def test_a_text_that_is_none_is_refused(ledgers, text):
+    with pytest.raises(ReportInvalid, match="a study's text"):
+        build_report("F", ledgers, [text], signer())
+
+
+def test_a_study_that_was_charged_and_has_no_text_here_is_unknown(ledgers):
+    report = build_report("F", ledgers, [], signer())
+    assert report["studies"] == [{"hash": STUDY, "text": None}]
+    text = render_html(report)
+    assert f"unknown {STUDY[:8]}…" in "\n".join(rows(text))
+    assert "1.2" not in text.split("<h2>Studies</h2>")[1].split("<h2>")[0]
+
+
+def test_figures_of_a_study_are_those_of_its_text_and_of_no_text_with_another_hash(ledgers):
+    report = build_report("F", ledgers, [STUDY_TEXT], signer())
+    assert "thyroid east, north, south, west" in "\n".join(rows(render_html(report)))
+    report["studies"][0]["text"] = STUDY_TEXT.replace('"noise_multiplier":1.2', '"noise_multiplier":99.0')
+    assert "99" not in render_html(report).split("<h2>Studies</h2>")[1].split("<h2>")[0]
+
+
+def test_the_page_marks_what_is_the_issuer_s_word(eventful):
+    text = render_html(eventful)
+    for heading in (
+        "Thyroid network",
+        "Audits: the claim put to the test",
+        "Attacks: who was in the training records?",
+    ):
+        assert f'{heading} <span class="word">issuer’s word</span></h' in text
 
 
 class Page(html.parser.HTMLParser):
@@ -138,7 +159,7 @@ def test_the_course_counts_a_prefix_of_the_charges_with_the_time_of_its_last(tmp
 def test_a_ledger_too_long_for_a_report_is_refused_with_what_to_do(ledgers, monkeypatch, limit, value, why):
     monkeypatch.setattr(f"confide.privacy.report.build.{limit}", value)
     with pytest.raises(ReportInvalid, match=why):
-        build_report("F", ledgers, [FACTS], signer(99))
+        build_report("F", ledgers, [TEXT], signer(99))
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +196,8 @@ def test_the_page_says_what_a_reader_must_know(report, words):
     assert "UNPROTECTED" not in text
 
 
-def test_the_page_never_shows_less_than_was_spent(report):
-    spent = float(report["sites"][0]["accounts"][0]["spent"][1]["pld"])
+def test_the_page_never_shows_less_than_is_guaranteed(report):
+    spent = float(report["sites"][0]["accounts"][0]["spent"][1]["guaranteed"])
     shown = float(re.search(r'class="big">([\d.]+)', render_html(report)).group(1))
     assert spent <= shown < spent + 0.011
 
@@ -200,10 +221,21 @@ def test_evaluation_local_steps_and_top_up_show_as_such(eventful):
     )
 
 
+def test_a_stopped_run_and_one_begun_anew_are_told_with_their_rounds(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", epsilon=20.0) as ledger:
+        ledger.reserve(charge(1, run="run-2"))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    text = render_html(build_report("F", sites, [STUDY_TEXT], signer()))
+    found = rows(text)
+    assert "run-1 thyroid 3 40 none 1" in found
+    assert "run-2 thyroid 1 40 none 1" in found
+    assert "2 runs, 1 of them of a study that had been begun before." in text
+
+
 def test_the_page_puts_what_was_measured_beside_what_the_guarantee_allows(eventful):
     found = "\n".join(rows(render_html(eventful)))
     epsilon = max(
-        float(item["pld"])
+        float(item["guaranteed"])
         for site in eventful["sites"]
         for item in site["accounts"][1]["spent"]
         if item["colluding"] == 1
@@ -252,5 +284,5 @@ def test_the_signature_is_the_issuers_over_all_the_rest(report):
     contents = {name: value for name, value in report.items() if name != "signature"}
     message = canonical.encode(contents)
     assert canonical.is_signed(
-        canonical.public_hex(signer(99)), "confide budget report 2", message, report["signature"]
+        canonical.public_hex(signer(99)), "confide budget report 3", message, report["signature"]
     )

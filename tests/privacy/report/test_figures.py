@@ -22,10 +22,10 @@ def places(svg: str, kind: str) -> list[tuple[float, float]]:
 
 def test_spending_over_time_climbs_in_steps_that_end_where_the_course_does(account):
     along, over = str(figures.course(account)), str(figures.over_time(account, "2026-11-25T12:00:00Z"))
-    steps = places(over, "pld")
+    steps = places(over, "guaranteed")
     assert all(later[0] >= earlier[0] and later[1] <= earlier[1] for earlier, later in pairwise(steps))
     assert all(later[0] == earlier[0] or later[1] == earlier[1] for earlier, later in pairwise(steps))
-    assert steps[-1][1] == places(along, "pld")[-1][1]
+    assert steps[-1][1] == places(along, "guaranteed")[-1][1]
 
 
 def test_charges_within_one_second_can_be_drawn(account):
@@ -63,7 +63,10 @@ def test_without_a_guarantee_nothing_is_ruled_out():
 
 
 def test_an_infinite_epsilon_is_said_to_be_unbounded(account):
-    course = [*account.course[:-1], account.course[-1].model_copy(update={"pld": math.inf, "rdp": math.inf})]
+    course = [
+        *account.course[:-1],
+        account.course[-1].model_copy(update={"pld": math.inf, "rdp": math.inf, "guaranteed": math.inf}),
+    ]
     endless = account.model_copy(update={"course": course})
     for svg in (figures.course(endless), figures.over_time(endless, "2026-11-25T12:00:00Z")):
         assert "unbounded" in svg

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from confide.privacy.ledger import canonical
+from confide.privacy.report.build import SiteLedger, build_report
 from confide.privacy.report.schema import SIGNATURE_DOMAIN
 from confide.privacy.report.verify import verify
 
-from ..ledgers import eventful_report, signer
+from ..ledgers import THYROID, charge, eventful_report, hash_of, ledger_with, signer, study_text
 from .independent_verifier import Rejected
 from .independent_verifier import verify as verify_independently
 
@@ -81,6 +82,44 @@ def test_both_programs_reject_what_was_tampered_with(report, way, value):
     with pytest.raises(Rejected):
         verify_independently(signed(report))
     assert not verify(signed(report)).ok
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 99.0}, {"clip_norm": 0.001}, {"rounds": 1}, {"delta": 1e-12}, {"collusion": 9},
+        {"max_dropouts": 2}, {"sample_rate": 0.1}, {"min_sites": 2}, {"evaluation": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_both_programs_reject_a_text_with_one_term_changed(report, changes):
+    study = next(study for study in report["studies"] if study["hash"] == THYROID)
+    draft = json.loads(study["text"])
+    for name, value in changes.items():
+        part = next(
+            part for part in (draft["draft"]["privacy"], draft["draft"]["rounds"], draft["draft"]) if name in part
+        )
+        part[name] = value
+    study["text"] = json.dumps(draft, sort_keys=True, separators=(",", ":"))
+    with pytest.raises(Rejected, match="study: hash of the text"):
+        verify_independently(signed(report))
+    assert not verify(signed(report)).ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"noise_multiplier": 99.0}, "site_noise_int"), ({"rounds": 1}, "purpose"), ({"sample_rate": 0.1}, "sample_rate")],
+)
+def test_both_programs_reject_charges_that_their_study_s_text_does_not_give(tmp_path, changes, words):
+    text = study_text(**changes)
+    with ledger_with(tmp_path / "ledger.db", rounds=0) as ledger:
+        for number in (1, 2):
+            ledger.reserve(charge(number, study=hash_of(text)))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    report = build_report("F", sites, [text], signer(99))
+    with pytest.raises(Rejected, match=f"study: {words}"):
+        verify_independently(report)
+    assert not verify(report).ok
 
 
 def test_both_programs_reject_a_ledger_with_an_entry_left_out(report):

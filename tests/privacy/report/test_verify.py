@@ -18,10 +18,23 @@ from confide.privacy.report.build import SiteLedger, build_report
 from confide.privacy.report.schema import SIGNATURE_DOMAIN, AuditFinding, dump
 from confide.privacy.report.verify import verify, verify_file
 
-from ..ledgers import SITES, STUDY, audit_facts, budget, charge, ledger_with, release, signer
+from ..ledgers import (
+    SITES,
+    STUDY,
+    STUDY_TEXT,
+    THYROID,
+    THYROID_TEXT,
+    audit_facts,
+    budget,
+    charge,
+    hash_of,
+    ledger_with,
+    release,
+    signer,
+    study_text,
+)
 
 ISSUER = signer(99)
-FACTS = {"name": "thyroid", "hash": STUDY, "mode": "distributed", "delta": 1e-5, "collusion": 1}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +43,7 @@ def sound(tmp_path_factory):
     for seed, site in enumerate(SITES[:2], start=1):
         with ledger_with(tmp_path_factory.mktemp(site) / "ledger.db", site=site, seed=seed) as ledger:
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
-    return build_report("Federation", sites, [FACTS], ISSUER)
+    return build_report("Federation", sites, [STUDY_TEXT], ISSUER)
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def test_a_sound_report_passes_and_says_what_was_checked(report):
     assert result.failures == []
     assert result.issuer == canonical.public_hex(ISSUER)
     assert sorted(result.site_keys) == ["east", "north"]
-    assert sum("recomputed by RDP and PLD" in line for line in result.checked) == 2
+    assert sum("recomputed by PLD, RDP and the filter" in line for line in result.checked) == 2
 
 
 def test_a_report_passes_through_a_file(report, tmp_path):
@@ -68,7 +81,7 @@ def test_a_report_passes_through_a_file(report, tmp_path):
     assert verify_file(tmp_path / "report.json").ok
 
 
-@pytest.mark.parametrize("method", ["pld", "rdp"])
+@pytest.mark.parametrize("method", ["pld", "rdp", "guaranteed"])
 def test_a_tampered_epsilon_is_named(report, method):
     account(report)["spent"][1][method] = "0.5"
     assert f"site east: accounts[thyroid/patient]: spent[colluding=1]: {method}: says 0.5" in failures(signed(report))
@@ -86,6 +99,26 @@ def test_a_tampered_curve_is_named(report):
 def test_a_tampered_event_is_named(report, name, value):
     account(report)["events"][0][name] = value
     assert f"events[0]: {name}: says {value}" in failures(signed(report))
+
+
+def test_another_order_of_the_filter_is_named(report):
+    account(report)["order"] = 6
+    assert "accounts[thyroid/patient]: order: says 6, the ledger gives 4" in failures(signed(report))
+
+
+def test_an_account_over_its_cap_is_noted(tmp_path):
+    with ledger_with(tmp_path / "ledger.db") as ledger:
+        ledger.set_budget(budget(1.0))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    result = verify(build_report("Federation", sites, [], ISSUER))
+    assert result.ok
+    assert any("over the cap of 1: the cap was lowered" in line for line in result.notes)
+
+
+def test_a_report_of_an_earlier_format_is_refused_with_what_to_do(report):
+    report["format"] = "confide-budget-report-2"
+    assert "of an earlier format" in failures(report)
+    assert "ask its issuer for a report of today" in failures(report)
 
 
 def test_a_third_accountant_agrees_and_its_answer_is_told(report):
@@ -124,7 +157,7 @@ def with_audit(report, **changes):
 def test_an_audits_arithmetic_is_recomputed(report):
     result = verify(with_audit(report))
     assert result.ok
-    assert "follows from 136 of 200 right guesses" in result.checked[-1]
+    assert "follows from 136 of 200 right guesses, by the issuer's count" in result.checked[-1]
 
 
 @pytest.mark.parametrize(("noise_multiplier", "delta"), [(2.35, 1e-10), (0.09, 1e-5)])
@@ -201,9 +234,135 @@ def test_keys_known_from_elsewhere_are_compared(report):
     assert [line.split(":")[0] for line in result.failures] == ["issuer", "site north"]
 
 
-def test_a_study_said_to_be_private_that_was_not_is_named(report):
-    report["studies"][0]["mode"] = "local"
-    assert "the report says mode local, site east charged mode distributed" in failures(signed(report))
+LIE = {"noise_multiplier": 99.0, "clip_norm": 0.001, "rounds": 1, "collusion": 9, "delta": 1e-12, "max_dropouts": 2}
+
+
+def test_a_study_s_text_that_is_another_one_is_named(report):
+    """All that an issuer could once say of a study's noise, rounds and delta, signed by the issuer itself."""
+    report["studies"][0]["text"] = study_text(**LIE)
+    assert failures(signed(report)) == f"study {STUDY[:12]}: its text has another hash"
+
+
+def test_a_study_cannot_be_exchanged_for_another_one_with_its_own_hash(report):
+    report["studies"] = [{"hash": hash_of(study_text(**LIE)), "text": study_text(**LIE)}]
+    assert failures(signed(report)) == f"study {STUDY[:12]}: is charged and not listed"
+
+
+def test_figures_of_a_study_have_no_place_beside_its_text(report):
+    report["studies"][0]["noise_multiplier"] = "99.0"
+    assert failures(signed(report)).startswith("schema: studies.0.noise_multiplier")
+
+
+def test_a_study_without_a_text_is_noted_as_unknown(report):
+    report["studies"][0]["text"] = None
+    result = verify(signed(report))
+    assert result.ok
+    assert result.notes == [
+        f"study {STUDY[:12]}: unknown: its text is not in the report, so none of its terms was checked"
+    ]
+
+
+def test_a_text_of_another_format_is_noted_and_one_that_says_nothing_fails(tmp_path):
+    for text, holds in (('{"format":3}', True), ('{"format":4}', False), ("no JSON", False)):
+        result = verify(charged_under(text, tmp_path / hash_of(text)))
+        assert result.ok == holds
+        assert any("not read here" in line for line in result.notes) == holds
+
+
+def charged_under(text, path, item=None):
+    """A report by an issuer that has the text of the study under which one round was charged."""
+    item = replace(item or charge(1), study=hash_of(text))
+    with ledger_with(path, rounds=0, epsilon=50.0) as ledger:
+        ledger.reserve(item)
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    return build_report("Federation", sites, [text], ISSUER)
+
+
+def test_what_was_charged_as_the_text_says_is_told(tmp_path):
+    result = verify(charged_under(STUDY_TEXT, tmp_path / "ledger.db"))
+    assert result.ok
+    assert (
+        f"study {STUDY[:12]} (thyroid): its text has that hash; all 1 charges under it are its rounds" in result.checked
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"noise_multiplier": 99.0}, "is charged with site_noise_int"),
+        ({"clip_norm": 0.5}, "is charged with clip_norm 1.0; its text gives 0.5"),
+        ({"clipping": "adaptive"}, "is charged with clip_norm 1.0; its text gives 1.004987"),
+        ({"sample_rate": 0.1}, "is charged with sample_rate 0.2; its text gives 0.1"),
+        ({"max_dropouts": 1, "min_sites": 2}, "is charged with sites 4; its text gives 3"),
+        ({"collusion": 2}, "is charged with site_noise_int"),
+        (
+            {"max_dropouts": 1, "dropouts": "top-up", "min_sites": 2},
+            "is charged with planned_sites 0; its text gives 4",
+        ),
+        ({"mode": "local", "local_steps": 3}, "is charged with steps 1; its text gives 3"),
+        ({"mode": "none", "noise_multiplier": 0.0}, "is charged with mode distributed; its text gives none"),
+        ({"dim": 999}, "is charged with dim 1000; its text gives 999"),
+        ({"scale_bits": 20}, "is charged with scale_bits 24; its text gives 20"),
+        ({"collusion": 9}, "cannot be charged as its text is"),
+    ],
+)
+def test_a_charge_that_is_no_round_of_its_study_is_named(tmp_path, changes, words):
+    """Whatever the site was made to charge: figures that the text gives cannot be shown for it."""
+    assert f"site east: {words}" in failures(charged_under(study_text(**changes), tmp_path / "ledger.db"))
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (charge(41), "has no update in round 41: it has 40 rounds"),
+        (charge(0), "has no update in round 0"),
+        (replace(charge(41), purpose="evaluation"), "has no evaluation in round 41"),
+        (replace(charge(1), purpose="evaluation"), "has no evaluation in round 1"),
+        (charge(1, cohort=(*SITES, "spare")), "is charged for the sites east, north, south, spare, west"),
+        (replace(charge(1), unit="visit"), "protects each 'patient', and is charged for each 'visit'"),
+    ],
+)
+def test_a_charge_outside_its_study_is_named(tmp_path, item, words):
+    with Ledger.open(tmp_path / "ledger.db", signer(1), "east") as ledger:
+        ledger.set_budget(replace(budget(50.0), unit=item.unit))
+        ledger.reserve(item)
+        report = build_report(
+            "Federation", {"east": SiteLedger(ledger.public_key, ledger.entries())}, [STUDY_TEXT], ISSUER
+        )
+    assert f"study {STUDY[:12]}: site east: {words}" in failures(report)
+
+
+def test_a_site_with_another_key_than_the_study_names_is_named(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", seed=7) as ledger:
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    report = build_report("Federation", sites, [STUDY_TEXT], ISSUER)
+    assert "is charged by a site or key that its text does not name" in failures(report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"delta": 1e-6}, "is at delta 1e-06 with 1 colluding"),
+        ({"colluding": 0}, "with 0 colluding"),
+        ({"noise_multiplier": 2.6}, "is of noise multiplier 2.6; the study's text gives 2.35"),
+    ],
+)
+def test_an_audit_of_another_step_than_the_study_s_is_named(report, changes, words):
+    facts = {"study": THYROID, **changes}
+    audited = signed(report | {"studies": [{"hash": THYROID, "text": THYROID_TEXT}, *report["studies"]]})
+    assert verify(with_audit(audited, study=THYROID)).ok
+    assert words in failures(with_audit(audited, **facts))
+
+
+def test_what_rests_on_the_issuer_s_word_is_told(report):
+    result = verify(with_audit(report) | {})
+    told = result.to_dict()["issuers_word"]
+    assert [line.split(":")[0] for line in told] == [
+        "the federation's name, 'Federation', and when the report was issued",
+        "that the accountants named are those that computed; every figure was computed anew here",
+        "what 1 audits of run-1 measured",
+    ]
+    assert all(f"issuer  {line}" in result.lines() for line in told)
 
 
 def test_sites_that_were_told_different_sets_are_named(tmp_path):
@@ -218,6 +377,10 @@ def test_sites_that_were_told_different_sets_are_named(tmp_path):
     assert failures(report) == "round 0 of run run-1: sites east and north settled different sets"
 
 
+TOPPED_TEXT = study_text(max_dropouts=2, dropouts="top-up", min_sites=2)
+TOPPED = hash_of(TOPPED_TEXT)
+
+
 @pytest.fixture
 def topped(tmp_path):
     """A report on two rounds with top-up: one settled over three of four sites, one that was never opened."""
@@ -225,13 +388,13 @@ def topped(tmp_path):
     for seed, site in enumerate(SITES[:2], start=1):
         with Ledger.open(tmp_path / site, signer(seed), site) as ledger:
             ledger.set_budget(budget())
-            for round in (0, 1):
-                charged = charge(round, sites=2)
+            for round in (1, 2):
+                charged = charge(round, study=TOPPED, sites=2)
                 release = replace(charged.release, planned_sites=4, noise_collusion=1)
                 ledger.reserve(replace(charged, release=release))
-            ledger.settle("run-1", 0, SITES[:3])
+            ledger.settle("run-1", 1, SITES[:3])
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
-    return build_report("Federation", sites, [FACTS], ISSUER)
+    return build_report("Federation", sites, [TOPPED_TEXT], ISSUER)
 
 
 def test_noise_after_a_top_up_is_recomputed_from_the_settled_set(topped):
@@ -254,7 +417,7 @@ def test_a_summed_site_that_charged_nothing_is_noted(tmp_path):
     for seed, (site, rounds) in enumerate({"east": 2, "north": 1}.items(), start=1):
         with ledger_with(tmp_path / site, site=site, seed=seed, rounds=rounds) as ledger:
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
-    result = verify(build_report("Federation", sites, [], ISSUER))
+    result = verify(build_report("Federation", sites, [STUDY_TEXT], ISSUER))
     assert result.ok
     assert result.notes == ["site north: 1 settled rounds name it, but its ledger here does not charge them (yet)"]
 

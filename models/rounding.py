@@ -1,0 +1,23 @@
+"""Rounds bounds for people, to the side on which they still hold: an epsilon up, what is left of a budget down."""
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+
+def rounded_up(bound: float, decimals: int = 2) -> str:
+    """Writes an upper bound, such as an epsilon, rounded up at its last digit; two significant digits below 0.1."""
+    return _rounded(bound, decimals, ROUND_CEILING)
+
+
+def rounded_down(bound: float, decimals: int = 2) -> str:
+    """Writes a lower bound, such as what is left of a budget or what an audit has shown, rounded down."""
+    return _rounded(bound, decimals, ROUND_FLOOR)
+
+
+def _rounded(bound: float, decimals: int, rounding: str) -> str:
+    if math.isinf(bound):
+        return "∞" if bound > 0 else "-∞"
+    exact = Decimal(repr(float(bound)))
+    if 0 < abs(exact) < Decimal("0.1"):
+        decimals = max(decimals, 1 - exact.adjusted())
+    return f"{exact.quantize(Decimal(1).scaleb(-decimals), rounding=rounding):f}"

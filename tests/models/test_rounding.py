@@ -1,0 +1,31 @@
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confide.models.rounding import rounded_down, rounded_up
+
+
+@pytest.mark.parametrize(
+    ("bound", "up", "down"),
+    [
+        (2.7208, "2.73", "2.72"),
+        (2.72, "2.72", "2.72"),
+        (3.0, "3.00", "3.00"),
+        (0.0, "0.00", "0.00"),
+        (0.0123, "0.013", "0.012"),
+        (1e-7, "0.00000010", "0.00000010"),
+        (0.0999, "0.100", "0.099"),
+        (float("inf"), "∞", "∞"),
+    ],
+)
+def test_bounds_are_rounded_to_the_side_on_which_they_hold(bound, up, down):
+    assert (rounded_up(bound), rounded_down(bound)) == (up, down)
+
+
+@given(st.floats(min_value=0, max_value=1e6), st.integers(min_value=0, max_value=6))
+def test_no_digit_is_lost_on_the_wrong_side(bound, decimals):
+    up, down = (Decimal(write(bound, decimals)) for write in (rounded_up, rounded_down))
+    assert down <= Decimal(repr(bound)) <= up
+    assert up - down <= Decimal(1).scaleb(-decimals)
