@@ -69,7 +69,8 @@ def test_the_tables_of_another_example_are_refused(bench, tmp_path):
 OUTCOME = {
     "auc_private": 0.952, "auc_private_interval": [0.943, 0.96], "auc_measured": 0.934, "accuracy_private": 0.9,
     "auc_measured_interval": [0.915, 0.953], "auc_measured_binning": 0.015, "auc_before": 0.5, "auc_nonprivate": 0.955,
-    "auc_head_only": 0.95, "auc_control": 0.956, "epsilon": 2.72, "epsilon_rdp": 3.0, "epsilon_guaranteed": 3.29, "unit": "patient", "delta": 1e-5,
+    "auc_head_only": 0.95, "auc_control": 0.956, "epsilon": 2.72, "epsilon_rdp": 3.0,
+    "epsilon_guaranteed": 3.29, "unit": "patient", "delta": 1e-5,
     "audit": None, "bytes_per_site_round": 70000, "seconds_per_round": 1.5, "peak_memory_gib": 5.7,
     "membership": [{"auc": "0.5", "auc_low": "0.49", "auc_high": "0.51", "attacked": "the adapter"}],
 }  # fmt: skip
