@@ -12,6 +12,7 @@ from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
+from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
 from .errors import MessageInvalid
 from .shares import AggregatorRole, described
@@ -27,6 +28,8 @@ from .wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Replay,
+    Replayed,
     Reply,
     Request,
     RoundPlan,
@@ -65,7 +68,7 @@ class Node:
         """
         name, signer = enrolment.name, identity.signer
         self._identity, self._enrolment = identity, enrolment
-        self._admission = Admission(home, name)
+        self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
         self._aggregator = AggregatorRole(home, name, signer)
 
@@ -73,6 +76,7 @@ class Node:
         """Answers one message. Raises an error of ours for a refused one."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
+            "replay": self._replay,
             "step": self._step,
             "topup": self._topup,
             "fetch": self._fetch,
@@ -92,19 +96,28 @@ class Node:
 
     def _prepare(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Prepare)
-        key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
+        study.require_start()
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
             site = self._site_in(study)
             evaluates = site.prepare(study, message)
             entries = site.entries(message.ledger_from)
+        self._admission.count(message)  # only now: a run that did not fit has used nothing
+        self._active.note(message.run, message.study)
+        key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries))
+
+    def _replay(self, packet: Packet) -> Packet:
+        message, study = self._admitted(packet, Replay)
+        stands = self._site_in(study).replay(study, message, packet.blobs.get("part", b""))
+        answer = Replayed(request=packet.digest(), run=message.run, round=stands.round, held=stands.held)
+        return self._signed(answer)
 
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
         site = self._site_in(study)
-        files = site.contribute(study, plan, packet.blobs.get("state", b""))
+        files = site.contribute(study, plan)
         sealed, blobs = described(files, plan.inline)
         entries = site.entries(plan.ledger_from)
         return self._signed(Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)
@@ -127,6 +140,7 @@ class Node:
 
     def _aggregate(self, packet: Packet) -> Packet:
         order, study = self._admitted(packet, AggregateOrder)
+        self._active.note(order.run, order.study)
         try:
             opened = self._aggregator.aggregate(study, order, packet.blobs)
         except SetConflict as conflict:
@@ -157,6 +171,7 @@ class Node:
         if self._aggregates(study):
             if message.final:
                 self._aggregator.end(message.run)
+                self._active.end(message.run)
             else:
                 self._aggregator.rest(message.run)
         return self._signed(Settled(request=packet.digest(), ledger=entries))

@@ -14,6 +14,7 @@ MpcError
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
 ├── CommitmentBroken   a party opened something else than it had committed to, or than at an earlier attempt
+├── TransferRejected   oblivious transfers between two parties failed their check
 ├── ChecksExhausted    a vector's norm check was broken off too often to be tried again
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
@@ -86,6 +87,10 @@ class Equivocation(MpcError):
 
 class CommitmentBroken(MpcError):
     """An opening that differs from its commitment, now or at an earlier attempt; nothing was released."""
+
+
+class TransferRejected(MpcError):
+    """Oblivious transfers that failed their check: one of two parties does not keep to the protocol, or is made to."""
 
 
 class ChecksExhausted(MpcError):

@@ -143,7 +143,7 @@ class Order:
         shape = (self.dim, self.ring_bits, self.scale_bits, self.rows, self.tag_count)
         common = (self.norm_bound, self.topup_bound, self.min_sites, self.min_untopped, len(self.cohort))
         members = (word for member in self.cohort for word in member)
-        return sha256(canonical("confide/mpc/order/3", *place, *shape, *common, *members)).digest()
+        return sha256(canonical("confide/mpc/order/4", *place, *shape, *common, *members)).digest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,7 +48,7 @@ class Party:
         self._config = config
         self._journal = Journal(config.journal)
         self._links: TlsCommunicator | None = None
-        self._triples: Oblivious | None = None  # made once for the links, when they are needed
+        self._triples: Oblivious | None = None  # made for an order, when it needs them, and for no other
 
     def aggregate(self, order: Order, envelopes: Files, topups: Files) -> OpenedTotal:
         """Carries out one order; see `aggregation.aggregate` for its errors."""
@@ -62,6 +62,8 @@ class Party:
         except BaseException:  # the others shall not wait for this party
             self._drop_links()
             raise
+        finally:
+            self._triples = None
 
     def _judge(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
         if self._triples is None:
@@ -99,7 +101,6 @@ class Party:
 
     def _drop_links(self) -> None:
         runtime.stop()
-        self._triples = None
         if self._links is not None:
             self._links.close()
             self._links = None
