@@ -15,6 +15,7 @@ import torch
 from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
+from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import probed_shapes
@@ -26,7 +27,9 @@ from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from ..data import Records
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
-from .study_model import load_study_model
+from .study_model import load_study_model, unused_experts
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,13 @@ class Trainer:
         if layout.head_slice.stop != head_size:
             raise BackboneMismatch(f"the head has {layout.head_slice.stop} numbers, the study says {head_size}")
         self.start = start_state(study.draft, self.adapted.state())  # of every run
+        if group is None and (unused := unused_experts(self._model, study.draft, backbone)):
+            logger.warning(
+                "study %s adapts %s, to which the backbone sends no public token: the adapters take noise there, and "
+                "learn only if this site's records are routed otherwise",
+                study.name,
+                describe_experts(unused),
+            )
         if place is not None:
             place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)

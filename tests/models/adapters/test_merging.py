@@ -116,6 +116,16 @@ def test_a_saved_model_has_the_published_names(saved):
         assert set(file.keys()) == PUBLISHED
 
 
+def test_a_saved_model_keeps_the_balance_bias_of_every_router(saved, backbone_dir):
+    """Without it the same weights would send tokens elsewhere."""
+    before, after = backbones.load(backbone_dir).model.state_dict(), load_model(saved[0]).state_dict()
+    biases = [name for name in before if name.endswith("e_score_correction_bias")]
+    assert len(biases) == 2
+    for name in biases:
+        assert before[name].any()
+        assert torch.equal(after[name], before[name])
+
+
 @pytest.mark.parametrize("load", [DeepseekV3ForCausalLM.from_pretrained, load_model])
 def test_a_saved_model_loads_as_any_other_with_the_same_logits(saved, load):
     model = load(saved[0])
