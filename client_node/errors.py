@@ -31,6 +31,7 @@ ClientNodeError
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── NothingHeldOut           the site has no held-out records for an evaluation
+├── NothingToAudit           there is no private step of this site in the study
 ├── WorkersFailed            a worker process ended, or could not start
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
@@ -206,6 +207,10 @@ class SiteNotReady(ClientNodeError):
     """A site whose own files do not allow the study to run; the reason stays in the site's log."""
 
     public = True
+
+
+class NothingToAudit(ClientNodeError):
+    """A study whose step cannot be audited here: it is not private, not this site's, or there is no record."""
 
 
 class NothingHeldOut(ClientNodeError):

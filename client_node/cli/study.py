@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .application import JsonOption, group
+from .application import PROBLEMS, JsonOption, group
 from .console import out
 from .options import DEFAULT_HOME, HashArgument, HomeOption, StudyArgument
-from .tables import show_approval, show_fetched, show_studies, show_study
+from .tables import show_approval, show_fetched, show_step_audit, show_studies, show_study
 
 app = group("Which studies may run on this site's records.")
 
@@ -61,3 +61,16 @@ def study_revoke(study: HashArgument, home: HomeOption = DEFAULT_HOME) -> None:
     from ..approval import study_decisions
 
     out.print(f"Study {study_decisions.revoke_study(home, study)} may not run here any more.")
+
+
+@app.command("audit")
+def study_audit(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Run a study's step here, on one record many times over, and hold its noise, clip and draws against the charge.
+
+    Nothing is charged and nothing leaves this site. Exit code 3: the step is not what the ledger pays for.
+    """
+    from ..step_audit import audit_step
+
+    found = audit_step(home, study)
+    show_step_audit(found, as_json)
+    raise typer.Exit(PROBLEMS if found.check.findings else 0)

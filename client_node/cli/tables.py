@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.study_decisions import Fetched, KnownStudy
     from ..data import DataReport
     from ..enrolment import Enrolment
+    from ..step_audit import StepAudit
 
 # what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
 _BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
@@ -106,6 +107,37 @@ def show_approval(assessment: "Assessment", as_json: bool) -> None:
     }
     known = {name: value for name, value in facts.items() if value is not None}
     show_facts("Approved", known if as_json else _rounded(known), as_json)
+
+
+def show_step_audit(found: "StepAudit", as_json: bool) -> None:
+    """Prints what an audit of the site's own step saw, and its findings to stderr."""
+    check = found.check
+    facts: dict[str, Any] = {
+        "study": found.study.name,
+        "hash": found.study.study_hash,
+        "expected by": "the ledger's last charge"
+        if found.is_charged
+        else "the charge of a first round; none is made yet",
+        "rounds looked at": check.rounds,
+        "units in the made-up table": check.units,
+        "noise over the charged one": check.noise,
+        "standard error of the noise": check.noise_error,
+        "sum over its charged length": check.length,
+        "standard error of the length": check.length_error,
+        "spread over independent draws": check.spread,
+        "findings": [f"{finding.check}: {finding.detail}" for finding in check.findings],
+    }
+    if as_json:
+        return print_json(_keys(facts))
+    show_facts("Audit of this site's step", {k: _short(v) for k, v in facts.items() if v not in (None, [])}, False)
+    for finding in check.findings:
+        err.print(f"{finding.check}: {escape(finding.detail)}", highlight=False)
+    if not check.findings:
+        out.print("The step has the noise, the clip and the draws that the ledger pays for.")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
