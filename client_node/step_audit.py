@@ -38,7 +38,7 @@ class StepAudit:
     study: Study
     release: Release  # as charged
     is_charged: bool  # False: no round has been charged yet, and this is what the first would be
-    check: ChargeCheck
+    check: "ChargeCheck"
 
 
 def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
