@@ -102,7 +102,7 @@ class PublicTimes:
         """Stores a new stated time. What keeps it from the disk does not let the answer go early, nor find it anew."""
         self._found[kind] = seconds
         try:
-            known = {**self._stated(), kind: seconds}
+            known = {old: stated for old, stated in self._stated().items() if old != kind} | {kind: seconds}
             write_private(self._path, _File(seconds=dict(list(known.items())[-MAX_KINDS:])).model_dump_json().encode())
         except (OSError, SiteNotReady) as err:
             logger.error("the time of answers is kept only until this node stops: %s", err)

@@ -13,7 +13,7 @@ from confide.client_node.study import Study
 from confide.client_node.training.public_time import LEAST_S, PublicTimes, next_on_grid
 from confide.privacy.mechanism.sampling import poisson_sample
 
-from ..conftest import Site
+from ..conftest import EVALUATION, Site
 
 UNITS, SAMPLE_RATE = 800, 0.2
 
@@ -142,6 +142,17 @@ def test_a_disk_that_takes_no_note_lets_no_answer_go_early(times, clock, study, 
     took(times, clock, study, policy, model, 0.1)
     assert took(times, clock, study, policy, model, 0.9, fails=True) == pytest.approx(1.0)
     assert took(times, clock, study, policy, model, 0.3, fails=True) == pytest.approx(1.0)
+
+
+def test_what_was_noted_longest_ago_is_forgotten_first(site, times, clock, policy, monkeypatch):
+    monkeypatch.setattr("confide.client_node.training.public_time.MAX_KINDS", 2)
+    study, model = site.study(EVALUATION), Model()
+    for seconds in (3.0, 0.9):  # the first one, then another
+        took(times, clock, study, policy, model, seconds)
+    took(times, clock, study, policy, Model(), 5.0)  # a first one again, longer
+    took(times, clock, study, policy, model, 0.1, round_number=study.last_round)
+    later = PublicTimes(site.home, clock, clock.pass_)
+    assert took(later, clock, study, policy, Model(), 0.1) == pytest.approx(4 * 2**0.5)
 
 
 def test_without_privacy_nothing_waits(site, times, clock, policy):
