@@ -124,7 +124,7 @@ class StudyTerms(_Terms):
         return self._release(terms.noise_multiplier, 1.0, HISTOGRAM_SCALE, 2 * terms.bins, 1.0, 1)
 
     def contradictions(self, charge: Charge, site: str, key: str) -> Iterator[str]:
-        """Why `charge`, by the site of that name and ledger key, is none of this study's rounds; nothing if it is."""
+        """Reasons why `charge`, by the site of that name and ledger key, is none of this study's rounds; or nothing."""
         rounds = self.draft.rounds.rounds
         last = rounds + (self.draft.evaluation is not None)
         if self.keys.get(site) != key:
@@ -149,7 +149,7 @@ class StudyTerms(_Terms):
                 yield f"is charged with {name} {value}; its text gives {expected[name]}"
 
     def audit_contradictions(self, facts: AuditFacts) -> Iterator[str]:
-        """Why the audited step is not one of this study's; nothing if it is."""
+        """Reasons why the audited step is not one of this study's; or nothing."""
         privacy = self.draft.privacy
         if (facts.delta, facts.colluding) != (privacy.delta, privacy.collusion):
             yield f"is at delta {facts.delta:g} with {facts.colluding} colluding; the study's text has other terms"
