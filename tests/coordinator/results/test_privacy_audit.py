@@ -165,7 +165,14 @@ def test_audits_and_attacks_enter_the_signed_report(federation, monkeypatch):
     spend(federation, study, "svi", rounds=2)
     with federation.store.session() as session:
         session.get(NodeRow, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
-    audit, attack = audit_facts(run=RUN, study=study.study_hash), membership_facts(run=RUN, study=study.study_hash)
+    step = replace(study_terms.read(study.canonical().decode()).release("update"), sample_rate=1.0)
+    audit = audit_facts(
+        run=RUN,
+        study=study.study_hash,
+        noise_multiplier=step.noise_multiplier(1),
+        claimed_epsilon=epsilon_pld([step], 1e-5, 1),
+    )
+    attack = membership_facts(run=RUN, study=study.study_hash)
     keep_audit(federation.store, audit)
     federation.store.add_privacy_test(
         PrivacyTest(run=RUN, kind="membership", facts=json.dumps(dump(attack))), "attacked"
