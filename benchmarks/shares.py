@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
+from confide.mpc.crypten.sums import SharedTotal
 from confide.mpc.sharing import ShareContext, hpke
-from confide.mpc.sharing.ring import from_integers, open_total
+from confide.mpc.sharing.ring import from_integers, read_total
 from confide.mpc.sharing.sealing import Envelope, open_envelope, seal_update
-from confide.mpc.sharing.shares import unpack
 from confide.mpc.sharing.tags import tags, verify_total
 
 TURNS = 5
@@ -57,21 +57,21 @@ def measure(dim: int, bits: int, kem: hpke.Kem) -> dict[str, float]:
         return seal_update(from_integers(units, context.ring), context, public, signer, 0, site_tags)
 
     envelopes = [envelope.to_bytes() for envelope in site()]
-    total, memory = np.zeros(dim, context.ring.unsigned), np.empty(dim, context.ring.unsigned)
+    total = SharedTotal(dim, context.ring, TAGS)
 
     def party(aggregator_id: int) -> None:
         envelope = Envelope.from_bytes(envelopes[aggregator_id], context)
         share = open_envelope(envelope, context, aggregator_id, identity=identity, private_key=private[aggregator_id])
-        np.add(total, unpack(share, context, out=memory).vector, out=total)
+        total.add(share, context)
 
-    released = [bytes(total.nbytes + 8 * TAGS) for _ in range(3)]
+    opened, tag_shares = bytes(dim * bits // 8), [bytes(8 * TAGS)] * 3
     found = {
         "plain addition of float32": milliseconds(lambda: np.add(*floats, out=floats[0])),
         "site: integers to three envelopes": milliseconds(site),
         "site: three tags more": milliseconds(lambda: tags(units, KEY, TAGS)),
         "aggregator: seed and body, to the sum": milliseconds(lambda: party(0)),
         "aggregator: seed alone, to the sum": milliseconds(lambda: party(1)),
-        "coordinator: three shares to the total": milliseconds(lambda: open_total(released, context.ring, dim, TAGS)),
+        "coordinator: the total read": milliseconds(lambda: read_total(opened, tag_shares, context.ring, dim, TAGS)),
         "coordinator: three tags checked": milliseconds(lambda: verify_total(units, site_tags, KEY, 2**31)),
     }
     of_one, of_two = found["aggregator: seed and body, to the sum"], found["aggregator: seed alone, to the sum"]

@@ -2,7 +2,7 @@
 
     python benchmarks/triples.py [--json] [--sites N ...] [--bound B] [--ring-bits 32|64]
 
-Base transfers are made once a link-up, triples and circuit once a round. Wall times hold for a machine with a core for
+Base transfers are made once an order, like triples and circuit. Wall times hold for a machine with a core for
 each party; if the parties share cores, use the processor time, which is that of the busiest party. Bytes are those that
 one party sends to both others. The sketches are random and every fifth site's is three times too long: the run stops
 if the verdicts are not those of the plain rule.

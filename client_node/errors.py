@@ -7,7 +7,8 @@ ClientNodeError
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
-├── ApprovalRefused          the study fails the site's own checks
+├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
+├── NotAgreed                a person said no, or could not be asked
 ├── DataInvalid              the site's table does not fit the study
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
 ├── EnrolmentFailed          this node could not join the federation
@@ -81,7 +82,14 @@ class SiteNotConfirmed(ClientNodeError):
 
 
 class ApprovalRefused(ClientNodeError):
-    """A study that fails the site's own checks; the reason may depend on records and stays at the site."""
+    """A study that fails the site's own checks, or is not named by its whole hash.
+
+    The reason may depend on records and stays at the site.
+    """
+
+
+class NotAgreed(ClientNodeError):
+    """A decision that a person did not agree to, or that asks for a person where there is no terminal."""
 
 
 class DataInvalid(ClientNodeError):

@@ -12,6 +12,7 @@ from ..mpc.errors import NormExceeded, SetConflict, TopUpMissing
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
+from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
 from .errors import MessageInvalid
 from .shares import AggregatorRole, described
@@ -34,7 +35,7 @@ from .wire.messages import (
     SetTaken,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     TopUp,
     TopUpPlan,
     Update,
@@ -65,7 +66,7 @@ class Node:
         """
         name, signer = enrolment.name, identity.signer
         self._identity, self._enrolment = identity, enrolment
-        self._admission = Admission(home, name)
+        self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
         self._aggregator = AggregatorRole(home, name, signer)
 
@@ -92,13 +93,15 @@ class Node:
 
     def _prepare(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Prepare)
-        key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
             site = self._site_in(study)
             evaluates = site.prepare(study, message)
             entries = site.entries(message.ledger_from)
+        self._admission.count(message)  # only now: a run that did not fit has used nothing
+        self._active.note(message.run, message.study)
+        key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries))
 
     def _step(self, packet: Packet) -> Packet:
@@ -127,22 +130,26 @@ class Node:
 
     def _aggregate(self, packet: Packet) -> Packet:
         order, study = self._admitted(packet, AggregateOrder)
+        self._active.note(order.run, order.study)
         try:
-            total = self._aggregator.aggregate(study, order, packet.blobs)
+            opened = self._aggregator.aggregate(study, order, packet.blobs)
         except SetConflict as conflict:
             return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:
             return self._signed(SetIncomplete(**_to(packet, order), complete=lack.names))
         except NormExceeded as excess:
             return self._signed(SetIncomplete(**_to(packet, order), complete=excess.kept, rejected=excess.names))
-        answer = ShareOfTotal(
+        answer = SignedTotal(
             **_to(packet, order),
             study=order.study,
-            kept=total.kept,
-            rejected=total.rejected,
-            set_digest=total.set_digest.hex(),
+            start=order.state,
+            kept=opened.kept,
+            rejected=opened.rejected,
+            set_digest=opened.set_digest.hex(),
+            total_digest=opened.total_digest.hex(),
         )
-        return self._signed(answer, {"share": total.share})
+        blobs = {"tags": opened.tag_share} if opened.tag_share else {}
+        return self._signed(answer, blobs | ({"total": opened.total} if order.with_total else {}))
 
     def _settle(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Settle)
@@ -154,6 +161,7 @@ class Node:
         if self._aggregates(study):
             if message.final:
                 self._aggregator.end(message.run)
+                self._active.end(message.run)
             else:
                 self._aggregator.rest(message.run)
         return self._signed(Settled(request=packet.digest(), ledger=entries))

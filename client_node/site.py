@@ -22,9 +22,11 @@ from .shares import Files, Outbox
 from .shares.seal import Sealer
 from .shares.topup import top_up
 from .study import Study
+from .training.public_time import PublicTimes
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan, require_evidence
+from .wire.evidence import require_evidence
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +36,18 @@ class SiteRole:
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
-        self._outbox, self._reservations = Outbox(home), RunReservations(home)
+        self._outbox, self._reservations, self._times = Outbox(home), RunReservations(home), PublicTimes(home)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
-        """Reserves budget for a run and loads its model; returns True if this site can take part in an evaluation."""
+        """Makes sure that the budget can pay for a run, and loads its model.
+
+        Returns:
+            True if this site can take part in an evaluation.
+        """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
-        self._reservations.note(message.run, study.study_hash)
         return policy.held_out() is not None
 
     def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
@@ -100,13 +105,14 @@ class SiteRole:
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
         charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
-        try:
-            vector = compute(start)
-        except Exception as err:  # the coordinator is told the same for every cause
-            logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
-            raise StepFailed("the step failed after its charge; the site's log says why") from err
-        envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
-        return self._outbox.put(plan.run, plan.round, envelopes)
+        with self._times.answered(study, planned, policy, self._model.load(study, policy)):
+            try:
+                vector = compute(start)
+            except Exception as err:  # the coordinator is told the same for every cause
+                logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
+                raise StepFailed("the step failed after its charge; the site's log says why") from err
+            envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
+            return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
         """Finds the stored shares of the round, if there are any, and makes sure that the round is charged.

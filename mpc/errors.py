@@ -3,7 +3,7 @@
 MpcError
 ├── InvalidField       a parameter, name, key or context outside its range (also a ValueError)
 ├── NoRing             no ring holds the sum at the asked resolution (also a ValueError)
-├── ShareMalformed     an opened payload or released share without the right layout
+├── ShareMalformed     an opened payload, a total or a share of tags without the right layout
 ├── EnvelopeRejected   bytes of a site that are not its sealed share for this round
 ├── EnvelopeUnreadable a sealed share that lies at this aggregator cannot be read from its disk
 ├── FrameRejected      bytes between the aggregator and its party process break their schema
@@ -14,6 +14,7 @@ MpcError
 ├── OrderMismatch      the three parties were given different orders
 ├── Equivocation       the parties were shown different messages of one site
 ├── CommitmentBroken   a party opened something else than it had committed to, or than at an earlier attempt
+├── TransferRejected   oblivious transfers between two parties failed their check
 ├── ChecksExhausted    a vector's norm check was broken off too often to be tried again
 ├── CohortTooSmall     fewer than `min_sites` sites reached all three parties
 ├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
@@ -45,7 +46,7 @@ class NoRing(MpcError, ValueError):
 
 
 class ShareMalformed(MpcError):
-    """An opened payload or released share with the wrong version, kind or length."""
+    """An opened payload, a total or a share of tags with the wrong version, kind or length."""
 
 
 class EnvelopeRejected(MpcError):
@@ -86,6 +87,10 @@ class Equivocation(MpcError):
 
 class CommitmentBroken(MpcError):
     """An opening that differs from its commitment, now or at an earlier attempt; nothing was released."""
+
+
+class TransferRejected(MpcError):
+    """Oblivious transfers that failed their check: one of two parties does not keep to the protocol, or is made to."""
 
 
 class ChecksExhausted(MpcError):

@@ -2,6 +2,9 @@
 
 The newest lease and the study of each run are in `leases.json` under the node's home, so that a replaced driver is
 refused, also after a restart.
+
+An approval covers a number of runs. A run is counted when it is prepared and all that speaks against it was looked at;
+any message that could cost something counts it too, should it never have been prepared.
 """
 
 import json
@@ -10,13 +13,14 @@ from pathlib import Path
 
 from ..errors import MessageInvalid, PolicyInvalid, SiteNotReady, StaleLease
 from ..files import read_private, write_private
+from ..policy import decisions, site_policy
 from ..study import Study
-from ..wire.messages import Request
+from ..wire.messages import Prepare, Request, Settle
 from .catalogue import approved_study
 
 logger = logging.getLogger(__name__)
 
-FILE = "leases.json"
+FILE = decisions.LEASES
 
 
 class Admission:
@@ -31,7 +35,7 @@ class Admission:
         Raises:
             MessageInvalid: the message is for another node, or names another study than the run began with.
             StaleLease: a message of a newer driver was admitted before.
-            ClientNodeError: the study may not run here.
+            ClientNodeError: the study may not run here, or no further run of it.
         """
         if message.to != self._name:
             raise MessageInvalid(f"the message is for {message.to}, this is {self._name}")
@@ -44,7 +48,9 @@ class Admission:
                 f"run {message.run} is driven under lease {lease}, this message is from lease {message.lease}"
             )
         try:
+            decisions.carry_over(self._home)
             study = approved_study(self._home, message.study)
+            self._require_room(message)
         except PolicyInvalid as err:
             logger.error("%s", err)
             raise SiteNotReady("the site's policy cannot be read; its log says why") from err
@@ -52,3 +58,24 @@ class Admission:
             newest = seen | {message.run: (message.study, message.lease)}
             write_private(self._path, json.dumps(newest).encode())
         return study
+
+    def count(self, message: Request) -> None:
+        """Counts a message's run under the approval of its study, durably.
+
+        Raises:
+            StudyNotApproved: other runs have used the approval up.
+        """
+        allowed = site_policy.approvals(self._home).runs_of(message.study)
+        decisions.count_run(self._home, message.study, message.run, allowed=allowed)
+
+    def _require_room(self, message: Request) -> None:
+        """Refuses a run that the approval does not cover any more; counts one that begins without being prepared.
+
+        To settle costs nothing, and makes charges exact: that is never refused.
+        """
+        if isinstance(message, Settle):
+            return
+        if not isinstance(message, Prepare):
+            return self.count(message)
+        allowed = site_policy.approvals(self._home).runs_of(message.study)
+        decisions.require_room(decisions.load_decisions(self._home), message.study, message.run, allowed=allowed)

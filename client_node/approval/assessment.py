@@ -13,10 +13,9 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Charge, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
-from ..policy import SitePolicy, decisions, load_policy
+from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
-from .catalogue import cached_study
-from .charges import Standing, beside, open_ledger, planned_charges, record_budget, standing
+from .charges import Standing, beside, planned_charges, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -37,11 +36,15 @@ class Assessment:
     reasons: tuple[str, ...]  # against an approval; empty if it can be approved
 
 
-def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment:
+def assess(
+    home: Path, study: Study, *, unprotected: bool = False, runs: int = 1, under_way: Sequence[str] = ()
+) -> Assessment:
     """Assesses the study by the site's policy, data and ledger. Nothing is written.
 
     Args:
         unprotected: True if the person who asks accepts a study without privacy.
+        runs: the number of runs to be paid for, those under way included.
+        under_way: runs of the study that have begun here; of these only what is not charged yet counts.
     """
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     me = (enrolment.name, identity.identity_hex)
@@ -56,26 +59,13 @@ def assess(home: Path, study: Study, *, unprotected: bool = False) -> Assessment
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
         if study.draft.privacy.mode != "none" and not reasons:
-            charges, stands = planned_charges(study, policy, run="(before approval)"), standing(home, policy)
+            new = [f"(new {number})" for number in range(runs - len(under_way))]
+            charges = [each for run in (*under_way, *new) for each in planned_charges(study, policy, run=run)]
+            stands = standing(home, policy, charges)
             planned, spent = stands.planned(charges), stands.epsilon_spent
-            quote, refusals = _quote(stands, charges, planned)
+            quote, refusals = _quote(study, stands, charges, planned, runs=len(under_way) + len(new))
             reasons += refusals
     return Assessment(study, trains, aggregates, data, planned, spent, quote, evaluates, tuple(reasons))
-
-
-def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
-    """Approves a known study; if the site will be charged, the policy's budget is put in force first.
-
-    Call `assess` before: this function does not look for reasons against the study.
-
-    Args:
-        unprotected: True to approve it also without privacy.
-    """
-    study, identity, enrolment = cached_study(home, study_hash), NodeIdentity.load(home), Enrolment.load(home)
-    if study.has_site(enrolment.name, identity.identity_hex) and study.draft.privacy.mode != "none":
-        with open_ledger(home, identity, enrolment) as ledger:
-            record_budget(ledger, load_policy(home))
-    decisions.approve(home, study_hash, unprotected=unprotected)
 
 
 def _identity_reasons(study: Study, name: str, identity: str, *, takes_part: bool) -> list[str]:
@@ -138,17 +128,22 @@ def _misfit(study: Study, data: DataReport) -> str:
     return f"{data.path} has {count}; see: client-node data check {data.path} --study {study.study_hash[:12]}"
 
 
-def _quote(stands: Standing, charges: Sequence[tuple[Charge, int]], planned: float) -> tuple[Quote | None, list[str]]:
+def _quote(
+    study: Study, stands: Standing, charges: Sequence[tuple[Charge, int]], planned: float, *, runs: int
+) -> tuple[Quote | None, list[str]]:
     try:
-        quote = stands.quote(charges)
+        quote = stands.quote()
     except PrivacyError as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []
-    rounds = sum(count for _, count in charges)
+    whole, rounds = sum(count for _, count in charges), stands.coming.total()
+    counted = f"all {rounds} rounds" if rounds == whole else f"the {rounds} rounds that are left"
+    of_runs = f" of {runs} runs" if runs > 1 else ""
     return quote, [
-        f"the budget cannot pay for all {rounds} rounds: they would bring the guaranteed epsilon from "
+        f"the budget cannot pay for {counted}{of_runs}: they would bring the guaranteed epsilon from "
         f"{rounded_up(quote.guaranteed)} to {rounded_up(quote.would_be)}{beside(stands.runs)}, the cap is "
-        f"{quote.cap:g}. Alone, as a plan that nobody changes by its results, the study costs {rounded_up(planned)}; "
-        'why a cap goes by the higher figure: "Three figures" in docs/site.md'
+        f"{quote.cap:g}; a higher one, or rounds that fit: client-node budget plan {study.study_hash[:12]}. Alone, as "
+        f"a plan that nobody changes by its results, the study costs {rounded_up(planned)}; why a cap goes by the "
+        'higher figure: "Three figures" in docs/site.md'
     ]

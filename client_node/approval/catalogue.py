@@ -87,19 +87,16 @@ def approved_study(home: Path, study_hash: str) -> Study:
         StudyUnknown: the coordinator does not offer it.
         SiteNotConfirmed: this node aggregates in it, and the key of one of its sites was not confirmed here.
     """
-    has_policy = (home / site_policy.FILE).exists()  # a node that only aggregates needs none
-    policy = site_policy.load_policy(home) if has_policy else None
-    named = policy.studies if policy else site_policy.decided(site_policy.StudyPolicy(), load_decisions(home))
-    if study_hash not in {*named.approved, *named.unprotected}:
+    if not site_policy.approvals(home).names(study_hash):
         raise StudyNotApproved(
-            f"study {study_hash[:12]} is not approved at this site; the site can: "
-            f"client-node study approve {study_hash[:12]}"
+            f"study {study_hash[:12]} is not approved at this site{_expired(home, study_hash)}; the site can: "
+            "client-node study approve HASH"
         )
     if not _file(home, study_hash).exists():
         refresh(home)
     study = cached_study(home, study_hash)
     if Enrolment.load(home).name in study.site_names():
-        (policy or site_policy.load_policy(home)).require(study)
+        site_policy.load_policy(home).require(study)
     require_confirmed(home, study)
     return study
 
@@ -128,6 +125,13 @@ def is_meant(study: Study, text: str) -> bool:
     """True if `text` is the study's name, or at least 8 digits with which its hash begins."""
     prefix = text.lower()
     return study.name == text or (len(prefix) >= _SHORTEST_PREFIX and study.study_hash.startswith(prefix))
+
+
+def _expired(home: Path, study_hash: str) -> str:
+    decision = load_decisions(home).studies.get(study_hash)
+    if decision is None or decision.verdict == "revoked" or decision.until is None:
+        return ""
+    return f" any more: its approval was until {decision.until}"
 
 
 def _file(home: Path, study_hash: str) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +64,23 @@ def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple
     return planned
 
 
-def reserved_charges(home: Path, policy: SitePolicy, *, besides: str = "") -> dict[str, list[tuple[Charge, int]]]:
+def reserved_charges(
+    home: Path, policy: SitePolicy, *, besides: Collection[str] = ()
+) -> dict[str, list[tuple[Charge, int]]]:
     """Lists the `planned_charges` of every other active run here, by the run's name.
 
-    A run whose study is not approved any more reserves nothing.
+    A run whose study is not approved any more reserves nothing, nor does one in which this node only aggregates.
     """
-    reserved = {}
-    for run, study_hash in RunReservations(home).runs().items():
+    reserved, active = {}, RunReservations(home).runs()
+    name = Enrolment.load(home).name if active else ""
+    for run, study_hash in active.items():
         try:
             study = cached_study(home, study_hash)
         except (StudyUnknown, StudyInvalid) as err:
             logger.warning("run %s holds no budget: %s", run, err)
             continue
-        if run != besides and study.draft.privacy.mode != "none" and policy.permits(study):
+        is_charged = name in study.site_names() and study.draft.privacy.mode != "none"
+        if run not in besides and is_charged and policy.permits(study):
             reserved[run] = planned_charges(study, policy, run=run)
     return reserved
 
@@ -88,7 +92,8 @@ class Standing:
     budget: Budget
     order: int  # of the filter that keeps the budget
     spent: Counter[Release]
-    reserved: Counter[Release]
+    reserved: Counter[Release]  # by other runs than those asked about
+    coming: Counter[Release]  # of the runs asked about, without those that are charged already
     runs: tuple[str, ...]  # that reserve a part of the budget
 
     @property
@@ -100,26 +105,36 @@ class Standing:
         """Computes the epsilon of a whole run alone by PLD: true if the run is followed, or stopped, and no more."""
         return epsilon_pld(_releases(planned), self.budget.delta, self.budget.collusion)
 
-    def quote(self, planned: Sequence[tuple[Charge, int]]) -> Quote:
-        """Computes the guaranteed epsilon to which a whole run with no charge so far would bring the data set."""
-        would_be = self.spent + self.reserved + _releases(planned)
-        return Quote(self.budget.epsilon, self._guaranteed(self.spent), self._guaranteed(would_be))
+    def quote(self) -> Quote:
+        """Computes the guaranteed epsilon to which the coming releases would bring the data set."""
+        would_be = self.spent + self.reserved + self.coming
+        return Quote(self.budget.epsilon, self.guaranteed, self._guaranteed(would_be))
+
+    @property
+    def guaranteed(self) -> float:
+        """The guaranteed epsilon of all charges, at the budget's delta and collusion."""
+        return self._guaranteed(self.spent)
 
     def _guaranteed(self, releases: Counter[Release]) -> float:
         return composition.epsilon_guaranteed(releases, self.budget.delta, self.budget.collusion, self.order)
 
 
-def standing(home: Path, policy: SitePolicy) -> Standing:
-    """Reads the standing of the policy's budget. Nothing is written: a missing ledger is not created."""
-    budget, by_run = budget_of(policy), reserved_charges(home, policy)
+def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]] = ()) -> Standing:
+    """Reads the standing of the policy's budget. Nothing is written: a missing ledger is not created.
+
+    Args:
+        coming: `planned_charges` of the runs asked about; runs under way among them reserve nothing beside.
+    """
+    asked = {made.run for made, _ in coming}
+    budget, by_run = budget_of(policy), reserved_charges(home, policy, besides=asked)
     planned = [each for run_charges in by_run.values() for each in run_charges]
     if not (home / LEDGER_FILE).exists():
         order = renyi.filter_order(budget.epsilon, budget.delta)
-        return Standing(budget, order, Counter(), _releases(planned), tuple(by_run))
+        return Standing(budget, order, Counter(), _releases(planned), _releases(coming), tuple(by_run))
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
-        spent, reserved = ledger.releases(budget.dataset, budget.unit), ledger.yet_to_charge(planned)
-        order = ledger.order(budget)
-    return Standing(budget, order, spent, reserved, tuple(by_run))
+        spent, order = ledger.releases(budget.dataset, budget.unit), ledger.order(budget)
+        reserved, still = ledger.yet_to_charge(planned), ledger.yet_to_charge(coming)
+    return Standing(budget, order, spent, reserved, still, tuple(by_run))
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
@@ -130,7 +145,7 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
     """
     planned = planned_charges(study, policy, run=run)
     record_budget(ledger, policy)
-    reserved = reserved_charges(home, policy, besides=run)
+    reserved = reserved_charges(home, policy, besides=[run])
     try:
         quote = ledger.affordable(
             planned,

@@ -1,9 +1,10 @@
-"""Reserves budget for the coming rounds of active runs, so that other runs cannot spend it.
+"""Stores the active runs of a node, and so reserves budget for their coming rounds, which other runs cannot spend.
 
 Without this, two runs prepared one after the other could each fit in what is left of a budget, and both would stop half
 done with all of it spent. A reservation only helps a study to finish and is no part of the guarantee: the ledger keeps
 the cap, round by round, with or without reservations. So it expires when a run sends no message for long; a resumed run
-is prepared again and must fit again.
+is prepared again and must fit again. An aggregator, whose budget pays for nothing, stores its active runs too: its
+people are told of them when they approve or revoke a study.
 """
 
 import logging
@@ -40,18 +41,22 @@ class _File(StrictModel):
 
 
 class RunReservations:
-    """The runs that reserve a part of the budget, stored in `holds.json` under the node's home."""
+    """The active runs of a node, stored in `holds.json` under its home."""
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = home / FILE, clock
 
     def runs(self) -> dict[str, str]:
-        """Lists the runs that reserve budget now, each with the hash of its study.
+        """Lists the active runs, each with the hash of its study.
 
         Raises:
             SiteNotReady: the file is damaged; deleting it gives up all reservations, which costs no privacy.
         """
         return {run: reserved.study for run, reserved in self._live().items()}
+
+    def of_study(self, study_hash: str) -> tuple[str, ...]:
+        """Lists the active runs of one study, by name; raises as `runs`."""
+        return tuple(sorted(run for run, study in self.runs().items() if study == study_hash))
 
     def note(self, run: str, study_hash: str) -> None:
         """Stores that `run` has begun or is still active."""

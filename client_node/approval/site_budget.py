@@ -15,7 +15,7 @@ from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import BudgetPolicy, decisions, load_policy
 from ..study.toml import parse_json
 from .catalogue import cached_study, known_studies
-from .charges import LEDGER_FILE, open_ledger, record_budget
+from .charges import LEDGER_FILE, open_ledger, record_budget, standing
 from .run_reservations import RunReservations
 
 
@@ -54,17 +54,47 @@ def accounts(home: Path) -> list[SiteAccount]:
         return _accounts(home, ledger)
 
 
-def set_budget(home: Path, *, epsilon: float, delta: float, collusion: int) -> list[SiteAccount]:
-    """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account afterwards.
+@dataclass(frozen=True, slots=True)
+class CapChange:
+    """A cap for the site's data that nobody has set yet, beside the one in force."""
+
+    before: BudgetPolicy
+    after: BudgetPolicy
+    guaranteed: float  # epsilon of what is charged, at the new delta and collusion
+
+    @property
+    def is_weaker(self) -> bool:
+        """True if more may be spent under the new cap: any of its three figures promises less."""
+        old, new = self.before, self.after
+        return new.epsilon > old.epsilon or new.delta > old.delta or new.collusion < old.collusion
+
+    @property
+    def is_spent(self) -> bool:
+        """True if the charges so far are over the new cap already."""
+        return self.guaranteed > self.after.epsilon
+
+
+def cap_change(home: Path, *, epsilon: float, delta: float, collusion: int) -> CapChange:
+    """Compares a cap for the site's data with the one in force, and with what is charged. Nothing is written.
 
     Raises:
         PolicyInvalid: a number is out of range, or site.toml describes no data.
     """
     stated = json.dumps({"epsilon": epsilon, "delta": delta, "collusion": collusion})
     budget = parse_json(stated, BudgetPolicy, error=PolicyInvalid, source="budget")
-    load_policy(home)  # without described data the cap would apply to nothing
+    policy = load_policy(home)  # without described data the cap would apply to nothing
+    stands = standing(home, policy.model_copy(update={"budget": budget}))
+    return CapChange(policy.budget, budget, stands.guaranteed)
+
+
+def set_budget(home: Path, change: CapChange, *, by: str | None = None) -> list[SiteAccount]:
+    """Sets the cap for the site's data, at once and instead of the one in site.toml; returns every account afterwards.
+
+    Args:
+        by: who decides; None for the account that runs this process.
+    """
     with _ledger(home) as ledger:
-        decisions.set_budget(home, budget)
+        decisions.set_budget(home, change.after, before=change.before, by=by)
         record_budget(ledger, load_policy(home))
         return _accounts(home, ledger)
 

@@ -1,14 +1,22 @@
-"""Decisions of a node's people on studies: fetch, list, approve and revoke them."""
+"""Decisions of a node's people on studies: fetch, list, approve and revoke them.
 
+To approve takes two steps. `propose` looks at everything and says what the approval would mean; `approve_study` then
+decides, after a person has read that.
+"""
+
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..enrolment import Enrolment, Role
+from ..enrolment import Enrolment, NodeIdentity, Role
 from ..errors import ApprovalRefused, CoordinatorUnreachable
 from ..policy import decisions, load_decisions, load_policy, site_policy
+from ..spoken_hash import parse
 from ..study import Study
-from .assessment import Assessment, approve, assess
-from .catalogue import find_study, is_meant, known_studies, refresh
+from .assessment import Assessment, assess
+from .catalogue import cached_study, find_study, is_meant, known_studies, refresh
+from .charges import open_ledger, record_budget
+from .run_reservations import RunReservations
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,21 @@ class KnownStudy:
 
     study: Study
     roles: tuple[Role, ...]  # of this node, by its name
-    decision: str | None  # approved or revoked; None if nothing was decided here
+    decision: str | None  # approved, expired or revoked; None if nothing was decided here
+    runs: int = 0  # that the approval covers
+    used: tuple[str, ...] = ()  # runs that have begun under it
+    until: dt.date | None = None  # its last day, UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An approval before anybody agrees to it."""
+
+    assessment: Assessment
+    runs: int  # different runs that it covers, those under way included
+    under_way: tuple[str, ...]  # runs of the study that have begun here and go on
+    until: dt.date | None  # the last day, UTC; None for no end
+    unprotected: bool  # also without privacy
 
 
 def fetch(home: Path) -> Fetched:
@@ -47,38 +69,119 @@ def overview(home: Path) -> list[KnownStudy]:
     return [_known(home, study) for study in known_studies(home)]
 
 
-def approve_study(home: Path, text: str, *, unprotected: bool = False) -> Assessment:
-    """Approves the study of that name or hash if nothing speaks against it, and returns its assessment.
+def whole_hash(text: str) -> str:
+    """Returns the hash that a person has typed as 64 digits or as 24 words.
+
+    Raises:
+        ApprovalRefused: it is neither. A name says nothing about a study's content, and a study whose hash begins with
+            given digits is found by trying.
+    """
+    try:
+        return parse(text)
+    except ValueError as err:
+        raise ApprovalRefused(
+            f"{text!r} does not say which study is meant: {err}. Ask the operator, by telephone, for the 24 words or "
+            "the 64 digits of the hash, compare them with `client-node study list`, and type them: "
+            "client-node study approve HASH"
+        ) from err
+
+
+def approval(home: Path, study_hash: str) -> KnownStudy | None:
+    """Finds the approval, given by command, under which the study can begin or go on here; None if there is none.
+
+    Raises:
+        StudyUnknown: no such study has reached this node.
+    """
+    known = _known(home, cached_study(home, study_hash))
+    is_ours = load_decisions(home).verdict(study_hash) == "approved" and known.decision == "approved"
+    goes_on = {*known.used} & {*RunReservations(home).of_study(study_hash)}
+    return known if is_ours and (goes_on or len(known.used) < known.runs) else None
+
+
+def propose(
+    home: Path, study_hash: str, *, unprotected: bool = False, runs: int | None = None, until: dt.date | None = None
+) -> Proposal:
+    """Looks at everything that speaks against a study, and says what its approval would mean. Nothing is written.
 
     Args:
         unprotected: True if the person accepts a study without privacy.
+        runs: different runs that it shall cover, those under way included; None for those under way, or for one.
+        until: the last day, in UTC; None for no end.
 
     Raises:
         ApprovalRefused: something speaks against it; the message has all reasons.
-        StudyUnknown: no study has that name or hash, or several have.
+        StudyUnknown: no such study has reached this node.
     """
-    study = find_study(home, text)
-    assessment = assess(home, study, unprotected=unprotected)
-    if assessment.reasons:
-        listed = "".join(f"\n  {reason}" for reason in assessment.reasons)
+    study, under_way = cached_study(home, study_hash), RunReservations(home).of_study(study_hash)
+    covered = max(1, len(under_way)) if runs is None else runs
+    assessment = assess(home, study, unprotected=unprotected, runs=covered, under_way=under_way)
+    reasons = list(assessment.reasons)
+    if covered < len(under_way):
+        names = ", ".join(under_way)
+        reasons.append(f"{len(under_way)} runs of it are under way ({names}) and count too; --runs is {covered}")
+    if until is not None and until < decisions.today():
+        reasons.append(f"--until {until} is over")
+    if reasons:
+        listed = "".join(f"\n  {reason}" for reason in reasons)
         raise ApprovalRefused(f"study {study.name} was not approved; nothing left this site:{listed}")
-    approve(home, study.study_hash, unprotected=unprotected and study.draft.privacy.mode == "none")
-    return assessment
+    return Proposal(assessment, covered, under_way, until, unprotected and study.draft.privacy.mode == "none")
 
 
-def revoke_study(home: Path, text: str) -> str:
-    """Revokes a study's approval and returns its hash; a whole hash is revoked even if no such study is known."""
-    study_hash = text if len(text) == 64 else find_study(home, text).study_hash
-    decisions.revoke(home, study_hash)
-    return study_hash
+def approve_study(home: Path, proposal: Proposal, *, by: str | None = None) -> None:
+    """Approves what was proposed; if the site will be charged, the policy's budget is put in force first.
+
+    Args:
+        by: who decides; None for the account that runs this process.
+    """
+    study, identity, enrolment = proposal.assessment.study, NodeIdentity.load(home), Enrolment.load(home)
+    if proposal.assessment.trains and study.draft.privacy.mode != "none":
+        with open_ledger(home, identity, enrolment) as ledger:
+            record_budget(ledger, load_policy(home))
+    decisions.approve(
+        home,
+        study.study_hash,
+        unprotected=proposal.unprotected,
+        runs=proposal.runs,
+        until=proposal.until,
+        under_way=proposal.under_way,
+        by=by,
+    )
+
+
+def to_revoke(home: Path, text: str) -> tuple[str, tuple[str, ...]]:
+    """Finds the study to be revoked; returns its hash, and its runs that are under way here.
+
+    Args:
+        text: name of a study, the beginning of its hash, or the whole hash, also of a study that is not known here.
+
+    Raises:
+        StudyUnknown: no study is meant, or several are.
+    """
+    try:
+        study_hash = parse(text)
+    except ValueError:
+        study_hash = find_study(home, text).study_hash
+    return study_hash, RunReservations(home).of_study(study_hash)
+
+
+def revoke_study(home: Path, study_hash: str, *, by: str | None = None) -> None:
+    """Revokes a study's approval, also of a study that is not known here."""
+    decisions.revoke(home, study_hash, by=by)
 
 
 def _known(home: Path, study: Study) -> KnownStudy:
-    name, verdict = Enrolment.load(home).name, load_decisions(home).verdict(study.study_hash)
-    if verdict is None and (home / site_policy.FILE).exists():
-        stated = load_policy(home).studies
-        verdict = "approved" if study.study_hash in {*stated.approved, *stated.unprotected} else None
+    name, made = Enrolment.load(home).name, load_decisions(home)
+    decided, approvals = made.studies.get(study.study_hash), site_policy.approvals(home)
+    decision: str | None = decided.verdict if decided else None
+    if approvals.names(study.study_hash):
+        decision = "approved"
+    elif decision == "approved":
+        decision = "expired"
     trains = name in study.site_names()
     aggregates = name in {party.name for party in study.aggregators}
     parts: tuple[tuple[Role, bool], ...] = (("train", trains), ("aggregate", aggregates))
-    return KnownStudy(study, tuple(role for role, takes_part in parts if takes_part), verdict)
+    roles = tuple(role for role, takes_part in parts if takes_part)
+    if decision is None or decision == "revoked":
+        return KnownStudy(study, roles, decision)
+    runs, until = (decided.runs, decided.until) if decided else (approvals.runs_of(study.study_hash), None)
+    return KnownStudy(study, roles, decision, runs, made.runs_used(study.study_hash), until)

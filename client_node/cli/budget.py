@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from .application import PROBLEMS, JsonOption, group
-from .console import show_verification
-from .options import DEFAULT_HOME, HomeOption
-from .tables import show_accounts, show_budget_report, show_facts, show_plan
+from .console import agree, show_verification
+from .options import DEFAULT_HOME, ByOption, HomeOption, YesOption
+from .tables import show_accounts, show_budget_report, show_cap_change, show_facts, show_plan
 
 app = group("What all studies together may cost, and what they have.")
 
@@ -29,12 +29,21 @@ def budget_set(
     ],
     collusion: Annotated[int, typer.Option(help="Sites that may pool what they know with an observer.")] = 1,
     home: HomeOption = DEFAULT_HOME,
+    by: ByOption = None,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Set the cap for this site's data; it holds at once, instead of the one in site.toml."""
-    from ..approval.site_budget import set_budget
+    """Set the cap for this site's data; it holds at once, instead of the one in site.toml.
 
-    show_accounts(set_budget(home, epsilon=epsilon, delta=delta, collusion=collusion), as_json)
+    A cap under which more may be spent asks first: what is spent under it stays spent.
+    """
+    from ..approval.site_budget import cap_change, set_budget
+
+    change = cap_change(home, epsilon=epsilon, delta=delta, collusion=collusion)
+    show_cap_change(change)
+    if change.is_weaker:
+        agree("What is spent under the new cap cannot be taken back. Set it?", yes=yes)
+    show_accounts(set_budget(home, change, by=by), as_json)
 
 
 @app.command("report")

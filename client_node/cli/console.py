@@ -7,9 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from ..errors import NotAgreed
+from ..spoken_hash import words
+
+_WORDS_A_LINE = 6
 
 out, err = Console(), Console(stderr=True)
 
@@ -17,6 +23,36 @@ out, err = Console(), Console(stderr=True)
 def tell(text: str) -> None:
     """Prints text, which may come from elsewhere, unchanged on stderr: without markup and without wrapping."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_hash(name: str, study_hash: str) -> None:
+    """Prints the words of a study's hash, six a line, to be read aloud, and the hash to be copied; nothing wraps."""
+    spoken = words(study_hash)
+    lines = [" ".join(spoken[i : i + _WORDS_A_LINE]) for i in range(0, len(spoken), _WORDS_A_LINE)]
+    for line in (f"Study {name}", *lines, study_hash):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def is_at_terminal() -> bool:
+    """True if there is a person who can be asked."""
+    return sys.stdin.isatty()
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Asks the person at the terminal before what cannot be undone.
+
+    Args:
+        yes: True if the person has agreed beforehand, by `--yes`.
+
+    Raises:
+        NotAgreed: the answer is no, or there is no terminal to ask at.
+    """
+    if yes:
+        return
+    if not is_at_terminal():
+        raise NotAgreed(f"{question} There is no terminal to ask at, so nothing was changed; a script says --yes")
+    if not typer.confirm(question, err=True):
+        raise NotAgreed("nothing was changed")
 
 
 def print_json(value: Any) -> None:

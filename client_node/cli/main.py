@@ -8,7 +8,7 @@ import typer
 from . import budget, data, site, study
 from .application import JsonOption, application, until_stopped
 from .options import DEFAULT_HOME, HomeOption
-from .tables import show_enrolment, show_facts
+from .tables import show_decisions, show_enrolment, show_facts
 
 app = application("Take part in a federation: enrol, decide what may run, see what it cost.")
 app.add_typer(study.app, name="study")
@@ -47,6 +47,14 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     from .. import daemon
 
     show_facts("Node", daemon.status(home), as_json)
+
+
+@app.command()
+def decisions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show who decided what here and when: approvals, revocations, caps, confirmed sites."""
+    from ..policy import decision_log
+
+    show_decisions(*decision_log.read(home), as_json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .application import JsonOption, group
-from .options import DEFAULT_HOME, HomeOption
+from .options import DEFAULT_HOME, ByOption, HomeOption
 from .tables import show_confirmed
 
 app = group("Whose updates this node adds up, if it aggregates.")
@@ -15,13 +15,14 @@ app = group("Whose updates this node adds up, if it aggregates.")
 def site_confirm(
     sites: Annotated[list[str], typer.Argument(metavar="NAME=FINGERPRINT...", help="As the site's people told you.")],
     home: HomeOption = DEFAULT_HOME,
+    by: ByOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Confirm sites' keys by the fingerprints that their people read to you, never by what the coordinator says."""
     from ..policy import decisions
 
     pairs = [site.partition("=")[::2] for site in sites]
-    decisions.confirm_sites(home, {name: spoken.strip().upper() for name, spoken in pairs})
+    decisions.confirm_sites(home, {name: spoken.strip().upper() for name, spoken in pairs}, by=by)
     show_confirmed(decisions.load_decisions(home).sites, as_json)
 
 
@@ -29,12 +30,13 @@ def site_confirm(
 def site_remove(
     sites: Annotated[list[str], typer.Argument(metavar="NAME...", help="Sites whose keys hold no longer.")],
     home: HomeOption = DEFAULT_HOME,
+    by: ByOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take confirmations back; studies with one of these sites are not added up here from their next message on."""
     from ..policy import decisions
 
-    decisions.remove_sites(home, sites)
+    decisions.remove_sites(home, sites, by=by)
     show_confirmed(decisions.load_decisions(home).sites, as_json)
 
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from .application import JsonOption, group
-from .console import out
-from .options import DEFAULT_HOME, HashArgument, HomeOption, StudyArgument
-from .tables import show_approval, show_fetched, show_studies, show_study
+from .console import agree, is_at_terminal, out
+from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
+from .tables import show_approval, show_fetched, show_known_approval, show_proposal, show_studies, show_study
 
 app = group("Which studies may run on this site's records.")
 
@@ -41,23 +41,48 @@ def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: J
 
 @app.command("approve")
 def study_approve(
-    study: HashArgument,
+    study: WholeHashArgument,
     home: HomeOption = DEFAULT_HOME,
+    runs: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many runs it covers, one under way included; 1 by default.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="DATE", help="Its last day, UTC, such as 2026-12-31.")] = None,
     unprotected: Annotated[
         bool, typer.Option("--unprotected", help="Approve it although it has no privacy: for public data only.")
     ] = False,
+    by: ByOption = None,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a study run here, after checking who takes part, that the data fits and that the budget can pay for it."""
+    """Let a study run here, after checking who takes part, that the data fits and that the budget can pay for it.
+
+    Ask the operator by telephone for the hash, compare, and type it.
+    """
     from ..approval import study_decisions
 
-    show_fetched(study_decisions.fetch_unless_known(home, study))
-    show_approval(study_decisions.approve_study(home, study, unprotected=unprotected), as_json)
+    last = None if until is None else last_day(until)
+    meant = study_decisions.whole_hash(" ".join(study))
+    show_fetched(study_decisions.fetch_unless_known(home, meant))
+    known = study_decisions.approval(home, meant)
+    if known is not None and runs is None and until is None:
+        return show_known_approval(known, as_json)
+    proposal = study_decisions.propose(home, meant, unprotected=unprotected, runs=runs, until=last)
+    if not yes:
+        show_proposal(proposal, by)
+    agree("Approve it?", yes=yes)
+    study_decisions.approve_study(home, proposal, by=by)
+    show_approval(proposal, as_json)
 
 
 @app.command("revoke")
-def study_revoke(study: HashArgument, home: HomeOption = DEFAULT_HOME) -> None:
+def study_revoke(
+    study: StudyArgument, home: HomeOption = DEFAULT_HOME, by: ByOption = None, yes: YesOption = False
+) -> None:
     """Stop letting a study run here, from its next message on. What was spent stays spent."""
     from ..approval import study_decisions
 
-    out.print(f"Study {study_decisions.revoke_study(home, study)} may not run here any more.")
+    study_hash, under_way = study_decisions.to_revoke(home, study)
+    if under_way and not yes and is_at_terminal():
+        agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=False)
+    study_decisions.revoke_study(home, study_hash, by=by)
+    out.print(f"Study {study_hash} may not run here any more.", soft_wrap=True)

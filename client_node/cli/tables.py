@@ -9,16 +9,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...models.rounding import rounded_down, rounded_up
+from ..login import login_name
+from ..spoken_hash import words
 from ..study import Study
-from .console import err, out, print_json, show_page, table_of, tell
+from .console import err, out, print_json, show_hash, show_page, table_of, tell
 
 if TYPE_CHECKING:  # accounting takes seconds to import
-    from ..approval.assessment import Assessment
     from ..approval.budget_planning import BudgetPlan
-    from ..approval.site_budget import SiteAccount, SiteRun
-    from ..approval.study_decisions import Fetched, KnownStudy
+    from ..approval.site_budget import CapChange, SiteAccount, SiteRun
+    from ..approval.study_decisions import Fetched, KnownStudy, Proposal
     from ..data import DataReport
     from ..enrolment import Enrolment
+    from ..policy.decision_log import Entry
+
+
+_HASH_DIGITS = 64
 
 # what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
 _BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
@@ -32,15 +37,20 @@ def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    """Prints facts as a table of two columns, or as JSON."""
+    """Prints facts as a table of two columns, or as JSON. Hashes and keys follow the table, each whole on its line."""
     if as_json:
         return print_json(_keys(facts))
+    texts = {name: _text(value) for name, value in facts.items()}
+    whole = {name: text for name, text in texts.items() if max(map(len, text.split()), default=0) >= _HASH_DIGITS}
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, escape(_text(value)))
-    out.print(table, highlight=False)
+    for name, text in texts.items():
+        if name not in whole:
+            table.add_row(name, escape(text))
+    out.print(table if table.row_count else title, highlight=False, markup=False)
+    for name, text in whole.items():
+        out.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
@@ -51,6 +61,8 @@ def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
     out.print(f"This node is [bold]{found.name}[/] in the federation at {found.address}: {', '.join(found.roles)}.")
     if "train" in found.roles:
         out.print(f"Next: describe the data in {home / 'site.toml'}, then: client-node data check DATA")
+    if "aggregate" in found.roles:
+        out.print("Confirm the sites that you will add up: client-node site confirm NAME=FINGERPRINT")
     out.print("Then: client-node study list, client-node study approve HASH, client-node run")
 
 
@@ -63,38 +75,102 @@ def show_fetched(fetched: "Fetched") -> None:
 
 
 def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
-    """Prints the studies that this node knows, and the decisions about them."""
+    """Prints the studies that this node knows and the decisions about them, then each one's hash and its words."""
     rows: list[dict[str, Any]] = [
         {
             "study": each.study.name,
             "hash": each.study.study_hash,
+            "words": " ".join(words(each.study.study_hash)),
             "privacy": each.study.draft.privacy.mode,
             "rounds": each.study.draft.rounds.rounds,
             "sites": len(each.study.sites),
             "this node": each.roles,
             "decision": each.decision or "none",
+            "runs": each.runs,
+            "runs left": max(0, each.runs - len(each.used)),
+            "used by": each.used,
+            "until": each.until and each.until.isoformat(),
             "created": each.study.created.isoformat(),
         }
         for each in known
     ]
-    if not as_json:
-        kept = ("study", "hash", "privacy", "rounds", "this node", "decision")
-        rows = [{name: row[name] for name in kept} | {"hash": row["hash"][:12]} for row in rows]
-    show("Studies", rows, as_json)
+    if as_json:
+        return show("Studies", rows, as_json)
+    kept = ("study", "privacy", "rounds", "this node", "decision", "runs left")
+    until = ({"decision": f"{row['decision']} until {row['until']}"} if row["until"] else {} for row in rows)
+    show("Studies", [{name: row[name] for name in kept} | end for row, end in zip(rows, until, strict=True)], as_json)
+    for each in known:
+        show_hash(each.study.name, each.study.study_hash)
 
 
 def show_study(study: Study) -> None:
     """Prints everything that a person approves with a study."""
+    show_hash(study.name, study.study_hash)
     for title, facts in study_facts(study).items():
         show_facts(title, facts, as_json=False)
 
 
-def show_approval(assessment: "Assessment", as_json: bool) -> None:
+def show_proposal(proposal: "Proposal", by: str | None) -> None:
+    """Prints on stderr, in a few lines, what an approval would mean."""
+    for line in proposal_lines(proposal, by):
+        tell(line)
+
+
+def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
+    """Says in a few sentences what an approval would mean: who reads what, its cost here, its runs, its end."""
+    assessment, runs = proposal.assessment, proposal.runs
+    study, quote = assessment.study, assessment.quote
+    parties = ", ".join(party.name for party in study.aggregators)
+    lines = [f"Study {study.name} {study.study_hash}"]
+    if assessment.trains:
+        noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
+        lines.append(
+            f"Who reads what: the coordinator and the aggregators read sums over {study.quorum} sites or more, {noise}."
+            f" Only {parties} together could read what this site sends. No record leaves it."
+        )
+    if assessment.aggregates:
+        lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
+    if quote is not None:
+        lines.append(
+            f"Cost for each {study.draft.data.unit} here: epsilon {rounded_up(quote.guaranteed)} is guaranteed so far; "
+            f"with this and all runs under way {rounded_up(quote.would_be)}; the cap is {quote.cap:g}. Planned alone: "
+            f"{'nothing' if assessment.planned is None else rounded_up(assessment.planned)}."
+        )
+    elif assessment.trains:
+        lines.append("Cost: no bound. Whoever sees the result may learn records from it.")
+    begun = f", of which {' and '.join(proposal.under_way)} is under way" if proposal.under_way else ""
+    until = f"until {proposal.until} (UTC)" if proposal.until else "without an end; --until sets one"
+    lines.append(f"It covers {runs} run{'' if runs == 1 else 's'}{begun}, {until}.")
+    lines.append(f"Approved by {by or f'{login_name()}, the login name; --by says another'}.")
+    return lines
+
+
+def show_known_approval(known: "KnownStudy", as_json: bool) -> None:
+    """Prints an approval that stands, and what is left of it."""
+    study, left = known.study, max(0, known.runs - len(known.used))
+    if as_json:
+        facts = {"study": study.name, "hash": study.study_hash, "approved already": True}
+        rest = {"runs": known.runs, "used by": known.used, "runs left": left, "until": known.until and str(known.until)}
+        return print_json(_keys(facts | rest))
+    used = f"{', '.join(known.used)} used it; " if known.used else ""
+    out.print(
+        f"Study {study.name} is approved already: {used}{left} of {known.runs} run{'' if known.runs == 1 else 's'} "
+        f"may still begin, until {known.until or 'revoked'}. --runs or --until changes that.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def show_approval(proposal: "Proposal", as_json: bool) -> None:
     """Prints an approved study, and its worst cost."""
+    assessment = proposal.assessment
     study, quote = assessment.study, assessment.quote
     facts = {
         "study": study.name,
         "hash": study.study_hash,
+        "runs": proposal.runs,
+        "until": proposal.until and proposal.until.isoformat(),
         "sites": list(study.site_names()),
         "aggregators": [party.name for party in study.aggregators],
         "units here": assessment.data.units if assessment.data else None,
@@ -104,8 +180,34 @@ def show_approval(assessment: "Assessment", as_json: bool) -> None:
         "epsilon cap": quote.cap if quote else None,
         "takes part in the evaluation": assessment.evaluates,
     }
+    if not as_json:
+        out.print(f"Approved: {facts.pop('hash')}", highlight=False, soft_wrap=True)
     known = {name: value for name, value in facts.items() if value is not None}
-    show_facts("Approved", known if as_json else _rounded(known), as_json)
+    show_facts("Approval", known if as_json else _rounded(known), as_json)
+
+
+def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: bool) -> None:
+    """Prints the decision log, one a line and nothing wrapped; lines that cannot be read are told on stderr."""
+    rows = [entry.model_dump(mode="json") for entry in entries]
+    if as_json:
+        print_json(rows)
+    for row in () if as_json else rows:
+        login = "" if row["by"] == row["login"] else f" (login {row['login']})"
+        line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"
+        out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+    if unread:
+        tell(f"lines {', '.join(map(str, unread))} of the decision log cannot be read")
+
+
+def show_cap_change(change: "CapChange") -> None:
+    """Prints on stderr the cap in force beside the new one, and says so if more than the new one is spent."""
+    old, new = change.before, change.after
+    tell(
+        f"Cap: epsilon {old.epsilon:g} -> {new.epsilon:g}, delta {old.delta:g} -> {new.delta:g}, colluding "
+        f"{old.collusion} -> {new.collusion}; guaranteed so far {rounded_up(change.guaranteed)}"
+    )
+    if change.is_spent:
+        tell("What is charged is over the new cap already: no round of any study is charged under it.")
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:
@@ -251,8 +353,8 @@ def study_facts(study: Study) -> dict[str, dict[str, Any]]:
     facts = draft.data.kind.facts(draft.data.terms)
     columns = facts.pop("columns")
     return {
-        f"Study {study.name}": {
-            "hash": study.study_hash,
+        "Study": {
+            "name": study.name,
             "description": draft.description or None,
             "created": study.created.isoformat(),
             "coordinator": study.coordinator,

@@ -23,6 +23,7 @@ __all__ = [
     "LimitPolicy",
     "SitePolicy",
     "StudyPolicy",
+    "decision_log",
     "decisions",
     "load_decisions",
     "load_policy",

@@ -1,14 +1,18 @@
 """Decisions of a node's people by command, in `decisions.json` under its home: studies, the budget, confirmed sites.
 
 `client-node study approve`, `study revoke`, `budget set` and `site confirm` write here; no command rewrites site.toml.
-Where both speak of the same thing the decision made here counts, so that `revoke` always revokes.
+Where both speak of the same thing the decision made here counts, so that `revoke` always revokes. Each is also a line
+of the `decision_log`.
+
+An approval counts runs. The daemon notes here which runs have used it, before their first charge.
 """
 
+import datetime as dt
 import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,11 +21,14 @@ from pydantic import AfterValidator, Field
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
-from ..errors import PolicyInvalid
+from ..errors import PolicyInvalid, StudyNotApproved
 from ..files import read_private, write_private
 from ..study.toml import MAX_BYTES, parse_json
+from . import decision_log
 
 FILE = "decisions.json"
+LEASES = "leases.json"  # which runs have begun here, also before approvals counted them
+MOST_RUNS = 1000  # of one approval
 
 
 def _is_fingerprint(value: str) -> str:
@@ -42,18 +49,29 @@ class BudgetPolicy(StrictModel):
 
 
 class Verdict(StrictModel):
-    """A decision about one study, and its time."""
+    """A decision about one study: what it allows, whose it is, and its time."""
 
     verdict: Literal["approved", "revoked"]
     unprotected: bool = False  # approved although the study has no privacy
+    runs: int = Field(default=1, ge=1, le=MOST_RUNS)  # different runs that an approval covers
+    until: dt.date | None = None  # the last day of an approval, in UTC
+    by: Annotated[str, Field(max_length=256)] = ""  # as the person said
     decided: Annotated[str, Field(max_length=40)] = ""  # UTC
+
+    def is_live(self, today: dt.date) -> bool:
+        """True for an approval that has not expired."""
+        return self.verdict == "approved" and (self.until is None or today <= self.until)
+
+
+_Runs = Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=MOST_RUNS)]
 
 
 class Decisions(StrictModel):
     """All decisions. A study without a verdict is not approved here."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     studies: Annotated[Mapping[Digest, Verdict], Field(max_length=10_000), *Frozen] = NO_ENTRIES
+    used: Annotated[Mapping[Digest, _Runs], Field(max_length=10_000), *Frozen] = NO_ENTRIES  # runs of approvals
     budget: BudgetPolicy | None = None
     sites: Annotated[Mapping[Name, Fingerprint], Field(max_length=10_000), *Frozen] = NO_ENTRIES  # confirmed keys
 
@@ -62,39 +80,135 @@ class Decisions(StrictModel):
         decision = self.studies.get(study_hash)
         return decision.verdict if decision else None
 
+    def runs_used(self, study_hash: str) -> tuple[str, ...]:
+        """Lists the runs that have used the study's approval, in the order in which they began."""
+        return self.used.get(study_hash, ())
+
+
+def today() -> dt.date:
+    """Tells the day by which approvals expire, in UTC."""
+    return dt.datetime.now(dt.UTC).date()
+
 
 def load_decisions(home: Path) -> Decisions:
     """Reads the decisions under `home`; none for a fresh node.
 
+    Decisions of format 1 counted no runs. Each of its approvals is read as one for a single run, which every run that
+    had begun here before has used: such runs go on, and a new one needs a new approval.
+
     Raises:
         PolicyInvalid: the file is damaged. Nothing is approved until a person has looked at it.
     """
-    path = home / FILE
-    try:
-        data = read_private(path, max_bytes=MAX_BYTES + 1)
-    except FileNotFoundError:
-        return Decisions()
-    except OSError as err:
-        raise PolicyInvalid(str(path), (f"the file cannot be read: {err.strerror}",)) from err
-    return parse_json(data, Decisions, error=PolicyInvalid, source=str(path))
+    found = _stored(home)
+    if found is not None and found.format == 2:
+        return found
+    return (found or Decisions()).model_copy(update={"format": 2, "used": _begun_before(home)})
 
 
-def approve(home: Path, study_hash: str, *, unprotected: bool = False) -> None:
-    """Records that the study may run here; `unprotected` if that includes running it without privacy."""
-    _change(home, lambda decisions: _judged(decisions, study_hash, "approved", unprotected))
+def carry_over(home: Path) -> None:
+    """Writes decisions of an earlier format, or none yet, in this one; what begins from then on is counted."""
+    found = _stored(home)
+    if found is None or found.format != 2:
+        _change(home, lambda decisions: decisions)
 
 
-def revoke(home: Path, study_hash: str) -> None:
+def approve(
+    home: Path,
+    study_hash: str,
+    *,
+    unprotected: bool = False,
+    runs: int = 1,
+    until: dt.date | None = None,
+    under_way: Sequence[str] = (),
+    by: str | None = None,
+) -> None:
+    """Records that the study may run here; it replaces what was decided on the study before.
+
+    Args:
+        unprotected: True if that includes running it without privacy.
+        runs: how many different runs may begin or go on.
+        until: the last day, in UTC; None for no end.
+        under_way: runs that go on and have used the approval already.
+        by: who decides; None for the account that runs this process.
+    """
+    who = decision_log.person(by)
+
+    def change(decisions: Decisions) -> Decisions:
+        verdict = Verdict(
+            verdict="approved", unprotected=unprotected, runs=runs, until=until, by=who, decided=chain.now()
+        )
+        judged, used = {**decisions.studies, study_hash: verdict}, {**decisions.used, study_hash: tuple(under_way)}
+        return decisions.model_copy(update={"studies": judged, "used": used})
+
+    detail = f"runs {runs}, until {until or 'revoked'}" + (", without privacy" if unprotected else "")
+    _change(home, change, lambda _: decision_log.write(home, "approve", study_hash, detail, by=who))
+
+
+def revoke(home: Path, study_hash: str, *, by: str | None = None) -> None:
     """Records that the study may not run here any more, from its next message on."""
-    _change(home, lambda decisions: _judged(decisions, study_hash, "revoked", False))
+    who = decision_log.person(by)
+
+    def change(decisions: Decisions) -> Decisions:
+        verdict = Verdict(verdict="revoked", by=who, decided=chain.now())
+        return decisions.model_copy(update={"studies": {**decisions.studies, study_hash: verdict}})
+
+    _change(home, change, lambda _: decision_log.write(home, "revoke", study_hash, "", by=who))
 
 
-def set_budget(home: Path, budget: BudgetPolicy) -> None:
-    """Records a cap that replaces the one in site.toml."""
-    _change(home, lambda decisions: decisions.model_copy(update={"budget": budget}))
+def count_run(home: Path, study_hash: str, run: str, *, allowed: int) -> None:
+    """Counts a run under its study's approval, durably; a run that is counted already changes nothing.
+
+    Args:
+        allowed: how many runs the approval covers.
+
+    Raises:
+        StudyNotApproved: other runs have used the approval up.
+    """
+    if run in load_decisions(home).runs_used(study_hash):
+        return
+
+    def change(decisions: Decisions) -> Decisions:
+        require_room(decisions, study_hash, run, allowed=allowed)
+        used = decisions.runs_used(study_hash)
+        counted = used if run in used else (*used, run)
+        return decisions.model_copy(update={"used": {**decisions.used, study_hash: counted}})
+
+    _change(home, change)
 
 
-def confirm_sites(home: Path, fingerprints: Mapping[str, str]) -> None:
+def require_room(decisions: Decisions, study_hash: str, run: str, *, allowed: int) -> None:
+    """Checks that a run is covered by its study's approval: counted, or one more of those `allowed`.
+
+    Raises:
+        StudyNotApproved: other runs have used the approval up.
+    """
+    used = decisions.runs_used(study_hash)
+    if run not in used and len(used) >= allowed:
+        covered = "1 run" if allowed == 1 else f"{allowed} runs"
+        raise StudyNotApproved(
+            f"the approval of study {study_hash[:12]} at this site covers {covered}, {run} would be another; the site "
+            "can approve it again"
+        )
+
+
+def set_budget(home: Path, budget: BudgetPolicy, *, before: BudgetPolicy | None = None, by: str | None = None) -> None:
+    """Records a cap that replaces the one in site.toml.
+
+    Args:
+        before: the cap that was in force, for the decision log.
+        by: who decides; None for the account that runs this process.
+    """
+    caps = [
+        f"epsilon {cap.epsilon:g}, delta {cap.delta:g}, colluding {cap.collusion}" for cap in (before, budget) if cap
+    ]
+    _change(
+        home,
+        lambda decisions: decisions.model_copy(update={"budget": budget}),
+        lambda _: decision_log.write(home, "cap", "budget", " -> ".join(caps), by=by),
+    )
+
+
+def confirm_sites(home: Path, fingerprints: Mapping[str, str], *, by: str | None = None) -> None:
     """Records the fingerprints of sites' keys, by name, as the sites' people read them out.
 
     Raises:
@@ -109,10 +223,14 @@ def confirm_sites(home: Path, fingerprints: Mapping[str, str]) -> None:
             raise PolicyInvalid("site confirm", (problem,))
         return decisions.model_copy(update={"sites": {**decisions.sites, **asked}})
 
-    _change(home, change)
+    def note(changed: Decisions) -> None:
+        for name in sorted(fingerprints):
+            decision_log.write(home, "confirm", name, changed.sites[name], by=by)
+
+    _change(home, change, note)
 
 
-def remove_sites(home: Path, names: Collection[str]) -> None:
+def remove_sites(home: Path, names: Collection[str], *, by: str | None = None) -> None:
     """Removes the confirmations of sites: studies with one of them are not added up here any more.
 
     Raises:
@@ -126,20 +244,43 @@ def remove_sites(home: Path, names: Collection[str]) -> None:
             update={"sites": {name: known for name, known in decisions.sites.items() if name not in names}}
         )
 
-    _change(home, change)
+    def note(_: Decisions) -> None:
+        for name in sorted(names):
+            decision_log.write(home, "remove", name, "", by=by)
+
+    _change(home, change, note)
 
 
-def _judged(
-    decisions: Decisions, study_hash: str, verdict: Literal["approved", "revoked"], unprotected: bool
-) -> Decisions:
-    found = Verdict(verdict=verdict, unprotected=unprotected, decided=chain.now())
-    judged = {**decisions.studies, study_hash: found}
-    return decisions.model_copy(update={"studies": judged})
+def _stored(home: Path) -> Decisions | None:
+    path = home / FILE
+    try:
+        data = read_private(path, max_bytes=MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise PolicyInvalid(str(path), (f"the file cannot be read: {err.strerror}",)) from err
+    return parse_json(data, Decisions, error=PolicyInvalid, source=str(path))
 
 
-def _change(home: Path, change: Callable[[Decisions], Decisions]) -> None:
+def _begun_before(home: Path) -> dict[str, tuple[str, ...]]:
+    """Lists by study the runs whose messages this node admitted before approvals counted runs."""
+    path = home / LEASES
+    if not path.exists():
+        return {}
+    begun: dict[str, tuple[str, ...]] = {}
+    for run, (study_hash, _) in json.loads(read_private(path)).items():
+        begun[study_hash] = (*begun.get(study_hash, ()), run)[-MOST_RUNS:]
+    return begun
+
+
+def _change(
+    home: Path, change: Callable[[Decisions], Decisions], note: Callable[[Decisions], None] | None = None
+) -> None:
+    """Writes changed decisions; before they count, `note` writes them in the decision log."""
     with _locked(home):
         changed = change(load_decisions(home))
+        if note is not None:
+            note(changed)
         write_private(home / FILE, json.dumps(changed.model_dump(mode="json"), indent=1, sort_keys=True).encode())
 
 

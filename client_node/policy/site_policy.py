@@ -3,6 +3,7 @@
 Default deny: a fresh site has approved nothing, and a policy that cannot be read permits nothing.
 """
 
+import datetime as dt
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,9 @@ from ...models.strict import NO_ENTRIES, Digest, FieldName, Frozen, Label, Name,
 from ..errors import PolicyInvalid, StudyNotApproved
 from ..study import Study
 from ..study.toml import read_toml
-from .decisions import BudgetPolicy, Decisions, approve, load_decisions, revoke
+from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
 
-__all__ = ["BudgetPolicy", "SitePolicy", "approve", "decided", "load_policy", "refusals", "revoke"]
+__all__ = ["BudgetPolicy", "SitePolicy", "approvals", "approve", "decided", "load_policy", "refusals", "revoke"]
 
 FILE = "site.toml"
 
@@ -53,6 +54,17 @@ class StudyPolicy(StrictModel):
 
     approved: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()
     unprotected: Annotated[tuple[Digest, ...], Field(max_length=10_000)] = ()  # of these, which without any privacy
+    runs: Annotated[Mapping[Digest, Annotated[int, Field(ge=1, le=MOST_RUNS)]], Field(max_length=10_000), *Frozen] = (
+        NO_ENTRIES  # different runs of a study; 1 for one that is not named here
+    )
+
+    def names(self, study_hash: str) -> bool:
+        """True if the study is approved, with privacy or without."""
+        return study_hash in {*self.approved, *self.unprotected}
+
+    def runs_of(self, study_hash: str) -> int:
+        """The number of different runs that the study's approval covers."""
+        return self.runs.get(study_hash, 1)
 
 
 class BackbonePolicy(StrictModel):
@@ -68,12 +80,13 @@ def _is_possible(workers: int) -> int:
 
 
 class LimitPolicy(StrictModel):
-    """The most that a study may use of this machine; changes speed, never a guarantee."""
+    """The most that a study may use of this machine, and how long its answers take; changes no epsilon."""
 
     threads: int = Field(default=2, ge=1, le=1024)  # of all processes together
     max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
     workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
     offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
+    answer_s: float = Field(default=0.0, ge=0, le=3600)  # no answer to a round leaves before; see training.public_time
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,7 +100,7 @@ class SitePolicy(StrictModel):
 
     data: DataPolicy = Field(examples=["a table [data]"])
     budget: BudgetPolicy = Field(examples=["a table [budget] with epsilon and delta"])
-    studies: StudyPolicy = StudyPolicy()
+    studies: StudyPolicy = Field(default_factory=StudyPolicy)
     backbone: BackbonePolicy = Field(examples=["a table [backbone]"])
     limits: LimitPolicy = LimitPolicy()
 
@@ -141,24 +154,43 @@ def load_policy(home: Path) -> SitePolicy:
     )
 
 
-def decided(stated: StudyPolicy, decisions: Decisions) -> StudyPolicy:
-    """Joins the approvals of site.toml and decisions.json; where both name a study, decisions.json counts."""
+def approvals(home: Path) -> StudyPolicy:
+    """Reads the approvals of the node at `home`, also of one that only aggregates and has no site.toml.
+
+    Raises:
+        PolicyInvalid: site.toml or decisions.json is unreadable or invalid.
+    """
+    if (home / FILE).exists():
+        return load_policy(home).studies
+    return decided(StudyPolicy(), load_decisions(home))
+
+
+def decided(stated: StudyPolicy, decisions: Decisions, *, day: dt.date | None = None) -> StudyPolicy:
+    """Joins the approvals of site.toml and decisions.json; where both name a study, decisions.json counts.
+
+    Args:
+        day: in UTC; approvals that have expired by then are left out. None for today.
+    """
+    by_day = day or today()
     open_ = {study for study in (*stated.approved, *stated.unprotected) if decisions.verdict(study) is None}
-    approved = {study for study, each in decisions.studies.items() if each.verdict == "approved"}
+    approved = {study for study, each in decisions.studies.items() if each.is_live(by_day)}
     bare = {study for study in approved if decisions.studies[study].unprotected}
     return StudyPolicy(
-        approved=tuple(sorted(open_ | approved)), unprotected=tuple(sorted((open_ & {*stated.unprotected}) | bare))
+        approved=tuple(sorted(open_ | approved)),
+        unprotected=tuple(sorted((open_ & {*stated.unprotected}) | bare)),
+        runs={study: stated.runs_of(study) for study in open_}
+        | {study: decisions.studies[study].runs for study in approved},
     )
 
 
 def refusals(policy: SitePolicy, study: Study) -> list[str]:
     """Lists the policy's reasons against running the study on the site's records; they depend on no record."""
-    reasons, short = [], study.study_hash[:12]
+    reasons = []
     is_bare = study.draft.privacy.mode == "none"
-    if study.study_hash not in {*policy.studies.approved, *policy.studies.unprotected}:
-        reasons.append(f"not approved at this site; the site can: client-node study approve {short}")
+    if not policy.studies.names(study.study_hash):
+        reasons.append("not approved at this site; the site can: client-node study approve HASH")
     if is_bare and not policy.allows_unprotected(study):
-        reasons.append(f"it has no privacy; the site can allow that: client-node study approve {short} --unprotected")
+        reasons.append("it has no privacy; the site can allow that: client-node study approve HASH --unprotected")
     if study.draft.data.unit != policy.data.unit:
         # Else a study could open a second budget on the same persons by giving them another name.
         reasons.append(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ...mpc.party import Order, PartyConfig, PartyProcess, TotalShare
+from ...mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from ...mpc.sharing.hpke import new_keypair
 from ...mpc.sharing.sealing import max_envelope_bytes
 from ...mpc.sharing.shares import set_name
@@ -68,8 +68,8 @@ class AggregatorRole:
         sealed = message.sealed
         return self._spool.add(place, size=sealed.size, digest=sealed.digest, offset=message.offset, data=part)
 
-    def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> TotalShare:
-        """Adds the sites' shares with the other two parties, and returns this party's share of the total.
+    def aggregate(self, study: Study, asked: AggregateOrder, blobs: Mapping[str, bytes]) -> OpenedTotal:
+        """Adds the sites' shares with the other two parties, and returns the total that they opened together.
 
         The study, never the order, decides which sums need top-ups.
 

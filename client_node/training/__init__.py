@@ -2,6 +2,7 @@
 
 `trainer.Trainer` holds one study's model and one site's records; its `release` computes the site's update of a round.
 `study_model` builds the model and turns records into its inputs. `workers` divides the work among processes.
+`public_time` lets answers leave when that tells nothing of the sample.
 
 The repr of records is empty, so that no log or traceback shows them:
 
@@ -11,4 +12,4 @@ The repr of records is empty, so that no log or traceback shows them:
 Examples()
 """
 
-__all__ = ["study_model", "trainer", "warm_model", "workers"]
+__all__ = ["public_time", "study_model", "trainer", "warm_model", "workers"]

@@ -249,18 +249,25 @@ class AggregateOrder(Request):
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
     spooled: dict[BlobName, Digest] = {}
+    with_total: bool = False  # one of the three sends the total's bytes
 
 
-class ShareOfTotal(Reply):
-    """An aggregator's answer to an order. Blob `share`: its share of the total over `kept`, then of the tags."""
+class SignedTotal(Reply):
+    """An aggregator's answer to an order: what it signs of the total over `kept`, which the three have opened.
 
-    kind: ClassVar[str] = "share"
+    Blob `tags`: its share of the tags of the total, if there are tags. Blob `total`: ring elements, if the order asks
+    for them.
+    """
+
+    kind: ClassVar[str] = "total"
     study: Digest
     run: RunId
     round: PositiveInt
+    start: Digest  # the order's `state`
     kept: tuple[Name, ...]
     rejected: tuple[Name, ...] = ()  # sites of the cohort whose vectors were longer than the study allows
     set_digest: Digest
+    total_digest: Digest  # SHA-256 of the total's ring elements, little-endian
 
 
 class SetTaken(Reply):
@@ -333,6 +340,11 @@ def verify(packet: Packet, identity: str, *models: type[M]) -> M:
     return _read(outer, models)
 
 
+def verify_body(body: bytes, identity: str, *models: type[M]) -> M:
+    """Returns the message in the body of a packet whose blobs are elsewhere; else as `verify`."""
+    return _read(_open(body, identity), models)
+
+
 def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
     """Chooses the names of the blobs that fit into one message: the smallest ones, at most `room` bytes together."""
     chosen: set[str] = set()
@@ -341,23 +353,6 @@ def fitting(sizes: Mapping[str, int], room: int) -> set[str]:
             chosen.add(name)
             room -= size
     return chosen
-
-
-def require_evidence(study: Study, run: str, outcome: Outcome) -> None:
-    """Raises `MessageInvalid` unless all three aggregators signed that `outcome` is what they released.
-
-    The signed answers are checked without their blobs: a site must not see shares of a total.
-    """
-    if len(outcome.evidence) != len(study.aggregators):
-        raise MessageInvalid(f"round {outcome.round}: the outcome lacks the aggregators' signatures")
-    released = set()
-    for party, body in zip(study.aggregators, outcome.evidence, strict=True):
-        share = _read(_open(body.encode(), party.identity), (ShareOfTotal,))
-        if (share.study, share.run, share.round) != (study.study_hash, run, outcome.round):
-            raise MessageInvalid(f"round {outcome.round}: what {party.name} signed is about another round")
-        released.add((share.kept, share.set_digest))
-    if len(released) != 1 or released.pop()[0] != outcome.sites:
-        raise MessageInvalid(f"round {outcome.round}: the aggregators released another set than the coordinator says")
 
 
 def require_run_keys(study: Study, run: str, keys: Sequence[KeyCertificate]) -> None:

@@ -1,5 +1,7 @@
 """The commands `coordinator run`: start, follow, stop, resume and measure runs of studies."""
 
+from typing import Annotated
+
 import typer
 
 from ...client_node.cli.application import FAILED, JsonOption, group
@@ -12,12 +14,19 @@ app = group("Executions of studies.")
 
 
 @app.command("start")
-def run_start(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+def run_start(
+    study: str,
+    home: HomeOption = DEFAULT_HOME,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start another run though one is not done; each site must have approved it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Start a run of a study; `coordinator serve` drives it."""
     from ..run.control import start_run
 
     with opened_store(home) as store:
-        show_started_run(start_run(store, study), as_json)
+        show_started_run(start_run(store, study, again=again), as_json)
 
 
 @app.command("list")

@@ -30,7 +30,14 @@ def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> 
 
 
 @app.command("show")
-def study_show(study: str, home: HomeOption = DEFAULT_HOME) -> None:
-    """Print a study as sites see it, in JSON."""
+def study_show(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show a study as sites see it, with its hash and the words that spell it; with --json its text."""
+    from ...client_node.cli.tables import show_study
+    from ..studies.catalogue import load_study
+
     with opened_store(home) as store:
-        print_json(json.loads(store.study(study).canonical))
+        row = store.study(study)
+    if as_json:
+        print_json(json.loads(row.canonical))
+    else:
+        show_study(load_study(row))

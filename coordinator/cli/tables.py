@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...client_node.cli.console import err, out, print_json, show_page, table_of
+from ...client_node.cli.console import err, out, print_json, show_hash, show_page, table_of
+from ...client_node.spoken_hash import words
 from ...models.rounding import rounded_down, rounded_up
 from ..federation.members import Invitation, Member
 
@@ -51,9 +52,9 @@ def show_invitation(invitation: Invitation, as_json: bool) -> None:
 
 
 def show_created_study(study: "StudySummary", as_json: bool) -> None:
-    """Prints the cost and size of a new study, and its hash alone on the last line."""
+    """Prints the cost and size of a new study, its words, and its hash alone on the last line."""
     if as_json:
-        return print_json(asdict(study))
+        return print_json(asdict(study) | {"words": " ".join(words(study.hash))})
     if study.epsilon is not None:
         aimed = f", solved for a target of {study.target_epsilon:g}" if study.target_epsilon else ""
         out.print(
@@ -63,23 +64,26 @@ def show_created_study(study: "StudySummary", as_json: bool) -> None:
         )
     out.print(
         f"Study [bold]{study.name}[/] trains {study.dim:,} numbers with lr {study.lr:g} and head_lr "
-        f"{study.head_lr:g}. Sites approve it by its hash:"
+        f"{study.head_lr:g}. Sites approve it by its hash, or by the words that spell it. Tell them by telephone:"
     )
-    print(study.hash)
+    show_hash(study.name, study.hash)
 
 
 def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
-    """Prints every study."""
-    show(
-        "Studies", [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies], as_json
-    )
+    """Prints every study, then each one's hash and its words."""
+    rows = [{"name": row.name, "hash": row.hash, "created": clock(row.created_at)} for row in studies]
+    if as_json:
+        return print_json([row | {"words": " ".join(words(row["hash"]))} for row in rows])
+    show("Studies", [{"name": row["name"], "created": row["created"]} for row in rows], as_json=False)
+    for row in rows:
+        show_hash(row["name"], row["hash"])
 
 
 def show_started_run(run: str, as_json: bool) -> None:
     """Prints the id of a new run, alone on stdout."""
     if as_json:
         return print_json({"run": run})
-    err.print("The run is started; watch it with: coordinator run watch RUN")
+    err.print(f"The run is started; watch it with: coordinator run watch {run}", soft_wrap=True, highlight=False)
     print(run)
 
 

@@ -56,10 +56,14 @@ class DemoFederation:
         """Home folder of a node, which no other process reads."""
         return self.folder / "nodes" / name
 
-    def found(self, name: str, site_toml: Mapping[str, str], study_toml: Path, *, unprotected: bool = False) -> str:
+    def found(
+        self, name: str, site_toml: Mapping[str, str], study_toml: Path, *, unprotected: bool = False, runs: int = 1
+    ) -> str:
         """Makes the federation: init, invitations, enrolments, policies, study, approvals. Returns the study's hash.
 
-        `unprotected` lets every site approve a study without privacy.
+        Args:
+            unprotected: True to let every site approve a study without privacy.
+            runs: the number of runs that every node approves.
         """
         gate, superlink, *party_ports = free_ports(2 + len(self.aggregators))
         self.command("coordinator", "init", "--home", str(self.home), "--federation", name, "--host", _HOST,
@@ -72,7 +76,7 @@ class DemoFederation:
         created = self.operator("study", "create", str(study_toml), "--json")
         study_hash = str(json.loads(created)["hash"])
         self._confirm_sites()
-        consent = ["--unprotected"] if unprotected else []
+        consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]
         self._each(lambda node: self.client(node, "study", "approve", study_hash, *consent), self.nodes)
         write_private(self.folder / "founded", study_hash.encode())
         return study_hash

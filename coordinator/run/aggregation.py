@@ -1,5 +1,7 @@
-"""Asks the aggregators to release the total of one set of sites, which is fixed for the round, and opens it."""
+"""Asks the aggregators for the total of one set of sites, which is fixed for the round, and verifies it."""
 
+import hashlib
+import itertools
 import logging
 import secrets
 import time
@@ -8,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...client_node.wire.messages import AggregateOrder, Packet, Reply, SetIncomplete, SetTaken, ShareOfTotal, sign
+from ...client_node.wire.messages import AggregateOrder, Packet, Reply, SetIncomplete, SetTaken, SignedTotal, sign
 from ...mpc.errors import TotalForged
 from ...mpc.sharing import Ring
-from ...mpc.sharing.ring import decode, open_total
+from ...mpc.sharing.ring import decode, read_total
 from ...mpc.sharing.shares import set_name
 from ...mpc.sharing.tags import verify_total
 from ..errors import AggregationFailed, TotalRefused
@@ -35,24 +37,28 @@ Answers = dict[str, tuple[Reply, Packet]]  # verified, by aggregator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgreedTotal:
-    """The three shares of the total that all aggregators released for one agreed set of sites."""
+    """The total of one agreed set of sites, as all aggregators signed it."""
 
     summed: tuple[str, ...]
-    shares: tuple[bytes, ...]
+    total: bytes  # ring elements
+    tag_shares: tuple[bytes, ...]  # by aggregator
     evidence: tuple[str, ...]  # the aggregators' signed answers
 
 
 def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
-    """Asks the aggregators for the total of `updates` until they release it for one set of sites.
+    """Asks the aggregators for the total of `updates` until all three sign one total of one set of sites.
 
     Raises:
-        AggregationFailed: they release different sets, cannot sum any set that the study allows, or make no progress.
+        AggregationFailed: they sign different sets or totals, cannot sum any set that the study allows, or make no
+            progress.
     """
     run = round_.run
     summed = run.folder.fixed_set(round_.number) or tuple(sorted(updates))
     delivery, most = Delivery(run, round_.number), 0
     deadline = time.monotonic() + questions.PATIENCE_S
+    senders = itertools.cycle(run.parties)  # one that sends another total than it signs is not asked again at once
     while True:
+        sender = next(senders)
         run.stop_if_asked()
         summed, topups = top_up(round_, summed)
         run.beat(f"{round_.title}: aggregators add {len(summed)} sites")
@@ -65,10 +71,10 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
-            answers, problems = _order(round_, summed, loads, delivery)
+            answers, problems = _order(round_, summed, loads, delivery, sender)
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)
-        if agreed := _agreed_total(round_, answers):
+        if agreed := _agreed_total(round_, answers, sender):
             return agreed
         summed = _next_set(round_, summed, updates, replies)
         logger.warning("run %s: %s not aggregated, asking again (%s)", run.id, round_.title, problems)
@@ -79,15 +85,15 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         time.sleep(questions.RETRY_S)
 
 
-def opened_total(round_: RoundContext, shares: Sequence[bytes]) -> np.ndarray:
-    """Opens the total as real numbers, after verifying its tags if the study has tags.
+def opened_total(round_: RoundContext, agreed: AgreedTotal) -> np.ndarray:
+    """Reads the total as real numbers, after verifying its tags if the study has tags.
 
     Raises:
         TotalRefused: the tags are not those of the total.
     """
     planned = round_.planned
     ring = Ring(bits=planned.ring_bits, scale_bits=planned.scale_bits)
-    total = open_total(shares, ring, planned.dim, planned.tag_count)
+    total = read_total(agreed.total, agreed.tag_shares, ring, planned.dim, planned.tag_count)
     if key := round_.tag_key:
         try:
             verify_total(total.units, total.tags, bytes.fromhex(key), round_.run.study.largest_units(planned))
@@ -101,7 +107,7 @@ def opened_total(round_: RoundContext, shares: Sequence[bytes]) -> np.ndarray:
 
 
 def _order(
-    round_: RoundContext, summed: tuple[str, ...], loads: Mapping[str, Load], delivery: Delivery
+    round_: RoundContext, summed: tuple[str, ...], loads: Mapping[str, Load], delivery: Delivery, sender: str
 ) -> tuple[Answers, dict[str, str]]:
     """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none."""
     run, attempt = round_.run, secrets.randbelow(2**31)
@@ -109,7 +115,7 @@ def _order(
         name: sign(
             AggregateOrder(
                 **run.addressed(name), round=round_.number, state=round_.start, cohort=summed,
-                attempt=attempt, spooled=load.spooled(),
+                attempt=attempt, spooled=load.spooled(), with_total=name == sender,
             ),
             run.signer,
             load.blobs(),
@@ -118,33 +124,60 @@ def _order(
     }  # fmt: skip
     found: Answers = {}
     problems = dict.fromkeys(run.parties, "no answer in time")
-    for name, answer in verified_answers(run, "aggregate", requests, ShareOfTotal, SetTaken, SetIncomplete):
+    for name, answer in verified_answers(run, "aggregate", requests, SignedTotal, SetTaken, SetIncomplete):
         if isinstance(answer, NodeFailure):
             delivery.forget(name, answer)
         if not isinstance(answer, tuple):
             problems[name] = str(answer)
             continue
         message, packet = answer
-        if isinstance(message, ShareOfTotal) and "share" not in packet.blobs:
-            problems[name] = "it sent no share"
+        if isinstance(message, SignedTotal) and (problem := _problem(round_, message, packet, name == sender)):
+            problems[name] = problem
             continue
         found[name] = answer
         problems[name] = _PROBLEMS.get(message.kind, "")
     return found, {name: why for name, why in problems.items() if why}
 
 
-def _agreed_total(round_: RoundContext, answers: Answers) -> AgreedTotal | None:
-    """Returns the total if all aggregators released it; raises `AggregationFailed` if they released different sets."""
-    shares = [message for message, _ in answers.values() if isinstance(message, ShareOfTotal)]
-    views = {(share.kept, share.set_digest) for share in shares}
-    if len(views) > 1:
-        raise AggregationFailed(f"{round_.title}: the aggregators released shares of different sets")
-    if len(shares) < len(round_.run.parties):
+def _problem(round_: RoundContext, signed: SignedTotal, packet: Packet, is_sender: bool) -> str | None:
+    """Says why an aggregator's answer is not what it was ordered, or None."""
+    run, planned = round_.run, round_.planned
+    if (signed.study, signed.run, signed.round) != (run.study.study_hash, run.id, round_.number):
+        return "it signed the total of another round"
+    if signed.start != round_.start:
+        return "it signed the total of updates from another state"
+    if len(packet.blobs.get("tags", b"")) != 8 * planned.tag_count:
+        return "it sent no share of the tags"
+    total = packet.blobs.get("total", b"")
+    if is_sender and hashlib.sha256(total).hexdigest() != signed.total_digest:
+        return "it sent another total than it signed"
+    if is_sender and len(total) != planned.dim * planned.ring_bits // 8:
+        return "it signed a total of another length"
+    return None
+
+
+def _agreed_total(round_: RoundContext, answers: Answers, sender: str) -> AgreedTotal | None:
+    """Returns the total if all aggregators signed it.
+
+    Raises:
+        AggregationFailed: they signed different sets, or different totals.
+    """
+    signed = [message for message, _ in answers.values() if isinstance(message, SignedTotal)]
+    if len({(each.kept, each.set_digest) for each in signed}) > 1:
+        raise AggregationFailed(f"{round_.title}: the aggregators opened totals of different sets")
+    if len({each.total_digest for each in signed}) > 1:
+        raise AggregationFailed(
+            f"{round_.title}: the aggregators signed different totals of one set: one of them gave the others false "
+            "shares, or signed what was not opened. Nothing of the round is kept. Resume the run: the same sealed "
+            "shares are added again; if it stays, ask all three aggregators"
+        )
+    if len(signed) < len(round_.run.parties):
         return None
     packets = [answers[name][1] for name in round_.run.parties]
     return AgreedTotal(
-        summed=views.pop()[0],
-        shares=tuple(packet.blobs["share"] for packet in packets),
+        summed=signed[0].kept,
+        total=answers[sender][1].blobs["total"],
+        tag_shares=tuple(packet.blobs.get("tags", b"") for packet in packets),
         evidence=tuple(packet.body.decode() for packet in packets),
     )
 
@@ -152,7 +185,7 @@ def _agreed_total(round_: RoundContext, answers: Answers) -> AgreedTotal | None:
 def _note_rejected(round_: RoundContext, replies: Sequence[Reply]) -> None:
     """Stores the sites whose vectors are too long, if all aggregators say so: the word of one alone is no proof."""
     run = round_.run
-    named = [set(each.rejected) for each in replies if isinstance(each, ShareOfTotal | SetIncomplete)]
+    named = [set(each.rejected) for each in replies if isinstance(each, SignedTotal | SetIncomplete)]
     if len(named) == len(run.parties) and (rejected := sorted(set.intersection(*named) & set(run.sites))):
         logger.warning(
             "run %s: %s: left out, for a vector that is too long: %s", run.id, round_.title, ", ".join(rejected)

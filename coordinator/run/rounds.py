@@ -139,7 +139,7 @@ def open_round(round_: RoundContext) -> Opened:
     # and the study wants it so, those of the set first make up for the noise of the missing ones.
     agreed = aggregate(round_, updates)
     topups = round_.run.folder.topups(round_.number, agreed.summed).read()
-    total = opened_total(round_, agreed.shares)
+    total = opened_total(round_, agreed)
     ended = time.monotonic()
     run = round_.run
     logger.info(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import case, create_engine, event, func, inspect, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from ...client_node.login import login_name
 from ..errors import Conflict, LeaseLost, NotFound, StateDamaged, TransitionRefused
 from .states import BEGIN, RunState, Transition
 from .tables import MAX_STEP, ActionRow, Evaluation, LedgerRow, LeftOut, NodeRow, PrivacyTest, Round, Run, StudyRow
@@ -87,8 +88,8 @@ class Store:
             yield session
 
     def log_action(self, session: Session, what: str) -> None:
-        """Adds a line to the audit log inside `session`'s transaction."""
-        session.add(ActionRow(at=time.time(), what=what))
+        """Adds a line to the audit log inside `session`'s transaction, with the account that runs this process."""
+        session.add(ActionRow(at=time.time(), what=f"{what} (by {login_name()})"))
 
     def nodes(self) -> list[NodeRow]:
         """Lists every invited or enrolled node, by name."""
@@ -104,16 +105,24 @@ class Store:
         return node
 
     def study(self, name_or_hash: str) -> StudyRow:
-        """Finds the newest study of that name, or the one whose hash begins so. Raises `NotFound`."""
+        """Finds the one study of that name, or the one whose hash begins so.
+
+        Raises:
+            NotFound: there is no such study.
+            Conflict: there are several.
+        """
         with self.session() as session:
-            by_name = select(StudyRow).where(StudyRow.name == name_or_hash).order_by(StudyRow.created_at.desc())
-            row = session.scalars(by_name.limit(1)).first()
-            if row is None and len(name_or_hash) >= 8:
+            by_name = select(StudyRow).where(StudyRow.name == name_or_hash).order_by(StudyRow.created_at)
+            rows = session.scalars(by_name).all()
+            if not rows and len(name_or_hash) >= 8:
                 by_hash = select(StudyRow).where(StudyRow.hash.startswith(name_or_hash, autoescape=True))
-                row = session.scalars(by_hash.limit(1)).first()
-        if row is None:
+                rows = session.scalars(by_hash.order_by(StudyRow.created_at)).all()
+        if not rows:
             raise NotFound(f"no study is called {name_or_hash!r}; `coordinator study list` shows them")
-        return row
+        if len(rows) > 1:
+            listed = "".join(f"\n  {row.hash}" for row in rows)
+            raise Conflict(f"{len(rows)} studies are called {name_or_hash!r}; name one by its hash:{listed}")
+        return rows[0]
 
     def studies(self) -> list[StudyRow]:
         """Lists every study, oldest first."""

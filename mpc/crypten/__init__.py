@@ -1,7 +1,8 @@
-"""Computation on shares with CrypTen: its runtime in a party's process, the norm check, triples by oblivious transfer.
+"""Computation on shares with CrypTen: its runtime in a party's process, sums, the norm check, oblivious transfer.
 
 `runtime` is the one module that imports CrypTen, with its random numbers, links and triples replaced by ours: load it
-in a party's process, before anything else imports CrypTen. `norm_check.verdicts` is what a party calls; `triples` gives
+in a party's process, before anything else imports CrypTen. A party adds vectors up in a `sums.SharedTotal`, whose
+tensors are CrypTen's, and opens it with the other two. `norm_check.verdicts` compares their sketches; `triples` gives
 it the multiplication triples that it uses up. docs/norm-check.md has the proofs.
 
 To compare one site's sketch of 256 rows with 17 bits takes 8,448 ANDs, in 22 steps one after the other:
@@ -14,4 +15,4 @@ To compare one site's sketch of 256 rows with 17 bits takes 8,448 ANDs, in 22 st
 (8448, 22)
 """
 
-__all__ = ["norm_check", "runtime", "triples"]
+__all__ = ["norm_check", "runtime", "sums", "triples"]

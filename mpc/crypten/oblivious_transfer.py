@@ -1,160 +1,138 @@
-"""Random bit oblivious transfers (OTs) between two parties, many at little cost each.
+"""Random bit oblivious transfers (OTs) between two parties, many at little cost each; neither need be honest.
 
 A random OT gives the sender two uniform bits and the receiver, who has a choice bit, the one of its choice. The sender
-learns nothing of the choice, the receiver nothing of the other bit. Both parties keep to the protocol (semi-honest).
-
-Base OTs, from public keys that can be drawn without their secret key (Gertner, Kannan, Malkin, Reingold and
-Viswanathan, FOCS 2000, section 3), here hashed Diffie-Hellman: the receiver sends two X25519 keys and knows the secret
-key of one. The sender, with one ephemeral key for all, derives a key from either; the receiver can derive one. That the
-other stays hidden is the computational Diffie-Hellman assumption on Curve25519, with SHA-256 as a random oracle; a
-quantum computer would break it.
+learns nothing of the choice, the receiver nothing of the other bit.
 
 Extension (Ishai, Kilian, Nissim and Petrank, CRYPTO 2003, section 3): 128 base OTs in the other direction give any
 number of OTs. The keys are expanded by AES-128-CTR, and rows are hashed by the tweaked TMMO^pi(x, i) = pi(pi(x) ^ i) ^
 pi(x) with pi AES-128 under a fixed public key (Guo, Katz, Wang and Yu, IEEE S&P 2020, section 7.4), no tweak twice.
 
+Check. A receiver must use the same choices u in all 128 columns: with other ones in a column it would learn the
+sender's bit of that column from what comes of it. So each column ends in 128 bits more, for random choices, and once
+the corrections are there the sender draws the key of a hash h to 128 bits that is linear over GF(2): GHASH, which
+AES-GCM has. The receiver answers h(u) and all h(t_i), t_i its first stream of column i. The sender's columns are t_i ^
+s_i u, so h of them must be h(t_i) ^ s_i h(u), in each column by itself. This is the check of Roy (SoftSpokenOT, CRYPTO
+2022) for the repetition code; that of Keller, Orsini and Scholl (CRYPTO 2015) puts all columns into one equation, and
+Roy found a gap in its proof. docs/norm-check.md says what follows, and why.
+
 Bits are packed eight to a byte, the first one lowest.
 """
 
-import secrets
+import hmac
 from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from ..errors import InvalidField, PartyLost
-from ..fields import canonical
-from ..sharing.curve25519 import P, on_curve
+from ..errors import InvalidField, PartyLost, TransferRejected
+from .base_transfers import COLUMNS
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 
-COLUMNS = 128  # base OTs of an extension, and the security parameter
 BLOCK_BYTES = COLUMNS // 8  # OTs are extended in blocks of 128: 16 bytes of choices
-SENDER_KEY_BYTES = _POINT = 32
-KEYS_BYTES = 2 * COLUMNS * _POINT
+CHALLENGE_BYTES = 16
+PROOF_BYTES = (1 + COLUMNS) * BLOCK_BYTES
 _CHUNK = 2048  # bytes of a column that are transposed and hashed at a time: 256 KiB, which fits the cache
 _FIXED_KEY = sha256(b"confide/mpc/ot-hash/1").digest()[:16]  # public, and nobody chose it
 
 
-class BaseReceiver:
-    """The receiver of 128 base OTs; it becomes the sender of the extension.
+class OtSender:
+    """The sender of extended OTs: it holds a bit s_i and the stream of one of two keys for each of 128 columns.
 
-    The sender cannot tell which of two keys is the known one: both are u-coordinates of uniform points of the subgroup
-    of prime order q = 2^252 + d, d < 2^125. The known one is n G with n = 8 j and j uniform in [2^251, 2^252), as
-    X25519 draws it. A u-coordinate stands for n and -n, and each class {j, q - j} has just one member in that range,
-    but for about d of the 2^251: a statistical distance below 2^-126. The unknown one is n' Q with Q a uniform point
-    of the curve, whose part in the subgroup is uniform: n' is a multiple of the cofactor 8, which removes the other
-    part, and none of q, which keeps the first uniform. n' is thrown away, and nobody knows the logarithm of Q.
+    A message of the receiver is received, and then checked before its OTs are given out; see `OtReceiver`.
     """
 
-    def __init__(self, sender_id: int, receiver_id: int) -> None:
-        """Draws choices and keys; `sender_id` and `receiver_id` are the aggregators of the base OTs."""
-        self._label = (sender_id, receiver_id)
-        self._choices = secrets.randbits(COLUMNS)
-        self._secrets = [X25519PrivateKey.generate() for _ in range(COLUMNS)]
-        self._keys: list[bytes] = []
-        for index, secret in enumerate(self._secrets):
-            pair = secret.public_key().public_bytes_raw(), _point_of_unknown_logarithm()
-            self._keys.extend(pair if not self._choices >> index & 1 else reversed(pair))
-
-    def message(self) -> bytes:
-        """The message to the sender: 128 pairs of public keys."""
-        return b"".join(self._keys)
-
-    def extension(self, sender_key: bytes) -> "OtSender":
-        """The sender of the extension, once the ephemeral key of the base OTs' sender is here.
-
-        Raises:
-            PartyLost: the key cannot be used.
-        """
-        columns = []
-        for index, secret in enumerate(self._secrets):
-            choice = self._choices >> index & 1
-            shared = _agree(secret, sender_key)
-            columns.append(_column_key(self._label, index, sender_key, self._keys[2 * index + choice], shared))
-        receiver_of_extension, sender_of_extension = self._label
-        return OtSender(columns, self._choices, (sender_of_extension, receiver_of_extension))
-
-
-class BaseSender:
-    """The sender of 128 base OTs; it becomes the receiver of the extension."""
-
-    def __init__(self, sender_id: int, receiver_id: int) -> None:
-        """Draws the ephemeral key; `sender_id` and `receiver_id` are the aggregators of the base OTs."""
-        self._label = (sender_id, receiver_id)
-        self._secret = X25519PrivateKey.generate()
-
-    def message(self) -> bytes:
-        """The message to the receiver: the ephemeral public key."""
-        return self._secret.public_key().public_bytes_raw()
-
-    def extension(self, keys: bytes) -> "OtReceiver":
-        """The receiver of the extension, from the base OTs' receiver's 128 pairs of keys.
-
-        Raises:
-            PartyLost: they are not 256 keys.
-        """
-        if len(keys) != KEYS_BYTES:
-            raise PartyLost("another party sends no keys for oblivious transfer")
-        points = [keys[start : start + _POINT] for start in range(0, KEYS_BYTES, _POINT)]
-        mine = self.message()
-        columns = [
-            _column_key(self._label, which // 2, mine, point, _agree(self._secret, point))
-            for which, point in enumerate(points)
-        ]
-        receiver_of_extension, sender_of_extension = self._label
-        return OtReceiver(columns[::2], columns[1::2], (sender_of_extension, receiver_of_extension))
-
-
-class OtSender:
-    """The sender of extended OTs: it holds a bit s_i and the stream of one of two keys for each of 128 columns."""
-
     def __init__(self, keys: Sequence[bytes], choices: int, parties: tuple[int, int]) -> None:
+        """Takes the keys of its choice from base OTs; `parties` are sender and receiver of the extension."""
         self._streams = [_stream(key) for key in keys]
+        self._parties = parties
         self._offset = np.frombuffer(choices.to_bytes(BLOCK_BYTES, "little"), "<u8")
         bits = np.unpackbits(self._offset.view(np.uint8), bitorder="little")
         self._masks = (0 - bits)[:, None]  # 255 where the choice is 1
         self._hash = RowHash(parties)
+        self._columns: Bytes | None = None  # received, not checked yet
 
-    def extend(self, message: bytes, size: int) -> tuple[Bytes, Bytes]:
-        """The two packed bits of each of 8 `size` OTs, `size` a multiple of 16, for the receiver's `message` on them.
+    def receive(self, message: bytes, size: int) -> None:
+        """Takes the receiver's message on choices of `size` bytes; only then may the challenge be told.
 
         Raises:
             PartyLost: `message` has another size.
         """
         if len(message) != COLUMNS * size:
             raise PartyLost("another party is out of step in oblivious transfer")
-        corrections = np.frombuffer(message, np.uint8).reshape(COLUMNS, size)
-        columns = _expand(self._streams, size)
-        columns ^= corrections & self._masks
-        zeros, ones = self._hash.bits(columns, (np.zeros(2, np.uint64), self._offset))
+        self._columns = _expand(self._streams, size)
+        self._columns ^= np.frombuffer(message, np.uint8).reshape(COLUMNS, size) & self._masks
+
+    def transfers(self, challenge: bytes, proof: bytes) -> tuple[Bytes, Bytes]:
+        """The two packed bits of each OT of the last message; the last block of it went into the check.
+
+        Args:
+            challenge: 16 random bytes that the receiver could not know when it sent its message.
+            proof: the receiver's answer.
+
+        Raises:
+            TransferRejected: the receiver did not use the same choices in every column.
+            PartyLost: `proof` has another size.
+        """
+        if len(proof) != PROOF_BYTES:
+            raise PartyLost("another party is out of step in oblivious transfer")
+        assert self._columns is not None
+        columns, self._columns = self._columns, None
+        of_choices, *of_streams = np.frombuffer(proof, np.uint8).reshape(1 + COLUMNS, BLOCK_BYTES)
+        expected = np.stack(of_streams) ^ (of_choices & self._masks)
+        if not hmac.compare_digest(_hashes(challenge, columns).tobytes(), expected.tobytes()):
+            one, other = sorted(self._parties)
+            raise TransferRejected(
+                f"oblivious transfer between aggregators {one} and {other} failed its check: one of them does not keep "
+                "to the protocol, and nothing was released"
+            )
+        zeros, ones = self._hash.bits(columns[:, :-BLOCK_BYTES], (np.zeros(2, np.uint64), self._offset))
         return zeros, ones
 
 
 class OtReceiver:
     """The receiver of extended OTs: it holds the streams of both keys of each of 128 columns."""
 
-    def __init__(self, keys_0: Sequence[bytes], keys_1: Sequence[bytes], parties: tuple[int, int]) -> None:
-        self._streams_0 = [_stream(key) for key in keys_0]
-        self._streams_1 = [_stream(key) for key in keys_1]
+    def __init__(self, keys: tuple[Sequence[bytes], Sequence[bytes]], parties: tuple[int, int]) -> None:
+        """Takes both keys of each base OT; `parties` are sender and receiver of the extension."""
+        self._streams = [[_stream(key) for key in each] for each in keys]
         self._hash = RowHash(parties)
+        self._unproven: tuple[Bytes, Bytes] | None = None  # choices and columns of the last message
 
     def extend(self, choices: Bytes) -> tuple[bytes, Bytes]:
         """The message to the sender, 128 bits an OT, and the packed chosen bits, for packed `choices`.
 
+        The last 128 choices must be uniform and used for nothing else: no OTs come of them, they hide the others in
+        the check.
+
         Raises:
-            InvalidField: `choices` are not a multiple of 16 bytes.
+            InvalidField: `choices` are not a multiple of 16 bytes, at least 32.
         """
-        columns = _expand(self._streams_0, len(choices))
-        corrections = _expand(self._streams_1, len(choices))
+        if len(choices) < 2 * BLOCK_BYTES:
+            raise InvalidField("oblivious transfers need a block of choices more, for their check")
+        columns, corrections = (_expand(streams, len(choices)) for streams in self._streams)
         corrections ^= columns
         corrections ^= choices
-        (chosen,) = self._hash.bits(columns, (np.zeros(2, np.uint64),))
+        (chosen,) = self._hash.bits(columns[:, :-BLOCK_BYTES], (np.zeros(2, np.uint64),))
+        self._unproven = choices, columns
         return corrections.tobytes(), chosen
+
+    def prove(self, challenge: bytes) -> bytes:
+        """The answer to the sender's challenge on the last message: 129 hashes of 16 bytes.
+
+        There is one answer to a message: two would show more of the choices than the last block hides.
+
+        Raises:
+            PartyLost: the challenge has another size.
+        """
+        if len(challenge) != CHALLENGE_BYTES:
+            raise PartyLost("another party is out of step in oblivious transfer")
+        assert self._unproven is not None
+        (choices, columns), self._unproven = self._unproven, None
+        return _hashes(challenge, choices[None]).tobytes() + _hashes(challenge, columns).tobytes()
 
 
 class RowHash:
@@ -171,7 +149,7 @@ class RowHash:
         """Hashes every row XOR each offset to its lowest bit; an array an offset, packed in the rows' order.
 
         Args:
-            columns: 128 packed columns of equal size, a multiple of 16 bytes; they are used up.
+            columns: 128 packed columns of equal size, a multiple of 16 bytes.
             offsets: each two words: the 128 bits of a row, those of the first columns lowest.
         """
         size = columns.shape[1]
@@ -224,27 +202,19 @@ def transpose(columns: Bytes) -> Words:
     return words
 
 
-def _point_of_unknown_logarithm() -> bytes:
-    """The u-coordinate of a uniform point of the subgroup of prime order."""
-    while True:
-        u = secrets.randbits(255)
-        if u >= P or not on_curve(u):
-            continue
-        try:
-            return X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(u.to_bytes(_POINT, "little")))
-        except ValueError:  # one of the few points of small order
-            continue
+def _hashes(challenge: bytes, columns: Bytes) -> Bytes:
+    """[columns, 16], GHASH of each column under AES-GCM's key of `challenge`: linear over GF(2), zeros give zeros."""
+    tags = [_tag(challenge, column) for column in (*columns, np.zeros_like(columns[0]))]
+    hashed = np.frombuffer(b"".join(tags), np.uint8).reshape(-1, BLOCK_BYTES)
+    linear: Bytes = hashed[:-1] ^ hashed[-1]  # without the mask and the length, which all tags have in common
+    return linear
 
 
-def _agree(secret: X25519PrivateKey, point: bytes) -> bytes:
-    try:
-        return secret.exchange(X25519PublicKey.from_public_bytes(point))
-    except ValueError as err:  # its length, or a small order
-        raise PartyLost("another party sends a key that cannot be used") from err
-
-
-def _column_key(parties: tuple[int, int], index: int, sender_key: bytes, point: bytes, shared: bytes) -> bytes:
-    return sha256(canonical("confide/mpc/base-ot/1", *parties, index, sender_key, point, shared)).digest()[:16]
+def _tag(key: bytes, column: Bytes) -> bytes:
+    cipher = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
+    cipher.authenticate_additional_data(column.data)
+    cipher.finalize()
+    return cipher.tag
 
 
 def _stream(key: bytes) -> CipherContext:

@@ -12,7 +12,7 @@ What it cannot: truncate, or draw randomness that all three know. So all tensors
 square is `x * x`: CrypTen's `x.square()` truncates even then.
 
 All of a party's state (links, generators, provider) belongs to the thread that called `start`, where CrypTen keeps
-module globals: a process may run several parties, and one that was not started computes nothing.
+module globals: a process may run several parties, and one that was not started opens nothing.
 """
 
 import secrets
@@ -128,19 +128,23 @@ from crypten.communicator import Communicator as _Communicator  # noqa: E402
 from crypten.mpc.primitives import ArithmeticSharedTensor as ArithmeticSharedTensor  # noqa: E402
 from crypten.mpc.primitives import BinarySharedTensor as BinarySharedTensor  # noqa: E402
 
+_ELEMENTS = {torch.int64: "<i8", torch.int32: "<i4"}  # rings of 64 and 32 bits
+OPEN = "OPEN"
 _SUM, _XOR = torch.distributed.ReduceOp.SUM, torch.distributed.ReduceOp.BXOR
 
 
 class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is untyped
     """The messages that CrypTen sends on additive and XOR shares, over our links.
 
-    A message is the little-endian int64 elements of one or several tensors, whose sizes all parties know: another size
-    is a party out of step. Whatever CrypTen does not ask for on shares (objects, scatter, barriers) stays refused: the
-    base class raises NotImplementedError. A lost party is `PartyLost`, no RuntimeError, which CrypTen would catch.
+    A message is the little-endian elements of one or several tensors, all int64 or all int32, whose sizes all parties
+    know: another size is a party out of step. Whatever CrypTen does not ask for on shares (objects, scatter, barriers)
+    stays refused: the base class raises NotImplementedError. A lost party is `PartyLost`, no RuntimeError, which
+    CrypTen would catch.
     """
 
     def __init__(self, links: Links) -> None:
         self._links = links
+        self.step = OPEN  # what an opening to all is called on the links
 
     @classmethod
     def is_initialized(cls) -> bool:
@@ -168,7 +172,7 @@ class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is unty
         """
         tensors = input if batched else [input]
         mine = _to_bytes(tensors)
-        totals = _combine(tensors, self._links.all_gather("OPEN", mine, len(mine)), op)
+        totals = _combine(tensors, self._links.all_gather(self.step, mine, len(mine)), op)
         return totals if batched else totals[0]
 
     def reduce(self, input: Any, dst: int, op: Any = _SUM, batched: bool = False) -> Any:
@@ -185,9 +189,16 @@ class PartyCommunicator(_Communicator):  # type: ignore[misc]  # CrypTen is unty
 
 
 def _to_bytes(tensors: list[torch.Tensor]) -> bytes:
-    if any(tensor.dtype != torch.long or tensor.device != CPU for tensor in tensors):
-        raise RuntimeUnsound("CrypTen sends something else than ring elements")
-    return b"".join(tensor.numpy().astype("<i8", copy=False).tobytes() for tensor in tensors)
+    kind = _element(tensors)
+    return b"".join(tensor.numpy().astype(kind, copy=False).tobytes() for tensor in tensors)
+
+
+def _element(tensors: list[torch.Tensor]) -> str:
+    """How an element of the tensors, which are all of one ring, travels."""
+    kinds = {_ELEMENTS.get(tensor.dtype) for tensor in tensors if tensor.device == CPU}
+    if len(kinds) != 1 or (kind := kinds.pop()) is None or any(tensor.device != CPU for tensor in tensors):
+        raise RuntimeUnsound("CrypTen sends something else than elements of one ring")
+    return kind
 
 
 def _combine(tensors: list[torch.Tensor], gathered: list[bytes], op: object) -> list[torch.Tensor]:
@@ -196,10 +207,12 @@ def _combine(tensors: list[torch.Tensor], gathered: list[bytes], op: object) -> 
         raise RuntimeUnsound(f"CrypTen combines shares by {op}")
     if len({len(data) for data in gathered}) != 1:
         raise PartyLost("another party is out of step")
-    rows = np.stack([np.frombuffer(data, "<i8") for data in gathered]).astype(np.int64, copy=False)
-    total = (np.add if op == _SUM else np.bitwise_xor).reduce(rows, axis=0)
+    total, *others = (np.frombuffer(data, _element(tensors)) for data in gathered)
+    total = total.copy()
+    for other in others:  # in place, so in the ring of the elements: a reduction would widen int32
+        (np.add if op == _SUM else np.bitwise_xor)(total, other, out=total)
     parts = np.split(total, np.cumsum([tensor.numel() for tensor in tensors[:-1]], dtype=np.intp))
-    return [torch.from_numpy(part.copy()).reshape(one.shape) for part, one in zip(parts, tensors, strict=True)]
+    return [torch.from_numpy(part).reshape(one.shape) for part, one in zip(parts, tensors, strict=True)]
 
 
 @dataclass(slots=True)
@@ -279,6 +292,21 @@ def using(provider: object) -> Iterator[None]:
         yield
     finally:
         party.provider = before
+
+
+def opened(tensor: ArithmeticSharedTensor, step: str) -> torch.Tensor:
+    """Opens a tensor to all parties, at a step of the order that has a name of its own.
+
+    Raises:
+        PartyLost: a party is gone, silent or sends another size.
+    """
+    communicator = _party().communicator
+    communicator.step = step
+    try:
+        revealed: torch.Tensor = tensor.reveal()
+    finally:
+        communicator.step = OPEN
+    return revealed
 
 
 def aggregator_id() -> int:

@@ -19,7 +19,8 @@ from ..errors import PartyLost, RuntimeUnsound
 from ..fields import NUM_AGGREGATORS
 from ..links import Links
 from . import runtime
-from .oblivious_transfer import BLOCK_BYTES, COLUMNS, KEYS_BYTES, SENDER_KEY_BYTES, BaseReceiver, BaseSender
+from .base_transfers import CIPHERTEXTS_BYTES, COLUMNS, KEYS_BYTES, BaseReceiver, BaseSender
+from .oblivious_transfer import BLOCK_BYTES, CHALLENGE_BYTES, PROOF_BYTES, OtReceiver, OtSender
 from .runtime import ArithmeticSharedTensor, BinarySharedTensor, NoProvider
 
 _BATCH_BYTES = 2**15  # 2**18 ANDs: messages of 4 MiB, which stay in the cache while they are made
@@ -76,19 +77,22 @@ class Replicated(NoProvider):
 
 
 class Oblivious(NoProvider):
-    """AND triples from oblivious transfer between each two parties. Sound against any TWO curious parties of three.
+    """AND triples from oblivious transfer between each two parties. Any two of three learn nothing of the third's.
 
     c = (a_0 ^ a_1 ^ a_2) & (b_0 ^ b_1 ^ b_2): each party computes a_i & b_i, and for each ordered pair an OT with
     choice a_i and correlation b_j leaves v with party j and v ^ (a_i & b_j) with party i (Goldreich, Micali and
     Wigderson, STOC 1987; Gilboa, CRYPTO 1999). A random OT (x_0, x_1) becomes that one when j sends x_0 ^ x_1 ^ b_j
     (Beaver, CRYPTO 1995), which x_{1 - a_i} blinds. What an honest party holds is uniform whatever the others pool.
 
-    Costs per AND and party: four OTs and 32.25 bytes sent. Base OTs are made once; the object is good as long as the
-    links are.
+    A party that leaves the protocol can make triples wrong, each by a bit of one honest party's a or b in that triple;
+    it does not learn them. docs/norm-check.md says what that is worth.
+
+    Costs per AND and party: four OTs and 32.25 bytes sent. Make a new object, with base OTs of its own, for each order:
+    what somebody learned of one by failing a check is then worth nothing.
     """
 
     def __init__(self, links: Links) -> None:
-        """Makes base OTs with both other parties, in one exchange.
+        """Makes base OTs with both other parties, in two exchanges.
 
         Raises:
             PartyLost: another party is gone, silent or sends no keys.
@@ -96,12 +100,15 @@ class Oblivious(NoProvider):
         self._links = links
         me = links.aggregator_id
         others = [party for party in range(NUM_AGGREGATORS) if party != me]
-        base_receivers = {party: BaseReceiver(sender_id=party, receiver_id=me) for party in others}
-        base_senders = {party: BaseSender(sender_id=me, receiver_id=party) for party in others}
-        messages = {party: base_receivers[party].message() + base_senders[party].message() for party in others}
-        received = links.exchange("OTBA", messages, KEYS_BYTES + SENDER_KEY_BYTES)
-        self._senders = {party: base_receivers[party].extension(received[party][KEYS_BYTES:]) for party in others}
-        self._receivers = {party: base_senders[party].extension(received[party][:KEYS_BYTES]) for party in others}
+        receivers = {party: BaseReceiver(sender_id=party, receiver_id=me) for party in others}
+        offers = links.exchange("OTBA", {party: receivers[party].message() for party in others}, KEYS_BYTES)
+        senders = {party: BaseSender(me, party, offers[party]) for party in others}
+        answers = links.exchange("OTBC", {party: senders[party].message() for party in others}, CIPHERTEXTS_BYTES)
+        self._senders = {
+            party: OtSender(one.column_keys(answers[party]), one.choices, (me, party))
+            for party, one in receivers.items()
+        }
+        self._receivers = {party: OtReceiver(one.column_keys(), (party, me)) for party, one in senders.items()}
         self._ready = np.empty((3, 0), np.uint8)  # packed bits of a, b, c, not used yet
 
     def prepare(self, words: int) -> None:
@@ -109,6 +116,7 @@ class Oblivious(NoProvider):
 
         Raises:
             PartyLost: another party is gone, silent or out of step.
+            TransferRejected: a party failed the check of its OTs; the object is then of no use any more.
         """
         missing = 8 * words - self._ready.shape[1]
         sizes = [_BATCH_BYTES] * (missing // _BATCH_BYTES)
@@ -134,11 +142,18 @@ class Oblivious(NoProvider):
         c = a & b
         messages = {}
         for party, receiver in self._receivers.items():
-            messages[party], chosen = receiver.extend(a)
+            hiding = np.frombuffer(secrets.token_bytes(BLOCK_BYTES), np.uint8)  # twice the same would hide nothing
+            messages[party], chosen = receiver.extend(np.concatenate([a, hiding]))
             c ^= chosen
-        received = self._links.exchange("OTEX", messages, COLUMNS * size)
+        spent = size + BLOCK_BYTES
+        for party, message in self._links.exchange("OTEX", messages, COLUMNS * spent).items():
+            self._senders[party].receive(message, spent)
+        challenges = {party: secrets.token_bytes(CHALLENGE_BYTES) for party in self._senders}
+        asked = self._links.exchange("OTCH", challenges, CHALLENGE_BYTES)
+        proofs = {party: receiver.prove(asked[party]) for party, receiver in self._receivers.items()}
+        answered = self._links.exchange("OTCK", proofs, PROOF_BYTES)
         for party, sender in self._senders.items():
-            zeros, ones = sender.extend(received[party], size)
+            zeros, ones = sender.transfers(challenges[party], answered[party])
             c ^= zeros
             messages[party] = (zeros ^ ones ^ b).tobytes()
         for correction in self._links.exchange("OTCO", messages, size).values():

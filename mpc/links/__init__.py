@@ -22,15 +22,15 @@ confide.mpc.errors.SetConflict: round 1 is bound to another set of sites
 
 from .frames import Channel
 from .memory_map import mapped
-from .orders import Order, PartyConfig, TotalShare
+from .orders import OpenedTotal, Order, PartyConfig
 from .tls import Links
 
 __all__ = [
     "Channel",
     "Links",
+    "OpenedTotal",
     "Order",
     "PartyConfig",
-    "TotalShare",
     "certificates",
     "frames",
     "journal",

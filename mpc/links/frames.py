@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FrameRejected
+from ..errors import FrameRejected, MpcError, NormExceeded
 from .orders import Order, PartyConfig
 
 MAX_MESSAGE = 16 * 2**20  # 4,096 sites with names, keys and two paths of a thousand bytes are below 10 MiB
@@ -229,3 +229,9 @@ def _described(announced: object) -> tuple[np.dtype[Any], tuple[int, ...]]:
     if dtype not in _DTYPES or not all(type(size) is int and size >= 0 for size in shape):
         raise FrameRejected("an array of a message is malformed")
     return np.dtype(str(dtype)), tuple(shape)
+
+
+def failure(err: MpcError) -> dict[str, Any]:
+    """The message by which a party tells its daemon of an error."""
+    kept = err.kept if isinstance(err, NormExceeded) else ()
+    return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names, "kept": kept}

@@ -1,4 +1,4 @@
-"""Messages between an aggregator and its party process: a configuration, orders, shares of totals.
+"""Messages between an aggregator and its party process: a configuration, orders, totals.
 
 The checks run at both ends, in the constructors.
 """
@@ -143,17 +143,27 @@ class Order:
         shape = (self.dim, self.ring_bits, self.scale_bits, self.rows, self.tag_count)
         common = (self.norm_bound, self.topup_bound, self.min_sites, self.min_untopped, len(self.cohort))
         members = (word for member in self.cohort for word in member)
-        return sha256(canonical("confide/mpc/order/3", *place, *shape, *common, *members)).digest()
+        return sha256(canonical("confide/mpc/order/4", *place, *shape, *common, *members)).digest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TotalShare:
-    """One party's share of the total over `kept`, for the coordinator."""
+class OpenedTotal:
+    """The total over `kept` as one party has it, with the party's share of the tags, which no party may know.
+
+    Whoever knows total and tags can put another pair in their place that fits as well: twice the total with twice the
+    tags, say. So tags are opened by the coordinator alone.
+    """
 
     kept: tuple[str, ...]  # sites in the sum, in cohort order
     rejected: tuple[str, ...] = ()  # sites that are not in it because their vectors were too long
-    set_digest: bytes  # equal at all three parties, or the shares do not belong together
-    share: bytes = field(repr=False)  # dim little-endian ring elements, then tag_count words
+    set_digest: bytes  # equal at all three parties, as is `total`; else one of them has lied
+    total: bytes = field(repr=False)  # dim little-endian ring elements
+    tag_share: bytes = field(default=b"", repr=False)  # tag_count little-endian words
+
+    @property
+    def total_digest(self) -> bytes:
+        """SHA-256 of the total's bytes, which the aggregator signs."""
+        return sha256(self.total).digest()
 
 
 def host_and_port(address: object) -> tuple[str, int]:

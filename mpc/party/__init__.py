@@ -18,6 +18,6 @@ True
 False
 """
 
-from .handle import Order, PartyConfig, PartyProcess, TotalShare
+from .handle import OpenedTotal, Order, PartyConfig, PartyProcess
 
-__all__ = ["Order", "PartyConfig", "PartyProcess", "TotalShare"]
+__all__ = ["OpenedTotal", "Order", "PartyConfig", "PartyProcess"]

@@ -1,7 +1,9 @@
-"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, release.
+"""One round at one party: agree with the other two on the set of sites, check norms, add, bind, open the total.
 
-Honest-but-curious parties: any two of them learn nothing of a single update, the coordinator learns the total. A party
-that lies can spoil the total; that shows if the order has tags (see `tags`). A site whose vector is longer than the
+Honest-but-curious parties: any two of them learn nothing of a single update; the total all three learn, as the
+coordinator does. A party that lies can spoil the total; that shows if the order has tags (see `tags`), whose sum the
+parties therefore don't open to each other: with the total and its tags the last one to speak could make up another
+pair. A site whose vector is longer than the
 order allows is left out, whatever it does to hide that (see `sketch`). Every update in a total started from the one
 state that the order names; that the sites trained on it as agreed is not checked.
 
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from ..crypten.sums import SharedTotal, masked_sketch, opened_rows
 from ..errors import (
     CohortTooSmall,
     EnvelopeRejected,
@@ -35,12 +38,12 @@ from ..errors import (
     TopUpMissing,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
-from ..links import Links, Order, TotalShare, mapped
+from ..links import Links, OpenedTotal, Order, mapped
 from ..links.journal import Binding, Journal
 from ..sharing import Share, ShareContext
 from ..sharing.ring import RingVector
 from ..sharing.sealing import Envelope, open_envelope
-from ..sharing.shares import Parts, Words, unpack
+from ..sharing.shares import Words
 from ..sharing.sketch import Limits, Sketch, limits
 from .coins import COIN_BYTES, joint_seeds
 
@@ -108,7 +111,10 @@ def compare_orders(order: Order, links: Links) -> None:
         PartyLost: a party is gone or silent.
     """
     if len(set(links.all_gather("ORDR", order.digest(), _HASH))) != 1:
-        raise OrderMismatch(f"round {order.round}, attempt {order.attempt}: the parties were given different orders")
+        raise OrderMismatch(
+            f"round {order.round}, attempt {order.attempt}: the parties were given different orders, or their versions "
+            "of confide differ"
+        )
 
 
 def aggregate(
@@ -118,11 +124,13 @@ def aggregate(
     links: Links,
     journal: Journal,
     judge: Judge,
-) -> TotalShare:
-    """This party's share of the sum over all sites that reached all three parties with vectors that are not too long.
+) -> OpenedTotal:
+    """The sum over all sites that reached all three parties with vectors that are not too long.
 
-    Returns only after every party has bound the round to this very set on its disk. `topups` are looked at, and added,
-    only for fewer sites than `order.min_untopped`.
+    It is opened only after every party has bound the round to this very set on its disk. `topups` are looked at, and
+    added, only for fewer sites than `order.min_untopped`.
+
+    CrypTen's `runtime` must be started in this thread, on `links`.
 
     Raises:
         Equivocation: two parties hold different updates or top-ups of one site.
@@ -145,21 +153,24 @@ def aggregate(
         _require_topups(order, complete, topups, links)
     added = topups if is_topped else {}
     summands = _summands(order, complete, submissions, added)
-    total = _Total(order)
+    total = SharedTotal(order.dim, order.ring, order.tag_count)
     rejected = _add_checked(order, summands, total, links, journal, judge) if order.rows else _add(summands, total)
     kept = tuple(site for site in complete if site not in rejected)
     if rejected:
         _require_enough(order, kept, rejected, is_topped=is_topped)
         for summand in summands:
             if summand.site in rejected:
-                total.subtract(summand)
+                total.subtract(summand.submission.share, summand.context)
     binding = Binding(_set_digest(order, kept, submissions, added), kept)
     _refuse_other_set(order, binding, links, journal)
     journal.bind(order.round_id, binding)
-    links.all_gather("DONE", b"", 0)  # nobody releases before all have bound
-    logger.info("round %d: released the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
+    links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
+    opened = total.open()
+    logger.info("round %d: opened the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
-    return TotalShare(kept=kept, rejected=left_out, set_digest=binding.set_digest, share=total.to_bytes())
+    return OpenedTotal(
+        kept=kept, rejected=left_out, set_digest=binding.set_digest, total=opened, tag_share=total.tag_share()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,44 +207,14 @@ def _place(order: Order, summand: _Summand) -> bytes:
     return canonical("confide/mpc/coin/1", *order.round_id, summand.site, summand.submission.digest)
 
 
-class _Total:
-    """This party's share of a sum; one more vector is in memory while it is added."""
-
-    def __init__(self, order: Order) -> None:
-        self._ring_bits, self._rows = order.ring_bits, order.rows
-        self._vector = np.zeros(order.dim, order.ring.unsigned)
-        self._tags = np.zeros(order.tag_count, "<u8")
-        self._scratch = np.empty_like(self._vector)
-
-    def add(self, summand: _Summand) -> Parts:
-        """Adds a vector, and gives this party's share of it and what came with it; overwritten by the next one."""
-        parts = self._unpack(summand)
-        self._vector += parts.vector
-        self._tags += parts.tags
-        return parts
-
-    def subtract(self, summand: _Summand) -> None:
-        """Takes a vector out again."""
-        parts = self._unpack(summand)
-        self._vector -= parts.vector
-        self._tags -= parts.tags
-
-    def to_bytes(self) -> bytes:
-        """The vector, then the tags."""
-        return self._vector.tobytes() + self._tags.tobytes()
-
-    def _unpack(self, summand: _Summand) -> Parts:
-        return unpack(summand.submission.share, summand.context, out=self._scratch)
-
-
-def _add(summands: Sequence[_Summand], total: _Total) -> frozenset[str]:
+def _add(summands: Sequence[_Summand], total: SharedTotal) -> frozenset[str]:
     for summand in summands:
-        total.add(summand)
+        total.add(summand.submission.share, summand.context)
     return frozenset()
 
 
 def _add_checked(
-    order: Order, summands: Sequence[_Summand], total: _Total, links: Links, journal: Journal, judge: Judge
+    order: Order, summands: Sequence[_Summand], total: SharedTotal, links: Links, journal: Journal, judge: Judge
 ) -> frozenset[str]:
     """Adds all vectors. Gives the sites of those that are too long: one bit of each becomes known, and nothing else.
 
@@ -243,15 +224,13 @@ def _add_checked(
     seeds = joint_seeds(links, [_coin(order, summand) for summand in summands])
     vectors = [sha256(_place(order, summand)).digest() for summand in summands]
     journal.tie_to_seeds({vector: sha256(seed).digest() for vector, seed in zip(vectors, seeds, strict=True)})
-    hidden = np.empty((len(summands), order.rows), order.ring.unsigned)  # this party's shares of sketch + mask
-    mask_words = np.empty(hidden.shape, "<u8")
+    hidden = []  # sketches under their masks
+    mask_words = np.empty((len(summands), order.rows), "<u8")
     for place, (summand, seed) in enumerate(zip(summands, seeds, strict=True)):
-        parts = total.add(summand)
-        hidden[place] = Sketch(seed, order.dim, order.ring_bits, order.rows).sketch(parts.vector) + parts.masks
-        mask_words[place] = parts.mask_words
-    opened = np.zeros_like(hidden)
-    for share in _of_length(links.all_gather("ROWS", hidden.tobytes(), hidden.nbytes), hidden.nbytes):
-        opened += np.frombuffer(share, hidden.dtype).reshape(hidden.shape)
+        added = total.add(summand.submission.share, summand.context)
+        hidden.append(masked_sketch(added, Sketch(seed, order.dim, order.ring_bits, order.rows)))
+        mask_words[place] = added.mask_words
+    opened = opened_rows(hidden)
     sketches = {vector: sha256(row.tobytes()).digest() for vector, row in zip(vectors, opened, strict=True)}
     if (tries := journal.begin_checks(sketches)) > 1:
         logger.warning("round %d: norms are checked for the %d. time; was a party restarted?", order.round, tries)

@@ -15,12 +15,11 @@ import numpy as np
 
 from .. import errors
 from ..errors import FrameRejected, JournalBroken, MpcError, NormExceeded, PartyDied
-from ..links import Channel, Order, PartyConfig, TotalShare
+from ..links import Channel, OpenedTotal, Order, PartyConfig
 from ..links.certificates import make_certificate
 from ..links.frames import config_to_wire, order_to_wire, paths_to_wire, take, take_names
-from ..sharing.ring import total_bytes
 
-__all__ = ["Order", "PartyConfig", "PartyProcess", "TotalShare", "make_certificate"]
+__all__ = ["OpenedTotal", "Order", "PartyConfig", "PartyProcess", "make_certificate"]
 
 _START_S = 180.0  # importing torch and CrypTen takes 3 s on an idle machine
 _STOP_S = 5.0
@@ -70,7 +69,7 @@ class PartyProcess:
 
     def aggregate(
         self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path] = _NO_TOPUPS
-    ) -> TotalShare:
+    ) -> OpenedTotal:
         """Carries out one order; blocks until all three parties are through, or one is lost.
 
         Args:
@@ -145,21 +144,22 @@ class _Child:
                 return
             self._raise(answer)
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
-        """Sends the order and where the envelopes lie, then waits for the release."""
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> OpenedTotal:
+        """Sends the order and where the envelopes lie, then waits for the total."""
         self._channel.settimeout(_PATIENCE * self._config.timeout_s)
         with self._talking():
             files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
             self._channel.send("order", order=order_to_wire(order), **files)
-            limit = total_bytes(order.dim, order.ring_bits, order.tag_count)
-            answer = self._channel.receive(array_bytes=limit)
+            answer = self._channel.receive(array_bytes=order.dim * order.ring_bits // 8)
             if answer.get("kind") == "error":
                 self._raise(answer)
-            kept, rejected, digest, share = take(
-                answer, "release", kept=tuple, rejected=tuple, set_digest=bytes, share=np.ndarray
+            kept, rejected, digest, total, tag_share = take(
+                answer, "total", kept=tuple, rejected=tuple, set_digest=bytes, total=np.ndarray, tag_share=bytes
             )
             kept, rejected = take_names(kept), take_names(rejected)
-            return TotalShare(kept=kept, rejected=rejected, set_digest=digest, share=share.tobytes())
+            return OpenedTotal(
+                kept=kept, rejected=rejected, set_digest=digest, total=total.tobytes(), tag_share=tag_share
+            )
 
     def end(self) -> int:
         """Ends the process and returns its exit code."""

@@ -1,152 +1,16 @@
 """The process of one MPC party: `python -m confide.mpc.party.process FD`, started by `handle.PartyProcess` only.
 
 It has a process of its own because CrypTen keeps its state in module globals and wants them altered. It reads orders
-from the inherited socket FD, keeps its links to the other parties between orders, and ends when its parent does.
+from the inherited socket FD, and ends when its parent does. Without a sound CrypTen it takes none, and says why.
 """
 
 import logging
 import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..crypten import norm_check, runtime
-from ..crypten.triples import Oblivious
-from ..errors import (
-    CohortTooSmall,
-    Equivocation,
-    JournalBroken,
-    MpcError,
-    NormExceeded,
-    OrderMismatch,
-    PartyLost,
-    SetConflict,
-    TopUpMissing,
-)
-from ..links import Channel, Order, PartyConfig, TotalShare
-from ..links.frames import config_from_wire, end_with_parent, order_from_wire, paths_from_wire, take
-from ..links.journal import Journal
-from ..links.tls import TlsCommunicator
-from ..sharing.ring import RingVector
-from ..sharing.shares import Words
-from ..sharing.sketch import Limits
-from . import aggregation
-
-logger = logging.getLogger(__name__)
-
-# Errors that all three parties reach from the same exchanged bytes: their links are in step and stay up.
-_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict)
-
-Files = Mapping[str, Path]  # site -> its envelope for this party
-
-
-class Party:
-    """The links and the journal of one party."""
-
-    def __init__(self, config: PartyConfig) -> None:
-        self.aggregator_id = config.aggregator_id
-        self._config = config
-        self._journal = Journal(config.journal)
-        self._links: TlsCommunicator | None = None
-        self._triples: Oblivious | None = None  # made once for the links, when they are needed
-
-    def aggregate(self, order: Order, envelopes: Files, topups: Files) -> TotalShare:
-        """Carries out one order; see `aggregation.aggregate` for its errors."""
-        try:
-            submissions = self._admit(order, envelopes, is_topup=False)
-            topped = self._admit(order, topups, is_topup=True)
-            links = self._link_up(order)
-            return aggregation.aggregate(order, submissions, topped, links, self._journal, self._judge)
-        except _COMMON:
-            raise
-        except BaseException:  # the others shall not wait for this party
-            self._drop_links()
-            raise
-
-    def _judge(self, opened: RingVector, mask_words: Words, limits: Limits) -> npt.NDArray[np.bool_]:
-        if self._triples is None:
-            assert self._links is not None
-            self._triples = Oblivious(self._links)
-        return norm_check.verdicts(opened, mask_words, limits, self._triples)
-
-    def _admit(self, order: Order, files: Files, *, is_topup: bool) -> dict[str, aggregation.Submission]:
-        """The shares that opened, by site."""
-        found = {
-            site: aggregation.admit(order, self.aggregator_id, site, path, is_topup=is_topup)
-            for site, path in files.items()
-        }
-        return {site: submission for site, submission in found.items() if submission is not None}
-
-    def _link_up(self, order: Order) -> TlsCommunicator:
-        """Links on which all three confirmed this very order.
-
-        Kept links may be dead, or hold words of an order that another party gave up, if a party was started anew
-        since. Only on fresh ones is that a failure; silence always is.
-        """
-        if self._links is not None:
-            try:
-                aggregation.compare_orders(order, self._links)
-                return self._links
-            except (PartyLost, OrderMismatch) as err:
-                if isinstance(err.__cause__, TimeoutError):
-                    raise
-                logger.info("round %d: linking up anew: %s", order.round, err)
-                self._drop_links()
-        self._links = TlsCommunicator.connect(self._config)
-        runtime.start(self._links)
-        aggregation.compare_orders(order, self._links)
-        return self._links
-
-    def _drop_links(self) -> None:
-        runtime.stop()
-        self._triples = None
-        if self._links is not None:
-            self._links.close()
-            self._links = None
-
-
-def serve(channel: Channel) -> None:
-    """Takes a configuration, then orders, until the parent closes the channel or the journal breaks."""
-    try:
-        party = Party(config_from_wire(take(channel.receive(), "config", config=dict)[0]))
-    except MpcError as err:
-        channel.send(**_failure(err))
-        return
-    channel.send("ready")
-    while True:
-        try:
-            order, envelopes, topups = _receive_order(channel)
-        except EOFError:  # the parent is through with us
-            return
-        except MpcError as err:  # what follows on the channel can no longer be told apart
-            channel.send(**_failure(err))
-            return
-        try:
-            release = party.aggregate(order, envelopes, topups)
-        except JournalBroken as err:
-            channel.send(**_failure(err))
-            return
-        except MpcError as err:
-            logger.warning("%s: %s", type(err).__name__, err)
-            channel.send(**_failure(err))
-        else:
-            named = {"kept": release.kept, "rejected": release.rejected, "set_digest": release.set_digest}
-            channel.send("release", **named, share=np.frombuffer(release.share, np.uint8))
-
-
-def _receive_order(channel: Channel) -> tuple[Order, Files, Files]:
-    """The next order, and where the envelopes of its updates and top-ups lie."""
-    fields, envelopes, topups = take(channel.receive(), "order", order=dict, envelopes=dict, topups=dict)
-    return order_from_wire(fields), paths_from_wire(envelopes), paths_from_wire(topups)
-
-
-def _failure(err: MpcError) -> dict[str, Any]:
-    kept = err.kept if isinstance(err, NormExceeded) else ()
-    return {"kind": "error", "error": type(err).__name__, "message": str(err), "names": err.names, "kept": kept}
+from ..errors import RuntimeUnsound
+from ..links import Channel
+from ..links.frames import end_with_parent, failure
 
 
 def main() -> None:
@@ -154,6 +18,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(channel)
+    try:
+        from .serving import serve  # imports CrypTen, and there must be somebody to tell if that fails
+    except RuntimeUnsound as err:
+        channel.receive()  # the configuration, which nobody will use
+        channel.send(**failure(err))
+        return
     serve(channel)
 
 

@@ -113,11 +113,6 @@ def decode(units: npt.NDArray[np.int64], ring: Ring) -> npt.NDArray[np.float64]:
     return units.astype(np.float64) * 2.0**-ring.scale_bits
 
 
-def total_bytes(dim: int, ring_bits: int, tag_count: int) -> int:
-    """Size of one party's released share of a total: `dim` ring elements, then `tag_count` words."""
-    return dim * ring_bits // 8 + 8 * tag_count
-
-
 class Total(NamedTuple):
     """An opened sum over sites."""
 
@@ -125,17 +120,21 @@ class Total(NamedTuple):
     tags: npt.NDArray[np.uint64]  # [tag_count], the sums of the sites' tags modulo 2**64
 
 
-def open_total(shares: Sequence[Bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
-    """The sum of all kept sites' vectors and tags, from the three parties' released shares of it.
+def read_total(words: Bytes, tag_shares: Sequence[Bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
+    """The sum of all kept sites' vectors, which the parties have opened, and of their tags, which they have not.
+
+    Args:
+        words: `dim` ring elements, little-endian.
+        tag_shares: each party's share of the sum of tags, `tag_count` words of 8 bytes.
 
     Raises:
-        ShareMalformed: not three shares of `dim` ring elements and `tag_count` words.
+        ShareMalformed: not so many elements, or not three shares of so many tags.
     """
-    size = total_bytes(dim, ring.bits, tag_count)
-    if len(shares) != NUM_AGGREGATORS or any(len(share) != size for share in shares):
-        raise ShareMalformed(f"need {NUM_AGGREGATORS} shares of {size} bytes, got {[len(share) for share in shares]}")
-    vector, tags = np.zeros(dim, ring.unsigned), np.zeros(tag_count, "<u8")
-    for share in shares:
-        vector += np.frombuffer(share, ring.unsigned, dim)
-        tags += np.frombuffer(share, tags.dtype, tag_count, vector.nbytes)
-    return Total(to_integers(vector, ring), tags)
+    if len(words) != dim * ring.unsigned.itemsize:
+        raise ShareMalformed(f"a total of {len(words)} bytes is no vector of {dim} elements of {ring.bits} bits")
+    if len(tag_shares) != NUM_AGGREGATORS or any(len(share) != 8 * tag_count for share in tag_shares):
+        raise ShareMalformed(f"need {NUM_AGGREGATORS} shares of {tag_count} tags")
+    tags = np.zeros(tag_count, "<u8")
+    for share in tag_shares:
+        tags += np.frombuffer(share, tags.dtype)
+    return Total(to_integers(np.frombuffer(words, ring.unsigned), ring), tags)

@@ -5,12 +5,14 @@ the parties add up tags like vectors, and the opened total must have the opened 
 of tags, which say nothing of the key.
 
 What it proves. Let T be the honest total and T + D what is opened, D != 0 in the integers, and let the sums of tags be
-off by any e that the liars chose as well. Neither depends on the key. With r uniform in [0, 2**32)**n, a tag passes iff
-<r, D> = e modulo 2**64. Let D_j = 2**v * odd be the last entry of D that is not 0. For fixed other r, the equation says
-what r_j is modulo 2**(64 - v), so at most max(1, 2**(v - 32)) of the 2**32 values of r_j fit: a lie passes with
-probability at most 2**-min(32, 64 - v). Entries of T and T + D lie in [-B, B], so 2**v <= 2 B: a total of 32 bits has
-v <= 31 and the bound is 2**-32 a tag. This is the argument of SPDZ2k (Cramer et al. 2018, ePrint 2018/482, section 3):
-bits of the modulus above those of the data.
+off by any e that the liars chose as well. Neither depends on the key, not even where the liar has seen T: the last
+party to give its share has. It must not see the sum of tags of T, or D = T and e = that sum, twice the total, would
+pass; therefore the parties open totals to each other, and tags to the coordinator alone. With r uniform in
+[0, 2**32)**n, a tag passes iff <r, D> = e modulo 2**64. Let D_j = 2**v * odd be the last entry of D that is not 0. For
+fixed other r, the equation says what r_j is modulo 2**(64 - v), so at most max(1, 2**(v - 32)) of the 2**32 values of
+r_j fit: a lie passes with probability at most 2**-min(32, 64 - v). Entries of T and T + D lie in [-B, B], so
+2**v <= 2 B: a total of 32 bits has v <= 31 and the bound is 2**-32 a tag. This is the argument of SPDZ2k (Cramer et al.
+2018, ePrint 2018/482, section 3): bits of the modulus above those of the data.
 
 Several tags share one sequence, tag k starting at its place k (a Toeplitz matrix; Krawczyk 1994). They are as good as
 independent ones: the equation of tag k holds r_(j + k), which is in no equation of a tag before it.

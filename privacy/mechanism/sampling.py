@@ -1,7 +1,8 @@
 """The sample of a step: exact Poisson sampling of units from random bytes.
 
 Amplification by sampling (the `sample_rate` of an accountant) holds for this sampler, for coins nobody can predict, and
-while nobody learns who was drawn or how many: neither is logged or sent.
+while nobody learns who was drawn or how many. Neither is logged or sent; how many also shows in how long a step takes,
+so whoever lets a release leave lets it leave at a time that does not depend on the sample.
 """
 
 import hashlib

@@ -60,8 +60,8 @@ aggregators = ["agg-a", "agg-b", "agg-c"]
 class QuietModel(WarmModel):
     """No model: a contribution of noise alone."""
 
-    def load(self, study: Study, policy: SitePolicy) -> None:  # type: ignore[override]
-        return None
+    def load(self, study: Study, policy: SitePolicy) -> "QuietModel":  # type: ignore[override]
+        return self
 
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound

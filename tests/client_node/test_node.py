@@ -1,13 +1,14 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
@@ -21,10 +22,12 @@ from confide.client_node.errors import (
     StudyNotApproved,
 )
 from confide.client_node.node import Node
-from confide.client_node.policy import load_policy
-from confide.client_node.policy.decisions import approve, revoke
+from confide.client_node.policy import load_decisions, load_policy
+from confide.client_node.policy.decisions import approve, revoke, today
 from confide.client_node.study.study import Study
 from confide.client_node.training import warm_model
+from confide.client_node.training.public_time import PublicTimes
+from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.wire.messages import (
     KeyCertificate,
@@ -37,7 +40,7 @@ from confide.client_node.wire.messages import (
     RoundPlan,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     Update,
     sign,
     verify,
@@ -74,7 +77,11 @@ class Desk:
     def plan(self, round_number: int = 1, **changes: object) -> RoundPlan:
         keys = tuple(
             KeyCertificate.issue(
-                study=self.study.study_hash, run=RUN, aggregator_id=i, public_key=public, signer=key_of(party.name)
+                study=self.study.study_hash,
+                run=str(changes.get("run", RUN)),
+                aggregator_id=i,
+                public_key=public,
+                signer=key_of(party.name),
             )
             for i, (party, (_, public)) in enumerate(zip(self.study.aggregators, self.party_keys, strict=True))
         )
@@ -115,7 +122,7 @@ def make_desk(site: Site, *changes: tuple[str, str]) -> Desk:
     dim = attach(backbone.model, AdapterConfig(**draft.adapter_config()), head=head).layout.dim
     study = draft.model_copy(update={"backbone_hash": digest, "dim": draft.draft.state_dim(dim)})
     site.keep(study)
-    approve(site.home, study.study_hash, unprotected=study.draft.privacy.mode == "none")
+    approve(site.home, study.study_hash, unprotected=study.draft.privacy.mode == "none", runs=3)
     ledger = Ledger.open(site.home / "ledger.db", site.identity.signer, "svi")
     return Desk(site, study, new_node(site, ledger), ledger, [new_keypair() for _ in range(3)])
 
@@ -240,9 +247,9 @@ def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monke
     assert desk.charges() == []
 
 
-def prepare_run(desk: Desk, run: str, study: Study | None = None) -> Packet:
+def prepare_run(desk: Desk, run: str, study: Study | None = None, lease: int = 1) -> Packet:
     wanted = (study or desk.study).study_hash
-    return desk.ask("prepare", Prepare(to="svi", study=wanted, run=run, lease=1, ledger_from=0))
+    return desk.ask("prepare", Prepare(to="svi", study=wanted, run=run, lease=lease, ledger_from=0))
 
 
 def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
@@ -274,6 +281,120 @@ def test_a_run_of_a_revoked_study_holds_nothing(site):
     prepare_run(desk, "second", other)
 
 
+def roomy_desk(site: Site, *changes: tuple[str, str], runs: int = 1) -> Desk:
+    """A desk whose budget would pay for several runs, so that only the approval stands in their way."""
+    desk = make_desk(site, *changes)
+    site.write(("epsilon = 8.0", "epsilon = 90.0"))
+    approve(site.home, desk.study.study_hash, runs=runs)
+    return desk
+
+
+def test_an_approval_covers_one_run_and_nothing_is_charged_for_another(site):
+    desk = roomy_desk(site)
+    prepare(desk)
+    desk.step()
+    for again in (desk, desk.restarted()):
+        prepare(again)  # the same run, as after a resume, uses it once
+        with pytest.raises(StudyNotApproved, match="covers 1 run, second would be another"):
+            prepare_run(again, "second")
+        with pytest.raises(StudyNotApproved, match="covers 1 run"):
+            again.step(2, run="second")
+    assert desk.charges() == ["reserve"]
+
+
+def test_an_approval_of_two_runs_covers_two(site):
+    desk = roomy_desk(site, runs=2)
+    for run in ("first", "second", "first"):
+        prepare_run(desk, run)
+    with pytest.raises(StudyNotApproved, match="covers 2 runs"):
+        prepare_run(desk, "third")
+
+
+def test_a_run_is_counted_before_its_first_charge_also_if_it_is_never_prepared(site):
+    desk = roomy_desk(site)
+    desk.step()
+    assert load_decisions(site.home).runs_used(desk.study.study_hash) == (RUN,)
+    with pytest.raises(StudyNotApproved):
+        prepare_run(desk, "second")
+
+
+def test_a_run_that_did_not_fit_has_used_nothing(site):
+    desk = roomy_desk(site)
+    site.write(("epsilon = 8.0", "epsilon = 0.05"))
+    with pytest.raises(ChargeRefused):
+        prepare_run(desk, "first")
+    site.write()
+    prepare_run(desk, "second")
+
+
+def test_a_run_goes_on_after_a_mistaken_revoke(site):
+    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    prepare(desk)
+    desk.step(1)
+    revoke(site.home, desk.study.study_hash)
+    with pytest.raises(StudyNotApproved):
+        desk.step(2)
+    # All of what is left fits, if and only if what is charged is not counted twice.
+    (site.home / "patients.csv").write_text(PATIENTS_CSV)
+    approve_study(site.home, propose(site.home, desk.study.study_hash))
+    desk.step(2)
+    prepare(desk, lease=2)
+    assert desk.charges() == ["reserve", "reserve"]
+    with pytest.raises(StudyNotApproved):
+        prepare_run(desk, "second")
+
+
+def test_an_expired_approval_ends_a_run_at_its_next_message(site):
+    desk = roomy_desk(site)
+    prepare(desk)
+    desk.step(1)
+    yesterday = today() - timedelta(days=1)
+    approve(site.home, desk.study.study_hash, until=yesterday, under_way=[RUN])
+    with pytest.raises(
+        StudyNotApproved, match=f"not approved at this site any more: its approval was until {yesterday}"
+    ):
+        desk.step(2)
+    assert desk.charges() == ["reserve"]
+
+
+@pytest.mark.parametrize(("table", "covered"), [("", 1), ('[studies.runs]\n"HASH" = 2\n', 2)])
+def test_a_study_that_site_toml_approves_has_one_run_or_as_many_as_its_table_says(site, table, covered):
+    desk = make_desk(site)
+    (site.home / "decisions.json").unlink()
+    stated = f'[studies]\napproved = ["HASH"]\n{table}'.replace("HASH", desk.study.study_hash)
+    site.write(("epsilon = 8.0", "epsilon = 90.0"), ("[backbone]", f"{stated}[backbone]"))
+    for number in range(covered):
+        prepare_run(desk, f"run-{number}")
+    with pytest.raises(StudyNotApproved, match=f"covers {covered} run"):
+        prepare_run(desk.restarted(), "another")
+
+
+def test_a_run_of_an_earlier_approval_is_settled_under_a_later_one(site):
+    desk = roomy_desk(site)
+    prepare(desk)
+    desk.step(1)
+    approve(site.home, desk.study.study_hash)  # as if the first run had been silent for long
+    prepare_run(desk, "second")
+    settle(desk, outcome_of(desk, desk.study.site_names()))
+    assert desk.charges() == ["reserve", "settle"]
+
+
+def test_what_an_earlier_version_approved_covers_the_runs_that_had_begun_and_no_other(site):
+    desk = roomy_desk(site)
+    (site.home / "leases.json").write_text(json.dumps(dict.fromkeys((RUN, "second"), (desk.study.study_hash, 4))))
+    old = {"format": 1, "studies": {desk.study.study_hash: {"verdict": "approved", "unprotected": False}}}
+    (site.home / "decisions.json").write_text(json.dumps(old))
+    desk.step(1, lease=4)
+    prepare_run(desk, "second", lease=4)
+    with pytest.raises(StudyNotApproved, match="covers 1 run, third would be another"):
+        prepare_run(desk, "third")
+    (site.home / "leases.json").unlink()
+    (site.home / "decisions.json").write_text(json.dumps(old))
+    prepare_run(desk, "third")
+    with pytest.raises(StudyNotApproved):
+        prepare_run(desk, "fourth")
+
+
 def test_a_ledger_that_lacks_what_the_coordinator_has_from_it_goes_no_further(desk):
     for ask in (prepare_from, step_from):
         with pytest.raises(SiteNotReady, match="has 2 entries here and 3 at the coordinator"):
@@ -303,12 +424,43 @@ def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, mo
     assert desk.charges() == ["reserve"]
 
 
+def test_answers_and_failures_leave_at_one_public_time(desk, monkeypatch):
+    """Steps of 0.9, 0.3 and 0.5 s, the last one fails: each is answered after a second."""
+    now, release = [0.0], Trainer.release
+
+    def pass_(seconds: float) -> None:
+        now[0] += seconds
+
+    def timed(self: Trainer, state: np.ndarray, round_number: int) -> np.ndarray:
+        pass_({1: 0.9, 2: 0.9, 3: 0.3, 4: 0.5}[round_number])
+        if round_number == 4:
+            raise OSError("patient 4711")
+        return release(self, state, round_number)
+
+    monkeypatch.setattr(Trainer, "release", timed)
+    desk.node._site._times = PublicTimes(desk.site.home, lambda: now[0], pass_)
+    answered = []
+    for round_number in (1, 2, 3):
+        desk.step(round_number)
+        answered.append(now[0])
+    with pytest.raises(StepFailed):
+        desk.step(4)
+    assert [*answered, now[0]] == pytest.approx([1.0, 2.0, 3.0, 4.0])
+
+
 def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:
     """What the three aggregators signed for `sites`, under what the coordinator claims it to be."""
     signed = [
         sign(
-            ShareOfTotal(
-                request="0" * 64, study=desk.study.study_hash, run=RUN, round=1, kept=sites, set_digest="cd" * 32
+            SignedTotal(
+                request="0" * 64,
+                study=desk.study.study_hash,
+                run=RUN,
+                round=1,
+                start="ab" * 32,
+                kept=sites,
+                set_digest="cd" * 32,
+                total_digest="ef" * 32,
             ),
             key_of(party.name),
         ).body.decode()
@@ -546,12 +698,13 @@ def test_a_ready_site_says_nothing_but_its_ledger(desk):
 def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
     # request, run, round: repeated from the coordinator. key: drawn from the OS. ledger: terms of the study and the
     # site's own caps. evaluates: whether site.toml names a second table. kept, set_digest, bound, complete: names and
-    # digests of sealed bytes. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms
-    # and top-ups travel in blobs, sealed.
+    # digests of sealed bytes. start: what the coordinator sent. total_digest: of a noised total, which the sites pay
+    # for. rejected: names, by the one bit of a site that a norm check opens. Updates, histograms and top-ups travel in
+    # blobs, sealed.
     assert {reply.kind: sorted(reply.model_fields) for reply in Reply.__subclasses__()} == {
         "ready": ["evaluates", "key", "ledger", "request"],
         "update": ["ledger", "request", "round", "run", "sealed"],
-        "share": ["kept", "rejected", "request", "round", "run", "set_digest", "study"],
+        "total": ["kept", "rejected", "request", "round", "run", "set_digest", "start", "study", "total_digest"],
         "bound": ["bound", "request", "round", "run"],
         "topped": ["request", "round", "run", "sealed"],
         "fetched": ["request", "round", "run"],

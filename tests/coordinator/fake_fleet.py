@@ -12,6 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.client_node.study.study import PlannedRound, Study
+from confide.client_node.wire.evidence import require_evidence
 from confide.client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
@@ -30,10 +31,9 @@ from confide.client_node.wire.messages import (
     SetTaken,
     Settle,
     Settled,
-    ShareOfTotal,
+    SignedTotal,
     Update,
     fitting,
-    require_evidence,
     sign,
     verify,
 )
@@ -205,20 +205,25 @@ class FakeFleet:
             spooled = order.spooled.get(share_name)
             blob = packet.blobs[share_name] if spooled is None else self.spool[name, spooled]
             context = self._context(site, order.run, order.round, order.state)
-            share = open_envelope(
-                Envelope.from_bytes(blob, context), context, PARTIES.index(name),
-                identity=bytes.fromhex(identity_of(site)), private_key=self.keys[name][0],
-            )  # fmt: skip
-            total += unpack(share, context).vector
-        answer = ShareOfTotal(
+            sealed = list(self.stored[site, order.round])
+            sealed[PARTIES.index(name)] = Envelope.from_bytes(blob, context)
+            for aggregator_id, envelope in enumerate(sealed):
+                share = open_envelope(
+                    envelope, context, aggregator_id,
+                    identity=bytes.fromhex(identity_of(site)), private_key=self.keys[PARTIES[aggregator_id]][0],
+                )  # fmt: skip
+                total += unpack(share, context).vector
+        answer = SignedTotal(
             request=packet.digest(),
             study=order.study,
             run=order.run,
             round=order.round,
+            start=order.state,
             kept=order.cohort,
             set_digest="cd" * 32,
+            total_digest=hashlib.sha256(total.tobytes()).hexdigest(),
         )
-        return sign(answer, key_of(name), {"share": total.tobytes()})
+        return sign(answer, key_of(name), {"total": total.tobytes()} if order.with_total else {})
 
     def _settle(self, name: str, packet: Packet) -> Packet:
         message = verify(packet, self.study.coordinator, Settle)

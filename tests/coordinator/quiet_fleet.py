@@ -6,7 +6,7 @@ of over TLS. So the noise in whatever is opened can be measured, and held agains
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -30,9 +30,10 @@ from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import Checkpoint, RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
+from confide.mpc.crypten import runtime
 from confide.mpc.errors import MpcError, PartyLost
 from confide.mpc.links.journal import Journal
-from confide.mpc.links.orders import Order, PartyConfig, TotalShare
+from confide.mpc.links.orders import OpenedTotal, Order, PartyConfig
 from confide.mpc.party import aggregation
 from confide.mpc.sharing.ring import Ring, Total, decode
 from confide.privacy.accounting import composition
@@ -53,7 +54,7 @@ class Table:
 
     def __init__(self) -> None:
         self.barrier = threading.Barrier(3, timeout=10)
-        self.said: dict[int, tuple[str, bytes]] = {}
+        self.said: dict[int, tuple[str, tuple[bytes, bytes, bytes]]] = {}  # by party: the step, what each is told
 
 
 @dataclass
@@ -65,13 +66,19 @@ class Seat:
     dies_at: str | None
 
     def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> Mapping[int, bytes]:
-        raise NotImplementedError("what a party tells one other alone is for CrypTen's circuits, which are not here")
+        first, second, third = (outgoing.get(party, b"") for party in range(3))
+        heard = self._meet(step, (first, second, third))
+        return {party: heard[party] for party in outgoing}
 
     def all_gather(self, step: str, data: bytes, limit: int) -> list[bytes]:
+        first, second, third = (TableParty.says(self.aggregator_id, party, step, data) for party in range(3))
+        return self._meet(step, (first, second, third))
+
+    def _meet(self, step: str, said: tuple[bytes, bytes, bytes]) -> list[bytes]:
         if step == self.dies_at:
             self.table.barrier.abort()
             raise PartyLost("killed")
-        self.table.said[self.aggregator_id] = step, data
+        self.table.said[self.aggregator_id] = step, said
         try:
             self.table.barrier.wait()
             heard = [self.table.said[party] for party in range(3)]
@@ -79,7 +86,7 @@ class Seat:
         except threading.BrokenBarrierError:
             raise PartyLost("another party is gone") from None
         assert {tag for tag, _ in heard} == {step}
-        return [said for _, said in heard]
+        return [said[self.aggregator_id] for _, said in heard]
 
 
 class TableParty:
@@ -87,24 +94,31 @@ class TableParty:
 
     table = Table()
     dies: tuple[int, str] | None = None  # (party, step), once
+    lie: Callable[[int, int, str, bytes], bytes] | None = None  # what a party tells another one at a step
 
     def __init__(self, config: PartyConfig) -> None:
         config.journal.parent.mkdir(parents=True, exist_ok=True)
         self._id, self._journal = config.aggregator_id, Journal(config.journal)
+
+    @classmethod
+    def says(cls, speaker: int, listener: int, step: str, data: bytes) -> bytes:
+        return data if cls.lie is None else cls.lie(speaker, listener, step, data)
 
     def start(self) -> None: ...
 
     def stop(self) -> None:
         self._journal.close()
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> OpenedTotal:
         party, step = TableParty.dies or (-1, "")
         seat = Seat(TableParty.table, self._id, step if party == self._id else None)
         try:
+            runtime.start(seat)
             aggregation.compare_orders(order, seat)
             opened, topped = self._open(order, envelopes), self._open(order, topups, is_topup=True)
             return aggregation.aggregate(order, opened, topped, seat, self._journal, judging(seat))
         finally:
+            runtime.stop()
             if party == self._id:
                 TableParty.dies = None
 
@@ -166,7 +180,7 @@ class Federation:
     study: Study
     fleet: QuietFleet
     ledgers: dict[str, Ledger]
-    opened: list[tuple[tuple[bytes, ...], np.ndarray]] = field(default_factory=list)  # released shares, their total
+    opened: list[tuple[bytes, np.ndarray]] = field(default_factory=list)  # totals: ring elements, numbers
 
     def context(self) -> RunContext:
         lease = self.store.acquire_lease(RUN)
@@ -236,14 +250,14 @@ def found(
     nodes = {name: quiet_node(home / name, study, study.sign(pki.signer)) for name in (*SITES, *PARTIES)}
     fleet = QuietFleet({name: node for name, (node, _) in nodes.items()})
     made = Federation(home, store, study, fleet, {n: ledger for n, (_, ledger) in nodes.items() if ledger is not None})
-    real = aggregation_module.open_total
+    real = aggregation_module.read_total
 
-    def open_total(shares: list[bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
-        total = real(shares, ring, dim, tag_count)
-        made.opened.append((tuple(shares), decode(total.units, ring)))
+    def read_total(words: bytes, tag_shares: Sequence[bytes], ring: Ring, dim: int, tag_count: int = 0) -> Total:
+        total = real(words, tag_shares, ring, dim, tag_count)
+        made.opened.append((words, decode(total.units, ring)))
         return total
 
-    monkeypatch.setattr(aggregation_module, "open_total", open_total)
+    monkeypatch.setattr(aggregation_module, "read_total", read_total)
     return made
 
 

@@ -3,18 +3,23 @@
 import dataclasses
 import importlib
 import json
+import re
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from confide.mpc.links.orders import Order
-from confide.mpc.party.aggregation import Submission, _coin, _Summand
+from confide.mpc.crypten import base_transfers, oblivious_transfer
+from confide.mpc.links.orders import OpenedTotal, Order
+from confide.mpc.party.aggregation import Submission, _coin, _set_digest, _Summand
 from confide.mpc.party.coins import _commitment, joint_seeds
 from confide.mpc.sharing import shares
-from confide.mpc.sharing.ring import Ring, open_total
+from confide.mpc.sharing.ring import Ring, read_total
 from confide.mpc.sharing.sealing import Envelope, check_update, open_envelope
 from confide.mpc.sharing.shares import Share, ShareContext, expand, set_name, split, unpack
 from confide.mpc.sharing.sketch import Sketch
@@ -30,6 +35,10 @@ h = bytes.fromhex
 def primitives(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     return importlib.import_module("primitives")
+
+
+def keystream(key, size):
+    return Cipher(algorithms.AES(h(key)), modes.CTR(bytes(16))).encryptor().update(bytes(size))
 
 
 def integers(parts):
@@ -87,9 +96,15 @@ def test_vectors_have_the_known_tags(known):
 
 
 @pytest.mark.parametrize("known", KNOWN["totals"])
-def test_released_shares_open_to_the_known_total(known):
-    ring = Ring(known["ring_bits"], known["scale_bits"])
-    total = open_total([h(share) for share in known["shares"]], ring, known["dim"], known["tag_count"])
+def test_totals_are_read_as_known(known):
+    """A share of a total is the vector's ring elements, which the parties open to each other, then words of tags."""
+    ring, end = Ring(known["ring_bits"], known["scale_bits"]), known["dim"] * known["ring_bits"] // 8
+    shares = [h(share) for share in known["shares"]]
+    words = sum(np.frombuffer(share, ring.unsigned, known["dim"]) for share in shares).tobytes()
+    assert words.hex() == known["opened"]
+    opened = OpenedTotal(kept=("svi", "rest"), set_digest=bytes(32), total=words)
+    assert opened.total_digest.hex() == known["digest"]
+    total = read_total(words, [share[end:] for share in shares], ring, known["dim"], known["tag_count"])
     assert (total.units.tolist(), total.tags.tolist()) == (known["units"], known["tags"])
 
 
@@ -114,9 +129,12 @@ def test_coins_and_the_seed_that_comes_of_them_are_known():
 @pytest.mark.parametrize("known", KNOWN["sketches"], ids=lambda known: f"{known['ring_bits']} bits")
 def test_vectors_have_the_known_sketches(known):
     dim, bits = known["dim"], known["ring_bits"]
-    vector = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)
+    multiplier = re.fullmatch(r".* top (\d+) bits of \(i \+ 1\) \* (\d+) modulo 2\^64", known["vector"])
+    assert int(multiplier[1]) == bits
+    vector = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(int(multiplier[2])) >> np.uint64(64 - bits)
+    assert vector[:3].tolist() == known["vector_begins"]
     kind = np.uint32 if bits == 32 else np.uint64
-    found = Sketch(h(KNOWN["seeds"]["seed"]), dim, bits, known["rows"]).sketch(vector.astype(kind))
+    found = Sketch(h(known["seed"]), dim, bits, known["rows"]).sketch(vector.astype(kind))
     assert found.tolist() == known["sketch"]
 
 
@@ -128,6 +146,60 @@ def order_fields(known):
 @pytest.mark.parametrize("known", KNOWN["orders"])
 def test_orders_have_the_known_digest(known):
     assert Order(**order_fields(known), private_key=bytes(32)).digest().hex() == known["digest"]
+
+
+@pytest.mark.parametrize("known", KNOWN["set_digests"], ids=["updates", "with top-ups"])
+def test_sets_of_sealed_bytes_have_the_known_digest(known):
+    order = dataclasses.replace(Order(**order_fields(KNOWN["orders"][0]), private_key=bytes(32)), **known["place"])
+    updates, topups = (
+        {name: Submission(Share(0, bytes(32)), h(one)) for name, one in zip(known["sites"], known[kind], strict=False)}
+        for kind in ("updates", "topups")
+    )
+    assert _set_digest(order, tuple(known["sites"]), updates, topups).hex() == known["set_digest"]
+
+
+def test_base_transfers_from_known_secrets_have_the_known_transcript():
+    known = KNOWN["base_transfers"]
+    sender, receiver = known["parties"]
+    stream = keystream(known["secrets_key"], 128 * (64 + 32))
+    own, other = [
+        tuple(stream[at : at + 128 * size][i * size : (i + 1) * size] for i in range(128))
+        for at, size in ((0, 64), (128 * 64, 32))
+    ]
+    drawn = base_transfers.ReceiverSecrets(int.from_bytes(h(known["choices"]), "little"), own, other)
+    base = base_transfers.BaseReceiver(sender, receiver, drawn)
+    message = base.message()
+    assert sha256(message).hexdigest() == known["offers_sha256"]
+    columns = known["columns"]
+    assert [message[2336 * i : 2336 * (i + 1)].hex() for i in range(2)] == [column["offer"] for column in columns]
+    pairs = base_transfers.offered_keys((sender, receiver), [h(column["offer"]) for column in columns])
+    for pair, column in zip(pairs, columns, strict=True):
+        assert [sha256(key).hexdigest() for key in pair] == column["public_keys_sha256"]
+    answer = b"".join(h(one) for column in columns for one in column["ciphertexts"])
+    found = base.column_keys(answer.ljust(base_transfers.CIPHERTEXTS_BYTES, b"\0"))
+    for index, column in enumerate(columns):
+        assert found[index].hex() == column["column_keys"][drawn.choices >> index & 1]
+    assert [drawn.choices >> index & 1 for index in range(2)] == [0, 1]
+
+
+def test_extended_transfers_from_known_keys_have_the_known_transcript():
+    known = KNOWN["transfers"]
+    stream = keystream(known["column_keys_key"], 2 * 128 * 16)
+    keys = [stream[16 * i : 16 * (i + 1)] for i in range(256)]
+    s, choices = int.from_bytes(h(known["sender_choices"]), "little"), h(known["choices"])
+    parties = tuple(known["parties"])
+    receiver = oblivious_transfer.OtReceiver((keys[:128], keys[128:]), parties)
+    sender = oblivious_transfer.OtSender([keys[128 * (s >> i & 1) + i] for i in range(128)], s, parties)
+    message, chosen = receiver.extend(np.frombuffer(choices, np.uint8))
+    assert sha256(message).hexdigest() == known["message_sha256"]
+    assert [message[48 * i : 48 * (i + 1)].hex() for i in range(2)] == known["first_columns"]
+    assert receiver.prove(h(known["challenge"])).hex() == known["proof"]
+    sender.receive(message, len(choices))
+    zeros, ones = sender.transfers(h(known["challenge"]), h(known["proof"]))
+    found = {"zeros": zeros, "ones": ones, "chosen": chosen}
+    found["triple_correction"] = zeros ^ ones ^ np.frombuffer(h(known["b"]), np.uint8)
+    for name, packed in found.items():
+        assert packed.tobytes().hex() == known[name]
 
 
 @pytest.mark.slow
@@ -220,3 +292,11 @@ def test_hpke_is_that_of_rfc_9180(primitives):
     assert sealed.hex() == (
         "f938558b5d72f1a23810b4be2ab4f84331acc02fc97babc53a52ae8218a355a96d8770ac83d07bea87e13c512a"
     )
+
+
+def test_ml_kem_is_that_of_openssl(primitives):
+    key = MLKEM768PrivateKey.from_seed_bytes(bytes(range(64)))
+    public = key.public_key().public_bytes_raw()
+    assert primitives.ml_kem_public(bytes(range(64))) == public
+    shared, ciphertext = primitives.ml_kem_encapsulate(public, bytes(range(32)))
+    assert key.decapsulate(ciphertext) == shared

@@ -73,7 +73,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoFederat
     pretrain(schema, folder / "backbone", backbone=BackboneConfig(hidden=32, experts=4), config=config)
     made = DemoFederation(folder / "run", SITES, PARTIES)
     try:
-        made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True)
+        made.found("tiny", {site: site_toml(folder, site) for site in SITES}, study_toml, unprotected=True, runs=9)
         made.bring_up()
         yield made
     finally:
@@ -108,7 +108,7 @@ threads = 1
 
 
 def start_run(federation: DemoFederation) -> str:
-    return federation.operator("run", "start", "tiny").strip()
+    return federation.operator("run", "start", "tiny", "--again").strip()
 
 
 def wait_for(claim: Callable[[], bool], what: str, seconds: float = 600) -> None:

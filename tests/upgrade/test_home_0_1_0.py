@@ -78,6 +78,8 @@ def test_what_0_1_0_wrote_is_read(home):
         decisions = load_decisions(home / name)
         assert decisions.studies[STUDY].verdict == "approved"
         assert decisions.sites.keys() == set(SITES)
+        assert decisions.studies[STUDY].runs == 1
+        assert decisions.runs_used(STUDY) == (RUN,)  # so this run goes on, and another needs a new approval
     for site in SITES:
         assert RunReservations(home / site, clock=lambda: LAST_HEARD).runs() == {RUN: STUDY}
 

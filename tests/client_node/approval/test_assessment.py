@@ -1,9 +1,14 @@
+import json
+
 import pytest
 
-from confide.client_node.approval.assessment import approve, assess
+from confide.client_node.approval.assessment import assess
 from confide.client_node.approval.charges import LEDGER_FILE, charge, open_ledger, record_budget
+from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.approval.run_reservations import RunReservations
+from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.enrolment import Enrolment
+from confide.client_node.policy.decisions import confirm_sites
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.cost import planned_releases
 from confide.models.rounding import rounded_up
@@ -26,6 +31,10 @@ def evaluated(site: Site):
     (site.home / "held-out.csv").write_text(PATIENTS_CSV)
     site.write(HELD_OUT)
     return site.keep(site.study(EVALUATION))
+
+
+def approve(home, study_hash, *, unprotected=False):
+    approve_study(home, propose(home, study_hash, unprotected=unprotected))
 
 
 def test_an_approval_quotes_updates_and_evaluation_together(site, evaluated):
@@ -96,6 +105,7 @@ def test_what_other_runs_reserve_counts_with_a_ledger_and_without(site, evaluate
     RunReservations(site.home).note("run-1", evaluated.study_hash)
     quoted = assess(site.home, evaluated)
     assert "with what is held for run-1" in quoted.reasons[0]
+    assert "all 41 rounds" in quoted.reasons[0]
     (site.home / LEDGER_FILE).rename(site.home / "lost.db")
     assert assess(site.home, evaluated) == quoted
 
@@ -111,6 +121,10 @@ def test_an_approval_puts_the_policy_s_budget_in_force_first(site, evaluated):
 
 def test_an_approval_without_privacy_or_of_a_node_that_only_aggregates_sets_no_budget(site):
     bare = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
-    for study in (site.keep(site.study(*bare)), site.keep(site.study(named="agg-a"))):
-        approve(site.home, study.study_hash, unprotected=study.draft.privacy.mode == "none")
+    approve(site.home, site.keep(site.study(*bare)).study_hash, unprotected=True)
+    enrolment = json.loads((site.home / "enrolment.json").read_text())
+    (site.home / "enrolment.json").write_text(json.dumps(enrolment | {"name": "agg-a", "roles": ["aggregate"]}))
+    added_up = site.keep(site.study(named="agg-a"))
+    confirm_sites(site.home, {party.name: fingerprint(party.identity) for party in added_up.sites})
+    approve(site.home, added_up.study_hash)
     assert not (site.home / LEDGER_FILE).exists()

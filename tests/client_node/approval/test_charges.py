@@ -51,13 +51,15 @@ def test_what_was_charged_and_what_is_reserved_add_up_to_the_whole_run(site, eva
     RunReservations(site.home).note("run-1", evaluated.study_hash)
     for number in (1, 2):
         reserve(ledger, evaluated, policy, run="run-1", round_number=number)
+    stands = standing(site.home, policy, planned_charges(evaluated, policy, run="run-1"))
+    assert (stands.spent.total(), stands.reserved.total(), stands.coming.total()) == (2, 0, 39)
     stands = standing(site.home, policy)
     assert (stands.spent.total(), stands.reserved.total(), stands.runs) == (2, 39, ("run-1",))
     whole = dict(planned_releases(evaluated))
     order = renyi.filter_order(policy.budget.epsilon, policy.budget.delta)
-    assert stands.quote([]).would_be == composition.epsilon_guaranteed(whole, 1e-5, 1, order)
+    assert stands.quote().would_be == composition.epsilon_guaranteed(whole, 1e-5, 1, order)
     assert stands.planned(planned_charges(evaluated, policy, run="r")) == whole_cost(evaluated)
-    assert reserved_charges(site.home, policy, besides="run-1") == {}
+    assert reserved_charges(site.home, policy, besides=["run-1"]) == {}
 
 
 def test_a_run_that_does_not_fit_beside_another_is_refused_and_nothing_charged(site, evaluated, ledger):

@@ -2,10 +2,18 @@ import json
 
 import pytest
 
-from confide.client_node.approval.site_budget import accounts, budget_report, export_ledger, import_ledger, set_budget
+from confide.client_node.approval import site_budget
+from confide.client_node.approval.charges import open_ledger, reserve
+from confide.client_node.approval.site_budget import accounts, budget_report, cap_change, export_ledger, import_ledger
+from confide.client_node.enrolment import Enrolment
 from confide.client_node.errors import PolicyInvalid
+from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.privacy.report.verify import verify_file
+
+
+def set_budget(home, by=None, **figures):
+    return site_budget.set_budget(home, cap_change(home, **figures), by=by)
 
 
 def test_a_ledger_without_charges_has_no_account(site):
@@ -54,3 +62,42 @@ def test_an_exported_ledger_is_taken_back_once(site, tmp_path):
     assert import_ledger(site.home, tmp_path / "ledger.jsonl") == (head.seq + 1, head.seq + 1)
     assert accounts(site.home) == before
     assert import_ledger(site.home, tmp_path / "ledger.jsonl") == (0, head.seq + 1)
+
+
+@pytest.mark.parametrize(
+    ("figures", "is_weaker"),
+    [
+        ({"epsilon": 20.0}, True),
+        ({"delta": 1e-4}, True),
+        ({"collusion": 0}, True),
+        ({"epsilon": 2.0, "delta": 1e-4}, True),
+        ({}, False),
+        ({"epsilon": 7.9}, False),
+        ({"epsilon": 7.9, "delta": 1e-6, "collusion": 2}, False),
+    ],
+)
+def test_a_cap_is_weaker_if_any_of_its_figures_promises_less(site, figures, is_weaker):
+    change = cap_change(site.home, **{"epsilon": 8.0, "delta": 1e-5, "collusion": 1} | figures)
+    assert (change.before.epsilon, change.is_weaker, change.is_spent) == (8.0, is_weaker, False)
+
+
+def test_a_cap_below_what_is_spent_says_so(site):
+    study = site.keep(site.study())
+    decisions.approve(site.home, study.study_hash)
+    with open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:
+        for number in (1, 2):
+            reserve(ledger, study, load_policy(site.home), run="r", round_number=number)
+        spent = ledger.spent("patients", "patient", 1, 1e-5).pld
+    for cap, is_spent in ((spent * 1.001, False), (spent * 0.999, True)):
+        change = cap_change(site.home, epsilon=cap, delta=1e-5, collusion=1)
+        assert (change.spent, change.is_spent) == (spent, is_spent)
+
+
+def test_who_changed_a_cap_is_noted_with_what_it_was(site):
+    set_budget(site.home, by="Dr. Ada", epsilon=3.0, delta=1e-5, collusion=1)
+    set_budget(site.home, epsilon=20.0, delta=1e-5, collusion=1)
+    (first, second), unread = decision_log.read(site.home)
+    assert (first.by, first.decision, unread) == ("Dr. Ada", "cap", [])
+    assert first.detail.startswith("epsilon 8, delta 1e-05, colluding 1 -> epsilon 3,")
+    assert second.detail.startswith("epsilon 3, delta 1e-05, colluding 1 -> epsilon 20,")
+    assert second.by == second.login == first.login

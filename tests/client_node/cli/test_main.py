@@ -30,8 +30,9 @@ def call(site):
 
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
-    words = "enroll run status study+list study+show study+approve study+revoke data+check budget+show budget+set "
-    words += "site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export budget+import"
+    words = "enroll run status decisions study+list study+show study+approve study+revoke data+check budget+show "
+    words += "budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export "
+    words += "budget+import"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli.main import app\n"
         f"for words in {words.split()!r}:\n"
@@ -56,7 +57,7 @@ def test_a_study_is_fetched_shown_approved_and_revoked(site, call, monkeypatch):
     assert site.identity.identity_hex in shown
     assert call("study", "show", "thyroid", "--json").stdout.strip().encode() == study.canonical()
 
-    approved = json.loads(call("study", "approve", study.study_hash[:12], "--json").stdout)
+    approved = json.loads(call("study", "approve", study.study_hash, "--yes", "--json").stdout)
     assert approved["hash"] == study.study_hash
     assert approved["units_here"] == 3
     assert 0 == approved["epsilon_spent_before"] < approved["epsilon_planned"]
@@ -148,7 +149,7 @@ def test_a_study_without_privacy_can_be_approved_knowingly(site, call):
     study = site.keep(
         site.study(('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
     )
-    call("study", "approve", study.study_hash, "--unprotected")
+    call("study", "approve", study.study_hash, "--unprotected", "--yes")
     assert load_policy(site.home).permits(study)
 
 

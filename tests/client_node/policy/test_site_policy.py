@@ -129,7 +129,7 @@ def test_decisions_are_for_their_owner_alone(site):
     assert stat.S_IMODE((site.home / decisions.FILE).stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format":2}', '{"studies":{"ab":{"verdict":"approved"}}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format":3}', '{"studies":{"ab":{"verdict":"approved"}}}'])
 def test_damaged_decisions_permit_nothing(site, text):
     (site.home / decisions.FILE).write_text(text)
     with pytest.raises(PolicyInvalid):

@@ -9,7 +9,7 @@ from confide.client_node.errors import MessageInvalid, RoundOver, RunEnded, Shar
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.shares.aggregator import AggregatorRole
 from confide.client_node.wire.messages import AggregateOrder, Deposit, Sealed
-from confide.mpc.party.handle import Order, PartyConfig, TotalShare
+from confide.mpc.party.handle import OpenedTotal, Order, PartyConfig
 from confide.mpc.sharing import hpke
 from confide.mpc.sharing.sealing import max_envelope_bytes
 from confide.mpc.sharing.shares import set_name
@@ -36,11 +36,11 @@ class PlayedParty:
     def stop(self) -> None:
         self.told.append("stop")
 
-    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> TotalShare:
+    def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> OpenedTotal:
         self.orders.append(order)
         self.updates = {site: path.read_bytes() for site, path in envelopes.items()}
         self.topups = {site: path.read_bytes() for site, path in topups.items()}
-        return TotalShare(kept=tuple(sorted(envelopes)), set_digest=bytes(32), share=b"total")
+        return OpenedTotal(kept=tuple(sorted(envelopes)), set_digest=bytes(32), total=b"total")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from confide.client_node.wire.messages import (
     RoundPlan,
     Sealed,
     Settle,
-    ShareOfTotal,
+    SignedTotal,
     TopUp,
     TopUpPlan,
     Update,
@@ -99,8 +99,15 @@ class Desk:
         return self.ask("topup", plan.model_copy(update=changes))
 
     def settle(self, summed: tuple[str, ...]) -> Packet:
-        share = ShareOfTotal(
-            request="0" * 64, study=self.study.study_hash, run=RUN, round=1, kept=summed, set_digest="cd" * 32
+        share = SignedTotal(
+            request="0" * 64,
+            study=self.study.study_hash,
+            run=RUN,
+            round=1,
+            start="ab" * 32,
+            kept=summed,
+            set_digest="cd" * 32,
+            total_digest="ef" * 32,
         )
         evidence = tuple(sign(share, key_of(party)).body.decode() for party in PARTIES)
         outcome = Outcome(round=1, sites=summed, evidence=evidence)

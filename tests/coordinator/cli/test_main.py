@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from confide.client_node.cli.console import print_json
 from confide.client_node.enrolment.protocol import InvitationCode
+from confide.client_node.spoken_hash import words
 from confide.coordinator.cli.main import app
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.export import export_adapter
@@ -45,9 +47,9 @@ COMMANDS = (
 )
 
 
-def invoke(*words, code=0):
-    """Runs one command, in wide columns; whatever fails does so in our own words."""
-    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400"})
+def invoke(*words, code=0, columns=400):
+    """Runs one command; whatever fails does so in our own words."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": str(columns)})
     assert result.exit_code == code, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -68,7 +70,7 @@ def home(tmp_path, _new_home):
 
 @pytest.fixture
 def call(home):
-    return lambda *words, code=0: invoke(*words, "--home", home, code=code)
+    return lambda *words, **how: invoke(*words, "--home", home, **how)
 
 
 @pytest.fixture
@@ -229,10 +231,20 @@ def test_a_study_is_created_listed_and_shown(call, store, study):
     assert store.study("thyroid").hash == study
     (row,) = json.loads(call("study", "list", "--json").stdout)
     assert (row["name"], row["hash"]) == ("thyroid", study)
-    shown = json.loads(call("study", "show", "thyroid").stdout)
+    assert row["words"] == " ".join(words(study))
+    shown = json.loads(call("study", "show", "thyroid", "--json").stdout)
     assert shown == json.loads(store.study(study).canonical)
-    assert json.loads(call("study", "show", study[:8]).stdout) == shown
-    assert study in call("study", "list").stdout
+    assert json.loads(call("study", "show", study[:8], "--json").stdout) == shown
+
+
+@pytest.mark.parametrize("shown_by", ["study list", "study show thyroid", "study create"])
+def test_hash_and_words_are_whole_lines_wherever_a_study_is_shown(call, home, study, shown_by):
+    """Also in a narrow terminal and in a pipe, so that they can be copied and read aloud."""
+    command = [*shown_by.split(), *([home / "study.toml"] if shown_by.endswith("create") else [])]
+    lines = call(*command, columns=80).stdout.splitlines()
+    assert study in lines
+    spoken = [line for line in lines if re.fullmatch(r"([a-z]{3,8} ){5}[a-z]{3,8}", line)]
+    assert " ".join(spoken) == " ".join(words(study))
 
 
 def test_a_created_study_prints_the_hash_alone_on_its_last_line(call, home, study):
@@ -255,7 +267,8 @@ def test_a_wrong_draft_is_told_line_by_line(call, home):
 def test_a_run_is_started_and_printed_alone_on_stdout(call, store, study):
     run = call("run", "start", "thyroid").stdout.strip()
     assert (store.run(run).study, store.run(run).state) == (study, "pending")
-    other = json.loads(call("run", "start", study, "--json").stdout)["run"]
+    assert f"study thyroid is pending as {run}; --again" in call("run", "start", "thyroid", code=FAILED).stderr
+    other = json.loads(call("run", "start", study, "--again", "--json").stdout)["run"]
     rows = json.loads(call("run", "list", "--json").stdout)
     assert [(row["run"], row["state"], row["rounds"]) for row in rows] == [(run, "pending", 0), (other, "pending", 0)]
 

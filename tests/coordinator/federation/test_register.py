@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import EnrolRequest, InvitationCode
+from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, EnrolmentInvalid, InviteExpired, InviteUnknown, InviteUsed, NotFound
 from confide.coordinator.federation import register as register_module
 from confide.coordinator.federation.invites import VALID_S
@@ -238,4 +239,7 @@ def test_a_node_is_shown_every_study_as_stored(office):
 
 def audited(office: Office) -> list[str]:
     with office.store.session() as session:
-        return [row.what for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))]
+        return [
+            row.what.removesuffix(f" (by {login_name()})")
+            for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))
+        ]

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, ShareOfTotal, sign, verify
+from confide.client_node.wire.messages import AggregateOrder, SetIncomplete, SetTaken, SignedTotal, sign, verify
 from confide.coordinator.errors import RunRefused, SitesMissing
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.run import questions
@@ -308,7 +308,7 @@ def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     folder, run = RunFolder(federation.home, RUN), federation.context()
     envelopes, added = folder.envelopes(1).read(), topups or {}
     state = hashlib.sha256(run.start.state.tobytes()).hexdigest()
-    terms = {"round": 1, "state": state, "cohort": cohort, "attempt": attempt}
+    terms = {"round": 1, "state": state, "cohort": cohort, "attempt": attempt, "with_total": True}
     packets = {
         name: sign(
             AggregateOrder(**run.addressed(name), **terms),
@@ -319,7 +319,7 @@ def orders(federation: Federation, cohort, topups=None, *, attempt=1):
     }
     identities = {party.name: party.identity for party in federation.study.aggregators}
     return {
-        name: verify(answer, identities[name], ShareOfTotal, SetTaken, SetIncomplete)
+        name: verify(answer, identities[name], SignedTotal, SetTaken, SetIncomplete)
         for name, answer in federation.fleet.ask("aggregate", packets, 5)
     }
 
@@ -350,7 +350,7 @@ def test_a_coordinator_that_mixes_sets_gets_nothing(cut_before_opening):
 def test_a_coordinator_gets_the_total_with_top_ups_once_and_none_without(cut_before_opening):
     federation, cohort = cut_before_opening, without("north")
     topups = RunFolder(federation.home, RUN).topups(1, cohort).read()
-    assert {type(answer) for answer in orders(federation, cohort, topups).values()} == {ShareOfTotal}
+    assert {type(answer) for answer in orders(federation, cohort, topups).values()} == {SignedTotal}
     for attempt, smaller in enumerate([("east", "south"), cohort], start=2):
         assert {type(a) for a in orders(federation, smaller, attempt=attempt).values()} == {SetIncomplete}
 

@@ -1,12 +1,14 @@
 """Sites, aggregators and a coordinator that do not keep to the protocol: the right total, or none."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from confide.client_node.wire.messages import AggregateOrder, SetTaken, ShareOfTotal, sign, verify
+from confide.client_node.wire.evidence import signed_total
+from confide.client_node.wire.messages import AggregateOrder, Outcome, SetTaken, SignedTotal, sign, verify
 from confide.coordinator.errors import AggregationFailed
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
@@ -89,19 +91,14 @@ def test_one_aggregator_alone_accuses_nobody(make, monkeypatch):
     assert federation.store.left_out(RUN) == {}
 
 
-def spoil_release(monkeypatch, aggregator: int, change) -> None:
-    """Has one aggregator release `change(share bytes)`."""
-    real = TableParty.aggregate
+def spoil_share(monkeypatch, aggregator: int, listeners: Sequence[int] = range(3)) -> None:
+    """Has one aggregator give `listeners`, of whom it is one itself, another share of the total than it has."""
 
-    def aggregate(party, order, envelopes, topups):
-        release = real(party, order, envelopes, topups)
-        return replace(release, share=change(release.share)) if party._id == aggregator else release
+    def lie(speaker, listener, step, data):
+        is_false = (speaker, step) == (aggregator, "TOTL") and listener in listeners
+        return bytes([data[0] ^ 1]) + data[1:] if is_false else data
 
-    monkeypatch.setattr(TableParty, "aggregate", aggregate)
-
-
-def one_more(share: bytes) -> bytes:
-    return bytes([share[0] ^ 1]) + share[1:]
+    monkeypatch.setattr(TableParty, "lie", staticmethod(lie))
 
 
 @pytest.mark.parametrize("dropouts", ["top-up", "over-provision"])
@@ -116,7 +113,7 @@ def test_an_honest_total_passes_with_tags_and_without_a_site(make, dropouts):
 def test_a_total_that_an_aggregator_has_changed_is_noticed_and_nothing_of_it_is_kept(make, monkeypatch, aggregator):
     federation = make(verify_total=True)
     with monkeypatch.context() as patch:
-        spoil_release(patch, aggregator, one_more)
+        spoil_share(patch, aggregator)
         with pytest.raises(AggregationFailed, match="An aggregator has changed its share"):
             federation.drive()
     assert federation.store.rounds(RUN) == []
@@ -126,9 +123,48 @@ def test_a_total_that_an_aggregator_has_changed_is_noticed_and_nothing_of_it_is_
 
 def test_without_tags_such_a_total_passes(make, monkeypatch):
     federation = make(verify_total=False)
-    spoil_release(monkeypatch, 1, one_more)
+    spoil_share(monkeypatch, 1)
     federation.drive()
     assert [row.summed for row in federation.store.rounds(RUN)] == [SITES]
+
+
+@pytest.mark.parametrize("told", [(0,), (1,), (2,), (0, 2)], ids=str)
+def test_a_party_that_opens_different_totals_to_the_others_is_noticed_without_tags(make, monkeypatch, told):
+    federation = make(verify_total=False)
+    with monkeypatch.context() as patch:
+        spoil_share(patch, 1, told)
+        with pytest.raises(AggregationFailed, match="signed different totals of one set"):
+            federation.drive()
+    assert federation.store.rounds(RUN) == []
+    assert federation.opened == []
+    steps = [question for question in federation.fleet.asked if question[0] == "step"]
+    federation.drive()
+    assert [question for question in federation.fleet.asked if question[0] == "step"] == steps  # what they had sealed
+    assert_opened(federation, "top-up", SITES)
+
+
+def test_all_three_sign_the_total_that_the_coordinator_takes(make):
+    federation = make()
+    federation.drive()
+    (row,), (words, _) = federation.store.rounds(RUN), federation.opened[0]
+    outcome = Outcome(round=1, sites=row.summed, evidence=row.signed)
+    assert signed_total(federation.study, RUN, outcome) == hashlib.sha256(words).hexdigest()
+
+
+@pytest.mark.parametrize("liars", [PARTIES[:1], PARTIES[:2]], ids=str)
+def test_a_sender_whose_bytes_are_not_what_it_signed_is_passed_over(make, liars):
+    federation = make()
+    for name in liars:
+        node = federation.fleet.nodes[name]
+        real = node._signed
+
+        def signed(answer, blobs=None, real=real):
+            return real(answer, blobs and {blob: data[:-1] + b"?" for blob, data in blobs.items()})
+
+        node._signed = signed
+    federation.drive()
+    assert [kind for kind, _ in federation.fleet.asked].count("aggregate") == 3 * (len(liars) + 1)
+    assert_opened(federation, "top-up", SITES)
 
 
 def test_a_site_whose_tags_are_not_its_vectors_fails_the_round_and_changes_nothing(make, monkeypatch):
@@ -187,7 +223,7 @@ def orders(federation: Federation, cohort: tuple[str, ...], *, round_number: int
     """What the aggregators answer a coordinator that orders a sum of its own over what it holds of round 1."""
     envelopes, run = RunFolder(federation.home, RUN).envelopes(1).read(), federation.context()
     state = hashlib.sha256(run.start.state.tobytes()).hexdigest()
-    terms = {"round": round_number, "state": state, "cohort": cohort, "attempt": attempt}
+    terms = {"round": round_number, "state": state, "cohort": cohort, "attempt": attempt, "with_total": True}
     packets = {
         name: sign(
             AggregateOrder(**run.addressed(name), **terms),
@@ -198,7 +234,7 @@ def orders(federation: Federation, cohort: tuple[str, ...], *, round_number: int
     }
     identities = {party.name: party.identity for party in federation.study.aggregators}
     return [
-        answer if isinstance(answer, NodeFailure) else verify(answer, identities[name], ShareOfTotal, SetTaken)
+        answer if isinstance(answer, NodeFailure) else verify(answer, identities[name], SignedTotal, SetTaken)
         for name, answer in federation.fleet.ask("aggregate", packets, 5)
     ]
 
@@ -215,13 +251,13 @@ def bad_coordinator(make):
 
 
 def test_two_totals_that_differ_by_one_site_are_not_both_released(bad_coordinator):
-    assert {type(answer) for answer in orders(bad_coordinator, SITES)} == {ShareOfTotal}
+    assert {type(answer) for answer in orders(bad_coordinator, SITES)} == {SignedTotal}
     answers = orders(bad_coordinator, without("west"), attempt=2)
     assert {(type(answer), answer.bound) for answer in answers} == {(SetTaken, SITES)}
 
 
 def test_nor_in_the_other_order(bad_coordinator):
-    assert {type(answer) for answer in orders(bad_coordinator, without("west"))} == {ShareOfTotal}
+    assert {type(answer) for answer in orders(bad_coordinator, without("west"))} == {SignedTotal}
     answers = orders(bad_coordinator, SITES, attempt=2)
     assert {(type(answer), answer.bound) for answer in answers} == {(SetTaken, without("west"))}
 

@@ -245,10 +245,10 @@ def test_a_site_that_refuses_its_evaluation_does_not_spoil_the_run(evaluating):
 def test_an_evaluation_whose_total_has_not_its_tags_does_not_spoil_the_run(evaluating, monkeypatch):
     real = rounds.opened_total
 
-    def opened_total(round_, shares):
+    def opened_total(round_, agreed):
         if round_.planned.purpose == "evaluation":
             raise TotalRefused("evaluation: not the sum that the tags say")
-        return real(round_, shares)
+        return real(round_, agreed)
 
     monkeypatch.setattr(rounds, "opened_total", opened_total)
     evaluating.drive(FakeFleet(evaluating.study))

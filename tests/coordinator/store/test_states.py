@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, TransitionRefused
 from confide.coordinator.store.states import (
     BEGIN,
@@ -57,7 +58,9 @@ def make(store: Store, transition: Transition, lease: int, error: str | None = N
 
 def audited(store: Store) -> list[str]:
     with store.session() as session:
-        return [row.what for row in session.query(ActionRow).order_by(ActionRow.seq)]
+        return [
+            row.what.removesuffix(f" (by {login_name()})") for row in session.query(ActionRow).order_by(ActionRow.seq)
+        ]
 
 
 @pytest.mark.parametrize(("transition", "state", "after"), PAIRS)

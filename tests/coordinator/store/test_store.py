@@ -1,8 +1,11 @@
+import os
+import pwd
 import sqlite3
 
 import pytest
 import sqlalchemy as sa
 
+from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, StateDamaged
 from confide.coordinator.store.states import FINISH
 from confide.coordinator.store.store import SCHEMA, CommittedRound, Store, migrate
@@ -254,10 +257,11 @@ def test_a_step_with_many_names_is_cut_to_its_column(store):
     assert len(store.run(RUN).step) == 255
 
 
-def test_a_study_is_found_as_the_newest_of_its_name_or_by_the_beginning_of_its_hash(store):
-    assert store.study("thyroid").hash == NEW
+def test_a_study_is_found_by_its_hash_or_its_beginning_and_by_a_name_that_no_other_has(store):
     assert store.study(OLD[:8]).hash == OLD
     assert store.study(OLD).hash == OLD
+    with pytest.raises(Conflict, match=f"2 studies are called 'thyroid'; name one by its hash:\n  {OLD}\n  {NEW}"):
+        store.study("thyroid")
 
 
 @pytest.mark.parametrize("word", ["heart", "ab" * 3, "ac" * 8, "________", "%%%%%%%%", ""])
@@ -279,6 +283,17 @@ def test_the_database_is_plain_sqlite_in_wal_mode(store, tmp_path):
     connection.close()
 
 
+def test_the_audit_log_names_the_account_that_acted(store, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    with store.session() as session:
+        store.log_action(session, "east invited")
+        (row,) = session.scalars(sa.select(ActionRow))
+    assert row.what == f"east invited (by {pwd.getpwuid(os.getuid()).pw_name})"
+
+
 def audited(store: Store) -> list[str]:
     with store.session() as session:
-        return [row.what for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))]
+        return [
+            row.what.removesuffix(f" (by {login_name()})")
+            for row in session.scalars(sa.select(ActionRow).order_by(ActionRow.seq))
+        ]

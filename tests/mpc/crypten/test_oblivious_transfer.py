@@ -1,21 +1,23 @@
-"""Oblivious transfer against its definition, in plain integers."""
+"""Oblivious transfer against its definition, in plain integers, and its check against who leaves the protocol."""
+
+import secrets
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from confide.mpc.crypten import oblivious_transfer as ot
-from confide.mpc.errors import InvalidField, PartyLost
-from confide.mpc.sharing.curve25519 import P, on_curve
+from confide.mpc.errors import InvalidField, PartyLost, TransferRejected
 
-ORDER = 2**252 + 27742317777372353535851937790883648493  # RFC 7748, section 4.1
+BLOCK = ot.BLOCK_BYTES
 
 
 def extended():
-    """Both ends of an extension, after real base OTs."""
-    base_receiver, base_sender = ot.BaseReceiver(0, 1), ot.BaseSender(0, 1)
-    return base_receiver.extension(base_sender.message()), base_sender.extension(base_receiver.message())
+    """Both ends of an extension with random keys, as base transfers give them."""
+    keys = [[secrets.token_bytes(16) for _ in range(ot.COLUMNS)] for _ in range(2)]
+    s = secrets.randbits(ot.COLUMNS)
+    sender = ot.OtSender([keys[s >> i & 1][i] for i in range(ot.COLUMNS)], s, (1, 0))
+    return sender, ot.OtReceiver((keys[0], keys[1]), (1, 0))
 
 
 @pytest.fixture(scope="module")
@@ -31,50 +33,36 @@ def choices(size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
-def has_order_dividing(scalar, u):
-    """Whether scalar times the point with coordinate u is the identity: the ladder of RFC 7748, section 5."""
-    x2, z2, x3, z3 = 1, 0, u, 1
-    for shift in reversed(range(scalar.bit_length())):
-        bit = scalar >> shift & 1
-        if bit:
-            x2, z2, x3, z3 = x3, z3, x2, z2
-        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
-        aa, bb = a * a % P, b * b % P
-        e = aa - bb
-        x3, z3 = (d * a + c * b) ** 2 % P, u * (d * a - c * b) ** 2 % P
-        x2, z2 = aa * bb % P, e * (aa + 121665 * e) % P
-        if bit:
-            x2, z2, x3, z3 = x3, z3, x2, z2
-    return z2 == 0
+def transferred(ends, chosen_by, spoil=lambda message, proof, challenge: (message, proof)):
+    """(zeros, ones, chosen) of the transfers for `chosen_by`, a last block for the check not counted."""
+    sender, receiver = ends
+    hiding = np.frombuffer(secrets.token_bytes(BLOCK), np.uint8)
+    message, chosen = receiver.extend(np.concatenate([chosen_by, hiding]))
+    challenge = secrets.token_bytes(16)
+    message, proof = spoil(message, receiver.prove(challenge), challenge)
+    sender.receive(message, len(chosen_by) + BLOCK)
+    return *sender.transfers(challenge, proof), chosen
 
 
 def test_receiver_gets_the_bit_of_its_choice(ends):
-    sender, receiver = ends
     chosen_by = choices(4096 + 48)  # more than one chunk, and a last one that is not full
-    message, chosen = receiver.extend(chosen_by)
-    zeros, ones = sender.extend(message, len(chosen_by))
+    zeros, ones, chosen = transferred(ends, chosen_by)
     wanted = np.where(bits(chosen_by) == 1, bits(ones), bits(zeros))
     assert (bits(chosen) == wanted).all()
     assert 0.4 < bits(chosen_by).mean() < 0.6  # both choices were made
 
 
 def test_extension_goes_on_over_many_messages(ends):
-    sender, receiver = ends
-    seen = []
     for size in (16, 2048, 32):
-        message, chosen = receiver.extend(np.zeros(size, np.uint8))
-        zeros, _ = sender.extend(message, size)
+        zeros, ones, chosen = transferred(ends, np.zeros(size, np.uint8))
         assert (chosen == zeros).all()
-        seen.append(message[:16])
-    assert len(set(seen)) == 3
+        assert (zeros != ones).any()
 
 
 def test_bits_are_balanced_and_independent_of_the_choice(ends):
     """All eight combinations of (choice, zero, one) are equally frequent: 7 degrees of freedom, 1e-9 at 57."""
-    sender, receiver = ends
     chosen_by = choices(2**14, seed=1)
-    message, _ = receiver.extend(chosen_by)
-    zeros, ones = sender.extend(message, len(chosen_by))
+    zeros, ones, _ = transferred(ends, chosen_by)
     combination = bits(chosen_by) + 2 * bits(zeros) + 4 * bits(ones)
     counts = np.bincount(combination, minlength=8)
     expected = len(combination) / 8
@@ -89,51 +77,6 @@ def test_what_the_sender_sees_is_balanced_whatever_the_choices(ends, constant):
     ones = np.array([int(bits(column).sum()) for column in columns])
     assert (abs(ones - 2**12) < 7 * (2**13 / 4) ** 0.5).all()  # 128 columns, 7 standard deviations
     assert abs(int(bits(message).sum()) - 2**19) < 7 * (2**20 / 4) ** 0.5
-
-
-def test_the_128_choices_that_hide_the_other_bit_are_fresh_and_balanced():
-    first, second = extended(), extended()
-    assert (first[0]._offset != second[0]._offset).any()
-    assert 26 < int(np.bitwise_count(first[0]._offset).sum()) < 102  # binomial: 1e-11
-
-
-def test_both_keys_of_a_base_transfer_are_points_of_the_prime_order_subgroup():
-    keys = ot.BaseReceiver(0, 1).message()
-    points = [int.from_bytes(keys[start : start + 32], "little") for start in range(0, len(keys), 32)]
-    assert len(set(points)) == 2 * ot.COLUMNS
-    for u in points:
-        assert u < P
-        assert on_curve(u)
-        assert has_order_dividing(ORDER, u)
-
-
-def test_the_ladder_knows_a_point_outside_the_subgroup():
-    torsion = 325606250916557431795983626356110631294008115727848805560023387167927233504  # order 8, cr.yp.to/ecdh.html
-    assert has_order_dividing(8, torsion)
-    assert not has_order_dividing(ORDER, torsion)
-    assert has_order_dividing(ORDER, 9)
-
-
-def test_which_key_is_known_is_random():
-    """The known key comes first where the choice bit is 0; 64 +- 37 of 128 hold but for 1e-11."""
-    receiver = ot.BaseReceiver(0, 1)
-    keys = receiver.message()
-    known = [secret.public_key().public_bytes_raw() for secret in receiver._secrets]
-    first = sum(keys[64 * i : 64 * i + 32] == known[i] for i in range(ot.COLUMNS))
-    second = sum(keys[64 * i + 32 : 64 * i + 64] == known[i] for i in range(ot.COLUMNS))
-    assert first + second == ot.COLUMNS
-    assert 26 < first < 102
-
-
-def test_column_keys_differ_between_directions_columns_and_choices():
-    shared = bytes(32)
-    keys = {
-        ot._column_key(parties, index, bytes(32), point, shared)
-        for parties in ((0, 1), (1, 0), (0, 2))
-        for index in (0, 1)
-        for point in (bytes(32), b"\1" * 32)
-    }
-    assert len(keys) == 12
 
 
 def test_transpose_is_the_transpose():
@@ -171,23 +114,154 @@ def test_no_tweak_comes_twice():
     assert len(set(seen)) == 4
 
 
-def test_transfers_come_in_blocks_of_128(ends):
+def gf_multiply(a, b):
+    """The product in GCM's field (SP 800-38D, algorithm 1): the first bit of a block is its highest here."""
+    z = 0
+    for shift in range(127, -1, -1):
+        if a >> shift & 1:
+            z ^= b
+        b = b >> 1 ^ (0xE1 << 120 if b & 1 else 0)
+    return z
+
+
+def test_the_hash_of_a_column_is_a_polynomial_in_a_key_that_is_no_constant():
+    """The sum of w_k H^(n + 1 - k), k = 0 to n - 1, with H = AES of zeros: a field of 2^128 elements, degree n + 1."""
+    challenge, columns = secrets.token_bytes(16), choices(3 * 64, seed=4).reshape(3, 64)
+    key = int.from_bytes(Cipher(algorithms.AES(challenge), modes.ECB()).encryptor().update(bytes(16)), "big")
+    for column, found in zip(columns, ot._hashes(challenge, columns), strict=True):
+        expected = 0
+        for start in range(0, 64, 16):
+            expected = gf_multiply(expected ^ int.from_bytes(column[start : start + 16].tobytes(), "big"), key)
+        assert int.from_bytes(found.tobytes(), "big") == gf_multiply(expected, key)
+
+
+def test_the_hash_is_linear():
+    challenge, (a, b) = secrets.token_bytes(16), choices(2 * 96, seed=5).reshape(2, 96)
+    of_a, of_b, of_both = ot._hashes(challenge, np.stack([a, b, a ^ b]))
+    assert (of_a ^ of_b == of_both).all()
+
+
+def test_the_answer_shows_nothing_of_the_choices(ends):
+    """Its first hash, of the choices, is hidden by the last block; the other ones follow from it and the sender's
+    columns. Over 4,000 messages with the same choices each of its bits is balanced: 7 standard deviations."""
+    counts = np.zeros(128, int)
+    for _ in range(4000):
+        hiding = np.frombuffer(secrets.token_bytes(BLOCK), np.uint8)
+        proven = ot._hashes(bytes(range(16)), np.concatenate([np.full(16, 255, np.uint8), hiding])[None])
+        counts += bits(proven.tobytes())
+    assert (abs(counts - 2000) < 7 * 1000**0.5).all()
+
+
+def flipped(column, size):
+    """A message or column set with the first 128 transfers of one column the other way round."""
+    out = np.zeros((ot.COLUMNS, size), np.uint8)
+    out[column, :BLOCK] = 255
+    return out
+
+
+class Probe:
+    """A receiver with other choices in some columns, which answers the check for its guesses of the sender's bits."""
+
+    def __init__(self, guesses):
+        self._guesses = guesses  # of the sender's bits, by column
+
+    def __call__(self, message, proof, challenge):
+        size = len(message) // ot.COLUMNS
+        answers = np.frombuffer(proof, np.uint8).reshape(-1, BLOCK).copy()
+        corrections = np.frombuffer(message, np.uint8).reshape(ot.COLUMNS, size)
+        for column, guess in self._guesses.items():
+            error = flipped(column, size)
+            corrections = corrections ^ error
+            if guess:
+                answers[1 + column] ^= ot._hashes(challenge, error)[column]
+        return corrections.tobytes(), answers.tobytes()
+
+
+def test_without_its_check_the_extension_gives_all_128_bits_away():
+    """The attack that the check is there for: the flipped column breaks the transfers where the sender's bit is 1."""
+    found = 0
+    sender, receiver = extended()
+    for column in range(ot.COLUMNS):
+        chosen_by = choices(32, seed=column)
+        message, chosen = receiver.extend(np.concatenate([chosen_by, np.zeros(BLOCK, np.uint8)]))
+        error = flipped(column, len(chosen_by) + BLOCK)
+        sender.receive((np.frombuffer(message, np.uint8) ^ error.ravel()).tobytes(), len(chosen_by) + BLOCK)
+        zeros, ones = sender._hash.bits(sender._columns[:, :-BLOCK], (np.zeros(2, np.uint64), sender._offset))
+        wanted = np.where(bits(chosen_by) == 1, bits(ones), bits(zeros))
+        found |= int((bits(chosen) != wanted).any()) << column
+    assert found == int.from_bytes(sender._offset.tobytes(), "little")
+
+
+@pytest.mark.parametrize("guess", [0, 1])
+def test_a_probe_passes_the_check_just_if_its_guess_is_right(guess):
+    """So that each bit that is learned was a coin: 128 columns, each against a sender of its own."""
+    for column in range(ot.COLUMNS):
+        ends = extended()
+        bit = int.from_bytes(ends[0]._offset.tobytes(), "little") >> column & 1
+        if bit == guess:
+            transferred(ends, choices(32), Probe({column: guess}))
+        else:
+            with pytest.raises(TransferRejected, match="aggregators 0 and 1 failed its check: one of them"):
+                transferred(ends, choices(32), Probe({column: guess}))
+
+
+def test_who_probes_is_caught_after_one_bit_on_average():
+    """Of 400 attackers that probe one column after the other: k bits with chance 2^-(k+1), so 1 on average."""
+
+    def passed():
+        ends = extended()
+        for column in range(ot.COLUMNS):
+            try:
+                transferred(ends, choices(16), Probe({column: secrets.randbits(1)}))
+            except TransferRejected:
+                return column
+        return ot.COLUMNS
+
+    learned = [passed() for _ in range(400)]
+    assert abs(np.mean(learned) - 1) < 7 * (2 / 400) ** 0.5  # a geometric number has variance 2
+    assert max(learned) < 48  # 400 * 2^-48
+
+
+def test_who_probes_all_columns_at_once_is_caught():
+    with pytest.raises(TransferRejected):
+        transferred(extended(), choices(32), Probe({column: secrets.randbits(1) for column in range(ot.COLUMNS)}))
+
+
+@pytest.mark.parametrize("place", [0, 16, 16 * 64, -1])
+def test_any_spoilt_byte_of_an_answer_is_noticed(place):
+    def spoil(message, proof, challenge):
+        changed = bytearray(proof)
+        changed[place] ^= 1
+        return message, bytes(changed)
+
+    with pytest.raises(TransferRejected):  # the first hash, of the choices, where any of the sender's bits is 1
+        transferred(extended(), choices(32), spoil)
+
+
+def test_a_message_is_answered_once(ends):
+    ends[1].extend(choices(32))
+    ends[1].prove(bytes(16))
+    with pytest.raises(AssertionError):
+        ends[1].prove(bytes(16))
+
+
+@pytest.mark.parametrize("size", [16, 31, 33])
+def test_transfers_come_in_blocks_of_128_and_one_more(size):
     with pytest.raises(InvalidField):
-        ends[1].extend(np.zeros(15, np.uint8))
+        extended()[1].extend(np.zeros(size, np.uint8))
 
 
-@pytest.mark.parametrize("size", [0, 128 * 16 - 1, 128 * 32])
+@pytest.mark.parametrize("size", [0, 128 * 32 - 1, 128 * 48])
 def test_a_message_of_another_size_is_refused(ends, size):
     with pytest.raises(PartyLost):
-        ends[0].extend(bytes(size), 16)
+        ends[0].receive(bytes(size), 32)
 
 
-@pytest.mark.parametrize(
-    "key", [bytes(32), (1).to_bytes(32, "little"), bytes(31), b""], ids=["0", "1", "short", "none"]
-)
-def test_a_key_of_small_order_or_another_size_is_refused(key):
+def test_a_challenge_or_an_answer_of_another_size_is_refused():
+    sender, receiver = extended()
+    message, _ = receiver.extend(choices(32))
     with pytest.raises(PartyLost):
-        ot.BaseReceiver(0, 1).extension(key)
-    good = X25519PrivateKey.generate().public_key().public_bytes_raw()
+        receiver.prove(bytes(15))
+    sender.receive(message, 32)
     with pytest.raises(PartyLost):
-        ot.BaseSender(0, 1).extension(good * 255 + key)
+        sender.transfers(bytes(16), bytes(ot.PROOF_BYTES - 1))

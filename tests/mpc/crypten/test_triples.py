@@ -1,5 +1,7 @@
 """AND triples of three parties, by oblivious transfer."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from confide.mpc.crypten import runtime
 from confide.mpc.crypten.runtime import BinarySharedTensor
 from confide.mpc.crypten.triples import Oblivious
-from confide.mpc.errors import PartyLost, RuntimeUnsound
+from confide.mpc.errors import PartyLost, RuntimeUnsound, TransferRejected
 
 WORDS = 4200  # 268,800 ANDs: more than one batch of 2**18
 
@@ -121,7 +123,7 @@ def test_a_party_that_leaves_is_lost(kit):
     assert all(isinstance(one, PartyLost) for one in kit.at_each(party))
 
 
-@pytest.mark.parametrize("step", ["OTBA", "OTEX", "OTCO"])
+@pytest.mark.parametrize("step", ["OTBA", "OTBC", "OTEX", "OTCH", "OTCK", "OTCO"])
 def test_a_message_of_another_size_is_a_lost_party(kit, step):
     class Short:
         """Links of a party that leaves a byte away at one step."""
@@ -139,3 +141,54 @@ def test_a_message_of_another_size_is_a_lost_party(kit, step):
     results = kit.at_each(party)
     assert isinstance(results[1], PartyLost)
     assert isinstance(results[2], PartyLost)
+
+
+def test_a_party_with_other_choices_in_some_columns_is_refused_before_anything_comes_of_its_transfers(kit):
+    """Party 0 turns half of the columns that it sends to party 1 around: a chance of 2^-64 to get through."""
+    sent = []
+
+    class Turned:
+        def __init__(self, links):
+            self.aggregator_id, self._links = links.aggregator_id, links
+
+        def exchange(self, step, outgoing, limit):
+            if step == "OTEX":
+                columns = np.frombuffer(outgoing[1], np.uint8).reshape(128, -1).copy()
+                columns[::2, 0] ^= 1
+                outgoing = outgoing | {1: columns.tobytes()}
+            return self._links.exchange(step, outgoing, limit)
+
+    class Told:
+        def __init__(self, links):
+            self.aggregator_id, self._links = links.aggregator_id, links
+
+        def exchange(self, step, outgoing, limit):
+            sent.append(step)
+            return self._links.exchange(step, outgoing, limit)
+
+    wrapped = {0: Turned, 1: Told, 2: lambda links: links}
+    results = kit.at_each(lambda links: Oblivious(wrapped[links.aggregator_id](links)).prepare(10))
+    assert isinstance(results[1], TransferRejected)
+    assert isinstance(results[2], PartyLost)
+    assert "aggregators 0 and 1" in str(results[1])
+    assert sent == ["OTBA", "OTBC", "OTEX", "OTCH", "OTCK"]  # no OTCO, which its bits would blind
+
+
+def test_what_hides_the_choices_is_drawn_for_each_of_the_others(kit):
+    """Two answers under one blind block would cancel it: two parties that pool would see 128 equations in a."""
+    seen = {}
+
+    def party(links):
+        provider = Oblivious(links)
+        if links.aggregator_id == 0:
+            for other, one in provider._receivers.items():
+                one.extend = partial(noted, other, one.extend)
+        provider.prepare(2)
+
+    def noted(other, extend, choices):
+        seen[other] = bytes(choices)
+        return extend(choices)
+
+    kit.at_each(party)
+    assert seen[1][:-16] == seen[2][:-16]
+    assert seen[1][-16:] != seen[2][-16:]

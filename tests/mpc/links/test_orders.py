@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from confide.mpc.errors import InvalidField
-from confide.mpc.links.orders import TotalShare, host_and_port
+from confide.mpc.links.orders import OpenedTotal, host_and_port
 from confide.mpc.sharing.ring import Ring
 
 KEY = "ab" * 32
@@ -105,7 +105,7 @@ def test_configuration_outside_its_ranges_is_refused(kit, tmp_path, change):
 
 def test_secrets_do_not_show(order):
     assert "private_key" not in repr(order)
-    assert "share" not in repr(TotalShare(kept=("a",), set_digest=bytes(32), share=b"secret"))
+    assert "secret" not in repr(OpenedTotal(kept=("a",), set_digest=bytes(32), total=b"secret", tag_share=b"secret"))
 
 
 @pytest.mark.parametrize(("address", "expected"), [("a.example:80", ("a.example", 80)), ("[::1]:9", ("::1", 9))])

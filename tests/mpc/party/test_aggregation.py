@@ -1,4 +1,4 @@
-"""The protocol by itself: three threads, queues for links, numpy for CrypTen."""
+"""The protocol by itself: three threads, queues for links, and the norm check in plain numbers."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.mpc.crypten import runtime, sums
 from confide.mpc.errors import (
     ChecksExhausted,
     CohortTooSmall,
@@ -21,11 +22,11 @@ from confide.mpc.errors import (
     TopUpMissing,
 )
 from confide.mpc.links.journal import MAX_TRIES, Journal
-from confide.mpc.links.orders import TotalShare
+from confide.mpc.links.orders import OpenedTotal
 from confide.mpc.party import aggregation
 from confide.mpc.party.coins import _commitment
 from confide.mpc.sharing import sealing
-from confide.mpc.sharing.ring import Ring, decode, from_integers, open_total
+from confide.mpc.sharing.ring import Ring, decode, from_integers, read_total
 
 from ..plain_norm_check import judging
 
@@ -42,6 +43,11 @@ class QueueLinks:
         self.aggregator_id = party
         self.lie, self.dies_at = {}, None
         self.said = {}
+
+    def exchange(self, step, outgoing, limit):
+        for peer, data in outgoing.items():
+            self.mesh[self.party, peer].put((step, data))
+        return {peer: self._get(peer, step) for peer in outgoing}
 
     def all_gather(self, step, data, limit):
         if step == self.dies_at:
@@ -73,7 +79,7 @@ def sound(order, party, files, **how):
 
 @pytest.fixture
 def three(tmp_path, kit):
-    """Runs one order at three parties whose journals last; a dict of TotalShare or error by party."""
+    """Runs one order at three parties whose journals last; a dict of OpenedTotal or error by party."""
     journals = [Journal(tmp_path / f"journal{party}") for party in range(3)]
 
     def run(orders, inboxes, topups=({}, {}, {}), *, dies_at=None, lie=None):
@@ -85,6 +91,7 @@ def three(tmp_path, kit):
 
         def party(i):
             with contextlib.closing(links[i]):
+                runtime.start(links[i])
                 aggregation.compare_orders(orders[i], links[i])
                 opened = sound(orders[i], i, kit.lay(tmp_path, inboxes[i]))
                 topped = sound(orders[i], i, kit.lay(tmp_path, topups[i]), is_topup=True)
@@ -111,29 +118,46 @@ def inboxes(one, without=((), (), ())):
 
 
 def total_of(releases):
-    assert all(isinstance(release, TotalShare) for release in releases), releases
-    assert len({release.set_digest for release in releases}) == len({release.kept for release in releases}) == 1
-    return sum((np.frombuffer(r.share, RING.unsigned) for r in releases), np.zeros(40, RING.unsigned))
+    assert all(isinstance(release, OpenedTotal) for release in releases), releases
+    assert len({(release.set_digest, release.kept, release.total) for release in releases}) == 1
+    return np.frombuffer(releases[0].total, RING.unsigned)
 
 
 def kinds(results):
     return [type(result) for result in results]
 
 
-def test_released_shares_open_to_the_sum(three, five):
+def test_all_three_open_the_sum(three, five):
     releases = three(orders(five), inboxes(five))
     assert (total_of(releases) == five.total(five.vectors)).all()
     exact = five.total(five.vectors).view(np.int64) * 2.0**-RING.scale_bits
-    assert (decode(open_total([release.share for release in releases], RING, 40).units, RING) == exact).all()
+    assert (decode(read_total(releases[0].total, [b""] * 3, RING, 40).units, RING) == exact).all()
 
 
-def test_tags_of_the_kept_sites_are_released_behind_their_total(three, kit):
+def test_tags_of_the_kept_sites_are_shared_beside_their_total(three, kit):
     one = kit.Round(7, Ring(32, 20), 5, 41, np.random.default_rng(11), tag_count=3)
     releases = three(orders(one), inboxes(one, ({"site0"}, (), ())))
-    total = open_total([release.share for release in releases], one.ring, 41, 3)
+    total = read_total(releases[1].total, [release.tag_share for release in releases], one.ring, 41, 3)
     kept = ["site1", "site2", "site3", "site4"]
     assert (total.units == one.total(kept).view(np.int32)).all()
     assert total.tags.tolist() == [sum(int(one.tags[site][k]) for site in kept) % 2**64 for k in range(3)]
+
+
+def test_no_party_hears_another_share_of_the_tags(three, kit):
+    """With the total and its tags, the last to speak could open twice the total, which has twice the tags."""
+    one = kit.Round(7, Ring(32, 20), 5, 41, np.random.default_rng(11), tag_count=3)
+    releases = three(orders(one), inboxes(one))
+    for links, release in zip(three.links, releases, strict=True):
+        assert len(release.tag_share) == 24
+        assert len(links.said["TOTL"]) == 4 * 41
+        assert not any(release.tag_share[i : i + 8] in said for said in links.said.values() for i in (0, 8, 16))
+
+
+def test_total_longer_than_a_block_is_opened_block_by_block(three, five, monkeypatch):
+    monkeypatch.setattr(sums, "_OPENED_AT_ONCE", 7)
+    releases = three(orders(five), inboxes(five))
+    assert (total_of(releases) == five.total(five.vectors)).all()
+    assert len(three.links[0].said["TOTL"]) == 8 * (40 % 7)
 
 
 def test_site_that_misses_one_party_is_left_out_by_all(three, five):
@@ -237,7 +261,7 @@ def test_different_orders_are_refused(three, five, change):
 def test_same_set_is_released_again_bit_for_bit(three, five):
     first = three(orders(five), inboxes(five, ({"site0"}, (), ())))
     again = three(orders(five, attempt=1), inboxes(five, ((), {"site0"}, ())))
-    assert [release.share for release in first] == [release.share for release in again]
+    assert [release.total for release in first] == [release.total for release in again]
 
 
 def test_another_set_is_never_released(three, five):
@@ -263,7 +287,7 @@ def test_set_bound_by_one_party_alone_binds_all(three, five):
     assert (total_of(three(orders(five, attempt=2), inboxes(five))) == five.total(five.vectors)).all()
 
 
-@pytest.mark.parametrize("step", ["ORDR", "MASK", "VIEW", "BIND", "DONE"])
+@pytest.mark.parametrize("step", ["ORDR", "MASK", "VIEW", "BIND", "DONE", "TOTL"])
 def test_nothing_is_released_when_a_party_dies(three, five, step):
     assert kinds(three(orders(five), inboxes(five), dies_at=step)) == [PartyLost] * 3
     assert (total_of(three(orders(five, attempt=1), inboxes(five))) == five.total(five.vectors)).all()
@@ -373,7 +397,7 @@ def test_all_sites_are_summed_as_they_are_whatever_top_ups_come_along(three, fiv
     with_topups = three(orders(five, min_untopped=5), inboxes(five), boxes_of(five, five.signers))
     without = three(orders(five, min_untopped=5, attempt=1), inboxes(five))
     assert (total_of(with_topups) == five.total(five.vectors)).all()
-    assert [release.share for release in with_topups] == [release.share for release in without]
+    assert [release.total for release in with_topups] == [release.total for release in without]
 
 
 def test_total_with_and_total_without_top_ups_are_never_both_released(three, five):
@@ -447,8 +471,7 @@ def test_site_with_a_vector_beyond_the_bound_is_left_out_and_named(kit, three, r
     releases = three(orders(one), inboxes(one))
     rest = ("site0", "site1", "site2", "site4")
     assert [(release.kept, release.rejected) for release in releases] == [(rest, ("site3",))] * 3
-    total = sum((np.frombuffer(r.share, ring.unsigned) for r in releases), np.zeros(40, ring.unsigned))
-    assert (total == one.total(rest)).all()
+    assert [release.total for release in releases] == [one.total(rest).tobytes()] * 3
 
 
 def test_sites_inside_the_bound_are_all_summed(kit, three):

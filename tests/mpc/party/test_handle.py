@@ -22,12 +22,13 @@ from confide.mpc.errors import (
     OrderMismatch,
     PartyDied,
     PartyLost,
+    RuntimeUnsound,
     SetConflict,
     TopUpMissing,
 )
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.party import aggregation, handle
-from confide.mpc.party.handle import PartyProcess, TotalShare
+from confide.mpc.party.handle import OpenedTotal, PartyProcess
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import seal_update
 
@@ -86,10 +87,9 @@ def give(kit, three, tmp_path):
 
 
 def total_of(releases, one):
-    assert all(isinstance(release, TotalShare) for release in releases), releases
-    assert len({(release.kept, release.set_digest) for release in releases}) == 1
-    shares = (np.frombuffer(release.share, one.ring.unsigned) for release in releases)
-    return sum(shares, np.zeros(one.dim, one.ring.unsigned))
+    assert all(isinstance(release, OpenedTotal) for release in releases), releases
+    assert len({(release.kept, release.set_digest, release.total) for release in releases}) == 1
+    return np.frombuffer(releases[0].total, one.ring.unsigned)
 
 
 def kinds(results):
@@ -101,7 +101,7 @@ def test_total_is_right_bit_for_bit_and_on_a_retry(ask, new_round, ring):
     one = new_round(ring)
     first, again = ask(one), ask(one, attempt=1)
     assert (total_of(first, one) == one.total(one.vectors)).all()
-    assert [release.share for release in first] == [release.share for release in again]
+    assert [release.total for release in first] == [release.total for release in again]
 
 
 @pytest.mark.parametrize("ring", [Ring(32, 10), Ring(64, 10)], ids=str)
@@ -267,6 +267,40 @@ def test_unusable_journal_is_told(kit, tmp_path):
         party.wait_ready()
 
 
+WITHOUT_CRYPTEN = """#!{python} -I
+import runpy, sys
+from importlib import metadata
+
+class Removed:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "crypten":
+            raise ModuleNotFoundError(name)
+
+def version(name, found=metadata.version):
+    if name == "crypten":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+
+metadata.version = version
+sys.meta_path.insert(0, Removed())
+sys.argv = ["party", sys.argv[-1]]
+runpy.run_module("confide.mpc.party.process", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_without_crypten_nothing_aggregates(kit, tmp_path, monkeypatch, new_round):
+    interpreter = tmp_path / "python"
+    interpreter.write_text(WITHOUT_CRYPTEN.format(python=sys.executable))
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    one = new_round(RINGS[0])
+    for party in (PartyProcess(config) for config in kit.configs(tmp_path, 1.0)):
+        with party, pytest.raises(RuntimeUnsound, match="CrypTen is not installed: pip install"):
+            party.aggregate(one.order(0), kit.lay(tmp_path, one.inbox(0)))
+        assert party.pid is None
+
+
 def test_stop_is_harmless_where_nothing_runs(kit, tmp_path):
     party = PartyProcess(kit.configs(tmp_path, 1.0)[0])
     party.stop()
@@ -275,9 +309,9 @@ def test_stop_is_harmless_where_nothing_runs(kit, tmp_path):
 
 def test_exported_names_exist():
     assert {name for name in handle.__all__ if hasattr(handle, name)} == {
+        "OpenedTotal",
         "Order",
         "PartyConfig",
         "PartyProcess",
-        "TotalShare",
         "make_certificate",
     }

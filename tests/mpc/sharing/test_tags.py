@@ -157,6 +157,16 @@ def test_what_is_no_vector_of_integers_is_refused(units):
         tags(units, KEY, 1)
 
 
+@pytest.mark.parametrize("factor", [-1, 0, 2])
+def test_whoever_knows_total_and_tags_can_put_another_pair_in_their_place(factor):
+    """Why the parties open totals to each other, and tags to the coordinator alone."""
+    units = vector(high=2**30, low=-(2**30))
+    known = tags(units, KEY, 3)
+    verify_total(factor * units, np.array([factor % WORD], np.uint64) * known, KEY, BOUND)
+    with pytest.raises(TotalForged):
+        verify_total(factor * units, known, KEY, BOUND)
+
+
 def test_a_total_without_tags_is_not_verified_by_having_none():
     with pytest.raises(InvalidField):
         verify_total(vector(), np.zeros(0, np.uint64), KEY, BOUND)

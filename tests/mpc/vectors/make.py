@@ -1,4 +1,4 @@
-"""Writes shares.json: known answers for every format between site, aggregator and coordinator, and for sketches.
+"""Writes shares.json: known answers for every format of the secure sum, for sketches and for oblivious transfer.
 
 Computed from docs/formats-mpc.md and the standards in `primitives`, without any of the product's code. Run it from
 anywhere: python tests/mpc/vectors/make.py
@@ -10,7 +10,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from primitives import ctr, ed25519_public, ed25519_sign, hkdf_expand, hkdf_extract, hpke_seal, x25519
+from primitives import (
+    Aes,
+    Q,
+    byte_decode,
+    byte_encode,
+    ctr,
+    ed25519_public,
+    ed25519_sign,
+    ghash,
+    hkdf_expand,
+    hkdf_extract,
+    hpke_seal,
+    hpke_seal_hybrid,
+    ml_kem_encapsulate,
+    ml_kem_public,
+    x25519,
+    xor,
+)
 
 STATE = hashlib.sha256(b"").hexdigest()
 PLAIN = {
@@ -26,6 +43,8 @@ CONTEXTS = [
     PLAIN | {"topup_for": hashlib.sha256(b"a set").hexdigest()} | FULL,
     PLAIN | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | FULL,
 ]
+HYBRID = PLAIN | {"run": "hybrid"} | FULL  # sealed with suite 2
+MULTIPLIER = 0x9E3779B97F4A7C15
 PARTS = ("vector", "masks", "mask_words", "tags")
 
 Parts = dict[str, list[int]]
@@ -102,15 +121,21 @@ def update_of(case: dict[str, Any]) -> Parts:
     }
 
 
-def envelopes(case: dict[str, Any], seeds: list[bytes], body_at: int, update: Parts) -> dict[str, Any]:
+def envelopes(case: dict[str, Any], seeds: list[bytes], body_at: int, update: Parts, suite: int) -> dict[str, Any]:
     """What a site sends to each aggregator, with fixed keys."""
     signer = secret("site")
     private = [secret(f"aggregator {i}") for i in range(3)]
+    if suite == 2:
+        private = [secret(f"d {i}") + secret(f"z {i}") + key for i, key in enumerate(private)]
     sealed = []
-    for aggregator_id, seed in enumerate(seeds):
+    for aggregator_id, (seed, key) in enumerate(zip(seeds, private, strict=True)):
         info = text("confide/mpc/seal/2") + text(context_bytes(case)) + number(aggregator_id)
-        recipient = x25519(private[aggregator_id])
-        encapsulated, ciphertext = hpke_seal(secret(f"ephemeral {aggregator_id}"), recipient, info, b"\2" + seed)
+        ephemeral, recipient, payload = secret(f"ephemeral {aggregator_id}"), x25519(key[-32:]), b"\2" + seed
+        if suite == 1:
+            encapsulated, ciphertext = hpke_seal(ephemeral, recipient, info, payload)
+        else:
+            both = ml_kem_public(key[:64]) + recipient
+            encapsulated, ciphertext = hpke_seal_hybrid(secret(f"m {aggregator_id}"), ephemeral, both, info, payload)
         rest = body(case, update, seeds) if aggregator_id == body_at else b""
         sealed.append(encapsulated + ciphertext + rest)
     digests = [hashlib.sha256(part).digest() for part in sealed]
@@ -119,7 +144,7 @@ def envelopes(case: dict[str, Any], seeds: list[bytes], body_at: int, update: Pa
     return {
         "identity": ed25519_public(signer).hex(),
         "private_keys": [key.hex() for key in private],
-        "envelopes": [(b"\2\1" + b"".join(digests) + signature + part).hex() for part in sealed],
+        "envelopes": [(bytes([2, suite]) + b"".join(digests) + signature + part).hex() for part in sealed],
     }
 
 
@@ -135,13 +160,20 @@ def set_name(sites: list[str]) -> str:
     return hashlib.sha256(text("confide/mpc/sites/1") + number(len(names)) + listed).hexdigest()
 
 
-def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, list[int]]:
+def total(case: dict[str, Any], shares: list[bytes]) -> dict[str, Any]:
     size, end = case["ring_bits"] // 8, case["dim"] * case["ring_bits"] // 8
     half = 2 ** (case["ring_bits"] - 1)
     vectors = zip(*(words(share[:end], size) for share in shares), strict=True)
     sums = zip(*(words(share[end:], 8) for share in shares), strict=True)
-    units = [(sum(column) + half) % (2 * half) - half for column in vectors]
-    return {"units": units, "tags": [sum(column) % 2**64 for column in sums]}
+    sums_of_words = [sum(column) % (2 * half) for column in vectors]
+    opened = b"".join(value.to_bytes(size, "little") for value in sums_of_words)
+    units = [(value + half) % (2 * half) - half for value in sums_of_words]
+    return {
+        "opened": opened.hex(),
+        "digest": hashlib.sha256(opened).hexdigest(),
+        "units": units,
+        "tags": [sum(column) % 2**64 for column in sums],
+    }
 
 
 def coin(private_key: bytes, place: dict[str, Any]) -> bytes:
@@ -185,7 +217,7 @@ def sketch(seed: bytes, vector: list[int], ring_bits: int, rows: int) -> list[in
 
 def spread(dim: int, ring_bits: int) -> list[int]:
     """A vector that is long in both senses and told by a rule: multiples of an odd number."""
-    return [(i + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 64 - ring_bits for i in range(dim)]
+    return [(i + 1) * MULTIPLIER % 2**64 >> 64 - ring_bits for i in range(dim)]
 
 
 def order_digest(order: dict[str, Any]) -> str:
@@ -193,19 +225,133 @@ def order_digest(order: dict[str, Any]) -> str:
     place = text(order["study"]) + text(order["run"]) + number(order["round"]) + text(order["state"])
     shape = b"".join(number(order[name]) for name in (*numbers, "min_untopped"))
     cohort = b"".join(text(name) + text(identity) for name, identity in order["cohort"])
-    whole = text("confide/mpc/order/3") + place + number(order["attempt"]) + shape + number(len(order["cohort"]))
+    whole = text("confide/mpc/order/4") + place + number(order["attempt"]) + shape + number(len(order["cohort"]))
     return hashlib.sha256(whole + cohort).hexdigest()
+
+
+def set_digest(place: dict[str, Any], sites: list[str], digests: list[bytes], topups: list[bytes]) -> str:
+    label = "confide/mpc/topped-set/1" if topups else "confide/mpc/set/1"
+    round_id = text(place["study"]) + text(place["run"]) + number(place["round"])
+    columns = [list(map(text, column)) for column in (sites, digests, topups) if column]
+    listed = b"".join(part for row in zip(*columns, strict=True) for part in row)
+    return hashlib.sha256(text(label) + round_id + number(len(sites)) + listed).hexdigest()
+
+
+def uniform(name: bytes) -> list[int]:
+    """768 numbers modulo Q."""
+    kept = [word for word in words(hashlib.shake_256(name).digest(2048), 2) if word < 19 * Q]
+    return [word % Q for word in kept[:768]]
+
+
+def base_mask(parties: list[int], index: int, choice: int, matrix: bytes, other: bytes) -> list[int]:
+    label = text("confide/mpc/base-ot-mask/1") + number(parties[0]) + number(parties[1])
+    return uniform(label + number(index) + number(choice) + text(matrix) + text(other))
+
+
+def column_key(parties: list[int], index: int, choice: int, offer: bytes, ciphertext: bytes, shared: bytes) -> bytes:
+    label = text("confide/mpc/base-ot/2") + number(parties[0]) + number(parties[1]) + number(index) + number(choice)
+    return hashlib.sha256(label + text(offer) + text(ciphertext) + text(shared)).digest()[:16]
+
+
+def base_transfers(parties: list[int]) -> dict[str, Any]:
+    """Base transfers with fixed secrets; of their columns the first two whole."""
+    choices, stream = 2 | secret("choices")[0] << 8, ctr(secret("base transfers"), 128 * (64 + 32))
+    own = [stream[64 * i : 64 * (i + 1)] for i in range(128)]
+    other = [stream[128 * 64 + 32 * i :][:32] for i in range(128)]
+    offers, columns = [], []
+    for index in range(128):
+        choice, key = choices >> index & 1, ml_kem_public(own[index])
+        vector, matrix = byte_decode(key[:1152], 12), key[1152:]
+        random = byte_encode(uniform(text("confide/mpc/base-ot-other/1") + text(other[index])), 12)
+        mask = base_mask(parties, index, choice, matrix, random)
+        chosen = byte_encode([(x - m) % Q for x, m in zip(vector, mask, strict=True)], 12)
+        strings = [random, chosen] if choice else [chosen, random]
+        offers.append(b"".join(strings) + matrix)
+        if index > 1:
+            continue
+        pair, ciphertexts, keys = [], [], []
+        for which in (0, 1):
+            mask = base_mask(parties, index, which, matrix, strings[1 - which])
+            summed = [(x + m) % Q for x, m in zip(byte_decode(strings[which], 12), mask, strict=True)]
+            pair.append(byte_encode(summed, 12) + matrix)
+            shared, ciphertext = ml_kem_encapsulate(pair[which], secret(f"m {index} {which}"))
+            ciphertexts.append(ciphertext)
+            keys.append(column_key(parties, index, which, offers[index], ciphertext, shared))
+        columns.append(
+            {
+                "offer": offers[index].hex(),
+                "public_keys_sha256": [hashlib.sha256(one).hexdigest() for one in pair],
+                "drawn": [secret(f"m {index} {which}").hex() for which in (0, 1)],
+                "ciphertexts": [one.hex() for one in ciphertexts],
+                "column_keys": [one.hex() for one in keys],
+            }
+        )
+    return {
+        "parties": parties,
+        "choices": choices.to_bytes(16, "little").hex(),
+        "secrets_key": secret("base transfers").hex(),
+        "offers_sha256": hashlib.sha256(b"".join(offers)).hexdigest(),
+        "columns": columns,
+    }
+
+
+def check_hash(challenge: bytes, column: bytes) -> bytes:
+    """GHASH of the column as additional data, less that of as many zeros: what is linear in the column."""
+    h = int.from_bytes(Aes(challenge).block(bytes(16)), "big")
+    lengths = (8 * len(column)).to_bytes(8, "big") + bytes(8)
+    return (ghash(h, column + lengths) ^ ghash(h, bytes(len(column)) + lengths)).to_bytes(16, "big")
+
+
+def row_bits(columns: list[bytes], offset: int, parties: list[int]) -> bytes:
+    """The lowest bit of the hash of each row, below 16,384 rows; `parties` are sender and receiver of the extension."""
+    pi, rows, bits = Aes(hashlib.sha256(b"confide/mpc/ot-hash/1").digest()[:16]), 8 * len(columns[0]), []
+    for row in range(rows):
+        k, j = divmod(row, 128)
+        x = sum((column[row // 8] >> row % 8 & 1) << i for i, column in enumerate(columns)) ^ offset
+        tweak = (j * (rows // 128) + k).to_bytes(8, "little") + (1 + 3 * parties[0] + parties[1]).to_bytes(8, "little")
+        once = pi.block(x.to_bytes(16, "little"))
+        bits.append((pi.block(xor(once, tweak))[0] ^ once[0]) & 1)
+    return sum(bit << i for i, bit in enumerate(bits)).to_bytes(rows // 8, "little")
+
+
+def transfers(parties: list[int]) -> dict[str, Any]:
+    """256 extended transfers and their check, and the part of AND triples that comes of them."""
+    size, s = 32 + 16, int.from_bytes(secret("offset")[:16], "little")
+    stream = ctr(secret("column keys"), 2 * 128 * 16)
+    keys = [[stream[16 * (128 * which + i) :][:16] for i in range(128)] for which in (0, 1)]
+    zeros, ones = ([ctr(key, size) for key in each] for each in keys)
+    choices, challenge = (secret("a") + secret("hiding"))[:size], secret("challenge")[:16]
+    corrections = [xor(xor(t0, t1), choices) for t0, t1 in zip(zeros, ones, strict=True)]
+    received = [xor(ones[i], corrections[i]) if s >> i & 1 else zeros[i] for i in range(128)]
+    proof = b"".join(check_hash(challenge, column) for column in (choices, *zeros))
+    x_0, x_1 = (row_bits([column[:32] for column in received], offset, parties) for offset in (0, s))
+    return {
+        "parties": parties,
+        "column_keys_key": secret("column keys").hex(),
+        "sender_choices": s.to_bytes(16, "little").hex(),
+        "choices": choices.hex(),
+        "message_sha256": hashlib.sha256(b"".join(corrections)).hexdigest(),
+        "first_columns": [column.hex() for column in corrections[:2]],
+        "challenge": challenge.hex(),
+        "proof": proof.hex(),
+        "zeros": x_0.hex(),
+        "ones": x_1.hex(),
+        "chosen": row_bits([column[:32] for column in zeros], 0, parties).hex(),
+        "b": secret("b").hex(),
+        "triple_correction": xor(xor(x_0, x_1), secret("b")).hex(),
+    }
 
 
 def answers() -> dict[str, Any]:
     updates = []
-    for place, case in enumerate(CONTEXTS):
+    for place, case in enumerate([*CONTEXTS, HYBRID]):
         seeds = [secret(f"seed {place} {i}") for i in range(3)]
         update = update_of(case)
         expanded = [expand(case, seed, aggregator_id) for aggregator_id, seed in enumerate(seeds)]
         known = {"context": case, "context_bytes": context_bytes(case).hex(), "seeds": [seed.hex() for seed in seeds]}
         known |= {"streams": expanded, "update": update, "body_at": place % 3}
-        known |= {"body": body(case, update, seeds).hex()} | envelopes(case, seeds, place % 3, update)
+        suite = 2 if case is HYBRID else 1
+        known |= {"body": body(case, update, seeds).hex()} | envelopes(case, seeds, place % 3, update, suite)
         updates.append(known)
     units = [0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 123_456_789]
     tagged = [{"key": secret("round").hex(), "units": units, "tags": tags(units, secret("round"), n)} for n in (1, 3)]
@@ -230,10 +376,14 @@ def answers() -> dict[str, Any]:
             "dim": dim,
             "ring_bits": bits,
             "rows": rows,
+            "seed": joint_seed(coins).hex(),
+            "vector": f"entry i, from 0 on: the top {bits} bits of (i + 1) * {MULTIPLIER} modulo 2^64",
+            "vector_begins": spread(3, bits),
             "sketch": sketch(joint_seed(coins), spread(dim, bits), bits, rows),
         }
         for dim, bits, rows in ((9000, 32, 2), (8192, 64, 1))
     ]
+    names, digests = ["svi", "thyroïde"], [secret("update 0"), secret("update 1")]
     order = {
         "study": "s", "run": "r", "round": 3, "state": STATE, "attempt": 2, "dim": 9, "ring_bits": 32, "scale_bits": 20,
         "rows": 256, "tag_count": 3, "norm_bound": 70_000, "topup_bound": 3_000, "min_sites": 2, "min_untopped": 3,
@@ -247,6 +397,18 @@ def answers() -> dict[str, Any]:
         "seeds": seeds,
         "sketches": sketches,
         "orders": [order | {"digest": order_digest(order)}],
+        "set_digests": [
+            {
+                "place": {name: place[name] for name in ("study", "run", "round")},
+                "sites": names,
+                "updates": [one.hex() for one in digests],
+                "topups": [one.hex() for one in topups],
+                "set_digest": set_digest(place, names, digests, topups),
+            }
+            for topups in ([], [secret("topup 0"), secret("topup 1")])
+        ],
+        "base_transfers": base_transfers([0, 1]),
+        "transfers": transfers([1, 0]),
     }
 
 

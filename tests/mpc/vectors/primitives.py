@@ -1,7 +1,8 @@
 """What the formats are built of, written down from the standards in plain Python: slow, for known answers only.
 
 AES (FIPS 197), GCM (NIST SP 800-38D), CTR (SP 800-38A), HKDF-SHA256 (RFC 5869), X25519 (RFC 7748), Ed25519 signatures
-(RFC 8032) and HPKE's base mode (RFC 9180). SHA-2 and HMAC are Python's own. Nothing here is constant-time.
+(RFC 8032), ML-KEM-768 (FIPS 203), X-Wing (draft-connolly-cfrg-xwing-kem) and HPKE's base mode (RFC 9180) with either
+key encapsulation. SHA-2, SHA-3 and HMAC are Python's own. Nothing here is constant-time.
 """
 
 import hashlib
@@ -78,7 +79,8 @@ def ctr(key: bytes, size: int) -> bytes:
     return b"".join(aes.block(i.to_bytes(16, "big")) for i in range(-(-size // 16)))[:size]
 
 
-def _ghash(h: int, data: bytes) -> int:
+def ghash(h: int, data: bytes) -> int:
+    """GHASH of whole blocks (SP 800-38D, section 6.4)."""
     y = 0
     for start in range(0, len(data), 16):
         y ^= int.from_bytes(data[start : start + 16], "big")
@@ -98,7 +100,7 @@ def gcm_encrypt(key: bytes, nonce: bytes, plaintext: bytes, aad: bytes = b"") ->
     ciphertext = xor(plaintext, b"".join(aes.block(nonce + i.to_bytes(4, "big")) for i in blocks))
     padded = b"".join(part + bytes(-len(part) % 16) for part in (aad, ciphertext))
     lengths = (8 * len(aad)).to_bytes(8, "big") + (8 * len(ciphertext)).to_bytes(8, "big")
-    digest = _ghash(int.from_bytes(aes.block(bytes(16)), "big"), padded + lengths)
+    digest = ghash(int.from_bytes(aes.block(bytes(16)), "big"), padded + lengths)
     return ciphertext + xor(digest.to_bytes(16, "big"), aes.block(nonce + b"\0\0\0\1"))
 
 
@@ -199,10 +201,144 @@ def hpke_seal(
     secret = _labeled_extract(kem, b"", b"eae_prk", x25519(ephemeral, recipient))
     shared = _labeled_expand(kem, secret, b"shared_secret", encapsulated + recipient, 32)
     suite = b"HPKE\0\x20\0\1\0" + {16: b"\1", 32: b"\2"}[key_bytes]
+    return encapsulated, _seal(suite, shared, info, plaintext, key_bytes, aad)
+
+
+def hpke_seal_hybrid(
+    drawn: bytes, ephemeral: bytes, recipient: bytes, info: bytes, plaintext: bytes
+) -> tuple[bytes, bytes]:
+    """Encapsulated key and ciphertext of base mode: X-Wing, HKDF-SHA256, AES-256-GCM.
+
+    Args:
+        drawn: the 32 random bytes of ML-KEM.
+        ephemeral: the one-time secret key of X25519.
+        recipient: the public keys of ML-KEM-768 and of X25519, one after the other.
+    """
+    lattice, curve = recipient[:1184], recipient[1184:]
+    of_lattice, ciphertext = ml_kem_encapsulate(lattice, drawn)
+    of_curve, point = x25519(ephemeral, curve), x25519(ephemeral)
+    shared = hashlib.sha3_256(of_lattice + of_curve + point + curve + b"\\./" + b"/^\\").digest()
+    return ciphertext + point, _seal(b"HPKE\x64\x7a\0\1\0\2", shared, info, plaintext, 32, b"")
+
+
+def _seal(suite: bytes, shared: bytes, info: bytes, plaintext: bytes, key_bytes: int, aad: bytes) -> bytes:
+    """The key schedule of base mode and one message."""
     context = (
         b"\0" + _labeled_extract(suite, b"", b"psk_id_hash", b"") + _labeled_extract(suite, b"", b"info_hash", info)
     )
     extracted = _labeled_extract(suite, shared, b"secret", b"")
     key = _labeled_expand(suite, extracted, b"key", context, key_bytes)
     nonce = _labeled_expand(suite, extracted, b"base_nonce", context, 12)
-    return encapsulated, gcm_encrypt(key, nonce, plaintext, aad)
+    return gcm_encrypt(key, nonce, plaintext, aad)
+
+
+Q = 3329
+Polynomial = list[int]
+
+
+def _reversed_bits(i: int) -> int:
+    return int(f"{i:07b}"[::-1], 2)
+
+
+ZETAS = [pow(17, _reversed_bits(i), Q) for i in range(128)]
+GAMMAS = [pow(17, 2 * _reversed_bits(i) + 1, Q) for i in range(128)]
+
+
+def _ntt(f: Polynomial) -> Polynomial:
+    """FIPS 203, algorithm 9."""
+    f, i, length = list(f), 1, 128
+    while length >= 2:
+        for start in range(0, 256, 2 * length):
+            zeta, i = ZETAS[i], i + 1
+            for j in range(start, start + length):
+                t = zeta * f[j + length] % Q
+                f[j + length], f[j] = (f[j] - t) % Q, (f[j] + t) % Q
+        length //= 2
+    return f
+
+
+def _inverse_ntt(f: Polynomial) -> Polynomial:
+    """Algorithm 10."""
+    f, i, length = list(f), 127, 2
+    while length <= 128:
+        for start in range(0, 256, 2 * length):
+            zeta, i = ZETAS[i], i - 1
+            for j in range(start, start + length):
+                t = f[j]
+                f[j], f[j + length] = (t + f[j + length]) % Q, zeta * (f[j + length] - t) % Q
+        length *= 2
+    return [x * 3303 % Q for x in f]
+
+
+def _dot(f: list[Polynomial], g: list[Polynomial]) -> Polynomial:
+    """The sum of products in the transformed ring, algorithms 11 and 12."""
+    out = [0] * 256
+    for a, b in zip(f, g, strict=True):
+        for i in range(128):
+            a0, a1, b0, b1 = a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1]
+            out[2 * i] = (out[2 * i] + a0 * b0 + a1 * b1 * GAMMAS[i]) % Q
+            out[2 * i + 1] = (out[2 * i + 1] + a0 * b1 + a1 * b0) % Q
+    return out
+
+
+def _plus(f: Polynomial, g: Polynomial) -> Polynomial:
+    return [(a + b) % Q for a, b in zip(f, g, strict=True)]
+
+
+def _sample_ntt(seed: bytes) -> Polynomial:
+    """Algorithm 7."""
+    stream, out, at = hashlib.shake_128(seed).digest(3 * 512), [], 0
+    while len(out) < 256:
+        a, b, c = stream[at : at + 3]
+        at += 3
+        out += [d for d in (a + 256 * (b % 16), b // 16 + 16 * c) if d < Q]
+    return out[:256]
+
+
+def _noise(seed: bytes, number: int) -> Polynomial:
+    """Algorithm 8 with eta = 2."""
+    bits = int.from_bytes(hashlib.shake_256(seed + bytes([number])).digest(128), "little")
+    halves = [(bits >> 2 * i & 3).bit_count() for i in range(512)]
+    return [(halves[2 * i] - halves[2 * i + 1]) % Q for i in range(256)]
+
+
+def byte_encode(f: Polynomial, d: int) -> bytes:
+    """Algorithm 5."""
+    return sum(x << d * i for i, x in enumerate(f)).to_bytes(len(f) * d // 8, "little")
+
+
+def byte_decode(data: bytes, d: int) -> Polynomial:
+    """Algorithm 6, without the reduction modulo Q."""
+    whole = int.from_bytes(data, "little")
+    return [whole >> d * i & 2**d - 1 for i in range(8 * len(data) // d)]
+
+
+def _compress(f: Polynomial, d: int) -> Polynomial:
+    return [((x << d + 1) + Q) // (2 * Q) % 2**d for x in f]
+
+
+def _matrix(seed: bytes) -> list[list[Polynomial]]:
+    return [[_sample_ntt(seed + bytes([j, i])) for j in range(3)] for i in range(3)]
+
+
+def ml_kem_public(seed: bytes) -> bytes:
+    """The public key of the 64-byte seed d || z (algorithms 13 and 16)."""
+    drawn = hashlib.sha3_512(seed[:32] + b"\3").digest()
+    rho, sigma = drawn[:32], drawn[32:]
+    secret = [_ntt(_noise(sigma, i)) for i in range(3)]
+    error = [_ntt(_noise(sigma, 3 + i)) for i in range(3)]
+    rows = [_plus(_dot(row, secret), e) for row, e in zip(_matrix(rho), error, strict=True)]
+    return b"".join(byte_encode(row, 12) for row in rows) + rho
+
+
+def ml_kem_encapsulate(public: bytes, drawn: bytes) -> tuple[bytes, bytes]:
+    """Shared secret and ciphertext for 32 random bytes (algorithms 14 and 17)."""
+    hashed = hashlib.sha3_512(drawn + hashlib.sha3_256(public).digest()).digest()
+    shared, coins = hashed[:32], hashed[32:]
+    vector = [byte_decode(public[384 * i : 384 * (i + 1)], 12) for i in range(3)]
+    matrix = _matrix(public[1152:])
+    y = [_ntt(_noise(coins, i)) for i in range(3)]
+    u = [_plus(_inverse_ntt(_dot([row[i] for row in matrix], y)), _noise(coins, 3 + i)) for i in range(3)]
+    message = [(Q + 1) // 2 * bit for bit in byte_decode(drawn, 1)]
+    v = _plus(_plus(_inverse_ntt(_dot(vector, y)), _noise(coins, 6)), message)
+    return shared, b"".join(byte_encode(_compress(f, 10), 10) for f in u) + byte_encode(_compress(v, 4), 4)

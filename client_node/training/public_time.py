@@ -1,0 +1,117 @@
+"""Lets the answer to a round leave at a public time, which does not depend on what was drawn.
+
+How long a step takes tells how many units were drawn, and amplification by sampling counts on that being secret. So an
+answer, a failure's too, leaves a *stated* time after the step began, however early it was ready. The stated time is the
+site's `limits.answer_s`, or as much as was needed before. It never shrinks.
+
+An answer that was not ready leaves at the next time of a grid in which each is sqrt(2) of the one before, and that is
+the stated time from then on. This is what still leaks, and it is in no epsilon: that a step took longer than all before
+it of its kind, and than which time of the grid. From 1/16 of a second to an hour it happens at most 32 times in all
+the rounds of a study, for each kind of step; in practice once, at the first, which tells the usual length of a step
+within a factor of sqrt(2). Where `answer_s` is longer than any step it never happens.
+
+Kinds are an update, the first one since the model was loaded (it also reads the table), and an evaluation.
+"""
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ...models.strict import NO_ENTRIES, Frozen, StrictModel
+from ..errors import PolicyInvalid, SiteNotReady
+from ..files import read_private, write_private
+from ..policy import SitePolicy
+from ..study import PlannedRound, Study
+from ..study.toml import MAX_BYTES, parse_json
+
+logger = logging.getLogger(__name__)
+
+FILE = "answer-times.json"
+LEAST_S = 2.0**-4
+MAX_KINDS = 1000  # of all studies; the oldest are forgotten
+
+_Kind = Annotated[str, Field(max_length=128)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _File(StrictModel):
+    seconds: Annotated[Mapping[_Kind, _Seconds], Field(max_length=MAX_KINDS), *Frozen] = NO_ENTRIES
+
+
+class PublicTimes:
+    """The stated times of a site's answers, stored in `answer-times.json` under the node's home."""
+
+    def __init__(
+        self, home: Path, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._path, self._clock, self._sleep = home / FILE, clock, sleep
+        self._last: Callable[[], object | None] = lambda: None  # the model of the last update
+
+    @contextmanager
+    def answered(self, study: Study, planned: PlannedRound, policy: SitePolicy, model: object) -> Iterator[None]:
+        """Lasts until the public time of the answer, also if what is done inside fails; not at all without privacy.
+
+        Args:
+            model: what computes the step; another one has to read the records first.
+
+        Raises:
+            SiteNotReady: the file of stated times is damaged.
+        """
+        if study.draft.privacy.mode == "none":
+            yield
+            return
+        began, kind = self._clock(), f"{study.study_hash}/{self._kind(planned, model)}"
+        stated = max(LEAST_S, policy.limits.answer_s, self._stated().get(kind, 0.0))
+        try:
+            yield
+        except Exception:
+            self._wait(kind, began, stated, study.draft.rounds.deadline_s)
+            raise
+        self._wait(kind, began, stated, study.draft.rounds.deadline_s)
+
+    def _kind(self, planned: PlannedRound, model: object) -> str:
+        if planned.purpose != "update":
+            return planned.purpose
+        is_warm, self._last = self._last() is model, weakref.ref(model)
+        return "update" if is_warm else "first update"
+
+    def _wait(self, kind: str, began: float, stated: float, deadline_s: float) -> None:
+        seconds = next_on_grid(self._clock() - began, stated)
+        if seconds > stated:
+            logger.info("answers of this kind leave %.3g s after their step began from now on", seconds)
+            if seconds > deadline_s / 2:
+                logger.warning(
+                    "that is more than half of the study's deadline of %g s; if this machine only stalled, stop the "
+                    "node and delete %s",
+                    deadline_s,
+                    self._path,
+                )
+            known = {**self._stated(), kind: seconds}
+            write_private(self._path, _File(seconds=dict(list(known.items())[-MAX_KINDS:])).model_dump_json().encode())
+        while (left := began + seconds - self._clock()) > 0:
+            self._sleep(left)
+
+    def _stated(self) -> Mapping[str, float]:
+        if not self._path.exists():
+            return {}
+        data = read_private(self._path, max_bytes=MAX_BYTES + 1)
+        try:
+            return parse_json(data, _File, error=PolicyInvalid, source=str(self._path)).seconds
+        except PolicyInvalid as err:
+            logger.error("%s; if it is deleted, the times of answers are found anew, which tells them once more", err)
+            raise SiteNotReady("the site's note of the times of its answers is damaged; its log says where") from err
+
+
+def next_on_grid(seconds: float, stated: float) -> float:
+    """The first of `stated` * sqrt(2)^k, k = 0, 1, 2, ..., that is at least `seconds`."""
+    if seconds <= stated:
+        return stated
+    found: float = stated * 2.0 ** (math.ceil(2 * math.log2(seconds / stated)) / 2)
+    return found if found >= seconds else found * 2**0.5  # the logarithm was rounded down
