@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from confide.coordinator.results.privacy_audit import audit_run, audits, require
 from confide.coordinator.results.reports import budget_report
 from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.tables import ActionRow, NodeRow, PrivacyTest
+from confide.privacy.accounting import epsilon_pld
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
+from confide.privacy.report import study_terms
 from confide.privacy.report.schema import dump
 from confide.privacy.report.verify import verify
 
