@@ -253,7 +253,7 @@ def prepare_run(desk: Desk, run: str, study: Study | None = None, lease: int = 1
 
 
 def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     with pytest.raises(ChargeRefused, match="with what is held for first"):
         prepare_run(desk, "second")
@@ -263,7 +263,7 @@ def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
 
 
 def test_a_run_that_has_ended_holds_nothing(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
     desk.ask("settle", settle)
@@ -271,7 +271,7 @@ def test_a_run_that_has_ended_holds_nothing(site):
 
 
 def test_a_run_of_a_revoked_study_holds_nothing(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     other = site.keep(desk.study.model_copy(update={"created": date(2026, 2, 1)}))
     approve(site.home, other.study_hash)
@@ -284,7 +284,7 @@ def test_a_run_of_a_revoked_study_holds_nothing(site):
 def roomy_desk(site: Site, *changes: tuple[str, str], runs: int = 1) -> Desk:
     """A desk whose budget would pay for several runs, so that only the approval stands in their way."""
     desk = make_desk(site, *changes)
-    site.write(("epsilon = 8.0", "epsilon = 90.0"))
+    site.write(("epsilon = 10.0", "epsilon = 90.0"))
     approve(site.home, desk.study.study_hash, runs=runs)
     return desk
 
@@ -320,7 +320,7 @@ def test_a_run_is_counted_before_its_first_charge_also_if_it_is_never_prepared(s
 
 def test_a_run_that_did_not_fit_has_used_nothing(site):
     desk = roomy_desk(site)
-    site.write(("epsilon = 8.0", "epsilon = 0.05"))
+    site.write(("epsilon = 10.0", "epsilon = 0.05"))
     with pytest.raises(ChargeRefused):
         prepare_run(desk, "first")
     site.write()
@@ -328,7 +328,7 @@ def test_a_run_that_did_not_fit_has_used_nothing(site):
 
 
 def test_a_run_goes_on_after_a_mistaken_revoke(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare(desk)
     desk.step(1)
     revoke(site.home, desk.study.study_hash)
@@ -362,7 +362,7 @@ def test_a_study_that_site_toml_approves_has_one_run_or_as_many_as_its_table_say
     desk = make_desk(site)
     (site.home / "decisions.json").unlink()
     stated = f'[studies]\napproved = ["HASH"]\n{table}'.replace("HASH", desk.study.study_hash)
-    site.write(("epsilon = 8.0", "epsilon = 90.0"), ("[backbone]", f"{stated}[backbone]"))
+    site.write(("epsilon = 10.0", "epsilon = 90.0"), ("[backbone]", f"{stated}[backbone]"))
     for number in range(covered):
         prepare_run(desk, f"run-{number}")
     with pytest.raises(StudyNotApproved, match=f"covers {covered} run"):

@@ -22,7 +22,7 @@ from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.spoken_hash import words
 from confide.client_node.study import cost
-from confide.privacy.accounting import epsilon_pld
+from confide.privacy.accounting import composition, epsilon_pld, renyi
 
 FETCH = "confide.client_node.approval.catalogue.fetch_studies"
 UNPROTECTED = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
@@ -132,7 +132,7 @@ def begin(site, study, run, rounds):
 
 
 def test_approving_twice_says_what_is_left_and_that_it_stands(site):
-    study = site.keep(site.study())  # 6.8 of a budget of 8, so that two runs never fit
+    study = site.keep(site.study())  # the filter at 7.7 of a cap of 10, so that two runs never fit
     assert approval(site.home, study.study_hash) is None
     approve(site.home, study.study_hash, until=dt.date(2999, 12, 31))
     known = approval(site.home, study.study_hash)
@@ -142,7 +142,7 @@ def test_approving_twice_says_what_is_left_and_that_it_stands(site):
 
 
 def test_a_used_approval_whose_run_has_ended_is_given_anew(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     approve(site.home, study.study_hash)
     begin(site, study, "thyroid-1", rounds=3)
@@ -154,14 +154,16 @@ def test_a_used_approval_whose_run_has_ended_is_given_anew(site):
 
 
 def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site):
-    study = site.keep(site.study())  # 40 rounds cost 6.8 of 8; 40 more beside the 5 charged would cost over 8
+    study = site.keep(site.study())  # 40 rounds lift the filter to 7.7 of 10; 40 more would pass it
     approve(site.home, study.study_hash)
     begin(site, study, "thyroid-1", rounds=36)
     revoke_study(site.home, study.study_hash)
     assert to_revoke(site.home, study.study_hash)[1] == ("thyroid-1",)
     proposal = propose(site.home, study.study_hash)
     assert (proposal.runs, proposal.under_way) == (1, ("thyroid-1",))
-    assert proposal.assessment.quote.would_be == cost.whole_cost(study)
+    order = renyi.filter_order(10.0, 1e-5)
+    whole = composition.epsilon_guaranteed(cost.releases_of_run(study), 1e-5, 1, order)
+    assert proposal.assessment.quote.would_be == whole
     approve_study(site.home, proposal)
     assert approval(site.home, study.study_hash).used == ("thyroid-1",)
     with pytest.raises(ApprovalRefused, match=r"the 44 rounds that are left of 2 runs"):
@@ -169,7 +171,7 @@ def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site)
 
 
 def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     ((charge, count),) = planned_charges(study, load_policy(site.home), run="r")
     assert propose(site.home, study.study_hash, runs=3).assessment.quote.would_be == epsilon_pld(
@@ -182,7 +184,7 @@ def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
 
 
 def test_runs_under_way_cannot_be_left_out_of_the_count(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     approve(site.home, study.study_hash, runs=2)
     for run in ("thyroid-1", "thyroid-2"):
