@@ -6,6 +6,7 @@ ClientNodeError
 │   └── PolicyInvalid        site.toml or decisions.json
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
+├── StudyOutdated            a study of an earlier version, which states no start
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
 ├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
 ├── NotAgreed                a person said no, or could not be asked
@@ -33,6 +34,10 @@ ClientNodeError
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── NothingHeldOut           the site has no held-out records for an evaluation
 ├── WorkersFailed            a worker process ended, or could not start
+├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
+├── SiteBehind               a site that lacks totals of earlier rounds; they are sent again
+├── StateRefused             a start, total or state that does not follow from the study and its signed totals
+├── CheckpointDamaged        a file is no checkpoint
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -73,6 +78,12 @@ class StudyNotApproved(ClientNodeError):
 
 class StudyUnknown(ClientNodeError):
     """An unknown study: none of that name or hash has reached this site."""
+
+
+class StudyOutdated(ClientNodeError):
+    """A study of an earlier version that does not state the start of its runs; it can be read and no longer run."""
+
+    public = True
 
 
 class SiteNotConfirmed(ClientNodeError):
@@ -226,6 +237,26 @@ class WorkersFailed(ClientNodeError):
     """A worker process that ended, or could not start; all workers are then ended."""
 
 
+class InvalidOptimizer(ClientNodeError, ValueError):
+    """An optimizer setting out of range, or a step of the wrong shape or with values that are not finite."""
+
+
+class SiteBehind(ClientNodeError):
+    """A site that was away and has not taken the totals of all earlier rounds yet."""
+
+    public = True
+
+
+class StateRefused(ClientNodeError):
+    """A start, a total or a state that does not follow from the study and the totals that its aggregators signed."""
+
+    public = True
+
+
+class CheckpointDamaged(ClientNodeError):
+    """A file that is no checkpoint, or not all of one."""
+
+
 class AlreadyRunning(ClientNodeError):
     """A second daemon for one home folder."""
 
@@ -235,11 +266,13 @@ FINAL_REFUSALS = frozenset(
     for error in (
         StudyNotApproved,
         StudyUnknown,
+        StudyOutdated,
         SiteNotConfirmed,
         ChargeRefused,
         ModelUnusable,
         RunEnded,
         SetFixed,
+        StateRefused,
         RoundOver,
         SiteNotReady,
         NothingHeldOut,

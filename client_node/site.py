@@ -5,19 +5,21 @@ Its messages were admitted: the signature is valid and the study is approved. Fr
 charge without a release, never a release without a charge.
 """
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
-from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
+from .errors import MessageInvalid, RoundOver, SiteBehind, SiteNotReady, StateRefused, StepFailed
 from .policy import load_policy
+from .replay import FollowedRuns, Standing
+from .replay.following import RoundStart, round_start
 from .shares import Files, Outbox
 from .shares.seal import Sealer
 from .shares.topup import top_up
@@ -26,7 +28,7 @@ from .training.public_time import PublicTimes
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
 from .wire.evidence import require_evidence
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, Replay, RoundPlan, Settle, TopUpPlan
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class SiteRole:
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
-        self._outbox, self._reservations, self._times = Outbox(home), RunReservations(home), PublicTimes(home)
+        self._outbox, self._reservations, self._followed = Outbox(home), RunReservations(home), FollowedRuns(home)
+        self._times = PublicTimes(home)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
         """Makes sure that the budget can pay for a run, and loads its model.
@@ -48,19 +51,21 @@ class SiteRole:
         self._require_whole_ledger(message.ledger_from)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
+        self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
+        self._followed.keep({*self._reservations.runs(), message.run})
         return policy.held_out() is not None
 
-    def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
-        """Returns this site's sealed shares of a round; they are drawn once, and a repeated plan gets the same files.
+    def replay(self, study: Study, message: Replay, part: bytes) -> Standing:
+        """Takes a part of a round's signed total, see `FollowedRuns.take`."""
+        return self._followed.take(study, message, part, self._start_of(study))
 
-        Args:
-            state: the vector to train from or to evaluate, encoded by `Study.state_format`.
-        """
+    def contribute(self, study: Study, plan: RoundPlan) -> Files:
+        """Returns this site's sealed shares of a round: drawn once, the same files for a repeated plan."""
         self._require_whole_ledger(plan.ledger_from)
         self._reservations.note(plan.run, study.study_hash)
         self._settle(study, plan.run, plan.outcomes)
         self._refuse_settled(plan)
-        return self._stored(study, plan) or self._release(study, plan, state)
+        return self._stored(study, plan) or self._release(study, plan)
 
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
         """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
@@ -88,6 +93,7 @@ class SiteRole:
         self._settle(study, message.run, message.outcomes)
         if message.final:
             self._reservations.end(message.run)
+            self._followed.end(message.run)
 
     def entries(self, since: int) -> tuple[Entry, ...]:
         """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
@@ -97,22 +103,45 @@ class SiteRole:
         """Drops the model and ends its workers."""
         self._model.stop()
 
-    def _release(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
+    def _release(self, study: Study, plan: RoundPlan) -> Files:
         """Charges the round, computes this site's vector, seals and stores it; reads no record before the charge."""
         planned = study.planned_round(plan.round)
-        start = study.state_format(planned).decode(state)
+        start = self._round_start(study, plan)
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
         charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
         with self._times.answered(study, planned, policy, self._model.load(study, policy)):
             try:
-                vector = compute(start)
+                vector = compute(start.vector)
             except Exception as err:  # the coordinator is told the same for every cause
                 logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
                 raise StepFailed("the step failed after its charge; the site's log says why") from err
-            envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
+            envelopes = sealer.seal(vector, state=start.digest)
             return self._outbox.put(plan.run, plan.round, envelopes)
+
+    def _round_start(self, study: Study, plan: RoundPlan) -> RoundStart:
+        """Computes what the round starts from, and compares it with what the coordinator says.
+
+        Raises:
+            SiteBehind: this site lacks totals of earlier rounds.
+            RoundOver: this site has taken the total of this round.
+            StateRefused: the coordinator says something else.
+        """
+        checkpoint = self._followed.checkpoint(study, plan.run, self._start_of(study))
+        if checkpoint.round < plan.round - 1:
+            raise SiteBehind(f"{self._name} has taken the totals of {checkpoint.round} rounds of run {plan.run}")
+        if checkpoint.round >= plan.round:
+            raise RoundOver(f"{self._name} has gone on to round {checkpoint.round} of run {plan.run}")
+        start = round_start(study, checkpoint)
+        if start.digest != plan.start:
+            raise StateRefused(
+                "the round would start from another state than the one that follows from the study and its totals"
+            )
+        return start
+
+    def _start_of(self, study: Study) -> Callable[[], np.ndarray]:
+        return lambda: self._model.start(study, load_policy(self._home))
 
     def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
         """Finds the stored shares of the round, if there are any, and makes sure that the round is charged.

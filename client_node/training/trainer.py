@@ -22,6 +22,7 @@ from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
+from ..replay.following import start_state
 from ..study import Study, StudyDraft
 from .study_model import load_study_model
 
@@ -105,11 +106,13 @@ class Trainer:
         torch.set_num_threads(threads)
         self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
         self.adapted: AdaptedModel = self._model.adapted
-        if study.draft.state_dim(self.adapted.layout.dim) != study.dim:
-            raise BackboneMismatch(
-                f"the adapter has {self.adapted.layout.dim} trained parameters, "
-                f"the study says {study.dim - study.draft.state_dim(0)}"
-            )
+        layout, head_size = self.adapted.layout, study.require_start().head_size
+        trained = study.dim - study.draft.state_dim(0)
+        if layout.dim != trained:
+            raise BackboneMismatch(f"the adapter has {layout.dim} trained parameters, the study says {trained}")
+        if layout.head_slice.stop != head_size:
+            raise BackboneMismatch(f"the head has {layout.head_slice.stop} numbers, the study says {head_size}")
+        self.start = start_state(study.draft, self.adapted.state())  # of every run
         if place is not None:
             place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)

@@ -49,6 +49,10 @@ class WarmModel:
                 ) from err
         return self._trainer[1]
 
+    def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
+        """Returns the state of round 0, which follows from the study's seed; raises as `load` does."""
+        return self.load(study, policy).start
+
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ...client_node.files import write_private
+from ...client_node.replay.following import start_digest, start_state
 from ...client_node.study import AggregatorParty, Participant, Study, cost, load_draft
 from ...client_node.training.study_model import load_study_model
 from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
@@ -13,7 +14,7 @@ from ..errors import StudyRefused
 from ..federation import Pki
 from ..store import Store
 from ..store.tables import NodeRow, StudyRow
-from .catalogue import start_file, start_state
+from .catalogue import start_file
 from .learning_rates import with_rates
 
 
@@ -37,6 +38,7 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
     state = start_state(draft, adapted.state())
     dim = len(state)
+    head_size = layout.head_slice.stop
     ring = cost.ring_of(draft, dim)
     study = Study.from_draft(
         draft,
@@ -57,10 +59,12 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         coordinator=pki.identity_hex,
         created=dt.datetime.now(dt.UTC).date(),
         dim=dim,
+        start=start_digest(state),
+        head_size=head_size,
         scale_bits=ring.scale_bits,
         ring_bits=64 if ring.bits == 64 else 32,
     )
-    start = {"state": state.tolist(), "head_size": layout.head_slice.stop, "backbone": str(folder)}
+    start = {"state": state.tolist(), "backbone": str(folder)}
     write_private(start_file(home, study.study_hash), json.dumps(start).encode())
     with store.session() as session:
         if session.get(StudyRow, study.study_hash) is None:

@@ -12,6 +12,7 @@ from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed
 from confide.client_node.node import Node
+from confide.client_node.replay.following import start_digest
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire import chunks
 from confide.client_node.wire.messages import (
@@ -71,8 +72,9 @@ class Desk:
         return self.node.handle(kind, sign(message, key_of("coordinator"), blobs))
 
     def step(self, **changes: object) -> Packet:
-        plan = RoundPlan(**self.addressed(), round=1, keys=self.keys(), outcomes=(), ledger_from=0)
-        return self.ask("step", plan.model_copy(update=changes), {"state": STATE})
+        start = hashlib.sha256(STATE).hexdigest()
+        plan = RoundPlan(**self.addressed(), round=1, start=start, keys=self.keys(), outcomes=(), ledger_from=0)
+        return self.ask("step", plan.model_copy(update=changes))
 
     def fetch(self, aggregator_id: int, offset: int, topup_for: str | None = None, *, round_number: int = 1) -> bytes:
         message = Fetch(
@@ -155,6 +157,8 @@ def make_desk(tmp_path: Path, *, dropouts: str = "top-up") -> Desk:
         coordinator=identity_of("coordinator"),
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
     )
     node, ledger = quiet_node(home, study, study.sign(key_of("coordinator")))
     assert ledger is not None

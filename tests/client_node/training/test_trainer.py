@@ -18,7 +18,7 @@ from confide.models.records.text import FreeText
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
-from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, tokens
+from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, of_model, tokens
 from ..test_node import Desk, make_desk
 
 BINS = 20
@@ -150,7 +150,7 @@ def text_desk(site: Site, *changes: tuple[str, str]) -> Desk:
     (site.home / "patients.csv").write_text(NOTES_CSV)
     draft = site.study(*TEXT, ("sample_rate = 0.2", "sample_rate = 1.0"), *changes)
     model = load_study_model(draft.draft, site.home / "backbone")
-    study = draft.model_copy(update={"backbone_hash": model.backbone_hash, "dim": model.adapted.layout.dim})
+    study = of_model(draft, model.backbone_hash, model.adapted)
     return Desk(site, study, None, None, [])  # type: ignore[arg-type]
 
 

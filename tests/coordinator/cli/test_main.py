@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from confide.client_node.cli.console import print_json
 from confide.client_node.enrolment.protocol import InvitationCode
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.spoken_hash import words
 from confide.coordinator.cli.main import app
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.export import export_adapter
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import time
 
 import dp_accounting as dpa
@@ -101,7 +103,17 @@ def test_a_run_begins_with_the_adapter_s_own_start(federation):
     assert found.start.state.shape == found.start.velocity.shape == (study.dim,)
     assert not found.start.velocity.any()
     assert not found.start.state.any()  # B and the head begin at zero: the adapter changes nothing yet
-    assert found.head_size == 65  # a weight for each pooled coordinate and the constant
+    assert study.start.head_size == 65  # a weight for each pooled coordinate and the constant
+    assert study.start.state == hashlib.sha256(bytes(4 * study.dim)).hexdigest()
+
+
+def test_a_start_that_is_not_the_one_in_the_study_s_hash_is_refused(federation):
+    study = federation.create()
+    path = start_file(federation.home, study.study_hash)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"state": [1e6, *stored["state"][1:]]}))
+    with pytest.raises(StateDamaged, match="is not the start that study thyroid states"):
+        study_start(federation.home, study)
 
 
 def test_a_start_file_that_is_gone_is_named(federation):
@@ -197,7 +209,7 @@ def test_an_adaptive_study_begins_with_its_clip_where_the_draft_says(federation)
     found = study_start(federation.home, study)
     assert study.dim == fixed.dim + 1 == len(found.start.state)
     assert found.start.state[-1] == 0  # the logarithm of the clip over clip_norm
-    assert found.head_size == 65
+    assert study.start.head_size == 65
 
 
 def test_a_study_states_the_rates_that_were_chosen_for_it(federation):
