@@ -22,7 +22,7 @@ from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.spoken_hash import words
 from confide.client_node.study import cost
-from confide.privacy.accounting import composition, epsilon_pld, renyi
+from confide.privacy.accounting import composition, renyi
 
 FETCH = "confide.client_node.approval.catalogue.fetch_studies"
 UNPROTECTED = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
@@ -174,9 +174,9 @@ def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
     site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     ((charge, count),) = planned_charges(study, load_policy(site.home), run="r")
-    assert propose(site.home, study.study_hash, runs=3).assessment.quote.would_be == epsilon_pld(
-        [charge.release] * (3 * count), 1e-5, 1
-    )
+    order = renyi.filter_order(30.0, 1e-5)
+    thrice = composition.epsilon_guaranteed({charge.release: 3 * count}, 1e-5, 1, order)
+    assert propose(site.home, study.study_hash, runs=3).assessment.quote.would_be == thrice
     approve(site.home, study.study_hash, runs=3)
     begin(site, study, "thyroid-1", rounds=1)
     begin_again = propose(site.home, study.study_hash, runs=2)
