@@ -22,7 +22,7 @@ from ..ledger.tally import Purpose
 from ..mechanism import adaptive_clipping
 from .schema import MAX_SITES, AuditFacts, Name, StudyText
 
-FORMAT = 4  # of the studies whose text is read here
+FORMATS = (4, 5)  # of the studies whose text is read here: what accounting needs is the same in both
 HISTOGRAM_SCALE = 20  # scale_bits of an evaluation
 AUDIT_TOLERANCE = 1e-3  # relative: an audit's length of a release may lack an adaptive clip's entry
 
@@ -80,7 +80,7 @@ class _Draft(_Terms):
 class StudyTerms(_Terms):
     """The terms of one study that accounting needs, and what sites are charged under them."""
 
-    format: Literal[4]
+    format: Literal[4, 5]
     draft: _Draft
     sites: Annotated[tuple[_Party, ...], Field(min_length=1, max_length=MAX_SITES, strict=False)]
     scale_bits: Annotated[int, Field(ge=0, le=62)]
@@ -213,7 +213,7 @@ def is_other_format(text: str) -> bool:
         value = canonical.decode(text)
     except ValueError:
         return False
-    return isinstance(value, dict) and type(value.get("format")) is int and value["format"] != FORMAT
+    return isinstance(value, dict) and type(value.get("format")) is int and value["format"] not in FORMATS
 
 
 def read(text: str) -> StudyTerms:

@@ -122,7 +122,7 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     assert code == FAILED
     assert not approved(site, study)
     for said in (
-        "the coordinator reads sums over 4 sites or more, with noise",
+        "the coordinator and the aggregators read sums over 4 sites or more, with noise",
         "Only agg-a, agg-b, agg-c together could read what this site sends",
         "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.7",
         "the cap is 10",
