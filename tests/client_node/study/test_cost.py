@@ -32,8 +32,8 @@ def test_reading_a_study_loads_no_accountant_and_no_torch():
     assert told.stdout == "set()\n"
 
 
-TOPPED = ("delta = 1e-5", 'delta = 1e-5\nmax_dropouts = 1\ndropouts = "top-up"')
-SPARED = ("delta = 1e-5", "delta = 1e-5\nmax_dropouts = 1")
+TOPPED = ("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"')
+SPARED = ("max_dropouts = 0", "max_dropouts = 1")
 ADAPTIVE = ("clip_norm = 1.0", 'clip_norm = 0.5\nclipping = "adaptive"')
 LOCAL = (
     ('mode = "distributed"', 'mode = "local"'), ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
