@@ -31,11 +31,13 @@ from confide.coordinator.run.relay import Delivery, Intake, Load
 from confide.coordinator.store import LedgerReplica, RunFolder, Store
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.sharing import Ring, ShareContext
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thyroid" / "study.toml"
 PARTIES = ("agg-a", "agg-b", "agg-c")
+PLACE = Position(0, 0, bytes(32))
 
 
 class Ends:
@@ -145,7 +147,9 @@ def seal(study: Study, site: str, place: int, key: Ed25519PrivateKey, ends: Ends
     vector = from_integers(units, Ring(planned.ring_bits, planned.scale_bits))
     recipients = [new_keypair()[1] for _ in PARTIES]
     found = []
-    for i, part in enumerate(seal_update(vector, context_of(study, site), recipients, key, full=place % 3)):
+    for i, part in enumerate(
+        seal_update(vector, context_of(study, site), recipients, key, full=place % 3, position=PLACE)
+    ):
         data = part.to_bytes()
         ends.file(site, i).write_bytes(data)
         found.append(Sealed(size=len(data), digest=hashlib.sha256(data).hexdigest()))

@@ -26,13 +26,16 @@ ClientNodeError
 ├── StaleLease               a message from a driver that was replaced
 ├── RunEnded                 the run is over at this node
 ├── ShareMissing             an order names a sealed share that is not here (any more)
+├── LedgerOutdated           an aggregator knows a newer ledger of a site than the one it sealed by
 ├── DiskFull                 no room for the sealed shares of a round
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; the reason stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── UnitsKnown               people in the site's table are known under another account of its ledger
 ├── NothingHeldOut           the site has no held-out records for an evaluation
+├── NothingToAudit           there is no private step of this site in the study
 ├── WorkersFailed            a worker process ended, or could not start
 ├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
 ├── SiteBehind               a site that lacks totals of earlier rounds; they are sent again
@@ -185,6 +188,19 @@ class ShareMissing(ClientNodeError):
     public = True
 
 
+class LedgerOutdated(ClientNodeError):
+    """Updates that no ledger explains which goes on from what this aggregator has seen of the site's.
+
+    `seen` are these sites, each with the number of entries that its ledger was seen to have.
+    """
+
+    public = True
+
+    def __init__(self, message: str, seen: "dict[str, int]") -> None:
+        super().__init__(message)
+        self.seen = seen
+
+
 class DiskFull(ClientNodeError):
     """An aggregator without room for the sealed shares of a round; its operator must free some."""
 
@@ -225,6 +241,14 @@ class SiteNotReady(ClientNodeError):
     """A site whose own files do not allow the study to run; the reason stays in the site's log."""
 
     public = True
+
+
+class UnitsKnown(ClientNodeError):
+    """A table whose people are known under another account; the message counts records and stays at the site."""
+
+
+class NothingToAudit(ClientNodeError):
+    """A study whose step cannot be audited here: it is not private, not this site's, or there is no record."""
 
 
 class NothingHeldOut(ClientNodeError):

@@ -14,7 +14,7 @@ from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
-from .errors import MessageInvalid
+from .errors import LedgerOutdated, MessageInvalid
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
@@ -143,6 +143,9 @@ class Node:
         self._active.note(order.run, order.study)
         try:
             opened = self._aggregator.aggregate(study, order, packet.blobs)
+        except LedgerOutdated as lack:
+            rest = tuple(site for site in order.cohort if site not in lack.seen)
+            return self._signed(SetIncomplete(**_to(packet, order), complete=rest, outdated=lack.seen))
         except SetConflict as conflict:
             return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:

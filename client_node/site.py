@@ -12,12 +12,25 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.sharing.position import Position
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
-from .errors import MessageInvalid, RoundOver, SiteBehind, SiteNotReady, StateRefused, StepFailed
-from .policy import load_policy
+from .data.known_units import KnownUnits
+from .errors import (
+    ChargeRefused,
+    DataInvalid,
+    MessageInvalid,
+    RoundOver,
+    SiteBehind,
+    SiteNotReady,
+    StateRefused,
+    StepFailed,
+    UnitsKnown,
+)
+from .ledger_head import LedgerHead
+from .policy import SitePolicy, load_policy
 from .replay import FollowedRuns, Standing
 from .replay.following import RoundStart, round_start
 from .shares import Files, Outbox
@@ -40,6 +53,7 @@ class SiteRole:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
         self._outbox, self._reservations, self._followed = Outbox(home), RunReservations(home), FollowedRuns(home)
         self._times = PublicTimes(home)
+        self._head, self._units = LedgerHead(home, ledger), KnownUnits(home, ledger)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
         """Makes sure that the budget can pay for a run, and loads its model.
@@ -49,6 +63,7 @@ class SiteRole:
         """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
+        self._note_units(policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
         self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
@@ -69,9 +84,14 @@ class SiteRole:
 
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
         """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
+        self._head.require()
         self._refuse_settled(plan)
         self._stored(study, plan)
-        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer)
+
+        def position() -> Position:
+            return self._charge(study, load_policy(self._home), plan)
+
+        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer, position=position)
 
     def fetch(self, study: Study, message: Fetch) -> bytes:
         """Reads a part of one aggregator's sealed share of an update or a top-up.
@@ -79,6 +99,7 @@ class SiteRole:
         Raises:
             MessageInvalid: there is no such share.
         """
+        self._head.require()
         self._refuse_settled(message)
         files = self._stored(study, message)
         if message.topup_for is not None:
@@ -104,20 +125,21 @@ class SiteRole:
         self._model.stop()
 
     def _release(self, study: Study, plan: RoundPlan) -> Files:
-        """Charges the round, computes this site's vector, seals and stores it; reads no record before the charge."""
+        """Charges the round, computes this site's vector, seals and stores it; no record is trained on before."""
         planned = study.planned_round(plan.round)
         start = self._round_start(study, plan)
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
+        self._note_units(policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
+        position = self._charge(study, policy, plan)
         with self._times.answered(study, planned, policy, self._model.load(study, policy)):
             try:
                 vector = compute(start.vector)
             except Exception as err:  # the coordinator is told the same for every cause
                 logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
                 raise StepFailed("the step failed after its charge; the site's log says why") from err
-            envelopes = sealer.seal(vector, state=start.digest)
+            envelopes = sealer.seal(vector, state=start.digest, position=position)
             return self._outbox.put(plan.run, plan.round, envelopes)
 
     def _round_start(self, study: Study, plan: RoundPlan) -> RoundStart:
@@ -150,9 +172,14 @@ class SiteRole:
         """
         files = self._outbox.get(asked.run, asked.round)
         if files is not None:
-            policy = load_policy(self._home)
-            charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+            self._charge(study, load_policy(self._home), asked)
         return files
+
+    def _charge(self, study: Study, policy: SitePolicy, asked: RoundPlan | TopUpPlan | Fetch) -> Position:
+        """Charges a round, if it is not charged yet, and keeps the ledger's head; returns the charge's position."""
+        entry = charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+        self._head.keep()
+        return self._head.position(entry)
 
     def _refuse_settled(self, asked: RoundPlan | TopUpPlan | Fetch) -> None:
         if self._ledger.is_settled(asked.run, asked.round):
@@ -160,8 +187,22 @@ class SiteRole:
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
 
+    def _note_units(self, policy: SitePolicy, path: Path | None = None) -> None:
+        """Notes whose records the account pays for, or refuses people that another account has paid for.
+
+        It looks at the table at `path`, or at all of the policy's.
+
+        What the coordinator is told is one constant text: the reason counts records.
+        """
+        try:
+            self._units.cover(policy, path)
+        except (UnitsKnown, DataInvalid) as err:
+            logger.error("nothing is charged: %s", err)
+            raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err
+
     def _require_whole_ledger(self, known: int) -> None:
-        """Refuses to go on with a ledger that has fewer entries than the `known` ones of the coordinator's replica."""
+        """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""
+        self._head.require()
         here = self._ledger.head.seq + 1
         if here < known:
             raise SiteNotReady(
@@ -176,6 +217,7 @@ class SiteRole:
                 require_evidence(study, run, outcome)
                 self._require_topped(study, run, outcome)
                 self._ledger.settle(run, outcome.round, outcome.sites)
+                self._head.keep()
             if self._ledger.is_settled(run, outcome.round):  # else a second draw could follow under one charge
                 self._outbox.drop(run, outcome.round)
 

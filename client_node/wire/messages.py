@@ -263,7 +263,8 @@ class AggregateOrder(Request):
     """Request to an aggregator: sum the shares of the sites in `cohort`.
 
     Blobs `update-I`: sealed share of site number I of `cohort`, and `topup-I` for a set that needs top-ups. Shares that
-    were deposited before are named in `spooled` instead."""
+    were deposited before are named in `spooled` instead. Blobs `history-I`: the hashes of a site's ledger entries from
+    the number in `histories` on."""
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
@@ -271,6 +272,7 @@ class AggregateOrder(Request):
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
     spooled: dict[BlobName, Digest] = {}
+    histories: dict[Name, Annotated[NonNegativeInt, Field(lt=2**48)]] = {}
     with_total: bool = False  # one of the three sends the total's bytes
 
 
@@ -309,6 +311,7 @@ class SetIncomplete(Reply):
     round: PositiveInt
     complete: tuple[Name, ...]
     rejected: tuple[Name, ...] = ()  # sites that are not among them because their vectors are too long
+    outdated: dict[Name, Annotated[NonNegativeInt, Field(lt=2**48)]] = {}  # ... with the entries seen of their ledgers
 
 
 class Settle(Request):

@@ -35,6 +35,7 @@ class RunContext:
     replica: LedgerReplica
     signer: Ed25519PrivateKey
     start: Checkpoint  # round 0, used when nothing is committed yet
+    seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
     standings: dict[str, int] = field(default_factory=dict)  # site -> the last round whose total it has, as it says
 
     def tag_key(self, round_number: int) -> str | None:

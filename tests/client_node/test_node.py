@@ -229,8 +229,9 @@ def test_a_round_asked_for_twice_gets_the_same_bytes_and_one_charge(desk):
     assert desk.charges() == ["reserve"]
 
 
-def test_stored_shares_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, tmp_path):
+def test_stored_shares_go_out_under_a_charge_even_if_the_ledger_and_its_head_were_lost(desk, tmp_path):
     first = desk.step()
+    (desk.site.home / "keys" / "ledger.head").unlink()
     new = Ledger.open(tmp_path / "new.db", desk.site.identity.signer, "svi")
     again = replace(desk, ledger=new, node=new_node(desk.site, new))
     assert again.step().blobs == first.blobs
@@ -239,6 +240,7 @@ def test_stored_shares_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, t
 
 def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_shares(desk, tmp_path):
     first = desk.step()
+    (desk.site.home / "keys" / "ledger.head").unlink()
     new = Ledger.open(tmp_path / "new.db", desk.site.identity.signer, "svi")
     again = replace(desk, ledger=new, node=new_node(desk.site, new))
     untold = Outcome(round=1, sites=desk.study.site_names(), evidence=())
@@ -714,7 +716,7 @@ def test_every_field_that_leaves_a_node_is_known_and_none_depends_on_records():
         "topped": ["request", "round", "run", "sealed"],
         "fetched": ["request", "round", "run"],
         "deposited": ["held", "request", "round", "run"],
-        "incomplete": ["complete", "rejected", "request", "round", "run"],
+        "incomplete": ["complete", "outdated", "rejected", "request", "round", "run"],
         "settled": ["ledger", "request"],
     }
     assert set(Charge.__dataclass_fields__) == {

@@ -44,6 +44,7 @@ from confide.client_node.wire.messages import (
 )
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.run import relay
+from confide.mpc.sharing import position as positions
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope, seal_update
 from confide.mpc.sharing.shares import ShareContext, unpack
@@ -95,6 +96,10 @@ class FakeLedger:
 
     def has(self, kind: str, round_number: int) -> bool:
         return any((entry.kind, entry.body.get("round")) == (kind, round_number) for entry in self.entries)
+
+    def position(self) -> positions.Position:
+        found = positions.digests(positions.START, (bytes.fromhex(entry.hash) for entry in self.entries))
+        return positions.Position(0, len(found), found[-1])
 
     def _add(self, kind: str, contents: dict[str, object]) -> None:
         head = Head(self.entries[-1].seq, self.entries[-1].hash) if self.entries else START
@@ -194,7 +199,8 @@ class FakeFleet:
             is_update = planned.purpose == "update"
             values = site_vector(name, plan.round, state) if is_update else site_histogram(name, planned)
             vector = from_integers(values, ring_of(planned))
-            self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0)
+            position = self.ledgers[name].position()
+            self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0, position=position)
         parts = [envelope.to_bytes() for envelope in self.stored[name, plan.round]]
         first, second, third = (Sealed(size=len(part), digest=hashlib.sha256(part).hexdigest()) for part in parts)
         sizes = {f"envelope-{i}": len(part) for i, part in enumerate(parts)}

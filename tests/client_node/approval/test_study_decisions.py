@@ -131,8 +131,14 @@ def begin(site, study, run, rounds):
             reserve(ledger, study, load_policy(site.home), run=run, round_number=number)
 
 
+def guaranteed(site, releases):
+    """The filter's figure for these releases, by the order that follows from the site's cap."""
+    budget = load_policy(site.home).budget
+    return composition.epsilon_guaranteed(releases, 1e-5, 1, renyi.filter_order(budget.epsilon, budget.delta))
+
+
 def test_approving_twice_says_what_is_left_and_that_it_stands(site):
-    study = site.keep(site.study())  # the filter at 7.7 of a cap of 10, so that two runs never fit
+    study = site.keep(site.study())  # 7.73 of a budget of 10, so that two runs never fit
     assert approval(site.home, study.study_hash) is None
     approve(site.home, study.study_hash, until=dt.date(2999, 12, 31))
     known = approval(site.home, study.study_hash)
@@ -161,9 +167,8 @@ def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site)
     assert to_revoke(site.home, study.study_hash)[1] == ("thyroid-1",)
     proposal = propose(site.home, study.study_hash)
     assert (proposal.runs, proposal.under_way) == (1, ("thyroid-1",))
-    order = renyi.filter_order(10.0, 1e-5)
-    whole = composition.epsilon_guaranteed(cost.releases_of_run(study), 1e-5, 1, order)
-    assert proposal.assessment.quote.would_be == whole
+    assert proposal.assessment.planned == cost.whole_cost(study)
+    assert proposal.assessment.quote.would_be == guaranteed(site, dict(cost.planned_releases(study)))
     approve_study(site.home, proposal)
     assert approval(site.home, study.study_hash).used == ("thyroid-1",)
     with pytest.raises(ApprovalRefused, match=r"the 44 rounds that are left of 2 runs"):
@@ -174,9 +179,8 @@ def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
     site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     ((charge, count),) = planned_charges(study, load_policy(site.home), run="r")
-    order = renyi.filter_order(30.0, 1e-5)
-    thrice = composition.epsilon_guaranteed({charge.release: 3 * count}, 1e-5, 1, order)
-    assert propose(site.home, study.study_hash, runs=3).assessment.quote.would_be == thrice
+    quote = propose(site.home, study.study_hash, runs=3).assessment.quote
+    assert quote.would_be == guaranteed(site, {charge.release: 3 * count})
     approve(site.home, study.study_hash, runs=3)
     begin(site, study, "thyroid-1", rounds=1)
     begin_again = propose(site.home, study.study_hash, runs=2)

@@ -124,9 +124,8 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     for said in (
         "the coordinator and the aggregators read sums over 4 sites or more, with noise",
         "Only agg-a, agg-b, agg-c together could read what this site sends",
-        "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.7",
-        "the cap is 10",
-        "Planned alone: 6.7",
+        "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.73",
+        "the cap is 10. Planned alone: 6.78.",
         "It covers 1 run, without an end",
         "Approved by Dr. Ada",
         "Approve it? [y/N]",
@@ -181,13 +180,13 @@ def test_a_script_revokes_at_once(site, call):
 
 
 def test_a_revoked_run_is_approved_again_at_the_price_of_what_is_left(site, call):
-    study = site.keep(site.study())  # a run lifts the filter to 7.7 of 10
+    study = site.keep(site.study())  # a run takes 7.73 of 10
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=36)
     call("study", "revoke", "thyroid")
     facts = json.loads(call("study", "approve", study.study_hash, "--yes", "--json").stdout)
-    after = facts["epsilon_guaranteed_after_all_rounds"]
-    assert facts["epsilon_spent_before"] < after == pytest.approx(7.72, abs=0.02)
+    whole = facts["epsilon_guaranteed_after_all_rounds"]
+    assert facts["epsilon_spent_before"] < whole == pytest.approx(7.73, abs=0.02)
     assert approved(site, study)
 
 
@@ -211,7 +210,7 @@ def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, 
     study = site.keep(site.study())
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=3)
-    assert "already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
+    assert "over the new cap already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
     told = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5").stderr
     assert "What is charged is over the new cap already" in told
     assert load_policy(site.home).budget.epsilon == 0.1

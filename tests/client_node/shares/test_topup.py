@@ -304,7 +304,8 @@ def test_no_part_of_a_settled_round(desk):
         desk.fetch(0, 0)
 
 
-def test_parts_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, tmp_path):
+def test_parts_go_out_under_a_charge_even_if_the_ledger_and_its_head_were_lost(desk, tmp_path):
+    (desk.home / "keys" / "ledger.head").unlink()
     new = Ledger.open(tmp_path / "new.db", desk.identity.signer, "east")
     again = replace(desk, ledger=new).restarted()
     again.fetch(0, 0)
