@@ -3,7 +3,8 @@
     python benchmarks/adapters.py [--part bytes|state|cut] [--seeds 1 2 3] [--rounds N] [--backbone DIR] [--json]
 
 bytes  The packets of one round to and from a site, made, signed and sealed by the functions of a real run, as the
-       objects into which Flower splits them. They have no outcome and no ledger entry; HTTP and TLS come on top.
+       objects into which Flower splits them: down the plan and the total of the round before, up the sealed shares.
+       They have no ledger entry; HTTP and TLS come on top. The form of the state changes nothing: no state travels.
 state  The study in one process (`coordinator.demo.baselines.federate`) with states in float32 and in int8, with its
        own noise and without noise. Without noise a seed fixes the drawn units, so both forms see the same samples;
        with noise each run draws anew.
@@ -27,13 +28,23 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from quality import SCALE_BITS, Bench, prepare_bench
 
 from confide.client_node.flower import pack
+from confide.client_node.replay.following import total_bytes
 from confide.client_node.shares.seal import Sealer
 from confide.client_node.study import AggregatorParty, Participant, Study, StudyDraft
 from confide.client_node.study.cost import ring_of
-from confide.client_node.wire.messages import KeyCertificate, Packet, RoundPlan, Sealed, Update, sign
+from confide.client_node.study.study import Start
+from confide.client_node.wire.messages import (
+    KeyCertificate,
+    Outcome,
+    Packet,
+    Replay,
+    RoundPlan,
+    Sealed,
+    SignedTotal,
+    Update,
+    sign,
+)
 from confide.coordinator.demo.baselines import federate, logits, untrained
-from confide.coordinator.run.broadcast import broadcast
-from confide.coordinator.store import Checkpoint
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
 from confide.models.adapters.peft_import import released
@@ -67,6 +78,7 @@ def study_of(draft: StudyDraft, dim: int, keys: dict[str, Ed25519PrivateKey]) ->
         scale_bits=ring.scale_bits,
         ring_bits=ring.bits,
         dim=dim,
+        start=Start(state=STATE, head_size=0),
     )
 
 
@@ -89,25 +101,30 @@ def round_bytes(draft: StudyDraft, adapted: AdaptedModel) -> dict[str, Any]:
     )
     plan = RoundPlan(
         to=site, study=study.study_hash, run=RUN, lease=1, round=1, keys=(first, second, third), outcomes=(),
-        ledger_from=1,
+        ledger_from=1, start=STATE,
     )  # fmt: skip
-    planned = study.planned_round(1)
-    state = np.random.default_rng(0).normal(0, 0.1, dim).astype(np.float32)
-    sent, _ = broadcast(study.state_format(planned), Checkpoint.beginning(state))
-    down = sign(plan, keys["coordinator"], {"state": sent})
+    total = bytes(total_bytes(study.planned_round(1)))
+    signed = SignedTotal(
+        request=STATE, study=study.study_hash, run=RUN, round=1, start=STATE, kept=study.site_names(), set_digest=STATE,
+        total_digest=STATE,
+    )  # fmt: skip
+    evidence = tuple(sign(signed, keys[party.name]).body.decode() for party in study.aggregators)
+    outcome = Outcome(round=1, sites=study.site_names(), evidence=evidence)
+    replay = Replay(to=site, study=study.study_hash, run=RUN, lease=1, outcome=outcome, offset=0)
+    down = [sign(plan, keys["coordinator"]), sign(replay, keys["coordinator"], {"part": total})]
     vector = np.random.default_rng(1).integers(-1000, 1000, dim)
     envelopes = Sealer.of_plan(study, plan, site=site, signer=keys[site]).seal(vector, state=STATE)
     one, two, three = (Sealed(size=len(each), digest=STATE) for each in envelopes)
-    answer = Update(request=down.digest(), run=RUN, round=1, sealed=(one, two, three), ledger=())
+    answer = Update(request=down[0].digest(), run=RUN, round=1, sealed=(one, two, three), ledger=())
     up = sign(answer, keys[site], {f"envelope-{i}": each for i, each in enumerate(envelopes)})
-    return {"dim": dim, "ring_bits": study.ring_bits, "state": len(sent), "down": framed(down), "up": framed(up)}
+    bytes_down = sum(map(framed, down))
+    return {"dim": dim, "ring_bits": study.ring_bits, "total": len(total), "down": bytes_down, "up": framed(up)}
 
 
 def bytes_rows(bench: Bench) -> Iterator[dict[str, Any]]:
     for name, freeze_a in (("A frozen (the study)", True), ("A and B trained", False)):
-        for kind in KINDS:
-            draft = changed(changed(bench.draft, "adapter", freeze_a=freeze_a), "rounds", state=kind)
-            yield {"trained": name, "sent as": kind} | round_bytes(draft, untrained(draft, bench.backbone))
+        draft = changed(bench.draft, "adapter", freeze_a=freeze_a)
+        yield {"trained": name} | round_bytes(draft, untrained(draft, bench.backbone))
 
 
 def train(bench: Bench, draft: StudyDraft, mode: Mode, seed: int) -> AdaptedModel:

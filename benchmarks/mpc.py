@@ -33,10 +33,12 @@ from confide.coordinator.demo.processes import free_ports
 from confide.mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from confide.mpc.party.handle import make_certificate
 from confide.mpc.sharing import Ring, sketch
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import from_integers, read_total
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 PARTIES = range(3)
+PLACE = Position(0, 0, bytes(32))
 NORM = 2.0**22  # of every site's vector, ring units
 MASKS = 10  # SecAgg+ masks a neighbour each: log2 of a thousand sites
 _STOCK = """
@@ -91,7 +93,7 @@ class Bench:
         for place, (site, signer) in enumerate(self.signers.items()):
             start = time.process_time()
             vector = from_integers(self.units, self.ring)
-            parts = seal_update(vector, order.context(site), self.public, signer, full=place % 3)
+            parts = seal_update(vector, order.context(site), self.public, signer, full=place % 3, position=PLACE)
             sealed = [part.to_bytes() for part in parts]
             times.append(time.process_time() - start)
             size = sum(map(len, sealed))

@@ -22,19 +22,22 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measuring import Peak, allocated_mib
 
+from confide.client_node.replay import Checkpoint
 from confide.client_node.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.chunks import PART_BYTES, read_part
 from confide.client_node.wire.messages import Deposit, Deposited, Fetch, Fetched, Packet, Sealed, Update, sign, verify
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.relay import Delivery, Intake, Load
-from confide.coordinator.store import Checkpoint, LedgerReplica, RunFolder, Store
+from confide.coordinator.store import LedgerReplica, RunFolder, Store
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.sharing import Ring, ShareContext
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thyroid" / "study.toml"
 PARTIES = ("agg-a", "agg-b", "agg-c")
+PLACE = Position(0, 0, bytes(32))
 
 
 class Ends:
@@ -107,7 +110,7 @@ def relay(folder: Path, sites: int, dim: int) -> dict[str, Any]:
     run = RunContext(
         fleet=ends, store=store, folder=RunFolder(folder, "bench"), replica=LedgerReplica(store), study=study,
         id="bench", lease=store.acquire_lease("bench"), signer=signer,
-        start=Checkpoint.beginning(np.zeros(1, np.float32)), head_size=1,
+        start=Checkpoint.beginning(np.zeros(1, np.float32)),
     )  # fmt: skip
     started, spent = time.perf_counter(), time.process_time()
     before = allocated_mib()
@@ -144,7 +147,9 @@ def seal(study: Study, site: str, place: int, key: Ed25519PrivateKey, ends: Ends
     vector = from_integers(units, Ring(planned.ring_bits, planned.scale_bits))
     recipients = [new_keypair()[1] for _ in PARTIES]
     found = []
-    for i, part in enumerate(seal_update(vector, context_of(study, site), recipients, key, full=place % 3)):
+    for i, part in enumerate(
+        seal_update(vector, context_of(study, site), recipients, key, full=place % 3, position=PLACE)
+    ):
         data = part.to_bytes()
         ends.file(site, i).write_bytes(data)
         found.append(Sealed(size=len(data), digest=hashlib.sha256(data).hexdigest()))

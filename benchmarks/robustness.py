@@ -24,13 +24,13 @@ import numpy as np
 import pandas as pd
 from quality import Bench, Table, prepare_bench
 
+from confide.client_node.replay import Checkpoint
+from confide.client_node.replay.following import start_state
+from confide.client_node.replay.server_optimizer import server_step
 from confide.client_node.study import Study, StudyDraft
 from confide.client_node.study.cost import provisional
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import logits, untrained
-from confide.coordinator.run.server_optimizer import server_step
-from confide.coordinator.store import Checkpoint
-from confide.coordinator.studies.catalogue import start_state
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.adapters import AdaptedModel
 from confide.models.evaluation.metrics import auc

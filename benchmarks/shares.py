@@ -21,6 +21,7 @@ from rich.table import Table
 
 from confide.mpc.crypten.sums import SharedTotal
 from confide.mpc.sharing import ShareContext, hpke
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import from_integers, read_total
 from confide.mpc.sharing.sealing import Envelope, open_envelope, seal_update
 from confide.mpc.sharing.tags import tags, verify_total
@@ -28,6 +29,7 @@ from confide.mpc.sharing.tags import tags, verify_total
 TURNS = 5
 ROWS, TAGS = 256, 3
 KEY = bytes(32)
+PLACE = Position(0, 0, bytes(32))
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -54,7 +56,7 @@ def measure(dim: int, bits: int, kem: hpke.Kem) -> dict[str, float]:
     site_tags = tags(units, KEY, TAGS)
 
     def site() -> tuple[Envelope, ...]:
-        return seal_update(from_integers(units, context.ring), context, public, signer, 0, site_tags)
+        return seal_update(from_integers(units, context.ring), context, public, signer, 0, site_tags, position=PLACE)
 
     envelopes = [envelope.to_bytes() for envelope in site()]
     total = SharedTotal(dim, context.ring, TAGS)

@@ -17,7 +17,8 @@ from measuring import medians
 
 from confide.mpc.crypten.runtime import ArithmeticSharedTensor
 from confide.mpc.crypten.sums import SharedTotal
-from confide.mpc.sharing import Ring, Share, ShareContext, shares
+from confide.mpc.sharing import Ring, ShareContext, shares
+from confide.mpc.sharing.shares import Share
 
 TAGS = 3
 SECONDS = 10.0

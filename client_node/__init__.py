@@ -1,8 +1,9 @@
 """A site's side of a federation: what it approves, trains, charges and sends.
 
 `cli` is the command `client-node`; `daemon` polls the coordinator and `node` answers it. Before a round stand
-`enrolment`, `policy`, `data` and `approval`; in a round, `training` computes an update and `shares` seals it. `study`
-and `wire` are what coordinator and nodes have in common. docs/site.md is the page for people at a site.
+`enrolment`, `policy`, `data` and `approval`; in a round, `replay` computes the state, `training` an update, and
+`shares` seals it. `study`, `wire` and `replay` are what coordinator and nodes have in common. docs/site.md is the page
+for people at a site.
 
 A node makes its own keys. Sites read their fingerprints to each other before they train together:
 
@@ -16,7 +17,7 @@ A node makes its own keys. Sites read their fingerprints to each other before th
 True
 """
 
-__all__ = ["approval", "cli", "data", "enrolment", "policy", "shares", "study", "training", "wire"]
+__all__ = ["approval", "cli", "data", "enrolment", "policy", "replay", "shares", "study", "training", "wire"]
 
 if "." not in __name__:
     raise ImportError(

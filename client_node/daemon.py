@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ..privacy.ledger.ledger import Ledger
 from .approval.charges import open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
-from .errors import AlreadyRunning, PolicyInvalid
+from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
 from .flower import WarmNode
+from .ledger_head import LedgerHead
 from .node import Node
 from .policy import load_policy
 
@@ -30,7 +32,7 @@ def run(home: Path, stop: threading.Event) -> int:
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
         if ledger is not None:
-            _look_at_policy(home)
+            _look_at_files(home, ledger)
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
@@ -39,11 +41,12 @@ def run(home: Path, stop: threading.Event) -> int:
                 ledger.close()
 
 
-def _look_at_policy(home: Path) -> None:
-    """Logs a mistake in the policy at the start, not in a run; it may be mended while the daemon runs."""
+def _look_at_files(home: Path, ledger: Ledger) -> None:
+    """Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile."""
     try:
+        LedgerHead(home, ledger).require()
         load_policy(home)
-    except PolicyInvalid as err:
+    except (PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
 
 

@@ -6,6 +6,7 @@ ClientNodeError
 │   └── PolicyInvalid        site.toml or decisions.json
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
+├── StudyOutdated            a study of an earlier version, which states no start
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
 ├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
 ├── NotAgreed                a person said no, or could not be asked
@@ -25,14 +26,21 @@ ClientNodeError
 ├── StaleLease               a message from a driver that was replaced
 ├── RunEnded                 the run is over at this node
 ├── ShareMissing             an order names a sealed share that is not here (any more)
+├── LedgerOutdated           an aggregator knows a newer ledger of a site than the one it sealed by
 ├── DiskFull                 no room for the sealed shares of a round
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; the reason stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
 ├── SiteNotReady             the site's policy or data cannot be used
+├── UnitsKnown               people in the site's table are known under another account of its ledger
 ├── NothingHeldOut           the site has no held-out records for an evaluation
+├── NothingToAudit           there is no private step of this site in the study
 ├── WorkersFailed            a worker process ended, or could not start
+├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
+├── SiteBehind               a site that lacks totals of earlier rounds; they are sent again
+├── StateRefused             a start, total or state that does not follow from the study and its signed totals
+├── CheckpointDamaged        a file is no checkpoint
 ├── AlreadyRunning           another daemon holds the home folder
 └── ModelUnusable            the backbone here is not the study's
 """
@@ -73,6 +81,12 @@ class StudyNotApproved(ClientNodeError):
 
 class StudyUnknown(ClientNodeError):
     """An unknown study: none of that name or hash has reached this site."""
+
+
+class StudyOutdated(ClientNodeError):
+    """A study of an earlier version that does not state the start of its runs; it can be read and no longer run."""
+
+    public = True
 
 
 class SiteNotConfirmed(ClientNodeError):
@@ -174,6 +188,19 @@ class ShareMissing(ClientNodeError):
     public = True
 
 
+class LedgerOutdated(ClientNodeError):
+    """Updates that no ledger explains which goes on from what this aggregator has seen of the site's.
+
+    `seen` are these sites, each with the number of entries that its ledger was seen to have.
+    """
+
+    public = True
+
+    def __init__(self, message: str, seen: "dict[str, int]") -> None:
+        super().__init__(message)
+        self.seen = seen
+
+
 class DiskFull(ClientNodeError):
     """An aggregator without room for the sealed shares of a round; its operator must free some."""
 
@@ -216,6 +243,14 @@ class SiteNotReady(ClientNodeError):
     public = True
 
 
+class UnitsKnown(ClientNodeError):
+    """A table whose people are known under another account; the message counts records and stays at the site."""
+
+
+class NothingToAudit(ClientNodeError):
+    """A study whose step cannot be audited here: it is not private, not this site's, or there is no record."""
+
+
 class NothingHeldOut(ClientNodeError):
     """A policy without held-out records, so the site takes no part in the evaluation."""
 
@@ -224,6 +259,26 @@ class NothingHeldOut(ClientNodeError):
 
 class WorkersFailed(ClientNodeError):
     """A worker process that ended, or could not start; all workers are then ended."""
+
+
+class InvalidOptimizer(ClientNodeError, ValueError):
+    """An optimizer setting out of range, or a step of the wrong shape or with values that are not finite."""
+
+
+class SiteBehind(ClientNodeError):
+    """A site that was away and has not taken the totals of all earlier rounds yet."""
+
+    public = True
+
+
+class StateRefused(ClientNodeError):
+    """A start, a total or a state that does not follow from the study and the totals that its aggregators signed."""
+
+    public = True
+
+
+class CheckpointDamaged(ClientNodeError):
+    """A file that is no checkpoint, or not all of one."""
 
 
 class AlreadyRunning(ClientNodeError):
@@ -235,11 +290,13 @@ FINAL_REFUSALS = frozenset(
     for error in (
         StudyNotApproved,
         StudyUnknown,
+        StudyOutdated,
         SiteNotConfirmed,
         ChargeRefused,
         ModelUnusable,
         RunEnded,
         SetFixed,
+        StateRefused,
         RoundOver,
         SiteNotReady,
         NothingHeldOut,

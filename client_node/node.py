@@ -14,7 +14,7 @@ from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
-from .errors import MessageInvalid
+from .errors import LedgerOutdated, MessageInvalid
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
@@ -28,6 +28,8 @@ from .wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Replay,
+    Replayed,
     Reply,
     Request,
     RoundPlan,
@@ -74,6 +76,7 @@ class Node:
         """Answers one message. Raises an error of ours for a refused one."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
+            "replay": self._replay,
             "step": self._step,
             "topup": self._topup,
             "fetch": self._fetch,
@@ -93,6 +96,7 @@ class Node:
 
     def _prepare(self, packet: Packet) -> Packet:
         message, study = self._admitted(packet, Prepare)
+        study.require_start()
         entries: tuple[Entry, ...] = ()
         evaluates = False
         if self._trains(study):
@@ -104,10 +108,16 @@ class Node:
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
         return self._signed(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries))
 
+    def _replay(self, packet: Packet) -> Packet:
+        message, study = self._admitted(packet, Replay)
+        stands = self._site_in(study).replay(study, message, packet.blobs.get("part", b""))
+        answer = Replayed(request=packet.digest(), run=message.run, round=stands.round, held=stands.held)
+        return self._signed(answer)
+
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
         site = self._site_in(study)
-        files = site.contribute(study, plan, packet.blobs.get("state", b""))
+        files = site.contribute(study, plan)
         sealed, blobs = described(files, plan.inline)
         entries = site.entries(plan.ledger_from)
         return self._signed(Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)
@@ -133,6 +143,9 @@ class Node:
         self._active.note(order.run, order.study)
         try:
             opened = self._aggregator.aggregate(study, order, packet.blobs)
+        except LedgerOutdated as lack:
+            rest = tuple(site for site in order.cohort if site not in lack.seen)
+            return self._signed(SetIncomplete(**_to(packet, order), complete=rest, outdated=lack.seen))
         except SetConflict as conflict:
             return self._signed(SetTaken(**_to(packet, order), bound=conflict.bound))
         except TopUpMissing as lack:

@@ -5,19 +5,34 @@ Its messages were admitted: the signature is valid and the study is approved. Fr
 charge without a release, never a release without a charge.
 """
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.sharing.position import Position
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
-from .errors import MessageInvalid, RoundOver, SiteNotReady, StepFailed
-from .policy import load_policy
+from .data.known_units import KnownUnits
+from .errors import (
+    ChargeRefused,
+    DataInvalid,
+    MessageInvalid,
+    RoundOver,
+    SiteBehind,
+    SiteNotReady,
+    StateRefused,
+    StepFailed,
+    UnitsKnown,
+)
+from .ledger_head import LedgerHead
+from .policy import SitePolicy, load_policy
+from .replay import FollowedRuns, Standing
+from .replay.following import RoundStart, round_start
 from .shares import Files, Outbox
 from .shares.seal import Sealer
 from .shares.topup import top_up
@@ -26,7 +41,7 @@ from .training.public_time import PublicTimes
 from .training.warm_model import WarmModel
 from .wire.chunks import read_part
 from .wire.evidence import require_evidence
-from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, RoundPlan, Settle, TopUpPlan
+from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, Replay, RoundPlan, Settle, TopUpPlan
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +51,9 @@ class SiteRole:
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey, ledger: Ledger, model: WarmModel) -> None:
         self._home, self._name, self._signer, self._ledger, self._model = home, name, signer, ledger, model
-        self._outbox, self._reservations, self._times = Outbox(home), RunReservations(home), PublicTimes(home)
+        self._outbox, self._reservations, self._followed = Outbox(home), RunReservations(home), FollowedRuns(home)
+        self._times = PublicTimes(home)
+        self._head, self._units = LedgerHead(home, ledger), KnownUnits(home, ledger)
 
     def prepare(self, study: Study, message: Prepare) -> bool:
         """Makes sure that the budget can pay for a run, and loads its model.
@@ -46,27 +63,35 @@ class SiteRole:
         """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
+        self._note_units(policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
+        self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
+        self._followed.keep({*self._reservations.runs(), message.run})
         return policy.held_out() is not None
 
-    def contribute(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
-        """Returns this site's sealed shares of a round; they are drawn once, and a repeated plan gets the same files.
+    def replay(self, study: Study, message: Replay, part: bytes) -> Standing:
+        """Takes a part of a round's signed total, see `FollowedRuns.take`."""
+        return self._followed.take(study, message, part, self._start_of(study))
 
-        Args:
-            state: the vector to train from or to evaluate, encoded by `Study.state_format`.
-        """
+    def contribute(self, study: Study, plan: RoundPlan) -> Files:
+        """Returns this site's sealed shares of a round: drawn once, the same files for a repeated plan."""
         self._require_whole_ledger(plan.ledger_from)
         self._reservations.note(plan.run, study.study_hash)
         self._settle(study, plan.run, plan.outcomes)
         self._refuse_settled(plan)
-        return self._stored(study, plan) or self._release(study, plan, state)
+        return self._stored(study, plan) or self._release(study, plan)
 
     def top_up(self, study: Study, plan: TopUpPlan) -> Files:
         """Returns this site's sealed top-up for a sum over the sites of `plan`, see `shares.topup`."""
+        self._head.require()
         self._refuse_settled(plan)
         self._stored(study, plan)
-        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer)
+
+        def position() -> Position:
+            return self._charge(study, load_policy(self._home), plan)
+
+        return top_up(study, plan, outbox=self._outbox, site=self._name, signer=self._signer, position=position)
 
     def fetch(self, study: Study, message: Fetch) -> bytes:
         """Reads a part of one aggregator's sealed share of an update or a top-up.
@@ -74,6 +99,7 @@ class SiteRole:
         Raises:
             MessageInvalid: there is no such share.
         """
+        self._head.require()
         self._refuse_settled(message)
         files = self._stored(study, message)
         if message.topup_for is not None:
@@ -88,6 +114,7 @@ class SiteRole:
         self._settle(study, message.run, message.outcomes)
         if message.final:
             self._reservations.end(message.run)
+            self._followed.end(message.run)
 
     def entries(self, since: int) -> tuple[Entry, ...]:
         """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
@@ -97,22 +124,46 @@ class SiteRole:
         """Drops the model and ends its workers."""
         self._model.stop()
 
-    def _release(self, study: Study, plan: RoundPlan, state: bytes) -> Files:
-        """Charges the round, computes this site's vector, seals and stores it; reads no record before the charge."""
+    def _release(self, study: Study, plan: RoundPlan) -> Files:
+        """Charges the round, computes this site's vector, seals and stores it; no record is trained on before."""
         planned = study.planned_round(plan.round)
-        start = study.state_format(planned).decode(state)
+        start = self._round_start(study, plan)
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        charges.reserve(self._ledger, study, policy, run=plan.run, round_number=plan.round)
+        self._note_units(policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
+        position = self._charge(study, policy, plan)
         with self._times.answered(study, planned, policy, self._model.load(study, policy)):
             try:
-                vector = compute(start)
+                vector = compute(start.vector)
             except Exception as err:  # the coordinator is told the same for every cause
                 logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
                 raise StepFailed("the step failed after its charge; the site's log says why") from err
-            envelopes = sealer.seal(vector, state=hashlib.sha256(state).hexdigest())
+            envelopes = sealer.seal(vector, state=start.digest, position=position)
             return self._outbox.put(plan.run, plan.round, envelopes)
+
+    def _round_start(self, study: Study, plan: RoundPlan) -> RoundStart:
+        """Computes what the round starts from, and compares it with what the coordinator says.
+
+        Raises:
+            SiteBehind: this site lacks totals of earlier rounds.
+            RoundOver: this site has taken the total of this round.
+            StateRefused: the coordinator says something else.
+        """
+        checkpoint = self._followed.checkpoint(study, plan.run, self._start_of(study))
+        if checkpoint.round < plan.round - 1:
+            raise SiteBehind(f"{self._name} has taken the totals of {checkpoint.round} rounds of run {plan.run}")
+        if checkpoint.round >= plan.round:
+            raise RoundOver(f"{self._name} has gone on to round {checkpoint.round} of run {plan.run}")
+        start = round_start(study, checkpoint)
+        if start.digest != plan.start:
+            raise StateRefused(
+                "the round would start from another state than the one that follows from the study and its totals"
+            )
+        return start
+
+    def _start_of(self, study: Study) -> Callable[[], np.ndarray]:
+        return lambda: self._model.start(study, load_policy(self._home))
 
     def _stored(self, study: Study, asked: RoundPlan | TopUpPlan | Fetch) -> Files | None:
         """Finds the stored shares of the round, if there are any, and makes sure that the round is charged.
@@ -121,9 +172,14 @@ class SiteRole:
         """
         files = self._outbox.get(asked.run, asked.round)
         if files is not None:
-            policy = load_policy(self._home)
-            charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+            self._charge(study, load_policy(self._home), asked)
         return files
+
+    def _charge(self, study: Study, policy: SitePolicy, asked: RoundPlan | TopUpPlan | Fetch) -> Position:
+        """Charges a round, if it is not charged yet, and keeps the ledger's head; returns the charge's position."""
+        entry = charges.reserve(self._ledger, study, policy, run=asked.run, round_number=asked.round)
+        self._head.keep()
+        return self._head.position(entry)
 
     def _refuse_settled(self, asked: RoundPlan | TopUpPlan | Fetch) -> None:
         if self._ledger.is_settled(asked.run, asked.round):
@@ -131,8 +187,22 @@ class SiteRole:
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
 
+    def _note_units(self, policy: SitePolicy, path: Path | None = None) -> None:
+        """Notes whose records the account pays for, or refuses people that another account has paid for.
+
+        It looks at the table at `path`, or at all of the policy's.
+
+        What the coordinator is told is one constant text: the reason counts records.
+        """
+        try:
+            self._units.cover(policy, path)
+        except (UnitsKnown, DataInvalid) as err:
+            logger.error("nothing is charged: %s", err)
+            raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err
+
     def _require_whole_ledger(self, known: int) -> None:
-        """Refuses to go on with a ledger that has fewer entries than the `known` ones of the coordinator's replica."""
+        """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""
+        self._head.require()
         here = self._ledger.head.seq + 1
         if here < known:
             raise SiteNotReady(
@@ -147,6 +217,7 @@ class SiteRole:
                 require_evidence(study, run, outcome)
                 self._require_topped(study, run, outcome)
                 self._ledger.settle(run, outcome.round, outcome.sites)
+                self._head.keep()
             if self._ledger.is_settled(run, outcome.round):  # else a second draw could follow under one charge
                 self._outbox.drop(run, outcome.round)
 

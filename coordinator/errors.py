@@ -19,7 +19,6 @@ CoordinatorError
 ├── ReplicaBroken            a site's ledger entries do not continue those it sent before
 ├── DemoFailed               a process or command of the demo failed
 ├── RunStopped               an operator stopped the run
-├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
 └── RunFailed                a run cannot continue by itself
     ├── RunRefused           a node refuses for a reason that only a person can change
     ├── SitesMissing         too few nodes answered for too long
@@ -134,7 +133,3 @@ class AggregationFailed(RunFailed):
 
 class TotalRefused(AggregationFailed):
     """A released total that does not match the tags of its sites; asking again gives the same total."""
-
-
-class InvalidOptimizer(CoordinatorError, ValueError):
-    """An optimizer setting out of range, or a step of the wrong shape or with values that are not finite."""

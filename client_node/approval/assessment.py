@@ -13,9 +13,10 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Charge, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
+from ..errors import ChargeRefused
 from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
-from .charges import Standing, beside, planned_charges, standing
+from .charges import Standing, beside, known_elsewhere, planned_charges, standing
 from .confirmed_sites import doubts
 
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
@@ -58,6 +59,8 @@ def assess(
         data = check(policy.data.path, policy, study)
         reasons += _data_reasons(study, policy, data)
         reasons += _held_out_reasons(study, policy)
+        if not reasons:
+            reasons += known_elsewhere(home, policy)
         if study.draft.privacy.mode != "none" and not reasons:
             new = [f"(new {number})" for number in range(runs - len(under_way))]
             charges = [each for run in (*under_way, *new) for each in planned_charges(study, policy, run=run)]
@@ -133,7 +136,7 @@ def _quote(
 ) -> tuple[Quote | None, list[str]]:
     try:
         quote = stands.quote()
-    except PrivacyError as err:
+    except (PrivacyError, ChargeRefused) as err:
         return None, [str(err)]
     if quote.fits:
         return quote, []

@@ -66,6 +66,7 @@ def plan_at(home: Path, text: str, dim: int | None = None) -> BudgetPlan:
     is_draft = text.endswith(".toml")
     study = _drafted(Path(text), dim or ASSUMED_DIM) if is_draft else find_study(home, text)
     stands = standing(home, load_policy(home))
+    stands.require_open()
     return plan(
         study,
         stands.budget,

@@ -9,7 +9,9 @@ from pathlib import Path
 from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, composition, epsilon_pld, renyi
 from ...privacy.errors import PrivacyError
-from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote
+from ...privacy.ledger.chain import Entry
+from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote, Recovery
+from ..data.known_units import KnownUnits
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
 from ..policy import SitePolicy
@@ -29,7 +31,8 @@ def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Led
 
 def budget_of(policy: SitePolicy) -> Budget:
     """Makes the ledger's budget of the cap in the policy."""
-    return Budget(dataset=policy.data.name, unit=policy.data.unit, **policy.budget.model_dump())
+    account = policy.account
+    return Budget(dataset=account.dataset, unit=account.unit, **policy.budget.model_dump())
 
 
 def record_budget(ledger: Ledger, policy: SitePolicy) -> None:
@@ -44,8 +47,8 @@ def charge(study: Study, policy: SitePolicy, *, run: str, round_number: int) -> 
         study=study.study_hash,
         run=run,
         round=round_number,
-        dataset=policy.data.name,
-        unit=policy.data.unit,
+        dataset=policy.account.dataset,
+        unit=policy.account.unit,
         cohort=study.site_names(),
         release=cost.release(study, planned, sites=study.quorum),  # the fewest whose noise protects the sum
         purpose=planned.purpose,
@@ -95,6 +98,15 @@ class Standing:
     reserved: Counter[Release]  # by other runs than those asked about
     coming: Counter[Release]  # of the runs asked about, without those that are charged already
     runs: tuple[str, ...]  # that reserve a part of the budget
+    recovery: Recovery | None = None  # of an account that lost entries for good
+
+    def require_open(self) -> None:
+        """Raises `ChargeRefused` if nothing more is charged on the account, because entries on it were lost."""
+        if self.recovery is not None:
+            raise ChargeRefused(
+                f"data set {self.budget.dataset!r}, unit {self.budget.unit!r} counts as spent up to its cap, since "
+                "entries of the ledger were lost for good: nothing more is charged on it"
+            )
 
     @property
     def epsilon_spent(self) -> float:
@@ -106,7 +118,12 @@ class Standing:
         return epsilon_pld(_releases(planned), self.budget.delta, self.budget.collusion)
 
     def quote(self) -> Quote:
-        """Computes the guaranteed epsilon to which the coming releases would bring the data set."""
+        """Computes the guaranteed epsilon to which the coming releases would bring the data set.
+
+        Raises:
+            ChargeRefused: the account is closed.
+        """
+        self.require_open()
         would_be = self.spent + self.reserved + self.coming
         return Quote(self.budget.epsilon, self.guaranteed, self._guaranteed(would_be))
 
@@ -134,7 +151,16 @@ def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]
     with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
         spent, order = ledger.releases(budget.dataset, budget.unit), ledger.order(budget)
         reserved, still = ledger.yet_to_charge(planned), ledger.yet_to_charge(coming)
-    return Standing(budget, order, spent, reserved, still, tuple(by_run))
+        recovery = ledger.recovery(budget.dataset, budget.unit)
+    return Standing(budget, order, spent, reserved, still, tuple(by_run), recovery)
+
+
+def known_elsewhere(home: Path, policy: SitePolicy, path: Path | None = None) -> tuple[str, ...]:
+    """Lists objections to charging the policy's tables, or the one at `path`: their people have another account."""
+    if not (home / LEDGER_FILE).exists():
+        return ()
+    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+        return tuple(KnownUnits(home, ledger).objections(policy, path))
 
 
 def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *, run: str) -> None:
@@ -158,12 +184,12 @@ def require_run(home: Path, ledger: Ledger, study: Study, policy: SitePolicy, *,
         rounds = sum(count for _, count in planned)
         raise ChargeRefused(
             f"{rounds} rounds of study {study.draft.name} would bring the guaranteed epsilon to "
-            f"{rounded_up(quote.would_be)}, over the cap of {quote.cap:g}{beside(reserved)}; nothing was read"
+            f"{rounded_up(quote.would_be)}, over the cap of {quote.cap:g}{beside(reserved)}; nothing is charged"
         )
 
 
-def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> None:
-    """Charges a round of a run, durably, under the cap that the policy sets now.
+def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round_number: int) -> Entry:
+    """Charges a round of a run, durably, under the cap that the policy sets now; returns the charge's entry.
 
     Raises:
         ChargeRefused: the ledger refuses the charge.
@@ -171,7 +197,7 @@ def reserve(ledger: Ledger, study: Study, policy: SitePolicy, *, run: str, round
     record_budget(ledger, policy)  # a lower cap counts from the next round on
     release = charge(study, policy, run=run, round_number=round_number)
     try:
-        ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
+        return ledger.reserve(release, unprotected_allowed=policy.allows_unprotected(study))
     except PrivacyError as err:
         raise ChargeRefused(f"round {round_number}: {err}") from err
 

@@ -10,6 +10,7 @@ from ...privacy.ledger.chain import Head
 from ...privacy.ledger.charges import Budget, RunCharges, Spent
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.report.build import SiteLedger, build_report
+from .. import ledger_head
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import BudgetPolicy, decisions, load_policy
@@ -120,6 +121,20 @@ def import_ledger(home: Path, file: Path) -> tuple[int, int]:
     """Imports a ledger from a file, with every entry verified; returns the number of added entries, and of all."""
     signer, name = NodeIdentity.load(home).signer, Enrolment.load(home).name
     return Ledger.restore(home / LEDGER_FILE, backup.read(file), signer, name)
+
+
+def recover_ledger(home: Path) -> list[SiteAccount]:
+    """Closes every account, for a ledger that lost entries which nobody has; returns the accounts afterwards.
+
+    The caps count as spent from now on. The ledger goes on from its present end, here and at the aggregators.
+
+    Raises:
+        ChargeConflict: the clock is behind that of an earlier recovery.
+    """
+    with _ledger(home) as ledger:
+        record_budget(ledger, load_policy(home))
+        ledger_head.recover(home, ledger)
+        return _accounts(home, ledger)
 
 
 def _ledger(home: Path) -> Ledger:

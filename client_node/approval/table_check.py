@@ -1,11 +1,13 @@
 """Checks of a table for the people of a site, before a study asks for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..data import DataReport, check
 from ..policy import load_policy
 from ..study import load_draft
 from .catalogue import find_study
+from .charges import known_elsewhere
 
 
 def check_table(home: Path, table: Path, study: str | None = None) -> DataReport:
@@ -14,9 +16,9 @@ def check_table(home: Path, table: Path, study: str | None = None) -> DataReport
     Args:
         study: name or hash of a study that the node has fetched, or path of a study.toml.
     """
-    policy = load_policy(home)
+    policy, path = load_policy(home), table.resolve()
     if study is None:
-        return check(table.resolve(), policy)
-    return check(
-        table.resolve(), policy, load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study)
-    )
+        found = check(path, policy)
+    else:
+        found = check(path, policy, load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study))
+    return replace(found, objections=known_elsewhere(home, policy, path)) if found.is_fit else found

@@ -100,6 +100,27 @@ def budget_import(
     show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)
 
 
+@app.command("recover")
+def budget_recover(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Own up to ledger entries that nobody has any more: every data set counts as spent up to its cap, for good."""
+    from ..approval.site_budget import recover_ledger
+
+    if not yes:
+        typer.echo(
+            "Only if neither a copy of this site nor the coordinator has the missing entries (client-node budget "
+            "import takes them from either).\nFrom now on every data set in this ledger counts as spent up to the "
+            "highest cap that it ever had. Nothing more\nis charged on it, so no study with privacy trains on it "
+            "again, whatever cap is set later. Nothing undoes this.",
+            err=True,
+        )
+        typer.confirm("Count all budgets of this site as spent?", abort=True, err=True)
+    show_accounts(recover_ledger(home), as_json)
+
+
 @app.command("verify")
 def budget_verify(
     file: Annotated[Path, typer.Argument(help="A report in JSON.")],

@@ -53,11 +53,12 @@ class DataReport:
     columns: tuple[ColumnReport, ...]
     problems: tuple[Problem, ...]  # the first 20
     problem_count: int
+    objections: tuple[str, ...] = ()  # people who are known under another account, see `known_units`
 
     @property
     def is_fit(self) -> bool:
         """True if the file can be used for training."""
-        return self.problem_count == 0
+        return self.problem_count == 0 and not self.objections
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain JSON values."""

@@ -16,9 +16,10 @@ A person's decision is about one hash:
 """
 
 from .decisions import BudgetPolicy, load_decisions
-from .site_policy import LimitPolicy, SitePolicy, StudyPolicy, load_policy
+from .site_policy import Account, LimitPolicy, SitePolicy, StudyPolicy, load_policy
 
 __all__ = [
+    "Account",
     "BudgetPolicy",
     "LimitPolicy",
     "SitePolicy",

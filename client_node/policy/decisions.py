@@ -8,12 +8,9 @@ An approval counts runs. The daemon notes here which runs have used it, before t
 """
 
 import datetime as dt
-import fcntl
 import json
-import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +19,7 @@ from pydantic import AfterValidator, Field
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
 from ..errors import PolicyInvalid, StudyNotApproved
-from ..files import read_private, write_private
+from ..files import locked, read_private, write_private
 from ..study.toml import MAX_BYTES, parse_json
 from . import decision_log
 
@@ -277,20 +274,8 @@ def _change(
     home: Path, change: Callable[[Decisions], Decisions], note: Callable[[Decisions], None] | None = None
 ) -> None:
     """Writes changed decisions; before they count, `note` writes them in the decision log."""
-    with _locked(home):
+    with locked(home / FILE):  # two commands at once must not lose a decision
         changed = change(load_decisions(home))
         if note is not None:
             note(changed)
         write_private(home / FILE, json.dumps(changed.model_dump(mode="json"), indent=1, sort_keys=True).encode())
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Locks the decisions, so that two commands at once do not lose a decision."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(home / f".{FILE}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

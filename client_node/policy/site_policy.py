@@ -6,6 +6,7 @@ Default deny: a fresh site has approved nothing, and a policy that cannot be rea
 import datetime as dt
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -17,7 +18,17 @@ from ..study import Study
 from ..study.toml import read_toml
 from .decisions import MOST_RUNS, BudgetPolicy, Decisions, approve, load_decisions, revoke, today
 
-__all__ = ["BudgetPolicy", "SitePolicy", "approvals", "approve", "decided", "load_policy", "refusals", "revoke"]
+__all__ = [
+    "Account",
+    "BudgetPolicy",
+    "SitePolicy",
+    "approvals",
+    "approve",
+    "decided",
+    "load_policy",
+    "refusals",
+    "revoke",
+]
 
 FILE = "site.toml"
 
@@ -26,6 +37,26 @@ def _is_separator(value: str) -> str:
     if value not in (",", ";", "\t", "|"):
         raise rule("one of ',' ';' '|' or a tab")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account in the ledger: a data set, and the word for whom its budget protects."""
+
+    dataset: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.unit}"
+
+
+def _is_account(value: str) -> str:
+    if value.count("/") != 1 or not all(0 < len(part) <= 63 and part.isprintable() for part in value.split("/")):
+        raise rule("NAME/UNIT as `client-node budget show` tells them, such as patients/patient")
+    return value
+
+
+AccountName = Annotated[str, AfterValidator(_is_account)]
 
 
 class DataPolicy(StrictModel):
@@ -40,6 +71,8 @@ class DataPolicy(StrictModel):
         examples=['"patient"'], description="the word for whom privacy protects; studies must use the same"
     )
     unit_column: Label = Field(examples=['"patient_id"'])
+    continues: Name | None = None  # the data set whose budget pays, where its people have another name now
+    distinct_from: Annotated[tuple[AccountName, ...], Field(max_length=100)] = ()  # of other people with the same ids
     label_column: Label | None = None  # None: by the study's name for it
     columns: Annotated[Mapping[FieldName, Label], Field(max_length=10_000), *Frozen] = NO_ENTRIES
     values: Annotated[
@@ -103,6 +136,11 @@ class SitePolicy(StrictModel):
     studies: StudyPolicy = Field(default_factory=StudyPolicy)
     backbone: BackbonePolicy = Field(examples=["a table [backbone]"])
     limits: LimitPolicy = LimitPolicy()
+
+    @property
+    def account(self) -> Account:
+        """The account in the ledger that pays for this site's records."""
+        return Account(self.data.continues or self.data.name, self.data.unit)
 
     def held_out(self) -> "SitePolicy | None":
         """Returns the same policy for the held-out records; None if the site holds none out."""

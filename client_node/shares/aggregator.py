@@ -1,24 +1,32 @@
 """The aggregator role of a node: its key for each run, the spool of sealed shares, and the party that adds them."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...mpc.errors import EnvelopeRejected, InvalidField
+from ...mpc.links import mapped
+from ...mpc.links.positions import History, Positions
 from ...mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from ...mpc.sharing.hpke import new_keypair
-from ...mpc.sharing.sealing import max_envelope_bytes
+from ...mpc.sharing.position import Position
+from ...mpc.sharing.sealing import max_envelope_bytes, signed_position
 from ...mpc.sharing.shares import set_name
-from ..errors import MessageInvalid, RunEnded, ShareMissing
+from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
 from ..files import read_private, write_private
 from ..study import Study
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import AggregateOrder, Deposit, KeyCertificate
 from .spool import Place, Spool
 
+logger = logging.getLogger(__name__)
+
 # A party stops waiting for the others well before the coordinator asks again; else the three never meet in one attempt.
 _LEAST_PATIENCE_S = 2.0
+_NO_HISTORY = History(0, b"")
 
 
 class AggregatorRole:
@@ -28,6 +36,7 @@ class AggregatorRole:
         self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
         self._spool = Spool(home)
         self._party: PartyProcess | None = None
+        self._positions: Positions | None = None  # of the sites' ledgers, once an order asks for them
         self._study_hash: str | None = None
 
     def run_key(self, study: Study, run: str) -> KeyCertificate:
@@ -75,12 +84,14 @@ class AggregatorRole:
 
         Args:
             asked: the order; it names the SHA-256 of shares that came by `deposit` (`spooled`).
-            blobs: the other shares: `update-I` for each site by its index in `cohort`, and `topup-I` for each or none.
+            blobs: the other shares: `update-I` for each site by its index in `cohort`, and `topup-I` for each or none;
+                `history-I` for sites of `histories`.
 
         Raises:
             MessageInvalid: a site of `cohort`, or the round, is not in the study, or the shares are not the cohort's.
             ShareMissing: a deposited share is not here.
             RoundOver: a later round of the run has begun here.
+            LedgerOutdated: this node has seen newer ledgers of sites than those they sealed by; nothing was ordered.
             SetConflict: the round is bound to another set.
             TopUpMissing: the cohort is not the whole study, and a site of it has no top-up for exactly this set.
             MpcError: the aggregation failed for another reason; nothing was released.
@@ -90,7 +101,7 @@ class AggregatorRole:
         if not set(cohort) <= identities.keys():
             raise MessageInvalid(f"round {round_number}: the cohort is not made of sites of study {study.draft.name}")
         updates, topups = ([f"{kind}-{i}" for i in range(len(cohort))] for kind in ("update", "topup"))
-        named = sorted((*blobs, *asked.spooled))
+        named = sorted((*(name for name in blobs if not name.startswith("history-")), *asked.spooled))
         if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
         planned, private_key = study.planned_round(round_number), self._keypair(study, asked.run)[0]
@@ -124,6 +135,7 @@ class AggregatorRole:
             min_untopped=study.draft.min_untopped,
             private_key=private_key,
         )
+        self._require_newest_ledgers(order, files["update"], _histories(asked, blobs))
         return self._party_for(study).aggregate(order, files["update"], files["topup"])
 
     def rest(self, run: str) -> None:
@@ -137,9 +149,39 @@ class AggregatorRole:
 
     def stop(self) -> None:
         """Stops the party process."""
+        if self._positions is not None:
+            self._positions.close()
+            self._positions = None
         if self._party is not None:
             self._party.stop()
             self._party = None
+
+    def _require_newest_ledgers(
+        self, order: Order, updates: Mapping[str, Path], histories: Mapping[str, History]
+    ) -> None:
+        """Accepts the ledger positions of all updates, durably, or refuses the order for those that are superseded.
+
+        An update that the site did not sign is left to the party, which leaves its site out.
+        """
+        if self._positions is None:
+            self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._positions = Positions(self._home / "positions")
+        identities, found, outdated = dict(order.cohort), dict[str, Position](), dict[str, int]()
+        for site, path in updates.items():
+            identity = identities[site]
+            try:
+                position = signed_position(mapped(path), order.context(site), bytes.fromhex(identity))
+            except EnvelopeRejected:
+                continue
+            if not self._positions.allow(identity, position, histories.get(site, _NO_HISTORY)):
+                outdated[site] = self._positions.seen(identity)
+            elif position is not None:
+                found[identity] = position
+        if outdated:
+            names = ", ".join(outdated)
+            logger.error("round %d of run %s: an older ledger than was seen here: %s", order.round, order.run, names)
+            raise LedgerOutdated(f"round {order.round}: an older ledger than was seen here: {names}", outdated)
+        self._positions.accept(found)
 
     def _file(self, place: Place, data: bytes | None, digest: str | None) -> Path:
         if data is not None:
@@ -185,3 +227,14 @@ class AggregatorRole:
             if party.name == self._name:
                 return index
         raise MessageInvalid(f"{self._name} is no aggregator of study {study.draft.name}")
+
+
+def _histories(asked: AggregateOrder, blobs: Mapping[str, bytes]) -> dict[str, History]:
+    """Reads the sites' histories that came with an order, by site."""
+    named = {site: f"history-{place}" for place, site in enumerate(asked.cohort) if site in asked.histories}
+    if {name for name in blobs if name.startswith("history-")} != set(named.values()):
+        raise MessageInvalid(f"round {asked.round}: the histories are not those of the cohort")
+    try:
+        return {site: History(asked.histories[site], blobs[name]) for site, name in named.items()}
+    except InvalidField as err:
+        raise MessageInvalid(f"round {asked.round}: {err}") from err

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...mpc.fields import NUM_AGGREGATORS
 from ...mpc.sharing import Ring
+from ...mpc.sharing.position import Position
 from ...mpc.sharing.ring import from_integers
 from ...mpc.sharing.sealing import seal_update
 from ...mpc.sharing.tags import tags
@@ -36,11 +37,14 @@ class Sealer:
         require_run_keys(study, plan.run, plan.keys)
         return cls(study, plan, site, signer, require_tag_key(study, plan.tag_key))
 
-    def seal(self, vector: npt.NDArray[np.int64], *, state: str, topup_for: str | None = None) -> Envelopes:
+    def seal(
+        self, vector: npt.NDArray[np.int64], *, state: str, position: Position, topup_for: str | None = None
+    ) -> Envelopes:
         """Seals `vector`, in ring units, and returns its envelopes by aggregator.
 
         Args:
             state: SHA-256 of the state that every site was sent in this round.
+            position: of the site's ledger, at its charge for the round.
             topup_for: `set_name` of the set that a top-up is for; None for the update itself.
         """
         plan, study = self.plan, self.study
@@ -54,5 +58,6 @@ class Sealer:
             self.signer,
             full=study.site_names().index(self.site) % NUM_AGGREGATORS,  # the long share rotates over the aggregators
             tags=tags(vector, self._tag_key, context.tag_count) if self._tag_key else (),
+            position=position,
         )
         return first.to_bytes(), second.to_bytes(), third.to_bytes()

@@ -8,8 +8,11 @@ A site accepts only shrinking sets: after a top-up for one set it gives only the
 a smaller set inside it (a site may fail before its top-up has come). At most one of these is ever opened.
 """
 
+from collections.abc import Callable
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...mpc.sharing.position import Position
 from ...mpc.sharing.shares import set_name
 from ...privacy.mechanism.noise import discrete_gaussian
 from ..errors import MessageInvalid, SetFixed
@@ -19,10 +22,21 @@ from .outbox import Envelopes, Files, Outbox
 from .seal import Sealer
 
 
-def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: Ed25519PrivateKey) -> Files:
+def top_up(
+    study: Study,
+    plan: TopUpPlan,
+    *,
+    outbox: Outbox,
+    site: str,
+    signer: Ed25519PrivateKey,
+    position: Callable[[], Position],
+) -> Files:
     """Returns this site's sealed top-up for the set of `plan`; the stored one if it was asked for before.
 
     It depends on no record and needs no separate charge: more noise can only make the sum reveal less.
+
+    Args:
+        position: gives that of the site's ledger at its charge for the round; called if there is an update.
 
     Raises:
         MessageInvalid: the plan does not fit the study, or this site has sent no update to which it could add noise.
@@ -39,7 +53,8 @@ def top_up(study: Study, plan: TopUpPlan, *, outbox: Outbox, site: str, signer: 
         )
     stored = outbox.topup(plan.run, plan.round, set_name(plan.cohort))
     if stored is None:
-        return outbox.put_topup(plan.run, plan.round, plan.cohort, _sealed_noise(study, plan, site, signer))
+        noise = _sealed_noise(study, plan, site, signer, position())
+        return outbox.put_topup(plan.run, plan.round, plan.cohort, noise)
     outbox.fix(plan.run, plan.round, plan.cohort)
     return stored
 
@@ -53,7 +68,7 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
         raise MessageInvalid(f"round {plan.round}: {site} is not in the set that it is asked to add noise for")
 
 
-def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey) -> Envelopes:
+def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey, position: Position) -> Envelopes:
     sealer, planned = Sealer.of_plan(study, plan, site=site, signer=signer), study.planned_round(plan.round)
     noise = discrete_gaussian(study.topup_noise(planned, len(plan.cohort)), planned.dim)
-    return sealer.seal(noise, state=plan.state, topup_for=set_name(plan.cohort))
+    return sealer.seal(noise, state=plan.state, position=position, topup_for=set_name(plan.cohort))

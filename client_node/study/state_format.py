@@ -1,8 +1,8 @@
-"""Encodes the trained vector for sending it to sites: float32, or int8 with one scale for every 64 numbers.
+"""Encodes the vector that a round starts from: float32, or int8 with one scale for every 64 numbers.
 
-The vector has been released before, so a coarser copy of it is post-processing and costs no privacy. Updates are not
-encoded like this on their way back: rounding before the noise would have to be counted in a unit's sensitivity, and
-encoded shares would no longer add up in the ring.
+Coordinator and sites each compute it, and compare its SHA-256. The vector follows from released totals, so a coarser
+copy of it is post-processing and costs no privacy. Updates are not encoded like this on their way: rounding before the
+noise would have to be counted in a unit's sensitivity, and encoded shares would no longer add up in the ring.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ StateKind = Literal["float32", "int8"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateFormat:
-    """The format in which `dim` float32 numbers are sent; every machine gets the same bytes, and the same numbers back.
+    """The format in which rounds start from `dim` float32 numbers: the same bytes, and numbers back, on every machine.
 
     float32: little-endian. int8: first the scales of the blocks, float32 little-endian; then one signed byte for each
     number but the last `exact`, which follow in float32. A number is byte * scale, rounded once. The scale is the

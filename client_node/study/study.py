@@ -25,7 +25,7 @@ from ...models.strict import Digest, Name, StrictModel, contradictions, rule
 from ...mpc.sharing import ShareContext
 from ...mpc.sharing.sketch import ROWS, largest_bound
 from ...privacy.mechanism.projection import norm_bound
-from ..errors import MessageInvalid, StudyInvalid
+from ..errors import MessageInvalid, StudyInvalid, StudyOutdated
 from .state_format import StateFormat
 from .terms import NUM_AGGREGATORS, StudyDraft, load_draft
 from .toml import MAX_BYTES, parse_json, raise_problems
@@ -124,10 +124,17 @@ class PlannedRound:
         return f"round {self.number}" if self.purpose == "update" else "evaluation"
 
 
+class Start(StrictModel):
+    """The start of every run of a study, which follows from its terms and its backbone; each site makes it itself."""
+
+    state: Digest  # SHA-256 of the trained vector in round 0, float32 little-endian
+    head_size: int = Field(ge=0, le=2**31)  # leading entries of that vector that belong to the head
+
+
 class Study(StrictModel):
     """All terms that a site approves: the draft, its parties' keys, and the hashes and sizes that belong to it."""
 
-    format: Literal[4] = 4
+    format: Literal[4, 5] = 5  # format 4 states no start: it can be read, and no longer run
     draft: StudyDraft
     backbone_hash: Digest
     sites: Annotated[tuple[Participant, ...], Field(min_length=2, max_length=1000)]
@@ -137,6 +144,7 @@ class Study(StrictModel):
     scale_bits: int = Field(ge=1, le=62)  # a release counts in units of 2**-scale_bits
     ring_bits: Literal[32, 64]
     dim: int = Field(ge=1, le=2**31)  # length of the state
+    start: Start | None = None
 
     @classmethod
     def from_draft(
@@ -149,12 +157,19 @@ class Study(StrictModel):
         coordinator: str,
         created: date,
         dim: int,
+        start: str,
+        head_size: int,
         scale_bits: int = 24,
         ring_bits: Literal[32, 64] = 64,
     ) -> Self:
         """Makes the study of `draft`; the parties with their keys are given in the order of the draft's lists.
 
         Only the last part of the backbone's path is kept: the operator's folders stay private.
+
+        Args:
+            dim: length of the state.
+            start: SHA-256 of the state in round 0, float32 little-endian, hexadecimal.
+            head_size: leading entries of the state that belong to the head.
 
         Raises:
             StudyInvalid: the parties are not those that the draft names, or the terms do not fit together.
@@ -171,6 +186,7 @@ class Study(StrictModel):
                 scale_bits=scale_bits,
                 ring_bits=ring_bits,
                 dim=dim,
+                start=Start(state=start, head_size=head_size),
             )
         except pydantic.ValidationError as err:
             raise_problems(err, cls, error=StudyInvalid, source=f"study {draft.name}")
@@ -198,7 +214,7 @@ class Study(StrictModel):
 
     def canonical(self) -> bytes:
         """Canonical form: JSON with sorted keys, no blanks, ASCII, shortest round-trip floats."""
-        plain = self.model_dump(mode="json", by_alias=True)
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"start"} if self.format == 4 else None)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     @property
@@ -220,6 +236,19 @@ class Study(StrictModel):
     def last_round(self) -> int:
         """Number of a run's last round: the evaluation if there is one, else the last update."""
         return self.draft.rounds.rounds + (self.draft.evaluation is not None)
+
+    def require_start(self) -> Start:
+        """Returns the stated start of this study's runs.
+
+        Raises:
+            StudyOutdated: the study is of format 4, which states none.
+        """
+        if self.start is None:
+            raise StudyOutdated(
+                f"study {self.name} was made by an earlier version and does not state its start: create it again from "
+                "the same study.toml, have it approved, and start a new run"
+            )
+        return self.start
 
     def share_context(self, planned: PlannedRound, *, run: str, site: str, state: str) -> ShareContext:
         """Context that a site's shares are bound to, in a round that starts from a state of this SHA-256."""
@@ -385,10 +414,25 @@ class Study(StrictModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = [*self._party_problems(), *self._ring_problems(), *self._noise_problems(), *self._rate_problems()]
+        problems = [
+            *self._start_problems(),
+            *self._party_problems(),
+            *self._ring_problems(),
+            *self._noise_problems(),
+            *self._rate_problems(),
+        ]
         if problems:
             raise contradictions(problems)
         return self
+
+    def _start_problems(self) -> list[str]:
+        if self.start is None:
+            return ["start is missing; a study of format 5 states it"] if self.format == 5 else []
+        if self.format == 4:
+            return ["start is there; a study of format 4 has none"]
+        if self.start.head_size > self.dim:
+            return [f"start.head_size is {self.start.head_size}; the state has {self.dim} numbers"]
+        return []
 
     def _party_problems(self) -> list[str]:
         problems = []

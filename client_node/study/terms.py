@@ -191,7 +191,8 @@ class RoundTerms(StrictModel):
         description="units expected in a round over all sites; public: it divides the sum and is never counted",
     )  # fmt: skip
     state: StateKind = Field(
-        default="float32", description='how sites are sent the state of a round; "int8" is a byte a number'
+        default="float32",
+        description='"int8": rounds start from a state rounded to a byte a number; it saves no bytes on the way',
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
+from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import probed_shapes
@@ -24,8 +25,11 @@ from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
+from ..replay.following import start_state
 from ..study import Study, StudyDraft
-from .study_model import load_study_model
+from .study_model import load_study_model, unused_experts
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +113,19 @@ class Trainer:
         torch.set_num_threads(threads)
         self._model = load_study_model(study.draft, backbone, expected_hash=study.backbone_hash)
         self.adapted: AdaptedModel = self._model.adapted
-        if study.draft.state_dim(self.adapted.layout.dim) != study.dim:
-            raise BackboneMismatch(
-                f"the adapter has {self.adapted.layout.dim} trained parameters, "
-                f"the study says {study.dim - study.draft.state_dim(0)}"
+        layout, head_size = self.adapted.layout, study.require_start().head_size
+        trained = study.dim - study.draft.state_dim(0)
+        if layout.dim != trained:
+            raise BackboneMismatch(f"the adapter has {layout.dim} trained parameters, the study says {trained}")
+        if layout.head_slice.stop != head_size:
+            raise BackboneMismatch(f"the head has {layout.head_slice.stop} numbers, the study says {head_size}")
+        self.start = start_state(study.draft, self.adapted.state())  # of every run
+        if group is None and (unused := unused_experts(self._model, study.draft, backbone)):
+            logger.warning(
+                "study %s adapts %s, to which the backbone sends no public token: the adapters take noise there, and "
+                "learn only if this site's records are routed otherwise",
+                study.name,
+                describe_experts(unused),
             )
         if place is not None:
             place(self.adapted)

@@ -85,7 +85,7 @@ def serve(node: Channel, links: Sequence[Channel]) -> None:
     except (ModelError, PrivacyError) as err:
         node.send("failed", reason=f"{type(err).__name__}: {err}")
         return
-    node.send("done")
+    node.send("done", **({"start": trainer.start} if worker_id == 0 else {}))
     try:
         if worker_id == 0:
             lead(trainer, node, records)

@@ -65,8 +65,10 @@ class Workers:
             "threads": max(1, limits.threads // limits.workers),
             "offload": limits.offload,
         }
-        self._running: _Processes | None = _Processes(self._count, self._settings)
+        running = _Processes(self._count, self._settings)
+        self._running: _Processes | None = running
         self._has_records = False
+        self.start = running.start  # the state of round 0
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -138,7 +140,7 @@ class _Processes:
                     }
                     with self._talking():
                         channel.send("begin", **settings, **place)
-                self._answers(set(range(count)))
+                self.start: np.ndarray = self._answers(set(range(count)))[0]["start"]
         except BaseException:
             self.end()
             raise

@@ -51,10 +51,10 @@ def require_evidence(study: Study, run: str, outcome: Outcome) -> SignedTotal | 
     return first if isinstance(first, SignedTotal) else None
 
 
-def signed_total(study: Study, run: str, outcome: Outcome) -> str:
-    """The SHA-256, in hex, of a round's total as all three aggregators signed it.
+def signed_total(study: Study, run: str, outcome: Outcome) -> SignedTotal:
+    """Returns what all three aggregators signed of a round's total: its SHA-256, and the start of its updates.
 
-    It is over the ring elements of the opened vector, little-endian, without tags.
+    The digest is over the ring elements of the opened vector, little-endian, without tags.
 
     Raises:
         MessageInvalid: the evidence does not hold, or says nothing of the total because it is of version 0.2 or before.
@@ -62,7 +62,7 @@ def signed_total(study: Study, run: str, outcome: Outcome) -> str:
     signed = require_evidence(study, run, outcome)
     if signed is None:
         raise MessageInvalid(f"round {outcome.round}: it was released by a version that signed no total")
-    return signed.total_digest
+    return signed
 
 
 def _released(answer: SignedTotal | _EarlierShare) -> tuple[object, ...]:

@@ -148,14 +148,36 @@ class Ready(Reply):
     ledger: tuple[Entry, ...] = ()  # from sites
 
 
+class Replay(Request):
+    """Request to a site: take a part of a round's opened total, and once it is whole, the study's server step.
+
+    Blob `part`: the total's ring elements from `offset` on, at most 8 MiB of them.
+    """
+
+    kind: ClassVar[str] = "replay"
+    outcome: Outcome  # which round, which sites, and what the aggregators signed of the total
+    tag_key: Digest | None = None  # of that round; the aggregators signed a start that covers it
+    offset: NonNegativeInt
+
+
+class Replayed(Reply):
+    """A site's answer to `Replay`: where it stands now."""
+
+    kind: ClassVar[str] = "replayed"
+    run: RunId
+    round: NonNegativeInt  # the last one whose total it has taken, 0 before the first
+    held: NonNegativeInt  # bytes of the next round's total that it has
+
+
 class RoundPlan(Request):
     """Request to a site: compute one round; the study gives each round number its purpose.
 
-    Blob `state`: the vector to train from or to evaluate, as `Study.state_format` says.
+    What it starts from does not travel: a site has computed it (`Replay`).
     """
 
     kind: ClassVar[str] = "step"
     round: PositiveInt
+    start: Digest  # SHA-256 of the vector that the coordinator computed, in `Study.state_format`; a site compares
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     tag_key: Digest | None = None  # for the tags of this round; kept from the aggregators
     outcomes: tuple[Outcome, ...]
@@ -181,7 +203,7 @@ class TopUpPlan(Request):
 
     kind: ClassVar[str] = "topup"
     round: PositiveInt
-    state: Digest  # SHA-256 of the trained vector that every site started from
+    state: Digest  # SHA-256 of the vector that every site started from
     cohort: tuple[Name, ...]  # sorted
     keys: tuple[KeyCertificate, KeyCertificate, KeyCertificate]
     tag_key: Digest | None = None
@@ -241,7 +263,8 @@ class AggregateOrder(Request):
     """Request to an aggregator: sum the shares of the sites in `cohort`.
 
     Blobs `update-I`: sealed share of site number I of `cohort`, and `topup-I` for a set that needs top-ups. Shares that
-    were deposited before are named in `spooled` instead."""
+    were deposited before are named in `spooled` instead. Blobs `history-I`: the hashes of a site's ledger entries from
+    the number in `histories` on."""
 
     kind: ClassVar[str] = "aggregate"
     round: PositiveInt
@@ -249,6 +272,7 @@ class AggregateOrder(Request):
     attempt: NonNegativeInt
     cohort: tuple[Name, ...]
     spooled: dict[BlobName, Digest] = {}
+    histories: dict[Name, Annotated[NonNegativeInt, Field(lt=2**48)]] = {}
     with_total: bool = False  # one of the three sends the total's bytes
 
 
@@ -287,6 +311,7 @@ class SetIncomplete(Reply):
     round: PositiveInt
     complete: tuple[Name, ...]
     rejected: tuple[Name, ...] = ()  # sites that are not among them because their vectors are too long
+    outdated: dict[Name, Annotated[NonNegativeInt, Field(lt=2**48)]] = {}  # ... with the entries seen of their ledgers
 
 
 class Settle(Request):

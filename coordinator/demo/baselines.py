@@ -17,6 +17,10 @@ import torch
 
 from ...client_node.data import read as read_records
 from ...client_node.policy import SitePolicy
+from ...client_node.replay import Checkpoint
+from ...client_node.replay.broadcast import broadcast
+from ...client_node.replay.following import start_state
+from ...client_node.replay.server_optimizer import server_step
 from ...client_node.study import Study, StudyDraft
 from ...client_node.training.study_model import load_study_model
 from ...client_node.training.trainer import release_terms
@@ -27,10 +31,6 @@ from ...privacy.accounting import Mode, site_noise
 from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
-from ..run.broadcast import broadcast
-from ..run.server_optimizer import server_step
-from ..store import Checkpoint
-from ..studies.catalogue import start_state
 from ..studies.learning_rates import with_rates
 
 WORDS_LR = 10.0  # rate of the regression on words; its inputs have unit length like the head's

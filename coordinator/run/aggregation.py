@@ -12,8 +12,10 @@ import numpy as np
 
 from ...client_node.wire.messages import AggregateOrder, Packet, Reply, SetIncomplete, SetTaken, SignedTotal, sign
 from ...mpc.errors import TotalForged
+from ...mpc.links.positions import History
 from ...mpc.sharing import Ring
 from ...mpc.sharing.ring import decode, read_total
+from ...mpc.sharing.sealing import position_in
 from ...mpc.sharing.shares import set_name
 from ...mpc.sharing.tags import verify_total
 from ..errors import AggregationFailed, TotalRefused
@@ -21,7 +23,7 @@ from ..fleet import NodeFailure
 from ..store.run_folder import Envelopes
 from . import questions
 from .collection import top_up
-from .context import RoundContext
+from .context import RoundContext, RunContext
 from .questions import verified_answers
 from .relay import Delivery, Load
 
@@ -66,17 +68,19 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             name: Load.of(summed, aggregator_id, updates, topups, set_name(summed))
             for aggregator_id, name in enumerate(run.parties)
         }
+        told = {site: _history(run, site) for site in summed}
         answers: Answers = {}
         problems = delivery.deposit(loads)
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
-            answers, problems = _order(round_, summed, loads, delivery, sender)
+            answers, problems = _order(round_, summed, loads, delivery, sender, told)
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)
         if agreed := _agreed_total(round_, answers, sender):
+            _note_seen(round_, agreed.summed, updates)
             return agreed
-        summed = _next_set(round_, summed, updates, replies)
+        summed = _next_set(round_, summed, updates, replies, told)
         logger.warning("run %s: %s not aggregated, asking again (%s)", run.id, round_.title, problems)
         if time.monotonic() > deadline:
             raise AggregationFailed(
@@ -106,19 +110,31 @@ def opened_total(round_: RoundContext, agreed: AgreedTotal) -> np.ndarray:
     return decode(total.units, ring)
 
 
+def _history(run: RunContext, site: str) -> History:
+    start = run.seen.get(site, 0)
+    return History(start, run.replica.hashes(site, start))
+
+
 def _order(
-    round_: RoundContext, summed: tuple[str, ...], loads: Mapping[str, Load], delivery: Delivery, sender: str
+    round_: RoundContext,
+    summed: tuple[str, ...],
+    loads: Mapping[str, Load],
+    delivery: Delivery,
+    sender: str,
+    told: Mapping[str, History],
 ) -> tuple[Answers, dict[str, str]]:
     """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none."""
     run, attempt = round_.run, secrets.randbelow(2**31)
+    hashes = {f"history-{place}": told[site].records for place, site in enumerate(summed)}
     requests = {
         name: sign(
             AggregateOrder(
                 **run.addressed(name), round=round_.number, state=round_.start, cohort=summed,
                 attempt=attempt, spooled=load.spooled(), with_total=name == sender,
+                histories={site: each.start for site, each in told.items()},
             ),
             run.signer,
-            load.blobs(),
+            load.blobs() | hashes,
         )
         for name, load in loads.items()
     }  # fmt: skip
@@ -193,18 +209,67 @@ def _note_rejected(round_: RoundContext, replies: Sequence[Reply]) -> None:
         run.store.leave_out(run.id, run.lease, round_.number, rejected)
 
 
+def _note_seen(round_: RoundContext, summed: Sequence[str], updates: Envelopes) -> None:
+    """Notes how far all aggregators have now seen the ledgers of `summed`, so that later orders tell only the rest."""
+    for site in summed:
+        with updates[site][0].path.open("rb") as envelope:
+            position = position_in(envelope.read(64))
+        if position is not None:
+            round_.run.seen[site] = position.count
+
+
 def _next_set(
-    round_: RoundContext, summed: tuple[str, ...], updates: Envelopes, replies: Sequence[Reply]
+    round_: RoundContext,
+    summed: tuple[str, ...],
+    updates: Envelopes,
+    replies: Sequence[Reply],
+    told: Mapping[str, History],
 ) -> tuple[str, ...]:
     """Returns the set to ask for after an attempt that released nothing.
 
     Raises:
         AggregationFailed: no set can be summed.
     """
+    for each in replies:
+        if isinstance(each, SetIncomplete) and each.outdated:
+            return _without_outdated(round_, summed, each.outdated, told)
     for message in replies:
         if isinstance(message, SetTaken):
             summed = _bound_set(round_, updates, message)
     return _without_incomplete(round_, summed, replies)
+
+
+def _without_outdated(
+    round_: RoundContext, summed: tuple[str, ...], seen: Mapping[str, int], told: Mapping[str, History]
+) -> tuple[str, ...]:
+    """Returns `summed` without sites of which an aggregator has seen newer ledgers than those they sealed by.
+
+    One aggregator's word is enough: it could leave any site out by saying that its share does not open. A site whose
+    ledger another run has brought further, since the order was written, stays: the next order tells the newest entries.
+
+    Args:
+        seen: entries that the aggregator has seen of each site's ledger.
+        told: what the order said of it.
+
+    Raises:
+        AggregationFailed: too few are left.
+    """
+    run = round_.run
+    outdated = [site for site in summed if site in seen and not told[site].end < seen[site] <= run.replica.length(site)]
+    if not outdated:
+        return summed
+    names = ", ".join(outdated)
+    reason = (
+        f"{round_.title}: an aggregator has seen a newer ledger of {names} than the one that {names} now has: an older "
+        "copy was put back there. Its people can import the newest one (client-node budget import), or own up to the "
+        "loss (client-node budget recover)"
+    )
+    logger.error("run %s: %s", run.id, reason)
+    run.store.note_outdated(run.id, run.lease, round_.number, outdated)
+    rest = tuple(site for site in summed if site not in outdated)
+    if len(rest) < run.study.quorum:
+        raise AggregationFailed(f"{reason}. {run.study.quorum} sites are needed, {len(rest)} are left")
+    return rest
 
 
 def _bound_set(round_: RoundContext, updates: Envelopes, taken: SetTaken) -> tuple[str, ...]:

@@ -3,17 +3,19 @@
 Both are kept on disk until the round is committed, so a driver that resumes the round asks only for the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ...client_node.wire.messages import Packet, RoundPlan, TopUp, TopUpPlan, Update, sign
 from ...mpc.sharing import ShareContext
 from ...mpc.sharing.shares import set_name
 from ..errors import MessageRefused
+from ..fleet import NodeFailure
 from ..store.run_folder import Envelopes
 from .context import RoundContext
 from .questions import R, ask_until
 from .relay import Intake, inline_room
+from .replaying import bring_up
 
 
 def collect_updates(round_: RoundContext) -> Envelopes:
@@ -29,22 +31,26 @@ def collect_updates(round_: RoundContext) -> Envelopes:
             raise MessageRefused(f"{site} sent shares of round {round_.number} without the charge for them")
         intake.begin(site, answer, packet)
 
-    return _collect(round_, intake, round_.cohort, "step", Update, plan, accept, "sites compute")
+    def ready(sites: Collection[str]) -> dict[str, NodeFailure]:
+        return bring_up(run, sites, round_.number - 1)
+
+    return _collect(round_, intake, round_.cohort, "step", Update, plan, accept, "sites compute", ready)
 
 
 def plan(round_: RoundContext, site: str, inline: int) -> Packet:
-    """Signs a site's plan with the current state and the outcomes that the site has not been told."""
+    """Signs a site's plan with the start that it must have computed and the outcomes that it has not been told."""
     run = round_.run
     message = RoundPlan(
         **run.addressed(site),
         round=round_.number,
+        start=round_.state_hash,
         keys=round_.keys,
         tag_key=round_.tag_key,
         outcomes=run.untold_outcomes(site),
         ledger_from=run.replica.length(site),
         inline=inline,
     )
-    return sign(message, run.signer, {"state": round_.state})
+    return sign(message, run.signer)
 
 
 def top_up(round_: RoundContext, summed: tuple[str, ...]) -> tuple[tuple[str, ...], Envelopes]:
@@ -94,6 +100,7 @@ def _collect(
     request: Callable[[RoundContext, str, int], Packet],
     accept: Callable[[str, R, Packet], None],
     doing: str,
+    ready: Callable[[Collection[str]], Mapping[str, NodeFailure]] | None = None,
 ) -> Envelopes:
     """Asks the sites without stored shares until there is a quorum, and returns all stored shares."""
     run, kept = round_.run, intake.inbox.read()
@@ -102,6 +109,6 @@ def _collect(
     inline = inline_room(len(missing))
     ask_until(
         run, kind, missing, lambda site: request(round_, site, inline), (model,),
-        needed=max(0, run.study.quorum - len(kept)), accept=accept, finish=intake.finish,
+        needed=max(0, run.study.quorum - len(kept)), accept=accept, finish=intake.finish, ready=ready,
     )  # fmt: skip
     return intake.inbox.read()

@@ -1,6 +1,5 @@
 """The context that the steps of a run share, and that of a round: store, fleet, lease, keys and state."""
 
-import hashlib
 import hmac
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,13 +7,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...client_node.replay import Checkpoint
 from ...client_node.study import PlannedRound, Study
 from ...client_node.wire.messages import KeyCertificate, Outcome, start_hash
 from ...mpc.sharing import ShareContext
 from ...privacy.ledger.chain import Entry
 from ..errors import MessageRefused, RunStopped
 from ..fleet import Fleet
-from ..store import Checkpoint, LedgerReplica, RunFolder, Store
+from ..store import LedgerReplica, RunFolder, Store
 from ..store.states import RunState
 
 OUTCOMES_A_MESSAGE = 64
@@ -35,7 +35,15 @@ class RunContext:
     replica: LedgerReplica
     signer: Ed25519PrivateKey
     start: Checkpoint  # round 0, used when nothing is committed yet
-    head_size: int  # leading entries of the trained vector that belong to the head
+    seen: dict[str, int] = field(default_factory=dict)  # by site: ledger entries that all aggregators have seen of it
+    standings: dict[str, int] = field(default_factory=dict)  # site -> the last round whose total it has, as it says
+
+    def tag_key(self, round_number: int) -> str | None:
+        """Derives the key of a round's tags, in hex, the same at every attempt; None if the study has none."""
+        if not self.study.draft.aggregation.verify_total:
+            return None
+        place = f"confide/tag-key/1|{self.study.study_hash}|{self.id}|{round_number}"
+        return hmac.digest(self.folder.secret(), place.encode(), "sha256").hex()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -88,7 +96,7 @@ class RoundContext:
     run: RunContext
     keys: Keys
     planned: PlannedRound
-    state: bytes = field(repr=False)  # the encoding that sites are sent
+    state_hash: str  # SHA-256 of the vector that it starts from: only updates made from the same can be added up
     cohort: tuple[str, ...]  # the sites that are asked
 
     @property
@@ -102,22 +110,13 @@ class RoundContext:
         return self.planned.title
 
     @cached_property
-    def state_hash(self) -> str:
-        """Hashes the state: only updates made from the same vector can be added up."""
-        return hashlib.sha256(self.state).hexdigest()
-
-    @cached_property
     def tag_key(self) -> str | None:
-        """Derives the key of the round's tags, in hex, the same at every attempt; None if the study has none."""
-        run = self.run
-        if not run.study.draft.aggregation.verify_total:
-            return None
-        place = f"confide/tag-key/1|{run.study.study_hash}|{run.id}|{self.number}"
-        return hmac.digest(run.folder.secret(), place.encode(), "sha256").hex()
+        """Key of the round's tags, in hex; None if the study has none."""
+        return self.run.tag_key(self.number)
 
     @cached_property
     def start(self) -> str:
-        """Hashes everything that all sites are sent alike, for contexts and orders."""
+        """Hashes everything that is alike for all sites, for contexts and orders."""
         return start_hash(self.state_hash, self.tag_key)
 
     def share_context(self, site: str) -> ShareContext:

@@ -9,6 +9,7 @@ from ..errors import Conflict
 from ..store import Store
 from ..store.states import RESUME, STOP, RunState
 from ..store.tables import Run
+from ..studies.catalogue import load_study
 
 
 def start_run(store: Store, study: str, *, again: bool = False) -> str:
@@ -20,8 +21,10 @@ def start_run(store: Store, study: str, *, again: bool = False) -> str:
     Raises:
         Conflict: a run of the study is not done, or several studies have that name.
         NotFound: there is no such study.
+        StudyOutdated: an earlier version made the study.
     """
     row = store.study(study)
+    load_study(row).require_start()
     run_id = f"{row.name}-{secrets.token_hex(4)}"
     with store.session() as session:
         session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))

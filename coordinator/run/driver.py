@@ -92,7 +92,6 @@ def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) ->
         lease=lease,
         signer=pki.signer,
         start=start.start,
-        head_size=start.head_size,
     )
 
 

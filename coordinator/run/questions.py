@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from ...client_node.errors import FINAL_REFUSALS, MessageInvalid
+from ...client_node.errors import FINAL_REFUSALS, MessageInvalid, SiteBehind
 from ...client_node.wire.messages import Packet, Reply, verify
 from ..errors import MessageRefused, ReplicaBroken, RunRefused, SitesMissing
 from ..fleet import NodeFailure
@@ -29,6 +29,7 @@ def ask_until(
     needed: int,
     accept: Callable[[str, R, Packet], None],
     finish: Callable[[Collection[str]], Collection[str]] | None = None,
+    ready: Callable[[Collection[str]], Mapping[str, NodeFailure]] | None = None,
     patience: float | None = None,
     is_stoppable: bool = True,
 ) -> dict[str, R]:
@@ -40,6 +41,7 @@ def ask_until(
         accept: is given each verified answer; one that it refuses counts as none.
         finish: is given the nodes whose answers were accepted since its last call, and returns those whose answers
             are complete; the others are asked again.
+        ready: is given the nodes that are asked next, and returns those that cannot be asked yet, with their failures.
 
     Raises:
         RunRefused: too few nodes remain that do not refuse for a reason that asking again can't change.
@@ -47,6 +49,14 @@ def ask_until(
     """
     found: dict[str, R] = {}
     refused: dict[str, str] = {}
+
+    def note(name: str, failure: NodeFailure) -> None:
+        if failure.error in FINAL_REFUSALS:
+            refused[name] = f"{name} refuses ({failure.error}): {failure.message}"
+        if failure.error == SiteBehind.__name__:
+            run.standings.pop(name, None)  # it has lost what it had: it is asked anew where it stands
+        logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, failure)
+
     deadline = time.monotonic() + (PATIENCE_S if patience is None else patience)
     while True:
         missing = [name for name in nodes if name not in found and name not in refused]
@@ -56,13 +66,15 @@ def ask_until(
         if is_stoppable:
             run.stop_if_asked()
         online = run.fleet.online()
-        requests = {name: request(name) for name in missing if name in online}
+        asked = [name for name in missing if name in online]
+        unready = {} if ready is None else ready(asked)
+        for name, failure in unready.items():
+            note(name, failure)
+        requests = {name: request(name) for name in asked if name not in unready}
         accepted: dict[str, R] = {}
         for name, answer in verified_answers(run, kind, requests, *models):
             if isinstance(answer, NodeFailure):
-                if answer.error in FINAL_REFUSALS:
-                    refused[name] = f"{name} refuses ({answer.error}): {answer.message}"
-                logger.warning("run %s: %s, asked to %s: %s", run.id, name, kind, answer)
+                note(name, answer)
                 continue
             try:
                 if not isinstance(answer, tuple):

@@ -1,7 +1,8 @@
 """The coordinator's part of a run, round by round, from top to bottom.
 
-The coordinator is trusted with none of the sites' data: it sends the trained vector, relays sealed shares that it
-cannot open, and learns the total of one agreed set of sites. Every step may be interrupted at any time. The next
+The coordinator is trusted with none of the sites' data, nor with the trained vector: it relays sealed shares that it
+cannot open, learns the total of one agreed set of sites, and passes it on, so that each site takes the server step
+itself. Every step may be interrupted at any time. The next
 driver takes a newer lease, starts from the last committed round and asks again: nodes answer a repeated question with
 the stored answer, so a round is never released twice and never charged twice.
 """
@@ -9,24 +10,23 @@ the stored answer, so a round is never released twice and never charged twice.
 import json
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...client_node.replay import Checkpoint
+from ...client_node.replay.following import follow, round_start
 from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Ready, Settle, Settled, sign
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
-from ..store import Checkpoint
 from ..store.run_folder import Envelopes
 from ..store.states import FINISH
 from ..store.tables import Evaluation, Round
 from . import questions
 from .aggregation import aggregate, opened_total
-from .broadcast import broadcast
 from .collection import collect_updates
 from .context import Keys, RoundContext, RunContext
 from .questions import ask_until
-from .server_optimizer import server_step
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Opened:
     """The opened total of a round, and the columns of its row."""
 
     total: np.ndarray  # float64 [dim of the round]
+    words: bytes  # its ring elements
     summed: tuple[str, ...]
     record: dict[str, Any]  # columns of the row, for every purpose
 
@@ -55,6 +56,7 @@ def drive_run(run: RunContext) -> None:
     last = run.store.last_round(run.id)
     checkpoint = run.start if last.state_hash is None else run.folder.load(last.number, last.state_hash)
     if not is_over(run, checkpoint):  # else only `settle` is missing, and the run's keys may be deleted
+        run.study.require_start()
         prepared = prepare(run)
         while checkpoint.round < run.study.draft.rounds.rounds:
             run.stop_if_asked()
@@ -66,6 +68,7 @@ def drive_run(run: RunContext) -> None:
     evaluation = run.store.evaluation(run.id)
     problem = None if evaluation is None else evaluation.problem
     run.store.move_run(run.id, FINISH, lease=run.lease, error=problem)
+    run.folder.drop_totals()
 
 
 def is_over(run: RunContext, checkpoint: Checkpoint) -> bool:
@@ -115,12 +118,14 @@ def prepare(run: RunContext) -> Prepared:
 
 def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Checkpoint:
     """Opens a round of training, and steps the server optimizer by its total."""
-    planned = run.study.planned_round(checkpoint.round + 1)
-    sent, residual = broadcast(run.study.state_format(planned), checkpoint)
-    opened = open_round(RoundContext(run=run, keys=prepared.keys, planned=planned, state=sent, cohort=run.sites))
+    start = round_start(run.study, checkpoint)
+    planned = start.planned
+    opened = open_round(
+        RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=start.digest, cohort=run.sites)
+    )
     # 7 commit: the round exists once its row does.
-    after = server_step(run.study.draft, checkpoint, opened.total, slice(0, run.head_size))
-    after = replace(after, residual=residual)
+    after = follow(run.study, checkpoint, opened.words, kept=len(opened.summed))
+    run.folder.save_total(planned.number, opened.words)
     run.store.commit_round(Round(**opened.record, state_hash=run.folder.save(after), committed_at=time.time()))
     run.folder.prune(planned.number)
     logger.info("run %s: round %d committed with %s", run.id, planned.number, ", ".join(opened.summed))
@@ -130,7 +135,8 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
 def open_round(round_: RoundContext) -> Opened:
     """Takes steps 1 to 6 of a round, the same for every purpose: opens the total of the cohort's updates."""
     started = time.monotonic()
-    # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys.
+    # 1 plan: fixed by the immutable study, the last committed state and the aggregators' keys. A site first gets the
+    # totals that it lacks, and must come to the same state by itself.
     # 2 admit, 3 step, 4 split: at the sites, which charge their ledgers before they read a record.
     # 5 relay: what they have sealed is checked as far as a relay can, and kept on disk until the round is committed.
     updates = collect_updates(round_)
@@ -155,7 +161,7 @@ def open_round(round_: RoundContext) -> Opened:
         "bytes_per_site": largest(updates) + largest(topups),
         "lease": run.lease,
     }
-    return Opened(total=total, summed=agreed.summed, record=record)
+    return Opened(total=total, words=agreed.total, summed=agreed.summed, record=record)
 
 
 def largest(envelopes: Envelopes) -> int:
@@ -176,8 +182,10 @@ def evaluate(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Non
             raise RunRefused(
                 f"{run.study.quorum} sites are needed, only {', '.join(cohort) or 'none'} hold records out"
             )
-        state = run.study.state_format(planned).encode(checkpoint.exported)
-        opened = open_round(RoundContext(run=run, keys=prepared.keys, planned=planned, state=state, cohort=cohort))
+        state_hash = round_start(run.study, checkpoint).digest
+        opened = open_round(
+            RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=state_hash, cohort=cohort)
+        )
     except (RunRefused, TotalRefused) as err:
         logger.warning("run %s: not evaluated: %s", run.id, err)
         run.store.commit_round(

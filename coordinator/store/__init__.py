@@ -9,7 +9,8 @@ A round's state is read back bit for bit; a damaged file is refused:
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory
 >>> import numpy as np
->>> from confide.coordinator.store import Checkpoint, RunFolder
+>>> from confide.client_node.replay import Checkpoint
+>>> from confide.coordinator.store import RunFolder
 >>> with TemporaryDirectory() as home:
 ...     folder = RunFolder(Path(home), "run")
 ...     digest = folder.save(Checkpoint.beginning(np.array([0.5, -1.0], np.float32)))
@@ -18,7 +19,7 @@ A round's state is read back bit for bit; a damaged file is refused:
 """
 
 from .ledger_replica import LedgerReplica
-from .run_folder import Checkpoint, RunFolder
+from .run_folder import RunFolder
 from .store import Store, migrate
 
-__all__ = ["Checkpoint", "LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]
+__all__ = ["LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]

@@ -45,6 +45,10 @@ class LedgerReplica:
         )
         _note(rounds, fresh)
 
+    def hashes(self, site: str, since: int) -> bytes:
+        """Reads the hashes of the replicated entries of `site` from number `since` on, 32 bytes each."""
+        return bytes.fromhex("".join(self._store.ledger_hashes(site, since)))
+
     def entries(self, site: str) -> list[Entry]:
         """Reads every replicated entry of `site`, in order."""
         return [Entry.model_validate_json(row.entry) for row in self._store.ledger(site)]

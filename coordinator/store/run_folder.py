@@ -1,4 +1,4 @@
-"""Files of one run: the trained vector after each round, and sealed envelopes until their round is committed.
+"""Files of one run: the trained vector after each round, the rounds' totals, and sealed envelopes until their commit.
 
 A file is written beside its final name, flushed to disk and renamed, so a name never stands for half a file.
 """
@@ -8,47 +8,19 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
+from ...client_node.errors import CheckpointDamaged
 from ...client_node.files import write_private
-from ...client_node.wire.chunks import Incoming
+from ...client_node.replay import Checkpoint
+from ...client_node.wire.chunks import Incoming, read_part
 from ...mpc.sharing.shares import set_name
 from ..errors import StateDamaged
 
 _COMPLETE = "complete"
-_TENSORS = ("state", "velocity", "second_moment", "average", "residual")  # a checkpoint's, and their names in its file
 
 Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
 Envelopes = dict[str, Sealed]  # site -> its complete and checked shares
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """The trained vector after a round, and the optimizer's vectors for the next; all float32 [dim]."""
-
-    round: int
-    state: np.ndarray
-    velocity: np.ndarray
-    second_moment: np.ndarray | None = None  # with Adam, from round 1 on
-    average: np.ndarray | None = None  # of the states, if the study exports one, from round 1 on
-    residual: np.ndarray | None = None  # rounding error not sent yet, if states are rounded, from round 1 on
-
-    @classmethod
-    def beginning(cls, state: np.ndarray) -> Self:
-        """Makes the checkpoint of round 0, before the first round."""
-        return cls(round=0, state=state, velocity=np.zeros_like(state))
-
-    @property
-    def exported(self) -> np.ndarray:
-        """The vector that a run exports and that its evaluation measures: the average if the study keeps one."""
-        return self.state if self.average is None else self.average
 
 
 class RunFolder:
@@ -60,11 +32,27 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Writes a checkpoint under its SHA-256, so that no driver overwrites another's, and returns the SHA-256."""
-        tensors = {name: getattr(checkpoint, name) for name in _TENSORS}
-        data = save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        data = checkpoint.to_bytes()
         state_hash = hashlib.sha256(data).hexdigest()
         write_private(self._checkpoint(checkpoint.round, state_hash), data)
         return state_hash
+
+    def save_total(self, round_number: int, total: bytes) -> None:
+        """Writes the ring elements of a round's total; sites that are away will need them, so they stay to the end."""
+        write_private(self._total(round_number), total)
+
+    def total_part(self, round_number: int, offset: int) -> bytes:
+        """Reads a part of a round's total, as much as a message carries. Raises `StateDamaged` if it is gone."""
+        path = self._total(round_number)
+        try:
+            return read_part(path, offset)
+        except FileNotFoundError as err:
+            raise StateDamaged(f"{path} is missing; restore it from a backup, or start a new run") from err
+
+    def drop_totals(self) -> None:
+        """Deletes the totals of a run that has ended."""
+        for path in self.path.glob("total-*"):
+            path.unlink(missing_ok=True)
 
     def prune(self, committed_round: int) -> None:
         """Deletes the files that no restart needs once `committed_round` is committed."""
@@ -81,12 +69,12 @@ class RunFolder:
         path = self._checkpoint(round_number, state_hash)
         try:
             data = path.read_bytes()
-            tensors = load_tensors(data)
-        except (OSError, SafetensorError) as err:
+            checkpoint = Checkpoint.from_bytes(round_number, data)
+        except (OSError, CheckpointDamaged) as err:
             raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
         if hashlib.sha256(data).hexdigest() != state_hash:
             raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
-        return Checkpoint(round=round_number, **tensors)
+        return checkpoint
 
     def secret(self) -> bytes:
         """Reads the run's secret of 32 random bytes, made at the first call; no aggregator is told it."""
@@ -114,6 +102,9 @@ class RunFolder:
 
     def _checkpoint(self, round_number: int, state_hash: str) -> Path:
         return self.path / f"state-{round_number}-{state_hash[:16]}.safetensors"
+
+    def _total(self, round_number: int) -> Path:
+        return self.path / f"total-{round_number}"
 
     def _topups(self, round_number: int) -> Path:
         return self.path / f"topups-{round_number}"

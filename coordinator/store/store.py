@@ -218,6 +218,13 @@ class Store:
                     session.add(LeftOut(run=run_id, round=number, site=site))
                     self.log_action(session, f"run {run_id}: round {number} without {site}, whose vector was too long")
 
+    def note_outdated(self, run_id: str, lease: int, number: int, sites: Sequence[str]) -> None:
+        """Stores in the audit log that sites are left out for their ledgers. Raises `LeaseLost`."""
+        with self.session() as session:
+            self._fenced(session, run_id, lease, {"heartbeat": time.time()})
+            names = ", ".join(sites)
+            self.log_action(session, f"run {run_id}: round {number} without {names}, whose ledger is an older copy")
+
     def left_out(self, run_id: str) -> dict[int, tuple[str, ...]]:
         """Lists by round the sites whose vectors were too long; only rounds with such sites."""
         wanted = select(LeftOut).where(LeftOut.run == run_id).order_by(LeftOut.round, LeftOut.site)
@@ -241,6 +248,12 @@ class Store:
         """Counts the replicated entries of `site`."""
         with self.session() as session:
             return session.scalars(select(func.count()).where(LedgerRow.site == site)).one()
+
+    def ledger_hashes(self, site: str, since: int) -> list[str]:
+        """Lists the hashes of the replicated entries of `site` from number `since` on, in order."""
+        wanted = select(LedgerRow.hash).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
+        with self.session() as session:
+            return list(session.scalars(wanted))
 
     def add_ledger(self, rows: Sequence[LedgerRow]) -> None:
         """Appends verified entries to the replica."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...client_node.study import Study, StudyDraft
+from ...client_node.replay import Checkpoint
+from ...client_node.replay.following import start_digest
+from ...client_node.study import Study
 from ..errors import StateDamaged
-from ..store import Checkpoint
 from ..store.tables import StudyRow
 
 
@@ -20,7 +21,6 @@ class StudyStart:
     """The start of a study's runs, stored beside the study so that driving a run needs no model."""
 
     start: Checkpoint
-    head_size: int
     backbone: Path  # the operator's folder of the backbone
 
 
@@ -33,24 +33,15 @@ def load_study(row: StudyRow) -> Study:
 
 
 def study_start(home: Path, study: Study) -> StudyStart:
-    """Loads the start of runs of `study`. Raises `StateDamaged` if its file is missing."""
+    """Loads the start of runs of `study`. Raises `StateDamaged` if its file is missing, or holds another start."""
     path = start_file(home, study.study_hash)
     if not path.exists():
         raise StateDamaged(f"{path} is missing; create the study again from the same study.toml")
     stored = json.loads(path.read_text())
     state = np.asarray(stored["state"], dtype=np.float32)
-    return StudyStart(
-        start=Checkpoint.beginning(state),
-        head_size=int(stored["head_size"]),
-        backbone=Path(stored["backbone"]),
-    )
-
-
-def start_state(draft: StudyDraft, trained: np.ndarray) -> np.ndarray:
-    """Makes the state of round 0: the initial trained numbers, and an adaptive clip at its start value."""
-    state = np.zeros(draft.state_dim(len(trained)), dtype=np.float32)
-    state[: len(trained)] = trained
-    return state
+    if study.start is not None and start_digest(state) != study.start.state:
+        raise StateDamaged(f"{path} is not the start that study {study.name} states; restore it from a backup")
+    return StudyStart(start=Checkpoint.beginning(state), backbone=Path(stored["backbone"]))
 
 
 def start_file(home: Path, study_hash: str) -> Path:

@@ -310,6 +310,12 @@ class AdaptedModel(nn.Module):
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
 
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Decoder layers, from 0, whose routed experts take adapters."""
+        banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
+        return tuple(int(found[1]) for name in banks if (found := _LAYER.search(name)))
+
     def forward(self, ids_RT: Tensor) -> Tensor:
         """Computes logits: [R] of the records with a head, [R, T, words] of every next token without.
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ..errors import PartyLost, RuntimeUnsound
 from ..fields import NUM_AGGREGATORS
-from ..links import Links
+from ..links.tls import Links
 
 VERSION = "0.4.1"
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..sharing import Ring, Share, ShareContext
+from ..sharing import Ring, ShareContext
 from ..sharing.ring import RingVector
-from ..sharing.shares import Words, unpack
+from ..sharing.shares import Share, Words, unpack
 from ..sharing.sketch import Sketch
 from . import runtime
 from .runtime import ArithmeticSharedTensor

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import PartyLost, RuntimeUnsound
 from ..fields import NUM_AGGREGATORS
-from ..links import Links
+from ..links.tls import Links
 from . import runtime
 from .base_transfers import CIPHERTEXTS_BYTES, COLUMNS, KEYS_BYTES, BaseReceiver, BaseSender
 from .oblivious_transfer import BLOCK_BYTES, CHALLENGE_BYTES, PROOF_BYTES, OtReceiver, OtSender

@@ -1,7 +1,8 @@
 """Links of a party: mutual TLS to the other two, frames to its own daemon, orders, certificates, and the journal.
 
 `orders` says what a daemon asks of its party, `frames` carries it over a pair of sockets, `tls.TlsCommunicator` joins
-the three parties, and `journal.Journal` remembers on disk which set of sites a round is bound to.
+the three parties, `journal.Journal` remembers on disk which set of sites a round is bound to, and
+`positions.Positions` how far the sites' ledgers were seen.
 
 A round is bound to one set of sites for ever, also after a restart:
 
@@ -23,11 +24,9 @@ confide.mpc.errors.SetConflict: round 1 is bound to another set of sites
 from .frames import Channel
 from .memory_map import mapped
 from .orders import OpenedTotal, Order, PartyConfig
-from .tls import Links
 
 __all__ = [
     "Channel",
-    "Links",
     "OpenedTotal",
     "Order",
     "PartyConfig",
@@ -35,5 +34,6 @@ __all__ = [
     "frames",
     "journal",
     "mapped",
+    "positions",
     "tls",
 ]

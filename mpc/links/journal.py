@@ -7,19 +7,15 @@ kind, so tries are counted. One JSON line for each, on disk before anything foll
 takes these protections away.
 """
 
-import fcntl
-import json
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ChecksExhausted, CommitmentBroken, InvalidField, JournalBroken, SetConflict
+from ..errors import ChecksExhausted, CommitmentBroken, SetConflict
 from ..fields import MAX_ROUND, text, whole
+from .line_file import LineFile
 
 MAX_TRIES = 8  # of one vector's norm check: parties that die in the middle of it are rare, and each try may leak a bit
-_LOCK_WAIT_S = 5.0  # a predecessor that was just killed lets go within this
 _HASH = 32
 
 
@@ -47,23 +43,11 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._failed = False
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            raise JournalBroken(f"cannot open the journal {path}: {err.strerror}") from err
-        try:
-            self._lock()
-            _sync_directory(path.parent)
-            self._bindings: dict[RoundId, Binding] = {}
-            self._seeds: dict[bytes, bytes] = {}
-            self._sketches: dict[bytes, bytes] = {}
-            self._tries: dict[bytes, int] = {}
-            self._load()
-        except BaseException:
-            os.close(self._file)
-            raise
+        self._bindings: dict[RoundId, Binding] = {}
+        self._seeds: dict[bytes, bytes] = {}
+        self._sketches: dict[bytes, bytes] = {}
+        self._tries: dict[bytes, int] = {}
+        self._file = LineFile(path, self._take)
 
     def bound(self, round_id: RoundId) -> Binding | None:
         """The set that the round is bound to; None if it is not bound."""
@@ -81,7 +65,7 @@ class Journal:
             if known.set_digest != binding.set_digest:
                 raise SetConflict(f"round {round_id.round} is bound to another set of sites", known.sites)
             return
-        self._write({**round_id._asdict(), "set": binding.set_digest.hex(), "sites": binding.sites})
+        self._file.append({**round_id._asdict(), "set": binding.set_digest.hex(), "sites": binding.sites})
         self._bindings[round_id] = binding
 
     def tie_to_seeds(self, seeds: Mapping[bytes, bytes]) -> None:
@@ -98,7 +82,7 @@ class Journal:
             raise CommitmentBroken("a party's coins for a vector are not those of an earlier attempt")
         fresh = {vector: seed for vector, seed in seeds.items() if vector not in self._seeds}
         if fresh:
-            self._write({"seeds": _in_hex(fresh)})
+            self._file.append({"seeds": _in_hex(fresh)})
             self._seeds |= fresh
 
     def begin_checks(self, sketches: Mapping[bytes, bytes]) -> int:
@@ -116,55 +100,18 @@ class Journal:
             raise CommitmentBroken("a party's share of a sketch is not that of an earlier attempt")
         if any(self._tries.get(vector, 0) >= MAX_TRIES for vector in sketches):
             raise ChecksExhausted(f"a norm check was broken off {MAX_TRIES} times: it is not tried again")
-        self._write({"sketches": _in_hex(sketches)})
+        self._file.append({"sketches": _in_hex(sketches)})
         self._count(sketches)
         return max((self._tries[vector] for vector in sketches), default=0)
 
     def close(self) -> None:
         """Lets another process open it."""
-        os.close(self._file)
+        self._file.close()
 
     def _count(self, sketches: Mapping[bytes, bytes]) -> None:
         self._sketches |= sketches
         for vector in sketches:
             self._tries[vector] = self._tries.get(vector, 0) + 1
-
-    def _write(self, record: dict[str, Any]) -> None:
-        """Appends a line; on return it is on disk."""
-        if self._failed:
-            raise JournalBroken(f"the journal {self._path} failed before")
-        line = json.dumps(record, separators=(",", ":"), sort_keys=True).encode() + b"\n"
-        try:
-            if os.write(self._file, line) != len(line):
-                raise OSError(0, "the disk is full")
-            os.fsync(self._file)
-        except OSError as err:
-            self._failed = True
-            raise JournalBroken(f"cannot write the journal {self._path}: {err.strerror}") from err
-
-    def _lock(self) -> None:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
-                if time.monotonic() > deadline:
-                    raise JournalBroken(f"another process uses the journal {self._path}") from err
-            time.sleep(0.05)
-
-    def _load(self) -> None:
-        data = self._path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.ftruncate(self._file, end)
-            os.fsync(self._file)
-        for number, line in enumerate(data[:end].splitlines(), start=1):
-            try:
-                is_consistent = self._take(json.loads(line))
-            except (ValueError, TypeError, AttributeError, InvalidField) as err:
-                raise JournalBroken(f"line {number} of the journal {self._path} is damaged") from err
-            if not is_consistent:
-                raise JournalBroken(f"line {number} of the journal {self._path} contradicts an earlier one")
 
     def _take(self, record: Any) -> bool:
         """Takes a line in; whether it contradicts none before it."""
@@ -203,12 +150,3 @@ def _parse(record: Any) -> tuple[RoundId, Binding]:
         text("study", record["study"]), text("run", record["run"]), whole("round", record["round"], 0, MAX_ROUND)
     )
     return round_id, Binding(digest, tuple(text("site", name) for name in record["sites"]))
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the file's name survive a power cut as well as its bytes."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

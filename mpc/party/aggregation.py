@@ -38,12 +38,13 @@ from ..errors import (
     TopUpMissing,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
-from ..links import Links, OpenedTotal, Order, mapped
+from ..links import OpenedTotal, Order, mapped
 from ..links.journal import Binding, Journal
-from ..sharing import Share, ShareContext
+from ..links.tls import Links
+from ..sharing import ShareContext
 from ..sharing.ring import RingVector
 from ..sharing.sealing import Envelope, open_envelope
-from ..sharing.shares import Words
+from ..sharing.shares import Share, Words
 from ..sharing.sketch import Limits, Sketch, limits
 from .coins import COIN_BYTES, joint_seeds
 

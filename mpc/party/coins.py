@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from ..errors import CommitmentBroken, PartyLost
 from ..fields import canonical, octets
-from ..links import Links
+from ..links.tls import Links
 
 COIN_BYTES = 32
 

@@ -2,7 +2,7 @@
 
 `ring` writes real numbers as integers modulo 2**32 or 2**64, `shares.split` makes three shares of such a vector, and
 `sealing.seal_update` seals each to one aggregator and signs all three. `sketch` and `tags` let parties check norms and
-totals. Byte layouts are in docs/formats-mpc.md.
+totals, a `position` that a site has not gone back to an older ledger. Byte layouts are in docs/formats-mpc.md.
 
 Two sites share a vector each. Every aggregator adds what it got, and the three sums together are the total:
 
@@ -21,6 +21,6 @@ Two sites share a vector each. Every aggregator adds what it got, and the three 
 """
 
 from .ring import Ring
-from .shares import Share, ShareContext
+from .shares import ShareContext
 
-__all__ = ["Ring", "Share", "ShareContext", "curve25519", "hpke", "ring", "sealing", "shares", "sketch", "tags"]
+__all__ = ["Ring", "ShareContext", "curve25519", "hpke", "position", "ring", "sealing", "shares", "sketch", "tags"]

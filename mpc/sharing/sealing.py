@@ -17,6 +17,7 @@ from ..errors import EnvelopeRejected, InvalidField, ShareMalformed
 from ..fields import NUM_AGGREGATORS, Bytes, canonical, octets, whole
 from . import hpke
 from .hpke import KEMS, Kem, new_keypair
+from .position import POSITION_BYTES, Position
 from .ring import RingVector
 from .shares import (
     PAYLOAD_BYTES,
@@ -30,16 +31,26 @@ from .shares import (
     split,
 )
 
-__all__ = ["Envelope", "check_update", "max_envelope_bytes", "new_keypair", "open_envelope", "seal_update"]
+__all__ = [
+    "Envelope",
+    "check_update",
+    "max_envelope_bytes",
+    "new_keypair",
+    "open_envelope",
+    "position_in",
+    "seal_update",
+    "signed_position",
+]
 
-_VERSION, _DIGEST, _SIGNATURE, _IDENTITY = 2, 32, 64, 32
-_DIGESTS = 2  # where they begin, after version and suite
-_SEAL = _DIGESTS + NUM_AGGREGATORS * _DIGEST + _SIGNATURE  # where the seal begins
+_VERSION, _DIGEST, _SIGNATURE, _IDENTITY = 3, 32, 64, 32
+_UNPLACED = 2  # the version before, without a position: a site that was upgraded within a round has sealed such
+_POSITION = 2  # where it begins, after version and suite
+_DIGESTS = {_VERSION: _POSITION + POSITION_BYTES, _UNPLACED: _POSITION}  # where they begin, by version
 
 
 def max_envelope_bytes(context: ShareContext) -> int:
     """The largest envelope of an honest site in this context, whatever the suite."""
-    return max(_SEAL + kem.sealed_bytes(PAYLOAD_BYTES) for kem in KEMS) + body_bytes(context)
+    return max(_seal_at(_VERSION) + kem.sealed_bytes(PAYLOAD_BYTES) for kem in KEMS) + body_bytes(context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +62,13 @@ class Envelope:
     body: Bytes = field(repr=False)  # of the share; of one of the three
     digests: tuple[bytes, bytes, bytes]  # SHA-256 of seal and body, in aggregator order
     signature: bytes
+    position: Position | None  # of the site when it sealed; None in an envelope of the version before
 
     @property
     def head(self) -> bytes:
-        """All but the body: version, suite, three digests, signature, seal."""
-        return b"".join((bytes((_VERSION, self.kem.code)), *self.digests, self.signature, self.seal))
+        """All but the body: version, suite, position, three digests, signature, seal."""
+        version, place = (_UNPLACED, b"") if self.position is None else (_VERSION, self.position.to_bytes())
+        return b"".join((bytes((version, self.kem.code)), place, *self.digests, self.signature, self.seal))
 
     def to_bytes(self) -> bytes:
         """Head and body."""
@@ -69,20 +82,20 @@ class Envelope:
             EnvelopeRejected: unknown version or suite, or a length that is neither with the context's body nor without.
         """
         view = memoryview(data)
-        if len(view) < _DIGESTS or view[0] != _VERSION:
-            raise EnvelopeRejected(f"{len(view)} bytes that are no envelope of version {_VERSION}")
+        version, position = _place(view)
         kem = {kem.code: kem for kem in KEMS}.get(view[1])
         if kem is None:
             raise EnvelopeRejected(f"an envelope of an unknown suite, {view[1]}")
-        small = _SEAL + kem.sealed_bytes(PAYLOAD_BYTES)
+        seal = _seal_at(version)
+        small = seal + kem.sealed_bytes(PAYLOAD_BYTES)
         if len(view) not in (small, small + body_bytes(context)):
             raise EnvelopeRejected(
                 f"an envelope of {len(view)} bytes; {small} or {small + body_bytes(context)} are right"
             )
-        starts = range(_DIGESTS, _SEAL - _SIGNATURE, _DIGEST)
+        starts = range(_DIGESTS[version], seal - _SIGNATURE, _DIGEST)
         first, second, third = (bytes(view[start : start + _DIGEST]) for start in starts)
-        signature = bytes(view[_SEAL - _SIGNATURE : _SEAL])
-        return cls(kem, bytes(view[_SEAL:small]), view[small:], (first, second, third), signature)
+        signature = bytes(view[seal - _SIGNATURE : seal])
+        return cls(kem, bytes(view[seal:small]), view[small:], (first, second, third), signature, position)
 
     def digest(self) -> bytes:
         """SHA-256 of seal and body: what this envelope's place in `digests` should hold."""
@@ -96,6 +109,8 @@ def seal_update(
     signer: Ed25519PrivateKey,
     full: int,
     tags: Words | Sequence[int] = (),
+    *,
+    position: Position,
 ) -> tuple[Envelope, Envelope, Envelope]:
     """Splits `vector` and seals one share to each aggregator.
 
@@ -106,6 +121,7 @@ def seal_update(
         signer: the site's identity.
         full: the aggregator that gets the body.
         tags: `context.tag_count` tags of the vector.
+        position: the site's own, which the signature covers: an aggregator takes no update from behind a later one.
 
     Raises:
         InvalidField: a key, the vector or the tags have the wrong size, or a key is no usable point.
@@ -117,9 +133,9 @@ def seal_update(
     seals = [_seal(share, context, key) for share, key in zip(shares, recipients, strict=True)]
     first, second, third = (_digest(seal, share.body) for seal, share in zip(seals, shares, strict=True))
     digests = (first, second, third)
-    signature = signer.sign(_statement(context, digests))
+    signature = signer.sign(_statement(context, digests, position))
     zero, one, two = (
-        Envelope(kem, seal, share.body, digests, signature)
+        Envelope(kem, seal, share.body, digests, signature, position)
         for kem, seal, share in zip(kems, seals, shares, strict=True)
     )
     return zero, one, two
@@ -154,6 +170,29 @@ def check_update(envelopes: Sequence[Bytes], context: ShareContext, identity: by
             raise EnvelopeRejected(f"envelope for aggregator {aggregator_id}: {err}") from err
 
 
+def position_in(data: Bytes) -> Position | None:
+    """The position that an envelope states; None in one of the version before. For who trusts the bytes already.
+
+    Raises:
+        EnvelopeRejected: it is no envelope.
+    """
+    return _place(memoryview(data))[1]
+
+
+def signed_position(data: Bytes, context: ShareContext, identity: bytes) -> Position | None:
+    """The position that a site states in an envelope for this context, under its signature; None as in `position_in`.
+
+    Args:
+        identity: the site's raw Ed25519 public key, from the caller's own list.
+
+    Raises:
+        EnvelopeRejected: it is no envelope, or not signed by this site for this context.
+    """
+    envelope = Envelope.from_bytes(data, context)
+    _check_signature(envelope, context, identity)
+    return envelope.position
+
+
 def open_envelope(
     envelope: Envelope, context: ShareContext, aggregator_id: int, *, identity: bytes, private_key: bytes
 ) -> Share:
@@ -182,14 +221,35 @@ def open_envelope(
     return Share(aggregator_id, seed, envelope.body)
 
 
-def _check_signed(envelope: Envelope, context: ShareContext, aggregator_id: int, identity: bytes) -> None:
+def _place(view: memoryview) -> tuple[int, Position | None]:
+    """An envelope's version, and its position if that version has one."""
+    version = view[0] if view else 0
+    if version not in _DIGESTS or len(view) < _DIGESTS[version]:
+        raise EnvelopeRejected(f"{len(view)} bytes that are no envelope of version {_VERSION}")
+    if version == _UNPLACED:
+        return version, None
     try:
-        key = Ed25519PublicKey.from_public_bytes(octets("identity", identity, _IDENTITY))
-        key.verify(envelope.signature, _statement(context, envelope.digests))
-    except InvalidSignature as err:
-        raise EnvelopeRejected("the signature is not this site's for this round and state") from err
+        return version, Position.from_bytes(view[_POSITION : _POSITION + POSITION_BYTES])
+    except InvalidField as err:
+        raise EnvelopeRejected(str(err)) from err
+
+
+def _seal_at(version: int) -> int:
+    return _DIGESTS[version] + NUM_AGGREGATORS * _DIGEST + _SIGNATURE
+
+
+def _check_signed(envelope: Envelope, context: ShareContext, aggregator_id: int, identity: bytes) -> None:
+    _check_signature(envelope, context, identity)
     if envelope.digest() != envelope.digests[aggregator_id]:
         raise EnvelopeRejected("the sealed bytes are not those that the site signed")
+
+
+def _check_signature(envelope: Envelope, context: ShareContext, identity: bytes) -> None:
+    try:
+        key = Ed25519PublicKey.from_public_bytes(octets("identity", identity, _IDENTITY))
+        key.verify(envelope.signature, _statement(context, envelope.digests, envelope.position))
+    except InvalidSignature as err:
+        raise EnvelopeRejected("the signature is not this site's for this round and state") from err
 
 
 def _seal(share: Share, context: ShareContext, recipient: bytes) -> bytes:
@@ -209,5 +269,8 @@ def _info(context: ShareContext, aggregator_id: int) -> bytes:
     return canonical("confide/mpc/seal/2", bytes(context), aggregator_id)
 
 
-def _statement(context: ShareContext, digests: tuple[bytes, bytes, bytes]) -> bytes:
-    return canonical("confide/mpc/envelope/2", sha256(bytes(context)).digest(), *digests)
+def _statement(context: ShareContext, digests: tuple[bytes, bytes, bytes], position: Position | None) -> bytes:
+    named = sha256(bytes(context)).digest()
+    if position is None:
+        return canonical("confide/mpc/envelope/2", named, *digests)
+    return canonical("confide/mpc/envelope/3", named, position.to_bytes(), *digests)

@@ -1,8 +1,8 @@
 """Meaning of a ledger's entries: budgets, charges, and the books that they add up to.
 
 Kinds: `open` (whose ledger this is), `budget` (a cap on one data set and unit), `reserve` (a release that may happen,
-at its worst, written before it can), `settle` (which sites a release really summed). A reserve that is never settled
-stays charged at its worst: nobody can prove that nothing was released.
+at its worst, written before it can), `settle` (which sites a release really summed), `recover` (entries were lost for
+good). A reserve that is never settled stays charged at its worst: nobody can prove that nothing was released.
 """
 
 import math
@@ -91,6 +91,32 @@ class Settlement:
     summed: tuple[str, ...]  # sorted
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovery:
+    """Entries on one data set and unit were lost for good: whatever they were, their budget had held them to its cap.
+
+    From then on the account counts as spent up to `epsilon`, whatever its cap is later, and takes no more charges.
+    """
+
+    dataset: str
+    unit: str
+    epsilon: float  # the highest cap that was ever in force
+    delta: float  # the largest with which a cap was kept
+    collusion: int  # the fewest colluding sites for which one was
+    generation: int  # seconds of Unix time; greater than that of any earlier recovery
+
+    def __post_init__(self) -> None:
+        if not 0 < self.generation < 2**48:
+            raise InvalidPrivacyParameter(f"generation must be in [1, 2**48), got {self.generation}")
+        Budget(  # refuses what is no cap
+            dataset=self.dataset, unit=self.unit, epsilon=self.epsilon, delta=self.delta, collusion=self.collusion
+        )
+
+    def spent(self, *, colluding: int, delta: float) -> float:
+        """The epsilon that counts as spent, infinite for an observer or a delta that the lost budget did not cover."""
+        return self.epsilon if colluding <= self.collusion and delta >= self.delta else float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """Spending on one data set: upper bounds on epsilon, and the number of releases.
@@ -108,7 +134,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class RunCharges:
-    """What one run has charged on one data set and unit, whether or not it came to its end."""
+    """The charges of one run on one data set and unit, whether or not it came to its end."""
 
     study: str  # hash
     run: str
@@ -149,6 +175,9 @@ class Books:
     budgets: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> the one in force
     booked: dict[tuple[str, int], Booked] = field(default_factory=dict)  # (run, round)
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (dataset, unit)
+    weakest: dict[tuple[str, str], Budget] = field(default_factory=dict)  # (dataset, unit) -> what all caps kept to
+    recoveries: dict[tuple[str, str], Recovery] = field(default_factory=dict)  # (dataset, unit) -> the last one
+    generation: int = 0  # of the last recovery
     _orders: dict[tuple[str, str], int] = field(default_factory=dict)  # of the filters of charged accounts
     _runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # reserves by run and purpose
 
@@ -216,7 +245,7 @@ class Books:
 
     def accounts(self) -> list[tuple[str, str]]:
         """Every (dataset, unit) with a budget or a charge, sorted."""
-        return sorted({*self.budgets, *self.tallies})
+        return sorted({*self.budgets, *self.tallies, *self.recoveries})
 
     @property
     def site(self) -> str:
@@ -239,18 +268,38 @@ class Books:
                 self.opening = opening
             case "budget":
                 budget = canonical.from_record(Budget, entry.body)
-                self.budgets[budget.dataset, budget.unit] = budget
+                account = budget.dataset, budget.unit
+                self.budgets[account] = budget
+                self.weakest[account] = _weaker(self.weakest.get(account, budget), budget)
             case "reserve":
                 self._reserve(entry, canonical.from_record(Charge, entry.body))
             case "settle":
                 self._settle(entry, canonical.from_record(Settlement, entry.body))
+            case "recover":
+                self._recover(canonical.from_record(Recovery, entry.body))
             case _:
                 raise ValueError("unknown kind")
+
+    def _recover(self, recovery: Recovery) -> None:
+        account = recovery.dataset, recovery.unit
+        if recovery.generation < self.generation:
+            raise ValueError(f"generation {recovery.generation} is before {self.generation}")
+        kept = self.weakest.get(account)
+        if kept is None or (recovery.epsilon, recovery.delta, recovery.collusion) != (
+            kept.epsilon,
+            kept.delta,
+            kept.collusion,
+        ):
+            raise ValueError("it does not count the account as spent up to the weakest of its caps")
+        self.generation = recovery.generation
+        self.recoveries[account] = recovery
 
     def _reserve(self, entry: Entry, charge: Charge) -> None:
         if (charge.run, charge.round) in self.booked:
             raise ValueError(f"round {charge.round} of run {charge.run} is reserved a second time")
         account = charge.dataset, charge.unit
+        if account in self.recoveries and not charge.is_unprotected:
+            raise ValueError("a charge on an account that lost entries closed")
         if (order := self.order_in_force(*account)) is not None:
             self._orders[account] = order
         tally = self.tallies.get(account, Tally())
@@ -267,6 +316,16 @@ class Books:
         tally = self.tallies[booked.charge.dataset, booked.charge.unit]
         tally.change(booked.place, settled.kind(self.site))
         self.booked[settlement.run, settlement.round] = settled
+
+
+def _weaker(one: Budget, other: Budget) -> Budget:
+    """The cap that holds whichever of the two was kept."""
+    return replace(
+        one,
+        epsilon=max(one.epsilon, other.epsilon),
+        delta=max(one.delta, other.delta),
+        collusion=min(one.collusion, other.collusion),
+    )
 
 
 def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
@@ -286,17 +345,27 @@ def check_settlement(booked: Booked | None, settlement: Settlement) -> None:
         raise ValueError(f"{name}: {', '.join(sorted(strangers))} summed without being in the cohort")
 
 
-def spent(releases: Mapping[Release, int], *, colluding: int, delta: float, order: int | None) -> Spent:
+def spent(
+    releases: Mapping[Release, int],
+    *,
+    colluding: int,
+    delta: float,
+    order: int | None,
+    recovery: Recovery | None = None,
+) -> Spent:
     """The accountants' and the filter's answer for `releases` (how many of each) together.
 
     Args:
         order: of the filter; None if there is none, and so no guarantee for what was chosen by results.
+        recovery: of the account, if it lost entries: no figure is less than what that counts.
     """
     unfiltered = math.inf if releases else 0.0
+    least = recovery.spent(colluding=colluding, delta=delta) if recovery else 0.0
+    guaranteed = composition.epsilon_guaranteed(releases, delta, colluding, order) if order else unfiltered
     return Spent(
-        pld=composition.epsilon_pld(releases, delta, colluding),
-        rdp=composition.epsilon_rdp(releases, delta, colluding),
-        guaranteed=composition.epsilon_guaranteed(releases, delta, colluding, order) if order else unfiltered,
+        pld=max(least, composition.epsilon_pld(releases, delta, colluding)),
+        rdp=max(least, composition.epsilon_rdp(releases, delta, colluding)),
+        guaranteed=max(least, guaranteed),
         releases=sum(releases.values()),
         unprotected=sum(count for release, count in releases.items() if release.mode == "none"),
     )

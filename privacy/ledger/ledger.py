@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from ..accounting import Release, composition
 from ..errors import BudgetExceeded, BudgetMissing, ChargeConflict, LedgerBroken, LedgerForked, UnprotectedRefused
 from . import canonical, chain, charges
 from .chain import START, Entry, Head, check_extension, verify_chain
-from .charges import Books, Budget, Charge, RunCharges, Settlement, Spent
+from .charges import Books, Budget, Charge, Recovery, RunCharges, Settlement, Spent
 from .entry_store import EntryStore
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Head",
     "Ledger",
     "Quote",
+    "Recovery",
     "Spent",
     "check_extension",
     "verify_chain",
@@ -147,6 +148,12 @@ class Ledger:
         with self._reading():
             return self._head
 
+    @property
+    def generation(self) -> int:
+        """The generation of the last recovery; 0 if nothing was ever lost."""
+        with self._reading():
+            return self._books.generation
+
     def entries(self, since: int = 0, limit: int | None = None) -> list[Entry]:
         """The entries from number `since` on, at most `limit`."""
         with self._reading() as connection:
@@ -174,6 +181,11 @@ class Ledger:
         with self._reading():
             return self._books.releases(dataset, unit)
 
+    def recovery(self, dataset: str, unit: str) -> Recovery | None:
+        """Finds what counts as spent on one data set and unit because entries were lost for good; None if none were."""
+        with self._reading():
+            return self._books.recoveries.get((dataset, unit))
+
     def yet_to_charge(self, planned: Sequence[tuple[Charge, int]]) -> Counter[Release]:
         """Counts the releases of whole runs that are not charged yet; runs are given as for `affordable`."""
         with self._reading():
@@ -188,7 +200,8 @@ class Ledger:
         """The joint cost to one unit of all charges on one data set so far, across studies."""
         with self._reading():
             releases, order = self._books.releases(dataset, unit), self._books.order_in_force(dataset, unit)
-        return charges.spent(releases, colluding=colluding, delta=delta, order=order)
+            recovery = self._books.recoveries.get((dataset, unit))
+        return charges.spent(releases, colluding=colluding, delta=delta, order=order, recovery=recovery)
 
     def runs(self, dataset: str, unit: str) -> list[RunCharges]:
         """Counts the charges on one data set and unit by run, in the order of their first charges."""
@@ -213,6 +226,23 @@ class Ledger:
             if self._books.budgets.get((budget.dataset, budget.unit)) != budget:
                 append("budget", canonical.to_record(budget))
 
+    def recover(self, generation: int) -> list[Recovery]:
+        """Closes every account that has a budget, because entries were lost for good: each counts as spent to its cap.
+
+        Args:
+            generation: seconds of Unix time; greater than the ledger's.
+
+        Raises:
+            ChargeConflict: it is not greater.
+        """
+        with self._writing() as (_, append):
+            if generation <= self._books.generation:
+                raise ChargeConflict(f"generation {generation} does not follow {self._books.generation}; set the clock")
+            found = [Recovery(**asdict(kept), generation=generation) for _, kept in sorted(self._books.weakest.items())]
+            for recovery in found:
+                append("recover", canonical.to_record(recovery))
+        return found
+
     def affordable(
         self,
         planned: Sequence[tuple[Charge, int]],
@@ -231,6 +261,7 @@ class Ledger:
             unprotected_allowed: whether the site lets the run go without noise.
 
         Raises:
+            BudgetExceeded: entries on them were lost for good.
             BudgetMissing: no budget is set for the data set and unit.
             UnprotectedRefused: a charge is unprotected and that was not allowed.
         """
@@ -238,6 +269,7 @@ class Ledger:
             budget = self._payer(planned[0][0], unprotected_allowed)
             if budget is None:
                 return Quote(cap=math.inf, guaranteed=math.inf, would_be=math.inf)
+            self._refuse_closed(budget)
             yet = self._yet([*planned, *held])
             now, then = self._guaranteed(budget), self._guaranteed(budget, yet)
             return Quote(cap=budget.epsilon, guaranteed=now, would_be=then)
@@ -246,7 +278,8 @@ class Ledger:
         """Charges a release before it happens; durable when this returns. A second call for the round changes nothing.
 
         Raises:
-            BudgetExceeded: by the filter, at the budget's delta and collusion, over all charges on the account.
+            BudgetExceeded: by the filter, at the budget's delta and collusion, over all charges on the account; or
+                entries on it were lost for good.
             BudgetMissing: no budget is set for the data set and unit.
             ChargeConflict: the round was charged before with other contents.
             UnprotectedRefused: the charge is unprotected and that was not allowed.
@@ -261,6 +294,7 @@ class Ledger:
                 return next(self._store.load(connection, before.seq, limit=1))
             budget = self._payer(charge, unprotected_allowed)
             if budget is not None:
+                self._refuse_closed(budget)
                 would_be = self._guaranteed(budget, {charge.release: 1})
                 if not would_be <= budget.epsilon:
                     raise _exceeded(budget, self._guaranteed(budget), would_be)
@@ -308,7 +342,19 @@ class Ledger:
         releases = self._books.releases(budget.dataset, budget.unit)
         releases.update(more)
         order = self._books.order(budget)
-        return composition.epsilon_guaranteed(releases, budget.delta, budget.collusion, order)
+        recovery = self._books.recoveries.get((budget.dataset, budget.unit))
+        least = recovery.spent(colluding=budget.collusion, delta=budget.delta) if recovery else 0.0
+        return max(least, composition.epsilon_guaranteed(releases, budget.delta, budget.collusion, order))
+
+    def _refuse_closed(self, budget: Budget) -> None:
+        if (budget.dataset, budget.unit) in self._books.recoveries:
+            raise BudgetExceeded(
+                f"data set {budget.dataset!r}, unit {budget.unit!r}: entries of this ledger were lost for good, so it "
+                "counts as spent up to its cap, and nothing more is charged on it",
+                cap=budget.epsilon,
+                guaranteed=self._guaranteed(budget),
+                would_be=math.inf,
+            )
 
     def _start(self) -> None:
         with self._writing() as (_, append):
@@ -352,7 +398,8 @@ class Ledger:
                 self._refresh(connection)
 
                 def append(kind: str, body: Mapping[str, Any]) -> Entry:
-                    entry = chain.extend(self._head, self._signer, chain.now(), kind, body)
+                    head = Head(added[-1].seq, added[-1].hash) if added else self._head
+                    entry = chain.extend(head, self._signer, chain.now(), kind, body)
                     self._store.add(connection, entry)
                     added.append(entry)
                     return entry

@@ -135,7 +135,7 @@ class Account(_Part):
     unprotected: Count  # of them without noise
     spent: Annotated[list[Spending], Field(max_length=8)]
     events: Annotated[list[Event], Field(max_length=MAX_ENTRIES)]
-    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget or with an unprotected release
+    course: Annotated[list[Point], Field(max_length=64)]  # empty without budget, or after lost or unprotected ones
 
 
 class SiteReport(_Part):
@@ -175,6 +175,7 @@ class AuditFacts(_Part):
     canaries: Guesses
     guesses: Guesses
     right: Guesses
+    right_unprotected: Guesses | None = None  # of as many guesses about steps without clip and noise; None: not tried
     checks: Annotated[list[Name], Field(max_length=64)]  # claims that were tested one by one
     findings: Annotated[list[AuditFinding], Field(max_length=64)]  # of them, those that did not hold
     blocks: Count  # trained tensors, every expert counted by itself

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from ..accounting import Release
-from ..ledger.charges import Books, Budget, spent
+from ..ledger.charges import Books, Budget, Recovery, spent
 from ..ledger.tally import Tally
 from .schema import Account, BudgetFacts, Event, Point, Spending
 
@@ -23,6 +23,7 @@ def accounts(books: Books) -> list[Account]:
 def _account(dataset: str, unit: str, books: Books) -> Account:
     tally, budget = books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit))
     order = books.order_in_force(dataset, unit)
+    recovery = books.recoveries.get((dataset, unit))
     releases = tally.releases()
     unprotected = sum(count for release, count in releases.items() if release.mode == "none")
     return Account(
@@ -32,9 +33,9 @@ def _account(dataset: str, unit: str, books: Books) -> Account:
         order=order,
         releases=len(tally),
         unprotected=unprotected,
-        spent=[_spending(releases, budget, order, colluding) for colluding in _levels(budget)],
+        spent=[_spending(releases, budget, order, colluding, recovery) for colluding in _levels(budget)],
         events=_events(tally),
-        course=_course(tally, budget, order) if budget and not unprotected else [],
+        course=_course(tally, budget, order) if budget and not unprotected and not recovery else [],
     )
 
 
@@ -43,11 +44,13 @@ def _levels(budget: Budget | None) -> list[int]:
     return sorted({0, 1, budget.collusion if budget else 0})
 
 
-def _spending(releases: Mapping[Release, int], budget: Budget | None, order: int | None, colluding: int) -> Spending:
+def _spending(
+    releases: Mapping[Release, int], budget: Budget | None, order: int | None, colluding: int, recovery: Recovery | None
+) -> Spending:
     if budget is None:
         unbounded = float("inf") if releases else 0.0
         return Spending(colluding=colluding, pld=unbounded, rdp=unbounded, guaranteed=unbounded)
-    found = spent(releases, colluding=colluding, delta=budget.delta, order=order)
+    found = spent(releases, colluding=colluding, delta=budget.delta, order=order, recovery=recovery)
     return Spending(colluding=colluding, pld=found.pld, rdp=found.rdp, guaranteed=found.guaranteed)
 
 

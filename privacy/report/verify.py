@@ -208,6 +208,12 @@ def _check_site(result: Verification, site: SiteReport, known_key: str | None) -
 
 def _ask_a_third(result: Verification, site: str, account: Account, books: Books) -> None:
     """Holds what is stated against PRV, over the releases that the entries give."""
+    if recovery := books.recoveries.get((account.dataset, account.unit)):
+        result.notes.append(
+            f"site {site}: {account.dataset}/{account.unit}: entries were lost; counted as spent up to its cap, "
+            f"{recovery.epsilon:g}, and closed"
+        )
+        return  # what is stated is not what the releases here cost
     tally = books.tallies.get((account.dataset, account.unit))
     if account.budget is None or tally is None or not len(tally):
         return

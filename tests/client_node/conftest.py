@@ -17,7 +17,8 @@ from cryptography.x509.oid import NameOID
 
 from confide.client_node.data.records import Records
 from confide.client_node.enrolment.identity import NodeIdentity
-from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
+from confide.client_node.replay.following import start_digest, start_state
+from confide.client_node.study.study import AggregatorParty, Participant, Start, Study, load_draft
 from confide.client_node.training import trainer
 from confide.models.adapters.lora import AdaptedModel
 
@@ -160,7 +161,16 @@ def build_study(draft_file: Path, identities: dict[str, str]) -> Study:
         coordinator=identity_of("coordinator"),
         created=date(2026, 1, 31),
         dim=1000,
+        start=start_digest(np.zeros(1000, np.float32)),
+        head_size=65,
     )
+
+
+def of_model(study: Study, backbone_hash: str, adapted: AdaptedModel) -> Study:
+    """The same study of another model, with what it says of the model's size and start."""
+    state = start_state(study.draft, adapted.state())
+    start = Start(state=start_digest(state), head_size=adapted.layout.head_slice.stop)
+    return study.model_copy(update={"backbone_hash": backbone_hash, "dim": len(state), "start": start})
 
 
 @dataclass(frozen=True)

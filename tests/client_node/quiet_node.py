@@ -63,6 +63,9 @@ class QuietModel(WarmModel):
     def load(self, study: Study, policy: SitePolicy) -> "QuietModel":  # type: ignore[override]
         return self
 
+    def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
+        return np.zeros(study.dim, np.float32)
+
     def contribution(
         self, study: Study, policy: SitePolicy, planned: PlannedRound
     ) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.following import beginning, follow, round_start, total_bytes
 from confide.client_node.study.study import PlannedRound, Study
-from confide.client_node.wire.evidence import require_evidence
+from confide.client_node.wire.evidence import require_evidence, signed_total
 from confide.client_node.wire.messages import (
     ENTRIES_A_MESSAGE,
     AggregateOrder,
@@ -25,6 +27,8 @@ from confide.client_node.wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Replay,
+    Replayed,
     Reply,
     RoundPlan,
     Sealed,
@@ -35,10 +39,12 @@ from confide.client_node.wire.messages import (
     Update,
     fitting,
     sign,
+    start_hash,
     verify,
 )
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.run import relay
+from confide.mpc.sharing import position as positions
 from confide.mpc.sharing.ring import Ring, from_integers
 from confide.mpc.sharing.sealing import Envelope, new_keypair, open_envelope, seal_update
 from confide.mpc.sharing.shares import ShareContext, unpack
@@ -91,6 +97,10 @@ class FakeLedger:
     def has(self, kind: str, round_number: int) -> bool:
         return any((entry.kind, entry.body.get("round")) == (kind, round_number) for entry in self.entries)
 
+    def position(self) -> positions.Position:
+        found = positions.digests(positions.START, (bytes.fromhex(entry.hash) for entry in self.entries))
+        return positions.Position(0, len(found), found[-1])
+
     def _add(self, kind: str, contents: dict[str, object]) -> None:
         head = Head(self.entries[-1].seq, self.entries[-1].hash) if self.entries else START
         self.entries.append(extend(head, key_of(self.site), "2026-01-31T00:00:00Z", kind, contents))
@@ -104,7 +114,9 @@ class FakeFleet:
     before: Callable[[str, str], NodeFailure | None] = lambda kind, name: None
     after: Callable[[str, str], None] = lambda kind, name: None
     asked: list[tuple[str, str]] = field(default_factory=list)
-    states: dict[int, np.ndarray] = field(default_factory=dict)  # round -> the state that sites were sent
+    states: dict[int, np.ndarray] = field(default_factory=dict)  # round -> the vector that sites came to
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)  # by site
+    totals: dict[tuple[str, int], bytes] = field(default_factory=dict)  # (site, round) -> what came of it
     bound: dict[int, tuple[str, ...]] = field(default_factory=dict)
     computed: list[tuple[str, int]] = field(default_factory=list)  # (site, round): fresh draws, not stored answers
     stored: dict[tuple[str, int], tuple[Envelope, Envelope, Envelope]] = field(default_factory=dict)
@@ -149,22 +161,46 @@ class FakeFleet:
         evaluates = name in SITES and name not in self.abstaining
         return self._sign(Ready(request=packet.digest(), key=key, evaluates=evaluates, ledger=entries), name)
 
+    def _replay(self, name: str, packet: Packet) -> Packet:
+        """Takes totals as a site does, but in memory: `tests/client_node/replay` tests the files."""
+        message = verify(packet, self.study.coordinator, Replay)
+        here, part = self._checkpoint(name), packet.blobs["part"]
+        if message.outcome.round != here.round + 1:
+            answer = Replayed(request=packet.digest(), run=message.run, round=here.round, held=0)
+            return self._sign(answer, name)
+        held = self.totals.setdefault((name, message.outcome.round), b"")
+        if message.offset == len(held):
+            held = self.totals[name, message.outcome.round] = held + part
+        start, signed = round_start(self.study, here), signed_total(self.study, message.run, message.outcome)
+        assert signed.start == start_hash(start.digest, message.tag_key)
+        if len(held) == total_bytes(start.planned):
+            assert hashlib.sha256(held).hexdigest() == signed.total_digest
+            here = self.checkpoints[name] = follow(self.study, here, held, kept=len(message.outcome.sites))
+            held = b""
+        return self._sign(Replayed(request=packet.digest(), run=message.run, round=here.round, held=len(held)), name)
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        zeros = np.zeros(self.study.dim, np.float32)
+        return self.checkpoints.get(name) or beginning(self.study, zeros)
+
     def _step(self, name: str, packet: Packet) -> Packet:
         plan = verify(packet, self.study.coordinator, RoundPlan)
         planned = self.study.planned_round(plan.round)
-        state = self.study.state_format(planned).decode(packet.blobs["state"])
-        self.states[plan.round] = state
+        start = round_start(self.study, self._checkpoint(name))
+        assert (start.planned, start.digest) == (planned, plan.start)
+        state = self.states[plan.round] = start.vector
         self._settle_outcomes(name, plan.run, plan.outcomes)
         if (name, plan.round) not in self.stored:
             self.computed.append((name, plan.round))
             if not self.ledgers[name].has("reserve", plan.round):
                 self.ledgers[name].reserve(self.study, plan.run, planned)
-            context = self._context(name, plan.run, plan.round, hashlib.sha256(packet.blobs["state"]).hexdigest())
+            context = self._context(name, plan.run, plan.round, plan.start)
             recipients = [bytes.fromhex(key.public_key) for key in plan.keys]
             is_update = planned.purpose == "update"
             values = site_vector(name, plan.round, state) if is_update else site_histogram(name, planned)
             vector = from_integers(values, ring_of(planned))
-            self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0)
+            position = self.ledgers[name].position()
+            self.stored[name, plan.round] = seal_update(vector, context, recipients, key_of(name), 0, position=position)
         parts = [envelope.to_bytes() for envelope in self.stored[name, plan.round]]
         first, second, third = (Sealed(size=len(part), digest=hashlib.sha256(part).hexdigest()) for part in parts)
         sizes = {f"envelope-{i}": len(part) for i, part in enumerate(parts)}

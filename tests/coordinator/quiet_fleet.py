@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from confide.client_node.errors import ClientNodeError
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.following import start_digest
 from confide.client_node.shares import aggregator as aggregator_module
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire.messages import Packet
@@ -27,7 +29,7 @@ from confide.coordinator.run import rounds as rounds_module
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.mpc.crypten import runtime
@@ -195,7 +197,6 @@ class Federation:
             lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint(round=0, state=np.zeros(DIM, np.float32), velocity=np.zeros(DIM, np.float32)),
-            head_size=5,
         )
 
     def drive(self) -> None:
@@ -242,6 +243,8 @@ def found(
         coordinator=pki.identity_hex,
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
     )
     with store.session() as session:
         session.add(StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0))

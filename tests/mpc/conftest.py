@@ -16,10 +16,12 @@ from confide.mpc.errors import MpcError
 from confide.mpc.links.tls import TlsCommunicator
 from confide.mpc.party import handle
 from confide.mpc.sharing import sealing, sketch
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import Ring, RingVector
 from confide.mpc.sharing.shares import ShareContext
 
 PARTIES = range(3)
+PLACE = Position(0, 0, bytes(32))  # of every site here: parties themselves do not look at it
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,7 +81,7 @@ class Round:
         self.tags = {site: rng.integers(0, 2**64, tag_count, np.uint64) for site in self.signers}
         self.envelopes = {
             site: sealing.seal_update(
-                self.vectors[site], self.context(site), self.public, signer, i % 3, self.tags[site]
+                self.vectors[site], self.context(site), self.public, signer, i % 3, self.tags[site], position=PLACE
             )
             for i, (site, signer) in enumerate(self.signers.items())
         }
@@ -95,7 +97,10 @@ class Round:
             vector = rng.integers(0, scale or 2**self.ring.bits, self.dim, dtype=self.ring.unsigned.type)
             context = self.order(0, sites=cohort).topup_context(site)
             tags = rng.integers(0, 2**64, self.tag_count, np.uint64)
-            self.topups[site] = vector, sealing.seal_update(vector, context, self.public, self.signers[site], 0, tags)
+            self.topups[site] = (
+                vector,
+                sealing.seal_update(vector, context, self.public, self.signers[site], 0, tags, position=PLACE),
+            )
 
     def topup_box(self, party: int) -> dict[str, bytes]:
         return {site: parts[party].to_bytes() for site, (_, parts) in self.topups.items()}
@@ -189,7 +194,14 @@ def at_each(call: Callable[[TlsCommunicator], object], links: list[TlsCommunicat
 def kit() -> SimpleNamespace:
     """What the tests of this folder share; they are no package, so they cannot import it."""
     return SimpleNamespace(
-        Round=Round, configs=configs, free_ports=free_ports, lay=lay, outcomes=outcomes, linked=linked, at_each=at_each
+        Round=Round,
+        PLACE=PLACE,
+        configs=configs,
+        free_ports=free_ports,
+        lay=lay,
+        outcomes=outcomes,
+        linked=linked,
+        at_each=at_each,
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from confide.mpc.links import Links
+from confide.mpc.links.tls import Links
 from confide.mpc.party.aggregation import Judge
 from confide.mpc.sharing.ring import RingVector
 from confide.mpc.sharing.shares import Words

@@ -18,7 +18,7 @@ from confide.mpc.crypten import base_transfers, oblivious_transfer
 from confide.mpc.links.orders import OpenedTotal, Order
 from confide.mpc.party.aggregation import Submission, _coin, _set_digest, _Summand
 from confide.mpc.party.coins import _commitment, joint_seeds
-from confide.mpc.sharing import shares
+from confide.mpc.sharing import position, shares
 from confide.mpc.sharing.ring import Ring, read_total
 from confide.mpc.sharing.sealing import Envelope, check_update, open_envelope
 from confide.mpc.sharing.shares import Share, ShareContext, expand, set_name, split, unpack
@@ -88,6 +88,11 @@ def test_known_envelopes_open_to_the_known_seeds(known):
         share = open_envelope(envelope, context, aggregator_id, identity=identity, private_key=h(key))
         assert share.seed.hex() == known["seeds"][aggregator_id]
         assert bytes(share.body).hex() == (known["body"] if aggregator_id == known["body_at"] else "")
+
+
+@pytest.mark.parametrize("known", KNOWN["positions"], ids=lambda known: str(len(known["records"])))
+def test_records_have_the_known_position(known):
+    assert [position.START, *position.digests(position.START, map(h, known["records"]))][-1].hex() == known["digest"]
 
 
 @pytest.mark.parametrize("known", KNOWN["tags"])

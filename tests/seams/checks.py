@@ -36,7 +36,7 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, describe, load, save
 from confide.models.errors import TargetMissing
 
-from ..client_node.conftest import SITE_TOML, STUDY_TOML, build_study, changed, identity_of
+from ..client_node.conftest import SITE_TOML, STUDY_TOML, build_study, changed, identity_of, of_model
 
 STUDY = changed(
     STUDY_TOML,
@@ -87,7 +87,7 @@ def draft_of(home: Path):
 def study_of(home: Path) -> Study:
     study = build_study(home / "study.toml", {"svi": identity_of("svi")})
     model = load_study_model(study.draft, home / "backbone")
-    return study.model_copy(update={"backbone_hash": model.backbone_hash, "dim": model.adapted.layout.dim})
+    return of_model(study, model.backbone_hash, model.adapted)
 
 
 def trainer_of(home: Path) -> Trainer:

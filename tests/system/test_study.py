@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 from confide.client_node.data.records import read as read_records
 from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import ServerOptimizer
 from confide.client_node.study.study import Study
 from confide.coordinator.demo.processes import DemoFederation
 from confide.coordinator.results.export import score as score_records
 from confide.coordinator.results.trained import trained_model
-from confide.coordinator.run.server_optimizer import ServerOptimizer
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.store import Store
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach

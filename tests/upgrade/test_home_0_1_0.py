@@ -1,4 +1,6 @@
-"""Federations that version 0.1.0 founded go on, here with a run that it left in the middle of a round.
+"""Federations that version 0.1.0 founded can be read, here with a run that it left in the middle of a round.
+
+Its studies state no start (format 4), so their runs do not go on: that is said in one sentence, and nothing is spent.
 
 `home-0.1.0.tar.xz` holds the homes of a coordinator, four sites and three aggregators, as that version wrote them: its
 own tests' `QuietFleet` drove a run of three rounds over 24 numbers, with top-ups and tags. West was away in round 1; in
@@ -16,11 +18,13 @@ from confide.client_node.approval.charges import LEDGER_FILE, open_ledger
 from confide.client_node.approval.run_reservations import RunReservations
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import Enrolment
+from confide.client_node.errors import StudyOutdated
 from confide.client_node.policy.decisions import load_decisions
-from confide.client_node.shares import aggregator as aggregator_module
+from confide.client_node.wire.messages import Prepare, sign
 from confide.coordinator.federation.home import opened_store
+from confide.coordinator.federation.pki import Pki
 from confide.coordinator.results.reports import budget_report
-from confide.coordinator.run import questions
+from confide.coordinator.run.control import start_run
 from confide.coordinator.run.driver import drive
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.states import RunState
@@ -31,14 +35,12 @@ from confide.privacy.ledger.ledger import Ledger
 from confide.privacy.report.verify import verify
 
 from ..client_node.quiet_node import QuietNode
-from ..coordinator.quiet_fleet import PARTIES, RUN, SITES, QuietFleet, TableParty
+from ..coordinator.quiet_fleet import PARTIES, RUN, SITES, QuietFleet
 
 ARCHIVE = Path(__file__).parent / "home-0.1.0.tar.xz"
 STUDY = "3fbcfa644bd119756c3d6113723b6ba0d68657a8e93f3eed2f31ab62edf950a1"
 LAST_HEARD = 1795766736.0  # seconds since 1970; a day later the run reserves nothing
 CHANGING = ("run", "alembic_version")  # tables whose rows may change; of all others rows are only added
-# Epsilon by PLD with one site colluding, as version 0.1.0 itself charged when it went on with these homes.
-SPENT = dict.fromkeys(("east", "north", "south"), 0.8842978682294325) | {"west": 0.795054896583782}
 
 
 @pytest.fixture
@@ -85,27 +87,34 @@ def test_what_0_1_0_wrote_is_read(home):
 
 
 @pytest.mark.slow
-def test_a_run_that_0_1_0_began_is_driven_to_its_end_and_costs_what_it_did_then(home, monkeypatch):
-    monkeypatch.setattr(questions, "RETRY_S", 0.0)
-    monkeypatch.setattr(aggregator_module, "PartyProcess", TableParty)
+def test_a_run_that_0_1_0_began_is_refused_with_what_to_do_and_nothing_is_spent(home):
     databases = [home / "coordinator.db", *(home / site / LEDGER_FILE for site in SITES)]
     before = {database: rows(database) for database in databases}
     fleet = QuietFleet({name: node_at(home, name) for name in (*SITES, *PARTIES)})
     drive(fleet, home, RUN)
     with opened_store(home) as store:
-        assert (store.run(RUN).state, store.run(RUN).error) == (RunState.DONE, None)
-        assert [(row.number, row.lease) for row in store.rounds(RUN)] == [(1, 1), (2, 2), (3, 2)]
-        assert [row.summed for row in store.rounds(RUN)][1:] == [SITES, SITES]
+        assert store.run(RUN).state is RunState.FAILED
+        assert (store.run(RUN).error or "").endswith(
+            "study s was made by an earlier version and does not state its start: create it again from the same "
+            "study.toml, have it approved, and start a new run"
+        )
+        with pytest.raises(StudyOutdated):
+            start_run(store, "s")
         report = budget_report(store, home)
     assert verify(report).failures == []
-    spent = {site["name"]: float(site["accounts"][0]["spent"][1]["pld"]) for site in report["sites"]}
-    assert spent == pytest.approx(SPENT, rel=1e-9)
+    assert fleet.asked == []
     for database, tables in before.items():
         after = rows(database)
         for table, found in tables.items():
             assert table in CHANGING or after[table][: len(found)] == found
-    steps = [name for kind, name in fleet.asked if kind == "step"]
-    assert sorted(steps) == sorted(SITES)  # for round 3 alone: what they had sealed for round 2 is kept
+            assert table in (*CHANGING, "audit") or after[table] == found
+
+
+def test_a_site_of_0_1_0_prepares_no_run_of_a_study_without_a_start(home):
+    node = node_at(home, "east")
+    message = Prepare(to="east", study=STUDY, run=RUN, lease=9, ledger_from=0)
+    with pytest.raises(StudyOutdated, match="does not state its start"):
+        node.handle("prepare", sign(message, Pki.load(home).signer))
 
 
 def test_a_ledger_of_0_1_0_is_backed_up_and_restored(home, tmp_path):

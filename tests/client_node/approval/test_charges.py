@@ -67,7 +67,7 @@ def test_a_run_that_does_not_fit_beside_another_is_refused_and_nothing_charged(s
     require_run(site.home, ledger, evaluated, policy, run="run-1")
     RunReservations(site.home).note("run-1", evaluated.study_hash)
     require_run(site.home, ledger, evaluated, policy, run="run-1")  # a run does not stand in its own way
-    with pytest.raises(ChargeRefused, match=r"41 rounds .* with what is held for run-1; nothing was read"):
+    with pytest.raises(ChargeRefused, match=r"41 rounds .* with what is held for run-1; nothing is charged"):
         require_run(site.home, ledger, evaluated, policy, run="run-2")
     assert [entry.kind for entry in ledger.walk()] == ["open", "budget"]
 

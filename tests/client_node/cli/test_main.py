@@ -32,7 +32,7 @@ def call(site):
 def test_every_command_explains_itself_without_loading_torch():
     words = "enroll run status decisions study+list study+show study+approve study+revoke data+check budget+show "
     words += "budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export "
-    words += "budget+import"
+    words += "budget+import budget+recover"
     script = (
         "import sys; from typer.testing import CliRunner; from confide.client_node.cli.main import app\n"
         f"for words in {words.split()!r}:\n"
@@ -185,7 +185,7 @@ def test_the_budget_is_set_shown_reported_and_verified(site, call, tmp_path):
 
 def test_a_stopped_run_and_one_begun_anew_show_with_every_figure_rounded_up(site, call):
     study = site.keep(site.study())
-    call("study", "approve", "thyroid")
+    call("study", "approve", study.study_hash, "--yes")
     policy = load_policy(site.home)
     with charges.open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:
         for run, rounds in (("run-1", 3), ("run-2", 1)):
@@ -224,6 +224,17 @@ def test_a_ledger_is_exported_and_imported_into_an_empty_home(site, call, tmp_pa
     assert json.loads(call("budget", "show", "--json").stdout)[0]["cap"] == 2.5
     file.write_text(file.read_text()[:-10])
     assert "cut short" in call("budget", "import", str(file), code=FAILED).stderr
+
+
+def test_a_loss_is_owned_up_to_only_by_who_confirms_it(site, call):
+    call("budget", "set", "--epsilon", "2.5", "--delta", "1e-6")
+    asked = call("budget", "recover", code=FAILED)
+    assert "counts as spent up to the highest cap" in " ".join(asked.stderr.split())
+    assert json.loads(call("budget", "show", "--json").stdout)[0]["spent_by_PLD"] == 0
+    (row,) = json.loads(call("budget", "recover", "--yes", "--json").stdout)
+    assert (row["spent_by_PLD"], row["spent_by_RDP"]) == (2.5, 2.5)
+    site.study()
+    assert "lost for good" in call("budget", "plan", str(site.home.parent / "study.toml"), code=FAILED).stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed
 from confide.client_node.node import Node
+from confide.client_node.replay.following import start_digest
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
 from confide.client_node.wire import chunks
 from confide.client_node.wire.messages import (
@@ -71,8 +72,9 @@ class Desk:
         return self.node.handle(kind, sign(message, key_of("coordinator"), blobs))
 
     def step(self, **changes: object) -> Packet:
-        plan = RoundPlan(**self.addressed(), round=1, keys=self.keys(), outcomes=(), ledger_from=0)
-        return self.ask("step", plan.model_copy(update=changes), {"state": STATE})
+        start = hashlib.sha256(STATE).hexdigest()
+        plan = RoundPlan(**self.addressed(), round=1, start=start, keys=self.keys(), outcomes=(), ledger_from=0)
+        return self.ask("step", plan.model_copy(update=changes))
 
     def fetch(self, aggregator_id: int, offset: int, topup_for: str | None = None, *, round_number: int = 1) -> bytes:
         message = Fetch(
@@ -155,6 +157,8 @@ def make_desk(tmp_path: Path, *, dropouts: str = "top-up") -> Desk:
         coordinator=identity_of("coordinator"),
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
     )
     node, ledger = quiet_node(home, study, study.sign(key_of("coordinator")))
     assert ledger is not None
@@ -300,7 +304,8 @@ def test_no_part_of_a_settled_round(desk):
         desk.fetch(0, 0)
 
 
-def test_parts_go_out_under_a_charge_even_if_the_ledger_was_lost(desk, tmp_path):
+def test_parts_go_out_under_a_charge_even_if_the_ledger_and_its_head_were_lost(desk, tmp_path):
+    (desk.home / "keys" / "ledger.head").unlink()
     new = Ledger.open(tmp_path / "new.db", desk.identity.signer, "east")
     again = replace(desk, ledger=new).restarted()
     again.fetch(0, 0)

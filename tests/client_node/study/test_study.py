@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from confide.client_node.cli.tables import study_facts
-from confide.client_node.errors import MessageInvalid, StudyInvalid
+from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
@@ -243,7 +243,21 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_hash_is_the_sha256_of_the_canonical_text_and_never_changes(make_study):
     study = make_study()
     assert study.study_hash == hashlib.sha256(study.canonical()).hexdigest()
-    assert study.study_hash == "323d663835e873bd0121bf6c6eea5c21453c33d1a1b838c7982a729f86af9bab"
+    assert study.study_hash == "f1ebd8785f6f86be64fb2458f331f75742ed6a0c161b5786471dd626f89ed486"
+
+
+def test_a_study_of_format_4_keeps_its_hash_and_is_read_but_not_run(make_study):
+    old = make_study().model_copy(update={"format": 4, "start": None})
+    assert old.study_hash == "323d663835e873bd0121bf6c6eea5c21453c33d1a1b838c7982a729f86af9bab"
+    assert Study.parse(old.canonical()) == old
+    with pytest.raises(StudyOutdated, match=r"made by an earlier version .* create it again from the same study\.toml"):
+        old.require_start()
+
+
+def test_the_start_is_in_the_hash(make_study):
+    study = make_study()
+    other = study.model_copy(update={"start": study.start.model_copy(update={"state": "ab" * 32})})
+    assert other.study_hash != study.study_hash
 
 
 @pytest.mark.parametrize(
@@ -406,7 +420,10 @@ BAD_PARTIES = {
     "short key": (lambda s: s["sites"][0].update(identity="ab"), 'sites.0.identity is "ab"'),
     "narrow ring": (lambda s: s.update(ring_bits=32), "a sum could reach"),
     "no length": (lambda s: s.update(dim=0), "dim is 0; it must be at least 1"),
-    "another format": (lambda s: s.update(format=5), "format is 5; it must be 4"),
+    "another format": (lambda s: s.update(format=6), "format is 6; it must be 4 or 5"),
+    "no start": (lambda s: s.update(start=None), "start is missing; a study of format 5 states it"),
+    "a start in an old study": (lambda s: s.update(format=4), "start is there; a study of format 4 has none"),
+    "a head longer than the state": (lambda s: s["start"].update(head_size=1001), "start.head_size is 1001"),
 }
 
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.client_node.training.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
+from confide.models.backbones.loading import load, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
 from confide.models.records.text import FreeText
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
-from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, tokens
+from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, of_model, tokens
 from ..test_node import Desk, make_desk
 
 BINS = 20
@@ -150,7 +152,7 @@ def text_desk(site: Site, *changes: tuple[str, str]) -> Desk:
     (site.home / "patients.csv").write_text(NOTES_CSV)
     draft = site.study(*TEXT, ("sample_rate = 0.2", "sample_rate = 1.0"), *changes)
     model = load_study_model(draft.draft, site.home / "backbone")
-    study = draft.model_copy(update={"backbone_hash": model.backbone_hash, "dim": model.adapted.layout.dim})
+    study = of_model(draft, model.backbone_hash, model.adapted)
     return Desk(site, study, None, None, [])  # type: ignore[arg-type]
 
 
@@ -217,3 +219,20 @@ def test_a_classifier_on_a_backbone_without_pooled_states_is_refused(site: Site,
     monkeypatch.setattr(FreeText, "head", "pooled")
     with pytest.raises(BackboneMismatch, match="no pooled states"):
         load_study_model(study.draft, site.home / "backbone")
+
+
+def test_a_site_s_log_names_adapted_experts_to_which_no_public_token_goes(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = make_desk(site)
+    new_trainer(desk)
+    assert not caplog.records
+    loaded = load(site.home / "backbone")
+    for name, tensor in loaded.model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor[:2] = 9.0
+    shutil.rmtree(site.home / "backbone")
+    digest = save(loaded.model, loaded.schema, loaded.center, loaded.whiten, site.home / "backbone")
+    new_trainer(replace(desk, study=desk.study.model_copy(update={"backbone_hash": digest})))
+    (record,) = caplog.records
+    assert "experts 2, 3 of layer 1" in record.getMessage()

@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import importlib.util
 import ipaddress
 import os
@@ -136,6 +137,10 @@ def test_two_processes_release_what_one_does_and_none_waits_for_the_other(desk: 
             want = alone.release(state, round_number) * REAL
             assert np.abs(want).max() > 0.01  # the second local step drew somebody
             assert np.abs(workers.release(state, round_number) * REAL - want).max() < 1e-6
+
+
+def test_workers_make_the_start_that_one_process_makes(desk: Desk, workers: Workers):
+    assert hashlib.sha256(workers.start.tobytes()).hexdigest() == desk.study.start.state
 
 
 def test_workers_listen_on_loopback_alone(workers: Workers):

@@ -24,6 +24,8 @@ from confide.client_node.wire.messages import (
     Packet,
     Prepare,
     Ready,
+    Replay,
+    Replayed,
     Reply,
     Request,
     RoundPlan,
@@ -66,8 +68,15 @@ HEADER = {"to": "svi", "study": STUDY, "run": RUN, "lease": 2}
 EVERY_MESSAGE: tuple[Message, ...] = (
     Prepare(**HEADER, ledger_from=0),
     RoundPlan(
-        **HEADER, round=3, keys=(certificate(0), certificate(1), certificate(2)), outcomes=OUTCOMES, ledger_from=7
+        **HEADER,
+        round=3,
+        start="12" * 32,
+        keys=(certificate(0), certificate(1), certificate(2)),
+        outcomes=OUTCOMES,
+        ledger_from=7,
     ),
+    Replay(**HEADER, outcome=OUTCOMES[0], tag_key="34" * 32, offset=8 << 20),
+    Replayed(request=REQUEST, run=RUN, round=0, held=8 << 20),
     TopUpPlan(
         **HEADER,
         round=3,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import server_step
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import federate, private_linear, references, word_inputs
 from confide.coordinator.results.export import held_out_policy
-from confide.coordinator.run.server_optimizer import server_step
-from confide.coordinator.store.run_folder import Checkpoint
 from confide.privacy.mechanism.site_round import round_release
 
 from ...client_node.conftest import STUDY_TOML, changed

@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from confide.client_node.approval.charges import charge
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.training.study_model import StudyModel
 from confide.coordinator.errors import AuditMissing, Conflict, StateDamaged
 from confide.coordinator.results.export import (
@@ -21,7 +22,7 @@ from confide.coordinator.results.export import (
 from confide.coordinator.results.metrics import measurement
 from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import Round, Run
 from confide.kernels.formats import NF4Block64
 from confide.models.adapters.lora import AdapterConfig, attach

@@ -1,7 +1,8 @@
 import numpy as np
 
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.coordinator.results.trained import trained_model
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 
 from ..conftest import committed_round
 from .test_export import RUN, state, with_run

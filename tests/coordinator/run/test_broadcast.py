@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from confide.client_node.replay.broadcast import broadcast
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.study.state_format import StateFormat
 from confide.coordinator.run import questions
-from confide.coordinator.run.broadcast import broadcast
-from confide.coordinator.store.run_folder import Checkpoint
 
 from ..fake_fleet import FakeFleet
 from ..run.test_rounds import DIM, EVALUATION, Desk, new_desk

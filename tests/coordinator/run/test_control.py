@@ -2,60 +2,75 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from confide.client_node.errors import StudyOutdated
 from confide.coordinator.errors import Conflict, NotFound
 from confide.coordinator.run.control import resume_run, start_run, stop_run
 from confide.coordinator.store.tables import Run, StudyRow
 
+from ...client_node.conftest import STUDY_TOML, build_study
 from ..conftest import committed_round, put_in_state
-
-HASH = "ab" * 32
 
 
 @pytest.fixture
-def store(empty_store):
+def study(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    return build_study(tmp_path / "study.toml", {})
+
+
+@pytest.fixture
+def store(empty_store, study):
     """A store with one study, and one run of it called run-1."""
+    keep(empty_store, study)
     with empty_store.session() as session:
-        session.add(StudyRow(hash=HASH, name="thyroid", canonical=b"", signature="", created_at=0.0))
-    with empty_store.session() as session:
-        session.add(Run(id="run-1", study=HASH, state="pending", created_at=0.0))
+        session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
     return empty_store
 
 
-@pytest.mark.parametrize("study", ["thyroid", HASH[:8]])
+def keep(store, study):
+    row = StudyRow(hash=study.study_hash, name=study.name, canonical=study.canonical(), signature="", created_at=0.0)
+    with store.session() as session:
+        session.add(row)
+
+
+def named(study, name):
+    return study.model_copy(update={"draft": study.draft.model_copy(update={"name": name})})
+
+
 def test_a_run_starts_pending_and_is_named_after_its_study(store, study):
-    put_in_state(store, "run-1", "done")
-    run = start_run(store, study)
-    assert run.startswith("thyroid-")
-    assert (store.run(run).study, store.run(run).state) == (HASH, "pending")
-    assert start_run(store, study, again=True) != run
+    for name in ("thyroid", study.study_hash[:8]):
+        for known in store.runs():
+            put_in_state(store, known.id, "done")
+        run = start_run(store, name)
+        assert run.startswith("thyroid-")
+        assert (store.run(run).study, store.run(run).state) == (study.study_hash, "pending")
+        assert start_run(store, name, again=True) != run
 
 
 @pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped", "failed"])
-def test_a_study_with_a_run_that_is_not_done_is_started_again_only_if_asked(store, state):
+def test_a_study_with_a_run_that_is_not_done_is_started_again_only_if_asked(store, study, state):
     put_in_state(store, "run-1", state)
     with pytest.raises(Conflict, match=r"run-1.* --again starts another one, which each site must have approved") as no:
-        start_run(store, HASH)
+        start_run(store, study.study_hash)
     assert (f"is {state}" in str(no.value), "run resume run-1" in str(no.value)) == (
         True,
         state in ("stopped", "failed"),
     )
     assert [run.id for run in store.runs()] == ["run-1"]
-    start_run(store, HASH, again=True)
+    start_run(store, study.study_hash, again=True)
     assert len(store.runs()) == 2
 
 
-def test_a_run_of_another_study_stands_in_nobody_s_way(store):
-    with store.session() as session:
-        session.add(StudyRow(hash="cd" * 32, name="heart", canonical=b"", signature="", created_at=0.0))
+def test_a_run_of_another_study_stands_in_nobody_s_way(store, study):
+    keep(store, named(study, "heart"))
     assert start_run(store, "heart").startswith("heart-")
 
 
-def test_of_two_starts_at_once_one_is_refused(store):
+def test_of_two_starts_at_once_one_is_refused(store, study):
     put_in_state(store, "run-1", "done")
 
     def start(_):
         try:
-            return start_run(store, HASH)
+            return start_run(store, study.study_hash)
         except Conflict:
             return None
 
@@ -64,14 +79,21 @@ def test_of_two_starts_at_once_one_is_refused(store):
     assert sum(run is not None for run in started) == 1
 
 
-def test_a_name_that_two_studies_have_starts_neither(store):
-    with store.session() as session:
-        session.add(StudyRow(hash="cd" * 32, name="thyroid", canonical=b"", signature="", created_at=1.0))
+def test_a_name_that_two_studies_have_starts_neither(store, study):
+    other = study.model_copy(update={"dim": study.dim + 1})
+    keep(store, other)
     with pytest.raises(Conflict, match="2 studies are called 'thyroid'") as no:
         start_run(store, "thyroid")
-    assert HASH in str(no.value)
-    assert start_run(store, "cd" * 32).startswith("thyroid-")
+    assert study.study_hash in str(no.value)
+    assert start_run(store, other.study_hash).startswith("thyroid-")
     assert len(store.runs()) == 2
+
+
+def test_no_run_starts_of_a_study_that_states_no_start(empty_store, study):
+    keep(empty_store, study.model_copy(update={"format": 4, "start": None}))
+    with pytest.raises(StudyOutdated, match=r"study thyroid was made by an earlier version .* create it again"):
+        start_run(empty_store, "thyroid")
+    assert empty_store.runs() == []
 
 
 def test_no_run_starts_of_a_study_that_is_not_there(store):

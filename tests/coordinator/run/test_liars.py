@@ -148,7 +148,7 @@ def test_all_three_sign_the_total_that_the_coordinator_takes(make):
     federation.drive()
     (row,), (words, _) = federation.store.rounds(RUN), federation.opened[0]
     outcome = Outcome(round=1, sites=row.summed, evidence=row.signed)
-    assert signed_total(federation.study, RUN, outcome) == hashlib.sha256(words).hexdigest()
+    assert signed_total(federation.study, RUN, outcome).total_digest == hashlib.sha256(words).hexdigest()
 
 
 @pytest.mark.parametrize("liars", [PARTIES[:1], PARTIES[:2]], ids=str)

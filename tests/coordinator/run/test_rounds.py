@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.following import start_digest
+from confide.client_node.replay.server_optimizer import ServerOptimizer, server_step
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
@@ -17,9 +20,8 @@ from confide.coordinator.run import questions, rounds
 from confide.coordinator.run.context import RunContext
 from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
-from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
 from confide.coordinator.store.ledger_replica import LedgerReplica
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.states import RESUME, STOP
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
@@ -91,7 +93,6 @@ class Desk:
             lease=lease,
             signer=Pki.load(self.home).signer,
             start=Checkpoint.beginning(np.zeros(DIM, np.float32)),
-            head_size=5,
         )
 
     def counts(self) -> list[float]:
@@ -139,6 +140,8 @@ def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evalu
         coordinator=Pki.create(home, ["127.0.0.1"]).identity_hex,
         created=date(2026, 1, 31),
         dim=DIM,
+        start=start_digest(np.zeros(DIM, np.float32)),
+        head_size=5,
         scale_bits=16,
     )
     with store.session() as session:
@@ -146,9 +149,7 @@ def new_desk(home: Path, *changes: tuple[str, str], max_dropouts: int = 0, evalu
             StudyRow(hash=study.study_hash, name="s", canonical=study.canonical(), signature="", created_at=0.0)
         )
     start_file(home, study.study_hash).parent.mkdir()
-    start_file(home, study.study_hash).write_text(
-        json.dumps({"state": [0.0] * DIM, "head_size": 5, "backbone": "backbone"})
-    )
+    start_file(home, study.study_hash).write_text(json.dumps({"state": [0.0] * DIM, "backbone": "backbone"}))
     with store.session() as session:
         session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
     return Desk(home, store, study)
@@ -177,7 +178,7 @@ def test_a_run_computes_the_sum_of_all_sites_in_every_round(desk):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 6 + 6))
+@pytest.mark.parametrize("question", range(6 + 6 * ROUNDS + 3 * ROUNDS + 6 + 6))
 def test_a_run_cut_off_at_any_question_goes_on_to_the_same_adapter_and_measures_it_once(evaluating, question, moment):
     desk = evaluating
 

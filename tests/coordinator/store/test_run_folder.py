@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from confide.client_node.replay.checkpoint import Checkpoint
 from confide.coordinator.errors import StateDamaged
-from confide.coordinator.store.run_folder import Checkpoint, Inbox, RunFolder
+from confide.coordinator.store.run_folder import Inbox, RunFolder
 
 DIM = 7
 ENVELOPES = (b"first", b"second", b"third")

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import time
 
 import dp_accounting as dpa
@@ -11,7 +13,7 @@ from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.studies.catalogue import load_study, start_file, study_start
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.loading import load
+from confide.models.backbones.loading import backbone_hash, load
 from confide.models.errors import InvalidBackbone
 from confide.models.heads.pooling import PooledHead
 
@@ -101,7 +103,17 @@ def test_a_run_begins_with_the_adapter_s_own_start(federation):
     assert found.start.state.shape == found.start.velocity.shape == (study.dim,)
     assert not found.start.velocity.any()
     assert not found.start.state.any()  # B and the head begin at zero: the adapter changes nothing yet
-    assert found.head_size == 65  # a weight for each pooled coordinate and the constant
+    assert study.start.head_size == 65  # a weight for each pooled coordinate and the constant
+    assert study.start.state == hashlib.sha256(bytes(4 * study.dim)).hexdigest()
+
+
+def test_a_start_that_is_not_the_one_in_the_study_s_hash_is_refused(federation):
+    study = federation.create()
+    path = start_file(federation.home, study.study_hash)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"state": [1e6, *stored["state"][1:]]}))
+    with pytest.raises(StateDamaged, match="is not the start that study thyroid states"):
+        study_start(federation.home, study)
 
 
 def test_a_start_file_that_is_gone_is_named(federation):
@@ -166,6 +178,20 @@ def test_a_backbone_of_another_schema_is_refused(federation):
         federation.create(("TSH = [0.4, 4.0, 10.0]", "TSH = [0.4, 4.0]"))
 
 
+def test_adapters_on_experts_that_no_token_reaches_are_refused_unless_that_is_accepted(federation, collapsed):
+    """They would take noise, charge nobody less, and learn nothing."""
+    on_collapsed = (str(federation.backbone), str(collapsed))
+    with pytest.raises(StudyRefused, match=r"no token to experts 2, 3 of layer 1, .* leave \"experts\" out") as refused:
+        federation.create(on_collapsed)
+    assert "--accept-unused-experts" in str(refused.value)
+    assert federation.store.studies() == []
+    assert federation.create(on_collapsed, accept_unused_experts=True).backbone_hash == backbone_hash(collapsed)
+
+
+def test_unused_experts_do_not_matter_to_a_study_that_adapts_none(federation, collapsed):
+    federation.create((str(federation.backbone), str(collapsed)), (', "experts"]', "]"))
+
+
 def test_a_backbone_that_is_not_there_is_refused(federation):
     with pytest.raises(InvalidBackbone, match="nowhere"):
         federation.create((str(federation.backbone), "nowhere"))
@@ -197,7 +223,7 @@ def test_an_adaptive_study_begins_with_its_clip_where_the_draft_says(federation)
     found = study_start(federation.home, study)
     assert study.dim == fixed.dim + 1 == len(found.start.state)
     assert found.start.state[-1] == 0  # the logarithm of the clip over clip_norm
-    assert found.head_size == 65
+    assert study.start.head_size == 65
 
 
 def test_a_study_states_the_rates_that_were_chosen_for_it(federation):

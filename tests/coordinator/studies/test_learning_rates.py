@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import ServerOptimizer
 from confide.client_node.study.terms import StudyDraft, load_draft
-from confide.coordinator.run.server_optimizer import ServerOptimizer
-from confide.coordinator.store.run_folder import Checkpoint
 from confide.coordinator.studies.learning_rates import ADAPTER_WALK, HEAD_WALK, head_rate, with_rates
 
 from ...client_node.conftest import STUDY_TOML, changed

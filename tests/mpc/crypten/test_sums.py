@@ -10,7 +10,8 @@ from confide.mpc.crypten import runtime, sums
 from confide.mpc.crypten.runtime import ArithmeticSharedTensor
 from confide.mpc.crypten.sums import SharedTotal, masked_sketch, opened_rows
 from confide.mpc.errors import PartyLost, RuntimeUnsound
-from confide.mpc.sharing import Ring, Share, ShareContext, shares
+from confide.mpc.sharing import Ring, ShareContext, shares
+from confide.mpc.sharing.shares import Share
 from confide.mpc.sharing.sketch import Sketch
 
 DIM, ROWS, TAGS = 7, 3, 2

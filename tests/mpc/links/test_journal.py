@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.mpc.errors import ChecksExhausted, CommitmentBroken, JournalBroken, SetConflict
-from confide.mpc.links import journal as journal_module
+from confide.mpc.links import line_file as journal_module
 from confide.mpc.links.journal import MAX_TRIES, Binding, Journal, RoundId
 
 ROUND = RoundId("study", "run", 3)

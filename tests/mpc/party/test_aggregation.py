@@ -26,11 +26,13 @@ from confide.mpc.links.orders import OpenedTotal
 from confide.mpc.party import aggregation
 from confide.mpc.party.coins import _commitment
 from confide.mpc.sharing import sealing
+from confide.mpc.sharing.position import Position
 from confide.mpc.sharing.ring import Ring, decode, from_integers, read_total
 
 from ..plain_norm_check import judging
 
 RING = Ring(64, 24)
+seal_update = functools.partial(sealing.seal_update, position=Position(0, 0, bytes(32)))
 CLOSED = None  # in place of a step: the party has ended
 OTHER_STATE = "0d" * 32
 
@@ -176,7 +178,7 @@ def test_site_whose_share_is_unsound_at_one_party_is_left_out_by_all(three, five
 def test_signed_share_that_does_not_open_leaves_the_site_out(three, five):
     """A malicious site cannot stop the round by sealing to a wrong key."""
     wrong = [sealing.new_keypair()[1], *five.public[1:]]
-    one = sealing.seal_update(five.vectors["site0"], five.context("site0"), wrong, five.signers["site0"], 0)
+    one = seal_update(five.vectors["site0"], five.context("site0"), wrong, five.signers["site0"], 0)
     five.envelopes["site0"] = one
     assert [release.kept[0] for release in three(orders(five), inboxes(five))] == ["site1"] * 3
 
@@ -185,7 +187,7 @@ def move(one, sites):
     """Lets `sites` compute and seal their updates from another state than the order's."""
     for site in sites:
         context = dataclasses.replace(one.context(site), state=OTHER_STATE)
-        one.envelopes[site] = sealing.seal_update(one.vectors[site], context, one.public, one.signers[site], 0)
+        one.envelopes[site] = seal_update(one.vectors[site], context, one.public, one.signers[site], 0)
 
 
 def test_update_of_another_state_leaves_its_site_out(three, five):
@@ -225,7 +227,7 @@ def test_update_of_an_invented_site_key_is_ignored(three, five):
 
 
 def test_two_updates_of_one_site_stop_the_round(three, five):
-    again = sealing.seal_update(five.vectors["site3"], five.context("site3"), five.public, five.signers["site3"], 0)
+    again = seal_update(five.vectors["site3"], five.context("site3"), five.public, five.signers["site3"], 0)
     boxes = inboxes(five)
     boxes[2]["site3"] = again[2].to_bytes()
     results = three(orders(five), boxes)
@@ -273,7 +275,7 @@ def test_another_set_is_never_released(three, five):
 
 def test_new_draw_of_the_same_sites_is_another_set(three, five):
     total_of(three(orders(five), inboxes(five)))
-    five.envelopes["site0"] = sealing.seal_update(
+    five.envelopes["site0"] = seal_update(
         five.vectors["site0"], five.context("site0"), five.public, five.signers["site0"], 0
     )
     assert kinds(three(orders(five, attempt=1), inboxes(five))) == [SetConflict] * 3
@@ -374,9 +376,7 @@ def test_top_ups_of_another_round_or_state_count_as_none(three, five):
     five.number += 1
     move(five, [])
     for site in FOUR:  # the updates of the next round, with the top-ups of this one
-        five.envelopes[site] = sealing.seal_update(
-            five.vectors[site], five.context(site), five.public, five.signers[site], 0
-        )
+        five.envelopes[site] = seal_update(five.vectors[site], five.context(site), five.public, five.signers[site], 0)
     assert kinds(three(topped(five), inboxes(five), boxes)) == [TopUpMissing] * 3
 
 

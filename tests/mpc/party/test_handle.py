@@ -159,9 +159,11 @@ def test_different_attempts_are_refused(ask, new_round):
     assert kinds(ask(new_round(), attempts=(0, 0, 1))) == [OrderMismatch] * 3
 
 
-def test_different_messages_of_a_site_stop_the_round(ask, new_round):
+def test_different_messages_of_a_site_stop_the_round(ask, new_round, kit):
     one, other = new_round(), new_round()
-    resealed = seal_update(other.vectors["site1"], one.context("site1"), one.public, one.signers["site1"], 0)
+    resealed = seal_update(
+        other.vectors["site1"], one.context("site1"), one.public, one.signers["site1"], 0, position=kit.PLACE
+    )
     inboxes = [one.inbox(0), one.inbox(1), {**one.inbox(2), "site1": resealed[2].to_bytes()}]
     one.inbox = lambda party, without: inboxes[party]
     assert kinds(ask(one)) == [Equivocation] * 3

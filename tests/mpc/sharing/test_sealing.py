@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from confide.mpc.errors import EnvelopeRejected, InvalidField
 from confide.mpc.sharing import hpke, sealing
 from confide.mpc.sharing.hpke import KEMS, new_keypair
-from confide.mpc.sharing.sealing import Envelope, check_update, max_envelope_bytes, open_envelope, seal_update
+from confide.mpc.sharing.position import Position
+from confide.mpc.sharing.sealing import (
+    Envelope,
+    check_update,
+    max_envelope_bytes,
+    open_envelope,
+    position_in,
+    seal_update,
+    signed_position,
+)
 from confide.mpc.sharing.shares import ShareContext, unpack
 
 CONTEXT = ShareContext(
@@ -30,16 +39,19 @@ SIGNER, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 PRIVATE, PUBLIC = zip(*(new_keypair() for _ in range(3)), strict=True)
 VECTOR = np.arange(16, dtype="<u8") * 2**59
 TAGS = [5, 2**64 - 1]
+POSITION = Position(0, 7, bytes(range(32)))
+PLACE = POSITION.to_bytes()
 
 
 def sealed(context=CONTEXT, recipients=PUBLIC, *, full=1, vector=VECTOR, signer=SIGNER):
-    return seal_update(vector, context, recipients, signer, full, TAGS)
+    return seal_update(vector, context, recipients, signer, full, TAGS, position=POSITION)
 
 
 ENVELOPES = sealed()
 SENT = tuple(e.to_bytes() for e in ENVELOPES)
 AGAIN = tuple(e.to_bytes() for e in sealed())  # another draw
-SMALL, LARGE = 243, 243 + (16 + 3 + 3 + 2) * 8
+BODY = (16 + 3 + 3 + 2) * 8
+SMALL, LARGE = 291, 291 + BODY
 
 
 def identity(signer):
@@ -80,7 +92,7 @@ def test_envelope_opens_in_its_own_context_only(change):
 def test_seal_itself_is_bound_to_the_context(change):
     """A site that signs the ciphertext of one round or state again for another still cannot make it open there."""
     other = dataclasses.replace(CONTEXT, **change)
-    signature = SIGNER.sign(sealing._statement(other, ENVELOPES[1].digests))
+    signature = SIGNER.sign(sealing._statement(other, ENVELOPES[1].digests, POSITION))
     with pytest.raises(EnvelopeRejected, match="do not open"):
         opened(dataclasses.replace(ENVELOPES[1], signature=signature), other)
 
@@ -90,7 +102,7 @@ def resigned(envelope, party, context=CONTEXT, signer=SIGNER):
     digests = list(envelope.digests)
     digests[party] = envelope.digest()
     first, second, third = digests
-    signature = signer.sign(sealing._statement(context, (first, second, third)))
+    signature = signer.sign(sealing._statement(context, (first, second, third), envelope.position))
     return dataclasses.replace(envelope, digests=(first, second, third), signature=signature)
 
 
@@ -195,17 +207,18 @@ def test_signed_body_of_the_wrong_length_is_rejected(size):
         opened(resigned(dataclasses.replace(ENVELOPES[1], body=bytes(size)), 1))
 
 
-BODY = LARGE - SMALL
-RIGHT = {(b"\2\1", SMALL), (b"\2\1", LARGE), (b"\2\2", 1331), (b"\2\2", 1331 + BODY)}
+SIZES = {b"\2\1": 243, b"\2\2": 1331, b"\3\1": SMALL, b"\3\2": 1379}  # without a body, by version and suite
+RIGHT = {(head, size + more) for head, size in SIZES.items() for more in (0, BODY)}
 
 
 @given(
-    st.sampled_from([b"\2\1", b"\2\2", b"\2\3", b"\1\1"]),
-    st.sampled_from([2, SMALL, LARGE, 1331, 1331 + BODY, 300]),
+    st.sampled_from([*SIZES, b"\3\3", b"\1\1"]),
+    st.sampled_from([2, 50, 300, *SIZES.values(), *(size + BODY for size in SIZES.values())]),
     st.binary(min_size=8, max_size=8),
 )
 def test_decoder_takes_one_encoding_or_refuses(head, size, filling):
-    raw = (head + filling * 200)[:size]
+    place = PLACE if head[:1] == b"\3" else b""
+    raw = (head + place + filling * 200)[:size]
     try:
         assert Envelope.from_bytes(raw, CONTEXT).to_bytes() == raw
     except EnvelopeRejected:
@@ -224,7 +237,7 @@ def test_any_bytes_are_an_envelope_or_refused(raw):
 
 def test_envelope_of_another_length_is_refused():
     assert [len(one) for one in SENT] == [SMALL, LARGE, SMALL]
-    for data in (SENT[1] + b"\0", SENT[1][:-1], SENT[0] + b"\0", SENT[0][:-1], b"", b"\2"):
+    for data in (SENT[1] + b"\0", SENT[1][:-1], SENT[0] + b"\0", SENT[0][:-1], b"", b"\2", b"\3"):
         with pytest.raises(EnvelopeRejected):
             Envelope.from_bytes(data, CONTEXT)
 
@@ -254,13 +267,14 @@ def test_relay_takes_what_a_site_sealed(full):
         ((*SENT, SENT[2]), "4 envelopes"),
         ((b"", *SENT[1:]), "aggregator 0: 0 bytes"),
         ((SENT[0], SENT[1] + b"\0", SENT[2]), "aggregator 1: an envelope of"),
-        ((*SENT[:2], b"\3" + SENT[2][1:]), "aggregator 2: 243 bytes that are no envelope of version 2"),
-        ((*SENT[:2], b"\2\3" + SENT[2][2:]), "aggregator 2: an envelope of an unknown suite"),
+        ((*SENT[:2], b"\4" + SENT[2][1:]), "aggregator 2: 291 bytes that are no envelope of version 3"),
+        ((*SENT[:2], b"\3\3" + SENT[2][2:]), "aggregator 2: an envelope of an unknown suite"),
         ((*SENT[:2], AGAIN[2]), "aggregator 2: the digests"),
         ((AGAIN[0], *SENT[1:]), "aggregator 1: the digests"),
         ((SENT[1], SENT[0], SENT[2]), "aggregator 0: the sealed bytes"),
-        ((*SENT[:2], SENT[2][:162] + AGAIN[2][162:]), "aggregator 2: the sealed bytes"),
-        ((*SENT[:2], flipped(SENT[2], 98)), "aggregator 2: the signature"),
+        ((*SENT[:2], SENT[2][:210] + AGAIN[2][210:]), "aggregator 2: the sealed bytes"),
+        ((*SENT[:2], flipped(SENT[2], 146)), "aggregator 2: the signature"),
+        ((*SENT[:2], flipped(SENT[2], 17)), "aggregator 2: the signature"),
     ],
     ids=[
         "two",
@@ -274,6 +288,7 @@ def test_relay_takes_what_a_site_sealed(full):
         "swapped",
         "seal",
         "sign",
+        "position",
     ],
 )
 def test_relay_refuses_what_the_parties_would_not_all_see_alike(envelopes, says):
@@ -319,3 +334,30 @@ def test_two_recipients_are_too_few():
 def test_envelope_does_not_show_the_sealed_bytes():
     assert "seal=" not in repr(ENVELOPES[0])
     assert "body" not in repr(ENVELOPES[1])
+
+
+def unplaced(party):
+    """An envelope as the version before sealed it: signed, and without a position."""
+    signature = SIGNER.sign(sealing._statement(CONTEXT, ENVELOPES[party].digests, None))
+    return dataclasses.replace(ENVELOPES[party], signature=signature, position=None)
+
+
+def test_a_position_is_read_under_the_signature_of_the_site_alone():
+    assert [signed_position(one, CONTEXT, identity(SIGNER)) for one in SENT] == [POSITION] * 3
+    later = dataclasses.replace(ENVELOPES[0], position=Position(0, 8, POSITION.digest)).to_bytes()
+    assert position_in(later).count == 8
+    with pytest.raises(EnvelopeRejected, match="signature"):
+        signed_position(later, CONTEXT, identity(SIGNER))
+
+
+def test_an_envelope_of_the_version_before_opens_and_states_no_position():
+    old = [unplaced(party).to_bytes() for party in range(3)]
+    check_update(old, CONTEXT, identity(SIGNER))
+    assert [len(one) for one in old] == [243, 243 + BODY, 243]
+    assert signed_position(old[1], CONTEXT, identity(SIGNER)) is None
+    assert opened(Envelope.from_bytes(old[1], CONTEXT)).seed == opened(ENVELOPES[1]).seed
+
+
+def test_no_relay_takes_the_position_out_of_an_envelope():
+    with pytest.raises(EnvelopeRejected, match="signature"):
+        signed_position(dataclasses.replace(ENVELOPES[0], position=None).to_bytes(), CONTEXT, identity(SIGNER))

@@ -43,6 +43,7 @@ CONTEXTS = [
     PLAIN | {"topup_for": hashlib.sha256(b"a set").hexdigest()} | FULL,
     PLAIN | {"study": "thyroïde", "run": "r-2", "round": 70_000, "site": "SVI"} | FULL,
 ]
+POSITIONED = [hashlib.sha256(name).digest() for name in (b"first", b"second", b"third")]  # a site's ledger
 HYBRID = PLAIN | {"run": "hybrid"} | FULL  # sealed with suite 2
 MULTIPLIER = 0x9E3779B97F4A7C15
 PARTS = ("vector", "masks", "mask_words", "tags")
@@ -139,13 +140,21 @@ def envelopes(case: dict[str, Any], seeds: list[bytes], body_at: int, update: Pa
         rest = body(case, update, seeds) if aggregator_id == body_at else b""
         sealed.append(encapsulated + ciphertext + rest)
     digests = [hashlib.sha256(part).digest() for part in sealed]
-    statement = text("confide/mpc/envelope/2") + text(hashlib.sha256(context_bytes(case)).digest())
+    place = number(0) + number(len(POSITIONED)) + position(POSITIONED)
+    statement = text("confide/mpc/envelope/3") + text(hashlib.sha256(context_bytes(case)).digest()) + text(place)
     signature = ed25519_sign(signer, statement + b"".join(text(digest) for digest in digests))
     return {
         "identity": ed25519_public(signer).hex(),
         "private_keys": [key.hex() for key in private],
-        "envelopes": [(bytes([2, suite]) + b"".join(digests) + signature + part).hex() for part in sealed],
+        "envelopes": [(bytes([3, suite]) + place + b"".join(digests) + signature + part).hex() for part in sealed],
     }
+
+
+def position(records: list[bytes]) -> bytes:
+    digest = bytes(32)
+    for record in records:
+        digest = hashlib.sha256(text("confide/mpc/position/1") + text(digest) + text(record)).digest()
+    return digest
 
 
 def tags(units: list[int], key: bytes, count: int) -> list[int]:
@@ -394,6 +403,10 @@ def answers() -> dict[str, Any]:
         "tags": tagged,
         "totals": totals,
         "sets": sets,
+        "positions": [
+            {"records": [record.hex() for record in POSITIONED[:count]], "digest": position(POSITIONED[:count]).hex()}
+            for count in range(4)
+        ],
         "seeds": seeds,
         "sketches": sketches,
         "orders": [order | {"digest": order_digest(order)}],

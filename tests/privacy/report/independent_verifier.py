@@ -141,14 +141,25 @@ def filter_order(budget):
 
 
 def replay(site):
-    """(dataset, unit) -> (budget or None, the filter's order or None, releases as accounted for in ledger order)."""
-    budgets, orders, reserved, settled = {}, {}, {}, {}
+    """(dataset, unit) -> (budget, the filter's order, releases as accounted for in ledger order, recovery) or Nones."""
+    budgets, orders, reserved, settled, stated, lost = {}, {}, {}, {}, {}, {}
     for entry in site["entries"][1:]:
         body = entry["body"]
         if entry["kind"] == "budget":
             budgets[body["dataset"], body["unit"]] = body
+            stated.setdefault((body["dataset"], body["unit"]), []).append(body)
+        elif entry["kind"] == "recover":
+            caps = stated[body["dataset"], body["unit"]]
+            for name, worst in (("epsilon", max), ("delta", max)):
+                kept = worst(float.fromhex(cap[name]) for cap in caps)
+                require(float.fromhex(body[name]) == kept, "a recovery that counts less than a cap allowed")
+            require(body["collusion"] == min(cap["collusion"] for cap in caps), "a recovery beyond its caps")
+            require(body["generation"] >= max((one["generation"] for one in lost.values()), default=1), "generation")
+            lost[body["dataset"], body["unit"]] = body
         elif entry["kind"] == "reserve":
             require((body["run"], body["round"]) not in reserved, "a round is reserved twice")
+            is_closed = (body["dataset"], body["unit"]) in lost and body["release"]["mode"] != "none"
+            require(not is_closed, "a charge on a closed account")
             require(body["relation"] == "add_or_remove_one" and body["sampler"] == "poisson", "another mechanism")
             reserved[body["run"], body["round"]] = body
             account = body["dataset"], body["unit"]
@@ -163,11 +174,13 @@ def replay(site):
             fewest = charge["release"]["sites"] if charge["release"]["mode"] == "distributed" else 1
             require(len(set(body["summed"])) == len(body["summed"]) >= fewest, "too few were summed")
             settled[key] = body["summed"]
-    accounts = {key: (budget, orders.get(key, filter_order(budget)), []) for key, budget in budgets.items()}
+    accounts = {
+        key: (budget, orders.get(key, filter_order(budget)), [], lost.get(key)) for key, budget in budgets.items()
+    }
     for key, charge in reserved.items():
         summed = settled.get(key, [])
         release = over(charge["release"], len(summed)) if site["name"] in summed else charge["release"]
-        accounts.setdefault((charge["dataset"], charge["unit"]), (None, None, []))[2].append(release)
+        accounts.setdefault((charge["dataset"], charge["unit"]), (None, None, [], None))[2].append(release)
     return accounts
 
 
@@ -227,11 +240,11 @@ def check_studies(report):
             if entry["kind"] == "reserve":
                 key = entry["body"]["study"]
                 require(key in texts, "a study is charged and not listed")
-                if key in read and read[key]["format"] == 4:
+                if key in read and read[key]["format"] in (4, 5):
                     check_charge(read[key], entry["body"], site)
 
 
-def check_account(stated, budget, order, releases):
+def check_account(stated, budget, order, releases, recovery):
     require(stated["order"] == order, "order of the filter")
     require(stated["releases"] == len(releases), "releases")
     require(stated["unprotected"] == sum(release["mode"] == "none" for release in releases), "unprotected")
@@ -247,13 +260,24 @@ def check_account(stated, budget, order, releases):
     require(said["collusion"] == collusion, "budget")
     require([item["colluding"] for item in stated["spent"]] == sorted({0, 1, collusion}), "levels of collusion")
     for item in stated["spent"]:
-        check_epsilons(item, pairs(releases, item["colluding"]), delta, order)
+        least = least_spent(recovery, item["colluding"], delta)
+        check_epsilons(item, pairs(releases, item["colluding"]), delta, order, least)
+    require(not (recovery and stated["course"]), "course of an account with lost entries")
     for point in stated["course"]:
         check_epsilons(point, pairs(releases[: point["releases"]], collusion), delta, order)
 
 
-def check_epsilons(stated, counts, delta, order):
+def least_spent(recovery, colluding, delta):
+    """What lost entries count for."""
+    if recovery is None:
+        return 0.0
+    covers = colluding <= recovery["collusion"] and delta >= float.fromhex(recovery["delta"])
+    return float.fromhex(recovery["epsilon"]) if covers else math.inf
+
+
+def check_epsilons(stated, counts, delta, order, least=0.0):
     for name, found in (("rdp", rdp_epsilon(counts, delta)), ("guaranteed", epsilon_at(counts, delta, order))):
+        found = max(least, found)
         said = float(stated[name])
         same = said == found or abs(said - found) <= 1e-6 * max(1.0, found)
         require(same, f"epsilon, {name}: says {said}, is {found}")

@@ -1,7 +1,10 @@
 """The server optimizer: it computes the next state from a round's opened sum, from released numbers only.
 
-This is post-processing of a differentially private sum and costs no budget. Arithmetic is element by element in float64
-and so the same on every machine; state between rounds is float32, so a run resumed from disk goes on bit for bit.
+This is post-processing of a differentially private sum and costs no budget. The coordinator and every site compute it,
+each for itself, and must get the same bits. So it is made of sums, differences, products, quotients, square roots and
+comparisons in float64, element by element: IEEE 754 gives each of them one result. Powers, exponentials and logarithms,
+which differ by a last bit between libraries, are not used. State between rounds is float32, so a run resumed from disk
+goes on bit for bit.
 """
 
 import math
@@ -10,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from ...client_node.study import StudyDraft
 from ...privacy.mechanism.adaptive_clipping import next_log_clip
 from ..errors import InvalidOptimizer
-from ..store import Checkpoint
+from ..study import StudyDraft
+from .checkpoint import Checkpoint
 
 
 def server_step(draft: StudyDraft, before: Checkpoint, total: np.ndarray, head_slice: slice) -> Checkpoint:
@@ -103,7 +106,7 @@ class ServerOptimizer:
         state = before.state
         if not (state.ndim == 1 and state.shape == before.velocity.shape == mean_update.shape):
             raise InvalidOptimizer(f"shapes differ: {state.shape}, {before.velocity.shape}, {mean_update.shape}")
-        number = before.round + 1
+        number, mean_update = before.round + 1, _wide(mean_update)
         rates = np.full(state.shape, self.lr, dtype=np.float64)
         rates[head_slice] = self.head_lr
         # A step uses what is kept as it is kept, in float32: a resumed run must not see more digits than a running one.
@@ -116,13 +119,13 @@ class ServerOptimizer:
                 velocity = _kept(self.momentum * _wide(before.velocity) + (1 - self.momentum) * mean_update)
                 so_far = 0.0 if before.second_moment is None else _wide(before.second_moment)
                 second_moment = _kept(self.beta2 * so_far + (1 - self.beta2) * np.square(mean_update))
-                signal = _wide(second_moment) / (1 - self.beta2**number) - self.noise_std**2
+                signal = _wide(second_moment) / (1 - _power(self.beta2, number)) - self.noise_std * self.noise_std
                 root = np.sqrt(np.maximum(signal, 0.0)) + self.eps
-                direction = _wide(velocity) / (1 - self.momentum**number) / root
+                direction = _wide(velocity) / (1 - _power(self.momentum, number)) / root
             new_state = _kept(_wide(state) - rates * direction)
             average = None
             if self.ema_decay is not None:
-                share = (1 - self.ema_decay) / (1 - self.ema_decay**number)
+                share = (1 - self.ema_decay) / (1 - _power(self.ema_decay, number))
                 last = _wide(new_state if before.average is None else before.average)
                 average = _kept(last + share * (_wide(new_state) - last))
         kept = [array for array in (new_state, velocity, second_moment, average) if array is not None]
@@ -131,6 +134,14 @@ class ServerOptimizer:
         return Checkpoint(
             round=number, state=new_state, velocity=velocity, second_moment=second_moment, average=average
         )
+
+
+def _power(base: float, exponent: int) -> float:
+    """Multiplies `base` with itself: the C library's pow may differ by a last bit from one machine to the next."""
+    product = 1.0
+    for _ in range(exponent):
+        product *= base
+    return product
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -1,14 +1,16 @@
 import math
+import struct
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
+from confide.client_node.errors import InvalidOptimizer
+from confide.client_node.replay.checkpoint import Checkpoint
+from confide.client_node.replay.server_optimizer import ServerOptimizer, _power, server_step
 from confide.client_node.study.terms import load_draft
-from confide.coordinator.errors import InvalidOptimizer
-from confide.coordinator.run.server_optimizer import ServerOptimizer, server_step
-from confide.coordinator.store.run_folder import Checkpoint, RunFolder
+from confide.coordinator.store.run_folder import RunFolder
 from confide.privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
 
 from ...client_node.conftest import STUDY_TOML, changed
@@ -228,3 +230,42 @@ def test_the_correction_takes_off_the_variance_that_noise_alone_gives(tmp_path):
 
 def replace_optimizer(draft, **terms):
     return draft.model_copy(update={"optimizer": draft.optimizer.model_copy(update=terms)})
+
+
+def narrow(value: float) -> float:
+    """The float32 nearest to a float64, through its four bytes."""
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bit_is_that_of_python_s_own_floats(kind):
+    """Another implementation, one number at a time: what a site on another machine must come to."""
+    optimizer = KINDS[kind]
+    start, *updates = vectors(*range(30))
+    ours = run(optimizer, start, updates)[-1]
+    for i in range(len(start)):
+        rate = optimizer.head_lr if i < 2 else optimizer.lr
+        state, velocity, second, average = float(start[i]), 0.0, 0.0, None
+        m = b = e = 1.0
+        for update in updates:
+            g = float(update[i])
+            m, b, e = m * optimizer.momentum, b * optimizer.beta2, e * (optimizer.ema_decay or 0.0)
+            if optimizer.kind == "momentum":
+                velocity = direction = narrow(optimizer.momentum * velocity + g)
+            else:
+                velocity = narrow(optimizer.momentum * velocity + (1 - optimizer.momentum) * g)
+                second = narrow(optimizer.beta2 * second + (1 - optimizer.beta2) * (g * g))
+                signal = second / (1 - b) - optimizer.noise_std * optimizer.noise_std
+                direction = velocity / (1 - m) / (math.sqrt(max(signal, 0.0)) + optimizer.eps)
+            state = narrow(state - rate * direction)
+            if optimizer.ema_decay is not None:
+                last = state if average is None else average
+                average = narrow(last + (1 - optimizer.ema_decay) / (1 - e) * (state - last))
+        assert (float(ours.state[i]), float(ours.velocity[i])) == (state, velocity)
+        assert float(ours.exported[i]) == (state if average is None else average)
+
+
+def test_powers_are_products_which_every_machine_rounds_alike():
+    assert _power(0.99, 3) == 0.99 * 0.99 * 0.99
+    assert _power(0.9, 0) == 1.0
+    assert any(_power(0.99, number) != 0.99**number for number in range(100))  # so pow is something else

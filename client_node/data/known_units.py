@@ -1,0 +1,265 @@
+"""Whose records an account of the ledger has paid for: a keyed fingerprint of every unit, which never leaves the site.
+
+A budget belongs to people. Under another name of the data set, or another word for the unit, the same people would have
+a second one. So before a table is charged for the first time, and again when it has changed, the marks of its units and
+of its rows are noted under their account; and a table whose units or rows are noted under another account is refused.
+
+A mark is the first 16 bytes of HMAC-SHA256 under a random key of this site. Of a row it covers all cells but the
+unit's, whatever their order, so that people with new ids are known by their rows. Two tables that number their people 1
+to n share marks without sharing people: then a person says so (`data.distinct_from` in site.toml).
+"""
+
+import hmac
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from ...privacy.ledger.ledger import Ledger
+from ..errors import SiteNotReady, UnitsKnown
+from ..files import locked, read_private, write_private
+from ..policy import Account, SitePolicy
+from .tables import Problems, open_table
+
+logger = logging.getLogger(__name__)
+
+FILE = "units.db"
+KEY_FILE = Path("keys") / "units.key"
+MARK_BYTES = 16
+WAIT_S = 600  # for another process that reads a large table
+
+KEY, UNIT, ROW = 0, 1, 2  # kinds of marks; one of the key itself, so that another one is noticed
+
+_metadata = sa.MetaData()
+_accounts = sa.Table(
+    "accounts",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.UniqueConstraint("dataset", "unit"),
+)
+_marks = sa.Table(
+    "marks",
+    _metadata,
+    sa.Column("kind", sa.Integer, primary_key=True),
+    sa.Column("mark", sa.LargeBinary, primary_key=True),
+    sa.Column("account", sa.Integer, sa.ForeignKey("accounts.id"), primary_key=True),
+    sqlite_with_rowid=False,
+)
+_tables = sa.Table(  # as they were when their marks were noted
+    "tables",
+    _metadata,
+    sa.Column("account", sa.Integer, sa.ForeignKey("accounts.id"), primary_key=True),
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, nullable=False),
+)
+_STAGED = "CREATE TEMP TABLE IF NOT EXISTS staged (kind INTEGER, mark BLOB, PRIMARY KEY (kind, mark)) WITHOUT ROWID"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The part of a table that is known under another account. It counts records, so it is for the site alone."""
+
+    account: Account
+    units: int
+    rows: int
+    of_units: int  # of the table, each counted once
+    of_rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.units:,} of {self.of_units:,} units and {self.rows:,} of {self.of_rows:,} rows are known under "
+            f"{self.account}"
+        )
+
+
+class KnownUnits:
+    """The marks of one site, in `units.db` under the node's home; safe for several processes.
+
+    Every method raises SiteNotReady if the file or its key cannot be used, and DataInvalid if a table cannot be read.
+    """
+
+    def __init__(self, home: Path, ledger: Ledger | None = None) -> None:
+        """Names the files of the marks under `home`. From `ledger` messages say what an account has spent."""
+        self._path, self._key_path, self._ledger = home / FILE, home / KEY_FILE, ledger
+
+    def cover(self, policy: SitePolicy, path: Path | None = None) -> None:
+        """Notes the units and rows of the policy's tables, or of the one at `path`, under its account, durably.
+
+        Call it before a charge. A table that has not changed since costs a look at its file.
+
+        Raises:
+            UnitsKnown: some are known under other accounts, and the policy does not say that these are other people.
+        """
+        with self._opened() as (connection, key):
+            account = _account_id(connection, policy.account)
+            for table in _paths(policy, path):
+                version = _version(table, policy)
+                if _noted(connection, account, table) == version:
+                    continue
+                overlaps = _overlaps(connection, key, table, policy)
+                if overlaps:
+                    raise UnitsKnown(self._refusal(policy, table, overlaps))
+                connection.execute(
+                    sa.text("INSERT OR IGNORE INTO marks SELECT kind, mark, :account FROM staged"), {"account": account}
+                )
+                noted = {"account": account, "path": str(table), "version": version}
+                connection.execute(sa.insert(_tables).prefix_with("OR REPLACE"), noted)
+
+    def objections(self, policy: SitePolicy, path: Path | None = None) -> list[str]:
+        """Says for which of the policy's tables, or the one at `path`, `cover` would raise, and why; notes nothing."""
+        if not self._path.exists():
+            return []
+        with self._opened() as (connection, key):
+            found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
+        return [self._refusal(policy, table, overlaps) for table, overlaps in found if overlaps]
+
+    def _refusal(self, policy: SitePolicy, path: Path, overlaps: Sequence[Overlap]) -> str:
+        """Says what is known elsewhere, and the ways on."""
+        known = "; ".join(f"{each}{self._spent(each.account)}" for each in overlaps)
+        first = overlaps[0].account
+        back = f"go back to data.name = '{first.dataset}' and data.unit = '{first.unit}'"
+        if first.unit == policy.data.unit:
+            back = (
+                f"go back to data.name = '{first.dataset}', or set data.continues = '{first.dataset}': its budget pays"
+            )
+        return (
+            f"{path}: {known}. A budget belongs to people. In site.toml {back}. Only if these are other people, who "
+            f"happen to have the same ids: data.distinct_from = ['{first}']"
+        )
+
+    def _spent(self, account: Account) -> str:
+        budget = self._ledger.budget(account.dataset, account.unit) if self._ledger else None
+        if self._ledger is None or budget is None:
+            return ""
+        spent = self._ledger.spent(account.dataset, account.unit, budget.collusion, budget.delta)
+        return f", where epsilon {spent.guaranteed:.3g} of {budget.epsilon:g} is spent"
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[sa.Connection, bytes]]:
+        """A transaction with the write lock, durable when it is left; all of it is undone by an error."""
+        try:
+            key = self._key()
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            engine = _engine(self._path)
+            try:
+                with engine.begin() as connection:
+                    _metadata.create_all(connection)
+                    connection.exec_driver_sql(_STAGED)
+                    _require_key(connection, key)
+                    yield connection, key
+            finally:
+                engine.dispose()
+        except (sa.exc.SQLAlchemyError, OSError) as err:
+            logger.error("the marks of units in %s cannot be used: %s", self._path, type(err).__name__)
+            raise SiteNotReady(
+                "the site cannot note whose records it is charged for; its log says where, and nothing is charged"
+            ) from err
+
+    def _key(self) -> bytes:
+        with locked(self._key_path):
+            if not self._key_path.exists():
+                if self._path.exists():
+                    logger.error("%s is there, and its key %s is not: restore both", self._path, self._key_path)
+                    raise SiteNotReady("the key of the site's marks of units is missing; its log says where")
+                write_private(self._key_path, secrets.token_bytes(32))
+        return read_private(self._key_path, max_bytes=32)
+
+
+def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
+    """The table at `path`, or all of the policy's, as far as they are there: one that is not cannot be read either."""
+    paths = (policy.data.path, policy.data.heldout_path) if path is None else (path,)
+    return tuple(each for each in paths if each is not None and each.exists())
+
+
+def _version(path: Path, policy: SitePolicy) -> str:
+    found, data = path.stat(), policy.data
+    state = [found.st_mtime_ns, found.st_size, found.st_ino]
+    return json.dumps([*state, data.format, data.separator, data.unit_column, sorted(data.distinct_from)])
+
+
+def _require_key(connection: sa.Connection, key: bytes) -> None:
+    """Raises SiteNotReady if the marks were made with another key: nobody would be known any more."""
+    mark = _mark(key, b"key", ())
+    stated = connection.execute(sa.select(_marks.c.mark).filter_by(kind=KEY)).scalar_one_or_none()
+    if stated is None:
+        connection.execute(sa.insert(_marks), {"kind": KEY, "mark": mark, "account": 0})
+    elif bytes(stated) != mark:
+        raise SiteNotReady("the key of the site's marks of units is another than theirs; restore both from one backup")
+
+
+def _account_id(connection: sa.Connection, account: Account) -> int:
+    values = {"dataset": account.dataset, "unit": account.unit}
+    connection.execute(sa.insert(_accounts).prefix_with("OR IGNORE"), values)
+    return int(connection.execute(sa.select(_accounts.c.id).filter_by(**values)).scalar_one())
+
+
+def _noted(connection: sa.Connection, account: int, path: Path) -> str | None:
+    wanted = sa.select(_tables.c.version).filter_by(account=account, path=str(path))
+    return connection.execute(wanted).scalar_one_or_none()
+
+
+def _overlaps(connection: sa.Connection, key: bytes, path: Path, policy: SitePolicy) -> list[Overlap]:
+    """Puts the marks of the table at `path` into `staged`, and finds those of other accounts than the policy's."""
+    connection.exec_driver_sql("DELETE FROM staged")
+    for kind, marks in _marks_of(key, path, policy):
+        if marks:
+            connection.exec_driver_sql("INSERT OR IGNORE INTO staged VALUES (?, ?)", [(kind, mark) for mark in marks])
+    counts = connection.exec_driver_sql("SELECT kind, count(*) FROM staged GROUP BY kind")
+    totals = {int(kind): int(count) for kind, count in counts}
+    known = connection.exec_driver_sql(
+        "SELECT a.dataset, a.unit, sum(m.kind = 1), sum(m.kind = 2) FROM staged AS s "
+        "JOIN marks AS m ON m.kind = s.kind AND m.mark = s.mark JOIN accounts AS a ON a.id = m.account "
+        "GROUP BY a.id ORDER BY count(*) DESC"
+    )
+    passed = {str(policy.account), *policy.data.distinct_from}
+    found = [
+        Overlap(Account(name, unit), units, rows, totals.get(UNIT, 0), totals.get(ROW, 0))
+        for name, unit, units, rows in known
+    ]
+    return [each for each in found if str(each.account) not in passed]
+
+
+def _marks_of(key: bytes, path: Path, policy: SitePolicy) -> Iterator[tuple[int, list[bytes]]]:
+    """The marks of a table's units and rows, batch by batch; blank ones are left out."""
+    data = policy.data
+    table = open_table(path, format=data.format, separator=data.separator)
+    names = [name for name in table.names if name]
+    for batch in table.batches(names, Problems()):
+        columns = {name: column.to_pylist() for name, column in batch.items()}
+        units = columns.pop(data.unit_column, [])
+        yield UNIT, [_mark(key, b"unit", (unit,)) for unit in set(units) if unit]
+        rows = {tuple(sorted(row)) for row in zip(*columns.values(), strict=True) if any(row)} if columns else ()
+        yield ROW, [_mark(key, b"row", row) for row in rows]
+
+
+def _mark(key: bytes, kind: bytes, cells: Iterable[str]) -> bytes:
+    raw = [kind, *(cell.encode() for cell in cells)]
+    framed = b"".join(len(part).to_bytes(4, "big") + part for part in raw)
+    return hmac.digest(key, framed, "sha256")[:MARK_BYTES]
+
+
+def _engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": WAIT_S, "check_same_thread": False}
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "trusted_schema=OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

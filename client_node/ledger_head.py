@@ -1,0 +1,111 @@
+"""The last ledger entry that this site has acted upon, kept beside its keys and told with everything that it seals.
+
+A ledger that was put back from an older copy lacks charges for what has left the site. Two things show it. The site
+keeps the number and hash of its last entry in `keys/ledger.head`, and goes on only with a ledger that holds that entry.
+And what it seals names its place in the ledger, which aggregators remember: for a copy of the whole home, file and all,
+they refuse (`mpc.links.positions`).
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ..models.strict import Digest, StrictModel
+from ..mpc.sharing.position import START, Position, digests
+from ..privacy.ledger.chain import Entry, Head
+from ..privacy.ledger.ledger import Ledger
+from .errors import PolicyInvalid, SiteNotReady
+from .files import locked, read_private, write_private
+from .study.toml import MAX_BYTES, parse_json
+
+logger = logging.getLogger(__name__)
+
+FILE = Path("keys") / "ledger.head"
+_PART = 1000  # entries read at a time
+
+WAY_ON = (
+    "An older copy was put back. Import the newest one: client-node budget import. If nobody has the missing entries: "
+    "client-node budget recover, which counts the budget as spent"
+)
+
+
+class _Kept(StrictModel):
+    public_key: Digest  # of the ledger that it belongs to
+    seq: Annotated[int, Field(ge=0, lt=2**48)]
+    hash: Digest
+
+
+class LedgerHead:
+    """The kept head of one site's ledger, and the site's positions for what it seals."""
+
+    def __init__(self, home: Path, ledger: Ledger) -> None:
+        self._path, self._ledger = home / FILE, ledger
+        self._digests = [START]  # of the position after as many entries
+
+    def require(self) -> None:
+        """Refuses a ledger that ends before the kept head, or differs from it.
+
+        Raises:
+            SiteNotReady: it does, or the file is damaged.
+        """
+        kept = self._read()
+        if kept is not None and not self._holds(kept):
+            raise SiteNotReady(
+                f"the ledger of {self._ledger.site} does not hold its entry {kept.seq}, by which something was sent. "
+                + WAY_ON
+            )
+
+    def keep(self) -> None:
+        """Keeps the ledger's last entry as its head, durably; call it before anything leaves under that entry."""
+        with locked(self._path):
+            head, kept = self._ledger.head, self._read()
+            if kept is None or self._holds(kept):
+                if kept is None or kept.seq < head.seq:
+                    self._write(head)
+                return
+        self.require()
+
+    def replace(self) -> None:
+        """Makes the ledger's last entry the head whatever was kept before, for a person who says so."""
+        with locked(self._path):
+            self._write(self._ledger.head)
+
+    def position(self, entry: Entry) -> Position:
+        """Computes the site's position at a ledger entry: what an aggregator remembers of the ledger up to there."""
+        while len(self._digests) <= entry.seq + 1:
+            part = self._ledger.entries(len(self._digests) - 1, _PART)
+            self._digests += digests(self._digests[-1], (bytes.fromhex(each.hash) for each in part))
+        return Position(self._ledger.generation, entry.seq + 1, self._digests[entry.seq + 1])
+
+    def _holds(self, kept: _Kept) -> bool:
+        found = self._ledger.entries(kept.seq, 1)
+        return bool(found) and found[0].hash == kept.hash
+
+    def _read(self) -> _Kept | None:
+        """Reads the file; None if there is none, or it belongs to a ledger of another key."""
+        if not self._path.exists():
+            return None
+        data = read_private(self._path, max_bytes=MAX_BYTES + 1)
+        try:
+            kept = parse_json(data, _Kept, error=PolicyInvalid, source=str(self._path))
+        except PolicyInvalid as err:
+            logger.error("%s", err)
+            raise SiteNotReady("the site's note of its ledger's last entry is damaged; its log says where") from err
+        return kept if kept.public_key == self._ledger.public_key else None
+
+    def _write(self, head: Head) -> None:
+        kept = _Kept(public_key=self._ledger.public_key, seq=head.seq, hash=head.hash)
+        write_private(self._path, kept.model_dump_json().encode())
+
+
+def recover(home: Path, ledger: Ledger) -> None:
+    """Closes every account of a ledger that lost entries for good, and goes on from there as its newest state.
+
+    Raises:
+        ChargeConflict: the clock is behind that of an earlier recovery.
+    """
+    ledger.recover(int(time.time()))
+    LedgerHead(home, ledger).replace()
