@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,6 +34,7 @@ from transformers import DeepseekV3ForCausalLM
 from confide.client_node.study import StudyDraft
 from confide.coordinator.demo.baselines import federate, logits, noise_of, private_linear
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.balancing import balanced
 from confide.models.backbones.loading import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation.metrics import auc
 from confide.models.heads import PooledHead
@@ -86,7 +87,7 @@ class LetterModel(AdaptedModel):
     def of(cls, model: DeepseekV3ForCausalLM, config: AdapterConfig, head: PooledHead) -> "LetterModel":
         """`model` with adapters in place."""
         plain_model = attach(model, config, head)
-        return cls(plain_model.model, plain_model.config, plain_model.head, plain_model.slot)
+        return cls(plain_model.model, plain_model.config, plain_model.head, plain_model.slot, plain_model.rows)
 
     def classify(self, ids_RT: Tensor) -> Tensor:
         """[R] logits."""
@@ -176,12 +177,13 @@ def learn_letters(words: dict[str, int], steps: int, batch: int = 128) -> dict[s
             group["lr"] = 3e-3 * min(1.0, (step + 1) / 30) * max(0.03, 1 - step / steps)
         ids_RT = torch.from_numpy(ids[rng.choice(len(spelt), batch, p=chance)])
         ids_RT = ids_RT[:, : int((ids_RT > 0).sum(1).max())]
-        found = model(input_ids=ids_RT[:, :-1]).logits
-        loss = F.cross_entropy(8 * found.flatten(0, 1), ids_RT[:, 1:].flatten(), ignore_index=0)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        with balanced(model, ids_RT[:, :-1] > 0, 0.02 * max(0.03, 1 - step / steps)):
+            found = model(input_ids=ids_RT[:, :-1]).logits
+            loss = F.cross_entropy(8 * found.flatten(0, 1), ids_RT[:, 1:].flatten(), ignore_index=0)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
         if step % 100 == 99:
             print(f"letters: step {step + 1}: {loss.item():.3f}", file=sys.stderr, flush=True)
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
@@ -276,11 +278,19 @@ def all_rows(bench: Bench) -> dict[str, tuple[str, Callable[[], Callable[[int], 
     best = _with(draft, "privacy", **HEAD_AT_ITS_BEST)
     best = _with(best, "rounds", batch_units=2 * draft.rounds.batch_units)
     quiet = _with(draft, "privacy", mode="none")
+    projections = draft.adapter.targets
+
+    def private(*targets: str) -> Callable[[], Callable[[int], np.ndarray]]:
+        adapted = replace(bench, draft=_with(draft, "adapter", targets=targets))
+        return lambda: lambda seed: federated(adapted, mode="distributed", seed=seed)
+
     return {
         "head": ("head alone", lambda: head_alone(bench, draft), draft),
         "head-best": ("head alone, at its best sample rate", lambda: head_alone(bench, best), best),
         "head-plain": ("head alone, no noise", lambda: head_alone(bench, quiet), None),
-        "lora": ("head + LoRA", lambda: lambda seed: federated(bench, mode="distributed", seed=seed), draft),
+        "lora": ("head + LoRA", private(*projections), draft),
+        "experts": ("head + LoRA on routed experts alone", private("experts"), draft),
+        "lora-experts": ("head + LoRA, routed experts too", private(*projections, "experts"), draft),
         "lora-plain": ("head + LoRA, no noise", lambda: lambda seed: federated(bench, mode="none", seed=seed), None),
         "pairs": ("letters and pairs, linear", lambda: letter_groups(bench, draft, trigrams=False), draft),
         "triples": ("letters, pairs, triples, linear", lambda: letter_groups(bench, draft, trigrams=True), draft),

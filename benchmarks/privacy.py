@@ -1,6 +1,6 @@
 """Measures time and memory of a private step, beside the same step without privacy and beside Opacus.
 
-    python benchmarks/privacy.py [--quick] [--json] [--invariance]
+    python benchmarks/privacy.py [--quick] [--json] [--invariance] [--shapes]
 
 One step is forward, backward and the optimizer's move over a batch in which every row is a unit of its own. Rows of one
 table differ only in privacy: they have the same backbone, adapters, loss and records.
@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,9 +38,11 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.heads import PooledHead, pooled
+from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, probed_shapes
 from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import unit_gradient
 from confide.privacy.mechanism.opacus_optimizer import LoRADPOptimizer, RingNoise
+from confide.privacy.mechanism.site_round import ReleaseTerms, private_release
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from tiny import put_exact_norms
@@ -50,6 +53,10 @@ EVERYWHERE = (*ATTENTION, "gate_proj", "up_proj", "down_proj", "experts", "gate"
 OPACUS_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
 OURS, OPACUS = ("plain", "clipped", "private"), ("plain", "clipped", "private", "peft", "hooks", "ghost")
 C, SCALE_BITS, VOCABULARY = 1.0, 24, 512
+TERMS = ReleaseTerms(
+    mode="local", clip_norm=C, sample_rate=1.0, site_noise_int=2**20, scale_bits=SCALE_BITS, max_rows_per_batch=256,
+    max_records_per_unit=1,
+)  # fmt: skip
 
 Step = Callable[[Tensor], None]
 
@@ -286,7 +293,8 @@ def _status(name: str) -> float:
 def invariance(dtype: torch.dtype, *, trials: int = 20, batch: int = 16, freeze_a: bool = False) -> dict[str, float]:
     """Measures the change of a unit's gradient when other units leave the batch, relative to the gradient's norm.
 
-    In exact arithmetic it would be zero. A trial takes fresh records, the first shorter than the rest, and
+    This is what a site's step avoids by batches of its own shapes (`privacy.mechanism.batches`). In exact arithmetic it
+    would be zero. A trial takes fresh records, the first shorter than the rest, and
     compares its gradient in the full batch with that in a random half of it, alone, and alone without the padding that
     the longer ones made necessary.
 
@@ -309,6 +317,29 @@ def invariance(dtype: torch.dtype, *, trials: int = 20, batch: int = 16, freeze_
             part = gradient(fewer)
             moved.append(float((whole - part).norm() / part.norm()))
     return {"median": statistics.median(moved), "max": max(moved)}
+
+
+def shapes_cost(units: int) -> dict[str, float]:
+    """Measures a site's step on records of 32 to 63 tokens: median processor milliseconds by the shapes of its batches.
+
+    "all at once" is what no site does: one batch, whose shape is everybody's affair.
+    """
+    adapted, terms = adapted_backbone(SMALL), replace(TERMS, max_rows_per_batch=max(256, units))
+    torch.set_num_threads(1)
+    ids, generator = records(SMALL, units).numpy(), np.random.default_rng(0)
+    ids[np.arange(SMALL.length) >= generator.integers(32, SMALL.length, units)[:, None]] = 0
+    labels = np.arange(units) % 2
+    shapes = {
+        "all at once": BatchShapes({SMALL.length: (units,)}),
+        "probed": probed_shapes(adapted, max_tokens=SMALL.length - 1, max_rows=256, max_records=1),
+        "one by one": ONE_BY_ONE,
+    }
+    found: dict[str, list[float]] = {name: [] for name in shapes}
+    for name in [*shapes] * 3:
+        start = time.process_time()
+        private_release(adapted, ids, labels, np.arange(units), terms=terms, shapes=shapes[name])
+        found[name].append(1e3 * (time.process_time() - start))
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def measure(engines: tuple[str, ...], case: Case, *, seconds: float) -> dict:
@@ -345,6 +376,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three cases of the small model, nothing of Opacus")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--invariance", action="store_true", help="measure how batches move gradients, nothing else")
+    parser.add_argument("--shapes", action="store_true", help="measure what batches of a unit's own shape cost")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")  # PEFT's and Opacus' hints
@@ -355,6 +387,11 @@ def main() -> None:
     if asked.invariance:
         moves = {str(dtype): invariance(dtype) for dtype in (torch.float32, torch.float64)}
         return print(json.dumps(moves) if asked.json else _moves_text(moves))
+    if asked.shapes:
+        costs = {units: shapes_cost(units) for units in (50, 250)}
+        return print(
+            json.dumps(costs) if asked.json else "\n".join(f"{units} units: {ms}" for units, ms in costs.items())
+        )
     lines = []
     plans = [(OURS, case) for case in (QUICK if asked.quick else CASES)]
     for engines, case in plans if asked.quick else [*plans, (OPACUS, BESIDE_OPACUS)]:

@@ -32,10 +32,12 @@ from confide.client_node.study.cost import provisional
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import logits, untrained
 from confide.coordinator.studies.learning_rates import with_rates
+from confide.models.adapters import AdaptedModel
 from confide.models.evaluation.metrics import auc
 from confide.mpc.sharing import Ring
 from confide.mpc.sharing.ring import from_integers
 from confide.mpc.sharing.sketch import Sketch, limits
+from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
 from confide.privacy.mechanism.site_round import ReleaseTerms, round_release
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "mpc"))
@@ -128,13 +130,15 @@ def train(bench: Bench, scenario: Scenario) -> dict:
     study = provisional(draft, layout.dim)
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
     terms_by_site = {name: terms_of(study, noiseless=scenario.is_noiseless and name == SITES[-1]) for name in SITES}
-    rejected = dict.fromkeys(SITES, 0)
+    shapes, rejected = shapes_of(study, adapted), dict.fromkeys(SITES, 0)
     for _ in range(draft.rounds.rounds):
         total = np.zeros(len(checkpoint.state), np.int64)
         for name, table in bench.sites.items():
             is_attacker = name == SITES[-1]
             labels = 1 - table.labels if scenario.flips_labels and is_attacker else table.labels
-            vector = round_release(adapted, checkpoint.state, table.ids, labels, table.units, terms=terms_by_site[name])
+            vector = round_release(
+                adapted, checkpoint.state, table.ids, labels, table.units, terms=terms_by_site[name], shapes=shapes
+            )
             if is_attacker and scenario.attack is not None:
                 vector = scenario.attack(vector, study.planned_round(1).bound_units)
             if scenario.is_checked and is_too_long(study, vector):
@@ -177,6 +181,12 @@ def head_alone(bench: Bench) -> Bench:
     )
 
 
+def shapes_of(study: Study, adapted: AdaptedModel) -> BatchShapes:
+    """As a site probes them."""
+    data = study.draft.data
+    return probed_shapes(adapted, max_tokens=data.max_tokens, max_rows=512, max_records=data.max_records_per_unit)
+
+
 def norms(bench: Bench) -> Iterator[dict]:
     """Measures the lengths of an example's sums, per expected unit of a site, without noise or projection."""
     quiet = StudyDraft.model_validate(without_privacy(bench.draft).model_dump())
@@ -186,11 +196,14 @@ def norms(bench: Bench) -> Iterator[dict]:
     study = provisional(draft, layout.dim)
     terms = replace(terms_of(study, noiseless=True), max_norm=None)
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    shapes = shapes_of(study, adapted)
     found: dict[str, list[float]] = {name: [] for name in bench.sites}
     for _ in range(draft.rounds.rounds):
         total = np.zeros(len(checkpoint.state), np.int64)
         for name, table in bench.sites.items():
-            vector = round_release(adapted, checkpoint.state, table.ids, table.labels, table.units, terms=terms)
+            vector = round_release(
+                adapted, checkpoint.state, table.ids, table.labels, table.units, terms=terms, shapes=shapes
+            )
             found[name].append(float(np.linalg.norm(vector * 2.0**-study.scale_bits)) / draft.privacy.clip_unit)
             total += vector
         checkpoint = server_step(draft, checkpoint, total * 2.0**-study.scale_bits, layout.head_slice)

@@ -34,6 +34,7 @@ from confide.models.heads import PooledHead
 from confide.models.records import NumericField, RecordSchema
 from confide.mpc.links import Channel
 from confide.mpc.links.frames import end_with_parent
+from confide.privacy.mechanism.batches import probed_shapes
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 
@@ -84,17 +85,19 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
     batch = settings["batch"]
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(1, WORDS, (batch, LENGTH)), rng.integers(0, 2, batch)
+    shapes = probed_shapes(adapted, max_tokens=LENGTH, max_rows=batch, max_records=1)
     group = LinkedGroup(links if place == 0 else ())
     while True:
         if place:
             part = links[0].receive(array_bytes=None)
             del part["kind"]
-            links[0].send("done", vector=partial_sum(adapted, SumPart(**part), terms=terms(batch)))
+            vector = partial_sum(adapted, SumPart(**part), terms=terms(batch), shapes=shapes)
+            links[0].send("done", vector=vector)
             continue
         parent.receive()
         start = time.perf_counter()
         with Peak() as peak:
-            private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), group=group)
+            private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), shapes=shapes, group=group)
         parent.send("done", seconds=time.perf_counter() - start, peak=peak.mib - before)
 
 

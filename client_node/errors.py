@@ -35,6 +35,7 @@ ClientNodeError
 ├── SiteNotReady             the site's policy or data cannot be used
 ├── UnitsKnown               people in the site's table are known under another account of its ledger
 ├── NothingHeldOut           the site has no held-out records for an evaluation
+├── NothingToAudit           there is no private step of this site in the study
 ├── WorkersFailed            a worker process ended, or could not start
 ├── InvalidOptimizer         an optimizer setting is out of range, or a step is unusable (also a ValueError)
 ├── SiteBehind               a site that lacks totals of earlier rounds; they are sent again
@@ -244,6 +245,10 @@ class SiteNotReady(ClientNodeError):
 
 class UnitsKnown(ClientNodeError):
     """A table whose people are known under another account; the message counts records and stays at the site."""
+
+
+class NothingToAudit(ClientNodeError):
+    """A study whose step cannot be audited here: it is not private, not this site's, or there is no record."""
 
 
 class NothingHeldOut(ClientNodeError):

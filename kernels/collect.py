@@ -3,8 +3,11 @@
 The gradient of a low-rank factor with respect to one privacy unit is a sum of outer products l_t r_t^T over that unit's
 tokens. An op's backward has both thin matrices at hand, and instead of returning their product it hands them here. What
 is kept is the product per unit or, where units are few tokens, the matrices themselves: about rank / tokens_per_row of
-the activations that backward has just released. Norms and sums are accumulated in float64: the bound on a unit must
-hold for what is summed, and in float32 one unit's leaving would also move the rounding errors of a long sum.
+the activations that backward has just released. Norms and sums are accumulated in float64, as the bound on a unit must
+hold for what is summed; and sums can be exact (`Collector.weighted_sum`).
+
+In batches of one shape (rows, tokens and units) the product of a unit is a matter of its own rows, down to the last
+bit: nothing is chosen by, or padded to, what other units there are.
 
 Legend: `U` units, `R` rows, `T` tokens, `S` routed pairs, `C` some of them, `N` (expert, unit) runs or (unit, word)
 pairs, `P`, `Q` the widths of a gradient.
@@ -19,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CaptureClosed, CapturedTwice, CaptureMissed, CaptureNested, TokensMiscounted
-from .routing import Runs, slices_of
+from .routing import Runs
 
 _CACHED = 2**17  # numbers that are widened to float64 at a time
 _WORTH = 3  # times the memory of the factors that products may take
-_LONG = 16  # pairs of an average run, from which on runs are multiplied one by one
+_RUNS = 8  # that are multiplied at a time, always as many
 
 
 class Collector:
@@ -105,8 +108,14 @@ class Collector:
         self._claim(parameter)
         rank = self._trained_rank.get(parameter)
         width_P = width_P if rank is None else rank
-        kind = _RunGradients if _is_worth_products(runs, width_P, width_Q) else _RunFactors
-        kept = kind.empty(runs, width_P, width_Q, dtype, num_experts, transposed)
+        # By what the batch's shape allows for, not by the runs there are: one unit must not choose for the others.
+        most_runs = min(self.num_units * num_experts, runs.num_slots)
+        is_worth_products = most_runs * width_P * width_Q <= _WORTH * runs.num_slots * (width_P + width_Q)
+        kept: _RunGradients | _RunFactors
+        if is_worth_products:
+            kept = _RunGradients([], (width_P, width_Q), runs, num_experts, transposed)
+        else:
+            kept = _RunFactors([], (width_P, width_Q), runs, num_experts, transposed)
         self._kept[parameter] = kept
         return kept if rank is None else _OfTrainedRank(self, parameter, kept)
 
@@ -152,10 +161,18 @@ class Collector:
         for kept in self._kept.values():
             kept.forget(is_forgotten_U)
 
-    def weighted_sum(self, factors_U: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Sum over units of factor * gradient, float64, one tensor a reached parameter in that parameter's shape."""
+    def weighted_sum(self, factors_U: Tensor, *, grid: float | None = None) -> dict[nn.Parameter, Tensor]:
+        """Sum over units of factor * gradient, float64, one tensor a reached parameter in that parameter's shape.
+
+        Args:
+            grid: a power of two; each number of each unit is cut towards zero to a multiple of it before it is added.
+                No term grows, and while sums stay below 2**53 of it they are exact, in whatever order. None: as it is.
+        """
         factors = factors_U.to(torch.float64)
-        return {p: self._widened(p, kept.weighted_sum(factors)).reshape(p.shape) for p, kept in self._kept.items()}
+        sums = {parameter: kept.weighted_sum(factors, grid) for parameter, kept in self._kept.items()}
+        return {
+            parameter: self._widened(parameter, total).reshape(parameter.shape) for parameter, total in sums.items()
+        }
 
     def _widened(self, parameter: nn.Parameter, total: Tensor) -> Tensor:
         rank = self._trained_rank.get(parameter)
@@ -235,8 +252,8 @@ class Kept(Protocol):
         """Leaves these units out of every later norm and sum, even where they hold nan."""
         ...
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        """Sum over units of factor * gradient, float64, reshapable to the factor's shape."""
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
+        """Sum over units of factor * gradient, float64, reshapable to the factor's shape; see `Collector`."""
         ...
 
 
@@ -251,9 +268,10 @@ class _UnitGradients:
     def forget(self, is_forgotten_U: Tensor) -> None:
         self.grads_UPQ[is_forgotten_U] = 0
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        total = _contract(factors_U, self.grads_UPQ)
-        return total.mT if self.transposed else total
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
+        total = factors_U.new_zeros(1, *self.grads_UPQ.shape[1:])
+        add_weighted(total, torch.zeros_like(factors_U, dtype=torch.int64), factors_U, self.grads_UPQ, grid)
+        return total[0].mT if self.transposed else total[0]
 
 
 @dataclass(slots=True)
@@ -264,15 +282,15 @@ class _WordGradients:
     words: int
 
     def square_norms(self, num_units: int) -> Tensor:
-        by_word = _square_norms(self.grads_NP.unsqueeze(1))
-        return by_word.new_zeros(num_units).index_add_(0, self.unit_N, by_word)
+        squares_NP = self.grads_NP.double().square()
+        return squares_NP.new_zeros(num_units, squares_NP.shape[1]).index_add_(0, self.unit_N, squares_NP).sum(1)
 
     def forget(self, is_forgotten_U: Tensor) -> None:
         self.grads_NP[is_forgotten_U[self.unit_N]] = 0
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        scaled = self.grads_NP * factors_U[self.unit_N, None]
-        total = scaled.new_zeros(self.words, scaled.shape[1]).index_add_(0, self.word_N, scaled)
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
+        total = factors_U.new_zeros(self.words, self.grads_NP.shape[1])
+        add_weighted(total, self.word_N, factors_U[self.unit_N], self.grads_NP, grid)
         return total.mT
 
 
@@ -284,14 +302,11 @@ class _RunGradients:
     num_experts: int
     transposed: bool
 
-    @classmethod
-    def empty(
-        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
-    ) -> "_RunGradients":
-        return cls([], (width_P, width_Q), runs, num_experts, transposed)
-
     def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
-        self.parts.append((runs, _run_products(left_CP, right_CQ, self.runs, runs)))
+        grads = left_CP.new_empty(runs.stop - runs.start, *self.widths)
+        for some, products in _run_products(left_CP, right_CQ, self.runs, runs):
+            grads[some] = products
+        self.parts.append((runs, grads))
 
     def square_norms(self, num_units: int) -> Tensor:
         total = torch.zeros(num_units, dtype=torch.float64, device=self.runs.unit_N.device)
@@ -303,94 +318,90 @@ class _RunGradients:
         for runs, grads in self.parts:
             grads[is_forgotten_U[self.runs.unit_N[runs]]] = 0
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        factors_N = factors_U[self.runs.unit_N]
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
         total = factors_U.new_zeros(self.num_experts, *self.widths)
         for runs, grads in self.parts:
-            runs_of = torch.bincount(self.runs.expert_N[runs], minlength=self.num_experts).tolist()
-            for expert, part in slices_of(runs_of):
-                total[expert] = _contract(factors_N[runs][part], grads[part])
+            add_weighted(total, self.runs.expert_N[runs], factors_U[self.runs.unit_N[runs]], grads, grid)
         return total.mT if self.transposed else total
 
 
 @dataclass(slots=True)
 class _RunFactors:
-    left_SP: Tensor
-    right_SQ: Tensor
+    """Products are taken anew for the norms and for the sum: the same ones, as a bound must hold for what is summed."""
+
+    parts: list[tuple[slice, Tensor, Tensor]]  # runs of whole experts, and what their gradients are products of
+    widths: tuple[int, int]
     runs: Runs
     num_experts: int
     transposed: bool
 
-    @classmethod
-    def empty(
-        cls, runs: Runs, width_P: int, width_Q: int, dtype: torch.dtype, num_experts: int, transposed: bool
-    ) -> "_RunFactors":
-        pairs = int(runs.length_N.sum())
-        left, right = (
-            torch.empty(pairs, width, dtype=dtype, device=runs.length_N.device) for width in (width_P, width_Q)
-        )
-        return cls(left, right, runs, num_experts, transposed)
-
     def add(self, pairs: slice, runs: slice, left_CP: Tensor, right_CQ: Tensor) -> None:
-        self.left_SP[pairs] = left_CP
-        self.right_SQ[pairs] = right_CQ
+        self.parts.append((runs, left_CP.clone(), right_CQ.clone()))
 
     def square_norms(self, num_units: int) -> Tensor:
-        # |sum_t l_t r_t^T|^2 = sum_{t,t'} <l_t, l_t'> <r_t, r_t'>. Where terms cancel, rounding may be all that is left
-        # of it, so twice what it can hide is added: (P + Q + 2T) eps (sum_t |l_t| |r_t|)^2 (Higham 2002, section 3.1).
-        total = torch.zeros(num_units, dtype=torch.float64, device=self.left_SP.device)
-        for batch in self.runs.padded(slice(0, len(self.runs.length_N))):
-            few = max(1, _CACHED // max(1, batch.pairs_BL.shape[1] * self.right_SQ.shape[1]))
-            for runs, pairs, is_padding in zip(*(torch.split(tensor, few) for tensor in batch), strict=True):
-                left = self.left_SP[pairs].double().masked_fill_(is_padding.unsqueeze(2), 0)
-                right = self.right_SQ[pairs].double()
-                gram = (left @ left.mT) * (right @ right.mT)
-                size = (left.norm(dim=2) * right.norm(dim=2)).sum(1)
-                terms = left.shape[2] + right.shape[2] + 2 * left.shape[1] + 2
-                hidden = 2 * terms * torch.finfo(torch.float64).eps * size.square_()
-                total.index_add_(0, self.runs.unit_N[runs], gram.sum(2).sum(1) + hidden)
+        total = torch.zeros(num_units, dtype=torch.float64, device=self.runs.unit_N.device)
+        for runs, left, right in self.parts:
+            by_run = total.new_zeros(runs.stop - runs.start)
+            for some, products in _run_products(left, right, self.runs, runs):
+                by_run[some] = _square_norms(products)
+            total.index_add_(0, self.runs.unit_N[runs], by_run)
         return total
 
     def forget(self, is_forgotten_U: Tensor) -> None:
-        rows = is_forgotten_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)
-        self.left_SP[rows] = 0
-        self.right_SQ[rows] = 0
+        for runs, left, right in self.parts:
+            first_N, length_N = self.runs.first_N[runs], self.runs.length_N[runs]
+            lost = (is_forgotten_U[self.runs.unit_N[runs]]).nonzero()[:, 0].tolist()
+            for run in lost:
+                start = int(first_N[run] - first_N[0])
+                own = slice(start, start + int(length_N[run]))
+                left[own], right[own] = 0, 0
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        scaled = self.left_SP * factors_U[self.runs.unit_N].repeat_interleave(self.runs.length_N)[:, None]
-        total = scaled.new_zeros(self.num_experts, scaled.shape[1], self.right_SQ.shape[1])
-        pairs = torch.zeros(self.num_experts, dtype=torch.int64, device=scaled.device)
-        pairs.index_add_(0, self.runs.expert_N, self.runs.length_N)
-        for expert, part in slices_of(pairs.tolist()):
-            torch.mm(scaled[part].T, self.right_SQ[part].double(), out=total[expert])
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
+        total = factors_U.new_zeros(self.num_experts, *self.widths)
+        for runs, left, right in self.parts:
+            expert_N, factors_N = self.runs.expert_N[runs], factors_U[self.runs.unit_N[runs]]
+            for some, products in _run_products(left, right, self.runs, runs):
+                add_weighted(total, expert_N[some], factors_N[some], products, grid)
         return total.mT if self.transposed else total
 
 
-def _square_norms(grads_BPQ: Tensor) -> Tensor:
-    """[B] float64; few at a time, as each is widened first and had better stay in cache."""
+def add_weighted(total_NPQ: Tensor, places_B: Tensor, factors_B: Tensor, grads_BPQ: Tensor, grid: float | None) -> None:
+    """Adds factor * gradient, cut towards zero to a multiple of `grid`, at each one's place; float64."""
     few = max(1, _CACHED // max(1, grads_BPQ[:1].numel()))
-    norms = [torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.float64) for g in torch.split(grads_BPQ, few)]
+    parts = (torch.split(tensor, few) for tensor in (places_B, factors_B, grads_BPQ))
+    for places, factors, grads in zip(*parts, strict=True):
+        terms = grads.double() * factors.view(-1, *(1,) * (grads.ndim - 1))
+        total_NPQ.index_add_(0, places, cut(terms, grid))
+
+
+def cut(terms: Tensor, grid: float | None) -> Tensor:
+    """Cuts each number towards zero to a multiple of `grid`, a power of two; in place."""
+    return terms if grid is None else terms.div_(grid).trunc_().mul_(grid)
+
+
+def _square_norms(grads_BPQ: Tensor) -> Tensor:
+    """[B] float64; few at a time, as each is widened first and had better stay in cache.
+
+    Always as many, and never one: torch adds up a single result in another order than one of several.
+    """
+    few = min(64, max(2, _CACHED // max(1, grads_BPQ[:1].numel())))
+    norms = []
+    for grads in torch.split(grads_BPQ, few):
+        filled = torch.nn.functional.pad(grads, (0, 0, 0, 0, 0, few - len(grads)))
+        norms.append(torch.linalg.vector_norm(filled, dim=(1, 2), dtype=torch.float64)[: len(grads)])
     return torch.cat(norms).square_()
 
 
-def _contract(factors_B: Tensor, grads_BPQ: Tensor) -> Tensor:
-    return torch.mv(grads_BPQ.flatten(1).double().T, factors_B).view(grads_BPQ.shape[1:])
+def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """(numbers [B] of runs in `part`, left^T right over each [B, P, Q]), in products of one shape for a padded length.
 
-
-def _is_worth_products(runs: Runs, width_P: int, width_Q: int) -> bool:
-    """True if a product for each run is kept rather than its factors: norms of products are far faster to take."""
-    return len(runs.length_N) * width_P * width_Q <= _WORTH * int(runs.length_N.sum()) * (width_P + width_Q)
-
-
-def _run_products(left_CP: Tensor, right_CQ: Tensor, runs: Runs, part: slice) -> Tensor:
-    """[N, P, Q]: left^T right over each run of the consecutive pairs of `part`."""
-    length_N = runs.length_N[part]
-    is_aligned = all(t.shape[1] * t.element_size() % 16 == 0 for t in (left_CP, right_CQ))
-    # Some 10 us a run against the copies that padding takes; grouped_mm knows no float64 and wants rows of 16 bytes.
-    if len(left_CP) >= _LONG * len(length_N) and is_aligned and left_CP.dtype != torch.float64:
-        return torch.nn.functional.grouped_mm(left_CP.T, right_CQ, offs=length_N.cumsum(0).to(torch.int32))
-    out_NPQ = left_CP.new_empty(len(length_N), left_CP.shape[1], right_CQ.shape[1])
+    What a run's product is, down to the last bit, is thus decided by its own pairs.
+    """
     for runs_B, pairs_BL, is_padding_BL in runs.padded(part):
-        left_BLP = left_CP[pairs_BL].masked_fill_(is_padding_BL.unsqueeze(2), 0)
-        out_NPQ[runs_B] = torch.bmm(left_BLP.mT, right_CQ[pairs_BL])
-    return out_NPQ
+        for some, pairs, is_padding in zip(
+            *(torch.split(t, _RUNS) for t in (runs_B, pairs_BL, is_padding_BL)), strict=True
+        ):
+            filled = torch.arange(_RUNS, device=pairs.device).clamp_max(len(some) - 1)
+            left, right = left_CP[pairs[filled]], right_CQ[pairs[filled]]
+            left.masked_fill_(is_padding[filled].unsqueeze(2), 0)
+            yield some, torch.bmm(left.mT, right)[: len(some)]

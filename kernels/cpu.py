@@ -4,6 +4,10 @@ Experts are worked off in chunks, so that what an expert leaves is still in cach
 few pairs share the elementwise calls. Only the gate/up activations and the rank-wide products
 are kept for backward; the gathered inputs, the SwiGLU product and the outputs are recomputed or not needed.
 
+With a collector the rows of a batch belong to privacy units, and no unit may move the rounding of another's. Then each
+expert's pairs are filled up to whole tiles and multiplied tile by tile (`products`), and functions that torch rounds
+otherwise at the end of a thread's part than inside are called on so few numbers that one thread takes them all.
+
 Legend: `T` tokens, `D` model, `F` expert hidden, `G` = 2F, `E` experts, `K` top-k, `S` sorted pairs, `C` pairs of a
 chunk, `P`, `Q` the widths of a gradient.
 """
@@ -20,11 +24,13 @@ from torch.autograd import Function
 from .collect import Collector, RunCapture
 from .experts import Experts, LoRA
 from .formats import trained_stack
+from .products import TILE, add_product, product
 from .routing import Plan
 
 # KiB of gate/up activations, at most: of an expert that shares a chunk with others, and of a chunk. More leaves the
 # cache, less costs calls.
 _FEW, _CHUNK = 256, 2048
+_ONE_THREAD = 2**15 - 1  # numbers that torch never divides among threads
 
 
 def cpu_moe(
@@ -36,6 +42,8 @@ def cpu_moe(
     collector: Collector | None,
 ) -> Tensor:
     """[T, D]; see `moe.moe`."""
+    if collector is not None:
+        plan = plan.tiled(TILE)
     factors = (None,) * 4 if lora is None else lora.factors
     stacks = trained_stack(experts.gate_up), trained_stack(experts.down)
     rest = experts, lora, plan, collector, torch.is_grad_enabled()  # inside a Function it never is
@@ -51,12 +59,14 @@ class _Chunk:
     sizes: list[int]  # pairs of each
     pairs: slice
     runs: slice  # (expert, unit) runs of these pairs, if the plan knows any
+    is_tiled: bool
 
     def each(self, *tensors_C: Any) -> Iterator[tuple[Any, ...]]:
-        """(expert, its rows of each tensor), one expert after another."""
-        if len(self.experts) == 1:
-            return iter([(self.experts[0], *tensors_C)])
-        return zip(self.experts, *(torch.split(tensor, self.sizes) for tensor in tensors_C), strict=True)
+        """(expert, its rows of each tensor, or tiles of rows), one expert after another."""
+        parts = [torch.split(tensor, self.sizes) for tensor in tensors_C]
+        if self.is_tiled:
+            parts = [tuple(rows.view(-1, TILE, rows.shape[1]) for rows in part) for part in parts]
+        return zip(self.experts, *parts, strict=True)
 
 
 class _MoE(Function):
@@ -67,7 +77,7 @@ class _MoE(Function):
         *factors, experts, lora, plan, collector, is_grad_enabled = rest
         A1, B1, A2, B2 = (None if factor is None else factor.to(x.dtype) for factor in factors)
         z1, z2 = (None if A is None else x.new_empty(plan.num_pairs, A.shape[1]) for A in (A1, A2))
-        chunks = _chunks(plan, 2 * experts.hidden * x.itemsize)
+        chunks = _chunks(plan, 2 * experts.hidden * x.itemsize, is_tiled=collector is not None)
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
         gu = []  # by chunk: 32 MiB and more would come as fresh pages from the system, ten times as slow to fill
         y = _rows(x, plan)
@@ -82,7 +92,7 @@ class _MoE(Function):
             if z1 is not None:
                 _add_low_rank(chunk, x_C, A1, B1, lora.scaling, z1[s], gu_C)
             gate, up = gu_C.chunk(2, dim=1)
-            inner = F.silu(gate).mul_(up)
+            inner = _silu(gate, chunk).mul_(up)
             for e, inner_e, y_e in chunk.each(inner, y_C):
                 experts.down.mm(e, inner_e, y_e)
             if z2 is not None:
@@ -123,14 +133,14 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             experts.down.mm_t(e, dy_e, d_inner_e)
         if lora is not None:
             dz2 = _add_low_rank_back(chunk, dy, B2, A2, scaling, d_inner)
-        silu = F.silu(gate)
+        silu = _silu(gate, chunk)
         inner = silu * up
         if d_weight is not None:  # <dy, y> = <dy (W + sBA), inner>, so y need not be kept
             torch.sum(d_inner.to(precise) * inner.to(precise), 1, out=d_weight[s])
         d_inner.mul_(weight)
         d_gate, d_up = d_gu.chunk(2, dim=1)
         torch.mul(d_inner, silu, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+        _silu_back(d_inner.mul_(up), gate, d_gate, chunk)
         if dx is not None:
             dx_C = dx[s]
             for e, d_gu_e, dx_e in chunk.each(d_gu, dx_C):
@@ -189,7 +199,7 @@ class _Destination:
             self.capture.add(chunk.pairs, chunk.runs, left_CP, right_CQ)
             return
         assert self.total is not None
-        for e, left_e, right_e in chunk.each(left_CP, right_CQ):
+        for e, left_e, right_e in chunk.each(left_CP, right_CQ):  # never tiles: those are for a collector
             torch.mm(left_e.T, right_e, out=self.total[e])
 
     def result(self) -> Tensor | None:
@@ -199,7 +209,7 @@ class _Destination:
         return (self.total.mT if self.transposed else self.total).to(self.parameter.dtype)
 
 
-def _chunks(plan: Plan, bytes_of_pair: int) -> list[_Chunk]:
+def _chunks(plan: Plan, bytes_of_pair: int, *, is_tiled: bool) -> list[_Chunk]:
     few, most = (kib * 1024 // bytes_of_pair for kib in (_FEW, _CHUNK))
     runs = [0] * plan.num_experts
     if plan.runs is not None:
@@ -210,29 +220,51 @@ def _chunks(plan: Plan, bytes_of_pair: int) -> list[_Chunk]:
         last = chunks[-1] if chunks else None
         if last is not None and max(size, last.sizes[-1]) < few and pairs.stop - last.pairs.start <= most:
             grown = slice(last.pairs.start, pairs.stop), slice(last.runs.start, last.runs.stop + runs[expert])
-            chunks[-1] = _Chunk([*last.experts, expert], [*last.sizes, size], *grown)
+            chunks[-1] = _Chunk([*last.experts, expert], [*last.sizes, size], *grown, is_tiled)
         else:
             start = 0 if last is None else last.runs.stop
-            chunks.append(_Chunk([expert], [size], pairs, slice(start, start + runs[expert])))
+            chunks.append(_Chunk([expert], [size], pairs, slice(start, start + runs[expert]), is_tiled))
     return chunks
+
+
+def _silu(gate_CF: Tensor, chunk: _Chunk) -> Tensor:
+    if not chunk.is_tiled:
+        return F.silu(gate_CF)
+    out = torch.empty_like(gate_CF)
+    for gate, few in _for_one_thread(chunk, gate_CF, out):
+        torch.ops.aten.silu.out(gate, out=few)
+    return out
+
+
+def _silu_back(grad_CF: Tensor, gate_CF: Tensor, out_CF: Tensor, chunk: _Chunk) -> None:
+    for grad, gate, few in _for_one_thread(chunk, grad_CF, gate_CF, out_CF):
+        torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=few)
+
+
+def _for_one_thread(chunk: _Chunk, *tensors_CF: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Whole rows of the tensors, in a tiled chunk few at a time: no row is then cut between two threads."""
+    if not chunk.is_tiled:
+        return iter([tensors_CF])
+    rows = max(1, _ONE_THREAD // tensors_CF[0].shape[1])
+    return zip(*(torch.split(tensor, rows) for tensor in tensors_CF), strict=True)
 
 
 def _add_low_rank(chunk: _Chunk, x: Tensor, A: Any, B: Any, scaling: float, z: Tensor, out: Tensor) -> None:
     """Adds scaling (x A^T) B^T to `out` and leaves x A^T in `z`."""
     for e, x_e, z_e, out_e in chunk.each(x, z, out):
-        torch.mm(x_e, A[e].T, out=z_e)
-        out_e.addmm_(z_e, B[e].T, alpha=scaling)
+        product(x_e, A[e].T, z_e)
+        add_product(out_e, z_e, B[e].T, scaling=scaling)
 
 
 def _add_low_rank_back(chunk: _Chunk, grad: Tensor, B: Tensor, A: Tensor, scaling: float, out: Tensor | None) -> Tensor:
     """Returns scaling grad B, and adds that times A to `out` if given."""
     dz = grad.new_empty(len(grad), B.shape[2])
     for e, grad_e, dz_e in chunk.each(grad, dz):
-        torch.mm(grad_e, B[e], out=dz_e)
+        product(grad_e, B[e], dz_e)
     dz.mul_(scaling)
     if out is not None:
         for e, dz_e, out_e in chunk.each(dz, out):
-            out_e.addmm_(dz_e, A[e])
+            add_product(out_e, dz_e, A[e])
     return dz
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnfitWeights
+from .products import product
 
 NF4_BLOCK, FP8_BLOCK = 64, 128
 _E4M3_BIAS = 2.0**120
@@ -60,11 +61,11 @@ class ExpertWeights(Protocol):
         ...
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
-        """Writes x W^T; not differentiable."""
+        """Writes x W^T; not differentiable. Tiles, [tiles, S, I], are multiplied each in the shape of one."""
         ...
 
     def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
-        """Writes grad W; not differentiable."""
+        """Writes grad W; not differentiable. Tiles as in `mm`."""
         ...
 
     def dense(self) -> Tensor:
@@ -99,10 +100,10 @@ class Dense:
         return self.weight_EOI.nbytes
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
-        torch.mm(x_SI, self.weight_EOI[expert].T, out=out_SO)
+        product(x_SI, self.weight_EOI[expert].T, out_SO)
 
     def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
-        torch.mm(grad_SO, self.weight_EOI[expert], out=out_SI)
+        product(grad_SO, self.weight_EOI[expert], out_SI)
 
     def dense(self) -> Tensor:
         return self.weight_EOI
@@ -155,10 +156,10 @@ class Int8Row:
         return self.codes_EOI.nbytes + self.scale_EO.nbytes
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
-        torch.mm(x_SI, self._wide(expert).T, out=out_SO).mul_(self.scale_EO[expert])
+        product(x_SI, self._wide(expert).T, out_SO).mul_(self.scale_EO[expert])
 
     def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
-        torch.mm(grad_SO * self.scale_EO[expert], self._wide(expert), out=out_SI)
+        product(grad_SO * self.scale_EO[expert], self._wide(expert), out_SI)
 
     def dense(self) -> Tensor:
         return self.codes_EOI.to(self.dtype) * self.scale_EO.unsqueeze(-1)
@@ -175,10 +176,10 @@ class _Widened(ABC):
     shape: torch.Size
 
     def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
-        torch.mm(x_SI, self._wide(expert).T, out=out_SO)
+        product(x_SI, self._wide(expert).T, out_SO)
 
     def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
-        torch.mm(grad_SO, self._wide(expert), out=out_SI)
+        product(grad_SO, self._wide(expert), out_SI)
 
     def dense(self) -> Tensor:
         return torch.stack([self._wide(expert).clone() for expert in range(self.shape[0])])

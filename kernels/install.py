@@ -23,7 +23,7 @@ Two layers of four experts, with factors of rank 2 on both projections:
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,7 @@ from .routing import route
 
 __all__ = [
     "NAME", "AdaptedExperts", "adapt", "experts_of", "fill", "install", "is_bank", "quantise", "refuse_saving",
+    "share_slot",
 ]  # fmt: skip
 
 NAME = "confide"
@@ -163,6 +164,23 @@ def quantise(model: Any, pack: Pack) -> None:
     refuse_saving(model)
 
 
+def share_slot(model: Any, banks: Sequence[Any], slot: CaptureSlot) -> None:
+    """Lets banks without adapters of a transformers model run by these kernels, told by `slot` who owns a token.
+
+    Their pairs are then multiplied in tiles, as in banks with adapters, so that no unit moves another's rounding. If
+    these kernels cannot compute one of them, nothing is changed.
+    """
+    try:
+        for module in banks:
+            experts_of(module)
+    except UnsupportedExperts:
+        return
+    for module in banks:
+        module.confide_slot = slot
+    if banks:
+        model.set_experts_implementation(install())
+
+
 def refuse_saving(model: nn.Module) -> None:
     """Makes `save_pretrained` of a transformers model and of the models inside it raise `SavedWithoutExperts`.
 
@@ -212,6 +230,7 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     experts, lora, collector = experts_of(module, hidden_states.dtype), None, None
     if hasattr(module, _NAMES[0]):
         lora = LoRA(Factors(*(getattr(module, name) for name in _NAMES)), module.confide_lora_scaling)
+    if hasattr(module, "confide_slot"):
         collector = module.confide_slot.collector
     if collector is None:
         plan = route(top_k_index, experts.num_experts)

@@ -343,16 +343,20 @@ class _Outer:
         return out
 
     def square_norms(self, first_N1: Tensor) -> Tensor:
-        """[N] float64."""
+        """[N, C] float64: the shares of the C blocks of columns."""
         shares_NC = self.left_SR.new_empty(len(first_N1) - 1, self._blocks(), dtype=torch.float64)
         self._launch(_kernels().run_norms_kernel, len(shares_NC), first_N1, shares_NC)
-        return shares_NC.sum(1)
+        return shares_NC
 
-    def weighted_sum(self, first_N1: Tensor, first_run_E1: Tensor, factor_N: Tensor) -> Tensor:
-        """[E, R, width] or [E, width, R] float64: for each expert the sum over its runs of factor * product."""
+    def weighted_sum(self, first_N1: Tensor, first_run_E1: Tensor, factor_N: Tensor, *, whole: bool = False) -> Tensor:
+        """[E, R, width] or [E, width, R] float64: for each expert the sum over its runs of factor * product.
+
+        Args:
+            whole: cut each number towards zero to a whole one before it is added.
+        """
         out = self.left_SR.new_empty(len(first_run_E1) - 1, *self._shape(), dtype=torch.float64)
-        kernel = _kernels().run_sums_kernel
-        self._launch(kernel, len(out), first_N1, first_run_E1, factor_N, out, RANK_FIRST=self.rank_first)
+        kernel, constants = _kernels().run_sums_kernel, {"RANK_FIRST": self.rank_first, "IS_WHOLE": whole}
+        self._launch(kernel, len(out), first_N1, first_run_E1, factor_N, out, **constants)
         return out
 
     def _shape(self) -> tuple[int, int]:
@@ -391,20 +395,23 @@ class RunGradients:
 
     def square_norms(self, num_units: int) -> Tensor:
         """[U] float64."""
-        by_run = self._outer.square_norms(self._first_N1).masked_fill(self._is_forgotten_N, 0)
-        # An expert has one run of a unit, so every place is written once: atomic additions would not repeat.
-        by_place = by_run.new_zeros(num_units * self._num_experts)
-        by_place[self._runs.unit_N * self._num_experts + self._runs.expert_N] = by_run
-        return by_place.view(num_units, self._num_experts).sum(1)
+        shares_NC = self._outer.square_norms(self._first_N1).masked_fill(self._is_forgotten_N[:, None], 0)
+        # An expert has one run of a unit, so every place is written once: atomic additions would not repeat. And the
+        # sum has one shape, whatever runs there are.
+        by_place = shares_NC.new_zeros(num_units * self._num_experts, shares_NC.shape[1])
+        by_place[self._runs.unit_N * self._num_experts + self._runs.expert_N] = shares_NC
+        return by_place.view(num_units, -1).sum(1)
 
     def forget(self, is_forgotten_U: Tensor) -> None:
         """Leaves these units out of every later sum."""
         self._is_forgotten_N |= is_forgotten_U[self._runs.unit_N]
 
-    def weighted_sum(self, factors_U: Tensor) -> Tensor:
-        """Sum over units of factor * gradient, float64, in the factor's shape."""
+    def weighted_sum(self, factors_U: Tensor, grid: float | None) -> Tensor:
+        """Sum over units of factor * gradient, float64, in the factor's shape; see `Collector.weighted_sum`."""
         factor_N = factors_U.to(torch.float64)[self._runs.unit_N].masked_fill(self._is_forgotten_N, 0)
-        return self._outer.weighted_sum(self._first_N1, self._first_run_E1, factor_N)
+        if grid is None:
+            return self._outer.weighted_sum(self._first_N1, self._first_run_E1, factor_N)
+        return self._outer.weighted_sum(self._first_N1, self._first_run_E1, factor_N / grid, whole=True) * grid
 
 
 class _TritonExperts(Function):

@@ -451,11 +451,12 @@ def run_norms_kernel(
 @triton.jit
 def run_sums_kernel(
     left_SR, right, row_of_right_S, first_N, first_run_E, factor_N, out_E, R: tl.constexpr, RANK: tl.constexpr,
-    WIDTH: tl.constexpr, IS_GATHERED: tl.constexpr, RANK_FIRST: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    WIDTH: tl.constexpr, IS_GATHERED: tl.constexpr, RANK_FIRST: tl.constexpr, IS_WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """out[e] = sum over the runs of expert e of factor * (left^T right), added in float64; a zero factor is skipped.
 
+    With IS_WHOLE each number is cut towards zero to a whole one first, so that the sum is exact in any order.
     The products are bit for bit those whose norms `run_norms_kernel` gives, as the bound on a unit has to hold for
     what is summed.
     """
@@ -470,7 +471,10 @@ def run_sums_kernel(
                 left_SR, right, row_of_right_S, tl.load(first_N + run), tl.load(first_N + run + 1), col,
                 R, RANK, WIDTH, IS_GATHERED, PRECISION, ROWS, COLS,
             )  # fmt: skip
-            total += factor * product.to(tl.float64)
+            term = factor * product.to(tl.float64)
+            if IS_WHOLE:
+                term = term.to(tl.int64).to(tl.float64)
+            total += term
     if RANK_FIRST:
         place = out_E + (expert * R + rank[:, None]) * WIDTH + col[None, :]
     else:

@@ -5,10 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .application import JsonOption, group
+from .application import PROBLEMS, JsonOption, group
 from .console import agree, is_at_terminal, out
 from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
-from .tables import show_approval, show_fetched, show_known_approval, show_proposal, show_studies, show_study
+from .tables import (
+    show_approval,
+    show_fetched,
+    show_known_approval,
+    show_proposal,
+    show_step_audit,
+    show_studies,
+    show_study,
+)  # fmt: skip
 
 app = group("Which studies may run on this site's records.")
 
@@ -86,3 +94,16 @@ def study_revoke(
         agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=False)
     study_decisions.revoke_study(home, study_hash, by=by)
     out.print(f"Study {study_hash} may not run here any more.", soft_wrap=True)
+
+
+@app.command("audit")
+def study_audit(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Run a study's step here, on one record many times over, and hold its noise, clip and draws against the charge.
+
+    Nothing is charged and nothing leaves this site. Exit code 3: the step is not what the ledger pays for.
+    """
+    from ..step_audit import audit_step
+
+    found = audit_step(home, study)
+    show_step_audit(found, as_json)
+    raise typer.Exit(PROBLEMS if found.check.findings else 0)

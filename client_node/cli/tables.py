@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..data import DataReport
     from ..enrolment import Enrolment
     from ..policy.decision_log import Entry
-
+    from ..step_audit import StepAudit
 
 _HASH_DIGITS = 64
 
@@ -208,6 +208,37 @@ def show_cap_change(change: "CapChange") -> None:
     )
     if change.is_spent:
         tell("What is charged is over the new cap already: no round of any study is charged under it.")
+
+
+def show_step_audit(found: "StepAudit", as_json: bool) -> None:
+    """Prints what an audit of the site's own step saw, and its findings to stderr."""
+    check = found.check
+    facts: dict[str, Any] = {
+        "study": found.study.name,
+        "hash": found.study.study_hash,
+        "expected by": "the ledger's last charge"
+        if found.is_charged
+        else "the charge of a first round; none is made yet",
+        "rounds looked at": check.rounds,
+        "units in the made-up table": check.units,
+        "noise over the charged one": check.noise,
+        "standard error of the noise": check.noise_error,
+        "sum over its charged length": check.length,
+        "standard error of the length": check.length_error,
+        "spread over independent draws": check.spread,
+        "findings": [f"{finding.check}: {finding.detail}" for finding in check.findings],
+    }
+    if as_json:
+        return print_json(_keys(facts))
+    show_facts("Audit of this site's step", {k: _short(v) for k, v in facts.items() if v not in (None, [])}, False)
+    for finding in check.findings:
+        err.print(f"{finding.check}: {escape(finding.detail)}", highlight=False)
+    if not check.findings:
+        out.print("The step has the noise, the clip and the draws that the ledger pays for.")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def show_confirmed(sites: Mapping[str, str], as_json: bool) -> None:

@@ -114,4 +114,4 @@ def next_on_grid(seconds: float, stated: float) -> float:
     if seconds <= stated:
         return stated
     found: float = stated * 2.0 ** (math.ceil(2 * math.log2(seconds / stated)) / 2)
-    return found if found >= seconds else found * 2**0.5  # the logarithm was rounded down
+    return found if found >= seconds else found * math.sqrt(2)  # the logarithm was rounded down

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
-from ...models.backbones import loading
+from ...models.backbones import loading, public_tokens
 from ...models.backbones.checkpoints import ExpertFormat
 from ...models.backbones.family import Backbone
-from ...models.errors import BackboneMismatch, TargetMissing
+from ...models.errors import BackboneMismatch, MetricUndefined, TargetMissing
+from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
 from ...models.records.kind import Examples, Reader, RecordKind
 from ..data import Records
 from ..study import StudyDraft
+
+# Tokens on which an expert counts as never chosen. One with a hundredth of an even share is sent 20 of the records'.
+_TOKENS_OF_RECORDS, _TOKENS_OF_TEXT = 8192, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,33 @@ def load_study_model(
         raise BackboneMismatch(f"the backbone in {directory} has no pooled states for a classifier to read")
     adapted = attach(loaded.model, config, head=head)
     return StudyModel(adapted, loaded.family, kind, reader, loaded.hash)
+
+
+def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dict[int, tuple[int, ...]]:
+    """Finds the adapted experts that no public token is sent to, by layer: their adapters would take noise alone.
+
+    Tokens are those of synthetic records, as in pretraining, or of the licence that comes with a checkpoint. Records
+    of a site are not read, and may be routed otherwise.
+
+    Args:
+        model: as loaded, so that it routes as the backbone does.
+        directory: of the backbone.
+
+    Returns:
+        Nothing where there is nothing to measure: no adapter on routed experts, routers that do not score by sigmoid,
+        or a checkpoint without a text.
+    """
+    adapted = model.adapted
+    if not adapted.expert_layers:
+        return {}
+    if draft.data.kind.reads == "records":
+        batches = public_tokens.of_records(draft.record_schema(), _TOKENS_OF_RECORDS)
+    elif (licence := directory / public_tokens.LICENCE).exists():
+        batches = public_tokens.of_text(directory, licence.read_text(encoding="utf-8"), _TOKENS_OF_TEXT)
+    else:
+        return {}
+    try:
+        layers = router_statistics(adapted.model, batches)
+    except MetricUndefined:
+        return {}
+    return unused_by_layer(layer for layer in layers if layer.layer in adapted.expert_layers)

@@ -4,6 +4,7 @@ The model is loaded once and stays in memory. Records are read at the first step
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from ...models.adapters import AdaptedModel
 from ...models.errors import BackboneMismatch
 from ...models.evaluation.binned import bin_of
+from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
+from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
@@ -24,7 +27,11 @@ from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from ..data import Records
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
-from .study_model import load_study_model
+from .study_model import load_study_model, unused_experts
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 
 def release_terms(
@@ -113,9 +120,29 @@ class Trainer:
         if layout.head_slice.stop != head_size:
             raise BackboneMismatch(f"the head has {layout.head_slice.stop} numbers, the study says {head_size}")
         self.start = start_state(study.draft, self.adapted.state())  # of every run
+        if group is None and (unused := unused_experts(self._model, study.draft, backbone)):
+            logger.warning(
+                "study %s adapts %s, to which the backbone sends no public token: the adapters take noise there, and "
+                "learn only if this site's records are routed otherwise",
+                study.name,
+                describe_experts(unused),
+            )
         if place is not None:
             place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)
+        self._shapes = probed_shapes(
+            self.adapted,
+            max_tokens=study.draft.data.max_tokens,
+            max_rows=max_rows,
+            max_records=study.draft.data.max_records_per_unit,
+        )
+        logger.info("study %s: private steps compute %s", study.name, self._shapes)
+        if not self._shapes.rows_of_length:
+            logger.warning(
+                "study %s: on this machine the rows of a batch are rounded by who shares it, so units are computed one "
+                "at a time, which is slow",
+                study.name,
+            )
         self._examples: Examples | None = None
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
@@ -131,6 +158,7 @@ class Trainer:
             found.targets,
             found.units,
             terms=self._terms,
+            shapes=self._shapes,
             source=self._source(round_number),
             group=self._group,
         )
@@ -173,7 +201,7 @@ class Trainer:
         UNPROTECTED: the result is for that process alone.
         """
         if isinstance(part, SumPart):
-            return partial_sum(self.adapted, part, terms=self._terms)
+            return partial_sum(self.adapted, part, terms=self._terms, shapes=self._shapes)
         self.adapted.load_state(part.state)
         rows = list(zip(part.ids, part.targets, strict=True))
         rows += [made_up(self.adapted)] * (part.passes - len(part.ids))

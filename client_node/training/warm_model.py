@@ -27,8 +27,13 @@ logger = logging.getLogger(__name__)
 class WarmModel:
     """The loaded model of at most one study, reloaded if the study, the records or the limits may have changed."""
 
-    def __init__(self, site: str) -> None:
-        self._site = site
+    def __init__(self, site: str, *, read: Callable[[SitePolicy, Study], Records] = read_records) -> None:
+        """Loads nothing yet.
+
+        Args:
+            read: reads the records of a policy for a study; an audit gives it others.
+        """
+        self._site, self._read = site, read
         self._trainer: tuple[str, Trainer | Workers] | None = None
 
     def load(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
@@ -85,7 +90,7 @@ class WarmModel:
         site_noise = study.site_noise(study.planned_round(1))
 
         def read() -> Records:
-            return read_records(policy, study)
+            return self._read(policy, study)
 
         if limits.workers:
             from .workers import Workers

@@ -12,6 +12,7 @@ from .model_tables import bar, reading, show_backbone, show_backbones, show_buil
 from .options import PageOption, TextOption, TokensOption
 
 app = group("The frozen model that studies adapt.")
+_TOKENS = 8192  # of synthetic records, for a line on routing
 
 
 class Recipe(StrEnum):
@@ -25,10 +26,11 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
     """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
     from ...client_node.study import load_draft
     from ...models.backbones.pretraining import pretrain
+    from ..results.router_statistics import measure
 
     with bar("Pretraining on synthetic records") as progress:
         digest = pretrain(load_draft(draft).record_schema(), directory, progress=progress)
-    show_built(directory, digest, as_json)
+    show_built(directory, digest, measure(directory, None, tokens=_TOKENS), as_json)
 
 
 @app.command("import")
@@ -62,10 +64,16 @@ def backbone_list(
 
 @app.command("show")
 def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
-    """Show what a backbone's folder holds: hash, licence, origin, parameters, and those that one token meets."""
-    from ...models.backbones.loading import describe
+    """Show what a backbone's folder holds: hash, licence, origin, parameters, and how it routes synthetic records.
 
-    show_backbone(directory, describe(directory), as_json)
+    For a backbone that reads text, see `coordinator backbone routing`: that takes longer.
+    """
+    from ...models.backbones.loading import describe
+    from ..results.router_statistics import measure
+
+    found = describe(directory)
+    routing = measure(directory, None, tokens=_TOKENS) if found.reads == "records" else None
+    show_backbone(directory, found, routing, as_json)
 
 
 @app.command("routing")

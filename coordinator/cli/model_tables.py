@@ -19,12 +19,35 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ..results.router_statistics import Routing
 
 
-def show_built(directory: Path, digest: str, as_json: bool) -> None:
-    """Prints the folder of a backbone just built, and its hash alone on the last line."""
+def show_built(directory: Path, digest: str, routing: "Routing", as_json: bool) -> None:
+    """Prints the folder of a backbone just built, its routing, and its hash alone on the last line."""
+    warn_of_unused(routing.layers)
     if as_json:
-        return print_json({"directory": str(directory), "hash": digest})
+        return print_json({"directory": str(directory), "hash": digest, "routing": routing.to_dict()["layers"]})
+    out.print(f"Routing of {routing.layers[0].tokens:,} tokens of {routing.read}: {routing_line(routing.layers)}")
     out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
     print(digest)
+
+
+def routing_line(layers: Sequence["LayerRouting"]) -> str:
+    """Describes the routing of the least even layer, and how many experts of all layers no token was sent to."""
+    worst = min(layers, key=lambda layer: layer.entropy)
+    idle, experts = sum(len(layer.unused) for layer in layers), sum(len(layer.choices) for layer in layers)
+    return (
+        f"load entropy {worst.entropy:.3f}, max violation {worst.max_violation:.2f}; "
+        f"{idle or 'none'} of {experts} experts never chosen"
+    )
+
+
+def warn_of_unused(layers: Sequence["LayerRouting"]) -> None:
+    """Warns on stderr if there are experts that no token was sent to."""
+    from ...models.evaluation.router_statistics import describe_experts, unused_by_layer
+
+    if unused := unused_by_layer(layers):
+        tell(
+            f"Warning: no token was sent to {describe_experts(unused)}. Adapters there would take noise and learn "
+            "nothing, and `coordinator study create` refuses them"
+        )
 
 
 def show_imported(directory: Path, digest: str, logit_difference: float, as_json: bool) -> None:
@@ -63,10 +86,13 @@ def backbone_row(name: str, found: "Description") -> dict[str, Any]:
     }
 
 
-def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
-    """Prints a backbone: hash, size, licence, origin."""
+def show_backbone(directory: Path, found: "Description", routing: "Routing | None", as_json: bool) -> None:
+    """Prints a backbone: hash, size, licence, origin, and its routing if it was measured."""
+    if routing is not None:
+        warn_of_unused(routing.layers)
     if as_json:
-        return print_json({"directory": str(directory), **asdict(found)})
+        layers = routing and routing.to_dict()["layers"]
+        return print_json({"directory": str(directory), **asdict(found), "routing": layers})
     origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
     facts = {
         "hash": found.hash,
@@ -74,6 +100,7 @@ def show_backbone(directory: Path, found: "Description", as_json: bool) -> None:
         "parameters": f"{found.size.parameters:,}",
         "active per token": f"{found.size.active_parameters:,}",
         "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
+        "routing": "coordinator backbone routing" if routing is None else routing_line(routing.layers),
         **origin,
     }
     rows = [{"": name.replace("_", " "), "value": value} for name, value in facts.items()]
@@ -135,6 +162,7 @@ def show_routing(name: str, found: "Routing", html: Path | None, as_json: bool) 
     from ..results.router_page import render_html
 
     read = f"{name}, {found.layers[0].tokens:,} tokens of {found.read}"
+    warn_of_unused(found.layers)
     show_page(
         "Page",
         found.to_dict(),

@@ -2,6 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ...client_node.cli.application import JsonOption, group
 from ...client_node.cli.console import print_json
@@ -13,13 +16,21 @@ app = group("What shall be learned, on which terms.")
 
 
 @app.command("create")
-def study_create(draft: Path, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+def study_create(
+    draft: Path,
+    home: HomeOption = DEFAULT_HOME,
+    accept_unused_experts: Annotated[
+        bool, typer.Option("--accept-unused-experts", help="Adapt routed experts too that no public token is sent to.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
     from ..studies.create import create_study
     from ..studies.summary import summary
 
     with opened_store(home) as store:
-        show_created_study(summary(create_study(store, Pki.load(home), home, draft)), as_json)
+        made = create_study(store, Pki.load(home), home, draft, accept_unused_experts=accept_unused_experts)
+        show_created_study(summary(made), as_json)
 
 
 @app.command("list")

@@ -211,6 +211,8 @@ def audit_rows(facts: "AuditFacts") -> list[dict[str, Any]]:
     found = {finding.check: finding.detail for finding in reversed(facts.findings)}
     bound = f"at least {rounded_down(facts.lower_bound, 3)} at {100 * facts.confidence:g} % confidence"
     guesses = f"{facts.right} of {facts.guesses} guesses about {facts.canaries} canaries right"
+    if facts.right_unprotected is not None:
+        guesses += f", {facts.right_unprotected} without clip and noise"
     return [
         {"check": "epsilon of a step", "claimed": rounded_up(facts.claimed_epsilon, 3), "found": f"{bound}; {guesses}"},
         *({"check": name, "claimed": "", "found": found.get(name, "holds")} for name in facts.checks),

@@ -28,6 +28,7 @@ from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
 from ...models.heads import pooled
 from ...privacy.accounting import Mode, site_noise
+from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
 from ..studies.learning_rates import with_rates
@@ -114,6 +115,12 @@ def federate(
         )
         for name in sites
     }
+    shapes = probed_shapes(
+        adapted,
+        max_tokens=draft.data.max_tokens,
+        max_rows=_ROWS_TRAINED,
+        max_records=draft.data.max_records_per_unit,
+    )
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
     form = draft.state_format(len(checkpoint.state))
     for round_number in range(draft.rounds.rounds):
@@ -122,7 +129,9 @@ def federate(
         total = np.zeros(len(state), dtype=np.int64)
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            total += round_release(adapted, state, ids, labels, units, terms=terms[name], source=source)
+            total += round_release(
+                adapted, state, ids, labels, units, terms=terms[name], shapes=shapes, source=source
+            )  # fmt: skip
         after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
         checkpoint = replace(after, residual=residual)
     adapted.load_state(checkpoint.exported[: layout.dim])

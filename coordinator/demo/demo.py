@@ -40,6 +40,7 @@ _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
+_Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 
@@ -321,18 +322,8 @@ def _text_quality(
 
 
 def _show(outcome: dict[str, Any], console: Console) -> None:
-    figures = _text_figures(outcome) if "exact_match_private" in outcome else _figures(outcome)
-    figures += [
-        ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
-        ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
-        ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
-    ]
-    for facts in outcome["membership"]:
-        low, high = float(facts["auc_low"]), float(facts["auc_high"])
-        text = f"AUC of finding members of {facts['attacked']}, {low:.3f} to {high:.3f}; 0.5 is guessing"
-        figures.append(("membership attack", f"{float(facts['auc']):.3f}", text))
     table = Table(title="What came out", title_justify="left", show_header=False, box=None)
-    for row in figures:
+    for row in figures(outcome):
         table.add_row(*row)
     console.print(table)
     for label in ("report_html", "report_json", "adapter", "backbone"):
@@ -340,50 +331,64 @@ def _show(outcome: dict[str, Any], console: Console) -> None:
     console.print(f"Check the report anywhere: coordinator budget verify {outcome['report_json']}", soft_wrap=True)
 
 
-def _figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Figures of a classifier's quality and cost."""
-    low, high = outcome["auc_private_interval"]
-    figures = [
-        ("AUC before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
-        ("AUC without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise, measured here"),
-        ("[bold]AUC private[/]", f"[bold]{outcome['auc_private']:.3f}[/]", f"95 % interval {low:.3f} to {high:.3f}"),
-    ]
-    if outcome["auc_measured"] is not None:
-        low, high = outcome["auc_measured_interval"]
-        binning = f"bins hide up to {outcome['auc_measured_binning']:.3f}"
-        noised = f"95 % interval {low:.3f} to {high:.3f}, {binning}: what the sites released of the same records"
-        figures.append(("  as measured", f"{outcome['auc_measured']:.3f}", noised))
+def figures(outcome: dict[str, Any]) -> _Rows:
+    """Makes the rows of the demo's table: first what a real federation would have, then what only a demo can compute.
+
+    The membership attacks are left to the report: they find hardly more in a model without privacy, and show little.
+    """
+    is_text = "exact_match_private" in outcome
+    measured, controls = _text_figures(outcome) if is_text else _figures(outcome)
     return [
-        *figures,
+        *measured,
         *_privacy_figures(outcome),
-        ("  a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
-        ("  a control", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
+        ("bytes a site and round", f"{outcome['bytes_per_site_round']:,}", "sealed shares"),
+        ("seconds a round", f"{outcome['seconds_per_round']:.2f}", "median"),
+        ("peak memory", f"{outcome['peak_memory_gib']:.1f} GiB", "all processes together"),
+        ("controls", "", "on the sites' held-out records in one place, which only public records allow"),
+        *((f"  {name}", value, text) for name, value, text in controls),
     ]
 
 
-def _text_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Figures of a text model's quality and cost."""
-    low, high = outcome["exact_match_private_interval"]
-    figures = [
-        ("exact match before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
-        (
-            "[bold]exact match private[/]",
-            f"[bold]{outcome['exact_match_private']:.3f}[/]",
-            f"95 % interval {low:.3f} to {high:.3f}: held-out records completed word for word",
-        ),
+def _figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    """Figures of a classifier's quality: as the sites measured it, and the controls."""
+    controls = [
+        ("exact", f"{outcome['auc_private']:.3f}", _over_records(outcome["auc_private_interval"])),
+        ("a head alone", f"{outcome['auc_head_only']:.3f}", "same noise, no adapters: what the head does by itself"),
+        ("words", f"{outcome['auc_control']:.3f}", "same noise, logistic regression on the record's words"),
+        ("without privacy", f"{outcome['auc_nonprivate']:.3f}", "the same study without noise"),
+        ("before", f"{outcome['auc_before']:.3f}", "the backbone under an untrained head"),
     ]
-    if outcome["exact_match_measured"] is not None:
-        low, high = outcome["exact_match_measured_interval"]
-        noised = f"95 % interval {low:.3f} to {high:.3f}: what the sites released of the same records"
-        figures.append(("  as measured", f"{outcome['exact_match_measured']:.3f}", noised))
-    return [
-        *figures,
+    return _as_measured(
+        "AUC", outcome, "auc", f"; bins hide up to {outcome['auc_measured_binning'] or 0:.3f}"
+    ), controls
+
+
+def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    """Figures of a text model's quality: as the sites measured it, and the controls."""
+    exact = f"{_over_records(outcome['exact_match_private_interval'])}: completed word for word"
+    controls = [
+        ("exact", f"{outcome['exact_match_private']:.3f}", exact),
+        ("before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
         ("perplexity", f"{outcome['perplexity_private']:.2f}", f"{outcome['perplexity_before']:.3g} before"),
-        *_privacy_figures(outcome),
     ]
+    return _as_measured("exact match", outcome, "exact_match", ""), controls
 
 
-def _privacy_figures(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _as_measured(name: str, outcome: dict[str, Any], metric: str, also: str) -> _Rows:
+    """The figure of the sites' evaluation, whose interval is for other records and other noise of the histogram."""
+    value = outcome[f"{metric}_measured"]
+    if value is None:
+        return [(name, "", "not measured by the sites: no evaluation, or its noise hides it")]
+    low, high = outcome[f"{metric}_measured_interval"]
+    text = f"95 % interval {low:.3f} to {high:.3f} over records and the counts' noise{also}: as the sites measured it"
+    return [(f"[bold]{name}[/]", f"[bold]{value:.3f}[/]", text)]
+
+
+def _over_records(interval: list[float]) -> str:
+    return f"95 % interval {interval[0]:.3f} to {interval[1]:.3f} over records"
+
+
+def _privacy_figures(outcome: dict[str, Any]) -> _Rows:
     if outcome["epsilon"] is None:
         return []
     bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes; cap {_BUDGET:g}"

@@ -107,6 +107,7 @@ def _facts(
         canaries=guessed.design.canaries,
         guesses=guessed.design.guesses,
         right=guessed.right,
+        right_unprotected=guessed.right_unprotected,
         checks=list(checked.checks),
         findings=[AuditFinding(check=found.check, detail=found.detail) for found in checked.findings],
         blocks=checked.blocks,
@@ -162,6 +163,8 @@ def summary(facts: AuditFacts) -> str:
         f"audited step at a fixed clip is at least {rounded_down(facts.lower_bound)} "
         f"({100 * facts.confidence:g} % confidence), claimed {rounded_up(facts.claimed_epsilon)}"
     )
+    if facts.right_unprotected is not None:
+        bound += f"; without clip and noise {facts.right_unprotected} of {facts.guesses} guesses would be right"
     if not facts.findings:
         return f"{bound}; {len(facts.checks)} checks of the step found nothing"
     return f"{bound}; {'; '.join(f'{found.check}: {found.detail}' for found in facts.findings)}"

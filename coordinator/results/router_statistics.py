@@ -1,15 +1,13 @@
 """Measures a backbone's routing on a public text, or on synthetic records of its schema; no site's record is read."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ...models.backbones import checkpoints, loading
-from ...models.backbones.pretraining import SyntheticRecords
+from ...models.backbones import checkpoints, loading, public_tokens
+from ...models.backbones.public_tokens import LICENCE, Batch
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
 from ..store import Store
@@ -17,11 +15,6 @@ from ..studies.catalogue import load_study, study_start
 from .trained import trained_model
 
 MAX_TEXT_BYTES = 2**20
-LICENCE = "LICENSE.md"  # comes with every backbone that was imported
-_ROW = 256  # tokens in one row of text
-_RECORDS = 64  # records in one batch
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +63,15 @@ def measure(
         if text is not None:
             raise Conflict(f"{directory} reads records, no text; leave --text away, and synthetic ones are made up")
         loaded = loading.load(directory, expected_hash=found.hash)
-        model, batches = model or loaded.model, _records(SyntheticRecords(loaded.schema, questions=1, seed=0), tokens)
+        model, batches = model or loaded.model, public_tokens.of_records(loaded.schema, tokens)
         read = "synthetic records of its schema"
     else:
-        source = _text(directory, text)
-        tokenizer = checkpoints.load_tokenizer(directory, expected_hash=found.hash)
-        ids = tokenizer(source, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
-        if not ids:
+        batches = public_tokens.of_text(directory, _text(directory, text), tokens, expected_hash=found.hash)
+        first = next(batches, None)
+        if first is None:
             raise Conflict(f"{text or LICENCE} is empty; name a file with words in it by --text")
-        model, batches = model or checkpoints.load_model(directory, expected_hash=found.hash), _rows(ids)
+        batches = itertools.chain([first], batches)
+        model = model or checkpoints.load_model(directory, expected_hash=found.hash)
         read = text.name if text is not None else f"{LICENCE} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)
@@ -100,19 +93,6 @@ def _text(directory: Path, text: Path | None) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise Conflict(f"{path} is not UTF-8 text; save it as UTF-8") from None  # the error quotes it
-
-
-def _rows(ids: list[int]) -> Iterator[Batch]:
-    for row in torch.split(torch.tensor(ids), _ROW):
-        yield row[None], torch.ones(1, len(row), dtype=torch.bool)
-
-
-def _records(source: SyntheticRecords, tokens: int) -> Iterator[Batch]:
-    read = 0
-    while read < tokens:
-        ids, _ = source.batch(_RECORDS)
-        read += int((ids > 0).sum())
-        yield ids, ids > 0
 
 
 def _told(batches: Iterator[Batch], progress: Callable[[int], None] | None) -> Iterator[Batch]:

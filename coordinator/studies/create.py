@@ -8,8 +8,9 @@ from pathlib import Path
 from ...client_node.files import write_private
 from ...client_node.replay.following import start_digest, start_state
 from ...client_node.study import AggregatorParty, Participant, Study, cost, load_draft
-from ...client_node.training.study_model import load_study_model
+from ...client_node.training.study_model import load_study_model, unused_experts
 from ...models.errors import BackboneMismatch, InvalidPrompt, TargetMissing
+from ...models.evaluation.router_statistics import describe_experts
 from ..errors import StudyRefused
 from ..federation import Pki
 from ..store import Store
@@ -18,10 +19,13 @@ from .catalogue import start_file
 from .learning_rates import with_rates
 
 
-def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
+def create_study(store: Store, pki: Pki, home: Path, draft_file: Path, *, accept_unused_experts: bool = False) -> Study:
     """Makes the draft in `draft_file` a signed study of this federation and stores it.
 
     If the draft names a target epsilon, the noise multiplier is solved for it.
+
+    Args:
+        accept_unused_experts: True to put adapters also on routed experts that no public token is sent to.
 
     Raises:
         StudyInvalid: the draft itself is wrong.
@@ -33,6 +37,12 @@ def create_study(store: Store, pki: Pki, home: Path, draft_file: Path) -> Study:
         model = load_study_model(draft, folder)
     except (BackboneMismatch, InvalidPrompt, TargetMissing) as err:
         raise StudyRefused(f"{draft_file}: {err}") from err
+    if not accept_unused_experts and (unused := unused_experts(model, draft, folder)):
+        raise StudyRefused(
+            f"{draft_file}: the backbone's routers send no token to {describe_experts(unused)}, whose adapters would "
+            'take noise and learn nothing; build the backbone anew, leave "experts" out of [adapter] targets, or '
+            "accept them: --accept-unused-experts"
+        )
     adapted, layout = model.adapted, model.adapted.layout
     draft = cost.solve_noise(draft, draft.state_dim(layout.dim))
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others

@@ -28,7 +28,7 @@ from ...kernels.embedding import lora_embedding
 from ...kernels.errors import KernelError
 from ...kernels.experts import Experts, Factors, LoRA
 from ...kernels.formats import ExpertWeights
-from ...kernels.install import experts_of, is_bank
+from ...kernels.install import experts_of, is_bank, share_slot
 from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
@@ -36,6 +36,7 @@ from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, foretell, pooled, record_losses
 from .layout import HEAD_WEIGHT, AdapterLayout
 
+_FORETOLD = 64  # tokens whose next word is foretold at a time, in private steps
 _LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
@@ -309,6 +310,12 @@ class AdaptedModel(nn.Module):
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
 
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Decoder layers, from 0, whose routed experts take adapters."""
+        banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
+        return tuple(int(found[1]) for name in banks if (found := _LAYER.search(name)))
+
     def forward(self, ids_RT: Tensor) -> Tensor:
         """Computes logits: [R] of the records with a head, [R, T, words] of every next token without.
 
@@ -341,7 +348,9 @@ class AdaptedModel(nn.Module):
             targets: with a head, [R] labels, 0 or 1; without, bool [R, T], which tokens are a record's completion.
         """
         if self.head is None:
-            return foretell(self.model, ids_RT, targets).by_record()
+            # A collector is there where records of several units share a batch.
+            tile = None if self.slot.collector is None else _FORETOLD
+            return foretell(self.model, ids_RT, targets, tile=tile).by_record()
         return record_losses(self.classify(ids_RT), targets)
 
     def state(self) -> npt.NDArray[np.float32]:
@@ -386,6 +395,8 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, adapter)
+    adapted = {id(adapter.base) for adapter in adapters.values()}
+    share_slot(model, [m for m in model.modules() if hasattr(m, "has_gate") and id(m) not in adapted], slot)
     return AdaptedModel(model.eval(), config, head, slot, rows)
 
 

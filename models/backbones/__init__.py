@@ -3,7 +3,8 @@
 `families` is the table of architectures. Each is a file that implements `family.Backbone`: to add one, write such a
 file and its line in the table. `loading` builds, saves and loads the backbone of a study. `checkpoints` reads and
 writes the files and computes the hash that a study names. `pretraining` trains a small backbone on synthetic records,
-and `smollm2` imports a published one. See docs/backbones.md.
+its experts kept in use by `balancing`, and `smollm2` imports a published one. `public_tokens` is what routing is
+measured on. See docs/backbones.md.
 
 A backbone is known by the hash of its files: a changed file is another backbone, and is not loaded in its place.
 
@@ -25,4 +26,7 @@ The modules that a study may adapt, and the families, without loading a model:
 (True, ['deepseek_v3'])
 """
 
-__all__ = ["checkpoints", "directories", "families", "family", "loading", "pretraining", "smollm2"]
+__all__ = [
+    "balancing", "checkpoints", "directories", "families", "family",
+    "loading", "pretraining", "public_tokens", "smollm2",
+]  # fmt: skip

@@ -3,6 +3,9 @@
 No private record or statistic is used. The questions are sums of thresholds, bumps and two-sided shapes over
 a few fields and over pairs of fields, so that the pooled state must carry many functions of a record. Learning a real
 label later then needs few and small updates, which a small epsilon can pay for.
+
+Routed experts are kept in use (`balancing`): an expert that no token is sent to would take noise in its adapter and
+give nothing for it.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from ..errors import InvalidPretraining
 from ..heads import pooled
 from ..records import AnyField, NumericField, RecordSchema
+from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save
 
@@ -32,6 +36,7 @@ class PretrainingConfig:
     lr: float = 3e-3  # peak of AdamW's, after 30 steps of warm-up and before linear decay
     moment_records: int = 8192  # synthetic records behind the published moments
     shrink: float = 0.1  # added to the covariance, as a share of its mean eigenvalue
+    bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -39,6 +44,8 @@ class PretrainingConfig:
             raise InvalidPretraining(f"need steps, batch, questions >= 1 and moment_records >= 2, got {self}")
         if not (self.lr > 0 and self.shrink > 0):  # NaN fails too
             raise InvalidPretraining(f"need lr > 0 and shrink > 0, got {self.lr} and {self.shrink}")
+        if not 0 <= self.bias_step <= 1:
+            raise InvalidPretraining(f"need bias_step in [0, 1], got {self.bias_step}")
 
 
 def pretrain(
@@ -64,7 +71,7 @@ def pretrain(
     try:
         model = build(schema, backbone or BackboneConfig())
         source = SyntheticRecords(schema, questions=config.questions, seed=config.seed)
-        _fit(model, source, config, progress or (lambda done, total: None))
+        fit(model, source, config, progress or (lambda done, total: None))
         center, whiten = _moments(model, source, config)
     finally:
         torch.set_num_threads(threads)
@@ -158,25 +165,32 @@ class SyntheticRecords:
         return codes
 
 
-def _fit(model: Any, source: SyntheticRecords, config: PretrainingConfig, progress: Callable[[int, int], None]) -> None:
-    """Trains `model` in place, with a linear classifier for every question that is discarded afterwards."""
+def fit(
+    model: Any, source: SyntheticRecords, config: PretrainingConfig, progress: Callable[[int, int], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Trains `model` in place; returns the linear classifiers of the questions, [2D, questions] and [questions].
+
+    They are of no use to a study. With them the loss on further records can be measured.
+    """
     answer = nn.Parameter(torch.zeros(2 * model.config.hidden_size, config.questions))
     bias = nn.Parameter(torch.zeros(config.questions))
     parameters = [*model.parameters(), answer, bias]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
     model.train()
     for step in range(config.steps):
-        rate = config.lr * min(1.0, (step + 1) / 30) * max(0.03, 1 - step / config.steps)
+        decay = max(0.03, 1 - step / config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.lr * min(1.0, (step + 1) / 30) * decay
         ids, answers = source.batch(config.batch)
-        loss = F.binary_cross_entropy_with_logits(pooled(model, ids) @ answer + bias, answers)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        with balanced(model, ids > 0, config.bias_step * decay):
+            loss = F.binary_cross_entropy_with_logits(pooled(model, ids) @ answer + bias, answers)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
         progress(step + 1, config.steps)
     model.eval()
+    return answer.detach(), bias.detach()
 
 
 def _moments(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ Legend: `R` rows, `L` length of a row, `T` tokens, `E` experts, `K` top-k.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,6 +85,23 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         for hook in hooks:
             hook.remove()
     return tuple(tally.total(layer) for layer, tally in tallies.items())
+
+
+def unused_by_layer(layers: Iterable[LayerRouting]) -> dict[int, tuple[int, ...]]:
+    """Lists the experts that no token was sent to, for every layer that has some."""
+    return {layer.layer: layer.unused for layer in layers if layer.unused}
+
+
+def describe_experts(by_layer: Mapping[int, Sequence[int]]) -> str:
+    """Names experts in words, layer by layer.
+
+    >>> describe_experts({1: (0, 3), 2: (5,)})
+    'experts 0, 3 of layer 1 and expert 5 of layer 2'
+    """
+    return " and ".join(
+        f"expert{'s' * (len(experts) > 1)} {', '.join(map(str, experts))} of layer {layer}"
+        for layer, experts in by_layer.items()
+    )
 
 
 def _scores_by_sigmoid(router: Any) -> bool:

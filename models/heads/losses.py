@@ -38,7 +38,7 @@ class Foretold:
         return (misses == 0) & (self.tokens_R > 0)
 
 
-def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
+def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int | None = None) -> Foretold:
     """Losses on completions alone: what a prompt says is read, not learned.
 
     The output matrix is applied where a completion's token is foretold and nowhere else: over all tokens, logits would
@@ -48,15 +48,25 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
         model: a causal language model, adapted or not; its `lm_head` must not be adapted.
         ids_RT: int64, padded on the right with any word: what follows a token does not reach it.
         is_completion_RT: bool; the first token of a row is never one.
+        tile: states that the output matrix is applied to at a time, always as many: how a loss is rounded then does not
+            depend on how many tokens the other records have. None: all at once.
     """
     hidden_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
     is_foretold = is_completion_RT[:, 1:].bool()
-    logits_NV = model.lm_head(hidden_RTD[:, :-1][is_foretold])
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # bfloat16 cannot tell words apart
-    target_N = ids_RT[:, 1:][is_foretold]
+    hidden_ND, target_N = hidden_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
+    tokens = len(target_N)
+    if tile is not None and tokens:
+        spare = -tokens % tile
+        hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
+    losses, firsts = [], []
+    for hidden, target in zip(*(t.split(tile or max(1, tokens)) for t in (hidden_ND, target_N)), strict=True):
+        logits = model.lm_head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 cannot tell words apart
+        losses.append(F.cross_entropy(logits, target, reduction="none"))
+        firsts.append(logits.argmax(-1) == target)
     return Foretold(
         row_N=is_foretold.nonzero()[:, 0],
-        losses_N=F.cross_entropy(logits_NV, target_N, reduction="none"),
-        is_first_choice_N=logits_NV.argmax(-1) == target_N,
+        losses_N=torch.cat(losses)[:tokens],
+        is_first_choice_N=torch.cat(firsts)[:tokens],
         tokens_R=is_foretold.sum(1),
     )

@@ -12,4 +12,4 @@ refutes every epsilon below 1.63:
 1.63
 """
 
-__all__ = ["canaries", "engine_checks", "membership_attack", "one_run"]
+__all__ = ["black_box", "canaries", "engine_checks", "membership_attack", "one_run"]

@@ -7,6 +7,9 @@ Unknown to it are each canary's coin and the noise of the other sites, which the
 Each canary is offered to one step, so what is claimed for it is one step's epsilon. Few canaries a step keep their
 gradients apart: a sum tells each of them from the others. The steps take everybody at hand (rate 1); whether a
 study's rate is kept by independent coins is for `engine_checks` to check.
+
+The same auditor guesses about the same canaries in steps without clip and noise, too. Guesses that fail there would
+show a weak auditor and nothing about the mechanism.
 """
 
 import math
@@ -21,7 +24,7 @@ from ...models.adapters import AdaptedModel
 from ..accounting import composition
 from ..errors import InvalidPrivacyParameter
 from ..mechanism.sampling import Integers, poisson_sample
-from ..mechanism.site_round import ReleaseTerms
+from ..mechanism.site_round import ReleaseTerms, private_release
 from . import one_run
 from .engine_checks import Engine, Reals, Targets, unlikely_targets
 
@@ -119,6 +122,7 @@ class AuditResult:
     lower_bound: float  # epsilon that is refuted at design.confidence; above the claim, the claim is wrong
     reach: float  # the bound, had every guess been right: a claim above it cannot be refuted by this design
     right: int
+    right_unprotected: int  # of as many guesses, had the sums neither clip nor noise
     delta: float
     noise_multiplier: float  # of the audited step, for its observer
 
@@ -147,7 +151,8 @@ def run_audit(
     """
     rng, dim, site_terms = rng or np.random.default_rng(), adapted.layout.dim, step.site_terms()
     design = design or AuditDesign().within(dim, len(site_terms))
-    scores, coins = np.zeros(design.canaries), np.zeros(design.canaries, dtype=np.bool_)
+    scores, bare = np.zeros(design.canaries), np.zeros(design.canaries)
+    coins = np.zeros(design.canaries, dtype=np.bool_)
     kept = adapted.state()
     try:
         for start in range(0, design.canaries, design.canaries_per_step):
@@ -156,8 +161,11 @@ def run_audit(
             ids = rng.integers(1, words, (design.canaries_per_step, _LENGTH))
             targets = unlikely_targets(adapted, ids)
             coins[here][poisson_sample(len(ids), 0.5)] = True
+            gradients = _gradients(adapted, ids, targets)
             opened = _opened(engine, adapted, ids, targets, coins[here], site_terms)
-            scores[here] = _scores(_clipped_gradients(adapted, ids, targets, step.terms), opened)
+            scores[here] = _scores(_clipped(gradients, step.terms), opened)
+            plain = _opened(private_release, adapted, ids, targets, coins[here], [_unprotected(step.terms)])
+            bare[here] = _scores(gradients, plain)
     finally:
         adapted.load_state(kept)
     right = one_run.count_right(scores, coins, design.guesses)
@@ -173,6 +181,7 @@ def run_audit(
         lower_bound=bound(right),
         reach=bound(design.guesses),
         right=right,
+        right_unprotected=one_run.count_right(bare, coins, design.guesses),
         delta=step.delta,
         noise_multiplier=step.release(dim).noise_multiplier(step.colluding),
     )
@@ -203,12 +212,17 @@ def _opened(
     return total.astype(np.float64) * 2.0 ** -site_terms[0].scale_bits
 
 
-def _clipped_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets, terms: ReleaseTerms) -> Reals:
-    """[canaries, dim], what each would add: clipped here, whatever the engine does.
+def _unprotected(terms: ReleaseTerms) -> ReleaseTerms:
+    return replace(
+        terms, mode="none", clip_norm=None, site_noise_int=0, sample_rate=1.0, max_norm=None, max_records_per_unit=1
+    )
+
+
+def _gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Reals:
+    """[canaries, dim], each canary's gradient, before clipping.
 
     One backward pass captures all of them; `engine_checks` compares that capture with plain autograd.
     """
-    assert terms.clip_norm is not None
     count, layout = len(ids), adapted.layout
     device = next(iter(adapted.trained.values())).device
     collector = Collector(torch.arange(count, device=device), count, ids.shape[1])
@@ -220,6 +234,12 @@ def _clipped_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets, t
     for row, unit in zip(gradients, torch.eye(count, dtype=torch.float64, device=device), strict=True):
         for parameter, gradient in collector.weighted_sum(unit).items():
             row[layout.slices[names[parameter]]] = gradient.flatten().cpu().numpy()
+    return gradients
+
+
+def _clipped(gradients: Reals, terms: ReleaseTerms) -> Reals:
+    """What each canary would add: clipped here, whatever the engine does."""
+    assert terms.clip_norm is not None
     norms = np.linalg.norm(gradients, axis=1, keepdims=True)
     clipped: Reals = gradients * np.minimum(1, terms.clip_norm / np.maximum(norms, 1e-300))
     return clipped

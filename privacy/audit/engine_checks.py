@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from ...models.adapters import AdaptedModel, AdapterLayout
 from ..mechanism import adaptive_clipping
+from ..mechanism.batches import BatchShapes, probed_shapes
 from ..mechanism.sampling import Integers
 from ..mechanism.site_round import LocalSteps, ReleaseTerms, round_release
 
@@ -47,6 +49,7 @@ _FEWEST_STEPS = 20
 _MOST_DRAWS = 4_000_000  # noise samples of the sampling check
 _MOST_LOCAL_STEPS = 4  # that a checked round has: of four, one without noise takes 13 % of the std
 _COUNT = "count below the clip"  # name of the entry that adaptive clipping adds
+_MADE_UP = 2  # made-up states at which sums are taken apart
 _MOVED_CLIP = math.log(2)  # how far an adaptive clip has come from its start value
 
 
@@ -87,9 +90,21 @@ def site_round(
         terms = replace(terms, clip_norm=terms.clip_norm * math.exp(_MOVED_CLIP))
         state = np.append(start, np.float32(-_MOVED_CLIP))
     try:
-        return round_release(adapted, state, ids, targets, unit_of_row, terms=terms)
+        shapes = _shapes(adapted, terms.max_records_per_unit)
+        return round_release(adapted, state, ids, targets, unit_of_row, terms=terms, shapes=shapes)
     finally:
         adapted.load_state(start)
+
+
+_probed: "WeakKeyDictionary[AdaptedModel, dict[int, BatchShapes]]" = WeakKeyDictionary()
+
+
+def _shapes(adapted: AdaptedModel, max_records: int) -> BatchShapes:
+    """As a site probes them, once for a model."""
+    by_records = _probed.setdefault(adapted, {})
+    if max_records not in by_records:
+        by_records[max_records] = probed_shapes(adapted, max_tokens=_LENGTH, max_rows=64, max_records=max_records)
+    return by_records[max_records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +495,50 @@ def _loop(probe: Probe) -> Iterator[str]:
                 return
 
 
+def _batch(probe: Probe) -> Iterator[str]:
+    """What a unit adds to a sum is what it adds alone, also at made-up numbers, where rounding decides gradients.
+
+    Sums are read to a billionth of the bound, so what is found is no unit's own: others would have moved with it.
+    """
+    for state in (None, *(made_up_state(probe.adapted.layout, probe.rng) for _ in range(_MADE_UP))):
+        if state is None:
+            probe.loud(1.0)
+        else:
+            probe.adapted.load_state(state)
+        ids, targets = probe.records(12)
+        tokens = probe.rng.integers(2, _LENGTH, len(ids))
+        tokens[0] = _LENGTH  # one is longer than all others
+        ids[np.arange(_LENGTH) >= tokens[:, None]] = 0
+        targets = np.logical_and(targets, ids > 0) if targets.ndim == 2 else targets
+        terms, units = replace(probe.quiet(), max_norm=None, weight=1.0), np.arange(len(ids))
+        everybody = probe.release(ids, targets, units, terms)
+        if float(np.linalg.norm(everybody)) > 2 * len(ids) * probe.bound:
+            continue  # nothing is clipped, which other checks say, and the ring may have cut it
+        for unit in (0, 7):
+            others = units != unit
+            without = probe.release(ids[others], targets[others], units[others], terms)
+            alone = probe.release(ids[~others], targets[~others], units[~others], terms)
+            moved = float(np.linalg.norm(everybody - without - alone))
+            if moved > 8 * math.sqrt(probe.dim) * 2.0**-terms.scale_bits:
+                yield (
+                    f"taking one unit of {len(ids)} out moves the parts of the others by {moved:.3g}, the bound is for "
+                    f"its own part, {probe.bound:g}"
+                )
+                return
+
+
+def made_up_state(layout: AdapterLayout, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Trained numbers as nobody would come to by training: large and small, dense, of rank one or zero, by tensor."""
+    parts = []
+    for name, shape in layout.shapes.items():
+        exponent = rng.uniform(-1, 10) if layout.slices[name] == layout.head_slice else rng.uniform(-3, 7)
+        part = rng.normal(size=shape)
+        if len(shape) > 1 and rng.random() < 0.5:
+            part = rng.normal(size=(*shape[:-1], 1)) * rng.normal(size=shape[-1])
+        parts.append(part.ravel() * (10**exponent if rng.random() > 0.3 else 0.0))
+    return np.concatenate(parts).astype(np.float32)
+
+
 def _reached(probe: Probe) -> int:
     probe.loud(1e4)
     ids, targets = probe.records(6)
@@ -496,5 +555,6 @@ CHECKS: dict[str, Check] = {
     "unit-whole": _unit_whole,
     "poisson-sampling": _poisson,
     "float64-loop": _loop,
+    "batch-independence": _batch,
 }
 _STATISTICAL = {"noise-std", "noise-fresh", "poisson-sampling"}

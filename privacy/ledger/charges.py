@@ -134,7 +134,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class RunCharges:
-    """What one run has charged on one data set and unit, whether or not it came to its end."""
+    """The charges of one run on one data set and unit, whether or not it came to its end."""
 
     study: str  # hash
     run: str

@@ -1,8 +1,8 @@
 """The DP mechanism of a site: sampling, clipping by unit, noise, and the round release made of them.
 
 `site_round.round_release` is the whole: it draws a sample, clips each unit's gradient, adds up, rounds and adds noise.
-Read it first and the parts after it: `sampling`, `clipping`, `projection`, `noise`. `independence` proves of a model
-that one unit's gradient does not depend on another's records.
+Read it first and the parts after it: `sampling`, `batches`, `clipping`, `projection`, `noise`. `independence` refuses
+models in which one unit's gradient depends on another's records, `batches` sees to it that rounding does not either.
 
 A count of who was drawn, with noise of standard deviation 20. The seeded bytes make this example repeat itself; without
 them both functions take the operating system's.
@@ -14,4 +14,7 @@ them both functions take the operating system's.
 (101, 79)
 """
 
-__all__ = ["adaptive_clipping", "histogram", "independence", "noise", "projection", "sampling", "site_round", "workers"]
+__all__ = [
+    "adaptive_clipping", "batches", "histogram", "independence", "noise", "projection", "sampling", "site_round",
+    "workers",
+]  # fmt: skip

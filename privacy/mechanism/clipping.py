@@ -17,9 +17,10 @@ from ...kernels.collect import Collector
 from ...models.adapters import AdaptedModel
 from ..errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
 
-# Keeps a scaled gradient below the bound, which costs nothing: a float64 norm of 2**20 equal numbers was 1.3e-12 too
-# small, and this is nearly three times as much.
-_MARGIN = 1 + 2.0**-38
+MAX_UNITS = 2**21  # of a step: their clipped gradients add up exactly
+# Keeps a scaled gradient below the bound by what float64 may lose on the way to the ring (docs/noise.md, section 2): in
+# norms of gradients, and where the exact sum is weighed, projected and put into clip units.
+_MARGIN = 1 + 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,15 @@ class PerUnitClipper:
     """Per-unit gradients of an adapted model, clipped and summed, from one forward and one backward pass.
 
     Guarantees, with g_u the gradient of unit u over all trained parameters together (flat clipping):
-        the sum is that of g_u * min(1, clip_norm / |g_u|), and no term is longer than clip_norm;
+        the sum is that of g_u * min(1, clip_norm / |g_u|), each number cut towards zero to a multiple of `grid_of`;
+        no term is longer than clip_norm, and the sum of terms is exact, in whatever order they come;
         a unit whose gradient is not finite contributes exactly zero, and nothing of it reaches the others;
         a step in which something trainable could bypass the clipper is refused.
 
     What the caller must keep: the loss is a SUM over units of terms that depend on that unit's rows alone (dividing by
     the tokens of the batch ties units together), and the model mixes nothing across rows; `independence` refuses what
-    it can find of either. A unit's gradient is computed in the model's precision, and which other rows share its batch
-    can change how matrix products are rounded: by less than 5e-7 of its norm in float32 and 2e-15 in float64, in the
-    trials of `benchmarks/privacy.py --invariance`. Each unit stays below the bound all the same.
+    it can find of either. A unit's gradient is computed in the model's precision; that who shares its batch does not
+    change how it is rounded is a matter of the batches' shapes, for which `batches` cares.
     """
 
     def __init__(self, adapted: AdaptedModel, *, trained_rank: int | None = None) -> None:
@@ -65,15 +66,19 @@ class PerUnitClipper:
                 raise UnprotectedGradient(f"{name} is trainable, but no adapter gives its gradient unit by unit")
         self._slot = adapted.slot
         self._collector: Collector | None = None
+        self._num_units = 0  # of the last microbatch
         self._seen: set[int] = set()
 
     @contextmanager
-    def microbatch(self, unit_of_row: Sequence[int] | npt.NDArray[np.int64], tokens_per_row: int) -> Iterator[None]:
+    def microbatch(
+        self, unit_of_row: Sequence[int] | npt.NDArray[np.int64], tokens_per_row: int, *, num_rows: int | None = None
+    ) -> Iterator[None]:
         """Forward and backward of whole units happen inside; call `clipped_sum` after it.
 
         Args:
             unit_of_row: [R], ids that are unique to a unit within the step.
             tokens_per_row: padded length T of every row.
+            num_rows: blank rows, which belong to nobody, follow up to this number; None: there are none.
 
         Raises:
             UnitRepeated: a unit was in an earlier microbatch of this step.
@@ -87,9 +92,10 @@ class PerUnitClipper:
         if not self._seen.isdisjoint(ids.tolist()):
             raise UnitRepeated("a unit already contributed to this step; keep all its rows in one microbatch")
         device = next(iter(self.parameters.values())).device
-        collector = Collector(
-            torch.as_tensor(row_unit, device=device), len(ids), tokens_per_row, self._trained_rank
-        )  # fmt: skip
+        rows = len(row_unit) if num_rows is None else num_rows
+        # As many places for units as rows: how many units there are must not show in a shape. Blank rows have the last.
+        place_of_row = np.append(row_unit, np.full(rows - len(row_unit), rows - 1, dtype=np.int64))
+        collector = Collector(torch.as_tensor(place_of_row, device=device), rows, tokens_per_row, self._trained_rank)
         with self._slot.filled(collector):
             yield
         self._refuse_stray_gradients()
@@ -98,7 +104,7 @@ class PerUnitClipper:
         if not set(collector.parameters) <= set(self.parameters.values()):
             raise UnprotectedGradient("backward reached an adapter that this clipper does not own")
         self._seen.update(ids.tolist())
-        self._collector = collector
+        self._collector, self._num_units = collector, len(ids)
 
     @torch.no_grad()
     def clipped_sum(self, clip_norm: float | None) -> tuple[dict[str, Tensor], ClipReport]:
@@ -120,15 +126,16 @@ class PerUnitClipper:
             nobody = torch.zeros(0, dtype=torch.float64)
             return {n: _zeros(p) for n, p in self.parameters.items()}, ClipReport(nobody, nobody)
         norms = collector.square_norms().sqrt_()
-        is_finite = norms.isfinite()
-        if not bool(is_finite.all()):
-            collector.forget(~is_finite)
-        factors = is_finite.to(torch.float64)
+        counts = norms.isfinite()
+        counts[self._num_units :] = False  # places that no unit has
+        if not bool(counts.all()):
+            collector.forget(~counts)
+        factors = counts.to(torch.float64)
         if clip_norm is not None:
-            factors = torch.where(is_finite, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
-        sums = collector.weighted_sum(factors)
+            factors = torch.where(counts, (clip_norm / (norms * _MARGIN)).clamp(max=1.0), factors)
+        sums = collector.weighted_sum(factors, grid=None if clip_norm is None else grid_of(clip_norm))
         total = {n: sums[p] if p in sums else _zeros(p) for n, p in self.parameters.items()}
-        return total, ClipReport(norms, factors)
+        return total, ClipReport(norms[: self._num_units], factors[: self._num_units])
 
     def start_step(self) -> None:
         """Forgets who contributed: the next microbatch belongs to a new logical batch."""
@@ -139,6 +146,11 @@ class PerUnitClipper:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and bool(parameter.grad.any()):
                 raise UnprotectedGradient(f"{name} holds an unclipped gradient: backward ran outside a microbatch")
+
+
+def grid_of(clip_norm: float) -> float:
+    """The power of two of which clipped gradients are multiples: `MAX_UNITS` of them stay below 2**53 of it."""
+    return math.ldexp(1.0, math.frexp(clip_norm)[1] - 32)
 
 
 def _zeros(parameter: Tensor) -> Tensor:

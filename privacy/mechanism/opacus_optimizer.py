@@ -118,7 +118,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         if set(self.params) != set(clipper.parameters.values()):
             raise UnprotectedGradient("optimizer and clipper must hold exactly the same parameters")
         self.clipper, self.noise, self.clip_norm = clipper, noise, clip_norm
-        self.count_weight, self._count = count_weight, 0.0
+        self.count_weight, self._count = count_weight, 0
         self.max_norm, self.weight = max_norm, weight
         self.last_report: ClipReport | None = None
         self._released: Integers | None = None
@@ -138,16 +138,17 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
         total, self.last_report = self.clipper.clipped_sum(self.clip_norm)
         if self.count_weight:
             assert self.clip_norm is not None
-            total = {name: part / self.clip_norm for name, part in total.items()}
             is_below = self.last_report.norms <= self.clip_norm  # NaN is above: every unit counts for one or the other
-            self._count += self.count_weight / 2 * (2 * int(is_below.sum()) - len(is_below))
+            self._count += 2 * int(is_below.sum()) - len(is_below)
         for name, parameter in self.clipper.parameters.items():
             so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]  # set by opacus
             total_so_far = total[name] if so_far is None else so_far.add_(total[name])
             parameter.summed_grad = total_so_far  # type: ignore[attr-defined]
 
     def take_sum(self) -> npt.NDArray[np.float64]:
-        """The clipped sum so far, [dim] and the count if there is one; neither weighed nor noised, and no longer kept.
+        """The clipped sum so far, [dim], and units below the clip less those above if they are counted; as it adds up.
+
+        Exact, so that sums of several processes add up exactly too. Neither weighed nor noised, and no longer kept.
 
         UNPROTECTED: for `include` in a process of the same site that adds the noise, and for nothing else.
         """
@@ -159,7 +160,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             parameter.summed_grad = None  # type: ignore[attr-defined]  # its memory is wanted for what follows
         if self.count_weight:
             total = np.append(total, self._count)
-        self._count = 0.0
+        self._count = 0
         return total
 
     def include(self, total: npt.NDArray[np.float64]) -> None:
@@ -179,12 +180,17 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
             so_far: torch.Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
             parameter.summed_grad = part if so_far is None else so_far.add_(part)  # type: ignore[attr-defined]
         if self.count_weight:
-            self._count += float(total[-1])
+            self._count += int(total[-1])
 
     def add_noise(self) -> None:
         """Weighs, projects and rounds the sum, adds noise in the ring and leaves the decoded result in `.grad`."""
         parameters = list(self.clipper.parameters.values())
-        sums = self.weight * self.take_sum()
+        sums = self.take_sum()
+        if self.count_weight:
+            assert self.clip_norm is not None
+            sums[:-1] /= self.clip_norm
+            sums[-1] *= self.count_weight / 2
+        sums *= self.weight
         if self.max_norm is not None:
             sums = onto_ball(sums, self.max_norm)
         self._released = self.noise.add_to(sums)
@@ -214,7 +220,7 @@ class LoRADPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
 
     def discard(self) -> None:
         """Drops sums and gradients of the logical batch, as after an error."""
-        self._is_last_step_skipped, self._count = False, 0.0
+        self._is_last_step_skipped, self._count = False, 0
         self.zero_grad(set_to_none=True)
         self.clipper.start_step()
 

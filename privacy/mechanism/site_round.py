@@ -5,11 +5,9 @@ Privacy unit: all records of one unit id, added or removed together.
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,8 @@ from ...models.adapters import AdaptedModel
 from ...models.errors import StateMismatch
 from ..errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from . import adaptive_clipping
-from .clipping import PerUnitClipper
+from .batches import ONE_BY_ONE, Batch, BatchShapes, microbatches, thread_count, used_tokens
+from .clipping import MAX_UNITS, PerUnitClipper
 from .noise import MAX_SIGMA
 from .opacus_optimizer import LoRADPOptimizer, RingNoise, StepHook
 from .sampling import Integers, RandomBytes, choose, poisson_sample
@@ -53,7 +52,7 @@ class ReleaseTerms:
     sample_rate: float  # probability that a unit takes part, in (0, 1]
     site_noise_int: int  # std of this site's noise in ring units; 0 exactly in mode "none"
     scale_bits: int  # a ring unit is 2**-scale_bits
-    max_rows_per_batch: int  # rows that are computed at once
+    max_rows_per_batch: int  # rows that may be computed at once
     max_records_per_unit: int  # more are cut by a random choice inside the unit
     clipping: Literal["fixed", "adaptive"] = "fixed"
     local: LocalSteps = LocalSteps()
@@ -104,6 +103,7 @@ def round_release(
     unit_of_row: npt.ArrayLike,
     *,
     terms: ReleaseTerms,
+    shapes: BatchShapes = ONE_BY_ONE,
     source: RandomBytes = os.urandom,
     group: WorkerGroup = _ALONE,
 ) -> Integers:
@@ -115,6 +115,7 @@ def round_release(
     each of which has all the noise of its mode, so they are charged as that many.
 
     Args:
+        shapes: of the batches, as `batches.probed_shapes` found them here.
         state: the trained parameters in the order of `adapted.layout`; then, with adaptive clipping, the logarithm of
             the threshold over `terms.clip_norm`.
 
@@ -130,8 +131,9 @@ def round_release(
     weights, log_clip = (state[:dim], float(state[dim])) if is_adaptive else (state, 0.0)
     adapted.load_state(weights)
     release = partial(
-        private_release, adapted, ids, targets, unit_of_row, terms=terms, source=source, log_clip=log_clip, group=group
-    )
+        private_release, adapted, ids, targets, unit_of_row, terms=terms, shapes=shapes, source=source,
+        log_clip=log_clip, group=group,
+    )  # fmt: skip
     total = release()
     if terms.local.steps == 1:
         return total
@@ -161,6 +163,7 @@ def private_release(
     unit_of_row: npt.ArrayLike,
     *,
     terms: ReleaseTerms,
+    shapes: BatchShapes = ONE_BY_ONE,
     source: RandomBytes = os.urandom,
     on_step: StepHook | None = None,
     log_clip: float = 0.0,
@@ -182,13 +185,14 @@ def private_release(
     Args:
         ids: [rows, length] tokens, padded on the right with 0; a row holds one record.
         targets: as `adapted.losses` takes them: [rows] labels, or bool [rows, length], what is a completion.
-        unit_of_row: [rows], any ids.
+        unit_of_row: [rows], any ids, of `MAX_UNITS` units at most.
+        shapes: of the batches, as `batches.probed_shapes` found them here.
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
         group: processes that compute parts of the sum, at the state that `adapted` has here.
 
     Raises:
-        BatchMalformed: shapes do not fit together.
+        BatchMalformed: the arrays do not fit together, or there are more units than an exact sum can hold.
         SourceRefused: a mode with noise and a source other than the operating system's.
         UnprotectedGradient: something trainable is out of the clipper's reach.
     """
@@ -199,13 +203,14 @@ def private_release(
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
+    used = used_tokens(ids, targets)
     shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), group.size)
-    passes = max(sum(1 for _ in _microbatches(share, terms.max_rows_per_batch)) for share in shares)
+    passes = max(sum(1 for _ in microbatches(share, used, shapes)) for share in shares)
     optimizer = _optimizer(adapted, terms, log_clip, source=source)
     optimizer.attach_step_hook(on_step)
     try:
-        group.begin([_part(adapted, ids, targets, share, passes, log_clip) for share in shares[1:]])
-        _sum_up(adapted, ids, targets, shares[0], passes, terms, optimizer)
+        group.begin([_part(adapted, ids, targets, share, passes, log_clip, shapes) for share in shares[1:]])
+        _sum_up(adapted, ids, targets, shares[0], passes, terms, shapes, optimizer)
         for total in group.finish():
             optimizer.include(total)
         return optimizer.release()
@@ -213,16 +218,23 @@ def private_release(
         optimizer.discard()
 
 
-def partial_sum(adapted: AdaptedModel, part: SumPart, *, terms: ReleaseTerms) -> Vector:
-    """The clipped sum over the units of one part, and what adaptive clipping counts: float64, in real or clip units.
+def partial_sum(
+    adapted: AdaptedModel, part: SumPart, *, terms: ReleaseTerms, shapes: BatchShapes = ONE_BY_ONE
+) -> Vector:
+    """The clipped sum over the units of one part, float64, and what adaptive clipping counts, in units.
 
     UNPROTECTED: for `private_release` in the process that leads the group, and for nothing else.
+
+    Raises:
+        BatchMalformed: the leading process computes in other shapes, in which gradients may have other bits.
     """
+    if part.shapes != str(shapes):
+        raise BatchMalformed(f"this process computes {shapes}, the leading one {part.shapes}: make workers alike")
     adapted.load_state(part.state)
     rows_of_unit = np.split(np.arange(len(part.ids)), np.cumsum(part.sizes)[:-1]) if len(part.sizes) else []
     optimizer = _optimizer(adapted, replace(terms, mode="none", site_noise_int=0), part.log_clip)
     try:
-        _sum_up(adapted, part.ids, part.targets, rows_of_unit, part.passes, terms, optimizer)
+        _sum_up(adapted, part.ids, part.targets, rows_of_unit, part.passes, terms, shapes, optimizer)
         return optimizer.take_sum()
     finally:
         optimizer.discard()
@@ -256,6 +268,7 @@ def _part(
     share: list[Integers],
     passes: int,
     log_clip: float,
+    shapes: BatchShapes,
 ) -> SumPart:
     rows = np.concatenate([np.zeros(0, np.int64), *share])
     sizes = np.array([len(own) for own in share], dtype=np.int64)
@@ -266,6 +279,7 @@ def _part(
         sizes=sizes,
         passes=passes,
         log_clip=log_clip,
+        shapes=str(shapes),
     )
 
 
@@ -276,11 +290,13 @@ def _sum_up(
     rows_of_unit: list[Integers],
     passes: int,
     terms: ReleaseTerms,
+    shapes: BatchShapes,
     optimizer: LoRADPOptimizer,
 ) -> None:
     """Adds the clipped gradients of these units, in exactly `passes` passes over the model."""
-    batches = list(_microbatches(rows_of_unit, terms.max_rows_per_batch))
-    with torch.enable_grad(), _repeatable() if terms.mode == "none" else _unchanged():
+    batches = list(microbatches(rows_of_unit, used_tokens(ids, targets), shapes))
+    # How a matrix product is split among threads decides its order of additions: without noise, steps are to repeat.
+    with torch.enable_grad(), thread_count(1 if terms.mode == "none" else shapes.threads):
         for batch in batches:
             _accumulate(adapted, ids, targets, batch, optimizer)
         for _ in range(passes - len(batches)):
@@ -298,6 +314,8 @@ def _pass_idly(adapted: AdaptedModel) -> None:
 def _draw(unit_of_row: npt.NDArray[np.generic], terms: ReleaseTerms, source: RandomBytes) -> list[Integers]:
     """The rows of each unit that takes part, at most max_records_per_unit of them."""
     units, inverse = np.unique(unit_of_row, return_inverse=True)
+    if len(units) > MAX_UNITS:
+        raise BatchMalformed(f"a table may have {MAX_UNITS:,} units at most: divide it")
     order = np.argsort(inverse, kind="stable")
     rows_of_unit = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(units)))[:-1])
     drawn = []
@@ -309,58 +327,24 @@ def _draw(unit_of_row: npt.NDArray[np.generic], terms: ReleaseTerms, source: Ran
     return drawn
 
 
-def _microbatches(rows_of_unit: list[Integers], max_rows: int) -> Iterator[dict[int, Integers]]:
-    """Whole units packed in order; a unit has at most max_rows rows."""
-    batch: dict[int, Integers] = {}
-    size = 0
-    for unit, rows in enumerate(rows_of_unit):
-        if size + len(rows) > max_rows:
-            yield batch
-            batch, size = {}, 0
-        batch[unit] = rows
-        size += len(rows)
-    if batch:
-        yield batch
-
-
 def _accumulate(
     adapted: AdaptedModel,
     ids: npt.NDArray[np.int64],
     targets: npt.NDArray[np.generic],
-    batch: dict[int, Integers],
+    batch: Batch,
     optimizer: LoRADPOptimizer,
 ) -> None:
-    rows = np.concatenate(list(batch.values()))
-    sizes = np.array([len(own) for own in batch.values()])
+    rows, sizes = np.concatenate(batch.rows_of_unit), np.array([len(own) for own in batch.rows_of_unit])
     device = next(iter(adapted.trained.values())).device
-    tokens, wanted = ids[rows], targets[rows]
-    length = _used_columns(tokens, wanted)
-    tokens_RT = torch.as_tensor(tokens[:, :length], device=device)
-    wanted = wanted[:, :length] if wanted.ndim == 2 else wanted
-    with optimizer.clipper.microbatch(np.repeat(list(batch), sizes), length):
-        by_row = adapted.losses(tokens_RT, torch.as_tensor(wanted, device=device))
-        share = torch.as_tensor(np.repeat(1 / sizes, sizes), device=device).to(by_row)  # the mean inside a unit
+
+    def filled(values: npt.NDArray[Any]) -> torch.Tensor:
+        """With blank rows and columns up to the batch's shape."""
+        values = values if values.ndim == 1 else values[:, : batch.length]
+        missing = [(0, full - there) for full, there in zip((batch.num_rows, batch.length), values.shape, strict=False)]
+        return torch.as_tensor(np.pad(values, missing), device=device)
+
+    with optimizer.clipper.microbatch(np.repeat(batch.units, sizes), batch.length, num_rows=batch.num_rows):
+        by_row = adapted.losses(filled(ids[rows]), filled(targets[rows]))
+        share = filled(np.repeat(1 / sizes, sizes)).to(by_row)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.accumulate()
-
-
-def _used_columns(tokens: npt.NDArray[np.int64], targets: npt.NDArray[np.generic]) -> int:
-    """Columns up to the last that counts: padding, and what follows a completion, is inert."""
-    used = targets.astype(bool) if targets.ndim == 2 else tokens > 0
-    return max(1, int(np.flatnonzero(used.any(axis=0)).max(initial=-1)) + 1)
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """One thread: how a matrix product is split among threads decides the order of its additions."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _unchanged() -> Iterator[None]:
-    yield

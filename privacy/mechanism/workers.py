@@ -28,6 +28,7 @@ class SumPart:
     )  # [rows] or [rows, length], as `AdaptedModel.losses` takes them
     sizes: Integers = field(repr=False)  # [units], rows of each
     passes: int = field(repr=False)  # that every process runs, at least the microbatches of its own units
+    shapes: str = "one unit at a time"  # of the leading process's batches, in words
     log_clip: float = 0.0  # as in `site_round.private_release`
 
 

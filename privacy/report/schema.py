@@ -175,6 +175,7 @@ class AuditFacts(_Part):
     canaries: Guesses
     guesses: Guesses
     right: Guesses
+    right_unprotected: Guesses | None = None  # of as many guesses about steps without clip and noise; None: not tried
     checks: Annotated[list[Name], Field(max_length=64)]  # claims that were tested one by one
     findings: Annotated[list[AuditFinding], Field(max_length=64)]  # of them, those that did not hold
     blocks: Count  # trained tensors, every expert counted by itself

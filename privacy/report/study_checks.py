@@ -13,7 +13,7 @@ MAX_PROBLEMS = 20  # that are named of one study
 
 @dataclass(slots=True)
 class Findings:
-    """What was found of a report's studies, in words for people."""
+    """Findings about a report's studies, in words for people."""
 
     failures: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)

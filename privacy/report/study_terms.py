@@ -22,7 +22,7 @@ from ..ledger.tally import Purpose
 from ..mechanism import adaptive_clipping
 from .schema import MAX_SITES, AuditFacts, Name, StudyText
 
-FORMAT = 4  # of the studies whose text is read here
+FORMATS = (4, 5)  # of studies' texts that are read
 HISTOGRAM_SCALE = 20  # scale_bits of an evaluation
 AUDIT_TOLERANCE = 1e-3  # relative: an audit's length of a release may lack an adaptive clip's entry
 
@@ -80,7 +80,7 @@ class _Draft(_Terms):
 class StudyTerms(_Terms):
     """The terms of one study that accounting needs, and what sites are charged under them."""
 
-    format: Literal[4]
+    format: Literal[4, 5]
     draft: _Draft
     sites: Annotated[tuple[_Party, ...], Field(min_length=1, max_length=MAX_SITES, strict=False)]
     scale_bits: Annotated[int, Field(ge=0, le=62)]
@@ -124,7 +124,7 @@ class StudyTerms(_Terms):
         return self._release(terms.noise_multiplier, 1.0, HISTOGRAM_SCALE, 2 * terms.bins, 1.0, 1)
 
     def contradictions(self, charge: Charge, site: str, key: str) -> Iterator[str]:
-        """Why `charge`, by the site of that name and ledger key, is none of this study's rounds; nothing if it is."""
+        """Lists why `charge`, by the site of that name and ledger key, is no round of this study; nothing if it is."""
         rounds = self.draft.rounds.rounds
         last = rounds + (self.draft.evaluation is not None)
         if self.keys.get(site) != key:
@@ -149,7 +149,7 @@ class StudyTerms(_Terms):
                 yield f"is charged with {name} {value}; its text gives {expected[name]}"
 
     def audit_contradictions(self, facts: AuditFacts) -> Iterator[str]:
-        """Why the audited step is not one of this study's; nothing if it is."""
+        """Lists why the audited step is not one of this study's; nothing if it is."""
         privacy = self.draft.privacy
         if (facts.delta, facts.colluding) != (privacy.delta, privacy.collusion):
             yield f"is at delta {facts.delta:g} with {facts.colluding} colluding; the study's text has other terms"
@@ -209,7 +209,7 @@ def is_other_format(text: str) -> bool:
         value = canonical.decode(text)
     except ValueError:
         return False
-    return isinstance(value, dict) and type(value.get("format")) is int and value["format"] != FORMAT
+    return isinstance(value, dict) and type(value.get("format")) is int and value["format"] not in FORMATS
 
 
 def read(text: str) -> StudyTerms:

@@ -297,7 +297,7 @@ def test_a_run_of_a_revoked_study_holds_nothing(site):
 def roomy_desk(site: Site, *changes: tuple[str, str], runs: int = 1) -> Desk:
     """A desk whose budget would pay for several runs, so that only the approval stands in their way."""
     desk = make_desk(site, *changes)
-    site.write(("epsilon = 8.0", "epsilon = 90.0"))
+    site.write(("epsilon = 10.0", "epsilon = 90.0"))
     approve(site.home, desk.study.study_hash, runs=runs)
     return desk
 
@@ -333,7 +333,7 @@ def test_a_run_is_counted_before_its_first_charge_also_if_it_is_never_prepared(s
 
 def test_a_run_that_did_not_fit_has_used_nothing(site):
     desk = roomy_desk(site)
-    site.write(("epsilon = 8.0", "epsilon = 0.05"))
+    site.write(("epsilon = 10.0", "epsilon = 0.05"))
     with pytest.raises(ChargeRefused):
         prepare_run(desk, "first")
     site.write()
@@ -375,7 +375,7 @@ def test_a_study_that_site_toml_approves_has_one_run_or_as_many_as_its_table_say
     desk = make_desk(site)
     (site.home / "decisions.json").unlink()
     stated = f'[studies]\napproved = ["HASH"]\n{table}'.replace("HASH", desk.study.study_hash)
-    site.write(("epsilon = 8.0", "epsilon = 90.0"), ("[backbone]", f"{stated}[backbone]"))
+    site.write(("epsilon = 10.0", "epsilon = 90.0"), ("[backbone]", f"{stated}[backbone]"))
     for number in range(covered):
         prepare_run(desk, f"run-{number}")
     with pytest.raises(StudyNotApproved, match=f"covers {covered} run"):

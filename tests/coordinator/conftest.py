@@ -34,10 +34,10 @@ class Federation:
         path.write_text(changed(STUDY_TOML, (("some/where/backbone", str(self.backbone)), *changes)))
         return path
 
-    def create(self, *changes: tuple[str, str]) -> "Study":
+    def create(self, *changes: tuple[str, str], **options: bool) -> "Study":
         from confide.coordinator.studies.create import create_study
 
-        return create_study(self.store, self.pki, self.home, self.draft(*changes))
+        return create_study(self.store, self.pki, self.home, self.draft(*changes), **options)
 
     def change(self, name: str, **values: object) -> None:
         with self.store.session() as session:
@@ -83,6 +83,19 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build(schema, BackboneConfig(hidden=32, experts=4))
     save(model, schema, torch.zeros(64), torch.eye(64), home / "backbone")
     return home / "backbone"
+
+
+@pytest.fixture(scope="session")
+def collapsed(backbone: Path) -> Path:
+    """The same backbone with routers that send every token to the first two experts."""
+    from confide.models.backbones.loading import load, save
+
+    loaded = load(backbone)
+    for name, tensor in loaded.model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor[:2] = 9.0
+    save(loaded.model, loaded.schema, loaded.center, loaded.whiten, backbone.parent / "collapsed")
+    return backbone.parent / "collapsed"
 
 
 @pytest.fixture

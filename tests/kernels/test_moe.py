@@ -269,6 +269,43 @@ def test_norm_of_terms_that_cancel_is_never_understated(dtype):
         assert total.norm() <= collector.square_norms().sqrt()
 
 
+@both
+@pytest.mark.parametrize("per_row", [1, 30])  # kept as factors, kept as products
+def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero(backend, per_row):
+    gate_up, down, factors = bank(rank=16)
+    x, ids, weights = batch(3 * per_row)
+    collector = Collector(torch.arange(3), 3, per_row)
+    run(x, ids, weights, gate_up, down, factors, backend=backend, collector=collector).square().sum().backward()
+    by_unit = torch.tensor([0.3, 0.0, 0.7], dtype=torch.float64)
+    total, grid = collector.weighted_sum(by_unit, grid=2.0**-20), 2.0**-20
+    each = [collector.weighted_sum(one * by_unit) for one in torch.eye(3)]
+    for factor in factors:
+        assert torch.equal(total[factor], sum((own[factor] / grid).trunc() * grid for own in each))
+        assert not torch.equal(total[factor], collector.weighted_sum(by_unit)[factor])
+
+
+def test_a_unit_s_bits_do_not_depend_on_who_else_is_there():
+    """With as many rows, and others' tokens at other experts."""
+    x, ids, weights = batch(4 * 20)
+    found = set()
+    for seed in range(6):
+        gate_up, down, factors = bank(rank=16)
+        generator = torch.Generator().manual_seed(seed)
+        chosen, rows = ids.clone(), x.detach().clone()
+        chosen[20:] = torch.rand(60, 4, generator=generator).topk(2, dim=1).indices
+        rows[20:] = 10.0**seed * torch.randn(60, x.shape[1], generator=generator)
+        if seed == 5:
+            chosen[20:] = chosen[20]
+        collector = Collector(torch.arange(4), 4, 20)
+        rows.requires_grad_()
+        out = run(rows, chosen, weights, gate_up, down, factors, collector=collector)
+        out.square().sum().backward()
+        own = collector.weighted_sum(torch.eye(4)[0])
+        bits = [out[:20], rows.grad[:20], collector.square_norms()[:1], *(own[factor] for factor in factors)]
+        found.add(b"".join(part.detach().numpy().tobytes() for part in bits))
+    assert len(found) == 1
+
+
 def test_forgotten_unit_leaves_no_nan_behind():
     for per_row in (1, 30):  # kept as factors, kept as products
         gate_up, down, factors = bank(rank=16)

@@ -383,6 +383,19 @@ def test_clipped_sum_is_that_of_the_units_and_no_longer_than_their_norms():
         torch.testing.assert_close(total[factor], want, rtol=1e-12, atol=1e-12)
 
 
+def test_a_sum_on_a_grid_is_that_of_the_units_each_cut_towards_zero():
+    x, ids, weights = batch(12)
+    lora = adapters()
+    collector = Collector(torch.arange(3), 3, 4)
+    out = triton_moe(x, route(ids, 4, collector.unit_of_token, 3), weights, bank(), lora, collector)
+    out.square().sum().backward()
+    by_unit, grid = torch.tensor([0.3, 0.0, 0.7], dtype=torch.float64), 2.0**-20
+    each = [collector.weighted_sum(one * by_unit) for one in torch.eye(3)]
+    total = collector.weighted_sum(by_unit, grid=grid)
+    for factor in lora.factors:
+        assert torch.equal(total[factor], sum((own[factor] / grid).trunc() * grid for own in each))
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, which is what interprets
 def test_forgotten_unit_leaves_no_nan_behind():
     x, ids, weights = batch(30)

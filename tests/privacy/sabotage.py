@@ -1,12 +1,56 @@
 """Engines with one mistake each, made of the true one: what the checks and the audit must tell from it."""
 
+import contextlib
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
+import torch
 
+from confide.kernels import cpu, formats, products
 from confide.privacy.audit.engine_checks import blocks, site_round
+from confide.privacy.mechanism import site_round as site_round_module
+from confide.privacy.mechanism.batches import Batch, BatchShapes
 from confide.privacy.mechanism.sampling import poisson_sample
 from confide.privacy.mechanism.site_round import private_release
+
+SHAPES = BatchShapes({32: (32, 16, 8)})  # taken for granted, where a site would have tested them
+
+
+def padded_to_the_longest(adapted, ids, labels, units, *, terms):
+    """All units in one batch, as long as its longest record."""
+
+    def one_batch(rows_of_unit, used, shapes):
+        rows = [len(own) for own in rows_of_unit]
+        if rows:
+            yield Batch(
+                list(range(len(rows))), list(rows_of_unit), sum(rows), int(max(used[own].max() for own in rows_of_unit))
+            )
+
+    with mock.patch.object(site_round_module, "microbatches", one_batch):
+        return private_release(adapted, ids, labels, units, terms=terms)
+
+
+def product_by_group(x, weight, out):
+    """Adds in another order in a call with many rows, as a library may that has two kernels."""
+    middle = len(weight) // (2 if len(x) > 2 else 3)
+    torch.add(x[..., :middle] @ weight[:middle], x[..., middle:] @ weight[middle:], out=out)
+    return out
+
+
+def products_by_group():
+    """Everywhere where experts multiply."""
+    patched = [mock.patch.object(module, "product", product_by_group) for module in (cpu, formats, products)]
+    stack = contextlib.ExitStack()
+    for patch in patched:
+        stack.enter_context(patch)
+    return stack
+
+
+def rounded_by_group(adapted, ids, labels, units, *, terms):
+    """An expert's rows are rounded by how many others go to it."""
+    with products_by_group():
+        return private_release(adapted, ids, labels, units, terms=terms, shapes=SHAPES)
 
 
 def drawn(units, terms):
@@ -138,5 +182,7 @@ ENGINES = {
     "no clipping": (lambda: no_clipping, {"clipping", "sensitivity", "unit-whole", "float64-loop"}),
     "one expert unclipped": (lambda: one_expert_unclipped, {"clipping", "sensitivity", "unit-whole", "float64-loop"}),
     "a unit in two microbatches": (lambda: split_units, {"unit-whole", "float64-loop"}),
+    "a batch as long as its longest record": (lambda: padded_to_the_longest, {"batch-independence"}),
+    "rounding by the size of a group": (lambda: rounded_by_group, {"batch-independence"}),
     "shuffling taken for Poisson": (Shuffled, {"poisson-sampling"}),
 }

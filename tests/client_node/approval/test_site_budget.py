@@ -72,13 +72,13 @@ def test_an_exported_ledger_is_taken_back_once(site, tmp_path):
         ({"collusion": 0}, True),
         ({"epsilon": 2.0, "delta": 1e-4}, True),
         ({}, False),
-        ({"epsilon": 7.9}, False),
-        ({"epsilon": 7.9, "delta": 1e-6, "collusion": 2}, False),
+        ({"epsilon": 9.9}, False),
+        ({"epsilon": 9.9, "delta": 1e-6, "collusion": 2}, False),
     ],
 )
 def test_a_cap_is_weaker_if_any_of_its_figures_promises_less(site, figures, is_weaker):
-    change = cap_change(site.home, **{"epsilon": 8.0, "delta": 1e-5, "collusion": 1} | figures)
-    assert (change.before.epsilon, change.is_weaker, change.is_spent) == (8.0, is_weaker, False)
+    change = cap_change(site.home, **{"epsilon": 10.0, "delta": 1e-5, "collusion": 1} | figures)
+    assert (change.before.epsilon, change.is_weaker, change.is_spent) == (10.0, is_weaker, False)
 
 
 def test_a_cap_below_what_is_spent_says_so(site):
@@ -87,10 +87,10 @@ def test_a_cap_below_what_is_spent_says_so(site):
     with open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:
         for number in (1, 2):
             reserve(ledger, study, load_policy(site.home), run="r", round_number=number)
-        spent = ledger.spent("patients", "patient", 1, 1e-5).pld
-    for cap, is_spent in ((spent * 1.001, False), (spent * 0.999, True)):
+        guaranteed = ledger.spent("patients", "patient", 1, 1e-5).guaranteed
+    for cap, is_spent in ((guaranteed * 1.001, False), (guaranteed * 0.999, True)):
         change = cap_change(site.home, epsilon=cap, delta=1e-5, collusion=1)
-        assert (change.spent, change.is_spent) == (spent, is_spent)
+        assert (change.guaranteed, change.is_spent) == (guaranteed, is_spent)
 
 
 def test_who_changed_a_cap_is_noted_with_what_it_was(site):
@@ -98,6 +98,6 @@ def test_who_changed_a_cap_is_noted_with_what_it_was(site):
     set_budget(site.home, epsilon=20.0, delta=1e-5, collusion=1)
     (first, second), unread = decision_log.read(site.home)
     assert (first.by, first.decision, unread) == ("Dr. Ada", "cap", [])
-    assert first.detail.startswith("epsilon 8, delta 1e-05, colluding 1 -> epsilon 3,")
+    assert first.detail.startswith("epsilon 10, delta 1e-05, colluding 1 -> epsilon 3,")
     assert second.detail.startswith("epsilon 3, delta 1e-05, colluding 1 -> epsilon 20,")
     assert second.by == second.login == first.login

@@ -22,7 +22,7 @@ from confide.client_node.policy import decision_log, decisions
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.spoken_hash import words
 from confide.client_node.study import cost
-from confide.privacy.accounting import epsilon_pld
+from confide.privacy.accounting import composition, renyi
 
 FETCH = "confide.client_node.approval.catalogue.fetch_studies"
 UNPROTECTED = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
@@ -131,8 +131,14 @@ def begin(site, study, run, rounds):
             reserve(ledger, study, load_policy(site.home), run=run, round_number=number)
 
 
+def guaranteed(site, releases):
+    """The filter's figure for these releases, by the order that follows from the site's cap."""
+    budget = load_policy(site.home).budget
+    return composition.epsilon_guaranteed(releases, 1e-5, 1, renyi.filter_order(budget.epsilon, budget.delta))
+
+
 def test_approving_twice_says_what_is_left_and_that_it_stands(site):
-    study = site.keep(site.study())  # 6.8 of a budget of 8, so that two runs never fit
+    study = site.keep(site.study())  # 7.73 of a budget of 10, so that two runs never fit
     assert approval(site.home, study.study_hash) is None
     approve(site.home, study.study_hash, until=dt.date(2999, 12, 31))
     known = approval(site.home, study.study_hash)
@@ -142,7 +148,7 @@ def test_approving_twice_says_what_is_left_and_that_it_stands(site):
 
 
 def test_a_used_approval_whose_run_has_ended_is_given_anew(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     approve(site.home, study.study_hash)
     begin(site, study, "thyroid-1", rounds=3)
@@ -161,7 +167,8 @@ def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site)
     assert to_revoke(site.home, study.study_hash)[1] == ("thyroid-1",)
     proposal = propose(site.home, study.study_hash)
     assert (proposal.runs, proposal.under_way) == (1, ("thyroid-1",))
-    assert proposal.assessment.quote.would_be == cost.whole_cost(study)
+    assert proposal.assessment.planned == cost.whole_cost(study)
+    assert proposal.assessment.quote.would_be == guaranteed(site, dict(cost.planned_releases(study)))
     approve_study(site.home, proposal)
     assert approval(site.home, study.study_hash).used == ("thyroid-1",)
     with pytest.raises(ApprovalRefused, match=r"the 44 rounds that are left of 2 runs"):
@@ -169,12 +176,11 @@ def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site)
 
 
 def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     ((charge, count),) = planned_charges(study, load_policy(site.home), run="r")
-    assert propose(site.home, study.study_hash, runs=3).assessment.quote.would_be == epsilon_pld(
-        [charge.release] * (3 * count), 1e-5, 1
-    )
+    quote = propose(site.home, study.study_hash, runs=3).assessment.quote
+    assert quote.would_be == guaranteed(site, {charge.release: 3 * count})
     approve(site.home, study.study_hash, runs=3)
     begin(site, study, "thyroid-1", rounds=1)
     begin_again = propose(site.home, study.study_hash, runs=2)
@@ -182,7 +188,7 @@ def test_an_approval_of_several_runs_is_quoted_for_all_of_them(site):
 
 
 def test_runs_under_way_cannot_be_left_out_of_the_count(site):
-    site.write(("epsilon = 8.0", "epsilon = 30.0"))
+    site.write(("epsilon = 10.0", "epsilon = 30.0"))
     study = site.keep(site.study())
     approve(site.home, study.study_hash, runs=2)
     for run in ("thyroid-1", "thyroid-2"):

@@ -122,10 +122,10 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     assert code == FAILED
     assert not approved(site, study)
     for said in (
-        "the coordinator reads sums over 4 sites or more, with noise",
+        "the coordinator and the aggregators read sums over 4 sites or more, with noise",
         "Only agg-a, agg-b, agg-c together could read what this site sends",
-        "epsilon 0 is spent; with this and all runs under way it becomes 6.7",
-        "the cap is 8",
+        "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.73",
+        "the cap is 10. Planned alone: 6.78.",
         "It covers 1 run, without an end",
         "Approved by Dr. Ada",
         "Approve it? [y/N]",
@@ -180,19 +180,20 @@ def test_a_script_revokes_at_once(site, call):
 
 
 def test_a_revoked_run_is_approved_again_at_the_price_of_what_is_left(site, call):
-    study = site.keep(site.study())  # a run costs 6.8 of 8
+    study = site.keep(site.study())  # a run takes 7.73 of 10
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=36)
     call("study", "revoke", "thyroid")
     facts = json.loads(call("study", "approve", study.study_hash, "--yes", "--json").stdout)
-    assert facts["epsilon_spent"] < facts["epsilon_after_all_rounds"] == pytest.approx(6.77, abs=0.02)
+    whole = facts["epsilon_guaranteed_after_all_rounds"]
+    assert facts["epsilon_spent_before"] < whole == pytest.approx(7.73, abs=0.02)
     assert approved(site, study)
 
 
-@pytest.mark.parametrize(("typed", "cap"), [("n\n", 8.0), ("y\n", 20.0)])
+@pytest.mark.parametrize(("typed", "cap"), [("n\n", 10.0), ("y\n", 20.0)])
 def test_a_higher_cap_is_shown_beside_the_old_one_and_asked_for(site, at_terminal, typed, cap):
     _, shown = at_terminal("budget", "set", "--epsilon", "20", "--delta", "1e-5", typed=typed)
-    assert "Cap: epsilon 8 -> 20, delta 1e-05 -> 1e-05, colluding 1 -> 1; spent 0" in shown
+    assert "Cap: epsilon 10 -> 20, delta 1e-05 -> 1e-05, colluding 1 -> 1; guaranteed so far 0.00" in shown
     assert "What is spent under the new cap cannot be taken back. Set it?" in shown
     assert load_policy(site.home).budget.epsilon == cap
 
@@ -200,7 +201,7 @@ def test_a_higher_cap_is_shown_beside_the_old_one_and_asked_for(site, at_termina
 def test_a_script_raises_no_cap_unless_it_says_yes(site, call):
     raised = ("budget", "set", "--epsilon", "20", "--delta", "1e-5")
     call(*raised, code=FAILED)
-    assert load_policy(site.home).budget.epsilon == 8.0
+    assert load_policy(site.home).budget.epsilon == 10.0
     call(*raised, "--yes")
     assert load_policy(site.home).budget.epsilon == 20.0
 
@@ -209,9 +210,9 @@ def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, 
     study = site.keep(site.study())
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=3)
-    assert "spent already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
+    assert "over the new cap already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
     told = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5").stderr
-    assert "More than the new cap is spent already" in told
+    assert "What is charged is over the new cap already" in told
     assert load_policy(site.home).budget.epsilon == 0.1
 
 

@@ -185,7 +185,7 @@ def test_the_budget_is_set_shown_reported_and_verified(site, call, tmp_path):
 
 def test_a_stopped_run_and_one_begun_anew_show_with_every_figure_rounded_up(site, call):
     study = site.keep(site.study())
-    call("study", "approve", "thyroid")
+    call("study", "approve", study.study_hash, "--yes")
     policy = load_policy(site.home)
     with charges.open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:
         for run, rounds in (("run-1", 3), ("run-2", 1)):

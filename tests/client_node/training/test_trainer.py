@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.client_node.training.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
+from confide.models.backbones.loading import load, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
 from confide.models.records.text import FreeText
@@ -217,3 +219,20 @@ def test_a_classifier_on_a_backbone_without_pooled_states_is_refused(site: Site,
     monkeypatch.setattr(FreeText, "head", "pooled")
     with pytest.raises(BackboneMismatch, match="no pooled states"):
         load_study_model(study.draft, site.home / "backbone")
+
+
+def test_a_site_s_log_names_adapted_experts_to_which_no_public_token_goes(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = make_desk(site)
+    new_trainer(desk)
+    assert not caplog.records
+    loaded = load(site.home / "backbone")
+    for name, tensor in loaded.model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor[:2] = 9.0
+    shutil.rmtree(site.home / "backbone")
+    digest = save(loaded.model, loaded.schema, loaded.center, loaded.whiten, site.home / "backbone")
+    new_trainer(replace(desk, study=desk.study.model_copy(update={"backbone_hash": digest})))
+    (record,) = caplog.records
+    assert "experts 2, 3 of layer 1" in record.getMessage()

@@ -520,6 +520,30 @@ def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkey
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     built = json.loads(invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--json").stdout)
     assert built["hash"] == backbone_hash(tmp_path / "made")
+    (layer,) = built["routing"]
+    printed = invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "again").stdout
+    assert f"load entropy {layer['entropy']:.3f}, max violation {layer['max_violation']:.2f}; none of 8" in printed
+    assert printed.splitlines()[-1] == built["hash"]
+
+
+def test_experts_that_no_token_reaches_are_warned_of_wherever_a_backbone_is_looked_at(tmp_path, monkeypatch, collapsed):
+    few = PretrainingConfig(steps=1, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    monkeypatch.setattr(pretraining, "build", lambda schema, config: load(collapsed).model)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    for command in (("build", tmp_path / "study.toml", tmp_path / "made"), ("show", collapsed), ("routing", collapsed)):
+        result = invoke("backbone", *command)
+        assert "no token was sent to experts 2, 3 of layer 1" in lined(result.stderr)
+        if command[0] != "routing":
+            assert "2 of 4 experts never chosen" in lined(result.stdout)
+    assert "Warning" not in invoke("backbone", "show", collapsed.parent / "backbone").stderr
+
+
+def test_a_study_of_unused_experts_is_created_only_if_they_are_accepted(call, store, home, collapsed):
+    (home / "study.toml").write_text(changed(STUDY_TOML, (("some/where/backbone", str(collapsed)),)))
+    result = call("study", "create", home / "study.toml", code=FAILED)
+    assert "experts 2, 3 of layer 1" in lined(result.stderr)
+    call("study", "create", home / "study.toml", "--accept-unused-experts")
 
 
 def test_a_built_backbone_is_shown_with_its_hash_and_size(backbone):
@@ -541,7 +565,8 @@ def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone
     (folder / "config.json").write_text("{}")
     printed = json.loads(invoke("backbone", "list", folder, "--json").stdout)
     assert [row["directory"] for row in printed] == [str(folder / name) for name in ("broken", "good", "lying")]
-    assert printed[1] == json.loads(invoke("backbone", "show", folder / "good", "--json").stdout)
+    shown = json.loads(invoke("backbone", "show", folder / "good", "--json").stdout)
+    assert printed[1] == {name: value for name, value in shown.items() if name != "routing"}
     assert "model.safetensors" in printed[0]["problem"]
     result = invoke("backbone", "list", folder)
     assert backbone_hash(backbone) in result.stdout

@@ -64,3 +64,32 @@ def test_the_tables_of_another_example_are_refused(bench, tmp_path):
     described.write_text(described.read_text().replace("svhc", "north"))
     with pytest.raises(DemoFailed, match="another example"):
         bench(False)
+
+
+OUTCOME = {
+    "auc_private": 0.952, "auc_private_interval": [0.943, 0.96], "auc_measured": 0.934, "accuracy_private": 0.9,
+    "auc_measured_interval": [0.915, 0.953], "auc_measured_binning": 0.015, "auc_before": 0.5, "auc_nonprivate": 0.955,
+    "auc_head_only": 0.95, "auc_control": 0.956, "epsilon": 2.72, "epsilon_rdp": 3.0,
+    "epsilon_guaranteed": 3.29, "unit": "patient", "delta": 1e-5,
+    "audit": None, "bytes_per_site_round": 70000, "seconds_per_round": 1.5, "peak_memory_gib": 5.7,
+    "membership": [{"auc": "0.5", "auc_low": "0.49", "auc_high": "0.51", "attacked": "the adapter"}],
+}  # fmt: skip
+
+
+def test_the_first_figure_is_what_the_sites_measured_and_controls_stand_below():
+    """A federation cannot pool its held-out records, and an attack that finds nothing anywhere is no result."""
+    rows = demo.figures(OUTCOME)
+    name, figure, text = rows[0]
+    assert "AUC" in name
+    assert "0.934" in figure
+    assert "0.915 to 0.953 over records and the counts' noise; bins hide up to 0.015" in text
+    names = [row[0].strip() for row in rows]
+    assert names.index("controls") < names.index("exact") < names.index("a head alone") < names.index("words")
+    assert not any("attack" in " ".join(row) for row in rows)
+
+
+def test_without_an_evaluation_nothing_computed_here_takes_the_first_place():
+    unmeasured = dict.fromkeys(("auc_measured", "auc_measured_interval", "auc_measured_binning"))
+    name, figure, text = demo.figures(OUTCOME | unmeasured)[0]
+    assert (name, figure) == ("AUC", "")
+    assert "not measured by the sites" in text

@@ -13,7 +13,7 @@ from confide.coordinator.errors import StateDamaged, StudyRefused
 from confide.coordinator.studies.catalogue import load_study, start_file, study_start
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.adapters.lora import AdapterConfig, attach
-from confide.models.backbones.loading import load
+from confide.models.backbones.loading import backbone_hash, load
 from confide.models.errors import InvalidBackbone
 from confide.models.heads.pooling import PooledHead
 
@@ -176,6 +176,20 @@ def test_a_refused_draft_leaves_nothing(federation):
 def test_a_backbone_of_another_schema_is_refused(federation):
     with pytest.raises(StudyRefused, match=r"another schema than \[data\] describes"):
         federation.create(("TSH = [0.4, 4.0, 10.0]", "TSH = [0.4, 4.0]"))
+
+
+def test_adapters_on_experts_that_no_token_reaches_are_refused_unless_that_is_accepted(federation, collapsed):
+    """They would take noise, charge nobody less, and learn nothing."""
+    on_collapsed = (str(federation.backbone), str(collapsed))
+    with pytest.raises(StudyRefused, match=r"no token to experts 2, 3 of layer 1, .* leave \"experts\" out") as refused:
+        federation.create(on_collapsed)
+    assert "--accept-unused-experts" in str(refused.value)
+    assert federation.store.studies() == []
+    assert federation.create(on_collapsed, accept_unused_experts=True).backbone_hash == backbone_hash(collapsed)
+
+
+def test_unused_experts_do_not_matter_to_a_study_that_adapts_none(federation, collapsed):
+    federation.create((str(federation.backbone), str(collapsed)), (', "experts"]', "]"))
 
 
 def test_a_backbone_that_is_not_there_is_refused(federation):

@@ -99,7 +99,7 @@ def test_terms_above_what_a_party_allows_are_refused(fraud, terms):
     fraud.party.refuse(terms, max_epsilon=5.0, allow_unprotected=True)
     with pytest.raises(BudgetExceeded, match=r"this party allows 0\.5"):
         fraud.party.refuse(terms, max_epsilon=0.5, allow_unprotected=True)
-    with pytest.raises(BudgetExceeded, match="epsilon inf"):
+    with pytest.raises(BudgetExceeded, match="epsilon ∞"):
         fraud.party.refuse(dataclasses.replace(terms, site_noise=1), max_epsilon=5.0, allow_unprotected=True)
     with pytest.raises(UnprotectedRefused):
         fraud.party.refuse(terms, max_epsilon=5.0, allow_unprotected=False)

@@ -116,6 +116,16 @@ def test_a_saved_model_has_the_published_names(saved):
         assert set(file.keys()) == PUBLISHED
 
 
+def test_a_saved_model_keeps_the_balance_bias_of_every_router(saved, backbone_dir):
+    """Without it the same weights would send tokens elsewhere."""
+    before, after = backbones.load(backbone_dir).model.state_dict(), load_model(saved[0]).state_dict()
+    biases = [name for name in before if name.endswith("e_score_correction_bias")]
+    assert len(biases) == 2
+    for name in biases:
+        assert before[name].any()
+        assert torch.equal(after[name], before[name])
+
+
 @pytest.mark.parametrize("load", [DeepseekV3ForCausalLM.from_pretrained, load_model])
 def test_a_saved_model_loads_as_any_other_with_the_same_logits(saved, load):
     model = load(saved[0])
@@ -185,7 +195,7 @@ def test_an_infinite_epsilon_is_stated(backbone_dir, tmp_path):
     export(adapted_model(backbone_dir, ("gate",)), backbone_dir, tmp_path / "adapter", card)
     assert json.loads((tmp_path / "adapter" / "confide.json").read_text())["sources"][0]["epsilon"] == "inf"
     assert read_provenance(tmp_path / "adapter").sources[0].epsilon == math.inf
-    assert "epsilon inf" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "epsilon ∞" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_nothing_but_files_is_written(saved, backbone_dir, tmp_path, capfd):

@@ -39,10 +39,12 @@ CARD = ModelCard(
 def backbone_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "backbone"
     model = build(SCHEMA, BackboneConfig(hidden=32, experts=4, layers=3))
-    with torch.no_grad():  # a fresh router is zero and ties every expert
-        for name, parameter in model.named_parameters():
+    with torch.no_grad():  # a fresh router is zero and ties every expert; its bias is zero until it is balanced
+        for name, tensor in model.state_dict().items():
             if name.endswith("gate.weight"):
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
+                tensor.normal_(generator=torch.Generator().manual_seed(1))
+            if name.endswith("e_score_correction_bias"):
+                tensor.copy_(torch.tensor([0.3, -0.2, 0.1, -0.4]))
     save(model, SCHEMA, torch.zeros(64), torch.eye(64), directory)
     return directory
 

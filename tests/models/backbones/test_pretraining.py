@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,16 @@ def test_equal_settings_give_the_same_bytes(tmp_path):
     assert first == pretrain(SCHEMA, tmp_path / "b", backbone=SMALL, config=SHORT)
     other = PretrainingConfig(steps=3, batch=16, questions=8, moment_records=600, seed=2)
     assert first != pretrain(SCHEMA, tmp_path / "c", backbone=SMALL, config=other)
+
+
+def test_biases_that_balance_the_experts_are_written_with_the_weights_and_count_in_the_hash(tmp_path):
+    balanced = pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT)
+    bias = load(tmp_path / "a").model.model.layers[1].mlp.gate.e_score_correction_bias
+    assert bias.any()
+    assert bias.abs().max() <= SHORT.bias_step * SHORT.steps
+    stays = replace(SHORT, bias_step=0.0)
+    assert balanced != pretrain(SCHEMA, tmp_path / "b", backbone=SMALL, config=stays)
+    assert not load(tmp_path / "b").model.model.layers[1].mlp.gate.e_score_correction_bias.any()
 
 
 def test_progress_counts_every_step_and_threads_are_put_back(tmp_path):
@@ -90,7 +102,9 @@ def test_answers_are_functions_of_the_record_and_neither_rare_nor_usual():
     assert 0.05 < shares.median() < 0.6
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"shrink": float("nan")}, {"moment_records": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"lr": 0.0}, {"shrink": float("nan")}, {"moment_records": 1}, {"bias_step": -0.1}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InvalidPretraining):
         PretrainingConfig(**wrong)

@@ -9,7 +9,7 @@ from confide.kernels.formats import Int8Row
 from confide.kernels.install import quantise
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.errors import MetricUndefined
-from confide.models.evaluation.router_statistics import router_statistics
+from confide.models.evaluation.router_statistics import describe_experts, router_statistics, unused_by_layer
 
 from ..tiny import random_ids, tiny_deepseek
 
@@ -147,3 +147,13 @@ def test_statistics_are_plain_values():
     assert plain.keys() == {
         "layer", "tokens", "choices", "weights", "load", "entropy", "token_entropy", "max_violation", "unused",
     }  # fmt: skip
+
+
+def test_experts_without_a_token_are_listed_by_layer():
+    model = tiny_deepseek()
+    gate_of(model).e_score_correction_bias.copy_(torch.tensor([0.0, -9.0, 0.0, -9.0]))
+    layers = router_statistics(model, [(IDS, ALL)])
+    assert unused_by_layer(layers) == {1: (1, 3)}
+    assert describe_experts({1: (1, 3), 4: (0,)}) == "experts 1, 3 of layer 1 and expert 0 of layer 4"
+    gate_of(model).e_score_correction_bias.zero_()
+    assert unused_by_layer(router_statistics(model, [(IDS, ALL)])) == {}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from confide.privacy.accounting import composition
-from confide.privacy.audit.canaries import AuditDesign, AuditedStep, _clipped_gradients, _scores, run_audit
+from confide.privacy.audit.canaries import AuditDesign, AuditedStep, _clipped, _gradients, _scores, run_audit
 from confide.privacy.audit.engine_checks import unit_gradients
 from confide.privacy.errors import InvalidPrivacyParameter
 from confide.privacy.mechanism.site_round import ReleaseTerms, private_release
@@ -27,6 +27,7 @@ def test_the_true_engine_keeps_its_claim():
     found = run_audit(private_release, adapted, VOCABULARY, STEP, design=DESIGN)
     assert found.holds
     assert found.lower_bound < found.claim < found.reach
+    assert found.right_unprotected == DESIGN.guesses  # the same auditor finds everybody where nothing protects
     np.testing.assert_array_equal(adapted.state(), before)
 
 
@@ -78,7 +79,7 @@ def test_the_auditor_s_gradients_are_plain_autograd_s_clipped():
     norms = np.linalg.norm(each, axis=1, keepdims=True)
     want = each * np.minimum(1, 0.5 / norms)
     assert (norms > 0.5).any()
-    np.testing.assert_allclose(_clipped_gradients(adapted, ids, labels, TERMS), want, atol=2e-5 * 0.5)
+    np.testing.assert_allclose(_clipped(_gradients(adapted, ids, labels), TERMS), want, atol=2e-5 * 0.5)
 
 
 def test_scores_recover_every_coin_of_a_sum_without_noise():

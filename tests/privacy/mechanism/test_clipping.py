@@ -29,7 +29,7 @@ from confide.kernels.errors import CaptureClosed, TokensMiscounted
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
 from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
-from confide.privacy.mechanism.clipping import PerUnitClipper
+from confide.privacy.mechanism.clipping import PerUnitClipper, grid_of
 
 from ...models.tiny import random_ids, tiny_deepseek
 from ..loops import DTYPES, TARGETS, adapted_tiny, clipped_loop, labels_for, norm_of, row_losses, unit_loss
@@ -54,6 +54,7 @@ def assert_close(got, want, tolerance):
         assert gap < tolerance, (name, gap)
 
 
+@pytest.mark.usefixtures("bare_clip")
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("freeze_a", [True, False])
 @pytest.mark.parametrize("targets", TARGETS)
@@ -70,6 +71,7 @@ def test_clipped_sum_is_that_of_a_loop_over_units(targets, freeze_a, dtype):
     assert_close(got, want, TOLERANCE[dtype])
 
 
+@pytest.mark.usefixtures("bare_clip")
 @pytest.mark.slow
 @pytest.mark.parametrize("trained_rank", [1, 3, 4])
 @pytest.mark.parametrize("targets", TARGETS)
@@ -129,6 +131,7 @@ def test_clipped_sum_equals_a_loop_in_bfloat16(targets):
         assert norm_of(clipped(adapted, ids[row : row + 1], [row])[0]) <= C
 
 
+@pytest.mark.usefixtures("bare_clip")
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(("length", "rank"), [(3, 16), (48, 4)])  # short runs of high rank are kept as factors
 def test_unit_of_several_rows_is_clipped_as_one(length, rank, dtype):
@@ -148,7 +151,8 @@ def test_no_unit_exceeds_the_bound(targets, experts, rank):
     for row, clip_norm in itertools.product(range(3), (1e-6, 0.05, 1e3)):
         total, report = clipped(adapted, ids[row : row + 1], [row], clip_norm=clip_norm)
         assert norm_of(total) <= clip_norm  # in a batch of one the sum is that unit's contribution
-        assert norm_of(total) == pytest.approx(min(clip_norm, float(report.norms[0])), rel=1e-9)
+        cut = grid_of(clip_norm) * adapted.layout.dim**0.5
+        assert norm_of(total) == pytest.approx(min(clip_norm, float(report.norms[0])), rel=1e-7, abs=cut)
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -161,7 +165,7 @@ def test_another_unit_moves_the_sum_by_at_most_the_bound(targets):
         own = units != unit
         without, _ = clipped(adapted, ids[own], units[own], labels=labels[own], clip_norm=1e-3)
         moved = norm_of({name: with_it[name] - without[name] for name in with_it})
-        assert moved == pytest.approx(1e-3, rel=1e-9)  # the whole bound, as it was clipped, and no more
+        assert 1e-3 * (1 - 1e-7) < moved <= 1e-3  # the whole bound, as it was clipped, and no more
 
 
 def test_without_a_bound_the_sum_is_the_plain_gradient():
@@ -173,6 +177,7 @@ def test_without_a_bound_the_sum_is_the_plain_gradient():
     assert torch.equal(report.factors, torch.ones(4, dtype=torch.float64))
 
 
+@pytest.mark.usefixtures("bare_clip")
 @pytest.mark.parametrize("targets", ["all", "all, causal"])
 def test_padding_is_inert(targets):
     adapted, ids = adapted_tiny(targets, freeze_a=False, dtype=torch.float64), random_ids(4)

@@ -28,6 +28,7 @@ def flat(adapted, total):
     return np.concatenate([total[name].numpy().ravel() for name in adapted.layout.names])
 
 
+@pytest.mark.usefixtures("bare_clip")
 def test_release_is_the_rounded_clipped_sum_whatever_the_microbatches():
     adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(9)
     ids[3, 5:] = 0
@@ -203,6 +204,7 @@ def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_
     assert not release(adapted, ids[:0], [], ADAPTIVE, log_clip=log_clip).any()
 
 
+@pytest.mark.usefixtures("bare_clip")
 def test_an_adaptive_release_is_the_clipped_sum_in_clip_units_and_a_count_of_units_below():
     adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(9)
     units = np.array([0, 1, 0, 2, 3, 4, 0, 5, 1])
@@ -400,6 +402,7 @@ def completion_loop(adapted, ids, mask, units, clip_norm):
     return total
 
 
+@pytest.mark.usefixtures("bare_clip")
 def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alone():
     adapted, ids = completing_tiny(dtype=torch.float64), random_ids(7).numpy()
     mask = np.zeros(ids.shape, dtype=np.bool_)
@@ -412,7 +415,7 @@ def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alon
         got = private_release(
             adapted, ids, mask, units, terms=ReleaseTerms(**{**PLAIN, "max_rows_per_batch": max_rows})
         )
-        assert np.abs(got - want).max() <= 0.5 + 1e-2
+        assert np.abs(got - want).max() <= 0.5 + 1e-3
     assert np.abs(want).max() > 2**BITS * C / 100
 
 

@@ -240,7 +240,7 @@ def check_studies(report):
             if entry["kind"] == "reserve":
                 key = entry["body"]["study"]
                 require(key in texts, "a study is charged and not listed")
-                if key in read and read[key]["format"] == 4:
+                if key in read and read[key]["format"] in (4, 5):
                     check_charge(read[key], entry["body"], site)
 
 

@@ -22,6 +22,7 @@ from ..ledgers import (
     charge,
     eventful_report,
     ledger_with,
+    membership_facts,
     release,
     signer,
     study_text,
@@ -244,6 +245,13 @@ def test_the_page_puts_what_was_measured_beside_what_the_guarantee_allows(eventf
     assert allowed <= float(shown) < allowed + 1
     assert re.search("the same study trained without noise run-1 .* anything", found)
     assert "run-1, round 39 2026-03-04 1.67 ≥ 0.49 at 95 % 136 of 200 on 800 canaries 3 of 3 209 of 212 stands" in found
+
+
+def test_the_page_says_what_an_attack_is_worth_by_what_it_finds_without_protection(eventful):
+    undefended = membership_facts(power=0.02, attacked="the same study trained without noise", is_private=False)
+    text = render_html(eventful | {"membership": [dump(membership_facts()), dump(undefended)]})
+    assert f"On the same study trained without noise it reaches an area of {undefended.auc:.3f}: the nearer" in text
+    assert "it reaches an area of" not in render_html(eventful | {"membership": [dump(membership_facts())]})
 
 
 def test_a_refuted_claim_is_shown_as_refuted(eventful):

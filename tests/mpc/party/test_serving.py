@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from confide.mpc.errors import PartyLost, TransferRejected
-from confide.mpc.party import process
+from confide.mpc.party import serving
 from confide.mpc.sharing.ring import Ring, from_integers
 
 pytestmark = pytest.mark.slow  # three parties over TLS in threads: 2 s
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # three parties over TLS in threads: 2 s
 
 @pytest.fixture
 def parties(kit, tmp_path):
-    made = [process.Party(config) for config in kit.configs(tmp_path, 15.0)]
+    made = [serving.Party(config) for config in kit.configs(tmp_path, 15.0)]
     yield made
     for party in made:
         party._drop_links()
@@ -50,12 +50,12 @@ def each_twice(kit, parties, one, folder):
 def test_base_transfers_are_made_anew_for_every_order(kit, parties, one, tmp_path, monkeypatch):
     made = []
 
-    class Noted(process.Oblivious):
+    class Noted(serving.Oblivious):
         def __init__(self, links):
             made.append((links.aggregator_id, id(links)))
             super().__init__(links)
 
-    monkeypatch.setattr(process, "Oblivious", Noted)
+    monkeypatch.setattr(serving, "Oblivious", Noted)
     results = each_twice(kit, parties, one, tmp_path)
     assert {release.kept for attempts in results for release in attempts} == {("site0", "site1", "site2")}
     assert list(Counter(made).values()) == [2, 2, 2]  # on the same links
@@ -63,7 +63,7 @@ def test_base_transfers_are_made_anew_for_every_order(kit, parties, one, tmp_pat
 
 
 def test_who_cheats_in_transfers_ends_the_order_and_the_try_is_counted(kit, parties, one, tmp_path, monkeypatch):
-    class Cheating(process.Oblivious):
+    class Cheating(serving.Oblivious):
         """Party 0 turns half of the columns around that it sends to the others, in its first order."""
 
         cheats = True
@@ -84,7 +84,7 @@ def test_who_cheats_in_transfers_ends_the_order_and_the_try_is_counted(kit, part
                 outgoing = {party: (one ^ turned).astype(np.uint8).tobytes() for party, one in columns.items()}
             return self._links.exchange(step, outgoing, limit)
 
-    monkeypatch.setattr(process, "Oblivious", Cheating)
+    monkeypatch.setattr(serving, "Oblivious", Cheating)
     results = each_twice(kit, parties, one, tmp_path)
     first, second = zip(*results, strict=True)
     assert TransferRejected in {type(result) for result in first[1:]}

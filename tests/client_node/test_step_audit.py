@@ -1,0 +1,102 @@
+"""The audit of a site's own step: the true one passes; one mistake in the code that trains, and it is named."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from confide.client_node import step_audit
+from confide.client_node.approval import charges
+from confide.client_node.cli.main import app
+from confide.client_node.errors import NothingToAudit
+from confide.client_node.policy import load_policy
+from confide.client_node.training import trainer
+from confide.privacy.mechanism import opacus_optimizer, site_round
+
+from .conftest import Site
+from .test_node import RUN, Desk, make_desk
+
+pytestmark = pytest.mark.slow
+
+
+def audited(desk: Desk) -> step_audit.StepAudit:
+    return step_audit.audit_step(desk.site.home, desk.study.study_hash)
+
+
+@pytest.fixture(params=["fixed", "adaptive", "local"])
+def desk(site: Site, request) -> Desk:
+    changes = {
+        "fixed": (),
+        "adaptive": (("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),),
+        "local": (
+            ('mode = "distributed"', 'mode = "local"\nlocal_steps = 3'),
+            ("lr = 2.0", "lr = 2.0\nlocal_lr = 0.1"),
+        ),
+    }
+    return make_desk(site, *changes[request.param])
+
+
+def test_the_true_step_is_what_was_charged(desk: Desk):
+    found = audited(desk)
+    assert found.check.findings == ()
+    assert not found.is_charged
+    assert [entry.kind for entry in desk.ledger.entries()] == ["open"]  # nothing was charged
+
+
+def test_noise_is_expected_from_the_ledger_and_not_from_the_code(site: Site, monkeypatch):
+    desk = make_desk(site)
+    charges.reserve(desk.ledger, desk.study, load_policy(site.home), run=RUN, round_number=1)
+    assert audited(desk).is_charged
+    true_noise = type(desk.study).site_noise
+    monkeypatch.setattr(type(desk.study), "site_noise", lambda study, planned: round(0.9 * true_noise(study, planned)))
+    found = audited(desk)
+    assert [finding.check for finding in found.check.findings] == ["noise"]
+    assert found.check.noise == pytest.approx(0.9, abs=0.02)
+
+
+def unclipped(clipper, clip_norm):
+    return TRUE_SUM(clipper, None)
+
+
+TRUE_SUM = opacus_optimizer.PerUnitClipper.clipped_sum
+
+
+def test_a_step_without_clipping_is_found(site: Site, monkeypatch):
+    monkeypatch.setattr(opacus_optimizer.PerUnitClipper, "clipped_sum", unclipped)
+    assert "length" in {finding.check for finding in audited(make_desk(site)).check.findings}
+
+
+def test_a_step_that_takes_everybody_is_found(site: Site, monkeypatch):
+    terms = trainer.release_terms
+    monkeypatch.setattr(
+        trainer, "release_terms", lambda *args, **kwargs: replace(terms(*args, **kwargs), sample_rate=1.0)
+    )
+    assert "length" in {finding.check for finding in audited(make_desk(site)).check.findings}
+
+
+def test_a_step_that_draws_everybody_or_nobody_is_found(site: Site, monkeypatch):
+    def together(count, rate, source):
+        return range(count) if site_round_sample(1, rate, source).size else range(0)
+
+    site_round_sample = site_round.poisson_sample
+    monkeypatch.setattr(site_round, "poisson_sample", together)
+    assert "draws" in {finding.check for finding in audited(make_desk(site)).check.findings}
+
+
+def test_a_study_without_privacy_is_not_audited(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    with pytest.raises(NothingToAudit, match="there is nothing to audit"):
+        audited(make_desk(site, *none))
+
+
+def test_the_command_says_what_it_saw(site: Site, monkeypatch):
+    desk = make_desk(site)
+    command = ["study", "audit", desk.study.name, "--home", str(site.home)]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0
+    assert "the noise, the clip and the draws that the ledger pays for" in " ".join(shown.output.split())
+    monkeypatch.setattr(opacus_optimizer.PerUnitClipper, "clipped_sum", unclipped)
+    shown = CliRunner().invoke(app, [*command, "--json"])
+    assert shown.exit_code == 3
+    assert any("too long, or too often" in finding for finding in json.loads(shown.stdout)["findings"])

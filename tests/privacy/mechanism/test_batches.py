@@ -1,0 +1,212 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from confide.kernels import products
+from confide.kernels.products import TILE, product, tiles_agree, tiles_seen
+from confide.privacy.audit.engine_checks import made_up_state
+from confide.privacy.errors import BatchMalformed
+from confide.privacy.mechanism import clipping, site_round
+from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, microbatches, probed_shapes, used_tokens
+from confide.privacy.mechanism.clipping import grid_of
+from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
+from confide.privacy.mechanism.workers import SumPart
+
+from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny
+from ..sabotage import padded_to_the_longest, products_by_group
+
+TERMS = ReleaseTerms(**{**PLAIN, "clip_norm": 1.0, "max_rows_per_batch": 64, "max_records_per_unit": 4})
+SHAPES = BatchShapes({16: (16, 8), 32: (8, 4)})
+
+
+def shapes_for(adapted, max_records=4):
+    return probed_shapes(adapted, max_tokens=12, max_rows=64, max_records=max_records)
+
+
+def records(adapted, units, seed=0):
+    """Records of many lengths and labels, some of one unit; a causal model's have completions."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, units)
+    ids = rng.integers(1, 64, (sizes.sum(), 12))
+    ids[np.arange(12) >= rng.integers(3, 13, len(ids))[:, None]] = 0
+    is_completion = (ids > 0) & (np.arange(12) >= rng.integers(1, 3, len(ids))[:, None])
+    targets = rng.integers(0, 2, len(ids)) if adapted.head is not None else is_completion
+    return ids, targets, sizes
+
+
+def clipped(adapted, state, ids, targets, sizes, units, *, shapes, terms=TERMS):
+    """The exact sum over some units; how it is computed is the engine's affair."""
+    rows_of_unit = np.split(np.arange(len(ids)), np.cumsum(sizes)[:-1])
+    rows = np.concatenate([rows_of_unit[unit] for unit in units])
+    part = SumPart(state=state, ids=ids[rows], targets=targets[rows], sizes=sizes[units], passes=0, shapes=str(shapes))
+    return partial_sum(adapted, part, terms=terms, shapes=shapes)
+
+
+MODELS = {name: lambda name=name: adapted_tiny(name) for name in TARGETS if name not in ("output", "all, causal")}
+MODELS["completions"] = completing_tiny
+MODELS["A and B"] = lambda: adapted_tiny(freeze_a=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_unit_takes_exactly_its_own_clipped_gradient_with_it_at_any_state(name):
+    adapted = MODELS[name]()
+    shapes, rng = shapes_for(adapted), np.random.default_rng(7)
+    assert shapes.rows_of_length, "this machine computes batches, so they are what is tested"
+    ids, targets, sizes = records(adapted, 11)
+    everybody = np.arange(11)
+    for state in (adapted.state(), made_up_state(adapted.layout, rng), made_up_state(adapted.layout, rng)):
+        total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=shapes)
+        for unit in everybody[::2]:
+            without = clipped(adapted, state, ids, targets, sizes, np.delete(everybody, unit), shapes=shapes)
+            own = clipped(adapted, state, ids, targets, sizes, everybody[[unit]], shapes=shapes)
+            np.testing.assert_array_equal(total - without, own)
+            assert np.linalg.norm(own) <= TERMS.clip_norm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"clipping": "adaptive"}, {"trained_rank": 2}])
+def test_options_of_a_study_change_nothing_of_it(changes):
+    adapted, terms = adapted_tiny(), replace(TERMS, **changes)
+    shapes, state = shapes_for(adapted), made_up_state(adapted.layout, np.random.default_rng(2))
+    ids, targets, sizes = records(adapted, 9)
+    everybody = np.arange(9)
+    total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=shapes, terms=terms)
+    without = clipped(adapted, state, ids, targets, sizes, everybody[1:], shapes=shapes, terms=terms)
+    own = clipped(adapted, state, ids, targets, sizes, everybody[:1], shapes=shapes, terms=terms)
+    np.testing.assert_array_equal(total - without, own)
+
+
+def test_one_unit_at_a_time_needs_no_test_of_the_machine():
+    adapted, state = adapted_tiny(), made_up_state(adapted_tiny().layout, np.random.default_rng(3))
+    ids, targets, sizes = records(adapted, 5)
+    everybody = np.arange(5)
+    total = clipped(adapted, state, ids, targets, sizes, everybody, shapes=ONE_BY_ONE)
+    each = [clipped(adapted, state, ids, targets, sizes, everybody[[unit]], shapes=ONE_BY_ONE) for unit in everybody]
+    np.testing.assert_array_equal(total, sum(each))
+
+
+def test_a_length_from_the_longest_record_would_let_a_unit_move_the_others():
+    """The very thing that shapes are for: without them the sum of the others has other bits."""
+    adapted = adapted_tiny()
+    adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(4)))
+    ids, targets, _ = records(adapted, 12)
+    ids, targets = ids[:12].copy(), targets[:12]
+    ids[:, 7:] = 0
+    ids[0] = 5  # the one that is longer
+    terms = replace(TERMS, mode="none", scale_bits=40)
+    moved = []
+    for engine in (
+        padded_to_the_longest,
+        lambda *a, terms: private_release(*a, terms=terms, shapes=shapes_for(adapted, 1)),
+    ):
+        sums = [
+            engine(adapted, ids[rows], targets[rows], np.arange(12)[rows], terms=terms)
+            for rows in (slice(None), slice(1, None), slice(1))
+        ]
+        moved.append(np.abs(sums[0] - sums[1] - sums[2]).max())
+    assert moved[0] > 2  # ring units
+    assert moved[1] <= 2  # three roundings
+
+
+def test_a_machine_that_rounds_a_row_by_the_size_of_its_group_is_found_out():
+    adapted = adapted_tiny("experts")
+    assert shapes_for(adapted).rows_of_length
+    with products_by_group():
+        assert shapes_for(adapted) == ONE_BY_ONE
+
+
+def test_a_machine_that_rounds_a_row_by_its_place_is_found_out(monkeypatch):
+    adapted, linear = adapted_tiny("attention"), torch.nn.functional.linear
+
+    def by_place(x, weight, bias=None):
+        out = linear(x, weight, bias)
+        if x.ndim == 3 and len(x) > 1:
+            out[-1] = linear(x[-1].flip(-1), weight.flip(-1), bias)  # the same, added from behind
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", by_place)
+    assert shapes_for(adapted) == ONE_BY_ONE
+
+
+def test_tiles_have_the_bits_of_one_and_a_wrong_product_shows(monkeypatch):
+    weight = torch.randn(48, 40, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(11 * TILE, 48, generator=torch.Generator().manual_seed(1))
+    tiles = x.view(11, TILE, 48)
+    whole = product(tiles, weight, torch.empty(11, TILE, 40))
+    for number, tile in enumerate(tiles):
+        assert torch.equal(product(tile[None], weight, torch.empty(1, TILE, 40))[0], whole[number])
+    torch.testing.assert_close(whole.flatten(0, 1), x @ weight)
+    with tiles_seen() as seen:
+        product(tiles, weight, torch.empty(11, TILE, 40))
+    [factor] = seen
+    assert tiles_agree(factor)
+    exact = torch.bmm
+
+    def last_differs(a, b, *, out):
+        exact(a, b, out=out)
+        if len(a) == 7:
+            out[-1] = exact(a[-1:].flip(-1), b[-1:].flip(-2))[0]
+
+    monkeypatch.setattr(products.torch, "bmm", last_differs)
+    assert not tiles_agree(factor)
+
+
+def test_the_shape_of_a_unit_is_its_own_affair():
+    rng = np.random.default_rng(0)
+    used = rng.integers(1, 40, 200)
+    rows_of_unit = np.split(np.arange(200), np.sort(rng.choice(np.arange(1, 200), 99, replace=False)))
+    rows_of_unit = [rows[:4] for rows in rows_of_unit]
+
+    def shape_of(units):
+        found = {}
+        for batch in microbatches([rows_of_unit[unit] for unit in units], used, SHAPES):
+            assert sum(map(len, batch.rows_of_unit)) <= batch.num_rows
+            for number, rows in zip(batch.units, batch.rows_of_unit, strict=True):
+                assert rows is rows_of_unit[units[number]]
+                if used[rows].max() < 32:
+                    assert used[rows].max() < batch.length
+                    assert batch.num_rows in SHAPES.rows_of_length[batch.length]
+                else:  # too long for either
+                    assert (batch.num_rows, batch.length) == (len(rows), used[rows].max())
+                found[units[number]] = batch.length
+        return found
+
+    everybody = shape_of(list(range(100)))
+    assert set(everybody) == set(range(100))
+    assert {16, 32} < set(everybody.values())
+    for units in (range(50), range(1, 100), [3], []):
+        assert shape_of(list(units)) == {unit: everybody[unit] for unit in units}
+
+
+def test_tokens_that_count_end_at_a_record_s_last_word_or_completion():
+    ids = np.array([[4, 5, 0, 0], [4, 5, 6, 7], [0, 0, 0, 0]])
+    assert used_tokens(ids, np.array([0, 1, 0])).tolist() == [2, 4, 1]
+    is_completion = np.array([[False, True, False, False], [False, True, True, False], [False] * 4])
+    assert used_tokens(ids, is_completion).tolist() == [2, 3, 1]
+    assert used_tokens(ids[:0], np.zeros(0)).tolist() == []
+
+
+@pytest.mark.parametrize("clip_norm", [1e-6, 0.3, 1.0, 1.5, 1e6])
+def test_the_grid_holds_as_many_units_as_a_step_may_have(clip_norm):
+    assert clip_norm / grid_of(clip_norm) * clipping.MAX_UNITS <= 2**53
+    assert clip_norm / grid_of(clip_norm) >= 2**31
+
+
+def test_a_table_of_more_units_than_an_exact_sum_holds_is_refused(monkeypatch):
+    adapted = adapted_tiny("head")
+    monkeypatch.setattr(site_round, "MAX_UNITS", 3)
+    ids = np.ones((4, 3), dtype=np.int64)
+    private_release(adapted, ids[:3], np.zeros(3), range(3), terms=replace(TERMS, clip_norm=C))
+    with pytest.raises(BatchMalformed, match="at most"):
+        private_release(adapted, ids, np.zeros(4), range(4), terms=replace(TERMS, clip_norm=C))
+
+
+def test_a_worker_that_computes_in_other_shapes_is_refused():
+    adapted = adapted_tiny("head")
+    ids, targets, sizes = records(adapted, 3)
+    part = SumPart(state=adapted.state(), ids=ids, targets=targets, sizes=sizes, passes=0, shapes=str(ONE_BY_ONE))
+    with pytest.raises(BatchMalformed, match="make workers alike"):
+        partial_sum(adapted, part, terms=TERMS, shapes=SHAPES)
