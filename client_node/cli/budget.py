@@ -15,7 +15,7 @@ app = group("What all studies together may cost, and what they have.")
 
 @app.command("show")
 def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show cap and cost of every data set: epsilon by two accountants, as the budget's colluding sites see it."""
+    """Show every data set's cap, what is guaranteed and spent against the colluding sites agreed on, and every run."""
     from ..approval.site_budget import accounts
 
     show_accounts(accounts(home), as_json)
