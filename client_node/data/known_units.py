@@ -1,4 +1,4 @@
-"""Whose records an account of the ledger has paid for: a keyed fingerprint of every unit, which never leaves the site.
+"""Whose records an account of the ledger has paid for: a keyed mark of every unit, which never leaves the site.
 
 A budget belongs to people. Under another name of the data set, or another word for the unit, the same people would have
 a second one. So before a table is charged for the first time, and again when it has changed, the marks of its units and
