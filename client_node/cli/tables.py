@@ -191,6 +191,8 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
     rows = [entry.model_dump(mode="json") for entry in entries]
     if as_json:
         print_json(rows)
+    elif not rows and not unread:
+        tell("Decisions: none yet")
     for row in () if as_json else rows:
         login = "" if row["by"] == row["login"] else f" (login {row['login']})"
         line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"

@@ -219,6 +219,7 @@ def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, 
 def test_the_decision_log_names_who_decided_what_and_when(site, call):
     study = site.keep(site.study())
     assert call("decisions").stdout == ""
+    assert call("decisions").stderr == "Decisions: none yet\n"
     call("study", "approve", study.study_hash, "--yes", "--by", "Dr. Ada", "--until", "2999-12-31")
     call("budget", "set", "--epsilon", "20", "--delta", "1e-5", "--yes", "--by", "Dr. Bo")
     call("site", "confirm", f"east={fingerprint('00' * 32)}", "--by", "Cy")
