@@ -122,8 +122,8 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     assert code == FAILED
     assert not approved(site, study)
     for said in (
-        "the coordinator and the aggregators read sums over 4 sites or more, with noise",
-        "Only agg-a, agg-b, agg-c together could read what this site sends",
+        "coordinator, aggregators and other sites read sums over 4 sites or more, with noise",
+        "Only agg-a, agg-b, agg-c together could open what this site sends",
         "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.73",
         "the cap is 10. Planned alone: 6.78.",
         "It covers 1 run, without an end",
