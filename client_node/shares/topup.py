@@ -74,9 +74,7 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
         raise MessageInvalid(f"round {plan.round}: {site} is not in the set that it is asked to add noise for")
 
 
-def _require_same_start(
-    study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey, update: Files
-) -> None:
+def _require_same_start(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey, update: Files) -> None:
     """Refuses a plan that would bind the top-up to another state, or key of tags, than this site's update.
 
     Such a top-up would never be added, and it would stand in the place of the right one for its set.

@@ -37,8 +37,8 @@ _PROBLEMS = {
 _TOTALS_DIFFER = (
     "the aggregators have different totals of one set, or another one than they had before: one of them gave false "
     "shares, or signed what was not opened. Nothing of the round is kept. Resume the run: the same sealed shares are "
-    "added again. If it stays, ask all three aggregators, and start a new run: a round is bound to the first total that "
-    "all three had"
+    "added again. If it stays, ask all three aggregators, and start a new run: a round is bound to the first total "
+    "that all three had"
 )
 
 Answers = dict[str, tuple[Reply, Packet]]  # verified, by aggregator
