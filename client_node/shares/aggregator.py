@@ -19,7 +19,7 @@ from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
 from ..files import read_private, write_private
 from ..study import Study
 from ..wire.chunks import PART_BYTES
-from ..wire.messages import AggregateOrder, Deposit, KeyCertificate
+from ..wire.messages import MAX_INLINE, AggregateOrder, Deposit, KeyCertificate
 from .spool import Place, Spool
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,10 @@ class AggregatorRole:
         named = sorted((*(name for name in blobs if not name.startswith("history-")), *asked.spooled))
         if len(set(cohort)) != len(cohort) or named not in (sorted(updates), sorted(updates + topups)):
             raise MessageInvalid(f"round {round_number}: the sealed shares are not those of the cohort")
+        if sum(len(blobs[name]) for name in named if name in blobs) > MAX_INLINE:  # `Spool` makes room for no such ones
+            raise MessageInvalid(
+                f"round {round_number}: the order carries more than {MAX_INLINE} bytes of sealed shares"
+            )
         planned, private_key = study.planned_round(round_number), self._keypair(study, asked.run)[0]
         self._spool.begin(asked.run, round_number)
         topup_for = set_name(cohort)

@@ -332,6 +332,16 @@ def test_an_order_that_names_a_share_that_is_not_here_reaches_no_party(prepared,
     assert parties[0].orders == []
 
 
+def test_an_order_carries_no_more_than_a_message_may_and_leaves_nothing(prepared, study, monkeypatch, tmp_path):
+    """Shares that come with orders are not held against the disk: a coordinator could fill it."""
+    monkeypatch.setattr(aggregator_module, "MAX_INLINE", 4 * len(b"sealed") - 1)
+    with pytest.raises(MessageInvalid, match="carries more than 23 bytes"):
+        add(prepared, study)
+    assert not [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
+    monkeypatch.setattr(aggregator_module, "MAX_INLINE", 4 * len(b"sealed"))
+    add(prepared, study)
+
+
 def test_an_order_that_names_another_share_than_was_deposited_reaches_no_party(prepared, study, parties):
     bring_all(prepared, study)
     with pytest.raises(ShareMissing):
