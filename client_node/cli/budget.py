@@ -24,9 +24,7 @@ def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
 @app.command("set")
 def budget_set(
     epsilon: Annotated[float, typer.Option(help="Cap for one unit over all studies.")],
-    delta: Annotated[
-        float, typer.Option(help="How rarely epsilon may fail to hold: at most 1 / units.")
-    ],
+    delta: Annotated[float, typer.Option(help="How rarely epsilon may fail to hold: at most 1 / units.")],
     collusion: Annotated[int, typer.Option(help="Sites that may pool what they know with an observer.")] = 1,
     home: HomeOption = DEFAULT_HOME,
     by: ByOption = None,

@@ -125,8 +125,8 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
     if assessment.trains:
         noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
         lines.append(
-            f"Who reads what: coordinator, aggregators and other sites read sums over {study.quorum} sites or more, {noise}."
-            f" Only {parties} together could open what this site sends. No record leaves it."
+            f"Who reads what: coordinator, aggregators and other sites read sums over {study.quorum} sites or more, "
+            f"{noise}. Only {parties} together could open what this site sends. No record leaves it."
         )
     if assessment.aggregates:
         lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
