@@ -1,4 +1,4 @@
-"""One run: its rounds, the relay of sealed shares, the server optimizer, the driver, orders and progress.
+"""One run: its rounds, the relay of sealed shares, totals passed on, the driver, orders and progress.
 
 `driver.drive` takes a run's lease and calls `rounds.drive_run`. Read that first: it has the steps of a round in their
 order, and each step has its own file. `replaying` passes on the totals that sites lack, `collection` collects the

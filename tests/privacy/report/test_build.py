@@ -99,6 +99,7 @@ def test_a_study_that_was_charged_and_has_no_text_here_is_unknown(ledgers):
 def test_figures_of_a_study_are_those_of_its_text_and_of_no_text_with_another_hash(ledgers):
     report = build_report("F", ledgers, [STUDY_TEXT], signer())
     assert "thyroid east, north, south, west" in "\n".join(rows(render_html(report)))
+    assert f"Study thyroid {STUDY}" in rows(render_html(report))  # whole, to be compared on paper
     report["studies"][0]["text"] = STUDY_TEXT.replace('"noise_multiplier":1.2', '"noise_multiplier":99.0')
     assert "99" not in render_html(report).split("<h2>Studies</h2>")[1].split("<h2>")[0]
 
