@@ -61,7 +61,8 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
     charged = _charged(home, study)
     release = charged or charges.charge(study, policy, run="audit", round_number=1).release
     one = _first(read(policy, study))
-    units = most_units(release, study.draft.max_norm)
+    weight = study.draft.aggregation.weight_of(name)
+    units = most_units(release, study.draft.max_norm, weight=weight)
     model = WarmModel(name, read=lambda *_: _repeated(one, units))
     try:
         compute = model.contribution(study, policy, study.planned_round(1))
@@ -70,7 +71,6 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
     finally:
         model.stop()
     gradient = _gradient(study, policy, name, one, state)
-    weight = study.draft.aggregation.weight_of(name)
     check = check_releases(release, releases, units, gradient, weight=weight)
     return StepAudit(study=study, release=release, is_charged=charged is not None, check=check)
 
