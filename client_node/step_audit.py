@@ -14,6 +14,7 @@ import numpy as np
 from ..privacy.accounting import Release
 from ..privacy.ledger import canonical
 from ..privacy.ledger.charges import Charge
+from ..privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
 from .approval import charges
 from .approval.catalogue import find_study
 from .data import Records, read
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from .training.study_model import StudyModel
 
 ROUNDS = 16
-_STEEP = 30.0  # of the head's weights over the clip norm, at which the record's gradient is above it
+_STEEP = 30.0  # of the head's weights over the clip norm
+_TRIES = 50  # to find numbers at which the model is wrong about the record: about half of them are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +65,13 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
     one = _first(read(policy, study))
     weight = study.draft.aggregation.weight_of(name)
     units = most_units(release, study.draft.max_norm, weight=weight)
+    state, gradient = _steep(study, policy, name, one)
     model = WarmModel(name, read=lambda *_: _repeated(one, units))
     try:
         compute = model.contribution(study, policy, study.planned_round(1))
-        state = _steep_state(study, policy)
         releases = [compute(state) for _ in range(rounds)]
     finally:
         model.stop()
-    gradient = _gradient(study, policy, name, one, state)
     check = check_releases(release, releases, units, gradient, weight=weight)
     return StepAudit(study=study, release=release, is_charged=charged is not None, check=check)
 
@@ -101,32 +102,35 @@ def _repeated(records: Records, times: int) -> Records:
     return Records(columns, np.arange(times), labels)
 
 
-def _steep_state(study: Study, policy: SitePolicy) -> np.ndarray:
-    layout = _model(study, policy).adapted.layout
-    state = np.random.default_rng().normal(size=study.dim)
-    state[layout.head_slice] *= _STEEP * (study.draft.privacy.clip_norm or 1.0)
-    state[layout.dim :] = 0.0  # an adaptive clip's logarithm: the clip is where it starts
-    return state.astype(np.float32)
-
-
-def _gradient(study: Study, policy: SitePolicy, site: str, one: Records, state: np.ndarray) -> np.ndarray:
-    """What the record adds to a release before it is clipped, by plain autograd on a model of its own."""
-    from ..privacy.audit.engine_checks import unit_gradients
-    from ..privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
-
-    model = _model(study, policy)
+def _steep(study: Study, policy: SitePolicy, site: str, one: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Finds trained numbers at which the record's gradient is far above the clip norm, and gives them with it."""
+    model, rng, clip = _model(study, policy), np.random.default_rng(), study.draft.privacy.clip_norm or 1.0
     layout = model.adapted.layout
-    model.adapted.load_state(state[: layout.dim])
-    examples = model.examples(one)
-    gradient = np.zeros(study.dim)
-    gradient[: layout.dim] = unit_gradients(model.adapted, examples.ids, examples.targets)[0]
+    for _ in range(_TRIES):
+        state = rng.normal(size=study.dim)
+        state[layout.head_slice] *= _STEEP * clip
+        state[layout.dim :] = 0.0  # an adaptive clip's logarithm: the clip is where it starts
+        state = state.astype(np.float32)
+        gradient = _gradient(study, model, site, one, state[: layout.dim])
+        if np.isfinite(gradient).all() and np.linalg.norm(gradient) > 4 * clip:
+            break
+    if study.dim > layout.dim:  # an adaptive clip counts the unit among those above it
+        count = np.full(study.dim - layout.dim, -COUNT_WEIGHT / 2)
+        gradient = np.concatenate([gradient / np.linalg.norm(gradient), count])
+    return state, gradient
+
+
+def _gradient(study: Study, model: "StudyModel", site: str, one: Records, numbers: np.ndarray) -> np.ndarray:
+    """Computes what the record adds to a sum before it is clipped, by plain autograd."""
+    from ..privacy.audit.engine_checks import unit_gradients
+
+    layout, examples = model.adapted.layout, model.examples(one)
+    model.adapted.load_state(numbers)
+    gradient: np.ndarray = unit_gradients(model.adapted, examples.ids, examples.targets)[0]
     if (rank := study.draft.adapter.rank_of(site)) is not None:
         for name, place in layout.slices.items():
             if name.endswith(".lora_B"):
                 gradient[place].reshape(layout.shapes[name])[..., rank:] = 0.0
-    if study.dim > layout.dim:  # an adaptive clip counts the unit among those above it
-        gradient /= np.linalg.norm(gradient)
-        gradient[layout.dim :] = -COUNT_WEIGHT / 2
     return gradient
 
 

@@ -20,6 +20,7 @@ MpcError
 ├── NormExceeded       sites shared too long vectors, and the others may not be summed as they are
 ├── TopUpMissing       the noise of a smaller set was not made up by every site of it
 ├── TotalForged        the opened total is not the sum that the sites' tags say
+├── TotalConflict      the three have different totals of one set, or the round is bound to another total
 └── SetConflict        the round is bound to another set of sites
 
 No message holds a share, seed or key.
@@ -115,6 +116,10 @@ class NormExceeded(MpcError):
 
 class TotalForged(MpcError):
     """An opened total that does not match the tags of its sites: a party added something else, or a tag is wrong."""
+
+
+class TotalConflict(MpcError):
+    """Different totals of one set, now or at an earlier attempt: a party gave false shares; none is given out."""
 
 
 class SetConflict(MpcError):

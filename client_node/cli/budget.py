@@ -15,7 +15,7 @@ app = group("What all studies together may cost, and what they have.")
 
 @app.command("show")
 def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show cap and cost of every data set: epsilon by two accountants, as the budget's colluding sites see it."""
+    """Show every data set's cap, what is guaranteed and spent against the colluding sites agreed on, and every run."""
     from ..approval.site_budget import accounts
 
     show_accounts(accounts(home), as_json)
@@ -24,9 +24,7 @@ def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
 @app.command("set")
 def budget_set(
     epsilon: Annotated[float, typer.Option(help="Cap for one unit over all studies.")],
-    delta: Annotated[
-        float, typer.Option(help="Chance that the guarantee fails: less than one in the number of units.")
-    ],
+    delta: Annotated[float, typer.Option(help="How rarely epsilon may fail to hold: at most 1 / units.")],
     collusion: Annotated[int, typer.Option(help="Sites that may pool what they know with an observer.")] = 1,
     home: HomeOption = DEFAULT_HOME,
     by: ByOption = None,

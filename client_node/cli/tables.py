@@ -125,8 +125,8 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
     if assessment.trains:
         noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
         lines.append(
-            f"Who reads what: the coordinator and the aggregators read sums over {study.quorum} sites or more, {noise}."
-            f" Only {parties} together could read what this site sends. No record leaves it."
+            f"Who reads what: coordinator, aggregators and other sites read sums over {study.quorum} sites or more, "
+            f"{noise}. Only {parties} together could open what this site sends. No record leaves it."
         )
     if assessment.aggregates:
         lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
@@ -191,6 +191,8 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
     rows = [entry.model_dump(mode="json") for entry in entries]
     if as_json:
         print_json(rows)
+    elif not rows and not unread:
+        tell("Decisions: none yet")
     for row in () if as_json else rows:
         login = "" if row["by"] == row["login"] else f" (login {row['login']})"
         line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"

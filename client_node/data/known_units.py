@@ -1,4 +1,4 @@
-"""Whose records an account of the ledger has paid for: a keyed fingerprint of every unit, which never leaves the site.
+"""Whose records an account of the ledger has paid for: a keyed mark of every unit, which never leaves the site.
 
 A budget belongs to people. Under another name of the data set, or another word for the unit, the same people would have
 a second one. So before a table is charged for the first time, and again when it has changed, the marks of its units and
@@ -22,6 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ...models.rounding import rounded_up
 from ...privacy.ledger.ledger import Ledger
 from ..errors import SiteNotReady, UnitsKnown
 from ..files import locked, read_private, write_private
@@ -141,7 +142,7 @@ class KnownUnits:
         if self._ledger is None or budget is None:
             return ""
         spent = self._ledger.spent(account.dataset, account.unit, budget.collusion, budget.delta)
-        return f", where epsilon {spent.guaranteed:.3g} of {budget.epsilon:g} is spent"
+        return f", where epsilon {rounded_up(spent.guaranteed)} is guaranteed, under a cap of {budget.epsilon:g}"
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[sa.Connection, bytes]]:

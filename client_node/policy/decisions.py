@@ -41,7 +41,7 @@ class BudgetPolicy(StrictModel):
     """The most that all studies together may cost one unit of the data set."""
 
     epsilon: float = Field(gt=0, le=1000, examples=["4.0"])
-    delta: float = Field(gt=0, le=1e-3, examples=["1e-5"], description="less than one in the number of units")
+    delta: float = Field(gt=0, le=1e-3, examples=["1e-5"], description="at most 1 / units")
     collusion: int = Field(default=1, ge=0, le=1000)  # sites that may pool what they know with an observer
 
 

@@ -78,7 +78,12 @@ class FollowedRuns:
         held = incoming.add(message.offset, part)
         if not incoming.is_whole:
             return Standing(before.round, held)
-        after = follow(study, before, path.read_bytes(), kept=len(outcome.sites))
+        total = path.read_bytes()
+        if hashlib.sha256(total).hexdigest() != digest:  # it was right when it came, before the node was last started
+            logger.error("%s is not what was written; it is asked for again", path)
+            path.unlink()
+            return Standing(before.round, 0)
+        after = follow(study, before, total, kept=len(outcome.sites))
         bounds.require_reach(study, start(), after.state)
         self._save(message.run, after)
         return Standing(after.round, 0)

@@ -12,12 +12,15 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...mpc.errors import EnvelopeRejected
+from ...mpc.links import mapped
 from ...mpc.sharing.position import Position
+from ...mpc.sharing.sealing import signed_position
 from ...mpc.sharing.shares import set_name
 from ...privacy.mechanism.noise import discrete_gaussian
-from ..errors import MessageInvalid, SetFixed
+from ..errors import MessageInvalid, SetFixed, StateRefused
 from ..study import Study
-from ..wire.messages import TopUpPlan
+from ..wire.messages import TopUpPlan, start_hash
 from .outbox import Envelopes, Files, Outbox
 from .seal import Sealer
 
@@ -40,11 +43,14 @@ def top_up(
 
     Raises:
         MessageInvalid: the plan does not fit the study, or this site has sent no update to which it could add noise.
+        StateRefused: the plan names another start of the round than the one that the update was sealed to.
         SetFixed: this site has given a top-up for a set that does not contain the one of the plan.
     """
     _require_set(study, plan, site)
-    if outbox.get(plan.run, plan.round) is None:
+    update = outbox.get(plan.run, plan.round)
+    if update is None:
         raise MessageInvalid(f"{site} has sent no update in round {plan.round} of run {plan.run} to add noise to")
+    _require_same_start(study, plan, site, signer, update)
     fixed = outbox.topped_set(plan.run, plan.round)
     if fixed is not None and not set(plan.cohort) <= set(fixed):
         raise SetFixed(
@@ -66,6 +72,21 @@ def _require_set(study: Study, plan: TopUpPlan, site: str) -> None:
         raise MessageInvalid(f"round {plan.round}: the set is not made of sites of study {study.name}, once and sorted")
     if site not in plan.cohort:
         raise MessageInvalid(f"round {plan.round}: {site} is not in the set that it is asked to add noise for")
+
+
+def _require_same_start(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey, update: Files) -> None:
+    """Refuses a plan that would bind the top-up to another state, or key of tags, than this site's update.
+
+    Such a top-up would never be added, and it would stand in the place of the right one for its set.
+    """
+    state = start_hash(plan.state, plan.tag_key)
+    context = study.share_context(study.planned_round(plan.round), run=plan.run, site=site, state=state)
+    try:
+        signed_position(mapped(update[0]), context, signer.public_key().public_bytes_raw())
+    except EnvelopeRejected as err:
+        raise StateRefused(
+            f"{site} has sealed its update of round {plan.round} to another start than the one to add noise for"
+        ) from err
 
 
 def _sealed_noise(study: Study, plan: TopUpPlan, site: str, signer: Ed25519PrivateKey, position: Position) -> Envelopes:

@@ -347,15 +347,19 @@ class StudyDraft(StrictModel):
         largest = (4 * self.rounds.batch_units + 30) * self.privacy.clip_unit
         if self.max_norm is not None:
             largest = min(largest, self.max_norm * len(self.participants.sites))
-        return largest * self.privacy.local_steps + 10 * self.noise_std
+        return largest * self.privacy.local_steps + 10 * self._noise_std(self.privacy.max_dropouts)
 
     @property
     def noise_std(self) -> float:
         """Std of the noise in an entry of the opened sum over all sites."""
+        return self._noise_std(self.privacy.spared_sites)
+
+    def _noise_std(self, spared: int) -> float:
+        """Std of the sum over all sites if `spared` of them could fail; with `max_dropouts`, no sum has more noise."""
         privacy, sites = self.privacy, len(self.participants.sites)
         if privacy.mode == "none":
             return 0.0
-        honest = sites - privacy.max_dropouts - privacy.collusion if privacy.mode == "distributed" else 1
+        honest = sites - spared - privacy.collusion if privacy.mode == "distributed" else 1
         by_step = privacy.noise_multiplier * privacy.sensitivity * math.sqrt(sites / max(honest, 1))
         return by_step * math.sqrt(privacy.local_steps)
 

@@ -52,6 +52,7 @@ class PublicTimes:
         self, home: Path, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._path, self._clock, self._sleep = home / FILE, clock, sleep
+        self._found: dict[str, float] = {}  # by this process, should the file not take them
         self._last: Callable[[], object | None] = lambda: None  # the model of the last update
 
     @contextmanager
@@ -68,7 +69,7 @@ class PublicTimes:
             yield
             return
         began, kind = self._clock(), f"{study.study_hash}/{self._kind(planned, model)}"
-        stated = max(LEAST_S, policy.limits.answer_s, self._stated().get(kind, 0.0))
+        stated = max(LEAST_S, policy.limits.answer_s, self._stated().get(kind, 0.0), self._found.get(kind, 0.0))
         try:
             yield
         except Exception:
@@ -93,10 +94,18 @@ class PublicTimes:
                     deadline_s,
                     self._path,
                 )
-            known = {**self._stated(), kind: seconds}
-            write_private(self._path, _File(seconds=dict(list(known.items())[-MAX_KINDS:])).model_dump_json().encode())
+            self._note(kind, seconds)
         while (left := began + seconds - self._clock()) > 0:
             self._sleep(left)
+
+    def _note(self, kind: str, seconds: float) -> None:
+        """Stores a new stated time. What keeps it from the disk does not let the answer go early, nor find it anew."""
+        self._found[kind] = seconds
+        try:
+            known = {**self._stated(), kind: seconds}
+            write_private(self._path, _File(seconds=dict(list(known.items())[-MAX_KINDS:])).model_dump_json().encode())
+        except (OSError, SiteNotReady) as err:
+            logger.error("the time of answers is kept only until this node stops: %s", err)
 
     def _stated(self) -> Mapping[str, float]:
         if not self._path.exists():

@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 class WarmModel:
     """The loaded model of at most one study, reloaded if the study, the records or the limits may have changed."""
 
-    def __init__(self, site: str, *, read: Callable[[SitePolicy, Study], Records] = read_records) -> None:
+    def __init__(self, site: str, *, read: Callable[[SitePolicy, Study], Records] | None = None) -> None:
         """Loads nothing yet.
 
         Args:
-            read: reads the records of a policy for a study; an audit gives it others.
+            read: returns records in place of those that a policy names, for an audit.
         """
         self._site, self._read = site, read
         self._trainer: tuple[str, Trainer | Workers] | None = None
@@ -90,7 +90,7 @@ class WarmModel:
         site_noise = study.site_noise(study.planned_round(1))
 
         def read() -> Records:
-            return self._read(policy, study)
+            return read_records(policy, study) if self._read is None else self._read(policy, study)
 
         if limits.workers:
             from .workers import Workers

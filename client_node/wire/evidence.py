@@ -57,8 +57,12 @@ def signed_total(study: Study, run: str, outcome: Outcome) -> SignedTotal:
     The digest is over the ring elements of the opened vector, little-endian, without tags.
 
     Raises:
-        MessageInvalid: the evidence does not hold, or says nothing of the total because it is of version 0.2 or before.
+        MessageInvalid: the evidence does not hold, names sites that the study never sums, or says nothing of the total
+            because it is of version 0.2 or before.
     """
+    sites = set(outcome.sites)
+    if not (len(sites) == len(outcome.sites) >= study.quorum and sites <= set(study.site_names())):
+        raise MessageInvalid(f"round {outcome.round}: study {study.name} has no sum over these sites")
     signed = require_evidence(study, run, outcome)
     if signed is None:
         raise MessageInvalid(f"round {outcome.round}: it was released by a version that signed no total")

@@ -393,7 +393,7 @@ def _privacy_figures(outcome: dict[str, Any]) -> _Rows:
         return []
     bound = f"for every {outcome['unit']}, δ = {outcome['delta']:g}, even if one site colludes; cap {_BUDGET:g}"
     spent, by_rdp = rounded_up(outcome["epsilon"]), rounded_up(outcome["epsilon_rdp"])
-    audit = [("  audited, a step", *_audit_texts(outcome["audit"]))] if outcome["audit"] else []
+    audit = _audit_rows(outcome["audit"]) if outcome["audit"] else []
     return [
         ("ε guaranteed", rounded_up(outcome["epsilon_guaranteed"]), bound),
         ("  spent", spent, f"by PLD ({by_rdp} by RDP): if nothing was chosen or stopped by results"),
@@ -401,11 +401,19 @@ def _privacy_figures(outcome: dict[str, Any]) -> _Rows:
     ]
 
 
-def _audit_texts(audit: dict[str, Any]) -> tuple[str, str]:
+def _audit_rows(audit: dict[str, Any]) -> _Rows:
     found = "; ".join(finding["check"] for finding in audit["findings"]) or f"{len(audit['checks'])} checks hold"
     claim, bound = float(audit["claimed_epsilon"]), float(audit["lower_bound"])
     sure = f"{100 * float(audit['confidence']):g} % confidence"
-    return f"≥ {rounded_down(bound)}", f"{sure}, claimed {rounded_up(claim)}; {found}"
+    of = f"of {audit['guesses']}"
+    return [
+        ("  audited, a step", f"≥ {rounded_down(bound)}", f"{sure}, claimed {rounded_up(claim)}; {found}"),
+        (
+            "  attacked",
+            f"{audit['right']} {of}",
+            f"guesses right of who took part in such a step; without clip and noise {audit['right_unprotected']} {of}",
+        ),
+    ]
 
 
 def _study_text(draft: StudyDraft, bench: Workbench) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...client_node.wire.messages import AggregateOrder, Packet, Reply, SetIncomplete, SetTaken, SignedTotal, sign
-from ...mpc.errors import TotalForged
+from ...mpc.errors import TotalConflict, TotalForged
 from ...mpc.links.positions import History
 from ...mpc.sharing import Ring
 from ...mpc.sharing.ring import decode, read_total
@@ -33,6 +33,13 @@ _PROBLEMS = {
     SetTaken.kind: "bound to another set",
     SetIncomplete.kind: "a share or top-up does not open, or a vector is too long",
 }
+
+_TOTALS_DIFFER = (
+    "the aggregators have different totals of one set, or another one than they had before: one of them gave false "
+    "shares, or signed what was not opened. Nothing of the round is kept. Resume the run: the same sealed shares are "
+    "added again. If it stays, ask all three aggregators, and start a new run: a round is bound to the first total "
+    "that all three had"
+)
 
 Answers = dict[str, tuple[Reply, Packet]]  # verified, by aggregator
 
@@ -104,8 +111,8 @@ def opened_total(round_: RoundContext, agreed: AgreedTotal) -> np.ndarray:
         except TotalForged as err:
             raise TotalRefused(
                 f"{round_.title}: {err}. An aggregator has changed its share, or a site has sent tags that are not "
-                "those of its vector. Nothing of the round is kept. Resume the run once; if it stays, ask all three "
-                "aggregators and the sites"
+                "those of its vector. Nothing of the round is kept, and the aggregators open no other total of it. Ask "
+                "all three aggregators and the sites, then start a new run"
             ) from err
     return decode(total.units, ring)
 
@@ -123,7 +130,11 @@ def _order(
     sender: str,
     told: Mapping[str, History],
 ) -> tuple[Answers, dict[str, str]]:
-    """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none."""
+    """Orders the sum once; returns verified answers by aggregator, and the reasons why the others have none.
+
+    Raises:
+        AggregationFailed: an aggregator says that the three do not have one total.
+    """
     run, attempt = round_.run, secrets.randbelow(2**31)
     hashes = {f"history-{place}": told[site].records for place, site in enumerate(summed)}
     requests = {
@@ -140,9 +151,11 @@ def _order(
     }  # fmt: skip
     found: Answers = {}
     problems = dict.fromkeys(run.parties, "no answer in time")
+    totals_differ = False
     for name, answer in verified_answers(run, "aggregate", requests, SignedTotal, SetTaken, SetIncomplete):
         if isinstance(answer, NodeFailure):
             delivery.forget(name, answer)
+            totals_differ = totals_differ or answer.error == TotalConflict.__name__
         if not isinstance(answer, tuple):
             problems[name] = str(answer)
             continue
@@ -152,6 +165,8 @@ def _order(
             continue
         found[name] = answer
         problems[name] = _PROBLEMS.get(message.kind, "")
+    if totals_differ:
+        raise AggregationFailed(f"{round_.title}: {_TOTALS_DIFFER}")
     return found, {name: why for name, why in problems.items() if why}
 
 
@@ -182,11 +197,7 @@ def _agreed_total(round_: RoundContext, answers: Answers, sender: str) -> Agreed
     if len({(each.kept, each.set_digest) for each in signed}) > 1:
         raise AggregationFailed(f"{round_.title}: the aggregators opened totals of different sets")
     if len({each.total_digest for each in signed}) > 1:
-        raise AggregationFailed(
-            f"{round_.title}: the aggregators signed different totals of one set: one of them gave the others false "
-            "shares, or signed what was not opened. Nothing of the round is kept. Resume the run: the same sealed "
-            "shares are added again; if it stays, ask all three aggregators"
-        )
+        raise AggregationFailed(f"{round_.title}: {_TOTALS_DIFFER}")
     if len(signed) < len(round_.run.parties):
         return None
     packets = [answers[name][1] for name in round_.run.parties]

@@ -1,17 +1,18 @@
 """The durable record of what a party must never do twice differently.
 
 Two totals of one round over two sets differ by single updates, so a round that was, or may have been, released for a
-set is bound to it for ever. Two sketches of one vector under the same masks show differences of its entries, so a
-vector is tied to one seed, and to one opened sketch; and each try of a norm check can be bent into one bit of another
-kind, so tries are counted. One JSON line for each, on disk before anything follows from it. Whoever deletes the file
-takes these protections away.
+set is bound to it for ever. Two signed totals of one set, one of them false, would lead sites to different states, so
+the first one that all three had is bound too. Two sketches of one vector under the same masks show differences of its
+entries, so a vector is tied to one seed, and to one opened sketch; and each try of a norm check can be bent into one
+bit of another kind, so tries are counted. One JSON line for each, on disk before anything follows from it. Whoever
+deletes the file takes these protections away.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ChecksExhausted, CommitmentBroken, SetConflict
+from ..errors import ChecksExhausted, CommitmentBroken, SetConflict, TotalConflict
 from ..fields import MAX_ROUND, text, whole
 from .line_file import LineFile
 
@@ -44,6 +45,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._bindings: dict[RoundId, Binding] = {}
+        self._totals: dict[RoundId, bytes] = {}
         self._seeds: dict[bytes, bytes] = {}
         self._sketches: dict[bytes, bytes] = {}
         self._tries: dict[bytes, int] = {}
@@ -67,6 +69,23 @@ class Journal:
             return
         self._file.append({**round_id._asdict(), "set": binding.set_digest.hex(), "sites": binding.sites})
         self._bindings[round_id] = binding
+
+    def bind_total(self, round_id: RoundId, total_digest: bytes) -> None:
+        """Binds the round to one total for ever; on return that is on disk. The same total again is no change.
+
+        Args:
+            total_digest: SHA-256 of the total's ring elements.
+
+        Raises:
+            TotalConflict: the round is bound to another total.
+            JournalBroken: see `bind`.
+        """
+        known = self._totals.get(round_id)
+        if known is None:
+            self._file.append({**round_id._asdict(), "total": total_digest.hex()})
+            self._totals[round_id] = total_digest
+        elif known != total_digest:
+            raise TotalConflict(f"round {round_id.round} is bound to another total of its set")
 
     def tie_to_seeds(self, seeds: Mapping[bytes, bytes]) -> None:
         """Ties vectors to the seeds of their sketches for ever; on return that is on disk.
@@ -124,6 +143,9 @@ class Journal:
                 is_consistent = all(self._sketches.get(vector, sketch) == sketch for vector, sketch in sketches.items())
                 self._count(sketches)
                 return is_consistent
+            case ["round", "run", "study", "total"]:
+                total_digest = _digest(record["total"])
+                return self._totals.setdefault(_round_id(record), total_digest) == total_digest
             case _:
                 round_id, binding = _parse(record)
                 return self._bindings.setdefault(round_id, binding) == binding
@@ -134,19 +156,25 @@ def _in_hex(hashes: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def _hashes(record: Any) -> dict[bytes, bytes]:
-    hashes = {bytes.fromhex(name): bytes.fromhex(value) for name, value in record.items()}
-    if any(len(each) != _HASH for pair in hashes.items() for each in pair):
-        raise ValueError("not hashes")
-    return hashes
+    return {_digest(name): _digest(value) for name, value in record.items()}
 
 
 def _parse(record: Any) -> tuple[RoundId, Binding]:
     if not isinstance(record, dict) or record.keys() != {"study", "run", "round", "set", "sites"}:
         raise ValueError("not a binding")
-    digest = bytes.fromhex(record["set"])
-    if len(digest) != _HASH or not isinstance(record["sites"], list):
+    if not isinstance(record["sites"], list):
         raise ValueError("not a set")
-    round_id = RoundId(
+    return _round_id(record), Binding(_digest(record["set"]), tuple(text("site", name) for name in record["sites"]))
+
+
+def _round_id(record: Any) -> RoundId:
+    return RoundId(
         text("study", record["study"]), text("run", record["run"]), whole("round", record["round"], 0, MAX_ROUND)
     )
-    return round_id, Binding(digest, tuple(text("site", name) for name in record["sites"]))
+
+
+def _digest(value: str) -> bytes:
+    digest = bytes.fromhex(value)
+    if len(digest) != _HASH:
+        raise ValueError("not a hash")
+    return digest

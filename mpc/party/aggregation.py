@@ -36,6 +36,7 @@ from ..errors import (
     PartyLost,
     SetConflict,
     TopUpMissing,
+    TotalConflict,
 )
 from ..fields import MAX_COHORT, MAX_TEXT, canonical
 from ..links import OpenedTotal, Order, mapped
@@ -128,7 +129,8 @@ def aggregate(
 ) -> OpenedTotal:
     """The sum over all sites that reached all three parties with vectors that are not too long.
 
-    It is opened only after every party has bound the round to this very set on its disk. `topups` are looked at, and
+    It is opened only after every party has bound the round to this very set on its disk, and given out only once this
+    party has bound the round to that total as well. `topups` are looked at, and
     added, only for fewer sites than `order.min_untopped`.
 
     CrypTen's `runtime` must be started in this thread, on `links`.
@@ -139,6 +141,7 @@ def aggregate(
         TopUpMissing: fewer than `order.min_untopped` are, and not each has its top-up for exactly this set.
         NormExceeded: vectors are too long, and the other sites may not be summed without more.
         SetConflict: a party has bound the round to another set; all three raise it.
+        TotalConflict: the three do not have the same total, or this party has bound the round to another one.
         JournalBroken: this party's disk did not take the binding.
         PartyLost: another party is gone or silent.
         CommitmentBroken: another party tried to choose what must be random, or changed its mind between attempts.
@@ -167,6 +170,7 @@ def aggregate(
     journal.bind(order.round_id, binding)
     links.all_gather("DONE", b"", 0)  # nobody gives its share before all have bound
     opened = total.open()
+    _bind_total(order, opened, links, journal)
     logger.info("round %d: opened the sum over %d of %d sites", order.round, len(kept), len(order.cohort))
     left_out = tuple(site for site in complete if site in rejected)
     return OpenedTotal(
@@ -299,6 +303,18 @@ def _refuse_other_set(order: Order, binding: Binding, links: Links, journal: Jou
     for other in links.all_gather("BIND", mine, _HASH + MAX_COHORT * (MAX_TEXT + 1)):
         if other and other[:_HASH] != binding.set_digest:
             raise SetConflict(f"round {order.round} is bound to another set of sites", _names(other[_HASH:]))
+
+
+def _bind_total(order: Order, opened: bytes, links: Links, journal: Journal) -> None:
+    """Binds the round to its opened total, if all three have the same.
+
+    What a false share has spoilt for some binds nobody, so the round can be opened again. Without the binding, two
+    false shares at two attempts would be two totals that all three have signed.
+    """
+    digest = sha256(opened).digest()
+    if len(set(links.all_gather("SAME", digest, _HASH))) != 1:
+        raise TotalConflict(f"round {order.round}: the parties have opened different totals of one set")
+    journal.bind_total(order.round_id, digest)
 
 
 def _names(data: bytes) -> tuple[str, ...]:

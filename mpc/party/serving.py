@@ -22,6 +22,7 @@ from ..errors import (
     PartyLost,
     SetConflict,
     TopUpMissing,
+    TotalConflict,
 )
 from ..links import Channel, OpenedTotal, Order, PartyConfig
 from ..links.frames import config_from_wire, failure, order_from_wire, paths_from_wire, take
@@ -35,7 +36,7 @@ from . import aggregation
 logger = logging.getLogger(__name__)
 
 # Errors that all three parties reach from the same exchanged bytes: their links are in step and stay up.
-_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict)
+_COMMON = (OrderMismatch, Equivocation, CohortTooSmall, TopUpMissing, NormExceeded, SetConflict, TotalConflict)
 
 Files = Mapping[str, Path]  # site -> its envelope for this party
 

@@ -26,7 +26,7 @@ _LEAST_SEEN = 0.2  # of the charged length: below it the record was not seen, an
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChargeCheck:
-    """What a site's releases show, beside what was charged for them."""
+    """The figures that a site's releases show, beside what was charged for them."""
 
     rounds: int
     units: int  # in the made-up table

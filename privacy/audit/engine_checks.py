@@ -42,6 +42,7 @@ _ALPHA = FALSE_ALARM / 10  # of one test; there are seven
 NOISE_TOLERANCE = 0.02  # how far the std of the noise may be from the claim
 _COORDINATES = 100_000  # noise samples: 2 % is nine standard errors, so a true engine passes but for 1e-18
 _RESOLUTION = 30  # bits of the clip norm in checks that read sums
+_FINE = 40  # the same where sums are taken apart
 _LENGTH = 12  # words of a probe record
 _UNITS = 24  # that the sampling check tells apart
 _STEPS = 100  # it looks at; fewer for a large adapter, whose noise takes long
@@ -498,7 +499,8 @@ def _loop(probe: Probe) -> Iterator[str]:
 def _batch(probe: Probe) -> Iterator[str]:
     """What a unit adds to a sum is what it adds alone, also at made-up numbers, where rounding decides gradients.
 
-    Sums are read to a billionth of the bound, so what is found is no unit's own: others would have moved with it.
+    Sums are read so finely that one rounding of another unit's gradient shows, which is far below the bound by itself:
+    at some state it would decide a whole gradient.
     """
     for state in (None, *(made_up_state(probe.adapted.layout, probe.rng) for _ in range(_MADE_UP))):
         if state is None:
@@ -510,7 +512,8 @@ def _batch(probe: Probe) -> Iterator[str]:
         tokens[0] = _LENGTH  # one is longer than all others
         ids[np.arange(_LENGTH) >= tokens[:, None]] = 0
         targets = np.logical_and(targets, ids > 0) if targets.ndim == 2 else targets
-        terms, units = replace(probe.quiet(), max_norm=None, weight=1.0), np.arange(len(ids))
+        bits = min(48, max(0, _FINE - round(math.log2(probe.bound))))
+        terms, units = replace(probe.quiet(), scale_bits=bits, max_norm=None, weight=1.0), np.arange(len(ids))
         everybody = probe.release(ids, targets, units, terms)
         if float(np.linalg.norm(everybody)) > 2 * len(ids) * probe.bound:
             continue  # nothing is clipped, which other checks say, and the ring may have cut it

@@ -7,12 +7,12 @@ import math
 
 
 def odds_factor(epsilon: float) -> float:
-    """The most by which the odds of any conclusion about a unit can be multiplied, save with probability delta."""
+    """The most by which odds of any conclusion about a unit are multiplied, but for outcomes as rare as delta says."""
     return math.exp(epsilon) if epsilon < 700 else math.inf
 
 
 def certainty(epsilon: float) -> float:
-    """The most that a suspicion of one half that a unit took part can grow to, save with probability delta."""
+    """The most that a suspicion of one half that a unit took part grows to, but for outcomes as rare as delta says."""
     return 1 / (1 + math.exp(-epsilon))
 
 

@@ -157,8 +157,12 @@ class StudyTerms(_Terms):
             yield "is of a study that its text leaves without noise"
             return
         sites = len(self.sites) if privacy.dropouts == "top-up" else self.quorum
-        step = self._release(privacy.noise_multiplier, privacy.clip_norm, self.scale_bits, self.dim, 1.0, 1).over(sites)
-        expected = step.noise_multiplier(privacy.collusion)
+        try:
+            step = self._release(privacy.noise_multiplier, privacy.clip_norm, self.scale_bits, self.dim, 1.0, 1)
+            expected = step.over(sites).noise_multiplier(privacy.collusion)
+        except InvalidPrivacyParameter as err:
+            yield f"cannot be of its study as the text is: {err}"
+            return
         if abs(facts.noise_multiplier - expected) > AUDIT_TOLERANCE * expected:
             yield f"is of noise multiplier {facts.noise_multiplier:.4g}; the study's text gives {expected:.4g}"
 

@@ -300,7 +300,7 @@ def _passed_caps(report: Report) -> Iterator[str]:
             cap = account.budget
             if cap is None or account.unprotected:
                 continue
-            found = next(item.guaranteed for item in account.spent if item.colluding == cap.collusion)
+            found = max((item.guaranteed for item in account.spent if item.colluding == cap.collusion), default=0.0)
             if found > cap.epsilon:
                 yield (
                     f"site {site.name}: {account.dataset}/{account.unit}: guaranteed is {rounded_up(found, 3)}, over "

@@ -266,7 +266,7 @@ def prepare_run(desk: Desk, run: str, study: Study | None = None, lease: int = 1
 
 
 def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     with pytest.raises(ChargeRefused, match="with what is held for first"):
         prepare_run(desk, "second")
@@ -276,7 +276,7 @@ def test_two_runs_prepared_at_once_do_not_both_get_what_pays_for_one(site):
 
 
 def test_a_run_that_has_ended_holds_nothing(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
     desk.ask("settle", settle)
@@ -284,7 +284,7 @@ def test_a_run_that_has_ended_holds_nothing(site):
 
 
 def test_a_run_of_a_revoked_study_holds_nothing(site):
-    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.9
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare_run(desk, "first")
     other = site.keep(desk.study.model_copy(update={"created": date(2026, 2, 1)}))
     approve(site.home, other.study_hash)
@@ -341,7 +341,7 @@ def test_a_run_that_did_not_fit_has_used_nothing(site):
 
 
 def test_a_run_goes_on_after_a_mistaken_revoke(site):
-    desk = make_desk(site)  # a budget of 8, and a run costs 6.8
+    desk = make_desk(site)  # a cap of 10, and a run lifts the filter to 7.7
     prepare(desk)
     desk.step(1)
     revoke(site.home, desk.study.study_hash)

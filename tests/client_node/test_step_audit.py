@@ -31,7 +31,7 @@ def desk(site: Site, request) -> Desk:
         "adaptive": (("clip_norm = 1.0", 'clip_norm = 1.0\nclipping = "adaptive"'),),
         "local": (
             ('mode = "distributed"', 'mode = "local"\nlocal_steps = 3'),
-            ("lr = 2.0", "lr = 2.0\nlocal_lr = 0.1"),
+            ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
         ),
     }
     return make_desk(site, *changes[request.param])

@@ -81,7 +81,7 @@ def test_a_cap_is_weaker_if_any_of_its_figures_promises_less(site, figures, is_w
     assert (change.before.epsilon, change.is_weaker, change.is_spent) == (10.0, is_weaker, False)
 
 
-def test_a_cap_below_what_is_spent_says_so(site):
+def test_a_cap_below_what_is_guaranteed_says_so(site):
     study = site.keep(site.study())
     decisions.approve(site.home, study.study_hash)
     with open_ledger(site.home, site.identity, Enrolment.load(site.home)) as ledger:

@@ -160,7 +160,7 @@ def test_a_used_approval_whose_run_has_ended_is_given_anew(site):
 
 
 def test_a_run_goes_on_after_revoke_and_approve_and_its_charges_count_once(site):
-    study = site.keep(site.study())  # 40 rounds cost 6.8 of 8; 40 more beside the 5 charged would cost over 8
+    study = site.keep(site.study())  # 40 rounds lift the filter to 7.7 of 10; 40 more would pass it
     approve(site.home, study.study_hash)
     begin(site, study, "thyroid-1", rounds=36)
     revoke_study(site.home, study.study_hash)

@@ -122,8 +122,8 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     assert code == FAILED
     assert not approved(site, study)
     for said in (
-        "the coordinator and the aggregators read sums over 4 sites or more, with noise",
-        "Only agg-a, agg-b, agg-c together could read what this site sends",
+        "coordinator, aggregators and other sites read sums over 4 sites or more, with noise",
+        "Only agg-a, agg-b, agg-c together could open what this site sends",
         "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.73",
         "the cap is 10. Planned alone: 6.78.",
         "It covers 1 run, without an end",
@@ -219,6 +219,7 @@ def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, 
 def test_the_decision_log_names_who_decided_what_and_when(site, call):
     study = site.keep(site.study())
     assert call("decisions").stdout == ""
+    assert call("decisions").stderr == "Decisions: none yet\n"
     call("study", "approve", study.study_hash, "--yes", "--by", "Dr. Ada", "--until", "2999-12-31")
     call("budget", "set", "--epsilon", "20", "--delta", "1e-5", "--yes", "--by", "Dr. Bo")
     call("site", "confirm", f"east={fingerprint('00' * 32)}", "--by", "Cy")

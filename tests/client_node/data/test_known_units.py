@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import shutil
 import stat
 import threading
@@ -69,6 +70,11 @@ def test_another_name_over_the_same_people_opens_no_budget(desk, caplog):
         assert str(refused.value) == CONSTANT
     assert desk.ledger.entries() == before
     assert "3 of 3 units and 4 of 4 rows are known under patients/patient, where epsilon" in caplog.text
+    guaranteed, cap = re.search(r"epsilon ([\d.]+) is guaranteed, under a cap of (\d+)", caplog.text).groups()
+    account = desk.ledger.budget("patients", "patient")
+    spent = desk.ledger.spent("patients", "patient", account.collusion, account.delta)
+    assert spent.guaranteed <= float(guaranteed) < spent.guaranteed + 0.011  # never less than it is
+    assert float(cap) == account.epsilon
     assert "data.continues = 'patients'" in caplog.text
 
 

@@ -65,11 +65,18 @@ class Rounds:
             self.checkpoints.append(follow(self.study, before, total, kept=4))
         return self
 
-    def signed(self, number: int, total: bytes, *, by: tuple[str, ...] = ("agg-a", "agg-b", "agg-c")) -> Outcome:
+    def signed(
+        self,
+        number: int,
+        total: bytes,
+        *,
+        by: tuple[str, ...] = ("agg-a", "agg-b", "agg-c"),
+        sites: tuple[str, ...] | None = None,
+    ) -> Outcome:
         """What the three aggregators sign of a round that began where this coordinator stands."""
         digest = round_start(self.study, self.checkpoints[number - 1]).digest
         start = followed_runs.start_hash(digest, self.key(number))
-        sites = tuple(sorted(self.study.site_names()))
+        sites = tuple(sorted(self.study.site_names())) if sites is None else sites
         answer = SignedTotal(
             request="0" * 64, study=self.study.study_hash, run=self.run, round=number, start=start, kept=sites,
             set_digest="cd" * 32, total_digest=hashlib.sha256(total).hexdigest(),
@@ -214,6 +221,38 @@ def test_a_spoilt_state_on_disk_is_never_used(site, caplog):
     assert "followed anew from its start" in caplog.text
     assert [site.give(rounds, number).round for number in (1, 2)] == [1, 2]
     assert bits(site.checkpoint()) == bits(rounds.checkpoints[2])
+
+
+def test_a_total_that_the_disk_spoilt_is_asked_for_again(site, monkeypatch, caplog):
+    rounds = Rounds(site.study).grow(1)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(followed_runs, "follow", killed)
+        with pytest.raises(Killed):
+            site.give(rounds, 1)
+    (path,) = (site.home / "replay" / RUN).iterdir()
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    (message, part), *_ = rounds.messages(1)
+    assert site.take(message, part) == Standing(0, 0)
+    assert "asked for again" in caplog.text
+    assert site.give(rounds, 1) == Standing(1, 0)
+    assert bits(site.checkpoint()) == bits(rounds.checkpoints[1])
+
+
+@pytest.mark.parametrize("sites", [("hub",) * 4, tuple("abcdefgh"), ("svi",), ()], ids=str)
+def test_a_total_over_sites_that_the_study_never_sums_is_refused_whoever_signed_it(site, sites):
+    """Its bound grows with the sites in it: a thousand made-up ones would allow a total a thousand times as long."""
+    rounds = Rounds(site.study)
+    total = bytes(round_start(site.study, rounds.checkpoints[0]).planned.ring_bits // 8 * DIM)
+    outcome = rounds.signed(1, total, sites=sites)
+    with pytest.raises(MessageInvalid, match="no sum over these sites"):
+        site.take(rounds.message(1, outcome=outcome), total)
+    assert site.checkpoint().round == 0
 
 
 def test_a_made_up_total_with_two_signatures_is_refused(site):

@@ -10,7 +10,7 @@ import pytest
 
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import Enrolment
-from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed
+from confide.client_node.errors import MessageInvalid, RoundOver, SetFixed, StateRefused
 from confide.client_node.node import Node
 from confide.client_node.replay.following import start_digest
 from confide.client_node.study.study import AggregatorParty, Participant, Study, load_draft
@@ -235,6 +235,14 @@ def test_no_top_up_where_the_noise_was_provided_in_advance(tmp_path):
 def test_no_top_up_under_a_key_that_is_not_the_aggregator_s(desk):
     with pytest.raises(MessageInvalid, match="not signed by it"):
         desk.top_up(THREE, keys=desk.keys(public_key=new_keypair()[1].hex()))
+
+
+@pytest.mark.parametrize("change", [{"state": "ab" * 32}, {"tag_key": "ab" * 32}], ids=str)
+def test_no_top_up_for_another_start_than_that_of_the_update(desk, change):
+    """It would stand for ever in the place of the one that can be added."""
+    with pytest.raises(StateRefused, match="sealed its update of round 1 to another start"):
+        desk.top_up(THREE, **change)
+    desk.opened(desk.top_up(THREE), THREE)
 
 
 def test_no_top_up_of_a_settled_round(desk):

@@ -11,6 +11,7 @@ from confide.client_node.study import cost
 from confide.client_node.study.study import Study
 from confide.client_node.study.terms import AggregationTerms, load_draft
 from confide.mpc.sharing.sketch import largest_bound
+from confide.privacy.report import study_terms
 
 DIM = 1000
 NOISY = ("noise_multiplier = 1.19", "noise_multiplier = 4.0")  # small losses are composed faster
@@ -29,6 +30,26 @@ def test_reading_a_study_loads_no_accountant_and_no_torch():
     code = "import sys, confide.client_node.study; print({*sys.modules} & {'dp_accounting', 'scipy', 'torch'})"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "set()\n"
+
+
+TOPPED = ("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"')
+SPARED = ("max_dropouts = 0", "max_dropouts = 1")
+ADAPTIVE = ("clip_norm = 1.0", 'clip_norm = 0.5\nclipping = "adaptive"')
+LOCAL = (
+    ('mode = "distributed"', 'mode = "local"'), ("collusion = 1", "collusion = 1\nlocal_steps = 4"),
+    ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [(), (EVALUATED,), (EVALUATED, TOPPED), (SPARED,), (ADAPTIVE,), LOCAL])
+def test_whoever_reads_a_report_takes_from_a_study_s_text_what_its_rounds_are_charged(make_study, changes):
+    study = make_study(*changes)
+    terms = study_terms.read(study.canonical().decode())
+    assert study_terms.hash_of(study.canonical().decode()) == study.study_hash
+    assert terms.cohort == tuple(sorted(study.site_names()))
+    for number in (1, study.last_round):
+        planned = study.planned_round(number)
+        assert terms.release(planned.purpose) == cost.release(study, planned, sites=study.quorum)
 
 
 def test_a_provisional_study_releases_what_the_real_one_does(make_study):

@@ -482,6 +482,14 @@ def test_an_adaptive_clip_adds_one_number_to_the_state_and_fixes_the_sensitivity
     assert adaptive.noise_std == pytest.approx(4 * SENSITIVITY * fixed.noise_std)
 
 
+@pytest.mark.parametrize("dropouts", ["over-provision", "top-up"])
+def test_the_noise_of_a_whole_sum_is_what_the_sites_add(make_study, dropouts):
+    """Adam takes its variance off: with top-ups sites add less at first, and all that is missing is made up for."""
+    study = make_study(("max_dropouts = 0", f'max_dropouts = 1\ndropouts = "{dropouts}"'))
+    each = study.site_noise(study.planned_round(1)) / 2**study.scale_bits
+    assert study.draft.noise_std == pytest.approx(each * len(study.sites) ** 0.5, rel=1e-4)
+
+
 def with_aggregation(terms):
     return ("[participants]", f"[aggregation]\n{terms}\n[participants]")
 

@@ -131,6 +131,19 @@ def test_a_stated_time_survives_a_restart_and_never_shrinks(site, times, clock, 
     assert took(later, clock, study, policy, Model(), 0.1) == pytest.approx(4.0)
 
 
+def test_a_disk_that_takes_no_note_lets_no_answer_go_early(times, clock, study, policy, monkeypatch):
+    """A full disk also fails the step itself, which is then drawn anew: each try would tell how long it took."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("confide.client_node.training.public_time.write_private", full)
+    model = Model()
+    took(times, clock, study, policy, model, 0.1)
+    assert took(times, clock, study, policy, model, 0.9, fails=True) == pytest.approx(1.0)
+    assert took(times, clock, study, policy, model, 0.3, fails=True) == pytest.approx(1.0)
+
+
 def test_without_privacy_nothing_waits(site, times, clock, policy):
     bare = site.study(
         ('mode = "distributed"', 'mode = "none"'), ("noise_multiplier = 1.19\n", ""), ("delta = 1e-5\nmax", "max")

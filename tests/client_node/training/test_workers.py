@@ -21,7 +21,8 @@ from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.training.workers import Workers
-from confide.privacy.mechanism.site_round import _draw, _microbatches
+from confide.privacy.mechanism.batches import microbatches, used_tokens
+from confide.privacy.mechanism.site_round import _draw
 from confide.privacy.mechanism.workers import shared_out
 
 from ..conftest import PATIENTS_CSV, Site, site_in
@@ -116,7 +117,9 @@ def kind_of_round(alone: Trainer, units: np.ndarray, round_number: int) -> str:
     first, second = (_draw(units, alone._terms, source) for _ in range(2))
     if not second:
         return NOBODY
-    passes = [len(list(_microbatches(share, 2))) for share in shared_out(first, 2)]
+    found = alone._load()
+    used = used_tokens(found.ids, found.targets)
+    passes = [len(list(microbatches(share, used, alone._shapes))) for share in shared_out(first, 2)]
     return f"{min(len(first), 2)} units or more, {'equal' if len(set(passes)) == 1 else 'unequal'} passes"
 
 

@@ -10,6 +10,7 @@ from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.training.trainer import release_terms
 from confide.coordinator.demo.baselines import federate, private_linear, references, word_inputs
 from confide.coordinator.results.export import held_out_policy
+from confide.privacy.mechanism.batches import probed_shapes
 from confide.privacy.mechanism.site_round import round_release
 
 from ...client_node.conftest import STUDY_TOML, changed
@@ -79,9 +80,11 @@ def test_every_option_at_once_is_the_sites_and_the_server_s_steps_in_turn(tmp_pa
     ids, labels, units = random_ids(6).numpy(), labels_for(6).numpy(), np.arange(6)
     federate(draft, adapted, {"a": (ids, labels, units)}, mode="none", scale_bits=24, seed=0)
     terms = release_terms(draft, "none", site_noise=0, scale_bits=24, max_rows=256)
+    data = draft.data
+    shapes = probed_shapes(by_hand, max_tokens=data.max_tokens, max_rows=256, max_records=data.max_records_per_unit)
     checkpoint = Checkpoint.beginning(np.append(by_hand.state(), np.float32(0)))
     for _ in range(2):
-        total = round_release(by_hand, checkpoint.state, ids, labels, units, terms=terms)
+        total = round_release(by_hand, checkpoint.state, ids, labels, units, terms=terms, shapes=shapes)
         checkpoint = server_step(draft, checkpoint, total * 2.0**-24, by_hand.layout.head_slice)
     np.testing.assert_array_equal(adapted.state(), checkpoint.exported[:-1])
     assert checkpoint.state[-1] != 0

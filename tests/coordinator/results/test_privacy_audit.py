@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from confide.coordinator.results.privacy_audit import audit_run, audits, require
 from confide.coordinator.results.reports import budget_report
 from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.tables import ActionRow, NodeRow, PrivacyTest
+from confide.privacy.accounting import epsilon_pld
 from confide.privacy.audit.canaries import AuditDesign
 from confide.privacy.audit.engine_checks import check_engine
+from confide.privacy.report import study_terms
 from confide.privacy.report.schema import dump
 from confide.privacy.report.verify import verify
 
@@ -165,7 +168,14 @@ def test_audits_and_attacks_enter_the_signed_report(federation, monkeypatch):
     spend(federation, study, "svi", rounds=2)
     with federation.store.session() as session:
         session.get(NodeRow, "svi").identity = key_of("svi").public_key().public_bytes_raw().hex()
-    audit, attack = audit_facts(run=RUN, study=study.study_hash), membership_facts(run=RUN, study=study.study_hash)
+    step = replace(study_terms.read(study.canonical().decode()).release("update"), sample_rate=1.0)
+    audit = audit_facts(
+        run=RUN,
+        study=study.study_hash,
+        noise_multiplier=step.noise_multiplier(1),
+        claimed_epsilon=epsilon_pld([step], 1e-5, 1),
+    )
+    attack = membership_facts(run=RUN, study=study.study_hash)
     keep_audit(federation.store, audit)
     federation.store.add_privacy_test(
         PrivacyTest(run=RUN, kind="membership", facts=json.dumps(dump(attack))), "attacked"

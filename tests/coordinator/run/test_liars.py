@@ -117,8 +117,9 @@ def test_a_total_that_an_aggregator_has_changed_is_noticed_and_nothing_of_it_is_
         with pytest.raises(AggregationFailed, match="An aggregator has changed its share"):
             federation.drive()
     assert federation.store.rounds(RUN) == []
-    federation.drive()  # the aggregator is honest again: it is still bound to the same set
-    assert_opened(federation, "top-up", SITES)
+    with pytest.raises(AggregationFailed, match="bound to the first total"):  # honest again, but too late
+        federation.drive()
+    assert federation.store.rounds(RUN) == []
 
 
 def test_without_tags_such_a_total_passes(make, monkeypatch):
@@ -133,7 +134,7 @@ def test_a_party_that_opens_different_totals_to_the_others_is_noticed_without_ta
     federation = make(verify_total=False)
     with monkeypatch.context() as patch:
         spoil_share(patch, 1, told)
-        with pytest.raises(AggregationFailed, match="signed different totals of one set"):
+        with pytest.raises(AggregationFailed, match="have different totals of one set"):
             federation.drive()
     assert federation.store.rounds(RUN) == []
     assert federation.opened == []
@@ -254,6 +255,19 @@ def test_two_totals_that_differ_by_one_site_are_not_both_released(bad_coordinato
     assert {type(answer) for answer in orders(bad_coordinator, SITES)} == {SignedTotal}
     answers = orders(bad_coordinator, without("west"), attempt=2)
     assert {(type(answer), answer.bound) for answer in answers} == {(SetTaken, SITES)}
+
+
+@pytest.mark.parametrize("false_first", [True, False])
+def test_two_totals_of_one_set_are_not_both_signed(bad_coordinator, monkeypatch, false_first):
+    """With three signatures on each of two totals, a coordinator could lead two sites to different states."""
+    answers = []
+    for attempt in (1, 2):
+        with monkeypatch.context() as patch:
+            if false_first is (attempt == 1):
+                spoil_share(patch, 1)
+            answers.append(orders(bad_coordinator, SITES, attempt=attempt))
+    assert {type(answer) for answer in answers[0]} == {SignedTotal}
+    assert [answer.error for answer in answers[1]] == ["TotalConflict"] * 3
 
 
 def test_nor_in_the_other_order(bad_coordinator):

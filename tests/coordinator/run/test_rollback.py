@@ -15,6 +15,7 @@ from confide.client_node.approval.charges import open_ledger
 from confide.client_node.approval.site_budget import recover_ledger
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import Enrolment
+from confide.client_node.policy.decisions import approve
 from confide.client_node.wire.messages import AggregateOrder, Packet, SetIncomplete, sign, verify
 from confide.coordinator.errors import AggregationFailed
 from confide.coordinator.federation.pki import Pki
@@ -35,9 +36,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def make(tmp_path, empty_store, monkeypatch):
     def federation(*, max_dropouts: int = 1, rounds: int = 2) -> Federation:
-        return found(
+        made = found(
             tmp_path, empty_store, monkeypatch, dropouts="over-provision", max_dropouts=max_dropouts, rounds=rounds
         )
+        for name in (*SITES, *PARTIES):
+            approve(tmp_path / name, made.study.study_hash, runs=2)
+        return made
 
     return federation
 
@@ -168,7 +172,7 @@ def test_after_owning_up_the_report_counts_the_whole_budget_and_both_verifiers_a
     report = build_report(
         "f",
         {"west": SiteLedger(ledger.public_key, ledger.entries())},
-        [federation.study.facts()],
+        [federation.study.canonical().decode()],
         Pki.load(federation.home).signer,
     )
     verified = verify_report(report)

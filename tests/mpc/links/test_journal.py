@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.mpc.errors import ChecksExhausted, CommitmentBroken, JournalBroken, SetConflict
+from confide.mpc.errors import ChecksExhausted, CommitmentBroken, JournalBroken, SetConflict, TotalConflict
 from confide.mpc.links import line_file as journal_module
 from confide.mpc.links.journal import MAX_TRIES, Binding, Journal, RoundId
 
@@ -53,6 +53,19 @@ def test_another_set_is_refused_and_the_bound_one_named(reopen, reopened):
     assert caught.value.bound == ("a", "b", "ç")
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_round_has_one_total(reopen, reopened):
+    journal = reopen()
+    journal.bind(ROUND, SET)
+    journal.bind_total(ROUND, b"\3" * 32)
+    journal = reopen() if reopened else journal
+    journal.bind_total(ROUND, b"\3" * 32)
+    with pytest.raises(TotalConflict):
+        journal.bind_total(ROUND, b"\4" * 32)
+    journal.bind_total(ROUND._replace(run="q"), b"\4" * 32)
+    assert journal.bound(ROUND) == SET
+
+
 @pytest.mark.parametrize("other", [ROUND._replace(study="t"), ROUND._replace(run="q"), ROUND._replace(round=4)])
 def test_other_rounds_are_free(reopen, other):
     journal = reopen()
@@ -81,6 +94,7 @@ def test_damage_elsewhere_is_refused(reopen, path, damage):
 
 WRITES = {
     "bindings": lambda journal, value: journal.bind(ROUND, SET if value else OTHER),
+    "totals": lambda journal, value: journal.bind_total(ROUND, bytes([value]) * 32),
     "seeds": lambda journal, value: journal.tie_to_seeds({VECTOR: bytes([value]) * 32}),
     "sketches": lambda journal, value: journal.begin_checks({VECTOR: bytes([value]) * 32}),
 }

@@ -20,6 +20,7 @@ from confide.mpc.errors import (
     PartyLost,
     SetConflict,
     TopUpMissing,
+    TotalConflict,
 )
 from confide.mpc.links.journal import MAX_TRIES, Journal
 from confide.mpc.links.orders import OpenedTotal
@@ -289,9 +290,24 @@ def test_set_bound_by_one_party_alone_binds_all(three, five):
     assert (total_of(three(orders(five, attempt=2), inboxes(five))) == five.total(five.vectors)).all()
 
 
-@pytest.mark.parametrize("step", ["ORDR", "MASK", "VIEW", "BIND", "DONE", "TOTL"])
+@pytest.mark.parametrize("step", ["ORDR", "MASK", "VIEW", "BIND", "DONE", "TOTL", "SAME"])
 def test_nothing_is_released_when_a_party_dies(three, five, step):
     assert kinds(three(orders(five), inboxes(five), dies_at=step)) == [PartyLost] * 3
+    assert (total_of(three(orders(five, attempt=1), inboxes(five))) == five.total(five.vectors)).all()
+
+
+def test_a_second_total_of_a_round_is_given_out_by_nobody_honest(three, five):
+    """A false share at one attempt and the true one at the next: two totals, each with three signatures."""
+    spoilt = total_of(three(orders(five), inboxes(five), lie={"TOTL": bytes(8 * 40)}))
+    assert (spoilt != five.total(five.vectors)).any()
+    assert kinds(three(orders(five, attempt=1), inboxes(five))) == [TotalConflict] * 3
+    again = three(orders(five, attempt=2), inboxes(five), lie={"TOTL": bytes(8 * 40)})
+    assert (total_of(again) == spoilt).all()
+
+
+def test_a_total_that_not_all_have_binds_nobody(three, five):
+    results = three(orders(five), inboxes(five), lie={"SAME": bytes(32)})
+    assert kinds(results) == [TotalConflict] * 3
     assert (total_of(three(orders(five, attempt=1), inboxes(five))) == five.total(five.vectors)).all()
 
 

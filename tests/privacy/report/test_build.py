@@ -187,6 +187,9 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(eventful):
         "Unit of privacy", "Neighbouring data sets", "added or removed", "Poisson", "Trust model",
         "Exposure in collection",
         "Floating-point noise", "Side channels", "Contribution bounds", "Budget across studies", "Post-processing",
+        # what is done, and what remains
+        "no other record moves a bit of it", "answers to rounds leave at a public time", "up to 8 bits about a vector",
+        "a vector longer than honest ones is left out", "all three together do",
     ],
 )  # fmt: skip
 def test_the_page_says_what_a_reader_must_know(report, words):

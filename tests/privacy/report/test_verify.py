@@ -354,6 +354,12 @@ def test_an_audit_of_another_step_than_the_study_s_is_named(report, changes, wor
     assert words in failures(with_audit(audited, **facts))
 
 
+def test_an_audit_of_a_study_with_impossible_terms_is_a_failure_and_no_crash(report):
+    text = study_text(noise_multiplier=0.0)
+    audited = signed(report | {"studies": [{"hash": hash_of(text), "text": text}, *report["studies"]]})
+    assert "cannot be of its study as the text is" in failures(with_audit(audited, study=hash_of(text)))
+
+
 def test_what_rests_on_the_issuer_s_word_is_told(report):
     result = verify(with_audit(report) | {})
     told = result.to_dict()["issuers_word"]
