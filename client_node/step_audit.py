@@ -63,7 +63,8 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
     charged = _charged(home, study)
     release = charged or charges.charge(study, policy, run="audit", round_number=1).release
     one = _first(read(policy, study))
-    units = most_units(release, study.draft.max_norm)
+    weight = study.draft.aggregation.weight_of(name)
+    units = most_units(release, study.draft.max_norm, weight=weight)
     state, gradient = _steep(study, policy, name, one)
     model = WarmModel(name, read=lambda *_: _repeated(one, units))
     try:
@@ -71,7 +72,6 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
         releases = [compute(state) for _ in range(rounds)]
     finally:
         model.stop()
-    weight = study.draft.aggregation.weight_of(name)
     check = check_releases(release, releases, units, gradient, weight=weight)
     return StepAudit(study=study, release=release, is_charged=charged is not None, check=check)
 

@@ -31,8 +31,6 @@ from .study_model import load_study_model, unused_experts
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 def release_terms(
     draft: StudyDraft, mode: Mode, *, site_noise: int, scale_bits: int, max_rows: int, site: str | None = None

@@ -69,8 +69,9 @@ def bank_grad_samples(layer: BankFactors, activations: list[Tensor], backprops: 
     with torch.enable_grad():
         out = moe(hidden.flatten(0, 1), plan, weights.flatten(0, 1), experts, lora, collector=collector)
         out.backward(backprops.flatten(0, 1))  # type: ignore[no-untyped-call]
+    each = [collector.weighted_sum(one) for one in torch.eye(rows, device=hidden.device)]
     return {
-        parameter: torch.stack([collector.weighted_sum(one)[parameter] for one in torch.eye(rows)]).to(parameter.dtype)
+        parameter: torch.stack([of_row[parameter] for of_row in each]).to(parameter.dtype)
         for parameter in collector.parameters
     }
 

@@ -13,9 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
+
+
 def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
-    """[R] binary cross-entropy of each record's logit."""
-    return F.binary_cross_entropy_with_logits(logits_R, labels_R.to(logits_R), reduction="none")
+    """[R] binary cross-entropy of each record's logit.
+
+    Filled up to whole vector registers: torch computes what is left over in another way, and then the last bit of a
+    record's gradient would depend on its place in the batch.
+    """
+    spare = -len(logits_R) % _REGISTERS
+    logits, labels = F.pad(logits_R, (0, spare)), F.pad(labels_R.to(logits_R), (0, spare))
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")[: len(logits_R)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,17 +38,19 @@ class ChargeCheck:
     findings: tuple[Finding, ...]
 
 
-def most_units(charged: Release, max_norm: float | None) -> int:
+def most_units(charged: Release, max_norm: float | None, *, weight: float = 1.0) -> int:
     """Returns how many units make a good table: enough to be seen beside the noise, too few to be projected.
 
     Args:
+        weight: of the site, that multiplies its sums.
         max_norm: radius of the ball onto which the sum of a step is projected; None for none.
     """
     if charged.steps > 1:
         return 1  # the copy moves between local steps, and gradients with it: only noise can be read
-    expected = max(64.0, 4 * charged.site_noise_int / (charged.clip_norm * 2.0**charged.scale_bits))
+    clip = weight * charged.clip_norm
+    expected = max(64.0, 4 * charged.site_noise_int / (clip * 2.0**charged.scale_bits))
     if max_norm is not None:
-        expected = min(expected, max_norm / (2 * charged.clip_norm))
+        expected = min(expected, max_norm / (2 * clip))
     return max(1, round(expected / charged.sample_rate))
 
 
@@ -102,7 +104,7 @@ def check_releases(
         findings.append(
             Finding("length", f"units add up to {length:.3f} of the charged length: too long, or too often")
         )
-    if length < _LEAST_SEEN:
+    if length < min(_LEAST_SEEN, 1 - DEVIATIONS * length_error):  # a small ball may leave less to see than the noise
         findings.append(Finding("length", f"units add up to {length:.3f} of the charged length: clipping was not seen"))
     variance = coins * min(1.0, length) ** 2 + sigma**2
     spread = float(along.var(ddof=1)) / variance

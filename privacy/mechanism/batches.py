@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.collect import Collector
+from ...kernels.pointwise import places_agree, pointwise_seen
 from ...kernels.products import tiles_agree, tiles_seen
 from ...models.adapters import AdaptedModel
 from .sampling import Integers
@@ -100,8 +101,9 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
 
     For each shape one record is computed in every place, beside equals, beside others and beside blank rows, at an
     ordinary state and at one where rounding decides. Which operations run, and in which order they add, follows from
-    shapes and not from values, so that equal bits here mean equal bits for all records. If that fails with several
-    threads, one is tried; a shape in which it fails is left out, and if all are, units are computed one by one.
+    shapes and not from values, so that equal bits of sums here mean equal bits for all records; functions of single
+    numbers are tried on numbers that tell (`places_agree`). If that fails with several threads, fewer are tried; a
+    shape in which it fails is left out, and if all are, units are computed one by one.
 
     Reads no record. The model is left as it was.
 
@@ -114,7 +116,8 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
     if _has_foreign_experts(adapted):
         return ONE_BY_ONE
     threads = torch.get_num_threads()
-    for count in sorted({1, threads}, reverse=True):
+    # Vector registers fit into the parts of threads of which there are a power of two, not of three or six.
+    for count in sorted({1, 1 << (threads.bit_length() - 1), threads}, reverse=True):
         with thread_count(count), tiles_seen() as seen:
             # All of them, whatever the first ones show: workers of a site pass through the model together.
             agreeing = {length: _agreeing(adapted, length, sizes) for length, sizes in wanted.items()}
@@ -178,10 +181,16 @@ def _agreeing_at(adapted: AdaptedModel, length: int, sizes: tuple[int, ...], see
     record = mixed[:1].clone() if rows > 1 else torch.ones(1, length, dtype=torch.long)
     places = {0, rows // 3, rows - 1}
     mixed[list(places)] = record
+    found = set()
     with _random_state(adapted, seed, scale):
-        want, _ = _seen(adapted, mixed, places)
-        found = {size: _seen(adapted, record.expand(size, -1), {0, size - 1}) for size in sizes}
-    return {size for size, (seen, are_equal) in found.items() if are_equal and len(want | seen) == 1}
+        with pointwise_seen() as calls:
+            want, _ = _seen(adapted, mixed, places)
+        for size in sizes:
+            with pointwise_seen() as own:
+                seen, are_equal = _seen(adapted, record.expand(size, -1), {0, size - 1})
+            if are_equal and len(want | seen) == 1 and places_agree(calls | own):
+                found.add(size)
+    return found
 
 
 def _seen(adapted: AdaptedModel, ids_RT: Tensor, places: set[int]) -> tuple[set[bytes], bool]:

@@ -108,3 +108,11 @@ def test_autocast_changes_nothing():
     got_grads = torch.autograd.grad(got.sum(), (x, A, B))  # outside, as torch asks for
     assert torch.equal(got, want)
     assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads, strict=True))
+
+
+def test_no_bit_of_a_row_s_logit_depends_on_how_many_rows_there_are():
+    generator = torch.Generator().manual_seed(4)
+    x, weight = torch.randn(640, 65, generator=generator), nn.Parameter(torch.randn(65, generator=generator))
+    want = vector_head(x, weight).detach()
+    for rows in (1, 4, 5, 8, 10, 20, 40, 64):
+        assert torch.equal(torch.cat([vector_head(some, weight).detach() for some in x.split(rows)]), want)

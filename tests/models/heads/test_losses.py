@@ -70,3 +70,17 @@ def test_a_logit_s_loss_is_the_log_of_one_and_the_exponential_of_its_error():
     logits, labels = torch.tensor([0.0, 2.0, -3.0], dtype=torch.float64), torch.tensor([1, 0, 1])
     want = [math.log(2), math.log1p(math.exp(2)), math.log1p(math.exp(3))]
     torch.testing.assert_close(record_losses(logits, labels), torch.tensor(want, dtype=torch.float64))
+
+
+def test_no_bit_of_a_record_s_gradient_depends_on_its_place_among_others():
+    """A library rounds what is left over behind its vector registers in another way: some logits in a hundred."""
+    logits = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+
+    def gradients(some):
+        leaf = some.clone().requires_grad_()
+        record_losses(leaf, torch.zeros(len(leaf))).sum().backward()
+        return leaf.grad
+
+    alone = torch.cat([gradients(logits[place : place + 1]) for place in range(len(logits))])
+    for rows in (5, 8, 20, 37, 40, 2000):
+        assert torch.equal(torch.cat([gradients(some) for some in logits.split(rows)]), alone)

@@ -1,5 +1,7 @@
 """Releases whose law is known, held against a charge: what is true passes, every single mistake is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,19 @@ def test_of_local_steps_only_the_noise_is_read():
     assert (check.findings, check.length, check.spread) == ((), None, None)
     found, gradient = releases(np.random.default_rng(7), drawn=lambda rng: 0, steps=3)
     assert [finding.check for finding in check_releases(local, found, 1, gradient).findings] == ["noise"]
+
+
+@pytest.mark.parametrize(("weight", "max_norm"), [(0.1, None), (1.0, 64.0), (0.05, 200.0)])
+def test_noise_that_hides_the_units_accuses_nobody(weight, max_norm):
+    """A site that counts little, or a ball not much longer than the noise: true releases, 200 times."""
+    charged, rng = replace(CHARGED, site_noise_int=100 * int(CLIP), dim=300), np.random.default_rng(8)
+    units = most_units(charged, max_norm, weight=weight)
+    for _ in range(200):
+        gradient = rng.normal(size=300)
+        sums = np.minimum(rng.binomial(units, 0.2, 16) * weight, max_norm or np.inf) * CLIP
+        along = sums[:, None] * gradient / np.linalg.norm(gradient)
+        found = np.rint(along + rng.normal(0, charged.site_noise_int, along.shape)).astype(np.int64)
+        assert check_releases(charged, list(found), units, gradient, weight=weight).findings == ()
 
 
 def test_a_table_is_large_enough_to_be_seen_and_small_enough_not_to_be_projected():

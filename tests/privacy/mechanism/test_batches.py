@@ -6,6 +6,8 @@ import torch
 
 from confide.kernels import products
 from confide.kernels.products import TILE, product, tiles_agree, tiles_seen
+from confide.models.adapters import lora
+from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.errors import BatchMalformed
 from confide.privacy.mechanism import clipping, site_round
@@ -129,6 +131,29 @@ def test_a_machine_that_rounds_a_row_by_its_place_is_found_out(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "linear", by_place)
     assert shapes_for(adapted) == ONE_BY_ONE
+
+
+def plainly(logits, labels):
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [record_losses, plainly])
+def test_no_bit_of_a_gradient_shows_how_many_rows_are_left_over_behind_the_registers(losses, monkeypatch):
+    """Of a sigmoid in one place and another some numbers in a hundred differ: no few probe records show that."""
+    monkeypatch.setattr(lora, "record_losses", losses)
+    adapted, rng, units = adapted_tiny("head"), np.random.default_rng(5), 34
+    shapes = probed_shapes(adapted, max_tokens=12, max_rows=64, max_records=1)
+    assert shapes.rows_of_length, "rows of full registers agree in any case"
+    ids, everybody, ones = rng.integers(1, 64, (units, 12)), np.arange(units), np.ones(units, dtype=np.int64)
+    for _ in range(12):
+        state = rng.normal(size=adapted.layout.dim).astype(np.float32)
+        targets = rng.integers(0, 2, units)
+        total = clipped(adapted, state, ids, targets, ones, everybody, shapes=shapes)
+        for unit in (0, 7, 20):
+            without = clipped(adapted, state, ids, targets, ones, np.delete(everybody, unit), shapes=shapes)
+            own = clipped(adapted, state, ids, targets, ones, everybody[[unit]], shapes=shapes)
+            np.testing.assert_array_equal(total - without, own)
 
 
 def test_tiles_have_the_bits_of_one_and_a_wrong_product_shows(monkeypatch):
