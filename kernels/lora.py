@@ -103,8 +103,8 @@ class _VectorHead(Function):
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, collector: Collector | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.parameter, ctx.collector = weight, collector
-        # Not a product of matrix and vector, which libraries add up in another order for 5 or 10 rows than for 20: seldom
-        # seen through a sigmoid, and so by no probe, it would let records that share a batch move each other's gradients.
+        # Not a product of matrix and vector, which libraries add up in another order for 5 rows than for 20. That is
+        # seldom seen through a sigmoid, and so by no probe, and would let units move each other's gradients.
         return (x * weight.to(x.dtype)).sum(1)
 
     @staticmethod

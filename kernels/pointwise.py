@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_TRIED = 1024  # numbers of each size
+_TRIED = 256  # numbers of each size
 
 
 class Geometry(NamedTuple):

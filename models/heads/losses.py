@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
 
 
