@@ -63,7 +63,7 @@ class SiteRole:
         """
         policy = load_policy(self._home)
         self._require_whole_ledger(message.ledger_from)
-        self._note_units(policy)
+        self._note_units(study, policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
         self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
@@ -131,7 +131,7 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        self._note_units(policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
+        self._note_units(study, policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
         position = self._charge(study, policy, plan)
         with self._times.answered(study, planned, policy, self._model.load(study, policy)):
             try:
@@ -187,15 +187,19 @@ class SiteRole:
                 f"round {asked.round} of run {asked.run} is settled here; another draw would be another release"
             )
 
-    def _note_units(self, policy: SitePolicy, path: Path | None = None) -> None:
+    def _note_units(self, study: Study, policy: SitePolicy, path: Path | None = None) -> None:
         """Notes whose records the account pays for, or refuses people that another account has paid for.
 
         It looks at the table at `path`, or at all of the policy's.
 
-        What the coordinator is told is one constant text: the reason counts records.
+        What the coordinator is told is one constant text: the reason counts records. A table that has to be read for it
+        is read until a public time.
         """
+        if self._units.is_covered(policy, path):
+            return
         try:
-            self._units.cover(policy, path)
+            with self._times.read(study, policy):
+                self._units.cover(policy, path)
         except (UnitsKnown, DataInvalid) as err:
             logger.error("nothing is charged: %s", err)
             raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err

@@ -133,7 +133,9 @@ class Standing:
         return self._guaranteed(self.spent)
 
     def _guaranteed(self, releases: Counter[Release]) -> float:
-        return composition.epsilon_guaranteed(releases, self.budget.delta, self.budget.collusion, self.order)
+        delta, colluding = self.budget.delta, self.budget.collusion
+        least = self.recovery.spent(colluding=colluding, delta=delta) if self.recovery else 0.0
+        return max(least, composition.epsilon_guaranteed(releases, delta, colluding, self.order))
 
 
 def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]] = ()) -> Standing:

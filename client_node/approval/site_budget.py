@@ -11,6 +11,7 @@ from ...privacy.ledger.charges import Budget, RunCharges, Spent
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.report.build import SiteLedger, build_report
 from .. import ledger_head
+from ..data.known_units import KnownUnits
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import BudgetPolicy, decisions, load_policy
@@ -42,6 +43,7 @@ class SiteAccount:
     budget: Budget | None  # None if none was ever set
     spent: Spent | None  # at the budget's delta and collusion; None without a budget
     runs: tuple[SiteRun, ...]  # in the order of their first charges
+    is_closed: bool = False  # entries on it were lost for good: nothing more is charged, whatever its cap
 
     @property
     def begun_anew(self) -> int:
@@ -126,13 +128,19 @@ def import_ledger(home: Path, file: Path) -> tuple[int, int]:
 def recover_ledger(home: Path) -> list[SiteAccount]:
     """Closes every account, for a ledger that lost entries which nobody has; returns the accounts afterwards.
 
-    The caps count as spent from now on. The ledger goes on from its present end, here and at the aggregators.
+    The caps count as spent from now on. The ledger goes on from its present end, here and at the aggregators. An
+    account whose budget is among the lost entries is closed too, if its people are known here: with the policy's cap,
+    as nobody knows its own.
 
     Raises:
         ChargeConflict: the clock is behind that of an earlier recovery.
     """
     with _ledger(home) as ledger:
-        record_budget(ledger, load_policy(home))
+        policy = load_policy(home)
+        record_budget(ledger, policy)
+        for account in KnownUnits(home).accounts():
+            if ledger.budget(account.dataset, account.unit) is None:
+                ledger.set_budget(Budget(dataset=account.dataset, unit=account.unit, **policy.budget.model_dump()))
         ledger_head.recover(home, ledger)
         return _accounts(home, ledger)
 
@@ -148,7 +156,8 @@ def _accounts(home: Path, ledger: Ledger) -> list[SiteAccount]:
         budget = ledger.budget(dataset, unit)
         spent = ledger.spent(dataset, unit, budget.collusion, budget.delta) if budget else None
         runs = tuple(_run(home, each, holds=each.run in holding) for each in ledger.runs(dataset, unit))
-        found.append(SiteAccount(dataset, unit, budget, spent, runs))
+        is_closed = ledger.recovery(dataset, unit) is not None
+        found.append(SiteAccount(dataset, unit, budget, spent, runs, is_closed))
     return found
 
 

@@ -287,6 +287,8 @@ def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
 def _account_row(account: "SiteAccount") -> dict[str, Any]:
     budget, spent = account.budget, account.spent
     left = max(0.0, budget.epsilon - spent.guaranteed) if budget and spent else None
+    if account.is_closed:
+        left = 0.0
     return {
         "data set": account.dataset,
         "unit": account.unit,

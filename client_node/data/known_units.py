@@ -4,9 +4,11 @@ A budget belongs to people. Under another name of the data set, or another word 
 a second one. So before a table is charged for the first time, and again when it has changed, the marks of its units and
 of its rows are noted under their account; and a table whose units or rows are noted under another account is refused.
 
-A mark is the first 16 bytes of HMAC-SHA256 under a random key of this site. Of a row it covers all cells but the
-unit's, whatever their order, so that people with new ids are known by their rows. Two tables that number their people 1
-to n share marks without sharing people: then a person says so (`data.distinct_from` in site.toml).
+A mark is the first 16 bytes of HMAC-SHA256 under a random key of this site. Of a row there are two: one covers all
+cells but the unit's, so that people with new ids are known by their rows; the other covers all cells, so that the same
+table is known when another column is named as the unit's. Their order in the row does not matter. Two tables that
+number their people 1 to n share marks without sharing people: then a person says so, by `data.distinct_from` in
+site.toml.
 """
 
 import hmac
@@ -14,7 +16,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,8 @@ KEY_FILE = Path("keys") / "units.key"
 MARK_BYTES = 16
 WAIT_S = 600  # for another process that reads a large table
 
-KEY, UNIT, ROW = 0, 1, 2  # kinds of marks; one of the key itself, so that another one is noticed
+KEY, UNIT, ROW, WHOLE = 0, 1, 2, 3  # kinds of marks; one of the key itself, so that another one is noticed
+SCHEME = 2  # of marks; a table that was noted under an earlier one is read again
 
 _metadata = sa.MetaData()
 _accounts = sa.Table(
@@ -115,6 +118,17 @@ class KnownUnits:
                 noted = {"account": account, "path": str(table), "version": version}
                 connection.execute(sa.insert(_tables).prefix_with("OR REPLACE"), noted)
 
+    def is_covered(self, policy: SitePolicy, path: Path | None = None) -> bool:
+        """True if `cover` would read no table."""
+        if not self._path.exists():
+            return False
+        with self._opened() as (connection, _):
+            named = {"dataset": policy.account.dataset, "unit": policy.account.unit}
+            account = connection.execute(sa.select(_accounts.c.id).filter_by(**named)).scalar_one_or_none()
+            if account is None:
+                return False
+            return all(_noted(connection, account, each) == _version(each, policy) for each in _paths(policy, path))
+
     def objections(self, policy: SitePolicy, path: Path | None = None) -> list[str]:
         """Says for which of the policy's tables, or the one at `path`, `cover` would raise, and why; notes nothing."""
         if not self._path.exists():
@@ -122,6 +136,16 @@ class KnownUnits:
         with self._opened() as (connection, key):
             found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
         return [self._refusal(policy, table, overlaps) for table, overlaps in found if overlaps]
+
+    def accounts(self) -> list[Account]:
+        """Lists the accounts under which people were noted."""
+        if not self._path.exists():
+            return []
+        with self._opened() as (connection, _):
+            noted = sa.select(_tables.c.account)
+            wanted = sa.select(_accounts.c.dataset, _accounts.c.unit).where(_accounts.c.id.in_(noted))
+            rows = connection.execute(wanted.order_by(_accounts.c.id))
+            return [Account(dataset, unit) for dataset, unit in rows]
 
     def _refusal(self, policy: SitePolicy, path: Path, overlaps: Sequence[Overlap]) -> str:
         """Says what is known elsewhere, and the ways on."""
@@ -183,7 +207,7 @@ def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
 
 def _version(path: Path, policy: SitePolicy) -> str:
     found, data = path.stat(), policy.data
-    state = [found.st_mtime_ns, found.st_size, found.st_ino]
+    state = [SCHEME, found.st_mtime_ns, found.st_size, found.st_ino]
     return json.dumps([*state, data.format, data.separator, data.unit_column, sorted(data.distinct_from)])
 
 
@@ -217,13 +241,13 @@ def _overlaps(connection: sa.Connection, key: bytes, path: Path, policy: SitePol
     counts = connection.exec_driver_sql("SELECT kind, count(*) FROM staged GROUP BY kind")
     totals = {int(kind): int(count) for kind, count in counts}
     known = connection.exec_driver_sql(
-        "SELECT a.dataset, a.unit, sum(m.kind = 1), sum(m.kind = 2) FROM staged AS s "
+        "SELECT a.dataset, a.unit, sum(m.kind = 1), max(sum(m.kind = 2), sum(m.kind = 3)) FROM staged AS s "
         "JOIN marks AS m ON m.kind = s.kind AND m.mark = s.mark JOIN accounts AS a ON a.id = m.account "
         "GROUP BY a.id ORDER BY count(*) DESC"
     )
     passed = {str(policy.account), *policy.data.distinct_from}
     found = [
-        Overlap(Account(name, unit), units, rows, totals.get(UNIT, 0), totals.get(ROW, 0))
+        Overlap(Account(name, unit), units, rows, totals.get(UNIT, 0), max(totals.get(ROW, 0), totals.get(WHOLE, 0)))
         for name, unit, units, rows in known
     ]
     return [each for each in found if str(each.account) not in passed]
@@ -236,10 +260,16 @@ def _marks_of(key: bytes, path: Path, policy: SitePolicy) -> Iterator[tuple[int,
     names = [name for name in table.names if name]
     for batch in table.batches(names, Problems()):
         columns = {name: column.to_pylist() for name, column in batch.items()}
+        whole = _rows(columns)
         units = columns.pop(data.unit_column, [])
         yield UNIT, [_mark(key, b"unit", (unit,)) for unit in set(units) if unit]
-        rows = {tuple(sorted(row)) for row in zip(*columns.values(), strict=True) if any(row)} if columns else ()
-        yield ROW, [_mark(key, b"row", row) for row in rows]
+        yield ROW, [_mark(key, b"row", row) for row in _rows(columns)]
+        yield WHOLE, [_mark(key, b"whole row", row) for row in whole]
+
+
+def _rows(columns: Mapping[str, list[str]]) -> set[tuple[str, ...]]:
+    """The cells of each row that has any, sorted."""
+    return {tuple(sorted(row)) for row in zip(*columns.values(), strict=True) if any(row)} if columns else set()
 
 
 def _mark(key: bytes, kind: bytes, cells: Iterable[str]) -> bytes:

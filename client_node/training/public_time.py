@@ -10,7 +10,8 @@ it of its kind, and than which time of the grid. From 1/16 of a second to an hou
 the rounds of a study, for each kind of step; in practice once, at the first, which tells the usual length of a step
 within a factor of sqrt(2). Where `answer_s` is longer than any step it never happens.
 
-Kinds are an update, the first one since the model was loaded (it also reads the table), and an evaluation.
+Kinds are an update, the first one since the model was loaded (it also reads the table), an evaluation, and the reading
+of a table that is new or has changed, before anything is charged for it (`client_node.data.known_units`).
 """
 
 import logging
@@ -56,6 +57,12 @@ class PublicTimes:
         self._last: Callable[[], object | None] = lambda: None  # the model of the last update
 
     @contextmanager
+    def read(self, study: Study, policy: SitePolicy) -> Iterator[None]:
+        """Like `answered`, for a reading of the whole table before a charge: its time tells how many rows it has."""
+        with self._until(study, policy, "table"):
+            yield
+
+    @contextmanager
     def answered(self, study: Study, planned: PlannedRound, policy: SitePolicy, model: object) -> Iterator[None]:
         """Lasts until the public time of the answer, also if what is done inside fails; not at all without privacy.
 
@@ -65,10 +72,16 @@ class PublicTimes:
         Raises:
             SiteNotReady: the file of stated times is damaged.
         """
+        name = "" if study.draft.privacy.mode == "none" else self._kind(planned, model)
+        with self._until(study, policy, name):
+            yield
+
+    @contextmanager
+    def _until(self, study: Study, policy: SitePolicy, name: str) -> Iterator[None]:
         if study.draft.privacy.mode == "none":
             yield
             return
-        began, kind = self._clock(), f"{study.study_hash}/{self._kind(planned, model)}"
+        began, kind = self._clock(), f"{study.study_hash}/{name}"
         stated = max(LEAST_S, policy.limits.answer_s, self._stated().get(kind, 0.0), self._found.get(kind, 0.0))
         try:
             yield

@@ -1,9 +1,14 @@
-"""The coordinator's replica of every site's ledger: entries are appended and never rewritten."""
+"""The coordinator's replica of every site's ledger: entries are appended and never rewritten.
+
+An entry that a site has signed and that means nothing where it stands is not taken: with it no report could be made of
+the federation any more.
+"""
 
 from collections.abc import Sequence
 
 from ...privacy.errors import LedgerBroken
 from ...privacy.ledger.chain import START, Entry, Head, check_extension
+from ...privacy.ledger.charges import Books
 from ..errors import ReplicaBroken
 from .store import Store
 from .tables import LedgerRow
@@ -17,7 +22,7 @@ class LedgerReplica:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rounds: dict[str, dict[tuple[str, str], set[int]]] = {}  # site -> (kind, run) -> rounds
+        self._books: dict[str, Books] = {}  # of each site's replicated entries
 
     def length(self, site: str) -> int:
         """Counts the replicated entries of `site`; the site is asked for those from this number on."""
@@ -27,7 +32,7 @@ class LedgerReplica:
         """Appends `entries`; skips those that are here already.
 
         Raises:
-            ReplicaBroken: they do not continue the chain, or are not signed by `identity`.
+            ReplicaBroken: they do not continue the chain, are not signed by `identity`, or mean nothing.
         """
         last = self._store.last_ledger_row(site)
         head = START if last is None else Head(last.seq, last.hash)
@@ -36,14 +41,13 @@ class LedgerReplica:
             check_extension(head, fresh, identity)
         except LedgerBroken as err:
             raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
-        rounds = self._rounds_of(site)
+        self._apply(site, fresh)
         self._store.add_ledger(
             [
                 LedgerRow(site=site, seq=entry.seq, kind=entry.kind, hash=entry.hash, entry=entry.model_dump_json())
                 for entry in fresh
             ]
         )
-        _note(rounds, fresh)
 
     def hashes(self, site: str, since: int) -> bytes:
         """Reads the hashes of the replicated entries of `site` from number `since` on, 32 bytes each."""
@@ -55,21 +59,25 @@ class LedgerReplica:
 
     def has_charge(self, site: str, run: str, round_number: int) -> bool:
         """True if the site has signed a charge for this round."""
-        return round_number in self._rounds_of(site).get(("reserve", run), ())
+        return (run, round_number) in self._books_of(site).booked
 
     def open_rounds(self, site: str, run: str) -> set[int]:
         """Lists the rounds of `run` that the site has charged and whose outcome it has not signed yet."""
-        rounds = self._rounds_of(site)
-        return rounds.get(("reserve", run), set()) - rounds.get(("settle", run), set())
+        booked = self._books_of(site).booked
+        return {number for (of, number), each in booked.items() if of == run and each.summed is None}
 
-    def _rounds_of(self, site: str) -> dict[tuple[str, str], set[int]]:
-        if site not in self._rounds:
-            self._rounds[site] = {}
-            _note(self._rounds[site], self.entries(site))
-        return self._rounds[site]
+    def _apply(self, site: str, fresh: Sequence[Entry]) -> None:
+        books = self._books_of(site)
+        try:
+            for entry in fresh:
+                books.apply(entry)
+            if fresh and books.site != site:
+                raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}")
+        except LedgerBroken as err:
+            del self._books[site]  # some of the entries may be in
+            raise ReplicaBroken(f"{site}: its ledger does not hold together: {err}") from err
 
-
-def _note(rounds: dict[tuple[str, str], set[int]], entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        if entry.kind in ("reserve", "settle"):
-            rounds.setdefault((entry.kind, str(entry.body["run"])), set()).add(int(str(entry.body["round"])))
+    def _books_of(self, site: str) -> Books:
+        if site not in self._books:
+            self._books[site] = Books.replay(self.entries(site))
+        return self._books[site]

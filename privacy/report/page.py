@@ -9,7 +9,7 @@ from typing import Any
 from ...models.rounding import rounded_down, rounded_up
 from ..accounting import renyi
 from ..ledger import canonical
-from ..ledger.charges import Books, RunCharges
+from ..ledger.charges import Books, Recovery, RunCharges
 from . import figures, meaning, schema, study_terms, templating
 from .schema import Account, AuditFacts, Event, MembershipFacts, Report, Spending
 
@@ -22,6 +22,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         ReportInvalid: `report` does not follow the schema.
     """
     parsed = schema.parse(dict(report))
+    books = {site.name: Books.replay(site.entries) for site in parsed.sites}
     environment = templating.templates(__name__)
     environment.filters |= {
         "epsilon": rounded_up, "down": rounded_down, "number": _number, "delta": _delta,
@@ -29,8 +30,9 @@ def render_html(report: Mapping[str, Any]) -> str:
     }  # fmt: skip
     environment.globals |= {
         "figure": figures, "meaning": meaning, "agreed": _agreed, "left": _left, "share": _share, "state": _state,
+        "lost": _lost,
         "is_topped_up": _is_topped_up, "guarantee": _guarantee,
-        "books": {site.name: Books.replay(site.entries) for site in parsed.sites}, "begun_anew": _begun_anew,
+        "books": books, "begun_anew": _begun_anew,
     }  # fmt: skip
     digest = hashlib.sha256(canonical.encode(dict(report))).hexdigest()
     studies = {study.hash: None for study in parsed.studies} | study_terms.known(parsed.studies)
@@ -43,7 +45,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         studies=studies,
         study_names=names,
         planned_rounds=rounds,
-        meanings=_meanings(parsed),
+        meanings=_meanings(parsed, books),
     )
 
 
@@ -88,27 +90,36 @@ def _agreed(account: Account) -> Spending:
     return next(item for item in account.spent if item.colluding == level)
 
 
-def _left(account: Account) -> float | None:
+def _lost(account: Account, books: Books) -> Recovery | None:
+    """What counts as spent because entries on the account were lost for good, which closes it; None if none were."""
+    return books.recoveries.get((account.dataset, account.unit))
+
+
+def _left(account: Account, books: Books) -> float | None:
     """The rest of the budget in epsilon, by the filter that keeps it; None without a budget."""
     if account.budget is None:
         return None
-    return 0.0 if account.unprotected else max(0.0, account.budget.epsilon - _agreed(account).guaranteed)
+    if account.unprotected or _lost(account, books):
+        return 0.0
+    return max(0.0, account.budget.epsilon - _agreed(account).guaranteed)
 
 
-def _share(account: Account) -> float:
+def _share(account: Account, books: Books) -> float:
     """How far the filter is filled, in per cent; at most 100 for the width of a bar."""
     cap, order = account.budget, account.order
-    if cap is None or order is None or account.unprotected:
+    if cap is None or order is None or account.unprotected or _lost(account, books):
         return 100.0
     return min(100.0, 100 * renyi.filled(_agreed(account).guaranteed, cap.epsilon, cap.delta, order))
 
 
-def _state(account: Account) -> str:
+def _state(account: Account, books: Books) -> str:
     if account.unprotected:
         return "unprotected"
+    if _lost(account, books):
+        return "closed"
     if account.budget is None or _agreed(account).guaranteed > account.budget.epsilon:
         return "over"
-    return "near" if _share(account) >= 90 else "within"
+    return "near" if _share(account, books) >= 90 else "within"
 
 
 def _is_topped_up(event: Event, account: Account) -> bool:
@@ -153,12 +164,12 @@ class Meant:
     sites: list[str]
 
 
-def _meanings(report: Report) -> list[Meant]:
+def _meanings(report: Report, books: Mapping[str, Books]) -> list[Meant]:
     """Lists what is guaranteed, each figure as shown once, in the order of data sets."""
     found: dict[tuple[str, str, float], Meant] = {}
     for site in report.sites:
         for account in site.accounts:
-            if account.budget is not None and account.releases:
+            if account.budget is not None and (account.releases or _lost(account, books[site.name])):
                 epsilon, delta = _agreed(account).guaranteed, account.budget.delta
                 meant = found.setdefault(
                     (account.dataset, rounded_up(epsilon), delta), Meant(account.dataset, epsilon, delta, [])

@@ -162,7 +162,9 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
     result.notes += studies.notes
     result.notes += _passed_caps(parsed)
     result.notes += _gaps(sound)
+    result.notes += _absent(parsed, sound)
     _check_tests(result, parsed)
+    result.failures += _foreign_tests(parsed, sound)
     result.issuers_word += _issuers_word(parsed)
     return result
 
@@ -319,6 +321,27 @@ def _gaps(books: Mapping[str, Books]) -> Iterator[str]:
                 missing[name] = missing.get(name, 0) + 1
     for name, rounds in sorted(missing.items()):
         yield f"site {name}: {rounds} settled rounds name it, but its ledger here does not charge them (yet)"
+
+
+def _absent(report: Report, books: Mapping[str, Books]) -> Iterator[str]:
+    """Sites that took part in a charged round and of which the report shows nothing."""
+    cohorts = {booked.charge.cohort for book in books.values() for booked in book.booked.values()}
+    if missing := {name for cohort in cohorts for name in cohort} - {site.name for site in report.sites}:
+        names = ", ".join(sorted(missing))
+        yield f"sites whose ledgers are not in this report: {names}; what they have spent is not shown"
+
+
+def _foreign_tests(report: Report, books: Mapping[str, Books]) -> Iterator[str]:
+    """Audits and attacks that state another study than the one under which sites charged their run."""
+    charged: dict[str, set[str]] = {}
+    for book in books.values():
+        for booked in book.booked.values():
+            charged.setdefault(booked.charge.run, set()).add(booked.charge.study)
+    tests = [("audit", each.run, each.study) for each in report.audits]
+    tests += [("attack", each.run, each.study) for each in report.membership]
+    for kind, run, study in tests:
+        if study not in charged.get(run, {study}):
+            yield f"{kind} of run {run}: says that it is of study {study[:12]}, under which no site charged that run"
 
 
 def _issuers_word(report: Report) -> Iterator[str]:

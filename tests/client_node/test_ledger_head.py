@@ -9,7 +9,8 @@ import pytest
 
 from confide.client_node import ledger_head as ledger_head_module
 from confide.client_node.approval.charges import open_ledger
-from confide.client_node.approval.site_budget import import_ledger, recover_ledger
+from confide.client_node.approval.site_budget import accounts, cap_change, import_ledger, recover_ledger
+from confide.client_node.cli.tables import _account_row
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import ChargeRefused, SiteNotReady
 from confide.client_node.ledger_head import LedgerHead
@@ -174,5 +175,32 @@ def test_a_site_that_owns_up_to_a_loss_is_charged_the_worst_and_goes_on(desk, tm
     again.site.write(("epsilon = 10.0", "epsilon = 800.0"))  # a higher cap does not make the past known
     with pytest.raises(ChargeRefused, match="lost for good"):
         again.step()
+    change = cap_change(again.site.home, epsilon=900.0, delta=1e-5, collusion=1)
+    assert change.guaranteed == 10.0  # not what the charges that are left cost
+    (account,) = accounts(again.site.home)
+    assert (account.budget.epsilon, account.is_closed, _account_row(account)["left"]) == (800.0, True, 0.0)
     assert again.charges() == []
     assert RUN
+
+
+def test_an_account_whose_budget_was_lost_as_well_is_closed_too(desk, tmp_path):
+    """The copy is older than all entries on a second data set, whose people are known here."""
+    copy = copied(desk, tmp_path / "copy")
+    desk = reopened(desk)
+    second = ('path = "patients.csv"', 'path = "others.csv"'), ('name = "patients"', 'name = "others"')
+    table = (desk.site.home / "patients.csv").read_text().splitlines()
+    lines = [table[0], *(f"o{i},{50 + i},2.5,F,no,1" for i in range(4))]
+    (desk.site.home / "others.csv").write_text("\n".join(lines) + "\n")
+    room = ("epsilon = 10.0", "epsilon = 80.0")  # for what the first run holds
+    desk.site.write(*second, room)
+    desk.step()
+    assert desk.ledger.accounts() == [("others", "patient"), ("patients", "patient")]
+    back = put_back(desk, copy, "keys/ledger.head")
+    back.ledger.close()
+    back.site.write()
+    assert {account.dataset for account in recover_ledger(back.site.home)} == {"others", "patients"}
+    again = reopened(back)
+    again.site.write(*second, room)
+    with pytest.raises(ChargeRefused, match="lost for good"):
+        again.step()
+    assert again.charges() == []

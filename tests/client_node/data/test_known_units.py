@@ -18,6 +18,7 @@ from confide.client_node.data import known_units as known_units_module
 from confide.client_node.data.known_units import KnownUnits
 from confide.client_node.errors import ChargeRefused, SiteNotReady, UnitsKnown
 from confide.client_node.policy.site_policy import load_policy
+from confide.client_node.training.public_time import PublicTimes
 from confide.client_node.wire.messages import Prepare
 
 from ..conftest import PATIENTS_CSV, Site
@@ -58,7 +59,7 @@ def marks(home: Path) -> dict[int, set[bytes]]:
     with engine.connect() as connection:
         rows = list(connection.execute(sa.text("SELECT kind, mark FROM marks")))
     engine.dispose()
-    return {kind: {bytes(mark) for found, mark in rows if found == kind} for kind in (1, 2)}
+    return {kind: {bytes(mark) for found, mark in rows if found == kind} for kind in (1, 2, 3)}
 
 
 def test_another_name_over_the_same_people_opens_no_budget(desk, caplog):
@@ -117,6 +118,16 @@ def test_people_with_new_ids_are_known_by_their_rows(desk, lines, caplog):
     assert "4 of 4 rows are known under patients/patient" in caplog.text
 
 
+def test_another_column_named_as_the_units_opens_no_budget(desk, caplog):
+    """The very same table: ids and rows without the id are all others then."""
+    room = ("epsilon = 10.0", "epsilon = 80.0")  # for what the first run holds
+    desk.site.write(RENAMED, room, ('unit_column = "patient_id"', 'unit_column = "age"'))
+    with pytest.raises(ChargeRefused, match=CONSTANT):
+        prepare_run(again(desk))
+    assert "0 of" in caplog.text
+    assert "4 of 4 rows are known under patients/patient" in caplog.text
+
+
 def test_a_few_known_people_among_many_are_enough(desk, caplog):
     write_table(desk, HEADER, "p3,41,0.7,F,no,1", *(f"n{i},{20 + i},1.25,M,no,0" for i in range(50)))
     desk.site.write(RENAMED)
@@ -128,7 +139,7 @@ def test_a_few_known_people_among_many_are_enough(desk, caplog):
 def test_people_who_join_a_table_are_noted_before_the_round_that_reads_them(desk):
     write_table(desk, HEADER, *ROWS, "p4,55,1.1,F,no,0")
     again(desk).step(2)
-    assert {kind: len(found) for kind, found in marks(desk.site.home).items()} == {1: 4, 2: 5}
+    assert {kind: len(found) for kind, found in marks(desk.site.home).items()} == {1: 4, 2: 5, 3: 5}
 
 
 def test_other_people_with_the_same_ids_need_a_persons_word(desk, caplog):
@@ -164,6 +175,7 @@ def test_what_is_kept_is_keyed_and_closed_to_others(desk):
 
     assert found[1] == {mark("unit", unit) for unit in ("p1", "p2", "p3")}
     assert found[2] == {mark("row", *sorted(row.split(",")[1:])) for row in ROWS}
+    assert found[3] == {mark("whole row", *sorted(row.split(","))) for row in ROWS}
     assert len(key) == 32
     for path in (desk.site.home / "units.db", desk.site.home / "keys" / "units.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -194,6 +206,34 @@ def test_marks_of_another_key_stop_the_site(desk):
 def test_a_table_that_has_not_changed_is_not_read_again(desk, monkeypatch):
     monkeypatch.setattr(known_units_module, "open_table", lambda *_, **__: pytest.fail("the table was read"))
     again(desk).step(2)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_how_long_a_table_was_read_does_not_show(desk, monkeypatch, is_refused):
+    """Before a charge the coordinator waits for it: 25 s for a million records, so the answer would count them."""
+    if is_refused:
+        desk.site.write(RENAMED)
+    else:
+        write_table(desk, HEADER, *ROWS, "p4,55,1.1,F,no,0")
+    now, takes, answered = [0.0], [0.34, 0.3], []
+    read = known_units_module.open_table
+
+    def slowly(*args, **named):
+        now[0] += takes.pop()
+        return read(*args, **named)
+
+    monkeypatch.setattr(known_units_module, "open_table", slowly)
+    for _ in range(2):
+        node = again(desk).node
+        node._site._times = PublicTimes(desk.site.home, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
+        began = now[0]
+        try:
+            node._site._note_units(desk.study, load_policy(desk.site.home))
+        except ChargeRefused:
+            assert is_refused
+        answered.append(now[0] - began)
+        (desk.site.home / "patients.csv").touch()
+    assert answered == pytest.approx([2**-1.5, 2**-1.5])
 
 
 def test_an_approval_and_a_check_tell_the_figures(desk):

@@ -60,7 +60,7 @@ def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
 def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
     adapted = adapted_model(case)
     banks = [module.confide_experts for module in adapted.modules() if hasattr(module, "confide_experts")]
-    frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
+    frozen = sum(p.nbytes for p in adapted.model.parameters() if not p.requires_grad)
     frozen += sum(weights.nbytes for bank in banks for weights in (bank.gate_up, bank.down))
     want = gradients(adapted, [], lambda: 0)
     weights = ShardedWeights(adapted, device, offload=offload)

@@ -2,9 +2,10 @@ import pytest
 
 from confide.coordinator.errors import ReplicaBroken
 from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.privacy.ledger.chain import Head, extend, now
 from confide.privacy.ledger.ledger import Ledger
 
-from ...privacy.ledgers import SITES, charge, ledger_with
+from ...privacy.ledgers import SITES, charge, ledger_with, signer
 
 
 @pytest.fixture
@@ -50,6 +51,24 @@ def test_repeats_are_skipped(replica, ledger):
 def test_no_entries_change_nothing(replica, ledger):
     replica.extend("east", ledger.public_key, [])
     assert replica.length("east") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("reserve", {}), ("settle", {"run": "run-1", "round": [], "summed": []}), ("unheard", {}), ("open", {})],
+)
+def test_a_signed_entry_without_meaning_is_refused_and_spoils_nothing(replica, ledger, empty_store, kind, body):
+    """One site could else stop every driver and every report, for good."""
+    entries = ledger.entries()
+    replica.extend("east", ledger.public_key, entries[:5])
+    empty = extend(Head(entries[4].seq, entries[4].hash), signer(), now(), kind, body)
+    with pytest.raises(ReplicaBroken, match="east: its ledger does not hold together: entry 5"):
+        replica.extend("east", ledger.public_key, [empty])
+    for found in (replica, LedgerReplica(empty_store)):
+        assert found.length("east") == 5
+        assert found.has_charge("east", "run-1", 1)
+    replica.extend("east", ledger.public_key, entries)
+    assert replica.open_rounds("east", "run-1") == {3}
 
 
 @pytest.mark.parametrize("start", [1, 3], ids=["at the beginning", "after what is known"])

@@ -34,6 +34,12 @@ def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
+def once(pairs):
+    """An object of JSON in which no name occurs twice."""
+    require(len(dict(pairs)) == len(pairs), "a name occurs twice in one object")
+    return dict(pairs)
+
+
 def check_signature(key, domain, message, signature, what):
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
@@ -234,7 +240,7 @@ def check_studies(report):
     require(len(texts) == len(report["studies"]), "a study is listed twice")
     for key, text in texts.items():
         require(text is None or hashlib.sha256(text.encode("ascii")).hexdigest() == key, "study: hash of the text")
-    read = {key: json.loads(text) for key, text in texts.items() if text is not None}
+    read = {key: json.loads(text, object_pairs_hook=once) for key, text in texts.items() if text is not None}
     for site in report["sites"]:
         for entry in site["entries"]:
             if entry["kind"] == "reserve":
@@ -303,5 +309,5 @@ def verify(report):
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
-        verify(json.load(file))
+        verify(json.load(file, object_pairs_hook=once))
     print("holds")

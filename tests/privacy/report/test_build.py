@@ -19,6 +19,7 @@ from ..ledgers import (
     STUDY,
     STUDY_TEXT,
     audit_facts,
+    budget,
     charge,
     eventful_report,
     ledger_with,
@@ -276,6 +277,19 @@ def test_a_release_without_noise_is_stamped(tmp_path):
     text = render_html(report)
     assert "UNPROTECTED" in text
     assert "∞" in text
+
+
+def test_nothing_is_left_of_a_closed_account_whatever_its_cap_is_now(tmp_path):
+    with ledger_with(tmp_path / "ledger.db", rounds=1) as ledger:
+        ledger.recover(100)
+        ledger.set_budget(budget(800.0))
+        sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
+    page = render_html(build_report("F", sites, [TEXT], signer(99)))
+    cells = re.search(r"<td><strong>east</strong>.*?</tr>", page, re.DOTALL).group()
+    assert re.findall(r'<td class="n">([^<]+)</td>', cells)[1:3] == ["800", "0.00"]
+    assert '<span class="tag">closed</span>' in cells
+    assert "Entries of this ledger were lost for good" in page
+    assert "Nothing has been charged" not in page
 
 
 def test_a_site_without_charges_has_a_page_too(tmp_path):

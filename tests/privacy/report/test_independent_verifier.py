@@ -42,6 +42,35 @@ def test_both_programs_accept_a_report_with_top_up_evaluation_and_local_steps(so
     assert all(witnessed.opinion.bracket for witnessed in found.opinions)
 
 
+@pytest.mark.parametrize("number", [4, 5])
+def test_both_programs_hold_charges_against_texts_of_every_format_that_is_read(tmp_path, number):
+    text = json.dumps(json.loads(study_text()) | {"format": number, "start": "ab" * 32})
+    with ledger_with(tmp_path / "ledger.db", rounds=0) as ledger:
+        ledger.reserve(charge(1, study=hash_of(text)))
+        honest = ledger.entries()
+        ledger.reserve(charge(2, study=hash_of(text), multiplier=1.3))
+        entries = {"honest": honest, "lying": ledger.entries()}
+        reports = {
+            name: build_report("F", {"east": SiteLedger(ledger.public_key, found)}, [text], signer(99))
+            for name, found in entries.items()
+        }
+    verify_independently(reports["honest"])
+    assert verify(reports["honest"]).ok
+    assert not verify(reports["lying"]).ok
+    with pytest.raises(Rejected, match="site_noise_int"):
+        verify_independently(reports["lying"])
+
+
+def test_neither_program_reads_a_text_that_says_a_thing_twice(tmp_path):
+    text = study_text().replace('"format":4', '"format":4,"format":4')
+    with ledger_with(tmp_path / "ledger.db", rounds=0) as ledger:
+        ledger.reserve(charge(1, study=hash_of(text)))
+        report = build_report("F", {"east": SiteLedger(ledger.public_key, ledger.entries())}, [text], signer(99))
+    assert "a name occurs twice" in "".join(verify(report).failures)
+    with pytest.raises(Rejected, match="occurs twice"):
+        verify_independently(report)
+
+
 @pytest.mark.process
 def test_the_second_program_needs_nothing_of_ours(sound, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(sound))

@@ -29,6 +29,7 @@ from ..ledgers import (
     charge,
     hash_of,
     ledger_with,
+    membership_facts,
     release,
     signer,
     study_text,
@@ -151,7 +152,7 @@ def test_what_the_third_accountant_cannot_check_is_noted(tmp_path):
 
 
 def with_audit(report, **changes):
-    return signed(report | {"audits": [dump(audit_facts(**changes))]})
+    return signed(report | {"audits": [dump(audit_facts(**{"run": "run-9", **changes}))]})  # which no site charged
 
 
 def test_an_audits_arithmetic_is_recomputed(report):
@@ -257,9 +258,8 @@ def test_a_study_without_a_text_is_noted_as_unknown(report):
     report["studies"][0]["text"] = None
     result = verify(signed(report))
     assert result.ok
-    assert result.notes == [
-        f"study {STUDY[:12]}: unknown: its text is not in the report, so none of its terms was checked"
-    ]
+    unknown = f"study {STUDY[:12]}: unknown: its text is not in the report, so none of its terms was checked"
+    assert result.notes[0] == unknown
 
 
 def test_a_text_of_another_format_is_noted_and_one_that_says_nothing_fails(tmp_path):
@@ -354,6 +354,26 @@ def test_an_audit_of_another_step_than_the_study_s_is_named(report, changes, wor
     assert words in failures(with_audit(audited, **facts))
 
 
+@pytest.mark.parametrize("kind", ["audit", "attack"])
+def test_a_test_of_a_run_is_of_the_study_that_the_run_was_charged_under(report, kind):
+    """An issuer could else show a run's audit beside the terms of a study with more noise."""
+    listed = report | {"studies": [{"hash": THYROID, "text": THYROID_TEXT}, *report["studies"]]}
+    tests = {"audits": [dump(audit_facts())]} if kind == "audit" else {"membership": [dump(membership_facts())]}
+    assert f"{kind} of run run-1: says that it is of study {THYROID[:12]}" in failures(signed(listed | tests))
+
+
+@pytest.mark.parametrize("spent", [[], [{"colluding": 7, "pld": "0.0", "rdp": "0.0", "guaranteed": "0.0"}]])
+def test_missing_levels_of_collusion_are_named(report, spent):
+    account(report)["spent"] = spent
+    assert "spent: has" in failures(signed(report))
+
+
+def test_sites_that_took_part_and_are_not_shown_are_noted(report):
+    assert "sites whose ledgers are not in this report: south, west; what they have spent is not shown" in (
+        verify(report).notes
+    )
+
+
 def test_an_audit_of_a_study_with_impossible_terms_is_a_failure_and_no_crash(report):
     text = study_text(noise_multiplier=0.0)
     audited = signed(report | {"studies": [{"hash": hash_of(text), "text": text}, *report["studies"]]})
@@ -366,7 +386,7 @@ def test_what_rests_on_the_issuer_s_word_is_told(report):
     assert [line.split(":")[0] for line in told] == [
         "the federation's name, 'Federation', and when the report was issued",
         "that the accountants named are those that computed; every figure was computed anew here",
-        "what 1 audits of run-1 measured",
+        "what 1 audits of run-9 measured",
     ]
     assert all(f"issuer  {line}" in result.lines() for line in told)
 
@@ -425,7 +445,7 @@ def test_a_summed_site_that_charged_nothing_is_noted(tmp_path):
             sites[site] = SiteLedger(ledger.public_key, ledger.entries())
     result = verify(build_report("Federation", sites, [STUDY_TEXT], ISSUER))
     assert result.ok
-    assert result.notes == ["site north: 1 settled rounds name it, but its ledger here does not charge them (yet)"]
+    assert result.notes[0] == "site north: 1 settled rounds name it, but its ledger here does not charge them (yet)"
 
 
 def places(value, at=()):
