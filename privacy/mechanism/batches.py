@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.collect import Collector
 from ...kernels.pointwise import places_agree, pointwise_seen
@@ -103,7 +103,8 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
     ordinary state and at one where rounding decides. Which operations run, and in which order they add, follows from
     shapes and not from values, so that equal bits of sums here mean equal bits for all records; functions of single
     numbers are tried on numbers that tell (`places_agree`). If that fails with several threads, fewer are tried; a
-    shape in which it fails is left out, and if all are, units are computed one by one.
+    shape in which it fails is left out, and if all are, units are computed one by one. Layers of equal parts run the
+    same operations, so one of each kind is tried.
 
     Reads no record. The model is left as it was.
 
@@ -118,7 +119,7 @@ def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_
     threads = torch.get_num_threads()
     # Vector registers fit into the parts of threads of which there are a power of two, not of three or six.
     for count in sorted({1, 1 << (threads.bit_length() - 1), threads}, reverse=True):
-        with thread_count(count), tiles_seen() as seen:
+        with thread_count(count), tiles_seen() as seen, _one_layer_of_each_kind(adapted):
             # All of them, whatever the first ones show: workers of a site pass through the model together.
             agreeing = {length: _agreeing(adapted, length, sizes) for length, sizes in wanted.items()}
         with thread_count(count):
@@ -221,12 +222,40 @@ def _collected(adapted: AdaptedModel, ids_RT: Tensor) -> Collector:
     ids_RT = ids_RT.to(device)
     collector = Collector(torch.arange(rows, device=device), rows, length)
     is_label = adapted.head is not None
-    targets = torch.ones(rows, dtype=torch.long, device=device) if is_label else (ids_RT > 0) & (ids_RT % 3 > 0)
-    if not is_label:
-        targets[:, 0] = False
+    if is_label:
+        targets = torch.ones(rows, dtype=torch.long, device=device)
+    else:  # some words of each row, as an output matrix over all of them would be most of the work
+        targets = (ids_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
     with adapted.slot.filled(collector), torch.enable_grad():
         adapted.losses(ids_RT, targets).sum().backward()  # type: ignore[no-untyped-call]
     return collector
+
+
+@contextmanager
+def _one_layer_of_each_kind(adapted: AdaptedModel) -> Iterator[None]:
+    """Leaves out decoder layers that are made like an earlier one, while the model is tried.
+
+    Not of a model whose weights are divided among processes: these gather them layer by layer, in one order.
+    """
+    decoder = getattr(adapted.model, "model", None)
+    layers = getattr(decoder, "layers", None)
+    is_divided = any(hasattr(parameter, "ds_id") for parameter in adapted.model.parameters())
+    if decoder is None or not isinstance(layers, nn.ModuleList) or is_divided:
+        yield
+        return
+    kinds = {_make_of(layer): layer for layer in reversed(layers)}
+    decoder.layers = nn.ModuleList(layer for layer in layers if kinds[_make_of(layer)] is layer)
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+
+
+def _make_of(layer: nn.Module) -> tuple[object, ...]:
+    """The parts of a layer: modules by name and type, tensors by name, shape, type, and whether they are trained."""
+    modules = tuple((name, type(module)) for name, module in layer.named_modules())
+    tensors = (*layer.named_parameters(), *layer.named_buffers())
+    return modules, tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors)
 
 
 @contextmanager

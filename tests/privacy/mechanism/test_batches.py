@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from confide.models.adapters import lora
 from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.errors import BatchMalformed
-from confide.privacy.mechanism import clipping, site_round
+from confide.privacy.mechanism import batches, clipping, site_round
 from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, microbatches, probed_shapes, used_tokens
 from confide.privacy.mechanism.clipping import grid_of
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
@@ -235,3 +236,13 @@ def test_a_worker_that_computes_in_other_shapes_is_refused():
     part = SumPart(state=adapted.state(), ids=ids, targets=targets, sizes=sizes, passes=0, shapes=str(ONE_BY_ONE))
     with pytest.raises(BatchMalformed, match="make workers alike"):
         partial_sum(adapted, part, terms=TERMS, shapes=SHAPES)
+
+
+def test_of_layers_that_are_made_alike_one_is_tried_and_all_are_put_back():
+    adapted = adapted_tiny("attention")
+    layers = adapted.model.model.layers
+    twice = torch.nn.ModuleList([*layers, copy.deepcopy(layers[1])])
+    adapted.model.model.layers = twice
+    with batches._one_layer_of_each_kind(adapted):
+        assert list(adapted.model.model.layers) == list(layers)  # one dense, one with experts
+    assert adapted.model.model.layers is twice
