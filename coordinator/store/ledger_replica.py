@@ -5,13 +5,16 @@ the federation any more.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...privacy.errors import LedgerBroken
 from ...privacy.ledger.chain import START, Entry, Head, check_extension
-from ...privacy.ledger.charges import Books
 from ..errors import ReplicaBroken
 from .store import Store
 from .tables import LedgerRow
+
+if TYPE_CHECKING:  # accounting takes seconds to import, and most commands take no entry
+    from ...privacy.ledger.charges import Books
 
 
 class LedgerReplica:
@@ -77,7 +80,9 @@ class LedgerReplica:
             del self._books[site]  # some of the entries may be in
             raise ReplicaBroken(f"{site}: its ledger does not hold together: {err}") from err
 
-    def _books_of(self, site: str) -> Books:
+    def _books_of(self, site: str) -> "Books":
+        from ...privacy.ledger.charges import Books
+
         if site not in self._books:
             self._books[site] = Books.replay(self.entries(site))
         return self._books[site]

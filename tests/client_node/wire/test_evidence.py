@@ -15,7 +15,7 @@ from ..conftest import identity_of, key_of
 
 STUDY, RUN, REQUEST = "ab" * 32, "thyroid-0001", "cd" * 32
 TOTAL = b"ring elements"
-SUMMED = ("other", "svi")
+SUMMED = ("other", "rest", "svhc", "svi")
 
 
 def evidence(study, *changes: dict[str, object], run: str = RUN) -> Outcome:
