@@ -128,6 +128,7 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
                     colluding=colluding,
                     delta=study.draft.privacy.delta,
                     order=books.order_in_force(dataset, unit),
+                    recovery=books.recoveries.get((dataset, unit)),
                 )
                 worst = Spent(*map(max, zip(astuple(worst), astuple(found), strict=True)))
     return worst

@@ -351,13 +351,14 @@ def spent(
     colluding: int,
     delta: float,
     order: int | None,
-    recovery: Recovery | None = None,
+    recovery: Recovery | None,
 ) -> Spent:
     """The accountants' and the filter's answer for `releases` (how many of each) together.
 
     Args:
         order: of the filter; None if there is none, and so no guarantee for what was chosen by results.
-        recovery: of the account, if it lost entries: no figure is less than what that counts.
+        recovery: of the account, if it lost entries: no figure is less than what that counts. Without a default, so
+            that nobody leaves it out by mistake.
     """
     unfiltered = math.inf if releases else 0.0
     least = recovery.spent(colluding=colluding, delta=delta) if recovery else 0.0

@@ -67,7 +67,7 @@ def _course(tally: Tally, budget: Budget, order: int | None) -> list[Point]:
     ends = sorted({max(1, round(total * (step / MAX_POINTS) ** 1.5)) for step in range(1, MAX_POINTS + 1)})
     points = []
     for end in (end for end in ends if end <= total):
-        found = spent(tally.first(end), colluding=budget.collusion, delta=budget.delta, order=order)
+        found = spent(tally.first(end), colluding=budget.collusion, delta=budget.delta, order=order, recovery=None)
         time = tally.time(end - 1)
         points.append(Point(releases=end, time=time, pld=found.pld, rdp=found.rdp, guaranteed=found.guaranteed))
     return points

@@ -170,6 +170,16 @@ def test_the_card_s_epsilon_is_the_largest_that_a_site_signed_for(federation):
     assert (card.delta, card.collusion, card.unit, card.mode) == (1e-5, 1, "patient", "distributed")
 
 
+def test_the_card_counts_an_account_that_lost_entries_as_spent_up_to_its_cap(federation):
+    study = with_run(federation)
+    spend(federation, study, "svi", rounds=2)
+    with Ledger.open(federation.home / "svi-patient.db", key_of("svi"), "svi") as ledger:
+        ledger.recover(100)
+        LedgerReplica(federation.store).extend("svi", ledger.public_key, ledger.entries())
+    card = export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
+    assert card.epsilon == card.guaranteed == 50.0
+
+
 def test_no_card_is_written_without_the_charges_of_all_summed_sites(federation):
     study = with_run(federation)
     with federation.store.session() as session:
