@@ -86,14 +86,13 @@ def microbatches(rows_of_unit: Sequence[Integers], used_of_row: Integers, shapes
         else:
             by_length.setdefault(length, []).append(unit)
     for length, units in sorted(by_length.items()):
-        sizes, left = shapes.rows_of_length[length], sum(len(rows_of_unit[unit]) for unit in units)
-        while units:
-            size = next((size for size in sizes if size <= left), sizes[-1])
-            ends = np.cumsum([len(rows_of_unit[unit]) for unit in units])
-            taken = int(np.searchsorted(ends, size, side="right"))
-            batch, units = units[:taken], units[taken:]
-            left -= int(ends[taken - 1])
-            yield Batch(batch, [rows_of_unit[unit] for unit in batch], size, length)
+        sizes, ends = shapes.rows_of_length[length], np.cumsum([len(rows_of_unit[unit]) for unit in units])
+        first, done = 0, 0  # units, rows
+        while first < len(units):
+            size = next((size for size in sizes if size <= ends[-1] - done), sizes[-1])
+            end = int(np.searchsorted(ends, done + size, side="right"))
+            yield Batch(units[first:end], [rows_of_unit[unit] for unit in units[first:end]], size, length)
+            first, done = end, int(ends[end - 1])
 
 
 def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_records: int) -> BatchShapes:
