@@ -71,7 +71,7 @@ class Admission:
     def _require_room(self, message: Request) -> None:
         """Refuses a run that the approval does not cover any more; counts one that begins without being prepared.
 
-        To settle costs nothing, and makes charges exact: that is never refused.
+        To settle costs nothing, and makes charges exact: no count refuses it.
         """
         if isinstance(message, Settle):
             return

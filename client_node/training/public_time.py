@@ -64,7 +64,7 @@ class PublicTimes:
 
     @contextmanager
     def answered(self, study: Study, planned: PlannedRound, policy: SitePolicy, model: object) -> Iterator[None]:
-        """Lasts until the public time of the answer, also if what is done inside fails; not at all without privacy.
+        """Lasts until the public time of the answer, also if what is done inside fails; waits only in a private study.
 
         Args:
             model: what computes the step; another one has to read the records first.
@@ -72,8 +72,7 @@ class PublicTimes:
         Raises:
             SiteNotReady: the file of stated times is damaged.
         """
-        name = "" if study.draft.privacy.mode == "none" else self._kind(planned, model)
-        with self._until(study, policy, name):
+        with self._until(study, policy, self._kind(planned, model)):
             yield
 
     @contextmanager

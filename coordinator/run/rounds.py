@@ -2,9 +2,9 @@
 
 The coordinator is trusted with none of the sites' data, nor with the trained vector: it relays sealed shares that it
 cannot open, learns the total of one agreed set of sites, and passes it on, so that each site takes the server step
-itself. Every step may be interrupted at any time. The next
-driver takes a newer lease, starts from the last committed round and asks again: nodes answer a repeated question with
-the stored answer, so a round is never released twice and never charged twice.
+itself. Every step may be interrupted at any time. The next driver takes a newer lease, starts from the last committed
+round and asks again: nodes answer a repeated question with the stored answer, so a round is never released twice and
+never charged twice.
 """
 
 import json

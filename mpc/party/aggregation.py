@@ -3,9 +3,9 @@
 Honest-but-curious parties: any two of them learn nothing of a single update; the total all three learn, as the
 coordinator does. A party that lies can spoil the total; that shows if the order has tags (see `tags`), whose sum the
 parties therefore don't open to each other: with the total and its tags the last one to speak could make up another
-pair. A site whose vector is longer than the
-order allows is left out, whatever it does to hide that (see `sketch`). Every update in a total started from the one
-state that the order names; that the sites trained on it as agreed is not checked.
+pair. A site whose vector is longer than the order allows is left out, whatever it does to hide that (see `sketch`).
+Every update in a total started from the one state that the order names; that the sites trained on it as agreed is not
+checked.
 
 A study may size the sites' noise for all of them. A sum over fewer would then be noised too little: it is released only
 with a top-up of every site in it, sealed for exactly this set. So which noise a sum has follows from the set alone, and
@@ -130,8 +130,8 @@ def aggregate(
     """The sum over all sites that reached all three parties with vectors that are not too long.
 
     It is opened only after every party has bound the round to this very set on its disk, and given out only once this
-    party has bound the round to that total as well. `topups` are looked at, and
-    added, only for fewer sites than `order.min_untopped`.
+    party has bound the round to that total as well. `topups` are looked at, and added, only for fewer sites than
+    `order.min_untopped`.
 
     CrypTen's `runtime` must be started in this thread, on `links`.
 
