@@ -232,17 +232,23 @@ class Store:
             rows = list(session.scalars(wanted))
         return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
 
-    def ledger(self, site: str) -> list[LedgerRow]:
-        """Lists the replicated entries of `site`, in order."""
-        wanted = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq)
+    @contextmanager
+    def holding_ledger(self, site: str) -> Iterator[Session]:
+        """Runs one transaction in which nobody else appends to the replica of `site`, from its first read on."""
         with self.session() as session:
-            return list(session.scalars(wanted))
+            # An update locks the row, or all of SQLite's database, even if it changes nothing.
+            session.execute(update(NodeRow).where(NodeRow.name == site).values(name=NodeRow.name))
+            yield session
 
-    def last_ledger_row(self, site: str) -> LedgerRow | None:
+    def ledger(self, session: Session, site: str, *, since: int = 0) -> list[LedgerRow]:
+        """Lists the replicated entries of `site` from number `since` on, in order."""
+        wanted = select(LedgerRow).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
+        return list(session.scalars(wanted))
+
+    def last_ledger_row(self, session: Session, site: str) -> LedgerRow | None:
         """Finds the newest replicated entry of `site`; None if there is none."""
         newest = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq.desc()).limit(1)
-        with self.session() as session:
-            return session.scalars(newest).first()
+        return session.scalars(newest).first()
 
     def ledger_length(self, site: str) -> int:
         """Counts the replicated entries of `site`."""
@@ -254,11 +260,6 @@ class Store:
         wanted = select(LedgerRow.hash).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
         with self.session() as session:
             return list(session.scalars(wanted))
-
-    def add_ledger(self, rows: Sequence[LedgerRow]) -> None:
-        """Appends verified entries to the replica."""
-        with self.session() as session:
-            session.add_all(rows)
 
     def add_privacy_test(self, row: PrivacyTest, said: str) -> None:
         """Stores the result of a privacy test, with the line `said` in the audit log. No earlier result is replaced."""
