@@ -82,7 +82,7 @@ class LedgerReplica:
         """Returns the books of all entries that `session` sees."""
         from ...privacy.ledger.charges import Books
 
-        books, count = self._read.pop(site, None) or (Books(), 0)
+        books, count = self._read.pop(site, (Books(), 0))  # back once all of it went well
         for row in self._store.ledger(session, site, since=count):
             books.apply(_entry(row))
             count += 1

@@ -179,6 +179,18 @@ class Store:
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
+    def note_trouble(self, run_id: str, lease: int, trouble: str) -> None:
+        """Stores why the driver that holds `lease` ends before the run does. Raises `LeaseLost`."""
+        with self.session() as session:
+            self._fenced(session, run_id, lease, {"error": trouble[:2000], "step": trouble[:MAX_STEP]})
+
+    def note_waiting(self, run_id: str, why: str, *, silent_s: float) -> None:
+        """Stores why a run has no driver, unless it is over or has shown a heartbeat in the last `silent_s` seconds."""
+        waits = Run.state.not_in([state for state in RunState if state.is_over])
+        silent = Run.heartbeat < time.time() - silent_s
+        with self.session() as session:
+            session.execute(update(Run).where(Run.id == run_id, waits, silent).values(step=why[:MAX_STEP]))
+
     def begin_driving(self, run_id: str, lease: int) -> None:
         """Marks a run as driven by the holder of `lease`, without a line in the audit log; raises as `move_run`."""
         with self.session() as session:
@@ -281,10 +293,16 @@ class Store:
         after = case(
             *((Run.state == source, literal(target, Run.state.type)) for source, target in transition.moves.items())
         )
+        ends = [source for source, target in transition.moves.items() if target.is_over]
         moved = (
             update(Run)
             .where(Run.id == run_id, Run.state.in_(transition.moves), *([] if lease is None else [Run.lease == lease]))
-            .values(state=after, error=error, ended_at=time.time() if transition.is_end else None)
+            .values(
+                state=after,
+                error=error,
+                ended_at=case((Run.state.in_(ends), time.time()), else_=None),
+                lease=Run.lease + int(transition.fences),
+            )
         )
         state = session.scalars(moved.returning(Run.state)).one_or_none()
         if state is not None:
