@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit docs hooks crypten clean
+.PHONY: setup demo test quick lint types unit docs hooks lock wheel wheelhouse crypten clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,21 @@ docs: setup  # the pages of docs/api from docstrings, the settings in docs/study
 	$(BIN)/python docs/generate_api.py
 	$(BIN)/python docs/generate_settings.py
 
+lock: setup  # requirements-lock*.txt from what is installed in .venv, with hashes; after `make test` has passed
+	$(BIN)/python tools/lock.py
+
+wheel: setup  # what a machine with a network installs from, in dist
+	rm -rf dist
+	$(BIN)/python tools/wheel.py dist
+	cp requirements-lock.txt requirements-lock-cuda.txt dist
+	cd dist && sha256sum * > SHA256SUMS
+
+# confide's wheel and all locked ones in a folder, for machines without a network (docs/install.md). TORCH=FILE takes that
+# build of torch and leaves out what the ordinary one needs for a GPU.
+WHEELHOUSE ?= wheelhouse
+wheelhouse: setup
+	$(BIN)/python tools/wheelhouse.py $(WHEELHOUSE) $(if $(TORCH),--torch $(TORCH))
+
 crypten: setup  # third_party/crypten anew from the published wheel, whose hash is pinned
 	$(BIN)/python tools/renew_crypten.py
 
@@ -58,4 +73,4 @@ hooks: setup  # git checks lint and types before every commit; pre-commit has pa
 	.venv/pre-commit/bin/pre-commit install
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist wheelhouse *.egg-info src/*.egg-info

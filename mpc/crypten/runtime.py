@@ -36,7 +36,7 @@ from ..fields import NUM_AGGREGATORS
 from ..links.tls import Links
 
 VERSION = "0.4.1"
-SOURCE = Path(__file__).parents[2] / "third_party" / "crypten" / "crypten"  # beside the folder `mpc`
+_SOURCE = Path(__file__).parents[2] / "third_party" / "crypten" / "crypten"  # beside the folder `mpc`
 CPU = torch.device("cpu")
 SEED_BYTES = 32
 
@@ -106,16 +106,16 @@ def _load() -> Any:
     _stand_in("crypten.common.rng", generate_random_ring_element=ring_element, generate_kbit_random_tensor=kbit)
     _stand_in("crypten.nn")
     _stand_in("crypten.optim")
-    spec = spec_from_file_location("crypten", SOURCE / "__init__.py", submodule_search_locations=[str(SOURCE)])
-    if spec is None or spec.loader is None or not (SOURCE / "__init__.py").is_file():
-        raise RuntimeUnsound(f"CrypTen is missing at {SOURCE}, where confide brings it: install confide anew")
+    spec = spec_from_file_location("crypten", _SOURCE / "__init__.py", submodule_search_locations=[str(_SOURCE)])
+    if spec is None or spec.loader is None or not (_SOURCE / "__init__.py").is_file():
+        raise RuntimeUnsound(f"CrypTen is missing at {_SOURCE}, where confide brings it: install confide anew")
     module = sys.modules["crypten"] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (ImportError, AttributeError, OSError) as err:
         raise RuntimeUnsound(f"CrypTen {VERSION} does not import with torch {torch.__version__}: {err}") from err
     if module.__version__ != VERSION:
-        raise RuntimeUnsound(f"CrypTen {module.__version__} is at {SOURCE}; only {VERSION} was examined")
+        raise RuntimeUnsound(f"CrypTen {module.__version__} is at {_SOURCE}; only {VERSION} was examined")
     return module
 
 
