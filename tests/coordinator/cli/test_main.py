@@ -481,6 +481,17 @@ def test_a_report_with_one_figure_changed_does_not_verify(report):
     assert "FAILED" in invoke("budget", "verify", report, code=UNVERIFIED).stdout
 
 
+def test_a_verification_that_takes_long_says_so_first_and_is_refused_above_the_limit(report, monkeypatch):
+    assert invoke("budget", "verify", report).stderr == ""
+    monkeypatch.setattr("confide.privacy.report.workload.WORTH_TELLING_S", 0.0)
+    told = invoke("budget", "verify", report, "--json")
+    assert re.match(r"Verifying 3 releases, about \d seconds\n", told.stderr)
+    assert json.loads(told.stdout)["verified"]
+    monkeypatch.setattr("confide.privacy.report.workload.MAX_SECONDS", 0.1)
+    assert "--no-limit verifies it all the same" in lined(invoke("budget", "verify", report, code=FAILED).stderr)
+    assert "ok" in invoke("budget", "verify", report, "--no-limit").stdout
+
+
 @pytest.mark.usefixtures("report")
 def test_a_site_that_lost_its_ledger_gets_it_back_from_the_replica(call, tmp_path):
     file = tmp_path / "svi.jsonl"
