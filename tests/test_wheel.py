@@ -60,6 +60,7 @@ def test_a_wheel_holds_every_file_of_every_package_and_no_other(wheel):
     [
         "confide/py.typed",
         "confide/privacy/report/templates/report.html",
+        "confide/privacy/report/languages/de.toml",
         "confide/coordinator/gateway/fab/pyproject.toml",
         "confide/coordinator/gateway/fab/confide_run/server.py",
         "confide/coordinator/store/migrations/script.py.mako",

@@ -89,6 +89,21 @@ def show_page(
         table()
 
 
+def page_language(lang: str | None, html: Path | None) -> str:
+    """The language of a report's page, before the report is made.
+
+    Raises:
+        BadParameter: there is no such language, or no page is asked for that could be in one.
+    """
+    from ...privacy.report.language import DEFAULT, languages
+
+    if lang is not None and html is None:
+        raise typer.BadParameter("a table and JSON are in no language; it needs --html", param_hint="--lang")
+    if lang is not None and lang not in languages():
+        raise typer.BadParameter(f"{lang!r} is none of {', '.join(languages())}", param_hint="--lang")
+    return lang or DEFAULT
+
+
 def show_verification(
     file: Path, issuer: str | None, sites: Sequence[str], as_json: bool, *, no_limit: bool = False
 ) -> bool:

@@ -525,6 +525,16 @@ def test_a_report_is_a_table_a_page_or_json(call, tmp_path):
     assert result.stdout == ""
 
 
+@pytest.mark.usefixtures("report")
+def test_a_page_is_in_the_language_asked_for_and_nothing_else_is_in_any(call, tmp_path):
+    page = tmp_path / "report.html"
+    call("budget", "report", "--html", page, "--lang", "de")
+    assert '<html lang="de">' in page.read_text()
+    assert "Datenschutzbudget" in page.read_text()
+    assert "needs --html" in lined(call("budget", "report", "--json", "--lang", "de", code=2).stderr)
+    assert "none of de, en" in lined(call("budget", "report", "--html", page, "--lang", "fr", code=2).stderr)
+
+
 def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkeypatch):
     few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
     monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
