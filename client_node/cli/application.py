@@ -26,7 +26,7 @@ FAILED, PROBLEMS, INTERRUPTED = 1, 3, 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 LangOption = Annotated[
-    str | None, typer.Option("--lang", help="Language of the page: de, en. With --html; without: en.")
+    str | None, typer.Option("--lang", help="Language of the page that --html writes: en (the default) or de.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

@@ -139,7 +139,7 @@ def _told_of_work() -> "Iterator[Watch]":
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
 
         def watch(work: "Workload", done_s: float) -> None:
-            if work.is_long and not done_s:
+            if work.is_long and not bar.task_ids:
                 tell(f"Verifying {work}")
                 bar.add_task("Recomputing", total=work.seconds)
             elif work.is_long:

@@ -194,7 +194,7 @@ def _legend(plot: Plot, attacks: Sequence[MembershipFacts], sheet: Sheet) -> Non
 
 
 def _spending_plot(sheet: Sheet) -> Plot:
-    return Plot(width=sheet.width(520), height=164, left=34, right=92 if sheet.is_narrow else 84, top=26, bottom=38)
+    return Plot(width=sheet.width(480), height=164, left=34, right=92 if sheet.is_narrow else 84, top=26, bottom=38)
 
 
 def _roc_plot(sheet: Sheet) -> Plot:

@@ -42,11 +42,8 @@ class Language:
         return str(number).translate(str.maketrans(".,", marks))
 
     def day(self, time: str) -> str:
-        """The day of a time (`chain.Time`), in words; as it stands if there is no such day."""
-        try:
-            day = date.fromisoformat(time[:10])
-        except ValueError:
-            return time[:10]
+        """The day of a time (`chain.Time`), in words."""
+        day = date.fromisoformat(time[:10])
         month = self.texts["dates.months"].split()[day.month - 1]
         return str(self.say("dates.day", day=day.day, month=month, year=day.year))
 

@@ -11,6 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ...models.rounding import rounded_down, rounded_up
+from ..errors import ReportInvalid
 from ..ledger import canonical
 from ..ledger.charges import Books, RunCharges
 from . import figures, meaning, schema, standing, study_terms, templating
@@ -27,7 +28,7 @@ def render_html(report: Mapping[str, Any], *, language: str = DEFAULT) -> str:
 
     Raises:
         LedgerBroken: the entries of a ledger in it have no meaning.
-        ReportInvalid: `report` does not follow the schema, or there is no page in that language.
+        ReportInvalid: `report` does not follow the schema or has an impossible time, or there is no such language.
     """
     words = load(language)
     parsed = schema.parse(dict(report))
@@ -83,7 +84,7 @@ def _drawing(language: Language) -> Callable[..., Markup]:
 
 def _age(newest: str, issued: str, language: Language) -> Markup:
     """Tells how much older a copy is than the report, in whole days, hours or minutes."""
-    seconds = (datetime.fromisoformat(issued) - datetime.fromisoformat(newest)).total_seconds()
+    seconds = (_moment(issued) - _moment(newest)).total_seconds()
     if seconds < -60:
         return language.say("copy.age.newer")
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
@@ -92,8 +93,16 @@ def _age(newest: str, issued: str, language: Language) -> Markup:
     return language.say("copy.age.same")
 
 
+def _moment(time: str) -> datetime:
+    try:
+        return datetime.fromisoformat(time)
+    except ValueError as err:
+        raise ReportInvalid(f"{time} is no time; a report and its entries have one each") from err
+
+
 def _copies(report: Report, language: Language) -> list[Markup]:
     """Tells how old each site's ledger is here, sites whose copies read the same in one line."""
+    _moment(report.issued)  # of a report without a site too
     found: dict[tuple[str, Markup], list[str]] = {}
     for site in report.sites:
         newest = site.entries[-1].time if site.entries else ""

@@ -17,7 +17,7 @@ def agreed(account: Account) -> Spending:
 
 
 def lost(account: Account, books: Books) -> Recovery | None:
-    """Finds what counts as spent because entries on the account were lost for good, which closes it; None if none were."""
+    """Finds what counts as spent because entries were lost for good, which closes the account; None if none were."""
     return books.recoveries.get((account.dataset, account.unit))
 
 

@@ -177,7 +177,7 @@ def verify(
     sound = {site.name: books for site, books in chained}
     if len({site.name for site in parsed.sites}) != len(parsed.sites):
         result.failures.append("sites: a name occurs twice")
-    work = workload.of(chained)
+    work = workload.of(chained, parsed.audits)
     workload.refuse_above(max_seconds, work)
     progress = Progress(work, watch)
     progress.add(0.0)
@@ -192,6 +192,7 @@ def verify(
     result.notes += _gaps(sound)
     result.notes += _absent(parsed, sound)
     _check_tests(result, parsed)
+    progress.add(workload.audits_s(parsed.audits))
     result.failures += _foreign_tests(parsed, sound)
     result.issuers_word += _issuers_word(parsed)
     return result

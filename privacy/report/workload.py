@@ -12,7 +12,7 @@ from ..accounting import composition, prv
 from ..errors import VerificationTooLong
 from ..ledger.charges import Books
 from . import statement
-from .schema import Account, SiteReport
+from .schema import Account, AuditFacts, SiteReport
 
 MAX_SECONDS = 3600.0  # of estimated work that is begun unless somebody says so
 WORTH_TELLING_S = 10.0
@@ -21,6 +21,7 @@ WORTH_TELLING_S = 10.0
 _PLD_S = 0.011  # a distinct release and figure, as long as PLD is asked
 _RDP_S = 0.002  # the same, where so many are distinct that RDP answers alone
 _PRV_S = 0.5  # a figure that the third accountant is asked for
+_AUDIT_S, _GUESS_S = 0.03, 2.5e-6  # an audit, and each of its guesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class Progress:
             self.watch(self.work, self.done_s)
 
 
-def of(sites: Iterable[tuple[SiteReport, Books]]) -> Workload:
-    """Estimates the work of recomputing every account of these ledgers, and of asking a third accountant."""
-    releases, seconds = 0, 0.0
+def of(sites: Iterable[tuple[SiteReport, Books]], audits: Iterable[AuditFacts]) -> Workload:
+    """Estimates the work of recomputing every account of these ledgers, of asking a third accountant, and of audits."""
+    releases, seconds = 0, audits_s(audits)
     for site, books in sites:
         releases += sum(len(tally) for tally in books.tallies.values())
         seconds += sum(statement_s(books, *names) for names in books.accounts())
@@ -84,6 +85,11 @@ def third_s(stated: Account, books: Books) -> float:
         return 0.0
     releases = tally.releases()
     return sum(_PRV_S for item in stated.spent if len(composition.merge(releases, item.colluding)) <= prv.MAX_PAIRS)
+
+
+def audits_s(audits: Iterable[AuditFacts]) -> float:
+    """Estimates the seconds that it takes to recompute the bounds of audits."""
+    return sum(_AUDIT_S + _GUESS_S * facts.guesses for facts in audits)
 
 
 def refuse_above(limit_s: float, work: Workload) -> None:

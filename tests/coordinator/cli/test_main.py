@@ -486,6 +486,7 @@ def test_a_verification_that_takes_long_says_so_first_and_is_refused_above_the_l
     monkeypatch.setattr("confide.privacy.report.workload.WORTH_TELLING_S", 0.0)
     told = invoke("budget", "verify", report, "--json")
     assert re.match(r"Verifying 3 releases, about \d seconds\n", told.stderr)
+    assert told.stderr.count("Verifying") == 1
     assert json.loads(told.stdout)["verified"]
     monkeypatch.setattr("confide.privacy.report.workload.MAX_SECONDS", 0.1)
     assert "--no-limit verifies it all the same" in lined(invoke("budget", "verify", report, code=FAILED).stderr)

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from confide.privacy.errors import ReportInvalid
 from confide.privacy.ledger import canonical
 from confide.privacy.report.build import SiteLedger, build_report, render_html
 from confide.privacy.report.schema import SIGNATURE_DOMAIN, AuditFinding, dump
@@ -186,6 +187,19 @@ def test_the_page_says_how_old_each_copy_is_and_what_is_not_known_since(tmp_path
     assert page.count(f"copy up to 2 March 2026, {words}") == 4
     assert f"<strong>east, north, south, west</strong>: copy of the ledger up to 2 March 2026, {words}" in page
     assert "a cap that it has raised or lowered since, is not known here" in page
+
+
+@pytest.mark.parametrize("place", ["issued", "entry"])
+def test_a_time_that_there_is_not_is_refused_in_words(tmp_path, place):
+    report = reported(four_sites(tmp_path))
+    if place == "issued":
+        report["issued"] = "2026-13-01T00:00:00Z"
+    else:
+        with ledger_with(tmp_path / "fresh.db", rounds=0) as ledger:
+            report["sites"][0]["entries"] = [entry.model_dump() for entry in ledger.entries()]
+        report["sites"][0]["entries"][-1]["time"] = "2026-13-01T00:00:00Z"
+    with pytest.raises(ReportInvalid, match="2026-13-01T00:00:00Z is no time"):
+        render_html(report)
 
 
 def test_copies_of_different_age_are_told_apart(tmp_path):

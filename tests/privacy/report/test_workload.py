@@ -6,10 +6,11 @@ from confide.privacy.errors import VerificationTooLong
 from confide.privacy.ledger.ledger import Ledger
 from confide.privacy.report import verify as verification
 from confide.privacy.report.build import SiteLedger, build_report
+from confide.privacy.report.schema import dump
 from confide.privacy.report.verify import verify
 from confide.privacy.report.workload import Workload, in_words
 
-from ..ledgers import SITES, STUDY_TEXT, budget, charge, ledger_with, signer
+from ..ledgers import SITES, STUDY_TEXT, audit_facts, budget, charge, ledger_with, signer
 
 
 def ledger_of_distinct_releases(path, count: int) -> SiteLedger:
@@ -87,6 +88,12 @@ def test_a_site_that_is_named_many_times_counts_as_often_as_it_is_recomputed(pla
     honest = watched(plain)[0][0].seconds
     with pytest.raises(VerificationTooLong):
         verify(plain | {"sites": plain["sites"] * 50}, max_seconds=10 * honest)
+
+
+def test_audits_count_by_their_guesses(plain):
+    few, many = (dump(audit_facts(guesses=guesses, canaries=100_000, right=0)) for guesses in (1_000, 100_000))
+    seconds = [watched(plain | {"audits": [facts] * 50})[0][0].seconds for facts in (few, many)]
+    assert seconds[1] - seconds[0] > 5
 
 
 def test_a_ledger_of_ordinary_studies_is_verified_without_a_word_about_its_length(tmp_path):
