@@ -17,24 +17,36 @@ import typer
 from typer.core import TyperGroup
 
 from ...models.errors import ModelError
+from ...mpc.crash import place
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import ClientNodeError
 from .console import err, tell
 
 FAILED, PROBLEMS, INTERRUPTED = 1, 3, 130
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, of all wrong usage; typer has no name for it
+_UNEXPECTED = (
+    "Its message is left out, since it may quote a record or a key.\nWhat was written before it stands. "
+    "CONFIDE_DEBUG=1 before the command shows the message and the traceback, for your eyes first."
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 LangOption = Annotated[
     str | None, typer.Option("--lang", help="Language of the page that --html writes: en (the default) or de.")
 ]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+DebugOption = Annotated[
+    bool,
+    typer.Option(
+        "--debug", envvar="CONFIDE_DEBUG", help="Show tracebacks and messages of all errors, never variables."
+    ),
+]
 
 
 def application(purpose: str, *errors: type[Exception]) -> typer.Typer:
     """Makes an application that turns our errors and `errors` into one message on stderr and an exit code.
 
-    Files that it writes can be read by their owner only.
+    Of any other error it tells class and place alone: its message may quote a record or a key. Files that it writes can
+    be read by their owner only.
     """
     told = (ClientNodeError, ModelError, MpcError, PrivacyError, OSError, *errors)
 
@@ -45,7 +57,8 @@ def application(purpose: str, *errors: type[Exception]) -> typer.Typer:
             with _told(told, debug=ctx.params["debug"]):
                 return super().invoke(ctx)
 
-    app = typer.Typer(cls=Told, help=purpose, no_args_is_help=True)
+    # typer's own tracebacks print the variables of every frame, among them keys, codes and cells of records
+    app = typer.Typer(cls=Told, help=purpose, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_common_options)
     return app
 
@@ -75,11 +88,16 @@ def _common_options(debug: DebugOption = False) -> None:
 def _told(errors: tuple[type[Exception], ...], *, debug: bool) -> Iterator[None]:
     try:
         yield
-    except errors as problem:
-        if debug:
-            raise
-        err.print(f"[bold red]{type(problem).__name__}[/]: ", end="")
-        tell(str(problem))
-        raise typer.Exit(FAILED) from problem
+    except (typer.Exit, typer.Abort, _USAGE_ERROR, BrokenPipeError):
+        raise  # click's own way to end; whoever reads our output has read enough
     except KeyboardInterrupt as stop:
         raise typer.Exit(INTERRUPTED) from stop
+    except Exception as problem:
+        if debug:
+            raise
+        if isinstance(problem, errors):
+            err.print(f"[bold red]{type(problem).__name__}[/]: ", end="")
+            tell(str(problem))
+        else:
+            tell(f"{place(problem)}: an error that should not happen. {_UNEXPECTED}")
+        raise typer.Exit(FAILED) from problem
