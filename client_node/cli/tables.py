@@ -11,7 +11,6 @@ from rich.table import Table
 from ...models.rounding import rounded_down, rounded_up
 from ..login import login_name
 from ..spoken_hash import words
-from ..study import Study
 from .console import err, out, print_json, show_hash, show_page, table_of, tell
 
 if TYPE_CHECKING:  # accounting takes seconds to import
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..enrolment import Enrolment
     from ..policy.decision_log import Entry
     from ..step_audit import StepAudit
+    from ..study import Study
 
 _HASH_DIGITS = 64
 
@@ -103,7 +103,7 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
         show_hash(each.study.name, each.study.study_hash)
 
 
-def show_study(study: Study) -> None:
+def show_study(study: "Study") -> None:
     """Prints everything that a person approves with a study."""
     show_hash(study.name, study.study_hash)
     for title, facts in study_facts(study).items():
@@ -393,7 +393,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
     show_facts("Plan", _rounded(facts), as_json=False)
 
 
-def study_facts(study: Study) -> dict[str, dict[str, Any]]:
+def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
     """Lists everything that a person approves with a study, under headings."""
     draft = study.draft
     facts = draft.data.kind.facts(draft.data.terms)

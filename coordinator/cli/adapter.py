@@ -7,7 +7,6 @@ import typer
 
 from ...client_node.cli.application import JsonOption, group
 from ..errors import Conflict
-from ..federation import opened_store
 from .model_tables import reading, show_combined, show_evaluation, show_routing, show_written
 from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
 
@@ -23,6 +22,7 @@ def adapter_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
+    from ..federation import opened_store
     from ..results.export import export_adapter
 
     with opened_store(home) as store:
@@ -39,6 +39,7 @@ def adapter_merge(
     as_json: JsonOption = False,
 ) -> None:
     """Write the backbone with a run's adapter in its weights, as one checkpoint; conditions are those of `export`."""
+    from ..federation import opened_store
     from ..results.export import merge_adapter
 
     with opened_store(home) as store:
@@ -78,6 +79,7 @@ def adapter_evaluate(
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
+    from ..federation import opened_store
     from ..results.held_out import evaluate_run
 
     with opened_store(home) as store:
@@ -97,6 +99,7 @@ def adapter_routing(
 
     The figures depend on what is read: publish them only if that is public.
     """
+    from ..federation import opened_store
     from ..results.router_statistics import measure, reader_of_run
 
     with opened_store(home) as store:

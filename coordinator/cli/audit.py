@@ -4,7 +4,6 @@ import typer
 
 from ...client_node.cli.application import PROBLEMS, JsonOption, group
 from ...client_node.cli.console import err
-from ..federation import opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_audit
 
@@ -17,6 +16,7 @@ def audit_privacy(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption
 
     Exit code 3 if the claim does not stand. Every audit is kept and enters reports.
     """
+    from ..federation import opened_store
     from ..results.privacy_audit import audit_run
 
     with opened_store(home) as store, err.status("Auditing the sites' training step on this run's model"):

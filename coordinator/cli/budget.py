@@ -7,7 +7,6 @@ import typer
 
 from ...client_node.cli.application import PROBLEMS, JsonOption, LangOption, group
 from ...client_node.cli.console import page_language, show_verification
-from ..federation import opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_budget_report, show_exported_ledger
 
@@ -23,6 +22,7 @@ def budget_report(
     as_json: JsonOption = False,
 ) -> None:
     """Report what was spent at every site, from the signed ledgers, for people (--html) or programs (--json)."""
+    from ..federation import opened_store
     from ..results import reports
 
     language = page_language(lang, html)
@@ -38,6 +38,7 @@ def budget_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
+    from ..federation import opened_store
     from ..results.ledger_export import export_ledger
 
     with opened_store(home) as store:

@@ -8,7 +8,6 @@ import typer
 from ...client_node.cli.application import JsonOption, application, until_stopped
 from ...client_node.cli.console import out
 from ..errors import CoordinatorError
-from ..federation import Settings, create_home, load_settings, members, opened_store
 from . import adapter, audit, backbone, budget, run, site, study
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_status
@@ -35,6 +34,8 @@ def init(
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of Flower's SuperLink.")] = 9444,
 ) -> None:
     """Make the keys, certificates and database of a new federation."""
+    from ..federation import Settings, create_home
+
     settings = Settings(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port
     )
@@ -54,6 +55,7 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
 @app.command()
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show sites and runs at a glance."""
+    from ..federation import load_settings, members, opened_store
     from ..run.overview import run_standings
 
     with opened_store(home) as store:

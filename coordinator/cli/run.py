@@ -6,7 +6,6 @@ import typer
 
 from ...client_node.cli.application import FAILED, JsonOption, group
 from ...client_node.cli.console import err, out, tell
-from ..federation import opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_measurement, show_opened_rounds, show_runs, show_started_run
 
@@ -23,6 +22,7 @@ def run_start(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run of a study; `coordinator serve` drives it."""
+    from ..federation import opened_store
     from ..run.control import start_run
 
     with opened_store(home) as store:
@@ -32,6 +32,7 @@ def run_start(
 @app.command("list")
 def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every run."""
+    from ..federation import opened_store
     from ..run.overview import run_standings
 
     with opened_store(home) as store:
@@ -41,6 +42,7 @@ def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> No
 @app.command("rounds")
 def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what a run has opened so far: whose updates each sum holds, who is missing, whose vector was too long."""
+    from ..federation import opened_store
     from ..run.overview import opened_rounds
 
     with opened_store(home) as store:
@@ -50,6 +52,7 @@ def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = 
 @app.command("watch")
 def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Follow a run until it ends; leaving does not stop it."""
+    from ..federation import opened_store
     from ..run.progress import watch
     from ..store.states import RunState
 
@@ -63,6 +66,7 @@ def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
 @app.command("stop")
 def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Stop a run after the question in progress; committed rounds stay."""
+    from ..federation import opened_store
     from ..run.control import stop_run
     from ..store.states import RunState
 
@@ -86,6 +90,7 @@ def run_abandon(run: str, home: HomeOption = DEFAULT_HOME) -> None:
 @app.command("resume")
 def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Go on with a stopped or failed run from its last committed round."""
+    from ..federation import opened_store
     from ..run.control import resume_run
 
     with opened_store(home) as store:
@@ -98,6 +103,7 @@ def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption =
 
     The figures come from one noised histogram that the sites charged; they may be published.
     """
+    from ..federation import opened_store
     from ..results.metrics import measurement
 
     with opened_store(home) as store:

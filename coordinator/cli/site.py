@@ -6,7 +6,6 @@ import typer
 
 from ...client_node.cli.application import JsonOption, group
 from ...client_node.cli.console import out
-from ..federation import members, opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_invitation, show_members
 
@@ -21,6 +20,8 @@ def site_invite(
     as_json: JsonOption = False,
 ) -> None:
     """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
         show_invitation(members.invite(store, home, name, role or ["train"]), as_json)
 
@@ -28,6 +29,8 @@ def site_invite(
 @app.command("list")
 def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every site, its roles and state."""
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
         show_members(members.members(store), as_json)
 
@@ -35,6 +38,8 @@ def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> N
 @app.command("revoke")
 def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Turn a site out: its next request is refused."""
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
         members.revoke(store, home, name)
         out.print(f"{name} is revoked; a running server refuses it from now on.")

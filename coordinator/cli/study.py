@@ -8,7 +8,6 @@ import typer
 
 from ...client_node.cli.application import JsonOption, group
 from ...client_node.cli.console import print_json
-from ..federation import Pki, opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_created_study, show_studies
 
@@ -25,6 +24,7 @@ def study_create(
     as_json: JsonOption = False,
 ) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
+    from ..federation import Pki, opened_store
     from ..studies.create import create_study
     from ..studies.summary import summary
 
@@ -36,6 +36,8 @@ def study_create(
 @app.command("list")
 def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every study."""
+    from ..federation import opened_store
+
     with opened_store(home) as store:
         show_studies(store.studies(), as_json)
 
@@ -44,6 +46,7 @@ def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> 
 def study_show(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show a study as sites see it, with its hash and the words that spell it; with --json its text."""
     from ...client_node.cli.tables import show_study
+    from ..federation import opened_store
     from ..studies.catalogue import load_study
 
     with opened_store(home) as store:

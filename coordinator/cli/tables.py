@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ...client_node.cli.console import err, out, print_json, show_hash, show_page, table_of
 from ...client_node.spoken_hash import words
 from ...models.rounding import rounded_down, rounded_up
-from ..federation.members import Invitation, Member
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...models.evaluation.binned import ReliabilityBin
     from ...models.evaluation.metrics import Estimate
     from ...privacy.ledger.chain import Head
     from ...privacy.report.schema import AuditFacts
+    from ..federation.members import Invitation, Member
     from ..results.metrics import Measurement
     from ..run.overview import OpenedRounds, RunStanding
     from ..store.tables import StudyRow
@@ -29,7 +29,7 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     out.print(table_of(title, rows))
 
 
-def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunStanding]", as_json: bool) -> None:
+def show_status(federation: str, members: "Sequence[Member]", runs: "Sequence[RunStanding]", as_json: bool) -> None:
     """Prints the federation's sites and runs."""
     if as_json:
         rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
@@ -38,12 +38,12 @@ def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunS
     show_runs(runs, as_json=False)
 
 
-def show_members(members: Sequence[Member], as_json: bool) -> None:
+def show_members(members: "Sequence[Member]", as_json: bool) -> None:
     """Prints every site, its roles and state."""
     show("Sites", [asdict(member) for member in members], as_json)
 
 
-def show_invitation(invitation: Invitation, as_json: bool) -> None:
+def show_invitation(invitation: "Invitation", as_json: bool) -> None:
     """Prints a one-time code, alone on stdout."""
     if as_json:
         return print_json(asdict(invitation))
