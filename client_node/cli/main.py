@@ -6,18 +6,24 @@ from typing import Annotated
 import typer
 
 from . import budget, data, site, study
-from .application import JsonOption, application, until_stopped
+from .application import REFUSED, JsonOption, application, epilog, until_stopped
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_decisions, show_enrolment, show_facts
 
-app = application("Take part in a federation: enrol, decide what may run, see what it cost.")
+app = application(
+    "Take part in a federation: enrol, decide what may run, see what it cost.",
+    "client-node enroll CODE",
+    "client-node study list",
+)
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 
 
-@app.command()
+@app.command(
+    epilog=epilog("client-node enroll CODE", "client-node enroll - --party-address agg.example.org:7000 < code.txt")
+)
 def enroll(
     code: Annotated[str, typer.Argument(help="The one-time code from the operator; - reads it from standard input.")],
     home: HomeOption = DEFAULT_HOME,
@@ -33,7 +39,7 @@ def enroll(
     show_enrolment(found, home, as_json)
 
 
-@app.command()
+@app.command(epilog=epilog("client-node run", codes=[REFUSED]))
 def run(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; only approved studies run."""
     from .. import daemon
@@ -41,7 +47,7 @@ def run(home: HomeOption = DEFAULT_HOME) -> None:
     raise typer.Exit(daemon.run(home, until_stopped("httpx", "httpx2", "httpcore", "flwr")))
 
 
-@app.command()
+@app.command(epilog=epilog("client-node status", "client-node status --json"))
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who this node is and whether its daemon runs."""
     from .. import daemon
@@ -49,7 +55,7 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     show_facts("Node", daemon.status(home), as_json)
 
 
-@app.command()
+@app.command(epilog=epilog("client-node decisions"))
 def decisions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who decided what here and when: approvals, revocations, caps, confirmed sites."""
     from ..policy import decision_log

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import PROBLEMS, JsonOption, group
+from .application import PROBLEMS, JsonOption, epilog, group
 from .console import agree, is_at_terminal, out
 from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
 from .tables import (
@@ -18,10 +18,10 @@ from .tables import (
     show_study,
 )  # fmt: skip
 
-app = group("Which studies may run on this site's records.")
+app = group("Which studies may run on this site's records.", "client-node study list")
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("client-node study list", "client-node study list --offline --json"))
 def study_list(
     home: HomeOption = DEFAULT_HOME,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the coordinator for new ones.")] = False,
@@ -35,7 +35,7 @@ def study_list(
     show_studies(study_decisions.overview(home), as_json)
 
 
-@app.command("show")
+@app.command("show", epilog=epilog("client-node study show thyroid"))
 def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show all that approving a study means; with --json its canonical text, whose SHA-256 is its hash."""
     from ..approval.catalogue import find_study
@@ -47,7 +47,10 @@ def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: J
         show_study(found)
 
 
-@app.command("approve")
+@app.command(
+    "approve",
+    epilog=epilog("client-node study approve HASH --until 2026-12-31", "client-node study approve HASH --runs 2 --yes"),
+)
 def study_approve(
     study: WholeHashArgument,
     home: HomeOption = DEFAULT_HOME,
@@ -82,7 +85,7 @@ def study_approve(
     show_approval(proposal, as_json)
 
 
-@app.command("revoke")
+@app.command("revoke", epilog=epilog("client-node study revoke thyroid"))
 def study_revoke(
     study: StudyArgument, home: HomeOption = DEFAULT_HOME, by: ByOption = None, yes: YesOption = False
 ) -> None:
@@ -96,7 +99,7 @@ def study_revoke(
     out.print(f"Study {study_hash} may not run here any more.", soft_wrap=True)
 
 
-@app.command("audit")
+@app.command("audit", epilog=epilog("client-node study audit thyroid", codes=[PROBLEMS]))
 def study_audit(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Run a study's step here, on one record many times over, and hold its noise, clip and draws against the charge.
 

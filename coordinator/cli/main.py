@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, application, until_stopped
+from ...client_node.cli.application import JsonOption, application, epilog, until_stopped
 from ...client_node.cli.console import out
 from ..errors import CoordinatorError
 from . import adapter, audit, backbone, budget, run, site, study
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_status
 
-app = application("Run a federation: invite sites, start studies, read what they cost.", CoordinatorError)
+app = application(
+    "Run a federation: invite sites, start studies, read what they cost.",
+    "coordinator init --host fed.example.org",
+    "coordinator site invite svi",
+    errors=[CoordinatorError],
+)
 app.add_typer(site.app, name="site")
 app.add_typer(study.app, name="study")
 app.add_typer(run.app, name="run")
@@ -24,7 +29,7 @@ app.add_typer(audit.app, name="audit")
 _FIRST_EXAMPLE = "thyroid"
 
 
-@app.command()
+@app.command(epilog=epilog('coordinator init --federation "Thyroid 2026" --host fed.example.org'))
 def init(
     home: HomeOption = DEFAULT_HOME,
     federation: Annotated[str, typer.Option(help="Name of the federation, printed on reports.")] = "federation",
@@ -43,7 +48,7 @@ def init(
     out.print(f"Federation [bold]{federation}[/] made in {home}. Next: coordinator serve, coordinator site invite NAME")
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator serve"))
 def serve(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
     from ..gateway import Service
@@ -52,7 +57,7 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
     Service(home).serve(stop)
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator status --json"))
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show sites and runs at a glance."""
     from ..federation import load_settings, members, opened_store
@@ -62,7 +67,7 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         show_status(load_settings(home).federation, members.members(store), run_standings(store), as_json)
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator demo", "coordinator demo thyroid --rounds 10"))
 def demo(
     example: Annotated[str, typer.Argument(help="Name of the example.")] = _FIRST_EXAMPLE,
     directory: Annotated[

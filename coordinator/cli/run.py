@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import FAILED, JsonOption, group
+from ...client_node.cli.application import FAILED, JsonOption, epilog, group
 from ...client_node.cli.console import err, out, tell
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_measurement, show_opened_rounds, show_runs, show_started_run
 
-app = group("Executions of studies.")
+app = group("Executions of studies.", "coordinator run start thyroid")
 
 
-@app.command("start")
+@app.command("start", epilog=epilog("coordinator run start thyroid", "coordinator run start thyroid --again"))
 def run_start(
     study: str,
     home: HomeOption = DEFAULT_HOME,
@@ -29,7 +29,7 @@ def run_start(
         show_started_run(start_run(store, study, again=again), as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("coordinator run list"))
 def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every run."""
     from ..federation import opened_store
@@ -39,7 +39,7 @@ def run_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> No
         show_runs(run_standings(store), as_json)
 
 
-@app.command("rounds")
+@app.command("rounds", epilog=epilog("coordinator run rounds RUN --json"))
 def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what a run has opened so far: whose updates each sum holds, who is missing, whose vector was too long."""
     from ..federation import opened_store
@@ -49,7 +49,7 @@ def run_rounds(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = 
         show_opened_rounds(run, opened_rounds(store, run), as_json)
 
 
-@app.command("watch")
+@app.command("watch", epilog=epilog("coordinator run watch RUN", "coordinator run watch RUN --json"))
 def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Follow a run until it ends; leaving does not stop it."""
     from ..federation import opened_store
@@ -63,7 +63,7 @@ def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         raise typer.Exit(0 if ended.state == RunState.DONE else FAILED)
 
 
-@app.command("stop")
+@app.command("stop", epilog=epilog("coordinator run stop RUN"))
 def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Stop a run after the question in progress; committed rounds stay."""
     from ..federation import opened_store
@@ -87,7 +87,7 @@ def run_abandon(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         out.print(f"Run {run} is given up. `coordinator serve` tells its nodes; they forget it by themselves in a day.")
 
 
-@app.command("resume")
+@app.command("resume", epilog=epilog("coordinator run resume RUN"))
 def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Go on with a stopped or failed run from its last committed round."""
     from ..federation import opened_store
@@ -97,7 +97,7 @@ def run_resume(run: str, home: HomeOption = DEFAULT_HOME) -> None:
         out.print(f"Run {run} goes on from round {resume_run(store, run)}.")
 
 
-@app.command("metrics")
+@app.command("metrics", epilog=epilog("coordinator run metrics RUN"))
 def run_metrics(run: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show how good a run's model is on records that its sites hold out, as far as noise and chance let one tell.
 

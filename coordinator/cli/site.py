@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import out
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_invitation, show_members
 
-app = group("Who takes part.")
+app = group("Who takes part.", "coordinator site invite svi")
 
 
-@app.command("invite")
+@app.command("invite", epilog=epilog("coordinator site invite svi", "coordinator site invite agg-a --role aggregate"))
 def site_invite(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.")],
     role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
@@ -26,7 +26,7 @@ def site_invite(
         show_invitation(members.invite(store, home, name, role or ["train"]), as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("coordinator site list"))
 def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every site, its roles and state."""
     from ..federation import members, opened_store
@@ -35,7 +35,7 @@ def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> N
         show_members(members.members(store), as_json)
 
 
-@app.command("revoke")
+@app.command("revoke", epilog=epilog("coordinator site revoke svi", "coordinator site revoke svi --yes"))
 def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Turn a site out: its next request is refused."""
     from ..federation import members, opened_store

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import print_json
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_created_study, show_studies
 
-app = group("What shall be learned, on which terms.")
+app = group("What shall be learned, on which terms.", "coordinator study create study.toml")
 
 
-@app.command("create")
+@app.command("create", epilog=epilog("coordinator study create study.toml"))
 def study_create(
     draft: Path,
     home: HomeOption = DEFAULT_HOME,
@@ -33,7 +33,7 @@ def study_create(
         show_created_study(summary(made), as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("coordinator study list"))
 def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every study."""
     from ..federation import opened_store
@@ -42,7 +42,7 @@ def study_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> 
         show_studies(store.studies(), as_json)
 
 
-@app.command("show")
+@app.command("show", epilog=epilog("coordinator study show thyroid --json"))
 def study_show(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show a study as sites see it, with its hash and the words that spell it; with --json its text."""
     from ...client_node.cli.tables import show_study

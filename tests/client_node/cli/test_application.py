@@ -18,7 +18,7 @@ class Elsewhere(Exception):
 
 def raising(problem):
     """An application whose one command, `fail`, raises `problem`."""
-    app = application("Fails.", Elsewhere)
+    app = application("Fails.", errors=[Elsewhere])
 
     @app.command()
     def fail() -> None:
