@@ -18,9 +18,9 @@ from ...mpc.crash import place
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import ClientNodeError
-from .console import err, tell
+from .console import USAGE, err, tell
 
-FAILED, USAGE, PROBLEMS, REFUSED, INTERRUPTED = 1, 2, 3, 77, 130
+FAILED, PROBLEMS, REFUSED, INTERRUPTED = 1, 3, 77, 130
 EXIT_CODES = {
     0: "done",
     FAILED: "refused or failed; the message says what to do",

@@ -104,7 +104,7 @@ def budget_import(
 
 @app.command("recover", epilog=epilog("client-node budget recover"))
 def budget_recover(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -119,7 +119,7 @@ def budget_recover(
             "again, whatever cap is set later. Nothing undoes this.",
             err=True,
         )
-        typer.confirm("Count all budgets of this site as spent?", abort=True, err=True)
+        agree("Count all budgets of this site as spent?", yes=False)
     show_accounts(recover_ledger(home), as_json)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .application import PROBLEMS, JsonOption, epilog, group
-from .console import agree, is_at_terminal, out
+from .console import agree, show_change
 from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
 from .tables import (
     show_approval,
@@ -87,16 +87,24 @@ def study_approve(
 
 @app.command("revoke", epilog=epilog("client-node study revoke thyroid"))
 def study_revoke(
-    study: StudyArgument, home: HomeOption = DEFAULT_HOME, by: ByOption = None, yes: YesOption = False
+    study: StudyArgument,
+    home: HomeOption = DEFAULT_HOME,
+    by: ByOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Stop letting a study run here, from its next message on. What was spent stays spent."""
+    """Stop letting a study run here, from its next message on. What was spent stays spent.
+
+    While a run is under way it asks first, since that run fails without this node.
+    """
     from ..approval import study_decisions
 
     study_hash, under_way = study_decisions.to_revoke(home, study)
-    if under_way and not yes and is_at_terminal():
-        agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=False)
+    if under_way:
+        agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=yes)
     study_decisions.revoke_study(home, study_hash, by=by)
-    out.print(f"Study {study_hash} may not run here any more.", soft_wrap=True)
+    facts = {"hash": study_hash, "decision": "revoked", "runs_under_way": list(under_way)}
+    show_change(facts, as_json, f"Study {study_hash} may not run here any more.")
 
 
 @app.command("audit", epilog=epilog("client-node study audit thyroid", codes=[PROBLEMS]))

@@ -1,16 +1,17 @@
 """The application `coordinator`: set-up, server, status and demo. Exit codes are in `client_node.cli.application`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...client_node.cli.application import JsonOption, application, epilog, until_stopped
-from ...client_node.cli.console import out
+from ...client_node.cli.console import show_change
 from ..errors import CoordinatorError
 from . import adapter, audit, backbone, budget, run, site, study
 from .options import DEFAULT_HOME, HomeOption
-from .tables import show_status
+from .tables import here, show_status
 
 app = application(
     "Run a federation: invite sites, start studies, read what they cost.",
@@ -37,15 +38,19 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Public port of the gate.")] = 9443,
     listen: Annotated[str, typer.Option(help="Address on which the gate listens.")] = "127.0.0.1",
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of Flower's SuperLink.")] = 9444,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make the keys, certificates and database of a new federation."""
+    """Make the keys, certificates and database of a new federation, in a folder that is new or empty."""
     from ..federation import Settings, create_home
 
     settings = Settings(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port
     )
     create_home(home, settings)
-    out.print(f"Federation [bold]{federation}[/] made in {home}. Next: coordinator serve, coordinator site invite NAME")
+    next_steps = f"Next: {here(home, 'serve')}; then: {here(home, 'site invite NAME')}"
+    show_change(
+        {"home": str(home), **asdict(settings)}, as_json, f"Federation {federation} made in {home}. {next_steps}"
+    )
 
 
 @app.command(epilog=epilog("coordinator serve"))
@@ -53,7 +58,7 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
     from ..gateway import Service
 
-    stop = until_stopped("httpx")
+    stop = until_stopped("httpx", "alembic")
     Service(home).serve(stop)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
-from ...client_node.cli.console import out
-from .options import DEFAULT_HOME, HomeOption
+from ...client_node.cli.console import agree_by_name, show_change
+from .options import DEFAULT_HOME, HomeOption, YesOption
 from .tables import show_invitation, show_members
 
 app = group("Who takes part.", "coordinator site invite svi")
@@ -36,10 +36,18 @@ def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> N
 
 
 @app.command("revoke", epilog=epilog("coordinator site revoke svi", "coordinator site revoke svi --yes"))
-def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
-    """Turn a site out: its next request is refused."""
+def site_revoke(
+    name: str, home: HomeOption = DEFAULT_HOME, yes: YesOption = False, as_json: JsonOption = False
+) -> None:
+    """Turn a site out: its next request is refused. The name of a site that had enrolled is never used again.
+
+    It asks first, unless the site has not enrolled yet: then only its invitation is withdrawn.
+    """
     from ..federation import members, opened_store
 
     with opened_store(home) as store:
+        if store.node(name).enrolled_at is not None:
+            agree_by_name(f"{name} can never take part again, under this name or with its keys.", name, yes=yes)
         members.revoke(store, home, name)
-        out.print(f"{name} is revoked; a running server refuses it from now on.")
+        facts = {"name": name, "state": "revoked"}
+        show_change(facts, as_json, f"{name} is revoked; a running server refuses it from now on.")
