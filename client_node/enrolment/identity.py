@@ -118,7 +118,7 @@ def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
     """Reads a P-384 public key in OpenSSH or PEM form. Raises ValueError for anything else."""
     try:
         key = load_pem_public_key(data) if data.startswith(b"-----") else load_ssh_public_key(data)
-    except UnsupportedAlgorithm as err:
+    except (UnsupportedAlgorithm, NotImplementedError) as err:  # the latter: an OpenSSH key with a compressed point
         raise ValueError("unsupported kind of public key") from err
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError("the transport key must be an ECDSA key on P-384")

@@ -38,14 +38,18 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Public port of the gate.")] = 9443,
     listen: Annotated[str, typer.Option(help="Address on which the gate listens.")] = "127.0.0.1",
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of Flower's SuperLink.")] = 9444,
+    strangers_per_address: Annotated[
+        int, typer.Option(min=2, max=128, help="Connections of one address that have shown no enrolled key yet.")
+    ] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Make the keys, certificates and database of a new federation, in a folder that is new or empty."""
     from ..federation import Settings, create_home
 
     settings = Settings(
-        federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port
-    )
+        federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port,
+        strangers_per_address=strangers_per_address,
+    )  # fmt: skip
     create_home(home, settings)
     next_steps = f"Next: {here(home, 'serve')}; then: {here(home, 'site invite NAME')}"
     show_change(

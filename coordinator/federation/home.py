@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ...client_node.files import write_private
 from ..errors import Conflict, NotFound, StateDamaged
@@ -22,13 +23,15 @@ _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Settings that `coordinator init` fixes."""
+    """Settings that `coordinator init` writes; `coordinator serve` reads them when it starts."""
 
     federation: str  # for people: stands on reports
     address: str  # host:port at which sites reach the gate
     listen: str  # host on which the gate listens
     port: int  # of the gate
     superlink_port: int  # of Flower's SuperLink, on loopback only
+    # Connections of one address that show no enrolled key yet; 300 KiB each, and four times as many in all.
+    strangers_per_address: Annotated[int, Field(ge=2, le=128)] = 32
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 

@@ -9,8 +9,9 @@ node needs. It checks, for every request, that
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
 - the body is small enough, and a reply has a bounded number of parts.
 
-The gate has paths of its own for the CA certificate, enrolment, and the list of studies. A refused request leaves a
-line in the log `confide.gate`, at most one a minute for each key; secrets and bodies are never logged.
+The gate has paths of its own for the CA certificate, enrolment, and the list of studies. Refused requests leave lines
+in the log `confide.gate` (`refusals`); secrets and bodies are never logged. Connections are kept in bounds by
+`admission`, to which the gate says when a caller has proven an enrolled key.
 
 Out of scope: a node that sends a flood of well-formed messages fills the SuperLink's cache; revoke it.
 """
@@ -19,13 +20,14 @@ import asyncio
 import binascii
 import datetime as dt
 import json
-import logging
 import time
+import traceback
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -39,7 +41,9 @@ from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, Studies
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
-from .listener import ListenerLog, serve_gate
+from .admission import Visit
+from .listener import Message, Receive, Send, serve_gate
+from .refusals import RefusalLog
 from .upstream import Upstream, UpstreamAway
 
 __all__ = ["FleetGate", "Registry", "serve_gate"]
@@ -61,11 +65,11 @@ _FLEET_CAPS = {
 _OWN_CAP = 32 << 10
 _CLOCK_S = 300.0  # Flower's own tolerance
 _BODY_S = 60.0  # for a whole request body to arrive
+_STRANGERS_BODY_S = 10.0
+_REST_S, _REST = 2.0, 256 << 10  # seconds and bytes that the rest of a refused request may take
 _HOP = {b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
 
 class Registry(Protocol):
@@ -113,48 +117,77 @@ class FleetGate:
         self._ca = ca_path.read_bytes()
         self._upstream = Upstream("127.0.0.1", superlink, ca_path)
         self._wake = WakeListener(superlink)
-        self._log = ListenerLog()
+        self._log = RefusalLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._nonces: dict[str, float] = {}
         self._is_closing = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] == "lifespan":
             return await self._live(receive, send)
         if scope["type"] != "http":
             return
-        method, path = scope["method"], scope["path"]
         try:
-            if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
-                status, headers, body = await self._fleet(scope, receive, path[len(FLEET) :])
-            elif method == "GET" and path == protocol.CA_PATH:
-                status, headers, body = 200, [(b"content-type", b"application/x-pem-file")], self._ca
-            elif method == "POST" and path == protocol.ENROLL_PATH:
-                status, headers, body = await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
-            elif method == "POST" and path == protocol.STUDIES_PATH:
-                status, headers, body = await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
-            else:
-                self._log.turned_away("path", _peer(scope), "%s asked for %s %s", _peer(scope), method, path[:80])
-                raise _TurnedAway(404)
+            status, headers, body = await self._answer(scope, receive)
         except _TurnedAway as end:
-            status, headers, body = _answer(end)
+            status, headers, body = _refusal(end)
+        except Exception as err:
+            status, headers, body = self._failure(scope, err)
         headers = [*headers, (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    async def _answer(self, scope: Message, receive: Receive) -> Answer:
+        method, path = scope["method"], scope["path"]
+        if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
+            return await self._fleet(scope, receive, path[len(FLEET) :])
+        if method == "GET" and path == protocol.CA_PATH:
+            return 200, [(b"content-type", b"application/x-pem-file")], self._ca
+        if method == "POST" and path == protocol.ENROLL_PATH:
+            return await self._answer_enrolment(scope, await self._body(scope, receive, _OWN_CAP))
+        if method == "POST" and path == protocol.STUDIES_PATH:
+            return await self._list_studies(scope, await self._body(scope, receive, _OWN_CAP))
+        asked = scope["raw_path"][:80].decode("ascii", "replace")  # undecoded, so that nobody writes lines of his own
+        self._log.stranger("path", _peer(scope), "%s asked for %s %s", _peer(scope), method[:16], asked)
+        await _read_rest(receive)
+        raise _TurnedAway(404)
+
+    def _failure(self, scope: Message, err: Exception) -> Answer:
+        visit: Visit = scope["state"]["visit"]
+        if visit.key is None:
+            return _refusal(self._odd(scope, err))
+        self._log.failed("a request of an enrolled node failed", err)
+        return 500, [], b""
+
+    def _odd(self, scope: Message, err: Exception) -> _TurnedAway:
+        """Refuses a stranger on whose request the gate itself failed; he learns no more than from any refusal."""
+        self._log.stranger("odd", _peer(scope), "%s sent what the gate cannot handle: %s", _peer(scope), _place(err))
+        return _TurnedAway(401, refused="unsigned")
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         await self._wake.open()
+        reporting = asyncio.create_task(self._log.keep_reporting())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._is_closing = True
+        reporting.cancel()
+        self._log.report()
         self._wake.close()
         await self._upstream.close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _fleet(self, scope: Scope, receive: Receive, call: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        key_id, site = self._caller(scope)
+    async def _fleet(self, scope: Message, receive: Receive, call: str) -> Answer:
+        try:
+            key_id, site = self._caller(scope)
+        except _TurnedAway:
+            await _read_rest(receive)
+            raise
+        except Exception as err:
+            await _read_rest(receive)
+            raise self._odd(scope, err) from err
+        scope["state"]["visit"].recognise(key_id)
         body = await self._body(scope, receive, _FLEET_CAPS[call])
         claim = self._own_node(call, body, key_id, site)
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
@@ -176,16 +209,14 @@ class FleetGate:
 
     async def _forward(
         self, call: str, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, claim: int | None
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    ) -> Answer:
         try:
             status, answered, answer = await self._upstream.post(FLEET + call, headers, body)
         except UpstreamAway as err:
             raise _TurnedAway(503) from err  # nodes read 503 as: try again
         if status == 401:
             # The key is good here, so Flower's cache has lost it, or the id is of another registration.
-            self._log.turned_away(
-                "stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call
-            )
+            self._log.known("stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call)
             raise _TurnedAway(503)
         return status, answered, answer
 
@@ -198,7 +229,7 @@ class FleetGate:
         waker.cancel()
         return waker in done and gone not in done and not self._is_closing
 
-    def _caller(self, scope: Scope) -> tuple[str, str]:
+    def _caller(self, scope: Message) -> tuple[str, str]:
         """Authenticates the caller; returns its key's fingerprint and its name. Raises `_TurnedAway`."""
         headers, peer = dict(scope["headers"]), _peer(scope)
         try:
@@ -207,24 +238,22 @@ class FleetGate:
             signature = b64decode(headers[flower.SIGNATURE_HEADER], validate=True)
             age = time.time() - dt.datetime.fromisoformat(stamp.decode("ascii")).timestamp()
         except (KeyError, ValueError, binascii.Error) as err:
-            self._log.turned_away("unsigned", peer, "%s showed no readable key and signature", peer)
+            self._log.stranger("unsigned", peer, "%s showed no readable key and signature", peer)
             raise _TurnedAway(401, refused="unsigned") from err
         site = self._registry.site_of(key_id)
         if site is None:
             if former := self._registry.revoked_site(key_id):
-                self._log.turned_away(
-                    "revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], former, peer
-                )
+                self._log.known("revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], former, peer)
                 raise _TurnedAway(401, refused="revoked")
-            self._log.turned_away("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
+            self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
             raise _TurnedAway(401, refused="unknown")
         try:
             key.verify(signature, stamp, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature as err:
-            self._log.turned_away("signature", peer, "%s showed the key of site %r but cannot sign with it", peer, site)
+            self._log.known("signature", key_id, "%s showed the key of site %r but cannot sign with it", peer, site)
             raise _TurnedAway(401, refused="signature") from err
         if abs(age) > _CLOCK_S:
-            self._log.turned_away("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
+            self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
             raise _TurnedAway(503)  # its operator can mend that without a new enrolment
         return key_id, site
 
@@ -233,28 +262,28 @@ class FleetGate:
         try:
             claim = flower.read_claim(call, body)
         except ValueError as err:
-            self._log.turned_away("form", key_id, "site %r sent a %s that cannot be read", site, call)
+            self._log.known("form", key_id, "site %r sent a %s that cannot be read", site, call)
             raise _TurnedAway(400) from err
         own = self._node_ids.get(key_id)
         forged = [node for node in claim.node_ids if node != claim.node_ids[0] or (own is not None and node != own)]
         if forged:
             # 400, not 403: Flower's clients read 403 as "the run is over".
-            self._log.turned_away(
+            self._log.known(
                 "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
                 site, key_id[:16], own if own is not None else claim.node_ids[0], forged[0],
             )  # fmt: skip
             raise _TurnedAway(400)
         if claim.parts > MAX_PARTS:
-            self._log.turned_away(
+            self._log.known(
                 "parts", key_id, "site %r sent a message of %d parts (at most %d)", site, claim.parts, MAX_PARTS
             )
             raise _TurnedAway(413)
         return claim.node_ids[0] if claim.node_ids else None
 
-    async def _body(self, scope: Scope, receive: Receive, cap: int) -> bytes:
-        body = bytearray()
+    async def _body(self, scope: Message, receive: Receive, cap: int) -> bytes:
+        body, key = bytearray(), scope["state"]["visit"].key
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(_BODY_S if key else _STRANGERS_BODY_S):
                 more = True
                 while more:
                     event = await receive()
@@ -262,20 +291,21 @@ class FleetGate:
                         raise _TurnedAway(400)
                     body += event.get("body", b"")
                     if len(body) > cap:
-                        self._log.turned_away("size", _peer(scope), "%s sent more than %d bytes", _peer(scope), cap)
+                        note = self._log.known if key else self._log.stranger
+                        note("size", key or _peer(scope), "%s sent more than %d bytes", _peer(scope), cap)
                         raise _TurnedAway(413)
                     more = event.get("more_body", False)
         except TimeoutError as err:
             raise _TurnedAway(408) from err
         return bytes(body)
 
-    async def _answer_enrolment(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _answer_enrolment(self, scope: Message, body: bytes) -> Answer:
         peer = _peer(scope)
         try:
             request = EnrolRequest.model_validate_json(body)
             _check_proofs(request)
         except (ValidationError, ValueError, InvalidSignature) as err:
-            self._log.turned_away("enrolment", peer, "%s sent an enrolment that cannot be read or proven", peer)
+            self._log.stranger("enrolment", peer, "%s sent an enrolment that cannot be read or proven", peer)
             raise _TurnedAway(
                 400, "invalid", "the coordinator cannot read this enrolment; versions may differ"
             ) from err
@@ -283,18 +313,18 @@ class FleetGate:
         try:
             answer = await asyncio.to_thread(self._enrol, request)
         except InviteRefused as err:
-            self._log.turned_away("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
+            self._log.stranger("code", peer, "%s invitation code, from %s (key %s)", err.reason, peer, key_id[:16])
             raise _TurnedAway(403, err.reason) from err
         except EnrolmentInvalid as err:
-            self._log.turned_away("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
+            self._log.stranger("enrolment", peer, "enrolment refused, from %s (key %s): %s", peer, key_id[:16], err)
             raise _TurnedAway(409, "invalid", str(err)) from err
         except Exception as err:
-            logging.getLogger(__name__).exception("enrolment failed")
+            self._log.failed("enrolment failed", err)
             raise _TurnedAway(500) from err
         self._log.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
         return 200, _JSON, answer.model_dump_json().encode()
 
-    async def _list_studies(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _list_studies(self, scope: Message, body: bytes) -> Answer:
         peer = _peer(scope)
         try:
             query = StudiesQuery.model_validate_json(body)
@@ -302,21 +332,22 @@ class FleetGate:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(query.identity))
             key.verify(signature, StudiesQuery.signed_part(body))
         except (ValidationError, ValueError, KeyError, InvalidSignature) as err:
-            self._log.turned_away("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
+            self._log.stranger("studies", peer, "%s sent a query that cannot be read or is not signed", peer)
             raise _TurnedAway(401, "unsigned", "the coordinator cannot verify this request") from err
         site = self._registry.site_with_identity(query.identity)
         if site is None:
-            self._log.turned_away("identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer)
+            self._log.stranger("identity", query.identity, "unknown identity %s, from %s", query.identity[:16], peer)
             raise _TurnedAway(401, "unknown", "the coordinator does not know this node, or has revoked it")
         if not self._is_fresh(query):
-            self._log.turned_away("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
+            self._log.known("replay", query.identity, "stale or repeated query of site %r, from %s", site, peer)
             raise _TurnedAway(
                 401, "stale", "this node's clock is off by more than five minutes, or the request is a repeat"
             )
+        scope["state"]["visit"].recognise(query.identity)
         try:
             studies = await asyncio.to_thread(self._studies, site)
         except Exception as err:
-            logging.getLogger(__name__).exception("listing studies failed")
+            self._log.failed("listing studies failed", err)
             raise _TurnedAway(500) from err
         return 200, _JSON, json.dumps({"studies": studies}).encode()
 
@@ -352,13 +383,28 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _answer(end: _TurnedAway) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def _refusal(end: _TurnedAway) -> Answer:
     headers = [(REFUSED_HEADER, end.refused.encode())] if end.refused else []
     if not end.error:
         return end.status, headers, b""
     return end.status, headers + _JSON, json.dumps({"error": end.error, "message": end.message}).encode()
 
 
-def _peer(scope: Scope) -> str:
+async def _read_rest(receive: Receive) -> None:
+    """Reads what is left of a request that is refused: closing on unread bytes would lose the answer on its way."""
+    left = _REST
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            while (event := await receive())["type"] == "http.request" and event.get("more_body", False) and left > 0:
+                left -= len(event["body"])
+
+
+def _place(err: Exception) -> str:
+    """Names an error by its class and place in the code; its text may hold what was sent."""
+    frame = traceback.extract_tb(err.__traceback__)[-1]
+    return f"{type(err).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _peer(scope: Message) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "unknown address"

@@ -1,90 +1,62 @@
-"""Listens for the gate: TLS, the serving thread, and the log of refused parties.
-
-The log has at most one line a minute for each refused party and reason; further refusals are counted. A party whose TLS
-handshake fails has shown no key, so all of these share a line.
-"""
+"""Listens for the gate: TLS 1.3, the serving thread, and uvicorn for the connections that `admission` lets in."""
 
 import asyncio
-import logging
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import CoordinatorError
+from .admission import KEEP_ALIVE_S, Admission, Visit
+from .crowd import Limits
 
-logger = logging.getLogger("confide.gate")
+_BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 
-_QUIET_S = 60.0
-_MAX_PARTIES = 2048  # parties remembered; a flood of made-up keys must not fill memory or the log
-_MAX_LINES = 120  # lines a minute, over all parties
-
-
-class ListenerLog:
-    """Rate-limited log of refused parties."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # (reason, party) -> last line, silent since
-        self._window, self._lines = 0.0, 0
-
-    def turned_away(self, reason: str, party: str, text: str, *args: object) -> None:
-        """Logs `text` unless a line for the same reason and party was written within the last minute."""
-        now = time.monotonic()
-        last, silent = self._seen.get((reason, party), (-_QUIET_S, 0))
-        if now - last < _QUIET_S:
-            self._seen[reason, party] = (last, silent + 1)
-            return
-        if not self._may_write(now):
-            return
-        if len(self._seen) >= _MAX_PARTIES:
-            self._seen = {who: kept for who, kept in self._seen.items() if now - kept[0] < _QUIET_S}
-        self._seen[reason, party] = (now, 0)
-        repeated = f" ({silent} more like this since the last line)" if silent else ""
-        logger.warning("turned away: " + text + repeated, *args)
-
-    def passed(self, text: str, *args: object) -> None:
-        """Logs a rare success, such as an enrolment."""
-        logger.info(text, *args)
-
-    def _may_write(self, now: float) -> bool:
-        if now - self._window >= _QUIET_S:
-            self._window, self._lines = now, 0
-        self._lines += 1
-        return self._lines <= _MAX_LINES
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
-_handshakes = ListenerLog()
+class _Server(uvicorn.Server):
+    """uvicorn without a listening socket: connections come from `Admission`."""
 
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, tls: ssl.SSLContext, limits: Limits) -> None:
+        super().__init__(config)
+        self._admission = Admission(listener, tls, self._protocol_of, limits)
 
-class _WatchedTls(ssl.SSLObject):
-    """TLS that logs a failed handshake; asyncio would drop it without a word."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the app, then lets connections in."""
+        await super().startup(sockets=[])
+        if not self.should_exit:
+            self._admission.open()
 
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except ssl.SSLWantReadError:
-            raise
-        except (ssl.SSLError, ConnectionError) as err:
-            reason = getattr(err, "reason", None) or type(err).__name__
-            _handshakes.turned_away("tls", str(reason), "TLS handshake failed: %s%s", reason, _explain(str(reason)))
-            raise
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets nobody in any more, and finishes requests in progress."""
+        self._admission.close()
+        await super().shutdown(sockets=[])
+
+    def _protocol_of(self, visit: Visit) -> asyncio.Protocol:
+        state = {**self.lifespan.state, "visit": visit}
+        return H11Protocol(self.config, self.server_state, state)
 
 
 class GateServer:
     """A running gate; `stop` ends it."""
 
-    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+    def __init__(self, server: _Server, listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
         self._server, self._listener = server, listener
         self._thread = threading.Thread(target=self._serve, name="confide-gate", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._listener]))
+        asyncio.run(self._server.serve())
 
     @property
     def is_alive(self) -> bool:
@@ -98,12 +70,17 @@ class GateServer:
         self._listener.close()
 
 
-def serve_gate(app: Any, host: str, port: int, certificate: Path, key: Path) -> GateServer:
+def serve_gate(
+    app: Any, host: str, port: int, certificate: Path, key: Path, *, limits: Limits | None = None
+) -> GateServer:
     """Serves `app` over TLS 1.3 in a thread of its own; returns once the port is open. Port 0 takes a free one.
+
+    `limits` hold for connections on which `app` has not recognised an enrolled key.
 
     Raises:
         CoordinatorError: the address is taken, or is not one of this machine.
     """
+    limits = limits or Limits()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,19 +91,14 @@ def serve_gate(app: Any, host: str, port: int, certificate: Path, key: Path) -> 
         raise CoordinatorError(
             f"the gate cannot listen on {host}:{port} ({err.strerror}); choose another port"
         ) from err
-    listener.listen(256)
+    listener.setblocking(False)
+    listener.listen(_BACKLOG)
     config = uvicorn.Config(
-        app, ssl_certfile=certificate, ssl_keyfile=key, log_config=None, log_level="warning", access_log=False,
-        ws="none", lifespan="on", timeout_keep_alive=30, timeout_graceful_shutdown=3, limit_concurrency=1024,
-        server_header=False,
+        _end_strangers(app), log_config=None, log_level="error", access_log=False, ws="none", lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=3, server_header=False,
+        h11_max_incomplete_event_size=limits.head_bytes,
     )  # fmt: skip
-    config.load()
-    tls = config.ssl
-    if tls is None:
-        raise CoordinatorError("the gate has no TLS context; it never serves in the clear")
-    tls.minimum_version = ssl.TLSVersion.TLSv1_3
-    tls.sslobject_class = _WatchedTls
-    server = GateServer(uvicorn.Server(config), listener)
+    server = GateServer(_Server(config, listener, _tls(certificate, key), limits), listener)
     deadline = time.monotonic() + 10
     while not server._server.started:
         if not server.is_alive or time.monotonic() > deadline:
@@ -135,9 +107,32 @@ def serve_gate(app: Any, host: str, port: int, certificate: Path, key: Path) -> 
     return server
 
 
-def _explain(reason: str) -> str:
-    if "UNKNOWN_CA" in reason or "BAD_CERTIFICATE" in reason or "CERTIFICATE_UNKNOWN" in reason:
-        return " (the other side trusts another CA; it may be enrolled elsewhere)"
-    if "HTTP_REQUEST" in reason or "WRONG_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
-        return " (the other side does not speak TLS 1.3)"
-    return ""
+def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # nodes keep connections and resume none
+    return context
+
+
+def _end_strangers(app: Any) -> Callable[[Message, Receive, Send], Awaitable[None]]:
+    """Wraps an ASGI app so that an answer to a stranger ends the connection."""
+
+    async def ended(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        visit: Visit = scope["state"]["visit"]
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and visit.key is None:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        visit.begins()
+        try:
+            await app(scope, receive, answer)
+        finally:
+            visit.ends()
+
+    return ended

@@ -12,6 +12,7 @@ from ..errors import SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..store import Store, migrate
 from ..store.tables import NodeRow
+from .crowd import Limits
 from .drivers import Drivers
 from .gate import FleetGate, serve_gate
 from .superlink import SuperLink
@@ -50,7 +51,10 @@ class Service:
             superlink=self._superlink.port,
         )
         settings, pki = self._settings, self._pki
-        server = serve_gate(gate, settings.listen, settings.port, pki.certificate_path, pki.key_path)
+        server = serve_gate(
+            gate, settings.listen, settings.port, pki.certificate_path, pki.key_path,
+            limits=Limits(per_address=settings.strangers_per_address),
+        )  # fmt: skip
         logger.info("the gate is open at %s", settings.address)
         try:
             self._superlink.begin()

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from sqlalchemy import text
 
@@ -16,6 +18,23 @@ def test_settings_come_back_as_they_were_made(tmp_path):
 def test_damaged_settings_are_named_with_their_file(tmp_path, stored):
     (tmp_path / "settings.json").write_text(stored)
     with pytest.raises(StateDamaged, match=r"settings\.json"):
+        load_settings(tmp_path)
+
+
+def test_settings_of_an_earlier_version_have_the_usual_number_of_strangers(tmp_path):
+    create_home(tmp_path, SETTINGS)
+    stored = json.loads((tmp_path / "settings.json").read_text())
+    del stored["strangers_per_address"]
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
+    assert load_settings(tmp_path).strangers_per_address == 32
+
+
+@pytest.mark.parametrize("number", [1, 129, "32", 40.5])
+def test_a_number_of_strangers_out_of_bounds_is_named(tmp_path, number):
+    create_home(tmp_path, SETTINGS)
+    stored = json.loads((tmp_path / "settings.json").read_text()) | {"strangers_per_address": number}
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
+    with pytest.raises(StateDamaged, match="strangers_per_address"):
         load_settings(tmp_path)
 
 

@@ -1,0 +1,128 @@
+"""Who may stay among strangers: places, lines and turns, with a clock that the test moves."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from confide.coordinator.gateway.crowd import Crowd, Limits, longest_idle
+
+
+@dataclass(eq=False)
+class Caller:
+    address: str
+    is_busy: bool = False
+
+    def turn_out(self) -> None:
+        raise AssertionError("the crowd only says who goes")
+
+
+@dataclass
+class Clock:
+    now: float = field(default=100.0)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def crowd(clock: Clock) -> Crowd[Caller]:
+    return Crowd(Limits(per_address=3), clock)
+
+
+def arrive(crowd: Crowd[Caller], *addresses: str) -> list[Caller]:
+    callers = [Caller(address) for address in addresses]
+    for caller in callers:
+        assert crowd.arrive(caller) is None
+    return callers
+
+
+def let_in(crowd: Crowd[Caller]) -> list[Caller]:
+    entries = []
+    while entry := crowd.enter():
+        entries.append(entry[0])
+    return entries
+
+
+def test_whoever_comes_while_there_is_room_enters_at_once(crowd: Crowd[Caller]) -> None:
+    callers = arrive(crowd, "a", "b", "a")
+    assert set(let_in(crowd)) == set(callers)
+    assert crowd.wait_s() is None
+
+
+def test_lines_take_turns(crowd: Crowd[Caller]) -> None:
+    arrive(crowd, "a", "a", "a", "b")
+    assert [caller.address for caller in let_in(crowd)] == ["a", "b", "a", "a"]
+
+
+def test_a_full_line_takes_nobody_more(crowd: Crowd[Caller]) -> None:
+    arrive(crowd, "a", "a", "a")
+    late = Caller("a")
+    assert crowd.arrive(late) is late
+    arrive(crowd, "b")
+
+
+def test_when_all_lines_are_full_the_longest_one_loses_its_last(crowd: Crowd[Caller]) -> None:
+    callers = arrive(crowd, *("a" * 3), *("b" * 2), *("c" * 2), *("d" * 2), *("e" * 2), "f")
+    assert crowd.arrive(Caller("g")) is callers[2]
+    assert callers[2] not in crowd.everyone()
+
+
+def test_the_newcomer_gets_the_place_of_his_address_s_oldest_idle_one(crowd: Crowd[Caller], clock: Clock) -> None:
+    first, second, third = arrive(crowd, "a", "a", "a")
+    let_in(crowd)
+    first.is_busy = True
+    (newcomer,) = arrive(crowd, "a")
+    assert crowd.enter() == (newcomer, second)
+    assert set(crowd.everyone()) == {first, third, newcomer}
+
+
+def test_one_of_the_address_that_holds_most_goes_when_all_places_are_taken(crowd: Crowd[Caller], clock: Clock) -> None:
+    callers = arrive(crowd, "a", "b", "b", "b", "c", "c")
+    assert len(let_in(crowd)) == 6
+    clock.now += 10
+    (newcomer,) = arrive(crowd, "d")
+    assert crowd.enter() == (newcomer, callers[1])
+
+
+def test_no_more_enter_than_places_in_two_seconds(crowd: Crowd[Caller], clock: Clock) -> None:
+    arrive(crowd, *"aaabbbccc")
+    assert len(let_in(crowd)) == 6
+    assert crowd.wait_s() == pytest.approx(2 / 6)
+    clock.now += crowd.wait_s() + 1e-6
+    assert len(let_in(crowd)) == 1
+    clock.now += 60
+    assert len(let_in(crowd)) == 2
+
+
+def test_one_who_turns_out_to_be_known_costs_no_entry(crowd: Crowd[Caller]) -> None:
+    for _ in range(100):
+        (caller,) = arrive(crowd, "a")
+        assert crowd.enter() == (caller, None)
+        crowd.leave(caller, is_known=True)
+
+
+def test_a_flood_from_one_address_delays_another_by_one_turn(crowd: Crowd[Caller], clock: Clock) -> None:
+    arrive(crowd, *"aaa")
+    let_in(crowd)
+    for _ in range(1000):
+        crowd.arrive(Caller("a"))
+        crowd.enter()
+    (honest,) = arrive(crowd, "b")
+    clock.now += 2 / 6 * 2 + 1e-6
+    assert honest in let_in(crowd)
+
+
+def test_one_who_leaves_his_line_is_not_let_in(crowd: Crowd[Caller]) -> None:
+    gone, stays = arrive(crowd, "a", "a")
+    crowd.leave(gone)
+    assert let_in(crowd) == [stays]
+
+
+def test_if_all_are_busy_the_oldest_goes() -> None:
+    old, young = Caller("a", is_busy=True), Caller("a", is_busy=True)
+    assert longest_idle([old, young]) is old

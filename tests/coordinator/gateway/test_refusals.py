@@ -1,0 +1,129 @@
+"""The log of refusals: a budget for each reason, and counts of what is not listed."""
+
+import logging
+from dataclasses import dataclass
+
+import pytest
+
+from confide.coordinator.gateway.refusals import RefusalLog
+
+HOUR_CAP = 1 << 20  # bytes
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(clock: Clock, caplog: pytest.LogCaptureFixture) -> RefusalLog:
+    caplog.set_level(logging.INFO, logger="confide.gate")
+    return RefusalLog(clock)
+
+
+def test_a_flood_of_strangers_hides_neither_impersonation_nor_revocation(
+    log: RefusalLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(5000):
+        log.stranger("unknown", str(number), "unknown key %s", number)
+    log.known("impersonation", "k1", "impersonation: site %r", "north")
+    log.known("revoked", "k2", "revoked key of site %r", "south")
+    assert caplog.messages[-2:] == [
+        "turned away: impersonation: site 'north'", "turned away: revoked key of site 'south'",
+    ]  # fmt: skip
+    assert len(caplog.messages) < 10
+
+
+def test_every_key_that_impersonates_has_its_line(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(1000):
+        log.known("impersonation", str(number), "impersonation: site %d", number)
+    assert len(caplog.messages) == 1000
+
+
+def test_a_flood_for_one_reason_leaves_lines_for_another(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(5000):
+        log.stranger("unknown", str(number), "unknown key %s", number)
+    log.stranger("code", "10.0.0.1", "used invitation code")
+    assert caplog.messages[-1] == "turned away: used invitation code"
+
+
+def test_what_is_not_listed_is_counted(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(100):
+        log.stranger("unknown", str(number % 50), "unknown key %s", number)
+        log.stranger("path", "10.0.0.1", "asked for /")
+    caplog.clear()
+    log.report()
+    assert caplog.messages == ["turned away and not listed in the last minute: 97 unknown, 99 path"]
+    caplog.clear()
+    log.report()
+    assert not caplog.messages
+
+
+def test_a_new_minute_has_new_lines(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        log.stranger("path", "10.0.0.1", "asked for /")
+        log.report()
+    assert caplog.messages.count("turned away: asked for /") == 2
+
+
+def test_a_key_that_repeats_itself_is_counted_after_growing_pauses(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(24 * 3600):
+        log.known("impersonation", "k", "impersonation")
+        clock.now += 1
+    assert caplog.messages[:2] == [
+        "turned away: impersonation", "turned away: impersonation (59 more like this before)",
+    ]  # fmt: skip
+    assert len(caplog.messages) < 6 + 24 + 2
+
+
+def test_a_key_that_stopped_has_its_count_logged(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        log.known("impersonation", "k" * 64, "impersonation")
+    clock.now += 60
+    log.report()
+    assert caplog.messages[-1] == f"not listed: 2 more of impersonation, {'k' * 40}"
+    clock.now += 24 * 3600
+    log.report()
+    log.report()
+    assert len(caplog.messages) == 2
+
+
+def test_the_log_of_an_hour_stays_small_under_every_flood_at_once(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = [f"reason-{number}" for number in range(15)]
+    for _ in range(60):
+        for reason in reasons:
+            for party in range(50):
+                log.stranger(reason, str(party), "x" * 150)
+        for key in range(150):
+            for reason in ("impersonation", "revoked", "signature"):
+                log.known(reason, str(key), "x" * 150)
+        clock.now += 60
+        log.report()
+    prefix = len("2026-11-27 13:33:43,000 WARNING confide.gate: \n")
+    size = sum(len(message) + prefix for message in caplog.messages)
+    caplog.clear()
+    assert size < HOUR_CAP
+
+
+def test_an_error_of_the_gate_s_own_has_its_traceback_once(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(1000):
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError as err:
+            log.failed("enrolment failed", err)
+    assert caplog.messages == ["enrolment failed"]
+    assert caplog.records[0].exc_info
