@@ -29,6 +29,11 @@ from .refusals import RefusalLog
 KEEP_ALIVE_S = 30  # for an idle connection of an enrolled key
 _CLOSING_S = 2.0  # for the other side to end TLS; then the connection is cut
 _BATCH = 64  # connections accepted at a time, so that a flood of them leaves time for others
+_GAP_S = 0.005  # between two strangers who enter, so that requests of nodes come in between
+_LATE, _LONGEST_GAP_S = (
+    20,
+    1.0,
+)  # a gate that is late by t serves nodes first: the next stranger waits 20 t, at most 1 s
 _PAUSE_S = 0.5  # when file descriptors have run out
 _HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
 _HOMES = 4096
@@ -148,9 +153,10 @@ class Visit(asyncio.Protocol):
             self._transport.close()
 
     def _too_late(self) -> None:
-        self._admission.log.stranger(
-            "slow", self.address, "%s sent no whole request in %g s", self.host, self._admission.limits.head_s
-        )
+        if not self.is_in_line:  # else it is the crowd's fault, of which the log tells
+            self._admission.log.stranger(
+                "slow", self.address, "%s sent no whole request in %g s", self.host, self._admission.limits.head_s
+            )
         self.turn_out()
 
 
@@ -175,16 +181,21 @@ class Admission:
         self._crowds: dict[Visit, Crowd[Visit]] = {}
         self._known: dict[str, dict[Visit, None]] = {}  # connections of each key, in order of age
         self._tasks: set[asyncio.Task[None]] = set()
-        self._next: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Crowd[Visit], float] = {}  # when the next of each crowd may enter
+        self._is_due: set[Crowd[Visit]] = set()  # for which a timer runs
+        self._is_open = False
 
     def open(self) -> None:
         """Begins to accept, in the running loop."""
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._is_open = True
+        self._resume()
         self._start(self.log.keep_reporting())
 
     def close(self) -> None:
         """Stops accepting, and closes the connections of strangers."""
-        asyncio.get_running_loop().remove_reader(self._listener)
+        self._is_open = False
+        self._loop.remove_reader(self._listener)
         for visit in [*self._elsewhere.everyone(), *self._at_home.everyone()]:
             visit.turn_out()
         for task in self._tasks:
@@ -226,33 +237,41 @@ class Admission:
                     self._pause(err)
                 break
             self._queue(Visit(self, connection, str(address[0])))
-        self._let_in()
 
     def _pause(self, err: OSError) -> None:
         self.log.stranger("resources", "", "new connections, for now: %s", err.strerror)
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-        loop.call_later(_PAUSE_S, loop.add_reader, self._listener, self._accept)
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        if self._is_open:
+            self._loop.add_reader(self._listener, self._accept)
 
     def _queue(self, visit: Visit) -> None:
         is_home = self._homes.get(visit.address, 0.0) > time.monotonic()
-        self._crowds[visit] = self._at_home if is_home else self._elsewhere
-        self._give_way(self._crowds[visit].arrive(visit))
+        crowd = self._crowds[visit] = self._at_home if is_home else self._elsewhere
+        self._give_way(crowd.arrive(visit))
+        if crowd not in self._is_due:
+            self._call(crowd, max(self._due.get(crowd, 0.0), self._loop.time()))
 
-    def _let_in(self) -> None:
-        """Begins TLS with all who may enter now, and comes back when the next one may."""
-        if self._next is not None:
-            self._next.cancel()
-        waits = []
-        for crowd in (self._at_home, self._elsewhere):
-            while (entry := crowd.enter()) is not None:
-                visit, leaves = entry
-                self._give_way(leaves)
-                visit.is_in_line = False
-                self._start(self._greet(visit))
-            if (wait := crowd.wait_s()) is not None:
-                waits.append(wait)
-        self._next = asyncio.get_running_loop().call_later(min(waits) + 0.001, self._let_in) if waits else None
+    def _call(self, crowd: Crowd[Visit], due: float) -> None:
+        self._is_due.add(crowd)
+        self._due[crowd] = due
+        self._loop.call_at(due, self._let_in, crowd)
+
+    def _let_in(self, crowd: Crowd[Visit]) -> None:
+        """Begins TLS with the next in line. If strangers press in and this comes late, those after him wait longer."""
+        now = self._loop.time()
+        late = now - self._due[crowd] if crowd.is_pressed else 0.0
+        if (entry := crowd.enter()) is not None:
+            visit, leaves = entry
+            self._give_way(leaves)
+            visit.is_in_line = False
+            self._start(self._greet(visit))
+        self._is_due.discard(crowd)
+        self._due[crowd] = now + max(crowd.wait_s() or 0.0, min(_LATE * late, _LONGEST_GAP_S), _GAP_S)
+        if crowd.wait_s() is not None:
+            self._call(crowd, self._due[crowd])
 
     def _give_way(self, visit: Visit | None) -> None:
         if visit is not None:
@@ -263,7 +282,7 @@ class Admission:
 
     async def _greet(self, visit: Visit) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 lambda: visit, visit.connection, ssl=self._tls,
                 ssl_handshake_timeout=self.limits.head_s, ssl_shutdown_timeout=_CLOSING_S,
             )  # fmt: skip
@@ -278,7 +297,7 @@ class Admission:
             self.gone(visit)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

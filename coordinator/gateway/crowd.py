@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-_TURNOVER_S = 2.0  # in which all places may be taken anew; an honest stranger needs two round trips
+_TURNOVER_S = 4.0  # in which all places may be taken anew; an honest stranger needs two round trips
 _LINES = 4  # full lines, over all addresses
 
 
@@ -109,6 +109,12 @@ class Crowd(Generic[G]):
         """Seconds until the next in line may enter; None if nobody is in line."""
         self._count_entries()
         return max(0.0, (1 - self._entries) * _TURNOVER_S / self._limits.in_all) if self._lines else None
+
+    @property
+    def is_pressed(self) -> bool:
+        """True if more than half of the entries went to strangers who have not turned out to be known."""
+        self._count_entries()
+        return self._entries < self._limits.in_all / 2
 
     def everyone(self) -> list[G]:
         """All guests, in line and inside."""

@@ -6,11 +6,11 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import CoordinatorError
 from .admission import KEEP_ALIVE_S, Admission, Visit
@@ -28,22 +28,26 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, tls: ssl.SSLContext, limits: Limits) -> None:
         super().__init__(config)
-        self._admission = Admission(listener, tls, self._protocol_of, limits)
+        self._admission_of = partial(Admission, listener, tls, self._protocol_of, limits)
+        self._admission: Admission | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the app, then lets connections in."""
         await super().startup(sockets=[])
         if not self.should_exit:
+            self._admission = self._admission_of()
             self._admission.open()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets nobody in any more, and finishes requests in progress."""
-        self._admission.close()
+        if self._admission is not None:
+            self._admission.close()
         await super().shutdown(sockets=[])
 
     def _protocol_of(self, visit: Visit) -> asyncio.Protocol:
         state = {**self.lifespan.state, "visit": visit}
-        return H11Protocol(self.config, self.server_state, state)
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=state)
 
 
 class GateServer:
@@ -94,7 +98,7 @@ def serve_gate(
     listener.setblocking(False)
     listener.listen(_BACKLOG)
     config = uvicorn.Config(
-        _end_strangers(app), log_config=None, log_level="error", access_log=False, ws="none", lifespan="on",
+        _end_strangers(app), http="h11", log_config=None, log_level="error", access_log=False, ws="none", lifespan="on",
         timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=3, server_header=False,
         h11_max_incomplete_event_size=limits.head_bytes,
     )  # fmt: skip
@@ -116,7 +120,7 @@ def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _end_strangers(app: Any) -> Callable[[Message, Receive, Send], Awaitable[None]]:
-    """Wraps an ASGI app so that an answer to a stranger ends the connection."""
+    """Wraps an ASGI app so that an answer to a stranger ends the connection, as does a 401 to anybody."""
 
     async def ended(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,7 +129,7 @@ def _end_strangers(app: Any) -> Callable[[Message, Receive, Send], Awaitable[Non
         visit: Visit = scope["state"]["visit"]
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and visit.key is None:
+            if message["type"] == "http.response.start" and (visit.key is None or message["status"] == 401):
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 

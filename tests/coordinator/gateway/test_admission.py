@@ -244,6 +244,14 @@ def test_an_answer_ends_a_stranger_s_connection_and_no_node_s(gate: Gate) -> Non
     assert [node.ask(gate.nodes["north"]) for _ in range(3)] == [200] * 3
 
 
+def test_a_revoked_node_loses_the_connections_that_it_had(gate: Gate) -> None:
+    caller = gate.call(gate.open())
+    assert caller.ask(gate.nodes["north"]) == 200
+    gate.register.known.clear()
+    assert caller.ask(gate.nodes["north"]) == 401
+    assert caller.wait_for_end()
+
+
 def test_a_refusal_arrives_though_the_body_comes_later(gate: Gate) -> None:
     caller = gate.call(gate.open())
     caller.link.sendall(head_of("/v1/fleet/pull-messages", 5, signed(gate.nodes["stranger"])))
