@@ -161,9 +161,9 @@ class FleetGate:
         return 500, [], b""
 
     def _odd(self, scope: Message, err: Exception) -> _TurnedAway:
-        """Refuses a stranger on whose request the gate itself failed; he learns no more than from any refusal."""
+        """Refuses a request on which the gate failed before it knew the key; not for good, it may be a node's."""
         self._log.stranger("odd", _peer(scope), "%s sent what the gate cannot handle: %s", _peer(scope), _place(err))
-        return _TurnedAway(401, refused="unsigned")
+        return _TurnedAway(401)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

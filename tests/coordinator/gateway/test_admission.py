@@ -57,6 +57,7 @@ class Caller:
         answer = HTTPResponse(self.link)
         answer.begin()
         answer.read()
+        self.headers = answer.headers
         return answer.status
 
     def wait_for_end(self) -> bool:
@@ -334,7 +335,9 @@ def test_an_error_before_the_key_is_known_is_a_plain_refusal(gate: Gate, caplog:
     server = gate.open()
     gate.register.site_of = lambda fingerprint: 1 // 0  # type: ignore[method-assign, assignment, return-value]
     for _ in range(3):
-        assert gate.call(server).ask(gate.nodes["north"]) == 401
+        caller = gate.call(server)
+        assert caller.ask(gate.nodes["north"]) == 401
+        assert "confide-refused" not in caller.headers  # it would end a node for good
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert "127.0.0.1 sent what the gate cannot handle: ZeroDivisionError at test_admission.py" in lines[0].getMessage()
