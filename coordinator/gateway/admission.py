@@ -29,11 +29,9 @@ from .refusals import RefusalLog
 KEEP_ALIVE_S = 30  # for an idle connection of an enrolled key
 _CLOSING_S = 2.0  # for the other side to end TLS; then the connection is cut
 _BATCH = 64  # connections accepted at a time, so that a flood of them leaves time for others
-_GAP_S = 0.005  # between two strangers who enter, so that requests of nodes come in between
-_LATE, _LONGEST_GAP_S = (
-    20,
-    1.0,
-)  # a gate that is late by t serves nodes first: the next stranger waits 20 t, at most 1 s
+_GAP_S = 0.02  # between two strangers who enter, so that requests of nodes come in between
+_LATE = 20  # times as late as the gate is, the next stranger waits if many press in: nodes go first
+_LONGEST_GAP_S = 1.0  # which this makes at the most
 _PAUSE_S = 0.5  # when file descriptors have run out
 _HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
 _HOMES = 4096
@@ -59,7 +57,7 @@ class Visit(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._server: asyncio.Protocol | None = None
         self._head: bytearray | None = bytearray()  # of the first request, until it is whole
-        self.is_in_line, self.is_over = True, False
+        self.is_in_line, self.is_over, self._is_answered = True, False, False
         self._timer = asyncio.get_running_loop().call_later(admission.limits.head_s, self._too_late)
 
     def begins(self) -> None:
@@ -69,7 +67,7 @@ class Visit(asyncio.Protocol):
 
     def ends(self) -> None:
         """Notes that the answer is on its way; the next head must be whole in `KEEP_ALIVE_S` and `Limits.head_s`."""
-        self.is_busy = False
+        self.is_busy, self._is_answered = False, self.key is None
         if not self.is_over:
             patience = (KEEP_ALIVE_S if self.key else 0.0) + self._admission.limits.head_s
             self._timer = asyncio.get_running_loop().call_later(patience, self.turn_out)
@@ -104,7 +102,7 @@ class Visit(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Passes on what came; the head of a stranger's request only as a whole."""
-        if self.is_over or self._server is None:
+        if self.is_over or self._is_answered or self._server is None:
             return
         if self._head is None:
             return self._server.data_received(data)
@@ -145,12 +143,11 @@ class Visit(asyncio.Protocol):
             self._server.connection_lost(exc)
 
     def _refuse(self, answer: bytes, reason: str, text: str, *args: object) -> None:
-        self.is_over = True
-        self._timer.cancel()
         self._admission.log.stranger(reason, self.address, text, self.host, *args)
         if self._transport is not None:
             self._transport.write(answer)
-            self._transport.close()
+        self._head = None
+        self.turn_out()  # at once: who sends without end would fill buffers while TLS ends
 
     def _too_late(self) -> None:
         if not self.is_in_line:  # else it is the crowd's fault, of which the log tells

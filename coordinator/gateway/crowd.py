@@ -112,9 +112,9 @@ class Crowd(Generic[G]):
 
     @property
     def is_pressed(self) -> bool:
-        """True if more than half of the entries went to strangers who have not turned out to be known."""
+        """True if more than a quarter of the entries went to strangers who have not turned out to be known."""
         self._count_entries()
-        return self._entries < self._limits.in_all / 2
+        return self._entries < 0.75 * self._limits.in_all
 
     def everyone(self) -> list[G]:
         """All guests, in line and inside."""
