@@ -13,6 +13,7 @@ from ..federation import Pki, Register, load_settings
 from ..store import Store, migrate
 from ..store.tables import NodeRow, Run
 from .gate import FleetGate, serve_gate
+from .renewal import CertificateKeeper
 from .superlink import SuperLink
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Service:
             superlink=self._superlink.port,
         )
         settings, pki = self._settings, self._pki
+        certificates = CertificateKeeper(pki)
         server = serve_gate(gate, settings.listen, settings.port, pki.certificate_path, pki.key_path)
         logger.info("the gate is open at %s", settings.address)
         try:
@@ -57,6 +59,7 @@ class Service:
             logger.info("the SuperLink answers on loopback port %d", self._superlink.port)
             while not stop.wait(TICK_S):
                 self._tick()
+                certificates.check(server)
         finally:
             server.stop()
             self._superlink.stop()
