@@ -13,11 +13,12 @@ from ..privacy.ledger.ledger import Ledger
 from .approval.charges import open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
+from .enrolment.sessions import LOCK_FILE
 from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
-from .flower import WarmNode
 from .ledger_head import LedgerHead
 from .node import Node
 from .policy import load_policy
+from .warm_node import WarmNode
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def status(home: Path) -> dict[str, Any]:
 @contextmanager
 def _only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
     """Locks the home for one daemon: two would answer one round twice. `shared` only tests for a running daemon."""
-    with (home / "daemon.lock").open("a") as lock:
+    with (home / LOCK_FILE).open("a") as lock:
         try:
             _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError as err:

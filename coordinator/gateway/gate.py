@@ -7,6 +7,7 @@ node needs. It checks, for every request, that
 - the path is one of the eight that a node uses (all others are 404, Flower's own enrolment included);
 - the key shown is enrolled and not revoked *now*, and the caller holds its private half (signed timestamp);
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
+- the daemon is the one that speaks for the key just now (`daemons`);
 - the body is small enough, and a reply has a bounded number of parts.
 
 The gate has paths of its own for the CA certificate, enrolment, and the list of studies. A refused request leaves a
@@ -36,9 +37,11 @@ from pydantic import ValidationError
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ...client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
+from .daemons import Daemons
 from .listener import ListenerLog, serve_gate
 from .upstream import Upstream, UpstreamAway
 
@@ -59,6 +62,7 @@ _FLEET_CAPS = {
     "confirm-message-received": 4 << 10,
 }
 _OWN_CAP = 32 << 10
+_MOST_DROPPED = 256  # questions that wait for one node
 _CLOCK_S = 300.0  # Flower's own tolerance
 _BODY_S = 60.0  # for a whole request body to arrive
 _HOP = {b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
@@ -115,6 +119,7 @@ class FleetGate:
         self._wake = WakeListener(superlink)
         self._log = ListenerLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
+        self._daemons = Daemons()
         self._nonces: dict[str, float] = {}
         self._is_closing = False
 
@@ -157,6 +162,7 @@ class FleetGate:
         key_id, site = self._caller(scope)
         body = await self._body(scope, receive, _FLEET_CAPS[call])
         claim = self._own_node(call, body, key_id, site)
+        hello = self._daemon(call, scope, key_id, site)
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
         gone = asyncio.ensure_future(_disconnected(receive))
         until = time.monotonic() + HOLD_S
@@ -168,10 +174,18 @@ class FleetGate:
                     break
                 if self._registry.site_of(key_id) is None:
                     raise _TurnedAway(401, refused="revoked")
+                self._daemon(call, scope, key_id, site)
         finally:
             gone.cancel()
-        if call == "activate-node" and status == 200:
-            self._node_ids[key_id] = flower.activated_node(answer)
+        if call == "activate-node":
+            if status == 412:  # Flower's "counts as online already"
+                status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
+            if status == 200:
+                self._node_ids[key_id] = flower.activated_node(answer)
+                if self._daemons.connected(key_id, hello):
+                    version = "a version that it does not tell" if hello is None else hello.version
+                    self._log.passed("%s is connected, with confide %s, from %s", site, version, _peer(scope))
+                await self._drop_questions(headers, key_id, site)
         return status, [pair for pair in answered if pair[0].lower() not in _HOP], answer
 
     async def _forward(
@@ -188,6 +202,51 @@ class FleetGate:
             )
             raise _TurnedAway(503)
         return status, answered, answer
+
+    async def _take_over(
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello | None
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Activates a node that still counts as online, if the daemon that made it so is known to be dead.
+
+        Deactivating the node needs its signature; that of the activation is a minute old at most, and Flower takes it.
+        """
+        own = self._node_ids.get(key_id)
+        if own is None or not self._daemons.may_take_over(key_id, hello):
+            self._log.turned_away(
+                "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
+            )
+            raise _TurnedAway(409, refused="in-use")
+        await self._forward("deactivate-node", headers, flower.deactivation(own), key_id, site, own)
+        return await self._forward("activate-node", headers, body, key_id, site, None)
+
+    async def _drop_questions(self, headers: list[tuple[bytes, bytes]], key_id: str, site: str) -> None:
+        """Drops what was asked before this activation: its driver sees the activation, and asks all of that anew.
+
+        A node that answered both would be one question behind for good, and aggregators that work on different orders
+        refuse each other.
+        """
+        own = self._node_ids[key_id]
+        for _ in range(_MOST_DROPPED):
+            status, _, answer = await self._forward("pull-messages", headers, flower.pull(own), key_id, site, own)
+            if status != 200 or not answer:
+                return
+
+    def _daemon(self, call: str, scope: Scope, key_id: str, site: str) -> Hello | None:
+        """Checks that the daemon that asks is the one that speaks for the key; returns its introduction, if any."""
+        headers = dict(scope["headers"])
+        if call == "activate-node":
+            try:
+                told = headers.get(HELLO_HEADER.encode())
+                return None if told is None else Hello.read(told)
+            except ValueError as err:
+                self._log.turned_away("form", key_id, "site %r sent an introduction that cannot be read", site)
+                raise _TurnedAway(400) from err
+        if not self._daemons.is_current(key_id, headers.get(SESSION_HEADER.encode())):
+            self._log.turned_away(
+                "replaced", key_id, "two daemons use the key of site %r: a copy of its home, or a stolen key", site
+            )
+            raise _TurnedAway(409, refused="replaced")
+        return None
 
     async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
         """Holds a poll; returns True if a wake-up came and the node is still connected for the next answer."""
@@ -225,7 +284,7 @@ class FleetGate:
             raise _TurnedAway(401, refused="signature") from err
         if abs(age) > _CLOCK_S:
             self._log.turned_away("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
-            raise _TurnedAway(503)  # its operator can mend that without a new enrolment
+            raise _TurnedAway(503, refused="clock")  # its operator can mend that without a new enrolment
         return key_id, site
 
     def _own_node(self, call: str, body: bytes, key_id: str, site: str) -> int | None:

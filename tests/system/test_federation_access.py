@@ -1,15 +1,17 @@
 """Who gets into a federation and who does not: a real SuperLink, the real gate, nodes in processes of their own."""
 
+import base64
 import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,13 +21,15 @@ import pytest
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
-from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, enrol
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
+from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, change_proxy, enrol
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
+
+from ..connect_proxy import OUTSIDE, ConnectProxy
 
 pytestmark = pytest.mark.process
 
@@ -50,11 +54,18 @@ class Federation:
         self.invited: dict[str, str] = {}
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.superlink = SuperLink(home, 0, fab=HARNESS / "fab")
-        app = FleetGate(
+        self.peers: dict[str, set[str]] = {}  # a node's key as the gate sees it -> addresses that it came from
+        self._app = FleetGate(
             self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
         )
-        self.gate = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
+        self.gate = serve_gate(self, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
         self.superlink.start()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http":
+            key = dict(scope["headers"]).get(b"flwr-public-key", b"").decode()
+            self.peers.setdefault(key, set()).add(scope["client"][0])
+        await self._app(scope, receive, send)
 
     def site_of(self, key: str) -> str | None:
         return self.known.get(key)
@@ -88,11 +99,23 @@ class Federation:
         self.nodes[home.name] = node
         return node
 
-    def drive(self, run_id: str, steps: list[dict[str, object]]) -> list[dict[str, str]]:
-        """What the nodes answered to each step of a run."""
+    def kill(self, name: str) -> None:
+        self.nodes[name].kill()
+        self.nodes[name].wait()
+
+    def begin(self, run_id: str, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> None:
+        """Starts a run that asks the nodes these questions."""
         (self.home / "register.json").write_text(json.dumps(self.known))
-        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": NODES, "steps": steps}))
+        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": nodes, "steps": steps}))
         self.superlink.submit(run_id)
+
+    def drive(self, run_id: str, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
+        """What the nodes answered to each step of a run."""
+        self.begin(run_id, steps, nodes)
+        return self.answers(run_id, steps)
+
+    def answers(self, run_id: str, steps: list[dict[str, object]]) -> list[dict[str, str]]:
+        """Waits for the end of a run that was begun."""
         results = self.home / f"{run_id}.jsonl"
         until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 300)
         return [json.loads(line)["answers"] for line in results.read_text().splitlines()]
@@ -178,7 +201,7 @@ def test_a_node_of_another_ca_gets_nothing_and_says_why(
     home = federation.join("astray")
     (home / "ca.crt").write_bytes(Pki.create(tmp_path, []).ca_path.read_bytes())
     node = federation.start_node(home)
-    until(lambda: "not from the CA that this node enrolled with" in (home / "log").read_text())
+    until(lambda: "its certificate is not from this federation's CA" in (home / "log").read_text())
     assert node.poll() is None  # it waits: its operator may mend that
     node.kill()
     assert "TLS handshake failed" in caplog.text
@@ -194,8 +217,6 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
     from flwr.proto.node_pb2 import Node
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-
-    from confide.client_node.enrolment.identity import wire_form
 
     forger = NodeIdentity.load(federation.join("forger"))
     victim = federation.superlink.register(NodeIdentity.load(federation.home / "north").transport_public, "north")
@@ -224,6 +245,57 @@ def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -
     until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
     assert federation.drive("second", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
+
+
+@pytest.mark.slow
+def test_a_node_killed_in_the_middle_of_an_answer_is_back_and_its_question_given_up_at_once(
+    federation: Federation,
+) -> None:
+    steps: list[dict[str, object]] = [{"kind": "linger", "timeout": 300}, {"kind": "echo"}]
+    (federation.home / "south" / "lingered").touch()
+    federation.begin("killed", steps)
+    until((federation.home / "north" / "lingered").exists)
+    federation.kill("north")
+    federation.start_node(federation.home / "north")
+    first, second = federation.answers("killed", steps)
+    assert first["south"] == "echo"
+    assert first["north"].startswith("restarted: it has connected anew")  # and not a timeout, after 300 s
+    assert second == dict.fromkeys(NODES, "echo")
+    assert "another daemon" not in (federation.home / "north" / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_copy_of_a_home_takes_no_message_while_the_first_daemon_lives_and_says_why(federation: Federation) -> None:
+    copy = federation.home / "copy"
+    shutil.copytree(federation.home / "north", copy)
+    federation.start_node(copy)
+    log = copy / "log"
+    until(lambda: "another daemon uses this node's key" in log.read_text())
+    assert federation.drive("beside", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert "is connected" not in log.read_text()
+    federation.kill("north")
+    until(lambda: "is connected" in log.read_text())  # Flower gives the first one up
+    federation.kill("copy")
+    federation.start_node(federation.home / "north")
+    until(lambda: "is connected" in (federation.home / "north" / "log").read_text())
+
+
+@pytest.mark.slow
+def test_a_node_behind_a_proxy_works_by_it_alone(federation: Federation) -> None:
+    home, proxy = federation.join("inside"), ConnectProxy("nurse:secret")
+    try:
+        change_proxy(home, proxy.url)
+        federation.peers.clear()
+        federation.start_node(home)
+        large = {"kind": "echo", "bytes": 6 << 20}
+        assert federation.drive("behind", [{"kind": "echo"}, large], ["inside"]) == [{"inside": "echo"}] * 2
+        own = base64.b64encode(wire_form(NodeIdentity.load(home).transport_public)).decode()
+        assert federation.peers[own] == {OUTSIDE}
+        assert set(proxy.tunnels) == {f"127.0.0.1:{federation.gate.port}"}
+        assert "secret" not in (home / "log").read_text()
+    finally:
+        federation.kill("inside")
+        proxy.close()
 
 
 def test_a_stopped_node_says_goodbye_and_exits_cleanly(federation: Federation) -> None:
