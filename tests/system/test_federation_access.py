@@ -1,6 +1,7 @@
 """Who gets into a federation and who does not: a real SuperLink, the real gate, nodes in processes of their own."""
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, change_proxy, enrol
+from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
 
@@ -53,7 +57,7 @@ class Federation:
         self.revoked: dict[str, str] = {}
         self.invited: dict[str, str] = {}
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self.superlink = SuperLink(home, 0, fab=HARNESS / "fab")
+        self.superlink = SuperLink(home, 0)
         self.peers: dict[str, set[str]] = {}  # a node's key as the gate sees it -> addresses that it came from
         self._app = FleetGate(
             self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
@@ -103,22 +107,21 @@ class Federation:
         self.nodes[name].kill()
         self.nodes[name].wait()
 
-    def begin(self, run_id: str, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> None:
-        """Starts a run that asks the nodes these questions."""
-        (self.home / "register.json").write_text(json.dumps(self.known))
-        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": nodes, "steps": steps}))
-        self.superlink.submit(run_id)
-
-    def drive(self, run_id: str, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
+    def drive(self, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
-        self.begin(run_id, steps, nodes)
-        return self.answers(run_id, steps)
+        with open_grid(self.superlink.port, self.pki.ca_path, self.superlink.submit().token) as grid:
+            fleet = Fleet(grid, self.known.get)
+            until(lambda: set(nodes) <= fleet.online(), 60)
+            return [self._ask(fleet, number, step, nodes) for number, step in enumerate(steps)]
 
-    def answers(self, run_id: str, steps: list[dict[str, object]]) -> list[dict[str, str]]:
-        """Waits for the end of a run that was begun."""
-        results = self.home / f"{run_id}.jsonl"
-        until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 300)
-        return [json.loads(line)["answers"] for line in results.read_text().splitlines()]
+    @staticmethod
+    def _ask(fleet: Fleet, number: int, step: dict[str, object], nodes: Sequence[str]) -> dict[str, str]:
+        blob = hashlib.shake_256(str(number).encode()).digest(int(str(step.get("bytes", 100))))
+        packet = Packet(json.dumps({"number": number}).encode(), {"blob": blob})
+        answers = fleet.ask(
+            str(step["kind"]), dict.fromkeys(nodes, packet), timeout=float(str(step.get("timeout", 60)))
+        )
+        return {name: "echo" if answer == packet else str(answer) for name, answer in answers}
 
     def close(self) -> None:
         for node in self.nodes.values():
@@ -147,7 +150,7 @@ def gate_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_enrolled_nodes_answer_and_their_private_errors_stay_at_home(federation: Federation) -> None:
     large = {"kind": "echo", "bytes": 6 << 20}  # past Flower's 5 MiB parts
     steps: list[dict[str, object]] = [{"kind": "echo"}, large, {"kind": "fail_private"}, {"kind": "fail_public"}]
-    assert federation.drive("first", steps) == [
+    assert federation.drive(steps) == [
         dict.fromkeys(NODES, "echo"),
         dict.fromkeys(NODES, "echo"),
         dict.fromkeys(NODES, "failed: ValueError"),
@@ -243,7 +246,7 @@ def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -
     os.kill(killed, signal.SIGKILL)
     until(lambda: not federation.superlink.is_up)
     until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
-    assert federation.drive("second", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
 
 
@@ -253,11 +256,12 @@ def test_a_node_killed_in_the_middle_of_an_answer_is_back_and_its_question_given
 ) -> None:
     steps: list[dict[str, object]] = [{"kind": "linger", "timeout": 300}, {"kind": "echo"}]
     (federation.home / "south" / "lingered").touch()
-    federation.begin("killed", steps)
-    until((federation.home / "north" / "lingered").exists)
-    federation.kill("north")
-    federation.start_node(federation.home / "north")
-    first, second = federation.answers("killed", steps)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(federation.drive, steps)
+        until((federation.home / "north" / "lingered").exists)
+        federation.kill("north")
+        federation.start_node(federation.home / "north")
+        first, second = run.result()
     assert first["south"] == "echo"
     assert first["north"].startswith("restarted: it has connected anew")  # and not a timeout, after 300 s
     assert second == dict.fromkeys(NODES, "echo")
@@ -271,7 +275,7 @@ def test_a_copy_of_a_home_takes_no_message_while_the_first_daemon_lives_and_says
     federation.start_node(copy)
     log = copy / "log"
     until(lambda: "another daemon uses this node's key" in log.read_text())
-    assert federation.drive("beside", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert "is connected" not in log.read_text()
     federation.kill("north")
     until(lambda: "is connected" in log.read_text())  # Flower gives the first one up
@@ -288,7 +292,7 @@ def test_a_node_behind_a_proxy_works_by_it_alone(federation: Federation) -> None
         federation.peers.clear()
         federation.start_node(home)
         large = {"kind": "echo", "bytes": 6 << 20}
-        assert federation.drive("behind", [{"kind": "echo"}, large], ["inside"]) == [{"inside": "echo"}] * 2
+        assert federation.drive([{"kind": "echo"}, large], ["inside"]) == [{"inside": "echo"}] * 2
         own = base64.b64encode(wire_form(NodeIdentity.load(home).transport_public)).decode()
         assert federation.peers[own] == {OUTSIDE}
         assert set(proxy.tunnels) == {f"127.0.0.1:{federation.gate.port}"}
