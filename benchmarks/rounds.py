@@ -30,7 +30,7 @@ from flwr.serverapp import Grid
 from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
 from confide.client_node.enrolment.identity import fingerprint
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
-from confide.client_node.flower import WarmNode
+from confide.client_node.warm_node import WarmNode
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text

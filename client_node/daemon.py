@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
+from .enrolment.sessions import LOCK_FILE
 from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _LOCK_TRIES = 4
 def run(home: Path, stop: threading.Event) -> int:
     """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
     from .approval.charges import open_ledger  # these take seconds to import, which `status` has not
-    from .flower import WarmNode
     from .node import Node
+    from .warm_node import WarmNode
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     with _only_one(home):
@@ -76,7 +77,7 @@ def status(home: Path) -> dict[str, Any]:
 @contextmanager
 def _only_one(home: Path, *, shared: bool = False) -> Iterator[None]:
     """Locks the home for one daemon: two would answer one round twice. `shared` only tests for a running daemon."""
-    with (home / "daemon.lock").open("a") as lock:
+    with (home / LOCK_FILE).open("a") as lock:
         try:
             _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError as err:

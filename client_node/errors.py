@@ -21,6 +21,8 @@ ClientNodeError
 ├── NotEnrolled              no enrolment in the home folder
 ├── CoordinatorUnreachable   nobody answers at the coordinator's address
 ├── CoordinatorRefused       the coordinator refuses this node
+├── ProxyInvalid             a setting that names no HTTP proxy
+├── FlowerUnsupported        Flower is installed in a version that this package does not know
 ├── PacketInvalid            a message that breaks the transport's limits
 ├── MessageInvalid           a message that is malformed, unsigned or makes no sense
 ├── StaleLease               a message from a driver that was replaced
@@ -156,6 +158,14 @@ class CoordinatorUnreachable(ClientNodeError):
 
 class CoordinatorRefused(ClientNodeError):
     """A refusal by the coordinator: this node's key is unknown there, or was revoked."""
+
+
+class ProxyInvalid(ClientNodeError, ValueError):
+    """A setting that names no HTTP proxy; the message never repeats it, as it may hold a password."""
+
+
+class FlowerUnsupported(ClientNodeError):
+    """Flower of another minor version than the one whose private modules this package was written for."""
 
 
 class PacketInvalid(ClientNodeError):

@@ -4,6 +4,7 @@ Every handler has the same three steps: a message is admitted (signature, lease,
 its part, and the answer is signed.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
+from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
 from .errors import LedgerOutdated, MessageInvalid
 from .shares import AggregatorRole, described
@@ -45,6 +47,8 @@ from .wire.messages import (
     verify,
 )
 
+logger = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=Request)
 
 
@@ -71,6 +75,7 @@ class Node:
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
         self._aggregator = AggregatorRole(home, name, signer)
+        self._diary = Diary(logger)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
         """Answers one message. Raises an error of ours for a refused one."""
@@ -103,6 +108,7 @@ class Node:
             site = self._site_in(study)
             evaluates = site.prepare(study, message)
             entries = site.entries(message.ledger_from)
+        self._diary.note("run %s of study %s: this node takes part", message.run, study.draft.name)
         self._admission.count(message)  # only now: a run that did not fit has used nothing
         self._active.note(message.run, message.study)
         key = self._aggregator.run_key(study, message.run) if self._aggregates(study) else None
@@ -117,7 +123,9 @@ class Node:
     def _step(self, packet: Packet) -> Packet:
         plan, study = self._admitted(packet, RoundPlan)
         site = self._site_in(study)
+        self._diary.note("run %s: round %d begins", plan.run, plan.round)
         files = site.contribute(study, plan)
+        self._diary.note("run %s: round %d is computed and sealed", plan.run, plan.round)
         sealed, blobs = described(files, plan.inline)
         entries = site.entries(plan.ledger_from)
         return self._signed(Update(**_to(packet, plan), sealed=sealed, ledger=entries), blobs)
@@ -141,6 +149,7 @@ class Node:
     def _aggregate(self, packet: Packet) -> Packet:
         order, study = self._admitted(packet, AggregateOrder)
         self._active.note(order.run, order.study)
+        self._diary.note("run %s: round %d is added up with the other aggregators", order.run, order.round)
         try:
             opened = self._aggregator.aggregate(study, order, packet.blobs)
         except LedgerOutdated as lack:
@@ -161,6 +170,9 @@ class Node:
             set_digest=opened.set_digest.hex(),
             total_digest=opened.total_digest.hex(),
         )
+        self._diary.note(
+            "run %s: the total of round %d is open, over %d sites", order.run, order.round, len(opened.kept)
+        )
         blobs = {"tags": opened.tag_share} if opened.tag_share else {}
         return self._signed(answer, blobs | ({"total": opened.total} if order.with_total else {}))
 
@@ -177,6 +189,8 @@ class Node:
                 self._active.end(message.run)
             else:
                 self._aggregator.rest(message.run)
+        if message.final:
+            self._diary.note("run %s is over", message.run)
         return self._signed(Settled(request=packet.digest(), ledger=entries))
 
     def _admitted(self, packet: Packet, model: type[R]) -> tuple[R, Study]:

@@ -8,7 +8,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import confide
-from confide.client_node import flower
+from confide.client_node import warm_node
 from confide.client_node.cli.application import EXIT_CODES, REFUSED
 from confide.client_node.cli.main import app as client_node
 from confide.coordinator.cli.main import app as coordinator
@@ -77,7 +77,7 @@ def test_codes_that_only_some_commands_have_stand_where_they_are_true():
 
 
 def test_exit_codes_are_those_of_the_daemon_and_of_the_pages():
-    assert REFUSED == flower.REFUSED
+    assert REFUSED == warm_node.REFUSED
     page = (ROOT / "docs" / "site-toml.md").read_text().partition("## Exit codes")[2]
     assert dict(re.findall(r"^\| (\d+) \| (.*?)(?: \(`.*)? \|$", page, re.MULTILINE)) == {
         str(code): meaning for code, meaning in EXIT_CODES.items()

@@ -30,21 +30,60 @@ def enroll(
     party_address: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other aggregators reach this node, if it aggregates.")
     ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|env",
+            help="HTTP proxy to go out by, now and later: http://[USER:PASSWORD@]HOST:PORT, or env for HTTPS_PROXY.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Join the federation that issued CODE. Keys are made here and stay here."""
     from ..enrolment import enrol
 
-    found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
+    found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address, proxy=proxy)
     show_enrolment(found, home, as_json)
+
+
+@app.command(epilog=epilog("client-node proxy", "client-node proxy http://proxy.example.org:3128"))
+def proxy(
+    setting: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL|env|none|-]",
+            help="http://[USER:PASSWORD@]HOST:PORT; env for HTTPS_PROXY; none; - reads it from standard input.",
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change the HTTP proxy by which this node reaches its coordinator; a daemon heeds it when it starts."""
+    from ..enrolment import outbound, protocol
+
+    if setting is None:
+        found = protocol.Enrolment.load(home)
+    else:
+        setting = sys.stdin.read().strip() if setting == "-" else setting
+        found = protocol.change_proxy(home, None if setting == "none" else setting)
+    show_facts(
+        "Way to the coordinator", {"coordinator": found.address, "proxy": outbound.shown_proxy(found.proxy)}, as_json
+    )
 
 
 @app.command(epilog=epilog("client-node run", codes=[REFUSED]))
 def run(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; only approved studies run."""
-    from .. import daemon
+    from ..stopping import run_until
 
-    raise typer.Exit(daemon.run(home, until_stopped("httpx", "httpx2", "httpcore", "flwr")))
+    stop = until_stopped("httpx", "httpx2", "httpcore", "flwr")
+
+    def work() -> int:
+        from .. import daemon  # seconds, on a slow machine; a stop is heeded meanwhile
+
+        return daemon.run(home, stop)
+
+    raise typer.Exit(run_until(stop, work))
 
 
 @app.command(epilog=epilog("client-node status", "client-node status --json"))

@@ -1,7 +1,8 @@
 """Enrolment of a node in a federation: its keys, and the invitation that it answers.
 
 `NodeIdentity` makes and keeps the two private keys. `enrol` joins the federation that issued a code, and `Enrolment` is
-the node's record of it. `fetch_studies` asks for the studies on offer. `protocol` has the messages of both ends.
+the node's record of it. `fetch_studies` asks for the studies on offer. `protocol` has the messages of both ends,
+`outbound` the way to the coordinator (TLS, a proxy), and `sessions` what tells two daemons with one key apart.
 
 An invitation is one line of text, on paper or by telephone if need be; case and spaces do not matter:
 
@@ -21,4 +22,15 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, identity="NodeIdentity", protocol="Enrolment InvitationCode Role enrol fetch_studies")
 
-__all__ = ["Enrolment", "InvitationCode", "NodeIdentity", "Role", "enrol", "fetch_studies", "identity", "protocol"]
+__all__ = [
+    "Enrolment",
+    "InvitationCode",
+    "NodeIdentity",
+    "Role",
+    "enrol",
+    "fetch_studies",
+    "identity",
+    "outbound",
+    "protocol",
+    "sessions",
+]

@@ -13,8 +13,11 @@ import re
 import secrets
 import ssl
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 from cryptography import x509
@@ -32,9 +35,11 @@ from ..errors import (
     CoordinatorUnreachable,
     EnrolmentFailed,
     NotEnrolled,
+    ProxyInvalid,
     WrongCoordinator,
 )
 from ..files import write_private
+from . import outbound
 from .identity import NodeIdentity
 
 Role = Literal["train", "aggregate"]
@@ -49,6 +54,7 @@ _FILE = "enrolment.json"
 _SECRET_BYTES = 16
 _TIMEOUT = 20.0  # seconds
 _MAX_ANSWER = 32 << 20  # bytes; a list of studies holds vocabularies, no tensors
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _REFUSED = {"used": CodeUsed, "expired": CodeExpired, "unknown": CodeInvalid}
 
 
@@ -135,6 +141,7 @@ class Enrolment:
     coordinator: str  # its Ed25519 public key, hex
     ca_path: Path
     party_address: str | None = None
+    proxy: str | None = field(default=None, repr=False)  # as `outbound.check_proxy` returns it; may hold a password
 
     @classmethod
     def load(cls, home: Path) -> "Enrolment":
@@ -144,7 +151,10 @@ class Enrolment:
             return cls(
                 name=kept["name"], roles=tuple(kept["roles"]), address=kept["address"],
                 coordinator=kept["coordinator"], ca_path=home / "ca.crt", party_address=kept.get("party_address"),
+                proxy=None if kept.get("proxy") is None else outbound.check_proxy(str(kept["proxy"])),
             )  # fmt: skip
+        except ProxyInvalid as err:
+            raise ProxyInvalid(f"{home / _FILE}: {err}") from None
         except OSError as err:
             raise NotEnrolled(f"{home} belongs to no federation yet; run `client-node enroll CODE`") from err
         except (ValueError, KeyError, TypeError) as err:
@@ -158,6 +168,7 @@ def enrol(
     roles_wanted: tuple[Role, ...] | None = None,
     party_address: str | None = None,
     party_certificate: str | None = None,
+    proxy: str | None = None,
 ) -> Enrolment:
     """Joins the federation that issued `code`; makes this node's keys under `home` if there are none.
 
@@ -168,8 +179,10 @@ def enrol(
         roles_wanted: roles that this node offers to take; None leaves them to the invitation.
         party_address: host:port at which the other aggregators reach this node, for the role "aggregate".
         party_certificate: PEM certificate of that address; made under `home`/party if only an address is given.
+        proxy: `http://[USER:PASSWORD@]HOST:PORT` or `env`; kept, and used from now on.
 
     Raises:
+        ProxyInvalid: `proxy` is in neither form.
         CodeInvalid, CodeUsed, CodeExpired: the code is damaged, was used, or is too old.
         WrongCoordinator: a coordinator with another CA than the code's answers at the address.
         CoordinatorUnreachable: nobody answers.
@@ -180,12 +193,14 @@ def enrol(
         raise AlreadyEnrolled(
             f"{home} already belongs to a federation as {Enrolment.load(home).name!r}; use another home"
         )
+    proxy = None if proxy is None else outbound.check_proxy(proxy)
     identity = NodeIdentity.create(home)
     if party_address is not None and party_certificate is None:
         party_certificate = _make_party_certificate(home)
-    ca_pem = _fetch_ca(invitation)
+    ca_pem = _fetch_ca(invitation, proxy)
     request = _signed_request(identity, invitation.secret, roles_wanted, party_address, party_certificate)
-    body = _post(invitation.address, ca_pem.decode(), ENROLL_PATH, request.model_dump_json().encode(), {})
+    way = _Way(invitation.address, outbound.trusting(ca_pem.decode()), proxy)
+    body = way.exchange("POST", ENROLL_PATH, request.model_dump_json().encode())
     try:
         answer = EnrolAnswer.model_validate_json(body)
     except ValidationError as err:
@@ -196,8 +211,23 @@ def enrol(
     identity.named(answer.name)
     kept = {
         "name": answer.name, "roles": answer.roles, "address": invitation.address,
-        "coordinator": answer.coordinator, "party_address": party_address,
+        "coordinator": answer.coordinator, "party_address": party_address, "proxy": proxy,
     }  # fmt: skip
+    write_private(home / _FILE, json.dumps(kept, indent=2).encode())
+    return Enrolment.load(home)
+
+
+def change_proxy(home: Path, proxy: str | None) -> Enrolment:
+    """Stores another proxy, or none, for this node; a daemon takes it up at its next start.
+
+    Raises:
+        NotEnrolled: there is no enrolment under `home`.
+        ProxyInvalid: `proxy` is not in the form that `outbound.check_proxy` takes.
+    """
+    with suppress(ProxyInvalid):
+        Enrolment.load(home)
+    kept = json.loads((home / _FILE).read_text())
+    kept["proxy"] = None if proxy is None else outbound.check_proxy(proxy)
     write_private(home / _FILE, json.dumps(kept, indent=2).encode())
     return Enrolment.load(home)
 
@@ -216,7 +246,8 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
     query = StudiesQuery(identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16))
     body = query.model_dump_json().encode()
     signature = identity.signer.sign(StudiesQuery.signed_part(body)).hex()
-    answer = _post(enrolment.address, enrolment.ca_path.read_text(), STUDIES_PATH, body, {SIGNATURE_HEADER: signature})
+    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_path.read_text()), enrolment.proxy, enrolment.ca_path)
+    answer = way.exchange("POST", STUDIES_PATH, body, {SIGNATURE_HEADER: signature})
     try:
         studies = json.loads(answer)["studies"]
         return [{name: str(study[name]) for name in ("canonical", "hash", "signature")} for study in studies]
@@ -248,12 +279,12 @@ def _signed_request(
     return unsigned.model_copy(update=proofs)
 
 
-def _fetch_ca(invitation: InvitationCode) -> bytes:
+def _fetch_ca(invitation: InvitationCode, proxy: str | None) -> bytes:
     """Fetches the CA certificate; the code holds its digest, so this one connection needs no verification."""
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
-    pem = _exchange("GET", invitation.address, unverified, CA_PATH, b"", {})
+    pem = _Way(invitation.address, unverified, proxy).exchange("GET", CA_PATH)
     try:
         found = hashlib.sha256(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)).digest()
     except (ValueError, x509.InvalidVersion) as err:
@@ -266,41 +297,42 @@ def _fetch_ca(invitation: InvitationCode) -> bytes:
     return pem
 
 
-def _post(address: str, ca_pem: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    verified = ssl.create_default_context(cadata=ca_pem)
-    verified.minimum_version = ssl.TLSVersion.TLSv1_3
-    return _exchange("POST", address, verified, path, body, headers)
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to the gate: its address, whom TLS trusts there, and the proxy between."""
 
+    address: str
+    context: ssl.SSLContext
+    proxy: str | None = field(repr=False)
+    ca_path: Path | None = None
 
-def _exchange(
-    method: str, address: str, context: ssl.SSLContext, path: str, body: bytes, headers: dict[str, str]
-) -> bytes:
-    """Sends one request to the gate and turns its failures into our errors."""
-    import httpx  # for who asks alone: it is a tenth of what a light command may take
+    def exchange(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS) -> bytes:
+        """Sends one request to the gate and turns its failures into our errors."""
+        import httpx  # for who asks alone: it is a tenth of what a light command may take
 
-    try:
-        with (
-            httpx.Client(verify=context, timeout=_TIMEOUT, trust_env=False) as client,
-            client.stream(method, f"https://{address}{path}", content=body, headers=headers) as response,
-        ):
-            answer = bytearray()
-            for chunk in response.iter_bytes():
-                answer += chunk
-                if len(answer) > _MAX_ANSWER:
-                    raise WrongCoordinator(f"{address} sent more than {_MAX_ANSWER} bytes; is it the coordinator?")
-    except httpx.ConnectError as err:
-        if "CERTIFICATE_VERIFY_FAILED" in str(err):
-            raise WrongCoordinator(
-                f"the certificate of {address} is not from this federation's CA, or not for that name"
+        address = self.address
+        try:
+            with (
+                outbound.open_client(address, self.context, self.proxy, _TIMEOUT) as client,
+                client.stream(method, f"https://{address}{path}", content=body, headers=headers) as response,
+            ):
+                answer = bytearray()
+                for chunk in response.iter_bytes():
+                    answer += chunk
+                    if len(answer) > _MAX_ANSWER:
+                        raise WrongCoordinator(f"{address} sent more than {_MAX_ANSWER} bytes; is it the coordinator?")
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as err:
+            if trouble := outbound.certificate_trouble(err, self.ca_path):
+                raise WrongCoordinator(f"{address}: {trouble}") from err
+            trouble = outbound.connection_trouble(err, self.proxy)
+            raise CoordinatorUnreachable(f"{address}: {trouble}; is the coordinator up, the port open?") from err
+        except (httpx.HTTPError, httpx.InvalidURL) as err:
+            raise CoordinatorUnreachable(
+                f"{address} does not answer as a coordinator does ({type(err).__name__})"
             ) from err
-        raise CoordinatorUnreachable(
-            f"nobody answers at {address} ({err}); is the coordinator up, the port open?"
-        ) from err
-    except (httpx.HTTPError, httpx.InvalidURL) as err:
-        raise CoordinatorUnreachable(f"{address} does not answer as a coordinator does ({type(err).__name__})") from err
-    if response.status_code != httpx.codes.OK:
-        _raise_refusal(address, path, response.status_code, bytes(answer))
-    return bytes(answer)
+        if response.status_code != httpx.codes.OK:
+            _raise_refusal(address, path, response.status_code, bytes(answer))
+        return bytes(answer)
 
 
 def _raise_refusal(address: str, path: str, status: int, answer: bytes) -> NoReturn:

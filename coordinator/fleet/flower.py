@@ -6,10 +6,13 @@ also on a busy machine. `Control` runs in `coordinator serve` and speaks to the 
 small HTTP request for each order: the `flwr` command would take two seconds to start. The rest reads the few protobuf
 fields that the gate checks.
 
-`flwr.superlink.grid`, `flwr.supercore` and `flwr.proto` are not public API: the minor version is pinned, and
-tests/coordinator/fleet says what breaks under another one.
+Public in Flower are `flwr.app`, `flwr.serverapp` and the messages of `flwr.proto`. The rest of what is imported here is
+bound to one minor version; `tests/coordinator/fleet/test_flower_contract.py` says what each part must do.
 """
 
+from ...client_node import flower_version  # noqa: F401 (refuses another Flower in words, before its modules fail)
+
+# isort: split
 import functools
 import hashlib
 import json
@@ -49,6 +52,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
@@ -71,6 +75,8 @@ TIMESTAMP_HEADER = _TIMESTAMP.encode()
 _POLL_S = 0.1
 _AT_ONCE = 4  # replies taken in one pull; bounds what this process holds, however many sites there are
 _ARRIVAL_S = 30.0  # for the parts of a reply to arrive after its head
+_LOOK_S = 1.0  # how often a waiting driver looks whether a node has connected anew
+_RESTARTED = "it has connected anew since it was asked, and the question is lost"
 _CALL_S = 4.0  # `serve` must end within 5 s, also while the SuperLink hangs
 _RETRY_S = 5.0  # for the SuperLink to come back; one that was started anew knows no earlier task
 _KEY_TAKEN = 23  # Flower's ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
@@ -95,7 +101,7 @@ class Fleet:
 
     def online(self) -> set[str]:
         """Names the nodes whose heartbeat has not lapsed."""
-        return {name for name, (_, is_online) in self._nodes().items() if is_online}
+        return {name for name, node in self._nodes().items() if node.is_online}
 
     def ask(
         self, kind: str, requests: Mapping[str, Packet], timeout: float
@@ -110,37 +116,48 @@ class Fleet:
             requests: node name -> packet.
             timeout: seconds; missing answers are then yielded as failures.
         """
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
         nodes = self._nodes()
         reached = [name for name in requests if name in nodes]
         for name in requests:
             if name not in nodes:
-                yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
+                yield name, NodeFailure(reason="offline", message="it is not connected")
         messages = [
-            Message(pack(requests[name]), nodes[name][0], f"query.{kind}", ttl=timeout, group_id="") for name in reached
+            Message(pack(requests[name]), nodes[name].node_id, f"query.{kind}", ttl=timeout, group_id="")
+            for name in reached
         ]
-        waiting: dict[str, tuple[str, int]] = {}
+        waiting: dict[str, tuple[str, _Node]] = {}
         taken = list(self._grid.push_messages(messages)) if messages else []
         if len(taken) != len(messages):
             raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
         for name, message_id in zip(reached, taken, strict=True):
             if message_id is None:
-                yield name, NodeFailure(reason="unknown", message="the SuperLink did not take the message")
+                yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
             else:
-                waiting[message_id] = (name, nodes[name][0])
+                waiting[message_id] = (name, nodes[name])
         del messages
         wake()
+        if time.monotonic() - began > _LOOK_S:  # what connected while much was sent was asked afterwards
+            now = self._nodes()
+            waiting = {each: (name, now.get(name, node)) for each, (name, node) in waiting.items()}
+        look = time.monotonic() + _LOOK_S
         while waiting:
             for window in _windows(list(waiting)):
                 for reply in self._grid.pull_messages(window):
-                    name, node_id = waiting.get(reply.metadata.reply_to_message_id, ("", 0))
-                    if not name:
+                    asked = waiting.get(reply.metadata.reply_to_message_id)
+                    if asked is None:
                         continue
-                    if reply.metadata.src_node_id not in (node_id, SUPERLINK_NODE_ID):
+                    name, node = asked
+                    if reply.metadata.src_node_id not in (node.node_id, SUPERLINK_NODE_ID):
                         logger.warning("node %d answered in place of %s; ignored", reply.metadata.src_node_id, name)
                         continue
                     del waiting[reply.metadata.reply_to_message_id]
                     yield name, _read_reply(reply)
+            if waiting and time.monotonic() >= look:
+                look = time.monotonic() + _LOOK_S
+                for message_id in self._lost(waiting):
+                    yield waiting.pop(message_id)[0], NodeFailure(reason="restarted", message=_RESTARTED)
             if not waiting:
                 return
             if time.monotonic() >= deadline:
@@ -149,15 +166,37 @@ class Fleet:
         for name, _ in waiting.values():
             yield name, NodeFailure(reason="timeout", message=f"no answer within {timeout:g} s")
 
-    def _nodes(self) -> dict[str, tuple[int, bool]]:
+    def _lost(self, waiting: Mapping[str, tuple[str, "_Node"]]) -> list[str]:
+        """Finds the messages to nodes that have connected anew since: whatever they had taken before is lost.
+
+        A node connects anew only when it was started, or has given up what it did, and the gate then drops what it was
+        asked and has not taken.
+        """
+        nodes = self._nodes()
+        return [
+            message_id
+            for message_id, (name, asked) in waiting.items()
+            if name in nodes and nodes[name].activated_at != asked.activated_at
+        ]
+
+    def _nodes(self) -> dict[str, "_Node"]:
         if self._site_of is None:
             raise SuperLinkFailed("the fleet has no register of keys; call Fleet.trust first")
-        found: dict[str, tuple[int, bool]] = {}
+        found: dict[str, _Node] = {}
         for node in self._grid.get_nodes():
             name, is_online = self._site_of(fingerprint(node.public_key)), node.online_until > time.time()
             if name is not None and (is_online or name not in found):
-                found[name] = (node.node_id, is_online)
+                found[name] = _Node(node.node_id, is_online, node.last_activated_at)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A node as the SuperLink knows it."""
+
+    node_id: int
+    is_online: bool
+    activated_at: str  # when it connected last
 
 
 def _windows(ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -379,6 +418,16 @@ def read_claim(call: str, body: bytes) -> Claim:
         raise
     except Exception as err:  # protobuf's DecodeError derives from Exception alone
         raise ValueError("not a protobuf message of this call") from err
+
+
+def deactivation(node_id: int) -> bytes:
+    """Writes the request that makes the SuperLink count a node as offline."""
+    return bytes(DeactivateNodeRequest(node_id=node_id).SerializeToString())
+
+
+def pull(node_id: int) -> bytes:
+    """Writes the request that takes the next message to a node."""
+    return bytes(PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString())
 
 
 def activated_node(answer: bytes) -> int:

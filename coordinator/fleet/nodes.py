@@ -11,12 +11,13 @@ from ...client_node.wire.messages import Packet
 class NodeFailure:
     """The reason for which a node gave no answer.
 
-    `reason`: "offline" (no heartbeat), "unknown" (not registered), "timeout", "failed" (its handler raised `error`), or
-    "invalid" (an answer that breaks the limits, or that another node gave). `message` is empty unless the text of
-    the node's error may leave the site.
+    `reason`: "offline" (no heartbeat), "restarted" (connected anew since it was asked, so the question is lost),
+    "unknown" (not registered), "timeout", "failed" (its handler raised `error`), or "invalid" (an answer
+    that breaks the limits, or that another node gave). `message` is empty unless the text of the node's error may leave
+    the site.
     """
 
-    reason: Literal["offline", "unknown", "timeout", "failed", "invalid"]
+    reason: Literal["offline", "restarted", "unknown", "timeout", "failed", "invalid"]
     error: str = ""
     message: str = ""
 

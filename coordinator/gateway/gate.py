@@ -7,6 +7,7 @@ node needs. It checks, for every request, that
 - the path is one of the eight that a node uses (all others are 404, Flower's own enrolment included);
 - the key shown is enrolled and not revoked *now*, and the caller holds its private half (signed timestamp);
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
+- the daemon is the one that speaks for the key just now (`daemons`);
 - the body is small enough, and a reply has a bounded number of parts.
 
 The gate has paths of its own for the CA certificate, enrolment, and the list of studies. Refused requests leave lines
@@ -38,10 +39,12 @@ from pydantic import ValidationError
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
+from ...client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
 from .admission import Visit
+from .daemons import Daemons
 from .listener import Message, Receive, Send, serve_gate
 from .refusals import RefusalLog
 from .upstream import Upstream, UpstreamAway
@@ -63,6 +66,7 @@ _FLEET_CAPS = {
     "confirm-message-received": 4 << 10,
 }
 _OWN_CAP = 32 << 10
+_MOST_DROPPED = 256  # questions that wait for one node
 _CLOCK_S = 300.0  # Flower's own tolerance
 _BODY_S = 60.0  # for a whole request body to arrive
 _STRANGERS_BODY_S = 10.0
@@ -119,6 +123,7 @@ class FleetGate:
         self._wake = WakeListener(superlink)
         self._log = RefusalLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
+        self._daemons = Daemons()
         self._nonces: dict[str, float] = {}
         self._is_closing = False
 
@@ -190,6 +195,7 @@ class FleetGate:
         scope["state"]["visit"].recognise(key_id)
         body = await self._body(scope, receive, _FLEET_CAPS[call])
         claim = self._own_node(call, body, key_id, site)
+        hello = self._daemon(call, scope, key_id, site)
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
         gone = asyncio.ensure_future(_disconnected(receive))
         until = time.monotonic() + HOLD_S
@@ -201,10 +207,18 @@ class FleetGate:
                     break
                 if self._registry.site_of(key_id) is None:
                     raise _TurnedAway(401, refused="revoked")
+                self._daemon(call, scope, key_id, site)
         finally:
             gone.cancel()
-        if call == "activate-node" and status == 200:
-            self._node_ids[key_id] = flower.activated_node(answer)
+        if call == "activate-node":
+            if status == 412:  # Flower's "counts as online already"
+                status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
+            if status == 200:
+                self._node_ids[key_id] = flower.activated_node(answer)
+                if self._daemons.connected(key_id, hello):
+                    version = "a version that it does not tell" if hello is None else hello.version
+                    self._log.passed("%s is connected, with confide %s, from %s", site, version, _peer(scope))
+                await self._drop_questions(headers, key_id, site)
         return status, [pair for pair in answered if pair[0].lower() not in _HOP], answer
 
     async def _forward(
@@ -219,6 +233,51 @@ class FleetGate:
             self._log.known("stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call)
             raise _TurnedAway(503)
         return status, answered, answer
+
+    async def _take_over(
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello | None
+    ) -> Answer:
+        """Activates a node that still counts as online, if the daemon that made it so is known to be dead.
+
+        Deactivating the node needs its signature; that of the activation is a minute old at most, and Flower takes it.
+        """
+        own = self._node_ids.get(key_id)
+        if own is None or not self._daemons.may_take_over(key_id, hello):
+            self._log.known(
+                "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
+            )
+            raise _TurnedAway(409, refused="in-use")
+        await self._forward("deactivate-node", headers, flower.deactivation(own), key_id, site, own)
+        return await self._forward("activate-node", headers, body, key_id, site, None)
+
+    async def _drop_questions(self, headers: list[tuple[bytes, bytes]], key_id: str, site: str) -> None:
+        """Drops what was asked before this activation: its driver sees the activation, and asks all of that anew.
+
+        A node that answered both would be one question behind for good, and aggregators that work on different orders
+        refuse each other.
+        """
+        own = self._node_ids[key_id]
+        for _ in range(_MOST_DROPPED):
+            status, _, answer = await self._forward("pull-messages", headers, flower.pull(own), key_id, site, own)
+            if status != 200 or not answer:
+                return
+
+    def _daemon(self, call: str, scope: Message, key_id: str, site: str) -> Hello | None:
+        """Checks that the daemon that asks is the one that speaks for the key; returns its introduction, if any."""
+        headers = dict(scope["headers"])
+        if call == "activate-node":
+            try:
+                told = headers.get(HELLO_HEADER.encode())
+                return None if told is None else Hello.read(told)
+            except ValueError as err:
+                self._log.known("form", key_id, "site %r sent an introduction that cannot be read", site)
+                raise _TurnedAway(400) from err
+        if not self._daemons.is_current(key_id, headers.get(SESSION_HEADER.encode())):
+            self._log.known(
+                "replaced", key_id, "two daemons use the key of site %r: a copy of its home, or a stolen key", site
+            )
+            raise _TurnedAway(409, refused="replaced")
+        return None
 
     async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
         """Holds a poll; returns True if a wake-up came and the node is still connected for the next answer."""
@@ -254,7 +313,7 @@ class FleetGate:
             raise _TurnedAway(401, refused="signature") from err
         if abs(age) > _CLOCK_S:
             self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
-            raise _TurnedAway(503)  # its operator can mend that without a new enrolment
+            raise _TurnedAway(503, refused="clock")  # its operator can mend that without a new enrolment
         return key_id, site
 
     def _own_node(self, call: str, body: bytes, key_id: str, site: str) -> int | None:

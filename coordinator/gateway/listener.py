@@ -53,14 +53,29 @@ class _Server(uvicorn.Server):
 class GateServer:
     """A running gate; `stop` ends it."""
 
-    def __init__(self, server: _Server, listener: socket.socket) -> None:
+    def __init__(self, server: _Server, listener: socket.socket, tls: ssl.SSLContext) -> None:
         self.port: int = listener.getsockname()[1]
-        self._server, self._listener = server, listener
+        self._server, self._listener, self._tls = server, listener, tls
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name="confide-gate", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve())
+        asyncio.run(self._accept())
+
+    async def _accept(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve()
+
+    def show(self, certificate: Path, key: Path) -> None:
+        """Shows another certificate to connections that are opened from now on.
+
+        Raises:
+            OSError: the files cannot be read, or do not belong together; the gate goes on as it was.
+        """
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        if self._loop is not None:  # in its thread, no handshake meets the new certificate with the old key
+            self._loop.call_soon_threadsafe(self._tls.load_cert_chain, certificate, key)
 
     @property
     def is_alive(self) -> bool:
@@ -102,7 +117,8 @@ def serve_gate(
         timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=3, server_header=False,
         h11_max_incomplete_event_size=limits.head_bytes,
     )  # fmt: skip
-    server = GateServer(_Server(config, listener, _tls(certificate, key), limits), listener)
+    tls = _tls(certificate, key)
+    server = GateServer(_Server(config, listener, tls, limits), listener, tls)
     deadline = time.monotonic() + 10
     while not server._server.started:
         if not server.is_alive or time.monotonic() > deadline:

@@ -15,6 +15,7 @@ from ..store.tables import NodeRow
 from .crowd import Limits
 from .drivers import Drivers
 from .gate import FleetGate, serve_gate
+from .renewal import CertificateKeeper
 from .superlink import SuperLink
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Service:
             superlink=self._superlink.port,
         )
         settings, pki = self._settings, self._pki
+        certificates = CertificateKeeper(pki)
         server = serve_gate(
             gate, settings.listen, settings.port, pki.certificate_path, pki.key_path,
             limits=Limits(per_address=settings.strangers_per_address),
@@ -61,6 +63,7 @@ class Service:
             while not stop.wait(TICK_S):
                 self._superlink.require_kept()
                 self._tick()
+                certificates.check(server)
         finally:
             server.stop()
             self._drivers.stop()

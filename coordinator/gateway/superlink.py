@@ -204,11 +204,11 @@ class SuperLink:
         return node_id
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        pki = self._pki
+        certificate, key = self._pki.loopback_pair()
         command = [
             str(_BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
-            "--ssl-ca-certfile", str(pki.ca_path), "--ssl-certfile", str(pki.certificate_path),
-            "--ssl-keyfile", str(pki.key_path), "--enable-supernode-auth", "--isolation", "process",
+            "--ssl-ca-certfile", str(self._pki.ca_path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
+            "--enable-supernode-auth", "--isolation", "process",
             "--disable-runtime-dependency-installation",
         ]  # fmt: skip
         with self.log_path.open("ab") as log:

@@ -50,6 +50,7 @@ HOPELESS = 64.0  # epsilon from which PLD is not worth its memory: RDP's bound s
 LEAST_PLD_DELTA = 1e-9  # below, rounding in PLD's Fourier transforms decides: RDP's bound stands for it
 FOURIER_ERROR = 1e-11  # of delta, left to that rounding; ten times the most that was seen
 MAX_DISTINCT = 256  # pairs that PLD composes, about 60 ms each; for more, RDP's bound stands for it
+NEWEST_COUNTS = 4  # distributions kept of the same pairs, up to about 2 MB each: spent and planned, asked in turn
 BLOCK = 1024  # so many equal releases are composed first where there are many more: their tails are cut closer
 
 
@@ -300,12 +301,28 @@ def pld_bound(merged: Merged, delta: float) -> float:
     return min(upper, float(_joint(merged, 0).get_epsilon_for_delta(delta - FOURIER_ERROR)))
 
 
-@lru_cache(maxsize=1024)  # twice MAX_DISTINCT and the paths in use; up to about 2 MB each, mostly far less
 def _joint(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
     """The pairs' joint privacy loss, composed along a binary tree in which a hash of each pair is its path.
 
-    So another count of one pair, or one pair more, leaves all but a path of the tree as it was, and in the cache.
+    So another count of one pair, or one pair more, leaves all but a path of the tree as it was, and in the cache. Of
+    equal pairs only the newest counts are kept: a study's rounds add one each, and nobody asks for earlier ones again.
     """
+    kept = _kept(tuple((multiplier, rate) for multiplier, rate, _ in merged), depth)
+    found = kept.get(merged)
+    if found is None:
+        found = _join(merged, depth)
+        while len(kept) >= NEWEST_COUNTS:
+            kept.pop(next(iter(kept)), None)
+        kept[merged] = found
+    return found
+
+
+@lru_cache(maxsize=1024)  # twice MAX_DISTINCT and the paths in use
+def _kept(pairs: tuple[tuple[float, float], ...], depth: int) -> dict[Merged, pld.PrivacyLossDistribution]:
+    return {}
+
+
+def _join(merged: Merged, depth: int) -> pld.PrivacyLossDistribution:
     if len(merged) == 1:
         return _composed(*merged[0])
     sides: tuple[list[tuple[float, float, int]], ...] = ([], [])

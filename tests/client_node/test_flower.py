@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.client_node import flower
+from confide.client_node import flower, warm_node
 from confide.client_node.errors import ClientNodeError, PacketInvalid
 from confide.client_node.flower import failure_text, pack, unpack
 from confide.client_node.wire.messages import Packet
@@ -109,11 +110,11 @@ class Spilling(ClientNodeError):
 
 @pytest.mark.parametrize("err", [ValueError("patient 7"), Spilling("patient 7"), MemoryError("patient 7")])
 def test_a_failure_that_is_not_marked_public_is_told_by_its_class_alone(err: Exception) -> None:
-    assert json.loads(flower._told(err)) == {"error": type(err).__name__, "message": ""}
+    assert json.loads(warm_node._told(err)) == {"error": type(err).__name__, "message": ""}
 
 
 def test_a_public_failure_is_told_with_its_text() -> None:
-    assert json.loads(flower._told(PacketInvalid("no blob"))) == {"error": "PacketInvalid", "message": "no blob"}
+    assert json.loads(warm_node._told(PacketInvalid("no blob"))) == {"error": "PacketInvalid", "message": "no blob"}
 
 
 def test_a_failure_is_cut_to_size() -> None:
@@ -128,7 +129,10 @@ class Line:
         self.asked, self.given, self.confirmed = 0, list[str](), list[str]()
         self._lock = threading.Lock()
 
-    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+    def call(self, name: str, request: Any, answer_type: object) -> PullObjectResponse | None:
+        return self.pull_object(request) if name == "pull-object" else self.confirm(request)
+
+    def pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
         with self._lock:
             self.asked += 1
             if self.asked % 2:
@@ -137,7 +141,7 @@ class Line:
         content = self.parts[request.object_id].deflate()
         return PullObjectResponse(object_found=True, object_available=True, object_content=content)
 
-    def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:
+    def confirm(self, request: ConfirmMessageReceivedRequest) -> None:
         self.confirmed.append(request.message_object_id)
 
 
@@ -151,9 +155,13 @@ def sent(blob: bytes, *, ttl: float) -> Message:
     return Message(pack(Packet(b"{}", {"state": blob})), 1, "query.step", ttl=ttl, group_id="")
 
 
-def session_on(line: Line) -> flower._Session:
-    session = object.__new__(flower._Session)  # without the identity and the heartbeat that pulling does not need
-    session._client, session._node = line, Node(node_id=1)
+def asked(message: Message, line: Line) -> flower.Question:
+    return flower.Question("step", message.metadata.created_at + message.metadata.ttl, message, line.tree)
+
+
+def session_on(line: Line) -> flower.Session:
+    session = object.__new__(flower.Session)  # without the identity and the heartbeat that pulling does not need
+    session._connection, session._node = line, Node(node_id=1)
     return session
 
 
@@ -163,7 +171,7 @@ def test_a_state_goes_on_where_a_broken_connection_left_it(monkeypatch: pytest.M
     blob = bytes(range(256)) * (12 << 12)  # 12 MiB: three parts
     message = sent(blob, ttl=60)
     line = Line(message)
-    received = session_on(line).receive(message, line.tree)
+    received = session_on(line).receive(asked(message, line))
     assert unpack(received.content).blobs["state"] == blob
     assert sorted(line.given) == sorted(line.parts)  # each part came once, however often it was asked for
     assert len(line.parts) > 4
@@ -176,5 +184,5 @@ def test_a_request_whose_time_is_over_is_not_waited_for() -> None:
     message = sent(b"state", ttl=0.001)
     line = Line(message)
     with pytest.raises(httpx.TransportError):
-        session_on(line).receive(message, line.tree)
+        session_on(line).receive(asked(message, line))
     assert line.confirmed == []

@@ -1,16 +1,19 @@
 """Who gets into a federation and who does not: a real SuperLink, the real gate, nodes in processes of their own."""
 
+import base64
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +23,8 @@ import pytest
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
-from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, enrol
+from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wire_form
+from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, change_proxy, enrol
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
@@ -29,6 +32,8 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
+
+from ..connect_proxy import OUTSIDE, ConnectProxy
 
 pytestmark = pytest.mark.process
 
@@ -53,11 +58,18 @@ class Federation:
         self.invited: dict[str, str] = {}
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.superlink = SuperLink(home, 0)
-        app = FleetGate(
+        self.peers: dict[str, set[str]] = {}  # a node's key as the gate sees it -> addresses that it came from
+        self._app = FleetGate(
             self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
         )
-        self.gate = serve_gate(app, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
+        self.gate = serve_gate(self, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
         self.superlink.start()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http":
+            key = dict(scope["headers"]).get(b"flwr-public-key", b"").decode()
+            self.peers.setdefault(key, set()).add(scope["client"][0])
+        await self._app(scope, receive, send)
 
     def site_of(self, key: str) -> str | None:
         return self.known.get(key)
@@ -91,18 +103,24 @@ class Federation:
         self.nodes[home.name] = node
         return node
 
-    def drive(self, steps: list[dict[str, object]]) -> list[dict[str, str]]:
+    def kill(self, name: str) -> None:
+        self.nodes[name].kill()
+        self.nodes[name].wait()
+
+    def drive(self, steps: list[dict[str, object]], nodes: Sequence[str] = NODES) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
         with open_grid(self.superlink.port, self.pki.ca_path, self.superlink.submit().token) as grid:
             fleet = Fleet(grid, self.known.get)
-            until(lambda: set(NODES) <= fleet.online(), 30)
-            return [self._ask(fleet, number, step) for number, step in enumerate(steps)]
+            until(lambda: set(nodes) <= fleet.online(), 60)
+            return [self._ask(fleet, number, step, nodes) for number, step in enumerate(steps)]
 
     @staticmethod
-    def _ask(fleet: Fleet, number: int, step: dict[str, object]) -> dict[str, str]:
+    def _ask(fleet: Fleet, number: int, step: dict[str, object], nodes: Sequence[str]) -> dict[str, str]:
         blob = hashlib.shake_256(str(number).encode()).digest(int(str(step.get("bytes", 100))))
         packet = Packet(json.dumps({"number": number}).encode(), {"blob": blob})
-        answers = fleet.ask(str(step["kind"]), dict.fromkeys(NODES, packet), timeout=60)
+        answers = fleet.ask(
+            str(step["kind"]), dict.fromkeys(nodes, packet), timeout=float(str(step.get("timeout", 60)))
+        )
         return {name: "echo" if answer == packet else str(answer) for name, answer in answers}
 
     def close(self) -> None:
@@ -186,7 +204,7 @@ def test_a_node_of_another_ca_gets_nothing_and_says_why(
     home = federation.join("astray")
     (home / "ca.crt").write_bytes(Pki.create(tmp_path, []).ca_path.read_bytes())
     node = federation.start_node(home)
-    until(lambda: "not from the CA that this node enrolled with" in (home / "log").read_text())
+    until(lambda: "its certificate is not from this federation's CA" in (home / "log").read_text())
     assert node.poll() is None  # it waits: its operator may mend that
     node.kill()
     assert "TLS handshake failed" in caplog.text
@@ -202,8 +220,6 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
     from flwr.proto.node_pb2 import Node
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-
-    from confide.client_node.enrolment.identity import wire_form
 
     forger = NodeIdentity.load(federation.join("forger"))
     victim = federation.superlink.register(NodeIdentity.load(federation.home / "north").transport_public, "north")
@@ -232,6 +248,58 @@ def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -
     until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
     assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
+
+
+@pytest.mark.slow
+def test_a_node_killed_in_the_middle_of_an_answer_is_back_and_its_question_given_up_at_once(
+    federation: Federation,
+) -> None:
+    steps: list[dict[str, object]] = [{"kind": "linger", "timeout": 300}, {"kind": "echo"}]
+    (federation.home / "south" / "lingered").touch()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(federation.drive, steps)
+        until((federation.home / "north" / "lingered").exists)
+        federation.kill("north")
+        federation.start_node(federation.home / "north")
+        first, second = run.result()
+    assert first["south"] == "echo"
+    assert first["north"].startswith("restarted: it has connected anew")  # and not a timeout, after 300 s
+    assert second == dict.fromkeys(NODES, "echo")
+    assert "another daemon" not in (federation.home / "north" / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_copy_of_a_home_takes_no_message_while_the_first_daemon_lives_and_says_why(federation: Federation) -> None:
+    copy = federation.home / "copy"
+    shutil.copytree(federation.home / "north", copy)
+    federation.start_node(copy)
+    log = copy / "log"
+    until(lambda: "another daemon uses this node's key" in log.read_text())
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert "is connected" not in log.read_text()
+    federation.kill("north")
+    until(lambda: "is connected" in log.read_text())  # Flower gives the first one up
+    federation.kill("copy")
+    federation.start_node(federation.home / "north")
+    until(lambda: "is connected" in (federation.home / "north" / "log").read_text())
+
+
+@pytest.mark.slow
+def test_a_node_behind_a_proxy_works_by_it_alone(federation: Federation) -> None:
+    home, proxy = federation.join("inside"), ConnectProxy("nurse:secret")
+    try:
+        change_proxy(home, proxy.url)
+        federation.peers.clear()
+        federation.start_node(home)
+        large = {"kind": "echo", "bytes": 6 << 20}
+        assert federation.drive([{"kind": "echo"}, large], ["inside"]) == [{"inside": "echo"}] * 2
+        own = base64.b64encode(wire_form(NodeIdentity.load(home).transport_public)).decode()
+        assert federation.peers[own] == {OUTSIDE}
+        assert set(proxy.tunnels) == {f"127.0.0.1:{federation.gate.port}"}
+        assert "secret" not in (home / "log").read_text()
+    finally:
+        federation.kill("inside")
+        proxy.close()
 
 
 def test_a_stopped_node_says_goodbye_and_exits_cleanly(federation: Federation) -> None:

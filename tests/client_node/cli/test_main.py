@@ -30,7 +30,7 @@ def call(site):
 
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
-    words = "enroll run status decisions study+list study+show study+approve study+revoke data+check budget+show "
+    words = "enroll proxy run status decisions study+list study+show study+approve study+revoke data+check budget+show "
     words += "budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export "
     words += "budget+import budget+recover"
     script = (
@@ -268,3 +268,14 @@ def test_debug_shows_the_traceback(tmp_path):
     result = CliRunner().invoke(app, ["--debug", "study", "list", "--home", str(tmp_path)])
     assert result.exception is not None
     assert not isinstance(result.exception, SystemExit)
+
+
+def test_a_proxy_is_kept_shown_without_its_password_and_taken_away(site, call):
+    assert json.loads(call("proxy", "--json").stdout)["proxy"] == "none"
+    shown = call("proxy", "http://nurse:s3cret@proxy.example.org:3128").output
+    assert "proxy.example.org:3128" in shown
+    assert "s3cret" not in shown
+    assert json.loads(call("proxy", "--json").stdout)["proxy"] == "proxy.example.org:3128"
+    refused = call("proxy", "nurse:s3cret@proxy", code=FAILED).output
+    assert "s3cret" not in refused
+    assert json.loads(call("proxy", "none", "--json").stdout)["proxy"] == "none"

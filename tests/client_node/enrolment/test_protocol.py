@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from confide.client_node.enrolment import protocol
+from confide.client_node.enrolment import outbound, protocol
 from confide.client_node.enrolment.identity import NodeIdentity
 from confide.client_node.enrolment.protocol import EnrolAnswer, Enrolment, EnrolRequest, enrol, fetch_studies
 from confide.client_node.errors import (
@@ -179,7 +179,7 @@ def test_nobody_at_the_address_is_told_as_such(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         code = code_text(f"127.0.0.1:{unused.getsockname()[1]}", bytes(16), bytes(32))
-        with pytest.raises(CoordinatorUnreachable, match="nobody answers"):
+        with pytest.raises(CoordinatorUnreachable, match="it does not answer"):
             enrol(code, tmp_path)
 
 
@@ -230,11 +230,10 @@ def test_keys_that_are_not_proven_are_not_enrolled(
     request = protocol._signed_request(identity, federation.register.secret, None, None, None)
     body = json.loads(request.model_dump_json())
     change(body)
+    trusted = outbound.trusting(federation.pki.ca_path.read_text())
+    way = protocol._Way(f"127.0.0.1:{federation.port}", trusted, None)
     with pytest.raises(EnrolmentFailed):
-        protocol._post(
-            f"127.0.0.1:{federation.port}", federation.pki.ca_path.read_text(), protocol.ENROLL_PATH,
-            json.dumps(body).encode(), {},
-        )  # fmt: skip
+        way.exchange("POST", protocol.ENROLL_PATH, json.dumps(body).encode())
     assert federation.register.enrolled == []
 
 

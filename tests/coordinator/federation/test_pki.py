@@ -1,10 +1,12 @@
 """The federation's certificates, judged by OpenSSL's own verification."""
 
+import datetime as dt
 import ssl
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from confide.coordinator.errors import PkiMissing
 from confide.coordinator.federation.pki import Pki
@@ -80,3 +82,82 @@ def test_a_lost_file_is_named(tmp_path: Path) -> None:
 
 def test_secrets_are_not_in_the_repr(pki: Pki) -> None:
     assert "signer" not in repr(pki)
+
+
+DAY = dt.timedelta(days=1)
+NOW = dt.datetime.now(dt.UTC)
+
+
+def shown(pki: Pki) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pki.certificate_path.read_bytes())
+
+
+def made(tmp_path: Path) -> Pki:
+    return Pki.create(tmp_path, ["fed.example.org", "10.1.2.3"])
+
+
+def test_a_certificate_that_holds_long_is_not_renewed(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    before = shown(pki)
+    assert not pki.renew_if_due(NOW + 330 * DAY)
+    assert shown(pki) == before
+
+
+@pytest.mark.parametrize("days", [345, 398, 500, 3000])
+def test_a_certificate_is_renewed_in_time_and_after_it_for_the_same_names(tmp_path: Path, days: int) -> None:
+    pki = made(tmp_path)
+    assert pki.renew_if_due(NOW + days * DAY)
+    assert shown(pki).not_valid_after_utc > NOW + (days + 397) * DAY
+    names = shown(pki).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fed.example.org", "localhost"]
+    assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == ["10.1.2.3", "127.0.0.1"]
+    assert not pki.renew_if_due(NOW + days * DAY)
+
+
+def test_a_renewal_that_was_cut_off_between_its_two_files_is_done_again(tmp_path: Path) -> None:
+    pki, other = made(tmp_path / "a"), made(tmp_path / "b")
+    pki.key_path.write_bytes(other.key_path.read_bytes())
+    assert pki.renew_if_due(NOW)
+    handshake(pki, pki.ca_path, "fed.example.org")
+
+
+def test_a_certificate_made_while_the_clock_was_ahead_is_renewed(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    pki.renew_if_due(NOW + 1000 * DAY)
+    assert pki.renew_if_due(NOW)
+    handshake(pki, pki.ca_path, "fed.example.org")
+
+
+def test_nothing_outlives_the_ca_and_its_end_is_told_a_year_before(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    ca_ends = x509.load_pem_x509_certificate(pki.ca_path.read_bytes()).not_valid_after_utc
+    assert pki.renew_if_due(ca_ends - 100 * DAY)
+    assert shown(pki).not_valid_after_utc == ca_ends
+    assert not pki.renew_if_due(ca_ends - 10 * DAY)
+    assert not pki.renew_if_due(ca_ends + DAY)
+    assert pki.warnings(NOW) == []
+    (line,) = pki.warnings(ca_ends - 364 * DAY)
+    assert f"CA ends on {ca_ends:%Y-%m-%d}" in line
+
+
+def test_a_certificate_that_could_not_be_renewed_is_warned_of(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    assert pki.warnings(NOW + 360 * DAY) == []
+    assert "the server certificate ends on" in pki.warnings(NOW + 370 * DAY)[0]
+
+
+def test_the_superlinks_certificate_is_for_loopback_alone_and_holds_as_long_as_the_ca(tmp_path: Path) -> None:
+    pki = made(tmp_path)
+    path, key = pki.loopback_pair()
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    ca = x509.load_pem_x509_certificate(pki.ca_path.read_bytes())
+    assert certificate.not_valid_after_utc == ca.not_valid_after_utc
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(each.value) for each in names] == ["127.0.0.1", "localhost"]
+    before = path.read_bytes()
+    pki.loopback_pair()
+    assert path.read_bytes() == before
+    path.write_bytes(b"")
+    pki.loopback_pair()
+    assert x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc == ca.not_valid_after_utc

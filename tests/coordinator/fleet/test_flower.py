@@ -193,11 +193,11 @@ def test_a_fleet_without_a_register_knows_nobody(keys: dict[str, bytes]) -> None
         Fleet(HeldGrid(keys, {})).online()  # type: ignore[arg-type]
 
 
-def test_a_node_that_is_not_registered_fails_at_once(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
+def test_a_node_that_is_not_connected_fails_at_once(fleet_with: Callable[..., tuple[Fleet, HeldGrid]]) -> None:
     fleet, grid = fleet_with()
     answer = dict(fleet.ask("plan", {"east": Packet(b"")}, 5.0))["east"]
     assert isinstance(answer, NodeFailure)
-    assert answer.reason == "unknown"
+    assert answer.reason == "offline"
     assert not grid.pushes
 
 
@@ -210,3 +210,19 @@ def test_the_gates_reader_meets_anything_with_one_error(call: str, body: bytes) 
     except ValueError:
         return
     assert claim.parts >= 0
+
+
+def test_a_question_to_a_node_that_connects_anew_is_given_up_at_once(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]],
+) -> None:
+    def die_and_come_back(message: Message) -> None:
+        grid.nodes[0].last_activated_at = "later"
+
+    fleet, grid = fleet_with(north=die_and_come_back, south=lambda _: None)
+    answers = fleet.ask("plan", dict.fromkeys(("north", "south"), Packet(b"x")), 5.0)
+    name, failure = next(answers)
+    assert name == "north"
+    assert isinstance(failure, NodeFailure)
+    assert failure.reason == "restarted"
+    grid.answers["south"] = echo
+    assert dict(answers) == {"south": Packet(b"x")}

@@ -181,13 +181,14 @@ def test_a_reply_in_anothers_name_is_refused_and_says_whose(gate: Setting, caplo
 
 
 def test_a_node_cannot_speak_for_the_id_of_another(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
-    gate.superlink.answer = lambda path, body: ActivateNodeResponse(node_id=7).SerializeToString()
+    activated = ActivateNodeResponse(node_id=7).SerializeToString()
+    gate.superlink.answer = lambda path, body: activated if path.endswith("/activate-node") else b""
     request = ActivateNodeRequest(public_key=wire_form(gate.north.transport_public)).SerializeToString()
     assert gate.post("activate-node", request, gate.north).status_code == 200
     for call, body in (("pull-messages", pull(8)), ("push-messages", push(8, 8))):
         assert gate.post(call, body, gate.north).status_code == 400
     assert "node 7) spoke for node 8" in caplog.text
-    assert len(gate.superlink.seen) == 1
+    assert [path for path, _ in gate.superlink.seen] == ["/v1/fleet/activate-node", "/v1/fleet/pull-messages"]
 
 
 @pytest.mark.parametrize(

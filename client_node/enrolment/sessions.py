@@ -1,0 +1,60 @@
+"""One daemon's claim to a node's key, told to the gate when it connects.
+
+Flower knows a node by its key alone, so it cannot tell a daemon that was killed and started again from two daemons with
+copies of one key. The gate can: by `Hello.session`, which each daemon draws anew, and by `Hello.place`, which only
+daemons on one home and one running machine share. A home is locked for one daemon, so a second one in the same place
+proves that the first is dead, and takes over from it at once. Any other daemon has to wait until the first is silent.
+
+Not told apart: a virtual machine that was copied while it ran, its memory included.
+"""
+
+import hashlib
+import secrets
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from ... import __version__
+
+HELLO_HEADER = "confide-hello"  # with an activation
+SESSION_HEADER = "confide-session"  # with every request
+LOCK_FILE = "daemon.lock"  # under the home; held by its daemon
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Hello(BaseModel):
+    """A daemon's introduction: the version of confide that it runs, its session, and the place of its home."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    version: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+!-]{1,32}$")]
+    session: _Token
+    place: _Token
+
+    @classmethod
+    def of(cls, home: Path) -> Self:
+        """Makes the introduction of a new daemon for `home`."""
+        return cls(version=__version__, session=secrets.token_hex(16), place=_place(home))
+
+    @classmethod
+    def read(cls, header: bytes | str) -> Self:
+        """Reads a header. Raises ValueError, which never repeats it."""
+        try:
+            return cls.model_validate_json(header)
+        except ValidationError:
+            raise ValueError("not the introduction of a daemon") from None
+
+    def succeeds(self, other: "Hello") -> bool:
+        """True if `other` is this daemon itself, or must be dead because this one holds its home."""
+        return self.session == other.session or self.place == other.place
+
+
+def _place(home: Path) -> str:
+    """Digests what names a home on a running machine; random, and so like no other, where nothing does."""
+    try:
+        lock, boot = (home / LOCK_FILE).stat(), _BOOT.read_text()
+    except OSError:
+        return secrets.token_hex(16)
+    return hashlib.sha256(f"{boot}|{lock.st_dev}|{lock.st_ino}".encode()).hexdigest()[:32]

@@ -1,0 +1,40 @@
+"""Keeps the gate's certificate valid while `coordinator serve` runs."""
+
+import logging
+import time
+
+from ..errors import PkiMissing
+from ..federation import Pki
+from .listener import GateServer
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 24 * 3600.0
+
+
+class CertificateKeeper:
+    """Renews the gate's certificate when it is due, and warns once a day of one that is about to end."""
+
+    def __init__(self, pki: Pki) -> None:
+        """Renews at once, if need be: the gate that is opened next shows a valid certificate."""
+        self._pki = pki
+        self._next = 0.0
+        self.check()
+
+    def check(self, gate: GateServer | None = None) -> None:
+        """Looks once a day, and gives `gate` a renewed certificate; connections that are open stay open.
+
+        A renewal that fails is a line in the log: the certificate holds for weeks then, and the next try is tomorrow.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY_S
+        try:
+            if self._pki.renew_if_due():
+                logger.info("the server certificate was renewed")
+                if gate is not None:
+                    gate.show(self._pki.certificate_path, self._pki.key_path)
+            for line in self._pki.warnings():
+                logger.warning("%s", line)
+        except (PkiMissing, OSError) as err:
+            logger.error("the server certificate cannot be renewed: %s", err)

@@ -1,0 +1,27 @@
+"""What the coordinator's end needs of Flower's private modules; each test says what breaks without it."""
+
+import inspect
+
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.error.base import ApiErrorCode
+from flwr.supercore.error.catalog import API_ERROR_MAP
+from flwr.superlink.grid import http_grid
+
+from confide.coordinator.fleet import flower
+
+
+def test_the_pause_between_questions_for_parts_can_be_shortened() -> None:
+    """Else the driver waits a second for the parts of each reply: rounds are right, and seconds longer."""
+    parameters = inspect.signature(http_grid.pull_objects).parameters
+    assert {"initial_backoff", "backoff_cap", "max_time"} <= set(parameters)
+
+
+def test_a_node_tells_when_it_connected_last() -> None:
+    """Else a question to a node that was killed waits out its whole time."""
+    assert {"node_id", "public_key", "online_until", "last_activated_at"} <= set(NodeInfo.DESCRIPTOR.fields_by_name)
+
+
+def test_flowers_answers_have_these_numbers() -> None:
+    """By 23 a key is known as registered already, or no coordinator starts again; by 412 the gate lets a node back."""
+    assert ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE == flower._KEY_TAKEN
+    assert API_ERROR_MAP[ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED].http_status_code == 412

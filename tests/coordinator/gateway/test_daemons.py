@@ -1,0 +1,205 @@
+"""The gate between several daemons with one key, over real TLS, in front of a SuperLink that the test plays."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
+
+from confide import __version__
+from confide.client_node.enrolment import outbound
+from confide.client_node.enrolment.identity import NodeIdentity, wire_form
+from confide.client_node.enrolment.sessions import HELLO_HEADER, LOCK_FILE, SESSION_HEADER, Hello
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
+
+from .test_gate import PlayedRegister, pull, signed
+
+
+class Flower:
+    """A SuperLink as far as activations go: a node that counts as online is refused with 412."""
+
+    def __init__(self) -> None:
+        self.online: set[int] = set()
+        self.waiting: list[bytes] = []
+        self.calls: list[str] = []
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                await send({"type": (await receive())["type"] + ".complete"})
+            return
+        body, more = b"", True
+        while more:
+            event = await receive()
+            body, more = body + event.get("body", b""), event.get("more_body", False)
+        status, answer = self.answer(scope["path"].rpartition("/")[2], body)
+        headers = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def answer(self, call: str, body: bytes) -> tuple[int, bytes]:
+        self.calls.append(call)
+        if call == "activate-node":
+            if 7 in self.online:
+                return 412, b""
+            self.online.add(7)
+            return 200, ActivateNodeResponse(node_id=7).SerializeToString()
+        if call == "deactivate-node":
+            self.online.discard(DeactivateNodeRequest.FromString(body).node_id)
+        return 200, self.waiting.pop() if call == "pull-messages" and self.waiting else b""
+
+
+class Site:
+    """A node with a home; `daemon` starts one there, in words only."""
+
+    def __init__(self, client: httpx.Client, home: Path) -> None:
+        self.identity, self._client = NodeIdentity.create(home), client
+        (home / LOCK_FILE).touch()
+
+    def activate(self, hello: Hello | None, **changed: str) -> httpx.Response:
+        body = ActivateNodeRequest(public_key=wire_form(self.identity.transport_public)).SerializeToString()
+        told = {} if hello is None else {HELLO_HEADER: hello.model_dump_json()}
+        return self.post("activate-node", body, told | changed)
+
+    def pull(self, hello: Hello | None) -> httpx.Response:
+        return self.post("pull-messages", pull(7), {} if hello is None else {SESSION_HEADER: hello.session})
+
+    def post(self, call: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        return self._client.post(f"/v1/fleet/{call}", content=body, headers=signed(self.identity) | headers)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.create(tmp_path_factory.mktemp("coordinator"), [])
+
+
+@pytest.fixture
+def setting(pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[Site, Flower]]:
+    caplog.set_level(logging.INFO, logger="confide.gate")
+    superlink, register = Flower(), PlayedRegister()
+    behind = serve_gate(superlink, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    app = FleetGate(register, enrol=lambda _: None, studies=lambda _: [], ca_path=pki.ca_path, superlink=behind.port)  # type: ignore[arg-type, return-value]
+    server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    with httpx.Client(
+        base_url=f"https://127.0.0.1:{server.port}", verify=outbound.trusting(pki.ca_path.read_text())
+    ) as client:
+        site = Site(client, tmp_path / "north")
+        register.known[site.identity.transport_fingerprint] = "north"
+        yield site, superlink
+    server.stop()
+    behind.stop()
+
+
+def test_a_daemon_that_was_killed_is_replaced_at_once_by_the_next_one_on_its_home(
+    setting: tuple[Site, Flower],
+) -> None:
+    site, superlink = setting
+    first, second = Hello.of(site.identity.home), Hello.of(site.identity.home)
+    assert site.activate(first).status_code == 200
+    assert site.activate(second).status_code == 200
+    taken = [call for call in superlink.calls if call != "pull-messages"]
+    assert taken == ["activate-node", "activate-node", "deactivate-node", "activate-node"]
+    superlink.waiting = [b"asked now"]
+    assert site.pull(second).content == b"asked now"
+
+
+def test_what_a_killed_daemon_was_asked_does_not_reach_the_next_one(setting: tuple[Site, Flower]) -> None:
+    site, superlink = setting
+    site.activate(Hello.of(site.identity.home))
+    superlink.waiting = [b"asked before", b"asked before"]
+    site.activate(Hello.of(site.identity.home))
+    assert superlink.waiting == []
+
+
+def test_a_daemon_that_lost_its_connection_gets_back_in_at_once(setting: tuple[Site, Flower]) -> None:
+    site, _ = setting
+    hello = Hello.of(site.identity.home)
+    assert [site.activate(hello).status_code for _ in range(3)] == [200] * 3
+
+
+def copied(home: Path, tmp_path: Path) -> Hello:
+    """The introduction of a daemon on a copy of a home."""
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / LOCK_FILE).touch()
+    return Hello.of(tmp_path / "copy")
+
+
+def test_a_copy_of_a_home_is_kept_out_while_the_first_daemon_lives(
+    setting: tuple[Site, Flower], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, superlink = setting
+    own, copy = Hello.of(site.identity.home), copied(site.identity.home, tmp_path)
+    site.activate(own)
+    for _ in range(3):
+        answer = site.activate(copy)
+        assert (answer.status_code, answer.headers["confide-refused"]) == (409, "in-use")
+    assert "deactivate-node" not in superlink.calls
+    superlink.waiting = [b"asked now"]
+    assert site.pull(own).content == b"asked now"
+    assert caplog.text.count("a second daemon uses the key of site 'north'") == 1
+
+
+def test_of_two_daemons_only_the_one_that_connected_last_gets_messages(
+    setting: tuple[Site, Flower], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, superlink = setting
+    own, copy = Hello.of(site.identity.home), copied(site.identity.home, tmp_path)
+    site.activate(own)
+    superlink.calls.clear()
+    superlink.online.clear()  # it was silent for so long that Flower gave it up
+    assert site.activate(copy).status_code == 200
+    answer = site.pull(own)
+    assert (answer.status_code, answer.headers["confide-refused"]) == (409, "replaced")
+    assert superlink.calls == ["activate-node", "pull-messages"]  # of the copy
+    assert "two daemons use the key of site 'north'" in caplog.text
+
+
+def test_a_node_without_an_introduction_waits_as_flower_has_it(setting: tuple[Site, Flower]) -> None:
+    site, superlink = setting
+    assert site.activate(None).status_code == 200
+    superlink.waiting = [b"asked now"]
+    assert site.pull(None).content == b"asked now"
+    assert site.activate(None).status_code == 409
+    superlink.online.clear()
+    assert site.activate(None).status_code == 200
+
+
+def test_the_gates_log_tells_the_version_of_each_daemon_once(
+    setting: tuple[Site, Flower], caplog: pytest.LogCaptureFixture
+) -> None:
+    site, _ = setting
+    hello = Hello.of(site.identity.home)
+    for _ in range(3):
+        site.activate(hello)
+    assert caplog.messages == [f"north is connected, with confide {__version__}, from 127.0.0.1"]
+
+
+def too_long(told: dict[str, str]) -> None:
+    told["version"] = "1" * 33
+
+
+def a_line_of_a_log(told: dict[str, str]) -> None:
+    told["version"] = "1.0\nrevoked key"
+
+
+def unknown_field(told: dict[str, str]) -> None:
+    told["more"] = ""
+
+
+def short_session(told: dict[str, str]) -> None:
+    told["session"] = "ab"
+
+
+@pytest.mark.parametrize("change", [too_long, a_line_of_a_log, unknown_field, short_session])
+def test_an_introduction_of_another_form_is_refused(
+    setting: tuple[Site, Flower], change: Callable[[dict[str, str]], None]
+) -> None:
+    site, superlink = setting
+    told = Hello.of(site.identity.home).model_dump()
+    change(told)
+    assert site.activate(None, **{HELLO_HEADER: json.dumps(told)}).status_code == 400
+    assert superlink.calls == []
