@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ..privacy.errors import PrivacyError
 from ..privacy.ledger.ledger import Ledger
-from .approval.charges import open_ledger
+from .approval.charges import ledger_if_begun, open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
-from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
+from .errors import AlreadyRunning, ClientNodeError, FileDamaged, PolicyInvalid, SiteNotReady
 from .flower import WarmNode
 from .ledger_head import LedgerHead
 from .node import Node
@@ -27,6 +28,7 @@ _LOCK_TRIES = 4
 def run(home: Path, stop: threading.Event) -> int:
     """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    enrolment.ca_pem()  # else a damaged one would show as a connection that breaks
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)
@@ -46,7 +48,7 @@ def _look_at_files(home: Path, ledger: Ledger) -> None:
     try:
         LedgerHead(home, ledger).require()
         load_policy(home)
-    except (PolicyInvalid, SiteNotReady) as err:
+    except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
 
 
@@ -66,7 +68,19 @@ def status(home: Path) -> dict[str, Any]:
         "fingerprint": fingerprint(identity),
         "coordinator": enrolment.address,
         "running": running,
-    }
+    } | ({"ledger": _ledger_standing(home)} if "train" in enrolment.roles else {})
+
+
+def _ledger_standing(home: Path) -> str:
+    """Says whether the ledger holds all by which something was sent; if not, why, and what to do."""
+    try:
+        ledger = ledger_if_begun(home)
+    except (ClientNodeError, PrivacyError) as err:
+        return str(err)
+    if ledger is None:
+        return "none yet"
+    ledger.close()
+    return "whole"
 
 
 @contextmanager

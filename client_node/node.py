@@ -15,6 +15,7 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .enrolment import Enrolment, NodeIdentity
 from .errors import LedgerOutdated, MessageInvalid
+from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
@@ -67,13 +68,13 @@ class Node:
             model: the site's model; None for one that is loaded when a run needs it.
         """
         name, signer = enrolment.name, identity.signer
-        self._identity, self._enrolment = identity, enrolment
+        self._home, self._identity, self._enrolment = home, identity, enrolment
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
         self._aggregator = AggregatorRole(home, name, signer)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
-        """Answers one message. Raises an error of ours for a refused one."""
+        """Answers one message. Raises an error of ours for a refused one; for damaged files see `own_faults`."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "replay": self._replay,
@@ -86,7 +87,8 @@ class Node:
         }
         if kind not in answers:
             raise MessageInvalid(f"no message of kind {kind!r} is known")
-        return answers[kind](packet)
+        with told_as_refusals(self._home):
+            return answers[kind](packet)
 
     def stop(self) -> None:
         """Ends the party process and the workers."""

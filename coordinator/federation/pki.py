@@ -16,11 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...client_node.files import write_private
 from ..errors import PkiMissing
+from . import pki_files
 
 _DAY = dt.timedelta(days=1)
 _CA_DAYS = 3650
@@ -55,15 +56,20 @@ class Pki:
 
     @classmethod
     def load(cls, home: Path) -> "Pki":
-        """Opens the folder. Raises `PkiMissing` unless every file is there."""
+        """Opens the folder.
+
+        Raises:
+            PkiMissing: a file is missing.
+            StateDamaged: a file is damaged, belongs to another one, or is a key that others can read.
+        """
         folder = home / "pki"
         names = ("ca.crt", "ca.key", "server.crt", "server.key", "signing.key")
         if missing := [name for name in names if not (folder / name).exists()]:
             raise PkiMissing(f"{folder} has no {', '.join(missing)}; run `coordinator init` or restore a backup")
-        signer = load_pem_private_key((folder / "signing.key").read_bytes(), None)
-        if not isinstance(signer, Ed25519PrivateKey):
-            raise PkiMissing(f"{folder / 'signing.key'} is not an Ed25519 key; restore a backup")
-        return cls(folder, signer)
+        ca, _ = pki_files.authority(folder)
+        certificate, _ = pki_files.server(folder)
+        pki_files.require_issued(folder, certificate, ca)
+        return cls(folder, pki_files.signing_key(folder))
 
     def renew_server(self, hosts: Sequence[str]) -> None:
         """Issues a new server certificate from the same CA, which enrolled nodes trust already."""
@@ -118,10 +124,7 @@ def _write_ca(folder: Path) -> None:
 
 
 def _write_server(folder: Path, hosts: Sequence[str]) -> None:
-    ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    ca_key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise PkiMissing(f"{folder / 'ca.key'} is not an elliptic-curve key; restore a backup")
+    ca, ca_key = pki_files.authority(folder)
     authority = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = (

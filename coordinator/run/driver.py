@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
-
 from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import CoordinatorError, LeaseLost, RunStopped, TransitionRefused
+from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
@@ -54,6 +52,9 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
         logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
+    except StoreUnavailable as err:  # nothing can be written, and nothing is lost: the run goes on by the next driver
+        logger.error("%s", err)
+        raise
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
         store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
@@ -110,5 +111,5 @@ def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None
             store.beat(run_id, lease)
         except LeaseLost:
             return  # the driver meets the same refusal at its next commit
-        except OperationalError as err:  # the database is busy for longer than it should be; the next beat tries again
-            logger.warning("run %s: no heartbeat: %s", run_id, err.orig)
+        except StoreUnavailable as err:  # a full disk or a busy database can be over: the next beat tries again
+            logger.warning("run %s: no heartbeat: %s", run_id, err)
