@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .enrolment.sessions import LOCK_FILE
-from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
+from .errors import AlreadyRunning, FileDamaged, PolicyInvalid, SiteNotReady
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Ledger
@@ -29,6 +29,7 @@ def run(home: Path, stop: threading.Event) -> int:
     from .warm_node import WarmNode
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    enrolment.ca_pem()  # else a damaged one would show as a connection that breaks
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)
@@ -51,7 +52,7 @@ def _look_at_files(home: Path, ledger: "Ledger") -> None:
     try:
         LedgerHead(home, ledger).require()
         load_policy(home)
-    except (PolicyInvalid, SiteNotReady) as err:
+    except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
 
 
@@ -63,6 +64,8 @@ def status(home: Path) -> dict[str, Any]:
             running = False
     except AlreadyRunning:
         running = True
+    from .ledger_head import standing
+
     identity = NodeIdentity.load(home).identity_hex
     return {
         "name": enrolment.name,
@@ -71,7 +74,7 @@ def status(home: Path) -> dict[str, Any]:
         "fingerprint": fingerprint(identity),
         "coordinator": enrolment.address,
         "running": running,
-    }
+    } | ({"ledger": standing(home, identity)} if "train" in enrolment.roles else {})
 
 
 @contextmanager

@@ -29,12 +29,13 @@ ClientNodeError
 ├── RunEnded                 the run is over at this node
 ├── ShareMissing             an order names a sealed share that is not here (any more)
 ├── LedgerOutdated           an aggregator knows a newer ledger of a site than the one it sealed by
-├── DiskFull                 no room for the sealed shares of a round
+├── DiskFull                 no room on a node's disk
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; the reason stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
 ├── RoundOver                the round is settled and never computed again
-├── SiteNotReady             the site's policy or data cannot be used
+├── SiteNotReady             the site's policy, data or files cannot be used
+├── FileDamaged              a file of this node's own is empty, cut short, changed or unreadable
 ├── UnitsKnown               people in the site's table are known under another account of its ledger
 ├── NothingHeldOut           the site has no held-out records for an evaluation
 ├── NothingToAudit           there is no private step of this site in the study
@@ -212,7 +213,7 @@ class LedgerOutdated(ClientNodeError):
 
 
 class DiskFull(ClientNodeError):
-    """An aggregator without room for the sealed shares of a round; its operator must free some."""
+    """A node without room on its disk; its operator must free some, and then it goes on."""
 
     public = True
 
@@ -251,6 +252,13 @@ class SiteNotReady(ClientNodeError):
     """A site whose own files do not allow the study to run; the reason stays in the site's log."""
 
     public = True
+
+
+class FileDamaged(ClientNodeError):
+    """A file of this node's own that cannot be used. The message names it, and says what is lost and what to do.
+
+    It stays at the node: a coordinator is told `SiteNotReady`.
+    """
 
 
 class UnitsKnown(ClientNodeError):

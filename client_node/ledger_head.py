@@ -6,25 +6,33 @@ And what it seals names its place in the ledger, which aggregators remember: for
 they refuse (`mpc.links.positions`).
 """
 
-import logging
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ..models.strict import Digest, StrictModel
 from ..mpc.sharing.position import START, Position, digests
+from ..privacy.errors import PrivacyError
 from ..privacy.ledger.chain import Entry, Head
-from ..privacy.ledger.ledger import Ledger
-from .errors import PolicyInvalid, SiteNotReady
-from .files import locked, read_private, write_private
-from .study.toml import MAX_BYTES, parse_json
+from ..privacy.ledger.entry_store import EntryStore
+from .errors import ClientNodeError, SiteNotReady
+from .files import locked, read_json, write_private
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # with all accountants, for which `status` does not wait
+    from ..privacy.ledger.ledger import Ledger
 
+LEDGER_FILE = "ledger.db"
 FILE = Path("keys") / "ledger.head"
 _PART = 1000  # entries read at a time
+_MAX_BYTES = 2**16
+_REMEDY = (
+    "It says how far the ledger had got when something was last sent by it, and nothing is charged until it can be "
+    "read: restore the newest copy from a backup. Without one, delete it if ledger.db was never put back from a copy; "
+    "otherwise: client-node budget recover, which counts the budget as spent"
+)
 
 WAY_ON = (
     "An older copy was put back. Import the newest one: client-node budget import. If nobody has the missing entries: "
@@ -32,30 +40,65 @@ WAY_ON = (
 )
 
 
-class _Kept(StrictModel):
+class Kept(StrictModel):
+    """The kept head of a ledger."""
+
     public_key: Digest  # of the ledger that it belongs to
     seq: Annotated[int, Field(ge=0, lt=2**48)]
     hash: Digest
 
 
+_FORM = TypeAdapter(Kept)
+
+
+def kept_head(home: Path, public_key: str) -> Kept | None:
+    """Reads the kept head of the ledger with this key (hex); None if none was kept.
+
+    Raises:
+        FileDamaged: the file is damaged.
+    """
+    kept = read_json(home / FILE, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES)
+    return kept if kept is not None and kept.public_key == public_key else None
+
+
+def standing(home: Path, public_key: str) -> str:
+    """Says whether the ledger holds the entry by which something was sent last; if not, why, and what to do.
+
+    It looks at that entry alone: commands that charge or report check the whole ledger.
+    """
+    path = home / LEDGER_FILE
+    try:
+        kept = kept_head(home, public_key)
+        if kept is None and not path.exists():
+            return "none yet"
+        with closing(EntryStore(path, is_new=False)) as store, store.read() as connection:
+            found = list(store.load(connection, 0 if kept is None else kept.seq, 1))
+    except (ClientNodeError, PrivacyError) as err:
+        return str(err)
+    if kept is not None and (not found or found[0].hash != kept.hash):
+        return f"{path} does not hold its entry {kept.seq}, by which something was sent. {WAY_ON}"
+    return "whole"
+
+
 class LedgerHead:
     """The kept head of one site's ledger, and the site's positions for what it seals."""
 
-    def __init__(self, home: Path, ledger: Ledger) -> None:
-        self._path, self._ledger = home / FILE, ledger
+    def __init__(self, home: Path, ledger: "Ledger") -> None:
+        self._home, self._path, self._ledger = home, home / FILE, ledger
         self._digests = [START]  # of the position after as many entries
 
     def require(self) -> None:
         """Refuses a ledger that ends before the kept head, or differs from it.
 
         Raises:
-            SiteNotReady: it does, or the file is damaged.
+            SiteNotReady: it does.
+            FileDamaged: the file of the kept head is damaged.
         """
         kept = self._read()
         if kept is not None and not self._holds(kept):
             raise SiteNotReady(
-                f"the ledger of {self._ledger.site} does not hold its entry {kept.seq}, by which something was sent. "
-                + WAY_ON
+                f"the ledger of {self._ledger.site}, ledger.db, does not hold its entry {kept.seq}, by which something "
+                "was sent. " + WAY_ON
             )
 
     def keep(self) -> None:
@@ -80,28 +123,20 @@ class LedgerHead:
             self._digests += digests(self._digests[-1], (bytes.fromhex(each.hash) for each in part))
         return Position(self._ledger.generation, entry.seq + 1, self._digests[entry.seq + 1])
 
-    def _holds(self, kept: _Kept) -> bool:
+    def _holds(self, kept: Kept) -> bool:
         found = self._ledger.entries(kept.seq, 1)
         return bool(found) and found[0].hash == kept.hash
 
-    def _read(self) -> _Kept | None:
+    def _read(self) -> Kept | None:
         """Reads the file; None if there is none, or it belongs to a ledger of another key."""
-        if not self._path.exists():
-            return None
-        data = read_private(self._path, max_bytes=MAX_BYTES + 1)
-        try:
-            kept = parse_json(data, _Kept, error=PolicyInvalid, source=str(self._path))
-        except PolicyInvalid as err:
-            logger.error("%s", err)
-            raise SiteNotReady("the site's note of its ledger's last entry is damaged; its log says where") from err
-        return kept if kept.public_key == self._ledger.public_key else None
+        return kept_head(self._home, self._ledger.public_key)
 
     def _write(self, head: Head) -> None:
-        kept = _Kept(public_key=self._ledger.public_key, seq=head.seq, hash=head.hash)
+        kept = Kept(public_key=self._ledger.public_key, seq=head.seq, hash=head.hash)
         write_private(self._path, kept.model_dump_json().encode())
 
 
-def recover(home: Path, ledger: Ledger) -> None:
+def recover(home: Path, ledger: "Ledger") -> None:
     """Closes every account of a ledger that lost entries for good, and goes on from there as its newest state.
 
     Raises:

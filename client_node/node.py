@@ -17,6 +17,7 @@ from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
 from .errors import LedgerOutdated, MessageInvalid
+from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
 from .study import Study
@@ -71,14 +72,14 @@ class Node:
             model: the site's model; None for one that is loaded when a run needs it.
         """
         name, signer = enrolment.name, identity.signer
-        self._identity, self._enrolment = identity, enrolment
+        self._home, self._identity, self._enrolment = home, identity, enrolment
         self._admission, self._active = Admission(home, name), RunReservations(home)
         self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
         self._aggregator = AggregatorRole(home, name, signer)
         self._diary = Diary(logger)
 
     def handle(self, kind: str, packet: Packet) -> Packet:
-        """Answers one message. Raises an error of ours for a refused one."""
+        """Answers one message. Raises an error of ours for a refused one; for damaged files see `own_faults`."""
         answers: dict[str, Callable[[Packet], Packet]] = {
             "prepare": self._prepare,
             "replay": self._replay,
@@ -91,7 +92,8 @@ class Node:
         }
         if kind not in answers:
             raise MessageInvalid(f"no message of kind {kind!r} is known")
-        return answers[kind](packet)
+        with told_as_refusals(self._home):
+            return answers[kind](packet)
 
     def stop(self) -> None:
         """Ends the party process and the workers."""

@@ -18,7 +18,7 @@ from ..privacy.mechanism.adaptive_clipping import COUNT_WEIGHT
 from .approval import charges
 from .approval.catalogue import find_study
 from .data import Records, read
-from .enrolment import Enrolment, NodeIdentity
+from .enrolment import Enrolment
 from .errors import NothingToAudit
 from .policy import SitePolicy, load_policy
 from .study import Study
@@ -78,10 +78,10 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
 
 def _charged(home: Path, study: Study) -> Release | None:
     """The release that the ledger charged last for an update of the study, as reserved; None if there is none."""
-    if not (home / charges.LEDGER_FILE).exists():
+    if (begun := charges.ledger_if_begun(home)) is None:
         return None
     found = None
-    with charges.open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+    with begun as ledger:
         for entry in ledger.walk():
             if entry.kind == "reserve" and entry.body.get("study") == study.study_hash:
                 charge = canonical.from_record(Charge, entry.body)

@@ -15,6 +15,7 @@ CoordinatorError
 ├── AuditMissing             a claim of privacy has no audit
 ├── LeaseLost                another driver has taken the run over
 ├── StateDamaged             a file is missing or was changed
+├── StoreUnavailable         the database cannot be used just now: the disk is full, or another process holds it
 ├── MessageRefused           a node's answer is forged, stale or malformed
 ├── ReplicaBroken            a site's ledger entries do not continue those it sent before
 ├── DemoFailed               a process or command of the demo failed
@@ -97,6 +98,10 @@ class LeaseLost(CoordinatorError):
 
 class StateDamaged(CoordinatorError):
     """A file of the federation that is missing or was changed."""
+
+
+class StoreUnavailable(CoordinatorError):
+    """A database that cannot be used just now; what is committed stays, and trying again may help."""
 
 
 class MessageRefused(CoordinatorError):

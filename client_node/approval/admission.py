@@ -7,12 +7,10 @@ An approval covers a number of runs. A run is counted when it is prepared and al
 any message that could cost something counts it too, should it never have been prepared.
 """
 
-import json
 import logging
 from pathlib import Path
 
 from ..errors import MessageInvalid, PolicyInvalid, SiteNotReady, StaleLease
-from ..files import read_private, write_private
 from ..policy import decisions, site_policy
 from ..study import Study
 from ..wire.messages import Prepare, Request, Settle
@@ -20,14 +18,12 @@ from .catalogue import approved_study
 
 logger = logging.getLogger(__name__)
 
-FILE = decisions.LEASES
-
 
 class Admission:
     """Admits messages to one node, known by the name that it enrolled under."""
 
     def __init__(self, home: Path, name: str) -> None:
-        self._home, self._name, self._path = home, name, home / FILE
+        self._home, self._name = home, name
 
     def admit(self, message: Request) -> Study:
         """Returns the approved study of a message, and stores the driver's lease if it is newer.
@@ -39,7 +35,7 @@ class Admission:
         """
         if message.to != self._name:
             raise MessageInvalid(f"the message is for {message.to}, this is {self._name}")
-        seen = json.loads(read_private(self._path)) if self._path.exists() else {}
+        seen = decisions.load_leases(self._home)
         study_hash, lease = seen.get(message.run, (message.study, 0))
         if study_hash != message.study:
             raise MessageInvalid(f"run {message.run} is of study {study_hash[:12]}, not of {message.study[:12]}")
@@ -55,8 +51,7 @@ class Admission:
             logger.error("%s", err)
             raise SiteNotReady("the site's policy cannot be read; its log says why") from err
         if message.lease > lease:
-            newest = seen | {message.run: (message.study, message.lease)}
-            write_private(self._path, json.dumps(newest).encode())
+            decisions.store_leases(self._home, seen | {message.run: (message.study, message.lease)})
         return study
 
     def count(self, message: Request) -> None:

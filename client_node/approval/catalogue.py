@@ -9,16 +9,21 @@ import binascii
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from ..enrolment import Enrolment, fetch_studies
 from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
-from ..files import read_private, write_private
+from ..files import read_json, write_private
 from ..policy import load_decisions, site_policy
 from ..study import Study
 from .confirmed_sites import require_confirmed
 
 FOLDER = "studies"
 _MAX_FILE = 4 * 2**20
+_FORM = TypeAdapter(dict[str, Any])
+_REMEDY = "It is fetched again: delete it and run `client-node study list`"
 _SHORTEST_PREFIX = 8  # hexadecimal digits
 
 
@@ -53,15 +58,20 @@ def cached_study(home: Path, study_hash: str) -> Study:
         StudyInvalid: its file was changed.
     """
     path = _file(home, study_hash)
+
+    def invalid(text: str) -> StudyInvalid:
+        return StudyInvalid(str(path), (text.removeprefix(f"{path} "),))
+
+    kept = read_json(path, _FORM, remedy=_REMEDY, error=invalid, max_bytes=_MAX_FILE)
+    if kept is None:
+        raise StudyUnknown(f"study {study_hash[:12]} has not reached this node; run `client-node study list`")
+    coordinator = Enrolment.load(home).coordinator
     try:
-        kept = json.loads(read_private(path, max_bytes=_MAX_FILE))
-    except FileNotFoundError as err:
-        raise StudyUnknown(f"study {study_hash[:12]} has not reached this node; run `client-node study list`") from err
-    except (OSError, ValueError) as err:
-        raise StudyInvalid(str(path), ("the file is damaged; delete it and run `client-node study list`",)) from err
-    study = _checked(kept, Enrolment.load(home).coordinator)
+        study = _checked(kept, coordinator)
+    except StudyInvalid as err:
+        raise StudyInvalid(str(path), (*err.problems, _REMEDY)) from err
     if study.study_hash != study_hash:
-        raise StudyInvalid(str(path), (f"the file holds study {study.study_hash[:12]}; delete it",))
+        raise invalid(f"the file holds study {study.study_hash[:12]}. {_REMEDY}")
     return study
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, composition, epsilon_pld, renyi
-from ...privacy.errors import PrivacyError
+from ...privacy.errors import LedgerBroken, LedgerUnavailable, PrivacyError
 from ...privacy.ledger.chain import Entry
 from ...privacy.ledger.ledger import Budget, Charge, Ledger, Quote, Recovery
+from .. import ledger_head
 from ..data.known_units import KnownUnits
 from ..enrolment import Enrolment, NodeIdentity
 from ..errors import ChargeRefused, StudyInvalid, StudyUnknown
+from ..files import has_room
+from ..ledger_head import LEDGER_FILE as LEDGER_FILE
 from ..policy import SitePolicy
 from ..study import Study, cost
 from .catalogue import cached_study
@@ -21,12 +24,62 @@ from .run_reservations import RunReservations
 
 logger = logging.getLogger(__name__)
 
-LEDGER_FILE = "ledger.db"
+
+_WAY_ON = (
+    "Nothing is charged without it. Move it, its -wal and its -shm away and import the newest copy: client-node budget "
+    "import. If nobody has the missing entries: client-node budget recover, which counts the budget as spent"
+)
 
 
-def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment) -> Ledger:
-    """Opens this node's ledger."""
-    return Ledger.open(home / LEDGER_FILE, identity.signer, enrolment.name)
+def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment, *, may_be_lost: bool = False) -> Ledger:
+    """Opens this node's ledger, or starts it if nothing was ever sent by one; an older copy is opened as well.
+
+    Args:
+        may_be_lost: True to start a new one also in the place of a ledger that was lost, for a person who says so.
+
+    Raises:
+        LedgerBroken: the file was changed or emptied.
+        LedgerUnavailable: it is gone, or cannot be used.
+        FileDamaged: it cannot be told whether there must be one.
+    """
+    path = home / LEDGER_FILE
+    is_new = may_be_lost or ledger_head.kept_head(home, identity.identity_hex) is None
+    try:
+        return Ledger.open(path, identity.signer, enrolment.name, is_new=is_new)
+    except LedgerBroken as err:
+        where = str(err) if str(path) in str(err) else f"the ledger {path} is damaged: {err}"
+        raise LedgerBroken(f"{where}. {_WAY_ON}") from err
+    except LedgerUnavailable as err:
+        if not has_room(home):
+            raise LedgerUnavailable(f"{err}: the disk is full; make room, nothing is lost") from err
+        if is_new or path.exists():
+            raise
+        raise LedgerUnavailable(f"the ledger {path} is gone, by which something was sent. {_WAY_ON}") from err
+
+
+def whole_ledger(home: Path) -> Ledger:
+    """Opens this node's ledger and makes sure that it holds all by which something was sent.
+
+    Raises:
+        SiteNotReady: an older copy was put back.
+        LedgerError, FileDamaged: see `open_ledger`.
+    """
+    ledger = open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
+    try:
+        ledger_head.LedgerHead(home, ledger).require()
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def ledger_if_begun(home: Path) -> Ledger | None:
+    """Opens this node's ledger as `whole_ledger` does; None if there is none and need not be one. It starts none."""
+    if not (home / LEDGER_FILE).exists():
+        is_kept = (home / ledger_head.FILE).exists()  # asked first: before its enrolment a node has no keys
+        if not is_kept or ledger_head.kept_head(home, NodeIdentity.load(home).identity_hex) is None:
+            return None
+    return whole_ledger(home)
 
 
 def budget_of(policy: SitePolicy) -> Budget:
@@ -147,10 +200,10 @@ def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]
     asked = {made.run for made, _ in coming}
     budget, by_run = budget_of(policy), reserved_charges(home, policy, besides=asked)
     planned = [each for run_charges in by_run.values() for each in run_charges]
-    if not (home / LEDGER_FILE).exists():
+    if (begun := ledger_if_begun(home)) is None:
         order = renyi.filter_order(budget.epsilon, budget.delta)
         return Standing(budget, order, Counter(), _releases(planned), _releases(coming), tuple(by_run))
-    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+    with begun as ledger:
         spent, order = ledger.releases(budget.dataset, budget.unit), ledger.order(budget)
         reserved, still = ledger.yet_to_charge(planned), ledger.yet_to_charge(coming)
         recovery = ledger.recovery(budget.dataset, budget.unit)
@@ -159,9 +212,9 @@ def standing(home: Path, policy: SitePolicy, coming: Sequence[tuple[Charge, int]
 
 def known_elsewhere(home: Path, policy: SitePolicy, path: Path | None = None) -> tuple[str, ...]:
     """Lists objections to charging the policy's tables, or the one at `path`: their people have another account."""
-    if not (home / LEDGER_FILE).exists():
+    if (begun := ledger_if_begun(home)) is None:
         return ()
-    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home)) as ledger:
+    with begun as ledger:
         return tuple(KnownUnits(home, ledger).objections(policy, path))
 
 

@@ -7,24 +7,24 @@ is prepared again and must fit again. An aggregator, whose budget pays for nothi
 people are told of them when they approve or revoke a study.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, StrictModel
-from ..errors import PolicyInvalid, SiteNotReady
-from ..files import read_private, write_private
-from ..study.toml import MAX_BYTES, parse_json
-
-logger = logging.getLogger(__name__)
+from ..files import read_json, write_private
 
 FILE = "holds.json"
 LAPSE_S = 86_400.0  # a run without a message for so long reserves nothing
 MAX_RUNS = 1000
+_MAX_BYTES = 2**20
+_REMEDY = (
+    "It says which runs have begun here. Stop the daemon, restore the file from a backup or delete it: that gives up "
+    "the budget that runs hold, until their next message, and costs no privacy"
+)
 
 _RunName = Annotated[str, Field(max_length=256)]
 
@@ -40,6 +40,9 @@ class _File(StrictModel):
     runs: Annotated[Mapping[_RunName, RunReservation], Field(max_length=MAX_RUNS), *Frozen] = NO_ENTRIES
 
 
+_FORM = TypeAdapter(_File)
+
+
 class RunReservations:
     """The active runs of a node, stored in `holds.json` under its home."""
 
@@ -50,7 +53,7 @@ class RunReservations:
         """Lists the active runs, each with the hash of its study.
 
         Raises:
-            SiteNotReady: the file is damaged; deleting it gives up all reservations, which costs no privacy.
+            FileDamaged: the file is damaged; deleting it gives up all reservations, which costs no privacy.
         """
         return {run: reserved.study for run, reserved in self._live().items()}
 
@@ -74,15 +77,9 @@ class RunReservations:
             self._write(live)
 
     def _live(self) -> dict[str, RunReservation]:
-        if not self._path.exists():
+        found, now = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES), self._clock()
+        if found is None:
             return {}
-        data = read_private(self._path, max_bytes=MAX_BYTES + 1)
-        now = self._clock()
-        try:
-            found = parse_json(data, _File, error=PolicyInvalid, source=str(self._path))
-        except PolicyInvalid as err:
-            logger.error("%s; deleting the file gives up what runs hold, and costs no privacy", err)
-            raise SiteNotReady("the site's note of runs that have begun is damaged; its log says where") from err
         return {run: reserved for run, reserved in found.runs.items() if abs(now - reserved.heard) < LAPSE_S}
 
     def _write(self, runs: Mapping[str, RunReservation]) -> None:

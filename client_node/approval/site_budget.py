@@ -17,7 +17,7 @@ from ..errors import PolicyInvalid, StudyInvalid, StudyUnknown
 from ..policy import BudgetPolicy, decisions, load_policy
 from ..study.toml import parse_json
 from .catalogue import cached_study, known_studies
-from .charges import LEDGER_FILE, open_ledger, record_budget, standing
+from .charges import LEDGER_FILE, open_ledger, record_budget, standing, whole_ledger
 from .run_reservations import RunReservations
 
 
@@ -53,7 +53,7 @@ class SiteAccount:
 
 def accounts(home: Path) -> list[SiteAccount]:
     """Lists every data set in the site's ledger, with its cap and its cost."""
-    with _ledger(home) as ledger:
+    with whole_ledger(home) as ledger:
         return _accounts(home, ledger)
 
 
@@ -96,7 +96,7 @@ def set_budget(home: Path, change: CapChange, *, by: str | None = None) -> list[
     Args:
         by: who decides; None for the account that runs this process.
     """
-    with _ledger(home) as ledger:
+    with whole_ledger(home) as ledger:
         decisions.set_budget(home, change.after, before=change.before, by=by)
         record_budget(ledger, load_policy(home))
         return _accounts(home, ledger)
@@ -104,7 +104,7 @@ def set_budget(home: Path, change: CapChange, *, by: str | None = None) -> list[
 
 def budget_report(home: Path) -> dict[str, Any]:
     """Builds the signed budget report of this site, with its whole ledger."""
-    with _ledger(home) as ledger:
+    with whole_ledger(home) as ledger:
         return build_report(
             federation=Enrolment.load(home).address,
             sites={ledger.site: SiteLedger(ledger.public_key, ledger.entries())},
@@ -115,7 +115,7 @@ def budget_report(home: Path) -> dict[str, Any]:
 
 def export_ledger(home: Path, file: Path) -> Head:
     """Writes the whole ledger to a new file, and returns its last entry's number and hash."""
-    with _ledger(home) as ledger:
+    with whole_ledger(home) as ledger:
         return backup.write(file, ledger.walk(), ledger.public_key)
 
 
@@ -135,7 +135,7 @@ def recover_ledger(home: Path) -> list[SiteAccount]:
     Raises:
         ChargeConflict: the clock is behind that of an earlier recovery.
     """
-    with _ledger(home) as ledger:
+    with open_ledger(home, NodeIdentity.load(home), Enrolment.load(home), may_be_lost=True) as ledger:
         policy = load_policy(home)
         record_budget(ledger, policy)
         for account in KnownUnits(home).accounts():
@@ -143,10 +143,6 @@ def recover_ledger(home: Path) -> list[SiteAccount]:
                 ledger.set_budget(Budget(dataset=account.dataset, unit=account.unit, **policy.budget.model_dump()))
         ledger_head.recover(home, ledger)
         return _accounts(home, ledger)
-
-
-def _ledger(home: Path) -> Ledger:
-    return open_ledger(home, NodeIdentity.load(home), Enrolment.load(home))
 
 
 def _accounts(home: Path, ledger: Ledger) -> list[SiteAccount]:

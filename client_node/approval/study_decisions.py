@@ -8,14 +8,14 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..enrolment import Enrolment, NodeIdentity, Role
+from ..enrolment import Enrolment, Role
 from ..errors import ApprovalRefused, CoordinatorUnreachable
 from ..policy import decisions, load_decisions, load_policy, site_policy
 from ..spoken_hash import parse
 from ..study import Study
 from .assessment import Assessment, assess
 from .catalogue import cached_study, find_study, is_meant, known_studies, refresh
-from .charges import open_ledger, record_budget
+from .charges import record_budget, whole_ledger
 from .run_reservations import RunReservations
 
 
@@ -133,9 +133,9 @@ def approve_study(home: Path, proposal: Proposal, *, by: str | None = None) -> N
     Args:
         by: who decides; None for the account that runs this process.
     """
-    study, identity, enrolment = proposal.assessment.study, NodeIdentity.load(home), Enrolment.load(home)
+    study = proposal.assessment.study
     if proposal.assessment.trains and study.draft.privacy.mode != "none":
-        with open_ledger(home, identity, enrolment) as ledger:
+        with whole_ledger(home) as ledger:
             record_budget(ledger, load_policy(home))
     decisions.approve(
         home,

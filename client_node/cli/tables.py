@@ -206,7 +206,7 @@ def show_decisions(entries: "Sequence[Entry]", unread: Sequence[int], as_json: b
         line = f"{row['at']}  {row['by']}{login}  {row['decision']} {row['about']} {row['detail']}"
         out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
     if unread:
-        tell(f"lines {', '.join(map(str, unread))} of the decision log cannot be read")
+        tell(f"lines {', '.join(map(str, unread))} of the decision log, decisions.jsonl, cannot be read")
 
 
 def show_cap_change(change: "CapChange") -> None:

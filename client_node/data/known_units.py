@@ -13,7 +13,6 @@ site.toml.
 
 import hmac
 import json
-import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,17 +25,19 @@ import sqlalchemy as sa
 
 from ...models.rounding import rounded_up
 from ...privacy.ledger.ledger import Ledger
-from ..errors import SiteNotReady, UnitsKnown
-from ..files import locked, read_private, write_private
+from ..errors import DiskFull, FileDamaged, UnitsKnown
+from ..files import damaged, is_full, locked, read_own, write_private
 from ..policy import Account, SitePolicy
 from .tables import Problems, open_table
 
-logger = logging.getLogger(__name__)
-
 FILE = "units.db"
 KEY_FILE = Path("keys") / "units.key"
-MARK_BYTES = 16
+MARK_BYTES, KEY_BYTES = 16, 32
 WAIT_S = 600  # for another process that reads a large table
+_REMEDY = (
+    "With keys/units.key it knows whom accounts have paid for, and nothing is charged without it: restore both from "
+    "one backup"
+)
 
 KEY, UNIT, ROW, WHOLE = 0, 1, 2, 3  # kinds of marks; one of the key itself, so that another one is noticed
 SCHEME = 2  # of marks; a table that was noted under an earlier one is read again
@@ -88,7 +89,8 @@ class Overlap:
 class KnownUnits:
     """The marks of one site, in `units.db` under the node's home; safe for several processes.
 
-    Every method raises SiteNotReady if the file or its key cannot be used, and DataInvalid if a table cannot be read.
+    Every method raises FileDamaged if the file or its key cannot be used, DiskFull if the disk has no room for it, and
+    DataInvalid if a table cannot be read.
     """
 
     def __init__(self, home: Path, ledger: Ledger | None = None) -> None:
@@ -184,19 +186,23 @@ class KnownUnits:
             finally:
                 engine.dispose()
         except (sa.exc.SQLAlchemyError, OSError) as err:
-            logger.error("the marks of units in %s cannot be used: %s", self._path, type(err).__name__)
-            raise SiteNotReady(
-                "the site cannot note whose records it is charged for; its log says where, and nothing is charged"
-            ) from err
+            if is_full(err):
+                raise DiskFull(
+                    f"no room for {FILE}, where people are noted before a charge; nothing was charged"
+                ) from err
+            reason = getattr(err, "orig", None) or getattr(err, "strerror", None) or type(err).__name__
+            raise damaged(self._path, f"cannot be used: {reason}", remedy=_REMEDY) from err
 
     def _key(self) -> bytes:
         with locked(self._key_path):
             if not self._key_path.exists():
                 if self._path.exists():
-                    logger.error("%s is there, and its key %s is not: restore both", self._path, self._key_path)
-                    raise SiteNotReady("the key of the site's marks of units is missing; its log says where")
-                write_private(self._key_path, secrets.token_bytes(32))
-        return read_private(self._key_path, max_bytes=32)
+                    raise damaged(self._key_path, f"is missing, and {FILE} is there", remedy=_REMEDY)
+                write_private(self._key_path, secrets.token_bytes(KEY_BYTES))
+        key = read_own(self._key_path, remedy=_REMEDY, max_bytes=KEY_BYTES, is_secret=True)
+        if key is None or len(key) != KEY_BYTES:
+            raise damaged(self._key_path, f"does not hold {KEY_BYTES} bytes", remedy=_REMEDY)
+        return key
 
 
 def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
@@ -212,13 +218,13 @@ def _version(path: Path, policy: SitePolicy) -> str:
 
 
 def _require_key(connection: sa.Connection, key: bytes) -> None:
-    """Raises SiteNotReady if the marks were made with another key: nobody would be known any more."""
+    """Raises FileDamaged if the marks were made with another key: nobody would be known any more."""
     mark = _mark(key, b"key", ())
     stated = connection.execute(sa.select(_marks.c.mark).filter_by(kind=KEY)).scalar_one_or_none()
     if stated is None:
         connection.execute(sa.insert(_marks), {"kind": KEY, "mark": mark, "account": 0})
     elif bytes(stated) != mark:
-        raise SiteNotReady("the key of the site's marks of units is another than theirs; restore both from one backup")
+        raise FileDamaged(f"{FILE} was made with another key than the one in {KEY_FILE}. {_REMEDY}")
 
 
 def _account_id(connection: sa.Connection, account: Account) -> int:

@@ -10,9 +10,10 @@ owner may read: disk encryption and backups are the site's business.
 
 import hashlib
 import json
-import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,12 +28,26 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
+from pydantic import Field, TypeAdapter
 
+from ...models.strict import StrictModel
 from ..errors import IdentityMissing
-from ..files import write_private
+from ..files import damaged, read_json, read_own, write_private
+
+K = TypeVar("K")
 
 _FOLDER = "keys"
 _TRANSPORT, _IDENTITY, _NAME = "transport.key", "identity.key", "name.json"
+_MAX_BYTES = 2**16
+_REMEDY = "Without it this node is nobody in its federation: restore both keys from one backup, or enrol anew"
+_NAME_REMEDY = "It holds this node's name, for its log, and nothing else does: delete it"
+
+
+class _Named(StrictModel):
+    name: Annotated[str, Field(max_length=63)]
+
+
+_NAME_FORM = TypeAdapter(_Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +83,14 @@ class NodeIdentity:
     def load(cls, home: Path) -> "NodeIdentity":
         """Reads the keys under `home`. Raises `IdentityMissing` if one is absent, damaged or readable by others."""
         folder = home / _FOLDER
-        try:
-            transport = load_ssh_private_key(_read_private(folder / _TRANSPORT), None)
-            signer = load_pem_private_key(_read_private(folder / _IDENTITY), None)
-        except (ValueError, UnsupportedAlgorithm) as err:
-            raise IdentityMissing(f"a key in {folder} is damaged; restore both from a backup or enrol anew") from err
-        if not isinstance(transport, ec.EllipticCurvePrivateKey) or not isinstance(signer, Ed25519PrivateKey):
-            raise IdentityMissing(f"a key in {folder} is of another kind; restore both from a backup or enrol anew")
-        named = folder / _NAME
-        name = str(json.loads(named.read_text())["name"]) if named.exists() else ""
-        return cls(home, name, signer, transport)
+        transport = _key(folder / _TRANSPORT, load_ssh_private_key)
+        signer = _key(folder / _IDENTITY, load_pem_private_key)
+        if not (isinstance(transport, ec.EllipticCurvePrivateKey) and isinstance(transport.curve, ec.SECP384R1)):
+            raise damaged(folder / _TRANSPORT, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
+        if not isinstance(signer, Ed25519PrivateKey):
+            raise damaged(folder / _IDENTITY, "is a key of another kind", remedy=_REMEDY, error=IdentityMissing)
+        named = read_json(folder / _NAME, _NAME_FORM, remedy=_NAME_REMEDY, max_bytes=_MAX_BYTES)
+        return cls(home, named.name if named else "", signer, transport)
 
     def named(self, name: str) -> "NodeIdentity":
         """Returns the same keys with the name that the federation gave them, stored for the next start."""
@@ -125,10 +138,11 @@ def load_transport_public(data: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _read_private(path: Path) -> bytes:
+def _key(path: Path, load: Callable[[bytes, None], K]) -> K:
+    data = read_own(path, remedy=_REMEDY, error=IdentityMissing, max_bytes=_MAX_BYTES, is_secret=True)
+    if data is None:
+        raise IdentityMissing(f"{path} is missing; enrol this node, or restore its keys from a backup")
     try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise IdentityMissing(f"{path} can be read by others; check who did, then: chmod 600 {path}")
-        return path.read_bytes()
-    except OSError as err:
-        raise IdentityMissing(f"{path} cannot be read; enrol this node, or restore its keys from a backup") from err
+        return load(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise damaged(path, "is no key: it was cut short or changed", remedy=_REMEDY, error=IdentityMissing) from err

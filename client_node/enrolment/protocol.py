@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ..errors import (
     AlreadyEnrolled,
@@ -38,7 +38,7 @@ from ..errors import (
     ProxyInvalid,
     WrongCoordinator,
 )
-from ..files import write_private
+from ..files import damaged, read_json, read_own, write_private
 from . import outbound
 from .identity import NodeIdentity
 
@@ -50,11 +50,21 @@ Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 CA_PATH, ENROLL_PATH, STUDIES_PATH = "/confide/v1/ca", "/confide/v1/enroll", "/confide/v1/studies"
 SIGNATURE_HEADER = "confide-signature"
 PARTY_FOLDER = "party"  # under the home, of an aggregator: its certificate and key for the other two
-_FILE = "enrolment.json"
+_FILE, _CA_FILE = "enrolment.json", "ca.crt"
 _SECRET_BYTES = 16
 _TIMEOUT = 20.0  # seconds
 _MAX_ANSWER = 32 << 20  # bytes; a list of studies holds vocabularies, no tensors
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_MAX_KEPT = 2**16  # bytes of a file in the home
+_REMEDY = "It is this node's place in its federation: restore it from a backup, or enrol anew from a fresh home"
+_CA_REMEDY = (
+    "It is the certificate by which this node knows its coordinator: restore it from a backup, or from another node of "
+    "the federation, where it is the same"
+)
+_PARTY_REMEDY = (
+    "With party.key it is how the other aggregators know this one, and studies name it: restore both from one backup, "
+    "or enrol anew"
+)
 _REFUSED = {"used": CodeUsed, "expired": CodeExpired, "unknown": CodeInvalid}
 
 
@@ -108,11 +118,14 @@ class EnrolRequest(BaseModel):
         return b"confide enrolment 1\n" + json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
+_Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
 class EnrolAnswer(BaseModel):
     """The coordinator's answer to it: the name and roles that the operator gave to the invitation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: _Name
     roles: tuple[Role, ...]
     coordinator: Hex32  # Ed25519 public key that signs studies and rounds
 
@@ -131,6 +144,21 @@ class StudiesQuery(BaseModel):
         return b"confide studies 1\n" + body
 
 
+class _Kept(BaseModel):
+    """What `enrolment.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    name: _Name
+    roles: tuple[Role, ...]
+    address: Address
+    coordinator: Hex32
+    party_address: Address | None = None
+    proxy: str | None = Field(default=None, max_length=2048, repr=False)
+
+
+_FORM = TypeAdapter(_Kept)
+
+
 @dataclass(frozen=True, slots=True)
 class Enrolment:
     """This node's membership in a federation, as stored in `enrolment.json`."""
@@ -145,20 +173,22 @@ class Enrolment:
 
     @classmethod
     def load(cls, home: Path) -> "Enrolment":
-        """Reads the enrolment under `home`. Raises `NotEnrolled`."""
+        """Reads the enrolment under `home`. Raises `NotEnrolled`, also for a damaged file."""
+        kept = read_json(home / _FILE, _FORM, remedy=_REMEDY, error=NotEnrolled, max_bytes=_MAX_KEPT)
+        if kept is None:
+            raise NotEnrolled(f"{home} belongs to no federation yet; run `client-node enroll CODE`")
         try:
-            kept = json.loads((home / _FILE).read_text())
-            return cls(
-                name=kept["name"], roles=tuple(kept["roles"]), address=kept["address"],
-                coordinator=kept["coordinator"], ca_path=home / "ca.crt", party_address=kept.get("party_address"),
-                proxy=None if kept.get("proxy") is None else outbound.check_proxy(str(kept["proxy"])),
-            )  # fmt: skip
+            proxy = None if kept.proxy is None else outbound.check_proxy(kept.proxy)
         except ProxyInvalid as err:
             raise ProxyInvalid(f"{home / _FILE}: {err}") from None
-        except OSError as err:
-            raise NotEnrolled(f"{home} belongs to no federation yet; run `client-node enroll CODE`") from err
-        except (ValueError, KeyError, TypeError) as err:
-            raise NotEnrolled(f"{home / _FILE} is damaged; restore it from a backup, or enrol anew") from err
+        return cls(
+            name=kept.name, roles=kept.roles, address=kept.address,
+            coordinator=kept.coordinator, ca_path=home / _CA_FILE, party_address=kept.party_address, proxy=proxy,
+        )  # fmt: skip
+
+    def ca_pem(self) -> str:
+        """Reads the certificate of the federation's CA; raises `NotEnrolled` unless the file holds one."""
+        return _certificate(self.ca_path, remedy=_CA_REMEDY, error=NotEnrolled)
 
 
 def enrol(
@@ -207,7 +237,7 @@ def enrol(
         raise EnrolmentFailed(
             "the coordinator's answer cannot be read; its version may differ from this node's"
         ) from err
-    write_private(home / "ca.crt", ca_pem)
+    write_private(home / _CA_FILE, ca_pem)
     identity.named(answer.name)
     kept = {
         "name": answer.name, "roles": answer.roles, "address": invitation.address,
@@ -246,7 +276,7 @@ def fetch_studies(home: Path) -> list[dict[str, Any]]:
     query = StudiesQuery(identity=identity.identity_hex, timestamp=time.time(), nonce=secrets.token_hex(16))
     body = query.model_dump_json().encode()
     signature = identity.signer.sign(StudiesQuery.signed_part(body)).hex()
-    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_path.read_text()), enrolment.proxy, enrolment.ca_path)
+    way = _Way(enrolment.address, outbound.trusting(enrolment.ca_pem()), enrolment.proxy, enrolment.ca_path)
     answer = way.exchange("POST", STUDIES_PATH, body, {SIGNATURE_HEADER: signature})
     try:
         studies = json.loads(answer)["studies"]
@@ -363,4 +393,16 @@ def _make_party_certificate(home: Path) -> str:
     kept = folder / "party.pem"
     if not kept.exists():
         kept, _ = make_certificate(folder, "confide aggregator")
-    return kept.read_text()
+    return _certificate(kept, remedy=_PARTY_REMEDY, error=EnrolmentFailed)
+
+
+def _certificate(path: Path, *, remedy: str, error: type[Exception]) -> str:
+    """Reads a certificate in PEM; as `error`, says why a file is none."""
+    pem = read_own(path, remedy=remedy, error=error, max_bytes=_MAX_KEPT)
+    if pem is None:
+        raise damaged(path, "is missing", remedy=remedy, error=error)
+    try:
+        x509.load_pem_x509_certificate(pem)
+        return pem.decode()
+    except (ValueError, x509.InvalidVersion) as err:
+        raise damaged(path, "is no certificate: it was cut short or changed", remedy=remedy, error=error) from err

@@ -14,18 +14,26 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Digest, Frozen, Name, StrictModel, rule
 from ...privacy.ledger import chain
 from ..errors import PolicyInvalid, StudyNotApproved
-from ..files import locked, read_private, write_private
+from ..files import locked, read_json, read_own, write_private
 from ..study.toml import MAX_BYTES, parse_json
 from . import decision_log
 
 FILE = "decisions.json"
 LEASES = "leases.json"  # which runs have begun here, also before approvals counted them
 MOST_RUNS = 1000  # of one approval
+_LEASES_REMEDY = (
+    "It says which driver of each run is the newest. Stop the daemon and restore the file from a backup; without one, "
+    "end the runs that are on and delete it: of a run that goes on, a driver that was replaced would be heard again"
+)
+_REMEDY = (
+    "It says what may run here, and which caps hold. Restore the newest copy from a backup; deleted, it approves "
+    "nothing, and the cap is that of site.toml"
+)
 
 
 def _is_fingerprint(value: str) -> str:
@@ -60,6 +68,8 @@ class Verdict(StrictModel):
         return self.verdict == "approved" and (self.until is None or today <= self.until)
 
 
+Lease = tuple[Digest, Annotated[int, Field(ge=0, lt=2**63)]]  # of a run: its study, its newest driver's token
+_LEASES_FORM = TypeAdapter(dict[str, Lease])  # by run
 _Runs = Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=MOST_RUNS)]
 
 
@@ -248,24 +258,35 @@ def remove_sites(home: Path, names: Collection[str], *, by: str | None = None) -
     _change(home, change, note)
 
 
+def load_leases(home: Path) -> dict[str, Lease]:
+    """Reads the study and the newest lease of each run whose messages this node has admitted.
+
+    Raises:
+        FileDamaged: the file is damaged.
+    """
+    return read_json(home / LEASES, _LEASES_FORM, remedy=_LEASES_REMEDY) or {}
+
+
+def store_leases(home: Path, leases: Mapping[str, Lease]) -> None:
+    """Stores what `load_leases` reads, durably."""
+    write_private(home / LEASES, json.dumps(leases).encode())
+
+
 def _stored(home: Path) -> Decisions | None:
-    path = home / FILE
+    def invalid(text: str) -> PolicyInvalid:
+        return PolicyInvalid(str(home / FILE), (text.removeprefix(f"{home / FILE} "),))
+
+    data = read_own(home / FILE, remedy=_REMEDY, error=invalid, max_bytes=MAX_BYTES)
     try:
-        data = read_private(path, max_bytes=MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise PolicyInvalid(str(path), (f"the file cannot be read: {err.strerror}",)) from err
-    return parse_json(data, Decisions, error=PolicyInvalid, source=str(path))
+        return None if data is None else parse_json(data, Decisions, error=PolicyInvalid, source=str(home / FILE))
+    except PolicyInvalid as err:
+        raise PolicyInvalid(err.source, (*err.problems, _REMEDY)) from err
 
 
 def _begun_before(home: Path) -> dict[str, tuple[str, ...]]:
     """Lists by study the runs whose messages this node admitted before approvals counted runs."""
-    path = home / LEASES
-    if not path.exists():
-        return {}
     begun: dict[str, tuple[str, ...]] = {}
-    for run, (study_hash, _) in json.loads(read_private(path)).items():
+    for run, (study_hash, _) in load_leases(home).items():
         begun[study_hash] = (*begun.get(study_hash, ()), run)[-MOST_RUNS:]
     return begun
 

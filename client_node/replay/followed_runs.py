@@ -78,10 +78,10 @@ class FollowedRuns:
         held = incoming.add(message.offset, part)
         if not incoming.is_whole:
             return Standing(before.round, held)
-        total = path.read_bytes()
-        if hashlib.sha256(total).hexdigest() != digest:  # it was right when it came, before the node was last started
+        total = _whole(path, digest)
+        if total is None:  # it was right when it came, before the node was last started
             logger.error("%s is not what was written; it is asked for again", path)
-            path.unlink()
+            _remove(path)
             return Standing(before.round, 0)
         after = follow(study, before, total, kept=len(outcome.sites))
         bounds.require_reach(study, start(), after.state)
@@ -102,9 +102,9 @@ class FollowedRuns:
         files = sorted((self._path / run).glob("state-*.safetensors"), key=_round_of)
         if not files:
             return None
-        data = files[-1].read_bytes()
         try:
-            if hashlib.sha256(data).hexdigest() != files[-1].stem.rpartition("-")[2]:
+            data = _whole(files[-1], files[-1].stem.rpartition("-")[2])
+            if data is None:
                 raise CheckpointDamaged(f"{files[-1]} is not what was written")
             return Checkpoint.from_bytes(_round_of(files[-1]), data)
         except CheckpointDamaged as err:
@@ -119,7 +119,23 @@ class FollowedRuns:
         write_private(path, data)
         for other in path.parent.iterdir():
             if other != path:
-                other.unlink()
+                _remove(other)
+
+
+def _whole(path: Path, digest: str) -> bytes | None:
+    """Reads a file that has the digest; None for any other, and for one that cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == digest else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _round_of(path: Path) -> int:

@@ -4,9 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
+from pydantic import Field, TypeAdapter
 
+from ...models.strict import StrictModel
 from ...mpc.errors import EnvelopeRejected, InvalidField
 from ...mpc.links import mapped
 from ...mpc.links.positions import History, Positions
@@ -16,7 +21,7 @@ from ...mpc.sharing.position import Position
 from ...mpc.sharing.sealing import max_envelope_bytes, signed_position
 from ...mpc.sharing.shares import set_name
 from ..errors import LedgerOutdated, MessageInvalid, RunEnded, ShareMissing
-from ..files import read_private, write_private
+from ..files import damaged, read_json, read_own, write_private
 from ..study import Study
 from ..wire.chunks import PART_BYTES
 from ..wire.messages import MAX_INLINE, AggregateOrder, Deposit, KeyCertificate
@@ -27,7 +32,26 @@ logger = logging.getLogger(__name__)
 # A party stops waiting for the others well before the coordinator asks again; else the three never meet in one attempt.
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 2.0, 3600.0
 _PATIENCE_S = 60.0  # of a party for an order that states none
+_MAX_KEY_FILE = 2**16
+_Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", min_length=64, max_length=8192)]
+_KEY_REMEDY = (
+    "It opens the sealed shares of its run. Restore it from a backup; without one, delete it and have the operator "
+    "stop and resume the run: another key is made, and rounds in progress are shared out anew"
+)
+_PARTY_REMEDY = "The other aggregators know this one by it: restore party.pem and party.key from one backup"
 _NO_HISTORY = History(0, b"")
+
+
+class _RunKey(StrictModel):
+    private: Annotated[_Hex, Field(repr=False)]
+    public: _Hex
+
+
+class _Ended(StrictModel):
+    ended: Literal[True]
+
+
+_KEY_FORM: TypeAdapter[_RunKey | _Ended] = TypeAdapter(_RunKey | _Ended)
 
 
 class AggregatorRole:
@@ -203,13 +227,14 @@ class AggregatorRole:
 
     def _keypair(self, study: Study, run: str) -> tuple[bytes, bytes]:
         path = self._key_path(run)
-        if not path.exists():
+        stored = read_json(path, _KEY_FORM, remedy=_KEY_REMEDY, max_bytes=_MAX_KEY_FILE, is_secret=True)
+        if stored is None:
             private, public = new_keypair(study.draft.aggregation.kem)
             write_private(path, json.dumps({"private": private.hex(), "public": public.hex()}).encode())
-        stored = json.loads(read_private(path))
-        if "private" not in stored:
+            return private, public
+        if isinstance(stored, _Ended):
             raise RunEnded(f"run {run} has ended here and its key is gone; start a new run")
-        return bytes.fromhex(stored["private"]), bytes.fromhex(stored["public"])
+        return bytes.fromhex(stored.private), bytes.fromhex(stored.public)
 
     def _key_path(self, run: str) -> Path:
         return self._home / "run-keys" / f"{run}.json"
@@ -227,8 +252,25 @@ class AggregatorRole:
         )
         if self._party is None or self._config != wanted:
             self.stop()
+            self._require_party_files()
             self._party, self._config = PartyProcess(wanted), wanted
         return self._party
+
+    def _require_party_files(self) -> None:
+        """Refuses damaged files here, by name; the party process, which reads them, cannot say where they lie."""
+        pem, key = self._keys / "party.pem", self._keys / "party.key"
+        found = read_own(pem, remedy=_PARTY_REMEDY, max_bytes=_MAX_KEY_FILE)
+        secret = read_own(key, remedy=_PARTY_REMEDY, max_bytes=_MAX_KEY_FILE, is_secret=True)
+        try:
+            if found is not None:
+                load_pem_x509_certificate(found)
+        except ValueError as err:
+            raise damaged(pem, "is no certificate: it was cut short or changed", remedy=_PARTY_REMEDY) from err
+        try:
+            if secret is not None:
+                load_pem_private_key(secret, None)
+        except (ValueError, TypeError) as err:
+            raise damaged(key, "is no key: it was cut short or changed", remedy=_PARTY_REMEDY) from err
 
     def _aggregator_id(self, study: Study) -> int:
         for index, party in enumerate(study.aggregators):

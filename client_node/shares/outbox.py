@@ -4,17 +4,32 @@ A round asked for twice is answered with these bytes and never with a fresh draw
 two releases. So the bytes are on disk before they are sent.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from ...mpc.sharing.shares import set_name
-from ..files import file_digest, read_private, write_private
+from ..files import damaged, file_digest, read_json, read_private, write_private
 from ..wire.messages import Sealed, Three, fitting
+
+_SET_FORM, _DIGESTS_FORM = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[str, str, str])
+_SET_REMEDY = (
+    "It says for which sites this one has added noise. Stop the daemon and restore it from a backup; without one, stop "
+    "the run, and start another"
+)
+_SHARE_REMEDY = (
+    "What is sealed is never made anew under the same charge. Restore it from a backup, or let the round go on without "
+    "this site; its charge stands"
+)
 
 Envelopes = tuple[bytes, bytes, bytes]
 Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
+
+_COMPLETE = "complete"  # the mark of a round whose files are all there; their digests
 
 
 class Outbox:
@@ -33,8 +48,7 @@ class Outbox:
 
     def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
         """Names the sites of the set for which the newest top-up of a round was given; None if there was none."""
-        path = self._folder(run, round_number) / "topped.json"
-        return tuple(json.loads(read_private(path))) if path.exists() else None
+        return read_json(self._folder(run, round_number) / "topped.json", _SET_FORM, remedy=_SET_REMEDY)
 
     def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
         """Finds the stored top-up of a round for exactly the set with this `set_name`; None if there is none."""
@@ -53,7 +67,7 @@ class Outbox:
 
     def drop(self, run: str, round_number: int) -> None:
         """Deletes a settled round; `complete` goes first, so that an interrupted deletion leaves no half round."""
-        (self._folder(run, round_number) / "complete").unlink(missing_ok=True)
+        (self._folder(run, round_number) / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(self._folder(run, round_number), ignore_errors=True)
 
     def _topup(self, run: str, round_number: int, topup_for: str) -> Path:
@@ -64,24 +78,49 @@ class Outbox:
 
 
 def described(files: Files, room: int) -> tuple[Three, dict[str, bytes]]:
-    """Describes sealed shares by size and digest, and returns as blobs those that fit in `room` bytes together."""
-    sizes = {f"envelope-{index}": path.stat().st_size for index, path in enumerate(files)}
-    chosen = fitting(sizes, room)
-    blobs = {name: read_private(path) for name, path in zip(sizes, files, strict=True) if name in chosen}
-    first, second, third = (Sealed(size=path.stat().st_size, digest=file_digest(path)) for path in files)
-    return (first, second, third), blobs
+    """Describes sealed shares by size and digest, and returns as blobs those that fit in `room` bytes together.
+
+    Raises:
+        FileDamaged: one of the files is not what was sealed; it is never sent.
+    """
+    first, second, third = sealed = tuple(map(_described, files, _digests(files[0].parent)))
+    chosen = fitting({f"envelope-{index}": each.size for index, each in enumerate(sealed)}, room)
+    blobs = {f"envelope-{index}": path for index, path in enumerate(files)}
+    return (first, second, third), {name: read_private(path) for name, path in blobs.items() if name in chosen}
 
 
 def _find(folder: Path) -> Files | None:
-    return _files(folder) if (folder / "complete").exists() else None
+    return _files(folder) if (folder / _COMPLETE).exists() else None
 
 
 def _write(folder: Path, envelopes: Envelopes) -> Files:
     files = _files(folder)
     for path, envelope in zip(files, envelopes, strict=True):
         write_private(path, envelope)
-    write_private(folder / "complete", b"")
+    digests = [hashlib.sha256(envelope).hexdigest() for envelope in envelopes]
+    write_private(folder / _COMPLETE, json.dumps(digests).encode())
     return files
+
+
+def _digests(folder: Path) -> tuple[str, ...]:
+    """Reads the SHA-256 of each envelope; empty texts for those of an earlier version, whose mark is an empty file."""
+    mark = folder / _COMPLETE
+    if mark.is_file() and not mark.stat().st_size:
+        return ("",) * 3
+    digests = read_json(mark, _DIGESTS_FORM, remedy=_SHARE_REMEDY)
+    if digests is None:
+        raise damaged(mark, "is missing", remedy=_SHARE_REMEDY)
+    return digests
+
+
+def _described(path: Path, sealed: str) -> Sealed:
+    try:
+        found = Sealed(size=path.stat().st_size, digest=file_digest(path))
+    except (OSError, ValueError) as err:
+        raise damaged(path, "cannot be read", remedy=_SHARE_REMEDY) from err
+    if sealed and found.digest != sealed:
+        raise damaged(path, "is not what was sealed", remedy=_SHARE_REMEDY)
+    return found
 
 
 def _files(folder: Path) -> Files:

@@ -23,20 +23,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ...models.strict import NO_ENTRIES, Frozen, StrictModel
-from ..errors import PolicyInvalid, SiteNotReady
-from ..files import read_private, write_private
+from ..errors import FileDamaged
+from ..files import read_json, write_private
 from ..policy import SitePolicy
 from ..study import PlannedRound, Study
-from ..study.toml import MAX_BYTES, parse_json
 
 logger = logging.getLogger(__name__)
 
 FILE = "answer-times.json"
 LEAST_S = 2.0**-4
 MAX_KINDS = 1000  # of all studies; the oldest are forgotten
+_MAX_BYTES = 2**20
+_REMEDY = (
+    "It says when answers leave. Restore it from a backup, or delete it: the times are then found anew, which tells "
+    "them once more"
+)
 
 _Kind = Annotated[str, Field(max_length=128)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,6 +48,9 @@ _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class _File(StrictModel):
     seconds: Annotated[Mapping[_Kind, _Seconds], Field(max_length=MAX_KINDS), *Frozen] = NO_ENTRIES
+
+
+_FORM = TypeAdapter(_File)
 
 
 class PublicTimes:
@@ -70,7 +77,7 @@ class PublicTimes:
             model: what computes the step; another one has to read the records first.
 
         Raises:
-            SiteNotReady: the file of stated times is damaged.
+            FileDamaged: the file of stated times is damaged.
         """
         with self._until(study, policy, self._kind(planned, model)):
             yield
@@ -116,18 +123,12 @@ class PublicTimes:
         try:
             known = {old: stated for old, stated in self._stated().items() if old != kind} | {kind: seconds}
             write_private(self._path, _File(seconds=dict(list(known.items())[-MAX_KINDS:])).model_dump_json().encode())
-        except (OSError, SiteNotReady) as err:
+        except (OSError, FileDamaged) as err:
             logger.error("the time of answers is kept only until this node stops: %s", err)
 
     def _stated(self) -> Mapping[str, float]:
-        if not self._path.exists():
-            return {}
-        data = read_private(self._path, max_bytes=MAX_BYTES + 1)
-        try:
-            return parse_json(data, _File, error=PolicyInvalid, source=str(self._path)).seconds
-        except PolicyInvalid as err:
-            logger.error("%s; if it is deleted, the times of answers are found anew, which tells them once more", err)
-            raise SiteNotReady("the site's note of the times of its answers is damaged; its log says where") from err
+        found = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES)
+        return {} if found is None else found.seconds
 
 
 def next_on_grid(seconds: float, stated: float) -> float:

@@ -51,7 +51,8 @@ def study_show(study: str, home: HomeOption = DEFAULT_HOME, as_json: JsonOption 
 
     with opened_store(home) as store:
         row = store.study(study)
+    found = load_study(row)
     if as_json:
         print_json(json.loads(row.canonical))
     else:
-        show_study(load_study(row))
+        show_study(found)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from ...client_node.files import write_private
+from ...client_node.files import read_json, write_private
 from ..errors import Conflict, NotFound, StateDamaged
 from ..store import Store
 from .pki import Pki
@@ -19,6 +19,8 @@ from .pki import Pki
 _SETTINGS = "settings.json"
 _BEGUN = {"pki", "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "lost+found"}
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+_MAX_BYTES = 2**16
+_REMEDY = "It holds the federation's name, address and ports: put the file back from a backup"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,15 +69,10 @@ def load_settings(home: Path) -> Settings:
         NotFound: `coordinator init` was never run in `home`.
         StateDamaged: the file does not hold settings.
     """
-    path = home / _SETTINGS
-    if not path.exists():
+    settings = read_json(home / _SETTINGS, _SCHEMA, remedy=_REMEDY, error=StateDamaged, max_bytes=_MAX_BYTES)
+    if settings is None:
         raise NotFound(f"{home} holds no federation; run `coordinator init` first, or name its folder with --home")
-    try:
-        return _SCHEMA.validate_json(path.read_bytes())
-    except ValidationError as err:
-        problem = err.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "file"
-        raise StateDamaged(f"{path}: {where}: {problem['msg']}; put the file back from a backup") from err
+    return settings
 
 
 def _refuse_unusable(settings: Settings) -> None:
@@ -105,6 +102,8 @@ def opened_store(home: Path) -> Iterator[Store]:
     Raises:
         NotFound: there is no federation.
         Conflict: the database is of another version; nothing is changed.
+        StateDamaged: the settings or the database are damaged.
+        StoreUnavailable: the database cannot be used just now.
     """
     load_settings(home)
     store = Store.open(home)

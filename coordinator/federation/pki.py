@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...client_node.files import write_private
 from ..errors import PkiMissing
+from . import pki_files
 
 _DAY = dt.timedelta(days=1)
 _CA_DAYS = 3650
@@ -62,15 +63,22 @@ class Pki:
 
     @classmethod
     def load(cls, home: Path) -> "Pki":
-        """Opens the folder. Raises `PkiMissing` unless every file is there."""
+        """Opens the folder.
+
+        Raises:
+            PkiMissing: a file is missing.
+            StateDamaged: a file is damaged, belongs to another one, or is a key that others can read.
+        """
         folder = home / "pki"
         names = ("ca.crt", "ca.key", "server.crt", "server.key", "signing.key")
         if missing := [name for name in names if not (folder / name).exists()]:
             raise PkiMissing(f"{folder} has no {', '.join(missing)}; run `coordinator init` or restore a backup")
-        signer = load_pem_private_key((folder / "signing.key").read_bytes(), None)
-        if not isinstance(signer, Ed25519PrivateKey):
-            raise PkiMissing(f"{folder / 'signing.key'} is not an Ed25519 key; restore a backup")
-        return cls(folder, signer)
+        ca, _ = pki_files.authority(folder)
+        if pki_files.is_cut_off(folder):
+            _write_server(folder, "server", _names_of(_read_certificate(folder / "server.crt")), _SERVER_DAYS)
+        certificate, _ = pki_files.server(folder)
+        pki_files.require_issued(folder, certificate, ca)
+        return cls(folder, pki_files.signing_key(folder))
 
     def renew_server(self, hosts: Sequence[str]) -> None:
         """Issues a new server certificate from the same CA, which enrolled nodes trust already."""
@@ -97,8 +105,7 @@ class Pki:
             return False  # nothing that it signs would be accepted
         if lasts and certificate.not_valid_before_utc <= clock and self._is_whole(certificate, self.key_path):
             return False
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        _write_server(self.folder, "server", list(names), _SERVER_DAYS, clock)
+        _write_server(self.folder, "server", _names_of(certificate), _SERVER_DAYS, clock)
         return True
 
     def warnings(self, now: dt.datetime | None = None) -> list[str]:
@@ -192,13 +199,7 @@ def _write_ca(folder: Path, now: dt.datetime | None = None) -> None:
 def _write_server(
     folder: Path, name: str, names: Sequence[x509.GeneralName], days: int, now: dt.datetime | None = None
 ) -> None:
-    ca = _read_certificate(folder / "ca.crt")
-    try:
-        ca_key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    except ValueError as err:
-        raise PkiMissing(f"{folder / 'ca.key'} is no key; restore a backup") from err
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise PkiMissing(f"{folder / 'ca.key'} is not an elliptic-curve key; restore a backup")
+    ca, ca_key = pki_files.authority(folder)
     authority = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     key = ec.generate_private_key(ec.SECP384R1())
     builder = _builder("confide coordinator", "confide CA", key.public_key(), days, now, ca.not_valid_after_utc)
@@ -219,6 +220,10 @@ def _read_certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError as err:
         raise PkiMissing(f"{path} is no certificate; restore a backup") from err
+
+
+def _names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
 def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:

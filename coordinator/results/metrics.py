@@ -1,6 +1,5 @@
 """Computes the metrics and the privacy cost of a run's evaluation, from the noised histogram, which is public."""
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,7 +46,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
     updates, evaluations = planned_releases(study, sites=len(sites))
     release = evaluations[0].over(len(sites))  # with the top-ups for missing sites
     noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits
-    counts = json.loads(row.counts)
+    counts = list(row.histogram)
     epsilon = added = None
     if privacy.mode != "none":
         before = [updates[0]] * updates[1]

@@ -11,16 +11,15 @@ import logging
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
-from sqlalchemy.exc import OperationalError
 
 from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import CoordinatorError, LeaseLost, RunStopped, SuperLinkFailed, TransitionRefused
+from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, SuperLinkFailed, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
@@ -68,7 +67,8 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
         logger.warning("%s", err)
     except _Passing as err:
         logger.warning("run %s: its driver ends, the next one goes on: %s", run_id, err)
-        store.note_trouble(run_id, lease, str(err))
+        with suppress(StoreUnavailable):  # which it may be about
+            store.note_trouble(run_id, lease, str(err))
         raise
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
@@ -93,8 +93,8 @@ def _passing_told() -> Iterator[None]:
     """Raises a passing trouble as `_Passing`, in words for the run's row."""
     try:
         yield
-    except OperationalError as err:
-        raise _Passing(f"the database cannot be used ({err.orig}); trying again") from err
+    except StoreUnavailable as err:
+        raise _Passing(f"{err}; trying again") from err
     except (SuperLinkFailed, httpx.HTTPError, ConnectionError, TimeoutError) as err:
         raise _Passing(f"the SuperLink does not answer as it should ({type(err).__name__}); trying again") from err
     except OSError as err:
@@ -163,5 +163,5 @@ def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None
             store.beat(run_id, lease)
         except LeaseLost:
             return  # the driver meets the same refusal at its next commit
-        except OperationalError as err:  # the database is busy for longer than it should be; the next beat tries again
-            logger.warning("run %s: no heartbeat: %s", run_id, err.orig)
+        except StoreUnavailable as err:  # a full disk or a busy database can be over: the next beat tries again
+            logger.warning("run %s: no heartbeat: %s", run_id, err)

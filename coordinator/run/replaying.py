@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 
 from ...client_node.errors import SiteBehind
+from ...client_node.wire.evidence import signed_total
 from ...client_node.wire.messages import Outcome, Packet, Replay, Replayed, sign
 from ..fleet import NodeFailure
 from ..store.tables import Round
@@ -42,7 +43,7 @@ def bring_up(run: RunContext, sites: Collection[str], stand: int) -> dict[str, N
     while waiting and time.monotonic() < deadline:
         run.stop_if_asked()
         places = sorted(set(waiting.values()), reverse=True)[:PLACES]
-        parts = {place: run.folder.total_part(*place) for place in places}
+        parts = {place: _part(run, rounds[place[0]], place[1]) for place in places}
         requests = {
             site: _request(run, site, rounds[place[0]], place[1], parts[place])
             for site, place in waiting.items()
@@ -68,11 +69,19 @@ def bring_up(run: RunContext, sites: Collection[str], stand: int) -> dict[str, N
 def _request(run: RunContext, site: str, row: Round, offset: int, part: bytes) -> Packet:
     message = Replay(
         **run.addressed(site),
-        outcome=Outcome(round=row.number, sites=row.summed, evidence=row.signed),
+        outcome=_outcome(row),
         tag_key=run.tag_key(row.number),
         offset=offset,
     )
     return sign(message, run.signer, {"part": part})
+
+
+def _part(run: RunContext, row: Round, offset: int) -> bytes:
+    return run.folder.total_part(row.number, offset, signed_total(run.study, run.id, _outcome(row)).total_digest)
+
+
+def _outcome(row: Round) -> Outcome:
+    return Outcome(round=row.number, sites=row.summed, evidence=row.signed)
 
 
 def _failure(why: str) -> NodeFailure:

@@ -9,15 +9,31 @@ import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from ...client_node.errors import CheckpointDamaged
-from ...client_node.files import write_private
+from ...client_node.files import damaged, file_digest, read_json, read_own, write_private
 from ...client_node.replay import Checkpoint
 from ...client_node.wire.chunks import Incoming, read_part
+from ...models.strict import Digest, Name
 from ...mpc.sharing.shares import set_name
 from ..errors import StateDamaged
 
+_Share = tuple[Annotated[int, Field(gt=0)], Digest]  # size in bytes, SHA-256
+
 _COMPLETE = "complete"
+_SECRET_BYTES = 32
+# What is lost with a file, and what to do.
+_OF_TOTAL = "Sites that were away need it to follow the run: restore it from a backup, or start a new run"
+_OF_STATE = "It is the model after that round: restore it from a backup"
+_OF_TAGS = "The keys of the round's tags are made of it: restore it from a backup, or start a new run"
+_OF_SET = "It says for which sites others have added noise: restore it from a backup, or start a new run"
+
+_SET_FORM = TypeAdapter(tuple[Name, ...])
+_MARK_FORM = TypeAdapter(tuple[_Share, _Share, _Share])
+
 
 Sealed = tuple[Incoming, Incoming, Incoming]  # one site's sealed shares, by aggregator
 Envelopes = dict[str, Sealed]  # site -> its complete and checked shares
@@ -41,13 +57,25 @@ class RunFolder:
         """Writes the ring elements of a round's total; sites that are away will need them, so they stay to the end."""
         write_private(self._total(round_number), total)
 
-    def total_part(self, round_number: int, offset: int) -> bytes:
-        """Reads a part of a round's total, as much as a message carries. Raises `StateDamaged` if it is gone."""
+    def total_part(self, round_number: int, offset: int, digest: str) -> bytes:
+        """Reads a part of a round's total, as much as a message carries.
+
+        Args:
+            digest: SHA-256 of the whole total, as the aggregators signed it; it is compared once, at offset 0.
+
+        Raises:
+            StateDamaged: the file is gone, cannot be read, or is not that total.
+        """
         path = self._total(round_number)
         try:
-            return read_part(path, offset)
-        except FileNotFoundError as err:
-            raise StateDamaged(f"{path} is missing; restore it from a backup, or start a new run") from err
+            is_whole = offset > 0 or file_digest(path) == digest
+            part = read_part(path, offset)
+        except OSError as err:
+            problem = "is missing" if isinstance(err, FileNotFoundError) else f"cannot be read: {err.strerror}"
+            raise damaged(path, problem, remedy=_OF_TOTAL, error=StateDamaged) from err
+        if not is_whole:
+            raise damaged(path, "is not the total that was opened", remedy=_OF_TOTAL, error=StateDamaged)
+        return part
 
     def drop_totals(self) -> None:
         """Deletes the totals of a run that has ended."""
@@ -71,17 +99,27 @@ class RunFolder:
             data = path.read_bytes()
             checkpoint = Checkpoint.from_bytes(round_number, data)
         except (OSError, CheckpointDamaged) as err:
-            raise StateDamaged(f"{path} of round {round_number} cannot be read; restore it from a backup") from err
+            raise damaged(
+                path, f"of round {round_number} cannot be read", remedy=_OF_STATE, error=StateDamaged
+            ) from err
         if hashlib.sha256(data).hexdigest() != state_hash:
-            raise StateDamaged(f"{path} is not the file that round {round_number} committed; restore it from a backup")
+            problem = f"is not the file that round {round_number} committed"
+            raise damaged(path, problem, remedy=_OF_STATE, error=StateDamaged)
         return checkpoint
 
     def secret(self) -> bytes:
-        """Reads the run's secret of 32 random bytes, made at the first call; no aggregator is told it."""
+        """Reads the run's secret of 32 random bytes, made at the first call; no aggregator is told it.
+
+        Raises:
+            StateDamaged: the file is damaged, or others can read it.
+        """
         path = self.path / "secret"
         if not path.exists():
-            write_private(path, secrets.token_bytes(32))
-        return path.read_bytes()
+            write_private(path, secrets.token_bytes(_SECRET_BYTES))
+        secret = read_own(path, remedy=_OF_TAGS, error=StateDamaged, max_bytes=_SECRET_BYTES, is_secret=True)
+        if secret is None or len(secret) != _SECRET_BYTES:
+            raise damaged(path, f"does not hold {_SECRET_BYTES} bytes", remedy=_OF_TAGS, error=StateDamaged)
+        return secret
 
     def envelopes(self, round_number: int) -> "Inbox":
         """The inbox of a round's updates, kept so that a retried round can sum exactly the same set."""
@@ -92,9 +130,9 @@ class RunFolder:
         write_private(self._topups(round_number) / "fixed.json", json.dumps(tuple(summed)).encode())
 
     def fixed_set(self, round_number: int) -> tuple[str, ...] | None:
-        """Reads the set that `fix_set` stored last; None if there is none."""
+        """Reads the set that `fix_set` stored last; None if there is none. Raises `StateDamaged`."""
         path = self._topups(round_number) / "fixed.json"
-        return tuple(json.loads(path.read_bytes())) if path.exists() else None
+        return read_json(path, _SET_FORM, remedy=_OF_SET, error=StateDamaged)
 
     def topups(self, round_number: int, summed: Sequence[str]) -> "Inbox":
         """The inbox of the top-ups for a sum over exactly `summed`."""
@@ -136,9 +174,26 @@ class Inbox:
         shutil.rmtree(self._path / site, ignore_errors=True)
 
     def read(self) -> Envelopes:
-        """Reads the accepted shares, by site."""
-        marks = sorted(self._path.glob(f"*/{_COMPLETE}"))
-        return {mark.parent.name: self._incoming(mark.parent.name, json.loads(mark.read_bytes())) for mark in marks}
+        """Reads the accepted shares, by site.
+
+        Raises:
+            StateDamaged: a mark is damaged, or a share is gone or of another length.
+        """
+        return {mark.parent.name: self._accepted(mark) for mark in sorted(self._path.glob(f"*/{_COMPLETE}"))}
+
+    def _accepted(self, mark: Path) -> Sealed:
+        remedy = (
+            f"Its site keeps the shares until their round is settled: delete {mark.parent} and resume the run, and it "
+            "is asked again; once others have added noise, the round goes on without it"
+        )
+        described = read_json(mark, _MARK_FORM, remedy=remedy, error=StateDamaged)
+        if described is None:
+            raise damaged(mark, "is missing", remedy=remedy, error=StateDamaged)
+        sealed = self._incoming(mark.parent.name, described)
+        for incoming in sealed:
+            if not incoming.path.is_file() or incoming.path.stat().st_size != incoming.size:
+                raise damaged(incoming.path, "is not the share that was accepted", remedy=remedy, error=StateDamaged)
+        return sealed
 
     def _incoming(self, site: str, files: Iterable[tuple[int, str]]) -> Sealed:
         first, second, third = (Incoming(self._path / site / digest, size, digest) for size, digest in files)

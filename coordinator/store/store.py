@@ -12,11 +12,28 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import case, create_engine, event, func, inspect, literal, select, text, update
+from sqlalchemy import (
+    case,
+    create_engine,
+    event,
+    func,
+    inspect,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from ...client_node.login import login_name
-from ..errors import Conflict, LeaseLost, NotFound, StateDamaged, TransitionRefused
+from ..errors import (
+    Conflict,
+    LeaseLost,
+    NotFound,
+    StateDamaged,
+    TransitionRefused,
+)
+from .faults import REMEDY, faults_of, turn_into_ours
 from .states import BEGIN, RunState, Transition
 from .tables import MAX_STEP, ActionRow, Evaluation, LedgerRow, LeftOut, NodeRow, PrivacyTest, Round, Run, StudyRow
 
@@ -32,12 +49,16 @@ class CommittedRound:
 
 
 class Store:
-    """The coordinator's database. Safe to open from several processes at once."""
+    """The coordinator's database. Safe to open from several processes at once.
+
+    Every method raises StateDamaged if the file is damaged, and StoreUnavailable if it cannot be used just now.
+    """
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _sqlite_pragmas)
+        event.listen(self._engine, "handle_error", turn_into_ours)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     @classmethod
@@ -61,7 +82,7 @@ class Store:
         """
         name = self._engine.url.database
         if not inspect(self._engine).has_table("alembic_version"):
-            raise StateDamaged(f"{name} holds no federation's tables; put the file back from a backup")
+            raise StateDamaged(f"{name} holds no federation's tables. {REMEDY}")
         with self.session() as session:
             version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
         if version < SCHEMA:
@@ -327,7 +348,8 @@ def migrate(url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).resolve().parent / "migrations"))
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    command.upgrade(config, "head")
+    with faults_of(url):
+        command.upgrade(config, "head")
 
 
 def _lost(run_id: str, lease: int) -> LeaseLost:

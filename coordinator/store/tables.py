@@ -3,16 +3,38 @@
 Large vectors are files named in rows by their SHA-256.
 """
 
-import json
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from sqlalchemy import Double, Enum, ForeignKey, LargeBinary, String, Text
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Double, ForeignKey, LargeBinary, String, Text
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
 
+from ..errors import StateDamaged
 from .states import RunState
 
+T = TypeVar("T")
+
 MAX_STEP = 255  # characters
-_STATES = Enum(RunState, native_enum=False, length=16, values_callable=lambda states: [each.value for each in states])
+_TEXTS, _NUMBERS = TypeAdapter(tuple[str, ...]), TypeAdapter(tuple[float, ...])  # as JSON in a column
+_RESTORE = "Restore the newest backup of coordinator.db"
+
+
+class _State(TypeDecorator[RunState]):
+    """A run's state as text; text that is none is damage."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: RunState | None, dialect: Dialect) -> str | None:
+        return None if value is None else RunState(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> RunState | None:
+        try:
+            return None if value is None else RunState(value)
+        except ValueError as err:
+            raise StateDamaged(f"the state of a run in coordinator.db is damaged. {_RESTORE}") from err
 
 
 class Base(DeclarativeBase):
@@ -56,7 +78,7 @@ class Run(Base):
     __tablename__ = "run"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     study: Mapped[str] = mapped_column(ForeignKey("study.hash"))
-    state: Mapped[RunState] = mapped_column(_STATES)
+    state: Mapped[RunState] = mapped_column(_State)
     lease: Mapped[int] = mapped_column(default=0)  # fencing token; only its holder may write
     heartbeat: Mapped[float] = mapped_column(default=0.0)  # of the driver that holds the lease
     step: Mapped[str] = mapped_column(String(MAX_STEP), default="")  # the driver's current step, for people
@@ -79,12 +101,12 @@ class OpenedSum:
     @property
     def summed(self) -> tuple[str, ...]:
         """The sites in the sum."""
-        return tuple(json.loads(self.sites))
+        return _listed(self.sites, _TEXTS, f"the sites of a sum of run {self.run}")
 
     @property
     def signed(self) -> tuple[str, ...]:
         """The aggregators' signed answers for it."""
-        return tuple(json.loads(self.evidence))
+        return _listed(self.evidence, _TEXTS, f"the evidence of a sum of run {self.run}")
 
 
 class Round(OpenedSum, Base):
@@ -102,6 +124,11 @@ class Evaluation(OpenedSum, Base):
     number: Mapped[int]  # of the round
     counts: Mapped[str] = mapped_column(Text)  # JSON list: the noised histogram, label 0 first, bins ascending
     problem: Mapped[str | None] = mapped_column(String(2000))
+
+    @property
+    def histogram(self) -> tuple[float, ...]:
+        """The noised counts, label 0 first, bins ascending."""
+        return _listed(self.counts, _NUMBERS, f"the evaluation of run {self.run}")
 
 
 class LedgerRow(Base):
@@ -141,3 +168,10 @@ class LeftOut(Base):
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     site: Mapped[str] = mapped_column(String(63), primary_key=True)
+
+
+def _listed(text: str, kind: TypeAdapter[T], what: str) -> T:
+    try:
+        return kind.validate_json(text, strict=True)
+    except ValidationError as err:
+        raise StateDamaged(f"{what} in coordinator.db is damaged. {_RESTORE}") from err

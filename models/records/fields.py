@@ -5,6 +5,7 @@ Therefore a schema's cut points and categories must be public knowledge too: qua
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ class NumericField:
     cuts: tuple[float, ...]  # strictly increasing, finite, in the unit of the column
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cuts", tuple(float(cut) for cut in self.cuts))
+        object.__setattr__(self, "cuts", tuple(_as_float(cut) for cut in self.cuts))
         _check_name(self.name)
         if not self.cuts or not np.isfinite(self.cuts).all():
             raise InvalidSchema(f"{self.name}: cuts must be one or more finite numbers, got {list(self.cuts)}")
@@ -198,6 +199,13 @@ class RecordSchema:
             flags=tuple(FlagField(name) for name in _strings(plain, "flags")),
             categorical=tuple(CategoricalField(n, tuple(v)) for n, v in _pairs(plain, "categorical", "values", (str,))),
         )
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number above 1.8e308 is none of the finite ones
+        return math.inf if number > 0 else -math.inf
 
 
 def _check_name(name: str) -> None:

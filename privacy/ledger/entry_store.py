@@ -39,10 +39,12 @@ class EntryStore:
         LedgerBroken: the file is not a sound SQLite database, or a row is not an entry.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
+        """Opens the file at `path`; a missing one is made only if it may be new."""
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_RDWR | (os.O_CREAT if is_new else 0), 0o600))
         except OSError as err:
             raise LedgerUnavailable(f"cannot open the ledger {path}: {err.strerror}") from err
         self._engine = _engine(path)
@@ -58,13 +60,13 @@ class EntryStore:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection to read with; waits for nobody."""
-        with _translated(), self._engine.connect() as connection:
+        with _translated(self._path), self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that holds the write lock; on leaving it is durable, or undone if an error passes through."""
-        with _translated(), self._engine.begin() as connection:
+        with _translated(self._path), self._engine.begin() as connection:
             yield connection
 
     @staticmethod
@@ -112,10 +114,10 @@ def _engine(path: Path) -> sa.Engine:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sa.exc.OperationalError as err:
-        raise LedgerUnavailable(f"the ledger's file cannot be used: {err.orig}") from err
+        raise LedgerUnavailable(f"the ledger {path} cannot be used: {err.orig}") from err
     except sa.exc.DatabaseError as err:
-        raise LedgerBroken(f"the ledger's file is damaged: {err.orig}") from err
+        raise LedgerBroken(f"the ledger {path} is damaged: {err.orig}") from err

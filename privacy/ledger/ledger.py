@@ -80,16 +80,20 @@ class Ledger:
         self._head = START
 
     @classmethod
-    def open(cls, path: Path, signer: Ed25519PrivateKey, site: str) -> "Ledger":
+    def open(cls, path: Path, signer: Ed25519PrivateKey, site: str, *, is_new: bool = True) -> "Ledger":
         """Opens the ledger at `path`, or starts it if there is none; checks every entry.
 
+        Args:
+            is_new: False where there must be a ledger: then none is started.
+
         Raises:
-            LedgerBroken: an entry fails its check, or the ledger is another site's or another key's.
+            LedgerBroken: an entry fails its check, the ledger is another site's or another key's, or it has no entry
+                where it must have some.
             LedgerUnavailable: the file cannot be opened or written.
         """
-        ledger = cls(EntryStore(path), signer, site)
+        ledger = cls(EntryStore(path, is_new=is_new), signer, site)
         try:
-            ledger._start()
+            ledger._start(is_new)
         except BaseException:
             ledger.close()
             raise
@@ -356,9 +360,11 @@ class Ledger:
                 would_be=math.inf,
             )
 
-    def _start(self) -> None:
+    def _start(self, is_new: bool) -> None:
         with self._writing() as (_, append):
             if self._head == START:
+                if not is_new:
+                    raise LedgerBroken("entry 0 is missing: the file holds no entry")
                 opening = charges.Opening(format=charges.FORMAT, site=self.site, public_key=self.public_key)
                 append("open", canonical.to_record(opening))
         if self._books.site != self.site:

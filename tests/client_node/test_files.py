@@ -1,10 +1,15 @@
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
-from confide.client_node.files import read_private, write_private
+from confide.client_node.errors import FileDamaged, NotEnrolled
+from confide.client_node.files import is_full, read_json, read_own, read_private, write_private
+
+NUMBERS = TypeAdapter(dict[str, int])
 
 
 class PowerCut(BaseException):
@@ -94,3 +99,58 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path):
 def test_at_most_max_bytes_are_read(tmp_path):
     write_private(tmp_path / "file", b"0123456789")
     assert read_private(tmp_path / "file", max_bytes=4) == b"0123"
+
+
+def test_a_state_file_is_read_and_a_missing_one_is_none(tmp_path):
+    write_private(tmp_path / "file", b'{"a": 1}')
+    assert read_json(tmp_path / "file", NUMBERS, remedy="Delete it") == {"a": 1}
+    assert read_json(tmp_path / "none", NUMBERS, remedy="Delete it") is None
+
+
+DAMAGED = {
+    "empty": (b"", "is empty"),
+    "cut": (b'{"a": ', "is not JSON: it was cut short or changed"),
+    "no text": (b'{"\xff": 1}', "is not JSON"),
+    "another type": (b"[1]", "does not hold what belongs there: Input should be an object"),
+    "a wrong value": (
+        b'{"secret": "hunter2"}',
+        r"does not hold what belongs there \(secret\): Input should be a valid int",
+    ),
+    "too long": (b'{"a": 1}' + b" " * 100, "has more than 64 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_state_file_is_named_with_what_to_do_and_nothing_of_it_is_shown(tmp_path, case):
+    data, problem = DAMAGED[case]
+    write_private(tmp_path / "file", data)
+    with pytest.raises(NotEnrolled, match=problem) as caught:
+        read_json(tmp_path / "file", NUMBERS, remedy="Enrol anew", error=NotEnrolled, max_bytes=64)
+    assert str(caught.value).startswith(f"{tmp_path / 'file'} ")
+    assert str(caught.value).endswith(". Enrol anew")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_state_file_is_named(tmp_path):
+    with pytest.raises(FileDamaged, match=f"{tmp_path} is a folder, where a file belongs. Move it"):
+        read_own(tmp_path, remedy="Move it")
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path):
+    write_private(tmp_path / "key", b"key")
+    assert read_own(tmp_path / "key", remedy="", is_secret=True) == b"key"
+    (tmp_path / "key").chmod(0o604)
+    with pytest.raises(FileDamaged, match=f"chmod 600 {tmp_path / 'key'}"):
+        read_own(tmp_path / "key", remedy="", is_secret=True)
+
+
+def test_a_full_disk_names_the_file_keeps_the_old_one_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_private(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'file'}'") as caught:
+        write_private(tmp_path / "file", b"new")
+    assert is_full(caught.value)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

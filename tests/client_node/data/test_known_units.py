@@ -181,26 +181,30 @@ def test_what_is_kept_is_keyed_and_closed_to_others(desk):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_mark_that_cannot_be_written_means_no_charge(site):
+def test_a_mark_that_cannot_be_written_means_no_charge(site, caplog):
     desk = make_desk(site)
     (site.home / "keys" / "units.key").write_bytes(bytes(32))
+    (site.home / "keys" / "units.key").chmod(0o600)
     (site.home / "units.db").mkdir()
     for ask in (prepare, lambda at: at.step()):
-        with pytest.raises(SiteNotReady, match="nothing is charged"):
+        with pytest.raises(SiteNotReady, match="its log says which"):
             ask(desk)
+    assert "units.db cannot be used: Is a directory" in caplog.text
     assert desk.charges() == []
 
 
-def test_marks_whose_key_is_gone_stop_the_site(desk):
+def test_marks_whose_key_is_gone_stop_the_site(desk, caplog):
     (desk.site.home / "keys" / "units.key").unlink()
-    with pytest.raises(SiteNotReady, match="key of the site's marks"):
+    with pytest.raises(SiteNotReady, match="its log says which"):
         again(desk).step(2)
+    assert "units.key is missing, and units.db is there" in caplog.text
 
 
-def test_marks_of_another_key_stop_the_site(desk):
+def test_marks_of_another_key_stop_the_site(desk, caplog):
     (desk.site.home / "keys" / "units.key").write_bytes(bytes(32))
-    with pytest.raises(SiteNotReady, match="another than theirs"):
+    with pytest.raises(SiteNotReady, match="its log says which"):
         again(desk).step(2)
+    assert "units.db was made with another key" in caplog.text
 
 
 def test_a_table_that_has_not_changed_is_not_read_again(desk, monkeypatch):

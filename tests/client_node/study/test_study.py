@@ -174,6 +174,11 @@ BAD_DRAFTS = {
     ),
     "unknown optimizer": (("momentum = 0.9", 'kind = "sgd"'), 'optimizer.kind is "sgd"'),
     "not TOML": (("[rounds]", "[rounds"), "not TOML"),
+    "a cut that no float holds": (("10.0]", f"{10**309}]"), "it must be a finite number"),
+    "a number of 5,000 digits": (
+        ("deadline_s = 60", "deadline_s = " + "9" * 5000),
+        "more digits than any setting takes",
+    ),
 }
 
 

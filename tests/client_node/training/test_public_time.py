@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from confide.client_node.errors import SiteNotReady, StepFailed
+from confide.client_node.errors import FileDamaged, StepFailed
 from confide.client_node.policy import SitePolicy, load_policy
 from confide.client_node.study import Study
 from confide.client_node.training.public_time import LEAST_S, PublicTimes, next_on_grid
@@ -166,7 +166,7 @@ def test_without_privacy_nothing_waits(site, times, clock, policy):
 
 def test_a_damaged_file_stops_the_step_before_it_begins(site, times, clock, study, policy):
     (site.home / "answer-times.json").write_text(json.dumps({"seconds": {"x": -1.0}}))
-    with pytest.raises(SiteNotReady, match="damaged"):
+    with pytest.raises(FileDamaged, match=r"answer-times.json does not hold what belongs there \(seconds.x\)"):
         took(times, clock, study, policy, Model(), 0.1)
 
 

@@ -121,6 +121,8 @@ def test_a_contradictory_schema_is_refused(make):
         {"numeric": [{"name": "x", "cuts": ["1"]}]},
         {"numeric": [{"name": "x", "cuts": [True]}]},
         {"numeric": [{"name": "x", "cuts": [1], "more": 1}]},
+        {"numeric": [{"name": "x", "cuts": [10**309]}]},  # no float is as large
+        {"numeric": [{"name": "x", "cuts": [-(10**400), 1]}]},
         {"flags": [1]},
         {"flags": "sick"},
         {"categorical": {"sex": ["F"]}},

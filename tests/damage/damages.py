@@ -1,0 +1,89 @@
+"""Ways in which a state file is damaged, and the commands that are tried on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+Damage = Callable[[Path], object]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    """Flips the highest bit of the byte in the middle: text is no text any more."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x80
+    path.write_bytes(bytes(data))
+
+
+def _replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Damage] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": _cut,
+    "flipped": _flip,
+    "other": lambda path: path.write_bytes(b"[1]\n"),  # JSON of another type, and no key, certificate or database
+    "folder": _replace_by_folder,  # no user can read it, not even root
+}
+
+_SPOKEN = "ABCD-EF23-ABCD-EF23-ABCD-EF23-ABCD-EF23"
+NODE_COMMANDS = (
+    "status",
+    "decisions",
+    "study list",
+    "study list --offline",
+    "study show thyroid",
+    "study approve {study} --yes",
+    "study approve {study} --yes --runs 2",
+    "study revoke thyroid --yes",
+    "study audit thyroid",
+    "data check {data}",
+    "data check {data} --study thyroid",
+    "budget show",
+    "budget set --epsilon 20 --delta 1e-5 --yes",
+    "budget report --json",
+    "budget plan thyroid",
+    "budget export {out}",
+    "budget import {ledger}",
+    "budget recover --yes",
+    f"site confirm new={_SPOKEN}",
+    "site remove east",
+    "site list",
+    "enroll 127.0.0.1:1/" + "A" * 77,
+)
+COORDINATOR_COMMANDS = (
+    "init",
+    "status",
+    "site invite new",
+    "site list",
+    "site revoke east",
+    "study create {draft}",
+    "study list",
+    "study show thyroid",
+    "study show thyroid --json",
+    "run start thyroid --again",
+    "run list",
+    "run rounds {run}",
+    "run watch {run}",
+    "run stop {run}",
+    "run resume {run}",
+    "run metrics {run}",
+    "budget report",
+    "budget export east {out}",
+    "adapter export {run} {out} --override-audit no",
+    "adapter merge {run} {out} --override-audit no",
+    "adapter evaluate {run} --data {data} --unit-column patient_id",
+    "adapter routing {run} --tokens 8",
+    "audit privacy {run}",
+)
+
+SLOW = {"study audit thyroid", "audit privacy {run}"}  # seconds where nothing is damaged: tried on a few damages
+SERVERS = {"run", "serve"}  # started as processes of their own
+WITHOUT_HOME = {
+    "demo", "budget verify", "adapter combine",
+    "backbone build", "backbone import", "backbone list", "backbone show", "backbone routing",
+}  # fmt: skip
