@@ -69,8 +69,8 @@ def standing(home: Path, public_key: str) -> str:
     path = home / LEDGER_FILE
     try:
         kept = kept_head(home, public_key)
-        if kept is None and not path.exists():
-            return "none yet"
+        if not path.exists():
+            return "none yet" if kept is None else f"the ledger {path} is gone, by which something was sent. {WAY_ON}"
         with closing(EntryStore(path, is_new=False)) as store, store.read() as connection:
             found = list(store.load(connection, 0 if kept is None else kept.seq, 1))
     except (ClientNodeError, PrivacyError) as err:

@@ -175,6 +175,8 @@ class KnownUnits:
         """A transaction with the write lock, durable when it is left; all of it is undone by an error."""
         try:
             key = self._key()
+            if self._path.exists() and self._path.stat().st_size == 0:
+                raise damaged(self._path, "is empty", remedy=_REMEDY)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             engine = _engine(self._path)
             try:

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 from sqlalchemy import update
-from sqlalchemy.exc import OperationalError
 
-from ..errors import SuperLinkFailed
+from ..errors import StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..store import Store, migrate
 from ..store.tables import NodeRow
@@ -30,6 +29,7 @@ class Service:
     def __init__(self, home: Path) -> None:
         self._settings = load_settings(home)
         self._pki, self._store = Pki.load(home), Store.open(home)
+        self._store.require_tables()  # else an emptied database would become a new federation's
         migrate(self._store.url)
         self._register = Register(self._store, self._pki)
         self._superlink = SuperLink(home, self._settings.superlink_port)
@@ -82,8 +82,8 @@ class Service:
             self._drivers.tick()
         except SuperLinkFailed as err:
             self._complain(str(err))
-        except OperationalError as err:
-            self._complain(f"the database cannot be used ({err.orig}); is the disk full?")
+        except StoreUnavailable as err:
+            self._complain(str(err))
 
     def _complain(self, trouble: str) -> None:
         """Logs a trouble when it is new, and once a minute while it lasts."""

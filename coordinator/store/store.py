@@ -80,9 +80,8 @@ class Store:
             Conflict: the schema is an earlier version's, or a later one's.
             StateDamaged: the database holds no schema at all.
         """
+        self.require_tables()
         name = self._engine.url.database
-        if not inspect(self._engine).has_table("alembic_version"):
-            raise StateDamaged(f"{name} holds no federation's tables. {REMEDY}")
         with self.session() as session:
             version = session.scalar(text("SELECT version_num FROM alembic_version")) or ""
         if version < SCHEMA:
@@ -92,6 +91,11 @@ class Store:
             )
         if version > SCHEMA:
             raise Conflict(f"{name} is a later version's; install that version again. Nothing was changed")
+
+    def require_tables(self) -> None:
+        """Raises StateDamaged if the database holds no schema at all: it was emptied, or is another one."""
+        if not inspect(self._engine).has_table("alembic_version"):
+            raise StateDamaged(f"{self._engine.url.database} holds no federation's tables. {REMEDY}")
 
     @property
     def url(self) -> str:

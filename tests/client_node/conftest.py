@@ -261,6 +261,7 @@ def site_in(folder: Path) -> Site:
             {"name": "svi", "roles": ["train"], "address": "127.0.0.1:1", "coordinator": identity_of("coordinator")}
         )
     )
+    (home / "ca.crt").write_text(certificate_of("ca"))
     (home / "patients.csv").write_text(PATIENTS_CSV)
     found = Site(home, identity)
     found.write()

@@ -33,6 +33,7 @@ DAMAGES: dict[str, Damage] = {
 _SPOKEN = "ABCD-EF23-ABCD-EF23-ABCD-EF23-ABCD-EF23"
 NODE_COMMANDS = (
     "status",
+    "proxy",
     "decisions",
     "study list",
     "study list --offline",
@@ -60,7 +61,7 @@ COORDINATOR_COMMANDS = (
     "status",
     "site invite new",
     "site list",
-    "site revoke east",
+    "site revoke east --yes",
     "study create {draft}",
     "study list",
     "study show thyroid",
@@ -71,6 +72,7 @@ COORDINATOR_COMMANDS = (
     "run watch {run}",
     "run stop {run}",
     "run resume {run}",
+    "run abandon {run} --yes",
     "run metrics {run}",
     "budget report",
     "budget export east {out}",

@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.following import start_digest
@@ -23,6 +22,7 @@ from confide.coordinator.errors import (
     RunRefused,
     RunStopped,
     SitesMissing,
+    StoreUnavailable,
     SuperLinkFailed,
     TotalRefused,
     TransitionRefused,
@@ -453,7 +453,10 @@ def test_an_abandoned_run_is_taken_leave_of_and_never_driven_again(desk):
         (httpx.ConnectError("gone"), "the SuperLink does not answer as it should (ConnectError); trying again"),
         (SuperLinkFailed("it took 2 of 3 messages"), "the SuperLink does not answer as it should"),
         (OSError(errno.ENOSPC, "No space left on device", "envelope-0"), "No space left on device: envelope-0"),
-        (OperationalError("", {}, Exception("database is locked")), "the database cannot be used (database is locked)"),
+        (
+            StoreUnavailable("coordinator.db cannot be used just now"),
+            "coordinator.db cannot be used just now; trying again",
+        ),
     ],
     ids=["link", "superlink", "disk", "database"],
 )
