@@ -122,7 +122,7 @@ def _held_out_reasons(study: Study, policy: SitePolicy) -> list[str]:
     held_out = policy.held_out()
     if study.draft.evaluation is None or held_out is None:
         return []
-    found = check(held_out.data.path, held_out, study)
+    found = check(held_out.data.path, held_out, study, both_classes=False)
     return [] if found.is_fit else [_misfit(study, found)]
 
 

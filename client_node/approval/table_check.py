@@ -17,8 +17,8 @@ def check_table(home: Path, table: Path, study: str | None = None) -> DataReport
         study: name or hash of a study that the node has fetched, or path of a study.toml.
     """
     policy, path = load_policy(home), table.resolve()
-    if study is None:
-        found = check(path, policy)
-    else:
-        found = check(path, policy, load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study))
+    named = None
+    if study is not None:
+        named = load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study)
+    found = check(path, policy, named, both_classes=path != policy.data.heldout_path)
     return replace(found, objections=known_elsewhere(home, policy, path)) if found.is_fit else found

@@ -256,6 +256,8 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
         facts = {"file": report.path, "rows": report.rows, "units": report.units}
         if report.rows_per_unit:
             facts["rows of a unit"] = "{0} to {2}, median {1:g}".format(*report.rows_per_unit)
+        if report.labels:
+            facts["rows with label 0, 1"] = "{:,}, {:,}".format(*report.labels)
         show_facts("Table", facts, as_json=False)
         rows = [{"column": c.name, "in the file": c.own, "kind": c.kind, "missing": c.missing} for c in report.columns]
         show("Columns", rows, as_json=False)
@@ -266,7 +268,10 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
     for objection in report.objections:
         tell(objection)
     if report.problem_count:
-        err.print(f"{report.problem_count} problems; a study cannot use this table until they are mended.")
+        count, they = (
+            ("1 problem", "it is") if report.problem_count == 1 else (f"{report.problem_count} problems", "they are")
+        )
+        err.print(f"{count}; a study cannot use this table until {they} mended.")
 
 
 def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
