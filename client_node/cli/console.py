@@ -38,11 +38,11 @@ def is_at_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def agree(question: str, *, yes: bool) -> None:
+def agree(question: str, *, yes: bool, option: str = "--yes") -> None:
     """Asks the person at the terminal before what cannot be undone.
 
     Args:
-        yes: True if the person has agreed beforehand, by `--yes`.
+        yes: True if the person has agreed beforehand, by `option`.
 
     Raises:
         NotAgreed: the answer is no, or there is no terminal to ask at.
@@ -50,7 +50,7 @@ def agree(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not is_at_terminal():
-        raise NotAgreed(f"{question} There is no terminal to ask at, so nothing was changed; a script says --yes")
+        raise NotAgreed(f"{question} There is no terminal to ask at, so nothing was changed; a script says {option}")
     if not typer.confirm(question, err=True):
         raise NotAgreed("nothing was changed")
 
