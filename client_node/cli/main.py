@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, data, site, study
+from . import budget, data, setup, site, study
 from .application import JsonOption, application, until_stopped
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_decisions, show_enrolment, show_facts
@@ -15,6 +15,7 @@ app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
+app.command("init")(setup.init)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def call(site):
 
 @pytest.mark.process
 def test_every_command_explains_itself_without_loading_torch():
-    words = "enroll run status decisions study+list study+show study+approve study+revoke data+check budget+show "
+    words = "init enroll run status decisions study+list study+show study+approve study+revoke data+check budget+show "
     words += "budget+set site+confirm site+remove site+list budget+report budget+verify budget+plan budget+export "
     words += "budget+import budget+recover"
     script = (
