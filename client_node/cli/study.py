@@ -38,13 +38,14 @@ def study_list(
 @app.command("show")
 def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show all that approving a study means; with --json its canonical text, whose SHA-256 is its hash."""
+    from ..approval.assessment import outlook
     from ..approval.catalogue import find_study
 
     found = find_study(home, study)
     if as_json:
         sys.stdout.write(found.canonical().decode() + "\n")
     else:
-        show_study(found)
+        show_study(found, outlook(home, found))
 
 
 @app.command("approve")

@@ -13,8 +13,10 @@ from ..login import login_name
 from ..spoken_hash import words
 from ..study import Study
 from .console import err, out, print_json, show_hash, show_page, table_of, tell
+from .outlook import outlook_lines, readers
 
 if TYPE_CHECKING:  # accounting takes seconds to import
+    from ..approval.assessment import Outlook
     from ..approval.budget_planning import BudgetPlan
     from ..approval.site_budget import CapChange, SiteAccount, SiteRun
     from ..approval.study_decisions import Fetched, KnownStudy, Proposal
@@ -103,8 +105,11 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
         show_hash(each.study.name, each.study.study_hash)
 
 
-def show_study(study: Study) -> None:
-    """Prints everything that a person approves with a study."""
+def show_study(study: Study, outlook: "Outlook | None" = None) -> None:
+    """Prints everything that a person approves with a study; at a site first, in a sentence, what matters there."""
+    if outlook is not None:
+        for line in outlook_lines(outlook):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
     show_hash(study.name, study.study_hash)
     for title, facts in study_facts(study).items():
         show_facts(title, facts, as_json=False)
@@ -120,14 +125,11 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
     """Says in a few sentences what an approval would mean: who reads what, its cost here, its runs, its end."""
     assessment, runs = proposal.assessment, proposal.runs
     study, quote = assessment.study, assessment.quote
-    parties = ", ".join(party.name for party in study.aggregators)
     lines = [f"Study {study.name} {study.study_hash}"]
     if assessment.trains:
-        noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
-        lines.append(
-            f"Who reads what: coordinator, aggregators and other sites read sums over {study.quorum} sites or more, "
-            f"{noise}. Only {parties} together could open what this site sends. No record leaves it."
-        )
+        lines.append(f"{readers(study)}. No record leaves it.")
+        if assessment.remark:
+            lines.append(assessment.remark)
     if assessment.aggregates:
         lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
     if quote is not None:
@@ -208,8 +210,13 @@ def show_cap_change(change: "CapChange") -> None:
         f"Cap: epsilon {old.epsilon:g} -> {new.epsilon:g}, delta {old.delta:g} -> {new.delta:g}, colluding "
         f"{old.collusion} -> {new.collusion}; guaranteed so far {rounded_up(change.guaranteed)}"
     )
+    if new.epsilon > old.epsilon:
+        tell(f"Raised from {old.epsilon:g} to {new.epsilon:g}.")
     if change.is_spent:
-        tell("What is charged is over the new cap already: no round of any study is charged under it.")
+        tell(
+            f"Below what is spent, {rounded_up(change.guaranteed)}. What is charged is over the new cap already: no "
+            "round of any study is charged under it."
+        )
 
 
 def show_step_audit(found: "StepAudit", as_json: bool) -> None:
