@@ -1,12 +1,14 @@
 """The application `client-node`: enrolment, daemon and status. Exit codes are those of `application`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import budget, data, setup, site, study
 from .application import JsonOption, application, until_stopped
+from .console import tell
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_decisions, show_enrolment, show_facts
 
@@ -20,7 +22,9 @@ app.command("init")(setup.init)
 
 @app.command()
 def enroll(
-    code: Annotated[str, typer.Argument(help="The one-time code from the operator; - reads it from standard input.")],
+    code: Annotated[
+        str, typer.Argument(help="The one-time code from the operator, or NAME.join; - reads it from standard input.")
+    ],
     home: HomeOption = DEFAULT_HOME,
     party_address: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other aggregators reach this node, if it aggregates.")
@@ -28,9 +32,14 @@ def enroll(
     as_json: JsonOption = False,
 ) -> None:
     """Join the federation that issued CODE. Keys are made here and stay here."""
-    from ..enrolment import enrol
+    from ..enrolment import enrol, join_file
 
-    found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
+    if code.endswith(join_file.SUFFIX):
+        join = join_file.read_join_file(Path(code))
+        found = enrol(join.code, home, party_address=party_address)
+        tell(f"The code in {code} is used; delete the file.")
+    else:
+        found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
     show_enrolment(found, home, as_json)
 
 

@@ -1,7 +1,8 @@
 """Enrolment of a node in a federation: its keys, and the invitation that it answers.
 
 `NodeIdentity` makes and keeps the two private keys. `enrol` joins the federation that issued a code, and `Enrolment` is
-the node's record of it. `fetch_studies` asks for the studies on offer. `protocol` has the messages of both ends.
+the node's record of it. `join_file` has code and next steps in one file. `fetch_studies` asks for the studies on offer.
+`protocol` has the messages of both ends.
 
 An invitation is one line of text, on paper or by telephone if need be; case and spaces do not matter:
 
@@ -14,4 +15,14 @@ True
 from .identity import NodeIdentity
 from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies
 
-__all__ = ["Enrolment", "InvitationCode", "NodeIdentity", "Role", "enrol", "fetch_studies", "identity", "protocol"]
+__all__ = [
+    "Enrolment",
+    "InvitationCode",
+    "NodeIdentity",
+    "Role",
+    "enrol",
+    "fetch_studies",
+    "identity",
+    "join_file",
+    "protocol",
+]

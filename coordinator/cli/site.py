@@ -1,5 +1,6 @@
 """The commands `coordinator site`: invite, list and revoke sites."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,21 +9,28 @@ from ...client_node.cli.application import JsonOption, group
 from ...client_node.cli.console import out
 from ..federation import members, opened_store
 from .options import DEFAULT_HOME, HomeOption
-from .tables import show_invitation, show_members
+from .tables import show_invitations, show_join_files, show_members
 
 app = group("Who takes part.")
 
 
 @app.command("invite")
 def site_invite(
-    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Lower-case letters, digits, _ and -.")],
     role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write NAME.join with code and next steps instead; a folder for several names."),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
     with opened_store(home) as store:
-        show_invitation(members.invite(store, home, name, role or ["train"]), as_json)
+        invited = members.invite(store, home, names, role or ["train"])
+    if file is not None:
+        return show_join_files(members.write_invitations(invited, home, file), as_json)
+    show_invitations(invited, as_json)
 
 
 @app.command("list")
