@@ -4,8 +4,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +16,11 @@ from rich.table import Table
 from ..errors import NotAgreed
 from ..spoken_hash import words
 
+if TYPE_CHECKING:  # cryptography and httpx take their time to import
+    from ..health import Finding
+
 _WORDS_A_LINE = 6
+_SIGNS = {"ok": "OK", "warning": "warning", "failed": "FAILED"}
 
 out, err = Console(), Console(stderr=True)
 
@@ -101,6 +106,27 @@ def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_j
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print("Everything holds." if found.ok else "This report does not hold.")
     return found.ok
+
+
+def show_findings(findings: "Sequence[Finding]", as_json: bool) -> bool:
+    """Prints findings of a check-up, one a line with its remedy below; returns True if nothing has failed."""
+    failed = sum(each.state == "failed" for each in findings)
+    if as_json:
+        print_json([asdict(each) for each in findings])
+        return not failed
+    lines = [
+        line
+        for each in findings
+        for line in (
+            f"{_SIGNS[each.state]:<8} {each.check}: {each.detail}",
+            each.remedy and f"{'':<8} -> {each.remedy}",
+        )
+        if line
+    ]
+    warned = sum(each.state == "warning" for each in findings)
+    for line in (*lines, f"{len(findings)} checked: {failed} failed, {warned} to be looked at."):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not failed
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import budget, data, setup, site, study
+from . import budget, data, doctor, setup, site, study
 from .application import JsonOption, application, until_stopped
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption
@@ -18,6 +18,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 app.command("init")(setup.init)
+app.command("doctor")(doctor.doctor)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from ...client_node.cli.application import JsonOption, application, until_stoppe
 from ...client_node.cli.console import out
 from ..errors import CoordinatorError
 from ..federation import Settings, create_home, load_settings, members, opened_store
-from . import adapter, audit, backbone, budget, run, site, study
+from . import adapter, audit, backbone, budget, doctor, run, site, study
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_status
 
@@ -21,6 +21,7 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(audit.app, name="audit")
+app.command("doctor")(doctor.doctor)
 
 _FIRST_EXAMPLE = "thyroid"
 
