@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from . import budget, data, doctor, setup, site, study
-from .application import JsonOption, application, until_stopped
+from .application import JsonOption, application
 from .console import tell
-from .options import DEFAULT_HOME, HomeOption
+from .options import DEFAULT_HOME, HomeOption, YesOption
+from .serving import serve_node
 from .tables import show_decisions, show_enrolment, show_facts
 
 app = application("Take part in a federation: enrol, decide what may run, see what it cost.")
@@ -30,9 +31,17 @@ def enroll(
     party_address: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other aggregators reach this node, if it aggregates.")
     ] = None,
+    table: Annotated[Path | None, typer.Option(help="A table to describe in the same step, as `init` does.")] = None,
+    study: Annotated[str | None, typer.Option(help="With --table: path of a study.toml to match columns with.")] = None,
+    unit_column: Annotated[str | None, typer.Option(help="With --table: says whose record a row is.")] = None,
+    backbone: Annotated[str, typer.Option(help="With --table: folder that the operator sent.")] = "backbone",
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Join the federation that issued CODE. Keys are made here and stay here."""
+    """Join the federation that issued CODE. Keys are made here and stay here.
+
+    With --table a first site.toml is written, too; if that fails, the node has enrolled, and `init` does it.
+    """
     from ..enrolment import enrol, join_file
 
     if code.endswith(join_file.SUFFIX):
@@ -41,15 +50,15 @@ def enroll(
         tell(f"The code in {code} is used; delete the file.")
     else:
         found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
+    if table is not None:
+        setup.describe(home, table, setup.Wanted(study, unit_column, backbone=backbone), yes=yes, quiet=as_json)
     show_enrolment(found, home, as_json)
 
 
 @app.command()
 def run(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; only approved studies run."""
-    from .. import daemon
-
-    raise typer.Exit(daemon.run(home, until_stopped("httpx", "httpx2", "httpcore", "flwr")))
+    serve_node(home)
 
 
 @app.command()

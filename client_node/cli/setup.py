@@ -1,5 +1,6 @@
 """The command `client-node init`: writes a first site.toml from this site's table."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,6 @@ def init(
     label_column: Annotated[
         str | None, typer.Option(help="Column of what is learned, if the study calls it so.")
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="The word for whom privacy protects, as studies use it.")] = None,
     name: Annotated[str | None, typer.Option(help="What the ledger calls the data set; by default the file's.")] = None,
     epsilon: Annotated[float, typer.Option(help="Cap for one unit over all studies: your own decision.")] = 4.0,
     backbone: Annotated[str, typer.Option(help="Folder of the backbone that the operator sends.")] = "backbone",
@@ -34,33 +34,57 @@ def init(
 
     An existing site.toml is left as it is.
     """
+    wanted = Wanted(study, unit_column, label_column, name, epsilon, backbone)
+    facts = describe(home, table, wanted, yes=yes, quiet=as_json)
+    if as_json:
+        print_json(facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The settings of a first site.toml that were said beforehand."""
+
+    study: str | None = None
+    unit_column: str | None = None
+    label_column: str | None = None
+    name: str | None = None
+    epsilon: float = 4.0
+    backbone: str = "backbone"
+
+
+def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool) -> dict[str, object]:
+    """Writes a first site.toml, asks for what it needs, and returns what it wrote; `quiet` prints nothing.
+
+    Raises:
+        NotAgreed: nobody can be asked whose record a row is.
+        PolicyInvalid: there is a site.toml.
+    """
     from ..approval.table_check import draft_of
     from ..data import site_draft
 
     site_draft.require_no_policy(home)
-    terms = None if study is None else draft_of(home, study).data
+    terms = None if wanted.study is None else draft_of(home, wanted.study).data
     found = site_draft.sketch(table.resolve())
     rows = [{"column": column, "seems to be": kind} for column, kind in found.kinds.items()]
-    if not as_json:
+    if not quiet:
         show(f"Columns of {table.name}", rows, as_json=False)
-    chosen = unit_column or _ask_unit_column(found.unit_columns, yes=yes)
+    chosen = wanted.unit_column or _ask_unit_column(found.unit_columns, yes=yes)
     wishes = site_draft.PolicyWishes(
-        name=name or site_draft.data_set_name(table),
-        unit=unit or (terms.unit if terms else site_draft.unit_word(chosen)),
+        name=wanted.name or site_draft.data_set_name(table),
+        unit=terms.unit if terms else site_draft.unit_word(chosen),
         unit_column=chosen,
-        label_column=label_column,
-        epsilon=epsilon,
-        backbone=backbone,
+        label_column=wanted.label_column,
+        epsilon=wanted.epsilon,
+        backbone=wanted.backbone,
     )
     written = site_draft.write_policy(home, site_draft.site_toml(found, wishes, terms))
-    guesses = site_draft.own_names(terms, found, label_column=label_column) if terms else {}
-    if as_json:
-        facts = {"file": str(written), "unit": wishes.unit, "unit_column": chosen, "columns": rows, "guessed": guesses}
-        return print_json(facts)
-    for wanted, own in guesses.items():
-        tell(f"The study's {wanted}: {f'taken to be {own}; look at it' if own else 'no column like it'}")
-    out.print(f"Written: {written}. Look through it.", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"Next: client-node data check {table} --study STUDY", highlight=False, markup=False, soft_wrap=True)
+    guesses = site_draft.own_names(terms, found, label_column=wanted.label_column) if terms else {}
+    if not quiet:
+        for name, own in guesses.items():
+            tell(f"The study's {name}: {f'taken to be {own}; look at it' if own else 'no column like it'}")
+        for line in (f"Written: {written}. Look through it.", f"Next: client-node data check {table} --study STUDY"):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+    return {"file": str(written), "unit": wishes.unit, "unit_column": chosen, "columns": rows, "guessed": guesses}
 
 
 def _ask_unit_column(guesses: tuple[str, ...], *, yes: bool) -> str:

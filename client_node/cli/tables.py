@@ -56,13 +56,18 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
 
 
 def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
-    """Prints the federation that this node has joined, and the next steps."""
+    """Prints the federation that this node has joined, its key's fingerprint, and the next steps."""
+    from ..approval.confirmed_sites import fingerprint
+    from ..enrolment import NodeIdentity
+
+    spoken = fingerprint(NodeIdentity.load(home).identity_hex)
     if as_json:
         facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
-        return print_json(facts)
+        return print_json(facts | {"fingerprint": spoken})
     out.print(f"This node is [bold]{found.name}[/] in the federation at {found.address}: {', '.join(found.roles)}.")
     if "train" in found.roles:
-        out.print(f"Next: describe the data in {home / 'site.toml'}, then: client-node data check DATA")
+        out.print(f"Read this fingerprint of its key to the aggregators' people: {spoken}", soft_wrap=True)
+        out.print("Next: client-node init TABLE, if there is no site.toml yet, then: client-node data check TABLE")
     if "aggregate" in found.roles:
         out.print("Confirm the sites that you will add up: client-node site confirm NAME=FINGERPRINT")
     out.print("Then: client-node study list, client-node study approve HASH, client-node run")

@@ -8,6 +8,7 @@ import typer
 from ...client_node.cli.application import PROBLEMS, JsonOption
 from ...client_node.cli.console import agree, err, out, print_json, tell
 from ..federation import members, opened_store
+from .backbone import backbone_build
 from .options import DEFAULT_HOME, HomeOption, UnitsOption, UnusedExpertsOption
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -23,6 +24,7 @@ def study_init(
     epsilon: Annotated[float, typer.Option(min=0.0, help="What a whole run may cost one of them.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Updates that are summed and applied.")] = 40,
     backbone: Annotated[str, typer.Option(help="Folder of the frozen model, beside the file.")] = "backbone",
+    build: Annotated[bool, typer.Option("--build", help="Then build that model, as `backbone build` does.")] = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Write a first study.toml, with comments, from a data dictionary and the sites that were invited. Reads no record.
@@ -41,7 +43,9 @@ def study_init(
     with file.open("x", encoding="utf-8") as draft:
         draft.write(text)
     out.print(f"Study {wishes.name} drafted in {file}.", highlight=False, markup=False, soft_wrap=True)
-    if not described.is_text:
+    if build and not described.is_text:
+        backbone_build(file, file.parent / backbone)
+    elif not described.is_text:
         tell(f"Next: coordinator backbone build {file} {file.parent / backbone}")
     tell(f"Then: coordinator study check {file} --units {units}")
 

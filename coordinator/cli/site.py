@@ -18,6 +18,9 @@ app = group("Who takes part.")
 def site_invite(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Lower-case letters, digits, _ and -.")],
     role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
+    aggregator: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One more, to aggregate only; may be repeated.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--out", help="Write NAME.join with code and next steps instead; a folder for several names."),
@@ -27,7 +30,8 @@ def site_invite(
 ) -> None:
     """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
     with opened_store(home) as store:
-        invited = members.invite(store, home, names, role or ["train"])
+        guests = [(name, role or ["train"]) for name in names] + [(name, ["aggregate"]) for name in aggregator or ()]
+        invited = members.invite(store, home, guests)
     if file is not None:
         return show_join_files(members.write_invitations(invited, home, file), as_json)
     show_invitations(invited, as_json)

@@ -50,13 +50,14 @@ def members(store: Store) -> list[Member]:
     ]
 
 
-def invite(store: Store, home: Path, names: Sequence[str], roles: Sequence[str]) -> list[Invitation]:
-    """Makes a one-time code for each of `names`, with which a site of that name can enrol.
+def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]) -> list[Invitation]:
+    """Makes a one-time code for each guest, a name with roles, with which a site of that name can enrol.
 
     Raises:
-        Conflict: a name is invalid, given twice or enrolled already, or one of `roles` is no role; nobody is invited.
+        Conflict: a name is invalid, given twice or enrolled already, or a role is none; nobody is invited then.
     """
-    parsed = parse_roles(roles)
+    parsed = [(name, parse_roles(roles)) for name, roles in guests]
+    names = [name for name, _ in parsed]
     if wrong := [name for name in names if not _NAME.fullmatch(name)]:
         raise Conflict(
             f"{', '.join(map(repr, wrong))} is no name for a site; use up to 63 of a-z, 0-9, _ and -, beginning with "
@@ -70,7 +71,7 @@ def invite(store: Store, home: Path, names: Sequence[str], roles: Sequence[str])
             "was invited"
         )
     register, address = Register(store, Pki.load(home)), load_settings(home).address
-    return [Invitation(name, parsed, register.invite(name, parsed, address)) for name in names]
+    return [Invitation(name, roles, register.invite(name, roles, address)) for name, roles in parsed]
 
 
 def write_invitations(invitations: Sequence[Invitation], home: Path, path: Path) -> list[Path]:

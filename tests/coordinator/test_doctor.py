@@ -90,7 +90,7 @@ def test_a_certificate_for_another_name_is_found(home):
 
 def test_invitations_that_wait_or_are_too_old_are_told(home):
     with opened_store(home) as store:
-        members.invite(store, home, ["north", "south"], ["train"])
+        members.invite(store, home, [("north", ["train"]), ("south", ["train"])])
         with store.session() as session:
             session.get(NodeRow, "south").invite_expires = 1.0
     assert of(home, "invitations") == [("warning", "not used yet: north"), ("warning", "expired: south")]

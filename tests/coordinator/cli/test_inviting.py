@@ -32,6 +32,14 @@ def test_an_invitation_is_written_to_a_file_and_not_shown(call, tmp_path):
     assert join.code.split("/")[1] not in result.output
 
 
+def test_sites_and_aggregators_are_invited_at_once(call):
+    rows = json.loads(call("site", "invite", "a", "b", "--aggregator", "x", "--aggregator", "y", "--json").stdout)
+    assert [(row["name"], row["roles"]) for row in rows] == [
+        ("a", ["train"]), ("b", ["train"]), ("x", ["aggregate"]), ("y", ["aggregate"]),
+    ]  # fmt: skip
+    assert "named more than once" in lined(call("site", "invite", "c", "--aggregator", "c", code=FAILED).stderr)
+
+
 def test_several_invitations_are_files_in_a_folder(call, tmp_path):
     call("site", "invite", "agg-a", "agg-b", "--role", "aggregate", "--out", tmp_path / "codes")
     assert sorted(path.name for path in (tmp_path / "codes").iterdir()) == ["agg-a.join", "agg-b.join"]
