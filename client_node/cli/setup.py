@@ -75,7 +75,7 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
         unit_column=chosen,
         label_column=wanted.label_column,
         epsilon=wanted.epsilon,
-        backbone=wanted.backbone,
+        backbone=str(Path(wanted.backbone).resolve()) if Path(wanted.backbone).is_dir() else wanted.backbone,
     )
     written = site_draft.write_policy(home, site_draft.site_toml(found, wishes, terms))
     guesses = site_draft.own_names(terms, found, label_column=wanted.label_column) if terms else {}

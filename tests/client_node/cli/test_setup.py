@@ -64,3 +64,13 @@ def test_no_cell_is_shown(site, call):
     result = call("init", site.home / "patients.csv", "--yes")
     assert "patient_id" in result.stdout
     assert not [cell for cell in ("zq7", "zq8", "zq9", "0.123") if cell in result.output]
+
+
+def test_a_backbone_is_found_from_where_the_command_is_typed(site, call, tmp_path, monkeypatch):
+    (tmp_path / "sent").mkdir()
+    monkeypatch.chdir(tmp_path)
+    call("init", site.home / "patients.csv", "--yes", "--backbone", "sent")
+    assert load_policy(site.home).backbone.directory == tmp_path / "sent"
+    (site.home / "site.toml").unlink()
+    call("init", site.home / "patients.csv", "--yes", "--backbone", "later")
+    assert load_policy(site.home).backbone.directory == site.home / "later"
