@@ -1,6 +1,7 @@
 """The check-up of a node: everything that can be looked at without a run, each finding with its remedy.
 
-Findings count records and stay at the site. To add a check, write a function and add it to `CHECKS`.
+Findings count records and stay at the site. Nothing is changed; the coordinator's studies are fetched, as `study list`
+does. To add a check, write a function and add it to `CHECKS`.
 """
 
 import socket
@@ -18,12 +19,11 @@ from ..models.errors import ModelError
 from ..models.rounding import rounded_up
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
-from . import daemon
+from . import daemon, ledger_head
 from .approval import charges, site_budget, study_decisions, table_check
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
 from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
-from .ledger_head import LedgerHead
 from .policy import SitePolicy, load_policy
 from .policy.site_policy import FILE as POLICY_FILE
 
@@ -169,10 +169,12 @@ def _backbone(node: _Node) -> Iterable[Finding]:
 def _ledger(node: _Node) -> Iterable[Finding]:
     if not node.has_role("train"):
         return []
-    if not (node.home / charges.LEDGER_FILE).exists() and not (node.home / "keys" / "ledger.head").exists():
-        return [Finding("ledger", "ok", "nothing was charged yet")]
+    if not (node.home / charges.LEDGER_FILE).exists():
+        if not (node.home / ledger_head.FILE).exists():
+            return [Finding("ledger", "ok", "nothing was charged yet")]
+        return [Finding("ledger", "failed", f"{charges.LEDGER_FILE} is gone", "docs/site.md, Ledger lost")]
     with charges.open_ledger(node.home, NodeIdentity.load(node.home), node.enrolment) as ledger:
-        LedgerHead(node.home, ledger).require()
+        ledger_head.LedgerHead(node.home, ledger).require()
         entries = ledger.head.seq + 1
     found = [Finding("ledger", "ok", f"{entries} entries, each signed and in its chain")]
     for account in site_budget.accounts(node.home):

@@ -130,7 +130,7 @@ def gate_at(address: str, ca_pem: str, path: str) -> list[Finding]:
         ):
             shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
             told = response.headers.get("date")
-    except httpx.HTTPError as err:
+    except (httpx.HTTPError, httpx.InvalidURL) as err:
         remedy = "is `coordinator serve` running, the address right, the port open in every firewall between?"
         if "CERTIFICATE_VERIFY_FAILED" in str(err):
             remedy = "another coordinator answers there, its certificate has ended, or this machine's clock is wrong"

@@ -24,6 +24,8 @@ from .federation import Pki, Settings, load_settings, members, opened_store
 from .studies.catalogue import load_study, study_start
 
 _SILENT_S = 60.0  # without a driver's heartbeat
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HERE = ("127.0.0.1", "localhost", "0.0.0.0", "")  # noqa: S104
 _RENEW = "renew it: docs/operator.md, Certificates"
 
 
@@ -64,7 +66,7 @@ def _settings(of: _Federation) -> Iterable[Finding]:
         socket.getaddrinfo(host, settings.port)
     except OSError as err:
         found.append(Finding("address", "failed", f"{host} does not resolve: {err}", "correct the name server's entry"))
-    if settings.listen in ("127.0.0.1", "localhost", "::1") and host not in ("127.0.0.1", "localhost", "::1"):
+    if settings.listen in _LOOPBACK and host not in _LOOPBACK:
         found.append(
             Finding("address", "warning", f"sites dial {host}, and the gate listens on {settings.listen} only",
                     "a proxy on this machine must pass connections on; else found it anew with --listen 0.0.0.0")
@@ -106,7 +108,9 @@ def _gate(of: _Federation) -> Iterable[Finding]:
         return []
     settings = of.settings
     if _is_open(settings.listen, settings.port):
-        return gate_at(settings.address, of.pki.ca_path.read_text(), protocol.CA_PATH)
+        # Nodes' doctors ask at the public address, which this machine may not reach itself.
+        address = f"127.0.0.1:{settings.port}" if settings.listen in _HERE else settings.address
+        return gate_at(address, of.pki.ca_path.read_text(), protocol.CA_PATH)
     found = [
         Finding("gate", "warning", "`serve` does not run: nothing is driven, nobody can enrol", "coordinator serve")
     ]
@@ -117,7 +121,7 @@ def _gate(of: _Federation) -> Iterable[Finding]:
 
 
 def _is_open(host: str, port: int) -> bool:
-    reached = "127.0.0.1" if host in ("0.0.0.0", "") else "::1" if host == "::" else host  # noqa: S104
+    reached = "127.0.0.1" if host in _HERE else "::1" if host == "::" else host
     try:
         with socket.create_connection((reached, port), timeout=5):
             return True

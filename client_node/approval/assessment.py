@@ -13,7 +13,7 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Charge, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
-from ..errors import ChargeRefused, PolicyInvalid
+from ..errors import ChargeRefused, ClientNodeError, PolicyInvalid
 from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
 from .charges import Standing, beside, known_elsewhere, planned_charges, standing
@@ -75,7 +75,7 @@ def outlook(home: Path, study: Study) -> Outlook:
     try:
         stands = standing(home, policy, charges)
         return Outlook(study, trains, aggregates, stands.planned(charges), stands.quote(), "", remark)
-    except (PrivacyError, ChargeRefused) as err:
+    except (PrivacyError, ClientNodeError) as err:
         return Outlook(study, trains, aggregates, None, None, str(err), remark)
 
 

@@ -8,7 +8,7 @@ from .options import DEFAULT_HOME, HomeOption
 
 
 def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Check everything here that can be checked without a run, and say what to do. Changes nothing.
+    """Check everything here that can be checked without a run, and say what to do. Decides nothing.
 
     What it counts is for you alone. Exit code 1: something has failed.
     """

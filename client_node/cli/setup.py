@@ -93,5 +93,5 @@ def _ask_unit_column(guesses: tuple[str, ...], *, yes: bool) -> str:
         return guesses[0]
     if yes or not is_at_terminal():
         guess = f"; --yes takes {guesses[0]}" if guesses and not yes else ""
-        raise NotAgreed(f"which column says whose record a row is? Say --unit-column{guess}. Nothing was written")
+        raise NotAgreed(f"which column says whose record a row is? Say --unit-column{guess}. No site.toml was written")
     return str(typer.prompt("Which column says whose record a row is?", default=next(iter(guesses), None), err=True))

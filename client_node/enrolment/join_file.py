@@ -7,7 +7,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from ...models.strict import Digest, Name, StrictModel, Text, contradictions
 from ..errors import CodeExpired, CodeInvalid
@@ -32,7 +32,7 @@ class JoinFile(StrictModel):
     federation: Text
     address: Address  # of the coordinator's gate, as in the code
     ca_sha256: Digest  # of the CA certificate, as in the code
-    expires: dt.datetime
+    expires: AwareDatetime
     next: Annotated[tuple[Text, ...], Field(max_length=16)] = ()  # commands, for people
     code: Annotated[str, Field(min_length=1, max_length=1000, repr=False)]
 

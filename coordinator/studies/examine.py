@@ -12,6 +12,7 @@ from ...client_node.study import StudyDraft, cost, load_draft
 from ...client_node.training.study_model import load_study_model, unused_experts
 from ...models.errors import BackboneMismatch, InvalidBackbone, InvalidPrompt, ModelError, TargetMissing
 from ...models.evaluation.router_statistics import describe_experts
+from ...mpc.errors import MpcError
 from ...privacy.accounting import epsilon_pld
 from ..errors import StudyRefused
 from ..store import Store
@@ -102,7 +103,7 @@ def examine(
         draft = cost.solve_noise(draft, dim)
         if draft.privacy.mode != "none":
             epsilon = epsilon_pld(cost.releases_of_draft(draft, dim), draft.privacy.delta, draft.privacy.collusion)
-    except StudyInvalid as err:
+    except (StudyInvalid, MpcError) as err:  # no noise reaches the target, or no ring holds the sum
         problems.append(err)
     asked = questions(Facts(draft=draft, units=units, epsilon=epsilon))
     parts = None

@@ -107,3 +107,10 @@ def test_the_command_prints_one_line_a_check_and_fails_if_one_has(tmp_path):
     assert "FAILED   enrolment: in no federation yet\n         -> client-node enroll CODE" in result.stdout
     rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert {row["state"] for row in rows} <= {"ok", "warning", "failed"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_ledger_that_is_gone_is_told_and_not_made_anew(site):
+    (site.home / "keys" / "ledger.head").write_text("{}")
+    assert of(examine_node(site.home), "ledger") == [("failed", "ledger.db is gone")]
+    assert not (site.home / "ledger.db").exists()

@@ -46,7 +46,7 @@ def test_a_policy_that_is_there_is_not_overwritten(site, call):
 
 def test_a_script_says_which_column_is_meant(site, call):
     refused = call("init", site.home / "patients.csv", code=FAILED)
-    assert "Say --unit-column; --yes takes patient_id. Nothing was written" in refused.stderr
+    assert "Say --unit-column; --yes takes patient_id. No site.toml was written" in refused.stderr
     assert not (site.home / "site.toml").exists()
     facts = json.loads(call("init", site.home / "patients.csv", "--unit-column", "age", "--json").stdout)
     assert (facts["unit_column"], facts["unit"]) == ("age", "person")

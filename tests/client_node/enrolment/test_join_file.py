@@ -46,7 +46,7 @@ def test_it_says_what_is_to_be_done_and_its_repr_has_no_code(federation, join, t
 @pytest.mark.parametrize(
     ("key", "value"),
     [("code", "127.0.0.1:1/ABC"), ("address", "elsewhere:1"), ("ca_sha256", "00" * 32), ("format", "2"), ("more", 1),
-     ("roles", []), ("name", "No Name")],
+     ("roles", []), ("expires", "2099-01-01T00:00:00"), ("expires", "soon"), ("name", "No Name")],
 )  # fmt: skip
 def test_a_file_that_was_changed_is_refused_without_a_word_of_its_code(join, tmp_path, key, value):
     plain = json.loads(join.model_dump_json()) | {key: value}
