@@ -40,8 +40,8 @@ from .identity import NodeIdentity
 
 Role = Literal["train", "aggregate"]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-ADDRESS = r"^[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}$"
-Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
+_ADDRESS = r"^[A-Za-z0-9.:\[\]-]{1,255}:[0-9]{1,5}$"
+Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 
 CA_PATH, ENROLL_PATH, STUDIES_PATH = "/confide/v1/ca", "/confide/v1/enroll", "/confide/v1/studies"
 SIGNATURE_HEADER = "confide-signature"
@@ -76,7 +76,7 @@ class InvitationCode:
             raw = base64.b32decode(tail.upper() + "=" * (-len(tail) % 8))
         except ValueError:
             raw = b""
-        if not re.fullmatch(ADDRESS, address) or len(raw) != _SECRET_BYTES + 32:
+        if not re.fullmatch(_ADDRESS, address) or len(raw) != _SECRET_BYTES + 32:
             raise CodeInvalid(
                 "this is not a whole invitation code (HOST:PORT/LETTERS); copy it again from the invitation"
             )

@@ -586,18 +586,3 @@ def test_only_known_models_are_imported_and_into_new_folders(tmp_path):
 def test_json_output_has_no_number_outside_json(capsys):
     print_json({"epsilon": math.inf, "rows": [(1.5, math.inf)]})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"epsilon": "inf", "rows": [[1.5, "inf"]]}
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("--port", "9443", "--superlink-port", "9443"), "port 9443 is meant for the gate and for the SuperLink"),
-        (("--host", "my host"), "'my host:9443' is nothing that sites can dial"),
-        ((), "holds other files (notes.txt)"),
-    ],
-)
-def test_init_refuses_what_is_surely_wrong(tmp_path, words, told):
-    if not words:
-        (tmp_path / "notes.txt").write_text("mine")
-    assert told in lined(invoke("init", "--home", tmp_path, *words, code=FAILED).stderr)
-    assert {path.name for path in tmp_path.iterdir()} <= {"notes.txt"}
