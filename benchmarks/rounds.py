@@ -18,15 +18,23 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from confide.client_node.enrolment import Enrolment, NodeIdentity, enrol
 from confide.client_node.enrolment.identity import fingerprint
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest
 from confide.client_node.flower import WarmNode
+from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
+from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
 
@@ -68,7 +76,6 @@ def serve_node(home: Path) -> int:
 
 def measure(home: Path, plan: dict) -> dict[str, list[float]]:
     """Seconds of each round, by mode."""
-    (home / "plan.json").write_text(json.dumps(plan))
     pki = Pki.create(home, [])
     superlink = SuperLink(home, 0, fab=Path(__file__).resolve().parent / "rounds_fab")
     register = Register(superlink, pki)
@@ -91,10 +98,10 @@ def measure(home: Path, plan: dict) -> dict[str, list[float]]:
             ]
             for number, name in enumerate(SITES)
         }  # fmt: skip
-        return {mode: run(home, superlink, mode, nodes) for mode, nodes in (("warm", warm), ("stock", stock))}
+        return {mode: run(home, superlink, mode, nodes, plan) for mode, nodes in (("warm", warm), ("stock", stock))}
 
 
-def run(home: Path, superlink: SuperLink, mode: str, nodes: dict[str, list[str]]) -> list[float]:
+def run(home: Path, superlink: SuperLink, mode: str, nodes: dict[str, list[str]], plan: dict) -> list[float]:
     with ExitStack() as stack:
         for name, command in nodes.items():
             environment = os.environ | {
@@ -106,13 +113,50 @@ def run(home: Path, superlink: SuperLink, mode: str, nodes: dict[str, list[str]]
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             stack.callback(node.wait)
             stack.callback(node.terminate)
-        superlink.submit(mode)
-        result, end = home / f"{mode}.json", time.monotonic() + 400
-        while not result.exists():
-            if time.monotonic() > end:
-                raise SystemExit(f"the {mode} rounds did not end; see {superlink.log_path}")
-            time.sleep(0.1)
-        return json.loads(result.read_text())
+        with open_grid(superlink.port, Pki.load(home).ca_path, superlink.submit().token) as grid:
+            one_round = warm_round(grid, home, plan) if mode == "warm" else stock_round(grid, plan)
+            return [timed(one_round) for _ in range(plan["rounds"][mode])]
+
+
+def timed(one_round: Callable[[], None]) -> float:
+    began = time.monotonic()
+    one_round()
+    return time.monotonic() - began
+
+
+def stock_round(grid: Grid, plan: dict) -> Callable[[], None]:
+    """A round as Flower's strategies make it."""
+    update = np.random.default_rng(0).standard_normal(plan["bytes"] // 4).astype(np.float32)
+    nodes = wait_until(lambda: [node.node_id for node in grid.get_nodes() if node.online_until > time.time()], plan)
+
+    def one_round() -> None:
+        record = RecordDict({"update": ArrayRecord([update])})
+        replies = list(grid.send_and_receive([Message(record, node, "train", ttl=120) for node in nodes], timeout=120))
+        assert len(replies) == len(nodes), replies
+        assert all(reply.content["update"].to_numpy_ndarrays()[0].size == update.size for reply in replies)
+
+    return one_round
+
+
+def warm_round(grid: Grid, home: Path, plan: dict) -> Callable[[], None]:
+    """A round of our own exchange."""
+    update = np.random.default_rng(0).standard_normal(plan["bytes"] // 4).astype(np.float32)
+    fleet = Fleet(grid, json.loads((home / "register.json").read_text()).get)
+    nodes = wait_until(fleet.online, plan)
+
+    def one_round() -> None:
+        packet = Packet(b"{}", {"update": update.tobytes()})
+        replies = dict(fleet.ask("round", dict.fromkeys(nodes, packet), 120))
+        assert all(replies[name] == packet for name in nodes), {name: str(reply) for name, reply in replies.items()}
+
+    return one_round
+
+
+def wait_until(online: Callable[[], Collection[Any]], plan: dict) -> Collection[Any]:
+    end = time.monotonic() + 120
+    while len(found := online()) < plan["sites"] and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
 
 
 def main() -> None:

@@ -120,6 +120,7 @@ class LimitPolicy(StrictModel):
     max_rows_per_batch: int = Field(default=256, ge=1, le=1_000_000)  # rows of one forward pass of one process
     workers: Annotated[int, AfterValidator(_is_possible)] = Field(default=0, ge=0, le=64)  # 0: the node by itself
     offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
+    warm_studies: int = Field(default=2, ge=1, le=64)  # models kept in memory between rounds, of the studies asked last
     answer_s: float = Field(default=0.0, ge=0, le=3600)  # no answer to a round leaves before; see training.public_time
 
     @model_validator(mode="after")

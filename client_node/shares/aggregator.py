@@ -25,19 +25,24 @@ from .spool import Place, Spool
 logger = logging.getLogger(__name__)
 
 # A party stops waiting for the others well before the coordinator asks again; else the three never meet in one attempt.
-_LEAST_PATIENCE_S = 2.0
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S = 2.0, 3600.0
+_PATIENCE_S = 60.0  # of a party for an order that states none
 _NO_HISTORY = History(0, b"")
 
 
 class AggregatorRole:
-    """One of the three parties of a study. At most one party process runs at a time, warm between rounds."""
+    """One of the three parties of each of its studies.
+
+    At most one party process runs at a time, because it listens at this node's one address. It stays warm between
+    rounds, and serves all studies that have the same three aggregators.
+    """
 
     def __init__(self, home: Path, name: str, signer: Ed25519PrivateKey) -> None:
         self._home, self._keys, self._name, self._signer = home / "aggregator", home / "party", name, signer
         self._spool = Spool(home)
         self._party: PartyProcess | None = None
         self._positions: Positions | None = None  # of the sites' ledgers, once an order asks for them
-        self._study_hash: str | None = None
+        self._config: PartyConfig | None = None  # of the party process
 
     def run_key(self, study: Study, run: str) -> KeyCertificate:
         """Returns this party's certified HPKE key for `run`, made at the first call and kept until `end`.
@@ -138,6 +143,7 @@ class AggregatorRole:
             min_sites=study.quorum,
             min_untopped=study.draft.min_untopped,
             private_key=private_key,
+            timeout_s=min(max(_LEAST_PATIENCE_S, study.draft.rounds.deadline_s / 3), _MOST_PATIENCE_S),
         )
         self._require_newest_ledgers(order, files["update"], _histories(asked, blobs))
         return self._party_for(study).aggregate(order, files["update"], files["topup"])
@@ -209,21 +215,19 @@ class AggregatorRole:
         return self._home / "run-keys" / f"{run}.json"
 
     def _party_for(self, study: Study) -> PartyProcess:
-        if self._party is None or self._study_hash != study.study_hash:
+        parties = study.aggregators
+        wanted = PartyConfig(
+            aggregator_id=self._aggregator_id(study),
+            addresses=(parties[0].address, parties[1].address, parties[2].address),
+            certificate=self._keys / "party.pem",
+            key=self._keys / "party.key",
+            pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
+            journal=self._home / "journal",
+            timeout_s=_PATIENCE_S,
+        )
+        if self._party is None or self._config != wanted:
             self.stop()
-            parties = study.aggregators
-            self._party = PartyProcess(
-                PartyConfig(
-                    aggregator_id=self._aggregator_id(study),
-                    addresses=(parties[0].address, parties[1].address, parties[2].address),
-                    certificate=self._keys / "party.pem",
-                    key=self._keys / "party.key",
-                    pins=(parties[0].certificate, parties[1].certificate, parties[2].certificate),
-                    journal=self._home / "journal",
-                    timeout_s=max(_LEAST_PATIENCE_S, study.draft.rounds.deadline_s / 3),
-                )
-            )
-            self._study_hash = study.study_hash
+            self._party, self._config = PartyProcess(wanted), wanted
         return self._party
 
     def _aggregator_id(self, study: Study) -> int:

@@ -1,4 +1,4 @@
-"""Keeps the model of one study loaded at a site between rounds: in this process, or in workers if the policy has them.
+"""Keeps the models of a few studies loaded at a site between rounds: in this process, or in workers by its policy.
 
 torch is imported only when a model is loaded: a node that only aggregates does not need it.
 """
@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class WarmModel:
-    """The loaded model of at most one study, reloaded if the study, the records or the limits may have changed."""
+    """The loaded models of the studies asked for last, each reloaded if its records or the limits may have changed.
+
+    Two studies that run at once ask in turn; a model that was made anew at each question would take most of a round.
+    """
 
     def __init__(self, site: str, *, read: Callable[[SitePolicy, Study], Records] | None = None) -> None:
         """Loads nothing yet.
@@ -34,25 +37,29 @@ class WarmModel:
             read: returns records in place of those that a policy names, for an audit.
         """
         self._site, self._read = site, read
-        self._trainer: tuple[str, Trainer | Workers] | None = None
+        self._loaded: dict[str, tuple[str, Trainer | Workers]] = {}  # study -> version and model; used last comes last
 
     def load(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
-        """Loads the study's model, unless it is loaded already; reads no record.
+        """Loads the study's model, unless it is loaded already; reads no record. Drops the one used longest ago.
 
         Raises:
             ModelUnusable: the backbone or the limits here do not fit the study.
         """
         wanted = _version(study, policy)
-        if self._trainer is None or self._trainer[0] != wanted:
-            self.stop()
+        version, trainer = self._loaded.pop(study.study_hash, ("", None))
+        if trainer is None or version != wanted:
+            if trainer is not None:
+                trainer.stop()
+            self._make_room(policy.limits.warm_studies - 1)
             try:
-                self._trainer = wanted, self._new_trainer(study, policy)
+                trainer = self._new_trainer(study, policy)
             except (ModelError, PrivacyError, WorkersFailed) as err:
                 logger.error("study %s cannot be computed here: %s", study.name, err)
                 raise ModelUnusable(
                     "the backbone or the limits here do not fit the study; the site's log says why"
                 ) from err
-        return self._trainer[1]
+        self._loaded[study.study_hash] = wanted, trainer
+        return trainer
 
     def start(self, study: Study, policy: SitePolicy) -> np.ndarray:
         """Returns the state of round 0, which follows from the study's seed; raises as `load` does."""
@@ -80,10 +87,14 @@ class WarmModel:
         )
 
     def stop(self) -> None:
-        """Drops the model and ends the workers."""
-        if self._trainer is not None:
-            self._trainer[1].stop()
-            self._trainer = None
+        """Drops the models and ends their workers."""
+        self._make_room(0)
+
+    def _make_room(self, most: int) -> None:
+        """Drops models until `most` are left, those that were not used for longest first."""
+        while len(self._loaded) > most:
+            _, trainer = self._loaded.pop(next(iter(self._loaded)))
+            trainer.stop()
 
     def _new_trainer(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
         directory, limits, site = policy.backbone.directory, policy.limits, self._site

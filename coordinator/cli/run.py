@@ -1,4 +1,4 @@
-"""The commands `coordinator run`: start, follow, stop, resume and measure runs of studies."""
+"""The commands `coordinator run`: start, follow, stop, resume, abandon and measure runs of studies."""
 
 from typing import Annotated
 
@@ -64,10 +64,23 @@ def run_watch(run: str, home: HomeOption = DEFAULT_HOME) -> None:
 def run_stop(run: str, home: HomeOption = DEFAULT_HOME) -> None:
     """Stop a run after the question in progress; committed rounds stay."""
     from ..run.control import stop_run
+    from ..store.states import RunState
 
     with opened_store(home) as store:
-        stop_run(store, run)
-        out.print(f"Run {run} stops; go on with it later by: coordinator run resume {run}")
+        ending = stop_run(store, run) == RunState.STOPPING
+        out.print(
+            f"Run {run} {'stops' if ending else 'is stopped'}; go on with it later by: coordinator run resume {run}"
+        )
+
+
+@app.command("abandon")
+def run_abandon(run: str, home: HomeOption = DEFAULT_HOME) -> None:
+    """Give a run up for good; what sites were charged stays charged, and committed rounds stay."""
+    from ..run.control import abandon_run
+
+    with opened_store(home) as store:
+        abandon_run(store, run)
+        out.print(f"Run {run} is given up. `coordinator serve` tells its nodes; they forget it by themselves in a day.")
 
 
 @app.command("resume")

@@ -1,8 +1,13 @@
 """The coordinator's end of Flower. The only file of this package that imports flwr.
 
-`Fleet` runs in the ServerApp process that drives a run and needs only Flower's public Grid. `Control` runs in
-`coordinator serve` and speaks to the SuperLink's operator interface on loopback, one small HTTP request for each order:
-the `flwr` command would take two seconds to start. The rest reads the few protobuf fields that the gate checks.
+`Fleet` runs in the process that drives a run and needs only Flower's public Grid. `open_grid` gives it one: it does
+what Flower's own `flwr-serverapp` does for a ServerApp, but in a process that is warm already, so a run starts at once
+also on a busy machine. `Control` runs in `coordinator serve` and speaks to the SuperLink's interfaces on loopback, one
+small HTTP request for each order: the `flwr` command would take two seconds to start. The rest reads the few protobuf
+fields that the gate checks.
+
+`flwr.superlink.grid`, `flwr.supercore` and `flwr.proto` are not public API: the minor version is pinned, and
+tests/coordinator/fleet says what breaks under another one.
 """
 
 import functools
@@ -13,7 +18,8 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +27,7 @@ import httpx
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.constant import TIMESTAMP_HEADER as _TIMESTAMP
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListNodesResponse,
@@ -43,8 +49,9 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.serverapp import Grid
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
 from flwr.supercore.fab import Fab
 
 from ...client_node.enrolment.identity import fingerprint, wire_form
@@ -64,7 +71,8 @@ TIMESTAMP_HEADER = _TIMESTAMP.encode()
 _POLL_S = 0.1
 _AT_ONCE = 4  # replies taken in one pull; bounds what this process holds, however many sites there are
 _ARRIVAL_S = 30.0  # for the parts of a reply to arrive after its head
-_CALL_S = 20.0
+_CALL_S = 4.0  # `serve` must end within 5 s, also while the SuperLink hangs
+_RETRY_S = 5.0  # for the SuperLink to come back; one that was started anew knows no earlier task
 _KEY_TAKEN = 23  # Flower's ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
 
 T = TypeVar("T")
@@ -193,6 +201,51 @@ def _hasten_pulls() -> None:
         setattr(http_grid, "pull_objects", hastened)  # noqa: B010 (not an exported name: mypy refuses the plain form)
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Permission to speak to nodes in one run of Flower's; a driver must use it within 30 seconds."""
+
+    flower_run: int
+    token: str = field(repr=False)
+
+
+@contextmanager
+def open_grid(port: int, ca_path: Path, token: str) -> Iterator[Grid]:
+    """Opens Flower's Grid for the task of `token`, and tells the SuperLink at the end that the task is done.
+
+    One at a time in a process: Flower keeps the identity of its task in a class. While it is open a thread keeps the
+    task alive; if the SuperLink has ended the task, it interrupts the main thread as Ctrl-C does.
+
+    Raises:
+        httpx.HTTPError: the SuperLink does not answer, or does not know the task.
+    """
+    from flwr.common.constant import SubStatus
+    from flwr.common.serde import run_from_proto
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.superlink.grid import HttpGrid
+
+    grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=ca_path.read_bytes(), token=token)
+    grid._retry_invoker.max_time = _RETRY_S
+    client = grid._runtime_client
+    try:
+        task = client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
+        TaskIdentity.node_id = task.context.node_id
+        grid.set_run(run_from_proto(task.run))
+        pulse = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        pulse.start()
+        try:
+            yield grid
+        finally:
+            pulse.stop()
+            grid._retry_invoker.max_tries = 1
+            with suppress(httpx.HTTPError):  # it also finds out by itself, from the missing heartbeats
+                client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
+    finally:
+        grid.close()
+
+
 class Control:
     """Sends orders to the SuperLink over its operator interface on loopback."""
 
@@ -208,38 +261,44 @@ class Control:
         key = wire_form(transport_public)
         try:
             request = RegisterNodeRequest(public_key=key, name=name)
-            return int(self._call("register-node", request, RegisterNodeResponse).node_id)
+            return int(self._call("control/register-node", request, RegisterNodeResponse).node_id)
         except _KeyTaken:
-            nodes = self._call("list-nodes", ListNodesRequest(), ListNodesResponse).nodes_info
+            nodes = self._call("control/list-nodes", ListNodesRequest(), ListNodesResponse).nodes_info
             return int(next(node.node_id for node in nodes if node.public_key == key))
 
     def unregister(self, node_id: int) -> None:
         """Unregisters a node; an unknown node is no error."""
         try:
-            self._call("unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
+            self._call("control/unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
         except _NotFound:
             logger.debug("node %d was not registered", node_id)
 
     def is_up(self) -> bool:
         """True if the SuperLink answers."""
         try:
-            self._call("list-nodes", ListNodesRequest(), ListNodesResponse)
+            self._call("control/list-nodes", ListNodesRequest(), ListNodesResponse)
         except SuperLinkFailed:
             return False
         return True
 
-    def start_run(self, fab: bytes, config: Mapping[str, str]) -> int:
-        """Starts the ServerApp in `fab`; returns Flower's id of the run."""
+    def start_task(self, fab: bytes) -> Task:
+        """Starts a run of Flower's and claims its task, so that nobody else drives it."""
         bundle = fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {}))
-        request = StartRunRequest(fab=bundle, override_config=user_config_to_proto({**config}))
-        answer = self._call("start-run", request, StartRunResponse)
+        answer = self._call("control/start-run", StartRunRequest(fab=bundle), StartRunResponse)
         if not answer.HasField("run_id"):
             raise SuperLinkFailed("the SuperLink did not start the run; its log says why")
-        return int(answer.run_id)
+        wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        while True:
+            claimed = self._call("runtime/acquire-task", wanted, AcquireTaskResponse)
+            if not claimed.token:
+                raise SuperLinkFailed("the SuperLink has no task for the run that it started")
+            if claimed.task.run_id == answer.run_id:
+                return Task(int(answer.run_id), claimed.token)
+            self.stop_run(claimed.task.run_id)  # left over by a start that was interrupted just here
 
     def stop_run(self, flower_run: int) -> None:
-        """Ends a run's ServerApp."""
-        self._call("stop-run", StopRunRequest(run_id=flower_run), StopRunResponse)
+        """Ends a run of Flower's: nodes are given no more messages of it."""
+        self._call("control/stop-run", StopRunRequest(run_id=flower_run), StopRunResponse)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -247,7 +306,7 @@ class Control:
 
     def _call(self, order: str, request: Any, answer_type: Callable[[], T]) -> T:
         try:
-            response = self._client.post(f"/v1/control/{order}", content=request.SerializeToString())
+            response = self._client.post(f"/v1/{order}", content=request.SerializeToString())
         except httpx.HTTPError as err:
             raise SuperLinkFailed(f"the SuperLink does not answer ({type(err).__name__})") from err
         if response.is_error:

@@ -1,25 +1,25 @@
-"""The service behind `coordinator serve`: gate, Flower's SuperLink as a child, a driver for each unfinished run."""
+"""The service behind `coordinator serve`: gate, Flower's SuperLink as a child, the drivers of unfinished runs."""
 
 import logging
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from ..errors import SuperLinkFailed
 from ..federation import Pki, Register, load_settings
 from ..store import Store, migrate
-from ..store.tables import NodeRow, Run
+from ..store.tables import NodeRow
+from .drivers import Drivers
 from .gate import FleetGate, serve_gate
 from .superlink import SuperLink
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
-DRIVER_SILENCE_S = 20.0  # without a heartbeat; a driver beats every second, and another one then takes over
-SUBMIT_PATIENCE_S = 60.0  # for a submitted driver to show its first heartbeat
+_REPEAT_S = 60.0  # a trouble that stays is logged so often
 
 
 class Service:
@@ -31,10 +31,10 @@ class Service:
         migrate(self._store.url)
         self._register = Register(self._store, self._pki)
         self._superlink = SuperLink(home, self._settings.superlink_port)
+        self._drivers = Drivers(home, self._store, self._superlink)
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
-        self._submitted: dict[str, tuple[int, float]] = {}  # run -> Flower's number of its last driver, and when
-        self._superlink_pid: int | None = None
-        self._since = time.time()  # earlier heartbeats are of drivers that died with an earlier SuperLink
+        self._was_up = False
+        self._trouble = ("", 0.0)  # logged last, and when
 
     def serve(self, stop: threading.Event) -> None:
         """Serves until `stop` is set.
@@ -53,26 +53,37 @@ class Service:
         server = serve_gate(gate, settings.listen, settings.port, pki.certificate_path, pki.key_path)
         logger.info("the gate is open at %s", settings.address)
         try:
-            self._superlink.start()
-            logger.info("the SuperLink answers on loopback port %d", self._superlink.port)
+            self._superlink.begin()
             while not stop.wait(TICK_S):
+                self._superlink.require_kept()
                 self._tick()
         finally:
             server.stop()
+            self._drivers.stop()
             self._superlink.stop()
             self._store.close()
 
     def _tick(self) -> None:
-        if not self._superlink.is_up:
-            return
-        if self._superlink.pid != self._superlink_pid:
-            self._superlink_pid, self._since = self._superlink.pid, time.time()
-            self._submitted.clear()
+        """Does what is due. What does not work now may work at the next tick: the gate stays open meanwhile."""
+        is_up = self._superlink.is_up
+        if is_up and not self._was_up:
+            logger.info("the SuperLink answers on loopback port %d", self._superlink.port)
+        self._was_up = is_up
         try:
-            self._sync_keys()
-            self._start_drivers()
+            if is_up:
+                self._sync_keys()
+            self._drivers.tick()
         except SuperLinkFailed as err:
-            logger.warning("%s; trying again", err)
+            self._complain(str(err))
+        except OperationalError as err:
+            self._complain(f"the database cannot be used ({err.orig}); is the disk full?")
+
+    def _complain(self, trouble: str) -> None:
+        """Logs a trouble when it is new, and once a minute while it lasts."""
+        now = time.monotonic()
+        if trouble != self._trouble[0] or now - self._trouble[1] > _REPEAT_S:
+            logger.warning("%s; trying again", trouble)
+            self._trouble = trouble, now
 
     def _sync_keys(self) -> None:
         """Registers new keys with the SuperLink and unregisters revoked ones."""
@@ -93,21 +104,3 @@ class Service:
     def _note_flower_id(self, name: str, flower_id: str | None) -> None:
         with self._store.session() as session:
             session.execute(update(NodeRow).where(NodeRow.name == name).values(flower_id=flower_id))
-
-    def _start_drivers(self) -> None:
-        """Submits a driver for each unfinished run whose driver shows no heartbeat."""
-        for run in self._store.runs():
-            if run.state.is_over or self._has_driver(run):
-                continue
-            if run.id in self._submitted:
-                with suppress(SuperLinkFailed):  # it may have died with an earlier SuperLink
-                    self._superlink.withdraw(self._submitted[run.id][0])
-            logger.info("run %s (%s): starting a driver", run.id, run.state)
-            self._submitted[run.id] = self._superlink.submit(run.id), time.time()
-
-    def _has_driver(self, run: Run) -> bool:
-        now = time.time()
-        if run.heartbeat > self._since and now - run.heartbeat < DRIVER_SILENCE_S:
-            return True
-        submitted = self._submitted.get(run.id)
-        return submitted is not None and run.heartbeat < submitted[1] and now - submitted[1] < SUBMIT_PATIENCE_S

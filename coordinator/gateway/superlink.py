@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 FAB = Path(__file__).resolve().parent / "fab"
 _BIN = Path(sys.executable).parent
-_START_S = 90.0  # 1 to 4 s on a free machine; tens on a crowded one
 _RESTART_S = (0.2, 10.0)
+_MOST_UNBORN = 5  # times that the child ends before it has answered once
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -46,7 +46,7 @@ class SuperLink:
         home: the coordinator's home, with its `pki` folder; state and log are kept under `home`/flower.
         port: on 127.0.0.1; 0 takes a free one.
         on_start: called after every start, the first included, before `start` returns; runs and node ids are then new.
-        fab: folder of the app bundle that `submit` starts.
+        fab: folder of the app bundle that Flower demands for a run. Nobody runs it.
     """
 
     def __init__(self, home: Path, port: int, *, on_start: Callable[[], None] | None = None, fab: Path = FAB) -> None:
@@ -67,19 +67,27 @@ class SuperLink:
         # The kernel kills the child with the thread that started it, so this thread lives as long as we do.
         self._keeper = threading.Thread(target=self._keep, name="confide-superlink", daemon=True)
 
-    def start(self) -> None:
-        """Starts the child and waits until it answers. Raises `SuperLinkFailed`."""
+    def begin(self) -> None:
+        """Starts the child, and returns while it is still loading. Raises `SuperLinkFailed`."""
         self._end_strays()
         if _is_open(self.port):
             raise SuperLinkFailed(f"port {self.port} of 127.0.0.1 is taken by another program; choose another")
         self._keeper.start()
-        deadline = time.monotonic() + _START_S
-        while not self._up.wait(0.05):
-            if self._failure is not None:
-                raise self._failure
-            if time.monotonic() > deadline:
-                self.stop()
-                raise SuperLinkFailed(f"the SuperLink did not start within {_START_S:.0f} s; see {self.log_path}")
+
+    def start(self) -> None:
+        """Starts the child and waits until it answers. Raises `SuperLinkFailed`."""
+        self.begin()
+        try:
+            while not self._up.wait(0.05):
+                self.require_kept()
+        except SuperLinkFailed:
+            self.stop()
+            raise
+
+    def require_kept(self) -> None:
+        """Raises `SuperLinkFailed` if the child cannot be kept running: it ended again and again while it loaded."""
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """Ends the child and all processes that it started; returns when all are gone."""
@@ -121,35 +129,52 @@ class SuperLink:
             self._names.pop(key, None)
             self._control.unregister(self._present.pop(key, node_id))
 
-    def submit(self, run_id: str) -> int:
-        """Starts a driver process for a run; returns Flower's id of the run. Raises `SuperLinkFailed`."""
+    def submit(self) -> flower.Task:
+        """Starts a run of Flower's for a driver, and claims its task. Raises `SuperLinkFailed`."""
         if not self._fab:
             self._fab = flower.build_fab(self._fab_folder)
-        return self._control.start_run(self._fab, {"run_id": run_id, "home": str(self.home)})
+        return self._control.start_task(self._fab)
 
     def withdraw(self, flower_run: int) -> None:
-        """Stops the driver process that `submit` started."""
+        """Ends a run of Flower's. Raises `SuperLinkFailed`."""
         self._control.stop_run(flower_run)
 
+    def driver_environment(self) -> dict[str, str]:
+        """Returns the environment of the processes that drive runs."""
+        return self._environment() | {"FLWR_HOME": str(self._folder / "driver"), PORT_VARIABLE: str(self.port)}
+
     def _keep(self) -> None:
-        delay = _RESTART_S[0]
+        delay, unborn = _RESTART_S[0], 0
         try:
             while not self._stopping.is_set():
                 self._end_strays()
                 began, was_up = time.monotonic(), self._watch(self._spawn())
                 if self._stopping.is_set():
                     return
+                unborn = 0 if was_up else unborn + 1
+                if unborn == _MOST_UNBORN:
+                    raise SuperLinkFailed(
+                        f"the SuperLink ended {unborn} times while it started: {self._last_line()} (its log: "
+                        f"{self.log_path})"
+                    )
                 delay = _RESTART_S[0] if was_up and time.monotonic() - began > 60 else min(delay * 2, _RESTART_S[1])
                 logger.warning("the SuperLink ended; starting it again in %.1f s (its log: %s)", delay, self.log_path)
                 self._stopping.wait(delay)
         except Exception as err:
             self._failure = err if isinstance(err, SuperLinkFailed) else SuperLinkFailed(str(err))
-            logger.exception("the SuperLink cannot be kept running")
+            logger.error("the SuperLink cannot be kept running: %s", err)
         finally:
             if self._child is not None:
                 self._child.kill()  # nothing to save: its state is in memory, its files are a cache
                 self._child.wait()
             self._end_strays()
+
+    def _last_line(self) -> str:
+        """Returns the last line that the SuperLink has written, which usually is its reason."""
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, self.log_path.stat().st_size - 4096))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it has written nothing")
 
     def _watch(self, child: subprocess.Popen[bytes]) -> bool:
         """Waits until the child has ended or is to end; returns True if it was up."""
@@ -183,7 +208,7 @@ class SuperLink:
         command = [
             str(_BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
             "--ssl-ca-certfile", str(pki.ca_path), "--ssl-certfile", str(pki.certificate_path),
-            "--ssl-keyfile", str(pki.key_path), "--enable-supernode-auth", "--isolation", "subprocess",
+            "--ssl-keyfile", str(pki.key_path), "--enable-supernode-auth", "--isolation", "process",
             "--disable-runtime-dependency-installation",
         ]  # fmt: skip
         with self.log_path.open("ab") as log:
@@ -199,16 +224,13 @@ class SuperLink:
             "FLWR_HOME": str(self._folder),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; a run starts that much later, a poll costs 4 ms
-            PORT_VARIABLE: str(self.port),
-            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower starts its own children by bare name
             "PYTHONUNBUFFERED": "1",
         }
 
     def _end_strays(self) -> None:
-        """Kills what an earlier SuperLink of this home left running: itself, its executor, the drivers of its runs.
+        """Kills an earlier SuperLink of this home that still runs.
 
-        They are known by our FLWR_HOME in their environment; a process id from a file could be that of any process.
+        It is known by our FLWR_HOME in its environment; a process id from a file could be that of any process.
         """
         strays = []
         for process in psutil.process_iter():

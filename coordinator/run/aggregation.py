@@ -26,6 +26,7 @@ from .collection import top_up
 from .context import RoundContext, RunContext
 from .questions import verified_answers
 from .relay import Delivery, Load
+from .turns import at_aggregators
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
-            answers, problems = _order(round_, summed, loads, delivery, sender, told)
+            with at_aggregators(run):
+                answers, problems = _order(round_, summed, loads, delivery, sender, told)
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)
         if agreed := _agreed_total(round_, answers, sender):

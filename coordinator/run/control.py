@@ -1,15 +1,17 @@
-"""Starts, stops and resumes runs for an operator. A run's driver follows an order between two questions."""
+"""Starts, stops, resumes and abandons runs for an operator. A driver follows an order between two questions."""
 
 import secrets
 import time
 
 from sqlalchemy import select
 
-from ..errors import Conflict
+from ..errors import Conflict, TransitionRefused
 from ..store import Store
-from ..store.states import RESUME, STOP, RunState
+from ..store.states import ABANDON, CUT, RESUME, STOP, RunState
 from ..store.tables import Run
 from ..studies.catalogue import load_study
+
+SILENCE_S = 20.0  # without a heartbeat; a driver beats every second
 
 
 def start_run(store: Store, study: str, *, again: bool = False) -> str:
@@ -29,7 +31,8 @@ def start_run(store: Store, study: str, *, again: bool = False) -> str:
     with store.session() as session:
         session.add(Run(id=run_id, study=row.hash, state=RunState.PENDING, created_at=time.time()))
         session.flush()  # the database is ours from here on, so of two commands at once one sees the other's run
-        others = select(Run).where(Run.study == row.hash, Run.id != run_id, Run.state != RunState.DONE)
+        unsettled = Run.state.not_in([state for state in RunState if state.is_settled])
+        others = select(Run).where(Run.study == row.hash, Run.id != run_id, unsettled)
         other = session.scalars(others.order_by(Run.created_at.desc()).limit(1)).first()
         if other is not None and not again:
             raise Conflict(_unfinished(row.name, other))
@@ -45,14 +48,42 @@ def _unfinished(study: str, run: Run) -> str:
     return f"study {study} is {run.state} as {run.id}; {another}"
 
 
-def stop_run(store: Store, run_id: str) -> None:
-    """Stops a run after the question in progress; committed rounds stay.
+def stop_run(store: Store, run_id: str) -> RunState:
+    """Stops a run after the question in progress, at once if nobody drives it; committed rounds stay.
+
+    Returns:
+        The run's state: stopping while a driver still has to obey.
 
     Raises:
         Conflict: the run is in no state in which it can be stopped.
         NotFound: there is no such run.
     """
-    store.move_run(run_id, STOP)
+    run = store.run(run_id)
+    if run.state != RunState.STOPPING:
+        store.move_run(run_id, STOP)
+        run = store.run(run_id)
+    elif not _is_silent(run):
+        raise TransitionRefused(run_id, run.state, STOP.refusal)
+    if run.state == RunState.STOPPING and _is_silent(run):
+        return store.move_run(run_id, CUT)
+    return run.state
+
+
+def abandon_run(store: Store, run_id: str) -> RunState:
+    """Gives a run up for good; what is charged stays charged, committed rounds stay, and nobody resumes it.
+
+    While `coordinator serve` runs, the nodes are told, so that they keep nothing for it. They forget it by themselves
+    after a day.
+
+    Raises:
+        Conflict: the run is done, or abandoned already.
+        NotFound: there is no such run.
+    """
+    return store.move_run(run_id, ABANDON)
+
+
+def _is_silent(run: Run) -> bool:
+    return time.time() - run.heartbeat > SILENCE_S
 
 
 def resume_run(store: Store, run_id: str) -> int:

@@ -1,36 +1,46 @@
-"""Drives one run in a separate process, under a lease, until it is done, stopped or failed."""
+"""Drives one run in a separate process, under a lease, until it is over.
 
+What ends a driver is one of four things. An error of ours needs a person: the run is marked failed and can be resumed.
+A passing trouble (the SuperLink is away, the disk is full, the database is busy) is written to the run's row, and
+`coordinator serve` starts the next driver after a pause. So is any other error, a mistake in the program or a file that
+nobody thought of, once: the second driver that ends in the same way at the same round marks the run failed.
+"""
+
+import errno
 import logging
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from sqlalchemy.exc import OperationalError
 
 from ...client_node.errors import ClientNodeError
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
-from ..errors import CoordinatorError, LeaseLost, RunStopped, TransitionRefused
+from ..errors import CoordinatorError, LeaseLost, RunStopped, SuperLinkFailed, TransitionRefused
 from ..federation import Pki, Register
 from ..fleet import Fleet
 from ..store import LedgerReplica, RunFolder, Store
-from ..store.states import FAIL, HALT
+from ..store.states import FAIL, HALT, RunState
 from ..studies.catalogue import load_study, study_start
 from .context import RunContext
-from .rounds import drive_run, settle
+from .rounds import drive_run, settle, take_leave
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 LOG_FILE = "driver.log"  # in the run's folder
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def drive(fleet: Fleet, home: Path, run_id: str) -> None:
-    """Takes the run's lease and drives it; its end is written to the store.
+    """Takes the run's lease and drives it; its end, or what came in between, is written to the store.
 
-    An error of ours needs a person: the run is marked failed and can be resumed. After any other error (a lost link to
-    Flower, for example) it stays running, and `coordinator serve` starts the next driver.
+    Raises:
+        Exception: a passing trouble, or an error that nobody thought of, ended this driver; the run needs another one.
     """
     store = Store.open(home)
     lease = store.acquire_lease(run_id)
@@ -47,16 +57,56 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
 
 
 def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) -> None:
+    trouble = store.run(run_id).error  # of the driver before, if the run has not ended since
     try:
-        store.begin_driving(run_id, lease)
-        _drive_or_stop(_context(fleet, store, home, run_id, lease))
+        with _passing_told():
+            store.begin_driving(run_id, lease)
+            _drive_or_stop(_context(fleet, store, home, run_id, lease))
     except TransitionRefused as err:
         logger.info("%s", err)
     except LeaseLost as err:
         logger.warning("%s", err)
+    except _Passing as err:
+        logger.warning("run %s: its driver ends, the next one goes on: %s", run_id, err)
+        store.note_trouble(run_id, lease, str(err))
+        raise
     except (CoordinatorError, ClientNodeError, MpcError, PrivacyError) as err:
         logger.error("run %s failed: %s", run_id, err)
         store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
+    except Exception as err:
+        logger.exception("run %s: its driver ended", run_id)
+        found = f"{type(err).__name__} in {_place(err)} after round {store.last_round(run_id).number}"
+        if found == trouble:
+            error = f"{found}, twice: what is committed is kept; {RunFolder(home, run_id).path / LOG_FILE} says more"
+            store.move_run(run_id, FAIL, lease=lease, error=error)
+            return
+        store.note_trouble(run_id, lease, found)
+        raise
+
+
+class _Passing(Exception):
+    """A trouble that may be over when the next driver comes."""
+
+
+@contextmanager
+def _passing_told() -> Iterator[None]:
+    """Raises a passing trouble as `_Passing`, in words for the run's row."""
+    try:
+        yield
+    except OperationalError as err:
+        raise _Passing(f"the database cannot be used ({err.orig}); trying again") from err
+    except (SuperLinkFailed, httpx.HTTPError, ConnectionError, TimeoutError) as err:
+        raise _Passing(f"the SuperLink does not answer as it should ({type(err).__name__}); trying again") from err
+    except OSError as err:
+        if err.errno not in _FULL:
+            raise
+        raise _Passing(f"{err.strerror}: {err.filename or 'a file of the run'}; trying again") from err
+
+
+def _place(err: BaseException) -> str:
+    """Names the file and line where an error arose."""
+    frame = traceback.extract_tb(err.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 @contextmanager
@@ -97,7 +147,10 @@ def _context(fleet: Fleet, store: Store, home: Path, run_id: str, lease: int) ->
 
 def _drive_or_stop(run: RunContext) -> None:
     try:
-        drive_run(run)
+        if run.store.run(run.id).state == RunState.ABANDONING:
+            take_leave(run)
+        else:
+            drive_run(run)
     except RunStopped as err:
         logger.info("%s", err)
         settle(run, final=False)

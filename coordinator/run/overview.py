@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..store import Store
-from ..store.states import RunState
 from ..store.tables import Run
 from ..studies.catalogue import load_study
 
@@ -16,7 +15,7 @@ class RunStanding:
     run: str
     state: str
     rounds: int  # committed
-    step: str  # its driver's current step; if it is over, the error that ended it
+    step: str  # what it does or waits for; if it is over, the error that ended it
     started: float  # seconds since 1970
 
 
@@ -78,6 +77,6 @@ def _standing(store: Store, run: Run) -> RunStanding:
         run=run.id,
         state=run.state,
         rounds=store.last_round(run.id).number,
-        step=run.step if run.state == RunState.RUNNING else (run.error or ""),
+        step=(run.error or "") if run.state.is_over else run.step,
         started=run.created_at,
     )

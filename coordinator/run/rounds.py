@@ -20,7 +20,7 @@ from ...client_node.replay.following import follow, round_start
 from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Ready, Settle, Settled, sign
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
 from ..store.run_folder import Envelopes
-from ..store.states import FINISH
+from ..store.states import FINISH, LEAVE
 from ..store.tables import Evaluation, Round
 from . import questions
 from .aggregation import aggregate, opened_total
@@ -69,6 +69,14 @@ def drive_run(run: RunContext) -> None:
     problem = None if evaluation is None else evaluation.problem
     run.store.move_run(run.id, FINISH, lease=run.lease, error=problem)
     run.folder.drop_totals()
+
+
+def take_leave(run: RunContext) -> None:
+    """Tells the nodes of an abandoned run that it has ended, as far as they can be reached, and deletes its files."""
+    settle(run, final=True)
+    run.store.move_run(run.id, LEAVE, lease=run.lease)
+    run.folder.drop_totals()
+    run.folder.prune(run.study.last_round)
 
 
 def is_over(run: RunContext, checkpoint: Checkpoint) -> bool:

@@ -7,6 +7,8 @@ the federation any more.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sqlalchemy.orm import Session
+
 from ...privacy.errors import LedgerBroken
 from ...privacy.ledger.chain import START, Entry, Head, check_extension
 from ..errors import ReplicaBroken
@@ -20,12 +22,14 @@ if TYPE_CHECKING:  # accounting takes seconds to import, and most commands take 
 class LedgerReplica:
     """Accepts a site's new entries only if they continue its chain under its own signature.
 
-    One process extends replicas at a time, the driver that holds the run's lease; it caches the entries it has read.
+    The drivers of several runs extend the same replicas at once, each from its own process. So entries are checked and
+    appended in one transaction that holds the site's replica, and what other drivers have appended is read before
+    anything is said of a site.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._books: dict[str, Books] = {}  # of each site's replicated entries
+        self._read: dict[str, tuple[Books, int]] = {}  # site -> its books, and how many entries are in them
 
     def length(self, site: str) -> int:
         """Counts the replicated entries of `site`; the site is asked for those from this number on."""
@@ -37,20 +41,20 @@ class LedgerReplica:
         Raises:
             ReplicaBroken: they do not continue the chain, are not signed by `identity`, or mean nothing.
         """
-        last = self._store.last_ledger_row(site)
-        head = START if last is None else Head(last.seq, last.hash)
-        fresh = [entry for entry in entries if entry.seq > head.seq]
+        self._books(site)  # so that what takes long, reading all of it for the first time, holds nobody else
         try:
-            check_extension(head, fresh, identity)
-        except LedgerBroken as err:
-            raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
-        self._apply(site, fresh)
-        self._store.add_ledger(
-            [
-                LedgerRow(site=site, seq=entry.seq, kind=entry.kind, hash=entry.hash, entry=entry.model_dump_json())
-                for entry in fresh
-            ]
-        )
+            with self._store.holding_ledger(site) as session:
+                last = self._store.last_ledger_row(session, site)
+                head = START if last is None else Head(last.seq, last.hash)
+                fresh = [entry for entry in entries if entry.seq > head.seq]
+                try:
+                    check_extension(head, fresh, identity)
+                except LedgerBroken as err:
+                    raise ReplicaBroken(f"{site}: its ledger does not continue what it sent before: {err}") from err
+                self._append(session, site, fresh)
+        except BaseException:
+            self._read.pop(site, None)  # some of the entries may be in, and none is stored
+            raise
 
     def hashes(self, site: str, since: int) -> bytes:
         """Reads the hashes of the replicated entries of `site` from number `since` on, 32 bytes each."""
@@ -58,31 +62,48 @@ class LedgerReplica:
 
     def entries(self, site: str) -> list[Entry]:
         """Reads every replicated entry of `site`, in order."""
-        return [Entry.model_validate_json(row.entry) for row in self._store.ledger(site)]
+        with self._store.session() as session:
+            return [_entry(row) for row in self._store.ledger(session, site)]
 
     def has_charge(self, site: str, run: str, round_number: int) -> bool:
         """True if the site has signed a charge for this round."""
-        return (run, round_number) in self._books_of(site).booked
+        return (run, round_number) in self._books(site).booked
 
     def open_rounds(self, site: str, run: str) -> set[int]:
         """Lists the rounds of `run` that the site has charged and whose outcome it has not signed yet."""
-        booked = self._books_of(site).booked
+        booked = self._books(site).booked
         return {number for (of, number), each in booked.items() if of == run and each.summed is None}
 
-    def _apply(self, site: str, fresh: Sequence[Entry]) -> None:
-        books = self._books_of(site)
+    def _books(self, site: str) -> "Books":
+        with self._store.session() as session:
+            return self._up_to_date(session, site)
+
+    def _up_to_date(self, session: Session, site: str) -> "Books":
+        """Returns the books of all entries that `session` sees."""
+        from ...privacy.ledger.charges import Books
+
+        books, count = self._read.pop(site, (Books(), 0))  # back once all of it went well
+        for row in self._store.ledger(session, site, since=count):
+            books.apply(_entry(row))
+            count += 1
+        self._read[site] = books, count
+        return books
+
+    def _append(self, session: Session, site: str, fresh: Sequence[Entry]) -> None:
+        books = self._up_to_date(session, site)
         try:
             for entry in fresh:
                 books.apply(entry)
             if fresh and books.site != site:
                 raise LedgerBroken(f"entry 0 opens the ledger of site {books.site!r}")
         except LedgerBroken as err:
-            del self._books[site]  # some of the entries may be in
             raise ReplicaBroken(f"{site}: its ledger does not hold together: {err}") from err
+        session.add_all(
+            LedgerRow(site=site, seq=entry.seq, kind=entry.kind, hash=entry.hash, entry=entry.model_dump_json())
+            for entry in fresh
+        )
+        self._read[site] = books, self._read[site][1] + len(fresh)
 
-    def _books_of(self, site: str) -> "Books":
-        from ...privacy.ledger.charges import Books
 
-        if site not in self._books:
-            self._books[site] = Books.replay(self.entries(site))
-        return self._books[site]
+def _entry(row: LedgerRow) -> Entry:
+    return Entry.model_validate_json(row.entry)

@@ -19,11 +19,18 @@ class RunState(StrEnum):
     STOPPED = "stopped"
     DONE = "done"
     FAILED = "failed"
+    ABANDONING = "abandoning"  # given up; a driver still tells its nodes
+    ABANDONED = "abandoned"
 
     @property
     def is_over(self) -> bool:
         """True once the run needs no driver; a stopped or failed run can still be resumed."""
-        return self in (RunState.STOPPED, RunState.DONE, RunState.FAILED)
+        return self in (RunState.STOPPED, RunState.DONE, RunState.FAILED, RunState.ABANDONED)
+
+    @property
+    def is_settled(self) -> bool:
+        """True if no round of the run can follow any more."""
+        return self in (RunState.DONE, RunState.ABANDONING, RunState.ABANDONED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,24 +41,34 @@ class Transition:
     by: Literal["driver", "operator"]  # a driver needs the run's lease
     moves: Mapping[RunState, RunState]  # allowed state before -> state after
     refusal: str  # the error's text for a run in any other state
+    fences: bool = False  # takes the lease from a driver, which may be hung: it can write nothing any more
 
     def allows(self, state: RunState) -> bool:
         """True if the transition may start from `state`."""
         return state in self.moves
 
-    @property
-    def is_end(self) -> bool:
-        """True if the run is over after the transition."""
-        return all(after.is_over for after in self.moves.values())
 
-
-PENDING, RUNNING, STOPPING, STOPPED, DONE, FAILED = RunState
+PENDING, RUNNING, STOPPING, STOPPED, DONE, FAILED, ABANDONING, ABANDONED = RunState
 
 STOP = Transition(
     name="stop",
     by="operator",
-    moves={PENDING: STOPPING, RUNNING: STOPPING},
+    moves={PENDING: STOPPED, RUNNING: STOPPING},  # nobody drives a pending run
     refusal="there is nothing to stop",
+)
+CUT = Transition(
+    name="cut",
+    by="operator",
+    moves={STOPPING: STOPPED},
+    refusal="nobody has asked it to stop",
+    fences=True,
+)
+ABANDON = Transition(
+    name="abandon",
+    by="operator",
+    moves=dict.fromkeys((PENDING, RUNNING, STOPPING, STOPPED, FAILED), ABANDONING),
+    refusal="there is nothing to abandon",
+    fences=True,
 )
 RESUME = Transition(
     name="resume",
@@ -62,7 +79,8 @@ RESUME = Transition(
 BEGIN = Transition(
     name="begin",
     by="driver",
-    moves={PENDING: RUNNING, RUNNING: RUNNING, STOPPING: STOPPING},  # an older driver may have left it; an order stands
+    # An older driver may have left it so; an order stands.
+    moves={PENDING: RUNNING, RUNNING: RUNNING, STOPPING: STOPPING, ABANDONING: ABANDONING},
     refusal="there is nothing to drive",
 )
 HALT = Transition(
@@ -80,7 +98,13 @@ FINISH = Transition(
 FAIL = Transition(
     name="fail",
     by="driver",
-    moves={RUNNING: FAILED, STOPPING: FAILED},
+    moves={RUNNING: FAILED, STOPPING: FAILED, ABANDONING: ABANDONED},
     refusal="only a run that is driven can fail",
 )
-TRANSITIONS = (STOP, RESUME, BEGIN, HALT, FINISH, FAIL)
+LEAVE = Transition(
+    name="leave",
+    by="driver",
+    moves={ABANDONING: ABANDONED},
+    refusal="nobody has abandoned it",
+)
+TRANSITIONS = (STOP, CUT, ABANDON, RESUME, BEGIN, HALT, FINISH, FAIL, LEAVE)

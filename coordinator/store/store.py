@@ -179,6 +179,18 @@ class Store:
         with self.session() as session:
             self._fenced(session, run_id, lease, values)
 
+    def note_trouble(self, run_id: str, lease: int, trouble: str) -> None:
+        """Stores why the driver that holds `lease` ends before the run does. Raises `LeaseLost`."""
+        with self.session() as session:
+            self._fenced(session, run_id, lease, {"error": trouble[:2000], "step": trouble[:MAX_STEP]})
+
+    def note_waiting(self, run_id: str, why: str, *, silent_s: float) -> None:
+        """Stores why a run has no driver, unless it is over or has shown a heartbeat in the last `silent_s` seconds."""
+        waits = Run.state.not_in([state for state in RunState if state.is_over])
+        silent = Run.heartbeat < time.time() - silent_s
+        with self.session() as session:
+            session.execute(update(Run).where(Run.id == run_id, waits, silent).values(step=why[:MAX_STEP]))
+
     def begin_driving(self, run_id: str, lease: int) -> None:
         """Marks a run as driven by the holder of `lease`, without a line in the audit log; raises as `move_run`."""
         with self.session() as session:
@@ -232,17 +244,23 @@ class Store:
             rows = list(session.scalars(wanted))
         return {number: tuple(row.site for row in group) for number, group in groupby(rows, lambda row: row.round)}
 
-    def ledger(self, site: str) -> list[LedgerRow]:
-        """Lists the replicated entries of `site`, in order."""
-        wanted = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq)
+    @contextmanager
+    def holding_ledger(self, site: str) -> Iterator[Session]:
+        """Runs one transaction in which nobody else appends to the replica of `site`, from its first read on."""
         with self.session() as session:
-            return list(session.scalars(wanted))
+            # An update locks the row, or all of SQLite's database, even if it changes nothing.
+            session.execute(update(NodeRow).where(NodeRow.name == site).values(name=NodeRow.name))
+            yield session
 
-    def last_ledger_row(self, site: str) -> LedgerRow | None:
+    def ledger(self, session: Session, site: str, *, since: int = 0) -> list[LedgerRow]:
+        """Lists the replicated entries of `site` from number `since` on, in order."""
+        wanted = select(LedgerRow).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
+        return list(session.scalars(wanted))
+
+    def last_ledger_row(self, session: Session, site: str) -> LedgerRow | None:
         """Finds the newest replicated entry of `site`; None if there is none."""
         newest = select(LedgerRow).where(LedgerRow.site == site).order_by(LedgerRow.seq.desc()).limit(1)
-        with self.session() as session:
-            return session.scalars(newest).first()
+        return session.scalars(newest).first()
 
     def ledger_length(self, site: str) -> int:
         """Counts the replicated entries of `site`."""
@@ -254,11 +272,6 @@ class Store:
         wanted = select(LedgerRow.hash).where(LedgerRow.site == site, LedgerRow.seq >= since).order_by(LedgerRow.seq)
         with self.session() as session:
             return list(session.scalars(wanted))
-
-    def add_ledger(self, rows: Sequence[LedgerRow]) -> None:
-        """Appends verified entries to the replica."""
-        with self.session() as session:
-            session.add_all(rows)
 
     def add_privacy_test(self, row: PrivacyTest, said: str) -> None:
         """Stores the result of a privacy test, with the line `said` in the audit log. No earlier result is replaced."""
@@ -280,10 +293,16 @@ class Store:
         after = case(
             *((Run.state == source, literal(target, Run.state.type)) for source, target in transition.moves.items())
         )
+        ends = [source for source, target in transition.moves.items() if target.is_over]
         moved = (
             update(Run)
             .where(Run.id == run_id, Run.state.in_(transition.moves), *([] if lease is None else [Run.lease == lease]))
-            .values(state=after, error=error, ended_at=time.time() if transition.is_end else None)
+            .values(
+                state=after,
+                error=error,
+                ended_at=case((Run.state.in_(ends), time.time()), else_=None),
+                lease=Run.lease + int(transition.fences),
+            )
         )
         state = session.scalars(moved.returning(Run.state)).one_or_none()
         if state is not None:

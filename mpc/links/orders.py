@@ -39,7 +39,7 @@ class PartyConfig:
     key: Path  # PEM, its private key, readable by its owner only
     pins: tuple[str, str, str]  # the three certificates as PEM text: nothing else is trusted
     journal: Path
-    timeout_s: float  # silence of another party that ends an order; in (0, 3600]
+    timeout_s: float  # silence of another party that ends an order, unless the order says another; in (0, 3600]
     listen: str | None = None  # "host:port" to listen on, where it is not the public address
 
     def __post_init__(self) -> None:
@@ -56,13 +56,12 @@ class PartyConfig:
         for name in ("certificate", "key", "journal"):
             if not isinstance(getattr(self, name), Path):
                 raise InvalidField(f"{name} must be a path")
-        if not isinstance(self.timeout_s, (int, float)) or not 0 < self.timeout_s <= 3600:
-            raise InvalidField(f"timeout_s must be in (0, 3600], got {self.timeout_s!r}")
+        _require_patience(self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """One attempt to aggregate one round. All three parties must hold equal ones, apart from `private_key`."""
+    """One attempt to aggregate one round. The parties' orders must be equal, but for `private_key` and `timeout_s`."""
 
     study: str
     run: str
@@ -80,6 +79,7 @@ class Order:
     topup_bound: int = 0  # of a top-up; 0 where the cohort needs none
     tag_count: int = 0  # tags that come with every vector, and with the total
     private_key: bytes = field(repr=False)  # raw HPKE key, opens what is sealed to this aggregator
+    timeout_s: float | None = None  # silence of another party that ends this order; None: as the party is configured
 
     def __post_init__(self) -> None:
         text("study", self.study)
@@ -96,6 +96,8 @@ class Order:
         whole("norm_bound", self.norm_bound, int(self.rows > 0), most)
         whole("topup_bound", self.topup_bound, 0, most)
         kem_of_private(self.private_key)
+        if self.timeout_s is not None:
+            _require_patience(self.timeout_s)
         Ring(self.ring_bits, self.scale_bits)
         if not isinstance(self.cohort, tuple) or len(self.cohort) > MAX_COHORT:
             raise InvalidField(f"cohort must be a tuple of at most {MAX_COHORT} sites")
@@ -164,6 +166,11 @@ class OpenedTotal:
     def total_digest(self) -> bytes:
         """SHA-256 of the total's bytes, which the aggregator signs."""
         return sha256(self.total).digest()
+
+
+def _require_patience(timeout_s: object) -> None:
+    if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= 3600:
+        raise InvalidField(f"timeout_s must be in (0, 3600], got {timeout_s!r}")
 
 
 def host_and_port(address: object) -> tuple[str, int]:

@@ -46,17 +46,18 @@ class TlsCommunicator:
     def __init__(self, aggregator_id: int, links: Mapping[int, ssl.SSLSocket], timeout_s: float) -> None:
         self.aggregator_id = aggregator_id
         self._links = dict(sorted(links.items()))
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s  # silence after which another party is lost
 
     @classmethod
-    def connect(cls, config: PartyConfig) -> Self:
-        """Links up with both other parties within `config.timeout_s`.
+    def connect(cls, config: PartyConfig, *, timeout_s: float | None = None) -> Self:
+        """Links up with both other parties within `timeout_s`, which is the configuration's if it is None.
 
         Raises:
             PartyLost: one did not come, or shows another certificate than its pinned one.
             InvalidField: this party's own certificate, key, pins or address cannot be used.
         """
-        deadline = time.monotonic() + config.timeout_s
+        patience = config.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + patience
         pins = _pinned(config)
         server, client = _context(config, ssl.PROTOCOL_TLS_SERVER), _context(config, ssl.PROTOCOL_TLS_CLIENT)
         links: dict[int, ssl.SSLSocket] = {}
@@ -70,7 +71,7 @@ class TlsCommunicator:
             for link in links.values():
                 link.close()
             raise
-        return cls(config.aggregator_id, links, config.timeout_s)
+        return cls(config.aggregator_id, links, patience)
 
     def exchange(self, step: str, outgoing: Mapping[int, bytes], limit: int) -> dict[int, bytes]:
         """Gives each other party its bytes and returns what each sent at the same step.
@@ -83,7 +84,7 @@ class TlsCommunicator:
         Raises:
             PartyLost: a party is gone, silent for the timeout, at another step, or sends too much.
         """
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self.timeout_s
         received = {}
         for peer, link in self._links.items():
             try:

@@ -146,7 +146,7 @@ class _Child:
 
     def aggregate(self, order: Order, envelopes: Mapping[str, Path], topups: Mapping[str, Path]) -> OpenedTotal:
         """Sends the order and where the envelopes lie, then waits for the total."""
-        self._channel.settimeout(_PATIENCE * self._config.timeout_s)
+        self._channel.settimeout(_PATIENCE * (order.timeout_s or self._config.timeout_s))
         with self._talking():
             files = {"envelopes": paths_to_wire(envelopes), "topups": paths_to_wire(topups)}
             self._channel.send("order", order=order_to_wire(order), **files)

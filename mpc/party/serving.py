@@ -87,6 +87,7 @@ class Party:
         since. Only on fresh ones is that a failure; silence always is.
         """
         if self._links is not None:
+            self._links.timeout_s = order.timeout_s or self._config.timeout_s
             try:
                 aggregation.compare_orders(order, self._links)
                 return self._links
@@ -95,7 +96,7 @@ class Party:
                     raise
                 logger.info("round %d: linking up anew: %s", order.round, err)
                 self._drop_links()
-        self._links = TlsCommunicator.connect(self._config)
+        self._links = TlsCommunicator.connect(self._config, timeout_s=order.timeout_s)
         runtime.start(self._links)
         aggregation.compare_orders(order, self._links)
         return self._links

@@ -1,5 +1,6 @@
 """Who gets into a federation and who does not: a real SuperLink, the real gate, nodes in processes of their own."""
 
+import hashlib
 import json
 import logging
 import os
@@ -21,9 +22,11 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
 from confide.client_node.enrolment.identity import NodeIdentity, fingerprint
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, enrol
+from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.superlink import SuperLink
 
@@ -49,7 +52,7 @@ class Federation:
         self.revoked: dict[str, str] = {}
         self.invited: dict[str, str] = {}
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self.superlink = SuperLink(home, 0, fab=HARNESS / "fab")
+        self.superlink = SuperLink(home, 0)
         app = FleetGate(
             self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
         )
@@ -88,14 +91,19 @@ class Federation:
         self.nodes[home.name] = node
         return node
 
-    def drive(self, run_id: str, steps: list[dict[str, object]]) -> list[dict[str, str]]:
+    def drive(self, steps: list[dict[str, object]]) -> list[dict[str, str]]:
         """What the nodes answered to each step of a run."""
-        (self.home / "register.json").write_text(json.dumps(self.known))
-        (self.home / f"{run_id}.json").write_text(json.dumps({"nodes": NODES, "steps": steps}))
-        self.superlink.submit(run_id)
-        results = self.home / f"{run_id}.jsonl"
-        until(lambda: results.exists() and len(results.read_text().splitlines()) == len(steps), 300)
-        return [json.loads(line)["answers"] for line in results.read_text().splitlines()]
+        with open_grid(self.superlink.port, self.pki.ca_path, self.superlink.submit().token) as grid:
+            fleet = Fleet(grid, self.known.get)
+            until(lambda: set(NODES) <= fleet.online(), 30)
+            return [self._ask(fleet, number, step) for number, step in enumerate(steps)]
+
+    @staticmethod
+    def _ask(fleet: Fleet, number: int, step: dict[str, object]) -> dict[str, str]:
+        blob = hashlib.shake_256(str(number).encode()).digest(int(str(step.get("bytes", 100))))
+        packet = Packet(json.dumps({"number": number}).encode(), {"blob": blob})
+        answers = fleet.ask(str(step["kind"]), dict.fromkeys(NODES, packet), timeout=60)
+        return {name: "echo" if answer == packet else str(answer) for name, answer in answers}
 
     def close(self) -> None:
         for node in self.nodes.values():
@@ -124,7 +132,7 @@ def gate_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_enrolled_nodes_answer_and_their_private_errors_stay_at_home(federation: Federation) -> None:
     large = {"kind": "echo", "bytes": 6 << 20}  # past Flower's 5 MiB parts
     steps: list[dict[str, object]] = [{"kind": "echo"}, large, {"kind": "fail_private"}, {"kind": "fail_public"}]
-    assert federation.drive("first", steps) == [
+    assert federation.drive(steps) == [
         dict.fromkeys(NODES, "echo"),
         dict.fromkeys(NODES, "echo"),
         dict.fromkeys(NODES, "failed: ValueError"),
@@ -222,7 +230,7 @@ def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -
     os.kill(killed, signal.SIGKILL)
     until(lambda: not federation.superlink.is_up)
     until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
-    assert federation.drive("second", [{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
 
 

@@ -120,8 +120,9 @@ def test_the_runs_keys_are_gone_when_it_is_done(federation, undisturbed):
 def test_each_site_was_charged_once_a_round_and_signed_what_was_summed(federation, undisturbed):
     store = Store.open(federation.home)
     for site in SITES:
-        bodies = [row.entry for row in store.ledger(site) if undisturbed in row.entry]
-        kinds = [row.kind for row in store.ledger(site) if undisturbed in row.entry]
+        with store.session() as session:
+            rows = [row for row in store.ledger(session, site) if undisturbed in row.entry]
+        bodies, kinds = [row.entry for row in rows], [row.kind for row in rows]
         assert kinds.count("reserve") == kinds.count("settle") == ROUNDS + 1  # and the evaluation
         assert all(f'"{other}"' in body for body in bodies for other in SITES)
     store.close()

@@ -222,10 +222,25 @@ def test_one_process_serves_a_study_and_pins_its_certificates(open_role, study, 
     assert parties[0].config.addresses == tuple(party.address for party in study.aggregators)
 
 
-def test_another_study_stops_the_process_of_the_one_before(open_role, study, make_study, parties):
+def test_studies_of_the_same_aggregators_share_one_process(open_role, study, make_study, parties):
+    role, heart = open_role(), make_study(('name = "thyroid"', 'name = "heart"'), ("deadline_s = 60", "deadline_s = 9"))
+    role.run_key(study, RUN)
+    role.run_key(heart, "heart-0001")
+    add(role, study)
+    add(role, heart, run="heart-0001")
+    assert [party.told for party in parties] == [["start", "start"]]  # the second finds it running
+    assert [(order.study, order.timeout_s) for order in parties[0].orders] == [
+        (study.study_hash, 20.0),
+        (heart.study_hash, 3.0),
+    ]
+
+
+def test_a_study_with_other_aggregators_stops_the_process_of_the_one_before(open_role, study, parties):
     role = open_role()
     role.run_key(study, RUN)
-    role.run_key(make_study(('name = "thyroid"', 'name = "heart"')), "heart-0001")
+    first, second, third = study.aggregators
+    moved = third.model_copy(update={"address": "127.0.0.1:1"})
+    role.run_key(study.model_copy(update={"aggregators": (first, second, moved)}), "heart-0001")
     assert [party.told for party in parties] == [["start", "stop"], ["start"]]
 
 
@@ -238,10 +253,12 @@ def test_a_stopped_role_can_stop_again_and_start_anew(open_role, study, parties)
     assert [party.told for party in parties] == [["start", "stop"], ["start"]]
 
 
-def test_parties_give_up_on_each_other_before_the_coordinator_asks_anew(open_role, make_study, parties):
-    study = make_study(("deadline_s = 60", "deadline_s = 30"))
-    open_role().run_key(study, RUN)
-    assert 2.0 <= parties[0].config.timeout_s < 30
+@pytest.mark.parametrize(("deadline_s", "patience"), [(30, 10.0), (1, 2.0), (86_400, 3600.0)])
+def test_parties_give_up_on_each_other_before_the_coordinator_asks_anew(
+    open_role, make_study, parties, deadline_s, patience
+):
+    add(open_role(), make_study(("deadline_s = 60", f"deadline_s = {deadline_s}")))
+    assert parties[0].orders[0].timeout_s == patience
 
 
 @pytest.mark.usefixtures("parties")

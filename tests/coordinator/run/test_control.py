@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from confide.client_node.errors import StudyOutdated
-from confide.coordinator.errors import Conflict, NotFound
-from confide.coordinator.run.control import resume_run, start_run, stop_run
+from confide.coordinator.errors import Conflict, LeaseLost, NotFound
+from confide.coordinator.run.control import SILENCE_S, abandon_run, resume_run, start_run, stop_run
 from confide.coordinator.store.tables import Run, StudyRow
 
 from ...client_node.conftest import STUDY_TOML, build_study
@@ -102,16 +102,63 @@ def test_no_run_starts_of_a_study_that_is_not_there(store):
     assert [run.id for run in store.runs()] == ["run-1"]
 
 
+def drive(store, *, silent_s=0.0):
+    """Puts run-1 into the hands of a driver that has been silent for `silent_s` seconds; returns its lease."""
+    lease = store.acquire_lease("run-1")
+    store.begin_driving("run-1", lease)
+    with store.session() as session:
+        session.get(Run, "run-1").heartbeat -= silent_s
+    return lease
+
+
 def test_a_stopped_run_goes_on_after_its_last_committed_round(store):
-    store.commit_round(committed_round(1, lease=store.acquire_lease("run-1")))
-    stop_run(store, "run-1")
+    store.commit_round(committed_round(1, lease=drive(store)))
+    assert stop_run(store, "run-1") == "stopping"
     assert store.run("run-1").state == "stopping"
     put_in_state(store, "run-1", "stopped")
     assert resume_run(store, "run-1") == 2
     assert store.run("run-1").state == "pending"
 
 
-@pytest.mark.parametrize("state", ["stopping", "stopped", "done", "failed"])
+def test_a_run_that_nobody_drives_yet_is_stopped_at_once(store):
+    assert stop_run(store, "run-1") == "stopped"
+    with pytest.raises(Conflict, match="there is nothing to drive"):
+        store.begin_driving("run-1", store.acquire_lease("run-1"))
+
+
+@pytest.mark.parametrize("asked_before", [False, True], ids=["first order", "second order"])
+def test_a_run_whose_driver_is_silent_is_stopped_at_once_and_the_driver_shut_out(store, asked_before):
+    lease = drive(store, silent_s=0.0 if asked_before else SILENCE_S + 1)
+    if asked_before:
+        assert stop_run(store, "run-1") == "stopping"
+        with pytest.raises(Conflict, match="is stopping, there is nothing to stop"):
+            stop_run(store, "run-1")
+        with store.session() as session:
+            session.get(Run, "run-1").heartbeat -= SILENCE_S + 1
+    assert stop_run(store, "run-1") == "stopped"
+    with pytest.raises(LeaseLost):
+        store.beat("run-1", lease)
+    assert resume_run(store, "run-1") == 1
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped", "failed"])
+def test_a_run_is_abandoned_for_good_and_no_longer_in_the_way_of_another(store, study, state):
+    put_in_state(store, "run-1", state)
+    assert abandon_run(store, "run-1") == "abandoning"
+    with pytest.raises(Conflict, match="only a stopped or failed run is resumed"):
+        resume_run(store, "run-1")
+    with pytest.raises(Conflict, match="is abandoning, there is nothing to abandon"):
+        abandon_run(store, "run-1")
+    assert start_run(store, study.study_hash) != "run-1"
+
+
+def test_a_run_that_is_done_is_not_abandoned(store):
+    put_in_state(store, "run-1", "done")
+    with pytest.raises(Conflict, match="is done, there is nothing to abandon"):
+        abandon_run(store, "run-1")
+
+
+@pytest.mark.parametrize("state", ["stopped", "done", "failed", "abandoned"])
 def test_what_does_not_run_is_not_stopped(store, state):
     put_in_state(store, "run-1", state)
     with pytest.raises(Conflict, match=f"is {state}, there is nothing to stop"):

@@ -19,13 +19,13 @@ def store(federation):
     return federation.store
 
 
-def test_a_run_shows_its_step_while_it_runs_and_its_error_when_it_failed(store):
+def test_a_run_shows_its_step_until_it_is_over_and_its_error_when_it_failed(store):
     found = []
     for state, error in (("pending", None), ("running", None), ("failed", "sites are missing")):
         put_in_state(store, "run-1", state, error=error)
         (standing,) = run_standings(store)
         found.append((standing.state, standing.step))
-    assert found == [("pending", ""), ("running", "asks sites"), ("failed", "sites are missing")]
+    assert found == [("pending", "asks sites"), ("running", "asks sites"), ("failed", "sites are missing")]
 
 
 def test_a_run_counts_its_committed_rounds(store):

@@ -1,11 +1,16 @@
+import errno
 import json
 import logging
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.following import start_digest
@@ -13,7 +18,15 @@ from confide.client_node.replay.server_optimizer import ServerOptimizer, server_
 from confide.client_node.study.study import AggregatorParty, Participant, Study
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.wire.messages import ENTRIES_A_MESSAGE
-from confide.coordinator.errors import LeaseLost, RunRefused, RunStopped, SitesMissing, TotalRefused, TransitionRefused
+from confide.coordinator.errors import (
+    LeaseLost,
+    RunRefused,
+    RunStopped,
+    SitesMissing,
+    SuperLinkFailed,
+    TotalRefused,
+    TransitionRefused,
+)
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.run import questions, rounds
@@ -22,7 +35,7 @@ from confide.coordinator.run.driver import drive
 from confide.coordinator.run.rounds import drive_run
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
-from confide.coordinator.store.states import RESUME, STOP
+from confide.coordinator.store.states import ABANDON, RESUME, STOP
 from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
 from confide.coordinator.studies.catalogue import start_file
@@ -415,6 +428,83 @@ def test_a_run_stopped_before_it_began_is_never_driven(desk):
     drive(fleet, desk.home, "run-1")
     assert desk.store.run("run-1").state == "stopped"
     assert fleet.computed == []
+
+
+def test_an_abandoned_run_is_taken_leave_of_and_never_driven_again(desk):
+    def halt(kind: str, name: str) -> None:
+        if (kind, name) == ("aggregate", "agg-c") and not desk.store.rounds("run-1"):
+            desk.store.move_run("run-1", ABANDON)
+
+    fleet = FakeFleet(desk.study, after=halt)
+    drive(fleet, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "abandoning"  # the driver was shut out before it could commit
+    assert desk.store.rounds("run-1") == []
+    farewell = FakeFleet(desk.study)
+    farewell.ledgers = fleet.ledgers
+    drive(farewell, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "abandoned"
+    assert {kind for kind, _ in farewell.asked} == {"settle"}
+    assert {name for _, name in farewell.asked} == {"north", "south", "west", "agg-a", "agg-b", "agg-c"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (httpx.ConnectError("gone"), "the SuperLink does not answer as it should (ConnectError); trying again"),
+        (SuperLinkFailed("it took 2 of 3 messages"), "the SuperLink does not answer as it should"),
+        (OSError(errno.ENOSPC, "No space left on device", "envelope-0"), "No space left on device: envelope-0"),
+        (OperationalError("", {}, Exception("database is locked")), "the database cannot be used (database is locked)"),
+    ],
+    ids=["link", "superlink", "disk", "database"],
+)
+def test_a_passing_trouble_ends_the_driver_and_never_the_run(desk, trouble, words):
+    def fail(kind: str, name: str) -> None:
+        raise trouble
+
+    for _ in range(3):
+        with pytest.raises(Exception, match=re.escape(words)):
+            drive(FakeFleet(desk.study, before=fail), desk.home, "run-1")
+        run = desk.store.run("run-1")
+        assert run.state == "running"
+        assert words in run.step
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    assert desk.store.run("run-1").state == "done"
+
+
+def test_an_error_that_nobody_thought_of_fails_the_run_when_it_comes_again_at_the_same_place(desk):
+    def fail(kind: str, name: str) -> None:
+        raise KeyError("MARKER")
+
+    with pytest.raises(KeyError):
+        drive(FakeFleet(desk.study, before=fail), desk.home, "run-1")
+    first = desk.store.run("run-1")
+    assert (first.state, first.step.startswith("KeyError in test_rounds.py:")) == ("running", True)
+    drive(FakeFleet(desk.study, before=fail), desk.home, "run-1")
+    second = desk.store.run("run-1")
+    assert second.state == "failed"
+    assert (second.error or "").startswith(f"{first.step}, twice: what is committed is kept; ")
+    assert "MARKER" not in (second.error or "")
+    desk.store.move_run("run-1", RESUME)
+    drive(FakeFleet(desk.study), desk.home, "run-1")
+    assert desk.store.run("run-1").state == "done"
+
+
+def test_errors_at_two_places_do_not_fail_a_run_that_makes_progress(desk):
+    def fail_at(count: int) -> Callable[[str, str], None]:
+        def fail(kind: str, name: str) -> None:
+            if len(desk.store.rounds("run-1")) == count:
+                raise KeyError("what")
+
+        return fail
+
+    fleet = FakeFleet(desk.study)
+    for count in range(2):
+        fleet.before = fail_at(count)
+        with pytest.raises(KeyError):
+            drive(fleet, desk.home, "run-1")
+    fleet.before = lambda kind, name: None
+    drive(fleet, desk.home, "run-1")
+    assert desk.store.run("run-1").state == "done"
 
 
 def test_a_late_driver_does_not_bring_an_ended_run_back(desk):

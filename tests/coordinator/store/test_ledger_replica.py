@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from confide.coordinator.errors import ReplicaBroken
@@ -125,3 +127,37 @@ def test_a_charge_is_there_once_the_site_signed_it(replica, ledger):
     assert [replica.has_charge("east", "run-1", number) for number in range(4)] == [False, True, True, True]
     assert not replica.has_charge("east", "run-2", 0)
     assert not replica.has_charge("west", "run-1", 0)
+
+
+def test_a_charge_that_another_driver_has_stored_is_seen(replica, ledger, empty_store):
+    entries, other = ledger.entries(), LedgerReplica(empty_store)
+    replica.extend("east", ledger.public_key, entries[:2])
+    assert not replica.has_charge("east", "run-1", 1)
+    other.extend("east", ledger.public_key, entries)
+    replica.extend("east", ledger.public_key, entries)  # what the site sends to both
+    for found in (replica, other):
+        assert [found.has_charge("east", "run-1", number) for number in (1, 2, 3)] == [True] * 3
+        assert found.open_rounds("east", "run-1") == {3}
+
+
+def test_two_drivers_that_append_the_same_entries_at_once_append_each_once(ledger, empty_store):
+    entries = ledger.entries()
+    replicas = [LedgerReplica(empty_store) for _ in range(4)]
+    start, failures = threading.Barrier(len(replicas)), []
+
+    def append(replica):
+        for number in range(1, len(entries) + 1):
+            start.wait(30)
+            try:
+                replica.extend("east", ledger.public_key, entries[:number])
+            except Exception as err:
+                failures.append(err)
+
+    threads = [threading.Thread(target=append, args=(replica,)) for replica in replicas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert all(replica.entries("east") == entries for replica in replicas)
+    assert all(replica.open_rounds("east", "run-1") == {3} for replica in replicas)

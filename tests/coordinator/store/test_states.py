@@ -7,7 +7,9 @@ import pytest
 from confide.client_node.login import login_name
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound, TransitionRefused
 from confide.coordinator.store.states import (
+    ABANDON,
     BEGIN,
+    CUT,
     FAIL,
     FINISH,
     RESUME,
@@ -24,12 +26,15 @@ from ..conftest import put_in_state
 RUN = "thyroid-0001"
 # What each change makes of a run, state by state, in the order of `RunState`; a dash where it is refused.
 EXPECTED = {
-    "stop": "stopping stopping - - - -",
-    "resume": "- - - pending - pending",
-    "begin": "running running stopping - - -",
-    "halt": "- - stopped - - -",
-    "finish": "- done done - - -",
-    "fail": "- failed failed - - -",
+    "stop": "stopped stopping - - - - - -",
+    "cut": "- - stopped - - - - -",
+    "abandon": "abandoning abandoning abandoning abandoning - abandoning - -",
+    "resume": "- - - pending - pending - -",
+    "begin": "running running stopping - - - abandoning -",
+    "halt": "- - stopped - - - - -",
+    "finish": "- done done - - - - -",
+    "fail": "- failed failed - - - abandoned -",
+    "leave": "- - - - - - abandoned -",
 }
 PAIRS = [
     pytest.param(each, state, after, id=f"{each.name} {state}")
@@ -102,6 +107,18 @@ def test_a_run_that_is_not_there_is_not_found(store, transition):
 
 def test_states_that_are_over_are_those_that_no_driver_begins_with():
     assert {state for state in RunState if state.is_over} == {state for state in RunState if not BEGIN.allows(state)}
+
+
+@pytest.mark.parametrize("transition", [CUT, ABANDON], ids=lambda each: each.name)
+def test_a_driver_that_hangs_writes_nothing_once_it_comes_round(store, transition):
+    lease = store.acquire_lease(RUN)
+    store.begin_driving(RUN, lease)
+    put_in_state(store, RUN, "stopping")
+    store.move_run(RUN, transition)
+    with pytest.raises(LeaseLost):
+        store.beat(RUN, lease)
+    with pytest.raises(LeaseLost):
+        store.move_run(RUN, FINISH, lease=lease)
 
 
 @pytest.mark.parametrize("end", [FINISH, FAIL], ids=["done", "failed"])

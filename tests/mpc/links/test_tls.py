@@ -113,7 +113,7 @@ def test_closed_link_is_noticed_at_once(configs, connect, kit):
 
 def test_silent_party_is_lost_after_the_timeout(configs, connect):
     links = connect(configs)
-    links[0]._timeout_s = 0.2
+    links[0].timeout_s = 0.2
     with pytest.raises(PartyLost, match=r"step TEST: .*timed out"):
         links[0].all_gather("TEST", b"", 1)
 

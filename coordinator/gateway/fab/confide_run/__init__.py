@@ -1,1 +1,1 @@
-"""The app bundle that the SuperLink starts for a run."""
+"""The app bundle that Flower demands for a run. Nobody runs it."""
