@@ -20,7 +20,7 @@ from ..models.rounding import rounded_up
 from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
 from . import daemon, ledger_head
-from .approval import charges, site_budget, study_decisions, table_check
+from .approval import charges, confirmed_sites, site_budget, study_decisions, table_check
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
 from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
@@ -104,6 +104,9 @@ def _studies(node: _Node) -> Iterable[Finding]:
         found = [Finding("studies", "failed", fetched.unreachable, "the line on the coordinator says more")]
     found += [Finding("studies", "failed", why, "tell the operator") for why in fetched.turned_away]
     for each in mine:
+        if doubts := confirmed_sites.doubts(node.home, each.study):
+            told = f"{len(doubts)} in doubt for {each.study.name}, the first: {doubts[0]}"
+            found.append(Finding("confirmed sites", "warning", told))
         if each.decision is None:
             found.append(Finding("approvals", "warning", f"{each.study.name} waits for a decision",
                                  "client-node study show, then study approve HASH"))  # fmt: skip

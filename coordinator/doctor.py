@@ -140,7 +140,7 @@ def _nodes(of: _Federation) -> Iterable[Finding]:
     train, aggregate = (sum(role in node.roles.split(",") for node in enrolled) for role in ("train", "aggregate"))
     found = [Finding("nodes", "ok", f"{train} enrolled to train, {aggregate} to aggregate")]
     if train < 2 or aggregate < NUM_AGGREGATORS:
-        found = [Finding("nodes", "warning", f"{found[0].detail}; a study needs two and {NUM_AGGREGATORS}",
+        found = [Finding("nodes", "warning", f"{found[0].detail}; a study needs 2 and {NUM_AGGREGATORS}",
                          "coordinator site invite NAME...")]  # fmt: skip
     waiting = [node.name for node in known if node.state == "invited" and node.name not in expired]
     if waiting:

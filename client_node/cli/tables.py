@@ -67,7 +67,10 @@ def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
     out.print(f"This node is [bold]{found.name}[/] in the federation at {found.address}: {', '.join(found.roles)}.")
     if "train" in found.roles:
         out.print(f"Read this fingerprint of its key to the aggregators' people: {spoken}", soft_wrap=True)
-        out.print("Next: client-node init TABLE, if there is no site.toml yet, then: client-node data check TABLE")
+        out.print(
+            "Next: client-node init TABLE, if there is no site.toml yet, then: client-node data check TABLE",
+            soft_wrap=True,
+        )
     if "aggregate" in found.roles:
         out.print("Confirm the sites that you will add up: client-node site confirm NAME=FINGERPRINT")
     out.print("Then: client-node study list, client-node study approve HASH, client-node run")

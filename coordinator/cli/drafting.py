@@ -7,7 +7,6 @@ import typer
 
 from ...client_node.cli.application import PROBLEMS, JsonOption
 from ...client_node.cli.console import agree, err, out, print_json, tell
-from ..federation import members, opened_store
 from .backbone import backbone_build
 from .options import DEFAULT_HOME, HomeOption, UnitsOption, UnusedExpertsOption
 
@@ -31,6 +30,7 @@ def study_init(
 
     Look through it, then check it: what it says of cut points, epsilon and rounds is yours to decide.
     """
+    from ..federation import members, opened_store
     from ..studies.dictionary import read_dictionary
     from ..studies.first_draft import Wishes, first_draft
 
@@ -61,6 +61,7 @@ def study_check(
 
     Exit code 3: `study create` would refuse it, or ask.
     """
+    from ..federation import opened_store
     from ..studies.examine import examine
 
     with opened_store(home) as store:

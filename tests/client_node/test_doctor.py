@@ -114,3 +114,13 @@ def test_a_ledger_that_is_gone_is_told_and_not_made_anew(site):
     (site.home / "keys" / "ledger.head").write_text("{}")
     assert of(examine_node(site.home), "ledger") == [("failed", "ledger.db is gone")]
     assert not (site.home / "ledger.db").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_aggregator_is_told_of_sites_that_nobody_has_confirmed(site, monkeypatch):
+    monkeypatch.setattr("confide.client_node.approval.catalogue.fetch_studies", lambda home: [])
+    site.keep(site.study(('"agg-a"', '"svi"'), ('sites = ["other", "svi"', 'sites = ["other", "third"')))
+    ((state, detail),) = of(examine_node(site.home), "confirmed sites")
+    assert state == "warning"
+    assert "4 in doubt for thyroid, the first: other is not confirmed" in detail
+    assert "client-node site confirm other=FINGERPRINT" in detail
