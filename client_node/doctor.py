@@ -220,7 +220,7 @@ def _crypten() -> Finding:
         return Finding("CrypTen", "failed", f"not imported within {_IMPORT_S} s", "look at this machine's load")
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason was told"])[-1]
-        return Finding("CrypTen", "failed", why, "install it as requirements-crypten.txt says, without dependencies")
+        return Finding("CrypTen", "failed", why, "install confide anew: docs/install.md")
     return Finding("CrypTen", "ok", "can be imported")
 
 

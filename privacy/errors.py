@@ -12,6 +12,7 @@ PrivacyError
 │   ├── LedgerFileInvalid         a ledger's file for keeping or moving it is cut short or malformed
 │   └── LedgerForked              two ledgers of one site went on apart from each other
 ├── ReportInvalid                 a report does not follow the format or is too large
+├── VerificationTooLong           to verify a report would take longer than the limit; says about how long
 ├── NotCheckable                  an accountant that is asked as a further witness has no answer; says why
 └── StepError
     ├── UnprotectedGradient       a gradient would reach, or has reached, a parameter without being clipped
@@ -74,6 +75,10 @@ class LedgerForked(LedgerError):
 
 class ReportInvalid(PrivacyError):
     """A report that breaks the format or is too large."""
+
+
+class VerificationTooLong(PrivacyError):
+    """A report whose verification would take longer than the limit; none of its figures was verified."""
 
 
 class NotCheckable(PrivacyError):

@@ -98,7 +98,7 @@ def test_a_clone_without_symbolic_links_says_so(tmp_path):
 def test_make_says_so_of_a_clone_without_symbolic_links(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "src" / "confide").mkdir(parents=True)
-    for name in ("pyproject.toml", "requirements-crypten.txt", "requirements-smollm.txt", "src/confide/mpc"):
+    for name in ("pyproject.toml", "requirements-smollm.txt", "src/confide/mpc"):
         (tmp_path / name).write_text("../../mpc")
     result = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2

@@ -25,6 +25,9 @@ from .console import err, tell
 FAILED, PROBLEMS, INTERRUPTED = 1, 3, 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
+LangOption = Annotated[
+    str | None, typer.Option("--lang", help="Language of the page that --html writes: en (the default) or de.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 

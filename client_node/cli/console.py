@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from rich.table import Table
 from ..errors import NotAgreed
 from ..spoken_hash import words
 
-if TYPE_CHECKING:  # cryptography and httpx take their time to import
+if TYPE_CHECKING:  # accounting, cryptography and httpx take their time to import
+    from ...privacy.report.workload import Watch, Workload
     from ..health import Finding
 
 _WORDS_A_LINE = 6
@@ -90,15 +92,38 @@ def show_page(
         table()
 
 
-def show_verification(file: Path, issuer: str | None, sites: Sequence[str], as_json: bool) -> bool:
+def page_language(lang: str | None, html: Path | None) -> str:
+    """The language of a report's page, before the report is made.
+
+    Raises:
+        BadParameter: there is no such language, or no page is asked for that could be in one.
+    """
+    from ...privacy.report.language import DEFAULT, languages
+
+    if lang is not None and html is None:
+        raise typer.BadParameter("a table and JSON are in no language; it needs --html", param_hint="--lang")
+    if lang is not None and lang not in languages():
+        raise typer.BadParameter(f"{lang!r} is none of {', '.join(languages())}", param_hint="--lang")
+    return lang or DEFAULT
+
+
+def show_verification(
+    file: Path, issuer: str | None, sites: Sequence[str], as_json: bool, *, no_limit: bool = False
+) -> bool:
     """Verifies a budget report and prints the findings; returns True if the report is right.
+
+    What takes long is told on stderr before it begins, with a line of progress if stderr is a terminal.
 
     Args:
         sites: NAME=KEY texts with keys known from elsewhere.
+        no_limit: True to verify it however long that takes.
     """
     from ...privacy.report.verify import known_keys, verify_file
+    from ...privacy.report.workload import MAX_SECONDS
 
-    found = verify_file(file, issuer=issuer, site_keys=known_keys(sites))
+    limit = math.inf if no_limit else MAX_SECONDS
+    with _told_of_work() as watch:
+        found = verify_file(file, issuer=issuer, site_keys=known_keys(sites), max_seconds=limit, watch=watch)
     if as_json:
         print_json(found.to_dict())
         return found.ok
@@ -127,6 +152,24 @@ def show_findings(findings: "Sequence[Finding]", as_json: bool) -> bool:
     for line in (*lines, f"{len(findings)} checked: {failed} failed, {warned} to be looked at."):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     return not failed
+
+
+@contextmanager
+def _told_of_work() -> "Iterator[Watch]":
+    """Tells on stderr of work that takes long, and at a terminal how far it is."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+
+        def watch(work: "Workload", done_s: float) -> None:
+            if work.is_long and not bar.task_ids:
+                tell(f"Verifying {work}")
+                bar.add_task("Recomputing", total=work.seconds)
+            elif work.is_long:
+                bar.update(bar.task_ids[0], completed=done_s)
+
+        yield watch
 
 
 def _finite(value: Any) -> Any:

@@ -355,11 +355,20 @@ def _show_runs(account: "SiteAccount") -> None:
     )
 
 
-def show_budget_report(report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool) -> None:
-    """Writes a budget report as a page or prints it as JSON; if neither is asked for, `table` prints its figures."""
+def show_budget_report(
+    report: dict[str, Any], table: Callable[[], None], html: Path | None, as_json: bool, language: str
+) -> None:
+    """Writes a budget report as a page in `language`, or prints it as JSON; else `table` prints its figures."""
     from ...privacy.report.build import render_html
 
-    show_page("Report", report, page=lambda: render_html(report), table=table, html=html, as_json=as_json)
+    show_page(
+        "Report",
+        report,
+        page=lambda: render_html(report, language=language),
+        table=table,
+        html=html,
+        as_json=as_json,
+    )
 
 
 def show_plan(plan: "BudgetPlan", as_json: bool) -> None:

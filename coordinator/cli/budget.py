@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import PROBLEMS, JsonOption, group
-from ...client_node.cli.console import show_verification
+from ...client_node.cli.application import PROBLEMS, JsonOption, LangOption, group
+from ...client_node.cli.console import page_language, show_verification
 from ..federation import opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_budget_report, show_exported_ledger
@@ -19,13 +19,15 @@ def budget_report(
     home: HomeOption = DEFAULT_HOME,
     study: Annotated[str | None, typer.Option(help="Only sites of this study.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a web page to this file.")] = None,
+    lang: LangOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Report what was spent at every site, from the signed ledgers, for people (--html) or programs (--json)."""
     from ..results import reports
 
+    language = page_language(lang, html)
     with opened_store(home) as store:
-        show_budget_report(reports.budget_report(store, home, study), html, as_json)
+        show_budget_report(reports.budget_report(store, home, study), html, as_json, language)
 
 
 @app.command("export")
@@ -47,7 +49,11 @@ def budget_verify(
     file: Path,
     issuer: Annotated[str | None, typer.Option(help="The issuer's key in hex, known from elsewhere.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="NAME=KEY known from elsewhere; may be repeated.")] = None,
+    no_limit: Annotated[
+        bool, typer.Option("--no-limit", help="Also a report whose verification would take more than 60 minutes.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a report from its entries, on any machine, without the federation's stores."""
-    raise typer.Exit(0 if show_verification(file, issuer, site or (), as_json) else PROBLEMS)
+    holds = show_verification(file, issuer, site or (), as_json, no_limit=no_limit)
+    raise typer.Exit(0 if holds else PROBLEMS)

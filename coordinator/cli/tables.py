@@ -167,14 +167,14 @@ def reliability_row(each: "ReliabilityBin") -> dict[str, Any]:
     }
 
 
-def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool) -> None:
-    """Writes a budget report as a page, or prints it as JSON or as a table of epsilons."""
+def show_budget_report(report: dict[str, Any], html: Path | None, as_json: bool, language: str) -> None:
+    """Writes a budget report as a page in that language, or prints it as JSON or as a table of epsilons."""
     from ...privacy.report.build import render_html
 
     show_page(
         "Report",
         report,
-        page=lambda: render_html(report),
+        page=lambda: render_html(report, language=language),
         table=lambda: out.print(table_of("Guaranteed and spent", spent_rows(report))),
         html=html,
         as_json=as_json,

@@ -4,7 +4,8 @@ Stock CrypTen must not touch a secret: its masks come from `torch.Generator`, wh
 its default provider of triples shows everything that is multiplied to party 0; its links are plain Gloo and pickles.
 Before the import its random numbers are replaced by AES-256-CTR, and afterwards its providers are emptied and its links
 replaced by ours. Whatever differs from the version that this was written against raises `RuntimeUnsound`: it is never
-worked around.
+worked around. That version comes with confide, in third_party/crypten, byte for byte as published; another one that
+may be installed is not looked at.
 
 What it can do between `start` and `stop`: add, open, and, with triples from the provider named in `using`, multiply,
 AND, compare and convert between additive and XOR shares. Without a provider everything that needs triples is refused.
@@ -18,11 +19,12 @@ module globals: a process may run several parties, and one that was not started 
 import secrets
 import sys
 import threading
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Never
 
 import numpy as np
@@ -34,6 +36,7 @@ from ..fields import NUM_AGGREGATORS
 from ..links.tls import Links
 
 VERSION = "0.4.1"
+_SOURCE = Path(__file__).parents[2] / "third_party" / "crypten" / "crypten"  # beside the folder `mpc`
 CPU = torch.device("cpu")
 SEED_BYTES = 32
 
@@ -91,35 +94,29 @@ class NoProvider:
 
 
 def _stand_in(name: str, **attributes: object) -> None:
-    module = types.ModuleType(name)
+    module = ModuleType(name)
     module.__dict__.update(attributes)
     sys.modules[name] = module
 
 
 def _load() -> Any:
-    """Imports CrypTen with our random numbers, and without ONNX and TensorBoard, which it imports needlessly."""
+    """Imports confide's copy of CrypTen with our random numbers; empty stand-ins are its neural networks, unused."""
     if "crypten" in sys.modules:
         raise RuntimeUnsound("CrypTen was imported before its random numbers could be replaced")
-    try:
-        found = metadata.version("crypten")
-    except metadata.PackageNotFoundError as err:
-        raise RuntimeUnsound(f"CrypTen is not installed: pip install --no-deps crypten=={VERSION}") from err
-    if found != VERSION:
-        raise RuntimeUnsound(f"CrypTen {found} is installed; only {VERSION} was examined")
     _stand_in("crypten.common.rng", generate_random_ring_element=ring_element, generate_kbit_random_tensor=kbit)
-    _stand_in(
-        "crypten.nn.onnx_converter",
-        from_onnx=_refuse,
-        from_pytorch=_refuse,
-        from_tensorflow=_refuse,
-        TF_AND_TF2ONNX=False,
-    )
-    _stand_in("crypten.nn.tensorboard", SummaryWriter=_refuse)
+    _stand_in("crypten.nn")
+    _stand_in("crypten.optim")
+    spec = spec_from_file_location("crypten", _SOURCE / "__init__.py", submodule_search_locations=[str(_SOURCE)])
+    if spec is None or spec.loader is None or not (_SOURCE / "__init__.py").is_file():
+        raise RuntimeUnsound(f"CrypTen is missing at {_SOURCE}, where confide brings it: install confide anew")
+    module = sys.modules["crypten"] = module_from_spec(spec)
     try:
-        import crypten
-    except (ImportError, AttributeError) as err:
+        spec.loader.exec_module(module)
+    except (ImportError, AttributeError, OSError) as err:
         raise RuntimeUnsound(f"CrypTen {VERSION} does not import with torch {torch.__version__}: {err}") from err
-    return crypten
+    if module.__version__ != VERSION:
+        raise RuntimeUnsound(f"CrypTen {module.__version__} is at {_SOURCE}; only {VERSION} was examined")
+    return module
 
 
 crypten = _load()

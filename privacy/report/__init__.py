@@ -20,4 +20,4 @@ True
 ['signature: ...', "site south: ledger: entry 0 opens the ledger of site 'north'"]
 """
 
-__all__ = ["build", "plot", "schema", "templating", "verify"]
+__all__ = ["build", "language", "plot", "schema", "templating", "verify", "workload"]

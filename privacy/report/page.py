@@ -2,51 +2,118 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from jinja2 import Environment
+from markupsafe import Markup
+
 from ...models.rounding import rounded_down, rounded_up
-from ..accounting import renyi
+from ..errors import ReportInvalid
 from ..ledger import canonical
-from ..ledger.charges import Books, Recovery, RunCharges
-from . import figures, meaning, schema, study_terms, templating
-from .schema import Account, AuditFacts, Event, MembershipFacts, Report, Spending
+from ..ledger.charges import Books, RunCharges
+from . import figures, meaning, schema, standing, study_terms, templating
+from .language import DEFAULT, Language, load
+from .schema import Account, AuditFacts, Event, MembershipFacts, Report
+from .verdict import verdict
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: Mapping[str, Any], *, language: str = DEFAULT) -> str:
     """The page for `report` as `build_report` gave it. It shows what the report says; `verify` tells if it holds.
+
+    Args:
+        language: the code of one of the `language.languages`; the report itself is in none.
 
     Raises:
         LedgerBroken: the entries of a ledger in it have no meaning.
-        ReportInvalid: `report` does not follow the schema.
+        ReportInvalid: `report` does not follow the schema or has an impossible time, or there is no such language.
     """
+    words = load(language)
     parsed = schema.parse(dict(report))
     books = {site.name: Books.replay(site.entries) for site in parsed.sites}
-    environment = templating.templates(__name__)
-    environment.filters |= {
-        "epsilon": rounded_up, "down": rounded_down, "number": _number, "delta": _delta,
-        "short": _short, "percent": _percent, "odds": _odds
-    }  # fmt: skip
-    environment.globals |= {
-        "figure": figures, "meaning": meaning, "agreed": _agreed, "left": _left, "share": _share, "state": _state,
-        "lost": _lost,
-        "is_topped_up": _is_topped_up, "guarantee": _guarantee,
-        "books": books, "begun_anew": _begun_anew,
-    }  # fmt: skip
-    digest = hashlib.sha256(canonical.encode(dict(report))).hexdigest()
     studies = {study.hash: None for study in parsed.studies} | study_terms.known(parsed.studies)
-    names = {key: terms.draft.name for key, terms in studies.items() if terms}
-    rounds = {key: terms.draft.rounds.rounds for key, terms in studies.items() if terms}
-    template = environment.get_template("report.html")
+    template = _environment(words).get_template("report.html")
     return template.render(
         report=parsed,
-        digest=digest,
+        verdict=verdict(parsed, report, books, words),
+        copies=_copies(parsed, words),
+        digest=hashlib.sha256(canonical.encode(dict(report))).hexdigest(),
+        books=books,
         studies=studies,
-        study_names=names,
-        planned_rounds=rounds,
+        study_names={key: terms.draft.name for key, terms in studies.items() if terms},
+        planned_rounds={key: terms.draft.rounds.rounds for key, terms in studies.items() if terms},
         meanings=_meanings(parsed, books),
     )
+
+
+def _environment(language: Language) -> Environment:
+    digits = language.digits
+    environment = templating.templates(__name__)
+    environment.filters |= {
+        "epsilon": lambda bound: digits(rounded_up(bound)),
+        "down": lambda bound: digits(rounded_down(bound)),
+        "number": lambda value: digits(_number(value)),
+        "delta": lambda value: digits(_delta(value)),
+        "percent": lambda part: digits(_percent(part)),
+        "written": lambda value, shape: digits(shape.format(value)),
+        "odds": lambda epsilon: _odds(epsilon, language),
+        "short": _short,
+    }
+    environment.globals |= {
+        "t": language.say, "n": language.count, "day": language.day, "lang": language.code,
+        "drawn": _drawing(language), "figure": figures, "meaning": meaning,
+        "agreed": standing.agreed, "left": standing.left, "share": standing.share, "state": standing.state,
+        "lost": standing.lost, "is_topped_up": _is_topped_up, "guarantee": _guarantee, "begun_anew": _begun_anew,
+        "age": lambda site, issued: _age(site.entries[-1].time, issued, language),
+    }  # fmt: skip
+    return environment
+
+
+def _drawing(language: Language) -> Callable[..., Markup]:
+    """Draws a chart twice, for a wide page and for a narrow one; the page's style shows one of them."""
+    wide, narrow = figures.Sheet(language), figures.Sheet(language, is_narrow=True)
+
+    def drawn(chart: Callable[..., Markup], *facts: object) -> Markup:
+        pair = chart(*facts, wide), chart(*facts, narrow)
+        return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(*pair) if all(pair) else pair[0]
+
+    return drawn
+
+
+def _age(newest: str, issued: str, language: Language) -> Markup:
+    """Tells how much older a copy is than the report, in whole days, hours or minutes."""
+    seconds = (_moment(issued) - _moment(newest)).total_seconds()
+    if seconds < -60:
+        return language.say("copy.age.newer")
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return language.count(f"copy.age.{unit}", int(seconds // size))
+    return language.say("copy.age.same")
+
+
+def _moment(time: str) -> datetime:
+    try:
+        return datetime.fromisoformat(time)
+    except ValueError as err:
+        raise ReportInvalid(f"{time} is no time; a report and its entries have one each") from err
+
+
+def _copies(report: Report, language: Language) -> list[Markup]:
+    """Tells how old each site's ledger is here, sites whose copies read the same in one line."""
+    _moment(report.issued)  # of a report without a site too
+    found: dict[tuple[str, Markup], list[str]] = {}
+    for site in report.sites:
+        newest = site.entries[-1].time if site.entries else ""
+        age = _age(newest, report.issued, language) if newest else Markup("")
+        found.setdefault((newest[:10], age), []).append(site.name)
+    return [
+        language.say("copy.line", names=", ".join(names), day=language.day(newest), age=age)
+        if newest
+        else language.say("copy.none", names=", ".join(names))
+        for (newest, age), names in sorted(found.items())
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -72,54 +139,16 @@ def _percent(value: float) -> str:
     return f"{min(rounded, 100):.{digits}f} %".replace(".0 %", " %")
 
 
-def _odds(epsilon: float) -> str:
+def _odds(epsilon: float, language: Language) -> str:
     factor = meaning.odds_factor(epsilon)
     if factor > 1e6:
-        return "beyond a million"
-    return f"{math.ceil(factor * 10 - 1e-9) / 10:g}" if factor < 100 else f"{math.ceil(factor):,}"
+        return language.say("words.beyond_a_million")
+    return language.digits(f"{math.ceil(factor * 10 - 1e-9) / 10:g}" if factor < 100 else f"{math.ceil(factor):,}")
 
 
 def _short(hexadecimal: str) -> str:
     """The first 16 digits in groups of four: enough for an eye to tell two keys apart, not for a proof."""
     return " ".join(hexadecimal[start : start + 4] for start in range(0, 16, 4))
-
-
-def _agreed(account: Account) -> Spending:
-    """The spending that is measured against the budget: that at the budget's own collusion."""
-    level = account.budget.collusion if account.budget else 0
-    return next(item for item in account.spent if item.colluding == level)
-
-
-def _lost(account: Account, books: Books) -> Recovery | None:
-    """What counts as spent because entries on the account were lost for good, which closes it; None if none were."""
-    return books.recoveries.get((account.dataset, account.unit))
-
-
-def _left(account: Account, books: Books) -> float | None:
-    """The rest of the budget in epsilon, by the filter that keeps it; None without a budget."""
-    if account.budget is None:
-        return None
-    if account.unprotected or _lost(account, books):
-        return 0.0
-    return max(0.0, account.budget.epsilon - _agreed(account).guaranteed)
-
-
-def _share(account: Account, books: Books) -> float:
-    """How far the filter is filled, in per cent; at most 100 for the width of a bar."""
-    cap, order = account.budget, account.order
-    if cap is None or order is None or account.unprotected or _lost(account, books):
-        return 100.0
-    return min(100.0, 100 * renyi.filled(_agreed(account).guaranteed, cap.epsilon, cap.delta, order))
-
-
-def _state(account: Account, books: Books) -> str:
-    if account.unprotected:
-        return "unprotected"
-    if _lost(account, books):
-        return "closed"
-    if account.budget is None or _agreed(account).guaranteed > account.budget.epsilon:
-        return "over"
-    return "near" if _share(account, books) >= 90 else "within"
 
 
 def _is_topped_up(event: Event, account: Account) -> bool:
@@ -144,9 +173,9 @@ def _guarantee(report: Report, facts: AuditFacts | MembershipFacts) -> tuple[flo
     ]
     if not accounts or any(account.budget is None or account.unprotected for account in accounts):
         return None
-    most = max(accounts, key=lambda account: _agreed(account).guaranteed)
+    most = max(accounts, key=lambda account: standing.agreed(account).guaranteed)
     assert most.budget is not None
-    return _agreed(most).guaranteed, most.budget.delta
+    return standing.agreed(most).guaranteed, most.budget.delta
 
 
 def _begun_anew(runs: list[RunCharges]) -> int:
@@ -169,8 +198,8 @@ def _meanings(report: Report, books: Mapping[str, Books]) -> list[Meant]:
     found: dict[tuple[str, str, float], Meant] = {}
     for site in report.sites:
         for account in site.accounts:
-            if account.budget is not None and (account.releases or _lost(account, books[site.name])):
-                epsilon, delta = _agreed(account).guaranteed, account.budget.delta
+            if account.budget is not None and (account.releases or standing.lost(account, books[site.name])):
+                epsilon, delta = standing.agreed(account).guaranteed, account.budget.delta
                 meant = found.setdefault(
                     (account.dataset, rounded_up(epsilon), delta), Meant(account.dataset, epsilon, delta, [])
                 )

@@ -85,7 +85,7 @@ class Plot:
         """A number for each tick, and the title below."""
         for value, text in ticks:
             self.text("tick", scale(value), self.y_range[0] + 17, text, "middle")
-        self.text("axis", sum(self.x_range) / 2, self.height - 4, title, "middle")
+        self.text("axis", sum(self.x_range) / 2, min(self.height - 4, self.y_range[0] + 36), title, "middle")
 
     def svg(self, kind: str, title: str, story: str) -> Markup:
         """The picture; `title` and `story` say what it shows, to who has it read out."""

@@ -17,10 +17,11 @@ MAX_POINTS = 9  # of the course; each costs one composition
 
 def accounts(books: Books) -> list[Account]:
     """One statement for each (dataset, unit) of the ledger, sorted."""
-    return [_account(dataset, unit, books) for dataset, unit in books.accounts()]
+    return [account(dataset, unit, books) for dataset, unit in books.accounts()]
 
 
-def _account(dataset: str, unit: str, books: Books) -> Account:
+def account(dataset: str, unit: str, books: Books) -> Account:
+    """The statement for one (dataset, unit) of the ledger."""
     tally, budget = books.tallies.get((dataset, unit), Tally()), books.budgets.get((dataset, unit))
     order = books.order_in_force(dataset, unit)
     recovery = books.recoveries.get((dataset, unit))
@@ -33,15 +34,24 @@ def _account(dataset: str, unit: str, books: Books) -> Account:
         order=order,
         releases=len(tally),
         unprotected=unprotected,
-        spent=[_spending(releases, budget, order, colluding, recovery) for colluding in _levels(budget)],
+        spent=[_spending(releases, budget, order, colluding, recovery) for colluding in levels(budget)],
         events=_events(tally),
         course=_course(tally, budget, order) if budget and not unprotected and not recovery else [],
     )
 
 
-def _levels(budget: Budget | None) -> list[int]:
+def levels(budget: Budget | None) -> list[int]:
     """An outsider, one site that knows its own noise, and what the site's budget demands."""
     return sorted({0, 1, budget.collusion if budget else 0})
+
+
+def course_ends(total: int) -> list[int]:
+    """After how many of `total` releases the course has a point, rising.
+
+    They are closer together at the start, where the curve bends; the first and the last are always there.
+    """
+    ends = {max(1, round(total * (step / MAX_POINTS) ** 1.5)) for step in range(1, MAX_POINTS + 1)}
+    return sorted(end for end in ends if end <= total)
 
 
 def _spending(
@@ -62,11 +72,8 @@ def _events(tally: Tally) -> list[Event]:
 
 
 def _course(tally: Tally, budget: Budget, order: int | None) -> list[Point]:
-    total = len(tally)
-    # closer together at the start, where the curve bends; the first and the last are always there
-    ends = sorted({max(1, round(total * (step / MAX_POINTS) ** 1.5)) for step in range(1, MAX_POINTS + 1)})
     points = []
-    for end in (end for end in ends if end <= total):
+    for end in course_ends(len(tally)):
         found = spent(tally.first(end), colluding=budget.collusion, delta=budget.delta, order=order, recovery=None)
         time = tally.time(end - 1)
         points.append(Point(releases=end, time=time, pld=found.pld, rdp=found.rdp, guaranteed=found.guaranteed))

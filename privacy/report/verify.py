@@ -24,8 +24,9 @@ from ..errors import InvalidPrivacyParameter, LedgerBroken, ReportInvalid
 from ..ledger import canonical
 from ..ledger.chain import verify_chain
 from ..ledger.charges import Books
-from . import schema, statement, study_checks, study_terms
+from . import schema, statement, study_checks, study_terms, workload
 from .schema import MAX_BYTES, SIGNATURE_DOMAIN, Account, AuditFacts, Report, SiteReport, Spending, dump
+from .workload import MAX_SECONDS, Progress, Watch
 
 TOLERANCE = 1e-6  # relative: FFTs differ in the last digits between machines; a lie worth telling is larger
 CLAIM_SLACK = 2e-3  # how far an audit's claim may be above that for its multiplier as reported, not cut to five digits
@@ -116,11 +117,19 @@ def known_keys(pairs: Sequence[str]) -> dict[str, str]:
     return keys
 
 
-def verify_file(path: Path, *, issuer: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verification:
+def verify_file(
+    path: Path,
+    *,
+    issuer: str | None = None,
+    site_keys: Mapping[str, str] | None = None,
+    max_seconds: float = MAX_SECONDS,
+    watch: Watch | None = None,
+) -> Verification:
     """`verify` for a file.
 
     Raises:
         ReportInvalid: the file cannot be read.
+        VerificationTooLong: as `verify`.
     """
     try:
         with path.open("rb") as file:
@@ -133,16 +142,28 @@ def verify_file(path: Path, *, issuer: str | None = None, site_keys: Mapping[str
         value = canonical.decode(text)
     except ValueError as err:
         return Verification(failures=[f"report: not JSON: {err}"])
-    return verify(value, issuer=issuer, site_keys=site_keys)
+    return verify(value, issuer=issuer, site_keys=site_keys, max_seconds=max_seconds, watch=watch)
 
 
-def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verification:
+def verify(
+    report: object,
+    *,
+    issuer: str | None = None,
+    site_keys: Mapping[str, str] | None = None,
+    max_seconds: float = MAX_SECONDS,
+    watch: Watch | None = None,
+) -> Verification:
     """Recomputes everything that `report` says and names each thing that does not hold.
 
     Args:
         report: as `json.load` gives it.
         issuer: the issuer's public key in hex, if known from elsewhere.
         site_keys: sites' public keys by name, as far as known from elsewhere.
+        max_seconds: of estimated work, above which no figure is recomputed; infinite for no limit.
+        watch: told the estimated work before it begins, and after each account how much is done.
+
+    Raises:
+        VerificationTooLong: the work is above `max_seconds`.
     """
     try:
         parsed = schema.parse(report)
@@ -151,10 +172,17 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
     result = Verification(issuer=parsed.issuer, site_keys={site.name: site.public_key for site in parsed.sites})
     assert isinstance(report, Mapping)
     _check_signature(result, parsed, report, issuer)
-    books = {site.name: _check_site(result, site, (site_keys or {}).get(site.name)) for site in parsed.sites}
-    if len(books) != len(parsed.sites):
+    replayed = [(site, _check_chain(result, site, (site_keys or {}).get(site.name))) for site in parsed.sites]
+    chained = [(site, books) for site, books in replayed if books is not None]
+    sound = {site.name: books for site, books in chained}
+    if len({site.name for site in parsed.sites}) != len(parsed.sites):
         result.failures.append("sites: a name occurs twice")
-    sound = {name: book for name, book in books.items() if book is not None}
+    work = workload.of(chained, parsed.audits)
+    workload.refuse_above(max_seconds, work)
+    progress = Progress(work, watch)
+    progress.add(0.0)
+    for site, books in chained:
+        _check_accounts(result, site, books, progress)
     result.failures += _contradictions(sound)
     studies = study_checks.check_studies(parsed, sound)
     result.failures += studies.failures
@@ -164,6 +192,7 @@ def verify(report: object, *, issuer: str | None = None, site_keys: Mapping[str,
     result.notes += _gaps(sound)
     result.notes += _absent(parsed, sound)
     _check_tests(result, parsed)
+    progress.add(workload.audits_s(parsed.audits))
     result.failures += _foreign_tests(parsed, sound)
     result.issuers_word += _issuers_word(parsed)
     return result
@@ -183,7 +212,7 @@ def _check_signature(result: Verification, parsed: Report, report: Mapping[str, 
         result.failures.append("signature: the report was changed after its issuer signed it")
 
 
-def _check_site(result: Verification, site: SiteReport, known_key: str | None) -> Books | None:
+def _check_chain(result: Verification, site: SiteReport, known_key: str | None) -> Books | None:
     where = f"site {site.name}"
     if known_key is not None and site.public_key != known_key:
         result.failures.append(f"{where}: public key is {site.public_key}, not {known_key}")
@@ -196,16 +225,23 @@ def _check_site(result: Verification, site: SiteReport, known_key: str | None) -
         result.failures.append(f"{where}: ledger: {err}")
         return None
     result.checked.append(f"{where}: {len(site.entries)} ledger entries, chained and signed by the site")
+    return books
+
+
+def _check_accounts(result: Verification, site: SiteReport, books: Books, progress: Progress) -> None:
+    where, recomputed = f"site {site.name}", []
+    for dataset, unit in books.accounts():
+        recomputed.append(dump(statement.account(dataset, unit, books)))
+        progress.add(workload.statement_s(books, dataset, unit))
     stated = {"accounts": [dump(account) for account in site.accounts]}
-    recomputed = {"accounts": [dump(account) for account in statement.accounts(books)]}
-    differences = list(_differences(stated, recomputed, where))
+    differences = list(_differences(stated, {"accounts": recomputed}, where))
     result.failures += differences
     if not differences:
         releases = sum(account.releases for account in site.accounts)
         result.checked.append(f"{where}: epsilon of {releases} releases recomputed by PLD, RDP and the filter")
     for account in site.accounts:
         _ask_a_third(result, site.name, account, books)
-    return books
+        progress.add(workload.third_s(account, books))
 
 
 def _ask_a_third(result: Verification, site: str, account: Account, books: Books) -> None:

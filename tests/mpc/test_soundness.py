@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import confide
 from confide import mpc
 
 FOLDER = Path(mpc.__file__).parent.resolve()
@@ -150,7 +151,6 @@ NO_TORCH = "import sys; from unittest.mock import MagicMock; sys.modules['torch'
     ("before", "says"),
     [
         (f"{NO_TORCH}; sys.modules['crypten'] = MagicMock()", "imported before"),
-        (f"{NO_TORCH}; from importlib import metadata; metadata.version = lambda name: '0.4.2'", "0.4.2 is installed"),
         (
             "import sys, types; sys.modules['omegaconf'] = types.ModuleType('omegaconf')",  # crypten.config fails
             "does not import",
@@ -161,3 +161,33 @@ def test_changed_crypten_is_refused(before, says):
     result = run(f"{before}\nimport confide.mpc.crypten.runtime")
     assert result.returncode == 1
     assert re.search(rf"RuntimeUnsound: .*{says}", result.stderr), result.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [(None, "is missing at .*install confide anew"), ("__version__ = '0.4.2'", "CrypTen 0.4.2 is at")],
+)
+def test_another_crypten_than_the_one_examined_is_refused(tmp_path, source, says):
+    """In an installation whose third_party/crypten is missing or not the published 0.4.1."""
+    package = tmp_path / "confide"
+    package.mkdir()
+    for name in ("__init__.py", "mpc"):
+        (package / name).symlink_to(Path(confide.__file__).with_name(name))
+    if source is not None:
+        crypten = package / "third_party" / "crypten" / "crypten"
+        crypten.mkdir(parents=True)
+        (crypten / "__init__.py").write_text(source)
+    result = run(f"{NO_TORCH}; sys.path.insert(0, {str(tmp_path)!r})\nimport confide.mpc.crypten.runtime")
+    assert result.returncode == 1
+    assert re.search(rf"RuntimeUnsound: .*{says}", result.stderr), result.stderr
+
+
+@pytest.mark.process
+def test_the_crypten_that_runs_is_the_copy_beside_mpc_and_has_no_networks():
+    code = "import sys; from confide.mpc.crypten import runtime; print(runtime.crypten.__file__)"
+    code += "; print([name for name in sys.modules if name.startswith(('crypten.nn.', 'crypten.optim.'))])"
+    code += "; print({'configs', 'examples', 'test', 'benchmarks'} & {*sys.modules})"
+    path, *rest = run(code).stdout.splitlines()
+    assert Path(path).samefile(FOLDER.parent / "third_party" / "crypten" / "crypten" / "__init__.py")
+    assert rest == ["[]", "set()"]

@@ -178,6 +178,8 @@ def test_the_budget_is_set_shown_reported_and_verified(site, call, tmp_path):
     page, report = tmp_path / "report.html", tmp_path / "report.json"
     report.write_text(call("budget", "report", "--html", str(page), "--json").stdout)
     assert "<html" in page.read_text()
+    call("budget", "report", "--html", str(page), "--lang", "de")
+    assert "Beim einzigen Beteiligten hier wurde nichts verbucht." in page.read_text()
     assert verify(report, 0)["verified"]
     report.write_text(report.read_text().replace('"2.5"', '"25.0"').replace('"epsilon": 2.5', '"epsilon": 25.0'))
     assert verify(report, PROBLEMS)["failures"]

@@ -482,6 +482,18 @@ def test_a_report_with_one_figure_changed_does_not_verify(report):
     assert "FAILED" in invoke("budget", "verify", report, code=UNVERIFIED).stdout
 
 
+def test_a_verification_that_takes_long_says_so_first_and_is_refused_above_the_limit(report, monkeypatch):
+    assert invoke("budget", "verify", report).stderr == ""
+    monkeypatch.setattr("confide.privacy.report.workload.WORTH_TELLING_S", 0.0)
+    told = invoke("budget", "verify", report, "--json")
+    assert re.match(r"Verifying 3 releases, about \d seconds\n", told.stderr)
+    assert told.stderr.count("Verifying") == 1
+    assert json.loads(told.stdout)["verified"]
+    monkeypatch.setattr("confide.privacy.report.workload.MAX_SECONDS", 0.1)
+    assert "--no-limit verifies it all the same" in lined(invoke("budget", "verify", report, code=FAILED).stderr)
+    assert "ok" in invoke("budget", "verify", report, "--no-limit").stdout
+
+
 @pytest.mark.usefixtures("report")
 def test_a_site_that_lost_its_ledger_gets_it_back_from_the_replica(call, tmp_path):
     file = tmp_path / "svi.jsonl"
@@ -513,6 +525,16 @@ def test_a_report_is_a_table_a_page_or_json(call, tmp_path):
     result = call("budget", "report", "--html", tmp_path / "report.html")
     assert "svi" in (tmp_path / "report.html").read_text()
     assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("report")
+def test_a_page_is_in_the_language_asked_for_and_nothing_else_is_in_any(call, tmp_path):
+    page = tmp_path / "report.html"
+    call("budget", "report", "--html", page, "--lang", "de")
+    assert '<html lang="de">' in page.read_text()
+    assert "Datenschutzbudget" in page.read_text()
+    assert "needs --html" in lined(call("budget", "report", "--json", "--lang", "de", code=2).stderr)
+    assert "none of de, en" in lined(call("budget", "report", "--html", page, "--lang", "fr", code=2).stderr)
 
 
 def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from confide.models.backbones.loading import backbone_hash
 from confide.models.evaluation.router_statistics import LayerRouting, router_statistics
 
 from ...models.tiny import tiny_deepseek
+from ...pages import assert_can_be_read, assert_is_told_to_everybody, colours
 from ...privacy.report.test_build import Page
 
 WORDS = [f"w{number}" for number in range(64)]
@@ -115,6 +116,14 @@ def test_the_page_is_whole_escaped_and_asks_nothing_of_the_network():
     assert not {"script", "link", "img", "iframe", "object", "b"} & set(page.tags)
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
     assert "&lt;b&gt;&amp;x" in text
+
+
+def test_the_page_can_be_read_at_night_and_is_told_to_who_does_not_see_it():
+    text = page_of((4, 0, 8, 4), (4, 4, 4, 4))
+    assert_is_told_to_everybody(text, "en")
+    assert_can_be_read(text)
+    found = colours(text)
+    assert found["light"].keys() == found["dark"].keys() >= {f"shade-{shade}" for shade in range(7)}
 
 
 def test_the_heat_map_has_a_cell_for_each_expert_and_crosses_out_the_unused():

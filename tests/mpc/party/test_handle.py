@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import confide
 from confide.mpc.errors import (
     CohortTooSmall,
     EnvelopeUnreadable,
@@ -271,20 +272,8 @@ def test_unusable_journal_is_told(kit, tmp_path):
 
 WITHOUT_CRYPTEN = """#!{python} -I
 import runpy, sys
-from importlib import metadata
 
-class Removed:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "crypten":
-            raise ModuleNotFoundError(name)
-
-def version(name, found=metadata.version):
-    if name == "crypten":
-        raise metadata.PackageNotFoundError(name)
-    return found(name)
-
-metadata.version = version
-sys.meta_path.insert(0, Removed())
+sys.path.insert(0, {folder!r})
 sys.argv = ["party", sys.argv[-1]]
 runpy.run_module("confide.mpc.party.process", run_name="__main__")
 """
@@ -292,13 +281,16 @@ runpy.run_module("confide.mpc.party.process", run_name="__main__")
 
 @pytest.mark.slow
 def test_without_crypten_nothing_aggregates(kit, tmp_path, monkeypatch, new_round):
+    (tmp_path / "confide").mkdir()
+    for name in ("__init__.py", "mpc"):  # all that a party imports, without third_party
+        (tmp_path / "confide" / name).symlink_to(Path(confide.__file__).with_name(name))
     interpreter = tmp_path / "python"
-    interpreter.write_text(WITHOUT_CRYPTEN.format(python=sys.executable))
+    interpreter.write_text(WITHOUT_CRYPTEN.format(python=sys.executable, folder=str(tmp_path)))
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     one = new_round(RINGS[0])
     for party in (PartyProcess(config) for config in kit.configs(tmp_path, 1.0)):
-        with party, pytest.raises(RuntimeUnsound, match="CrypTen is not installed: pip install"):
+        with party, pytest.raises(RuntimeUnsound, match="CrypTen is missing at"):
             party.aggregate(one.order(0), kit.lay(tmp_path, one.inbox(0)))
         assert party.pid is None
 

@@ -174,7 +174,9 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(eventful):
     page = Page()
     page.feed(text)
     assert page.open == []
-    assert page.tags.count("svg") == 4 * 2 * 2 + 2  # of each site's two data sets over releases and time; tests
+    assert page.tags.count("svg") == 2 * (
+        4 * 2 * 2 + 2
+    )  # of each site's two data sets over releases and time; tests; wide and narrow
     assert page.tags.count("desc") == page.tags.count("svg")
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name in ("src", "href", "srcset") or name.startswith("on")]
@@ -285,8 +287,8 @@ def test_nothing_is_left_of_a_closed_account_whatever_its_cap_is_now(tmp_path):
         ledger.set_budget(budget(800.0))
         sites = {"east": SiteLedger(ledger.public_key, ledger.entries())}
     page = render_html(build_report("F", sites, [TEXT], signer(99)))
-    cells = re.search(r"<td><strong>east</strong>.*?</tr>", page, re.DOTALL).group()
-    assert re.findall(r'<td class="n">([^<]+)</td>', cells)[1:3] == ["800", "0.00"]
+    cells = re.search(r'scope="row" class="c-site">east</th>.*?</tr>', page, re.DOTALL).group()
+    assert re.findall(r'class="c-(?:cap|left) n"[^>]*>([^<]+)</td>', cells) == ["800", "0.00"]
     assert '<span class="tag">closed</span>' in cells
     assert "Entries of this ledger were lost for good" in page
     assert "Nothing has been charged" not in page
