@@ -7,17 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from ..privacy.ledger.ledger import Ledger
-from .approval.charges import open_ledger
 from .approval.confirmed_sites import fingerprint
 from .enrolment import Enrolment, NodeIdentity
 from .errors import AlreadyRunning, PolicyInvalid, SiteNotReady
-from .flower import WarmNode
-from .ledger_head import LedgerHead
-from .node import Node
-from .policy import load_policy
+
+if TYPE_CHECKING:
+    from ..privacy.ledger.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +23,10 @@ _LOCK_TRIES = 4
 
 def run(home: Path, stop: threading.Event) -> int:
     """Serves the coordinator until `stop` is set. Returns 0 when stopped, 77 when the coordinator refuses it."""
+    from .approval.charges import open_ledger  # these take seconds to import, which `status` has not
+    from .flower import WarmNode
+    from .node import Node
+
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
@@ -41,8 +42,11 @@ def run(home: Path, stop: threading.Event) -> int:
                 ledger.close()
 
 
-def _look_at_files(home: Path, ledger: Ledger) -> None:
+def _look_at_files(home: Path, ledger: "Ledger") -> None:
     """Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile."""
+    from .ledger_head import LedgerHead
+    from .policy import load_policy
+
     try:
         LedgerHead(home, ledger).require()
         load_policy(home)

@@ -10,7 +10,7 @@ ClientNodeError
 ├── StudyOutdated            a study of an earlier version, which states no start
 ├── SiteNotConfirmed         an aggregator's people have not confirmed a site's key
 ├── ApprovalRefused          the study fails the site's own checks, or is not named by its whole hash
-├── NotAgreed                a person said no, or could not be asked
+├── NotAgreed                a person said no
 ├── DataInvalid              the site's table does not fit the study
 ├── IdentityMissing          no (or no complete) set of keys in the home folder
 ├── EnrolmentFailed          this node could not join the federation
@@ -108,7 +108,7 @@ class ApprovalRefused(ClientNodeError):
 
 
 class NotAgreed(ClientNodeError):
-    """A decision that a person did not agree to, or that asks for a person where there is no terminal."""
+    """A decision that a person was asked for and did not agree to."""
 
 
 class DataInvalid(ClientNodeError):

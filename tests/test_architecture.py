@@ -37,6 +37,30 @@ def test_the_examples_of_a_face_run(name):
     assert found.failed == 0
 
 
+def lazily(name):
+    """What a face imports for types alone, and what it tells `faces.lazy`, by module; None if it imports at once."""
+    tree = ast.parse(Path(importlib.import_module(name).__file__).read_text())
+    (choice,) = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)] or [
+        0
+    ]
+    if not choice:
+        return None
+    typed = {node.module: {alias.name for alias in node.names} for node in choice.body}
+    (told,) = choice.orelse
+    return typed, {word.arg: set(word.value.value.split()) for word in told.value.keywords}
+
+
+def test_lazy_faces_give_what_they_import_for_types():
+    found = {name: both for name in FACES if (both := lazily(name))}
+    assert len(found) >= 7
+    assert [name for name, (typed, told) in found.items() if typed != told] == []
+
+
+def test_a_lazy_face_does_not_make_names_up():
+    with pytest.raises(AttributeError, match=r"module 'confide.coordinator.store' has no attribute 'Storage'"):
+        _ = importlib.import_module("confide.coordinator.store").Storage
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_names_its_rooms(package):
     assert {room.rsplit(".", 1)[1] for room in rooms(f"confide.{package}")} <= set(face(f"confide.{package}"))

@@ -9,11 +9,13 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..enrolment import NodeIdentity
 from ..errors import SiteNotConfirmed
-from ..policy import load_decisions
-from ..study import Study
+
+if TYPE_CHECKING:
+    from ..study import Study
 
 _BYTES = 20  # 160 bits: nobody finds a second key for a given fingerprint
 _GROUP = 4
@@ -26,11 +28,13 @@ def fingerprint(identity: str) -> str:
     return "-".join(letters[i : i + _GROUP] for i in range(0, len(letters), _GROUP))
 
 
-def doubts(home: Path, study: Study) -> list[str]:
+def doubts(home: Path, study: "Study") -> list[str]:
     """Lists the sites of `study` that the node at `home` has not confirmed, with what to do, one line each.
 
     A node need not confirm its own key. The list is empty for a node that does not aggregate in the study.
     """
+    from ..policy import load_decisions
+
     own = NodeIdentity.load(home).identity_hex
     if own not in {party.identity for party in study.aggregators}:
         return []
@@ -39,7 +43,7 @@ def doubts(home: Path, study: Study) -> list[str]:
     return [doubt for doubt in found if doubt]
 
 
-def require_confirmed(home: Path, study: Study) -> None:
+def require_confirmed(home: Path, study: "Study") -> None:
     """Checks that every site of the study is confirmed; raises `SiteNotConfirmed` with the `doubts`."""
     if found := doubts(home, study):
         raise SiteNotConfirmed(f"study {study.name} is not added up here: {'; '.join(found)}")

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from .application import PROBLEMS, JsonOption, LangOption, group
+from .application import PROBLEMS, JsonOption, LangOption, epilog, group
 from .console import agree, page_language, show_verification
 from .options import DEFAULT_HOME, ByOption, HomeOption, YesOption
 from .tables import show_accounts, show_budget_report, show_cap_change, show_facts, show_plan
 
-app = group("What all studies together may cost, and what they have.")
+app = group("What all studies together may cost, and what they have.", "client-node budget show")
 
 
-@app.command("show")
+@app.command("show", epilog=epilog("client-node budget show"))
 def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every data set's cap, what is guaranteed and spent against the colluding sites agreed on, and every run."""
     from ..approval.site_budget import accounts
@@ -21,7 +21,7 @@ def budget_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
     show_accounts(accounts(home), as_json)
 
 
-@app.command("set")
+@app.command("set", epilog=epilog('client-node budget set --epsilon 4 --delta 1e-5 --by "Dr. Ada"'))
 def budget_set(
     epsilon: Annotated[float, typer.Option(help="Cap for one unit over all studies.")],
     delta: Annotated[float, typer.Option(help="How rarely epsilon may fail to hold: at most 1 / units.")],
@@ -46,7 +46,7 @@ def budget_set(
     show_accounts(set_budget(home, change, by=by), as_json)
 
 
-@app.command("report")
+@app.command("report", epilog=epilog("client-node budget report --html report.html"))
 def budget_report(
     home: HomeOption = DEFAULT_HOME,
     html: Annotated[Path | None, typer.Option(help="Write the report as a web page to this file.")] = None,
@@ -63,7 +63,7 @@ def budget_report(
     )
 
 
-@app.command("plan")
+@app.command("plan", epilog=epilog("client-node budget plan study.toml", "client-node budget plan thyroid --json"))
 def budget_plan(
     study: Annotated[str, typer.Argument(help="Path of a study.toml, or name or hash of a study that is known here.")],
     dim: Annotated[
@@ -78,7 +78,7 @@ def budget_plan(
     show_plan(plan_at(home, study, dim), as_json)
 
 
-@app.command("export")
+@app.command("export", epilog=epilog("client-node budget export ledger.jsonl"))
 def budget_export(
     file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
     home: HomeOption = DEFAULT_HOME,
@@ -91,7 +91,7 @@ def budget_export(
     show_facts("Ledger written", {"file": str(file), "entries": head.seq + 1, "head": head.hash}, as_json)
 
 
-@app.command("import")
+@app.command("import", epilog=epilog("client-node budget import ledger.jsonl"))
 def budget_import(
     file: Annotated[Path, typer.Argument(help="What `budget export` wrote, here or at the coordinator.")],
     home: HomeOption = DEFAULT_HOME,
@@ -104,9 +104,9 @@ def budget_import(
     show_facts("Ledger restored", {"entries added": added, "entries now": total}, as_json)
 
 
-@app.command("recover")
+@app.command("recover", epilog=epilog("client-node budget recover"))
 def budget_recover(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -121,11 +121,18 @@ def budget_recover(
             "again, whatever cap is set later. Nothing undoes this.",
             err=True,
         )
-        typer.confirm("Count all budgets of this site as spent?", abort=True, err=True)
+        agree("Count all budgets of this site as spent?", yes=False)
     show_accounts(recover_ledger(home), as_json)
 
 
-@app.command("verify")
+@app.command(
+    "verify",
+    epilog=epilog(
+        "client-node budget verify report.json",
+        "client-node budget verify report.json --site svi=KEY",
+        codes=[PROBLEMS],
+    ),
+)
 def budget_verify(
     file: Annotated[Path, typer.Argument(help="A report in JSON.")],
     issuer: Annotated[str | None, typer.Option(help="The issuer's key in hex, known from elsewhere.")] = None,

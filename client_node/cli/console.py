@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,8 +25,26 @@ if TYPE_CHECKING:  # accounting, cryptography and httpx take their time to impor
 
 _WORDS_A_LINE = 6
 _SIGNS = {"ok": "OK", "warning": "warning", "failed": "FAILED"}
+_HASH_DIGITS = 64
+USAGE = 2
+_UNBROKEN = 4096  # columns where nobody looks at a terminal: what a table needs, so that a program finds whole lines
 
-out, err = Console(), Console(stderr=True)
+
+class _Unbroken(Console):
+    """A console that wraps for a terminal, or where COLUMNS is set, and never into a file or a pipe."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        is_told = "COLUMNS" in os.environ or self.file.isatty()
+        return found if is_told else ConsoleDimensions(_UNBROKEN, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+
+out, err = _Unbroken(), _Unbroken(stderr=True)
 
 
 def tell(text: str) -> None:
@@ -40,6 +60,11 @@ def show_hash(name: str, study_hash: str) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def command_at(home: Path, default: Path, command: str) -> str:
+    """Completes a command that a hint tells people to type, by `--home` unless that is the `default`."""
+    return command if home == default.resolve() else f"{command} --home {shlex.quote(str(home))}"
+
+
 def is_at_terminal() -> bool:
     """True if there is a person who can be asked."""
     return sys.stdin.isatty()
@@ -52,19 +77,45 @@ def agree(question: str, *, yes: bool, option: str = "--yes") -> None:
         yes: True if the person has agreed beforehand, by `option`.
 
     Raises:
-        NotAgreed: the answer is no, or there is no terminal to ask at.
+        Exit: there is no terminal to ask at; wrong usage.
+        NotAgreed: the answer is no.
     """
-    if yes:
-        return
+    if not yes:
+        _require_terminal(question, option)
+        if not typer.confirm(question, err=True):
+            raise NotAgreed("nothing was changed")
+
+
+def agree_by_name(what: str, name: str, *, yes: bool) -> None:
+    """Asks the person at the terminal to type `name` before what nothing undoes; otherwise like `agree`."""
+    if not yes:
+        _require_terminal(what)
+        if typer.prompt(f"{what} Type {name} to go on", err=True) != name:
+            raise NotAgreed("nothing was changed")
+
+
+def _require_terminal(question: str, option: str = "--yes") -> None:
     if not is_at_terminal():
-        raise NotAgreed(f"{question} There is no terminal to ask at, so nothing was changed; a script says {option}")
-    if not typer.confirm(question, err=True):
-        raise NotAgreed("nothing was changed")
+        tell(f"{question} There is no terminal to ask at, so nothing was changed; a script says {option}")
+        raise typer.Exit(USAGE)
 
 
 def print_json(value: Any) -> None:
     """Prints one JSON value on stdout; infinities are written "inf", because JSON has no number for them."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_line(value: Any) -> None:
+    """Prints one JSON value on a line of stdout, at once."""
+    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def show_change(facts: dict[str, Any], as_json: bool, sentence: str) -> None:
+    """Prints what a command has changed: `facts` as JSON, or a sentence."""
+    if as_json:
+        return print_json(facts)
+    out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def table_of(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str] = str) -> Table | str:
@@ -77,6 +128,26 @@ def table_of(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], s
     for row in rows:
         table.add_row(*(escape(text(value)) for value in row.values()))  # it holds text of studies and nodes
     return table
+
+
+def print_rows(
+    title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str] = str, *, highlight: bool = True
+) -> None:
+    """Prints rows as a table. Where they do not fit, hashes and keys follow it, each whole on its line."""
+    table = table_of(title, rows, text)
+    whole = [name for name in rows[0] if any(is_whole(text(row[name])) for row in rows)] if rows else []
+    if isinstance(table, str) or not whole or table.__rich_measure__(out, out.options).maximum <= out.width:
+        return out.print(table, highlight=highlight)
+    out.print(table_of(title, [{k: v for k, v in row.items() if k not in whole} for row in rows], text))
+    for row in rows:
+        for name in whole:
+            line = f"{text(next(iter(row.values())))} {name}: {text(row[name])}"
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def is_whole(text: str) -> bool:
+    """True for text with a word as long as a hash, which must not be broken over lines."""
+    return max(map(len, text.split()), default=0) >= _HASH_DIGITS
 
 
 def show_page(

@@ -5,14 +5,21 @@ from typing import Annotated
 
 import typer
 
-from .application import PROBLEMS, JsonOption, group
+from .application import PROBLEMS, JsonOption, epilog, group
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_data_report
 
-app = group("This site's records.")
+app = group("This site's records.", "client-node data check patients.csv")
 
 
-@app.command("check")
+@app.command(
+    "check",
+    epilog=epilog(
+        "client-node data check patients.csv",
+        "client-node data check patients.csv --study thyroid --json",
+        codes=[PROBLEMS],
+    ),
+)
 def data_check(
     data: Annotated[Path, typer.Argument(help="CSV or Parquet file.")],
     study: Annotated[

@@ -7,22 +7,34 @@ from typing import Annotated
 import typer
 
 from . import budget, data, doctor, setup, site, study
-from .application import JsonOption, application
+from .application import REFUSED, JsonOption, application, epilog
 from .console import tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
 from .serving import serve_node
 from .tables import show_decisions, show_enrolment, show_facts
 
-app = application("Take part in a federation: enrol, decide what may run, see what it cost.")
+app = application(
+    "Take part in a federation: enrol, decide what may run, see what it cost.",
+    "client-node enroll CODE",
+    "client-node study list",
+)
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
-app.command("init")(setup.init)
-app.command("doctor")(doctor.doctor)
+app.command(
+    "init",
+    epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),
+)(setup.init)
+app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 
-@app.command()
+@app.command(
+    epilog=epilog(
+        "client-node enroll north.join --table patients.csv",
+        "client-node enroll - --party-address agg.example.org:7000 < code.txt",
+    )
+)
 def enroll(
     code: Annotated[
         str, typer.Argument(help="The one-time code from the operator, or NAME.join; - reads it from standard input.")
@@ -42,7 +54,8 @@ def enroll(
 
     With --table a first site.toml is written, too; if that fails, the node has enrolled, and `init` does it.
     """
-    from ..enrolment import enrol, join_file
+    from ..approval.confirmed_sites import fingerprint
+    from ..enrolment import NodeIdentity, enrol, join_file
 
     if code.endswith(join_file.SUFFIX):
         join = join_file.read_join_file(Path(code))
@@ -52,16 +65,16 @@ def enroll(
         found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address)
     if table is not None:
         setup.describe(home, table, setup.Wanted(study, unit_column, backbone=backbone), yes=yes, quiet=as_json)
-    show_enrolment(found, home, as_json)
+    show_enrolment(found, home, as_json, fingerprint(NodeIdentity.load(home).identity_hex))
 
 
-@app.command()
+@app.command(epilog=epilog("client-node run", codes=[REFUSED]))
 def run(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; only approved studies run."""
     serve_node(home)
 
 
-@app.command()
+@app.command(epilog=epilog("client-node status", "client-node status --json"))
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who this node is and whether its daemon runs."""
     from .. import daemon
@@ -69,7 +82,7 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     show_facts("Node", daemon.status(home), as_json)
 
 
-@app.command()
+@app.command(epilog=epilog("client-node decisions"))
 def decisions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who decided what here and when: approvals, revocations, caps, confirmed sites."""
     from ..policy import decision_log

@@ -8,7 +8,9 @@ import typer
 
 DEFAULT_HOME = Path.home() / ".confide" / "client-node"
 
-HomeOption = Annotated[Path, typer.Option("--home", envvar="CONFIDE_HOME", help="Folder of this node.")]
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="CONFIDE_HOME", resolve_path=True, help="Folder of this node.")
+]
 StudyArgument = Annotated[str, typer.Argument(help="Name of a study, or the first 8 or more digits of its hash.")]
 WholeHashArgument = Annotated[
     list[str], typer.Argument(metavar="HASH", help="The study's hash: all 64 digits, or its 24 words.")

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from ...models.rounding import rounded_up
-from ..study import Study
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ..approval.assessment import Outlook
+    from ..study import Study
 
 
 def outlook_lines(outlook: "Outlook") -> list[str]:
@@ -32,7 +32,7 @@ def outlook_lines(outlook: "Outlook") -> list[str]:
     return [said, *([outlook.remark] if outlook.remark else [])]
 
 
-def readers(study: Study) -> str:
+def readers(study: "Study") -> str:
     """Says who can read what of the updates that a site sends."""
     noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
     parties = ", ".join(party.name for party in study.aggregators)

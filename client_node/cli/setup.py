@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import NotAgreed
 from .application import JsonOption
-from .console import is_at_terminal, out, print_json, tell
+from .console import USAGE, is_at_terminal, out, print_json, tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
 from .tables import show
 
@@ -56,7 +55,7 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
     """Writes a first site.toml, asks for what it needs, and returns what it wrote; `quiet` prints nothing.
 
     Raises:
-        NotAgreed: nobody can be asked whose record a row is.
+        Exit: nobody can be asked whose record a row is; wrong usage.
         PolicyInvalid: there is a site.toml.
     """
     from ..approval.table_check import draft_of
@@ -93,5 +92,6 @@ def _ask_unit_column(guesses: tuple[str, ...], *, yes: bool) -> str:
         return guesses[0]
     if yes or not is_at_terminal():
         guess = f"; --yes takes {guesses[0]}" if guesses and not yes else ""
-        raise NotAgreed(f"which column says whose record a row is? Say --unit-column{guess}. No site.toml was written")
+        tell(f"Which column says whose record a row is? Say --unit-column{guess}. No site.toml was written")
+        raise typer.Exit(USAGE)
     return str(typer.prompt("Which column says whose record a row is?", default=next(iter(guesses), None), err=True))

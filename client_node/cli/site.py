@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from .application import JsonOption, group
+from .application import JsonOption, epilog, group
 from .options import DEFAULT_HOME, ByOption, HomeOption
 from .tables import show_confirmed
 
-app = group("Whose updates this node adds up, if it aggregates.")
+app = group("Whose updates this node adds up, if it aggregates.", "client-node site list")
 
 
-@app.command("confirm")
+@app.command("confirm", epilog=epilog("client-node site confirm svi=MOP6-DMYC-NPMD-MQCK-YRZ5-ZPG4-F5NB-A7EG"))
 def site_confirm(
     sites: Annotated[list[str], typer.Argument(metavar="NAME=FINGERPRINT...", help="As the site's people told you.")],
     home: HomeOption = DEFAULT_HOME,
@@ -25,7 +25,7 @@ def site_confirm(
     show_confirmed(decisions.load_decisions(home).sites, as_json)
 
 
-@app.command("remove")
+@app.command("remove", epilog=epilog("client-node site remove svi"))
 def site_remove(
     sites: Annotated[list[str], typer.Argument(metavar="NAME...", help="Sites whose keys hold no longer.")],
     home: HomeOption = DEFAULT_HOME,
@@ -39,7 +39,7 @@ def site_remove(
     show_confirmed(decisions.load_decisions(home).sites, as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("client-node site list"))
 def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show the sites that were confirmed here."""
     from ..policy import load_decisions

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .application import PROBLEMS, JsonOption, group
-from .console import agree, is_at_terminal, out
+from .application import PROBLEMS, JsonOption, epilog, group
+from .console import agree, show_change
 from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
 from .serving import serve_node
 from .site import spoken_fingerprints
@@ -20,10 +20,10 @@ from .tables import (
     show_study,
 )  # fmt: skip
 
-app = group("Which studies may run on this site's records.")
+app = group("Which studies may run on this site's records.", "client-node study list")
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("client-node study list", "client-node study list --offline --json"))
 def study_list(
     home: HomeOption = DEFAULT_HOME,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the coordinator for new ones.")] = False,
@@ -37,7 +37,7 @@ def study_list(
     show_studies(study_decisions.overview(home), as_json)
 
 
-@app.command("show")
+@app.command("show", epilog=epilog("client-node study show thyroid"))
 def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show all that approving a study means; with --json its canonical text, whose SHA-256 is its hash."""
     from ..approval.assessment import outlook
@@ -50,7 +50,10 @@ def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: J
         show_study(found, outlook(home, found))
 
 
-@app.command("approve")
+@app.command(
+    "approve",
+    epilog=epilog("client-node study approve HASH --until 2026-12-31", "client-node study approve HASH --runs 2 --yes"),
+)
 def study_approve(
     study: WholeHashArgument,
     home: HomeOption = DEFAULT_HOME,
@@ -96,21 +99,29 @@ def study_approve(
         serve_node(home)
 
 
-@app.command("revoke")
+@app.command("revoke", epilog=epilog("client-node study revoke thyroid"))
 def study_revoke(
-    study: StudyArgument, home: HomeOption = DEFAULT_HOME, by: ByOption = None, yes: YesOption = False
+    study: StudyArgument,
+    home: HomeOption = DEFAULT_HOME,
+    by: ByOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Stop letting a study run here, from its next message on. What was spent stays spent."""
+    """Stop letting a study run here, from its next message on. What was spent stays spent.
+
+    While a run is under way it asks first, since that run fails without this node.
+    """
     from ..approval import study_decisions
 
     study_hash, under_way = study_decisions.to_revoke(home, study)
-    if under_way and not yes and is_at_terminal():
-        agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=False)
+    if under_way:
+        agree(f"{' and '.join(under_way)} is under way and fails without this node. Revoke the study?", yes=yes)
     study_decisions.revoke_study(home, study_hash, by=by)
-    out.print(f"Study {study_hash} may not run here any more.", soft_wrap=True)
+    facts = {"hash": study_hash, "decision": "revoked", "runs_under_way": list(under_way)}
+    show_change(facts, as_json, f"Study {study_hash} may not run here any more.")
 
 
-@app.command("audit")
+@app.command("audit", epilog=epilog("client-node study audit thyroid", codes=[PROBLEMS]))
 def study_audit(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Run a study's step here, on one record many times over, and hold its noise, clip and draws against the charge.
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from ...models.rounding import rounded_down, rounded_up
 from ..login import login_name
 from ..spoken_hash import words
-from ..study import Study
-from .console import err, out, print_json, show_hash, show_page, table_of, tell
+from .console import command_at, err, is_whole, out, print_json, print_rows, show_hash, show_page, tell
+from .options import DEFAULT_HOME
 from .outlook import outlook_lines, readers
 
 if TYPE_CHECKING:  # accounting takes seconds to import
@@ -24,8 +24,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ..enrolment import Enrolment
     from ..policy.decision_log import Entry
     from ..step_audit import StepAudit
-
-_HASH_DIGITS = 64
+    from ..study import Study
 
 # what the headings of bounds on epsilon begin with; a cap is a person's number and stays as it was written
 _BOUNDS = ("guaranteed", "spent", "PLD", "RDP", "epsilon planned", "epsilon spent", "epsilon guaranteed")
@@ -35,7 +34,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     """Prints rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json([_keys(row) for row in rows])
-    out.print(table_of(title, rows, _text), highlight=False)
+    print_rows(title, rows, _text, highlight=False)
 
 
 def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
@@ -43,7 +42,7 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(_keys(facts))
     texts = {name: _text(value) for name, value in facts.items()}
-    whole = {name: text for name, text in texts.items() if max(map(len, text.split()), default=0) >= _HASH_DIGITS}
+    whole = {name: text for name, text in texts.items() if is_whole(text)}
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -55,25 +54,29 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
         out.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
-    """Prints the federation that this node has joined, its key's fingerprint, and the next steps."""
-    from ..approval.confirmed_sites import fingerprint
-    from ..enrolment import NodeIdentity
-
-    spoken = fingerprint(NodeIdentity.load(home).identity_hex)
+def show_enrolment(found: "Enrolment", home: Path, as_json: bool, spoken: str = "") -> None:
+    """Prints the federation that this node has joined, its key's fingerprint as it is `spoken`, and the next steps."""
     if as_json:
         facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
         return print_json(facts | {"fingerprint": spoken})
-    out.print(f"This node is [bold]{found.name}[/] in the federation at {found.address}: {', '.join(found.roles)}.")
+    told = [f"This node is {found.name} in the federation at {found.address}: {', '.join(found.roles)}."]
+
+    def here(command: str) -> str:
+        return command_at(home, DEFAULT_HOME, f"client-node {command}")
+
     if "train" in found.roles:
-        out.print(f"Read this fingerprint of its key to the aggregators' people: {spoken}", soft_wrap=True)
-        out.print(
-            "Next: client-node init TABLE, if there is no site.toml yet, then: client-node data check TABLE",
-            soft_wrap=True,
-        )
+        told += [f"Read this fingerprint of its key to the aggregators' people: {spoken}"] if spoken else []
+        is_described = (home / "site.toml").exists()
+        told.append(f"Look at site.toml, and check the data: {here('data check TABLE')}" if is_described else
+                    f"Describe the data in {home / 'site.toml'}: {here('init TABLE')}")  # fmt: skip
     if "aggregate" in found.roles:
-        out.print("Confirm the sites that you will add up: client-node site confirm NAME=FINGERPRINT")
-    out.print("Then: client-node study list, client-node study approve HASH, client-node run")
+        told.append(
+            f"Ask each site's people for its fingerprint, and confirm it: {here('site confirm NAME=FINGERPRINT')}"
+        )
+        told.append("A study is approved here once all its sites are confirmed.")
+    told += [f"Then: {here(command)}" for command in ("study list", "study approve HASH", "run")]
+    for line in told:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_fetched(fetched: "Fetched") -> None:
@@ -113,7 +116,7 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
         show_hash(each.study.name, each.study.study_hash)
 
 
-def show_study(study: Study, outlook: "Outlook | None" = None) -> None:
+def show_study(study: "Study", outlook: "Outlook | None" = None) -> None:
     """Prints everything that a person approves with a study; at a site first, in a sentence, what matters there."""
     if outlook is not None:
         for line in outlook_lines(outlook):
@@ -279,14 +282,13 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
         for problem in report.problems:
             tell(str(problem))
         if report.problem_count > len(report.problems):
-            err.print(f"... and {report.problem_count - len(report.problems)} more problems")
+            tell(f"... and {report.problem_count - len(report.problems)} more")
     for objection in report.objections:
         tell(objection)
     if report.problem_count:
-        count, they = (
-            ("1 problem", "it is") if report.problem_count == 1 else (f"{report.problem_count} problems", "they are")
-        )
-        err.print(f"{count}; a study cannot use this table until {they} mended.")
+        is_one = report.problem_count == 1
+        count, they = ("1 problem", "it is") if is_one else (f"{report.problem_count} problems", "they are")
+        tell(f"{count}; a study cannot use this table until {they} mended.")
 
 
 def show_accounts(accounts: Sequence["SiteAccount"], as_json: bool) -> None:
@@ -345,9 +347,10 @@ def _show_runs(account: "SiteAccount") -> None:
         for each in account.runs
     ]
     show(f"Runs charged on {account.dataset}", rows, as_json=False)
+    count = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
     anew = f", {account.begun_anew} of them of a study that had been begun before" if account.begun_anew else ""
     out.print(
-        f"{len(rows)} runs{anew}. Guaranteed holds whatever was chosen, stopped or begun anew because of results; the "
+        f"{count}{anew}. Guaranteed holds whatever was chosen, stopped or begun anew because of results; the "
         "cap is kept by it. Spent holds only if nothing was. A run that was stopped keeps its charges. Budget is held "
         "for a run until the coordinator says that it is over, which it may do early, or is silent for a day; other "
         "runs may take it then.",
@@ -413,7 +416,7 @@ def show_plan(plan: "BudgetPlan", as_json: bool) -> None:
     show_facts("Plan", _rounded(facts), as_json=False)
 
 
-def study_facts(study: Study) -> dict[str, dict[str, Any]]:
+def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
     """Lists everything that a person approves with a study, under headings."""
     draft = study.draft
     facts = draft.data.kind.facts(draft.data.terms)

@@ -25,6 +25,13 @@ Three rows of a table, of which the last one has no id of a person:
 line 4, column id: expected an id of at most 256 printable characters, found nothing
 """
 
-from .records import DataReport, Records, check, read
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .records import DataReport, Records, check, read
+else:
+    __getattr__ = lazy(__name__, records="DataReport Records check read")
 
 __all__ = ["DataReport", "Records", "check", "known_units", "read", "site_draft"]

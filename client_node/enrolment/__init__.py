@@ -12,8 +12,15 @@ An invitation is one line of text, on paper or by telephone if need be; case and
 True
 """
 
-from .identity import NodeIdentity
-from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .identity import NodeIdentity
+    from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies
+else:
+    __getattr__ = lazy(__name__, identity="NodeIdentity", protocol="Enrolment InvitationCode Role enrol fetch_studies")
 
 __all__ = [
     "Enrolment",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -277,6 +276,8 @@ def _exchange(
     method: str, address: str, context: ssl.SSLContext, path: str, body: bytes, headers: dict[str, str]
 ) -> bytes:
     """Sends one request to the gate and turns its failures into our errors."""
+    import httpx  # for who asks alone: it is a tenth of what a light command may take
+
     try:
         with (
             httpx.Client(verify=context, timeout=_TIMEOUT, trust_env=False) as client,

@@ -15,8 +15,19 @@ A person's decision is about one hash:
 ('approved', None)
 """
 
-from .decisions import BudgetPolicy, load_decisions
-from .site_policy import Account, LimitPolicy, SitePolicy, StudyPolicy, load_policy
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .decisions import BudgetPolicy, load_decisions
+    from .site_policy import Account, LimitPolicy, SitePolicy, StudyPolicy, load_policy
+else:
+    __getattr__ = lazy(
+        __name__,
+        decisions="BudgetPolicy load_decisions",
+        site_policy="Account LimitPolicy SitePolicy StudyPolicy load_policy",
+    )
 
 __all__ = [
     "Account",

@@ -14,7 +14,14 @@ From a mean update to the next state, with a separate rate for the head at the e
 (1, [-0.5, 0.5, -2.0])
 """
 
-from .checkpoint import Checkpoint
-from .followed_runs import FollowedRuns, Standing
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .followed_runs import FollowedRuns, Standing
+else:
+    __getattr__ = lazy(__name__, checkpoint="Checkpoint", followed_runs="FollowedRuns Standing")
 
 __all__ = ["Checkpoint", "FollowedRuns", "Standing", "bounds", "broadcast", "following", "server_optimizer"]

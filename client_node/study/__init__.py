@@ -25,9 +25,21 @@ Without dropouts only a sum over all four sites is opened. Each of its entries h
 (4, 2.31)
 """
 
-from .state_format import StateFormat
-from .study import AggregatorParty, Participant, PlannedRound, Study
-from .terms import StudyDraft, load_draft
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .state_format import StateFormat
+    from .study import AggregatorParty, Participant, PlannedRound, Study
+    from .terms import StudyDraft, load_draft
+else:
+    __getattr__ = lazy(
+        __name__,
+        state_format="StateFormat",
+        study="AggregatorParty Participant PlannedRound Study",
+        terms="StudyDraft load_draft",
+    )
 
 __all__ = [
     "AggregatorParty",

@@ -9,12 +9,14 @@ import logging
 import socket
 import sys
 
+from ...mpc.crash import hide_values
 from ...mpc.links import Channel
 from ...mpc.links.frames import end_with_parent
 
 
 def main() -> None:
     """Runs a worker on the sockets whose descriptors are the arguments."""
+    hide_values()
     node, *links = (Channel(socket.socket(fileno=int(descriptor))) for descriptor in sys.argv[1:])
     end_with_parent(node)  # before anything that takes time: the next line imports torch
     from .worker import serve

@@ -5,16 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.application import JsonOption, epilog, group
 from ..errors import Conflict
-from ..federation import opened_store
 from .model_tables import reading, show_combined, show_evaluation, show_routing, show_written
 from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
 
-app = group("What was learned.")
+app = group("What was learned.", "coordinator adapter export RUN adapter")
 
 
-@app.command("export")
+@app.command("export", epilog=epilog("coordinator adapter export RUN adapter"))
 def adapter_export(
     run: str,
     directory: Path,
@@ -23,6 +22,7 @@ def adapter_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's adapter as a PEFT directory with a model card; if it claims privacy, only after an audit."""
+    from ..federation import opened_store
     from ..results.export import export_adapter
 
     with opened_store(home) as store:
@@ -30,7 +30,7 @@ def adapter_export(
         show_written("Adapter", directory, card, as_json)
 
 
-@app.command("merge")
+@app.command("merge", epilog=epilog("coordinator adapter merge RUN model"))
 def adapter_merge(
     run: str,
     directory: Path,
@@ -39,6 +39,7 @@ def adapter_merge(
     as_json: JsonOption = False,
 ) -> None:
     """Write the backbone with a run's adapter in its weights, as one checkpoint; conditions are those of `export`."""
+    from ..federation import opened_store
     from ..results.export import merge_adapter
 
     with opened_store(home) as store:
@@ -46,7 +47,7 @@ def adapter_merge(
         show_written("Merged model", directory, card, as_json)
 
 
-@app.command("combine")
+@app.command("combine", epilog=epilog("coordinator adapter combine one two together --weights 1,2 --rank 4"))
 def adapter_combine(
     directories: Annotated[list[Path], typer.Argument(help="Exported adapters of one backbone, two or more.")],
     out_directory: Annotated[Path, typer.Argument(help="Written anew; must not exist.")],
@@ -65,7 +66,7 @@ def adapter_combine(
     show_combined(out_directory, found, is_exact=rank is None, as_json=as_json)
 
 
-@app.command("evaluate")
+@app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))
 def adapter_evaluate(
     run: str,
     data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
@@ -78,13 +79,14 @@ def adapter_evaluate(
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
+    from ..federation import opened_store
     from ..results.held_out import evaluate_run
 
     with opened_store(home) as store:
         show_evaluation(evaluate_run(store, home, run, data, unit_column), as_json)
 
 
-@app.command("routing")
+@app.command("routing", epilog=epilog("coordinator adapter routing RUN --html routing.html"))
 def adapter_routing(
     run: str,
     text: TextOption = None,
@@ -97,6 +99,7 @@ def adapter_routing(
 
     The figures depend on what is read: publish them only if that is public.
     """
+    from ..federation import opened_store
     from ..results.router_statistics import measure, reader_of_run
 
     with opened_store(home) as store:

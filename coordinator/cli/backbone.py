@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, group
+from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import err
 from .model_tables import bar, reading, show_backbone, show_backbones, show_built, show_imported, show_routing
 from .options import PageOption, TextOption, TokensOption
 
-app = group("The frozen model that studies adapt.")
+app = group("The frozen model that studies adapt.", "coordinator backbone build study.toml backbone")
 _TOKENS = 8192  # of synthetic records, for a line on routing
 
 
@@ -21,7 +21,7 @@ class Recipe(StrEnum):
     SMOLLM2 = "smollm2"
 
 
-@app.command("build")
+@app.command("build", epilog=epilog("coordinator backbone build study.toml backbone"))
 def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) -> None:
     """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
     from ...client_node.study import load_draft
@@ -33,7 +33,7 @@ def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) ->
     show_built(directory, digest, measure(directory, None, tokens=_TOKENS), as_json)
 
 
-@app.command("import")
+@app.command("import", epilog=epilog("coordinator backbone import smollm2 backbone"))
 def backbone_import(
     recipe: Annotated[Recipe, typer.Argument(help="Which published model.")],
     directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
@@ -48,7 +48,7 @@ def backbone_import(
     show_imported(directory, imported.hash, imported.logit_difference, as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("coordinator backbone list backbones"))
 def backbone_list(
     folder: Annotated[Path, typer.Argument(help="Folder in which the backbones' folders lie.")] = Path(),
     as_json: JsonOption = False,
@@ -62,7 +62,7 @@ def backbone_list(
     show_backbones(folder, backbones_in(folder), as_json)
 
 
-@app.command("show")
+@app.command("show", epilog=epilog("coordinator backbone show backbone"))
 def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     """Show what a backbone's folder holds: hash, licence, origin, parameters, and how it routes synthetic records.
 
@@ -76,7 +76,7 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     show_backbone(directory, found, routing, as_json)
 
 
-@app.command("routing")
+@app.command("routing", epilog=epilog("coordinator backbone routing backbone --text letter.txt"))
 def backbone_routing(
     directory: Path,
     text: TextOption = None,

@@ -5,16 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import PROBLEMS, JsonOption, LangOption, group
+from ...client_node.cli.application import PROBLEMS, JsonOption, LangOption, epilog, group
 from ...client_node.cli.console import page_language, show_verification
-from ..federation import opened_store
 from .options import DEFAULT_HOME, HomeOption
 from .tables import show_budget_report, show_exported_ledger
 
-app = group("What was spent on whose data.")
+app = group("What was spent on whose data.", "coordinator budget report")
 
 
-@app.command("report")
+@app.command("report", epilog=epilog("coordinator budget report --study thyroid --html report.html"))
 def budget_report(
     home: HomeOption = DEFAULT_HOME,
     study: Annotated[str | None, typer.Option(help="Only sites of this study.")] = None,
@@ -23,6 +22,7 @@ def budget_report(
     as_json: JsonOption = False,
 ) -> None:
     """Report what was spent at every site, from the signed ledgers, for people (--html) or programs (--json)."""
+    from ..federation import opened_store
     from ..results import reports
 
     language = page_language(lang, html)
@@ -30,7 +30,7 @@ def budget_report(
         show_budget_report(reports.budget_report(store, home, study), html, as_json, language)
 
 
-@app.command("export")
+@app.command("export", epilog=epilog("coordinator budget export svi svi.jsonl"))
 def budget_export(
     site: str,
     file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
@@ -38,13 +38,14 @@ def budget_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
+    from ..federation import opened_store
     from ..results.ledger_export import export_ledger
 
     with opened_store(home) as store:
         show_exported_ledger(site, file, export_ledger(store, site, file), as_json)
 
 
-@app.command("verify")
+@app.command("verify", epilog=epilog("coordinator budget verify report.json --issuer KEY", codes=[PROBLEMS]))
 def budget_verify(
     file: Path,
     issuer: Annotated[str | None, typer.Option(help="The issuer's key in hex, known from elsewhere.")] = None,

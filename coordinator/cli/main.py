@@ -1,19 +1,24 @@
 """The application `coordinator`: set-up, server, status and demo. Exit codes are in `client_node.cli.application`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, application, until_stopped
-from ...client_node.cli.console import out
+from ...client_node.cli.application import JsonOption, application, epilog, until_stopped
+from ...client_node.cli.console import show_change
 from ..errors import CoordinatorError
-from ..federation import Settings, create_home, load_settings, members, opened_store
 from . import adapter, audit, backbone, budget, doctor, run, site, study
 from .options import DEFAULT_HOME, HomeOption
-from .tables import show_status
+from .tables import here, show_status
 
-app = application("Run a federation: invite sites, start studies, read what they cost.", CoordinatorError)
+app = application(
+    "Run a federation: invite sites, start studies, read what they cost.",
+    "coordinator init --host fed.example.org",
+    "coordinator site invite svi",
+    errors=[CoordinatorError],
+)
 app.add_typer(site.app, name="site")
 app.add_typer(study.app, name="study")
 app.add_typer(run.app, name="run")
@@ -21,12 +26,12 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(audit.app, name="audit")
-app.command("doctor")(doctor.doctor)
+app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 
 _FIRST_EXAMPLE = "thyroid"
 
 
-@app.command()
+@app.command(epilog=epilog('coordinator init --federation "Thyroid 2026" --host fed.example.org'))
 def init(
     home: HomeOption = DEFAULT_HOME,
     federation: Annotated[str, typer.Option(help="Name of the federation, printed on reports.")] = "federation",
@@ -34,34 +39,41 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Public port of the gate.")] = 9443,
     listen: Annotated[str, typer.Option(help="Address on which the gate listens.")] = "127.0.0.1",
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of Flower's SuperLink.")] = 9444,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make the keys, certificates and database of a new federation."""
+    """Make the keys, certificates and database of a new federation, in a folder that is new or empty."""
+    from ..federation import Settings, create_home
+
     settings = Settings(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port
     )
     create_home(home, settings)
-    out.print(f"Federation [bold]{federation}[/] made in {home}. Next: coordinator serve, coordinator site invite NAME")
+    next_steps = f"Next: {here(home, 'serve')}; then: {here(home, 'site invite NAME')}"
+    show_change(
+        {"home": str(home), **asdict(settings)}, as_json, f"Federation {federation} made in {home}. {next_steps}"
+    )
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator serve"))
 def serve(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
     from ..gateway import Service
 
-    stop = until_stopped("httpx")
+    stop = until_stopped("httpx", "alembic")
     Service(home).serve(stop)
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator status --json"))
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show sites and runs at a glance."""
+    from ..federation import load_settings, members, opened_store
     from ..run.overview import run_standings
 
     with opened_store(home) as store:
         show_status(load_settings(home).federation, members.members(store), run_standings(store), as_json)
 
 
-@app.command()
+@app.command(epilog=epilog("coordinator demo", "coordinator demo thyroid --rounds 10"))
 def demo(
     example: Annotated[str, typer.Argument(help="Name of the example.")] = _FIRST_EXAMPLE,
     directory: Annotated[

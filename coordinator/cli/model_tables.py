@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from ...client_node.cli.console import err, out, print_json, show_page, table_of, tell
+from ...client_node.cli.console import err, out, print_json, print_rows, show_page, table_of, tell
+from ...client_node.cli.tables import show_facts
 from ...models.errors import InvalidBackbone
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -70,7 +71,7 @@ def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackb
         return print_json([{"directory": str(folder / name), **of} for name, of in facts.items()])
     good = {name: of for name, of in found.items() if not isinstance(of, InvalidBackbone)}
     rows = [backbone_row(name, of) for name, of in good.items()]
-    out.print(table_of(f"Backbones in {escape(str(folder))}", rows))
+    print_rows(f"Backbones in {escape(str(folder))}", rows)
     for name in sorted(found.keys() - good.keys()):
         tell(f"Cannot be used: {found[name]}")
 
@@ -103,8 +104,7 @@ def show_backbone(directory: Path, found: "Description", routing: "Routing | Non
         "routing": "coordinator backbone routing" if routing is None else routing_line(routing.layers),
         **origin,
     }
-    rows = [{"": name.replace("_", " "), "value": value} for name, value in facts.items()]
-    out.print(table_of(escape(str(directory)), rows))
+    show_facts(escape(str(directory)), {name.replace("_", " "): value for name, value in facts.items()}, as_json=False)
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:

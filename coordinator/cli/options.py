@@ -9,8 +9,11 @@ DEFAULT_HOME = Path.home() / ".confide" / "coordinator"
 
 HomeOption = Annotated[
     Path,
-    typer.Option("--home", envvar="CONFIDE_COORDINATOR_HOME", help="Folder of the federation."),
+    typer.Option(
+        "--home", envvar="CONFIDE_COORDINATOR_HOME", resolve_path=True, help="Folder of the federation."
+    ),  # whole, because child processes work elsewhere
 ]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 TextOption = Annotated[
     Path | None, typer.Option("--text", help="UTF-8 file to read, at most 1 MiB; left out, the backbone's licence.")
 ]

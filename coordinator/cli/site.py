@@ -5,16 +5,22 @@ from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, group
-from ...client_node.cli.console import out
-from ..federation import members, opened_store
-from .options import DEFAULT_HOME, HomeOption
+from ...client_node.cli.application import JsonOption, epilog, group
+from ...client_node.cli.console import agree_by_name, show_change
+from .options import DEFAULT_HOME, HomeOption, YesOption
 from .tables import show_invitations, show_join_files, show_members
 
-app = group("Who takes part.")
+app = group("Who takes part.", "coordinator site invite svi")
 
 
-@app.command("invite")
+@app.command(
+    "invite",
+    epilog=epilog(
+        "coordinator site invite svi",
+        "coordinator site invite agg-a --role aggregate",
+        "coordinator site invite svi svhc --aggregator agg-a --out parcel",
+    ),
+)
 def site_invite(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Lower-case letters, digits, _ and -.")],
     role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
@@ -29,6 +35,8 @@ def site_invite(
     as_json: JsonOption = False,
 ) -> None:
     """Print a one-time code with which NAME can enrol; it is shown once and kept nowhere."""
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
         guests = [(name, role or ["train"]) for name in names] + [(name, ["aggregate"]) for name in aggregator or ()]
         invited = members.invite(store, home, guests)
@@ -37,16 +45,28 @@ def site_invite(
     show_invitations(invited, as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("coordinator site list"))
 def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show every site, its roles and state."""
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
         show_members(members.members(store), as_json)
 
 
-@app.command("revoke")
-def site_revoke(name: str, home: HomeOption = DEFAULT_HOME) -> None:
-    """Turn a site out: its next request is refused."""
+@app.command("revoke", epilog=epilog("coordinator site revoke svi", "coordinator site revoke svi --yes"))
+def site_revoke(
+    name: str, home: HomeOption = DEFAULT_HOME, yes: YesOption = False, as_json: JsonOption = False
+) -> None:
+    """Turn a site out: its next request is refused. The name of a site that had enrolled is never used again.
+
+    It asks first, unless the site has not enrolled yet: then only its invitation is withdrawn.
+    """
+    from ..federation import members, opened_store
+
     with opened_store(home) as store:
+        if store.node(name).enrolled_at is not None:
+            agree_by_name(f"{name} can never take part again, under this name or with its keys.", name, yes=yes)
         members.revoke(store, home, name)
-        out.print(f"{name} is revoked; a running server refuses it from now on.")
+        facts = {"name": name, "state": "revoked"}
+        show_change(facts, as_json, f"{name} is revoked; a running server refuses it from now on.")

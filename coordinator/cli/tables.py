@@ -6,16 +6,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...client_node.cli.console import err, out, print_json, show_hash, show_page, table_of
+from ...client_node.cli.console import (
+    command_at,
+    err,
+    out,
+    print_json,
+    print_rows,
+    show_hash,
+    show_page,
+    table_of,
+    tell,
+)
 from ...client_node.spoken_hash import words
 from ...models.rounding import rounded_down, rounded_up
-from ..federation.members import Invitation, Member
+from .options import DEFAULT_HOME
 
 if TYPE_CHECKING:  # accounting takes seconds to import
     from ...models.evaluation.binned import ReliabilityBin
     from ...models.evaluation.metrics import Estimate
     from ...privacy.ledger.chain import Head
     from ...privacy.report.schema import AuditFacts
+    from ..federation.members import Invitation, Member
     from ..results.metrics import Measurement
     from ..run.overview import OpenedRounds, RunStanding
     from ..store.tables import StudyRow
@@ -26,10 +37,10 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     """Prints rows of equal keys as a table, or as JSON."""
     if as_json:
         return print_json(rows)
-    out.print(table_of(title, rows))
+    print_rows(title, rows)
 
 
-def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunStanding]", as_json: bool) -> None:
+def show_status(federation: str, members: "Sequence[Member]", runs: "Sequence[RunStanding]", as_json: bool) -> None:
     """Prints the federation's sites and runs."""
     if as_json:
         rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
@@ -38,12 +49,12 @@ def show_status(federation: str, members: Sequence[Member], runs: "Sequence[RunS
     show_runs(runs, as_json=False)
 
 
-def show_members(members: Sequence[Member], as_json: bool) -> None:
+def show_members(members: "Sequence[Member]", as_json: bool) -> None:
     """Prints every site, its roles and state."""
     show("Sites", [asdict(member) for member in members], as_json)
 
 
-def show_invitations(invitations: Sequence[Invitation], as_json: bool) -> None:
+def show_invitations(invitations: "Sequence[Invitation]", as_json: bool) -> None:
     """Prints one-time codes: of one site alone on stdout, of several each behind its name."""
     if as_json:
         rows = [asdict(each) for each in invitations]
@@ -90,12 +101,17 @@ def show_studies(studies: "Sequence[StudyRow]", as_json: bool) -> None:
         show_hash(row["name"], row["hash"])
 
 
-def show_started_run(run: str, as_json: bool) -> None:
+def show_started_run(run: str, home: Path, as_json: bool) -> None:
     """Prints the id of a new run, alone on stdout."""
     if as_json:
         return print_json({"run": run})
-    err.print(f"The run is started; watch it with: coordinator run watch {run}", soft_wrap=True, highlight=False)
+    tell(f"The run is started; watch it with: {here(home, f'run watch {run}')}")
     print(run)
+
+
+def here(home: Path, words: str) -> str:
+    """Writes a command of `coordinator` for people to type, with `--home` if they need it."""
+    return command_at(home, DEFAULT_HOME, f"coordinator {words}")
 
 
 def show_runs(runs: "Sequence[RunStanding]", as_json: bool) -> None:

@@ -22,8 +22,15 @@ An invitation names the gate's address and pins the CA certificate that the node
 ('127.0.0.1:8443', True)
 """
 
-from .home import Settings, create_home, load_settings, opened_store
-from .pki import Pki
-from .register import Register
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .home import Settings, create_home, load_settings, opened_store
+    from .pki import Pki
+    from .register import Register
+else:
+    __getattr__ = lazy(__name__, home="Settings create_home load_settings opened_store", pki="Pki", register="Register")
 
 __all__ = ["Pki", "Register", "Settings", "create_home", "load_settings", "members", "opened_store"]

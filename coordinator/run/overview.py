@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from ..store import Store
 from ..store.tables import Run
-from ..studies.catalogue import load_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,8 @@ def run_standings(store: Store) -> list[RunStanding]:
 
 def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
     """Lists the rounds that a run has opened, its evaluation included. Raises `NotFound`."""
+    from ..studies.catalogue import load_study  # imports numpy and all terms of a study, which `status` does not need
+
     study = load_study(store.study(store.run(run_id).study))
     left_out, found = store.left_out(run_id), []
     for row in store.opened(run_id):

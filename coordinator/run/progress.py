@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...client_node.study import Study
@@ -14,7 +16,7 @@ from ...models.rounding import rounded_up
 from ...privacy.accounting import Release, epsilon_pld
 from ..store import Store
 from ..store.states import RunState
-from ..store.tables import Round, Run
+from ..store.tables import Run
 from ..studies.catalogue import load_study
 
 _POLL_S = 0.25
@@ -29,9 +31,69 @@ class Ended:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A run as it stands after a change of its rounds, its state or its driver's step."""
+
+    run: str
+    state: RunState
+    step: str  # of its driver; its state if it has none
+    rounds: int  # committed
+    rounds_planned: int
+    epsilon: float | None  # of the sums opened so far, by PLD; None without privacy
+    epsilon_planned: float | None  # of all rounds
+    bytes_per_site: int  # sealed bytes that one site has sent
+    error: str | None  # that ended it
+
+
 def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], None] | None = None) -> Ended:
-    """Follows the run until it is done, stopped or failed. `check` is called in between and may raise."""
+    """Follows the run until it is done, stopped or failed. `check` is called in between and may raise.
+
+    The console shows a bar, or, if it is no terminal, a line for each round and each state.
+    """
+    with _bar(console) if console.is_terminal else _lines(console) as show:
+        return follow(store, run_id, show, check=check)
+
+
+def follow(
+    store: Store, run_id: str, tell: Callable[[Event], None], *, check: Callable[[], None] | None = None
+) -> Ended:
+    """Tells of the run as it stands, then of every change, until it is over. `check` is called in between."""
     study = load_study(store.study(store.run(run_id).study))
+    told: Event | None = None
+    while True:
+        event = _event(store, study, run_id)
+        if event != told:
+            tell(event)
+            told = event
+        if event.state.is_over:
+            return Ended(event.state, event.rounds, event.error)
+        if check is not None:
+            check()
+        time.sleep(_POLL_S)
+
+
+def _event(store: Store, study: Study, run_id: str) -> Event:
+    run, rounds, privacy = store.run(run_id), store.rounds(run_id), study.draft.privacy
+    epsilon = planned = None
+    if privacy.mode != "none":
+        epsilon = planned_epsilon(study, len(store.opened(run_id)), colluding=privacy.collusion)
+        planned = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
+    return Event(
+        run=run_id,
+        state=run.state,
+        step=step_text(run),
+        rounds=len(rounds),
+        rounds_planned=study.draft.rounds.rounds,
+        epsilon=epsilon,
+        epsilon_planned=planned,
+        bytes_per_site=sum(row.bytes_per_site for row in rounds),
+        error=run.error,
+    )
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[Event], None]]:
     columns = (
         TextColumn("[bold]round[/]"),
         BarColumn(),
@@ -44,22 +106,35 @@ def watch(store: Store, run_id: str, console: Console, *, check: Callable[[], No
         TextColumn("[dim]{task.fields[step]}[/]"),
     )
     with Progress(*columns, console=console) as progress:
-        total = study.draft.rounds.rounds
-        bar = progress.add_task("rounds", total=total, spent="", sent="", step="")
-        while True:
-            run, rounds = store.run(run_id), store.rounds(run_id)
-            progress.update(
-                bar,
-                completed=len(rounds),
-                spent=spent_text(study, len(store.opened(run_id))),
-                sent=sent_text(rounds),
-                step=step_text(run),
+        bar = progress.add_task("rounds", total=None, spent="", sent="", step="")
+        yield lambda event: progress.update(
+            bar,
+            total=event.rounds_planned,
+            completed=event.rounds,
+            spent=spent_text(event),
+            sent=sent_text(event),
+            step=escape(event.step),
+        )
+
+
+@contextmanager
+def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
+    shown: tuple[object, ...] = ()
+
+    def show(event: Event) -> None:
+        nonlocal shown
+        if (event.rounds, event.state) != shown:
+            shown = event.rounds, event.state
+            parts = (
+                f"round {event.rounds} of {event.rounds_planned}",
+                event.state,
+                spent_text(event),
+                sent_text(event),
             )
-            if run.state.is_over:
-                return Ended(run.state, len(rounds), run.error)
-            if check is not None:
-                check()
-            time.sleep(_POLL_S)
+            at = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+            console.print(f"{at} {event.run}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+    yield show
 
 
 def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
@@ -73,19 +148,16 @@ def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
     return epsilon_pld(opened, study.draft.privacy.delta, colluding)
 
 
-def spent_text(study: Study, rounds: int) -> str:
+def spent_text(event: Event) -> str:
     """Writes the epsilon of the rounds so far, and that of the whole plan."""
-    privacy = study.draft.privacy
-    if privacy.mode == "none":
+    if event.epsilon is None or event.epsilon_planned is None:
         return "[red]no privacy[/]"
-    now = planned_epsilon(study, rounds, colluding=privacy.collusion)
-    whole = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
-    return f"ε {rounded_up(now)} of {rounded_up(whole)} planned"
+    return f"ε {rounded_up(event.epsilon)} of {rounded_up(event.epsilon_planned)} planned"
 
 
-def sent_text(rounds: list[Round]) -> str:
+def sent_text(event: Event) -> str:
     """Writes the number of sealed bytes that one site has sent."""
-    return f"{sum(row.bytes_per_site for row in rounds) / 1e6:.1f} MB a site"
+    return f"{event.bytes_per_site / 1e6:.1f} MB a site"
 
 
 def step_text(run: Run) -> str:

@@ -18,8 +18,15 @@ A round's state is read back bit for bit; a damaged file is refused:
 [0.5, -1.0]
 """
 
-from .ledger_replica import LedgerReplica
-from .run_folder import RunFolder
-from .store import Store, migrate
+from typing import TYPE_CHECKING
+
+from ...faces import lazy
+
+if TYPE_CHECKING:
+    from .ledger_replica import LedgerReplica
+    from .run_folder import RunFolder
+    from .store import Store, migrate
+else:
+    __getattr__ = lazy(__name__, ledger_replica="LedgerReplica", run_folder="RunFolder", store="Store migrate")
 
 __all__ = ["LedgerReplica", "RunFolder", "Store", "migrate", "run_folder", "states", "tables"]

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata, t
-from sklearn.metrics import roc_auc_score
 
 from ..errors import MetricUndefined
 
@@ -38,6 +37,8 @@ def auc(scores: np.ndarray, labels: np.ndarray, *, confidence: float = 0.95) -> 
     Raises:
         MetricUndefined: lengths differ, an entry is not finite, labels are not 0/1 or of one kind only.
     """
+    from sklearn.metrics import roc_auc_score  # imports pandas as well; a site that trains needs neither
+
     scores, labels = _checked(scores, labels)
     positive, negative = scores[labels == 1], scores[labels == 0]
     if not len(positive) or not len(negative):

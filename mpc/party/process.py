@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 
+from ..crash import hide_values
 from ..errors import RuntimeUnsound
 from ..links import Channel
 from ..links.frames import end_with_parent, failure
@@ -15,6 +16,7 @@ from ..links.frames import end_with_parent, failure
 
 def main() -> None:
     """Runs the party on the socket whose descriptor is the only argument."""
+    hide_values()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(channel)

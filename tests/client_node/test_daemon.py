@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from confide.client_node import daemon as daemon_module
+from confide.client_node import flower
 from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.daemon import run, status
 from confide.client_node.errors import AlreadyRunning, NotEnrolled
@@ -92,13 +92,13 @@ def test_status_of_a_home_without_enrolment_says_so(tmp_path):
 def test_a_daemon_keeps_a_ledger_only_where_it_trains(site, monkeypatch, roles, has_ledger):
     kept = {"name": "svi", "roles": roles, "address": "127.0.0.1:1", "coordinator": identity_of("coordinator")}
     (site.home / "enrolment.json").write_text(json.dumps(kept))
-    monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
+    monkeypatch.setattr(flower, "WarmNode", PlayedConnection)
     assert run(site.home, threading.Event()) == 77
     assert (site.home / "ledger.db").exists() is has_ledger
 
 
 def test_a_daemon_says_at_once_what_is_wrong_with_its_policy(site, monkeypatch, caplog):
-    monkeypatch.setattr(daemon_module, "WarmNode", PlayedConnection)
+    monkeypatch.setattr(flower, "WarmNode", PlayedConnection)
     run(site.home, threading.Event())
     assert "no study can run" not in caplog.text
     site.write(("[limits]", "[limits]\nworkers = 2"))
@@ -113,7 +113,7 @@ def test_a_daemon_whose_connection_breaks_frees_the_home(site, monkeypatch):
         def run(self, stop):
             raise OSError("no network")
 
-    monkeypatch.setattr(daemon_module, "WarmNode", Broken)
+    monkeypatch.setattr(flower, "WarmNode", Broken)
     with pytest.raises(OSError, match="no network"):
         run(site.home, threading.Event())
     assert not status(site.home)["running"]

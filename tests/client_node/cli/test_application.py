@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 
@@ -17,7 +18,7 @@ class Elsewhere(Exception):
 
 def raising(problem):
     """An application whose one command, `fail`, raises `problem`."""
-    app = application("Fails.", Elsewhere)
+    app = application("Fails.", errors=[Elsewhere])
 
     @app.command()
     def fail() -> None:
@@ -34,8 +35,23 @@ def test_every_error_of_ours_is_one_message_and_exit_code_1(kind):
     assert result.stderr == f"{kind.__name__}: {text}\n"
 
 
-def test_an_error_that_nobody_expects_is_not_hidden():
+def test_an_error_that_nobody_expects_is_told_by_class_and_place_without_its_message():
+    result = CliRunner().invoke(raising(KeyError("JOHN DOE")), ["fail"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("KeyError in confide.client_node.cli.application, line ")
+    assert f"raised by {__name__}" in result.stderr
+    assert "CONFIDE_DEBUG=1" in result.stderr
+    assert "JOHN" not in result.stderr
+
+
+def test_an_error_that_nobody_expects_goes_through_with_debug(monkeypatch):
+    monkeypatch.setenv("CONFIDE_DEBUG", "1")
     assert isinstance(CliRunner().invoke(raising(ZeroDivisionError()), ["fail"]).exception, ZeroDivisionError)
+
+
+def test_who_reads_a_pipe_no_more_is_told_nothing():
+    result = CliRunner().invoke(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")), ["fail"])
+    assert (result.exit_code, result.output) == (1, "")
 
 
 def test_debug_lets_an_error_of_ours_through():

@@ -139,7 +139,7 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
 
 def test_a_script_that_says_no_yes_approves_nothing(site, call):
     study = site.keep(site.study())
-    told = " ".join(call("study", "approve", study.study_hash, code=FAILED).stderr.split())
+    told = " ".join(call("study", "approve", study.study_hash, code=USAGE).stderr.split())
     assert "There is no terminal to ask at, so nothing was changed; a script says --yes" in told
     assert not approved(site, study)
 
@@ -171,11 +171,23 @@ def test_to_revoke_asks_while_a_run_is_under_way(site, call, at_terminal, typed,
     assert (code, approved(site, study)) == ((0, False) if is_revoked else (FAILED, True))
 
 
-def test_a_script_revokes_at_once(site, call):
+def test_a_script_ends_no_run_unless_it_says_yes(site, call):
     study = site.keep(site.study())
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=3)
-    call("study", "revoke", study.study_hash)
+    told = call("study", "revoke", study.study_hash, code=USAGE).stderr
+    assert "thyroid-1 is under way and fails without this node" in told
+    assert "There is no terminal to ask at, so nothing was changed; a script says --yes" in told
+    assert approved(site, study)
+    facts = json.loads(call("study", "revoke", study.study_hash, "--yes", "--json").stdout)
+    assert facts == {"hash": study.study_hash, "decision": "revoked", "runs_under_way": ["thyroid-1"]}
+    assert not approved(site, study)
+
+
+def test_a_script_revokes_at_once_what_does_not_run(site, call):
+    study = site.keep(site.study())
+    call("study", "approve", study.study_hash, "--yes")
+    assert f"Study {study.study_hash} may not run here" in call("study", "revoke", study.study_hash).stdout
     assert not approved(site, study)
 
 
@@ -183,7 +195,7 @@ def test_a_revoked_run_is_approved_again_at_the_price_of_what_is_left(site, call
     study = site.keep(site.study())  # a run takes 7.73 of 10
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=36)
-    call("study", "revoke", "thyroid")
+    call("study", "revoke", "thyroid", "--yes")
     facts = json.loads(call("study", "approve", study.study_hash, "--yes", "--json").stdout)
     whole = facts["epsilon_guaranteed_after_all_rounds"]
     assert facts["epsilon_spent_before"] < whole == pytest.approx(7.73, abs=0.02)
@@ -200,7 +212,7 @@ def test_a_higher_cap_is_shown_beside_the_old_one_and_asked_for(site, at_termina
 
 def test_a_script_raises_no_cap_unless_it_says_yes(site, call):
     raised = ("budget", "set", "--epsilon", "20", "--delta", "1e-5")
-    call(*raised, code=FAILED)
+    assert "a script says --yes" in call(*raised, code=USAGE).stderr
     assert load_policy(site.home).budget.epsilon == 10.0
     call(*raised, "--yes")
     assert load_policy(site.home).budget.epsilon == 20.0
@@ -211,7 +223,7 @@ def test_a_lower_cap_is_not_asked_for_but_one_below_what_is_spent_is(site, call)
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=3)
     assert "over the new cap already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
-    refused = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5", code=FAILED).stderr
+    refused = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5", code=USAGE).stderr
     assert "Runs under way here would fail. Set it? There is no terminal to ask at" in " ".join(refused.split())
     assert load_policy(site.home).budget.epsilon == 7
     told = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5", "--yes").stderr

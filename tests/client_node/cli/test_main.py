@@ -163,6 +163,7 @@ def test_a_table_is_checked(site, call):
         out.write("p9,secret,1,F,f,0\n")
     result = call("data", "check", table, "--study", study.study_hash[:10], code=PROBLEMS)
     assert "line 6, column age: expected a number, found text" in result.stderr
+    assert "1 problem; a study cannot use this table until it is mended" in result.stderr
     assert "secret" not in result.output
 
 
@@ -230,7 +231,7 @@ def test_a_ledger_is_exported_and_imported_into_an_empty_home(site, call, tmp_pa
 
 def test_a_loss_is_owned_up_to_only_by_who_confirms_it(site, call):
     call("budget", "set", "--epsilon", "2.5", "--delta", "1e-6")
-    asked = call("budget", "recover", code=FAILED)
+    asked = call("budget", "recover", code=USAGE)
     assert "counts as spent up to the highest cap" in " ".join(asked.stderr.split())
     assert json.loads(call("budget", "show", "--json").stdout)[0]["spent_by_PLD"] == 0
     (row,) = json.loads(call("budget", "recover", "--yes", "--json").stdout)

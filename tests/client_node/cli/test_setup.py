@@ -11,7 +11,7 @@ from .test_deciding import at_terminal
 
 __all__ = ["at_terminal"]  # a fixture
 
-FAILED, PROBLEMS = 1, 3
+FAILED, USAGE = 1, 2
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_policy_that_is_there_is_not_overwritten(site, call):
 
 
 def test_a_script_says_which_column_is_meant(site, call):
-    refused = call("init", site.home / "patients.csv", code=FAILED)
+    refused = call("init", site.home / "patients.csv", code=USAGE)
     assert "Say --unit-column; --yes takes patient_id. No site.toml was written" in refused.stderr
     assert not (site.home / "site.toml").exists()
     facts = json.loads(call("init", site.home / "patients.csv", "--unit-column", "age", "--json").stdout)

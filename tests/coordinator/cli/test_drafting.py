@@ -10,7 +10,7 @@ from confide.models.backbones.pretraining import PretrainingConfig
 
 from ...client_node.conftest import STUDY_TOML, changed
 from ..studies.test_dictionary import CSV
-from .test_main import FAILED, UNVERIFIED, _new_home, call, home, invoke, lined, store
+from .test_main import FAILED, UNVERIFIED, USAGE, _new_home, call, home, invoke, lined, store
 
 __all__ = ["_new_home", "call", "home", "store"]  # fixtures
 
@@ -75,7 +75,7 @@ def test_check_of_a_draft_that_cannot_be_read_lists_its_problems(call, home):
 @pytest.mark.usefixtures("store")
 def test_a_questionable_study_is_made_only_if_it_is_meant(call, home, backbone):
     draft = write(home, backbone, ("batch_units = 1374", "batch_units = 30"))
-    refused = call("study", "create", draft, "--units", 15_050, code=FAILED)
+    refused = call("study", "create", draft, "--units", 15_050, code=USAGE)
     assert "100 times as long as meant" in lined(refused.stderr)
     assert "a script says --accept" in lined(refused.stderr)
     assert json.loads(call("study", "list", "--json").stdout) == []

@@ -176,7 +176,7 @@ def test_a_role_that_is_none_is_refused(call):
 
 def test_sites_are_listed_with_roles_and_state(call, store):
     call("site", "invite", "late")
-    call("site", "revoke", "svi")
+    call("site", "revoke", "svi", "--yes")
     rows = {row["name"]: row for row in json.loads(call("site", "list", "--json").stdout)}
     assert rows["late"] == {"name": "late", "roles": "train", "state": "invited", "identity": ""}
     assert rows["svi"]["state"] == "revoked"
@@ -307,7 +307,16 @@ def test_an_error_with_a_node_s_words_is_shown_as_it_is(call, store, run, error)
 
 def test_watching_a_run_that_is_done_succeeds(call, store, run):
     put_in_state(store, run, "done")
-    call("run", "watch", run)
+    assert "round 0 of 40, done" in call("run", "watch", run).stderr
+
+
+def test_watching_in_json_is_a_line_an_event_on_stdout(call, store, run):
+    put_in_state(store, run, "failed", error="SitesMissing: nobody")
+    (line,) = call("run", "watch", run, "--json", code=FAILED).stdout.splitlines()
+    told = json.loads(line)
+    assert (told["run"], told["state"], told["rounds"], told["rounds_planned"]) == (run, "failed", 0, 40)
+    assert told["error"] == "SitesMissing: nobody"
+    assert told["epsilon"] == 0 < told["epsilon_planned"]
 
 
 def test_metrics_are_a_table_with_intervals_and_their_cost_or_json(call, home, make_study):
