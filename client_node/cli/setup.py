@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .application import JsonOption
-from .console import USAGE, is_at_terminal, out, print_json, tell
+from .console import USAGE, command_at, is_at_terminal, out, print_json, tell
 from .options import DEFAULT_HOME, HomeOption, YesOption
 from .tables import show
 
@@ -81,7 +81,8 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
     if not quiet:
         for name, own in guesses.items():
             tell(f"The study's {name}: {f'taken to be {own}; look at it' if own else 'no column like it'}")
-        for line in (f"Written: {written}. Look through it.", f"Next: client-node data check {table} --study STUDY"):
+        check = command_at(home, DEFAULT_HOME, f"client-node data check {table} --study STUDY")
+        for line in (f"Written: {written}. Look through it.", f"Next: {check}"):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
     return {"file": str(written), "unit": wishes.unit, "unit_column": chosen, "columns": rows, "guessed": guesses}
 

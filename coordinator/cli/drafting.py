@@ -9,6 +9,7 @@ from ...client_node.cli.application import PROBLEMS, JsonOption
 from ...client_node.cli.console import agree, err, out, print_json, tell
 from .backbone import backbone_build
 from .options import DEFAULT_HOME, HomeOption, UnitsOption, UnusedExpertsOption
+from .tables import here
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..studies.examine import Examination
@@ -47,7 +48,7 @@ def study_init(
         backbone_build(file, file.parent / backbone)
     elif not described.is_text:
         tell(f"Next: coordinator backbone build {file} {file.parent / backbone}")
-    tell(f"Then: coordinator study check {file} --units {units}")
+    tell(f"Then: {here(home, f'study check {file} --units {units}')}")
 
 
 def study_check(
