@@ -3,6 +3,7 @@
 ClientNodeError
 ├── SettingsInvalid          a TOML file or message breaks its schema
 │   ├── StudyInvalid         study.toml, or a study from the network
+│   ├── DictionaryInvalid    a data dictionary that a study.toml is made from
 │   └── PolicyInvalid        site.toml or decisions.json
 ├── StudyNotApproved         the site's policy does not name the study
 ├── StudyUnknown             no study of that name or hash has reached this site
@@ -70,6 +71,10 @@ class SettingsInvalid(ClientNodeError):
 
 class StudyInvalid(SettingsInvalid):
     """A study.toml, or a study from the network, that is invalid and cannot be run."""
+
+
+class DictionaryInvalid(SettingsInvalid):
+    """A data dictionary that describes no table."""
 
 
 class PolicyInvalid(SettingsInvalid):

@@ -13,12 +13,13 @@ from ...privacy.errors import PrivacyError
 from ...privacy.ledger.ledger import Charge, Quote
 from ..data import DataReport, check
 from ..enrolment import Enrolment, NodeIdentity
-from ..errors import ChargeRefused
+from ..errors import ChargeRefused, ClientNodeError, PolicyInvalid
 from ..policy import SitePolicy, load_policy
 from ..study import Study, cost
 from .charges import Standing, beside, known_elsewhere, planned_charges, standing
 from .confirmed_sites import doubts
 
+_FAR = 10  # times smaller than the average site: possible, and worth a question
 _ROUNDED = 1e-6  # relative; two machines' FFTs differ in the last digits
 
 
@@ -35,6 +36,62 @@ class Assessment:
     quote: Quote | None  # by the filter, reservations included; None if nothing is charged, or the ledger refused
     evaluates: bool | None  # takes part in the evaluation; None if the study has none for it
     reasons: tuple[str, ...]  # against an approval; empty if it can be approved
+
+    @property
+    def remark(self) -> str:
+        """Compares the study's size with the site's own table; "" if it only aggregates."""
+        return _units_remark(self.study, self.data.units) if self.data else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """The things about a study that matter at a site, before anybody decides; for its own people."""
+
+    study: Study
+    trains: bool
+    aggregates: bool
+    planned: float | None  # epsilon of one run alone, by PLD; None if it is not known
+    quote: Quote | None  # of one more run, reservations included; None if it is not known
+    unknown: str  # why there is no quote; "" if there is one
+    remark: str  # about the study's size beside the site's own table; "" if that cannot be read
+
+
+def outlook(home: Path, study: Study) -> Outlook:
+    """Tells what one more run of the study would cost here, and whether its size fits this table."""
+    identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
+    me = (enrolment.name, identity.identity_hex)
+    trains, aggregates = study.has_site(*me), study.has_aggregator(*me)
+    if not trains:
+        return Outlook(study, trains, aggregates, None, None, "", "")
+    try:
+        policy = load_policy(home)
+    except PolicyInvalid as err:
+        return Outlook(study, trains, aggregates, None, None, err.problems[0], "")
+    found = check(policy.data.path, policy)
+    remark = _units_remark(study, found.units) if found.units else ""
+    if study.draft.privacy.mode == "none":
+        return Outlook(study, trains, aggregates, None, None, "", remark)
+    charges = planned_charges(study, policy, run="(new 0)")
+    try:
+        stands = standing(home, policy, charges)
+        return Outlook(study, trains, aggregates, stands.planned(charges), stands.quote(), "", remark)
+    except (PrivacyError, ClientNodeError) as err:
+        return Outlook(study, trains, aggregates, None, None, str(err), remark)
+
+
+def _units_remark(study: Study, units: int) -> str:
+    """Says what the study assumes of all sites, and if that cannot be, beside this table; it stays at the site."""
+    draft = study.draft
+    implied, sites, unit = draft.rounds.batch_units / draft.privacy.sample_rate, len(study.sites), draft.data.unit
+    assumed = (
+        f"The study assumes {implied:,.0f} {unit} units at all {sites} sites, {implied / sites:,.0f} at an average "
+        f"one; this table has {units:,}"
+    )
+    if units > implied:
+        return f"{assumed}, more than all together: batch_units is surely wrong, ask the operator."
+    if units * sites * _FAR < implied:
+        return f"{assumed}, far fewer: ask the operator whether batch_units is right."
+    return f"{assumed}."
 
 
 def assess(
@@ -122,7 +179,7 @@ def _held_out_reasons(study: Study, policy: SitePolicy) -> list[str]:
     held_out = policy.held_out()
     if study.draft.evaluation is None or held_out is None:
         return []
-    found = check(held_out.data.path, held_out, study)
+    found = check(held_out.data.path, held_out, study, both_classes=False)
     return [] if found.is_fit else [_misfit(study, found)]
 
 

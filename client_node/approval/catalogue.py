@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..enrolment import Enrolment, fetch_studies
+from ..enrolment import Enrolment
+from ..enrolment.protocol import fetch_studies
 from ..errors import StudyInvalid, StudyNotApproved, StudyUnknown
 from ..files import read_json, write_private
 from ..policy import load_decisions, site_policy

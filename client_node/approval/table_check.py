@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..data import DataReport, check
 from ..policy import load_policy
-from ..study import load_draft
+from ..study import StudyDraft, load_draft
 from .catalogue import find_study
 from .charges import known_elsewhere
 
@@ -17,8 +17,11 @@ def check_table(home: Path, table: Path, study: str | None = None) -> DataReport
         study: name or hash of a study that the node has fetched, or path of a study.toml.
     """
     policy, path = load_policy(home), table.resolve()
-    if study is None:
-        found = check(path, policy)
-    else:
-        found = check(path, policy, load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study))
+    draft = None if study is None else draft_of(home, study)
+    found = check(path, policy, draft, both_classes=path != policy.data.heldout_path)
     return replace(found, objections=known_elsewhere(home, policy, path)) if found.is_fit else found
+
+
+def draft_of(home: Path, study: str) -> StudyDraft:
+    """Finds the draft of a study that is known here by name or hash, or reads the study.toml at a path."""
+    return load_draft(Path(study)) if study.endswith(".toml") else find_study(home, study).draft

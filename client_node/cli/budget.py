@@ -33,7 +33,7 @@ def budget_set(
 ) -> None:
     """Set the cap for this site's data; it holds at once, instead of the one in site.toml.
 
-    A cap under which more may be spent asks first: what is spent under it stays spent.
+    A cap under which more may be spent, or that is below what is spent, asks first.
     """
     from ..approval.site_budget import cap_change, set_budget
 
@@ -41,6 +41,8 @@ def budget_set(
     show_cap_change(change)
     if change.is_weaker:
         agree("What is spent under the new cap cannot be taken back. Set it?", yes=yes)
+    elif change.is_spent:
+        agree("Runs under way here would fail. Set it?", yes=yes)
     show_accounts(set_budget(home, change, by=by), as_json)
 
 

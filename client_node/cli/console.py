@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from rich.table import Table
 from ..errors import NotAgreed
 from ..spoken_hash import words
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # accounting, cryptography and httpx take their time to import
     from ...privacy.report.workload import Watch, Workload
+    from ..health import Finding
 
 _WORDS_A_LINE = 6
+_SIGNS = {"ok": "OK", "warning": "warning", "failed": "FAILED"}
 _HASH_DIGITS = 64
 USAGE = 2
 _UNBROKEN = 4096  # columns where nobody looks at a terminal: what a table needs, so that a program finds whole lines
@@ -67,18 +70,18 @@ def is_at_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def agree(question: str, *, yes: bool) -> None:
+def agree(question: str, *, yes: bool, option: str = "--yes") -> None:
     """Asks the person at the terminal before what cannot be undone.
 
     Args:
-        yes: True if the person has agreed beforehand, by `--yes`.
+        yes: True if the person has agreed beforehand, by `option`.
 
     Raises:
         Exit: there is no terminal to ask at; wrong usage.
         NotAgreed: the answer is no.
     """
     if not yes:
-        _require_terminal(question)
+        _require_terminal(question, option)
         if not typer.confirm(question, err=True):
             raise NotAgreed("nothing was changed")
 
@@ -91,9 +94,9 @@ def agree_by_name(what: str, name: str, *, yes: bool) -> None:
             raise NotAgreed("nothing was changed")
 
 
-def _require_terminal(question: str) -> None:
+def _require_terminal(question: str, option: str = "--yes") -> None:
     if not is_at_terminal():
-        tell(f"{question} There is no terminal to ask at, so nothing was changed; a script says --yes")
+        tell(f"{question} There is no terminal to ask at, so nothing was changed; a script says {option}")
         raise typer.Exit(USAGE)
 
 
@@ -199,6 +202,27 @@ def show_verification(
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print("Everything holds." if found.ok else "This report does not hold.")
     return found.ok
+
+
+def show_findings(findings: "Sequence[Finding]", as_json: bool) -> bool:
+    """Prints findings of a check-up, one a line with its remedy below; returns True if nothing has failed."""
+    failed = sum(each.state == "failed" for each in findings)
+    if as_json:
+        print_json([asdict(each) for each in findings])
+        return not failed
+    lines = [
+        line
+        for each in findings
+        for line in (
+            f"{_SIGNS[each.state]:<8} {each.check}: {each.detail}",
+            each.remedy and f"{'':<8} -> {each.remedy}",
+        )
+        if line
+    ]
+    warned = sum(each.state == "warning" for each in findings)
+    for line in (*lines, f"{len(findings)} checked: {failed} failed, {warned} to be looked at."):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not failed
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """The application `client-node`: enrolment, daemon and status. Exit codes are those of `application`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import budget, data, site, study
-from .application import REFUSED, JsonOption, application, epilog, until_stopped
-from .options import DEFAULT_HOME, HomeOption
+from . import budget, data, doctor, setup, site, study
+from .application import REFUSED, JsonOption, application, epilog
+from .console import tell
+from .options import DEFAULT_HOME, HomeOption, YesOption
+from .serving import serve_node
 from .tables import show_decisions, show_enrolment, show_facts
 
 app = application(
@@ -19,13 +22,23 @@ app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
 app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
+app.command(
+    "init",
+    epilog=epilog("client-node init patients.csv", "client-node init patients.csv --study study.toml"),
+)(setup.init)
+app.command("doctor", epilog=epilog("client-node doctor", "client-node doctor --json"))(doctor.doctor)
 
 
 @app.command(
-    epilog=epilog("client-node enroll CODE", "client-node enroll - --party-address agg.example.org:7000 < code.txt")
+    epilog=epilog(
+        "client-node enroll north.join --table patients.csv",
+        "client-node enroll - --party-address agg.example.org:7000 < code.txt",
+    )
 )
 def enroll(
-    code: Annotated[str, typer.Argument(help="The one-time code from the operator; - reads it from standard input.")],
+    code: Annotated[
+        str, typer.Argument(help="The one-time code from the operator, or NAME.join; - reads it from standard input.")
+    ],
     home: HomeOption = DEFAULT_HOME,
     party_address: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other aggregators reach this node, if it aggregates.")
@@ -37,13 +50,29 @@ def enroll(
             help="HTTP proxy to go out by, now and later: http://[USER:PASSWORD@]HOST:PORT, or env for HTTPS_PROXY.",
         ),
     ] = None,
+    table: Annotated[Path | None, typer.Option(help="A table to describe in the same step, as `init` does.")] = None,
+    study: Annotated[str | None, typer.Option(help="With --table: path of a study.toml to match columns with.")] = None,
+    unit_column: Annotated[str | None, typer.Option(help="With --table: says whose record a row is.")] = None,
+    backbone: Annotated[str, typer.Option(help="With --table: folder that the operator sent.")] = "backbone",
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Join the federation that issued CODE. Keys are made here and stay here."""
-    from ..enrolment import enrol
+    """Join the federation that issued CODE. Keys are made here and stay here.
 
-    found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address, proxy=proxy)
-    show_enrolment(found, home, as_json)
+    With --table a first site.toml is written, too; if that fails, the node has enrolled, and `init` does it.
+    """
+    from ..approval.confirmed_sites import fingerprint
+    from ..enrolment import NodeIdentity, enrol, join_file
+
+    if code.endswith(join_file.SUFFIX):
+        join = join_file.read_join_file(Path(code))
+        found = enrol(join.code, home, party_address=party_address, proxy=proxy)
+        tell(f"The code in {code} is used; delete the file.")
+    else:
+        found = enrol(sys.stdin.read() if code == "-" else code, home, party_address=party_address, proxy=proxy)
+    if table is not None:
+        setup.describe(home, table, setup.Wanted(study, unit_column, backbone=backbone), yes=yes, quiet=as_json)
+    show_enrolment(found, home, as_json, fingerprint(NodeIdentity.load(home).identity_hex))
 
 
 @app.command(epilog=epilog("client-node proxy", "client-node proxy http://proxy.example.org:3128"))
@@ -74,16 +103,7 @@ def proxy(
 @app.command(epilog=epilog("client-node run", codes=[REFUSED]))
 def run(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; only approved studies run."""
-    from ..stopping import run_until
-
-    stop = until_stopped("httpx", "httpx2", "httpcore", "flwr")
-
-    def work() -> int:
-        from .. import daemon  # seconds, on a slow machine; a stop is heeded meanwhile
-
-        return daemon.run(home, stop)
-
-    raise typer.Exit(run_until(stop, work))
+    serve_node(home)
 
 
 @app.command(epilog=epilog("client-node status", "client-node status --json"))

@@ -21,8 +21,7 @@ def site_confirm(
     """Confirm sites' keys by the fingerprints that their people read to you, never by what the coordinator says."""
     from ..policy import decisions
 
-    pairs = [site.partition("=")[::2] for site in sites]
-    decisions.confirm_sites(home, {name: spoken.strip().upper() for name, spoken in pairs}, by=by)
+    decisions.confirm_sites(home, spoken_fingerprints(sites), by=by)
     show_confirmed(decisions.load_decisions(home).sites, as_json)
 
 
@@ -46,3 +45,9 @@ def site_list(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> N
     from ..policy import load_decisions
 
     show_confirmed(load_decisions(home).sites, as_json)
+
+
+def spoken_fingerprints(sites: list[str]) -> dict[str, str]:
+    """Parses NAME=FINGERPRINT texts, in small letters too."""
+    pairs = [site.partition("=")[::2] for site in sites]
+    return {name: spoken.strip().upper() for name, spoken in pairs}

@@ -8,6 +8,8 @@ import typer
 from .application import PROBLEMS, JsonOption, epilog, group
 from .console import agree, show_change
 from .options import DEFAULT_HOME, ByOption, HomeOption, StudyArgument, WholeHashArgument, YesOption, last_day
+from .serving import serve_node
+from .site import spoken_fingerprints
 from .tables import (
     show_approval,
     show_fetched,
@@ -38,13 +40,14 @@ def study_list(
 @app.command("show", epilog=epilog("client-node study show thyroid"))
 def study_show(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show all that approving a study means; with --json its canonical text, whose SHA-256 is its hash."""
+    from ..approval.assessment import outlook
     from ..approval.catalogue import find_study
 
     found = find_study(home, study)
     if as_json:
         sys.stdout.write(found.canonical().decode() + "\n")
     else:
-        show_study(found)
+        show_study(found, outlook(home, found))
 
 
 @app.command(
@@ -61,6 +64,11 @@ def study_approve(
     unprotected: Annotated[
         bool, typer.Option("--unprotected", help="Approve it although it has no privacy: for public data only.")
     ] = False,
+    confirm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FINGERPRINT", help="First confirm a site, as `site confirm` does; may be repeated."),
+    ] = None,
+    then_run: Annotated[bool, typer.Option("--then-run", help="Then serve, as `client-node run` does.")] = False,
     by: ByOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
@@ -70,19 +78,25 @@ def study_approve(
     Ask the operator by telephone for the hash, compare, and type it.
     """
     from ..approval import study_decisions
+    from ..policy import decisions
 
     last = None if until is None else last_day(until)
+    if confirm:
+        decisions.confirm_sites(home, spoken_fingerprints(confirm), by=by)
     meant = study_decisions.whole_hash(" ".join(study))
     show_fetched(study_decisions.fetch_unless_known(home, meant))
     known = study_decisions.approval(home, meant)
     if known is not None and runs is None and until is None:
-        return show_known_approval(known, as_json)
-    proposal = study_decisions.propose(home, meant, unprotected=unprotected, runs=runs, until=last)
-    if not yes:
-        show_proposal(proposal, by)
-    agree("Approve it?", yes=yes)
-    study_decisions.approve_study(home, proposal, by=by)
-    show_approval(proposal, as_json)
+        show_known_approval(known, as_json)
+    else:
+        proposal = study_decisions.propose(home, meant, unprotected=unprotected, runs=runs, until=last)
+        if not yes:
+            show_proposal(proposal, by)
+        agree("Approve it?", yes=yes)
+        study_decisions.approve_study(home, proposal, by=by)
+        show_approval(proposal, as_json)
+    if then_run:
+        serve_node(home)
 
 
 @app.command("revoke", epilog=epilog("client-node study revoke thyroid"))

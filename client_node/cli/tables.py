@@ -13,8 +13,10 @@ from ..login import login_name
 from ..spoken_hash import words
 from .console import command_at, err, is_whole, out, print_json, print_rows, show_hash, show_page, tell
 from .options import DEFAULT_HOME
+from .outlook import outlook_lines, readers
 
 if TYPE_CHECKING:  # accounting takes seconds to import
+    from ..approval.assessment import Outlook
     from ..approval.budget_planning import BudgetPlan
     from ..approval.site_budget import CapChange, SiteAccount, SiteRun
     from ..approval.study_decisions import Fetched, KnownStudy, Proposal
@@ -52,18 +54,21 @@ def show_facts(title: str, facts: dict[str, Any], as_json: bool) -> None:
         out.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_enrolment(found: "Enrolment", home: Path, as_json: bool) -> None:
-    """Prints the federation that this node has joined, and the next steps."""
+def show_enrolment(found: "Enrolment", home: Path, as_json: bool, spoken: str = "") -> None:
+    """Prints the federation that this node has joined, its key's fingerprint as it is `spoken`, and the next steps."""
     if as_json:
         facts = {"name": found.name, "roles": list(found.roles), "coordinator": found.address, "home": str(home)}
-        return print_json(facts)
+        return print_json(facts | {"fingerprint": spoken})
     told = [f"This node is {found.name} in the federation at {found.address}: {', '.join(found.roles)}."]
 
     def here(command: str) -> str:
         return command_at(home, DEFAULT_HOME, f"client-node {command}")
 
     if "train" in found.roles:
-        told.append(f"Describe the data in {home / 'site.toml'}, and check it: {here('data check DATA')}")
+        told += [f"Read this fingerprint of its key to the aggregators' people: {spoken}"] if spoken else []
+        is_described = (home / "site.toml").exists()
+        told.append(f"Look at site.toml, and check the data: {here('data check TABLE')}" if is_described else
+                    f"Describe the data in {home / 'site.toml'}: {here('init TABLE')}")  # fmt: skip
     if "aggregate" in found.roles:
         told.append(
             f"Ask each site's people for its fingerprint, and confirm it: {here('site confirm NAME=FINGERPRINT')}"
@@ -111,8 +116,11 @@ def show_studies(known: Sequence["KnownStudy"], as_json: bool) -> None:
         show_hash(each.study.name, each.study.study_hash)
 
 
-def show_study(study: "Study") -> None:
-    """Prints everything that a person approves with a study."""
+def show_study(study: "Study", outlook: "Outlook | None" = None) -> None:
+    """Prints everything that a person approves with a study; at a site first, in a sentence, what matters there."""
+    if outlook is not None:
+        for line in outlook_lines(outlook):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
     show_hash(study.name, study.study_hash)
     for title, facts in study_facts(study).items():
         show_facts(title, facts, as_json=False)
@@ -128,14 +136,11 @@ def proposal_lines(proposal: "Proposal", by: str | None) -> list[str]:
     """Says in a few sentences what an approval would mean: who reads what, its cost here, its runs, its end."""
     assessment, runs = proposal.assessment, proposal.runs
     study, quote = assessment.study, assessment.quote
-    parties = ", ".join(party.name for party in study.aggregators)
     lines = [f"Study {study.name} {study.study_hash}"]
     if assessment.trains:
-        noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
-        lines.append(
-            f"Who reads what: coordinator, aggregators and other sites read sums over {study.quorum} sites or more, "
-            f"{noise}. Only {parties} together could open what this site sends. No record leaves it."
-        )
+        lines.append(f"{readers(study)}. No record leaves it.")
+        if assessment.remark:
+            lines.append(assessment.remark)
     if assessment.aggregates:
         lines.append(f"This node adds up, unread, what {', '.join(study.site_names())} send.")
     if quote is not None:
@@ -216,8 +221,13 @@ def show_cap_change(change: "CapChange") -> None:
         f"Cap: epsilon {old.epsilon:g} -> {new.epsilon:g}, delta {old.delta:g} -> {new.delta:g}, colluding "
         f"{old.collusion} -> {new.collusion}; guaranteed so far {rounded_up(change.guaranteed)}"
     )
+    if new.epsilon > old.epsilon:
+        tell(f"Raised from {old.epsilon:g} to {new.epsilon:g}.")
     if change.is_spent:
-        tell("What is charged is over the new cap already: no round of any study is charged under it.")
+        tell(
+            f"Below what is spent, {rounded_up(change.guaranteed)}. What is charged is over the new cap already: no "
+            "round of any study is charged under it."
+        )
 
 
 def show_step_audit(found: "StepAudit", as_json: bool) -> None:
@@ -264,6 +274,8 @@ def show_data_report(report: "DataReport", as_json: bool) -> None:
         facts = {"file": report.path, "rows": report.rows, "units": report.units}
         if report.rows_per_unit:
             facts["rows of a unit"] = "{0} to {2}, median {1:g}".format(*report.rows_per_unit)
+        if report.labels:
+            facts["rows with label 0, 1"] = "{:,}, {:,}".format(*report.labels)
         show_facts("Table", facts, as_json=False)
         rows = [{"column": c.name, "in the file": c.own, "kind": c.kind, "missing": c.missing} for c in report.columns]
         show("Columns", rows, as_json=False)

@@ -2,7 +2,8 @@
 
 `check` reads a file by the site's policy and counts the cells that do not fit. `read` returns the `Records` that a
 study trains on. `known_units` remembers whose records an account has paid for. `tables` opens files and reads their
-columns as text. Messages name lines and columns and never show a cell.
+columns as text. `site_draft` writes a first site.toml from a table. Messages name lines and columns and never show a
+cell.
 
 Three rows of a table, of which the last one has no id of a person:
 
@@ -33,4 +34,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, records="DataReport Records check read")
 
-__all__ = ["DataReport", "Records", "check", "known_units", "read"]
+__all__ = ["DataReport", "Records", "check", "known_units", "read", "site_draft"]

@@ -51,6 +51,7 @@ class DataReport:
     units: int
     rows_per_unit: tuple[int, float, int] | None  # least, median, most
     columns: tuple[ColumnReport, ...]
+    labels: tuple[int, int] | None  # rows of 0 and of 1; None without a label, or with cells in it that are neither
     problems: tuple[Problem, ...]  # the first 20
     problem_count: int
     objections: tuple[str, ...] = ()  # people who are known under another account, see `known_units`
@@ -72,6 +73,7 @@ class _Wanted:
     column: Column
     own: str
     spelling: Mapping[str, str] = field(default_factory=dict)
+    has_commas: bool = False  # numbers are written with a decimal comma
 
     @property
     def name(self) -> str:
@@ -86,6 +88,8 @@ class _Scan:
     missing: dict[str, int]
     problems: Problems
     rows: int = 0
+    misfits: set[str] = field(default_factory=set)  # columns with cells that do not fit
+    commas: dict[str, list[int]] = field(default_factory=dict)  # own name -> rows with a decimal comma, not told yet
 
     def values(self, name: str) -> np.ndarray:
         return np.concatenate(self.pieces[name]) if self.pieces[name] else np.zeros(0)
@@ -112,11 +116,16 @@ def read(policy: SitePolicy, study: Study) -> Records:
     )
 
 
-def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = None) -> DataReport:
+def check(
+    path: Path, policy: SitePolicy, study: Study | StudyDraft | None = None, *, both_classes: bool = True
+) -> DataReport:
     """Checks the file at `path` as the policy says to read it.
 
     With a study, checks all columns of the study. Without one, checks only that the file, its unit column and its label
     column are usable, and counts missing cells.
+
+    Args:
+        both_classes: True if a table whose labels are all equal is a problem.
     """
     try:
         table = open_table(path, format=policy.data.format if path == policy.data.path else None,
@@ -124,7 +133,9 @@ def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = Non
         wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study))
         scan = _scan(table, wanted)
     except DataInvalid as err:
-        return DataReport(str(path), 0, 0, None, (), _problems_of(err), err.count)
+        return DataReport(str(path), 0, 0, None, (), None, _problems_of(err), err.count)
+    labels = _label_counts(scan)
+    _add_emptiness(scan, wanted, labels if both_classes else None)
     units = scan.values(_UNIT).astype(np.int64)
     per_unit = np.bincount(units)
     return DataReport(
@@ -137,9 +148,41 @@ def check(path: Path, policy: SitePolicy, study: Study | StudyDraft | None = Non
             for column in wanted
             if column.own in table.names
         ),
+        labels=labels,
         problems=scan.problems.located(table),
         problem_count=scan.problems.count,
     )
+
+
+def _label_counts(scan: _Scan) -> tuple[int, int] | None:
+    """Counts the rows of both labels; None without a label, or with cells that are no label and read as 0."""
+    if _LABEL not in scan.pieces or _LABEL in scan.misfits:
+        return None
+    ones = int(scan.values(_LABEL).sum())
+    return scan.rows - ones, ones
+
+
+def _add_emptiness(scan: _Scan, wanted: list[_Wanted], labels: tuple[int, int] | None) -> None:
+    """Adds what is wrong with a table whose cells all fit: nothing is in it, or nothing to tell apart."""
+    if scan.problems.count:
+        return
+    if not scan.rows:
+        scan.problems.add(Problem(None, "", "rows below the header", "none"))
+    elif labels is not None and 0 in labels:
+        own = next(column.own for column in wanted if column.name == _LABEL)
+        only = labels.index(max(labels))
+        scan.problems.add(Problem(None, own, "rows of both labels, 0 and 1", f"{only} in all; is it the right column?"))
+
+
+def _add_commas(scan: _Scan, wanted: list[_Wanted]) -> None:
+    """Adds decimal commas: one problem for a column that is full of them, else one for each cell."""
+    for column in wanted:
+        rows = scan.commas.get(column.own, [])
+        if 2 * len(rows) > scan.rows - scan.missing[column.name]:
+            found = f'{len(rows):,} with decimal commas; set decimal = "," in [data] of site.toml'
+            scan.problems.add(Problem(None, column.own, "numbers with decimal points", found))
+        else:
+            scan.problems.add_rows(np.array(rows), column.own, column.column.expected, ["text"] * len(rows))
 
 
 def _problems_of(err: DataInvalid) -> tuple[Problem, ...]:
@@ -160,7 +203,8 @@ def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Wanted]:
             spelt = spelling.get(column.name, {})
             wanted.append(_Wanted(replace(column, name=_LABEL), policy.data.label_column or name, spelt))
         else:
-            wanted.append(_Wanted(column, name, spelling.get(column.name, {})))
+            has_commas = policy.data.decimal == "," and column.kind == "number"
+            wanted.append(_Wanted(column, name, spelling.get(column.name, {}), has_commas))
     return wanted
 
 
@@ -197,8 +241,10 @@ def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
         return scan
     for batch in table.batches([column.own for column in present], scan.problems):
         for column in present:
-            _take(scan, column, cells.respell(batch[column.own], column.spelling))
+            text = cells.respell(batch[column.own], column.spelling)
+            _take(scan, column, cells.with_points(text) if column.has_commas else text)
         scan.rows += len(next(iter(batch.values()), ()))
+    _add_commas(scan, present)
     return scan
 
 
@@ -206,8 +252,14 @@ def _take(scan: _Scan, wanted: _Wanted, text: pa.Array) -> None:
     read = wanted.column.read(text)
     scan.pieces[wanted.name].append(read.values)
     scan.missing[wanted.name] += int(read.missing.sum())
-    rows = np.flatnonzero(read.misfit)
+    misfit = read.misfit
+    if wanted.column.kind == "number" and misfit.any():
+        commas = misfit & cells.has_decimal_comma(text)
+        scan.commas.setdefault(wanted.own, []).extend((np.flatnonzero(commas) + scan.rows).tolist())
+        misfit = misfit & ~commas
+    rows = np.flatnonzero(misfit)
     if len(rows):
+        scan.misfits.add(wanted.name)
         scan.problems.add_rows(rows + scan.rows, wanted.own, wanted.column.expected, cells.kinds(text, rows))
 
 

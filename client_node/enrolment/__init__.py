@@ -1,8 +1,9 @@
 """Enrolment of a node in a federation: its keys, and the invitation that it answers.
 
 `NodeIdentity` makes and keeps the two private keys. `enrol` joins the federation that issued a code, and `Enrolment` is
-the node's record of it. `fetch_studies` asks for the studies on offer. `protocol` has the messages of both ends,
-`outbound` the way to the coordinator (TLS, a proxy), and `sessions` what tells two daemons with one key apart.
+the node's record of it. `join_file` has code and next steps in one file. `protocol` has the messages of both ends, and
+asks for the studies on offer. `outbound` is the way to the coordinator (TLS, a proxy), and `sessions` tells two daemons
+with one key apart.
 
 An invitation is one line of text, on paper or by telephone if need be; case and spaces do not matter:
 
@@ -18,9 +19,9 @@ from ...faces import lazy
 
 if TYPE_CHECKING:
     from .identity import NodeIdentity
-    from .protocol import Enrolment, InvitationCode, Role, enrol, fetch_studies
+    from .protocol import Enrolment, InvitationCode, Role, enrol
 else:
-    __getattr__ = lazy(__name__, identity="NodeIdentity", protocol="Enrolment InvitationCode Role enrol fetch_studies")
+    __getattr__ = lazy(__name__, identity="NodeIdentity", protocol="Enrolment InvitationCode Role enrol")
 
 __all__ = [
     "Enrolment",
@@ -28,8 +29,8 @@ __all__ = [
     "NodeIdentity",
     "Role",
     "enrol",
-    "fetch_studies",
     "identity",
+    "join_file",
     "outbound",
     "protocol",
     "sessions",

@@ -65,6 +65,7 @@ class DataPolicy(StrictModel):
     path: Path = Field(examples=['"patients.csv"'], description="beside site.toml, or absolute", strict=False)
     format: Literal["csv", "parquet"] | None = None  # None: by the file's suffix
     separator: Annotated[str, AfterValidator(_is_separator)] = ","
+    decimal: Literal[".", ","] = "."  # what a number's fraction begins with
     heldout_path: Path | None = Field(default=None, strict=False)  # kept out of training, for studies that evaluate
     name: Name = Field(examples=['"patients"'], description="what the ledger calls this data set; never rename it")
     unit: Name = Field(

@@ -9,7 +9,7 @@ import typer
 from ...client_node.cli.application import JsonOption, application, epilog, until_stopped
 from ...client_node.cli.console import show_change
 from ..errors import CoordinatorError
-from . import adapter, audit, backbone, budget, run, site, study
+from . import adapter, audit, backbone, budget, doctor, run, site, study
 from .options import DEFAULT_HOME, HomeOption
 from .tables import here, show_status
 
@@ -26,6 +26,7 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(audit.app, name="audit")
+app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --json"))(doctor.doctor)
 
 _FIRST_EXAMPLE = "thyroid"
 

@@ -22,3 +22,10 @@ PageOption = Annotated[Path | None, typer.Option("--html", help="Write the figur
 OverrideOption = Annotated[
     str | None, typer.Option(help="Write without an audit that passed, for this reason; the model card shows it.")
 ]
+UnitsOption = Annotated[
+    int | None, typer.Option("--units", min=1, help="Persons at all sites together, as the sites told; compared.")
+]
+AcceptOption = Annotated[bool, typer.Option("--accept", help="Questionable settings are meant; do not ask.")]
+UnusedExpertsOption = Annotated[
+    bool, typer.Option("--accept-unused-experts", help="Adapt routed experts too that no public token is sent to.")
+]

@@ -1,5 +1,6 @@
 """The commands `coordinator site`: invite, list and revoke sites."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,15 +8,29 @@ import typer
 from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import agree_by_name, show_change
 from .options import DEFAULT_HOME, HomeOption, YesOption
-from .tables import show_invitation, show_members
+from .tables import show_invitations, show_join_files, show_members
 
 app = group("Who takes part.", "coordinator site invite svi")
 
 
-@app.command("invite", epilog=epilog("coordinator site invite svi", "coordinator site invite agg-a --role aggregate"))
+@app.command(
+    "invite",
+    epilog=epilog(
+        "coordinator site invite svi",
+        "coordinator site invite agg-a --role aggregate",
+        "coordinator site invite svi svhc --aggregator agg-a --out parcel",
+    ),
+)
 def site_invite(
-    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Lower-case letters, digits, _ and -.")],
     role: Annotated[list[str] | None, typer.Option(help="train or aggregate; may be given twice.")] = None,
+    aggregator: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One more, to aggregate only; may be repeated.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write NAME.join with code and next steps instead; a folder for several names."),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -23,7 +38,11 @@ def site_invite(
     from ..federation import members, opened_store
 
     with opened_store(home) as store:
-        show_invitation(members.invite(store, home, name, role or ["train"]), as_json)
+        guests = [(name, role or ["train"]) for name in names] + [(name, ["aggregate"]) for name in aggregator or ()]
+        invited = members.invite(store, home, guests)
+    if file is not None:
+        return show_join_files(members.write_invitations(invited, home, file), as_json)
+    show_invitations(invited, as_json)
 
 
 @app.command("list", epilog=epilog("coordinator site list"))

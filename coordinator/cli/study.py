@@ -1,36 +1,44 @@
-"""The commands `coordinator study`: create, list and print studies."""
+"""The commands `coordinator study`: draft, check, create, list and print studies."""
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from ...client_node.cli.application import JsonOption, epilog, group
+from ...client_node.cli.application import PROBLEMS, JsonOption, epilog, group
 from ...client_node.cli.console import print_json
-from .options import DEFAULT_HOME, HomeOption
+from . import drafting
+from .options import DEFAULT_HOME, AcceptOption, HomeOption, UnitsOption, UnusedExpertsOption
 from .tables import show_created_study, show_studies
 
 app = group("What shall be learned, on which terms.", "coordinator study create study.toml")
+app.command("init", epilog=epilog("coordinator study init dictionary.csv --units 6870"))(drafting.study_init)
+app.command(
+    "check",
+    epilog=epilog(
+        "coordinator study check study.toml", "coordinator study check study.toml --units 6870", codes=[PROBLEMS]
+    ),
+)(drafting.study_check)
 
 
 @app.command("create", epilog=epilog("coordinator study create study.toml"))
 def study_create(
     draft: Path,
     home: HomeOption = DEFAULT_HOME,
-    accept_unused_experts: Annotated[
-        bool, typer.Option("--accept-unused-experts", help="Adapt routed experts too that no public token is sent to.")
-    ] = False,
+    units: UnitsOption = None,
+    accept: AcceptOption = False,
+    accept_unused_experts: UnusedExpertsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make study.toml an immutable study of enrolled sites, and print the hash that sites approve."""
     from ..federation import Pki, opened_store
-    from ..studies.create import create_study
+    from ..studies.create import store_study
+    from ..studies.examine import examine
     from ..studies.summary import summary
 
     with opened_store(home) as store:
-        made = create_study(store, Pki.load(home), home, draft, accept_unused_experts=accept_unused_experts)
-        show_created_study(summary(made), as_json)
+        found = examine(store, draft, units=units, accept_unused_experts=accept_unused_experts)
+        found.require()
+        drafting.answer_questions(found, accept=accept)
+        show_created_study(summary(store_study(store, Pki.load(home), home, found)), as_json)
 
 
 @app.command("list", epilog=epilog("coordinator study list"))

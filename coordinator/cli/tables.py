@@ -54,12 +54,23 @@ def show_members(members: "Sequence[Member]", as_json: bool) -> None:
     show("Sites", [asdict(member) for member in members], as_json)
 
 
-def show_invitation(invitation: "Invitation", as_json: bool) -> None:
-    """Prints a one-time code, alone on stdout."""
+def show_invitations(invitations: "Sequence[Invitation]", as_json: bool) -> None:
+    """Prints one-time codes: of one site alone on stdout, of several each behind its name."""
     if as_json:
-        return print_json(asdict(invitation))
-    err.print(f"One-time code for {invitation.name} (valid for a week), to be told in private:")
-    print(invitation.code)
+        rows = [asdict(each) for each in invitations]
+        return print_json(rows if len(rows) > 1 else rows[0])
+    for each in invitations:
+        err.print(f"One-time code for {each.name} (valid for a week), to be told in private:")
+        print(each.code if len(invitations) == 1 else f"{each.name} {each.code}")
+
+
+def show_join_files(files: Sequence[Path], as_json: bool) -> None:
+    """Prints the paths of join files, each alone on its line."""
+    if as_json:
+        return print_json({"files": [str(file) for file in files]})
+    err.print("Hand each over in private: it is as secret as the code in it, and works once, for a week.")
+    for file in files:
+        print(file)
 
 
 def show_created_study(study: "StudySummary", as_json: bool) -> None:

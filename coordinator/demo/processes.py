@@ -73,7 +73,7 @@ class DemoFederation:
         self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)
         for site, text in site_toml.items():
             write_private(self.node_home(site) / "site.toml", text.encode())
-        created = self.operator("study", "create", str(study_toml), "--json")
+        created = self.operator("study", "create", str(study_toml), "--accept", "--json")
         study_hash = str(json.loads(created)["hash"])
         self._confirm_sites()
         consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]

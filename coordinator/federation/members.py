@@ -1,15 +1,17 @@
 """Members of the federation: lists, invites and revokes them for the operator."""
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ...client_node.enrolment import Role
+from ...client_node.enrolment import Role, join_file
 from ..errors import Conflict
 from ..store import Store
 from .home import load_settings
+from .invites import VALID_S
 from .pki import Pki
 from .register import Register
 
@@ -48,19 +50,49 @@ def members(store: Store) -> list[Member]:
     ]
 
 
-def invite(store: Store, home: Path, name: str, roles: Sequence[str]) -> Invitation:
-    """Makes a one-time code with which a site called `name` can enrol.
+def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]) -> list[Invitation]:
+    """Makes a one-time code for each guest, a name with roles, with which a site of that name can enrol.
 
     Raises:
-        Conflict: the name is invalid or enrolled already, or one of `roles` is no role.
+        Conflict: a name is invalid, given twice or enrolled already, or a role is none; nobody is invited then.
     """
-    parsed = parse_roles(roles)
-    if not _NAME.fullmatch(name):
+    parsed = [(name, parse_roles(roles)) for name, roles in guests]
+    names = [name for name, _ in parsed]
+    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
         raise Conflict(
-            f"{name!r} is no name for a site; use up to 63 of a-z, 0-9, _ and -, beginning with one of a-z, 0-9"
+            f"{', '.join(map(repr, wrong))} is no name for a site; use up to 63 of a-z, 0-9, _ and -, beginning with "
+            "one of a-z, 0-9"
         )
-    code = Register(store, Pki.load(home)).invite(name, parsed, load_settings(home).address)
-    return Invitation(name, parsed, code)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Conflict(f"{', '.join(twice)} is named more than once; nobody was invited")
+    if enrolled := sorted({*names} & {node.name for node in store.nodes() if node.enrolled_at is not None}):
+        raise Conflict(
+            f"{', '.join(enrolled)} is enrolled already; revoke it and choose another name for its new keys. Nobody "
+            "was invited"
+        )
+    register, address = Register(store, Pki.load(home)), load_settings(home).address
+    return [Invitation(name, roles, register.invite(name, roles, address)) for name, roles in parsed]
+
+
+def write_invitations(invitations: Sequence[Invitation], home: Path, path: Path) -> list[Path]:
+    """Writes each invitation as a join file, and returns the files.
+
+    Args:
+        path: the file to write; a folder, into which NAME.join is written, if there are several or it is one already.
+    """
+    is_folder = len(invitations) > 1 or path.is_dir()
+    if not is_folder and path.suffix != join_file.SUFFIX:
+        path = path.with_name(path.name + join_file.SUFFIX)  # by which `client-node enroll` knows it
+    files = []
+    for each in invitations:
+        file = path / f"{each.name}{join_file.SUFFIX}" if is_folder else path
+        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=VALID_S)
+        federation = load_settings(home).federation
+        join_file.write_join_file(
+            file, join_file.make_join_file(each.name, each.roles, federation, each.code, until.replace(microsecond=0))
+        )
+        files.append(file)
+    return files
 
 
 def revoke(store: Store, home: Path, name: str) -> None:

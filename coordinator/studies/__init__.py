@@ -1,8 +1,9 @@
 """Studies of a federation: made from a draft, signed and listed, with their start state.
 
-`create.create_study` makes a signed study of the draft in a study.toml. `catalogue` reads studies and the state with
-which their runs begin. `learning_rates` chooses the rates that a draft leaves out. `summary` describes the cost of a
-run.
+`dictionary` reads a data dictionary, of which `first_draft` writes a study.toml. `examine` says what is wrong with one,
+with `questions` about settings that are surely not meant. `create.create_study` makes a signed study of it.
+`catalogue` reads studies and the state with which their runs begin. `learning_rates` chooses the rates that a draft
+leaves out. `summary` describes the cost of a run.
 
 The head's rate is chosen so that the noise of all rounds moves the head by a fixed distance:
 
@@ -26,4 +27,4 @@ The head's rate is chosen so that the noise of all rounds moves the head by a fi
 23.1
 """
 
-__all__ = ["catalogue", "create", "learning_rates", "summary"]
+__all__ = ["catalogue", "create", "dictionary", "examine", "first_draft", "learning_rates", "questions", "summary"]

@@ -16,6 +16,7 @@ FALSE = ("0", "f", "false", "n", "no")
 MISSING = ("", "?", "n/a", "na", "nan", "none", "null")  # in any case; a category of such a name is a value
 MAX_TEXT = 2**16  # characters of a cell of free text
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_COMMA_NUMBER = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,16 @@ def numbers(text: pa.Array) -> Cells:
     plain = pc.match_substring_regex(text, _NUMBER)
     values = _numpy(pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())).astype(np.float64)
     return Cells(values, missing, ~missing & ~np.isfinite(values))
+
+
+def with_points(text: pa.Array) -> pa.Array:
+    """Writes decimal commas as points. A point that was there is a thousands separator, and no number any more."""
+    return pc.replace_substring(pc.replace_substring(text, ".", " "), ",", ".")
+
+
+def has_decimal_comma(text: pa.Array) -> np.ndarray:
+    """Finds numbers that are written with a decimal comma: bool [rows]."""
+    return _numpy(pc.match_substring_regex(text, _COMMA_NUMBER)).astype(bool)
 
 
 def flags(text: pa.Array) -> Cells:

@@ -19,4 +19,4 @@ A site opens its ledger and puts a cap on a data set. Who holds the entries and 
 (['open', 'budget'], 1)
 """
 
-__all__ = ["backup", "canonical", "chain", "charges", "ledger", "tally"]
+__all__ = ["backup", "canonical", "chain", "charges", "entry_store", "ledger", "tally"]

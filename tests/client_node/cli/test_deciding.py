@@ -122,8 +122,8 @@ def test_a_terminal_shows_what_an_approval_means_and_asks(site, at_terminal):
     assert code == FAILED
     assert not approved(site, study)
     for said in (
-        "coordinator, aggregators and other sites read sums over 4 sites or more, with noise",
-        "Only agg-a, agg-b, agg-c together could open what this site sends",
+        "Coordinator, aggregators and other sites read sums over 4 sites or more, with noise",
+        "only agg-a, agg-b, agg-c together could open what this site sends",
         "epsilon 0.00 is guaranteed so far; with this and all runs under way 7.73",
         "the cap is 10. Planned alone: 6.78.",
         "It covers 1 run, without an end",
@@ -206,7 +206,7 @@ def test_a_revoked_run_is_approved_again_at_the_price_of_what_is_left(site, call
 def test_a_higher_cap_is_shown_beside_the_old_one_and_asked_for(site, at_terminal, typed, cap):
     _, shown = at_terminal("budget", "set", "--epsilon", "20", "--delta", "1e-5", typed=typed)
     assert "Cap: epsilon 10 -> 20, delta 1e-05 -> 1e-05, colluding 1 -> 1; guaranteed so far 0.00" in shown
-    assert "What is spent under the new cap cannot be taken back. Set it?" in shown
+    assert "Raised from 10 to 20. What is spent under the new cap cannot be taken back. Set it?" in shown
     assert load_policy(site.home).budget.epsilon == cap
 
 
@@ -218,13 +218,16 @@ def test_a_script_raises_no_cap_unless_it_says_yes(site, call):
     assert load_policy(site.home).budget.epsilon == 20.0
 
 
-def test_a_lower_cap_is_not_asked_for_and_one_below_what_is_spent_says_so(site, call):
+def test_a_lower_cap_is_not_asked_for_but_one_below_what_is_spent_is(site, call):
     study = site.keep(site.study())
     call("study", "approve", study.study_hash, "--yes")
     begin(site, study, "thyroid-1", rounds=3)
     assert "over the new cap already" not in call("budget", "set", "--epsilon", "7", "--delta", "1e-5").stderr
-    told = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5").stderr
-    assert "What is charged is over the new cap already" in told
+    refused = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5", code=USAGE).stderr
+    assert "Runs under way here would fail. Set it? There is no terminal to ask at" in " ".join(refused.split())
+    assert load_policy(site.home).budget.epsilon == 7
+    told = call("budget", "set", "--epsilon", "0.1", "--delta", "1e-5", "--yes").stderr
+    assert re.search(r"Below what is spent, 5\.\d\d\. What is charged is over the new cap already", told)
     assert load_policy(site.home).budget.epsilon == 0.1
 
 
@@ -255,3 +258,30 @@ def test_a_name_that_would_forge_a_line_is_refused(site, call):
         assert "--by" in call("study", "approve", study.study_hash, "--yes", "--by", name, code=FAILED).stderr
     assert not approved(site, study)
     assert not Path(site.home / "decisions.jsonl").exists()
+
+
+def test_a_study_is_shown_with_what_matters_here_first(site, call):
+    study = site.keep(site.study())
+    first, second = call("study", "show", "thyroid").stdout.splitlines()[:2]
+    assert first == (
+        "Coordinator, aggregators and other sites read sums over 4 sites or more, with noise, and only agg-a, agg-b, "
+        "agg-c together could open what this site sends; a run costs each patient here epsilon 6.78 by itself, and "
+        "brings what is guaranteed from 0.00 to 7.73 under a cap of 10; it takes 40 rounds, each as long as its "
+        "slowest site and at most 60 s."
+    )
+    assert second == (
+        "The study assumes 6,870 patient units at all 4 sites, 1,718 at an average one; this table has 3, far fewer: "
+        "ask the operator whether batch_units is right."
+    )
+    assert call("study", "show", "thyroid", "--json").stdout.strip().encode() == study.canonical()
+
+
+def test_a_study_is_shown_also_where_its_cost_cannot_be_known(site, call):
+    site.keep(site.study())
+    (site.home / "site.toml").unlink()
+    assert "what it costs here is not known (the file is missing" in call("study", "show", "thyroid").stdout
+
+
+def test_a_study_for_fewer_units_than_are_here_is_surely_wrong(site, call):
+    site.keep(site.study(("batch_units = 1374", "batch_units = 0.4")))
+    assert "batch_units is surely wrong, ask the operator" in call("study", "show", "thyroid").stdout

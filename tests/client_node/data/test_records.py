@@ -127,6 +127,56 @@ BAD_CELLS = {
 }
 
 
+def test_labels_are_counted_for_the_site(site):
+    assert check_csv(site, HEADER + GOOD + GOOD.replace("f,0", "f,1") + GOOD).labels == (2, 1)
+    assert check_csv(site, HEADER + GOOD + GOOD.replace("f,0", "f,7")).labels is None
+
+
+@pytest.mark.parametrize("label", ["0", "1"])
+def test_a_table_of_one_class_is_told(site, label):
+    report = check_csv(site, HEADER + GOOD.replace("f,0", f"f,{label}") * 3)
+    assert not report.is_fit
+    (problem,) = report.problems
+    assert str(problem) == (
+        f"column diagnosis: expected rows of both labels, 0 and 1, found {label} in all; is it the right column?"
+    )
+    policy = load_policy(site.home)
+    assert check(policy.data.path, policy, site.study(), both_classes=False).is_fit
+
+
+def test_a_table_of_no_rows_is_told(site):
+    report = check_csv(site, HEADER)
+    assert [str(problem) for problem in report.problems] == ["the file: expected rows below the header, found none"]
+
+
+@pytest.mark.parametrize("bytes_", [4 << 20, 64])
+def test_a_column_of_decimal_commas_is_one_problem_with_its_remedy(site, monkeypatch, bytes_):
+    monkeypatch.setattr(tables, "_BATCH_BYTES", bytes_)
+    rows = "".join(f'p{i},34,"{i},5",F,f,{i % 2}\n' for i in range(1000))
+    report = check_csv(site, HEADER + rows + GOOD)
+    assert [str(problem) for problem in report.problems] == [
+        'column tsh_miu_l: expected numbers with decimal points, found 1,000 with decimal commas; set decimal = "," in '
+        "[data] of site.toml"
+    ]
+    site.write(('unit_column = "patient_id"', 'unit_column = "patient_id"\ndecimal = ","'))
+    (site.home / "patients.csv").write_text(HEADER + rows)
+    np.testing.assert_array_equal(read(load_policy(site.home), site.study()).columns["TSH"][:3], [0.5, 1.5, 2.5])
+
+
+def test_a_few_decimal_commas_are_told_by_line(site):
+    report = check_csv(site, HEADER + GOOD * 5 + GOOD.replace("1.5", '"1,5"') + GOOD.replace("f,0", "f,1"))
+    assert [str(problem) for problem in report.problems] == ["line 7, column tsh_miu_l: expected a number, found text"]
+
+
+def test_with_decimal_commas_a_point_is_no_number(site):
+    """1.234 would be a thousand to whoever writes 1,5, and a bit more than one to whoever reads it."""
+    rows = GOOD.replace("1.5", '"1,5"') + GOOD.replace("1.5", "1.234") + GOOD.replace("f,0", "f,1").replace("1.5", "2")
+    (problem,) = check_csv(
+        site, HEADER + rows, ('unit_column = "patient_id"', 'unit_column = "patient_id"\ndecimal = ","')
+    ).problems
+    assert str(problem) == "line 3, column tsh_miu_l: expected a number, found text"
+
+
 @pytest.mark.parametrize("case", BAD_CELLS)
 def test_a_bad_cell_is_told_by_line_column_and_kinds(case, site):
     line, expected = BAD_CELLS[case]

@@ -24,7 +24,7 @@ def store(home):
 
 
 def test_an_invited_site_is_a_member_that_has_no_key_yet(store, home):
-    invitation = invite(store, home, "north", ["aggregate", "train", "train"])
+    (invitation,) = invite(store, home, [("north", ["aggregate", "train", "train"])])
     assert (invitation.name, invitation.roles) == ("north", ("train", "aggregate"))
     code = InvitationCode.parse(invitation.code)
     assert (code.address, code.ca_digest) == ("hub:9092", Pki.load(home).ca_digest)
@@ -44,13 +44,13 @@ def test_members_are_enrolled_until_they_are_revoked(store, home):
 @pytest.mark.parametrize("name", ["", "North", "a b", "../up", ".hidden", "a" * 64, "ö", "north\n"])
 def test_nobody_is_invited_under_a_name_that_is_none(store, home, name):
     with pytest.raises(Conflict, match="is no name for a site"):
-        invite(store, home, name, ["train"])
+        invite(store, home, [("south", ["train"]), (name, ["train"])])
     assert members(store) == []
 
 
 def test_nobody_is_invited_to_a_role_that_is_none(store, home):
     with pytest.raises(Conflict, match="listen, watch is no role"):
-        invite(store, home, "north", ["watch", "train", "listen"])
+        invite(store, home, [("north", ["watch", "train", "listen"])])
     assert members(store) == []
 
 

@@ -1,0 +1,243 @@
+"""Writes a first site.toml from a table: its columns, the kinds that they seem to have, and guesses to be looked at.
+
+The kinds are told to the site's own people only. No cell is copied anywhere.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...models.records import cells
+from ..errors import DataInvalid, PolicyInvalid
+from ..files import write_private
+from ..policy import SitePolicy
+from ..policy.site_policy import FILE
+from ..study.terms import DataTerms
+from ..study.toml import parse_json
+from .tables import Problem, Problems, open_table
+
+_SEPARATORS = ",;\t|"
+_HEADER_BYTES = 2**16
+_ROWS = 10_000  # looked at for kinds
+_MOST_VALUES = 50  # of a column that still seems to be a category
+_IDS = re.compile(r"(.*[ _.-])?(id|ids|key|mrn|pid|nr|no|num|number|pseudonym)", re.IGNORECASE)
+_PEOPLE = ("patient", "person", "customer", "client", "subject", "borrower", "member", "user", "pid", "mrn")
+
+
+@dataclass(frozen=True, slots=True)
+class TableSketch:
+    """A table as it looks from its header and its first rows, for the site's own people."""
+
+    path: Path
+    separator: str
+    decimal: str
+    kinds: Mapping[str, str]  # column -> number, flag, category, text, or empty
+
+    @property
+    def unit_columns(self) -> tuple[str, ...]:
+        """Columns whose names say that they tell whose record a row is, the likeliest first."""
+        found = [name for name in self.kinds if _IDS.fullmatch(name) or _bare(name).startswith(_PEOPLE)]
+        return tuple(sorted(found, key=lambda name: (not _bare(name).startswith(_PEOPLE), not _IDS.fullmatch(name))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyWishes:
+    """The settings of a policy that only the site's people can know or decide."""
+
+    name: str  # of the data set
+    unit: str
+    unit_column: str
+    label_column: str | None = None
+    epsilon: float = 4.0
+    delta: float = 1e-5
+    backbone: str = "backbone"
+
+
+def sketch(path: Path) -> TableSketch:
+    """Looks at a table's header and at its first rows.
+
+    Raises:
+        DataInvalid: it cannot be read.
+    """
+    table = open_table(path, separator=_separator_of(path))
+    first = next(iter(islice(table.batches(table.names, Problems()), 1)), {})
+    columns = {name: column.slice(0, _ROWS) for name, column in first.items()}
+    commas = sum(int(cells.has_decimal_comma(column).sum()) for column in columns.values())
+    points = sum(_numbers_with_a_point(column) for column in columns.values())
+    decimal = "," if commas > points else "."
+    kinds = {name: _kind(columns[name], decimal) if name in columns else "empty" for name in table.names if name}
+    return TableSketch(path, table.separator, decimal, kinds)
+
+
+def unit_word(unit_column: str) -> str:
+    """The word for a unit that its column suggests: `patient` for `Patient_ID`; `person` if there is none."""
+    word = re.sub(r"[^a-z]+", "", re.sub(r"(id|ids|key|nr|no|num|number)$", "", _bare(unit_column)))
+    return word if word in _PEOPLE[:-2] else "person"
+
+
+def own_names(terms: DataTerms, found: TableSketch, *, label_column: str | None = None) -> dict[str, str | None]:
+    """Pairs each column of a study that the table has not with the one of the table that is most like it, if any.
+
+    Args:
+        label_column: the table's column for the study's label, if it is known already.
+    """
+    names, pairs = list(found.kinds), {}
+    for column in terms.kind.columns(terms.terms):
+        if column.name not in names and not (column.is_label and label_column):
+            pairs[column.name] = _like(column.name, names)
+    return pairs
+
+
+def site_toml(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None = None) -> str:
+    """Writes the text of a site.toml with comments.
+
+    Args:
+        terms: of a study, whose names for columns the table's are compared with.
+
+    Raises:
+        DataInvalid: the table has no such column for units or labels.
+        PolicyInvalid: a wish is out of range.
+    """
+    for place, name in (("unit_column", wishes.unit_column), ("label_column", wishes.label_column)):
+        if name is not None and name not in found.kinds:
+            near = _like(name, list(found.kinds))
+            hint = f"; did you mean {near}?" if near else ""
+            raise DataInvalid(
+                str(found.path), (Problem(None, name, f"a column of this name ({place})", f"none{hint}"),)
+            )
+    text = "\n".join([*_data(found, wishes), *_columns(found, wishes, terms), *_rest(wishes), ""])
+    try:
+        parse_json(json.dumps(tomllib.loads(text)), SitePolicy, error=PolicyInvalid, source="site.toml")
+    except tomllib.TOMLDecodeError as err:
+        raise PolicyInvalid("site.toml", ("name, unit and backbone must each be one line",)) from err
+    return text
+
+
+def data_set_name(table: Path) -> str:
+    """Name for the ledger that a table's file suggests; it never depends on what is in the table."""
+    return re.sub(r"[^a-z0-9._-]+", "-", table.stem.lower()).strip("._-")[:63] or "records"
+
+
+def require_no_policy(home: Path) -> None:
+    """Raises `PolicyInvalid` if the node has a site.toml: it is its people's own and is never rewritten."""
+    if (home / FILE).exists():
+        raise PolicyInvalid(str(home / FILE), ("it is there already, and nothing was changed; edit it by hand",))
+
+
+def write_policy(home: Path, text: str) -> Path:
+    """Writes a node's first site.toml, readable by its owner only, and returns its path.
+
+    Raises:
+        PolicyInvalid: there is one, which is left as it is.
+    """
+    require_no_policy(home)
+    write_private(home / FILE, text.encode())
+    return home / FILE
+
+
+def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:
+    lines = [
+        "# Written by `client-node init`. Look through it, then: client-node data check TABLE --study STUDY",
+        "# Every setting, those left out here too: docs/site-toml.md. Nothing runs before a study is approved.",
+        "[data]",
+        f"path = {_text(str(found.path))}",
+        f"name = {_text(wishes.name)} # what the ledger calls this data set: never rename it",
+        f"unit = {_text(wishes.unit)} # whom privacy protects; a study must use the same word",
+        f"unit_column = {_text(wishes.unit_column)} # all rows with one id are one {wishes.unit}",
+    ]
+    if wishes.label_column is not None:
+        lines.append(f"label_column = {_text(wishes.label_column)}")
+    if found.separator != ",":
+        lines.append(f"separator = {_text(found.separator)}")
+    if found.decimal != ".":
+        lines.append(f"decimal = {_text(found.decimal)}")
+    return [
+        *lines,
+        '# heldout_path = "held-out.csv" # a second table, kept out of training, for studies that evaluate',
+        "",
+    ]
+
+
+def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None) -> list[str]:
+    lines = ["[data.columns] # the study's name = the table's own; columns of one name need no line"]
+    if terms is not None:
+        for name, own in own_names(terms, found, label_column=wishes.label_column).items():
+            lines.append(
+                f"{_text(name)} = {_text(own)} # a guess" if own else f"# {_text(name)} = ... # nothing like it"
+            )
+    seen = ", ".join(f"{_one_line(name)} ({kind})" for name, kind in found.kinds.items())
+    return [
+        *lines,
+        f"# the table has: {seen}",
+        "",
+        "# [data.values.sex] # own spelling = the study's",
+        '# female = "F"',
+        "",
+    ]
+
+
+def _rest(wishes: PolicyWishes) -> list[str]:
+    return [
+        "[budget] # the most that all studies together may cost one of them: your own decision",
+        f"epsilon = {wishes.epsilon:g} # above what a study is planned to cost: docs/site.md, Three figures",
+        f"delta = {wishes.delta:g} # at most 1 / units",
+        "collusion = 1 # sites that may pool what they know",
+        "",
+        "[backbone]",
+        f"directory = {_text(wishes.backbone)} # where the folder lies that the operator sends",
+    ]
+
+
+def _separator_of(path: Path) -> str:
+    """The separator of which a CSV's first line has most."""
+    try:
+        with path.open("rb") as source:
+            head = source.read(_HEADER_BYTES)
+    except OSError:
+        return ","  # opening the table says what is wrong
+    line = next((line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip()), "")
+    return max(_SEPARATORS, key=line.count)
+
+
+def _kind(column: pa.Array, decimal: str) -> str:
+    if bool(cells.anything(column).missing.all()):
+        return "empty"
+    if not cells.flags(column).misfit.any():
+        return "flag"
+    if not cells.numbers(cells.with_points(column) if decimal == "," else column).misfit.any():
+        return "number"
+    return "category" if len(column.unique()) <= _MOST_VALUES else "text"
+
+
+def _numbers_with_a_point(column: pa.Array) -> int:
+    return int(np.isfinite(cells.numbers(column.filter(pc.match_substring(column, "."))).values).sum())
+
+
+def _like(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that is most like `name`: the same letters, one the beginning of the other, or nearly so."""
+    bare = {_bare(each): each for each in names}
+    wanted = _bare(name)
+    begins = [each for each in bare if wanted and each and (each.startswith(wanted) or wanted.startswith(each))]
+    near = [*([wanted] if wanted in bare else []), *begins, *difflib.get_close_matches(wanted, bare, n=1)]
+    return bare[near[0]] if near else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
+
+
+def _one_line(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name)
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,230 @@
+"""Writes a first study.toml from a data dictionary, the register, and the number of units that the sites have told.
+
+Every setting that is not the operator's to say is computed from those, or is a value that held in our own studies
+(docs/benchmarks.md), with its reason beside it. No record is read, here or anywhere at the coordinator.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...client_node.errors import StudyInvalid
+from ...client_node.study import StudyDraft
+from ...client_node.study.terms import NUM_AGGREGATORS
+from ...client_node.study.toml import parse_json
+from ..errors import StudyRefused
+from ..federation.members import Member
+from .dictionary import ColumnEntry, Dictionary
+
+_RATE = 0.2
+_LARGEST_BATCH = 10_000  # units of all sites: more costs time and hardly helps
+_DELTA = 1e-5  # or a tenth of one in the units, where that is less
+_SPARE_FROM = 4  # sites, from which on one may be away
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """The settings of a study that only its operator can know or decide."""
+
+    name: str
+    units: int  # persons at all sites together, as the sites have told
+    unit: str = "person"  # the word for one of them
+    epsilon: float = 3.0  # what a whole run may cost one of them
+    rounds: int = 40
+    backbone: str = "backbone"  # folder, from where study.toml lies
+
+
+def first_draft(dictionary: Dictionary, members: Sequence[Member], wishes: Wishes) -> str:
+    """Writes the text of a study.toml with comments, which `create_study` takes as it is.
+
+    Args:
+        members: of the federation; those that train or aggregate and are not revoked take part.
+
+    Raises:
+        StudyRefused: too few of them are invited.
+        StudyInvalid: a wish is out of range.
+    """
+    sites, aggregators = _takes_part(members, "train"), _takes_part(members, "aggregate")[:NUM_AGGREGATORS]
+    missing = []
+    if len(sites) < 2:
+        missing.append("two sites or more: coordinator site invite NAME...")
+    if len(aggregators) < NUM_AGGREGATORS:
+        missing.append(f"{NUM_AGGREGATORS} aggregators: coordinator site invite NAME... --role aggregate")
+    if missing:
+        raise StudyRefused("nothing was written; first invite " + ", and ".join(missing))
+    text = "\n".join(
+        (
+            *_heading(dictionary, wishes),
+            *_adapter(dictionary, wishes),
+            *_data(dictionary, wishes),
+            *_privacy(wishes, len(sites)),
+            *_rounds(wishes, len(sites)),
+            *_optimizer(dictionary),
+            "[participants] # by their names in the register",
+            f"sites = {_list(sites)}",
+            f"aggregators = {_list(aggregators)}",
+            "",
+        )
+    )
+    source = f"study {wishes.name}"
+    try:
+        parse_json(json.dumps(tomllib.loads(text)), StudyDraft, error=StudyInvalid, source=source)
+    except tomllib.TOMLDecodeError as err:
+        raise StudyInvalid(source, ("name, unit and backbone must each be one line",)) from err
+    return text
+
+
+def sample_rate_of(units: int) -> float:
+    """Chance that a unit enters a round: a fifth, or less where that would be more than ten thousand units."""
+    return min(_RATE, float(f"{_LARGEST_BATCH / max(units, 1):.2g}"))
+
+
+def delta_of(units: int) -> float:
+    """A tenth of one in the units, rounded down to a power of ten, and at most 1e-5."""
+    return float(min(_DELTA, 10.0 ** -math.ceil(math.log10(10 * max(units, 1)))))
+
+
+def _takes_part(members: Sequence[Member], role: str) -> list[str]:
+    return [member.name for member in members if role in member.roles.split(",") and member.state != "revoked"]
+
+
+def _heading(dictionary: Dictionary, wishes: Wishes) -> list[str]:
+    made = (
+        "coordinator backbone import smollm2 DIRECTORY"
+        if dictionary.is_text
+        else "coordinator backbone build study.toml DIRECTORY, which reads no table"
+    )
+    return [
+        "# Written by `coordinator study init`. Look through it, then: coordinator study check study.toml",
+        "# Every setting, those left out here too: docs/study-toml.md",
+        f"name = {_text(wishes.name)}",
+        'description = "" # for the people who approve it',
+        "",
+        "[model]",
+        f"backbone = {_text(wishes.backbone)} # folder beside this file; make it with: {made}",
+        "",
+    ]
+
+
+def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
+    seed = f"seed = {_text(wishes.name + '-1')} # any text; public"
+    if dictionary.is_text:
+        return [
+            "[adapter] # in the last two of SmolLM2's 30 layers: backward stops there",
+            "rank = 4",
+            "alpha = 16.0",
+            'targets = ["o_proj", "down_proj"]',
+            "layers = [28, 29]",
+            'head = "lm"',
+            seed,
+            "",
+        ]
+    return [
+        "[adapter] # attention alone: every trained number takes noise, and on tables more parts earned nothing",
+        "rank = 4",
+        "alpha = 4.0",
+        'targets = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]',
+        seed,
+        "",
+    ]
+
+
+def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
+    lines = [
+        "[data] # published values alone: never quantiles of anybody's table",
+        f"unit = {_text(wishes.unit)} # whom privacy protects; every site.toml must use the same word",
+        "max_records_per_unit = 1 # more records of one unit are left out by chance",
+    ]
+    if dictionary.is_text:
+        shown = "".join(f"{column.name}: {{{column.name}}}\n" for column in dictionary.of_kind("text"))
+        return [
+            *lines,
+            "max_tokens = 256 # of a record; longer texts are cut",
+            "",
+            "[data.text] # names in braces are columns",
+            f"prompt = {_text(f'{shown}{dictionary.label}:')}",
+            f"completion = {_text(f' {{{dictionary.label}}}')}",
+            "",
+        ]
+    flags = dictionary.of_kind("flag")
+    words = sum(len(dictionary.of_kind(kind)) for kind in ("number", "category", "flag"))
+    lines += [
+        f"max_tokens = {max(64, words)} # words of a record, one a column",
+        f"label = {_text(dictionary.label)} # 0 or 1",
+    ]
+    if flags:
+        lines.append(f"flags = {_list([column.name for column in flags])}")
+    for kind, table in (("number", "numeric"), ("category", "categorical")):
+        if entries := dictionary.of_kind("number" if kind == "number" else "category"):
+            lines += ["", f"[data.{table}]", *(_column(entry) for entry in entries)]
+    return [*lines, ""]
+
+
+def _column(entry: ColumnEntry) -> str:
+    if entry.values is not None:
+        stated, notes = _list(entry.values), []
+    else:
+        stated = "[" + ", ".join(f"{edge:.12g}" for edge in entry.bin_edges()) + "]"
+        is_range = entry.cuts is None
+        notes = [f"ten bins from {entry.low:g} to {entry.high:g}; reference values are better"] if is_range else []
+    notes = [*filter(None, (entry.measured_in, entry.description)), *notes]
+    return f"{_key(entry.name)} = {stated}" + (f" # {' '.join('; '.join(notes).split())}" if notes else "")
+
+
+def _privacy(wishes: Wishes, sites: int) -> list[str]:
+    mode = ["# of two sites each would find the other's update in a sum, so each adds all the noise", 'mode = "local"']
+    if sites > 2:
+        mode = ['mode = "distributed" # the noise of all sites together protects']
+    spare = []
+    if sites >= _SPARE_FROM:
+        spare = ['max_dropouts = 1 # a site may be away; the others add its noise before a sum is opened',
+                 'dropouts = "top-up"']  # fmt: skip
+    return [
+        "[privacy]",
+        *mode,
+        f"target_epsilon = {wishes.epsilon:g} # what a whole run may cost one {wishes.unit}: the noise is solved",
+        f"delta = {delta_of(wishes.units):g} # at most 1 / units, at every site too",
+        f"sample_rate = {sample_rate_of(wishes.units):g} # chance that one {wishes.unit} enters a round",
+        "clip_norm = 1.0 # longest gradient of one of them",
+        *spare,
+        "collusion = 1 # sites whose own noise somebody may know: a site knows its own",
+        "",
+    ]
+
+
+def _rounds(wishes: Wishes, sites: int) -> list[str]:
+    rate, least = sample_rate_of(wishes.units), sites - (sites >= _SPARE_FROM)
+    return [
+        "[rounds]",
+        f"rounds = {wishes.rounds}",
+        f"min_sites = {least} # fewest sites in a sum",
+        "deadline_s = 300 # that a round waits for a site that is away; if all answer, it goes on at once",
+        f"batch_units = {max(1, round(rate * wishes.units))} # {rate:g} of {wishes.units:,} in all",
+        "",
+        "# [evaluation] # after the last round, on records that sites hold out (heldout_path in site.toml)",
+        "# bins = 10",
+        "# noise_multiplier = 4.0",
+        "",
+    ]
+
+
+def _optimizer(dictionary: Dictionary) -> list[str]:
+    if dictionary.is_text:
+        return ["[optimizer]", "lr = 1.0 # of the adapters", ""]
+    return ["[optimizer] # left out, a rule chooses the rates: docs/study-toml.md", ""]
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _text(name)
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)  # what JSON escapes, TOML reads alike
+
+
+def _list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(map(_text, values)) + "]"
