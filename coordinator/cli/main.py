@@ -69,12 +69,12 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
 
 @app.command(epilog=epilog("coordinator status --json"))
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show sites and runs at a glance."""
-    from ..federation import load_settings, members, opened_store
-    from ..run.overview import run_standings
+    """Show at a glance whether the server runs, who is online, what runs do, and what needs a person."""
+    from ..federation import opened_store
+    from ..run.glance import look
 
     with opened_store(home) as store:
-        show_status(load_settings(home).federation, members.members(store), run_standings(store), as_json)
+        show_status(look(store, home), as_json)
 
 
 @app.command(epilog=epilog("coordinator demo", "coordinator demo thyroid --rounds 10"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ...privacy.report.schema import AuditFacts
     from ..federation.members import Invitation, Member
     from ..results.metrics import Measurement
+    from ..run.glance import Glance
     from ..run.overview import OpenedRounds, RunStanding
     from ..store.tables import StudyRow
     from ..studies.summary import StudySummary
@@ -40,13 +41,38 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     print_rows(title, rows)
 
 
-def show_status(federation: str, members: "Sequence[Member]", runs: "Sequence[RunStanding]", as_json: bool) -> None:
-    """Prints the federation's sites and runs."""
+def show_status(found: "Glance", as_json: bool) -> None:
+    """Prints a federation at a glance: its server, members, runs, and last what needs a person."""
     if as_json:
-        rows = {"sites": [asdict(member) for member in members], "runs": [run_row(run) for run in runs]}
-        return print_json({"federation": federation, **rows})
-    show_members(members, as_json=False)
-    show_runs(runs, as_json=False)
+        parts = asdict(found)
+        return print_json(
+            {"federation": found.federation, "serving": parts["serving"], "sites": parts["members"]}
+            | {"runs": [run_row(run) for run in found.runs], "worries": found.worries}
+        )
+    if found.serving is not None:
+        parts = {"SuperLink": found.serving.superlink, "drivers": found.serving.worker}
+        ready = ", ".join(f"{name} {'ready' if is_ready else 'not ready yet'}" for name, is_ready in parts.items())
+        out.print(f"{found.federation}: served since {clock(found.serving.since)}; {ready}", highlight=False)
+    rows = [
+        asdict(member)
+        | {"online": {None: "", True: "yes", False: "no"}[member.online], "last_seen": ago(member.last_seen)}
+        for member in found.members
+    ]
+    show("Sites", [{name.replace("_", " "): value for name, value in row.items()} for row in rows], as_json=False)
+    show_runs(found.runs, as_json=False)
+    for worry in found.worries:
+        tell(f"! {worry}")
+
+
+def ago(moment: float | None) -> str:
+    """Writes how long ago a moment was."""
+    if moment is None:
+        return ""
+    seconds = max(0.0, time.time() - moment)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def show_members(members: "Sequence[Member]", as_json: bool) -> None:
@@ -116,7 +142,8 @@ def here(home: Path, words: str) -> str:
 
 def show_runs(runs: "Sequence[RunStanding]", as_json: bool) -> None:
     """Prints every run, its state and its rounds."""
-    show("Runs", [run_row(run) for run in runs], as_json)
+    rows = [run_row(run) for run in runs]
+    show("Runs", rows if as_json else [row | {"heartbeat": ago(row["heartbeat"])} for row in rows], as_json)
 
 
 def run_row(run: "RunStanding") -> dict[str, Any]:

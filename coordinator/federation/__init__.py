@@ -1,7 +1,8 @@
 """Membership of the federation: home, certificates, invitations, register.
 
 `create_home` founds a federation in a folder, and `opened_store` opens its store. `Pki` holds its certificates and the
-coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them.
+coordinator's key. `Register` invites, enrols and revokes nodes, and `members` is the operator's view of them. `serving`
+tells whether a server runs, and what it sees.
 
 An invitation names the gate's address and pins the CA certificate that the node must trust:
 
@@ -33,4 +34,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, home="Settings create_home load_settings opened_store", pki="Pki", register="Register")
 
-__all__ = ["Pki", "Register", "Settings", "create_home", "load_settings", "members", "opened_store"]
+__all__ = ["Pki", "Register", "Settings", "create_home", "load_settings", "members", "opened_store", "serving"]

@@ -55,6 +55,11 @@ class Drivers:
         self._worker = _Worker(home, superlink)
         self._superlink_pid: int | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """True if a driver can be started at once."""
+        return self._worker.is_ready
+
     def tick(self) -> None:
         """Does what is due. Raises `SuperLinkFailed` if the SuperLink does not take an order."""
         self._hear()

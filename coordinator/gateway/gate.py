@@ -41,6 +41,7 @@ from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
 from ...client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from ..errors import EnrolmentInvalid, InviteRefused
+from ..federation.serving import SeenNode
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
 from .admission import Visit
@@ -124,6 +125,7 @@ class FleetGate:
         self._log = RefusalLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._daemons = Daemons()
+        self.seen: dict[str, SeenNode] = {}  # site -> its last request; other threads read it
         self._nonces: dict[str, float] = {}
         self._is_closing = False
 
@@ -196,6 +198,9 @@ class FleetGate:
         body = await self._body(scope, receive, _FLEET_CAPS[call])
         claim = self._own_node(call, body, key_id, site)
         hello = self._daemon(call, scope, key_id, site)
+        known = self.seen.get(site)
+        version = hello.version if hello is not None else known.version if known is not None else ""
+        self.seen[site] = SeenNode(at=time.time(), version=version)
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
         gone = asyncio.ensure_future(_disconnected(receive))
         until = time.monotonic() + HOLD_S

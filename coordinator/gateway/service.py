@@ -7,8 +7,10 @@ from pathlib import Path
 
 from sqlalchemy import update
 
+from ... import __version__
 from ..errors import StoreUnavailable, SuperLinkFailed
 from ..federation import Pki, Register, load_settings
+from ..federation.serving import Serving, note_serving, only_server
 from ..store import Store, migrate
 from ..store.tables import NodeRow
 from .crowd import Limits
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
 _REPEAT_S = 60.0  # a trouble that stays is logged so often
+_NOTE_S = 5.0
 
 
 class Service:
@@ -35,6 +38,8 @@ class Service:
         self._superlink = SuperLink(home, self._settings.superlink_port)
         self._drivers = Drivers(home, self._store, self._superlink)
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
+        self._home, self._since = home, time.time()
+        self._noted = ("", 0.0)  # trouble, and when
         self._was_up = False
         self._trouble = ("", 0.0)  # logged last, and when
 
@@ -42,8 +47,12 @@ class Service:
         """Serves until `stop` is set.
 
         Raises:
-            CoordinatorError: a port is taken, or the SuperLink cannot be started.
+            CoordinatorError: another process serves this home, a port is taken, or the SuperLink cannot be started.
         """
+        with only_server(self._home):
+            self._serve(stop)
+
+    def _serve(self, stop: threading.Event) -> None:
         gate = FleetGate(
             self._register,
             enrol=self._register.enrol,
@@ -62,7 +71,7 @@ class Service:
             self._superlink.begin()
             while not stop.wait(TICK_S):
                 self._superlink.require_kept()
-                self._tick()
+                self._tick(gate)
                 certificates.check(server)
         finally:
             server.stop()
@@ -70,9 +79,9 @@ class Service:
             self._superlink.stop()
             self._store.close()
 
-    def _tick(self) -> None:
+    def _tick(self, gate: FleetGate) -> None:
         """Does what is due. What does not work now may work at the next tick: the gate stays open meanwhile."""
-        is_up = self._superlink.is_up
+        trouble, is_up = "", self._superlink.is_up
         if is_up and not self._was_up:
             logger.info("the SuperLink answers on loopback port %d", self._superlink.port)
         self._was_up = is_up
@@ -81,9 +90,31 @@ class Service:
                 self._sync_keys()
             self._drivers.tick()
         except SuperLinkFailed as err:
-            self._complain(str(err))
+            trouble = str(err)
         except StoreUnavailable as err:
-            self._complain(str(err))
+            trouble = str(err)
+        if trouble:
+            self._complain(trouble)
+        self._note(gate, trouble)
+
+    def _note(self, gate: FleetGate, trouble: str) -> None:
+        """Notes what `coordinator status` shows, every few seconds and when a trouble comes or goes."""
+        now = time.monotonic()
+        if trouble == self._noted[0] and now - self._noted[1] < _NOTE_S:
+            return
+        self._noted = trouble, now
+        serving = Serving(
+            since=self._since,
+            version=__version__,
+            superlink=self._superlink.is_up,
+            worker=self._drivers.is_ready,
+            trouble=trouble,
+            nodes=dict(gate.seen),
+        )
+        try:
+            note_serving(self._home, serving)
+        except OSError as err:
+            self._complain(f"{err.filename or self._home} cannot be written ({err.strerror})")
 
     def _complain(self, trouble: str) -> None:
         """Logs a trouble when it is new, and once a minute while it lasts."""

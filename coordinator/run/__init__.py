@@ -4,7 +4,7 @@
 order, and each step has its own file. `replaying` passes on the totals that sites lack, `collection` collects the
 sites' sealed updates, `relay` moves sealed shares, `aggregation` takes their total; `client_node.replay` computes the
 next state. All of them ask nodes through `questions` and share one `context`. `control` starts, stops and resumes a
-run, `progress` follows one for people, `overview` lists all with their progress.
+run, `progress` follows one for people, `overview` lists all with their progress, `glance` looks at a whole federation.
 
 A fresh federation has no runs yet:
 
@@ -19,4 +19,4 @@ A fresh federation has no runs yet:
 []
 """
 
-__all__ = ["control", "driver", "overview", "progress"]
+__all__ = ["control", "driver", "glance", "overview", "progress"]

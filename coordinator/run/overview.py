@@ -16,6 +16,7 @@ class RunStanding:
     rounds: int  # committed
     step: str  # what it does or waits for; if it is over, the error that ended it
     started: float  # seconds since 1970
+    heartbeat: float | None  # of its driver, seconds since 1970; None if it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +81,5 @@ def _standing(store: Store, run: Run) -> RunStanding:
         rounds=store.last_round(run.id).number,
         step=(run.error or "") if run.state.is_over else run.step,
         started=run.created_at,
+        heartbeat=None if run.state.is_over or not run.heartbeat else run.heartbeat,
     )

@@ -15,7 +15,7 @@ from confide.coordinator.federation import load_settings
 from confide.coordinator.store import Store
 from confide.coordinator.store.tables import Run, StudyRow
 
-from ..conftest import enrolled_nodes, put_in_state
+from ..conftest import enrolled_nodes
 
 FAILED, USAGE = 1, 2
 
@@ -119,17 +119,14 @@ def test_serve_runs_in_a_relative_home(tmp_path):
 def test_hints_name_the_run_and_the_home(home):
     stopped = invoke("run", "stop", "thyroid-0001", "--home", home)
     assert stopped.stdout == (
-        f"Run thyroid-0001 stops; go on with it later by: coordinator run resume thyroid-0001 --home '{home}'\n"
+        f"Run thyroid-0001 is stopped; go on with it later by: coordinator run resume thyroid-0001 --home '{home}'\n"
     )
 
 
 def test_a_run_is_stopped_and_resumed_in_json(home):
     assert json.loads(invoke("run", "stop", "thyroid-0001", "--home", home, "--json").stdout) == {
-        "run": "thyroid-0001", "state": "stopping",
+        "run": "thyroid-0001", "state": "stopped",
     }  # fmt: skip
-    store = Store.open(home)
-    put_in_state(store, "thyroid-0001", "stopped")
-    store.close()
     assert json.loads(invoke("run", "resume", "thyroid-0001", "--home", home, "--json").stdout) == {
         "run": "thyroid-0001", "state": "pending", "round": 1,
     }  # fmt: skip

@@ -43,7 +43,7 @@ RUN = "thyroid-0001"
 COMMANDS = (
     "init serve status doctor site+invite site+list site+revoke study+init study+check study+create study+list "
     "study+show run+start run+list "
-    "run+rounds run+watch run+stop run+resume run+metrics backbone+build backbone+import backbone+list "
+    "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
     "adapter+merge adapter+combine adapter+evaluate adapter+routing audit+privacy demo"
 )
@@ -126,7 +126,10 @@ def test_every_command_is_tried_here():
 
 def test_init_makes_a_federation_that_is_its_owner_s_alone(home, call):
     assert Pki.load(home).certificate_path.exists()
-    assert json.loads(call("status", "--json").stdout) == {"federation": "thyroid network", "sites": [], "runs": []}
+    assert json.loads(call("status", "--json").stdout) == {
+        "federation": "thyroid network", "serving": None, "sites": [], "runs": [],
+        "worries": ["nobody serves this federation: start `coordinator serve`"],
+    }  # fmt: skip
     assert (home / "pki" / "signing.key").stat().st_mode & 0o077 == 0
 
 
@@ -277,17 +280,23 @@ def test_a_run_is_started_and_printed_alone_on_stdout(call, store, study):
 
 def test_a_pending_run_can_be_stopped_and_a_stopped_one_goes_on(call, store, run):
     call("run", "stop", run)
-    assert store.run(run).state == "stopping"
-    put_in_state(store, run, "stopped")
+    assert store.run(run).state == "stopped"
     assert "goes on from round 1" in call("run", "resume", run).stdout
     assert store.run(run).state == "pending"
 
 
-@pytest.mark.parametrize("state", ["stopping", "stopped", "done", "failed"])
+@pytest.mark.parametrize("state", ["stopped", "done", "failed", "abandoned"])
 def test_a_run_that_does_not_run_cannot_be_stopped(call, store, run, state):
     put_in_state(store, run, state)
     assert f"is {state}, there is nothing to stop" in lined(call("run", "stop", run, code=FAILED).stderr)
     assert store.run(run).state == state
+
+
+def test_a_run_is_abandoned_only_by_somebody_who_says_so(call, store, run):
+    assert "a script says --yes" in lined(call("run", "abandon", run, code=2).stderr)
+    assert store.run(run).state == "pending"
+    assert json.loads(call("run", "abandon", run, "--yes", "--json").stdout) == {"run": run, "state": "abandoning"}
+    assert "is abandoning, there is nothing to abandon" in lined(call("run", "abandon", run, "--yes", code=1).stderr)
 
 
 @pytest.mark.parametrize("state", ["pending", "running", "stopping", "done"])

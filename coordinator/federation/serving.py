@@ -1,0 +1,92 @@
+"""Tells other processes of this machine whether `coordinator serve` runs, and what it sees: a lock and a small file.
+
+The lock ends with its process, in whatever way, so `read_serving` never takes a file that was left behind for a server.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ...client_node.files import write_private
+from ..errors import Conflict
+
+_LOCK, _FILE = "serve.lock", "serve.json"
+_LOCK_TRIES = 10
+ONLINE_S = 60.0  # a node that has asked for nothing for so long counts as away; it asks every few seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeenNode:
+    """A node's last request that the gate has let in."""
+
+    at: float  # seconds since 1970
+    version: str = ""  # of confide there, as it says; empty if it does not
+
+    @property
+    def is_online(self) -> bool:
+        """True if the node asked for something a short time ago."""
+        return time.time() - self.at < ONLINE_S
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """What `coordinator serve` has noted about itself a few seconds ago."""
+
+    since: float  # seconds since 1970
+    version: str
+    superlink: bool  # True if Flower's server answers
+    worker: bool  # True if drivers can be started
+    trouble: str = ""  # what it cannot do at this moment, and why
+    nodes: Mapping[str, SeenNode] = field(default_factory=dict)
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_SCHEMA = TypeAdapter(Serving)
+
+
+@contextmanager
+def only_server(home: Path) -> Iterator[None]:
+    """Holds the home for one server. Raises `Conflict` if another process serves it."""
+    with (home / _LOCK).open("a") as lock:
+        for _ in range(_LOCK_TRIES):
+            if is_free := _locks(lock, fcntl.LOCK_EX):
+                break
+            time.sleep(0.05)  # a command that looks just now lets go of it at once
+        if not is_free:
+            raise Conflict(f"another `coordinator serve` serves {home} already; stop it first")
+        (home / _FILE).unlink(missing_ok=True)  # an earlier server's
+        yield
+
+
+def note_serving(home: Path, serving: Serving) -> None:
+    """Writes what `read_serving` reads in other processes."""
+    write_private(home / _FILE, json.dumps(asdict(serving)).encode())
+
+
+def read_serving(home: Path) -> Serving | None:
+    """Reads what the running server noted last; None if no server runs."""
+    if not (home / _LOCK).exists():
+        return None
+    with (home / _LOCK).open("a") as lock:
+        if _locks(lock, fcntl.LOCK_SH):
+            return None
+        try:
+            return _SCHEMA.validate_json((home / _FILE).read_bytes())
+        except (FileNotFoundError, ValidationError):  # not there yet, or another version's
+            return Serving(since=time.time(), version="", superlink=False, worker=False, trouble="it starts")
+
+
+def _locks(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

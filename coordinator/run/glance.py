@@ -1,0 +1,116 @@
+"""Looks at a whole federation at once: its server, who is online, its runs, and what an operator should know."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import __version__
+from ..federation import Pki, load_settings, members
+from ..federation.members import Member
+from ..federation.serving import SeenNode, Serving, read_serving
+from ..store import Store
+from ..store.states import RunState
+from ..store.tables import Run
+from .overview import RunStanding, run_standings
+
+SILENT_S = 20.0  # a driver without a heartbeat for so long is worth a word
+LEAST_FREE = 1 << 30  # bytes of disk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberStanding:
+    """A member, with what the running server sees of it."""
+
+    name: str
+    roles: str
+    state: str
+    online: bool | None  # None if no server runs, or it has not enrolled
+    last_seen: float | None  # seconds since 1970; None if not since the server started
+    version: str  # of confide there; empty if it has not said
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Glance:
+    """A federation at one moment."""
+
+    federation: str
+    serving: Serving | None  # None if no server runs
+    members: list[MemberStanding]
+    runs: list[RunStanding]
+    worries: list[str]  # for people; nothing if all is well
+
+
+def look(store: Store, home: Path) -> Glance:
+    """Looks at the federation under `home`."""
+    serving = read_serving(home)
+    seen: Mapping[str, SeenNode] = {} if serving is None else serving.nodes
+    standings = [_standing(member, serving, seen.get(member.name)) for member in members.members(store)]
+    worries = [*_of_server(store, serving, home), *_of_runs(store, serving, standings), *_of_versions(standings)]
+    return Glance(
+        federation=load_settings(home).federation,
+        serving=serving,
+        members=standings,
+        runs=run_standings(store),
+        worries=worries,
+    )
+
+
+def _standing(member: Member, serving: Serving | None, seen: SeenNode | None) -> MemberStanding:
+    is_known = serving is not None and member.state == "enrolled"
+    return MemberStanding(
+        name=member.name,
+        roles=member.roles,
+        state=member.state,
+        online=(seen is not None and seen.is_online) if is_known else None,
+        last_seen=None if seen is None else seen.at,
+        version="" if seen is None else seen.version,
+        identity=member.identity,
+    )
+
+
+def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[str]:
+    unfinished = [run.id for run in store.runs() if not run.state.is_over]
+    if serving is None:
+        waits = f", and {', '.join(unfinished)} waits" if unfinished else ""
+        yield f"nobody serves this federation{waits}: start `coordinator serve`"
+    elif serving.trouble:
+        yield f"the server is in trouble: {serving.trouble}"
+    elif not serving.superlink:
+        yield "the SuperLink does not answer yet; no node can connect"
+    if (free := shutil.disk_usage(home).free) < LEAST_FREE:
+        yield f"the disk of {home} has {free >> 20} MiB left"
+    yield from Pki.load(home).warnings()
+
+
+def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberStanding]) -> Iterator[str]:
+    away = {each.name: each for each in standings if each.online is False}
+    for run in store.runs():
+        if run.state.is_over:
+            continue
+        if serving is not None and run.state == RunState.RUNNING and (silent := time.time() - run.heartbeat) > SILENT_S:
+            yield f"run {run.id}: its driver has been silent for {silent:.0f} s"
+        if missing := [name for name in _participants(store, run) if name in away]:
+            told = ", ".join(f"{name} ({_last(away[name])})" for name in missing)
+            yield f"run {run.id}: away {told}"
+
+
+def _participants(store: Store, run: Run) -> list[str]:
+    """Names the sites and aggregators of a run's study, once each; its text alone is read, which is quick."""
+    text = json.loads(store.study(run.study).canonical)
+    return list(dict.fromkeys(each["name"] for each in (*text["sites"], *text["aggregators"])))
+
+
+def _last(member: MemberStanding) -> str:
+    if member.last_seen is None:
+        return "not seen since the server started"
+    return f"last seen {time.time() - member.last_seen:.0f} s ago"
+
+
+def _of_versions(standings: Sequence[MemberStanding]) -> Iterator[str]:
+    for each in standings:
+        if each.version not in ("", __version__):
+            yield f"{each.name} runs confide {each.version}, this is {__version__}: versions cannot be mixed"

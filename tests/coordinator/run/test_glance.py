@@ -1,0 +1,106 @@
+import time
+
+import pytest
+
+from confide.coordinator.federation import Settings, create_home, members
+from confide.coordinator.federation.serving import SeenNode, Serving, note_serving, only_server
+from confide.coordinator.run import glance as glance_module
+from confide.coordinator.run.glance import look
+from confide.coordinator.store.store import Store
+from confide.coordinator.store.tables import Run, StudyRow
+
+from ...client_node.conftest import STUDY_TOML, build_study
+from ..conftest import PARTIES, SITES, enrolled_nodes, put_in_state
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = tmp_path / "home"
+    create_home(home, Settings(federation="f", address="127.0.0.1:1", listen="127.0.0.1", port=1, superlink_port=2))
+    return home
+
+
+@pytest.fixture
+def store(home, tmp_path):
+    """Four enrolled sites, three aggregators, and a run of a study of all."""
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    study = build_study(tmp_path / "study.toml", {})
+    opened = Store.open(home)
+    with opened.session() as session:
+        session.add_all(enrolled_nodes())
+        session.add(
+            StudyRow(hash=study.study_hash, name="thyroid", canonical=study.canonical(), signature="", created_at=0.0)
+        )
+    with opened.session() as session:
+        session.add(Run(id="run-1", study=study.study_hash, state="pending", created_at=0.0))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def served(home):
+    """Notes what a running server would, with all nodes online but those named."""
+    with only_server(home):
+
+        def note(*away, trouble="", superlink=True, versions=None):
+            nodes = {
+                name: SeenNode(at=time.time() - (300 if name in away else 1), version=(versions or {}).get(name, ""))
+                for name in (*SITES, *PARTIES)
+            }
+            serving = Serving(since=1.0, version="x", superlink=superlink, worker=True, trouble=trouble, nodes=nodes)
+            note_serving(home, serving)
+
+        note()
+        yield note
+
+
+def test_a_federation_at_work_worries_nobody(store, home, served):
+    found = look(store, home)
+    assert found.worries == []
+    assert [each.online for each in found.members] == [True] * len(SITES + PARTIES)
+    assert [run.run for run in found.runs] == ["run-1"]
+
+
+def test_a_run_that_nobody_drives_is_told_without_a_server(store, home):
+    found = look(store, home)
+    assert found.worries == ["nobody serves this federation, and run-1 waits: start `coordinator serve`"]
+    assert {each.online for each in found.members} == {None}
+    assert {each.last_seen for each in found.members} == {None}
+
+
+@pytest.mark.parametrize("name", ["svi", "agg-b"])
+def test_a_node_that_is_away_is_named_with_each_run_that_needs_it(store, home, served, name):
+    served(name)
+    (worry,) = look(store, home).worries
+    assert worry.startswith(f"run run-1: away {name} (last seen 30")
+    put_in_state(store, "run-1", "done")
+    assert look(store, home).worries == []
+
+
+def test_a_revoked_node_is_neither_online_nor_away(store, home, served):
+    members.revoke(store, home, "svi")
+    found = look(store, home)
+    assert {each.name: each.online for each in found.members}["svi"] is None
+
+
+def test_a_silent_driver_is_told(store, home, served):
+    store.begin_driving("run-1", store.acquire_lease("run-1"))
+    assert look(store, home).worries == []
+    with store.session() as session:
+        session.get(Run, "run-1").heartbeat -= 100
+    assert look(store, home).worries == ["run run-1: its driver has been silent for 100 s"]
+
+
+def test_trouble_of_the_server_and_other_versions_are_told(store, home, served):
+    served(trouble="the SuperLink does not answer", versions={"svi": "0.1.0"})
+    first, second = look(store, home).worries
+    assert first == "the server is in trouble: the SuperLink does not answer"
+    assert second.startswith("svi runs confide 0.1.0, this is ")
+    served(superlink=False)
+    assert look(store, home).worries == ["the SuperLink does not answer yet; no node can connect"]
+
+
+def test_a_disk_that_fills_up_is_told(store, home, served, monkeypatch):
+    monkeypatch.setattr(glance_module, "LEAST_FREE", 1 << 60)
+    (worry,) = look(store, home).worries
+    assert worry.startswith(f"the disk of {home} has ")
