@@ -273,7 +273,7 @@ async def measure(bench: Bench, kind: str, asked: argparse.Namespace, liar: int)
 
 
 class AlwaysStranger:
-    """What the gate sees of a connection."""
+    """Stands for a connection as the gate sees it."""
 
     key = None
 

@@ -24,7 +24,7 @@ ONLINE_S = 60.0  # a node that has asked for nothing for so long counts as away;
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenNode:
-    """A node's last request that the gate has let in."""
+    """The last request of a node that the gate has let in."""
 
     at: float  # seconds since 1970
     version: str = ""  # of confide there, as it says; empty if it does not
@@ -37,7 +37,7 @@ class SeenNode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """What `coordinator serve` has noted about itself a few seconds ago."""
+    """Describes the running server, as it noted about itself a few seconds ago."""
 
     since: float  # seconds since 1970
     version: str
