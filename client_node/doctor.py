@@ -88,9 +88,9 @@ def _enrolment(node: _Node) -> Iterable[Finding]:
 def _coordinator(node: _Node) -> Iterable[Finding]:
     if not node.is_enrolled:
         return []
-    ca_pem = node.enrolment.ca_path.read_text()
+    ca_pem = node.enrolment.ca_pem()
     ends = certificate_dates("federation's CA", x509.load_pem_x509_certificate(ca_pem.encode()), "ask the operator")
-    return [ends, *gate_at(node.enrolment.address, ca_pem, protocol.CA_PATH)]
+    return [ends, *gate_at(node.enrolment.address, ca_pem, protocol.CA_PATH, proxy=node.enrolment.proxy)]
 
 
 def _studies(node: _Node) -> Iterable[Finding]:

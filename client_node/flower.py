@@ -165,6 +165,9 @@ class Session:
 
     def leave(self) -> None:
         """Tells the SuperLink that this node stops, so that no round waits for it."""
+        self._over.set()
+        if self._pulse.is_alive():
+            self._pulse.join(0.5)  # a beat after the goodbye would make the node one that has just connected
         if self._node.node_id:
             request = DeactivateNodeRequest(node_id=self._node.node_id)
             with suppress(httpx.HTTPError, RuntimeError):

@@ -3,7 +3,6 @@
 import datetime as dt
 import importlib
 import shutil
-import ssl
 import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,8 @@ import httpx
 from cryptography import x509
 
 import confide
+
+from .enrolment import outbound
 
 State = Literal["ok", "warning", "failed"]
 C = TypeVar("C")
@@ -119,22 +120,26 @@ def certificate_dates(name: str, certificate: x509.Certificate, remedy: str) -> 
     return Finding(name, "ok", f"valid {detail}")
 
 
-def gate_at(address: str, ca_pem: str, path: str) -> list[Finding]:
-    """Asks a coordinator's gate for its CA certificate, and checks its own certificate and the clocks by the answer."""
-    trusting = ssl.create_default_context(cadata=ca_pem)
-    trusting.minimum_version = ssl.TLSVersion.TLSv1_3
+def gate_at(address: str, ca_pem: str, path: str, *, proxy: str | None = None) -> list[Finding]:
+    """Asks a coordinator's gate for its CA certificate, and checks its own certificate and the clocks by the answer.
+
+    Raises:
+        ProxyInvalid: `proxy` is no setting.
+    """
     try:
         with (
-            httpx.Client(verify=trusting, timeout=_TIMEOUT_S, trust_env=False) as client,
+            outbound.open_client(address, outbound.trusting(ca_pem), proxy, _TIMEOUT_S) as client,
             client.stream("GET", f"https://{address}{path}") as response,
         ):
             shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
             told = response.headers.get("date")
     except (httpx.HTTPError, httpx.InvalidURL) as err:
         remedy = "is `coordinator serve` running, the address right, the port open in every firewall between?"
-        if "CERTIFICATE_VERIFY_FAILED" in str(err):
-            remedy = "another coordinator answers there, its certificate has ended, or this machine's clock is wrong"
-        return [Finding("coordinator", "failed", f"{address} does not answer: {err or type(err).__name__}", remedy)]
+        if trouble := outbound.certificate_trouble(err):
+            return [Finding("coordinator", "failed", f"{address}: {trouble}", "what the line says")]
+        if isinstance(err, httpx.TransportError):
+            trouble = outbound.connection_trouble(err, proxy)
+        return [Finding("coordinator", "failed", f"{address}: {trouble or type(err).__name__}", remedy)]
     found = [Finding("coordinator", "ok", f"{address} answers over TLS 1.3 with a certificate of this federation")]
     found.append(
         certificate_dates("coordinator's certificate", x509.load_der_x509_certificate(shown), "the operator renews it")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..mpc.crash import place
 from ..mpc.sharing.position import Position
 from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
@@ -133,14 +134,18 @@ class SiteRole:
         compute = self._model.contribution(study, policy, planned)
         self._note_units(study, policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
         position = self._charge(study, policy, plan)
-        with self._times.answered(study, planned, policy, self._model.load(study, policy)):
-            try:
-                vector = compute(start.vector)
-            except Exception as err:  # the coordinator is told the same for every cause
-                logger.exception("round %d of run %s failed after its charge", plan.round, plan.run)
-                raise StepFailed("the step failed after its charge; the site's log says why") from err
-            envelopes = sealer.seal(vector, state=start.digest, position=position)
-            return self._outbox.put(plan.run, plan.round, envelopes)
+        try:
+            with self._times.answered(study, planned, policy, self._model.load(study, policy)):
+                try:
+                    vector = compute(start.vector)
+                except Exception as err:  # the coordinator is told the same for every cause
+                    raise StepFailed("the step failed after its charge; the site's log says where") from err
+                envelopes = sealer.seal(vector, state=start.digest, position=position)
+                return self._outbox.put(plan.run, plan.round, envelopes)
+        except StepFailed as err:  # logged at the public time, and without the message, which may quote a record
+            where = place(err.__cause__ or err)
+            logger.error("round %d of run %s failed after its charge: %s", plan.round, plan.run, where)
+            raise
 
     def _round_start(self, study: Study, plan: RoundPlan) -> RoundStart:
         """Computes what the round starts from, and compares it with what the coordinator says.

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 3.5
 _LOOK_S = 0.2
+_LAST_S = 0.7  # for the last words
 
 
 def run_until(stop: threading.Event, work: Callable[[], int]) -> int:
@@ -52,12 +53,16 @@ class _Work(threading.Thread):
 
 def _cut_off() -> None:
     """Ends this process and those that it started, without waiting for the work."""
-    logger.warning("stopped in the middle of its work; what was charged stands, and the rest is asked for again")
-    import psutil
+    last = threading.Timer(_LAST_S, os._exit, (0,))  # whoever reads what this process writes may be stuck
+    last.daemon = True
+    last.start()
+    with suppress(Exception):  # nothing may keep this process alive
+        import psutil
 
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    logger.warning("stopped in the middle of its work; what was charged stands, and the rest is asked for again")
     logging.shutdown()
     sys.stderr.flush()
     os._exit(0)

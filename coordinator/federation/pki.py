@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ...client_node.files import write_private
+from ...client_node.files import locked, write_private
 from ..errors import PkiMissing
 from . import pki_files
 
@@ -75,14 +75,17 @@ class Pki:
             raise PkiMissing(f"{folder} has no {', '.join(missing)}; run `coordinator init` or restore a backup")
         ca, _ = pki_files.authority(folder)
         if pki_files.is_cut_off(folder):
-            _write_server(folder, "server", _names_of(_read_certificate(folder / "server.crt")), _SERVER_DAYS)
+            with locked(folder / "server.crt"):  # whoever renews it just now is through then
+                if pki_files.is_cut_off(folder):
+                    _write_server(folder, "server", _names_of(_read_certificate(folder / "server.crt")), _SERVER_DAYS)
         certificate, _ = pki_files.server(folder)
         pki_files.require_issued(folder, certificate, ca)
         return cls(folder, pki_files.signing_key(folder))
 
     def renew_server(self, hosts: Sequence[str]) -> None:
         """Issues a new server certificate from the same CA, which enrolled nodes trust already."""
-        _write_server(self.folder, "server", _alternative_names((*hosts, *_LOOPBACK)), _SERVER_DAYS)
+        with locked(self.certificate_path):
+            _write_server(self.folder, "server", _alternative_names((*hosts, *_LOOPBACK)), _SERVER_DAYS)
 
     def renew_if_due(self, now: dt.datetime | None = None) -> bool:
         """Renews the gate's certificate, for the same names, if it is to end soon, or is not of its key or of this CA.
@@ -105,7 +108,8 @@ class Pki:
             return False  # nothing that it signs would be accepted
         if lasts and certificate.not_valid_before_utc <= clock and self._is_whole(certificate, self.key_path):
             return False
-        _write_server(self.folder, "server", _names_of(certificate), _SERVER_DAYS, clock)
+        with locked(self.certificate_path):
+            _write_server(self.folder, "server", _names_of(certificate), _SERVER_DAYS, clock)
         return True
 
     def warnings(self, now: dt.datetime | None = None) -> list[str]:
@@ -192,7 +196,7 @@ def _write_ca(folder: Path, now: dt.datetime | None = None) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
-    (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    write_private(folder / "ca.crt", certificate.public_bytes(Encoding.PEM))
     write_private(folder / "ca.key", _pem(key))
 
 

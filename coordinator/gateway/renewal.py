@@ -3,7 +3,9 @@
 import logging
 import time
 
-from ..errors import PkiMissing
+from cryptography import x509
+
+from ..errors import CoordinatorError
 from ..federation import Pki
 from .listener import GateServer
 
@@ -19,7 +21,9 @@ class CertificateKeeper:
         """Renews at once, if need be: the gate that is opened next shows a valid certificate."""
         self._pki = pki
         self._next = 0.0
+        self._shown = b""  # the certificate that the gate shows
         self.check()
+        self._shown = pki.certificate_path.read_bytes()
 
     def check(self, gate: GateServer | None = None) -> None:
         """Looks once a day, and gives `gate` a renewed certificate; connections that are open stay open.
@@ -32,9 +36,11 @@ class CertificateKeeper:
         try:
             if self._pki.renew_if_due():
                 logger.info("the server certificate was renewed")
-                if gate is not None:
-                    gate.show(self._pki.certificate_path, self._pki.key_path)
+            found = self._pki.certificate_path.read_bytes()
+            if gate is not None and found != self._shown:  # renewed now, by a command, or by a try that failed then
+                gate.show(self._pki.certificate_path, self._pki.key_path)
+                self._shown = found
             for line in self._pki.warnings():
                 logger.warning("%s", line)
-        except (PkiMissing, OSError) as err:
+        except (CoordinatorError, OSError, x509.ExtensionNotFound) as err:
             logger.error("the server certificate cannot be renewed: %s", err)

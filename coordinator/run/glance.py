@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import __version__
+from ..errors import CoordinatorError
 from ..federation import Pki, load_settings, members
 from ..federation.members import Member
 from ..federation.serving import SeenNode, Serving, read_serving
@@ -83,7 +84,10 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
         yield "the SuperLink does not answer yet; no node can connect"
     if (free := shutil.disk_usage(home).free) < LEAST_FREE:
         yield f"the disk of {home} has {free >> 20} MiB left"
-    yield from Pki.load(home).warnings()
+    try:
+        yield from Pki.load(home).warnings()
+    except CoordinatorError as err:
+        yield f"certificates and keys: {err}"
 
 
 def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberStanding]) -> Iterator[str]:
