@@ -52,7 +52,7 @@ class WarmModel:
                 trainer.stop()
             self._make_room(policy.limits.warm_studies - 1)
             try:
-                trainer = self._new_trainer(study, policy)
+                trainer = self._alone_if_need_be(study, policy)
             except (ModelError, PrivacyError, WorkersFailed) as err:
                 logger.error("study %s cannot be computed here: %s", study.name, err)
                 raise ModelUnusable(
@@ -95,6 +95,15 @@ class WarmModel:
         while len(self._loaded) > most:
             _, trainer = self._loaded.pop(next(iter(self._loaded)))
             trainer.stop()
+
+    def _alone_if_need_be(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
+        """Makes the model; if there is no memory for it beside the others, without them."""
+        try:
+            return self._new_trainer(study, policy)
+        except MemoryError:
+            logger.warning("no memory for study %s beside the others: they are dropped", study.name)
+            self._make_room(0)
+            return self._new_trainer(study, policy)
 
     def _new_trainer(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
         directory, limits, site = policy.backbone.directory, policy.limits, self._site

@@ -29,10 +29,9 @@ class SeenNode:
     at: float  # seconds since 1970
     version: str = ""  # of confide there, as it says; empty if it does not
 
-    @property
-    def is_online(self) -> bool:
-        """True if the node asked for something a short time ago."""
-        return time.time() - self.at < ONLINE_S
+    def was_online(self, moment: float) -> bool:
+        """True if the node had asked for something a short time before `moment`."""
+        return moment - self.at < ONLINE_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +39,7 @@ class Serving:
     """Describes the running server, as it noted about itself a few seconds ago."""
 
     since: float  # seconds since 1970
+    noted: float  # when this was written
     version: str
     superlink: bool  # True if Flower's server answers
     worker: bool  # True if drivers can be started
@@ -81,7 +81,8 @@ def read_serving(home: Path) -> Serving | None:
         try:
             return _SCHEMA.validate_json((home / _FILE).read_bytes())
         except (FileNotFoundError, ValidationError):  # not there yet, or another version's
-            return Serving(since=time.time(), version="", superlink=False, worker=False, trouble="it starts")
+            now = time.time()
+            return Serving(since=now, noted=now, version="", superlink=False, worker=False, trouble="it starts")
 
 
 def _locks(file: IO[str], kind: int) -> bool:

@@ -116,8 +116,7 @@ class Fleet:
             requests: node name -> packet.
             timeout: seconds; missing answers are then yielded as failures.
         """
-        began = time.monotonic()
-        deadline = began + timeout
+        deadline = time.monotonic() + timeout
         nodes = self._nodes()
         reached = [name for name in requests if name in nodes]
         for name in requests:
@@ -138,9 +137,6 @@ class Fleet:
                 waiting[message_id] = (name, nodes[name])
         del messages
         wake()
-        if time.monotonic() - began > _LOOK_S:  # what connected while much was sent was asked afterwards
-            now = self._nodes()
-            waiting = {each: (name, now.get(name, node)) for each, (name, node) in waiting.items()}
         look = time.monotonic() + _LOOK_S
         while waiting:
             for window in _windows(list(waiting)):
@@ -277,7 +273,8 @@ def open_grid(port: int, ca_path: Path, token: str) -> Iterator[Grid]:
         try:
             yield grid
         finally:
-            pulse.stop()
+            if pulse.is_running:  # it ends by itself if the SuperLink refuses it
+                pulse.stop()
             grid._retry_invoker.max_tries = 1
             with suppress(httpx.HTTPError):  # it also finds out by itself, from the missing heartbeats
                 client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))

@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import SuperLinkFailed
+from ..errors import StoreUnavailable, SuperLinkFailed
 from ..store import Store
 from ..store.tables import Run
 from .superlink import SuperLink
 
 logger = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", "confide.coordinator.run.worker")
+WORKER = (sys.executable, "-P", "-m", "confide.coordinator.run.worker")
 HUNG_S = 60.0  # a driver beats every second; one that lives and is silent for so long is ended
 PAUSES_S = (0.5, 60.0)  # between two drivers of a run, from the first failure on
 LASTED_S = 60.0  # a driver that lived for so long ends a row of failures
+FAREWELL_S = 5.0  # for the driver of a run that is over to end by itself
+KILL_S = 10.0  # for the worker to tell of the end of a driver that it was to kill
 SILENT_S = 5.0  # a run without a heartbeat for so long is told what it waits for
 _WORKER_LOG = "driver-worker.log"
 
@@ -39,10 +41,13 @@ class _Driver:
 
     flower_run: int | None = None  # ended with the driver
     pid: int | None = None  # None until the worker says that it has forked
-    since: float = 0.0  # monotonic
+    since: float = 0.0  # monotonic, as all times here: clocks may be set
     is_alive: bool = False
+    beat: float = 0.0  # the last heartbeat in the run's row, and when it changed
+    beat_at: float = 0.0
+    killed_at: float = 0.0  # 0 if nobody has ended it
     failures: int = 0  # in a row
-    not_before: float = 0.0  # monotonic
+    not_before: float = 0.0
     last_words: str = ""
 
 
@@ -61,18 +66,24 @@ class Drivers:
         return self._worker.is_ready
 
     def tick(self) -> None:
-        """Does what is due. Raises `SuperLinkFailed` if the SuperLink does not take an order."""
-        self._hear()
+        """Does what is due.
+
+        Raises:
+            SuperLinkFailed: the SuperLink does not take an order.
+            StoreUnavailable: the database cannot be used just now.
+        """
+        for event in self._worker.events():
+            self._take_in(event)
         if self._superlink.pid != self._superlink_pid:
             self._superlink_pid = self._superlink.pid
             for driver in self._drivers.values():  # their tokens were the earlier SuperLink's
                 driver.flower_run = None
                 self._end(driver, "the SuperLink was started anew")
         for run in self._store.runs():
-            if run.state.is_over:
-                self._drivers.pop(run.id, None)
-            else:
+            if not run.state.is_over:
                 self._see_to(run, self._drivers.setdefault(run.id, _Driver()))
+            elif run.id in self._drivers:
+                self._see_off(run.id, self._drivers[run.id])
 
     def stop(self) -> None:
         """Ends the worker and all drivers; their runs go on at the next start."""
@@ -81,20 +92,39 @@ class Drivers:
     def _see_to(self, run: Run, driver: _Driver) -> None:
         now = time.monotonic()
         if driver.is_alive:
-            if now - driver.since > HUNG_S and time.time() - run.heartbeat > HUNG_S:
+            if run.heartbeat != driver.beat:
+                driver.beat, driver.beat_at = run.heartbeat, now
+            if now - max(driver.since, driver.beat_at) > HUNG_S:
                 self._end(driver, f"it was silent for {HUNG_S:.0f} s")
             return
-        if driver.flower_run is not None:
-            with suppress(SuperLinkFailed):  # it may have ended by itself
-                self._superlink.withdraw(driver.flower_run)
-            driver.flower_run = None
+        self._withdraw(driver)
         if waits_for := self._waits_for(driver, now):
             self._store.note_waiting(run.id, waits_for, silent_s=SILENT_S)
             return
         logger.info("run %s (%s): a driver starts%s", run.id, run.state, driver.last_words)
-        task = self._superlink.submit()
+        try:
+            task = self._superlink.submit()
+        except SuperLinkFailed as err:
+            self._store.note_waiting(run.id, f"waits for the SuperLink: {err}", silent_s=SILENT_S)
+            raise
         driver.flower_run, driver.since, driver.is_alive, driver.pid = task.flower_run, now, True, None
+        driver.beat, driver.killed_at, driver.last_words = run.heartbeat, 0.0, ""
         self._worker.order(drive=run.id, token=task.token)
+
+    def _see_off(self, run_id: str, driver: _Driver) -> None:
+        """Forgets the driver of a run that is over once it has ended; one that goes on would keep others waiting."""
+        if driver.is_alive:
+            if time.monotonic() - max(driver.since, driver.beat_at) > FAREWELL_S:
+                self._end(driver, "its run is over")
+            return
+        self._withdraw(driver)
+        del self._drivers[run_id]
+
+    def _withdraw(self, driver: _Driver) -> None:
+        if driver.flower_run is not None:
+            with suppress(SuperLinkFailed):  # it may have ended by itself
+                self._superlink.withdraw(driver.flower_run)
+            driver.flower_run = None
 
     def _waits_for(self, driver: _Driver, now: float) -> str:
         """Says what the start of a driver waits for; nothing if it can start."""
@@ -107,39 +137,56 @@ class Drivers:
             return f"the next driver starts in {left:.0f} s, {driver.failures} ended before{driver.last_words}"
         return ""
 
-    def _hear(self) -> None:
-        """Takes in what the worker has told."""
-        for event in self._worker.events():
-            if "began" in event:
-                if event["run"] in self._drivers:
-                    self._drivers[event["run"]].pid = event["began"]
-            elif "ended" in event:
-                for run_id, driver in self._drivers.items():
-                    if driver.is_alive and driver.pid == event["ended"]:
-                        self._note_end(run_id, driver, event["code"])
+    def _take_in(self, event: dict[str, Any]) -> None:
+        """Takes in what the worker has told. Nothing here may fail: an event is told once."""
+        for run_id, driver in self._drivers.items():
+            if not driver.is_alive:
+                continue
+            if event.get("began") is not None and event.get("run") == run_id:
+                driver.pid = event["began"]
+            elif event.get("refused") == run_id:
+                driver.last_words = f" ({event.get('why')})"
+                self._note_end(run_id, driver, None)
             elif "lost" in event:
-                for run_id, driver in self._drivers.items():
-                    if driver.is_alive:
-                        self._note_end(run_id, driver, None)
+                self._note_end(run_id, driver, None)
+            elif driver.pid is not None and driver.pid == event.get("ended"):
+                self._note_end(run_id, driver, event.get("code"))
 
     def _note_end(self, run_id: str, driver: _Driver, code: int | None) -> None:
         now = time.monotonic()
-        driver.is_alive = False
+        driver.is_alive, driver.pid = False, None
         if code == 0:  # it came to an end, or another one has the lease
-            driver.failures, driver.last_words = 0, ""
-            driver.not_before = now + PAUSES_S[0]
+            driver.failures, driver.last_words, driver.not_before = 0, "", now + PAUSES_S[0]
             return
         driver.failures = 1 if now - driver.since > LASTED_S else driver.failures + 1
-        pause = min(PAUSES_S[0] * 2 ** (driver.failures - 1), PAUSES_S[1])
-        driver.not_before = now + pause
-        said = driver.last_words or f" ({_words(code)}; {self._store.run(run_id).error or 'see its log'})"
-        driver.last_words = said
-        logger.warning("run %s: its driver ended%s; the next one starts in %.1f s", run_id, said, pause)
+        driver.not_before = now + _pause(driver.failures)
+        if not driver.last_words:
+            told = "see its log"
+            with suppress(StoreUnavailable):
+                told = self._store.run(run_id).error or told
+            driver.last_words = f" ({_words(code)}; {told})"
+        logger.warning(
+            "run %s: its driver ended%s; the next one starts in %.1f s",
+            run_id, driver.last_words, _pause(driver.failures),
+        )  # fmt: skip
 
     def _end(self, driver: _Driver, why: str) -> None:
-        if driver.is_alive and driver.pid is not None:
-            driver.last_words = f" ({why})"
-            self._worker.order(kill=driver.pid)
+        """Kills a driver; if its end is not told soon, the worker hangs, and is started anew with all drivers."""
+        now = time.monotonic()
+        if not driver.is_alive:
+            return
+        if not driver.killed_at:
+            driver.last_words, driver.killed_at = f" ({why})", now
+            if driver.pid is not None:
+                self._worker.order(kill=driver.pid)
+        elif now - driver.killed_at > KILL_S:
+            logger.warning("the drivers' worker does not answer; it is started anew")
+            self._worker.kill()
+            driver.killed_at = now
+
+
+def _pause(failures: int) -> float:
+    return float(min(PAUSES_S[0] * 2.0 ** min(failures - 1, 16), PAUSES_S[1]))
 
 
 def _words(code: int | None) -> str:
@@ -178,11 +225,17 @@ class _Worker:
 
     def order(self, **order: Any) -> None:
         """Sends an order; one that a worker does not take any more is answered by the loss of all drivers."""
-        assert self._child is not None, "the worker is ready"
+        if self._child is None:
+            return
         assert self._child.stdin is not None, "it was started with pipes"
         with suppress(BrokenPipeError):
             self._child.stdin.write(json.dumps(order) + "\n")
             self._child.stdin.flush()
+
+    def kill(self) -> None:
+        """Ends the worker and its drivers; it is started anew."""
+        if self._child is not None:
+            self._child.kill()
 
     def stop(self) -> None:
         """Ends the worker; its drivers end with it."""
@@ -193,6 +246,7 @@ class _Worker:
     def _start(self) -> None:
         if time.monotonic() < self._not_before:
             return
+        self._not_before = time.monotonic() + _pause(self._failures + 1)  # if it cannot be started at all
         with self.log_path.open("ab") as log:
             self._child = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -224,7 +278,7 @@ class _Worker:
         assert self._child is not None, "only a worker that was started is lost"
         self._child.kill()  # it may live and have closed its output
         code, self._failures = self._forget(self._child), self._failures + 1
-        pause = min(PAUSES_S[0] * 2 ** (self._failures - 1), PAUSES_S[1])
+        pause = _pause(self._failures)
         self._not_before = time.monotonic() + pause
         logger.warning(
             "the drivers' worker ended (%s); it starts again in %.1f s (its log: %s)",

@@ -32,8 +32,6 @@ class Service:
     def __init__(self, home: Path) -> None:
         self._settings = load_settings(home)
         self._pki, self._store = Pki.load(home), Store.open(home)
-        self._store.require_tables()  # else an emptied database would become a new federation's
-        migrate(self._store.url)
         self._register = Register(self._store, self._pki)
         self._superlink = SuperLink(home, self._settings.superlink_port)
         self._drivers = Drivers(home, self._store, self._superlink)
@@ -50,6 +48,8 @@ class Service:
             CoordinatorError: another process serves this home, a port is taken, or the SuperLink cannot be started.
         """
         with only_server(self._home):
+            self._store.require_tables()  # else an emptied database would become a new federation's
+            migrate(self._store.url)
             self._serve(stop)
 
     def _serve(self, stop: threading.Event) -> None:
@@ -93,6 +93,8 @@ class Service:
             trouble = str(err)
         except StoreUnavailable as err:
             trouble = str(err)
+        except OSError as err:
+            trouble = f"{err.strerror or type(err).__name__}: {err.filename or 'no process can be started'}"
         if trouble:
             self._complain(trouble)
         self._note(gate, trouble)
@@ -105,6 +107,7 @@ class Service:
         self._noted = trouble, now
         serving = Serving(
             since=self._since,
+            noted=time.time(),
             version=__version__,
             superlink=self._superlink.is_up,
             worker=self._drivers.is_ready,

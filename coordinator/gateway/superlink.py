@@ -69,7 +69,7 @@ class SuperLink:
 
     def begin(self) -> None:
         """Starts the child, and returns while it is still loading. Raises `SuperLinkFailed`."""
-        self._end_strays()
+        self._end_strays(self.driver_home)
         if _is_open(self.port):
             raise SuperLinkFailed(f"port {self.port} of 127.0.0.1 is taken by another program; choose another")
         self._keeper.start()
@@ -139,19 +139,29 @@ class SuperLink:
         """Ends a run of Flower's. Raises `SuperLinkFailed`."""
         self._control.stop_run(flower_run)
 
+    @property
+    def driver_home(self) -> Path:
+        """Flower's folder of the processes that drive runs."""
+        return self._folder / "driver"
+
     def driver_environment(self) -> dict[str, str]:
         """Returns the environment of the processes that drive runs."""
-        return self._environment() | {"FLWR_HOME": str(self._folder / "driver"), PORT_VARIABLE: str(self.port)}
+        alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # so that the worker can be forked
+        return self._environment() | alone | {"FLWR_HOME": str(self.driver_home), PORT_VARIABLE: str(self.port)}
 
     def _keep(self) -> None:
         delay, unborn = _RESTART_S[0], 0
         try:
             while not self._stopping.is_set():
                 self._end_strays()
-                began, was_up = time.monotonic(), self._watch(self._spawn())
+                began, was_up = time.monotonic(), False
+                try:
+                    was_up = self._watch(self._spawn())
+                    unborn = 0 if was_up else unborn + 1
+                except OSError as err:  # the machine is short of processes, memory or disk; later it may not be
+                    logger.warning("the SuperLink cannot be started: %s", err)
                 if self._stopping.is_set():
                     return
-                unborn = 0 if was_up else unborn + 1
                 if unborn == _MOST_UNBORN:
                     raise SuperLinkFailed(
                         f"the SuperLink ended {unborn} times while it started: {self._last_line()} (its log: "
@@ -227,15 +237,15 @@ class SuperLink:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _end_strays(self) -> None:
-        """Kills an earlier SuperLink of this home that still runs.
+    def _end_strays(self, *more: Path) -> None:
+        """Kills an earlier SuperLink of this home that still runs, and what has one of `more` as Flower's folder.
 
         It is known by our FLWR_HOME in its environment; a process id from a file could be that of any process.
         """
-        strays = []
+        strays, homes = [], {str(self._folder), *map(str, more)}
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(self._folder):
+                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") in homes:
                     process.kill()
                     strays.append(process)
             except (psutil.Error, OSError):  # gone, or another user's

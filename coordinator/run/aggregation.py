@@ -83,6 +83,8 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
         if not problems:
             with at_aggregators(run):
+                # Waiting for its turn uses up none of the run's patience.
+                deadline = max(deadline, time.monotonic() + questions.PATIENCE_S / 2)
                 answers, problems = _order(round_, summed, loads, delivery, sender, told)
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)

@@ -10,7 +10,7 @@ import errno
 import logging
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,11 +32,16 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 LOG_FILE = "driver.log"  # in the run's folder
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PASSING = (
+    errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ENOLCK,
+)  # fmt: skip
 
 
-def drive(fleet: Fleet, home: Path, run_id: str) -> None:
+def drive(fleet: Fleet, home: Path, run_id: str, *, fenced: Callable[[], object] = lambda: None) -> None:
     """Takes the run's lease and drives it; its end, or what came in between, is written to the store.
+
+    Args:
+        fenced: called from another thread once the lease is lost: whatever goes on can write nothing any more.
 
     Raises:
         Exception: a passing trouble, or an error that nobody thought of, ended this driver; the run needs another one.
@@ -44,7 +49,7 @@ def drive(fleet: Fleet, home: Path, run_id: str) -> None:
     store = Store.open(home)
     lease = store.acquire_lease(run_id)
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, run_id, lease, ended), daemon=True)
+    heart = threading.Thread(target=_beat, args=(store, run_id, lease, ended, fenced), daemon=True)
     heart.start()
     try:
         with _logged(home, run_id):
@@ -98,7 +103,7 @@ def _passing_told() -> Iterator[None]:
     except (SuperLinkFailed, httpx.HTTPError, ConnectionError, TimeoutError) as err:
         raise _Passing(f"the SuperLink does not answer as it should ({type(err).__name__}); trying again") from err
     except OSError as err:
-        if err.errno not in _FULL:
+        if err.errno not in _PASSING:
             raise
         raise _Passing(f"{err.strerror}: {err.filename or 'a file of the run'}; trying again") from err
 
@@ -157,11 +162,12 @@ def _drive_or_stop(run: RunContext) -> None:
         run.store.move_run(run.id, HALT, lease=run.lease)
 
 
-def _beat(store: Store, run_id: str, lease: int, ended: threading.Event) -> None:
+def _beat(store: Store, run_id: str, lease: int, ended: threading.Event, fenced: Callable[[], object]) -> None:
     while not ended.wait(HEARTBEAT_S):
         try:
             store.beat(run_id, lease)
         except LeaseLost:
+            fenced()
             return  # the driver meets the same refusal at its next commit
         except StoreUnavailable as err:  # a full disk or a busy database can be over: the next beat tries again
             logger.warning("run %s: no heartbeat: %s", run_id, err)

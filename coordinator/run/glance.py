@@ -18,6 +18,7 @@ from ..store.tables import Run
 from .overview import RunStanding, run_standings
 
 SILENT_S = 20.0  # a driver without a heartbeat for so long is worth a word
+OLD_S = 30.0  # the server notes something every few seconds
 LEAST_FREE = 1 << 30  # bytes of disk
 
 
@@ -61,12 +62,12 @@ def look(store: Store, home: Path) -> Glance:
 
 
 def _standing(member: Member, serving: Serving | None, seen: SeenNode | None) -> MemberStanding:
-    is_known = serving is not None and member.state == "enrolled"
+    is_known = serving is not None and member.state == "enrolled" and not _is_old(serving)
     return MemberStanding(
         name=member.name,
         roles=member.roles,
         state=member.state,
-        online=(seen is not None and seen.is_online) if is_known else None,
+        online=(seen is not None and serving is not None and seen.was_online(serving.noted)) if is_known else None,
         last_seen=None if seen is None else seen.at,
         version="" if seen is None else seen.version,
         identity=member.identity,
@@ -78,6 +79,9 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
     if serving is None:
         waits = f", and {', '.join(unfinished)} waits" if unfinished else ""
         yield f"nobody serves this federation{waits}: start `coordinator serve`"
+    elif _is_old(serving):
+        silent = time.time() - serving.noted
+        yield f"the server has noted nothing for {silent:.0f} s: its disk is full, or it hangs"
     elif serving.trouble:
         yield f"the server is in trouble: {serving.trouble}"
     elif not serving.superlink:
@@ -88,6 +92,10 @@ def _of_server(store: Store, serving: Serving | None, home: Path) -> Iterator[st
         yield from Pki.load(home).warnings()
     except CoordinatorError as err:
         yield f"certificates and keys: {err}"
+
+
+def _is_old(serving: Serving) -> bool:
+    return abs(time.time() - serving.noted) > OLD_S
 
 
 def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberStanding]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Asks nodes and verifies their signed answers; asks again until enough of them have answered."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -17,6 +18,7 @@ R = TypeVar("R", bound=Reply)
 
 PATIENCE_S = 600.0  # how long a run waits for nodes that are away before it fails
 RETRY_S = 1.0
+_LONGEST_S = {"settle": 60.0}  # nobody computes for it, and whoever stops or abandons a run waits
 
 
 def ask_until(
@@ -99,7 +101,8 @@ def verified_answers(
     run: RunContext, kind: str, requests: Mapping[str, Packet], *models: type[R]
 ) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
     """Yields for each node, as it arrives, its own signed answer to this request, or the reason why there is none."""
-    for name, packet in run.fleet.ask(kind, requests, run.study.draft.rounds.deadline_s) if requests else ():
+    timeout = min(run.study.draft.rounds.deadline_s, _LONGEST_S.get(kind, math.inf))
+    for name, packet in run.fleet.ask(kind, requests, timeout) if requests else ():
         if isinstance(packet, NodeFailure):
             yield name, packet
             continue

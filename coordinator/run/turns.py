@@ -16,7 +16,7 @@ from .context import RunContext
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.02
+_POLL_S, _LOOK_S = 0.02, 0.5
 FOLDER = "turns"  # under the coordinator's home
 
 
@@ -32,22 +32,25 @@ def at_aggregators(run: RunContext) -> Iterator[None]:
     """
     folder = run.folder.path.parent.parent / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    deadline = time.monotonic() + run.study.draft.rounds.deadline_s
     with ExitStack() as held:
         for name in sorted(run.parties):  # in one order everywhere, so that two runs never wait for each other
             descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
             held.callback(os.close, descriptor)
-            if not _lock(run, descriptor):
+            if not _lock(run, descriptor, deadline):
                 logger.warning("run %s: another run has an order at %s for too long; going on", run.id, name)
         yield
 
 
-def _lock(run: RunContext, descriptor: int) -> bool:
-    deadline = time.monotonic() + run.study.draft.rounds.deadline_s
+def _lock(run: RunContext, descriptor: int, deadline: float) -> bool:
+    look = 0.0
     while time.monotonic() < deadline:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            run.stop_if_asked()
+            if time.monotonic() >= look:  # reading the database each time would cost more than all else
+                run.stop_if_asked()
+                look = time.monotonic() + _LOOK_S
             time.sleep(_POLL_S)
         else:
             return True

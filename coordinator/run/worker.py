@@ -6,7 +6,8 @@ fails, or is killed, harms no other. The worker itself starts no thread, so that
 
 Orders come on the standard input and events go to the standard output, a line of JSON each:
 
-    {"drive": RUN, "token": TOKEN}  ->  {"began": PID, "run": RUN}, and when it has ended {"ended": PID, "code": CODE}
+    {"drive": RUN, "token": TOKEN}  ->  {"began": PID, "run": RUN}, and when it has ended {"ended": PID, "code": CODE};
+                                        or {"refused": RUN, "why": TEXT}
     {"kill": PID}
 
 The worker and its drivers end with the process that started it.
@@ -20,7 +21,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..federation import Pki
 from ..fleet.flower import Fleet, open_grid
@@ -33,8 +34,8 @@ _MAX_LINE = 64 << 10
 class Worker:
     """Forks a driver for each order, and tells how it ended."""
 
-    def __init__(self, home: Path, port: int) -> None:
-        self._home, self._port = home, port
+    def __init__(self, home: Path, port: int, events: IO[str]) -> None:
+        self._home, self._port, self._events = home, port, events
         self._drivers: set[int] = set()
         self._alive = os.pipe()  # drivers keep the reading end, and so notice that the worker is gone
         self._woken, waker = os.pipe()
@@ -65,11 +66,21 @@ class Worker:
             self._fork(str(order["drive"]), str(order["token"]))
         elif order.get("kill") in self._drivers:  # not reaped yet, so the number is still this driver's
             os.kill(order["kill"], signal.SIGKILL)
+        else:
+            self._tell(ended=order.get("kill"), code=None)
 
     def _fork(self, run_id: str, token: str) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as err:  # the machine is short of processes or memory; other drivers go on
+            self._tell(refused=run_id, why=f"no process can be started: {err.strerror}")
+            return
         if pid == 0:
-            os._exit(self._drive(run_id, token))
+            code = UNFINISHED
+            try:
+                code = self._drive(run_id, token)
+            finally:
+                os._exit(code)
         self._drivers.add(pid)
         self._tell(began=pid, run=run_id)
 
@@ -78,7 +89,7 @@ class Worker:
         try:
             self._become_driver()
             with open_grid(self._port, Pki.load(self._home).ca_path, token) as grid:
-                drive(Fleet(grid), self._home, run_id)
+                drive(Fleet(grid), self._home, run_id, fenced=lambda: os._exit(0))
             return 0
         except BaseException:
             logging.getLogger(__name__).exception("the driver of run %s ended", run_id)
@@ -95,7 +106,7 @@ class Worker:
         reading, writing = self._alive
         os.close(writing)
         null = os.open(os.devnull, os.O_RDWR)
-        for stream in (sys.stdin, sys.stdout):
+        for stream in (sys.stdin, self._events):
             os.dup2(null, stream.fileno())
 
         def watch() -> None:
@@ -112,16 +123,18 @@ class Worker:
             self._drivers.discard(pid)
             self._tell(ended=pid, code=os.waitstatus_to_exitcode(status))
 
-    @staticmethod
-    def _tell(**event: Any) -> None:
-        print(json.dumps(event), flush=True)
+    def _tell(self, **event: Any) -> None:
+        self._events.write(json.dumps(event) + "\n")
+        self._events.flush()
 
 
 def main() -> None:
     """Serves as the worker of the coordinator at the home in the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which decides
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    Worker(Path(sys.argv[1]), int(sys.argv[2])).serve()
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is for the log, and no event
+    Worker(Path(sys.argv[1]), int(sys.argv[2]), events).serve()
 
 
 if __name__ == "__main__":

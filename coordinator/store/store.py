@@ -220,6 +220,7 @@ class Store:
         """Marks a run as driven by the holder of `lease`, without a line in the audit log; raises as `move_run`."""
         with self.session() as session:
             self._move(session, run_id, BEGIN, lease)
+            self._fenced(session, run_id, lease, {"step": "asks the nodes"})  # what it waited for is over
 
     def move_run(
         self, run_id: str, transition: Transition, *, lease: int | None = None, error: str | None = None

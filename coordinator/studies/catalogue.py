@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from ...client_node.errors import StudyInvalid
 from ...client_node.files import damaged, read_json
@@ -27,6 +27,8 @@ _REMEDY = (
 
 
 class _Stored(StrictModel):
+    model_config = ConfigDict(extra="ignore")  # earlier versions stored more
+
     state: tuple[float, ...]
     backbone: Annotated[str, Field(max_length=4096)]
 

@@ -16,6 +16,7 @@ from confide.client_node.errors import ChargeRefused, DiskFull, SiteNotReady
 from confide.client_node.ledger_head import LedgerHead
 from confide.mpc.sharing.sealing import position_in
 from confide.privacy.ledger import backup
+from confide.privacy.ledger.ledger import Ledger
 
 from .conftest import Site
 from .test_node import RUN, Desk, make_desk, new_node, prepare
@@ -79,7 +80,7 @@ def test_a_ledger_that_goes_on_otherwise_is_refused_too(desk, tmp_path):
     back = put_back(desk, copy)
     for epsilon in range(11, 17):
         back.site.write(("epsilon = 10.0", f"epsilon = {epsilon}.0"))
-        recorded = ledger_head_module.Ledger.set_budget
+        recorded = Ledger.set_budget
         recorded(back.ledger, replace(back.ledger.budget("patients", "patient"), epsilon=float(epsilon)))
     assert back.ledger.head.seq > 4
     with pytest.raises(SiteNotReady, match="does not hold its entry 4"):

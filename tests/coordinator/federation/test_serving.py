@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -9,8 +8,9 @@ from confide.coordinator.federation import serving as serving_module
 from confide.coordinator.federation.serving import SeenNode, Serving, note_serving, only_server, read_serving
 
 NOTED = Serving(
-    since=1.0, version="0.2.0", superlink=True, worker=False, trouble="no room", nodes={"north": SeenNode(at=2.0)}
-)
+    since=1.0, noted=2.0, version="0.2.0", superlink=True, worker=False, trouble="no room",
+    nodes={"north": SeenNode(at=2.0)},
+)  # fmt: skip
 
 
 def test_nobody_serves_a_new_home(tmp_path):
@@ -64,5 +64,5 @@ def test_a_killed_server_leaves_the_home_free(tmp_path):
 
 
 def test_a_node_is_online_for_a_minute_after_its_last_request():
-    assert SeenNode(at=time.time() - 50).is_online
-    assert not SeenNode(at=time.time() - 70).is_online
+    assert SeenNode(at=100.0).was_online(150.0)
+    assert not SeenNode(at=100.0).was_online(170.0)

@@ -1,12 +1,13 @@
 import itertools
 import json
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from confide.coordinator.errors import SuperLinkFailed
+from confide.coordinator.errors import StoreUnavailable, SuperLinkFailed
 from confide.coordinator.fleet.flower import Task
 from confide.coordinator.gateway import drivers as drivers_module
 from confide.coordinator.gateway.drivers import Drivers
@@ -155,6 +156,47 @@ def test_a_driver_that_hangs_is_killed(drivers, until, orders, monkeypatch, stor
     until(lambda: {"kill": 1} in orders())
     until(lambda: [order.get("drive") for order in orders()].count("run-1") == 2)
     assert "silent" in store.run("run-1").step
+
+
+def test_failures_without_end_end_no_server():
+    assert drivers_module._pause(1) == drivers_module.PAUSES_S[0]
+    assert drivers_module._pause(100_000) == drivers_module.PAUSES_S[1]
+
+
+def test_the_loss_of_the_worker_is_taken_in_although_the_database_is_away(drivers, until, orders, store, monkeypatch):
+    until(lambda: len(orders()) == 2)
+    until(lambda: all(driver.pid for driver in drivers._drivers.values()))
+
+    def fail(run_id):
+        raise StoreUnavailable("held")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "run", fail)
+        drivers._worker.kill()
+        until(lambda: not any(driver.is_alive for driver in drivers._drivers.values()))
+    until(lambda: len(orders()) == 4)
+
+
+def test_a_driver_whose_run_is_over_is_ended_before_it_is_forgotten(
+    drivers, until, orders, store, superlink, monkeypatch
+):
+    put_in_state(store, "run-2", "done")
+    monkeypatch.setattr(drivers_module, "FAREWELL_S", 0.2)
+    until(lambda: drivers._drivers["run-1"].pid if "run-1" in drivers._drivers else None)
+    put_in_state(store, "run-1", "stopped")
+    until(lambda: {"kill": 1} in orders())
+    until(lambda: drivers._drivers == {})
+    assert superlink.withdrawn == [1]
+
+
+def test_a_worker_that_does_not_answer_is_started_anew(drivers, until, orders, store, monkeypatch):
+    put_in_state(store, "run-2", "done")
+    until(orders)
+    until(lambda: drivers._drivers["run-1"].pid)
+    drivers._worker._child.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(drivers_module, "HUNG_S", 0.1)
+    monkeypatch.setattr(drivers_module, "KILL_S", 0.2)
+    until(lambda: [order.get("drive") for order in orders()].count("run-1") >= 2)
 
 
 def test_a_superlink_that_takes_no_order_is_told(drivers, until, superlink, orders):

@@ -65,7 +65,7 @@ def test_new_connections_get_the_renewed_certificate_and_old_ones_go_on(
 ) -> None:
     before = serial_at(pki)
     keeper = object.__new__(CertificateKeeper)  # one that was made when nothing was due
-    keeper._pki, keeper._next = pki, 0.0
+    keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
     trusting = outbound.trusting(pki.ca_path.read_text())
     with outbound.open_client("x", trusting, None, 5) as old, outbound.open_client("x", trusting, None, 5) as new:
         assert asked(old, server) == before
@@ -99,6 +99,35 @@ def test_a_renewal_that_fails_leaves_the_gate_as_it_is_and_is_told(
         assert asked(client, server) == before
     assert caplog.text.count("cannot be renewed") == 1
     assert EVERY_S == 24 * 3600
+
+
+def test_a_renewed_certificate_that_could_not_be_shown_is_shown_at_the_next_look(
+    pki: Pki, server: GateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = object.__new__(CertificateKeeper)
+    keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
+    with monkeypatch.context() as patched:
+
+        def fail(*_: object) -> None:
+            raise OSError("too many open files")
+
+        patched.setattr(GateServer, "show", fail)
+        keeper.check(server)
+    keeper._next = 0.0
+    keeper.check(server)
+    with outbound.open_client("x", outbound.trusting(pki.ca_path.read_text()), None, 5) as client:
+        assert asked(client, server) == serial_at(pki)
+
+
+def test_a_key_that_others_can_read_ends_no_server(
+    pki: Pki, server: GateServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    (pki.folder / "ca.key").chmod(0o644)
+    keeper = object.__new__(CertificateKeeper)
+    keeper._pki, keeper._next, keeper._shown = pki, 0.0, pki.certificate_path.read_bytes()
+    keeper.check(server)
+    assert "the server certificate cannot be renewed" in caplog.text
+    assert "chmod" in caplog.text
 
 
 def test_a_certificate_with_another_key_is_not_shown(pki: Pki, server: GateServer, tmp_path: Path) -> None:

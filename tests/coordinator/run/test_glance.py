@@ -42,12 +42,15 @@ def served(home):
     """Notes what a running server would, with all nodes online but those named."""
     with only_server(home):
 
-        def note(*away, trouble="", superlink=True, versions=None):
+        def note(*away, trouble="", superlink=True, versions=None, age=0.0):
             nodes = {
                 name: SeenNode(at=time.time() - (300 if name in away else 1), version=(versions or {}).get(name, ""))
                 for name in (*SITES, *PARTIES)
             }
-            serving = Serving(since=1.0, version="x", superlink=superlink, worker=True, trouble=trouble, nodes=nodes)
+            serving = Serving(
+                since=1.0, noted=time.time() - age, version="x", superlink=superlink, worker=True, trouble=trouble,
+                nodes=nodes,
+            )  # fmt: skip
             note_serving(home, serving)
 
         note()
@@ -98,6 +101,22 @@ def test_trouble_of_the_server_and_other_versions_are_told(store, home, served):
     assert second.startswith("svi runs confide 0.1.0, this is ")
     served(superlink=False)
     assert look(store, home).worries == ["the SuperLink does not answer yet; no node can connect"]
+
+
+def test_a_server_that_has_noted_nothing_for_long_says_nothing_of_its_nodes(store, home, served):
+    """Its disk is full, say: what it noted last would show every node as away."""
+    served("svi", age=300.0)
+    found = look(store, home)
+    (worry,) = found.worries
+    assert worry.startswith("the server has noted nothing for 300 s: its disk is full, or it hangs")
+    assert {each.online for each in found.members} == {None}
+
+
+def test_certificates_that_cannot_be_read_are_one_worry_among_others(store, home, served):
+    (home / "pki" / "server.crt").write_bytes(b"")
+    (worry,) = look(store, home).worries
+    assert worry.startswith("certificates and keys: ")
+    assert "server.crt" in worry
 
 
 def test_a_disk_that_fills_up_is_told(store, home, served, monkeypatch):

@@ -214,7 +214,7 @@ def test_the_coordinator_holds_the_same_bytes_for_all_sites_however_many(tmp_pat
     monkeypatch.setattr(RunFolder, "total_part", lambda self, *place: reads.append(place) or real(self, *place))
     fleet = FakeFleet(desk.study)
     desk.drive(fleet)
-    assert reads == [(1, 0)]
+    assert [read[:2] for read in reads] == [(1, 0)]
     assert sum(kind == "replay" for kind, _ in fleet.asked) == len(FAKE_SITES)
 
 
