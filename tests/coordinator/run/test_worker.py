@@ -100,8 +100,9 @@ def test_a_number_that_is_no_driver_s_is_not_killed(worker):
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         worker.order(kill=stranger.pid)
-        pid = drive(worker, "run-1")  # the order before was looked at
+        assert worker.hear() == {"ended": stranger.pid, "code": None}  # so that nobody waits for its end
         assert stranger.poll() is None
+        pid = drive(worker, "run-1")
         worker.order(kill=pid)
         assert worker.hear()["ended"] == pid
     finally:
