@@ -235,7 +235,9 @@ class FleetGate:
         self._see(site, hello.version if hello is not None else "")
         if self._daemons.connected(key_id, hello):
             version = "a version that it does not tell" if hello is None else hello.version
-            self._log.passed("%s is connected, with confide %s, from %s", site, version, peer)
+            self._log.passed(
+                "connected", key_id, "%s is connected, with confide %s, from %s", site, version, peer, about=version
+            )
 
     async def _forward(
         self, call: str, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, claim: int | None
@@ -363,7 +365,7 @@ class FleetGate:
     def _refuse_impersonation(self, key_id: str, site: str, own: int | None, forged: int) -> NoReturn:
         self._log.known(
             "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
-            site, key_id[:16], own, forged,
+            site, key_id[:16], own, forged, about=f"node {forged}",
         )  # fmt: skip
         raise _TurnedAway(400)  # not 403: Flower's clients read that as "the run is over"
 
@@ -408,7 +410,7 @@ class FleetGate:
         except Exception as err:
             self._log.failed("enrolment failed", err)
             raise _TurnedAway(500) from err
-        self._log.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
+        self._log.passed("enrolled", key_id, "enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
         return 200, _JSON, answer.model_dump_json().encode()
 
     async def _list_studies(self, scope: Message, body: bytes) -> Answer:

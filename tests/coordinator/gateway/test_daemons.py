@@ -253,6 +253,14 @@ def test_the_gates_log_tells_the_version_of_each_daemon_once(
     assert caplog.messages == [f"north is connected, with confide {__version__}, from 127.0.0.1"]
 
 
+def test_a_key_that_connects_again_and_again_leaves_one_line(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        assert setting.site.activate(Hello.of(setting.site.identity.home)).status_code == 200
+    assert caplog.text.count("north is connected") == 1
+
+
 def too_long(told: dict[str, str]) -> None:
     told["version"] = "1" * 33
 

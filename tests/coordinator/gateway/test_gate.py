@@ -264,6 +264,15 @@ def test_a_node_cannot_speak_for_the_id_of_another(gate: Setting, caplog: pytest
     assert [path for path, _ in gate.superlink.seen] == ["/v1/fleet/activate-node", "/v1/fleet/pull-messages"]
 
 
+def test_every_node_that_another_spoke_for_is_named_at_once(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    for victim in (8, 9, 8, 9):
+        assert gate.post("pull-messages", pull(victim), gate.north).status_code == 400
+    key = gate.north.transport_fingerprint[:16]
+    assert caplog.messages == [
+        f"turned away: impersonation: site 'north' (key {key}, node 7) spoke for node {victim}" for victim in (8, 9)
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "size"), [("pull-messages", 2_000), ("push-messages", 300_000), ("push-object", 7 << 20)]
 )
