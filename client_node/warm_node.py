@@ -185,5 +185,6 @@ _AGAIN: Mapping[str, str] = {
         "another daemon uses this node's key, and took over while this one was silent. Stop one of the two; if nobody "
         "here started the other, have this node revoked"
     ),
+    "reconnect": "the coordinator was restarted, and this node has to connect anew",
     "clock": "this machine's clock and the coordinator's are more than five minutes apart; set the clock",
 }

@@ -5,7 +5,7 @@ enrol a key or start code. So the SuperLink listens on loopback, and this ASGI a
 node needs. It checks, for every request, that
 
 - the path is one of the eight that a node uses (all others are 404, Flower's own enrolment included);
-- the key shown is enrolled and not revoked *now*, and the caller holds its private half (signed timestamp);
+- the key shown is enrolled and not revoked *now*, and the caller holds its private half (`credentials`);
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
 - the daemon is the one that speaks for the key just now (`daemons`);
 - the body is small enough, and a reply has a bounded number of parts.
@@ -18,17 +18,13 @@ Out of scope: a node that sends a flood of well-formed messages fills the SuperL
 """
 
 import asyncio
-import binascii
-import datetime as dt
 import json
 import time
 import traceback
-from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -39,12 +35,13 @@ from pydantic import ValidationError
 from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
-from ...client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
+from ...client_node.enrolment.sessions import Hello
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..federation.serving import SeenNode
 from ..fleet import WakeListener, flower
 from ..fleet.wake import HOLD_S
 from .admission import Visit
+from .credentials import Credentials
 from .daemons import Daemons
 from .listener import Message, Receive, Send, serve_gate
 from .refusals import RefusalLog
@@ -187,21 +184,20 @@ class FleetGate:
 
     async def _fleet(self, scope: Message, receive: Receive, call: str) -> Answer:
         try:
-            key_id, site = self._caller(scope)
+            shown, site = self._caller(scope)
         except _TurnedAway:
             await _read_rest(receive)
             raise
         except Exception as err:
             await _read_rest(receive)
             raise self._odd(scope, err) from err
+        key_id = shown.key_id
         scope["state"]["visit"].recognise(key_id)
         body = await self._body(scope, receive, _FLEET_CAPS[call])
         claim = self._own_node(call, body, key_id, site)
-        hello = self._daemon(call, scope, key_id, site)
-        known = self.seen.get(site)
-        version = hello.version if hello is not None else known.version if known is not None else ""
-        self.seen[site] = SeenNode(at=time.time(), version=version)
-        headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
+        hello = self._daemon(call, shown, site)
+        self._see(site)
+        headers = shown.for_superlink()
         gone = asyncio.ensure_future(_disconnected(receive))
         until = time.monotonic() + HOLD_S
         try:
@@ -212,19 +208,36 @@ class FleetGate:
                     break
                 if self._registry.site_of(key_id) is None:
                     raise _TurnedAway(401, refused="revoked")
-                self._daemon(call, scope, key_id, site)
+                self._daemon(call, shown, site)
         finally:
             gone.cancel()
         if call == "activate-node":
             if status == 412:  # Flower's "counts as online already"
                 status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
             if status == 200:
-                self._node_ids[key_id] = flower.activated_node(answer)
-                if self._daemons.connected(key_id, hello):
-                    version = "a version that it does not tell" if hello is None else hello.version
-                    self._log.passed("%s is connected, with confide %s, from %s", site, version, _peer(scope))
+                self._note_activation(flower.activated_node(answer), key_id, site, hello, _peer(scope))
                 await self._drop_questions(headers, key_id, site)
+        elif call == "deactivate-node" and status == 200:
+            self._daemons.left(key_id)
         return status, [pair for pair in answered if pair[0].lower() not in _HOP], answer
+
+    def _see(self, site: str, version: str | None = None) -> None:
+        """Notes a request of this node now; its version, where none is told, is the one before."""
+        known = self.seen.get(site)
+        told = version if version is not None else known.version if known is not None else ""
+        self.seen[site] = SeenNode(at=time.time(), version=told)
+
+    def _note_activation(self, node: int, key_id: str, site: str, hello: Hello | None, peer: str) -> None:
+        """Notes under which id a key is active. Raises `_TurnedAway` if that is the id of another key."""
+        if any(own == node and other != key_id for other, own in self._node_ids.items()):
+            self._refuse_impersonation(key_id, site, self._node_ids.get(key_id), node)
+        self._node_ids[key_id] = node
+        self._see(site, hello.version if hello is not None else "")
+        if self._daemons.connected(key_id, hello):
+            version = "a version that it does not tell" if hello is None else hello.version
+            self._log.passed(
+                "connected", key_id, "%s is connected, with confide %s, from %s", site, version, peer, about=version
+            )
 
     async def _forward(
         self, call: str, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, claim: int | None
@@ -248,10 +261,7 @@ class FleetGate:
         """
         own = self._node_ids.get(key_id)
         if own is None or not self._daemons.may_take_over(key_id, hello):
-            self._log.known(
-                "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
-            )
-            raise _TurnedAway(409, refused="in-use")
+            self._refuse_second(key_id, site)
         await self._forward("deactivate-node", headers, flower.deactivation(own), key_id, site, own)
         return await self._forward("activate-node", headers, body, key_id, site, None)
 
@@ -267,22 +277,32 @@ class FleetGate:
             if status != 200 or not answer:
                 return
 
-    def _daemon(self, call: str, scope: Message, key_id: str, site: str) -> Hello | None:
+    def _daemon(self, call: str, shown: Credentials, site: str) -> Hello | None:
         """Checks that the daemon that asks is the one that speaks for the key; returns its introduction, if any."""
-        headers = dict(scope["headers"])
+        key_id = shown.key_id
         if call == "activate-node":
             try:
-                told = headers.get(HELLO_HEADER.encode())
-                return None if told is None else Hello.read(told)
+                hello = None if shown.hello is None else Hello.read(shown.hello)
             except ValueError as err:
                 self._log.known("form", key_id, "site %r sent an introduction that cannot be read", site)
                 raise _TurnedAway(400) from err
-        if not self._daemons.is_current(key_id, headers.get(SESSION_HEADER.encode())):
+            if not self._daemons.may_connect(key_id, hello):
+                self._refuse_second(key_id, site)
+            if hello is not None:
+                self._daemons.hear(key_id, hello.session.encode())
+            return hello
+        if not self._daemons.hear(key_id, shown.session):
             self._log.known(
                 "replaced", key_id, "two daemons use the key of site %r: a copy of its home, or a stolen key", site
             )
             raise _TurnedAway(409, refused="replaced")
         return None
+
+    def _refuse_second(self, key_id: str, site: str) -> NoReturn:
+        self._log.known(
+            "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
+        )
+        raise _TurnedAway(409, refused="in-use")
 
     async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
         """Holds a poll; returns True if a wake-up came and the node is still connected for the next answer."""
@@ -293,17 +313,15 @@ class FleetGate:
         waker.cancel()
         return waker in done and gone not in done and not self._is_closing
 
-    def _caller(self, scope: Message) -> tuple[str, str]:
-        """Authenticates the caller; returns its key's fingerprint and its name. Raises `_TurnedAway`."""
-        headers, peer = dict(scope["headers"]), _peer(scope)
+    def _caller(self, scope: Message) -> tuple[Credentials, str]:
+        """Authenticates the caller; returns what it showed and its name. Raises `_TurnedAway`."""
+        peer = _peer(scope)
         try:
-            key, key_id = _known_form(b64decode(headers[flower.KEY_HEADER], validate=True))
-            stamp = headers[flower.TIMESTAMP_HEADER]
-            signature = b64decode(headers[flower.SIGNATURE_HEADER], validate=True)
-            age = time.time() - dt.datetime.fromisoformat(stamp.decode("ascii")).timestamp()
-        except (KeyError, ValueError, binascii.Error) as err:
+            shown = Credentials.read(scope["headers"])
+        except ValueError as err:
             self._log.stranger("unsigned", peer, "%s showed no readable key and signature", peer)
             raise _TurnedAway(401, refused="unsigned") from err
+        key_id = shown.key_id
         site = self._registry.site_of(key_id)
         if site is None:
             if former := self._registry.revoked_site(key_id):
@@ -312,14 +330,14 @@ class FleetGate:
             self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
             raise _TurnedAway(401, refused="unknown")
         try:
-            key.verify(signature, stamp, ec.ECDSA(hashes.SHA256()))
+            shown.verify()
         except InvalidSignature as err:
             self._log.known("signature", key_id, "%s showed the key of site %r but cannot sign with it", peer, site)
             raise _TurnedAway(401, refused="signature") from err
-        if abs(age) > _CLOCK_S:
-            self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, age, peer)
+        if abs(shown.age_s) > _CLOCK_S:
+            self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, shown.age_s, peer)
             raise _TurnedAway(503, refused="clock")  # its operator can mend that without a new enrolment
-        return key_id, site
+        return shown, site
 
     def _own_node(self, call: str, body: bytes, key_id: str, site: str) -> int | None:
         """Checks the node id in a request and returns it. Raises `_TurnedAway` if it is not the caller's own."""
@@ -329,20 +347,27 @@ class FleetGate:
             self._log.known("form", key_id, "site %r sent a %s that cannot be read", site, call)
             raise _TurnedAway(400) from err
         own = self._node_ids.get(key_id)
-        forged = [node for node in claim.node_ids if node != claim.node_ids[0] or (own is not None and node != own)]
-        if forged:
-            # 400, not 403: Flower's clients read 403 as "the run is over".
-            self._log.known(
-                "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
-                site, key_id[:16], own if own is not None else claim.node_ids[0], forged[0],
-            )  # fmt: skip
-            raise _TurnedAway(400)
+        speaker = own if own is not None else next(iter(claim.node_ids), None)
+        for node in claim.node_ids:
+            if node != speaker:
+                self._refuse_impersonation(key_id, site, speaker, node)
+        if claim.node_ids and own is None:
+            # Nothing vouches for the id. Not 503, at which a node would go on with it, nor 401, at which it would end.
+            self._log.known("early", key_id, "site %r has to connect anew: this gate has not seen it connect", site)
+            raise _TurnedAway(409, refused="reconnect")
         if claim.parts > MAX_PARTS:
             self._log.known(
                 "parts", key_id, "site %r sent a message of %d parts (at most %d)", site, claim.parts, MAX_PARTS
             )
             raise _TurnedAway(413)
-        return claim.node_ids[0] if claim.node_ids else None
+        return own if claim.node_ids else None
+
+    def _refuse_impersonation(self, key_id: str, site: str, own: int | None, forged: int) -> NoReturn:
+        self._log.known(
+            "impersonation", key_id, "impersonation: site %r (key %s, node %s) spoke for node %s",
+            site, key_id[:16], own, forged, about=f"node {forged}",
+        )  # fmt: skip
+        raise _TurnedAway(400)  # not 403: Flower's clients read that as "the run is over"
 
     async def _body(self, scope: Message, receive: Receive, cap: int) -> bytes:
         body, key = bytearray(), scope["state"]["visit"].key
@@ -385,7 +410,7 @@ class FleetGate:
         except Exception as err:
             self._log.failed("enrolment failed", err)
             raise _TurnedAway(500) from err
-        self._log.passed("enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
+        self._log.passed("enrolled", key_id, "enrolled %r (key %s), from %s", answer.name, key_id[:16], peer)
         return 200, _JSON, answer.model_dump_json().encode()
 
     async def _list_studies(self, scope: Message, body: bytes) -> Answer:
@@ -425,13 +450,6 @@ class FleetGate:
 
 
 _JSON = [(b"content-type", b"application/json")]
-
-
-@lru_cache(maxsize=4096)
-def _known_form(pem: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
-    if len(pem) > 1024:
-        raise ValueError("a P-384 key is shorter")
-    return load_transport_public(pem), fingerprint(pem)
 
 
 def _check_proofs(request: EnrolRequest) -> None:

@@ -31,6 +31,7 @@ from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.gateway.listener import GateServer
 from confide.coordinator.gateway.superlink import SuperLink
 
 from ..connect_proxy import OUTSIDE, ConnectProxy
@@ -59,11 +60,22 @@ class Federation:
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.superlink = SuperLink(home, 0)
         self.peers: dict[str, set[str]] = {}  # a node's key as the gate sees it -> addresses that it came from
+        self.gate = self.open_gate(0)
+        self.superlink.start()
+
+    def open_gate(self, port: int) -> GateServer:
+        """Opens a gate that has seen nothing yet."""
         self._app = FleetGate(
             self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
         )
-        self.gate = serve_gate(self, "127.0.0.1", 0, self.pki.certificate_path, self.pki.key_path)
-        self.superlink.start()
+        return serve_gate(self, "127.0.0.1", port, self.pki.certificate_path, self.pki.key_path)
+
+    def kill_superlink(self) -> None:
+        killed = self.superlink.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: not self.superlink.is_up)
+        until(lambda: self.superlink.is_up and self.superlink.pid != killed)
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "http":
@@ -241,13 +253,24 @@ def test_a_node_that_answers_for_another_is_refused_and_named(
 
 
 def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -> None:
-    killed = federation.superlink.pid
-    assert killed is not None
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: not federation.superlink.is_up)
-    until(lambda: federation.superlink.is_up and federation.superlink.pid != killed)
+    federation.kill_superlink()
     assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
+
+
+def test_nodes_connect_anew_by_themselves_after_the_coordinator_was_restarted(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = federation.gate.port
+    federation.gate.stop()
+    federation.kill_superlink()
+    federation.gate = federation.open_gate(port)
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
+    assert all(federation.nodes[name].poll() is None for name in NODES)
+    for name in NODES:
+        assert f"{name} is connected" in caplog.text
+    assert "impersonation" not in caplog.text
+    assert "a second daemon" not in caplog.text
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ class PlayedSuperLink:
     """Notes what reaches it and answers as told."""
 
     seen: list[tuple[str, bytes]] = field(default_factory=list)
+    headers: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
     status: int = 200
     answer: Callable[[str, bytes], bytes] = lambda path, body: b"from the SuperLink"
 
@@ -31,6 +32,7 @@ class PlayedSuperLink:
             event = await receive()
             body, more = body + event.get("body", b""), event.get("more_body", False)
         self.seen.append((scope["path"], body))
+        self.headers.append(list(scope["headers"]))
         answer = self.answer(scope["path"], body)
         headers = [(b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})

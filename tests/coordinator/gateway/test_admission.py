@@ -96,6 +96,7 @@ class Gate:
             self.register, enrol=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=self.pki.ca_path,
             superlink=behind.port,
         )  # fmt: skip
+        self.app._node_ids[self.nodes["north"].transport_fingerprint] = 7  # as after its activation
         front = serve_gate(self.app, "127.0.0.1", 0, *files, limits=Limits(**limits))  # type: ignore[arg-type]
         self.stack.callback(front.stop)
         return front

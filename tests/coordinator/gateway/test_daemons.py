@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from confide.client_node.enrolment import outbound
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
 from confide.client_node.enrolment.sessions import HELLO_HEADER, LOCK_FILE, SESSION_HEADER, Hello
 from confide.coordinator.federation.pki import Pki
+from confide.coordinator.gateway.daemons import SILENT_S, Daemons
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 
 from .test_gate import PlayedRegister, pull, signed
@@ -72,32 +74,50 @@ class Site:
         return self._client.post(f"/v1/fleet/{call}", content=body, headers=signed(self.identity) | headers)
 
 
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Setting:
+    site: Site
+    superlink: Flower
+    app: FleetGate
+    clock: Clock
+
+
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki.create(tmp_path_factory.mktemp("coordinator"), [])
 
 
 @pytest.fixture
-def setting(pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[Site, Flower]]:
+def setting(pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Setting]:
     caplog.set_level(logging.INFO, logger="confide.gate")
     superlink, register = Flower(), PlayedRegister()
     behind = serve_gate(superlink, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     app = FleetGate(register, enrol=lambda _: None, studies=lambda _: [], ca_path=pki.ca_path, superlink=behind.port)  # type: ignore[arg-type, return-value]
+    clock = Clock()
+    app._daemons = Daemons(clock)
     server = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     with httpx.Client(
         base_url=f"https://127.0.0.1:{server.port}", verify=outbound.trusting(pki.ca_path.read_text())
     ) as client:
         site = Site(client, tmp_path / "north")
         register.known[site.identity.transport_fingerprint] = "north"
-        yield site, superlink
+        yield Setting(site, superlink, app, clock)
     server.stop()
     behind.stop()
 
 
 def test_a_daemon_that_was_killed_is_replaced_at_once_by_the_next_one_on_its_home(
-    setting: tuple[Site, Flower],
+    setting: Setting,
 ) -> None:
-    site, superlink = setting
+    site, superlink = setting.site, setting.superlink
     first, second = Hello.of(site.identity.home), Hello.of(site.identity.home)
     assert site.activate(first).status_code == 200
     assert site.activate(second).status_code == 200
@@ -107,16 +127,16 @@ def test_a_daemon_that_was_killed_is_replaced_at_once_by_the_next_one_on_its_hom
     assert site.pull(second).content == b"asked now"
 
 
-def test_what_a_killed_daemon_was_asked_does_not_reach_the_next_one(setting: tuple[Site, Flower]) -> None:
-    site, superlink = setting
+def test_what_a_killed_daemon_was_asked_does_not_reach_the_next_one(setting: Setting) -> None:
+    site, superlink = setting.site, setting.superlink
     site.activate(Hello.of(site.identity.home))
     superlink.waiting = [b"asked before", b"asked before"]
     site.activate(Hello.of(site.identity.home))
     assert superlink.waiting == []
 
 
-def test_a_daemon_that_lost_its_connection_gets_back_in_at_once(setting: tuple[Site, Flower]) -> None:
-    site, _ = setting
+def test_a_daemon_that_lost_its_connection_gets_back_in_at_once(setting: Setting) -> None:
+    site = setting.site
     hello = Hello.of(site.identity.home)
     assert [site.activate(hello).status_code for _ in range(3)] == [200] * 3
 
@@ -129,9 +149,9 @@ def copied(home: Path, tmp_path: Path) -> Hello:
 
 
 def test_a_copy_of_a_home_is_kept_out_while_the_first_daemon_lives(
-    setting: tuple[Site, Flower], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site, superlink = setting
+    site, superlink = setting.site, setting.superlink
     own, copy = Hello.of(site.identity.home), copied(site.identity.home, tmp_path)
     site.activate(own)
     for _ in range(3):
@@ -144,9 +164,9 @@ def test_a_copy_of_a_home_is_kept_out_while_the_first_daemon_lives(
 
 
 def test_of_two_daemons_only_the_one_that_connected_last_gets_messages(
-    setting: tuple[Site, Flower], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site, superlink = setting
+    site, superlink = setting.site, setting.superlink
     own, copy = Hello.of(site.identity.home), copied(site.identity.home, tmp_path)
     site.activate(own)
     superlink.calls.clear()
@@ -158,8 +178,8 @@ def test_of_two_daemons_only_the_one_that_connected_last_gets_messages(
     assert "two daemons use the key of site 'north'" in caplog.text
 
 
-def test_a_node_without_an_introduction_waits_as_flower_has_it(setting: tuple[Site, Flower]) -> None:
-    site, superlink = setting
+def test_a_node_without_an_introduction_waits_as_flower_has_it(setting: Setting) -> None:
+    site, superlink = setting.site, setting.superlink
     assert site.activate(None).status_code == 200
     superlink.waiting = [b"asked now"]
     assert site.pull(None).content == b"asked now"
@@ -168,14 +188,77 @@ def test_a_node_without_an_introduction_waits_as_flower_has_it(setting: tuple[Si
     assert site.activate(None).status_code == 200
 
 
-def test_the_gates_log_tells_the_version_of_each_daemon_once(
-    setting: tuple[Site, Flower], caplog: pytest.LogCaptureFixture
+def test_leaving_the_introduction_out_is_no_way_past_a_daemon_that_lives(
+    setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site, _ = setting
+    site, superlink = setting.site, setting.superlink
+    own = Hello.of(site.identity.home)
+    site.activate(own)
+    superlink.online.clear()  # a SuperLink that was started again counts nobody as online
+    superlink.calls.clear()
+    for _ in range(3):
+        answer = site.activate(None)
+        assert (answer.status_code, answer.headers["confide-refused"]) == (409, "in-use")
+    assert superlink.calls == []
+    superlink.waiting = [b"asked now"]
+    assert site.pull(None).status_code == 409
+    assert site.pull(own).content == b"asked now"
+    assert caplog.text.count("a second daemon uses the key of site 'north'") == 1
+    assert setting.app.seen["north"].version == __version__
+
+
+def test_a_daemon_that_asks_stays_the_one_that_lives(setting: Setting) -> None:
+    site, own = setting.site, Hello.of(setting.site.identity.home)
+    site.activate(own)
+    for _ in range(3):
+        setting.clock.now += SILENT_S - 1
+        site.pull(own)
+    setting.superlink.online.clear()
+    assert site.activate(None).status_code == 409
+
+
+def test_after_a_silence_a_daemon_without_an_introduction_gets_in_and_the_other_out(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, own = setting.site, Hello.of(setting.site.identity.home)
+    site.activate(own)
+    setting.clock.now += SILENT_S
+    setting.superlink.online.clear()
+    assert site.activate(None).status_code == 200
+    assert setting.app.seen["north"].version == ""
+    assert site.pull(None).status_code == 200
+    answer = site.pull(own)
+    assert (answer.status_code, answer.headers["confide-refused"]) == (409, "replaced")
+    assert "north is connected, with confide a version that it does not tell" in caplog.text
+    assert "two daemons use the key of site 'north'" in caplog.text
+    assert site.activate(own).status_code == 409  # it waits in its turn
+    assert setting.app.seen["north"].version == ""
+
+
+def test_a_daemon_that_said_goodbye_keeps_nobody_out(setting: Setting) -> None:
+    site, own = setting.site, Hello.of(setting.site.identity.home)
+    site.activate(own)
+    goodbye = DeactivateNodeRequest(node_id=7).SerializeToString()
+    assert site.post("deactivate-node", goodbye, {SESSION_HEADER: own.session}).status_code == 200
+    assert site.activate(None).status_code == 200
+
+
+def test_the_gates_log_tells_the_version_of_each_daemon_once(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = setting.site
     hello = Hello.of(site.identity.home)
     for _ in range(3):
         site.activate(hello)
     assert caplog.messages == [f"north is connected, with confide {__version__}, from 127.0.0.1"]
+
+
+def test_a_key_that_connects_again_and_again_leaves_one_line(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        assert setting.site.activate(Hello.of(setting.site.identity.home)).status_code == 200
+    assert caplog.text.count("north is connected") == 1
 
 
 def too_long(told: dict[str, str]) -> None:
@@ -195,10 +278,8 @@ def short_session(told: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("change", [too_long, a_line_of_a_log, unknown_field, short_session])
-def test_an_introduction_of_another_form_is_refused(
-    setting: tuple[Site, Flower], change: Callable[[dict[str, str]], None]
-) -> None:
-    site, superlink = setting
+def test_an_introduction_of_another_form_is_refused(setting: Setting, change: Callable[[dict[str, str]], None]) -> None:
+    site, superlink = setting.site, setting.superlink
     told = Hello.of(site.identity.home).model_dump()
     change(told)
     assert site.activate(None, **{HELLO_HEADER: json.dumps(told)}).status_code == 400

@@ -18,8 +18,10 @@ import pytest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
+    DeactivateNodeRequest,
     PushMessagesRequest,
 )
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as WireMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
@@ -28,10 +30,12 @@ from hypothesis import strategies as st
 
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
 from confide.client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
+from confide.client_node.enrolment.sessions import HELLO_HEADER, SESSION_HEADER
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.wake import PORT_VARIABLE, WakeListener, wake
 from confide.coordinator.gateway import gate as gate_module
 from confide.coordinator.gateway.crowd import Limits
+from confide.coordinator.gateway.daemons import Daemons
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.refusals import RefusalLog
 
@@ -60,6 +64,10 @@ def push(node_id: int, src: int, tree: ObjectTree | None = None) -> bytes:
         node=Node(node_id=node_id), messages_list=[message], message_object_trees=[tree or ObjectTree(object_id="a")]
     )
     return request.SerializeToString()
+
+
+def activation(who: NodeIdentity) -> bytes:
+    return ActivateNodeRequest(public_key=wire_form(who.transport_public)).SerializeToString()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +108,8 @@ def gate(setting: Setting, nodes: dict[str, NodeIdentity], caplog: pytest.LogCap
     caplog.set_level(logging.INFO, logger="confide.gate")
     setting.superlink.__init__()  # type: ignore[misc]
     setting.register.__init__()  # type: ignore[misc]
-    setting.app._log, setting.app._node_ids = RefusalLog(), {}
+    setting.app._log, setting.app._daemons = RefusalLog(), Daemons()
+    setting.app._node_ids = {nodes["north"].transport_fingerprint: 7}  # as after its activation
     for name in ("north", "south"):
         setting.register.known[nodes[name].transport_fingerprint] = name
         setting.register.identities[nodes[name].identity_hex] = name
@@ -166,6 +175,71 @@ def test_a_request_without_one_of_the_three_headers_is_refused(gate: Setting, mi
     assert gate.superlink.seen == []
 
 
+ONCE = ["flwr-public-key", "flwr-timestamp", "flwr-signature", SESSION_HEADER, HELLO_HEADER]
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_header_that_names_the_caller_comes_once(gate: Setting, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    shown = {SESSION_HEADER: "a" * 32, HELLO_HEADER: "{}"} | signed(gate.north)
+    headers = [*shown.items(), (name.title(), shown[name])]
+    responses = [gate.client.post("/v1/fleet/pull-messages", content=pull(7), headers=headers) for _ in range(3)]
+    assert {(r.status_code, r.headers["confide-refused"]) for r in responses} == {(401, "unsigned")}
+    assert caplog.messages == ["turned away: 127.0.0.1 showed no readable key and signature"]
+    assert gate.superlink.seen == []
+
+
+def test_the_holder_of_a_stolen_key_does_not_act_in_its_name_by_a_second_set_of_headers(gate: Setting) -> None:
+    # Flower reads the first set; a gate that read the last would check the wrong caller.
+    for first, last in ((gate.north, gate.south), (gate.south, gate.north)):
+        headers = [*signed(first).items(), *signed(last).items()]
+        for call, body in (("pull-messages", pull(7)), ("activate-node", activation(gate.north))):
+            assert gate.client.post(f"/v1/fleet/{call}", content=body, headers=headers).status_code == 401
+    assert gate.superlink.seen == []
+    assert gate.app._node_ids == {gate.north.transport_fingerprint: 7}
+
+
+def test_the_superlink_gets_the_five_headers_of_a_node_and_no_other(gate: Setting) -> None:
+    shown = signed(gate.north)
+    more = {"content-type": "text/plain", "x-forwarded-for": "10.0.0.1", "cookie": "a", "flwr-run-id": "1"}
+    assert gate.post("pull-messages", pull(7), gate.north, **shown, **more).status_code == 200
+    (headers,) = gate.superlink.headers
+    assert sorted(headers) == sorted(
+        (name.encode(), value.encode())
+        for name, value in {
+            **shown, "content-type": "application/protobuf", "accept": "application/protobuf",
+            "host": "127.0.0.1", "content-length": str(len(pull(7))),
+        }.items()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["pull-messages", "send-node-heartbeat", "push-messages", "deactivate-node"])
+def test_a_node_that_this_gate_has_not_seen_connect_is_told_to_do_so(
+    gate: Setting, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bodies = {
+        "push-messages": push(7, 7),
+        "send-node-heartbeat": SendNodeHeartbeatRequest(node=Node(node_id=7)).SerializeToString(),
+        "deactivate-node": DeactivateNodeRequest(node_id=7).SerializeToString(),
+    }
+    responses = [gate.post(call, bodies.get(call, pull(7)), gate.south) for _ in range(3)]
+    assert {(r.status_code, r.headers["confide-refused"]) for r in responses} == {(409, "reconnect")}
+    assert caplog.messages == ["turned away: site 'south' has to connect anew: this gate has not seen it connect"]
+    assert gate.superlink.seen == []
+
+
+def test_a_key_that_is_activated_under_anothers_id_is_refused_and_takes_nothing_from_it(
+    gate: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    activated = ActivateNodeResponse(node_id=7).SerializeToString()
+    gate.superlink.answer = lambda path, body: activated if path.endswith("/activate-node") else b"a message"
+    gate.app._node_ids[gate.south.transport_fingerprint] = 8
+    assert gate.post("activate-node", activation(gate.south), gate.south).status_code == 400
+    key = gate.south.transport_fingerprint[:16]
+    assert caplog.messages == [f"turned away: impersonation: site 'south' (key {key}, node 8) spoke for node 7"]
+    assert gate.app._node_ids == {gate.north.transport_fingerprint: 7, gate.south.transport_fingerprint: 8}
+    assert gate.post("pull-messages", pull(7), gate.north).content == b"a message"
+
+
 @pytest.mark.parametrize("minutes", [-6, 6])
 def test_an_old_or_early_timestamp_does_not_pass(gate: Setting, minutes: int) -> None:
     headers = signed(gate.north, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=minutes))
@@ -183,12 +257,20 @@ def test_a_reply_in_anothers_name_is_refused_and_says_whose(gate: Setting, caplo
 def test_a_node_cannot_speak_for_the_id_of_another(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
     activated = ActivateNodeResponse(node_id=7).SerializeToString()
     gate.superlink.answer = lambda path, body: activated if path.endswith("/activate-node") else b""
-    request = ActivateNodeRequest(public_key=wire_form(gate.north.transport_public)).SerializeToString()
-    assert gate.post("activate-node", request, gate.north).status_code == 200
+    assert gate.post("activate-node", activation(gate.north), gate.north).status_code == 200
     for call, body in (("pull-messages", pull(8)), ("push-messages", push(8, 8))):
         assert gate.post(call, body, gate.north).status_code == 400
     assert "node 7) spoke for node 8" in caplog.text
     assert [path for path, _ in gate.superlink.seen] == ["/v1/fleet/activate-node", "/v1/fleet/pull-messages"]
+
+
+def test_every_node_that_another_spoke_for_is_named_at_once(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    for victim in (8, 9, 8, 9):
+        assert gate.post("pull-messages", pull(victim), gate.north).status_code == 400
+    key = gate.north.transport_fingerprint[:16]
+    assert caplog.messages == [
+        f"turned away: impersonation: site 'north' (key {key}, node 7) spoke for node {victim}" for victim in (8, 9)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,8 +309,8 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(pki: Pki, nodes
         )  # fmt: skip
         front = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
         response = httpx.post(
-            f"https://127.0.0.1:{front.port}/v1/fleet/pull-messages", content=pull(7), headers=signed(nodes["north"]),
-            verify=ssl.create_default_context(cafile=str(pki.ca_path)), trust_env=False,
+            f"https://127.0.0.1:{front.port}/v1/fleet/activate-node", content=activation(nodes["north"]),
+            headers=signed(nodes["north"]), verify=ssl.create_default_context(cafile=str(pki.ca_path)), trust_env=False,
         )  # fmt: skip
         front.stop()
     assert response.status_code == 503

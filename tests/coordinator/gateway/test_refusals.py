@@ -100,6 +100,60 @@ def test_a_key_that_stopped_has_its_count_logged(
     assert len(caplog.messages) == 2
 
 
+def test_a_second_victim_is_named_at_once_whatever_the_key_did_before(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(130):  # a slip a minute, until the pauses are an hour long
+        log.known("impersonation", "k", "spoke for %d", 111, about="111")
+        clock.now += 60
+        log.report()
+    caplog.clear()
+    for _ in range(3):
+        log.known("impersonation", "k", "spoke for %d", 777, about="777")
+    assert caplog.messages == ["turned away: spoke for 777"]
+    clock.now += 60
+    log.report()
+    assert caplog.messages[-1] == "not listed: 2 more of impersonation, k, 777"
+
+
+def test_victims_without_number_are_counted(log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(1000):
+        log.known("impersonation", "k", "spoke for %d", number, about=str(number))
+    assert len(caplog.messages) == 17
+    caplog.clear()
+    clock.now += 60
+    log.report()
+    assert caplog.messages == ["not listed: 983 more of impersonation, k"]
+
+
+def test_what_keys_together_are_not_listed_for_is_named_in_the_next_minutes(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in range(20):
+        for number in range(16):
+            log.known("impersonation", str(key), "key %d spoke for %d", key, number, about=str(number))
+    assert len(caplog.messages) == 20 + 256
+    assert {message.split()[3] for message in caplog.messages} == {str(key) for key in range(20)}
+    caplog.clear()
+    for _ in range(10):
+        clock.now += 60
+        log.report()
+    assert len(caplog.messages) == 20 * 16 - 256 - 20
+    assert "not listed: 1 more of impersonation, 19, 15" in caplog.messages
+
+
+def test_a_key_does_not_fill_the_log_with_successes(
+    log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3600):
+        log.passed("connected", "k", "%s is connected", "north")
+        clock.now += 1
+    assert caplog.messages[0] == "north is connected"
+    assert len(caplog.messages) < 8
+    log.passed("connected", "other", "%s is connected", "south")
+    assert caplog.messages[-1] == "south is connected"
+
+
 def test_the_log_of_an_hour_stays_small_under_every_flood_at_once(
     log: RefusalLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +165,10 @@ def test_the_log_of_an_hour_stays_small_under_every_flood_at_once(
         for key in range(150):
             for reason in ("impersonation", "revoked", "signature"):
                 log.known(reason, str(key), "x" * 150)
+            for reason in ("connected", "enrolled"):
+                log.passed(reason, str(key), "x" * 150)
+            for victim in range(50):
+                log.known("impersonation", str(key), "x" * 150, about=str(victim))
         clock.now += 60
         log.report()
     prefix = len("2026-11-27 13:33:43,000 WARNING confide.gate: \n")
