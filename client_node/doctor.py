@@ -21,6 +21,7 @@ from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
 from . import daemon, ledger_head
 from .approval import charges, confirmed_sites, site_budget, study_decisions, table_check
+from .data.known_units import KnownUnits
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
 from .health import Finding, certificate_dates, disk_space, examine, gate_at, privacy_of, versions
@@ -173,7 +174,7 @@ def _ledger(node: _Node) -> Iterable[Finding]:
     if not node.has_role("train"):
         return []
     if not (node.home / charges.LEDGER_FILE).exists():
-        if not (node.home / ledger_head.FILE).exists():
+        if not any((node.home / trace).exists() for trace in (ledger_head.FILE, ledger_head.PEOPLE_FILE)):
             return [Finding("ledger", "ok", "nothing was charged yet")]
         return [Finding("ledger", "failed", f"{charges.LEDGER_FILE} is gone", "docs/site.md, Ledger lost")]
     with charges.open_ledger(node.home, NodeIdentity.load(node.home), node.enrolment) as ledger:
@@ -185,6 +186,13 @@ def _ledger(node: _Node) -> Iterable[Finding]:
             spent = f"{account.dataset}: {rounded_up(account.spent.guaranteed)} of {account.budget.epsilon:g} is spent"
             found.append(Finding("budget", "warning", spent, "nothing more runs on these people under this cap"))
     return found
+
+
+def _known_people(node: _Node) -> Iterable[Finding]:
+    if not node.has_role("train"):
+        return []
+    known = ", ".join(map(str, KnownUnits(node.home).accounts()))
+    return [Finding("known people", "ok", f"noted under {known}" if known else "nobody was noted yet")]
 
 
 def _party(node: _Node) -> Iterable[Finding]:
@@ -242,6 +250,6 @@ def _daemon(node: _Node) -> Iterable[Finding]:
 
 
 CHECKS: tuple[Callable[[_Node], Iterable[Finding]], ...] = (
-    _files, _keys, _enrolment, _coordinator, _studies, _policy, _table, _backbone, _ledger, _party, _disk, _versions,
-    _daemon,
+    _files, _keys, _enrolment, _coordinator, _studies, _policy, _table, _backbone, _ledger, _known_people, _party,
+    _disk, _versions, _daemon,
 )  # fmt: skip

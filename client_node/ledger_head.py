@@ -7,7 +7,6 @@ they refuse (`mpc.links.positions`).
 """
 
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:  # with all accountants, for which `status` does not wait
 
 LEDGER_FILE = "ledger.db"
 FILE = Path("keys") / "ledger.head"
+PEOPLE_FILE = "units.db"  # begun after the ledger: people are noted before they are charged
 _PART = 1000  # entries read at a time
 _MAX_BYTES = 2**16
 _REMEDY = (
@@ -61,22 +61,34 @@ def kept_head(home: Path, public_key: str) -> Kept | None:
     return kept if kept is not None and kept.public_key == public_key else None
 
 
+def why_begun(home: Path, public_key: str) -> str | None:
+    """Says by what it is known that there must be a ledger with this key (hex); None if there need not be one yet.
+
+    Raises:
+        FileDamaged: the file of the kept head is damaged.
+    """
+    if kept_head(home, public_key) is not None:
+        return "by which something was sent"
+    return f"and {PEOPLE_FILE} knows people" if (home / PEOPLE_FILE).exists() else None
+
+
 def standing(home: Path, public_key: str) -> str:
     """Says whether the ledger holds the entry by which something was sent last; if not, why, and what to do.
 
-    It looks at that entry alone: commands that charge or report check the whole ledger.
+    It looks at that entry alone, and writes nothing: commands that charge or report check the whole ledger.
     """
     path = home / LEDGER_FILE
     try:
-        kept = kept_head(home, public_key)
+        kept, begun = kept_head(home, public_key), why_begun(home, public_key)
         if not path.exists():
-            return "none yet" if kept is None else f"the ledger {path} is gone, by which something was sent. {WAY_ON}"
-        with closing(EntryStore(path, is_new=False)) as store, store.read() as connection:
-            found = list(store.load(connection, 0 if kept is None else kept.seq, 1))
+            return "none yet" if begun is None else f"the ledger {path} is gone, {begun}. {WAY_ON}"
+        found = EntryStore.peek(path, 0 if kept is None else kept.seq)
     except (ClientNodeError, PrivacyError) as err:
         return str(err)
-    if kept is not None and (not found or found[0].hash != kept.hash):
+    if kept is not None and (found is None or found.hash != kept.hash):
         return f"{path} does not hold its entry {kept.seq}, by which something was sent. {WAY_ON}"
+    if found is None:
+        return "none yet" if begun is None else f"the ledger {path} has no entries, {begun}. {WAY_ON}"
     return "whole"
 
 

@@ -235,7 +235,7 @@ class SiteRole:
         summed = outcome.sites
         if self._name not in summed or len(summed) >= study.draft.min_untopped:
             return
-        if self._outbox.topped_set(run, outcome.round) != summed:
+        if not self._outbox.has_topped(run, outcome.round, summed):
             raise MessageInvalid(
                 f"round {outcome.round}: {self._name} never added noise for a sum over {', '.join(summed)}"
             )

@@ -32,7 +32,7 @@ _WAY_ON = (
 
 
 def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment, *, may_be_lost: bool = False) -> Ledger:
-    """Opens this node's ledger, or starts it if nothing was ever sent by one; an older copy is opened as well.
+    """Opens this node's ledger, or starts it if none was begun here; an older copy is opened as well.
 
     Args:
         may_be_lost: True to start a new one also in the place of a ledger that was lost, for a person who says so.
@@ -43,18 +43,18 @@ def open_ledger(home: Path, identity: NodeIdentity, enrolment: Enrolment, *, may
         FileDamaged: it cannot be told whether there must be one.
     """
     path = home / LEDGER_FILE
-    is_new = may_be_lost or ledger_head.kept_head(home, identity.identity_hex) is None
+    begun = None if may_be_lost else ledger_head.why_begun(home, identity.identity_hex)
     try:
-        return Ledger.open(path, identity.signer, enrolment.name, is_new=is_new)
+        return Ledger.open(path, identity.signer, enrolment.name, is_new=begun is None)
     except LedgerBroken as err:
         where = str(err) if str(path) in str(err) else f"the ledger {path} is damaged: {err}"
         raise LedgerBroken(f"{where}. {_WAY_ON}") from err
     except LedgerUnavailable as err:
         if not has_room(home):
             raise LedgerUnavailable(f"{err}: the disk is full; make room, nothing is lost") from err
-        if is_new or path.exists():
+        if begun is None or path.exists():
             raise
-        raise LedgerUnavailable(f"the ledger {path} is gone, by which something was sent. {_WAY_ON}") from err
+        raise LedgerUnavailable(f"the ledger {path} is gone, {begun}. {_WAY_ON}") from err
 
 
 def whole_ledger(home: Path) -> Ledger:
@@ -76,8 +76,9 @@ def whole_ledger(home: Path) -> Ledger:
 def ledger_if_begun(home: Path) -> Ledger | None:
     """Opens this node's ledger as `whole_ledger` does; None if there is none and need not be one. It starts none."""
     if not (home / LEDGER_FILE).exists():
-        is_kept = (home / ledger_head.FILE).exists()  # asked first: before its enrolment a node has no keys
-        if not is_kept or ledger_head.kept_head(home, NodeIdentity.load(home).identity_hex) is None:
+        traces = (home / ledger_head.FILE, home / ledger_head.PEOPLE_FILE)  # first: before its enrolment it has no keys
+        is_traced = any(trace.exists() for trace in traces)
+        if not is_traced or ledger_head.why_begun(home, NodeIdentity.load(home).identity_hex) is None:
             return None
     return whole_ledger(home)
 

@@ -9,12 +9,16 @@ cells but the unit's, so that people with new ids are known by their rows; the o
 table is known when another column is named as the unit's. Their order in the row does not matter. Two tables that
 number their people 1 to n share marks without sharing people: then a person says so, by `data.distinct_from` in
 site.toml.
+
+The file and its key begin together, and from then on both must be there: a file that was lost or emptied is never begun
+anew by itself. Neither of them means that nobody was noted yet.
 """
 
 import hmac
 import json
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,19 +28,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...models.rounding import rounded_up
+from ...privacy.errors import LedgerUnavailable
 from ...privacy.ledger.ledger import Ledger
 from ..errors import DiskFull, FileDamaged, UnitsKnown
-from ..files import damaged, is_full, locked, read_own, write_private
+from ..files import damaged, has_room, is_full, locked, move_durably, read_own, write_private
 from ..policy import Account, SitePolicy
 from .tables import Problems, open_table
 
 FILE = "units.db"
+NEW_FILE = ".units.db.new"  # until its key is on disk
 KEY_FILE = Path("keys") / "units.key"
 MARK_BYTES, KEY_BYTES = 16, 32
 WAIT_S = 600  # for another process that reads a large table
 _REMEDY = (
     "With keys/units.key it knows whom accounts have paid for, and nothing is charged without it: restore both from "
-    "one backup"
+    "one backup. Without one, delete both, and nobody is known any more. If client-node budget show lists a charge, "
+    "count every budget as spent then: client-node budget recover"
 )
 
 KEY, UNIT, ROW, WHOLE = 0, 1, 2, 3  # kinds of marks; one of the key itself, so that another one is noticed
@@ -89,13 +96,14 @@ class Overlap:
 class KnownUnits:
     """The marks of one site, in `units.db` under the node's home; safe for several processes.
 
-    Every method raises FileDamaged if the file or its key cannot be used, DiskFull if the disk has no room for it, and
-    DataInvalid if a table cannot be read.
+    Every method raises FileDamaged if the file or its key is lost or cannot be used, DiskFull if the disk has no room
+    for it, LedgerUnavailable while another process holds it, and DataInvalid if a table cannot be read.
     """
 
     def __init__(self, home: Path, ledger: Ledger | None = None) -> None:
         """Names the files of the marks under `home`. From `ledger` messages say what an account has spent."""
-        self._path, self._key_path, self._ledger = home / FILE, home / KEY_FILE, ledger
+        self._path, self._new_path, self._key_path = home / FILE, home / NEW_FILE, home / KEY_FILE
+        self._ledger = ledger
 
     def cover(self, policy: SitePolicy, path: Path | None = None) -> None:
         """Notes the units and rows of the policy's tables, or of the one at `path`, under its account, durably.
@@ -122,7 +130,7 @@ class KnownUnits:
 
     def is_covered(self, policy: SitePolicy, path: Path | None = None) -> bool:
         """True if `cover` would read no table."""
-        if not self._path.exists():
+        if not self._is_begun():
             return False
         with self._opened() as (connection, _):
             named = {"dataset": policy.account.dataset, "unit": policy.account.unit}
@@ -133,7 +141,7 @@ class KnownUnits:
 
     def objections(self, policy: SitePolicy, path: Path | None = None) -> list[str]:
         """Says for which of the policy's tables, or the one at `path`, `cover` would raise, and why; notes nothing."""
-        if not self._path.exists():
+        if not self._is_begun():
             return []
         with self._opened() as (connection, key):
             found = [(table, _overlaps(connection, key, table, policy)) for table in _paths(policy, path)]
@@ -141,7 +149,7 @@ class KnownUnits:
 
     def accounts(self) -> list[Account]:
         """Lists the accounts under which people were noted."""
-        if not self._path.exists():
+        if not self._is_begun():
             return []
         with self._opened() as (connection, _):
             noted = sa.select(_tables.c.account)
@@ -170,41 +178,77 @@ class KnownUnits:
         spent = self._ledger.spent(account.dataset, account.unit, budget.collusion, budget.delta)
         return f", where epsilon {rounded_up(spent.guaranteed)} is guaranteed, under a cap of {budget.epsilon:g}"
 
+    def _is_begun(self) -> bool:
+        """False if nobody was noted here yet."""
+        if self._path.exists() or not self._key_path.exists():
+            return self._path.exists()
+        with locked(self._key_path):  # another process may just begin
+            if not self._path.exists() and not self._new_path.exists():
+                raise self._lost()
+            return self._path.exists()
+
+    def _begin(self) -> None:
+        """Makes the file and its key, if there are none. What a crash leaves of them, the next call completes."""
+        with locked(self._key_path):
+            if self._path.exists():
+                return
+            if not self._key_path.exists():
+                key = secrets.token_bytes(KEY_BYTES)
+                _make_database(self._new_path, key)
+                write_private(self._key_path, key)
+            elif not self._new_path.exists():
+                raise self._lost()
+            move_durably(self._new_path, self._path)
+
+    def _lost(self) -> Exception:
+        return damaged(self._path, f"is gone, and {KEY_FILE} is there", remedy=_REMEDY)
+
     @contextmanager
     def _opened(self) -> Iterator[tuple[sa.Connection, bytes]]:
         """A transaction with the write lock, durable when it is left; all of it is undone by an error."""
         try:
+            self._begin()
             key = self._key()
-            if self._path.exists() and self._path.stat().st_size == 0:
+            if self._path.stat().st_size == 0:
                 raise damaged(self._path, "is empty", remedy=_REMEDY)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.close(os.open(self._path, os.O_RDWR))  # what the system says of a file that SQLite cannot open
             engine = _engine(self._path)
             try:
                 with engine.begin() as connection:
-                    _metadata.create_all(connection)
+                    self._require_key(connection, key)
                     connection.exec_driver_sql(_STAGED)
-                    _require_key(connection, key)
                     yield connection, key
             finally:
                 engine.dispose()
         except (sa.exc.SQLAlchemyError, OSError) as err:
-            if is_full(err):
-                raise DiskFull(
-                    f"no room for {FILE}, where people are noted before a charge; nothing was charged"
-                ) from err
-            reason = getattr(err, "orig", None) or getattr(err, "strerror", None) or type(err).__name__
-            raise damaged(self._path, f"cannot be used: {reason}", remedy=_REMEDY) from err
+            raise self._fault(err) from err
+
+    def _fault(self, err: sa.exc.SQLAlchemyError | OSError) -> Exception:
+        """What a failure of the file or its disk means."""
+        if is_full(err) or (isinstance(err, sa.exc.OperationalError) and not has_room(self._path.parent)):
+            return DiskFull(f"no room for {FILE}, where people are noted before a charge; nothing was charged")
+        if _is_busy(err):
+            return LedgerUnavailable(f"{self._path} cannot be used just now: another process holds it")
+        reason = getattr(err, "orig", None) or getattr(err, "strerror", None) or type(err).__name__
+        return damaged(self._path, f"cannot be used: {reason}", remedy=_REMEDY)
 
     def _key(self) -> bytes:
-        with locked(self._key_path):
-            if not self._key_path.exists():
-                if self._path.exists():
-                    raise damaged(self._key_path, f"is missing, and {FILE} is there", remedy=_REMEDY)
-                write_private(self._key_path, secrets.token_bytes(KEY_BYTES))
         key = read_own(self._key_path, remedy=_REMEDY, max_bytes=KEY_BYTES, is_secret=True)
-        if key is None or len(key) != KEY_BYTES:
+        if key is None:
+            raise damaged(self._key_path, f"is missing, and {FILE} is there", remedy=_REMEDY)
+        if len(key) != KEY_BYTES:
             raise damaged(self._key_path, f"does not hold {KEY_BYTES} bytes", remedy=_REMEDY)
         return key
+
+    def _require_key(self, connection: sa.Connection, key: bytes) -> None:
+        """Raises FileDamaged if the marks were made with another key, or were emptied: nobody would be known."""
+        if not sa.inspect(connection).has_table(_marks.name):
+            raise damaged(self._path, "was emptied", remedy=_REMEDY)
+        stated = connection.execute(sa.select(_marks.c.mark).filter_by(kind=KEY)).scalar_one_or_none()
+        if stated is None:
+            raise damaged(self._path, "was emptied", remedy=_REMEDY)
+        if bytes(stated) != _mark(key, b"key", ()):
+            raise FileDamaged(f"{FILE} was made with another key than the one in {KEY_FILE}. {_REMEDY}")
 
 
 def _paths(policy: SitePolicy, path: Path | None) -> tuple[Path, ...]:
@@ -219,14 +263,28 @@ def _version(path: Path, policy: SitePolicy) -> str:
     return json.dumps([*state, data.format, data.separator, data.unit_column, sorted(data.distinct_from)])
 
 
-def _require_key(connection: sa.Connection, key: bytes) -> None:
-    """Raises FileDamaged if the marks were made with another key: nobody would be known any more."""
-    mark = _mark(key, b"key", ())
-    stated = connection.execute(sa.select(_marks.c.mark).filter_by(kind=KEY)).scalar_one_or_none()
-    if stated is None:
-        connection.execute(sa.insert(_marks), {"kind": KEY, "mark": mark, "account": 0})
-    elif bytes(stated) != mark:
-        raise FileDamaged(f"{FILE} was made with another key than the one in {KEY_FILE}. {_REMEDY}")
+def _make_database(path: Path, key: bytes) -> None:
+    """Makes a database that knows nobody, with the mark of its key."""
+    engine = sa.create_engine("sqlite://")
+    try:
+        with engine.connect() as connection:
+            _metadata.create_all(connection)
+            connection.execute(sa.insert(_marks), {"kind": KEY, "mark": _mark(key, b"key", ()), "account": 0})
+            connection.commit()
+            made: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
+            write_private(path, made.serialize())
+    finally:
+        engine.dispose()
+    on_disk = _engine(path)
+    try:
+        on_disk.connect().close()  # into WAL mode while nobody else has it: later one process would fail, not wait
+    finally:
+        on_disk.dispose()
+
+
+def _is_busy(err: BaseException) -> bool:
+    code = getattr(getattr(err, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # without what extends it
 
 
 def _account_id(connection: sa.Connection, account: Account) -> int:

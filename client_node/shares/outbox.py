@@ -30,6 +30,7 @@ Envelopes = tuple[bytes, bytes, bytes]
 Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
 
 _COMPLETE = "complete"  # the mark of a round whose files are all there; their digests
+_TOPPED = "topped.json"
 
 
 class Outbox:
@@ -47,23 +48,35 @@ class Outbox:
         return _write(self._folder(run, round_number), envelopes)
 
     def topped_set(self, run: str, round_number: int) -> tuple[str, ...] | None:
-        """Names the sites of the set for which the newest top-up of a round was given; None if there was none."""
-        return read_json(self._folder(run, round_number) / "topped.json", _SET_FORM, remedy=_SET_REMEDY)
+        """Names the sites of the set for which the newest top-up of a round was begun; None if there was none.
+
+        Raises:
+            FileDamaged: the file that says it is damaged, or is gone where there is a top-up.
+        """
+        path = self._folder(run, round_number) / _TOPPED
+        topped = read_json(path, _SET_FORM, remedy=_SET_REMEDY)
+        if topped is None and any(path.parent.glob(f"topup-*/{_COMPLETE}")):
+            raise damaged(path, "is missing", remedy=_SET_REMEDY)
+        return topped
+
+    def has_topped(self, run: str, round_number: int, summed: Sequence[str]) -> bool:
+        """True if the newest top-up of a round was given, whole, for the set `summed`."""
+        is_newest = self.topped_set(run, round_number) == tuple(summed)
+        return is_newest and self.topup(run, round_number, set_name(summed)) is not None
 
     def topup(self, run: str, round_number: int, topup_for: str) -> Files | None:
         """Finds the stored top-up of a round for exactly the set with this `set_name`; None if there is none."""
         return _find(self._topup(run, round_number, topup_for))
 
     def put_topup(self, run: str, round_number: int, summed: Sequence[str], envelopes: Envelopes) -> Files:
-        """Stores a top-up durably, unless there is one for `summed`, then calls `fix` for that set."""
-        name = set_name(summed)
-        files = self.topup(run, round_number, name) or _write(self._topup(run, round_number, name), envelopes)
+        """Calls `fix` for the set `summed`, then stores a top-up for it durably, unless there is one."""
         self.fix(run, round_number, summed)
-        return files
+        name = set_name(summed)
+        return self.topup(run, round_number, name) or _write(self._topup(run, round_number, name), envelopes)
 
     def fix(self, run: str, round_number: int, summed: Sequence[str]) -> None:
-        """Stores durably that the newest top-up was given for the set `summed`."""
-        write_private(self._folder(run, round_number) / "topped.json", json.dumps(tuple(summed)).encode())
+        """Stores durably that the newest top-up is for the set `summed`: from now on none is given for other sites."""
+        write_private(self._folder(run, round_number) / _TOPPED, json.dumps(tuple(summed)).encode())
 
     def drop(self, run: str, round_number: int) -> None:
         """Deletes a settled round; `complete` goes first, so that an interrupted deletion leaves no half round."""
@@ -103,10 +116,8 @@ def _write(folder: Path, envelopes: Envelopes) -> Files:
 
 
 def _digests(folder: Path) -> tuple[str, ...]:
-    """Reads the SHA-256 of each envelope; empty texts for those of an earlier version, whose mark is an empty file."""
+    """Reads the SHA-256 of each envelope. The mark of an earlier version is empty: what it sealed is refused."""
     mark = folder / _COMPLETE
-    if mark.is_file() and not mark.stat().st_size:
-        return ("",) * 3
     digests = read_json(mark, _DIGESTS_FORM, remedy=_SHARE_REMEDY)
     if digests is None:
         raise damaged(mark, "is missing", remedy=_SHARE_REMEDY)
@@ -118,7 +129,7 @@ def _described(path: Path, sealed: str) -> Sealed:
         found = Sealed(size=path.stat().st_size, digest=file_digest(path))
     except (OSError, ValueError) as err:
         raise damaged(path, "cannot be read", remedy=_SHARE_REMEDY) from err
-    if sealed and found.digest != sealed:
+    if found.digest != sealed:
         raise damaged(path, "is not what was sealed", remedy=_SHARE_REMEDY)
     return found
 

@@ -53,6 +53,17 @@ class EntryStore:
             for statement in _APPEND_ONLY:
                 connection.exec_driver_sql(statement)
 
+    @classmethod
+    def peek(cls, path: Path, seq: int) -> Entry | None:
+        """Reads one entry of the file at `path` and writes nothing there; None if it holds none of that number."""
+        engine = _engine(path, reads_only=True)
+        try:
+            with _translated(path), engine.connect() as connection:
+                reading = connection.execution_options(isolation_level="AUTOCOMMIT")
+                return next(cls.load(reading, seq, 1), None) if sa.inspect(reading).has_table(_entries.name) else None
+        finally:
+            engine.dispose()
+
     def close(self) -> None:
         """Closes the file."""
         self._engine.dispose()
@@ -94,15 +105,16 @@ def _entry(row: sa.RowMapping) -> Entry:
     return Entry.parse(dict(row) | {"body": body})
 
 
-def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": WAIT_S, "check_same_thread": False}
-    )
+def _engine(path: Path, *, reads_only: bool = False) -> sa.Engine:
+    url = sa.URL.create("sqlite", database=str(path))
+    if reads_only:
+        url = sa.URL.create("sqlite", database=path.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+    engine = sa.create_engine(url, connect_args={"timeout": WAIT_S, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions begin where we say, not at sqlite3's first INSERT
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "trusted_schema=OFF"):
+        for pragma in ("trusted_schema=OFF", *(() if reads_only else ("journal_mode=WAL", "synchronous=FULL"))):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")

@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 from confide.client_node import doctor, health
 from confide.client_node.cli.main import app
+from confide.client_node.data.known_units import KnownUnits
 from confide.client_node.doctor import examine_node
 from confide.client_node.enrolment.protocol import enrol
-from confide.client_node.policy import decisions
+from confide.client_node.policy import decisions, load_policy
 
 from .conftest import SITE_TOML
 from .enrolment.test_protocol import federation, pki
@@ -124,3 +125,14 @@ def test_an_aggregator_is_told_of_sites_that_nobody_has_confirmed(site, monkeypa
     assert state == "warning"
     assert "4 in doubt for thyroid, the first: other is not confirmed" in detail
     assert "client-node site confirm other=FINGERPRINT" in detail
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lost_file_of_known_people_is_told(site):
+    assert of(examine_node(site.home), "known people") == [("ok", "nobody was noted yet")]
+    KnownUnits(site.home).cover(load_policy(site.home))
+    assert of(examine_node(site.home), "known people") == [("ok", "noted under patients/patient")]
+    (site.home / "units.db").unlink()
+    (found,) = of(examine_node(site.home), "known people")
+    assert found[0] == "failed"
+    assert "units.db is gone" in found[1]

@@ -1,6 +1,7 @@
 """A ledger that was put back from a copy, at the site: with everything but the head that lies beside the keys."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from confide.client_node import ledger_head as ledger_head_module
-from confide.client_node.approval.charges import open_ledger
+from confide.client_node.approval.charges import ledger_if_begun, open_ledger
 from confide.client_node.approval.site_budget import accounts, cap_change, import_ledger, recover_ledger
 from confide.client_node.cli.tables import _account_row
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import ChargeRefused, DiskFull, SiteNotReady
-from confide.client_node.ledger_head import LedgerHead
+from confide.client_node.ledger_head import LedgerHead, standing
 from confide.mpc.sharing.sealing import position_in
+from confide.privacy.errors import LedgerBroken, LedgerUnavailable
 from confide.privacy.ledger import backup
-from confide.privacy.ledger.ledger import Ledger
 
 from .conftest import Site
 from .test_node import RUN, Desk, make_desk, new_node, prepare
@@ -80,8 +81,7 @@ def test_a_ledger_that_goes_on_otherwise_is_refused_too(desk, tmp_path):
     back = put_back(desk, copy)
     for epsilon in range(11, 17):
         back.site.write(("epsilon = 10.0", f"epsilon = {epsilon}.0"))
-        recorded = Ledger.set_budget
-        recorded(back.ledger, replace(back.ledger.budget("patients", "patient"), epsilon=float(epsilon)))
+        back.ledger.set_budget(replace(back.ledger.budget("patients", "patient"), epsilon=float(epsilon)))
     assert back.ledger.head.seq > 4
     with pytest.raises(SiteNotReady, match="does not hold its entry 4"):
         back.step()
@@ -206,3 +206,36 @@ def test_an_account_whose_budget_was_lost_as_well_is_closed_too(desk, tmp_path):
     with pytest.raises(ChargeRefused, match="lost for good"):
         again.step()
     assert again.charges() == []
+
+
+def lose_head(desk: Desk) -> str:
+    """Closes the ledger and deletes its head; returns the site's key."""
+    desk.ledger.close()
+    (desk.site.home / HEAD).unlink(missing_ok=True)
+    return desk.site.identity.identity_hex
+
+
+def test_to_look_at_the_ledger_writes_nothing(desk, tmp_path):
+    key = lose_head(desk)
+    before = (desk.site.home / "ledger.db").read_bytes()
+    assert standing(desk.site.home, key) == "whole"
+    assert (desk.site.home / "ledger.db").read_bytes() == before
+    (tmp_path / "ledger.db").write_bytes(b"")
+    assert standing(tmp_path, key) == "none yet"
+    assert (tmp_path / "ledger.db").read_bytes() == b""
+    assert sorted(path.name for path in tmp_path.glob("ledger*")) == ["ledger.db"]
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_ledger_without_entries_is_no_new_one_where_people_are_known(desk, is_deleted):
+    """Also where the head was lost with it."""
+    key, path = lose_head(desk), desk.site.home / "ledger.db"
+    path.unlink() if is_deleted else path.write_bytes(b"")
+    assert re.search(r"ledger\.db (is gone|has no entries), and units\.db knows people", standing(desk.site.home, key))
+    for _ in range(2):  # the first look makes none
+        with pytest.raises((LedgerUnavailable, LedgerBroken), match=r"ledger\.db.*client-node budget import"):
+            reopened(desk)
+        with pytest.raises((LedgerUnavailable, LedgerBroken), match=r"ledger\.db.*client-node budget import"):
+            ledger_if_begun(desk.site.home)
+    (account,) = recover_ledger(desk.site.home)
+    assert account.is_closed

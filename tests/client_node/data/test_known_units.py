@@ -1,11 +1,15 @@
 """A budget belongs to people: the same ones under another name, another word or other ids have no second one."""
 
+import errno
 import hashlib
 import hmac
+import os
 import re
 import shutil
+import sqlite3
 import stat
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +20,11 @@ from confide.client_node.approval.assessment import assess
 from confide.client_node.approval.table_check import check_table
 from confide.client_node.data import known_units as known_units_module
 from confide.client_node.data.known_units import KnownUnits
-from confide.client_node.errors import ChargeRefused, SiteNotReady, UnitsKnown
+from confide.client_node.errors import ChargeRefused, DiskFull, FileDamaged, SiteNotReady, UnitsKnown
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.training.public_time import PublicTimes
 from confide.client_node.wire.messages import Prepare
+from confide.privacy.errors import LedgerUnavailable
 
 from ..conftest import PATIENTS_CSV, Site
 from ..test_node import Desk, make_desk, new_node, prepare
@@ -273,3 +278,111 @@ def test_of_two_processes_that_claim_the_same_people_one_gets_them(site):
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["noted", "refused", "refused"]
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_first_use_that_was_cut_off_is_completed_by_the_next(site, monkeypatch, at):
+    """The power fails before each step of beginning the file and its key."""
+    site.write()
+    policy, left = load_policy(site.home), iter(range(at))
+
+    def cut(real):
+        def step(*args):
+            if next(left, None) is None:
+                raise PowerCut
+            return real(*args)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("write_private", "_engine", "move_durably"):
+            patch.setattr(known_units_module, name, cut(getattr(known_units_module, name)))
+        with pytest.raises(PowerCut):
+            KnownUnits(site.home).cover(policy)
+        assert not KnownUnits(site.home).is_covered(policy)
+    assert KnownUnits(site.home).accounts() == []
+    KnownUnits(site.home).cover(policy)
+    assert KnownUnits(site.home).accounts() == [policy.account]
+
+
+@pytest.mark.parametrize("name", ["write_private", "move_durably"])
+def test_a_disk_that_is_full_at_the_first_use_stops_nothing_for_good(site, monkeypatch, name):
+    site.write()
+    policy = load_policy(site.home)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(known_units_module, name, full)
+        with pytest.raises(DiskFull, match=r"no room for units\.db"):
+            KnownUnits(site.home).cover(policy)
+    KnownUnits(site.home).cover(policy)
+
+
+def test_what_sqlite_says_of_a_full_disk_is_no_damage(desk, monkeypatch):
+    """It cannot make the files beside the database then, and names no reason."""
+    policy = load_policy(desk.site.home)
+    (desk.site.home / "units.db-wal").mkdir()
+    with pytest.raises(FileDamaged, match=r"units\.db cannot be used: unable to open"):
+        KnownUnits(desk.site.home).cover(policy)
+    monkeypatch.setattr(known_units_module, "has_room", lambda _: False)
+    with pytest.raises(DiskFull, match=r"no room for units\.db"):
+        KnownUnits(desk.site.home).cover(policy)
+
+
+def test_a_file_that_another_process_holds_is_not_damaged(desk, monkeypatch):
+    monkeypatch.setattr(known_units_module, "WAIT_S", 0.1)
+    held = sqlite3.connect(desk.site.home / "units.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnavailable, match=r"units\.db cannot be used just now"):
+        KnownUnits(desk.site.home).cover(load_policy(desk.site.home))
+    held.close()
+    KnownUnits(desk.site.home).cover(load_policy(desk.site.home))
+
+
+def _delete(path: Path) -> None:
+    for each in path.parent.glob("units.db*"):
+        each.unlink()
+
+
+def _empty_of_tables(path: Path) -> None:
+    _delete(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+
+
+def _empty_of_marks(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM marks")
+        connection.commit()
+
+
+@pytest.mark.parametrize("damage", [_delete, _empty_of_tables, _empty_of_marks])
+def test_a_lost_or_emptied_file_opens_no_second_budget(desk, caplog, damage):
+    damage(desk.site.home / "units.db")
+    before = desk.ledger.entries()
+    for _ in range(2):  # not mended by the first look either
+        with pytest.raises(SiteNotReady, match="its log says which"):
+            prepare_run(again(desk))
+    desk.site.write(RENAMED)
+    with pytest.raises(SiteNotReady, match="its log says which"):
+        prepare_run(again(desk))
+    assert desk.ledger.entries() == before
+    assert re.search(r"units\.db (is gone|was emptied).*restore both from one backup", caplog.text)
+    policy = load_policy(desk.site.home)
+    for look in (KnownUnits(desk.site.home).accounts, lambda: KnownUnits(desk.site.home).objections(policy)):
+        with pytest.raises(FileDamaged, match=r"units\.db"):
+            look()
+
+
+def test_a_home_of_a_version_without_marks_begins_them(desk):
+    """Its ledger has charges, and neither the file nor its key was ever there."""
+    _delete(desk.site.home / "units.db")
+    (desk.site.home / "keys" / "units.key").unlink()
+    again(desk).step(2)
+    assert KnownUnits(desk.site.home).accounts() == [load_policy(desk.site.home).account]

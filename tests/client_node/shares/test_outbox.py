@@ -1,8 +1,9 @@
 import pytest
 
+from confide.client_node.errors import FileDamaged
 from confide.client_node.files import write_private
 from confide.client_node.shares import outbox as outbox_module
-from confide.client_node.shares.outbox import Outbox
+from confide.client_node.shares.outbox import Outbox, described
 from confide.mpc.sharing.shares import set_name
 
 RUN = "thyroid-0001"
@@ -127,14 +128,38 @@ def test_a_stored_top_up_is_never_written_over(tmp_path):
 
 
 @pytest.mark.parametrize("writes", range(WRITES + 1))
-def test_half_a_top_up_leaves_the_set_as_it_was(tmp_path, cut_after, writes):
+def test_half_a_top_up_has_its_set_and_was_not_given(tmp_path, cut_after, writes):
+    """The set comes first: whoever was given the noise, the set for which it was given cannot be unknown."""
     outbox = Outbox(tmp_path)
     outbox.put_topup(RUN, 1, ("a", "b", "c"), FIRST)
     cut_after(writes)
     with pytest.raises(PowerCut):
         outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
-    assert outbox.topped_set(RUN, 1) == ("a", "b", "c")
-    assert stored_topup(outbox, ("a", "b")) == (SECOND if writes == WRITES else None)
+    assert outbox.topped_set(RUN, 1) == (("a", "b") if writes else ("a", "b", "c"))
+    assert stored_topup(outbox, ("a", "b")) is None
+    assert outbox.has_topped(RUN, 1, ("a", "b", "c")) is (writes == 0)
+    assert not outbox.has_topped(RUN, 1, ("a", "b"))
+    cut_after(WRITES + 1)
+    outbox.put_topup(RUN, 1, ("a", "b"), SECOND)
+    assert outbox.has_topped(RUN, 1, ("a", "b"))
+
+
+def test_a_top_up_whose_set_was_lost_is_damage(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.put_topup(RUN, 1, ("a", "b"), FIRST)
+    (tmp_path / "outbox" / RUN / "1" / "topped.json").unlink()
+    with pytest.raises(FileDamaged, match=r"topped\.json is missing"):
+        outbox.topped_set(RUN, 1)
+    with pytest.raises(FileDamaged, match=r"topped\.json is missing"):
+        outbox.has_topped(RUN, 1, ("a", "b"))
+
+
+def test_an_emptied_mark_does_not_let_unchecked_shares_through(tmp_path):
+    files = Outbox(tmp_path).put(RUN, 1, FIRST)
+    files[0].write_bytes(b"other")
+    (files[0].parent / "complete").write_bytes(b"")
+    with pytest.raises(FileDamaged, match="complete is empty"):
+        described(files, 100)
 
 
 def test_top_ups_are_forgotten_with_their_round(tmp_path):
