@@ -35,6 +35,7 @@ _LONGEST_GAP_S = 1.0  # which this makes at the most
 _PAUSE_S = 0.5  # when file descriptors have run out
 _HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
 _HOMES = 4096
+_SITE = 48  # bits; the largest IPv6 network that one customer commonly has
 _NO_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -49,7 +50,7 @@ class Visit(asyncio.Protocol):
     """
 
     def __init__(self, admission: "Admission", connection: socket.socket, host: str) -> None:
-        self.host, self.address = host, network_of(host)
+        self.host, self.address, self.network = host, network_of(host), network_of(host, _SITE)
         self.key: str | None = None  # fingerprint of the enrolled key that was shown on it
         self.is_busy = False
         self.connection = connection
@@ -299,14 +300,17 @@ class Admission:
         task.add_done_callback(self._tasks.discard)
 
 
-def network_of(host: str) -> str:
-    """Names whom an address belongs to: the address itself, or the /64 of IPv6, which one customer has whole."""
+def network_of(host: str, prefix: int = 64) -> str:
+    """Names whom an address belongs to: the address itself, or the /64 of IPv6, which one customer has whole.
+
+    Many a customer has a /48, that is 65,536 of those.
+    """
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(ipaddress.ip_network((address, prefix), strict=False))
 
 
 def _explain(reason: str) -> str:

@@ -1,13 +1,14 @@
 """Decides which strangers may stay: connections on which nobody has shown an enrolled key yet.
 
 A TLS handshake costs a millisecond of processor time and a connection 300 KiB of memory. So strangers have a fixed
-number of places, and a fixed number of them enters in a second. Whoever comes waits in the line of his address, and
-lines take turns: no address keeps others out. If all places are taken, the stranger who has been idle for longest gives
-up his: one of the newcomer's address if that holds all it may, else one of the address that holds most.
+number of places, and a fixed number of them enters in a second. Whoever comes waits in the line of his address.
+Networks take turns, and so do the lines of one network: neither one address nor all those of an IPv6 /48 keep others
+out. If all places are taken, the stranger who has been idle for longest gives up his: one of the newcomer's address if
+that holds all it may, else one of the network that holds most.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -35,6 +36,7 @@ class Guest(Protocol):
     """A connection of a stranger."""
 
     address: str
+    network: str  # to which the address belongs; it may hold very many
     is_busy: bool  # its request is being answered
 
     def turn_out(self) -> None:
@@ -50,25 +52,74 @@ def longest_idle(guests: Iterable[G]) -> G:
     return next((guest for guest in by_age if not guest.is_busy), by_age[0])
 
 
+class _Groups(Generic[G]):
+    """Guests by network and address, each in order of age; networks and addresses in order of their turns."""
+
+    def __init__(self) -> None:
+        self._networks: dict[str, dict[str, dict[G, None]]] = {}
+
+    def __iter__(self) -> Iterator[G]:
+        return (guest for network in self._networks.values() for group in network.values() for guest in group)
+
+    def __len__(self) -> int:
+        return sum(map(_size, self._networks.values()))
+
+    def neighbours(self, guest: G) -> dict[G, None]:
+        """Guests of this one's address."""
+        return self._networks.get(guest.network, {}).get(guest.address, {})
+
+    def add(self, guest: G) -> None:
+        """Adds a guest as the youngest."""
+        self._networks.setdefault(guest.network, {}).setdefault(guest.address, {})[guest] = None
+
+    def remove(self, guest: G) -> None:
+        """Removes a guest, if he is here."""
+        if guest in (group := self.neighbours(guest)):
+            del group[guest]
+            network = self._networks[guest.network]
+            if not group:
+                del network[guest.address]
+            if not network:
+                del self._networks[guest.network]
+
+    def take_turn(self) -> G:
+        """Removes the guest whose turn it is; his network and his address go behind all others."""
+        guest = next(iter(self))
+        network = self._networks[guest.network] = self._networks.pop(guest.network)
+        network[guest.address] = network.pop(guest.address)
+        self.remove(guest)
+        return guest
+
+    def largest(self, *, last_of_equals: bool = False) -> dict[G, None]:
+        """Finds the largest address of the largest network, the first or last in turn among equals."""
+        step = -1 if last_of_equals else 1
+        network = max(list(self._networks.values())[::step], key=_size)
+        return max(list(network.values())[::step], key=len)
+
+
+def _size(network: dict[str, dict[G, None]]) -> int:
+    return sum(map(len, network.values()))
+
+
 class Crowd(Generic[G]):
     """Strangers who compete for the same places."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
-        self._lines: dict[str, dict[G, None]] = {}  # by address; the first line is the next to be served
-        self._inside: dict[str, dict[G, None]] = {}  # by address, in order of age
+        self._lines: _Groups[G] = _Groups()
+        self._inside: _Groups[G] = _Groups()
         self._entries, self._counted_at = float(limits.in_all), clock()  # entries that are free now
 
     def arrive(self, guest: G) -> G | None:
         """Puts a newcomer in line; returns whoever must leave because lines are full: he himself, or the last of the
-        longest line.
+        longest line. Among equals it is the line whose turn comes last: who has waited for longest stays.
         """
-        if len(self._lines.get(guest.address, ())) >= self._limits.per_address:
+        if len(self._lines.neighbours(guest)) >= self._limits.per_address:
             return guest
-        self._lines.setdefault(guest.address, {})[guest] = None
-        if sum(map(len, self._lines.values())) <= _LINES * self._limits.per_address:
+        self._lines.add(guest)
+        if len(self._lines) <= _LINES * self._limits.per_address:
             return None
-        last = next(reversed(_largest(self._lines)))
+        last = next(reversed(self._lines.largest(last_of_equals=True)))
         self.leave(last)
         return last
 
@@ -78,30 +129,21 @@ class Crowd(Generic[G]):
         if not self._lines or self._entries < 1:
             return None
         self._entries -= 1
-        address = next(iter(self._lines))
-        line = self._lines.pop(address)
-        guest = next(iter(line))
-        del line[guest]
-        if line:
-            self._lines[address] = line  # behind all others
-        inside, leaves = self._inside.get(address, {}), None
+        guest = self._lines.take_turn()
+        inside, leaves = self._inside.neighbours(guest), None
         if len(inside) >= self._limits.per_address:
             leaves = longest_idle(inside)
-        elif sum(map(len, self._inside.values())) >= self._limits.in_all:
-            leaves = longest_idle(_largest(self._inside))
+        elif len(self._inside) >= self._limits.in_all:
+            leaves = longest_idle(self._inside.largest())
         if leaves is not None:
             self.leave(leaves)
-        self._inside.setdefault(address, {})[guest] = None
+        self._inside.add(guest)
         return guest, leaves
 
     def leave(self, guest: G, *, is_known: bool = False) -> None:
         """Frees the place of a guest, in line or inside; gives his entry back if he turned out to be known."""
-        for groups in (self._lines, self._inside):
-            group = groups.get(guest.address, {})
-            if guest in group:
-                del group[guest]
-                if not group:
-                    del groups[guest.address]
+        self._lines.remove(guest)
+        self._inside.remove(guest)
         if is_known:
             self._entries += 1
 
@@ -118,14 +160,9 @@ class Crowd(Generic[G]):
 
     def everyone(self) -> list[G]:
         """All guests, in line and inside."""
-        groups = [*self._lines.values(), *self._inside.values()]
-        return [guest for group in groups for guest in group]
+        return [*self._lines, *self._inside]
 
     def _count_entries(self) -> None:
         now = self._clock()
         gained = (now - self._counted_at) * self._limits.in_all / _TURNOVER_S
         self._entries, self._counted_at = min(float(self._limits.in_all), self._entries + gained), now
-
-
-def _largest(groups: dict[str, dict[G, None]]) -> dict[G, None]:
-    return groups[max(groups, key=lambda address: len(groups[address]))]

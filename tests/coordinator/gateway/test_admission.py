@@ -381,3 +381,8 @@ def test_a_path_cannot_write_lines_of_its_own(gate: Gate, caplog: pytest.LogCapt
 )  # fmt: skip
 def test_an_ipv6_customer_counts_once(host: str, network: str) -> None:
     assert network_of(host) == network
+
+
+def test_an_ipv6_site_is_the_48_of_an_address() -> None:
+    assert network_of("2001:db8:1:2::3", 48) == network_of("2001:db8:1:ffff::", 48) == "2001:db8:1::/48"
+    assert network_of("192.0.2.1", 48) == "192.0.2.1"

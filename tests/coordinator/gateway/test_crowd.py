@@ -12,6 +12,10 @@ class Caller:
     address: str
     is_busy: bool = False
 
+    @property
+    def network(self) -> str:
+        return self.address.partition(":")[0]
+
     def turn_out(self) -> None:
         raise AssertionError("the crowd only says who goes")
 
@@ -70,6 +74,39 @@ def test_when_all_lines_are_full_the_longest_one_loses_its_last(crowd: Crowd[Cal
     callers = arrive(crowd, *("a" * 3), *("b" * 2), *("c" * 2), *("d" * 2), *("e" * 2), "f")
     assert crowd.arrive(Caller("g")) is callers[2]
     assert callers[2] not in crowd.everyone()
+
+
+def test_among_equal_lines_the_newcomer_goes_and_not_who_has_waited_for_longest(crowd: Crowd[Caller]) -> None:
+    waiting = arrive(crowd, *map(str, range(12)))
+    for number in range(100, 200):
+        newcomer = Caller(str(number))
+        assert crowd.arrive(newcomer) is newcomer
+    assert let_in(crowd) == waiting[:6]
+
+
+def test_a_network_of_many_addresses_neither_shuts_another_out_nor_delays_it(
+    crowd: Crowd[Caller], clock: Clock
+) -> None:
+    arrive(crowd, *(f"many:{number}" for number in range(12)))
+    let_in(crowd)
+    for number in range(12, 1000):
+        crowd.arrive(Caller(f"many:{number}"))
+    honest = Caller("b")
+    loses = crowd.arrive(honest)
+    assert loses is not None
+    assert loses.network == "many"
+    clock.now += 4 / 6 * 2 + 1e-6
+    assert honest in let_in(crowd)
+    for number in range(1000, 1006):  # and what he has is not taken from him
+        crowd.arrive(Caller(f"many:{number}"))
+        clock.now += 4 / 6 + 1e-6
+        let_in(crowd)
+    assert honest in crowd.everyone()
+
+
+def test_addresses_of_one_network_take_turns(crowd: Crowd[Caller]) -> None:
+    arrive(crowd, "a:1", "a:1", "a:1", "a:2")
+    assert [caller.address for caller in let_in(crowd)] == ["a:1", "a:2", "a:1", "a:1"]
 
 
 def test_the_newcomer_gets_the_place_of_his_address_s_oldest_idle_one(crowd: Crowd[Caller], clock: Clock) -> None:
