@@ -55,7 +55,10 @@ class EntryStore:
 
     @classmethod
     def peek(cls, path: Path, seq: int) -> Entry | None:
-        """Reads one entry of the file at `path` and writes nothing there; None if it holds none of that number."""
+        """Reads one entry of the file at `path`, and never writes to it; None if it holds none of that number.
+
+        SQLite may leave its own two files, empty of entries, beside a file that nobody else has open.
+        """
         engine = _engine(path, reads_only=True)
         try:
             with _translated(path), engine.connect() as connection:
