@@ -66,9 +66,9 @@ def outlook(home: Path, study: Study) -> Outlook:
     try:
         policy = load_policy(home)
     except PolicyInvalid as err:
-        return Outlook(study, trains, aggregates, None, None, err.problems[0], "")
+        return Outlook(study, trains, aggregates, None, None, str(err), "")
     found = check(policy.data.path, policy)
-    remark = _units_remark(study, found.units) if found.units else ""
+    remark = _units_remark(study, found.units) if found.units else f"{policy.data.path} could not be looked at."
     if study.draft.privacy.mode == "none":
         return Outlook(study, trains, aggregates, None, None, "", remark)
     charges = planned_charges(study, policy, run="(new 0)")

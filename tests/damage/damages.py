@@ -55,6 +55,8 @@ NODE_COMMANDS = (
     "site remove east",
     "site list",
     "enroll 127.0.0.1:1/" + "A" * 77,
+    "init {data}",
+    "doctor",
 )
 COORDINATOR_COMMANDS = (
     "init",
@@ -62,6 +64,8 @@ COORDINATOR_COMMANDS = (
     "site invite new",
     "site list",
     "site revoke east --yes",
+    "study check {draft}",
+    "study init {draft} --units 100",
     "study create {draft}",
     "study list",
     "study show thyroid",
@@ -81,6 +85,7 @@ COORDINATOR_COMMANDS = (
     "adapter evaluate {run} --data {data} --unit-column patient_id",
     "adapter routing {run} --tokens 8",
     "audit privacy {run}",
+    "doctor",
 )
 
 SLOW = {"study audit thyroid", "audit privacy {run}"}  # seconds where nothing is damaged: tried on a few damages
