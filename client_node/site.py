@@ -139,7 +139,7 @@ class SiteRole:
                 try:
                     vector = compute(start.vector)
                 except Exception as err:  # the coordinator is told the same for every cause
-                    raise StepFailed("the step failed after its charge; the site's log says where") from err
+                    raise StepFailed("the step failed after its charge; the site's log says why") from err
                 envelopes = sealer.seal(vector, state=start.digest, position=position)
                 return self._outbox.put(plan.run, plan.round, envelopes)
         except StepFailed as err:  # logged at the public time, and without the message, which may quote a record

@@ -426,7 +426,7 @@ def step_from(desk: Desk, ledger_from: int) -> Packet:
     return desk.step(ledger_from=ledger_from)
 
 
-def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, monkeypatch):
+def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, monkeypatch, caplog):
     def broken(*_: object) -> None:
         raise OSError("patient 4711")
 
@@ -435,6 +435,8 @@ def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, mo
         desk.step()
     assert str(failed.value) == "the step failed after its charge; the site's log says why"
     assert desk.charges() == ["reserve"]
+    assert "failed after its charge: OSError in confide.client_node." in caplog.text
+    assert "4711" not in caplog.text  # the log may leave the site
 
 
 def test_answers_and_failures_leave_at_one_public_time(desk, monkeypatch):
