@@ -66,7 +66,7 @@ def outlook(home: Path, study: Study) -> Outlook:
     try:
         policy = load_policy(home)
     except PolicyInvalid as err:
-        return Outlook(study, trains, aggregates, None, None, str(err), "")
+        return Outlook(study, trains, aggregates, None, None, " ".join(str(err).split()), "")
     found = check(policy.data.path, policy)
     remark = _units_remark(study, found.units) if found.units else f"{policy.data.path} could not be looked at."
     if study.draft.privacy.mode == "none":
