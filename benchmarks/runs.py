@@ -91,7 +91,9 @@ class Trial:
         made = self.federation
         self.hashes["alpha"] = made.found("trial", policies, drafts["alpha"], unprotected=True, runs=RUNS)
         for name in STUDIES[1:]:
-            self.hashes[name] = json.loads(made.operator("study", "create", str(drafts[name]), "--json"))["hash"]
+            self.hashes[name] = json.loads(made.operator("study", "create", str(drafts[name]), "--accept", "--json"))[
+                "hash"
+            ]
             for node in made.nodes:
                 consent = ("--yes", "--runs", str(RUNS), "--unprotected")
                 made.client(node, "study", "approve", self.hashes[name], *consent)
