@@ -7,6 +7,7 @@ local variables as well.
 import sys
 import threading
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 _PACKAGE = __name__.partition(".")[0]
@@ -25,6 +26,12 @@ def place(problem: BaseException) -> str:
     module, function, line = (ours or frames)[-1]
     last = frames[-1][0]
     return f"{kind} in {module}, line {line} ({function})" + ("" if last == module else f", raised by {last}")
+
+
+def spot(problem: BaseException) -> str:
+    """Names the file and line where an error arose, whosever code that is."""
+    frame = traceback.extract_tb(problem.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def hide_values() -> None:

@@ -20,7 +20,6 @@ Out of scope: a node that sends a flood of well-formed messages fills the SuperL
 import asyncio
 import json
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +35,7 @@ from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
 from ...client_node.enrolment.sessions import Hello
+from ...mpc.crash import spot
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..federation.serving import SeenNode
 from ..fleet import WakeListener, flower
@@ -166,7 +166,8 @@ class FleetGate:
 
     def _odd(self, scope: Message, err: Exception) -> _TurnedAway:
         """Refuses a request on which the gate failed before it knew the key; not for good, it may be a node's."""
-        self._log.stranger("odd", _peer(scope), "%s sent what the gate cannot handle: %s", _peer(scope), _place(err))
+        about = _peer(scope), type(err).__name__, spot(err)  # its text may hold what was sent
+        self._log.stranger("odd", _peer(scope), "%s sent what the gate cannot handle: %s at %s", *about)
         return _TurnedAway(401)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -479,12 +480,6 @@ async def _read_rest(receive: Receive) -> None:
         async with asyncio.timeout(_REST_S):
             while (event := await receive())["type"] == "http.request" and event.get("more_body", False) and left > 0:
                 left -= len(event["body"])
-
-
-def _place(err: Exception) -> str:
-    """Names an error by its class and place in the code; its text may hold what was sent."""
-    frame = traceback.extract_tb(err.__traceback__)[-1]
-    return f"{type(err).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 def _peer(scope: Message) -> str:

@@ -10,9 +10,10 @@ written as well, some hundreds an hour for all keys. So are successes of a key, 
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from ...mpc.crash import place
 
 logger = logging.getLogger("confide.gate")
 
@@ -39,6 +40,10 @@ class _Strangers:
 
     listed: set[str] = field(default_factory=set)
     silent: int = 0
+
+
+class _TextLeftOut(Exception):
+    """Stands in a traceback for an error whose text must not be logged."""
 
 
 class RefusalLog:
@@ -69,14 +74,16 @@ class RefusalLog:
         self._keyed(logging.INFO, (reason, key), about, text, *args)
 
     def failed(self, what: str, err: Exception) -> None:
-        """Logs an error of the gate's own; its traceback once for each place in the code, later ones are counted."""
-        frame = traceback.extract_tb(err.__traceback__)[-1]
-        place = f"{type(err).__name__}, {frame.filename}:{frame.lineno}"
-        if (what, place) not in self._known:  # forgotten two hours later; what comes meanwhile is counted
-            logger.error("%s", what, exc_info=err)
-            self._known[what, place] = {"": _Known(self._clock() + _LONGEST_PAUSE_S, _LONGEST_PAUSE_S)}
+        """Logs an error of the gate's own; its traceback once for each place in the code, later ones are counted.
+
+        Its text is left out: it may hold what was sent, an invitation code among it.
+        """
+        where = place(err)
+        if (what, where) not in self._known:  # forgotten two hours later; what comes meanwhile is counted
+            logger.error("%s", what, exc_info=_TextLeftOut(where).with_traceback(err.__traceback__))
+            self._known[what, where] = {"": _Known(self._clock() + _LONGEST_PAUSE_S, _LONGEST_PAUSE_S)}
         else:
-            self._known[what, place][""].silent += 1
+            self._known[what, where][""].silent += 1
 
     def report(self) -> None:
         """Logs how much of this minute is not listed, and begins the next minute."""

@@ -9,7 +9,6 @@ nobody thought of, once: the second driver that ends in the same way at the same
 import errno
 import logging
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from ...client_node.errors import ClientNodeError
+from ...mpc.crash import spot
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, SuperLinkFailed, TransitionRefused
@@ -80,7 +80,7 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
         store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
     except Exception as err:
         logger.exception("run %s: its driver ended", run_id)
-        found = f"{type(err).__name__} in {_place(err)} after round {store.last_round(run_id).number}"
+        found = f"{type(err).__name__} in {spot(err)} after round {store.last_round(run_id).number}"
         if found == trouble:
             error = f"{found}, twice: what is committed is kept; {RunFolder(home, run_id).path / LOG_FILE} says more"
             store.move_run(run_id, FAIL, lease=lease, error=error)
@@ -106,12 +106,6 @@ def _passing_told() -> Iterator[None]:
         if err.errno not in _PASSING:
             raise
         raise _Passing(f"{err.strerror}: {err.filename or 'a file of the run'}; trying again") from err
-
-
-def _place(err: BaseException) -> str:
-    """Names the file and line where an error arose."""
-    frame = traceback.extract_tb(err.__traceback__)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 @contextmanager

@@ -185,3 +185,17 @@ def test_an_error_of_the_gate_s_own_has_its_traceback_once(log: RefusalLog, capl
             log.failed("enrolment failed", err)
     assert caplog.messages == ["enrolment failed"]
     assert caplog.records[0].exc_info
+
+
+def test_an_error_of_the_gate_s_own_is_told_without_its_text(log: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
+    code = "code-of-a-guest"
+    try:
+        try:
+            raise KeyError(code)
+        except KeyError as err:
+            raise RuntimeError(f"broken by {code}") from err
+    except RuntimeError as err:
+        log.failed("enrolment failed", err)
+    assert "RuntimeError in " in caplog.text
+    assert "raise RuntimeError(" in caplog.text
+    assert code not in caplog.text
