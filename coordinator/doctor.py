@@ -21,9 +21,9 @@ from ..models.backbones import loading
 from ..models.errors import ModelError
 from .errors import CoordinatorError
 from .federation import Pki, Settings, load_settings, members, opened_store
+from .run.control import is_silent
 from .studies.catalogue import load_study, study_start
 
-_SILENT_S = 60.0  # without a driver's heartbeat
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HERE = ("127.0.0.1", "localhost", "0.0.0.0", "")  # noqa: S104
 _RENEW = "renew it: docs/operator.md, Certificates"
@@ -177,7 +177,7 @@ def _runs(of: _Federation) -> Iterable[Finding]:
         going_on = [run for run in store.runs() if not run.state.is_over]
     return [
         Finding(f"run {run.id}", "ok", f"{run.state}, driven")
-        if time.time() - run.heartbeat < _SILENT_S
+        if not is_silent(run)
         else Finding(
             f"run {run.id}", "warning", f"{run.state}, and nobody drives it", "is `coordinator serve` running?"
         )

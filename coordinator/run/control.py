@@ -62,9 +62,9 @@ def stop_run(store: Store, run_id: str) -> RunState:
     if run.state != RunState.STOPPING:
         store.move_run(run_id, STOP)
         run = store.run(run_id)
-    elif not _is_silent(run):
+    elif not is_silent(run):
         raise TransitionRefused(run_id, run.state, STOP.refusal)
-    if run.state == RunState.STOPPING and _is_silent(run):
+    if run.state == RunState.STOPPING and is_silent(run):
         return store.move_run(run_id, CUT)
     return run.state
 
@@ -82,8 +82,12 @@ def abandon_run(store: Store, run_id: str) -> RunState:
     return store.move_run(run_id, ABANDON)
 
 
-def _is_silent(run: Run) -> bool:
-    return abs(time.time() - run.heartbeat) > SILENCE_S  # a clock that was put back makes nobody alive
+def is_silent(run: Run) -> bool:
+    """True if the run's driver has shown no heartbeat for `SILENCE_S`, or one that is still to come.
+
+    A clock that was put back makes nobody alive.
+    """
+    return abs(time.time() - run.heartbeat) > SILENCE_S
 
 
 def resume_run(store: Store, run_id: str) -> int:

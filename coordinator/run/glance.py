@@ -15,9 +15,9 @@ from ..federation.serving import SeenNode, Serving, read_serving
 from ..store import Store
 from ..store.states import RunState
 from ..store.tables import Run
+from .control import is_silent
 from .overview import RunStanding, run_standings
 
-SILENT_S = 20.0  # a driver without a heartbeat for so long is worth a word
 OLD_S = 30.0  # the server notes something every few seconds
 LEAST_FREE = 1 << 30  # bytes of disk
 
@@ -103,8 +103,8 @@ def _of_runs(store: Store, serving: Serving | None, standings: Sequence[MemberSt
     for run in store.runs():
         if run.state.is_over:
             continue
-        if serving is not None and run.state == RunState.RUNNING and (silent := time.time() - run.heartbeat) > SILENT_S:
-            yield f"run {run.id}: its driver has been silent for {silent:.0f} s"
+        if serving is not None and run.state == RunState.RUNNING and is_silent(run):
+            yield f"run {run.id}: its driver has been silent for {abs(time.time() - run.heartbeat):.0f} s"
         if missing := [name for name in _participants(store, run) if name in away]:
             told = ", ".join(f"{name} ({_last(away[name])})" for name in missing)
             yield f"run {run.id}: away {told}"

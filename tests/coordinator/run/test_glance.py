@@ -86,11 +86,12 @@ def test_a_revoked_node_is_neither_online_nor_away(store, home, served):
     assert {each.name: each.online for each in found.members}["svi"] is None
 
 
-def test_a_silent_driver_is_told(store, home, served):
+@pytest.mark.parametrize("change", [-100, 100], ids=["long ago", "still to come, as the clock was put back"])
+def test_a_silent_driver_is_told(store, home, served, change):
     store.begin_driving("run-1", store.acquire_lease("run-1"))
     assert look(store, home).worries == []
     with store.session() as session:
-        session.get(Run, "run-1").heartbeat -= 100
+        session.get(Run, "run-1").heartbeat += change
     assert look(store, home).worries == ["run run-1: its driver has been silent for 100 s"]
 
 
