@@ -79,12 +79,15 @@ class LedgerReplica:
             return self._up_to_date(session, site)
 
     def _up_to_date(self, session: Session, site: str) -> "Books":
-        """Returns the books of all entries that `session` sees."""
+        """Returns the books of all entries that `session` sees. Raises `ReplicaBroken`."""
         from ...privacy.ledger.charges import Books
 
         books, count = self._read.pop(site, (Books(), 0))  # back once all of it went well
         for row in self._store.ledger(session, site, since=count):
-            books.apply(_entry(row))
+            try:
+                books.apply(_entry(row))
+            except LedgerBroken as err:  # an earlier version took it, or somebody wrote to the database
+                raise ReplicaBroken(f"{site}: what is stored of its ledger does not hold together: {err}") from err
             count += 1
         self._read[site] = books, count
         return books

@@ -4,6 +4,7 @@ import pytest
 
 from confide.coordinator.errors import ReplicaBroken
 from confide.coordinator.store.ledger_replica import LedgerReplica
+from confide.coordinator.store.tables import LedgerRow
 from confide.privacy.ledger.chain import Head, extend, now
 from confide.privacy.ledger.ledger import Ledger
 
@@ -71,6 +72,14 @@ def test_a_signed_entry_without_meaning_is_refused_and_spoils_nothing(replica, l
         assert found.has_charge("east", "run-1", 1)
     replica.extend("east", ledger.public_key, entries)
     assert replica.open_rounds("east", "run-1") == {3}
+
+
+def test_stored_entries_that_do_not_hold_together_are_told_with_their_site(replica, ledger, empty_store):
+    replica.extend("east", ledger.public_key, ledger.entries()[:5])
+    with empty_store.session() as session:
+        session.delete(session.get(LedgerRow, ("east", 0)))
+    with pytest.raises(ReplicaBroken, match="east: what is stored of its ledger does not hold together"):
+        LedgerReplica(empty_store).has_charge("east", "run-1", 1)
 
 
 @pytest.mark.parametrize("start", [1, 3], ids=["at the beginning", "after what is known"])
