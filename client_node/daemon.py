@@ -29,7 +29,6 @@ def run(home: Path, stop: threading.Event) -> int:
     from .warm_node import WarmNode
 
     identity, enrolment = NodeIdentity.load(home), Enrolment.load(home)
-    enrolment.ca_pem()  # else a damaged one would show as a connection that breaks
     with _only_one(home):
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)

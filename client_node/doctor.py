@@ -177,8 +177,7 @@ def _ledger(node: _Node) -> Iterable[Finding]:
         if not any((node.home / trace).exists() for trace in (ledger_head.FILE, ledger_head.PEOPLE_FILE)):
             return [Finding("ledger", "ok", "nothing was charged yet")]
         return [Finding("ledger", "failed", f"{charges.LEDGER_FILE} is gone", "docs/site.md, Ledger lost")]
-    with charges.open_ledger(node.home, NodeIdentity.load(node.home), node.enrolment) as ledger:
-        ledger_head.LedgerHead(node.home, ledger).require()
+    with charges.whole_ledger(node.home) as ledger:
         entries = ledger.head.seq + 1
     found = [Finding("ledger", "ok", f"{entries} entries, each signed and in its chain")]
     for account in site_budget.accounts(node.home):

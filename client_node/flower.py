@@ -94,7 +94,7 @@ class Connection:
     """Sends one daemon's requests to the gate, each signed with the node's transport key."""
 
     def __init__(self, identity: NodeIdentity, enrolment: Enrolment, hello: Hello) -> None:
-        context = outbound.trusting(enrolment.ca_path.read_text())
+        context = outbound.trusting(enrolment.ca_pem())
         self._client = outbound.open_client(enrolment.address, context, enrolment.proxy, _CALL_S)
         self._url = f"https://{enrolment.address}/v1/fleet/"
         self._key, self._hello = identity.transport_key, hello

@@ -55,7 +55,7 @@ class Drivers:
     """The drivers of one coordinator's runs, and the worker that they are forked from."""
 
     def __init__(self, home: Path, store: Store, superlink: SuperLink) -> None:
-        self._home, self._store, self._superlink = home, store, superlink
+        self._store, self._superlink = store, superlink
         self._drivers: dict[str, _Driver] = {}  # by run
         self._worker = _Worker(home, superlink)
         self._superlink_pid: int | None = None

@@ -89,9 +89,7 @@ class Service:
             if is_up:
                 self._sync_keys()
             self._drivers.tick()
-        except SuperLinkFailed as err:
-            trouble = str(err)
-        except StoreUnavailable as err:
+        except (SuperLinkFailed, StoreUnavailable) as err:
             trouble = str(err)
         except OSError as err:
             trouble = f"{err.strerror or type(err).__name__}: {err.filename or 'no process can be started'}"

@@ -185,10 +185,12 @@ class Store:
 
     def last_round(self, run_id: str) -> CommittedRound:
         """Finds the last committed round of a run."""
-        rounds = self.rounds(run_id)
-        if not rounds:
+        with self.session() as session:
+            newest = select(Round).where(Round.run == run_id).order_by(Round.number.desc()).limit(1)
+            found = session.scalars(newest).first()
+        if found is None:
             return CommittedRound(number=0, state_hash=None)
-        return CommittedRound(number=rounds[-1].number, state_hash=rounds[-1].state_hash)
+        return CommittedRound(number=found.number, state_hash=found.state_hash)
 
     def acquire_lease(self, run_id: str) -> int:
         """Takes a new lease of a run: the token grows, so an older driver can no longer commit."""
