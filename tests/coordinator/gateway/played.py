@@ -1,4 +1,4 @@
-"""What stands around the gate in its tests: a SuperLink, a register, and the headers of a node."""
+"""What stands around the gate in its tests: a clock, a SuperLink, a register, and the headers of a node."""
 
 import base64
 import datetime as dt
@@ -11,6 +11,16 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
 from confide.client_node.enrolment.identity import NodeIdentity, wire_form
+
+
+@dataclass
+class Clock:
+    """Seconds that the test moves."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Who may stay among strangers: places, lines and turns, with a clock that the test moves."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
 from confide.coordinator.gateway.crowd import Crowd, Limits, longest_idle
+
+from .played import Clock
 
 
 @dataclass(eq=False)
@@ -18,14 +20,6 @@ class Caller:
 
     def turn_out(self) -> None:
         raise AssertionError("the crowd only says who goes")
-
-
-@dataclass
-class Clock:
-    now: float = field(default=100.0)
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

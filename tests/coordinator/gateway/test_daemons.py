@@ -18,7 +18,7 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.gateway.daemons import SILENT_S, Daemons
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 
-from .test_gate import PlayedRegister, pull, signed
+from .played import Clock, PlayedRegister, PlayedSuperLink, pull, signed
 
 
 class Flower:
@@ -28,31 +28,21 @@ class Flower:
         self.online: set[int] = set()
         self.waiting: list[bytes] = []
         self.calls: list[str] = []
+        self.app = PlayedSuperLink(answer=self._answer)
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "lifespan":
-            for _ in range(2):
-                await send({"type": (await receive())["type"] + ".complete"})
-            return
-        body, more = b"", True
-        while more:
-            event = await receive()
-            body, more = body + event.get("body", b""), event.get("more_body", False)
-        status, answer = self.answer(scope["path"].rpartition("/")[2], body)
-        headers = [(b"content-length", str(len(answer)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-    def answer(self, call: str, body: bytes) -> tuple[int, bytes]:
+    def _answer(self, path: str, body: bytes) -> bytes:
+        call = path.rpartition("/")[2]
         self.calls.append(call)
+        self.app.status = 200
         if call == "activate-node":
             if 7 in self.online:
-                return 412, b""
+                self.app.status = 412
+                return b""
             self.online.add(7)
-            return 200, ActivateNodeResponse(node_id=7).SerializeToString()
+            return bytes(ActivateNodeResponse(node_id=7).SerializeToString())
         if call == "deactivate-node":
             self.online.discard(DeactivateNodeRequest.FromString(body).node_id)
-        return 200, self.waiting.pop() if call == "pull-messages" and self.waiting else b""
+        return self.waiting.pop() if call == "pull-messages" and self.waiting else b""
 
 
 class Site:
@@ -75,14 +65,6 @@ class Site:
 
 
 @dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class Setting:
     site: Site
     superlink: Flower
@@ -99,7 +81,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def setting(pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Setting]:
     caplog.set_level(logging.INFO, logger="confide.gate")
     superlink, register = Flower(), PlayedRegister()
-    behind = serve_gate(superlink, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    behind = serve_gate(superlink.app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
     app = FleetGate(register, enrol=lambda _: None, studies=lambda _: [], ca_path=pki.ca_path, superlink=behind.port)  # type: ignore[arg-type, return-value]
     clock = Clock()
     app._daemons = Daemons(clock)

@@ -1,21 +1,14 @@
 """The log of refusals: a budget for each reason, and counts of what is not listed."""
 
 import logging
-from dataclasses import dataclass
 
 import pytest
 
 from confide.coordinator.gateway.refusals import RefusalLog
 
+from .played import Clock
+
 HOUR_CAP = 1 << 20  # bytes
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
