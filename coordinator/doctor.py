@@ -21,7 +21,7 @@ from ..models.backbones import loading
 from ..models.errors import ModelError
 from .errors import CoordinatorError
 from .federation import Pki, Settings, load_settings, members, opened_store
-from .run.control import is_silent
+from .run.overview import is_silent
 from .studies.catalogue import load_study, study_start
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -10,8 +10,7 @@ from ..store import Store
 from ..store.states import ABANDON, CUT, RESUME, STOP, RunState
 from ..store.tables import Run
 from ..studies.catalogue import load_study
-
-SILENCE_S = 20.0  # without a heartbeat; a driver beats every second
+from .overview import is_silent
 
 
 def start_run(store: Store, study: str, *, again: bool = False) -> str:
@@ -80,14 +79,6 @@ def abandon_run(store: Store, run_id: str) -> RunState:
         NotFound: there is no such run.
     """
     return store.move_run(run_id, ABANDON)
-
-
-def is_silent(run: Run) -> bool:
-    """True if the run's driver has shown no heartbeat for `SILENCE_S`, or one that is still to come.
-
-    A clock that was put back makes nobody alive.
-    """
-    return abs(time.time() - run.heartbeat) > SILENCE_S
 
 
 def resume_run(store: Store, run_id: str) -> int:

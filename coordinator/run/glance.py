@@ -15,8 +15,7 @@ from ..federation.serving import SeenNode, Serving, read_serving
 from ..store import Store
 from ..store.states import RunState
 from ..store.tables import Run
-from .control import is_silent
-from .overview import RunStanding, run_standings
+from .overview import RunStanding, is_silent, run_standings
 
 OLD_S = 30.0  # the server notes something every few seconds
 LEAST_FREE = 1 << 30  # bytes of disk

@@ -1,10 +1,13 @@
 """Lists all runs with their progress, and the rounds that a run has opened."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..store import Store
 from ..store.tables import Run
+
+SILENCE_S = 20.0  # without a heartbeat; a driver beats every second
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,14 @@ class OpenedRounds:
 def run_standings(store: Store) -> list[RunStanding]:
     """Lists every run with its progress, oldest first."""
     return [_standing(store, run) for run in store.runs()]
+
+
+def is_silent(run: Run) -> bool:
+    """True if the run's driver has shown no heartbeat for `SILENCE_S`, or one that is still to come.
+
+    A clock that was put back makes nobody alive.
+    """
+    return abs(time.time() - run.heartbeat) > SILENCE_S
 
 
 def opened_rounds(store: Store, run_id: str) -> OpenedRounds:

@@ -4,7 +4,8 @@ import pytest
 
 from confide.client_node.errors import StudyOutdated
 from confide.coordinator.errors import Conflict, LeaseLost, NotFound
-from confide.coordinator.run.control import SILENCE_S, abandon_run, resume_run, start_run, stop_run
+from confide.coordinator.run.control import abandon_run, resume_run, start_run, stop_run
+from confide.coordinator.run.overview import SILENCE_S
 from confide.coordinator.store.tables import Run, StudyRow
 
 from ...client_node.conftest import STUDY_TOML, build_study
