@@ -1,17 +1,16 @@
 """The application `coordinator`: set-up, server, status and demo. Exit codes are in `client_node.cli.application`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...client_node.cli.application import JsonOption, application, epilog, until_stopped
-from ...client_node.cli.console import show_change
+from ...client_node.cli.application import JsonOption, application, epilog
 from ..errors import CoordinatorError
 from . import adapter, audit, backbone, budget, doctor, run, site, study
 from .options import DEFAULT_HOME, HomeOption
-from .tables import here, show_status
+from .serving import serve_federation
+from .tables import here, show_made, show_status
 
 app = application(
     "Run a federation: invite sites, start studies, read what they cost.",
@@ -31,7 +30,12 @@ app.command("doctor", epilog=epilog("coordinator doctor", "coordinator doctor --
 _FIRST_EXAMPLE = "thyroid"
 
 
-@app.command(epilog=epilog('coordinator init --federation "Thyroid 2026" --host fed.example.org'))
+@app.command(
+    epilog=epilog(
+        'coordinator init --federation "Thyroid 2026" --host fed.example.org',
+        "coordinator init --site svi --site svhc --aggregator agg-a --out parcel --then-serve",
+    )
+)
 def init(
     home: HomeOption = DEFAULT_HOME,
     federation: Annotated[str, typer.Option(help="Name of the federation, printed on reports.")] = "federation",
@@ -42,29 +46,46 @@ def init(
     strangers_per_address: Annotated[
         int, typer.Option(min=2, max=128, help="Connections of one address that have shown no enrolled key yet.")
     ] = 32,
+    sites: Annotated[
+        list[str] | None, typer.Option("--site", metavar="NAME", help="Invite it at once, to train; may be repeated.")
+    ] = None,
+    aggregators: Annotated[
+        list[str] | None, typer.Option("--aggregator", metavar="NAME", help="Invite it, to aggregate; may be repeated.")
+    ] = None,
+    parcel: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the join files of those who are invited.")
+    ] = None,
+    then_serve: Annotated[bool, typer.Option("--then-serve", help="Then serve, as `coordinator serve` does.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the keys, certificates and database of a new federation, in a folder that is new or empty."""
-    from ..federation import Settings, create_home
+    from ..federation import Settings, create_home, members, opened_store
 
+    guests = [(name, ["train"]) for name in sites or ()] + [(name, ["aggregate"]) for name in aggregators or ()]
+    members.parse_guests(guests)
+    if (parcel is None) == bool(guests):
+        raise typer.BadParameter("join files need a folder, and the folder needs sites", param_hint="--out")
     settings = Settings(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port,
         strangers_per_address=strangers_per_address,
     )  # fmt: skip
     create_home(home, settings)
-    next_steps = f"Next: {here(home, 'serve')}; then: {here(home, 'site invite NAME')}"
-    show_change(
-        {"home": str(home), **asdict(settings)}, as_json, f"Federation {federation} made in {home}. {next_steps}"
-    )
+    steps = [] if then_serve else [here(home, "serve")]
+    if parcel is None:
+        show_made(settings, home, as_json, steps=[*steps, here(home, "site invite NAME")])
+    else:
+        with opened_store(home) as store:
+            invited = members.invite(store, home, guests)
+        parcel.mkdir(parents=True, exist_ok=True)
+        show_made(settings, home, as_json, steps=steps, files=members.write_invitations(invited, home, parcel))
+    if then_serve:
+        serve_federation(home)
 
 
 @app.command(epilog=epilog("coordinator serve"))
 def serve(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve the federation until stopped; runs that were going on go on."""
-    from ..gateway import Service
-
-    stop = until_stopped("httpx", "alembic")
-    Service(home).serve(stop)
+    serve_federation(home)
 
 
 @app.command(epilog=epilog("coordinator status --json"))

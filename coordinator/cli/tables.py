@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # accounting takes seconds to import
     from ...models.evaluation.metrics import Estimate
     from ...privacy.ledger.chain import Head
     from ...privacy.report.schema import AuditFacts
+    from ..federation import Settings
     from ..federation.members import Invitation, Member
     from ..results.metrics import Measurement
     from ..run.glance import Glance
@@ -97,6 +98,19 @@ def show_join_files(files: Sequence[Path], as_json: bool) -> None:
     err.print("Hand each over in private: it is as secret as the code in it, and works once, for a week.")
     for file in files:
         print(file)
+
+
+def show_made(
+    settings: "Settings", home: Path, as_json: bool, *, steps: Sequence[str], files: Sequence[Path] = ()
+) -> None:
+    """Prints that a federation was made, the join files of those who were invited, and the next steps."""
+    if as_json:
+        return print_json({"home": str(home), **asdict(settings), "files": [str(file) for file in files]})
+    following = f" Next: {'; then: '.join(steps)}" if steps else ""
+    out.print(f"Federation {settings.federation} made in {home}.{following}", highlight=False, markup=False,
+              soft_wrap=True)  # fmt: skip
+    if files:
+        show_join_files(files, as_json=False)
 
 
 def show_created_study(study: "StudySummary", as_json: bool) -> None:

@@ -50,11 +50,11 @@ def members(store: Store) -> list[Member]:
     ]
 
 
-def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]) -> list[Invitation]:
-    """Makes a one-time code for each guest, a name with roles, with which a site of that name can enrol.
+def parse_guests(guests: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, tuple[Role, ...]]]:
+    """Parses the names and roles of guests.
 
     Raises:
-        Conflict: a name is invalid, given twice or enrolled already, or a role is none; nobody is invited then.
+        Conflict: a name is invalid or given twice, or a role is none.
     """
     parsed = [(name, parse_roles(roles)) for name, roles in guests]
     names = [name for name, _ in parsed]
@@ -65,7 +65,17 @@ def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Conflict(f"{', '.join(twice)} is named more than once; nobody was invited")
-    if enrolled := sorted({*names} & {node.name for node in store.nodes() if node.enrolled_at is not None}):
+    return parsed
+
+
+def invite(store: Store, home: Path, guests: Sequence[tuple[str, Sequence[str]]]) -> list[Invitation]:
+    """Makes a one-time code for each guest, a name with roles, with which a site of that name can enrol.
+
+    Raises:
+        Conflict: as `parse_guests`, or a name is enrolled already; nobody is invited then.
+    """
+    parsed = parse_guests(guests)
+    if enrolled := sorted({name for name, _ in parsed} & {n.name for n in store.nodes() if n.enrolled_at is not None}):
         raise Conflict(
             f"{', '.join(enrolled)} is enrolled already; revoke it and choose another name for its new keys. Nobody "
             "was invited"

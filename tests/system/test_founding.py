@@ -1,4 +1,4 @@
-"""The short path of docs/operator.md and docs/site.md as it is written: five sites, three aggregators, 22 commands.
+"""The short path of docs/operator.md and docs/site.md as it is written: five sites, three aggregators, 20 commands.
 
 Commands run in this process, and enrolment goes through a real gate. Only what a run needs beside them (Flower's
 server, the nodes' daemons) is not started: `run start` is the last step here.
@@ -85,18 +85,18 @@ def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
     few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
     monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
     served: list[Path] = []
+    monkeypatch.setattr("confide.coordinator.cli.main.serve_federation", lambda home: serve(gate, home))
     monkeypatch.setattr("confide.client_node.daemon.run", lambda home, stop: served.append(home) or 0)
     steps, parcel = Steps(tmp_path), tmp_path / "parcel"
     (tmp_path / "fever.csv").write_text(DICTIONARY)
     port, superlink, *party_ports = free_ports(2 + len(PARTIES))
 
-    steps.operator("init", "--federation", "Fever 2026", "--port", port, "--superlink-port", superlink)
-    others = [word for party in PARTIES for word in ("--aggregator", party)]
-    steps.operator("site", "invite", *SITES, *others, "--out", parcel)
+    invited = [word for site in SITES for word in ("--site", site)]
+    invited += [word for party in PARTIES for word in ("--aggregator", party)]
+    ports = ("--port", port, "--superlink-port", superlink)
+    steps.operator("init", "--federation", "Fever 2026", *ports, *invited, "--out", parcel, "--then-serve")
     drafted = ("--units", UNITS * len(SITES), "--unit", "patient", "--out", parcel / "study.toml", "--build")
     steps.operator("study", "init", tmp_path / "fever.csv", *drafted)
-    serve(gate, tmp_path / "coordinator")  # coordinator serve
-    steps.count += 1
     heard = []
     for site in SITES:
         write_table(tmp_path / f"{site}.csv", site)
@@ -118,7 +118,7 @@ def test_a_federation_is_founded_in_the_steps_that_the_pages_tell(
         steps.at(node, *words, *(heard if node in PARTIES else ()))
     run = steps.operator("run", "start", "fever").strip()
 
-    assert steps.count == 22
+    assert steps.count == 20
     assert served == [tmp_path / node for node in (*SITES, *PARTIES)]
     assert [row["run"] for row in json.loads(steps.operator("run", "list", "--json"))] == [run]
     shown = steps.at("north", "study", "show", "fever")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,34 @@ def test_init_leaves_a_federation_that_is_there_as_it_is(home, call):
     assert "holds a federation already" in lined(result.stderr)
     assert Pki.load(home).identity_hex == before
     assert json.loads(call("status", "--json").stdout)["federation"] == "thyroid network"
+
+
+def test_init_invites_at_once_and_then_serves(tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr("confide.coordinator.cli.main.serve_federation", served.append)
+    home, parcel = tmp_path / "home", tmp_path / "parcel"
+    words = ["--site", "north", "--aggregator", "agg-a", "--out", parcel, "--then-serve"]
+    made = json.loads(invoke("init", "--home", home, *words, "--json").stdout)
+    assert made["files"] == [str(parcel / "north.join"), str(parcel / "agg-a.join")]
+    assert all(Path(file).stat().st_mode & 0o077 == 0 for file in made["files"])
+    roles = {row["name"]: row["roles"] for row in json.loads(invoke("site", "list", "--json", "--home", home).stdout)}
+    assert roles == {"north": "train", "agg-a": "aggregate"}
+    assert served == [home]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--site", "North", "--out", "parcel"], FAILED, "is no name for a site"),
+        (["--site", "a", "--aggregator", "a", "--out", "parcel"], FAILED, "named more than once"),
+        (["--site", "a"], USAGE, "join files need a folder"),
+        (["--out", "parcel"], USAGE, "the folder needs sites"),
+    ],
+)
+def test_init_that_cannot_invite_makes_no_federation(tmp_path, words, code, said):
+    result = invoke("init", "--home", tmp_path / "home", *words, code=code)
+    assert said in lined(result.stderr)
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize(
