@@ -33,8 +33,8 @@ def run(home: Path, stop: threading.Event) -> int:
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
-        if ledger is not None:
-            _look_at_files(home, ledger)
+        if ledger is not None and _can_run_studies(home, ledger):
+            threading.Thread(target=_import_ahead, name="confide-imports", daemon=True).start()
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
@@ -43,16 +43,28 @@ def run(home: Path, stop: threading.Event) -> int:
                 ledger.close()
 
 
-def _look_at_files(home: Path, ledger: "Ledger") -> None:
-    """Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile."""
+def _can_run_studies(home: Path, ledger: "Ledger") -> bool:
+    """Returns True if some study is approved and can be computed in this process.
+
+    Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile.
+    """
     from .ledger_head import LedgerHead
     from .policy import load_policy
 
     try:
         LedgerHead(home, ledger).require()
-        load_policy(home)
+        policy = load_policy(home)
     except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
+        return False
+    return bool(policy.studies.approved or policy.studies.unprotected) and not policy.limits.workers
+
+
+def _import_ahead() -> None:
+    """Imports what a site computes with, which takes seconds, while it connects and nobody has asked yet."""
+    from .training import trainer
+
+    logger.debug("%s is imported", trainer.__name__)
 
 
 def status(home: Path) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from confide.client_node import warm_node
+from confide.client_node import daemon, warm_node
 from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.daemon import run, status
 from confide.client_node.errors import AlreadyRunning, NotEnrolled
+from confide.client_node.policy import decisions
 
 from .conftest import identity_of
 
@@ -118,3 +119,18 @@ def test_a_daemon_whose_connection_breaks_frees_the_home(site, monkeypatch):
     with pytest.raises(OSError, match="no network"):
         run(site.home, threading.Event())
     assert not status(site.home)["running"]
+
+
+@pytest.mark.parametrize(
+    ("is_approved", "workers", "imports"), [(True, 0, True), (False, 0, False), (True, 2, False)],
+    ids=["approved", "nothing approved", "workers compute"],
+)  # fmt: skip
+def test_a_daemon_imports_ahead_what_an_approved_study_needs(site, monkeypatch, is_approved, workers, imports):
+    imported = threading.Event()
+    monkeypatch.setattr(warm_node, "WarmNode", PlayedConnection)
+    monkeypatch.setattr(daemon, "_import_ahead", imported.set)
+    site.write(("[limits]", f"[limits]\nworkers = {workers}"))
+    if is_approved:
+        decisions.approve(site.home, "ab" * 32)
+    run(site.home, threading.Event())
+    assert imported.wait(1.0 if imports else 0.1) is imports
