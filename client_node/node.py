@@ -74,7 +74,7 @@ class Node:
         name, signer = enrolment.name, identity.signer
         self._home, self._identity, self._enrolment = home, identity, enrolment
         self._admission, self._active = Admission(home, name), RunReservations(home)
-        self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name))
+        self._site = None if ledger is None else SiteRole(home, name, signer, ledger, model or WarmModel(name, home))
         self._aggregator = AggregatorRole(home, name, signer)
         self._diary = Diary(logger)
 

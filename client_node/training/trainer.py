@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
 from ..data import Records
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
+from .known_shapes import KnownShapes
 from .study_model import load_study_model, unused_experts
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class Trainer:
         threads: int,
         group: WorkerGroup | None = None,
         place: Callable[[AdaptedModel], object] | None = None,
+        known: KnownShapes | None = None,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
 
@@ -92,6 +95,7 @@ class Trainer:
             threads: of this process's arithmetic.
             group: processes that compute with this one; None for none.
             place: puts the model where it shall be computed, before it is run for the first time.
+            known: shapes of batches that were found here before; None to find them anew.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
@@ -128,12 +132,14 @@ class Trainer:
         if place is not None:
             place(self.adapted)
         refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)
-        self._shapes = probed_shapes(
+        probe = partial(
+            probed_shapes,
             self.adapted,
             max_tokens=study.draft.data.max_tokens,
             max_rows=max_rows,
             max_records=study.draft.data.max_records_per_unit,
         )
+        self._shapes = probe() if known is None else known.find(study, self.adapted, max_rows, probe)
         logger.info("study %s: private steps compute %s", study.name, self._shapes)
         if not self._shapes.rows_of_length:
             logger.warning(

@@ -5,6 +5,7 @@ torch is imported only when a model is loaded: a node that only aggregates does 
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +31,16 @@ class WarmModel:
     Two studies that run at once ask in turn; a model that was made anew at each question would take most of a round.
     """
 
-    def __init__(self, site: str, *, read: Callable[[SitePolicy, Study], Records] | None = None) -> None:
+    def __init__(
+        self, site: str, home: Path | None = None, *, read: Callable[[SitePolicy, Study], Records] | None = None
+    ) -> None:
         """Loads nothing yet.
 
         Args:
+            home: the node's, where it remembers in which shapes it computes; None to find them anew.
             read: returns records in place of those that a policy names, for an audit.
         """
-        self._site, self._read = site, read
+        self._site, self._home, self._read = site, home, read
         self._loaded: dict[str, tuple[str, Trainer | Workers]] = {}  # study -> version and model; used last comes last
 
     def load(self, study: Study, policy: SitePolicy) -> "Trainer | Workers":
@@ -116,10 +120,19 @@ class WarmModel:
             from .workers import Workers
 
             return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
+        from .known_shapes import KnownShapes
         from .trainer import Trainer
 
-        rows, threads = limits.max_rows_per_batch, limits.threads
-        return Trainer(study, directory, read, site=site, site_noise=site_noise, max_rows=rows, threads=threads)
+        return Trainer(
+            study,
+            directory,
+            read,
+            site=site,
+            site_noise=site_noise,
+            max_rows=limits.max_rows_per_batch,
+            threads=limits.threads,
+            known=None if self._home is None else KnownShapes(self._home),
+        )
 
 
 def _version(study: Study, policy: SitePolicy) -> str:

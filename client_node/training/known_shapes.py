@@ -1,0 +1,128 @@
+"""Remembers in which shapes this machine computes the rows of a batch independently, so that a restart is quick.
+
+`probed_shapes` takes seconds, in which a site that comes back answers nobody. What it finds follows from the study, the
+machine, its libraries and our code alone. So it is kept under a digest of all of these, and found anew if any of them
+is another one; no record has a part in it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field, TypeAdapter
+
+from ...models.adapters import AdaptedModel
+from ...models.strict import NO_ENTRIES, Frozen, StrictModel
+from ...privacy.mechanism.batches import BatchShapes
+from ..errors import FileDamaged
+from ..files import read_json, write_private
+from ..study import Study
+
+logger = logging.getLogger(__name__)
+
+FILE = "batch-shapes.json"
+MAX_KNOWN = 16  # the oldest are forgotten
+_MAX_BYTES = 2**18
+_REMEDY = "It is only there to save seconds: delete it, and the shapes are found anew"
+_ARITHMETIC = ("kernels", "models", "privacy/mechanism")  # our code that computes or tries shapes
+_SETTINGS = ("ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "GOMP_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_",
+             "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_")  # fmt: skip
+
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=1, le=2**24)]
+_Rows = Annotated[tuple[_Count, ...], Field(min_length=1, max_length=16)]
+
+
+class _Shapes(StrictModel):
+    lengths: Annotated[tuple[tuple[_Count, _Rows], ...], Field(max_length=64)]
+    threads: _Count | None
+
+
+class _File(StrictModel):
+    shapes: Annotated[Mapping[_Digest, _Shapes], Field(max_length=MAX_KNOWN), *Frozen] = NO_ENTRIES
+
+
+_FORM = TypeAdapter(_File)
+
+
+class KnownShapes:
+    """The shapes that were found on this machine, stored in `batch-shapes.json` under the node's home."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / FILE
+
+    def find(self, study: Study, adapted: AdaptedModel, max_rows: int, probe: Callable[[], BatchShapes]) -> BatchShapes:
+        """Returns the shapes that were found for this study and all that computes here, or those that `probe` finds.
+
+        Args:
+            adapted: the study's model, where it is computed.
+            max_rows: that may be computed at once.
+        """
+        digest = _digest(study, adapted, max_rows)
+        found = self._known().get(digest)
+        if found is not None:
+            return BatchShapes(dict(found.lengths), found.threads)
+        shapes = probe()
+        self._note(digest, shapes)
+        return shapes
+
+    def _note(self, digest: str, shapes: BatchShapes) -> None:
+        """Stores the shapes. What keeps them from the disk keeps nobody from computing."""
+        found = _Shapes(lengths=tuple(shapes.rows_of_length.items()), threads=shapes.threads)
+        latest = list((dict(self._known()) | {digest: found}).items())[-MAX_KNOWN:]
+        try:
+            write_private(self._path, _File(shapes=dict(latest)).model_dump_json().encode())
+        except OSError as err:
+            logger.warning("the shapes of batches are found anew at the next start: %s", err)
+
+    def _known(self) -> Mapping[str, _Shapes]:
+        try:
+            found = read_json(self._path, _FORM, remedy=_REMEDY, max_bytes=_MAX_BYTES)
+        except FileDamaged as err:
+            logger.warning("the shapes of batches are found anew: %s", err)
+            found = None
+        return {} if found is None else found.shapes
+
+
+def _digest(study: Study, adapted: AdaptedModel, max_rows: int) -> str:
+    """Computes a digest of everything that a probe depends on."""
+    device = next(iter(adapted.trained.values())).device
+    facts = {
+        "study": study.study_hash,
+        "max_rows": max_rows,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "libraries": [torch.__config__.show(), torch.__config__.parallel_info(), version("transformers")],
+        "machine": [os.uname().release, os.uname().machine, *platform.libc_ver(), _processor()],
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)},
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """Describes the first processor: its model, and what it can do."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ""
+    return "\n".join(
+        line for line in first.splitlines() if line.startswith(("model", "flags", "stepping", "microcode"))
+    )
+
+
+def _code() -> str:
+    """Computes a digest of our own code that computes."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in _ARITHMETIC for file in (root / folder).rglob("*.py")):
+        digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
