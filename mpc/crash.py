@@ -34,6 +34,15 @@ def spot(problem: BaseException) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
+class TextLeftOut(Exception):
+    """Stands in a log for an error whose text must not be there."""
+
+    @classmethod
+    def of(cls, problem: BaseException) -> "TextLeftOut":
+        """Makes one with the class, the place and the traceback of an error, for `exc_info` of a logger."""
+        return cls(place(problem)).with_traceback(problem.__traceback__)
+
+
 def hide_values() -> None:
     """Makes this process, a child, tell of an error that ends it or one of its threads by lines of code alone."""
     sys.excepthook = _tell

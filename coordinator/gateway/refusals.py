@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...mpc.crash import place
+from ...mpc.crash import TextLeftOut, place
 
 logger = logging.getLogger("confide.gate")
 
@@ -40,10 +40,6 @@ class _Strangers:
 
     listed: set[str] = field(default_factory=set)
     silent: int = 0
-
-
-class _TextLeftOut(Exception):
-    """Stands in a traceback for an error whose text must not be logged."""
 
 
 class RefusalLog:
@@ -80,7 +76,7 @@ class RefusalLog:
         """
         where = place(err)
         if (what, where) not in self._known:  # forgotten two hours later; what comes meanwhile is counted
-            logger.error("%s", what, exc_info=_TextLeftOut(where).with_traceback(err.__traceback__))
+            logger.error("%s", what, exc_info=TextLeftOut.of(err))
             self._known[what, where] = {"": _Known(self._clock() + _LONGEST_PAUSE_S, _LONGEST_PAUSE_S)}
         else:
             self._known[what, where][""].silent += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from ...client_node.errors import ClientNodeError
-from ...mpc.crash import spot
+from ...mpc.crash import TextLeftOut, spot
 from ...mpc.errors import MpcError
 from ...privacy.errors import PrivacyError
 from ..errors import CoordinatorError, LeaseLost, RunStopped, StoreUnavailable, SuperLinkFailed, TransitionRefused
@@ -79,7 +79,7 @@ def _drive_or_say_why(fleet: Fleet, store: Store, home: Path, run_id: str, lease
         logger.error("run %s failed: %s", run_id, err)
         store.move_run(run_id, FAIL, lease=lease, error=f"{type(err).__name__}: {err}"[:2000])
     except Exception as err:
-        logger.exception("run %s: its driver ended", run_id)
+        logger.error("run %s: its driver ended", run_id, exc_info=TextLeftOut.of(err))
         found = f"{type(err).__name__} in {spot(err)} after round {store.last_round(run_id).number}"
         if found == trouble:
             error = f"{found}, twice: what is committed is kept; {RunFolder(home, run_id).path / LOG_FILE} says more"

@@ -23,6 +23,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from ...mpc.crash import TextLeftOut
 from ..federation import Pki
 from ..fleet.flower import Fleet, open_grid
 from .driver import drive
@@ -91,8 +92,8 @@ class Worker:
             with open_grid(self._port, Pki.load(self._home).ca_path, token) as grid:
                 drive(Fleet(grid), self._home, run_id, fenced=lambda: os._exit(0))
             return 0
-        except BaseException:
-            logging.getLogger(__name__).exception("the driver of run %s ended", run_id)
+        except BaseException as err:
+            logging.getLogger(__name__).error("the driver of run %s ended", run_id, exc_info=TextLeftOut.of(err))
             return UNFINISHED
         finally:
             logging.shutdown()

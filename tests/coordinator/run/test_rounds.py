@@ -476,7 +476,7 @@ def test_a_passing_trouble_ends_the_driver_and_never_the_run(desk, trouble, word
 
 def test_an_error_that_nobody_thought_of_fails_the_run_when_it_comes_again_at_the_same_place(desk):
     def fail(kind: str, name: str) -> None:
-        raise KeyError("MARKER")
+        raise KeyError("MARK" + "ER")  # not as a whole in a line of the source, which a traceback quotes
 
     with pytest.raises(KeyError):
         drive(FakeFleet(desk.study, before=fail), desk.home, "run-1")
@@ -487,6 +487,9 @@ def test_an_error_that_nobody_thought_of_fails_the_run_when_it_comes_again_at_th
     assert second.state == "failed"
     assert (second.error or "").startswith(f"{first.step}, twice: what is committed is kept; ")
     assert "MARKER" not in (second.error or "")
+    log = (desk.home / "runs" / "run-1" / "driver.log").read_text()
+    assert "TextLeftOut: KeyError in" in log
+    assert "MARKER" not in log
     desk.store.move_run("run-1", RESUME)
     drive(FakeFleet(desk.study), desk.home, "run-1")
     assert desk.store.run("run-1").state == "done"
