@@ -28,8 +28,9 @@ from ...kernels.products import tiles_agree, tiles_seen
 from ...models.adapters import AdaptedModel
 from .sampling import Integers
 
-_SHORTEST = 32  # tokens; shorter records are padded to it
+_SHORTEST = 16  # tokens; shorter records are padded to it
 _TOKENS = 2048  # of a batch: more costs memory and blank rows, less costs calls
+_ROWS = 64  # of a batch, for the same reasons
 _SIZES = 4  # numbers of rows for a length: each half of the one before
 _LEAST = 128  # tokens of the smallest batch
 _EXTREME = 1e4  # size of trained numbers at which rounding decides gradients
@@ -145,11 +146,11 @@ def _lengths(max_tokens: int) -> list[int]:
     longest = max(_SHORTEST, -(-(max_tokens + 1) // 8) * 8)
     steps = (_SHORTEST << doublings >> 1 for doublings in range(1, longest.bit_length()))
     shorter = (length for step in steps for length in (step, step + step // 2))
-    return [*(length for length in shorter if 10 * length <= 9 * longest), longest]
+    return [*(length for length in shorter if 4 * length <= 3 * longest), longest]
 
 
 def _sizes(length: int, max_rows: int, max_records: int) -> tuple[int, ...]:
-    most = max(1, min(max_rows, _TOKENS // length))
+    most = max(1, min(max_rows, _ROWS, _TOKENS // length))
     sizes = [max(max_records, most // 8 * 8 or most)]
     while len(sizes) < _SIZES and sizes[-1] % 2 == 0:
         if sizes[-1] // 2 < max_records or sizes[-1] // 2 * length < _LEAST:
