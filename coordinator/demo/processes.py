@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -70,22 +69,23 @@ class DemoFederation:
                      "--port", str(gate), "--superlink-port", str(superlink))  # fmt: skip
         self.start_coordinator()
         addresses = {party: f"{_HOST}:{port}" for party, port in zip(self.aggregators, party_ports, strict=True)}
-        self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)
+        fingerprints = self._each(lambda node: self._enrol(node, addresses.get(node)), self.nodes)
+        spoken = dict(zip(self.nodes, fingerprints, strict=True))
         for site, text in site_toml.items():
             write_private(self.node_home(site) / "site.toml", text.encode())
         created = self.operator("study", "create", str(study_toml), "--accept", "--json")
         study_hash = str(json.loads(created)["hash"])
-        self._confirm_sites()
         consent = ["--yes", "--runs", str(runs), *(["--unprotected"] if unprotected else [])]
-        self._each(lambda node: self.client(node, "study", "approve", study_hash, *consent), self.nodes)
+        # Each aggregator confirms each site's fingerprint, as people do by telephone.
+        confirmed = [word for site in self.sites for word in ("--confirm", f"{site}={spoken[site]}")]
+
+        def approve(node: str) -> str:
+            heard = confirmed if node in self.aggregators else []
+            return self.client(node, "study", "approve", study_hash, *heard, *consent)
+
+        self._each(approve, self.nodes)
         write_private(self.folder / "founded", study_hash.encode())
         return study_hash
-
-    def _confirm_sites(self) -> None:
-        """Confirms each site's fingerprint at every aggregator, as people do by telephone."""
-        spoken = {site: json.loads(self.client(site, "status", "--json"))["fingerprint"] for site in self.sites}
-        confirmed = [f"{site}={heard}" for site, heard in spoken.items()]
-        self._each(lambda node: self.client(node, "site", "confirm", *confirmed), self.aggregators)
 
     def bring_up(self) -> None:
         """Starts every process that is not running."""
@@ -164,7 +164,8 @@ class DemoFederation:
         """Runs a `coordinator` command on the federation's home."""
         return self.command("coordinator", *arguments, "--home", str(self.home))
 
-    def _enrol(self, node: str, party_address: str | None) -> None:
+    def _enrol(self, node: str, party_address: str | None) -> str:
+        """Enrols a node; returns the fingerprint of its key."""
         roles: tuple[Role, ...] = (
             *(("train",) if node in self.sites else ()),
             *(("aggregate",) if node in self.aggregators else ()),
@@ -172,11 +173,11 @@ class DemoFederation:
         with closing(Store.open(self.home)) as store:  # an operator types: coordinator site invite
             code = Register(store, Pki.load(self.home)).invite(node, roles, load_settings(self.home).address)
         address = [] if party_address is None else ["--party-address", party_address]
-        self.client(node, "enroll", code, *address)
+        return str(json.loads(self.client(node, "enroll", code, *address, "--json"))["fingerprint"])
 
-    def _each(self, do: Any, names: Sequence[str]) -> None:
+    def _each(self, do: Callable[[str], str], names: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(do, names))
+            return list(pool.map(do, names))
 
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
