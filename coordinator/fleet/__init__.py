@@ -8,7 +8,7 @@ nodes need not poll all the time. Another transport is another class with these 
 >>> class Echo:
 ...     def trust(self, site_of): self.site_of = site_of
 ...     def online(self): return {"north"}
-...     def ask(self, kind, requests, timeout):
+...     def ask(self, kind, requests, timeout, *, together=False):
 ...         for name, packet in requests.items():
 ...             yield name, packet if name in self.online() else NodeFailure(reason="offline")
 >>> fleet: Fleet = Echo()

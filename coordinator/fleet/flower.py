@@ -18,10 +18,12 @@ import hashlib
 import json
 import logging
 import ssl
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +59,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, Pull
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
 from ...client_node.enrolment.identity import fingerprint, wire_form
 from ...client_node.errors import PacketInvalid
@@ -104,7 +107,7 @@ class Fleet:
         return {name for name, node in self._nodes().items() if node.is_online}
 
     def ask(
-        self, kind: str, requests: Mapping[str, Packet], timeout: float
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
         """Sends each node its packet and yields one answer or failure for each name, as it arrives.
 
@@ -115,32 +118,14 @@ class Fleet:
             kind: the kind of message for the node's handler, a Python identifier.
             requests: node name -> packet.
             timeout: seconds; missing answers are then yielded as failures.
+            together: see `nodes.Fleet`.
         """
         deadline = time.monotonic() + timeout
-        nodes = self._nodes()
-        reached = [name for name in requests if name in nodes]
-        for name in requests:
-            if name not in nodes:
-                yield name, NodeFailure(reason="offline", message="it is not connected")
-        messages = [
-            Message(pack(requests[name]), nodes[name].node_id, f"query.{kind}", ttl=timeout, group_id="")
-            for name in reached
-        ]
-        waiting: dict[str, tuple[str, _Node]] = {}
-        taken = list(self._grid.push_messages(messages)) if messages else []
-        if len(taken) != len(messages):
-            raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
-        for name, message_id in zip(reached, taken, strict=True):
-            if message_id is None:
-                yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
-            else:
-                waiting[message_id] = (name, nodes[name])
-        del messages
-        wake()
+        waiting = yield from self._send(kind, requests, timeout)
         look = time.monotonic() + _LOOK_S
         while waiting:
             for window in _windows(list(waiting)):
-                for reply in self._grid.pull_messages(window):
+                for reply in self._pull({message_id: waiting[message_id] for message_id in window}):
                     asked = waiting.get(reply.metadata.reply_to_message_id)
                     if asked is None:
                         continue
@@ -152,8 +137,13 @@ class Fleet:
                     yield name, _read_reply(reply)
             if waiting and time.monotonic() >= look:
                 look = time.monotonic() + _LOOK_S
-                for message_id in self._lost(waiting):
-                    yield waiting.pop(message_id)[0], NodeFailure(reason="restarted", message=_RESTARTED)
+                lost = [waiting.pop(message_id)[0] for message_id in self._lost(waiting)]
+                if together and waiting:
+                    again = {name: requests[name] for name in lost}
+                    waiting |= yield from self._send(kind, again, max(0.0, deadline - time.monotonic()))
+                else:
+                    for name in lost:
+                        yield name, NodeFailure(reason="restarted", message=_RESTARTED)
             if not waiting:
                 return
             if time.monotonic() >= deadline:
@@ -161,6 +151,36 @@ class Fleet:
             time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         for name, _ in waiting.values():
             yield name, NodeFailure(reason="timeout", message=f"no answer within {timeout:g} s")
+
+    def _send(
+        self, kind: str, requests: Mapping[str, Packet], timeout: float
+    ) -> Generator[tuple[str, NodeFailure], None, dict[str, tuple[str, "_Node"]]]:
+        """Sends each node its packet; yields the failures, and returns name and node by the id of the message."""
+        nodes = self._nodes()
+        reached = [name for name in requests if name in nodes]
+        for name in requests:
+            if name not in nodes:
+                yield name, NodeFailure(reason="offline", message="it is not connected")
+        messages = [
+            Message(pack(requests[name]), nodes[name].node_id, f"query.{kind}", ttl=timeout, group_id="")
+            for name in reached
+        ]
+        taken = list(self._grid.push_messages(messages)) if messages else []
+        if len(taken) != len(messages):
+            raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
+        sent: dict[str, tuple[str, _Node]] = {}
+        for name, message_id in zip(reached, taken, strict=True):
+            if message_id is None:
+                yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
+            else:
+                sent[message_id] = (name, nodes[name])
+        wake()
+        return sent
+
+    def _pull(self, asked: Mapping[str, tuple[str, "_Node"]]) -> Iterable[Message]:
+        """Takes the answers that are there; of one that is still arriving, no longer than its sender may send it."""
+        with _given_up(_seldom(lambda: bool(self._lost(asked)))):
+            return self._grid.pull_messages(asked)
 
     def _lost(self, waiting: Mapping[str, tuple[str, "_Node"]]) -> list[str]:
         """Finds the messages to nodes that have connected anew since: whatever they had taken before is lost.
@@ -221,9 +241,40 @@ def _read_failure(text: str) -> NodeFailure:
         return NodeFailure(reason="failed", error="unreadable")
 
 
+_is_given_up: ContextVar[Callable[[], bool]] = ContextVar("is_given_up", default=lambda: False)
+
+
+@contextmanager
+def _given_up(by: Callable[[], bool]) -> Iterator[None]:
+    """Inside, waits for the missing parts of a reply only until `by` returns True."""
+    before = _is_given_up.set(by)
+    try:
+        yield
+    finally:
+        _is_given_up.reset(before)
+
+
+def _seldom(question: Callable[[], bool]) -> Callable[[], bool]:
+    """Makes a function that asks at most once in `_LOOK_S` seconds, first after the same time, from any thread."""
+    due, asking = time.monotonic() + _LOOK_S, threading.Lock()
+
+    def ask() -> bool:
+        nonlocal due
+        with asking:
+            if time.monotonic() < due:
+                return False
+            due = time.monotonic() + _LOOK_S
+            return question()
+
+    return ask
+
+
 @functools.cache
 def _hasten_pulls() -> None:
     """Makes the Grid ask after 20 ms, not 1 s, for parts of a reply that are still on their way.
+
+    It waits for them no longer than until their sender has connected anew: a node that is killed while it sends an
+    answer never sends the rest.
 
     Flower binds that pause as a default argument. Without this function the answers are the same, but a round takes
     seconds longer; so a failure here must not stop a run.
@@ -231,9 +282,24 @@ def _hasten_pulls() -> None:
     from flwr.superlink.grid import http_grid
 
     pulls = getattr(http_grid, "pull_objects", None)
-    if pulls is not None:
-        hastened = functools.partial(pulls, initial_backoff=0.02, backoff_cap=0.25, max_time=_ARRIVAL_S)
-        setattr(http_grid, "pull_objects", hastened)  # noqa: B010 (not an exported name: mypy refuses the plain form)
+    if pulls is None:
+        return
+
+    @functools.wraps(pulls)
+    def hastened(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> Any:
+        is_given_up = _is_given_up.get()  # here, since `pulls` asks in threads of its own
+
+        def pull(object_id: str) -> bytes:
+            try:
+                return pull_object_fn(object_id)
+            except ObjectUnavailableError:
+                if is_given_up():
+                    raise ObjectPullError(object_id, "its sender has connected anew") from None
+                raise
+
+        return pulls(object_ids, pull, **more, initial_backoff=0.02, backoff_cap=0.25, max_time=_ARRIVAL_S)
+
+    setattr(http_grid, "pull_objects", hastened)  # noqa: B010 (not an exported name: mypy refuses the plain form)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,11 @@ class Fleet(Protocol):
         """Names the nodes whose heartbeat has not lapsed."""
 
     def ask(
-        self, kind: str, requests: Mapping[str, Packet], timeout: float
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
-        """Sends each node its request and yields answers as they come, until `timeout` seconds are over."""
+        """Sends each node its request and yields answers as they come, until `timeout` seconds are over.
+
+        Args:
+            together: True if the nodes do it together. One that connects anew meanwhile is then asked again at once,
+                since the others wait for it.
+        """

@@ -250,7 +250,9 @@ class FleetGate:
         if status == 401:
             # The key is good here, so Flower's cache has lost it, or the id is of another registration.
             self._log.known("stale", key_id, "the SuperLink does not know node %s as site %r (%s)", claim, site, call)
-            raise _TurnedAway(503)
+            if claim is None:
+                raise _TurnedAway(503)
+            raise _TurnedAway(409, refused="reconnect")  # a node would go on with this id at a 503
         return status, answered, answer
 
     async def _take_over(

@@ -76,8 +76,8 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             name: Load.of(summed, aggregator_id, updates, topups, set_name(summed))
             for aggregator_id, name in enumerate(run.parties)
         }
-        told = {site: _history(run, site) for site in summed}
         answers: Answers = {}
+        told: dict[str, History] = {}
         problems = delivery.deposit(loads)
         if delivery.count > most:  # a large round may take longer as long as it makes progress
             most, deadline = delivery.count, time.monotonic() + questions.PATIENCE_S
@@ -85,6 +85,8 @@ def aggregate(round_: RoundContext, updates: Envelopes) -> AgreedTotal:
             with at_aggregators(run):
                 # Waiting for its turn uses up none of the run's patience.
                 deadline = max(deadline, time.monotonic() + questions.PATIENCE_S / 2)
+                # Not before: meanwhile another run may have brought the ledgers further.
+                told = {site: _history(run, site) for site in summed}
                 answers, problems = _order(round_, summed, loads, delivery, sender, told)
         replies = [message for message, _ in answers.values()]
         _note_rejected(round_, replies)

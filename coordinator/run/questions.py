@@ -102,7 +102,8 @@ def verified_answers(
 ) -> Iterator[tuple[str, tuple[R, Packet] | NodeFailure | MessageInvalid | MessageRefused]]:
     """Yields for each node, as it arrives, its own signed answer to this request, or the reason why there is none."""
     timeout = min(run.study.draft.rounds.deadline_s, _LONGEST_S.get(kind, math.inf))
-    for name, packet in run.fleet.ask(kind, requests, timeout) if requests else ():
+    together = kind == "aggregate"
+    for name, packet in run.fleet.ask(kind, requests, timeout, together=together) if requests else ():
         if isinstance(packet, NodeFailure):
             yield name, packet
             continue

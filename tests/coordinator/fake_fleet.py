@@ -132,7 +132,7 @@ class FakeFleet:
         return {*SITES, *PARTIES}
 
     def ask(
-        self, kind: str, requests: Mapping[str, Packet], timeout: float
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
         for name, packet in requests.items():
             self.asked.append((kind, name))

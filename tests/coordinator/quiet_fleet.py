@@ -146,7 +146,7 @@ class QuietFleet:
         return set(self.nodes)
 
     def ask(
-        self, kind: str, requests: Mapping[str, Packet], timeout: float
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
         failures: dict[str, Packet | NodeFailure] = {}
         for name in requests:

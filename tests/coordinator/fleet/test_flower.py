@@ -8,7 +8,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import http_grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wi
 from confide.client_node.flower import failure_text, pack, unpack
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import SuperLinkFailed
+from confide.coordinator.fleet import flower as fleet_module
 from confide.coordinator.fleet.flower import Fleet, read_claim
 from confide.coordinator.fleet.nodes import NodeFailure
 
@@ -226,3 +229,71 @@ def test_a_question_to_a_node_that_connects_anew_is_given_up_at_once(
     assert failure.reason == "restarted"
     grid.answers["south"] = echo
     assert dict(answers) == {"south": Packet(b"x")}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_node_that_others_wait_for_is_asked_again_when_it_connects_anew(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], together: bool
+) -> None:
+    def die_and_come_back(message: Message) -> Message | None:
+        grid.nodes[0].last_activated_at = "later"
+        if message in grid.pushes[0]:
+            return None
+        grid.answers["south"] = echo  # which has waited for it
+        return echo(message)
+
+    fleet, grid = fleet_with(north=die_and_come_back, south=lambda _: None)
+    asked = dict.fromkeys(("north", "south"), Packet(b"x"))
+    answers = dict(fleet.ask("aggregate", asked, 3.0, together=together))
+    if together:
+        assert answers == asked
+        assert [len(push) for push in grid.pushes] == [2, 1]
+        assert 0 < grid.pushes[1][0].metadata.ttl < 3.0
+    else:
+        assert [failure.reason for failure in answers.values() if isinstance(failure, NodeFailure)] == [
+            "restarted", "timeout",
+        ]  # fmt: skip
+
+
+def test_a_node_that_nobody_waits_for_any_more_is_not_asked_again(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]],
+) -> None:
+    def die_and_come_back(message: Message) -> None:
+        grid.nodes[0].last_activated_at = "later"
+
+    fleet, grid = fleet_with(north=die_and_come_back)
+    answers = dict(fleet.ask("aggregate", dict.fromkeys(("north", "south"), Packet(b"x")), 5.0, together=True))
+    assert isinstance(answers["north"], NodeFailure)
+    assert answers["north"].reason == "restarted"
+    assert len(grid.pushes) == 1
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_the_rest_of_an_answer_is_waited_for_until_its_sender_has_connected_anew(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    """A node that is killed while it sends an answer never sends the rest."""
+    monkeypatch.setattr(fleet_module, "_ARRIVAL_S", 2.5)
+    monkeypatch.setattr(fleet_module, "_LOOK_S", 0.2)
+    tried: list[str] = []
+
+    def unavailable(object_id: str) -> bytes:
+        tried.append(object_id)
+        raise ObjectUnavailableError(object_id)
+
+    def half_an_answer(message: Message) -> Message:
+        if comes_back:
+            grid.nodes[0].last_activated_at = "later"
+        with pytest.raises(ObjectPullError) as problem:
+            http_grid.pull_objects(object_ids=["a", "b"], pull_object_fn=unavailable)
+        reply = Message(Error(4, str(problem.value)), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+    fleet, grid = fleet_with(north=half_an_answer)
+    began = time.monotonic()
+    answer = dict(fleet.ask("plan", {"north": Packet(b"x")}, 20.0))["north"]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == "timeout"
+    assert (time.monotonic() - began < 2.5) is comes_back
+    assert len(tried) > 2

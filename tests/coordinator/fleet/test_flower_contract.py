@@ -2,9 +2,11 @@
 
 import inspect
 
+import pytest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.error.base import ApiErrorCode
 from flwr.supercore.error.catalog import API_ERROR_MAP
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
 from flwr.superlink.grid import http_grid
 
 from confide.coordinator.fleet import flower
@@ -14,6 +16,21 @@ def test_the_pause_between_questions_for_parts_can_be_shortened() -> None:
     """Else the driver waits a second for the parts of each reply: rounds are right, and seconds longer."""
     parameters = inspect.signature(http_grid.pull_objects).parameters
     assert {"initial_backoff", "backoff_cap", "max_time"} <= set(parameters)
+
+
+def test_the_wait_for_the_parts_of_a_reply_can_be_ended() -> None:
+    """Else a node that is killed while it answers holds its run for half a minute."""
+    tried = []
+
+    def pull(object_id: str) -> bytes:
+        tried.append(object_id)
+        if len(tried) > 1:
+            raise ObjectPullError(object_id, "enough")
+        raise ObjectUnavailableError(object_id)
+
+    with pytest.raises(ObjectPullError, match="enough"):
+        pull_objects(object_ids=["a"], pull_object_fn=pull, initial_backoff=0.01)
+    assert tried == ["a", "a"]
 
 
 def test_a_node_tells_when_it_connected_last() -> None:

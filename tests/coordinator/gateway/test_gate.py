@@ -292,9 +292,16 @@ def test_a_message_of_too_many_parts_is_refused(gate: Setting) -> None:
     assert gate.post("push-messages", push(7, 7, tree), gate.north).status_code == 413
 
 
-def test_nodes_are_told_to_try_again_while_the_superlink_has_forgotten_them(gate: Setting) -> None:
+@pytest.mark.parametrize("call", ["pull-messages", "push-messages"])
+def test_nodes_are_told_to_connect_anew_once_the_superlink_has_forgotten_them(gate: Setting, call: str) -> None:
     gate.superlink.status = 401
-    response = gate.post("pull-messages", pull(7), gate.north)
+    response = gate.post(call, {"pull-messages": pull(7), "push-messages": push(7, 7)}[call], gate.north)
+    assert (response.status_code, response.headers["confide-refused"]) == (409, "reconnect")
+
+
+def test_nodes_are_told_to_try_again_while_the_superlink_does_not_know_their_keys_yet(gate: Setting) -> None:
+    gate.superlink.status = 401
+    response = gate.post("activate-node", activation(gate.north), gate.north)
     assert response.status_code == 503
     assert "confide-refused" not in response.headers
 

@@ -40,9 +40,9 @@ class NotingFleet(FakeFleet):
     largest: dict[str, int] = field(default_factory=dict)
     at_once: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, kind, requests, timeout):
+    def ask(self, kind, requests, timeout, *, together=False):
         self.at_once[kind] = max(self.at_once.get(kind, 0), len(requests))
-        for name, packet in super().ask(kind, requests, timeout):
+        for name, packet in super().ask(kind, requests, timeout, together=together):
             sizes = [
                 sum(len(blob) for blob_name, blob in each.blobs.items() if not blob_name.startswith("history-"))
                 for each in (packet, requests[name])
