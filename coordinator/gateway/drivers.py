@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 WORKER = (sys.executable, "-P", "-m", "confide.coordinator.run.worker")
 HUNG_S = 60.0  # a driver beats every second; one that lives and is silent for so long is ended
 PAUSES_S = (0.5, 60.0)  # between two drivers of a run, from the first failure on
-LASTED_S = 60.0  # a driver that lived for so long ends a row of failures
+LASTED_S = 60.0  # a driver that lived for so long ends a row of failures, and so does one that committed a round
 FAREWELL_S = 5.0  # for the driver of a run that is over to end by itself
 KILL_S = 10.0  # for the worker to tell of the end of a driver that it was to kill
 SILENT_S = 5.0  # a run without a heartbeat for so long is told what it waits for
@@ -47,6 +47,7 @@ class _Driver:
     beat_at: float = 0.0
     killed_at: float = 0.0  # 0 if nobody has ended it
     failures: int = 0  # in a row
+    committed: int = 0  # rounds of the run when it started
     not_before: float = 0.0
     last_words: str = ""
 
@@ -109,6 +110,7 @@ class Drivers:
             raise
         driver.flower_run, driver.since, driver.is_alive, driver.pid = task.flower_run, now, True, None
         driver.beat, driver.killed_at, driver.last_words = run.heartbeat, 0.0, ""
+        driver.committed = self._store.last_round(run.id).number
         self._worker.order(drive=run.id, token=task.token)
 
     def _see_off(self, run_id: str, driver: _Driver) -> None:
@@ -158,7 +160,10 @@ class Drivers:
         if code == 0:  # it came to an end, or another one has the lease
             driver.failures, driver.last_words, driver.not_before = 0, "", now + PAUSES_S[0]
             return
-        driver.failures = 1 if now - driver.since > LASTED_S else driver.failures + 1
+        has_lasted = now - driver.since > LASTED_S
+        with suppress(StoreUnavailable):
+            has_lasted = has_lasted or self._store.last_round(run_id).number > driver.committed
+        driver.failures = 1 if has_lasted else driver.failures + 1
         driver.not_before = now + _pause(driver.failures)
         if not driver.last_words:
             told = "see its log"

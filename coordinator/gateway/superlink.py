@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FAB = Path(__file__).resolve().parent / "fab"
 _BIN = Path(sys.executable).parent
 _RESTART_S = (0.2, 10.0)
+_LASTED_S = 10.0  # a child that lived for so long, and answered, ends a row of failures
 _MOST_UNBORN = 5  # times that the child ends before it has answered once
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -167,7 +168,8 @@ class SuperLink:
                         f"the SuperLink ended {unborn} times while it started: {self._last_line()} (its log: "
                         f"{self.log_path})"
                     )
-                delay = _RESTART_S[0] if was_up and time.monotonic() - began > 60 else min(delay * 2, _RESTART_S[1])
+                has_lasted = was_up and time.monotonic() - began > _LASTED_S
+                delay = _RESTART_S[0] if has_lasted else min(delay * 2, _RESTART_S[1])
                 logger.warning("the SuperLink ended; starting it again in %.1f s (its log: %s)", delay, self.log_path)
                 self._stopping.wait(delay)
         except Exception as err:

@@ -11,6 +11,7 @@ from confide.coordinator.errors import StoreUnavailable, SuperLinkFailed
 from confide.coordinator.fleet.flower import Task
 from confide.coordinator.gateway import drivers as drivers_module
 from confide.coordinator.gateway.drivers import Drivers
+from confide.coordinator.store.store import CommittedRound
 from confide.coordinator.store.tables import Run, StudyRow
 
 from ..conftest import put_in_state
@@ -105,6 +106,16 @@ def test_a_driver_that_ends_too_early_is_replaced_after_growing_pauses(drivers, 
     assert pauses[1] >= 0.2
     assert pauses[2] >= 0.4
     until(lambda: "ended before (exit code 75" in store.run("run-1").step)
+
+
+def test_a_driver_that_commits_a_round_ends_a_row_of_failures(drivers, until, orders, store, tmp_path, monkeypatch):
+    put_in_state(store, "run-2", "done")
+    (tmp_path / "play-run-1").write_text("75")
+    until(lambda: len(orders()) >= 4)
+    assert drivers._drivers["run-1"].failures >= 2
+    rounds = itertools.count(1)
+    monkeypatch.setattr(store, "last_round", lambda run: CommittedRound(number=next(rounds), state_hash=None))
+    until(lambda: drivers._drivers["run-1"].failures == 1)
 
 
 def test_one_run_s_failures_starve_no_other_run(drivers, until, orders, tmp_path):
