@@ -35,6 +35,8 @@ FAB = Path(__file__).resolve().parent / "fab"
 _BIN = Path(sys.executable).parent
 _RESTART_S = (0.2, 10.0)
 _LASTED_S = 10.0  # a child that lived for so long, and answered, ends a row of failures
+_LOOK_S = 5.0  # how often a child that was up is asked whether it still answers
+_HUNG_S = 60.0  # without an answer, after which it is started anew
 _MOST_UNBORN = 5  # times that the child ends before it has answered once
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -189,7 +191,8 @@ class SuperLink:
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it has written nothing")
 
     def _watch(self, child: subprocess.Popen[bytes]) -> bool:
-        """Waits until the child has ended or is to end; returns True if it was up."""
+        """Waits until the child has ended or is to end; returns True if it was up. Kills one that hangs."""
+        looked = heard = time.monotonic()
         while not self._stopping.is_set() and child.poll() is None:
             if not self._up.is_set() and _is_open(self.port) and self._control.is_up():
                 try:
@@ -197,8 +200,16 @@ class SuperLink:
                     if self._on_start is not None:
                         self._on_start()
                     self._up.set()
+                    heard = time.monotonic()
                 except SuperLinkFailed as err:
                     logger.warning("keys are not registered yet: %s", err)
+            elif self._up.is_set() and time.monotonic() - looked > _LOOK_S:
+                if self._control.is_up():
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > _HUNG_S:
+                    logger.warning("the SuperLink has not answered for %.0f s and is ended", time.monotonic() - heard)
+                    child.kill()
+                looked = time.monotonic()
             self._stopping.wait(0.5 if self._up.is_set() else 0.05)
         was_up = self._up.is_set()
         self._up.clear()

@@ -30,6 +30,7 @@ from confide.coordinator.errors import InviteUsed
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet.flower import Fleet, open_grid
+from confide.coordinator.gateway import superlink as superlink_module
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.listener import GateServer
 from confide.coordinator.gateway.superlink import SuperLink
@@ -256,6 +257,18 @@ def test_nodes_carry_on_after_the_superlink_was_killed(federation: Federation) -
     federation.kill_superlink()
     assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
     assert all(federation.nodes[name].poll() is None for name in NODES)
+
+
+@pytest.mark.slow
+def test_a_superlink_that_hangs_is_started_anew(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(superlink_module, "_LOOK_S", 0.2)
+    monkeypatch.setattr(superlink_module, "_HUNG_S", 8.0)
+    halted = federation.superlink.pid
+    assert halted is not None
+    os.kill(halted, signal.SIGSTOP)
+    until(lambda: federation.superlink.is_up and federation.superlink.pid != halted)
+    monkeypatch.undo()
+    assert federation.drive([{"kind": "echo"}]) == [dict.fromkeys(NODES, "echo")]
 
 
 def test_nodes_connect_anew_by_themselves_after_the_coordinator_was_restarted(
