@@ -75,17 +75,20 @@ def status(home: Path) -> dict[str, Any]:
             running = False
     except AlreadyRunning:
         running = True
-    from .ledger_head import standing
-
     identity = NodeIdentity.load(home).identity_hex
-    return {
+    found = {
         "name": enrolment.name,
         "roles": list(enrolment.roles),
         "identity": identity,
         "fingerprint": fingerprint(identity),
         "coordinator": enrolment.address,
         "running": running,
-    } | ({"ledger": standing(home, identity)} if "train" in enrolment.roles else {})
+    }
+    if "train" in enrolment.roles:
+        from .ledger_head import standing  # imports SQLAlchemy
+
+        found["ledger"] = standing(home, identity)
+    return found
 
 
 @contextmanager
