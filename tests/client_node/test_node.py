@@ -8,6 +8,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
@@ -23,9 +24,10 @@ from confide.client_node.errors import (
 )
 from confide.client_node.node import Node
 from confide.client_node.policy import load_decisions, load_policy
-from confide.client_node.policy.decisions import approve, revoke, today
+from confide.client_node.policy.decisions import approve, confirm_sites, revoke, today
 from confide.client_node.replay import Checkpoint, FollowedRuns
 from confide.client_node.replay.following import round_start
+from confide.client_node.shares.aggregator import AggregatorRole
 from confide.client_node.study.study import Study
 from confide.client_node.training import warm_model
 from confide.client_node.training.public_time import PublicTimes
@@ -83,7 +85,7 @@ class Desk:
                 run=str(changes.get("run", RUN)),
                 aggregator_id=i,
                 public_key=public,
-                signer=key_of(party.name),
+                signer=self.site.identity.signer if party.name == "svi" else key_of(party.name),
             )
             for i, (party, (_, public)) in enumerate(zip(self.study.aggregators, self.party_keys, strict=True))
         )
@@ -255,6 +257,25 @@ def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monke
         ChargeRefused, match=r"40 rounds of study thyroid would bring the guaranteed epsilon to .* over the cap"
     ):
         prepare(desk)
+    with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
+        desk.step()
+    assert desk.charges() == []
+
+
+@pytest.mark.parametrize("aggregates", [True, False])
+def test_a_site_that_cannot_train_is_still_an_aggregator(site, monkeypatch, aggregates):
+    roles = ['aggregators = ["agg-a"', f'aggregators = ["{"svi" if aggregates else "agg-a"}"']
+    desk = make_desk(site, (roles[0], roles[1]))
+    site.write(("epsilon = 10.0", "epsilon = 0.05"))
+    confirm_sites(site.home, {each.name: fingerprint(each.identity) for each in desk.study.sites})
+    key = desk.plan().keys[0]
+    monkeypatch.setattr(AggregatorRole, "run_key", lambda *_: key)
+    if not aggregates:
+        with pytest.raises(ChargeRefused):
+            prepare(desk)
+        return
+    answer = verify(prepare(desk), desk.site.identity.identity_hex, Ready)
+    assert (answer.key, answer.evaluates) == (key, False)
     with pytest.raises(ChargeRefused, match=r"the cap is epsilon 0\.05"):
         desk.step()
     assert desk.charges() == []
