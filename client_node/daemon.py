@@ -33,11 +33,14 @@ def run(home: Path, stop: threading.Event) -> int:
         ledger = open_ledger(home, identity, enrolment) if "train" in enrolment.roles else None
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
+        imports = threading.Thread(target=_import_ahead, name="confide-imports", daemon=True)
         if ledger is not None and _can_run_studies(home, ledger):
-            threading.Thread(target=_import_ahead, name="confide-imports", daemon=True).start()
+            imports.start()
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
+            if imports.ident is not None:
+                imports.join()  # an interpreter that ends in the middle of torch's import aborts
             node.stop()
             if ledger is not None:
                 ledger.close()

@@ -31,9 +31,11 @@ FILE = "batch-shapes.json"
 MAX_KNOWN = 16  # the oldest are forgotten
 _MAX_BYTES = 2**18
 _REMEDY = "It is only there to save seconds: delete it, and the shapes are found anew"
-_ARITHMETIC = ("kernels", "models", "privacy/mechanism")  # our code that computes or tries shapes
-_SETTINGS = ("ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "GOMP_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_",
-             "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_")  # fmt: skip
+_CODE = ("client_node", "kernels", "models", "privacy")  # our packages that make a model, compute, or try shapes
+_SETTINGS = ("ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "GLIBC_", "GOMP_", "KMP_", "LD_", "MKL_", "NVIDIA_", "OMP_",
+             "ONEDNN_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_")  # fmt: skip
+_UNSTEADY = ("cpu MHz", "BogoMIPS", "bogomips")  # lines of /proc/cpuinfo
+_CPUINFO, _CACHES = Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu/cpu0/cache")
 
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=1, le=2**24)]
@@ -65,7 +67,10 @@ class KnownShapes:
             adapted: the study's model, where it is computed.
             max_rows: that may be computed at once.
         """
-        digest = _digest(study, adapted, max_rows)
+        processor = _processor()
+        if not processor:  # the next machine could be another one and look the same
+            return probe()
+        digest = _digest(study, adapted, max_rows, processor)
         found = self._known().get(digest)
         if found is not None:
             return BatchShapes(dict(found.lengths), found.threads)
@@ -91,7 +96,7 @@ class KnownShapes:
         return {} if found is None else found.shapes
 
 
-def _digest(study: Study, adapted: AdaptedModel, max_rows: int) -> str:
+def _digest(study: Study, adapted: AdaptedModel, max_rows: int, processor: str) -> str:
     """Computes a digest of everything that a probe depends on."""
     device = next(iter(adapted.trained.values())).device
     facts = {
@@ -100,7 +105,7 @@ def _digest(study: Study, adapted: AdaptedModel, max_rows: int) -> str:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "libraries": [torch.__config__.show(), torch.__config__.parallel_info(), version("transformers")],
-        "machine": [os.uname().release, os.uname().machine, *platform.libc_ver(), _processor()],
+        "machine": [os.uname().release, os.uname().machine, *platform.libc_ver(), processor],
         "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)},
         "code": _code(),
     }
@@ -108,21 +113,20 @@ def _digest(study: Study, adapted: AdaptedModel, max_rows: int) -> str:
 
 
 def _processor() -> str:
-    """Describes the first processor: its model, and what it can do."""
+    """Describes the first processor and its caches; empty where the system tells neither."""
     try:
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        first = _CPUINFO.read_text().partition("\n\n")[0]
+        caches = [file.read_text() for file in sorted(_CACHES.glob("index*/size"))]
     except OSError:
         return ""
-    return "\n".join(
-        line for line in first.splitlines() if line.startswith(("model", "flags", "stepping", "microcode"))
-    )
+    return "\n".join(line for line in [*first.splitlines(), *caches] if not line.startswith(_UNSTEADY))
 
 
 def _code() -> str:
-    """Computes a digest of our own code that computes."""
+    """Computes a digest of our own code that has a part in what is found."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for file in sorted(file for folder in _ARITHMETIC for file in (root / folder).rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
-        digest.update(file.read_bytes())
+    for file in sorted(file for folder in _CODE for file in (root / folder).rglob("*.py")):
+        data = file.read_bytes()
+        digest.update(f"{file.relative_to(root)} {len(data)}\n".encode() + data)
     return digest.hexdigest()

@@ -65,6 +65,11 @@ def init(
     members.parse_guests(guests)
     if (parcel is None) == bool(guests):
         raise typer.BadParameter("join files need a folder, and the folder needs sites", param_hint="--out")
+    if parcel is not None:
+        try:
+            parcel.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise typer.BadParameter(f"{parcel} cannot be a folder: {err.strerror}", param_hint="--out") from err
     settings = Settings(
         federation=federation, address=f"{host}:{port}", listen=listen, port=port, superlink_port=superlink_port,
         strangers_per_address=strangers_per_address,
@@ -76,7 +81,6 @@ def init(
     else:
         with opened_store(home) as store:
             invited = members.invite(store, home, guests)
-        parcel.mkdir(parents=True, exist_ok=True)
         show_made(settings, home, as_json, steps=steps, files=members.write_invitations(invited, home, parcel))
     if then_serve:
         serve_federation(home)

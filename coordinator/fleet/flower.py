@@ -21,7 +21,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -138,9 +138,10 @@ class Fleet:
             if waiting and time.monotonic() >= look:
                 look = time.monotonic() + _LOOK_S
                 lost = [waiting.pop(message_id)[0] for message_id in self._lost(waiting)]
-                if together and waiting:
-                    again = {name: requests[name] for name in lost}
-                    waiting |= yield from self._send(kind, again, max(0.0, deadline - time.monotonic()))
+                left = deadline - time.monotonic()
+                # Once one of them has answered or failed, nobody waits for those that come back.
+                if together and left > 0 and waiting and len(waiting) + len(lost) == len(requests):
+                    waiting |= yield from self._send(kind, {name: requests[name] for name in lost}, left)
                 else:
                     for name in lost:
                         yield name, NodeFailure(reason="restarted", message=_RESTARTED)
@@ -179,8 +180,11 @@ class Fleet:
 
     def _pull(self, asked: Mapping[str, tuple[str, "_Node"]]) -> Iterable[Message]:
         """Takes the answers that are there; of one that is still arriving, no longer than its sender may send it."""
-        with _given_up(_seldom(lambda: bool(self._lost(asked)))):
+        before = _arriving.set(_Arriving(lambda: self._lost(asked)))
+        try:
             return self._grid.pull_messages(asked)
+        finally:
+            _arriving.reset(before)
 
     def _lost(self, waiting: Mapping[str, tuple[str, "_Node"]]) -> list[str]:
         """Finds the messages to nodes that have connected anew since: whatever they had taken before is lost.
@@ -241,32 +245,42 @@ def _read_failure(text: str) -> NodeFailure:
         return NodeFailure(reason="failed", error="unreadable")
 
 
-_is_given_up: ContextVar[Callable[[], bool]] = ContextVar("is_given_up", default=lambda: False)
+class _Arriving:
+    """The answers that a driver takes at this moment: whose they are, and which will never be whole.
+
+    Args:
+        find_lost: lists the questions whose answers nobody sends any more; asked seldom, from any thread.
+    """
+
+    def __init__(self, find_lost: Callable[[], Collection[str]]) -> None:
+        self.questions: dict[str, str] = {}  # id of an answer -> id of its question
+        self._find_lost, self._lost = find_lost, frozenset[str]()
+        self._due, self._looking = time.monotonic() + _LOOK_S, threading.Lock()
+
+    def is_hopeless(self, object_ids: Sequence[str]) -> bool:
+        """True if the answer that is made of these objects will never be whole; one of them has the answer's own id."""
+        question = next((self.questions[each] for each in object_ids if each in self.questions), None)
+        with self._looking:
+            if question is not None and time.monotonic() >= self._due:
+                self._lost, self._due = frozenset(self._find_lost()), time.monotonic() + _LOOK_S
+            return question in self._lost
 
 
-@contextmanager
-def _given_up(by: Callable[[], bool]) -> Iterator[None]:
-    """Inside, waits for the missing parts of a reply only until `by` returns True."""
-    before = _is_given_up.set(by)
-    try:
-        yield
-    finally:
-        _is_given_up.reset(before)
+_arriving: ContextVar[_Arriving | None] = ContextVar("arriving", default=None)
 
 
-def _seldom(question: Callable[[], bool]) -> Callable[[], bool]:
-    """Makes a function that asks at most once in `_LOOK_S` seconds, first after the same time, from any thread."""
-    due, asking = time.monotonic() + _LOOK_S, threading.Lock()
+def _note_questions(client: Any) -> None:
+    """Makes a client of the SuperLink note which question each of the answers belongs to that it has found."""
+    pull_messages = client.PullMessages
 
-    def ask() -> bool:
-        nonlocal due
-        with asking:
-            if time.monotonic() < due:
-                return False
-            due = time.monotonic() + _LOOK_S
-            return question()
+    def noted(*given: Any, **named: Any) -> Any:
+        found, arriving = pull_messages(*given, **named), _arriving.get()
+        if arriving is not None:
+            heads = (message.metadata for message in found.messages_list)
+            arriving.questions.update({head.message_id: head.reply_to_message_id for head in heads})
+        return found
 
-    return ask
+    client.PullMessages = noted
 
 
 @functools.cache
@@ -287,13 +301,13 @@ def _hasten_pulls() -> None:
 
     @functools.wraps(pulls)
     def hastened(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> Any:
-        is_given_up = _is_given_up.get()  # here, since `pulls` asks in threads of its own
+        arriving = _arriving.get()  # here, since `pulls` asks in threads of its own
 
         def pull(object_id: str) -> bytes:
             try:
                 return pull_object_fn(object_id)
             except ObjectUnavailableError:
-                if is_given_up():
+                if arriving is not None and arriving.is_hopeless(object_ids):
                     raise ObjectPullError(object_id, "its sender has connected anew") from None
                 raise
 
@@ -329,6 +343,7 @@ def open_grid(port: int, ca_path: Path, token: str) -> Iterator[Grid]:
     grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=ca_path.read_bytes(), token=token)
     grid._retry_invoker.max_time = _RETRY_S
     client = grid._runtime_client
+    _note_questions(client)
     try:
         task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id

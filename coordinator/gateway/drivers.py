@@ -103,6 +103,7 @@ class Drivers:
             self._store.note_waiting(run.id, waits_for, silent_s=SILENT_S)
             return
         logger.info("run %s (%s): a driver starts%s", run.id, run.state, driver.last_words)
+        driver.committed = self._store.last_round(run.id).number
         try:
             task = self._superlink.submit()
         except SuperLinkFailed as err:
@@ -110,7 +111,6 @@ class Drivers:
             raise
         driver.flower_run, driver.since, driver.is_alive, driver.pid = task.flower_run, now, True, None
         driver.beat, driver.killed_at, driver.last_words = run.heartbeat, 0.0, ""
-        driver.committed = self._store.last_round(run.id).number
         self._worker.order(drive=run.id, token=task.token)
 
     def _see_off(self, run_id: str, driver: _Driver) -> None:

@@ -36,7 +36,8 @@ _BIN = Path(sys.executable).parent
 _RESTART_S = (0.2, 10.0)
 _LASTED_S = 10.0  # a child that lived for so long, and answered, ends a row of failures
 _LOOK_S = 5.0  # how often a child that was up is asked whether it still answers
-_HUNG_S = 60.0  # without an answer, after which it is started anew
+_HUNG_S, _MOST_SILENT = 60.0, 3  # without an answer, and asked so often, after which it is started anew
+_START_S = 300.0  # for the first answer, on a machine however busy
 _MOST_UNBORN = 5  # times that the child ends before it has answered once
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -95,6 +96,8 @@ class SuperLink:
     def stop(self) -> None:
         """Ends the child and all processes that it started; returns when all are gone."""
         self._stopping.set()
+        if self._child is not None:
+            self._child.kill()  # before: the keeper may wait for an answer of one that hangs
         if self._keeper.is_alive():
             self._keeper.join()
         self._control.close()
@@ -193,27 +196,37 @@ class SuperLink:
     def _watch(self, child: subprocess.Popen[bytes]) -> bool:
         """Waits until the child has ended or is to end; returns True if it was up. Kills one that hangs."""
         looked = heard = time.monotonic()
+        silent = 0
         while not self._stopping.is_set() and child.poll() is None:
-            if not self._up.is_set() and _is_open(self.port) and self._control.is_up():
-                try:
-                    self._register_again()
-                    if self._on_start is not None:
-                        self._on_start()
-                    self._up.set()
-                    heard = time.monotonic()
-                except SuperLinkFailed as err:
-                    logger.warning("keys are not registered yet: %s", err)
-            elif self._up.is_set() and time.monotonic() - looked > _LOOK_S:
+            now = time.monotonic()
+            if not self._up.is_set():
+                if _is_open(self.port) and self._control.is_up():
+                    try:
+                        self._register_again()
+                        if self._on_start is not None:
+                            self._on_start()
+                        self._up.set()
+                        looked = heard = time.monotonic()
+                    except SuperLinkFailed as err:
+                        logger.warning("keys are not registered yet: %s", err)
+                elif now - heard > _START_S:
+                    self._end_hung(child, now - heard)
+            elif now - looked > _LOOK_S:
+                looked = now
                 if self._control.is_up():
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > _HUNG_S:
-                    logger.warning("the SuperLink has not answered for %.0f s and is ended", time.monotonic() - heard)
-                    child.kill()
-                looked = time.monotonic()
+                    heard, silent = now, 0
+                else:
+                    silent += 1
+                    if silent >= _MOST_SILENT and now - heard > _HUNG_S:  # more than once: we may have been halted
+                        self._end_hung(child, now - heard)
             self._stopping.wait(0.5 if self._up.is_set() else 0.05)
         was_up = self._up.is_set()
         self._up.clear()
         return was_up
+
+    def _end_hung(self, child: subprocess.Popen[bytes], silent_s: float) -> None:
+        logger.warning("the SuperLink has not answered for %.0f s and is ended", silent_s)
+        child.kill()
 
     def _register_again(self) -> None:
         with self._registering:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -134,3 +135,23 @@ def test_a_daemon_imports_ahead_what_an_approved_study_needs(site, monkeypatch, 
         decisions.approve(site.home, "ab" * 32)
     run(site.home, threading.Event())
     assert imported.wait(1.0 if imports else 0.1) is imports
+
+
+def test_a_daemon_that_stops_waits_for_the_end_of_an_import(site, monkeypatch):
+    """An interpreter that ends in the middle of torch's import aborts."""
+    imported = []
+
+    def import_slowly():
+        time.sleep(0.5)
+        imported.append(True)
+
+    monkeypatch.setattr(warm_node, "WarmNode", PlayedConnection)
+    monkeypatch.setattr(daemon, "_import_ahead", import_slowly)
+    decisions.approve(site.home, "ab" * 32)
+    run(site.home, threading.Event())
+    assert imported
+
+
+def test_what_is_imported_ahead_is_there():
+    daemon._import_ahead()
+    assert "confide.client_node.training.trainer" in sys.modules

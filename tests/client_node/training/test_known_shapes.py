@@ -46,7 +46,7 @@ def test_a_restart_finds_what_was_found_before(desk, adapted, tmp_path, found):
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("what", ["study", "rows", "threads", "library", "setting", "code", "processor"])
+@pytest.mark.parametrize("what", ["study", "rows", "threads", "library", "setting", "preloaded", "code", "processor"])
 def test_what_a_finding_depends_on_makes_another_one(desk, adapted, tmp_path, make_study, monkeypatch, what):
     probe, study, rows = Probe(), desk.study, 64
     KnownShapes(tmp_path).find(study, adapted, rows, probe)
@@ -61,6 +61,8 @@ def test_what_a_finding_depends_on_makes_another_one(desk, adapted, tmp_path, ma
         monkeypatch.setattr(torch.__config__, "show", lambda: "another build")
     elif what == "setting":
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    elif what == "preloaded":
+        monkeypatch.setenv("LD_PRELOAD", "libmimalloc.so")
     else:
         monkeypatch.setattr(known_shapes, f"_{what}", lambda: "another")
     try:
@@ -89,6 +91,45 @@ def test_a_disk_without_room_keeps_nobody_from_computing(desk, adapted, tmp_path
     monkeypatch.setattr(known_shapes, "write_private", full)
     assert KnownShapes(tmp_path).find(desk.study, adapted, 64, Probe()) == FOUND
     assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "cpuinfo"),
+    [
+        ("x86", "processor\t: 0\nmodel name\t: Intel\nflags\t\t: avx512f\ncpu MHz\t\t: {mhz}\n\nprocessor\t: 1\n"),
+        ("arm", "processor\t: 0\nBogoMIPS\t: {mhz}\nFeatures\t: sve bf16\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"),
+    ],
+)
+def test_a_processor_is_known_by_all_but_what_changes_by_itself(tmp_path, monkeypatch, name, cpuinfo):
+    told = tmp_path / "cpuinfo"
+    monkeypatch.setattr(known_shapes, "_CPUINFO", told)
+    told.write_text(cpuinfo.format(mhz="2000.0"))
+    first = known_shapes._processor()
+    told.write_text(cpuinfo.format(mhz="3100.5"))
+    assert known_shapes._processor() == first
+    told.write_text(cpuinfo.replace("avx512f", "avx2").replace("0xd40", "0xd4f"))
+    assert known_shapes._processor() != first
+
+
+def test_nothing_is_remembered_where_nothing_tells_one_processor_from_another(desk, adapted, tmp_path, monkeypatch):
+    monkeypatch.setattr(known_shapes, "_CPUINFO", tmp_path / "none")
+    probe = Probe()
+    for _ in range(2):
+        KnownShapes(tmp_path).find(desk.study, adapted, 64, probe)
+    assert probe.count == 2
+    assert not (tmp_path / FILE).exists()
+
+
+def test_our_own_code_is_known_by_every_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(known_shapes, "__file__", str(tmp_path / "client_node" / "training" / "known_shapes.py"))
+    for folder in ("client_node/study", "kernels", "models/adapters", "privacy/mechanism"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "code.py").write_text("x = 1\n")
+    seen = {known_shapes._code()}
+    for file in tmp_path.rglob("code.py"):
+        file.write_text("x = 2\n")
+        seen.add(known_shapes._code())
+    assert len(seen) == 5
 
 
 def test_the_oldest_are_forgotten(desk, adapted, tmp_path):

@@ -163,9 +163,12 @@ def test_init_invites_at_once_and_then_serves(tmp_path, monkeypatch):
         (["--site", "a", "--aggregator", "a", "--out", "parcel"], FAILED, "named more than once"),
         (["--site", "a"], USAGE, "join files need a folder"),
         (["--out", "parcel"], USAGE, "the folder needs sites"),
+        (["--site", "a", "--out", "file"], USAGE, "file cannot be a folder: File exists"),
     ],
 )
-def test_init_that_cannot_invite_makes_no_federation(tmp_path, words, code, said):
+def test_init_that_cannot_invite_makes_no_federation(tmp_path, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     result = invoke("init", "--home", tmp_path / "home", *words, code=code)
     assert said in lined(result.stderr)
     assert not (tmp_path / "home").exists()

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -268,32 +269,90 @@ def test_a_node_that_nobody_waits_for_any_more_is_not_asked_again(
     assert len(grid.pushes) == 1
 
 
+def test_a_node_that_others_have_stopped_waiting_for_is_not_asked_again(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]],
+) -> None:
+    """West still sends its answer: north would wait for partners who are through."""
+
+    def die_and_come_back(message: Message) -> None:
+        grid.nodes[0].last_activated_at = "later"
+
+    fleet, grid = fleet_with(north=die_and_come_back, west=lambda _: None)
+    answers = fleet.ask("aggregate", dict.fromkeys(NODES, Packet(b"x")), 30.0, together=True)
+    assert next(answers) == ("south", Packet(b"x"))
+    name, failure = next(answers)
+    assert (name, isinstance(failure, NodeFailure) and failure.reason) == ("north", "restarted")
+    assert len(grid.pushes) == 1
+
+
+def test_nobody_is_asked_again_when_the_time_is_over(
+    fleet_with: Callable[..., tuple[Fleet, HeldGrid]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower takes a time to live of 0 for its own default, of hours."""
+    monkeypatch.setattr(fleet_module, "_LOOK_S", 0.5)
+
+    def die_and_come_back(message: Message) -> None:
+        if time.monotonic() - began > 0.55:
+            grid.nodes[0].last_activated_at = str(time.monotonic())
+
+    fleet, grid = fleet_with(north=die_and_come_back, south=lambda _: None)
+    began = time.monotonic()
+    answers = dict(fleet.ask("aggregate", dict.fromkeys(("north", "south"), Packet(b"x")), 0.6, together=True))
+    assert all(isinstance(answer, NodeFailure) for answer in answers.values())
+    assert all(0 < message.metadata.ttl <= 0.6 for push in grid.pushes for message in push)
+
+
+class Parts:
+    """Parts of answers on their way: those of `arrives_s` come, the others never do."""
+
+    def __init__(self, arrives_s: dict[str, float]) -> None:
+        self.arrives_s, self.began, self.tried = arrives_s, time.monotonic(), 0
+
+    def __call__(self, object_id: str) -> bytes:
+        self.tried += 1
+        if time.monotonic() - self.began < self.arrives_s.get(object_id, 1e9):
+            raise ObjectUnavailableError(object_id)
+        return b"part"
+
+
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_the_rest_of_an_answer_is_waited_for_until_its_sender_has_connected_anew(
     fleet_with: Callable[..., tuple[Fleet, HeldGrid]], monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
-    """A node that is killed while it sends an answer never sends the rest."""
+    """A node that is killed while it sends an answer never sends the rest. Others in the same window may be slow."""
     monkeypatch.setattr(fleet_module, "_ARRIVAL_S", 2.5)
     monkeypatch.setattr(fleet_module, "_LOOK_S", 0.2)
-    tried: list[str] = []
+    parts = Parts({"south's": 1.0, "south's answer": 0.0})
 
-    def unavailable(object_id: str) -> bytes:
-        tried.append(object_id)
-        raise ObjectUnavailableError(object_id)
+    def head(message: Message, answer: str) -> None:
+        found = SimpleNamespace(
+            message_id=answer, reply_to_message_id=message.metadata.message_id
+        )  # as the SuperLink tells it
+        client = SimpleNamespace(PullMessages=lambda: SimpleNamespace(messages_list=[SimpleNamespace(metadata=found)]))
+        fleet_module._note_questions(client)
+        client.PullMessages()
+
+    def slow(message: Message) -> Message:
+        head(message, "south's answer")
+        assert set(http_grid.pull_objects(["south's", "south's answer"], parts)) == {"south's", "south's answer"}
+        return echo(message)
 
     def half_an_answer(message: Message) -> Message:
         if comes_back:
             grid.nodes[0].last_activated_at = "later"
+            slow(grid.pushes[0][1])
+        head(message, "north's answer")
         with pytest.raises(ObjectPullError) as problem:
-            http_grid.pull_objects(object_ids=["a", "b"], pull_object_fn=unavailable)
+            http_grid.pull_objects(["north's", "north's answer"], parts)
         reply = Message(Error(4, str(problem.value)), reply_to=message)
         reply.metadata.__dict__["_src_node_id"] = 1
         return reply
 
-    fleet, grid = fleet_with(north=half_an_answer)
+    fleet, grid = fleet_with(north=half_an_answer, south=slow)
     began = time.monotonic()
-    answer = dict(fleet.ask("plan", {"north": Packet(b"x")}, 20.0))["north"]
-    assert isinstance(answer, NodeFailure)
-    assert answer.reason == "timeout"
+    answers = dict(fleet.ask("plan", dict.fromkeys(("north", "south"), Packet(b"x")), 20.0))
+    assert isinstance(answers["north"], NodeFailure)
+    assert answers["north"].reason == "timeout"
+    assert answers["south"] == Packet(b"x")
     assert (time.monotonic() - began < 2.5) is comes_back
-    assert len(tried) > 2
+    assert parts.tried > 4

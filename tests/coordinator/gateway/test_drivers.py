@@ -3,6 +3,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,22 @@ def test_a_driver_that_commits_a_round_ends_a_row_of_failures(drivers, until, or
     rounds = itertools.count(1)
     monkeypatch.setattr(store, "last_round", lambda run: CommittedRound(number=next(rounds), state_hash=None))
     until(lambda: drivers._drivers["run-1"].failures == 1)
+
+
+def test_a_database_that_is_away_at_a_start_keeps_no_run_from_its_driver(drivers, until, orders, store, monkeypatch):
+    put_in_state(store, "run-2", "done")
+    failed = []
+
+    def fail(run_id):
+        failed.append(run_id)
+        raise StoreUnavailable("held")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "last_round", fail)
+        with suppress(StoreUnavailable):  # `Service` goes on after it
+            until(lambda: failed)
+    assert not any(driver.is_alive for driver in drivers._drivers.values())
+    until(lambda: [order["drive"] for order in orders()] == ["run-1"])
 
 
 def test_one_run_s_failures_starve_no_other_run(drivers, until, orders, tmp_path):
