@@ -65,6 +65,7 @@ _FLEET_CAPS = {
 }
 _OWN_CAP = 32 << 10
 _MOST_DROPPED = 256  # questions that wait for one node
+_AWAY_POLL_S = 0.25  # how often a held activation is tried again
 _CLOCK_S = 300.0  # Flower's own tolerance
 _BODY_S = 60.0  # for a whole request body to arrive
 _STRANGERS_BODY_S = 10.0
@@ -204,7 +205,13 @@ class FleetGate:
         try:
             while True:
                 called = self._wake.count
-                status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
+                try:
+                    status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
+                except _TurnedAway as refusal:
+                    if call != "activate-node" or refusal.status != 503 or time.monotonic() > until or gone.done():
+                        raise
+                    await asyncio.sleep(_AWAY_POLL_S)  # so that nodes are back as soon as the SuperLink is
+                    continue
                 if call != "pull-messages" or status != 200 or answer or not await self._held(called, until, gone):
                     break
                 if self._registry.site_of(key_id) is None:

@@ -299,14 +299,33 @@ def test_nodes_are_told_to_connect_anew_once_the_superlink_has_forgotten_them(ga
     assert (response.status_code, response.headers["confide-refused"]) == (409, "reconnect")
 
 
-def test_nodes_are_told_to_try_again_while_the_superlink_does_not_know_their_keys_yet(gate: Setting) -> None:
+def test_nodes_are_told_to_try_again_while_the_superlink_does_not_know_their_keys_yet(
+    gate: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "HOLD_S", 0.6)
     gate.superlink.status = 401
     response = gate.post("activate-node", activation(gate.north), gate.north)
     assert response.status_code == 503
     assert "confide-refused" not in response.headers
 
 
-def test_nodes_are_told_to_try_again_while_the_superlink_is_away(pki: Pki, nodes: dict[str, NodeIdentity]) -> None:
+def test_a_node_that_connects_is_let_in_as_soon_as_the_superlink_knows_its_key(gate: Setting) -> None:
+    asked: list[str] = []
+
+    def answer(path: str, body: bytes) -> bytes:
+        asked.append(path)
+        gate.superlink.status = 200 if len(asked) >= 2 else 401
+        return ActivateNodeResponse(node_id=7).SerializeToString() if path.endswith("/activate-node") else b""
+
+    gate.superlink.status, gate.superlink.answer = 401, answer
+    assert gate.post("activate-node", activation(gate.north), gate.north).status_code == 200
+    assert [path.rpartition("/")[2] for path in asked] == ["activate-node"] * (len(asked) - 1) + ["pull-messages"]
+
+
+def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
+    pki: Pki, nodes: dict[str, NodeIdentity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "HOLD_S", 0.6)
     register = PlayedRegister(known={nodes["north"].transport_fingerprint: "north"})
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
