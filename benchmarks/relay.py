@@ -52,7 +52,9 @@ class Ends:
     def online(self) -> set[str]:
         return set(self._keys)
 
-    def ask(self, kind: str, requests: Mapping[str, Packet], timeout: float) -> Iterator[tuple[str, Packet]]:
+    def ask(
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
+    ) -> Iterator[tuple[str, Packet]]:
         for name, packet in requests.items():
             yield name, self._fetch(name, packet) if kind == "fetch" else self._deposit(name, packet)
 

@@ -33,7 +33,7 @@ _FIRST_EXAMPLE = "thyroid"
 @app.command(
     epilog=epilog(
         'coordinator init --federation "Thyroid 2026" --host fed.example.org',
-        "coordinator init --site svi --site svhc --aggregator agg-a --out parcel --then-serve",
+        "coordinator init --site svi --out parcel --then-serve",
     )
 )
 def init(

@@ -181,10 +181,10 @@ class Noting(QuietFleet):
         self.noted, self._turn = noted, threading.Lock()
 
     def ask(
-        self, kind: str, requests: Mapping[str, Packet], timeout: float
+        self, kind: str, requests: Mapping[str, Packet], timeout: float, *, together: bool = False
     ) -> Iterator[tuple[str, Packet | NodeFailure]]:
         self.noted += [(kind, name, packet) for name, packet in requests.items()]
-        return super().ask(kind, requests, timeout)
+        return super().ask(kind, requests, timeout, together=together)
 
     def _answer(self, kind: str, name: str, packet: Packet) -> Packet | NodeFailure:
         if kind == "aggregate":  # the three meet
