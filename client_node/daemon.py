@@ -39,11 +39,11 @@ def run(home: Path, stop: threading.Event) -> int:
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
-            if imports.ident is not None:
-                imports.join()  # an interpreter that ends in the middle of torch's import aborts
             node.stop()
             if ledger is not None:
                 ledger.close()
+            if imports.is_alive():  # an interpreter that ends in the middle of torch's import aborts
+                imports.join()
 
 
 def _can_run_studies(home: Path, ledger: "Ledger") -> bool:

@@ -16,7 +16,7 @@ from .approval.admission import Admission
 from .approval.run_reservations import RunReservations
 from .diary import Diary
 from .enrolment import Enrolment, NodeIdentity
-from .errors import FINAL_REFUSALS, ClientNodeError, LedgerOutdated, MessageInvalid
+from .errors import ChargeRefused, LedgerOutdated, MessageInvalid, ModelUnusable
 from .own_faults import told_as_refusals
 from .shares import AggregatorRole, described
 from .site import SiteRole
@@ -110,12 +110,12 @@ class Node:
             site = self._site_in(study)
             try:
                 evaluates = site.prepare(study, message)
-            except ClientNodeError as err:
-                if not self._aggregates(study) or type(err).__name__ not in FINAL_REFUSALS:
+                entries = site.entries(message.ledger_from)
+            except (ChargeRefused, ModelUnusable) as err:
+                if not self._aggregates(study):
                     raise
                 # The others need this aggregator all the same. As a site it refuses again when a round asks it.
                 self._diary.note("run %s: this node aggregates only, since it cannot train: %s", message.run, err)
-            entries = site.entries(message.ledger_from)
         self._diary.note("run %s of study %s: this node takes part", message.run, study.draft.name)
         self._admission.count(message)  # only now: a run that did not fit has used nothing
         self._active.note(message.run, message.study)

@@ -210,7 +210,7 @@ class FleetGate:
                 except _TurnedAway as refusal:
                     if call != "activate-node" or refusal.status != 503 or time.monotonic() > until or gone.done():
                         raise
-                    await asyncio.sleep(_AWAY_POLL_S)  # so that nodes are back as soon as the SuperLink is
+                    await asyncio.sleep(_AWAY_POLL_S)  # most nodes are back as soon as the SuperLink is
                     continue
                 if call != "pull-messages" or status != 200 or answer or not await self._held(called, until, gone):
                     break

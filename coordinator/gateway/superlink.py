@@ -36,7 +36,7 @@ _BIN = Path(sys.executable).parent
 _RESTART_S = (0.2, 10.0)
 _LASTED_S = 10.0  # a child that lived for so long, and answered, ends a row of failures
 _LOOK_S = 5.0  # how often a child that was up is asked whether it still answers
-_HUNG_S, _MOST_SILENT = 60.0, 3  # without an answer, and asked so often, after which it is started anew
+_HUNG_S, _SILENT_ASKS = 60.0, 3  # without an answer, and asked so often, after which it is started anew
 _START_S = 300.0  # for the first answer, on a machine however busy
 _MOST_UNBORN = 5  # times that the child ends before it has answered once
 _PR_SET_PDEATHSIG = 1
@@ -200,29 +200,35 @@ class SuperLink:
         while not self._stopping.is_set() and child.poll() is None:
             now = time.monotonic()
             if not self._up.is_set():
-                if _is_open(self.port) and self._control.is_up():
-                    try:
-                        self._register_again()
-                        if self._on_start is not None:
-                            self._on_start()
-                        self._up.set()
-                        looked = heard = time.monotonic()
-                    except SuperLinkFailed as err:
-                        logger.warning("keys are not registered yet: %s", err)
+                if self._begins():
+                    looked = heard = time.monotonic()
                 elif now - heard > _START_S:
                     self._end_hung(child, now - heard)
             elif now - looked > _LOOK_S:
                 looked = now
-                if self._control.is_up():
-                    heard, silent = now, 0
-                else:
-                    silent += 1
-                    if silent >= _MOST_SILENT and now - heard > _HUNG_S:  # more than once: we may have been halted
-                        self._end_hung(child, now - heard)
+                silent = 0 if self._control.is_up() else silent + 1
+                if not silent:
+                    heard = now
+                elif silent >= _SILENT_ASKS and now - heard > _HUNG_S:  # more than once: we may have been halted
+                    self._end_hung(child, now - heard)
             self._stopping.wait(0.5 if self._up.is_set() else 0.05)
         was_up = self._up.is_set()
         self._up.clear()
         return was_up
+
+    def _begins(self) -> bool:
+        """Registers the keys again if the child answers; returns True if it is up now."""
+        if not (_is_open(self.port) and self._control.is_up()):
+            return False
+        try:
+            self._register_again()
+            if self._on_start is not None:
+                self._on_start()
+        except SuperLinkFailed as err:
+            logger.warning("keys are not registered yet: %s", err)
+            return False
+        self._up.set()
+        return True
 
     def _end_hung(self, child: subprocess.Popen[bytes], silent_s: float) -> None:
         logger.warning("the SuperLink has not answered for %.0f s and is ended", silent_s)

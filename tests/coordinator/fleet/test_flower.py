@@ -322,12 +322,10 @@ def test_the_rest_of_an_answer_is_waited_for_until_its_sender_has_connected_anew
     """A node that is killed while it sends an answer never sends the rest. Others in the same window may be slow."""
     monkeypatch.setattr(fleet_module, "_ARRIVAL_S", 2.5)
     monkeypatch.setattr(fleet_module, "_LOOK_S", 0.2)
-    parts = Parts({"south's": 1.0, "south's answer": 0.0})
+    parts, why = Parts({"south's": 1.0, "south's answer": 0.0}), list[str]()
 
     def head(message: Message, answer: str) -> None:
-        found = SimpleNamespace(
-            message_id=answer, reply_to_message_id=message.metadata.message_id
-        )  # as the SuperLink tells it
+        found = SimpleNamespace(message_id=answer, reply_to_message_id=message.metadata.message_id)
         client = SimpleNamespace(PullMessages=lambda: SimpleNamespace(messages_list=[SimpleNamespace(metadata=found)]))
         fleet_module._note_questions(client)
         client.PullMessages()
@@ -344,15 +342,15 @@ def test_the_rest_of_an_answer_is_waited_for_until_its_sender_has_connected_anew
         head(message, "north's answer")
         with pytest.raises(ObjectPullError) as problem:
             http_grid.pull_objects(["north's", "north's answer"], parts)
-        reply = Message(Error(4, str(problem.value)), reply_to=message)
+        why.append(str(problem.value))
+        reply = Message(Error(4, why[-1]), reply_to=message)
         reply.metadata.__dict__["_src_node_id"] = 1
         return reply
 
     fleet, grid = fleet_with(north=half_an_answer, south=slow)
-    began = time.monotonic()
     answers = dict(fleet.ask("plan", dict.fromkeys(("north", "south"), Packet(b"x")), 20.0))
     assert isinstance(answers["north"], NodeFailure)
     assert answers["north"].reason == "timeout"
     assert answers["south"] == Packet(b"x")
-    assert (time.monotonic() - began < 2.5) is comes_back
+    assert ("its sender has connected anew" if comes_back else "retry limit reached") in why[0]
     assert parts.tried > 4
