@@ -1,6 +1,7 @@
 """What the pages say of files, functions, tests and other pages is there."""
 
 import ast
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -12,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
 TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FILE = re.compile(r"`(?:python )?((?:[\w-]+/)*\w+\.py)(?:(?:::|: )(\w+(?:\.\w+)*))?[^`]*`")
 FOLDER = re.compile(
     r"`((?:coordinator|client_node|privacy|mpc|models|kernels|benchmarks|examples|tests)/(?:[\w.-]+/)*)`"
@@ -53,6 +56,16 @@ def is_defined(name: str, sources: Iterable[Path]) -> bool:
     return any(each == name or each.endswith(f".{name}") for source in sources for each in defined(source))
 
 
+def anchors(text: str) -> set[str]:
+    """What links to headings of a page end in; the second of two equal headings has `-1` behind it."""
+    found: set[str] = set()
+    for heading in HEADING.findall(text):
+        name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        repeats = (f"{name}-{number}" for number in itertools.count(1))
+        found.add(next(repeat for repeat in itertools.chain([name], repeats) if repeat not in found))
+    return found
+
+
 @each_page
 def test_every_test_that_a_page_names_exists(page):
     for file, name in TEST.findall(page.read_text()):
@@ -87,6 +100,16 @@ def test_every_folder_that_a_page_names_exists(page):
 def test_every_page_that_a_page_links_to_exists(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@each_page
+def test_every_heading_that_a_page_links_to_exists(page):
+    for target, anchor in ANCHOR.findall(page.read_text()):
+        assert anchor in anchors((page.parent / target if target else page).read_text()), (target, anchor)
+
+
+def test_anchors_are_those_that_readers_of_markdown_see():
+    assert anchors("# A round, and `a` start\n## Ring\n### Ring\n") == {"a-round-and-a-start", "ring", "ring-1"}
 
 
 def test_the_glossary_has_every_word_once_in_alphabetical_order():

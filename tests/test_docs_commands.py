@@ -14,7 +14,14 @@ from .test_habits import MOVED
 from .test_hidden_imports import DOTTED, resolves
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("README.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "benchmarks").glob("*.md"),
+        *(ROOT / "examples").rglob("README.md"),
+    ]
+)
 PROGRAMS = {"coordinator": get_command(coordinator), "client-node": get_command(client_node)}
 INLINE = re.compile(r"`(?:\.venv/bin/)?((?:coordinator|client-node) [^`]+)`")
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
 """Writes a first study.toml from a data dictionary, the register, and the number of units that the sites have told.
 
 Every setting that is not the operator's to say is computed from those, or is a value that held in our own studies
-(docs/benchmarks.md), with its reason beside it. No record is read, here or anywhere at the coordinator.
+(docs/benchmarks/quality.md), with its reason beside it. No record is read, here or anywhere at the coordinator.
 """
 
 import json

@@ -7,7 +7,7 @@ Why not int64 for both. Shares modulo 2**32 add up as int64 as well, if the tota
 shares is then s + 2**32 k, with k the carries of its own additions, and k tells of single shares: of two shares x and y
 with x + y = s modulo 2**32, k = 0 just if x <= s. Two parties that know all other shares would learn from it, beyond
 the total, on which side of a known number one site's entry lies. It would have to be reduced before it is opened; here
-there is nothing to reduce. And twice the memory passes twice as slowly (docs/benchmarks.md).
+there is nothing to reduce. And twice the memory passes twice as slowly (docs/benchmarks/sums.md).
 """
 
 from collections.abc import Sequence
