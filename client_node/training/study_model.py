@@ -59,7 +59,9 @@ def load_study_model(
     else:
         loaded = loading.load(directory, expected_hash=expected_hash, experts=experts)
     if strange := [name for name in config.targets if name not in loaded.family.targets]:
-        raise TargetMissing(f"a {loaded.family.model_type} backbone takes no adapter on {', '.join(strange)}")
+        known = loaded.family.frozen.get(strange[0])
+        why = f": {strange[0]} is left out, as {known}" if known else f"; there are {', '.join(loaded.family.targets)}"
+        raise TargetMissing(f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}{why}")
     try:
         reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)
     except BackboneMismatch as err:
@@ -82,8 +84,7 @@ def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dic
         directory: of the backbone.
 
     Returns:
-        Nothing where there is nothing to measure: no adapter on routed experts, routers that do not score by sigmoid,
-        or a checkpoint without a text.
+        Nothing where there is nothing to measure: no adapter on routed experts, or a checkpoint without a text.
     """
     adapted = model.adapted
     if not adapted.expert_layers:

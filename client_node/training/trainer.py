@@ -131,7 +131,8 @@ class Trainer:
             )
         if place is not None:
             place(self.adapted)
-        refuse_dependence(self.adapted, words=self._model.words, lengths=self._model.family.probe_lengths)
+        lengths = self._model.family.probe_lengths(self.adapted.model.config, study.draft.data.max_tokens)
+        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths)
         probe = partial(
             probed_shapes,
             self.adapted,

@@ -23,8 +23,9 @@ False
 
 from .card import ModelCard
 from .combining import Combined, combine
+from .factors import AdapterConfig
 from .layout import AdapterLayout
-from .lora import AdaptedModel, AdapterConfig, attach
+from .lora import AdaptedModel, attach
 from .merging import merged, save_merged
 from .peft_export import export
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backbones.directories import new_directory
 from ..errors import CombinationRefused
 from .card import CARD, HEAD_TEXT, one_line
-from .lora import Pair
+from .factors import Pair
 from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
 

@@ -10,13 +10,7 @@ are never merged into it, each of its two uses takes an adapter of its own, and 
 Legend: `T` tokens, `D` model, `F` expert hidden, `E` experts, `K` top-k.
 """
 
-import hashlib
-import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,91 +21,17 @@ from ...kernels.collect import CaptureSlot
 from ...kernels.embedding import lora_embedding
 from ...kernels.errors import KernelError
 from ...kernels.experts import Experts, Factors, LoRA
-from ...kernels.formats import ExpertWeights
 from ...kernels.install import experts_of, is_bank, share_slot
 from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, foretell, pooled, record_losses
+from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
+from .routers import CHOICES, LoRARouter
 
 _FORETOLD = 64  # tokens whose next word is foretold at a time, in private steps
-_LAYER = re.compile(r"\blayers\.([0-9]+)\.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterConfig:
-    """The places of the adapters and their start; public and equal at all sites."""
-
-    rank: int
-    alpha: float  # the low-rank product is scaled by alpha / rank
-    targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
-    seed: str  # public; expands to the same A factors on every machine
-    freeze_a: bool = True
-    layers: tuple[int, ...] | None = None  # decoder layers that take them, from 0; None: wherever a target is
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise InvalidAdapter(f"need rank >= 1 and a finite alpha > 0, got rank {self.rank}, alpha {self.alpha}")
-        if len(set(self.targets)) != len(self.targets):
-            raise InvalidAdapter(f"targets are named twice: {self.targets}")
-
-    def is_place(self, name: str) -> bool:
-        """True if the module of this full name takes an adapter."""
-        found = _LAYER.search(name)
-        is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
-        return is_layer and name.rpartition(".")[2] in self.targets
-
-    @property
-    def lora_scaling(self) -> float:
-        """The factor of the low-rank product, alpha / rank."""
-        return self.alpha / self.rank
-
-
-class Pair(NamedTuple):
-    """The factors of one weight; a bank of experts has a leading expert axis on both."""
-
-    lora_A: Tensor
-    lora_B: Tensor
-
-
-@dataclass(slots=True)
-class Rows:
-    """Holds the shape of the batch in progress, for modules that see its tokens without rows.
-
-    A backbone flattens rows and tokens before its router and experts. Whoever attributes gradients to rows by what goes
-    into a module and comes out of it, as Opacus does, needs the rows back.
-    """
-
-    shape: tuple[int, int] | None = None  # rows, tokens; None: not told
-
-    @contextmanager
-    def told(self, ids_RT: Tensor) -> Iterator[None]:
-        """Tells the shape of a batch to the forward pass inside."""
-        rows, tokens = ids_RT.shape
-        self.shape = rows, tokens
-        try:
-            yield
-        finally:
-            self.shape = None
-
-    def apart(self, by_token: Tensor) -> Tensor:
-        """Gives tokens [rows * T, ..] their axis of rows back, [rows, T, ..]; as they are if the shape was not told."""
-        return by_token if self.shape is None else by_token.view(*self.shape, *by_token.shape[1:])
-
-
-class LoRAFactors(nn.Module):
-    """The pair (A, B) of one weight."""
-
-    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
-        """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
-        super().__init__()
-        self.lora_A, self.lora_B = _start(weight, config, name, start_std)
-
-    def named_factors(self) -> dict[str, nn.Parameter]:
-        """Returns the factors by the last part of their name."""
-        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
 
 
 class LoRALinear(LoRAFactors):
@@ -143,78 +63,13 @@ class LoRAEmbedding(LoRAFactors):
         return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
 
 
-class RouterFactors(LoRAFactors):
-    """The trained part of an adapted router."""
-
-    def __init__(self, weight: Tensor, config: AdapterConfig, name: str) -> None:
-        super().__init__(weight, config, name)
-        self.lora_scaling = config.lora_scaling
-
-    def forward(self, hidden: Tensor, *, weight: Tensor, slot: CaptureSlot) -> Tensor:
-        """Computes logits [.., E] of hidden states [.., D], with the low-rank product."""
-        return lora_linear(hidden, weight, None, self.lora_A, self.lora_B, self.lora_scaling, slot.collector)
-
-
-class LoRARouter(nn.Module):
-    """An adapted token-choice router; `e_score_correction_bias` stays frozen, as it is a statistic of a batch.
-
-    A token's experts depend on that token alone: there is no capacity and no balance loss.
-    """
-
-    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> None:
-        super().__init__()
-        self.factors = RouterFactors(base.weight, config, name)
-        self.base, self.lora_scaling, self.slot, self.rows = base, config.lora_scaling, slot, rows
-
-    @property
-    def lora_A(self) -> nn.Parameter:
-        """A, [R, D]."""
-        return self.factors.lora_A
-
-    @property
-    def lora_B(self) -> nn.Parameter:
-        """B, [E, R]."""
-        return self.factors.lora_B
-
-    def named_factors(self) -> dict[str, nn.Parameter]:
-        """Returns the factors by the last part of their name."""
-        return self.factors.named_factors()
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Router logits [T, E], weights [T, K] and expert ids [T, K] (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
-        base = self.base
-        weight = base.weight.to(self.lora_B.dtype)
-        hidden_TD = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
-        logits = self.factors(self.rows.apart(hidden_TD), weight=weight, slot=self.slot)
-        logits_TE = logits.view(len(hidden_TD), logits.shape[-1])
-        scores_TE = logits_TE.sigmoid()
-        topk_ids_TK = self._choose(scores_TE)
-        topk_weights_TK = scores_TE.gather(1, topk_ids_TK)
-        if base.norm_topk_prob:
-            topk_weights_TK = topk_weights_TK / (topk_weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return logits_TE, topk_weights_TK * base.routed_scaling_factor, topk_ids_TK
-
-    @torch.no_grad()
-    def _choose(self, scores_TE: Tensor) -> Tensor:
-        base = self.base
-        biased_TE = scores_TE + base.e_score_correction_bias
-        if base.num_group > 1:
-            grouped = biased_TE.unflatten(-1, (base.num_group, -1))
-            strength = grouped.topk(2, dim=-1).values.sum(-1)
-            is_kept = torch.zeros_like(strength, dtype=torch.bool)
-            is_kept.scatter_(-1, strength.topk(base.topk_group, dim=-1).indices, True)
-            biased_TE = grouped.masked_fill(~is_kept.unsqueeze(-1), -torch.inf).flatten(-2)
-        chosen_TK: Tensor = biased_TE.topk(base.top_k, dim=-1, sorted=False).indices
-        return chosen_TK
-
-
 class BankFactors(nn.Module):
     """The trained part of an adapted bank: every expert has factors of its own on `gate_up_proj` and `down_proj`."""
 
     def __init__(self, experts: Experts, config: AdapterConfig, name: str) -> None:
         super().__init__()
-        self.gate_up_A, self.gate_up_B = _start(experts.gate_up, config, f"{name}.gate_up_proj")
-        self.down_A, self.down_B = _start(experts.down, config, f"{name}.down_proj")
+        self.gate_up_A, self.gate_up_B = start(experts.gate_up, config, f"{name}.gate_up_proj")
+        self.down_A, self.down_B = start(experts.down, config, f"{name}.down_proj")
         self.last_experts: tuple[Experts, LoRA] | None = None
 
     def forward(
@@ -314,7 +169,7 @@ class AdaptedModel(nn.Module):
     def expert_layers(self) -> tuple[int, ...]:
         """Decoder layers, from 0, whose routed experts take adapters."""
         banks = [name for name, adapter in self.adapters.items() if isinstance(adapter, LoRAExperts)]
-        return tuple(int(found[1]) for name in banks if (found := _LAYER.search(name)))
+        return tuple(int(found[1]) for name in banks if (found := LAYER.search(name)))
 
     def forward(self, ids_RT: Tensor) -> Tensor:
         """Computes logits: [R] of the records with a head, [R, T, words] of every next token without.
@@ -388,7 +243,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     if missing:
         where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
         raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
-    reached = {int(found[1]) for name, _ in places if (found := _LAYER.search(name))}
+    reached = {int(found[1]) for name, _ in places if (found := LAYER.search(name))}
     if idle := sorted({*(config.layers or ())} - reached):
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
     adapters = {name: _adapter_for(module, config, name, slot, rows) for name, module in places}
@@ -405,7 +260,7 @@ def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlo
         return LoRALinear(module, config, name, slot)
     if type(module) is nn.Embedding:
         return LoRAEmbedding(module, config, name, slot)
-    if hasattr(module, "e_score_correction_bias"):
+    if type(module).__name__ in CHOICES:
         return LoRARouter(module, config, name, slot, rows)
     if is_bank(module):
         return LoRAExperts(module, config, name, slot, rows)
@@ -417,26 +272,3 @@ def _bank(base: Any, name: str) -> Experts:
         return experts_of(base)
     except KernelError as err:
         raise UnsupportedModule(f"{name}: {err}") from err
-
-
-def _start(
-    weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, std: float | None = None
-) -> tuple[nn.Parameter, nn.Parameter]:
-    """A and B of a weight as they begin: A uniform with `std`, by default inputs ** -0.5; B zero."""
-    *bank, width_out, width_in = weight.shape
-    std = 1 / math.sqrt(width_in) if std is None else std
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
-    shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
-    start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
-    return (
-        nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a),
-        nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device)),
-    )
-
-
-def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
-    """Uniform numbers of that standard deviation, expanded from `label` by SHAKE-256: equal on every machine."""
-    size = math.prod(shape)
-    digest = hashlib.shake_256(b"confide lora_A 1\0" + label.encode()).digest(4 * size)
-    unit = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1 + 2.0**-32
-    return (unit * (std * math.sqrt(3))).astype(np.float32).reshape(shape)

@@ -21,7 +21,8 @@ from ..backbones.directories import new_directory
 from ..backbones.families import family_in
 from ..errors import UnsupportedModule
 from .card import CARD, HEAD_TEXT, ModelCard
-from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, Pair
+from .factors import Pair
+from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
 from .peft_import import HEAD, save_head
 from .provenance import FILE, Provenance, write_provenance
 

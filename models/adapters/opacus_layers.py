@@ -17,7 +17,8 @@ from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import RowsUnknown
 from ..heads import PooledHead
-from .lora import BankFactors, LoRAEmbedding, LoRALinear, RouterFactors
+from .lora import BankFactors, LoRAEmbedding, LoRALinear
+from .routers import RouterFactors
 
 GradSamples = dict[nn.Parameter, Tensor]  # [rows, *shape of the parameter]
 

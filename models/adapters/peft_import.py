@@ -4,9 +4,8 @@ Routed experts and the router are stored by PEFT's `target_parameters` (peft >= 
 [experts * rank, in], its B rank-major [out, rank * experts]; one wrapper a parameter is nested in the order of the
 bank's parameters, so that gate_up_proj lies inside, under `base_layer`, and down_proj outside.
 
-Dense and shared projections go by `target_parameters` as well: PEFT takes the module names gate_proj, up_proj and
-down_proj of this architecture for those of routed experts before transformers 5 fused them, and would move the
-adapters there.
+Projections whose names PEFT takes for those of routed experts, as they were before transformers 5 fused them, go by
+`target_parameters` as well (`Backbone.mistaken`): it would move the adapters there.
 
 An embedding is stored as `lora_embedding_A` [rank, words] and `lora_embedding_B` [out, rank]. Where the output matrix
 is tied to it, each use keeps its own adapter as long as nobody merges them into the shared matrix; the card says so.
@@ -29,13 +28,15 @@ from torch import Tensor
 
 from ...kernels.errors import KernelError
 from ...kernels.experts import from_peft, peft_factors
+from ..backbones.families import family_in
 from ..errors import InvalidRelease
-from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts, LoRARouter, Pair
+from .factors import Pair
+from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts
 from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
+from .routers import LoRARouter
 
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 MAX_RANK = 65_536
-_TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj"}  # see the module docstring
 _KEY = re.compile(r"(base_model\.model\.[A-Za-z0-9_.]{1,200}\.lora_)(?:(embedding_)([AB])|([AB])(\.weight))")
 _HEAD_NAMES = {"center", "whiten", "weight"}
 
@@ -66,6 +67,7 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
     pairs: dict[str, Pair] = {}
     modules: set[str] = set()
     parameters: set[str] = set()
+    mistaken = family_in(adapted.model).mistaken
     for name, module in adapted.adapters.items():
         # Where every module of a name is adapted, the last parts of it say it all.
         leaf, place = (".".join(name.split(".")[-n:]) if adapted.config.layers is None else name for n in (1, 2))
@@ -78,7 +80,7 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
             modules.add(leaf)
             pairs[f"{prefix}.lora_embedding_{{}}"] = _pair(module.lora_A, module.lora_B)
         else:
-            if isinstance(module, LoRARouter) or name.rpartition(".")[2] in _TAKEN_FOR_EXPERTS:
+            if isinstance(module, LoRARouter) or name.rpartition(".")[2] in mistaken:
                 parameters.add(f"{place}.weight")
             else:
                 modules.add(leaf)

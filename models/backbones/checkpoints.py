@@ -117,7 +117,7 @@ def load_model(
     Args:
         directory: as `transformers` writes it; `content_hash` defines the allowed files.
         expected_hash: refuse any other content before a single file is parsed.
-        dtype: float32 or bfloat16. Routers stay in float32.
+        dtype: float32 or bfloat16. Routers stay in float32 where transformers keeps them so, as DeepSeek's.
         pack: format of the routed experts, such as `kernels.formats.Int8Row.quantised` or `NF4Block64.quantised`.
 
     Raises:
@@ -193,7 +193,9 @@ def size(directory: Path) -> Size:
                     expert_count += count if routed is not None and routed.weight.search(name) else 0
         idle = 0
         if routed is not None and expert_count:
-            experts, top_k = int(config[routed.count]), int(config[routed.top_k])
+            experts, top_k = (
+                int(next(config[name] for name in names if name in config)) for names in (routed.count, routed.top_k)
+            )
             if not 1 <= top_k <= experts:
                 raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
             idle = expert_count * (experts - top_k) // experts
@@ -325,8 +327,11 @@ def _refuse_larger_than_stored(directory: Path, family: Backbone, config: dict[s
     stored = size(directory).parameters
     if int(config["num_hidden_layers"]) > _MAX_LAYERS:
         raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
+    settings = family.config_class().from_json_file(directory / CONFIG)  # knows how JSON states an infinity
+    if reason := family.misfit(settings):
+        raise InvalidBackbone(f"{directory}: config.json: {reason}")
     with torch.device("meta"):
-        model = family.model_class()._from_config(family.config_class().from_dict(config))
+        model = family.model_class()._from_config(settings)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
         raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
@@ -370,29 +375,32 @@ def _fill_banks(
     routed = family.experts
     if routed is None:
         return
-    gate_leaf, up_leaf, down_leaf = routed.leaves
     with ExitStack() as opened:
         file_of: dict[str, Any] = {}
         for path in files:
             file = opened.enter_context(safe_open(path, framework="pt"))
             file_of |= dict.fromkeys(filter(routed.weight.search, file.keys()), file)
 
-        def stored(name: str, shape: tuple[int, int]) -> torch.Tensor:
-            matrix: torch.Tensor = file_of[name].get_tensor(name)
-            if matrix.shape != shape:
-                raise InvalidBackbone(f"{directory}: {name} is {tuple(matrix.shape)}, config.json says {shape}")
+        def stored(name: str, expert: int, shape: tuple[int, int]) -> torch.Tensor:
+            """One expert's matrix, from a tensor of its own or from that of all experts."""
+            own = name.format(expert=expert)
+            part = file_of[own].get_slice(own)
+            whole = shape if own != name else (number, *shape)
+            if tuple(part.get_shape()) != whole:
+                raise InvalidBackbone(f"{directory}: {own} is {tuple(part.get_shape())}, config.json says {whole}")
+            matrix: torch.Tensor = part[:] if own != name else part[expert]
             return matrix.to(dtype)
 
         banks: dict[str, Any] = family.banks(model)
         for bank, module in banks.items():
-            width, hidden = module.hidden_dim, module.intermediate_dim
-            experts = [f"{bank}.{expert}" for expert in range(module.num_experts)]
-            wanted = {f"{expert}.{leaf}.weight" for expert in experts for leaf in routed.leaves}
-            if wrong := wanted ^ {name for name in file_of if name.startswith(f"{bank}.")}:
+            width, hidden, number = module.hidden_dim, module.intermediate_dim, module.num_experts
+            place = routed.stored(bank)
+            gate_up, down = [f"{place}.{end}" for end in routed.gate_up], f"{place}.{routed.down}"
+            wanted = {name.format(expert=expert) for name in (*gate_up, down) for expert in range(number)}
+            if wrong := wanted ^ {name for name in file_of if name.startswith(f"{place}.")}:
                 raise InvalidBackbone(f"{directory}: experts do not fit config.json, first {min(wrong)}")
-            gate_up = pack(
-                torch.cat([stored(f"{expert}.{leaf}.weight", (hidden, width)) for leaf in (gate_leaf, up_leaf)])
-                for expert in experts
+            rows = 2 * hidden // len(gate_up)
+            both = pack(
+                torch.cat([stored(name, expert, (rows, width)) for name in gate_up]) for expert in range(number)
             )
-            down = pack(stored(f"{expert}.{down_leaf}.weight", (width, hidden)) for expert in experts)
-            fill(module, Experts(gate_up, down))
+            fill(module, Experts(both, pack(stored(down, expert, (width, hidden)) for expert in range(number))))

@@ -4,10 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidBackbone
+from .deepseek_v2 import DeepSeekV2
 from .deepseek_v3 import DeepSeekV3
 from .family import Backbone
+from .granitemoehybrid import GraniteMoeHybrid
+from .kimi_linear import KimiLinear
+from .llama import Llama
+from .mixtral import Mixtral
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
+from .qwen3_moe import Qwen3Moe
 
-FAMILIES: dict[str, Backbone] = {family.model_type: family for family in (DeepSeekV3(),)}
+FAMILIES: dict[str, Backbone] = {
+    family.model_type: family
+    for family in (
+        DeepSeekV3(), DeepSeekV2(), Llama(), Qwen2(), Qwen3(), Qwen3Moe(), Mixtral(), GraniteMoeHybrid(), KimiLinear(),
+    )
+}  # fmt: skip
 
 
 def family_of(config: Mapping[str, Any]) -> Backbone:
@@ -18,7 +31,11 @@ def family_of(config: Mapping[str, Any]) -> Backbone:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise InvalidBackbone(f"config.json is not that of a {' or '.join(FAMILIES)} model")
+        said = f"model_type {kind[:40]!r}" if isinstance(kind, str) else "no model_type"
+        raise InvalidBackbone(
+            f"config.json has {said}, an architecture without a family here; there are {', '.join(FAMILIES)}, and "
+            "another is a file in models/backbones and a line in families.py"
+        )
     return FAMILIES[kind]
 
 
@@ -34,5 +51,5 @@ def targets() -> tuple[str, ...]:
 
 def frozen() -> dict[str, str]:
     """Returns the modules that no family ever adapts, with the reason."""
-    reasons = [family.frozen for family in FAMILIES.values()]
-    return {name: why for name, why in reasons[0].items() if all(name in other for other in reasons)}
+    reasons = {name: why for family in FAMILIES.values() for name, why in family.frozen.items()}
+    return {name: why for name, why in reasons.items() if name not in targets()}

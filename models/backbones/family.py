@@ -20,7 +20,7 @@ class BackboneConfig:
     """Sizes of a backbone built from nothing: a dense layer first, then layers of experts if its family has any."""
 
     family: str = "deepseek_v3"  # in `families.FAMILIES`
-    hidden: int = 128  # multiple of 32
+    hidden: int = 128  # multiple of 32 and of heads
     layers: int = 2
     heads: int = 4
     experts: int = 8
@@ -39,10 +39,23 @@ class BackboneConfig:
 class ExpertNames:
     """Names and settings by which a checkpoint describes the routed experts of a layer."""
 
-    weight: Pattern[str]  # matches the names of their weights and no others
-    leaves: tuple[str, str, str]  # gate, up and down projection of expert E of a bank: `BANK.E.LEAF.weight`
-    count: str  # setting of config.json: experts of a layer
-    top_k: str  # setting of config.json: experts that a token is sent to
+    weight: Pattern[str]  # matches the names of their weights in the files and no others
+    bank: tuple[str, str] = ("", "")  # end of a bank's name in the model, and what the files have in its place
+    # Ends of the stored names behind that, of gate and up projection, and of the down projection. Where {expert} is
+    # left out, one tensor holds all experts, and where there is one name for gate and up, they are one above the other.
+    gate_up: tuple[str, ...] = ("{expert}.gate_proj.weight", "{expert}.up_proj.weight")
+    down: str = "{expert}.down_proj.weight"
+    count: tuple[str, ...]  # setting of config.json: experts of a layer; the first of these that is there
+    top_k: tuple[str, ...]  # setting of config.json: experts that a token is sent to
+
+    def stored(self, bank: str) -> str:
+        """The name that a bank of the model has in the files."""
+        return bank.removesuffix(self.bank[0]) + self.bank[1]
+
+
+LM_HEAD = {"lm_head": "a pooled head never runs lm_head, and a completion is written by it as it is"}
+# Settings that are of no use in adapting and would couple rows through random numbers drawn for a whole batch.
+_RANDOM_SETTINGS = ("attention_dropout", "router_jitter_noise")
 
 
 class Backbone(Protocol):
@@ -55,23 +68,86 @@ class Backbone(Protocol):
     model_type: str
     name: str  # for people, as in "DeepSeek-V3"
     title: str  # for people, as in "DeepSeek-V3 Mixture-of-Experts"
+    published: str  # models of it that people have, for the table in docs/backbones.md
+    architecture: str  # transformers' causal language model of it
     targets: tuple[str, ...]  # last names of the modules that may take an adapter; a bank of routed experts is one
-    frozen: Mapping[str, str]  # last names of modules that nobody may adapt, each with the reason, after "left out:"
-    experts: ExpertNames | None  # None if the family has no routed experts
-    buffers: Pattern[str] | None  # matches the names of stored tensors that are no parameters
-    # Lengths, in tokens, of the synthetic records on which independence is tested: one for each way in which the
-    # architecture treats positions, such as inside and beyond a window of local attention; each of 2 or more, and
-    # five times it no leading axis of a tensor of the model, which the tests would take for the tokens of five rows.
-    probe_lengths: tuple[int, ...]
+    frozen: Mapping[str, str] = LM_HEAD  # last names of modules that nobody may adapt, each with the reason
+    mistaken: tuple[str, ...] = ()  # targets that PEFT takes for routed experts' if a list of modules names them
+    experts: ExpertNames | None = None  # None if the family has no routed experts
+    router: str | None = None  # last name of the routers
+    buffers: Pattern[str] | None = None  # matches the names of stored tensors that are no parameters
 
     def model_class(self) -> Any:
         """Returns transformers' causal language model of this family."""
+        import transformers
+
+        return getattr(transformers, self.architecture)
 
     def config_class(self) -> Any:
         """Returns transformers' configuration class of this family."""
+        return self.model_class().config_class
 
     def banks(self, model: "nn.Module") -> "dict[str, nn.Module]":
         """Returns the banks of routed experts by name; empty if there are none."""
+        return {name: module for name, module in model.named_modules() if hasattr(module, "has_gate")}
+
+    def misfit(self, config: Any) -> str | None:
+        """Says why a model of this configuration cannot be adapted; None if it can.
+
+        Args:
+            config: of `config_class`.
+        """
+        for name in _RANDOM_SETTINGS:
+            if value := getattr(config, name, None):
+                return (
+                    f"{name} is {value}, which draws random numbers for a whole batch; adapters are trained without: "
+                    "set it to 0"
+                )
+        return None
+
+    def borders(self, config: Any) -> tuple[int, ...]:
+        """Returns the numbers of tokens from which on positions are treated in another way.
+
+        Such as the width of a window of local attention, or the length of the chunks of a scan.
+        """
+        window = getattr(config, "sliding_window", None)
+        return () if window is None else (int(window),)
+
+    def probe_lengths(self, config: Any, max_tokens: int) -> tuple[int, ...]:
+        """Returns the lengths, in tokens, of the synthetic records on which independence is tested.
+
+        One for each way in which the architecture treats the positions of a record of `max_tokens`. Five times a
+        length must be no leading axis of a tensor of the model, which the tests would take for the tokens of five rows.
+        """
+        return (7, *sorted({border + 2 for border in self.borders(config) if border < max_tokens}))
 
     def build(self, vocabulary: int, config: BackboneConfig) -> Any:
         """Builds an untrained model of so many words from torch's global generator; its embeddings are tied."""
+        model = self.model_class()
+        return model(model.config_class(**self.settings(config), vocab_size=vocabulary))
+
+    def settings(self, config: BackboneConfig) -> dict[str, Any]:
+        """Returns transformers' settings of a model that is built from nothing."""
+        raise NotImplementedError
+
+
+def common_settings(config: BackboneConfig) -> dict[str, Any]:
+    """Returns the settings that all architectures have under the same name, of a model that is built from nothing.
+
+    Embedding and output matrix are tied: records are read, not written, so a separate output matrix would stay
+    untrained.
+    """
+    return {
+        "hidden_size": config.hidden,
+        "intermediate_size": 2 * config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "max_position_embeddings": config.max_tokens,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }

@@ -57,24 +57,22 @@ class LayerRouting:
 def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[LayerRouting, ...]:
     """Routing of all tokens of the batches, layer by layer; memory does not grow with their number.
 
-    A token's affinities are its router scores divided by their sum, as in DeepSeek-V3's balance loss (arXiv:2412.19437,
-    eq. 19). Experts are chosen, and their load counted, with the router's balance bias.
+    A token's affinities are its router scores divided by their sum: sigmoids with a balance bias beside them, as in
+    DeepSeek-V3's balance loss (arXiv:2412.19437, eq. 19), or else a softmax. Experts are chosen, and their load
+    counted, as the router does, with its balance bias or within the strongest groups.
 
     Args:
         model: a causal language model with routers, with or without adapters, its experts in any format; runs as it is.
         batches: token ids int64 [R, L], padded on the right, and bool [R, L], true where there is a token.
 
     Raises:
-        MetricUndefined: the model has no routed experts, or its routers do not score them by sigmoid; or there was no
-            token.
+        MetricUndefined: the model has no routed experts; or there was no token.
     """
-    moes = {i: layer.mlp for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
-    if not moes:
+    routers = {i: router for i, layer in enumerate(model.model.layers) if (router := _router_of(layer)) is not None}
+    if not routers:
         raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
-    if strange := [type(moe.gate).__name__ for moe in moes.values() if not _scores_by_sigmoid(moe.gate)]:
-        raise MetricUndefined(f"a {strange[0]} does not score experts by sigmoid, so its affinities are others")
-    tallies = {layer: _Tally() for layer in moes}
-    hooks = [moe.gate.register_forward_hook(tallies[layer]) for layer, moe in moes.items()]
+    tallies = {layer: _Tally(by_sigmoid=_scores_by_sigmoid(router)) for layer, router in routers.items()}
+    hooks = [router.register_forward_hook(tallies[layer]) for layer, router in routers.items()]
     try:
         with torch.no_grad():
             for ids_RL, is_token_RL in batches:
@@ -104,6 +102,14 @@ def describe_experts(by_layer: Mapping[int, Sequence[int]]) -> str:
     )
 
 
+def _router_of(layer: Any) -> Any | None:
+    """The router beside a layer's routed experts; None where there are none."""
+    for part in layer.children():
+        if hasattr(part, "experts"):
+            return part.gate if hasattr(part, "gate") else part.router
+    return None
+
+
 def _scores_by_sigmoid(router: Any) -> bool:
     return hasattr(getattr(router, "base", router), "e_score_correction_bias")
 
@@ -113,7 +119,8 @@ class _Tally:
 
     is_token_T: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_sigmoid: bool) -> None:
+        self._by_sigmoid = by_sigmoid
         self._tokens = 0
         self._entropy = 0.0
         self._choices_E = torch.zeros((), dtype=torch.int64)
@@ -126,7 +133,7 @@ class _Tally:
         self._choices_E = self._choices_E + torch.bincount(ids_TK.flatten(), minlength=experts)
         weights = weights_TK.flatten().double()
         self._weights_E = self._weights_E + torch.bincount(ids_TK.flatten(), weights, minlength=experts)
-        scores_TE = logits_TE.double().sigmoid()
+        scores_TE = logits_TE.double().sigmoid() if self._by_sigmoid else logits_TE.double().softmax(-1)
         affinities_TE = scores_TE / scores_TE.sum(-1, keepdim=True)
         self._entropy += float(torch.special.entr(affinities_TE).sum()) / math.log(experts)
 

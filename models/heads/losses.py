@@ -66,9 +66,12 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int 
     if tile is not None and tokens:
         spare = -tokens % tile
         hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
+    divisor = getattr(model.config, "logits_scaling", 1)  # Granite's own models divide, outside their output matrix
     losses, firsts = [], []
     for hidden, target in zip(*(t.split(tile or max(1, tokens)) for t in (hidden_ND, target_N)), strict=True):
         logits = model.lm_head(hidden)
+        if divisor != 1:
+            logits = logits / divisor
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 cannot tell words apart
         losses.append(F.cross_entropy(logits, target, reduction="none"))
         firsts.append(logits.argmax(-1) == target)

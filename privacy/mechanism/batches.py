@@ -243,12 +243,20 @@ def _one_layer_of_each_kind(adapted: AdaptedModel) -> Iterator[None]:
     if decoder is None or not isinstance(layers, nn.ModuleList) or is_divided:
         yield
         return
-    kinds = {_make_of(layer): layer for layer in reversed(layers)}
-    decoder.layers = nn.ModuleList(layer for layer in layers if kinds[_make_of(layer)] is layer)
+    # Models look up by a layer's place what it attends to: all tokens before, a window of them, or a state.
+    config = decoder.config
+    types = getattr(config, "layer_types", None)
+    made = [(_make_of(layer), types and types[place]) for place, layer in enumerate(layers)]
+    first = [place for place, make in enumerate(made) if made.index(make) == place]
+    decoder.layers = nn.ModuleList(layers[place] for place in first)
+    if types:
+        config.layer_types = [types[place] for place in first]
     try:
         yield
     finally:
         decoder.layers = layers
+        if types:
+            config.layer_types = types
 
 
 def _make_of(layer: nn.Module) -> tuple[object, ...]:

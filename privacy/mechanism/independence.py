@@ -34,10 +34,12 @@ Losses = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one term a ro
 _ROWS, _TOKENS = 5, 7  # no width of a model's tensors, so that a leading axis of 5 or 35 counts rows or tokens
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _QUANTISED_PACKAGES = ("torch.ao.", "torchao.", "bitsandbytes.", "transformer_engine.")
-# Public settings of Mixture-of-Experts configurations that tie the tokens of a batch together unless unset or zero.
+# Public settings of Mixture-of-Experts configurations that tie the tokens of a batch together unless unset or zero. A
+# coefficient of a balance loss, which nearly all of them have (`router_aux_loss_coef`, `aux_loss_alpha`), does not:
+# transformers adds that loss only to one that it computes itself, and only with `output_router_logits`; ours is
+# computed from hidden states, and the probes watch it.
 _COUPLING_SETTINGS = (
-    *("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "aux_loss_alpha", "seq_aux"),
-    *("moe_aux_loss_coeff", "balance_loss_coef", "bias_update_speed", "router_bias_update_rate"),
+    *("output_router_logits", "bias_update_speed", "router_bias_update_rate"),
     *("capacity_factor", "expert_capacity", "moe_capacity_factor", "moe_expert_capacity_factor"),
 )
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -6,10 +6,10 @@ The two lines below are the lines that a newcomer adds to the tables; all else h
 from confide.models.backbones import families
 from confide.models.records import kinds
 
-from .llama import Llama
+from .olmo2 import Olmo2
 from .series import Series
 
-families.FAMILIES["llama"] = Llama()
+families.FAMILIES["olmo2"] = Olmo2()
 kinds.KINDS["series"] = Series()
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import Olmo2ForCausalLM
 
 from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
@@ -71,11 +71,11 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / "site.toml").write_text(site)
     (tmp_path / "study.toml").write_text(STUDY)
     schema = draft_of(tmp_path).record_schema()  # as `coordinator backbone build` asks for it
-    model = build(schema, BackboneConfig(family="llama", hidden=32))
+    model = build(schema, BackboneConfig(family="olmo2", hidden=32))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "embed" not in name:
-                weight.mul_(8)  # fresh Llamas hardly attend
+                weight.mul_(8)  # fresh models hardly attend
     save(model, schema, torch.zeros(64), torch.eye(64), tmp_path / "backbone")
     return tmp_path
 
@@ -152,7 +152,7 @@ def test_records_of_the_new_kind_travel_to_workers(home):
 def test_the_backbone_is_described_read_and_hashed_like_any_other(home):
     found, loaded = describe(home / "backbone"), load(home / "backbone")
     assert found.hash == loaded.hash
-    assert loaded.family.model_type == "llama"
+    assert loaded.family.model_type == "olmo2"
     parameters = sum(parameter.numel() for parameter in set(loaded.model.parameters()))
     assert size(home / "backbone") == found.size
     assert (found.size.parameters, found.size.active_parameters) == (parameters, parameters)
@@ -160,7 +160,9 @@ def test_the_backbone_is_described_read_and_hashed_like_any_other(home):
 
 def test_a_target_of_another_family_is_refused_when_the_backbone_is_known(home):
     (home / "study.toml").write_text(changed(STUDY, (('["q_proj", "v_proj"]', '["q_proj", "kv_b_proj"]'),)))
-    with pytest.raises(TargetMissing, match="a llama backbone takes no adapter on kv_b_proj"):
+    with pytest.raises(
+        TargetMissing, match="a backbone of olmo2 takes no adapter on kv_b_proj; there are embed_tokens, q_proj"
+    ):
         load_study_model(draft_of(home), home / "backbone")
 
 
@@ -203,8 +205,8 @@ def test_the_adapter_is_released_for_plain_peft_and_as_a_whole_checkpoint(home):
         want = adapted.model(ids).logits
         export(adapted, home / "backbone", home / "adapter", CARD)
         save_merged(adapted, home / "backbone", home / "merged", CARD)
-        plain = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(home / "backbone"), home / "adapter")
+        plain = PeftModel.from_pretrained(Olmo2ForCausalLM.from_pretrained(home / "backbone"), home / "adapter")
         torch.testing.assert_close(plain(ids).logits, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(load_model(home / "merged")(ids).logits, want, rtol=1e-4, atol=1e-4)
-    assert "LlamaForCausalLM.from_pretrained" in (home / "adapter" / "README.md").read_text()
-    assert "A Llama with a LoRA adapter" in (home / "merged" / "README.md").read_text()
+    assert "Olmo2ForCausalLM.from_pretrained" in (home / "adapter" / "README.md").read_text()
+    assert "OLMo 2 with a LoRA adapter" in (home / "merged" / "README.md").read_text()

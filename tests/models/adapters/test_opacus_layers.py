@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from confide.models.adapters import AdaptedModel, opacus_layers
-from confide.models.adapters.lora import BankFactors, LoRAEmbedding, LoRALinear, RouterFactors
+from confide.models.adapters.lora import BankFactors, LoRAEmbedding, LoRALinear
+from confide.models.adapters.routers import RouterFactors
 from confide.models.errors import RowsUnknown
 from confide.models.heads import PooledHead
 from confide.privacy.mechanism.clipping import PerUnitClipper

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+import transformers
 
 from confide.kernels.formats import Int8Row
 from confide.kernels.install import quantise
@@ -133,11 +133,35 @@ def test_a_model_without_routed_experts_has_no_statistics():
         router_statistics(model, [(IDS, ALL)])
 
 
-def test_routers_that_do_not_score_by_sigmoid_have_no_statistics():
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, num_local_experts=4, vocab_size=8))
-    with pytest.raises(MetricUndefined, match="a MixtralTopKRouter does not score experts by sigmoid"):
-        router_statistics(model, [(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool))])
+@pytest.mark.parametrize("architecture", ["Mixtral", "Qwen3Moe", "GraniteMoeHybrid"])
+def test_affinities_of_a_router_by_softmax_are_its_probabilities(architecture):
+    kind = getattr(transformers, f"{architecture}ForCausalLM")
+    hybrid = {"layer_types": ["full_attention"], "mamba_n_heads": 4} if architecture == "GraniteMoeHybrid" else {}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = kind.config_class(**sizes, **hybrid, vocab_size=64, num_experts_per_tok=2, num_local_experts=4)
+    model = kind(config).eval()
+    (moe,) = (part for part in model.model.layers[0].children() if hasattr(part, "experts"))
+    router = moe.router if architecture == "GraniteMoeHybrid" else moe.gate
+    with torch.no_grad():
+        router.weight.copy_(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+    seen = []
+    router.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (found,) = router_statistics(model, [(IDS, ALL)])
+    choices, entropies = np.zeros(4, dtype=int), []
+    for hidden in seen[0].reshape(-1, 16).double().numpy():
+        odds = np.exp(router.weight.detach().double().numpy() @ hidden)
+        shares = odds / odds.sum()
+        choices[np.argsort(-shares)[:2]] += 1
+        entropies.append(-(shares * np.log(shares)).sum() / math.log(4))
+    assert (found.layer, found.choices) == (0, tuple(choices))
+    assert found.token_entropy == pytest.approx(np.mean(entropies), rel=1e-5)
+    assert sum(found.weights) == pytest.approx(1)
 
 
 def test_statistics_are_plain_values():

@@ -123,10 +123,6 @@ def test_dynamically_quantised_layer_is_named():
     ("setting", "value"),
     [
         ("output_router_logits", True),
-        ("router_aux_loss_coef", 0.001),
-        ("aux_loss_alpha", 0.001),
-        ("seq_aux", True),
-        ("router_z_loss_coef", 0.001),
         ("capacity_factor", 1.25),
         ("bias_update_speed", 0.001),
     ],

@@ -1,0 +1,116 @@
+"""The two factors of an adapted weight: where they are put, how they start, and the rows of their tokens."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ...kernels.formats import ExpertWeights
+from ..errors import InvalidAdapter
+
+LAYER = re.compile(r"\blayers\.([0-9]+)\.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """The places of the adapters and their start; public and equal at all sites."""
+
+    rank: int
+    alpha: float  # the low-rank product is scaled by alpha / rank
+    targets: tuple[str, ...]  # last names of modules: nn.Linear, nn.Embedding, `experts` (routed bank), `gate` (router)
+    seed: str  # public; expands to the same A factors on every machine
+    freeze_a: bool = True
+    layers: tuple[int, ...] | None = None  # decoder layers that take them, from 0; None: wherever a target is
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InvalidAdapter(f"need rank >= 1 and a finite alpha > 0, got rank {self.rank}, alpha {self.alpha}")
+        if len(set(self.targets)) != len(self.targets):
+            raise InvalidAdapter(f"targets are named twice: {self.targets}")
+
+    def is_place(self, name: str) -> bool:
+        """True if the module of this full name takes an adapter."""
+        found = LAYER.search(name)
+        is_layer = self.layers is None or (found is not None and int(found[1]) in self.layers)
+        return is_layer and name.rpartition(".")[2] in self.targets
+
+    @property
+    def lora_scaling(self) -> float:
+        """The factor of the low-rank product, alpha / rank."""
+        return self.alpha / self.rank
+
+
+class Pair(NamedTuple):
+    """The factors of one weight; a bank of experts has a leading expert axis on both."""
+
+    lora_A: Tensor
+    lora_B: Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """Holds the shape of the batch in progress, for modules that see its tokens without rows.
+
+    A backbone flattens rows and tokens before its router and experts. Whoever attributes gradients to rows by what goes
+    into a module and comes out of it, as Opacus does, needs the rows back.
+    """
+
+    shape: tuple[int, int] | None = None  # rows, tokens; None: not told
+
+    @contextmanager
+    def told(self, ids_RT: Tensor) -> Iterator[None]:
+        """Tells the shape of a batch to the forward pass inside."""
+        rows, tokens = ids_RT.shape
+        self.shape = rows, tokens
+        try:
+            yield
+        finally:
+            self.shape = None
+
+    def apart(self, by_token: Tensor) -> Tensor:
+        """Gives tokens [rows * T, ..] their axis of rows back, [rows, T, ..]; as they are if the shape was not told."""
+        return by_token if self.shape is None else by_token.view(*self.shape, *by_token.shape[1:])
+
+
+class LoRAFactors(nn.Module):
+    """The pair (A, B) of one weight."""
+
+    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
+        """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
+        super().__init__()
+        self.lora_A, self.lora_B = start(weight, config, name, start_std)
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """Returns the factors by the last part of their name."""
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
+
+
+def start(
+    weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, std: float | None = None
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of a weight as they begin: A uniform with `std`, by default inputs ** -0.5; B zero."""
+    *bank, width_out, width_in = weight.shape
+    std = 1 / math.sqrt(width_in) if std is None else std
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
+    shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
+    start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
+    return (
+        nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a),
+        nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device)),
+    )
+
+
+def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
+    """Uniform numbers of that standard deviation, expanded from `label` by SHAKE-256: equal on every machine."""
+    size = math.prod(shape)
+    digest = hashlib.shake_256(b"confide lora_A 1\0" + label.encode()).digest(4 * size)
+    unit = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1 + 2.0**-32
+    return (unit * (std * math.sqrt(3))).astype(np.float32).reshape(shape)
