@@ -6,7 +6,11 @@ from pathlib import Path
 from confide.client_node.study import reference
 
 PAGE = Path(__file__).with_name("study-toml.md")
-BLOCKS = {"every setting": reference.study_toml, "free text": lambda: reference.kind_toml("text")}
+BLOCKS = {
+    "every setting": reference.study_toml,
+    "free text": lambda: reference.kind_toml("text"),
+    "conversations": lambda: reference.kind_toml("chat"),
+}
 
 
 def written(page: str) -> str:

@@ -16,6 +16,7 @@ from ...models.records.kinds import KINDS
 from .terms import StudyDraft
 
 _WIDTH = 38  # column in which explanations begin
+_SAID = {*FieldTerms.model_fields, "prompt", "completion"}  # of several ways to say what a record is, those shown
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -51,7 +52,7 @@ def _setting(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     has_default = not (field.is_required() or field.examples)  # else there is an example of what to say
     value = json.dumps(default) if has_default else field.examples[0] if field.examples else ""
-    is_left_out = not field.is_required() and default in (None, {}) and name not in FieldTerms.model_fields
+    is_left_out = not field.is_required() and default in (None, {}, ()) and name not in _SAID
     text = "; ".join(filter(None, ["default" if has_default else "", field.description, _range(field)]))
     return f"{'# ' if is_left_out else ''}{name} = {value}".ljust(_WIDTH - 2) + f"  # {text}"
 

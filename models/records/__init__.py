@@ -2,8 +2,8 @@
 
 `kinds` is the table of kinds. Each is a file that implements `kind.RecordKind`: to add one, write such a file and its
 line in the table. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points
-and lists; its words are the vocabulary of a backbone. `text` has a template that makes a prompt and a completion of
-free text.
+and lists; its words are the vocabulary of a backbone. `text` has templates that make a prompt and a completion of free
+text, or turns of a conversation by the checkpoint's chat template; `kinds` also holds whole conversations.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 

@@ -1,36 +1,33 @@
 """Records of free text: a published template makes a prompt of each record, and the completion to learn.
 
-Only the template itself can contain control words such as `<|im_start|>`. A record's cells are read as plain text, even
-if they spell a control word, so no record can end its own prompt.
+A template is a prompt and a completion as they stand, or turns of a conversation around which the checkpoint's own chat
+template writes. `templates` says how they become token ids; only the study and the checkpoint can say control words.
 
-A template is text with column names in braces, `{review}`; `{{` and `}}` are braces. A blank before a placeholder
-belongs to the cell, because words of byte-level vocabularies can begin with a blank.
+A study may have several templates, its prompt styles. Each record takes one, by the SHA-256 of its cells alone: no
+other record moves it, and a site that computes it again finds the same.
 """
 
+import hashlib
 import re
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import date as Day
 from functools import partial
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, Field
-from tokenizers import AddedToken
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from ..errors import InvalidPrompt, InvalidSchema, ModelError
+from ..errors import InvalidPrompt, ModelError
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
-from .kind import Column, Examples, RecordKind
+from .chat_template import ChatTemplate, Role, is_conversation
+from .completions import Completions
+from .kind import Column
+from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded
 
-_TEXTS = 16  # records scored at a time
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str  # what the template says before the cell
-    column: str | None  # None after the last placeholder
-    lead: str  # "" or the blank that belongs to the cell
+_STYLE = b"confide prompt style 1\0"
+MAX_STYLES, MAX_TURNS = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,51 +38,111 @@ class PromptTemplate:
     completion: str
 
     def __post_init__(self) -> None:
-        asked, told = _columns(self.prompt, "prompt"), _columns(self.completion, "completion")
-        if not asked or not told:
+        if not self.prompt_columns or not self.completion_columns:
             raise InvalidPrompt("prompt and completion must each hold a column's name in braces, such as {review}")
-        if both := sorted({*asked} & {*told}):
-            raise InvalidPrompt(f"{', '.join(both)} stands in prompt and completion; a model would just copy it")
+        _refuse_both(self.prompt_columns, self.completion_columns, "prompt and completion")
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """Columns of the prompt, in order, each once."""
-        return _columns(self.prompt, "prompt")
+        return columns_of(self.prompt, "prompt")
 
     @property
     def completion_columns(self) -> tuple[str, ...]:
         """Columns of the completion, in order, each once."""
-        return _columns(self.completion, "completion")
+        return columns_of(self.completion, "completion")
+
+    def parts(self, chat: ChatTemplate | None) -> list[Part]:
+        """Returns the prompt, which is shown, and the completion, which is learned."""
+        del chat
+        return [Part(self.prompt, is_learned=False), Part(self.completion, is_learned=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A template of turns, which the checkpoint's chat template makes a conversation; an assistant's are learned."""
+
+    roles: tuple[Role, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not is_conversation(self.roles):
+            raise InvalidPrompt(
+                "turns must be a system's, if any, then a user's and an assistant's in turn, and end with an "
+                "assistant's"
+            )
+        if padded_turns := [text for text in self.texts if text != text.strip()]:
+            raise InvalidPrompt(
+                f"turns: {padded_turns[0]!r} has white space at its ends, which many chat templates cut"
+            )
+        if not all(columns_of(text, "turns") for role, text in self._turns() if role == "assistant"):
+            raise InvalidPrompt("each assistant's turn must hold a column's name in braces, such as {review}")
+        if not self.prompt_columns:
+            raise InvalidPrompt("a system's or user's turn must hold a column's name in braces, such as {review}")
+        _refuse_both(self.prompt_columns, self.completion_columns, "a turn that is shown and one that is learned")
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """Columns of the turns of system and user, in order, each once."""
+        return self._columns(lambda role: role != "assistant")
+
+    @property
+    def completion_columns(self) -> tuple[str, ...]:
+        """Columns of the assistant's turns, in order, each once."""
+        return self._columns(lambda role: role == "assistant")
+
+    def parts(self, chat: ChatTemplate | None) -> list[Part]:
+        """Returns the conversation as the checkpoint's chat template writes it.
+
+        Raises:
+            InvalidPrompt: the template refuses or changes it, or there is none.
+        """
+        assert chat is not None, "turns without a chat template"
+        return chat.parts(self.roles, self.texts)
+
+    def _turns(self) -> list[tuple[Role, str]]:
+        return list(zip(self.roles, self.texts, strict=True))
+
+    def _columns(self, wanted: Any) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys(name for role, text in self._turns() if wanted(role) for name in columns_of(text, "turns"))
+        )
+
+
+AnyTemplate = PromptTemplate | ChatPrompt
 
 
 class PromptEncoder:
     """Encodes records by a template as token ids; no row is longer than `max_tokens`."""
 
-    def __init__(self, template: PromptTemplate, tokenizer: Any, max_tokens: int) -> None:
-        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust; nothing else of it is used or changed.
+    def __init__(
+        self,
+        template: AnyTemplate | Sequence[AnyTemplate],
+        tokenizer: Any,
+        max_tokens: int,
+        *,
+        day: Day | None = None,
+    ) -> None:
+        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust, and runs its chat template.
+
+        Args:
+            template: one, or several styles of which each record takes one.
+            day: that a chat template writes; None if the study states none.
 
         Raises:
-            InvalidPrompt: the template by itself leaves no room for a record.
+            InvalidPrompt: a template by itself leaves no room for a record, or its turns do not fit the checkpoint.
         """
-        self._core = tokenizer.backend_tokenizer
-        _disarm(self._core)
-        self._core.no_padding()
-        self._core.no_truncation()
-        self._prompt, self._completion = _pieces(template.prompt), _pieces(template.completion)
-        literals = [piece.text for piece in (*self._prompt, *self._completion)]
-        self._literal = dict(zip(literals, self._encode(literals, is_template=True), strict=True))
-        used = sum(len(self._literal[text]) for text in literals)
-        cells = sum(piece.column is not None for piece in (*self._prompt, *self._completion))
-        if not self._prompt[0].text:
-            raise InvalidPrompt("prompt must begin with some words of its own: the first token is never learned")
-        if used + cells > max_tokens:
-            raise InvalidPrompt(f"the template takes {used} tokens, and a record has {max_tokens} in all")
-        self._room = max_tokens - used  # for the cells of a record
+        templates = (template,) if isinstance(template, AnyTemplate) else tuple(template)
+        self._tokenizer = PlainTokenizer(tokenizer)
+        has_turns = any(isinstance(each, ChatPrompt) for each in templates)
+        chat = ChatTemplate(tokenizer, self._tokenizer, day) if has_turns else None
+        self._styles = [TokenTemplate(each.parts(chat), self._tokenizer, max_tokens) for each in templates]
+        self._columns = _all_columns(templates)
 
     @property
     def words(self) -> int:
         """Size of the vocabulary: one more than the largest id."""
-        return 1 + int(max(self._core.get_vocab(with_added_tokens=True).values()))
+        return self._tokenizer.words
 
     def encode(
         self, columns: Mapping[str, Sequence[str] | npt.NDArray[np.object_]]
@@ -95,16 +152,25 @@ class PromptEncoder:
         In a record that is too long, cells are cut at their ends: the prompt's longest cells first, so that short ones
         stay whole; the completion's only if they alone do not fit. A cut completion is then the target.
         """
-        parts = [self._cells(self._prompt, columns), self._cells(self._completion, columns)]
-        rows = [self._row(prompt, completion) for prompt, completion in zip(*parts, strict=True)]
-        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
-        ids = np.zeros((len(rows), longest), dtype=np.int64)
-        is_completion = np.zeros(ids.shape, dtype=np.bool_)
-        for i, (prompt, completion) in enumerate(rows):
-            end = len(prompt) + len(completion)
-            ids[i, :end] = prompt + completion
-            is_completion[i, len(prompt) : end] = True
-        return ids, is_completion
+        styles = self.styles(columns)
+        rows: list[Row] = [([], [])] * len(styles)
+        for number, style in enumerate(self._styles):
+            own = np.flatnonzero(styles == number).tolist()
+            encoded = [
+                self._tokenizer.of_records([cell.lead + str(columns[cell.column][row]) for row in own])
+                for cell in style.cells
+            ]
+            for row, *cells in zip(own, *encoded, strict=True):
+                rows[row] = style.row(cells)
+        return padded(rows)
+
+    def styles(self, columns: Mapping[str, Sequence[str] | npt.NDArray[np.object_]]) -> npt.NDArray[np.int64]:
+        """Chooses the style of each record, [rows], from 0: a function of its own cells and of nothing else."""
+        count = len(columns[self._columns[0]])
+        if len(self._styles) == 1:
+            return np.zeros(count, dtype=np.int64)
+        chosen = [self._style([str(columns[name][row]) for name in self._columns]) for row in range(count)]
+        return np.array(chosen, dtype=np.int64)
 
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
@@ -112,70 +178,25 @@ class PromptEncoder:
         """Returns ids and the mask of completions, both [rows, longest]; there are no labels."""
         return self.encode(columns)
 
-    def _cells(self, pieces: list[_Piece], columns: Mapping[str, Any]) -> list[tuple[list[int], ...]]:
-        """Tokenizes the cells of every record, in the order of the template."""
-        asked = [(piece.lead, piece.column) for piece in pieces if piece.column is not None]
-        encoded = [self._encode([lead + str(cell) for cell in columns[column]], is_template=False)
-                   for lead, column in asked]  # fmt: skip
-        return list(zip(*encoded, strict=True))
-
-    def _row(self, prompt: tuple[list[int], ...], completion: tuple[list[int], ...]) -> tuple[list[int], list[int]]:
-        told = _cut(completion, self._room - len(prompt))  # a token for each cell of the prompt, at the least
-        asked = _cut(prompt, self._room - sum(map(len, told)))
-        return self._joined(self._prompt, asked), self._joined(self._completion, told)
-
-    def _joined(self, pieces: list[_Piece], cells: list[list[int]]) -> list[int]:
-        row: list[int] = []
-        rest = iter(cells)
-        for piece in pieces:
-            row += self._literal[piece.text]
-            row += next(rest) if piece.column is not None else []
-        return row
-
-    def _encode(self, texts: list[str], *, is_template: bool) -> list[list[int]]:
-        self._core.encode_special_tokens = not is_template
-        return [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=False)]
+    def _style(self, cells: Sequence[str]) -> int:
+        """SHA-256 over the cells in the study's order, each behind its length, modulo the number of styles."""
+        digest = hashlib.sha256(_STYLE)
+        for cell in cells:
+            data = cell.encode("utf-8")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return int.from_bytes(digest.digest(), "little") % len(self._styles)
 
 
-def _cut(cells: Sequence[list[int]], room: int) -> list[list[int]]:
-    """Cuts cells to `room` tokens together: the longest ones to one length, shorter ones not at all."""
-    if sum(map(len, cells)) <= room:
-        return list(cells)
-    lengths, left = [0] * len(cells), room
-    for place, index in enumerate(sorted(range(len(cells)), key=lambda i: len(cells[i]))):
-        lengths[index] = min(len(cells[index]), left // (len(cells) - place))
-        left -= lengths[index]
-    return [cell[:length] for cell, length in zip(cells, lengths, strict=True)]
+def _all_columns(templates: Sequence[AnyTemplate]) -> tuple[str, ...]:
+    """Columns of all styles, those that are shown first, each once."""
+    shown = (name for each in templates for name in each.prompt_columns)
+    told = (name for each in templates for name in each.completion_columns)
+    return tuple(dict.fromkeys((*shown, *told)))
 
 
-def _disarm(core: Any) -> None:
-    """Marks every word added to the vocabulary as special: only special words can be switched to plain text."""
-    kinds = ("single_word", "lstrip", "rstrip", "normalized")
-    added = [
-        AddedToken(token.content, special=True, **{kind: getattr(token, kind) for kind in kinds})
-        for token in core.get_added_tokens_decoder().values()
-        if not token.special
-    ]
-    core.add_special_tokens(added)
-
-
-def _columns(text: str, part: str) -> tuple[str, ...]:
-    try:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
-    except ValueError as err:
-        raise InvalidPrompt(f"{part}: {err}; a brace that is meant as one is written twice") from None
-    names = [name for name, _, _ in fields if name is not None]
-    if any(not name or spec or conversion for name, spec, conversion in fields if name is not None):
-        raise InvalidPrompt(f"{part}: braces hold a column's name and nothing else, such as {{review}}")
-    return tuple(dict.fromkeys(names))
-
-
-def _pieces(text: str) -> list[_Piece]:
-    pieces = []
-    for before, name, _, _ in string.Formatter().parse(text):
-        lead = " " if name is not None and before.endswith(" ") else ""
-        pieces.append(_Piece(before.removesuffix(lead), name, lead))
-    return pieces
+def _refuse_both(shown: Sequence[str], told: Sequence[str], where: str) -> None:
+    if both := sorted({*shown} & {*told}):
+        raise InvalidPrompt(f"{', '.join(both)} stands in {where}; a model would just copy it")
 
 
 def _is_template(text: str) -> str:
@@ -187,109 +208,140 @@ def _is_template(text: str) -> str:
 Template = Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_is_template)]
 
 
-class TextTerms(StrictModel):
-    """Terms of records of free text in a study: the prompt shown of a record, and the completion to learn."""
+class Turn(StrictModel):
+    """One turn of a conversation in a study."""
 
-    prompt: Template = Field(
-        examples=['"Topic of: {text}\\nIt is"'], description="what the model is shown; names in braces are columns"
+    role: Role = Field(examples=['"user"'], description="system, user or assistant")
+    text: Template = Field(examples=['"Topic of: {text}"'], description="what is said; names in braces are columns")
+
+
+class PromptStyle(StrictModel):
+    """One template of a study: a prompt and a completion, or turns."""
+
+    prompt: Template | None = Field(
+        default=None,
+        examples=['"Topic of: {text}\\nIt is"'],
+        description="what the model is shown; names in braces are columns",
     )
-    completion: Template = Field(examples=['" {topic}"'], description="what it learns to write after that")
+    completion: Template | None = Field(
+        default=None, examples=['" {topic}"'], description="what it learns to write after that"
+    )
+    turns: tuple[Turn, ...] = Field(
+        default=(), max_length=MAX_TURNS,
+        examples=['[{ role = "user", text = "Topic of: {text}" }, { role = "assistant", text = "{topic}" }]'],
+        description="instead of both: a conversation, for the checkpoint's chat template; the assistant's turns are "
+        "learned",
+    )  # fmt: skip
 
-    def template(self) -> PromptTemplate:
-        """The same description as a `PromptTemplate`."""
+    def template(self) -> AnyTemplate:
+        """The same description as a template.
+
+        Raises:
+            InvalidPrompt: it is none.
+        """
+        if self.turns:
+            if self.prompt is not None or self.completion is not None:
+                raise InvalidPrompt("turns beside prompt or completion; keep one way to say what a record is")
+            return ChatPrompt(tuple(turn.role for turn in self.turns), tuple(turn.text for turn in self.turns))
+        if self.prompt is None or self.completion is None:
+            raise InvalidPrompt('say what a record is: prompt = "Of: {text}" and completion = " {topic}", or turns')
         return PromptTemplate(self.prompt, self.completion)
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what is not set: a study of prompt and completion keeps its form, and its hash."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if value}
 
-class FreeText(RecordKind):
+
+class TextTerms(PromptStyle):
+    """Terms of records of free text in a study: the prompt shown of a record, and the completion to learn."""
+
+    styles: tuple[PromptStyle, ...] = Field(
+        default=(), max_length=MAX_STYLES,
+        examples=['[{ prompt = "Topic of: {text}\\nIt is", completion = " {topic}" }, '
+                  '{ prompt = "{text}\\nTopic:", completion = " {topic}" }]'],
+        description="instead of these: at least two such templates, of which each record takes one",
+    )  # fmt: skip
+    date: Day | None = Field(
+        default=None,
+        examples=["2026-01-31"],
+        description="the day that a chat template writes, if it writes one; otherwise left out",
+    )
+
+    def templates(self) -> tuple[AnyTemplate, ...]:
+        """All templates of the study, of equal standing.
+
+        Raises:
+            InvalidPrompt: one is no template, or they do not go together.
+        """
+        if not self.styles:
+            return (self.template(),)
+        if self.prompt is not None or self.completion is not None or self.turns:
+            raise InvalidPrompt("styles beside prompt, completion or turns; make it one of the styles")
+        if len(self.styles) == 1:
+            raise InvalidPrompt("styles has one entry; write it without styles, or add another")
+        if len(set(self.styles)) < len(self.styles):
+            raise InvalidPrompt("styles has the same entry twice")
+        return tuple(style.template() for style in self.styles)
+
+
+class FreeText(Completions):
     """Records of free text, completed by the model's own output matrix."""
 
     name = "text"
     terms = TextTerms
     whole = "a record of free text is what the template says, and no more"
-    head = "lm"
-    reads = "text"
-    judged = "completions"
 
     def problems(self, terms: TextTerms, *, max_tokens: int) -> list[str]:
         """Lists texts that are no template, and names in braces that cannot be columns."""
         try:
-            template = terms.template()
+            templates = terms.templates()
         except ModelError as err:
             return [f"data.text: {err}"]
-        return [
+        problems = [
             f"data.text names a column {name!r}; it must be {FIELD_NAME_RULE}"
-            for name in (*template.prompt_columns, *template.completion_columns)
+            for name in _all_columns(templates)
             if not re.fullmatch(FIELD_NAME, name)
         ]
+        if terms.date is not None and not any(isinstance(each, ChatPrompt) for each in templates):
+            problems.append("data.text.date without turns; remove it: only a chat template can ask for a day")
+        return problems
 
     def columns(self, terms: TextTerms) -> tuple[Column, ...]:
-        """Returns the prompt's columns, then the completion's; cells of the latter may not be empty."""
+        """Returns the columns that are only shown, then those that are learned, whose cells may not be empty."""
         from . import cells
 
-        template, most = terms.template(), f"text of at most {cells.MAX_TEXT:,} characters"
+        templates, most = terms.templates(), f"text of at most {cells.MAX_TEXT:,} characters"
         shown, told = (partial(cells.free_text, may_be_missing=is_shown) for is_shown in (True, False))
-        return (
-            *(Column(name, "text", most, shown) for name in template.prompt_columns),
-            *(Column(name, "text to learn", f"{most}, and not nothing", told) for name in template.completion_columns),
+        learned = {name for each in templates for name in each.completion_columns}
+        return tuple(
+            Column(name, "text to learn", f"{most}, and not nothing", told)
+            if name in learned
+            else Column(name, "text", most, shown)
+            for name in _all_columns(templates)
         )
 
     def facts(self, terms: TextTerms) -> dict[str, Any]:
-        """Describes the template, and the columns of prompt and completion."""
-        template = terms.template()
-        kinds = [f"{name} (free text, shown)" for name in template.prompt_columns]
-        kinds += [f"{name} (free text, learned)" for name in template.completion_columns]
-        return {"prompt": terms.prompt, "completion": terms.completion, "columns": kinds}
-
-    def schema(self, terms: TextTerms) -> NoReturn:
-        """Raises `InvalidSchema`: a tokenizer reads free text."""
-        raise InvalidSchema(
-            "records of free text have no schema; import a backbone that reads text, with its tokenizer"
-        )
+        """Describes the templates, and the columns of prompts and completions."""
+        templates = terms.templates()
+        learned = {name for each in templates for name in each.completion_columns}
+        found: dict[str, Any] = {}
+        for number, style in enumerate(terms.styles or (terms,), start=1):
+            name = f"style {number}, " if terms.styles else ""
+            if style.turns:
+                found[f"{name}turns"] = [f"{turn.role}: {turn.text}" for turn in style.turns]
+            else:
+                found |= {f"{name}prompt": style.prompt, f"{name}completion": style.completion}
+        if terms.date is not None:
+            found["date"] = terms.date.isoformat()
+        kinds = [f"{name} (free text, {'learned' if name in learned else 'shown'})" for name in _all_columns(templates)]
+        return {**found, "columns": kinds}
 
     def reader(self, terms: TextTerms, vocabulary: Any, *, max_tokens: int) -> PromptEncoder:
-        """Returns the encoder of the study's template for a tokenizer.
+        """Returns the encoder of the study's templates for a tokenizer.
 
         Raises:
-            InvalidPrompt: the template by itself leaves no room for a record.
+            InvalidPrompt: a template by itself leaves no room for a record, or does not fit the checkpoint's own.
         """
-        return PromptEncoder(terms.template(), vocabulary, max_tokens)
-
-    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Returns True if greedy decoding writes the completion, and the logit of its tokens' mean likelihood."""
-        import torch
-
-        from ..heads import foretell
-
-        device = next(iter(adapted.trained.values())).device
-        length = int(np.flatnonzero(target).max(initial=0)) + 1
-        rows = torch.from_numpy(ids[None, :length]), torch.from_numpy(np.asarray(target)[None, :length])
-        foretold = foretell(adapted.model, *(each.to(device) for each in rows))
-        loss = foretold.by_record().double()
-        return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
-
-    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        """Computes exact match and perplexity by unit."""
-        import torch
-
-        from ..evaluation.metrics import exact_match, perplexity
-        from ..heads import foretell
-
-        exact: list[bool] = []
-        by_unit: dict[tuple[int, int], list[float]] = {}  # loss and tokens of all texts of a unit
-        for table, examples in enumerate(tables):
-            for start in range(0, len(examples.ids), _TEXTS):
-                here = slice(start, start + _TEXTS)
-                rows = torch.from_numpy(examples.ids[here]), torch.from_numpy(examples.targets[here])
-                with torch.no_grad():
-                    found = foretell(adapted.model, *rows)
-                exact += found.is_exact().tolist()
-                losses = (found.by_record() * found.tokens_R).tolist()
-                for unit, loss, tokens in zip(examples.units[here], losses, found.tokens_R.tolist(), strict=True):
-                    so_far = by_unit.setdefault((table, int(unit)), [0.0, 0.0])
-                    so_far[0], so_far[1] = so_far[0] + loss, so_far[1] + tokens
-        sums = np.array(list(by_unit.values())).reshape(-1, 2)
-        return {
-            "records": len(exact),
-            "exact_match": asdict(exact_match(exact)),
-            "perplexity": asdict(perplexity(sums[:, 0], sums[:, 1])),
-        }
+        return PromptEncoder(terms.templates(), vocabulary, max_tokens, day=terms.date)

@@ -100,10 +100,24 @@ TEXT = (  # changes that make STUDY_TOML one of free text
     ("head_lr = 10.0\n", ""),
 )
 
+TURNS = (  # a change that says the same by turns
+    'prompt = "<|start|>{note}\\n"\ncompletion = "{finding}<|end|>"',
+    'turns = [{ role = "user", text = "{note}" }, { role = "assistant", text = "{finding}" }]',
+)
+
+CHAT = (*TEXT, (f"[data.text]\n{TURNS[0]}", '[data.chat]\ncolumn = "said"'))  # a study of conversations
+
 NOTES_CSV = """patient_id,note,finding
 p1,"feels tired, <|end|> gains weight",low
 p2,,none
 p1,sweats,high
+"""
+
+CHAT_CSV = """patient_id,said
+p1,"[{""role"": ""user"", ""content"": ""tired <|end|>""}, {""role"": ""assistant"", ""content"": ""low""},
+{""role"": ""user"", ""content"": ""more""}, {""role"": ""assistant"", ""content"": ""rest""}]"
+p2,"[{""role"": ""user"", ""content"": ""fine?""}, {""role"": ""assistant"", ""content"": ""yes""}]"
+p1,"[{""role"": ""user"", ""content"": "" ""}, {""role"": ""assistant"", ""content"": ""what?""}]"
 """
 
 PATIENTS_CSV = """patient_id,age,tsh_miu_l,sex,sick,diagnosis

@@ -76,11 +76,22 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>")
 
 
+# ChatML, as SmolLM2 and Qwen2.5 have it, with the mark of what an assistant writes that transformers knows.
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|start|>system\nYou help.<|end|>\n' }}{% endif %}{{ '<|start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+
+
 def save_text_backbone(directory: Path) -> None:
-    """A checkpoint that reads and writes text, of random weights."""
+    """A checkpoint that reads and writes text and conversations, of random weights."""
     tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
     tiny_deepseek(words=len(tokenizer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory, save_jinja_files=False)
 
 
 def random_ids(rows: int, length: int = 12, *, seed: int = 0) -> torch.Tensor:

@@ -19,7 +19,7 @@ from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdat
 from confide.client_node.study.study import Study, load_draft
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
-from ..conftest import EVALUATION, TEXT
+from ..conftest import CHAT, EVALUATION, TEXT, TURNS
 
 # One change to a good study.toml, and what the message must name: the key, the value, the rule.
 BAD_DRAFTS = {
@@ -222,6 +222,56 @@ def test_the_documented_draft_is_valid(tmp_path):
     page = (Path(__file__).parents[3] / "docs" / "study-toml.md").read_text()
     (tmp_path / "study.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     assert load_draft(tmp_path / "study.toml").name == "thyroid"
+
+
+def test_a_study_of_free_text_keeps_its_hash(make_study):
+    """It was made when a template was a prompt and a completion, and nothing else could be said."""
+    study = make_study(*TEXT)
+    assert study.study_hash == "262eb805a198e90030527eab6e897bdb9957eab8f32032e24c0a4494ffed8259"
+    assert b'"text":{"completion":"{finding}<|end|>","prompt":"<|start|>{note}\\n"}' in study.canonical()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ((*TEXT, TURNS), {"turns": ["user: {note}", "assistant: {finding}"]}),
+        (CHAT, {"turns": "the last 16, the assistant's learned", "system's turn": "allowed"}),
+        (
+            (*CHAT, ("[data.chat]", "[data.chat]\ndate = 2026-01-31\nmax_turns = 4\nsystem = false")),
+            {"turns": "the last 4, the assistant's learned", "system's turn": "refused", "date": "2026-01-31"},
+        ),
+    ],
+)
+def test_a_study_of_turns_or_conversations_says_so_and_has_one_form(make_study, changes, said):
+    study = make_study(*changes)
+    assert Study.parse(study.canonical()) == study
+    facts = study_facts(study)["Data"]
+    assert {name: facts[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (('role = "user"', 'role = "tool"'), "data.text.turns.0.role is \"tool\"; it must be 'system', 'user' or"),
+        (('{ role = "user", text = "{note}" }, ', ""), "data.text: turns must be a system's, if any"),
+        (("[data.text]", '[data.text]\nprompt = "P {note}"'), "data.text: turns beside prompt or completion"),
+        (("[data.text]", "[data.text]\ndate = 1"), "data.text.date is 1; it must be a date like 2026-01-31"),
+    ],
+)
+def test_what_is_wrong_with_turns_is_said_as_ever(write_draft, change, expected):
+    with pytest.raises(StudyInvalid, match=re.escape(expected)):
+        load_draft(write_draft(*TEXT, TURNS, change))
+
+
+def test_the_documented_records_of_text_are_valid(write_draft):
+    """Every table [data.text] and [data.chat] of the page, in place of that of a study of free text."""
+    page = (Path(__file__).parents[3] / "docs" / "study-toml.md").read_text()
+    tables = [block.split("```")[0] for block in page.split("```toml\n")[1:]]
+    tables = [table for table in tables if table.startswith(("[data.text]", "[data.chat]"))]
+    found = [load_draft(write_draft(*TEXT, (f"[data.text]\n{TURNS[0]}", table))).data for table in tables]
+    assert [data.kind.name for data in found] == ["text", "text", "text", "chat"]
+    assert len(found[1].text.turns) == 3
+    assert [bool(style.turns) for style in found[2].text.styles] == [False, True]
 
 
 def test_a_study_of_free_text_names_its_columns_and_needs_a_rate(make_study, write_draft):

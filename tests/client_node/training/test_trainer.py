@@ -20,7 +20,7 @@ from confide.models.records.text import FreeText
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
-from ..conftest import NOTES_CSV, PATIENTS_CSV, TEXT, Site, of_model, tokens
+from ..conftest import CHAT, CHAT_CSV, NOTES_CSV, PATIENTS_CSV, TEXT, TURNS, Site, of_model, tokens
 from ..test_node import Desk, make_desk
 
 BINS = 20
@@ -146,11 +146,11 @@ def test_another_number_of_trained_parameters_is_refused(site: Site):
 NONE = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
 
 
-def text_desk(site: Site, *changes: tuple[str, str]) -> Desk:
-    """A desk whose study learns to write the findings of `NOTES_CSV`."""
+def text_desk(site: Site, *changes: tuple[str, str], kind=TEXT, table: str = NOTES_CSV) -> Desk:
+    """A desk whose study learns to write the findings of `NOTES_CSV`, or what else the table holds."""
     save_text_backbone(site.home / "backbone")
-    (site.home / "patients.csv").write_text(NOTES_CSV)
-    draft = site.study(*TEXT, ("sample_rate = 0.2", "sample_rate = 1.0"), *changes)
+    (site.home / "patients.csv").write_text(table)
+    draft = site.study(*kind, ("sample_rate = 0.2", "sample_rate = 1.0"), *changes)
     model = load_study_model(draft.draft, site.home / "backbone")
     study = of_model(draft, model.backbone_hash, model.adapted)
     return Desk(site, study, None, None, [])  # type: ignore[arg-type]
@@ -175,8 +175,11 @@ def written(desk: Desk, state: np.ndarray) -> list[tuple[bool, float]]:
     return found
 
 
-def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site: Site):
-    desk = text_desk(site, *NONE)
+@pytest.mark.parametrize(
+    ("kind", "table"), [(TEXT, NOTES_CSV), ((*TEXT, TURNS), NOTES_CSV), (CHAT, CHAT_CSV)], ids=["text", "turns", "chat"]
+)
+def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site: Site, kind, table: str):
+    desk = text_desk(site, *NONE, kind=kind, table=table)
     got = new_trainer(desk).release(np.zeros(desk.study.dim, np.float32), 1) * 2.0**-desk.study.scale_bits
     model = load_study_model(desk.study.draft, desk.site.home / "backbone")
     examples = model.examples(read(load_policy(site.home), desk.study))

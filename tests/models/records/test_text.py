@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -125,3 +128,95 @@ def test_a_template_that_leaves_no_room_or_has_no_beginning_is_refused():
 def test_free_text_has_no_schema_to_build_a_backbone_from():
     with pytest.raises(InvalidSchema, match="import a backbone that reads text"):
         FreeText().schema(TextTerms(prompt="Of: {text}", completion=" {topic}"))
+
+
+STYLES = (
+    TEMPLATE,
+    PromptTemplate("<|start|>Of {drug} they say: {review}|", " {rating}<|end|>"),
+    PromptTemplate("<|start|>{review}=", "{rating}<|end|>"),
+)
+
+
+def many(count):
+    return {
+        "drug": [f"drug {i % 7}" for i in range(count)],
+        "review": [f"text {i}" for i in range(count)],
+        "rating": ["good" if i % 2 else "bad" for i in range(count)],
+    }
+
+
+def test_each_record_takes_one_style_and_reads_as_that_alone_would():
+    columns = many(60)
+    encoder = PromptEncoder(STYLES, byte_tokenizer(), 64)
+    ids, mask = encoder.encode(columns)
+    chosen = encoder.styles(columns)
+    assert {*chosen} == {0, 1, 2}
+    for row, style in enumerate(chosen):
+        alone = {name: [column[row]] for name, column in columns.items()}
+        own, own_mask = PromptEncoder(STYLES[style], byte_tokenizer(), 64).encode(alone)
+        end = own.shape[1]
+        assert ids[row, :end].tolist() == own[0].tolist()
+        assert mask[row, :end].tolist() == own_mask[0].tolist()
+        assert not ids[row, end:].any()
+
+
+def test_a_style_is_a_function_of_the_record_alone():
+    """Of the published hash, so that another program chooses the same; whoever else is in the table moves nothing."""
+    columns, encoder = many(50), PromptEncoder(STYLES, byte_tokenizer(), 64)
+    chosen = encoder.styles(columns)
+    for row, style in enumerate(chosen):
+        data = b"confide prompt style 1\0"
+        for name in ("drug", "review", "rating"):
+            cell = columns[name][row].encode()
+            data += len(cell).to_bytes(8, "little") + cell
+        assert style == int.from_bytes(hashlib.sha256(data).digest(), "little") % 3
+    order = np.random.default_rng(0).permutation(50)[:20]
+    some = {name: [column[row] for row in order] for name, column in columns.items()}
+    assert encoder.styles(some).tolist() == chosen[order].tolist()
+
+
+def test_styles_are_taken_evenly():
+    counts = np.bincount(PromptEncoder(STYLES, byte_tokenizer(), 64).styles(many(3000)))
+    assert np.abs(counts - 1000).max() < 5 * (3000 * 2 / 9) ** 0.5  # five standard deviations
+
+
+def test_a_column_that_any_style_learns_may_not_be_empty():
+    terms = TextTerms.model_validate_json(
+        json.dumps({"styles": [
+            {"prompt": "Of: {a}", "completion": " {b}"},
+            {"turns": [{"role": "user", "text": "{b}"}, {"role": "assistant", "text": "{c}"}]},
+        ]})
+    )  # fmt: skip
+    kinds = {column.name: column.kind for column in FreeText().columns(terms)}
+    assert kinds == {"a": "text", "b": "text to learn", "c": "text to learn"}
+    assert FreeText().facts(terms) == {
+        "style 1, prompt": "Of: {a}",
+        "style 1, completion": " {b}",
+        "style 2, turns": ["user: {b}", "assistant: {c}"],
+        "columns": ["a (free text, shown)", "b (free text, learned)", "c (free text, learned)"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        ({}, "say what a record is"),
+        ({"prompt": "Of: {a}"}, "say what a record is"),
+        ({"prompt": "Of: {a}", "turns": [{"role": "user", "text": "{a}"}]}, "keep one way"),
+        ({"styles": [{"prompt": "Of: {a}", "completion": "{b}"}]}, "styles has one entry"),
+        ({"styles": 2 * [{"prompt": "Of: {a}", "completion": "{b}"}]}, "the same entry twice"),
+        ({"styles": 2 * [{"prompt": "Of: {a}"}], "prompt": "Of: {a}"}, "make it one of the styles"),
+        ({"prompt": "Of: {a}", "completion": "{b}", "date": "2026-01-31"}, "data.text.date without turns"),
+        ({"prompt": "Of: {0a}", "completion": "{b}"}, "names a column '0a'"),
+    ],
+)  # fmt: skip
+def test_terms_that_are_no_template_are_told(stated, why):
+    (problem,) = FreeText().problems(TextTerms.model_validate_json(json.dumps(stated)), max_tokens=64)
+    assert why in problem
+
+
+def test_what_is_not_said_is_not_written():
+    stated = {"prompt": "Of: {a}", "completion": " {b}"}
+    assert TextTerms.model_validate_json(json.dumps(stated)).model_dump(mode="json") == stated
+    styles = {"date": "2026-01-31", "styles": [stated, {"turns": [{"role": "user", "text": "{a}"}]}]}
+    assert TextTerms.model_validate_json(json.dumps(styles)).model_dump(mode="json") == styles
