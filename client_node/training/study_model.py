@@ -59,9 +59,10 @@ def load_study_model(
     else:
         loaded = loading.load(directory, expected_hash=expected_hash, experts=experts)
     if strange := [name for name in config.targets if name not in loaded.family.targets]:
-        known = loaded.family.frozen.get(strange[0])
-        why = f": {strange[0]} is left out, as {known}" if known else f"; there are {', '.join(loaded.family.targets)}"
-        raise TargetMissing(f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}{why}")
+        raise TargetMissing(
+            f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "
+            f"{', '.join(loaded.family.targets)}"
+        )
     try:
         reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)
     except BackboneMismatch as err:

@@ -22,15 +22,24 @@ class Recipe(StrEnum):
 
 
 @app.command("build", epilog=epilog("coordinator backbone build study.toml backbone"))
-def backbone_build(draft: Path, directory: Path, as_json: JsonOption = False) -> None:
-    """Build a small DeepSeek-V3 for the records that study.toml describes, trained on synthetic ones alone."""
+def backbone_build(
+    draft: Path,
+    directory: Path,
+    family: Annotated[
+        str, typer.Option(help="Architecture, by the model_type of its checkpoints; docs/backbones.md has the table.")
+    ] = "deepseek_v3",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a small model for the records that study.toml describes, trained on synthetic ones alone."""
     from ...client_node.study import load_draft
+    from ...models.backbones.family import BackboneConfig
     from ...models.backbones.pretraining import pretrain
-    from ..results.router_statistics import measure
+    from ..results.router_statistics import measure_records
 
+    schema, config = load_draft(draft).record_schema(), BackboneConfig(family=family)
     with bar("Pretraining on synthetic records") as progress:
-        digest = pretrain(load_draft(draft).record_schema(), directory, progress=progress)
-    show_built(directory, digest, measure(directory, None, tokens=_TOKENS), as_json)
+        digest = pretrain(schema, directory, backbone=config, progress=progress)
+    show_built(directory, digest, measure_records(directory, tokens=_TOKENS), as_json)
 
 
 @app.command("import", epilog=epilog("coordinator backbone import smollm2 backbone"))
@@ -69,10 +78,10 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     For a backbone that reads text, see `coordinator backbone routing`: that takes longer.
     """
     from ...models.backbones.loading import describe
-    from ..results.router_statistics import measure
+    from ..results.router_statistics import measure_records
 
     found = describe(directory)
-    routing = measure(directory, None, tokens=_TOKENS) if found.reads == "records" else None
+    routing = measure_records(directory, tokens=_TOKENS) if found.reads == "records" else None
     show_backbone(directory, found, routing, as_json)
 
 

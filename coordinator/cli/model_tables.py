@@ -20,12 +20,15 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ..results.router_statistics import Routing
 
 
-def show_built(directory: Path, digest: str, routing: "Routing", as_json: bool) -> None:
-    """Prints the folder of a backbone just built, its routing, and its hash alone on the last line."""
-    warn_of_unused(routing.layers)
+def show_built(directory: Path, digest: str, routing: "Routing | None", as_json: bool) -> None:
+    """Prints the folder of a backbone just built, its routing if there is any, and its hash alone on the last line."""
+    if routing is not None:
+        warn_of_unused(routing.layers)
     if as_json:
-        return print_json({"directory": str(directory), "hash": digest, "routing": routing.to_dict()["layers"]})
-    out.print(f"Routing of {routing.layers[0].tokens:,} tokens of {routing.read}: {routing_line(routing.layers)}")
+        layers = routing and routing.to_dict()["layers"]
+        return print_json({"directory": str(directory), "hash": digest, "routing": layers})
+    if routing is not None:
+        out.print(f"Routing of {routing.layers[0].tokens:,} tokens of {routing.read}: {routing_line(routing.layers)}")
     out.print(f"Backbone written to {directory}. Give it to every site; studies name it by its hash:")
     print(digest)
 
@@ -101,10 +104,17 @@ def show_backbone(directory: Path, found: "Description", routing: "Routing | Non
         "parameters": f"{found.size.parameters:,}",
         "active per token": f"{found.size.active_parameters:,}",
         "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
-        "routing": "coordinator backbone routing" if routing is None else routing_line(routing.layers),
+        "routing": _routing(found, routing),
         **origin,
     }
     show_facts(escape(str(directory)), {name.replace("_", " "): value for name, value in facts.items()}, as_json=False)
+
+
+def _routing(found: "Description", routing: "Routing | None") -> str:
+    if routing is not None:
+        return routing_line(routing.layers)
+    is_dense = found.size.active_parameters == found.size.parameters
+    return "none: the model has no routed experts" if is_dense else "coordinator backbone routing"
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:

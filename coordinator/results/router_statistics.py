@@ -8,6 +8,7 @@ from typing import Any
 
 from ...models.backbones import checkpoints, loading, public_tokens
 from ...models.backbones.public_tokens import LICENCE, Batch
+from ...models.errors import MetricUndefined
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
 from ..store import Store
@@ -75,6 +76,18 @@ def measure(
         read = text.name if text is not None else f"{LICENCE} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)
+
+
+def measure_records(directory: Path, *, tokens: int) -> Routing | None:
+    """Measures a backbone that reads records on synthetic ones; None if it has no routed experts.
+
+    Raises:
+        ModelError: the directory holds no such backbone.
+    """
+    try:
+        return measure(directory, None, tokens=tokens)
+    except MetricUndefined:  # of so many records, none is the other reason
+        return None
 
 
 def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:

@@ -31,6 +31,7 @@ from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
 
+_PASSED_BY = ("out_proj", "x_proj", "dt_proj")  # of Mamba layers
 _FORETOLD = 64  # tokens whose next word is foretold at a time, in private steps
 
 
@@ -246,6 +247,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     reached = {int(found[1]) for name, _ in places if (found := LAYER.search(name))}
     if idle := sorted({*(config.layers or ())} - reached):
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
+    _refuse_passed_by(model, [name for name, _ in places])
     adapters = {name: _adapter_for(module, config, name, slot, rows) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
@@ -253,6 +255,14 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     adapted = {id(adapter.base) for adapter in adapters.values()}
     share_slot(model, [m for m in model.modules() if hasattr(m, "has_gate") and id(m) not in adapted], slot)
     return AdaptedModel(model.eval(), config, head, slot, rows)
+
+
+def _refuse_passed_by(model: Any, places: list[str]) -> None:
+    """Transformers' state-space layers hand weights to fused kernels, in training mode or always: not the modules."""
+    for name in places:
+        parent, _, leaf = name.rpartition(".")
+        if leaf in _PASSED_BY and hasattr(model.get_submodule(parent), "conv1d"):
+            raise UnsupportedModule(f"{name} is read past its module by a state-space layer, which would skip adapters")
 
 
 def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> Adapter:

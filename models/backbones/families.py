@@ -39,6 +39,17 @@ def family_of(config: Mapping[str, Any]) -> Backbone:
     return FAMILIES[kind]
 
 
+def named(name: str) -> Backbone:
+    """Returns the family of this `model_type`.
+
+    Raises:
+        InvalidBackbone: there is none.
+    """
+    if name not in FAMILIES:
+        raise InvalidBackbone(f"there is no family {name[:40]!r}; there are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
 def family_in(model: Any) -> Backbone:
     """Returns the family of a loaded model."""
     return FAMILIES[model.config.model_type]

@@ -54,8 +54,15 @@ class ExpertNames:
 
 
 LM_HEAD = {"lm_head": "a pooled head never runs lm_head, and a completion is written by it as it is"}
-# Settings that are of no use in adapting and would couple rows through random numbers drawn for a whole batch.
-_RANDOM_SETTINGS = ("attention_dropout", "router_jitter_noise")
+_RANDOM = "is {}, which draws random numbers for a whole batch; adapters are trained without: set it to 0"
+_FETCHED = "is {}, which makes transformers fetch code from a hub; take it out"
+# Settings of config.json that no family takes, unless they are 0 or left out.
+_MISFIT_SETTINGS = {
+    "attention_dropout": _RANDOM,
+    "router_jitter_noise": _RANDOM,
+    "use_kernels": _FETCHED,
+    "kernel_config": _FETCHED,
+}
 
 
 class Backbone(Protocol):
@@ -97,12 +104,9 @@ class Backbone(Protocol):
         Args:
             config: of `config_class`.
         """
-        for name in _RANDOM_SETTINGS:
+        for name, why in _MISFIT_SETTINGS.items():
             if value := getattr(config, name, None):
-                return (
-                    f"{name} is {value}, which draws random numbers for a whole batch; adapters are trained without: "
-                    "set it to 0"
-                )
+                return f"{name} {why.format(value)}"
         return None
 
     def borders(self, config: Any) -> tuple[int, ...]:

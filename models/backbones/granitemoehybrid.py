@@ -54,6 +54,6 @@ class GraniteMoeHybrid(Backbone):
             "attention_multiplier": head_dim**-0.5,
             "mamba_n_heads": config.heads,
             "mamba_d_state": 16,
-            "mamba_chunk_size": 64,
+            "mamba_chunk_size": 16,  # records of tables are short
             "router_aux_loss_coef": 0.0,
         }

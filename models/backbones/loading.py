@@ -20,7 +20,7 @@ from ..heads import PooledHead
 from ..records import RecordSchema
 from . import checkpoints
 from .directories import new_directory
-from .families import FAMILIES
+from .families import named
 from .family import Backbone, BackboneConfig
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
@@ -80,7 +80,7 @@ def build(schema: RecordSchema, config: BackboneConfig) -> PreTrainedModel:
     """Builds an untrained backbone for the words of `schema`, equal for equal arguments (torch's CPU generator)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: PreTrainedModel = FAMILIES[config.family].build(len(schema.words()), config)
+        model: PreTrainedModel = named(config.family).build(len(schema.words()), config)
         _start_embeddings(model, schema)
     return model
 

@@ -599,6 +599,30 @@ def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkey
     assert printed.splitlines()[-1] == built["hash"]
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "granitemoehybrid"])
+def test_a_backbone_of_another_family_is_built_and_shown(tmp_path, monkeypatch, family):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    folder = tmp_path / "made"
+    built = json.loads(
+        invoke("backbone", "build", tmp_path / "study.toml", folder, "--family", family, "--json").stdout
+    )
+    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+    shown = json.loads(invoke("backbone", "show", folder, "--json").stdout)
+    assert (shown["hash"], shown["routing"]) == (built["hash"], built["routing"])
+    assert (built["routing"] is None) == (family == "llama")
+    if family == "llama":
+        assert "none: the model has no routed experts" in lined(invoke("backbone", "show", folder).stdout)
+
+
+def test_a_backbone_of_no_family_is_not_built(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    result = invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--family", "gemma", code=1)
+    assert "there is no family 'gemma'; there are deepseek_v3" in lined(result.stderr)
+    assert not (tmp_path / "made").exists()
+
+
 def test_experts_that_no_token_reaches_are_warned_of_wherever_a_backbone_is_looked_at(tmp_path, monkeypatch, collapsed):
     few = PretrainingConfig(steps=1, batch=8, questions=4, moment_records=32)
     monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)

@@ -11,9 +11,12 @@ import numpy as np
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
+from opacus import GradSampleModule
 from safetensors import safe_open
 
 from confide.kernels.install import quantise
+from confide.models.adapters import opacus_layers  # noqa: F401 - makes our layers known to Opacus
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.factors import AdapterConfig
 from confide.models.adapters.lora import attach
@@ -21,7 +24,11 @@ from confide.models.adapters.merging import save_merged
 from confide.models.adapters.peft_export import export
 from confide.models.backbones.checkpoints import PACK_OF, load_model, size
 from confide.models.backbones.families import FAMILIES
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, load, save
+from confide.models.evaluation.router_statistics import router_statistics
 from confide.models.heads import foretell
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 from confide.privacy.mechanism.batches import probed_shapes
 from confide.privacy.mechanism.clipping import PerUnitClipper
 from confide.privacy.mechanism.independence import refuse_dependence
@@ -72,11 +79,9 @@ SETTINGS = {
         "linear_num_heads": 4, "num_expert_group": 2, "topk_group": 1,
     },
 }  # fmt: skip
-NO_TARGET = {
-    "deepseek_v2": ("q_proj",),
-    "deepseek_v3": ("q_a_proj", "q_b_proj"),
-    "kimi_linear": ("q_a_proj", "q_b_proj"),
-}
+SCHEMA = RecordSchema(
+    (NumericField("TSH", (0.4, 1.0, 2.0, 4.0)),), (FlagField("sick"),), (CategoricalField("sex", ("F", "M")),)
+)
 CARD = ModelCard(
     study="fever", study_hash="ab" * 32, backbone_hash="cd" * 32, sites=("a", "b", "c"), rounds=1, unit="patient",
     mode="none", epsilon=None, delta=None, collusion=1, audit="none",
@@ -105,14 +110,18 @@ def folder(kind, tmp_path_factory) -> Path:
     return directory
 
 
-def targets_of(kind):
-    return tuple(name for name in FAMILIES[kind].targets if name not in NO_TARGET.get(kind, ()))
+def targets_of(family, model):
+    """All targets of a family that this model of it has modules for."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return tuple(target for target in family.targets if target in names)
 
 
 def adapted_model(kind, folder, *, freeze_a=True):
     """All targets of a family adapted, with every trained number away from its start."""
-    config = AdapterConfig(rank=2, alpha=3.0, targets=targets_of(kind), seed="x", freeze_a=freeze_a)
-    adapted = attach(load_model(folder), config)
+    model = load_model(folder)
+    targets = targets_of(FAMILIES[kind], model)
+    assert len(targets) >= len(FAMILIES[kind].targets) - 2  # of queries either the one matrix or the two
+    adapted = attach(model, AdapterConfig(rank=2, alpha=3.0, targets=targets, seed="x", freeze_a=freeze_a))
     adapted.load_state(0.2 * np.random.default_rng(7).normal(size=adapted.layout.dim))
     return adapted
 
@@ -211,7 +220,7 @@ def test_plain_peft_computes_what_we_do_on_the_original_checkpoint(kind, folder,
 
 def test_every_target_alone_is_an_adapter_of_plain_peft(kind, folder, tmp_path):
     family, (ids, _) = FAMILIES[kind], random_rows(2, 20)
-    for target in targets_of(kind):
+    for target in targets_of(family, load_model(folder)):
         adapted = attach(load_model(folder), AdapterConfig(rank=1, alpha=2.0, targets=(target,), seed="x"))
         adapted.load_state(np.random.default_rng(7).normal(size=adapted.layout.dim))
         export(adapted, folder, tmp_path / target, CARD)
@@ -261,3 +270,52 @@ def test_packed_experts_are_those_of_quantising_the_whole_model(kind, folder, ex
     with torch.no_grad():
         assert torch.equal(packed(ids).logits, whole(ids).logits)
         assert torch.equal(load_model(folder)(ids).logits, whole(ids).logits) != is_sparse
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_opacus_attributes_the_same_gradients_to_rows(kind, folder):
+    """In training mode, which these models leave by no dropout."""
+    adapted = adapted_model(kind, folder, freeze_a=False).double()
+    ids, _ = random_rows(3, 20)
+    clipper = PerUnitClipper(adapted)
+    with clipper.microbatch(range(3), 20):
+        next_words(adapted(ids), ids).sum().backward()
+    want, report = clipper.clipped_sum(0.1)
+    assert (report.norms > 0.1).all()
+    rows = GradSampleModule(adapted.train(), loss_reduction="sum")
+    next_words(rows(ids), ids).sum().backward()
+    samples = [parameter.grad_sample.flatten(1) for parameter in adapted.trained.values()]
+    norms = torch.cat(samples, dim=1).norm(dim=1)
+    torch.testing.assert_close(norms, report.norms, rtol=1e-6, atol=0)
+    for of_rows, total in zip(samples, want.values(), strict=True):
+        torch.testing.assert_close((0.1 / norms) @ of_rows, total.flatten(), rtol=1e-4, atol=1e-7)
+
+
+def next_words(logits_RTV, ids_RT):
+    """[R], the loss of each record's next words."""
+    losses = F.cross_entropy(logits_RTV[:, :-1].mT, ids_RT[:, 1:], reduction="none")
+    return losses.sum(1)
+
+
+@pytest.mark.parametrize("experts", ["float32", "int8"])
+def test_a_built_backbone_reads_records_with_a_pooled_head(kind, tmp_path, experts):
+    """As `coordinator backbone build` and a study of a table use it."""
+    config = BackboneConfig(family=kind, hidden=32, layers=4, heads=2, experts=4)
+    model = build(SCHEMA, config)
+    again = build(SCHEMA, config)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), again.parameters(), strict=True))
+    save(model, SCHEMA, torch.zeros(64), torch.eye(64), tmp_path / "backbone")
+    backbone = load(tmp_path / "backbone", experts=experts)
+    adapter = AdapterConfig(rank=2, alpha=2.0, targets=targets_of(backbone.family, backbone.model), seed="x")
+    adapted = attach(backbone.model, adapter, backbone.head())
+    adapted.load_state(0.2 * np.random.default_rng(7).normal(size=adapted.layout.dim))
+    lengths = backbone.family.probe_lengths(adapted.model.config, 20)
+    refuse_dependence(adapted, words=len(SCHEMA.words()), lengths=lengths)
+    ids = torch.tensor(SCHEMA.encode(["TSH=b01 sex=F sick", "TSH=na sex=M", "TSH=b04 sex=na sick"]))
+    padded = F.pad(ids, (0, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.classify(padded), adapted.classify(ids))
+    if backbone.family.experts is not None:
+        layers = router_statistics(adapted.model, [(ids, ids > 0)])
+        assert [layer.layer for layer in layers] == [*adapted.expert_layers]
+        assert all(sum(layer.choices) == 2 * int((ids > 0).sum()) for layer in layers)

@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from confide.kernels import products
 from confide.kernels.products import TILE, product, tiles_agree, tiles_seen
-from confide.models.adapters import lora
+from confide.models.adapters import AdapterConfig, attach, lora
 from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.errors import BatchMalformed
@@ -246,3 +247,22 @@ def test_of_layers_that_are_made_alike_one_is_tried_and_all_are_put_back():
     with batches._one_layer_of_each_kind(adapted):
         assert list(adapted.model.model.layers) == list(layers)  # one dense, one with experts
     assert adapted.model.model.layers is twice
+
+
+def test_layers_that_are_made_alike_and_attend_to_other_tokens_are_of_two_kinds():
+    """The model looks up by a layer's place what it attends to, so the places are told anew."""
+    kinds = ["full_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config(
+        **sizes, num_hidden_layers=5, layer_types=kinds, use_sliding_window=True, sliding_window=4, vocab_size=16
+    )
+    adapted = attach(Qwen2ForCausalLM(config), AdapterConfig(rank=1, alpha=1.0, targets=("o_proj",), seed="x"))
+    layers = list(adapted.model.model.layers)
+    ids = torch.ones(2, 9, dtype=torch.long)
+    whole = adapted.model(ids, use_cache=False).logits
+    with batches._one_layer_of_each_kind(adapted):
+        assert list(adapted.model.model.layers) == [layers[0], layers[2]]
+        assert adapted.model.config.layer_types == ["full_attention", "sliding_attention"]
+        adapted.model(ids, use_cache=False)
+    assert adapted.model.config.layer_types == kinds
+    assert torch.equal(adapted.model(ids, use_cache=False).logits, whole)
