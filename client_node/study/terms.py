@@ -69,7 +69,7 @@ class AdapterTerms(StrictModel):
         min_length=1,
         max_length=1000,
         examples=['["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'],
-        description="modules that take an adapter, by the last part of their name",
+        description="modules that take an adapter, by the last part of their name; docs/backbones.md has each family's",
     )
     layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Unique] | None = Field(
         default=None, min_length=1, max_length=1000, examples=["[26, 27, 28, 29]"],

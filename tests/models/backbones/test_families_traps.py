@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from confide.models.backbones import families
 from confide.models.backbones.checkpoints import load_model, size
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
-from confide.models.errors import InvalidBackbone, UnsupportedModule
+from confide.models.errors import InvalidBackbone, TargetMissing, UnsupportedModule
 from confide.models.records.fields import FlagField, RecordSchema
 from confide.models.records.text import PromptEncoder, PromptTemplate
 from confide.privacy.errors import UnitsCoupled
@@ -189,3 +190,36 @@ def test_probes_are_no_longer_than_a_record_may_be(family):
     chunk = {"granitemoehybrid": 256}.get(family)
     assert families.FAMILIES[family].probe_lengths(config, 256) == (7,)
     assert families.FAMILIES[family].probe_lengths(config, 257) == ((7, 258) if chunk else (7,))
+
+
+def test_the_table_in_the_docs_is_the_table_of_families():
+    """After a change: print the rows and put them into docs/backbones.md."""
+    page = (Path(__file__).parents[3] / "docs" / "backbones.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| [^|]+ \| `[a-z0-9_]+` \| ", line)]
+    assert rows[1:] == [row(family) for family in families.FAMILIES.values()]
+
+
+def row(family):
+    def code(names):
+        return ", ".join(f"`{name}`" for name in names) or "–"
+
+    projections = [name for name in family.targets if name not in ("experts", family.router)]
+    routed = code(["experts"] if family.experts else []), code([family.router] if family.router else [])
+    cells = family.name, f"`{family.model_type}`", family.published, code(projections), *routed, code(family.frozen)
+    return f"| {' | '.join(cells)} |"
+
+
+def test_a_granite_without_routed_experts_is_of_its_family_too(tmp_path):
+    """Granite-4.0-Micro is one: attention and shared MLPs alone."""
+    config = GraniteMoeHybridConfig(
+        **TINY | {"num_local_experts": 0, "num_experts_per_tok": 0}, layer_types=["full_attention"] * 2, mamba_n_heads=4
+    )
+    model = GraniteMoeHybridForCausalLM(config)
+    model.save_pretrained(tmp_path / "backbone")
+    counted = size(tmp_path / "backbone")
+    assert counted.parameters == counted.active_parameters == sum(p.numel() for p in model.parameters())
+    config_of = {"rank": 1, "alpha": 1.0, "seed": "x"}
+    adapted = attach(load_model(tmp_path / "backbone"), AdapterConfig(**config_of, targets=("input_linear",)))
+    refuse_dependence(adapted, words=64, lengths=families.named("granitemoehybrid").probe_lengths(config, 4096))
+    with pytest.raises(TargetMissing, match="no module named router"):
+        attach(load_model(tmp_path / "backbone"), AdapterConfig(**config_of, targets=("router",)))
