@@ -36,6 +36,7 @@ from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, ExpertWeights, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.routing import route
+from confide.kernels.tiles import Card, Tiling
 
 SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # most a block may ask for
 REGISTERS = 65_536  # of a multiprocessor
@@ -84,7 +85,7 @@ class Launch:
     def has_products(self) -> bool:
         return "PRECISION" in self.arguments
 
-    def tiled(self, tiling: triton_experts.Tiling) -> "Launch":
+    def tiled(self, tiling: Tiling) -> "Launch":
         """The same in another tile."""
         sides = {"ROWS": tiling.rows, "COLS": tiling.cols, "DEPTH": tiling.depth}
         known = {side: size for side, size in sides.items() if side in self.arguments}
@@ -152,12 +153,12 @@ class _Recorded:
 def recorded(capability: int, shape: Shape) -> list[Launch]:
     """The launches of forward, backward without and with a collector, norms and a clipped sum; each kind once."""
     recorder = Recorder()
-    originals = triton_experts._kernels, triton_experts._capability
-    triton_experts._kernels, triton_experts._capability = lambda: recorder, lambda device: capability
+    originals = triton_experts._kernels, triton_experts.card_of
+    triton_experts._kernels, triton_experts.card_of = lambda: recorder, lambda device: Card("none", capability)
     try:
         _train(shape)
     finally:
-        triton_experts._kernels, triton_experts._capability = originals
+        triton_experts._kernels, triton_experts.card_of = originals
     kinds: dict[tuple[str, ...], Launch] = {}
     for launch in recorder.launches:
         source = launch.source()
@@ -287,7 +288,7 @@ def main() -> int:
     parser.add_argument("--tile", metavar="ROWS,COLS,DEPTH,WARPS,STAGES", help="tile to try in place of the chosen one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    tiling = triton_experts.Tiling(*(int(side) for side in args.tile.split(","))) if args.tile else None
+    tiling = Tiling(*(int(side) for side in args.tile.split(","))) if args.tile else None
     rows = []
     for number_format in args.format or ["dense"]:
         shape = Shape(

@@ -1,11 +1,13 @@
 """Measures time and memory of a site's step with a second process, with the backbone sharded and with it whole.
 
     python benchmarks/workers.py [--hidden 512] [--layers 6] [--experts 16] [--batch 32] [--steps 5] [--json]
+    python benchmarks/workers.py --accelerator cuda       # two GPUs, linked by NCCL
 
 It compares one process with two threads to two processes of one thread each: with the whole backbone in both (plain
 data parallelism), and with half of it in each. All exist at once and step in turn. The step is the engine's own,
 without noise: random records of 64 words, adapters of rank 8 on attention, experts and shared experts, and a head.
-Memory is the rise of private memory over the same process without a model.
+Memory is the rise of private memory, or with GPUs of
+memory there, over the same process without a model.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Peak, allocated_mib
+from gpu_timing import allocated_on, peak_on
 
 from confide.client_node.training.sharding import ShardedWeights, join
 from confide.client_node.training.worker import LinkedGroup
@@ -71,14 +73,16 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
     device = join(place, count, Path(settings["meeting"]))
     torch.set_num_threads(2 // count)
     torch.ones(256, 256) @ torch.ones(256, 256)
-    before = allocated_mib()
-    with Peak() as loading:
+    before = allocated_on(device)
+    with peak_on(device) as loading:
         adapted = adapted_model(settings)
+        if not settings["sharded"]:
+            adapted.to(device)
         weights = ShardedWeights(adapted, device, offload=False) if settings["sharded"] else None
     frozen = sum(p.nbytes for p in adapted.parameters() if not p.requires_grad)
     parent.send(
         "done",
-        at_rest=allocated_mib() - before,
+        at_rest=allocated_on(device) - before,
         loading=loading.mib - before,
         kept=(weights.own_bytes + frozen if weights else frozen) / 2**20,
     )
@@ -96,7 +100,7 @@ def child(parent: Channel, links: Sequence[Channel]) -> None:
             continue
         parent.receive()
         start = time.perf_counter()
-        with Peak() as peak:
+        with peak_on(device) as peak:
             private_release(adapted, ids, labels, np.arange(batch), terms=terms(batch), shapes=shapes, group=group)
         parent.send("done", seconds=time.perf_counter() - start, peak=peak.mib - before)
 
@@ -113,7 +117,7 @@ def started(count: int, settings: dict[str, Any]) -> tuple[list[subprocess.Popen
                     [sys.executable, __file__, "--child", *(str(end.fileno()) for end in passed)],
                     pass_fds=[end.fileno() for end in passed],
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(2 // count)},
+                    env={**os.environ, "DS_ACCELERATOR": settings["accelerator"], "OMP_NUM_THREADS": str(2 // count)},
                 )
             )
             theirs.close()
@@ -127,9 +131,13 @@ def started(count: int, settings: dict[str, Any]) -> tuple[list[subprocess.Popen
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    sizes = {name: getattr(arguments, name) for name in ("hidden", "layers", "experts", "batch")}
-    running = {name: started(count, sizes | {"sharded": sharded}) for name, (count, sharded) in VARIANTS.items()}
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    sizes = {name: getattr(arguments, name) for name in ("hidden", "layers", "experts", "batch", "accelerator")}
+    running = {
+        name: started(count, sizes | {"sharded": sharded})
+        for name, (count, sharded) in VARIANTS.items()
+        if name in (arguments.variant or VARIANTS)
+    }
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     try:
         for _ in range(arguments.steps + 1):
             for name, (_, channels, _) in running.items():
@@ -156,10 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("hidden", 512), ("layers", 6), ("experts", 16), ("batch", 32), ("steps", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu", help="a GPU for each process, or none")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all")
     parser.add_argument("--json", action="store_true")
     table = measured(parser.parse_args())
     if parser.parse_args().json:
-        print(json.dumps(table, indent=1))
+        print(json.dumps(table))
         return
     columns = list(next(iter(table.values())))
     print("| each process | " + " | ".join(columns) + " |")

@@ -3,6 +3,7 @@
 KernelError
 ├── RoutingOutOfRange   an expert or unit index that does not exist
 ├── UnfitWeights        tensors that are no stack of experts, or do not fit each other
+├── UnfitTiles          a table of tiles that no kernel could use
 ├── UnknownBackend      a backend that does not exist, or cannot run here
 ├── UnsupportedExperts  a module whose experts compute something else than these kernels do
 ├── SavedWithoutExperts a checkpoint would be written that lacks its packed experts
@@ -27,6 +28,10 @@ class RoutingOutOfRange(KernelError):
 
 class UnfitWeights(KernelError):
     """Tensors that do not follow their format, or two projections of a bank that do not fit each other."""
+
+
+class UnfitTiles(KernelError):
+    """A table of tiles with a size that no kernel could use, or that is no table."""
 
 
 class UnknownBackend(KernelError):

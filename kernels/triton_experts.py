@@ -27,8 +27,7 @@ from .errors import UnfitWeights
 from .experts import Experts, LoRA
 from .formats import NF4_VALUES, Dense, ExpertWeights, FP8Block128, Int8Row, NF4Block64, trained_stack
 from .routing import Plan, Runs
-
-_LEAST_RANK = 16  # the narrowest product of tensor cores
+from .tiles import FORMATS, LEAST_RANK, Card, Case, Tiling, Tilings, chosen, pairs_class
 
 
 def is_available(device: torch.device) -> bool:
@@ -40,10 +39,21 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def card_of(device: torch.device) -> Card:
+    """The GPU, or the interpreter's stand-in for one."""
+    if device.type != "cuda":
+        return Card("interpreter", 0)
+    major, minor = torch.cuda.get_device_capability(device)
+    return Card(torch.cuda.get_device_name(device), 10 * major + minor)
+
+
 def check_fit(experts: Experts) -> None:
-    """Raises `UnfitWeights` if the experts are to be trained themselves or have a dtype that has no kernel."""
+    """Raises `UnfitWeights` if the experts are to be trained themselves or have a format or dtype without a kernel."""
     if experts.gate_up.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UnfitWeights(f"the triton backend computes in float32, bfloat16 or float16, not {experts.gate_up.dtype}")
+    for weights in (experts.gate_up, experts.down):
+        if not isinstance(weights, Dense | Int8Row | NF4Block64 | FP8Block128):
+            raise UnfitWeights(f"the triton backend has no kernel for {type(weights).__name__}")
     if any(trained_stack(weights) is not None for weights in (experts.gate_up, experts.down)):
         raise UnfitWeights("the triton backend trains adapters, not the experts themselves")
 
@@ -65,7 +75,7 @@ def triton_moe(
         CaptureClosed, CapturedTwice: from backward, see `collect`.
     """
     check_fit(experts)
-    stacks = _stored(experts.gate_up), _stored(experts.down)
+    stacks = stored(experts.gate_up), stored(experts.down)
     factors = (None,) * 4 if lora is None else lora.factors
     scaling = 0.0 if lora is None else float(lora.scaling)
     inputs = (x_TD, topk_weights_TK, *factors)
@@ -76,7 +86,7 @@ def triton_moe(
     return cast(Tensor, out)
 
 
-class _Stack(NamedTuple):
+class Stack(NamedTuple):
     """A stack of expert matrices as a kernel reads it."""
 
     arrays: tuple[Tensor, Tensor | None, Tensor | None]  # codes, their scales, the levels that codes stand for
@@ -84,7 +94,12 @@ class _Stack(NamedTuple):
     format: int  # a constant of `triton_kernels`
 
 
-def _stored(weights: ExpertWeights) -> _Stack:
+def stored(weights: ExpertWeights) -> Stack:
+    """The arrays of a stack for the kernels, without a copy.
+
+    Raises:
+        UnfitWeights: the stack is not contiguous.
+    """
     kernels = _kernels()
     if isinstance(weights, Dense):
         return _stack(weights, kernels.DENSE, weights.weight_EOI)
@@ -93,18 +108,17 @@ def _stored(weights: ExpertWeights) -> _Stack:
     if isinstance(weights, NF4Block64):
         levels = _nf4_levels(weights.dtype, weights.codes_EN.device)
         return _stack(weights, kernels.NF4_BLOCK64, weights.codes_EN, weights.absmax_EB, levels)
-    if isinstance(weights, FP8Block128):
-        return _stack(weights, kernels.FP8_BLOCK128, weights.codes_EOI.view(torch.uint8), weights.scale_inv_EPQ)
-    raise UnfitWeights(f"the triton backend has no kernel for {type(weights).__name__}")
+    assert isinstance(weights, FP8Block128)  # `check_fit` refused all others
+    return _stack(weights, kernels.FP8_BLOCK128, weights.codes_EOI.view(torch.uint8), weights.scale_inv_EPQ)
 
 
 def _stack(
     weights: ExpertWeights, number: Any, codes: Tensor, scales: Tensor | None = None, levels: Tensor | None = None
-) -> _Stack:
+) -> Stack:
     if not codes.is_contiguous():
         raise UnfitWeights("the kernels read a stack row by row and make no copy: it must be contiguous")
     scales = None if scales is None else scales.contiguous()
-    return _Stack((codes, scales, levels), weights.shape, number.value)
+    return Stack((codes, scales, levels), weights.shape, number.value)
 
 
 @functools.cache
@@ -113,64 +127,30 @@ def _nf4_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(NF4_VALUES, device=device).to(dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """The block that one program computes, and its warps; `stages` is how far its loads run ahead."""
-
-    rows: int
-    cols: int
-    depth: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tilings:
-    """The tiles of one pass. All but `runs` share their rows, as they share the table of tiles."""
-
-    gate_up: Tiling
-    grouped: Tiling
-    inner_gradient: Tiling
-    runs: Tiling
-
-
-def tilings(capability: int, pairs_per_expert: int, itemsize: int = 2, rank: int = _LEAST_RANK) -> Tilings:
-    """Tiles that compile without spilled registers and fit shared memory, by analysis: no GPU has timed them.
-
-    Args:
-        capability: of the GPU, 80 for 8.0; 0 is the interpreter.
-        pairs_per_expert: mean; a tile has no more rows than that takes.
-        itemsize: bytes of an element, 2 or 4.
-        rank: the larger one of the two adapters.
-    """
-    if capability == 0:
-        small = Tiling(16, 32, 32, 1, 1)
-        return Tilings(small, small, small, small)
-    rows = min(128, max(16, _power_of_two(pairs_per_expert)))
-    runs = Tiling(32, 64, 32, 4, 3) if rank <= 64 else Tiling(32, 32, 32, 8, 2)
-    if rank > 128:
-        tiling = Tiling(min(rows, 32), 64, 32, 8, 2)
-        return Tilings(tiling, tiling, tiling, runs)
-    if rows < 128 or itemsize > 2 or rank > 32:
-        warps = 4 if itemsize == 2 and rank <= 64 else 8
-        tiling = Tiling(min(rows, 64), 64, 64 if itemsize == 2 else 32, warps, 3)
-        return Tilings(tiling, tiling, tiling, runs)
-    if capability in (90, 100, 103):  # data centre: 227 KiB of shared memory, which products read directly
-        wide = Tiling(rows, 128, 64, 8, 3)
-        return Tilings(wide, wide, wide, runs)
-    wide = Tiling(rows, 128, 32, 8, 4)
-    return Tilings(gate_up=Tiling(rows, 64, 64, 8, 3), grouped=wide, inner_gradient=wide, runs=runs)
-
-
-class _Pass:
+class Pass:
     """The launches of one forward and its backward, with what they share."""
 
-    def __init__(self, x_TD: Tensor, plan: Plan, gate_up: _Stack, down: _Stack, rank: int, scaling: float) -> None:
+    def __init__(
+        self,
+        x_TD: Tensor,
+        plan: Plan,
+        gate_up: Stack,
+        down: Stack,
+        rank: int,
+        scaling: float,
+        tilings: Tilings | None = None,
+    ) -> None:
+        """Chooses tiles, unless some are given."""
         self.plan, self.stacks, self.scaling = plan, (gate_up, down), scaling
         self.D, self.F = x_TD.shape[1], gate_up.shape[1] // 2
         self.pairs = plan.token_S.numel()
-        mean = self.pairs // plan.num_experts
-        self.tilings = tilings(_capability(x_TD.device), mean, x_TD.itemsize, rank)
+        self.case = Case(
+            FORMATS[gate_up.format] if gate_up.format == down.format else "mixed",
+            x_TD.itemsize,
+            _rank_tile(rank),
+            pairs_class(self.pairs // plan.num_experts),
+        )
+        self.tilings = tilings or chosen(card_of(x_TD.device), self.case)
         self.tiles_M3 = tile_table(plan, self.tilings.grouped.rows).to(x_TD.device)
 
     def gate_up(
@@ -308,6 +288,12 @@ class _Pass:
         d_weight_TK = None if shares is None else shares.sum(1).view(-1, top_k)
         return d_gate_up_SG, inner_SF, z_SR, d_weight_TK
 
+    def factor_gradient(
+        self, left_SR: Tensor, right: Tensor, row_of_right_S: Tensor | None, *, rank_first: bool
+    ) -> "Outer":
+        """The gradient of a factor, left^T right, not computed yet; of rows of `right` if the last is given."""
+        return Outer(left_SR, right, row_of_right_S, rank_first, self.tilings.runs)
+
     def _grid(self, width: int, tiling: Tiling) -> tuple[int, int]:
         return _blocks(width, tiling.cols), len(self.tiles_M3)
 
@@ -323,7 +309,7 @@ def tile_table(plan: Plan, rows: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outer:
+class Outer:
     """left^T right, run by run: what the gradient of a factor is made of."""
 
     left_SR: Tensor
@@ -334,6 +320,7 @@ class _Outer:
 
     @property
     def width(self) -> int:
+        """Of the factor's other side than the rank."""
         return self.right.shape[1]
 
     def by_run(self, first_N1: Tensor, dtype: torch.dtype) -> Tensor:
@@ -387,7 +374,7 @@ class _Outer:
 class RunGradients:
     """One factor's gradient for every unit, kept as the two matrices it is made of."""
 
-    def __init__(self, outer: _Outer, runs: Runs, num_experts: int) -> None:
+    def __init__(self, outer: Outer, runs: Runs, num_experts: int) -> None:
         self._outer, self._runs, self._num_experts = outer, runs, num_experts
         self._first_N1 = _edges(runs.length_N)
         self._first_run_E1 = _edges(torch.bincount(runs.expert_N, minlength=num_experts))
@@ -424,7 +411,7 @@ class _TritonExperts(Function):
         gate_up_B: Tensor | None,
         down_A: Tensor | None,
         down_B: Tensor | None,
-        stacks: tuple[_Stack, _Stack],
+        stacks: tuple[Stack, Stack],
         scaling: float,
         plan: Plan,
         collector: Collector | None,
@@ -433,7 +420,7 @@ class _TritonExperts(Function):
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             A1, B1, A2, B2 = _cast(x.dtype, gate_up_A, gate_up_B, down_A, down_B)
             rank = max(_rank(A1)["R"], _rank(A2)["R"])
-            launch = _Pass(x, plan, *stacks, rank, scaling)
+            launch = Pass(x, plan, *stacks, rank, scaling)
             inner, gate_up, z1 = launch.gate_up(x, A1, B1, is_kept)
             pairs, z2 = launch.down(inner, A2, B2, topk_weights, is_kept)
             out = launch.combine(pairs)
@@ -448,7 +435,7 @@ class _TritonExperts(Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, topk_weights, gate_up_A, gate_up_B, down_A, down_B, gate_up, z1, z2 = ctx.saved_tensors
-        launch: _Pass = ctx.launch
+        launch: Pass = ctx.launch
         token_S = launch.plan.token_S
         needs_x, needs_weight, needs_A1, needs_B1, needs_A2, needs_B2, *_ = ctx.needs_input_grad
         grad = grad.contiguous()
@@ -468,7 +455,9 @@ class _TritonExperts(Function):
                 (needs_B2, z2, grad, token_S, False),
             )
             grads = [
-                _hand_over(ctx, number, _Outer(left, right, row, rank_first, launch.tilings.runs)) if needed else None
+                _hand_over(ctx, number, launch.factor_gradient(left, right, row, rank_first=rank_first))
+                if needed
+                else None
                 for number, (needed, left, right, row, rank_first) in enumerate(sides)
             ]
         if d_weight is not None:
@@ -476,7 +465,7 @@ class _TritonExperts(Function):
         return grad_x, d_weight, *grads, None, None, None, None, None
 
 
-def _hand_over(ctx: Any, number: int, outer: _Outer) -> Tensor | None:
+def _hand_over(ctx: Any, number: int, outer: Outer) -> Tensor | None:
     """Gives one factor's gradient to the collector, or returns it when there is none."""
     parameter: nn.Parameter = ctx.parameters[number]
     plan: Plan = ctx.launch.plan
@@ -507,13 +496,6 @@ def _kernels() -> Any:
     return triton_kernels
 
 
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 def _settings(x: Tensor, tiling: Tiling) -> dict[str, Any]:
     precision = "ieee" if x.dtype == torch.float32 else "tf32"  # of no meaning for 16 bits, which are exact
     return {
@@ -532,7 +514,7 @@ def _rank(factor: Tensor | None, *, is_first: bool = True) -> dict[str, int]:
 
 
 def _rank_tile(rank: int) -> int:
-    return max(_LEAST_RANK, _power_of_two(rank))
+    return max(LEAST_RANK, _power_of_two(rank))
 
 
 def _power_of_two(least: int) -> int:

@@ -123,10 +123,11 @@ def _processor() -> str:
 
 
 def _code() -> str:
-    """Computes a digest of our own code that has a part in what is found."""
+    """Computes a digest of our own code, and tiles of kernels, that have a part in what is found."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for file in sorted(file for folder in _CODE for file in (root / folder).rglob("*.py")):
+    files = (file for folder in _CODE for kind in ("*.py", "*.json") for file in (root / folder).rglob(kind))
+    for file in sorted(files):
         data = file.read_bytes()
         digest.update(f"{file.relative_to(root)} {len(data)}\n".encode() + data)
     return digest.hexdigest()

@@ -25,7 +25,8 @@ from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
-from confide.kernels.triton_experts import is_available, tile_table, tilings, triton_moe
+from confide.kernels.tiles import by_analysis
+from confide.kernels.triton_experts import is_available, tile_table, triton_moe
 
 pytestmark = pytest.mark.process  # on a GPU: the compiler
 
@@ -185,7 +186,7 @@ def tiles_of(monkeypatch):
 
     def use(capability):
         if IS_INTERPRETED:
-            monkeypatch.setattr(triton_experts, "tilings", lambda *_: tilings(capability, 1000))
+            monkeypatch.setattr(triton_experts, "chosen", lambda *_: by_analysis(capability, 1000))
 
     return use
 
@@ -289,7 +290,7 @@ def test_codes_are_widened_to_the_very_numbers_of_the_format(stored, dtype, is_t
     weights = stored(drawn(torch.Generator().manual_seed(5), 2, height, width).to(dtype))
     want = weights.dense() if is_transposed else weights.dense().mT
     got = torch.zeros(want.shape, dtype=dtype)
-    stack = triton_experts._stored(weights)
+    stack = triton_experts.stored(weights)
     for depth, cols in ((64, 128), (32, 64)):
         grid = triton.cdiv(want.shape[2], cols), triton.cdiv(want.shape[1], depth), 2
         sides = {"DEPTH_END": want.shape[1], "WIDTH": want.shape[2], "DEPTH": depth, "COLS": cols}
@@ -509,7 +510,7 @@ def test_tiles_hold_every_pair_once_in_a_table_that_shapes_alone_size(rows):
 @pytest.mark.parametrize("capability", [0, 80, 86, 90, 100, 120])
 def test_tiles_of_one_pass_agree(capability):
     for sizes in itertools.product((0, 20, 100, 5000), (2, 4), (1, 16, 32, 64, 300)):
-        chosen = tilings(capability, *sizes)
+        chosen = by_analysis(capability, *sizes)
         passes = chosen.gate_up, chosen.grouped, chosen.inner_gradient
         assert len({tiling.rows for tiling in passes}) == 1  # they share a table of tiles
         assert all(64 % tiling.depth == 0 for tiling in passes)  # a tile's depths lie in one block of codes
@@ -517,7 +518,7 @@ def test_tiles_of_one_pass_agree(capability):
 
 @pytest.mark.parametrize("capability", [80, 86, 90, 100, 120])
 def test_tiles_grow_with_the_pairs_of_an_expert(capability):
-    rows = [tilings(capability, pairs).grouped.rows for pairs in (0, 1, 20, 100, 5000)]
+    rows = [by_analysis(capability, pairs).grouped.rows for pairs in (0, 1, 20, 100, 5000)]
     assert rows == sorted(rows)
     assert rows[0] == 16
 
