@@ -47,16 +47,18 @@ def run(home: Path, stop: threading.Event) -> int:
 
 
 def _can_run_studies(home: Path, ledger: "Ledger") -> bool:
-    """Returns True if some study is approved and can be computed in this process.
+    """Returns True if some study is approved and can be computed in this process; deletes kept states of all others.
 
     Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile.
     """
+    from .data import kept_files
     from .ledger_head import LedgerHead
     from .policy import load_policy
 
     try:
         LedgerHead(home, ledger).require()
         policy = load_policy(home)
+        kept_files.keep_only(home, {*policy.studies.approved, *policy.studies.unprotected})
     except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
         return False

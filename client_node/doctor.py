@@ -21,6 +21,7 @@ from ..mpc.errors import MpcError
 from ..privacy.errors import PrivacyError
 from . import daemon, ledger_head
 from .approval import charges, confirmed_sites, site_budget, study_decisions, table_check
+from .data import kept_files
 from .data.known_units import KnownUnits
 from .enrolment import Enrolment, NodeIdentity, protocol
 from .errors import ClientNodeError
@@ -28,7 +29,7 @@ from .health import Finding, certificate_dates, disk_space, examine, gate_at, pr
 from .policy import SitePolicy, load_policy
 from .policy.site_policy import FILE as POLICY_FILE
 
-_SECRETS = ("keys", "party", "aggregator")
+_SECRETS = ("keys", "party", "aggregator", kept_files.FOLDER)
 _CRYPTEN = "from confide.mpc.crypten import runtime"
 _IMPORT_S = 120
 

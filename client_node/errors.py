@@ -31,6 +31,7 @@ ClientNodeError
 ├── ShareMissing             an order names a sealed share that is not here (any more)
 ├── LedgerOutdated           an aggregator knows a newer ledger of a site than the one it sealed by
 ├── DiskFull                 no room on a node's disk
+├── NoRoom                   states of records that do not fit where they would be kept
 ├── ChargeRefused            the ledger refuses the charge
 ├── StepFailed               a step failed after its charge; the reason stays at the site
 ├── SetFixed                 the site has added noise for a sum over other sites
@@ -221,6 +222,10 @@ class DiskFull(ClientNodeError):
     """A node without room on its disk; its operator must free some, and then it goes on."""
 
     public = True
+
+
+class NoRoom(ClientNodeError):
+    """States of records that do not fit where they would be kept; all layers are computed instead."""
 
 
 class ChargeRefused(ClientNodeError):

@@ -18,6 +18,7 @@ from ..privacy.ledger.chain import Entry
 from ..privacy.ledger.ledger import Ledger
 from .approval import charges
 from .approval.run_reservations import RunReservations
+from .data import kept_files
 from .data.known_units import KnownUnits
 from .errors import (
     ChargeRefused,
@@ -46,6 +47,9 @@ from .wire.messages import ENTRIES_A_MESSAGE, Fetch, Outcome, Prepare, Replay, R
 
 logger = logging.getLogger(__name__)
 
+_FAILED = "the step failed after its charge; the site's log says why"
+_NOT_CHARGED = "the site cannot charge its table as it stands; its log says why"
+
 
 class SiteRole:
     """A site's part of every round, with its ledger, reservations, outbox of sealed shares, and warm model."""
@@ -67,6 +71,12 @@ class SiteRole:
         self._note_units(study, policy)
         charges.require_run(self._home, self._ledger, study, policy, run=message.run)
         self._model.load(study, policy)
+        kept_files.keep_only(self._home, {*self._reservations.runs().values(), study.study_hash})
+        try:
+            self._keep_states(study, policy)
+        except DataInvalid as err:
+            logger.error("nothing is charged: %s", err)
+            raise ChargeRefused(_NOT_CHARGED) from err
         self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
         self._followed.keep({*self._reservations.runs(), message.run})
         return policy.held_out() is not None
@@ -116,6 +126,8 @@ class SiteRole:
         if message.final:
             self._reservations.end(message.run)
             self._followed.end(message.run)
+            if not self._reservations.of_study(study.study_hash):
+                kept_files.forget(self._home, study.study_hash)
 
     def entries(self, since: int) -> tuple[Entry, ...]:
         """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
@@ -135,11 +147,16 @@ class SiteRole:
         self._note_units(study, policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
         position = self._charge(study, policy, plan)
         try:
+            try:
+                if planned.purpose == "update":
+                    self._keep_states(study, policy)
+            except Exception as err:
+                raise StepFailed(_FAILED) from err
             with self._times.answered(study, planned, policy, self._model.load(study, policy)):
                 try:
                     vector = compute(start.vector)
                 except Exception as err:  # the coordinator is told the same for every cause
-                    raise StepFailed("the step failed after its charge; the site's log says why") from err
+                    raise StepFailed(_FAILED) from err
                 envelopes = sealer.seal(vector, state=start.digest, position=position)
                 return self._outbox.put(plan.run, plan.round, envelopes)
         except StepFailed as err:  # logged at the public time, and without the message, which may quote a record
@@ -207,7 +224,22 @@ class SiteRole:
                 self._units.cover(policy, path)
         except (UnitsKnown, DataInvalid) as err:
             logger.error("nothing is charged: %s", err)
-            raise ChargeRefused("the site cannot charge its table as it stands; its log says why") from err
+            raise ChargeRefused(_NOT_CHARGED) from err
+
+    def _keep_states(self, study: Study, policy: SitePolicy) -> None:
+        """Computes kept states of the table's records, for half of the study's deadline at most.
+
+        What is missing then is computed before the next step. Until all are there, steps compute all layers. How long
+        it took tells how many records the table has, so each part lasts until a public time.
+        """
+        model = self._model.load(study, policy)
+        if model.is_warm:
+            return
+        with self._times.kept(study, policy, "looked for"):
+            model.look_at_kept()
+        if not model.is_warm:
+            with self._times.kept(study, policy, "computed"):
+                model.keep(seconds=study.draft.rounds.deadline_s / 2)
 
     def _require_whole_ledger(self, known: int) -> None:
         """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""

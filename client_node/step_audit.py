@@ -5,6 +5,7 @@ stands one record of it, given to many made-up units, and in place of a round's 
 gradient is far above the clip norm. Nothing is charged, as nothing leaves: releases are looked at and dropped.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
     model = WarmModel(name, read=lambda *_: _repeated(one, units))
     try:
         compute = model.contribution(study, policy, study.planned_round(1))
+        model.load(study, policy).keep(seconds=math.inf)  # as in a round, and here in memory alone
         releases = [compute(state) for _ in range(rounds)]
     finally:
         model.stop()

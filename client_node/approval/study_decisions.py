@@ -8,6 +8,7 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data import kept_files
 from ..enrolment import Enrolment, Role
 from ..errors import ApprovalRefused, CoordinatorUnreachable
 from ..policy import decisions, load_decisions, load_policy, site_policy
@@ -165,8 +166,14 @@ def to_revoke(home: Path, text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def revoke_study(home: Path, study_hash: str, *, by: str | None = None) -> None:
-    """Revokes a study's approval, also of a study that is not known here."""
+    """Revokes a study's approval, also of a study that is not known here, and deletes what is kept of its records."""
     decisions.revoke(home, study_hash, by=by)
+    kept_files.forget(home, study_hash)
+
+
+def forget_states(home: Path, study_hash: str) -> int:
+    """Deletes what is kept of the site's records for a study; returns how many bytes that was."""
+    return kept_files.forget(home, study_hash)
 
 
 def _known(home: Path, study: Study) -> KnownStudy:

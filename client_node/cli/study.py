@@ -121,6 +121,20 @@ def study_revoke(
     show_change(facts, as_json, f"Study {study_hash} may not run here any more.")
 
 
+@app.command("forget", epilog=epilog("client-node study forget thyroid"))
+def study_forget(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Delete the states of this site's records that it keeps for a study, so that its rounds take less time.
+
+    A run that is under way computes them anew, unless site.toml has limits.kept_states_bytes = 0.
+    """
+    from ..approval import study_decisions
+
+    study_hash, _ = study_decisions.to_revoke(home, study)
+    size = study_decisions.forget_states(home, study_hash)
+    facts = {"hash": study_hash, "deleted_bytes": size}
+    show_change(facts, as_json, f"{size:,} bytes of kept states of study {study_hash} were deleted.")
+
+
 @app.command("audit", epilog=epilog("client-node study audit thyroid", codes=[PROBLEMS]))
 def study_audit(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Run a study's step here, on one record many times over, and hold its noise, clip and draws against the charge.

@@ -1,9 +1,9 @@
 """A site's records: reads and checks its table and cells.
 
 `check` reads a file by the site's policy and counts the cells that do not fit. `read` returns the `Records` that a
-study trains on. `known_units` remembers whose records an account has paid for. `tables` opens files and reads their
-columns as text. `site_draft` writes a first site.toml from a table. Messages name lines and columns and never show a
-cell.
+study trains on. `known_units` remembers whose records an account has paid for. `kept_files` holds states of records
+between rounds. `tables` opens files and reads their columns as text. `site_draft` writes a first site.toml from a
+table. Messages name lines and columns and never show a cell.
 
 Three rows of a table, of which the last one has no id of a person:
 
@@ -34,4 +34,4 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(__name__, records="DataReport Records check read")
 
-__all__ = ["DataReport", "Records", "check", "known_units", "read", "site_draft"]
+__all__ = ["DataReport", "Records", "check", "kept_files", "known_units", "read", "site_draft"]

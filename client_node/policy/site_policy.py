@@ -122,6 +122,7 @@ class LimitPolicy(StrictModel):
     offload: bool = False  # workers keep their parts of the backbone in the computer's memory, not in the GPU's
     warm_studies: int = Field(default=2, ge=1, le=64)  # models kept in memory between rounds, of the studies asked last
     answer_s: float = Field(default=0.0, ge=0, le=3600)  # no answer to a round leaves before; see training.public_time
+    kept_states_bytes: int = Field(default=2**30, ge=0, le=2**50)  # of records, for each study; 0 keeps none
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -70,7 +70,7 @@ class KnownShapes:
         processor = _processor()
         if not processor:  # the next machine could be another one and look the same
             return probe()
-        digest = _digest(study, adapted, max_rows, processor)
+        digest = computing_digest(study, adapted, max_rows, processor)
         found = self._known().get(digest)
         if found is not None:
             return BatchShapes(dict(found.lengths), found.threads)
@@ -96,8 +96,13 @@ class KnownShapes:
         return {} if found is None else found.shapes
 
 
-def _digest(study: Study, adapted: AdaptedModel, max_rows: int, processor: str) -> str:
-    """Computes a digest of everything that a probe depends on."""
+def computing_digest(study: Study, adapted: AdaptedModel, max_rows: int, processor: str | None = None) -> str:
+    """Computes a digest of everything that the rounding of a record depends on, as does a probe of it.
+
+    Args:
+        processor: in words; None for this machine's.
+    """
+    processor = _processor() if processor is None else processor
     device = next(iter(adapted.trained.values())).device
     facts = {
         "study": study.study_hash,

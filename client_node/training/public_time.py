@@ -10,8 +10,9 @@ it of its kind, and than which time of the grid. From 1/16 of a second to an hou
 the rounds of a study, for each kind of step; in practice once, at the first, which tells the usual length of a step
 within a factor of sqrt(2). Where `answer_s` is longer than any step it never happens.
 
-Kinds are an update, the first one since the model was loaded (it also reads the table), an evaluation, and the reading
-of a table that is new or has changed, before anything is charged for it (`client_node.data.known_units`).
+Kinds are an update, from tokens or from kept states, the first one since the model was loaded (it also reads the
+table), an evaluation, the reading of a table that is new or has changed, before anything is charged for it
+(`client_node.data.known_units`), looking for kept states of its records, and computing those that are missing.
 """
 
 import logging
@@ -21,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, TypeAdapter
 
@@ -53,6 +54,15 @@ class _File(StrictModel):
 _FORM = TypeAdapter(_File)
 
 
+class Step(Protocol):
+    """Describes what computes a step."""
+
+    @property
+    def starts_from(self) -> Literal["tokens", "kept states"]:
+        """Names what a step computes from."""
+        ...
+
+
 class PublicTimes:
     """The stated times of a site's answers, stored in `answer-times.json` under the node's home."""
 
@@ -70,7 +80,13 @@ class PublicTimes:
             yield
 
     @contextmanager
-    def answered(self, study: Study, planned: PlannedRound, policy: SitePolicy, model: object) -> Iterator[None]:
+    def kept(self, study: Study, policy: SitePolicy, part: Literal["looked for", "computed"]) -> Iterator[None]:
+        """Like `read`, where kept states of the table's records are looked for, or the missing ones are computed."""
+        with self._until(study, policy, f"kept states {part}"):
+            yield
+
+    @contextmanager
+    def answered(self, study: Study, planned: PlannedRound, policy: SitePolicy, model: Step) -> Iterator[None]:
         """Lasts until the public time of the answer, also if what is done inside fails; waits only in a private study.
 
         Args:
@@ -96,11 +112,12 @@ class PublicTimes:
             raise
         self._wait(kind, began, stated, study.draft.rounds.deadline_s)
 
-    def _kind(self, planned: PlannedRound, model: object) -> str:
+    def _kind(self, planned: PlannedRound, model: Step) -> str:
         if planned.purpose != "update":
             return planned.purpose
         is_warm, self._last = self._last() is model, weakref.ref(model)
-        return "update" if is_warm else "first update"
+        kind = "update" if is_warm else "first update"
+        return kind if model.starts_from == "tokens" else f"{kind} from kept states"
 
     def _wait(self, kind: str, began: float, stated: float, deadline_s: float) -> None:
         seconds = next_on_grid(self._clock() - began, stated)

@@ -6,9 +6,11 @@ The model is loaded once and stays in memory. Records are read at the first step
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,17 +23,22 @@ from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
-from ...privacy.mechanism.independence import refuse_dependence
+from ...privacy.mechanism.independence import kept_gap, refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
 from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
+from ..data.kept_files import KeptStates
+from ..errors import FileDamaged, NoRoom
 from ..replay.following import start_state
 from ..study import Study, StudyDraft
-from .known_shapes import KnownShapes
+from .kept_states import RecordStates
+from .known_shapes import KnownShapes, computing_digest
 from .study_model import load_study_model, unused_experts
 
 logger = logging.getLogger(__name__)
+
+_MOST_GAP = 1e-5  # of a gradient from kept states, over its norm: float32 rounds by some 1e-7, other states by far more
 
 
 def release_terms(
@@ -83,6 +90,7 @@ class Trainer:
         group: WorkerGroup | None = None,
         place: Callable[[AdaptedModel], object] | None = None,
         known: KnownShapes | None = None,
+        kept: KeptStates | None = None,
     ) -> None:
         """Loads the backbone and attaches the adapter; reads no record.
 
@@ -96,6 +104,7 @@ class Trainer:
             group: processes that compute with this one; None for none.
             place: puts the model where it shall be computed, before it is run for the first time.
             known: shapes of batches that were found here before; None to find them anew.
+            kept: where states that enter the lowest adapted layer are kept; None to compute all layers in every step.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
@@ -132,7 +141,8 @@ class Trainer:
         if place is not None:
             place(self.adapted)
         lengths = self._model.family.probe_lengths(self.adapted.model.config, study.draft.data.max_tokens)
-        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths)
+        self._kept = kept if group is None and place is None and self._can_keep(lengths) else None
+        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths, are_kept=self._kept is not None)
         probe = partial(
             probed_shapes,
             self.adapted,
@@ -149,6 +159,48 @@ class Trainer:
                 study.name,
             )
         self._examples: Examples | None = None
+        self._max_rows = max_rows
+        self._states: RecordStates | None = None  # of the table, once it was looked at
+
+    @property
+    def is_warm(self) -> bool:
+        """True if steps start from kept states, or none are kept here; False if some are still to be computed."""
+        return self._kept is None or (self._states is not None and self._states.is_whole)
+
+    @property
+    def starts_from(self) -> Literal["tokens", "kept states"]:
+        """Names what a step computes from."""
+        return "tokens" if self._kept is None or not self.is_warm else "kept states"
+
+    def look_at_kept(self) -> None:
+        """Reads the table, if it was not read yet, and finds out which of its records have kept states.
+
+        If they have no room, or the disk takes none, the model keeps none from here on, and the log says why.
+        """
+        if self._kept is None or self._states is not None:
+            return
+        examples = self._load()
+        with self._kept_or_not():
+            states = RecordStates(
+                self.adapted,
+                examples,
+                self._shapes,
+                self._kept.store(),
+                facts={"computing": computing_digest(self._study, self.adapted, self._max_rows)},
+                threads=1 if self._study.draft.privacy.mode == "none" else None,
+            )
+            self._kept.require_room(states.num_bytes, has_all=states.is_whole)
+            self._states = states
+
+    def keep(self, *, seconds: float) -> None:
+        """Computes kept states of records that have none, for about so long; see `look_at_kept`.
+
+        What is computed, and in which order, follows from the table alone, not from who is drawn.
+        """
+        self.look_at_kept()
+        if self._states is not None:
+            with self._kept_or_not():
+                self._states.fill(seconds=seconds)
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
         """Computes the clipped sum over a Poisson sample of units, rounded, with this site's noise: int64 [study.dim].
@@ -166,6 +218,7 @@ class Trainer:
             shapes=self._shapes,
             source=self._source(round_number),
             group=self._group,
+            entering=self._states if self.starts_from == "kept states" else None,
         )
 
     def histogram(
@@ -216,6 +269,29 @@ class Trainer:
 
     def stop(self) -> None:
         """Does nothing: there are no other processes to end."""
+
+    def _can_keep(self, lengths: Sequence[int]) -> bool:
+        """True if some layers lie below what is trained, and computing from the states above them gives the same."""
+        if not self.adapted.frozen_layers:
+            return False
+        gap = max(kept_gap(self.adapted, words=self._model.words, tokens=tokens) for tokens in lengths)
+        if not gap < _MOST_GAP:  # NaN fails too
+            logger.warning(
+                "study %s: on this backbone a gradient from kept states is off by %.1g, so all layers are computed in "
+                "every step",
+                self._study.name,
+                gap,
+            )
+        return gap < _MOST_GAP
+
+    @contextmanager
+    def _kept_or_not(self) -> Iterator[None]:
+        """Goes on without kept states if they cannot be kept: a step needs none."""
+        try:
+            yield
+        except (OSError, FileDamaged, NoRoom) as err:
+            logger.warning("study %s: no states are kept, so all layers are computed: %s", self._study.name, err)
+            self._kept = self._states = None
 
     def _load(self) -> Examples:
         if self._examples is None:

@@ -120,8 +120,11 @@ class WarmModel:
             from .workers import Workers
 
             return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
+        from ..data.kept_files import KeptStates
         from .known_shapes import KnownShapes
         from .trainer import Trainer
+
+        most = limits.kept_states_bytes
 
         return Trainer(
             study,
@@ -132,6 +135,7 @@ class WarmModel:
             max_rows=limits.max_rows_per_batch,
             threads=limits.threads,
             known=None if self._home is None else KnownShapes(self._home),
+            kept=KeptStates(home=self._home, study_hash=study.study_hash, most_bytes=most) if most else None,
         )
 
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,6 +74,22 @@ class Workers:
     def pids(self) -> tuple[int, ...]:
         """Process ids, the leading one first; empty while none run."""
         return () if self._running is None else self._running.pids
+
+    @property
+    def is_warm(self) -> bool:
+        """True: workers gather all layers together in every pass, and keep no states."""
+        return True
+
+    @property
+    def starts_from(self) -> Literal["tokens", "kept states"]:
+        """See `Trainer`."""
+        return "tokens"
+
+    def look_at_kept(self) -> None:
+        """Does nothing, see `is_warm`."""
+
+    def keep(self, *, seconds: float) -> None:
+        """Does nothing, see `is_warm`."""
 
     def release(self, state: np.ndarray, round_number: int) -> np.ndarray:
         """Computes the same as `Trainer.release`.

@@ -27,6 +27,7 @@ from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, foretell, pooled, record_losses
+from . import resuming
 from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
@@ -143,6 +144,8 @@ class AdaptedModel(nn.Module):
             plus `.lora_A` / `.lora_B`, a bank's `<bank>.gate_up_proj.lora_B` and so on, the head's `head.weight`.
         slot: where a clipper puts the collector of the microbatch in progress.
         rows: where `forward` tells the shape of its batch.
+        frozen_layers: how many decoder layers lie below everything that is trained; 0 if there are none, or it is not
+            known. What they give for a record never changes, and can be kept (`entering`).
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class AdaptedModel(nn.Module):
             found[HEAD_WEIGHT] = head.weight
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
+        self.frozen_layers = resuming.frozen_layers(model, self.adapters)
 
     @property
     def expert_layers(self) -> tuple[int, ...]:
@@ -197,12 +201,34 @@ class AdaptedModel(nn.Module):
             raise InvalidAdapter("the adapted model has no head to classify with")
         return cast(Tensor, self.head(pooled(self.model, ids_RT)))
 
-    def losses(self, ids_RT: Tensor, targets: Tensor) -> Tensor:
+    def entering(self, ids_RT: Tensor) -> Tensor:
+        """[R, T, D], the states that enter the lowest adapted layer: the same for a record at any state of training.
+
+        Raises:
+            InvalidAdapter: something is trained below all layers, so there are no such states.
+        """
+        if not self.frozen_layers:
+            raise InvalidAdapter("no layer lies below what is trained: there is nothing to keep")
+
+        def run() -> None:
+            if self.head is not None:
+                pooled(self.model, ids_RT)
+            else:
+                self.model.model(input_ids=ids_RT, use_cache=False)
+
+        return resuming.entering(self.model, run, self.frozen_layers)
+
+    def losses(self, ids_RT: Tensor, targets: Tensor, entering_RTD: Tensor | None = None) -> Tensor:
         """[R], what each record adds to the loss, in nats.
 
         Args:
             targets: with a head, [R] labels, 0 or 1; without, bool [R, T], which tokens are a record's completion.
+            entering_RTD: what `entering` gave for these records; the layers below are then not computed. States behind
+                a record's last token may be any finite numbers. None computes all layers.
         """
+        if entering_RTD is not None:
+            with resuming.resumed(self.model, entering_RTD, self.frozen_layers):
+                return self.losses(ids_RT, targets)
         if self.head is None:
             # A collector is there where records of several units share a batch.
             tile = None if self.slot.collector is None else _FORETOLD

@@ -96,6 +96,48 @@ def microbatches(rows_of_unit: Sequence[Integers], used_of_row: Integers, shapes
             first, done = end, int(ends[end - 1])
 
 
+def batch_states(states_of_row: Sequence[Tensor], batch: Batch) -> Tensor:
+    """[rows, length, D], kept states [tokens, D] of the rows of a batch in its shape; zeros where none are kept."""
+    first = states_of_row[0]
+    filled = first.new_zeros(batch.num_rows, batch.length, first.shape[-1])
+    for place, states in enumerate(states_of_row):
+        filled[place, : len(states)] = states
+    return filled
+
+
+def entering_states(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    used_of_row: Integers,
+    shapes: BatchShapes,
+    *,
+    threads: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Computes, row by row, the states [tokens, D] that enter the lowest adapted layer; see `AdaptedModel.entering`.
+
+    A row is computed as a unit of its own, in the shape that its own length asks for: what is kept of it does not
+    depend on other rows, down to the last bit. For units of one row they are the bits that a step would compute.
+
+    Args:
+        threads: of the arithmetic; those of the step that the states are for. None: those of `shapes`.
+
+    Yields:
+        Numbers of rows, each once, with their states.
+    """
+    device = next(iter(adapted.trained.values())).device
+    for batch in microbatches([np.array([row]) for row in range(len(ids))], used_of_row, shapes):
+        rows = np.concatenate(batch.rows_of_unit)
+        own = ids[rows, : batch.length]
+        filled = np.zeros((batch.num_rows, batch.length), dtype=np.int64)
+        filled[: len(rows), : own.shape[1]] = own
+        owners = Collector(torch.arange(batch.num_rows, device=device), batch.num_rows, batch.length)
+        # As in a step: with owners of tokens, and with autograd, of which nothing below an adapter has any.
+        with thread_count(threads or shapes.threads), torch.enable_grad(), adapted.slot.filled(owners):
+            states_RTD = adapted.entering(torch.as_tensor(filled, device=device)).cpu()
+        for row, states_TD in zip(rows.tolist(), states_RTD, strict=False):
+            yield row, states_TD[: int(used_of_row[row])].clone()
+
+
 def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_records: int) -> BatchShapes:
     """The shapes in which this machine computes the rows of a batch independently of each other, bit for bit.
 

@@ -45,7 +45,9 @@ _COUPLING_SETTINGS = (
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[int] = (_TOKENS,)) -> None:
+def refuse_dependence(
+    adapted: AdaptedModel, *, words: int, lengths: Sequence[int] = (_TOKENS,), are_kept: bool = False
+) -> None:
     """Runs all checks of this module on a model and its own losses; the model is left as it was.
 
     Without a head, all of a probe but its first word is a completion.
@@ -53,6 +55,7 @@ def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[in
     Args:
         words: size of the vocabulary; probes are made of the words 1 to words - 1.
         lengths: of the probes in tokens, 2 or more; one for each way in which the architecture treats positions.
+        are_kept: True for a model that is also trained from kept states: gradients are watched on that path too.
 
     Raises:
         UnitsCoupled: naming the module, setting, adapter or loss through which rows depend on each other; or there is
@@ -72,12 +75,42 @@ def refuse_dependence(adapted: AdaptedModel, *, words: int, lengths: Sequence[in
             run = losses if adapted.head is None else adapted.classify
             refuse_mixing(adapted, run, words=words, tokens=tokens)
             refuse_moving_gradients(adapted, losses, words=words, tokens=tokens)
+            if are_kept:
+                refuse_moving_gradients(adapted, partial(_kept_losses, adapted), words=words, tokens=tokens)
 
 
-def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
+def kept_gap(adapted: AdaptedModel, *, words: int, tokens: int = _TOKENS) -> float:
+    """Computes one record's gradient in full and from kept states, and returns how far they are apart.
+
+    That is the L2 norm of the difference over that of the gradient, at made-up records and numbers; nan if neither is
+    finite. The model is left as it was.
+    """
+    record = _batches(words, tokens, adapted)["left out"]
+    with _away_from_start(adapted):
+        whole, resumed = (
+            unit_gradient(adapted, partial(run, adapted), record) for run in (_probe_losses, _kept_losses)
+        )
+    apart, size = (
+        torch.stack([part.norm() for part in parts]).norm()
+        for parts in ([resumed[name] - grad for name, grad in whole.items()], whole.values())
+    )
+    return float(apart / size)
+
+
+def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor, entering_RTD: Tensor | None = None) -> Tensor:
     """[R], with labels that are equal in the first and last of an odd number of rows."""
-    is_label = adapted.head is not None
-    return adapted.losses(ids_RT, torch.arange(len(ids_RT), device=ids_RT.device) % 2 if is_label else ids_RT > 0)
+    targets = torch.arange(len(ids_RT), device=ids_RT.device) % 2 if adapted.head is not None else ids_RT > 0
+    return adapted.losses(ids_RT, targets, entering_RTD)
+
+
+def _kept_losses(adapted: AdaptedModel, ids_RT: Tensor) -> Tensor:
+    """[R], the same from states that were computed of each row by itself."""
+    collector, adapted.slot.collector = adapted.slot.collector, None  # its owners are those of the whole batch
+    try:
+        states = [adapted.entering(ids_RT[row : row + 1]) for row in range(len(ids_RT))]
+    finally:
+        adapted.slot.collector = collector
+    return _probe_losses(adapted, ids_RT, torch.cat(states))
 
 
 def refuse_coupled_modules(model: nn.Module) -> None:

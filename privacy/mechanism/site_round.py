@@ -5,6 +5,7 @@ Privacy unit: all records of one unit id, added or removed together.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ...models.adapters import AdaptedModel
 from ...models.errors import StateMismatch
 from ..errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from . import adaptive_clipping
-from .batches import ONE_BY_ONE, Batch, BatchShapes, microbatches, thread_count, used_tokens
+from .batches import ONE_BY_ONE, Batch, BatchShapes, batch_states, microbatches, thread_count, used_tokens
 from .clipping import MAX_UNITS, PerUnitClipper
 from .noise import MAX_SIGMA
 from .opacus_optimizer import LoRADPOptimizer, RingNoise, StepHook
@@ -106,6 +107,7 @@ def round_release(
     shapes: BatchShapes = ONE_BY_ONE,
     source: RandomBytes = os.urandom,
     group: WorkerGroup = _ALONE,
+    entering: Sequence[torch.Tensor] | None = None,
 ) -> Integers:
     """Computes a site's release for a round that begins at `state`: int64, as long as `state`.
 
@@ -118,6 +120,7 @@ def round_release(
         shapes: of the batches, as `batches.probed_shapes` found them here.
         state: the trained parameters in the order of `adapted.layout`; then, with adaptive clipping, the logarithm of
             the threshold over `terms.clip_norm`.
+        entering: as in `private_release`.
 
     Raises:
         StateMismatch: the state is not finite or of another length.
@@ -132,7 +135,7 @@ def round_release(
     adapted.load_state(weights)
     release = partial(
         private_release, adapted, ids, targets, unit_of_row, terms=terms, shapes=shapes, source=source,
-        log_clip=log_clip, group=group,
+        log_clip=log_clip, group=group, entering=entering,
     )  # fmt: skip
     total = release()
     if terms.local.steps == 1:
@@ -168,6 +171,7 @@ def private_release(
     on_step: StepHook | None = None,
     log_clip: float = 0.0,
     group: WorkerGroup = _ALONE,
+    entering: Sequence[torch.Tensor] | None = None,
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
@@ -190,9 +194,13 @@ def private_release(
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
         group: processes that compute parts of the sum, at the state that `adapted` has here.
+        entering: of each row, [tokens, width]: the states of its tokens that enter the lowest adapted layer, as
+            `batches.entering_states` computes them; each a function of that row alone. Only those of the sample are
+            read. None computes all layers. Only for a group of one.
 
     Raises:
-        BatchMalformed: the arrays do not fit together, or there are more units than an exact sum can hold.
+        BatchMalformed: the arrays do not fit together, or there are more units than an exact sum can hold; or states
+            are given to a group, whose other processes compute all layers.
         SourceRefused: a mode with noise and a source other than the operating system's.
         UnprotectedGradient: something trainable is out of the clipper's reach.
     """
@@ -203,6 +211,11 @@ def private_release(
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
+    if entering is not None and (len(entering) != len(ids) or group.size > 1):
+        raise BatchMalformed(
+            f"kept states of {len(entering)} rows for {len(ids)} rows and {group.size} processes: need those of each "
+            "row, and one process"
+        )
     used = used_tokens(ids, targets)
     shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), group.size)
     passes = max(sum(1 for _ in microbatches(share, used, shapes)) for share in shares)
@@ -210,7 +223,7 @@ def private_release(
     optimizer.attach_step_hook(on_step)
     try:
         group.begin([_part(adapted, ids, targets, share, passes, log_clip, shapes) for share in shares[1:]])
-        _sum_up(adapted, ids, targets, shares[0], passes, terms, shapes, optimizer)
+        _sum_up(adapted, ids, targets, shares[0], passes, terms, shapes, optimizer, entering)
         for total in group.finish():
             optimizer.include(total)
         return optimizer.release()
@@ -292,13 +305,14 @@ def _sum_up(
     terms: ReleaseTerms,
     shapes: BatchShapes,
     optimizer: LoRADPOptimizer,
+    entering: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """Adds the clipped gradients of these units, in exactly `passes` passes over the model."""
     batches = list(microbatches(rows_of_unit, used_tokens(ids, targets), shapes))
     # How a matrix product is split among threads decides its order of additions: without noise, steps are to repeat.
     with torch.enable_grad(), thread_count(1 if terms.mode == "none" else shapes.threads):
         for batch in batches:
-            _accumulate(adapted, ids, targets, batch, optimizer)
+            _accumulate(adapted, ids, targets, batch, optimizer, entering)
         for _ in range(passes - len(batches)):
             _pass_idly(adapted)
 
@@ -333,6 +347,7 @@ def _accumulate(
     targets: npt.NDArray[np.generic],
     batch: Batch,
     optimizer: LoRADPOptimizer,
+    entering: Sequence[torch.Tensor] | None,
 ) -> None:
     rows, sizes = np.concatenate(batch.rows_of_unit), np.array([len(own) for own in batch.rows_of_unit])
     device = next(iter(adapted.trained.values())).device
@@ -343,8 +358,10 @@ def _accumulate(
         missing = [(0, full - there) for full, there in zip((batch.num_rows, batch.length), values.shape, strict=False)]
         return torch.as_tensor(np.pad(values, missing), device=device)
 
+    # Read before the microbatch is open: what is found damaged is computed anew, by the model.
+    states = None if entering is None else batch_states([entering[row] for row in rows], batch).to(device)
     with optimizer.clipper.microbatch(np.repeat(batch.units, sizes), batch.length, num_rows=batch.num_rows):
-        by_row = adapted.losses(filled(ids[rows]), filled(targets[rows]))
+        by_row = adapted.losses(filled(ids[rows]), filled(targets[rows]), states)
         share = filled(np.repeat(1 / sizes, sizes)).to(by_row)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.accumulate()

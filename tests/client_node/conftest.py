@@ -233,9 +233,9 @@ def one_probe_a_kind_of_model() -> Iterator[None]:
     """Probes a model for coupled units once, not for every node that loads it: a third of a second each."""
     probe, passed = trainer.refuse_dependence, set()
 
-    def probe_once(adapted: AdaptedModel, *, words: int, lengths: tuple[int, ...]) -> None:
-        if (kind := (repr(adapted), words, lengths)) not in passed:
-            probe(adapted, words=words, lengths=lengths)
+    def probe_once(adapted: AdaptedModel, *, words: int, lengths: tuple[int, ...], are_kept: bool) -> None:
+        if (kind := (repr(adapted), words, lengths, are_kept)) not in passed:
+            probe(adapted, words=words, lengths=lengths, are_kept=are_kept)
             passed.add(kind)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -60,6 +60,8 @@ aggregators = ["agg-a", "agg-b", "agg-c"]
 class QuietModel(WarmModel):
     """No model: a contribution of noise alone."""
 
+    is_warm, starts_from = True, "tokens"
+
     def load(self, study: Study, policy: SitePolicy) -> "QuietModel":  # type: ignore[override]
         return self
 

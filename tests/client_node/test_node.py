@@ -2,14 +2,17 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.client_node.approval import study_decisions
 from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.approval.study_decisions import approve_study, propose
+from confide.client_node.data import kept_files
 from confide.client_node.enrolment.protocol import Enrolment
 from confide.client_node.errors import (
     ChargeRefused,
@@ -30,7 +33,7 @@ from confide.client_node.replay.following import round_start
 from confide.client_node.shares.aggregator import AggregatorRole
 from confide.client_node.study.study import Study
 from confide.client_node.training import warm_model
-from confide.client_node.training.public_time import PublicTimes
+from confide.client_node.training.public_time import LEAST_S, PublicTimes
 from confide.client_node.training.trainer import Trainer
 from confide.client_node.training.warm_model import WarmModel
 from confide.client_node.wire.messages import (
@@ -482,6 +485,92 @@ def test_answers_and_failures_leave_at_one_public_time(desk, monkeypatch):
     with pytest.raises(StepFailed):
         desk.step(4)
     assert [*answered, now[0]] == pytest.approx([1.0, 2.0, 3.0, 4.0])
+
+
+LAST_LAYER = ('seed = "thyroid-1"', 'seed = "thyroid-1"\nlayers = [1]')
+
+
+def kept_in(desk: Desk) -> list[Path]:
+    return [file for file in (desk.site.home / kept_files.FOLDER).rglob("*") if file.is_file()]
+
+
+def test_states_are_kept_before_round_1_and_go_with_the_run(site):
+    desk = make_desk(site, LAST_LAYER)
+    prepare(desk)
+    assert len(kept_in(desk)) == 1
+    model = desk.node._site._model.load(desk.study, load_policy(site.home))
+    assert model.starts_from == "kept states"
+    assert not desk.charges()
+    opened(desk, desk.step())
+    assert desk.charges() == ["reserve"]
+    settle = Settle(to="svi", study=desk.study.study_hash, run=RUN, lease=1, outcomes=(), final=True, ledger_from=0)
+    desk.ask("settle", settle)
+    assert not kept_in(desk)
+    prepare_run(desk, "second")
+    assert len(kept_in(desk)) == 1
+
+
+def test_states_stay_while_another_run_of_the_study_is_under_way_and_go_with_the_approval(site):
+    desk = roomy_desk(site, LAST_LAYER, runs=2)
+    prepare_run(desk, "first")
+    prepare_run(desk, "second")
+    settle = Settle(to="svi", study=desk.study.study_hash, run="first", lease=1, outcomes=(), final=True, ledger_from=0)
+    desk.ask("settle", settle)
+    assert kept_in(desk)
+    study_decisions.revoke_study(site.home, desk.study.study_hash)
+    assert not kept_in(desk)
+
+
+def test_looking_for_and_computing_states_lasts_until_public_times(site, monkeypatch):
+    desk, now, parts = make_desk(site, LAST_LAYER), [0.0], []
+    desk.node._site._times = PublicTimes(site.home, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))
+    true_look, true_keep = Trainer.look_at_kept, Trainer.keep
+
+    def look(self):
+        now[0] += 0.3
+        true_look(self)
+
+    def keep(self, *, seconds):
+        parts.append(seconds)
+        now[0] += 1.5
+        true_keep(self, seconds=seconds)
+
+    monkeypatch.setattr(Trainer, "look_at_kept", look)
+    monkeypatch.setattr(Trainer, "keep", keep)
+    prepare(desk)
+    assert parts == [desk.study.draft.rounds.deadline_s / 2]
+    times = json.loads((site.home / "answer-times.json").read_text())["seconds"]
+    kinds = {name.partition("/")[2]: seconds for name, seconds in times.items()}
+    assert kinds["kept states computed"] >= 1.8  # with another look
+    assert kinds["kept states looked for"] >= 0.3
+    read = LEAST_S  # the table, before a charge
+    assert now[0] == pytest.approx(kinds["kept states computed"] + kinds["kept states looked for"] + read)
+
+
+def test_until_all_states_are_kept_steps_compute_all_layers(site, monkeypatch):
+    desk = make_desk(site, LAST_LAYER)
+    monkeypatch.setattr(Trainer, "keep", lambda self, *, seconds: None)  # none in the time there is
+    prepare(desk)
+    opened(desk, desk.step())
+    model = desk.node._site._model.load(desk.study, load_policy(site.home))
+    assert (model.is_warm, model.starts_from) == (False, "tokens")
+
+
+def test_a_table_that_cannot_be_read_for_its_states_is_refused_in_one_constant_text(site, caplog):
+    desk = make_desk(site, LAST_LAYER)
+    (site.home / "patients.csv").write_text(PATIENTS_CSV.replace("34,1.5", "34,many"))
+    with pytest.raises(ChargeRefused) as refused:
+        prepare(desk)
+    assert str(refused.value) == "the site cannot charge its table as it stands; its log says why"
+    assert "many" not in caplog.text
+
+
+def test_a_limit_of_no_bytes_keeps_nothing(site):
+    site.write(("threads = 1", "threads = 1\nkept_states_bytes = 0"))
+    desk = make_desk(site, LAST_LAYER)
+    prepare(desk)
+    opened(desk, desk.step())
+    assert not (site.home / kept_files.FOLDER).exists()
 
 
 def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:

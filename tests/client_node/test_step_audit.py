@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from confide.client_node import step_audit
 from confide.client_node.approval import charges
 from confide.client_node.cli.main import app
+from confide.client_node.data import kept_files
 from confide.client_node.errors import NothingToAudit
 from confide.client_node.policy import load_policy
 from confide.client_node.training import trainer
@@ -24,7 +25,10 @@ def audited(desk: Desk) -> step_audit.StepAudit:
     return step_audit.audit_step(desk.site.home, desk.study.study_hash)
 
 
-@pytest.fixture(params=["fixed", "adaptive", "local"])
+LAST_LAYER = ('seed = "thyroid-1"', 'seed = "thyroid-1"\nlayers = [1]')
+
+
+@pytest.fixture(params=["fixed", "adaptive", "local", "from kept states"])
 def desk(site: Site, request) -> Desk:
     changes = {
         "fixed": (),
@@ -33,6 +37,7 @@ def desk(site: Site, request) -> Desk:
             ('mode = "distributed"', 'mode = "local"\nlocal_steps = 3'),
             ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.1"),
         ),
+        "from kept states": (LAST_LAYER,),
     }
     return make_desk(site, *changes[request.param])
 
@@ -42,6 +47,21 @@ def test_the_true_step_is_what_was_charged(desk: Desk):
     assert found.check.findings == ()
     assert not found.is_charged
     assert [entry.kind for entry in desk.ledger.entries()] == ["open"]  # nothing was charged
+
+
+def test_the_audit_takes_the_path_that_a_round_takes_and_leaves_nothing_of_the_record(site: Site, monkeypatch):
+    taken = []
+    true_release = trainer.Trainer.release
+
+    def noted(self, *args):
+        taken.append(self.starts_from)
+        return true_release(self, *args)
+
+    monkeypatch.setattr(trainer.Trainer, "release", noted)
+    found = step_audit.audit_step(site.home, make_desk(site, LAST_LAYER).study.study_hash, rounds=2)
+    assert found.check.rounds == 2
+    assert taken == ["kept states"] * 2
+    assert not (site.home / kept_files.FOLDER).exists()
 
 
 def test_noise_is_expected_from_the_ledger_and_not_from_the_code(site: Site, monkeypatch):

@@ -9,6 +9,7 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.heads.pooling import PooledHead
+from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, entering_states, used_tokens
 
 from ..models.tiny import tiny_deepseek
 
@@ -48,11 +49,13 @@ def adapted_tiny(
     rank: int = 4,
     experts: int = 4,
     base: DeepseekV3ForCausalLM | None = None,
+    layers: tuple[int, ...] | None = None,
 ) -> AdaptedModel:
     """An adapted model away from its start, where half of the gradients would vanish.
 
     Args:
         base: to adapt instead of a fresh one; `dtype` and `experts` say what it is.
+        layers: with the last alone, steps can start from kept states.
     """
     model = base or tiny_deepseek(experts=experts, dtype=dtype)
     g, exact = torch.Generator().manual_seed(3), torch.promote_types(dtype, torch.float32)
@@ -61,7 +64,9 @@ def adapted_tiny(
     names = TARGETS[targets]
     # Adapted in any case, because the stock router rounds to float32 inside.
     with_router = names if "gate" in names else (*names, "gate")
-    config = AdapterConfig(rank=rank, alpha=2.0 * rank, targets=with_router, seed="s", freeze_a=freeze_a)
+    if layers is not None:
+        with_router = tuple(name for name in with_router if name != "embed_tokens")
+    config = AdapterConfig(rank=rank, alpha=2.0 * rank, targets=with_router, seed="s", freeze_a=freeze_a, layers=layers)
     adapted = attach(model, config, head)
     if "gate" not in names:
         adapted.adapters["model.layers.1.mlp.gate"].requires_grad_(False)
@@ -132,9 +137,20 @@ def norm_of(total: dict[str, torch.Tensor]) -> float:
     return float(torch.stack([t.norm() for t in total.values()]).norm())
 
 
-def completing_tiny(*, dtype: torch.dtype = torch.float32) -> AdaptedModel:
+def kept_states(
+    adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes = ONE_BY_ONE
+) -> list[torch.Tensor] | None:
+    """The states of each record, as a site keeps them; None where all layers are trained."""
+    if not adapted.frozen_layers:
+        return None
+    found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes))
+    return [found[row] for row in range(len(ids))]
+
+
+def completing_tiny(*, dtype: torch.dtype = torch.float32, layers: tuple[int, ...] | None = None) -> AdaptedModel:
     """An adapted model that writes completions, away from its start."""
-    config = AdapterConfig(rank=3, alpha=6.0, targets=("o_proj", "down_proj", "experts", "gate"), seed="s")
+    targets = ("o_proj", "down_proj", "experts", "gate")
+    config = AdapterConfig(rank=3, alpha=6.0, targets=targets, seed="s", layers=layers)
     adapted = attach(tiny_deepseek(dtype=dtype), config)
     adapted.load_state(np.random.default_rng(1).normal(size=adapted.layout.dim) * 0.2)
     return adapted

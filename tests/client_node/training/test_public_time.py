@@ -32,7 +32,9 @@ class Clock:
 
 
 class Model:
-    """Stands for a loaded model: only its identity counts."""
+    """Stands for a loaded model: only its identity counts, and what its steps start from."""
+
+    starts_from = "tokens"
 
 
 @pytest.fixture
@@ -194,3 +196,27 @@ def test_it_sleeps_on_when_it_wakes_too_early(site, clock, study, policy):
     long = policy.model_copy(update={"limits": policy.limits.model_copy(update={"answer_s": 4.0})})
     assert took(times, clock, study, long, Model(), 1.0) == pytest.approx(4.0)
     assert len(naps) > 2
+
+
+def test_steps_from_kept_states_have_a_time_of_their_own(times, clock, study, policy):
+    model = Model()
+    for seconds in (9.0, 9.0):
+        took(times, clock, study, policy, model, seconds)
+    model.starts_from = "kept states"
+    assert took(times, clock, study, policy, model, 0.5) < 0.8
+    assert took(times, clock, study, policy, model, 0.2) == took(times, clock, study, policy, model, 0.4) < 0.8
+    model.starts_from = "tokens"
+    assert took(times, clock, study, policy, model, 0.2) > 9.0
+
+
+def test_looking_for_kept_states_and_computing_them_last_until_public_times(times, clock, study, policy):
+    def took_kept(part: str, seconds: float) -> float:
+        before = clock.now
+        with times.kept(study, policy, part):
+            clock.pass_(seconds)
+        return clock.now - before
+
+    first = took_kept("computed", 5.0)
+    assert first >= 5.0
+    assert took_kept("computed", 1.0) == pytest.approx(first)
+    assert took_kept("looked for", 0.5) < 0.8

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from confide.client_node.data.kept_files import KeptStates
 from confide.client_node.data.records import read
 from confide.client_node.policy.site_policy import load_policy
 from confide.client_node.study.terms import StudyDraft
@@ -26,7 +27,7 @@ from ..test_node import Desk, make_desk
 BINS = 20
 
 
-def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
+def new_trainer(desk: Desk, *, max_rows: int = 64, kept: KeptStates | None = None) -> Trainer:
     policy = load_policy(desk.site.home)
     return Trainer(
         desk.study,
@@ -36,6 +37,7 @@ def new_trainer(desk: Desk, *, max_rows: int = 64) -> Trainer:
         site_noise=desk.study.site_noise(desk.study.planned_round(1)),
         max_rows=max_rows,
         threads=1,
+        kept=kept,
     )
 
 
@@ -146,6 +148,9 @@ def test_another_number_of_trained_parameters_is_refused(site: Site):
 NONE = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
 
 
+LAST_LAYER = ('seed = "thyroid-1"', 'seed = "thyroid-1"\nlayers = [1]')
+
+
 def text_desk(site: Site, *changes: tuple[str, str], kind=TEXT, table: str = NOTES_CSV) -> Desk:
     """A desk whose study learns to write the findings of `NOTES_CSV`, or what else the table holds."""
     save_text_backbone(site.home / "backbone")
@@ -175,12 +180,16 @@ def written(desk: Desk, state: np.ndarray) -> list[tuple[bool, float]]:
     return found
 
 
+@pytest.mark.parametrize("layers", [None, LAST_LAYER], ids=["all layers", "from kept states"])
 @pytest.mark.parametrize(
     ("kind", "table"), [(TEXT, NOTES_CSV), ((*TEXT, TURNS), NOTES_CSV), (CHAT, CHAT_CSV)], ids=["text", "turns", "chat"]
 )
-def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site: Site, kind, table: str):
-    desk = text_desk(site, *NONE, kind=kind, table=table)
-    got = new_trainer(desk).release(np.zeros(desk.study.dim, np.float32), 1) * 2.0**-desk.study.scale_bits
+def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site: Site, kind, table: str, layers):
+    desk = text_desk(site, *NONE, *([] if layers is None else [layers]), kind=kind, table=table)
+    trainer = new_trainer(desk, kept=KeptStates(home=None, study_hash="s", most_bytes=2**20))
+    trainer.keep(seconds=60)
+    assert trainer.starts_from == ("tokens" if layers is None else "kept states")
+    got = trainer.release(np.zeros(desk.study.dim, np.float32), 1) * 2.0**-desk.study.scale_bits
     model = load_study_model(desk.study.draft, desk.site.home / "backbone")
     examples = model.examples(read(load_policy(site.home), desk.study))
     total = np.zeros(desk.study.dim)

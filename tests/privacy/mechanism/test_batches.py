@@ -18,7 +18,7 @@ from confide.privacy.mechanism.clipping import grid_of
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 
-from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny
+from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, kept_states
 from ..sabotage import padded_to_the_longest, products_by_group
 
 TERMS = ReleaseTerms(**{**PLAIN, "clip_norm": 1.0, "max_rows_per_batch": 64, "max_records_per_unit": 4})
@@ -81,6 +81,81 @@ def test_options_of_a_study_change_nothing_of_it(changes):
     without = clipped(adapted, state, ids, targets, sizes, everybody[1:], shapes=shapes, terms=terms)
     own = clipped(adapted, state, ids, targets, sizes, everybody[:1], shapes=shapes, terms=terms)
     np.testing.assert_array_equal(total - without, own)
+
+
+LAST = {
+    "completions": lambda: completing_tiny(layers=(1,)),
+    "head": lambda: adapted_tiny("head", layers=(1,)),
+    "experts": lambda: adapted_tiny("experts", layers=(1,)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shapes", ["batches", "one by one"])
+@pytest.mark.parametrize("name", LAST)
+def test_from_kept_states_a_unit_takes_exactly_its_own_clipped_gradient_with_it_too(name, shapes):
+    adapted = LAST[name]()
+    assert adapted.frozen_layers == 1
+    used = shapes_for(adapted) if shapes == "batches" else ONE_BY_ONE
+    assert bool(used.rows_of_length) == (shapes == "batches")
+    ids, targets, sizes = records(adapted, 9)
+    units, terms = np.repeat(np.arange(9), sizes), replace(TERMS, scale_bits=40)
+    kept = kept_states(adapted, ids, targets, used)
+    for seed in (0, 1):
+        adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(seed)))
+
+        def sum_of(rows):
+            entering = [kept[row] for row in np.flatnonzero(rows)]
+            return private_release(
+                adapted, ids[rows], targets[rows], units[rows], terms=terms, shapes=used, entering=entering
+            )
+
+        total = sum_of(units >= 0)
+        for unit in (0, 4, 8):
+            own = sum_of(units == unit)
+            assert np.abs(total - sum_of(units != unit) - own).max() <= 2  # of three roundings
+            assert np.linalg.norm(own) <= 2.0**40 * TERMS.clip_norm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAST)
+def test_from_kept_states_the_sum_is_that_of_all_layers(name):
+    adapted = LAST[name]()
+    used = shapes_for(adapted, 1)
+    ids, targets, _ = records(adapted, 20)
+    kept = kept_states(adapted, ids, targets, used)
+    for seed in (0, 1):
+        adapted.load_state(made_up_state(adapted.layout, np.random.default_rng(seed)))
+        everybody = np.arange(len(ids))
+        terms = replace(TERMS, scale_bits=40, max_records_per_unit=1)
+        plain, resumed = (
+            private_release(adapted, ids, targets, everybody, terms=terms, shapes=used, entering=entering)
+            for entering in (None, kept)
+        )
+        assert plain.any()
+        if name == "head":
+            np.testing.assert_array_equal(resumed, plain)
+        # Padding may go to other experts, and adds nothing there; but an expert's product is rounded by its tokens.
+        assert np.linalg.norm(resumed - plain) <= 5e-7 * np.linalg.norm(plain)
+
+
+def test_what_is_kept_of_a_record_does_not_depend_on_other_records():
+    adapted = completing_tiny(layers=(1,))
+    used = shapes_for(adapted)
+    ids, targets, _ = records(adapted, 15)
+    together = kept_states(adapted, ids, targets, used)
+    for row in (0, 3, len(ids) - 1):
+        (alone,) = kept_states(adapted, ids[[row]], targets[[row]], used)
+        assert torch.equal(alone, together[row])
+        assert alone.shape == (used_tokens(ids, targets)[row], 32)
+
+
+def test_kept_states_of_other_rows_or_for_several_processes_are_refused():
+    adapted = completing_tiny(layers=(1,))
+    ids, targets, _ = records(adapted, 3)
+    kept = kept_states(adapted, ids, targets)
+    with pytest.raises(BatchMalformed, match="those of each row"):
+        private_release(adapted, ids, targets, np.arange(len(ids)), terms=TERMS, entering=kept[1:])
 
 
 def test_one_unit_at_a_time_needs_no_test_of_the_machine():

@@ -166,7 +166,7 @@ def test_a_model_that_writes_completions_and_mixes_rows_is_refused(leak):
 
 def test_a_loss_on_completions_that_is_a_mean_over_rows_is_refused(monkeypatch):
     adapted, by_row = completing_tiny(), AdaptedModel.losses
-    monkeypatch.setattr(AdaptedModel, "losses", lambda self, ids, targets: by_row(self, ids, targets) / len(ids))
+    monkeypatch.setattr(AdaptedModel, "losses", lambda self, ids, *more: by_row(self, ids, *more) / len(ids))
     with pytest.raises(UnitsCoupled):
         refuse_dependence(adapted, words=VOCABULARY)
 

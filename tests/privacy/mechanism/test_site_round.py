@@ -12,25 +12,30 @@ from confide.privacy.mechanism.sampling import SeededBytes
 from confide.privacy.mechanism.site_round import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
 from ...models.tiny import random_ids
-from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, labels_for
+from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, kept_states, labels_for
 
 PRIVATE = {**PLAIN, "mode": "distributed", "site_noise_int": 1 << 20}
 
 
+LAYERS = pytest.mark.parametrize("layers", [None, (1,)], ids=["all layers", "from kept states"])
+
+
 def release(adapted, ids, units, terms=None, **kwargs):
-    labels = labels_for(len(ids)).numpy()
-    return private_release(
-        adapted, ids.numpy(), labels, units, terms=ReleaseTerms(**{**PLAIN, **(terms or {})}), **kwargs
-    )
+    """From kept states, if some layers are frozen."""
+    ids, labels = ids.numpy(), labels_for(len(ids)).numpy()
+    entering = kept_states(adapted, ids, labels)
+    terms = ReleaseTerms(**{**PLAIN, **(terms or {})})
+    return private_release(adapted, ids, labels, units, terms=terms, entering=entering, **kwargs)
 
 
 def flat(adapted, total):
     return np.concatenate([total[name].numpy().ravel() for name in adapted.layout.names])
 
 
+@LAYERS
 @pytest.mark.usefixtures("bare_clip")
-def test_release_is_the_rounded_clipped_sum_whatever_the_microbatches():
-    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(9)
+def test_release_is_the_rounded_clipped_sum_whatever_the_microbatches(layers):
+    adapted, ids = adapted_tiny(dtype=torch.float64, layers=layers), random_ids(9)
     ids[3, 5:] = 0
     units = np.array(["b", "a", "b", "c", "d", "e", "b", "f", "a"])
     want = flat(adapted, clipped_loop(adapted, ids, labels_for(9), units, C)[0]) * 2**BITS
@@ -40,15 +45,17 @@ def test_release_is_the_rounded_clipped_sum_whatever_the_microbatches():
         assert np.abs(got - want).max() <= 0.5 + 1e-3
 
 
-def test_no_bound_gives_the_plain_sum_of_means_over_units():
-    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(4)
+@LAYERS
+def test_no_bound_gives_the_plain_sum_of_means_over_units(layers):
+    adapted, ids = adapted_tiny(dtype=torch.float64, layers=layers), random_ids(4)
     units = np.array([0, 1, 0, 2])
     want = flat(adapted, clipped_loop(adapted, ids, labels_for(4), units, 1e9)[0]) * 2**BITS
     assert np.abs(release(adapted, ids, units, {"clip_norm": None}) - want).max() <= 0.5 + 1e-3
 
 
-def test_step_without_noise_repeats_bit_for_bit_with_its_seed():
-    adapted, ids = adapted_tiny(freeze_a=False), random_ids(20)
+@LAYERS
+def test_step_without_noise_repeats_bit_for_bit_with_its_seed(layers):
+    adapted, ids = adapted_tiny(freeze_a=False, layers=layers), random_ids(20)
     terms = {"sample_rate": 0.5, "max_rows_per_batch": 7}
 
     def once(seed):
@@ -66,17 +73,19 @@ def test_step_without_noise_repeats_bit_for_bit_with_its_seed():
     assert once(b"two").tobytes() != first.tobytes()
 
 
-def test_noise_has_the_agreed_std_and_sits_on_the_clipped_sum():
-    adapted, ids = adapted_tiny(rank=16), random_ids(6)
+@LAYERS
+def test_noise_has_the_agreed_std_and_sits_on_the_clipped_sum(layers):
+    adapted, ids = adapted_tiny(rank=16, layers=layers), random_ids(6)
     without = release(adapted, ids, range(6))
     noise = release(adapted, ids, range(6), PRIVATE) - without
     assert noise.std() == pytest.approx(2**20, rel=0.04)  # over 7 standard errors
     assert abs(noise.mean()) < 7 * 2**20 / noise.size**0.5
 
 
+@LAYERS
 @pytest.mark.parametrize("rows", [0, 5])
-def test_empty_sample_gives_noise_and_counts_one_step(rows):
-    adapted = adapted_tiny(rank=16)
+def test_empty_sample_gives_noise_and_counts_one_step(rows, layers):
+    adapted = adapted_tiny(rank=16, layers=layers)
     accountant = RDPAccountant()
     hook = accountant.get_optimizer_hook_fn(sample_rate=2.0**-60)
     got = release(adapted, random_ids(rows), range(rows), {**PRIVATE, "sample_rate": 2.0**-60}, on_step=hook)
@@ -123,16 +132,19 @@ def test_units_not_records_are_sampled():
     assert seen == possible
 
 
-def test_model_is_left_as_it_was():
-    adapted, ids = adapted_tiny(), random_ids(4)
-    before = adapted.state()
+@LAYERS
+def test_model_is_left_as_it_was(layers):
+    adapted, ids = adapted_tiny(layers=layers), random_ids(4)
+    before, modules = adapted.state(), list(adapted.modules())
     release(adapted, ids, range(4), PRIVATE)
+    assert list(adapted.modules()) == modules
     np.testing.assert_array_equal(adapted.state(), before)
     assert all(p.grad is None for p in adapted.trained.values())
 
 
-def test_step_runs_inside_no_grad():
-    adapted, ids = adapted_tiny(), random_ids(4)
+@LAYERS
+def test_step_runs_inside_no_grad(layers):
+    adapted, ids = adapted_tiny(layers=layers), random_ids(4)
     with torch.no_grad():
         assert release(adapted, ids, range(4)).any()
 
@@ -187,10 +199,11 @@ def test_terms_out_of_range_are_refused(bad):
 ADAPTIVE = {"clipping": "adaptive", "clip_norm": C}
 
 
+@LAYERS
 @pytest.mark.parametrize("clip_norm", [C, LEAST_CLIP])
 @pytest.mark.parametrize("log_clip", [-1e6, -3.0, 0.0, 2.0, 1e6])
-def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_is_sent(clip_norm, log_clip):
-    adapted, ids = adapted_tiny(dtype=torch.float64), random_ids(6)
+def test_one_unit_moves_an_adaptive_release_by_at_most_a_constant_whatever_clip_is_sent(clip_norm, log_clip, layers):
+    adapted, ids = adapted_tiny(dtype=torch.float64, layers=layers), random_ids(6)
     for unit in range(6):
         own = ids[unit : unit + 1]
         moved = (
@@ -244,13 +257,14 @@ def test_a_failed_adaptive_step_leaves_no_count_behind():
 
 
 def for_round(adapted, state, ids, terms, **kwargs):
-    labels = labels_for(len(ids)).numpy()
-    terms = ReleaseTerms(**{**PLAIN, **terms})
-    return round_release(adapted, state, ids.numpy(), labels, np.arange(len(ids)), terms=terms, **kwargs)
+    ids, labels = ids.numpy(), labels_for(len(ids)).numpy()
+    terms, entering = ReleaseTerms(**{**PLAIN, **terms}), kept_states(adapted, ids, labels)
+    return round_release(adapted, state, ids, labels, np.arange(len(ids)), terms=terms, entering=entering, **kwargs)
 
 
-def test_one_step_of_a_round_is_a_private_release_at_its_state():
-    adapted, ids = adapted_tiny(), random_ids(6)
+@LAYERS
+def test_one_step_of_a_round_is_a_private_release_at_its_state(layers):
+    adapted, ids = adapted_tiny(layers=layers), random_ids(6)
     state = 0.5 * adapted.state()
     got = for_round(adapted, state, ids, {"sample_rate": 0.5}, source=SeededBytes(b"s"))
     np.testing.assert_array_equal(adapted.state(), state)
@@ -280,8 +294,9 @@ def test_a_state_that_is_not_finite_is_refused_wherever_it_is_not(entry, value):
 LOCAL = LocalSteps(steps=3, lr=0.4, head_lr=2.0, batch_units=5.0)
 
 
-def test_local_steps_give_the_sum_of_what_moved_the_copy():
-    adapted, ids = adapted_tiny(), random_ids(8)
+@LAYERS
+def test_local_steps_give_the_sum_of_what_moved_the_copy(layers):
+    adapted, ids = adapted_tiny(layers=layers), random_ids(8)
     state, source = adapted.state(), SeededBytes(b"coins")
     got = for_round(adapted, state, ids, {"local": LOCAL, "sample_rate": 0.7}, source=SeededBytes(b"coins"))
     rates = np.full(len(state), 0.4)
@@ -320,9 +335,10 @@ def test_local_steps_out_of_range_are_refused(bad):
         LocalSteps(**bad)
 
 
+@LAYERS
 @pytest.mark.parametrize("clipping", ["fixed", "adaptive"])
-def test_sum_is_projected_onto_the_ball_before_it_is_rounded(clipping):
-    adapted, ids = adapted_tiny(), random_ids(6)
+def test_sum_is_projected_onto_the_ball_before_it_is_rounded(clipping, layers):
+    adapted, ids = adapted_tiny(layers=layers), random_ids(6)
     terms = {"clipping": clipping}
     free = release(adapted, ids, range(6), terms) / 2**BITS
     radius = float(np.linalg.norm(free)) / 3
@@ -402,9 +418,10 @@ def completion_loop(adapted, ids, mask, units, clip_norm):
     return total
 
 
+@LAYERS
 @pytest.mark.usefixtures("bare_clip")
-def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alone():
-    adapted, ids = completing_tiny(dtype=torch.float64), random_ids(7).numpy()
+def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alone(layers):
+    adapted, ids = completing_tiny(dtype=torch.float64, layers=layers), random_ids(7).numpy()
     mask = np.zeros(ids.shape, dtype=np.bool_)
     for row in range(7):
         mask[row, 3 + row : 6 + row] = True
@@ -412,9 +429,8 @@ def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alon
     units = np.array([0, 1, 0, 2, 3, 4, 1])
     want = completion_loop(adapted, ids, mask, units, C) * 2**BITS
     for max_rows in (3, 100):
-        got = private_release(
-            adapted, ids, mask, units, terms=ReleaseTerms(**{**PLAIN, "max_rows_per_batch": max_rows})
-        )
+        terms = ReleaseTerms(**{**PLAIN, "max_rows_per_batch": max_rows})
+        got = private_release(adapted, ids, mask, units, terms=terms, entering=kept_states(adapted, ids, mask))
         assert np.abs(got - want).max() <= 0.5 + 1e-3
     assert np.abs(want).max() > 2**BITS * C / 100
 

@@ -1,0 +1,113 @@
+"""Computes the states that enter a model's lowest adapted layer, once a record, and gives them to each step.
+
+PRIVATE: they are the records in another form; see `kept_files`.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...models.adapters import AdaptedModel
+from ...models.records.kind import Examples
+from ...privacy.mechanism.batches import BatchShapes, entering_states, used_tokens
+from ..data.kept_files import FILE_BYTES, MARK_BYTES, StateStore
+
+
+class RecordStates(Sequence[Tensor]):
+    """The kept states of a table's records, by row: [tokens, D] each."""
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        examples: Examples,
+        shapes: BatchShapes,
+        store: StateStore,
+        *,
+        facts: Mapping[str, object],
+        threads: int | None,
+    ) -> None:
+        """Finds out which records have states; drops those of records that are not in the table.
+
+        Args:
+            facts: of all but its tokens that a record's states follow from: the backbone and what computes here.
+            threads: of the arithmetic in a step; None for those of `shapes`.
+        """
+        self._adapted, self._ids, self._shapes, self._store = adapted, examples.ids, shapes, store
+        self._threads = threads
+        self._used = used_tokens(examples.ids, examples.targets)
+        blank = adapted.entering(torch.ones(1, 2, dtype=torch.long, device=next(iter(adapted.trained.values())).device))
+        self._width, self._dtype = blank.shape[-1], blank.dtype
+        said = json.dumps({**facts, "layer": adapted.frozen_layers, "dtype": str(self._dtype)}, sort_keys=True).encode()
+        rows = zip(self._ids, self._used, strict=True)
+        self._marks = [_mark(store.key, said, ids[:used].tobytes()) for ids, used in rows]
+        store.retain({*self._marks})
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all states, once they are kept: tokens x width x bytes of a number; of equal records once."""
+        used = dict(zip(self._marks, self._used.tolist(), strict=True))
+        return int(sum(used.values()) * self._width * self._dtype.itemsize)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if every record has states."""
+        return {*self._marks} <= {*self._store.marks()}
+
+    def fill(self, *, seconds: float) -> None:
+        """Computes states of records that have none, for about so long; what is computed is kept.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        end, ready, size = time.monotonic() + seconds, dict[bytes, bytes](), 0
+        for row, states in self._computed(self._missing()):
+            ready[self._marks[row]] = data = states.contiguous().view(torch.uint8).numpy().tobytes()
+            size += len(data)
+            if size >= FILE_BYTES:
+                self._store.add(ready)
+                ready, size = {}, 0
+            if time.monotonic() > end:
+                break
+        self._store.add(ready)
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    @overload
+    def __getitem__(self, row: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, row: int | slice) -> Tensor | Sequence[Tensor]:
+        """Reads the states of a row, or computes them if they are damaged."""
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        data = self._store.read(self._marks[row])
+        shape = int(self._used[row]), self._width
+        if data is not None and len(data) == shape[0] * shape[1] * self._dtype.itemsize:
+            return torch.frombuffer(bytearray(data), dtype=self._dtype).view(shape)
+        ((_, states),) = self._computed(np.array([row]))
+        return states
+
+    def _missing(self) -> np.ndarray:
+        """Rows whose states are to be computed, the first of equal ones."""
+        first, kept = {mark: row for row, mark in reversed([*enumerate(self._marks)])}, {*self._store.marks()}
+        return np.array([row for mark, row in first.items() if mark not in kept], dtype=np.int64)
+
+    def _computed(self, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        found = entering_states(
+            self._adapted, self._ids[rows], self._used[rows], self._shapes, threads=self._threads
+        )  # fmt: skip
+        for place, states in found:
+            yield int(rows[place]), states
+
+
+def _mark(key: bytes, facts: bytes, tokens: bytes) -> bytes:
+    return blake2b(facts + b"\0" + tokens, key=key, digest_size=MARK_BYTES, person=b"record").digest()

@@ -1,0 +1,119 @@
+"""Resumes a backbone in the middle, from the states that enter its lowest adapted layer.
+
+Below its lowest adapter nothing of a model is trained. What enters that layer is therefore a function of the published
+backbone and of a record's tokens alone, in every round the same, and can be computed once.
+
+A family's own forward pass runs, with stand-ins in place of the frozen layers: the last of them gives the states, those
+before it pass on what they get. So masks, rotary angles and whatever a family does to embeddings stay its own affair,
+and a layer keeps its place in the list, by which some families choose its mask.
+
+Legend: `R` rows (records), `T` tokens, `D` model width.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InvalidAdapter
+
+
+def frozen_layers(model: Any, adapted: Collection[str]) -> int:
+    """Counts the leading decoder layers with nothing trained in them or below.
+
+    Args:
+        model: a causal language model with its adapters in place.
+        adapted: full names of the modules that took one.
+
+    Returns:
+        0 where there is nothing to keep, or where it is not known what runs before the layers: the model has no
+        list of decoder layers, something outside it is adapted (an embedding), or a layer runs at several places.
+    """
+    layers = decoder_layers(model)
+    if layers is None or len({id(layer) for layer in layers}) < len(layers):
+        return 0
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is layers)
+    if any(not name.startswith(prefix) for name in adapted):
+        return 0
+    inside = [{id(parameter) for parameter in layer.parameters()} for layer in layers]
+    if not trained <= set().union(*inside):
+        return 0
+    first = min((int(name.removeprefix(prefix).partition(".")[0]) for name in adapted), default=len(layers))
+    return next((number for number, own in enumerate(inside[:first]) if own & trained), first)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """Finds the list of a causal language model's decoder layers; None if it has none by that name."""
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    return layers if isinstance(layers, nn.ModuleList) else None
+
+
+@contextmanager
+def resumed(model: Any, states_RTD: Tensor, skipped: int) -> Iterator[None]:
+    """Computes inside as if the first `skipped` layers, 1 or more, had given these states."""
+    if states_RTD.requires_grad:
+        raise InvalidAdapter("kept states must not be trained: what lies below them is frozen")
+    layers = _layers(model)
+    below = [_Passing() for _ in range(skipped - 1)]
+    with _stood_in(model, [*below, _Giving(states_RTD), *layers[skipped:]]):
+        yield
+
+
+def entering(model: Any, run: Callable[[], object], skipped: int) -> Tensor:
+    """[R, T, D], what the first `skipped` layers, 1 or more, give in `run`, a call of `model`; the others do not run.
+
+    Raises:
+        InvalidAdapter: the last of these layers did not run, or gave something else than states.
+    """
+    layers, given = _layers(model), []
+    handle = layers[skipped - 1].register_forward_hook(lambda _layer, _inputs, output: given.append(output))
+    try:
+        with _stood_in(model, [*layers[:skipped], *(_Passing() for _ in layers[skipped:])]):
+            run()
+    finally:
+        handle.remove()
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        raise InvalidAdapter(f"layer {skipped - 1} of the backbone does not give states, and gives them once")
+    return given[0].detach()
+
+
+class _Passing(nn.Module):
+    """Stands in for a layer that is skipped: passes on the states."""
+
+    def forward(self, states_RTD: Tensor, *_: object, **__: object) -> Tensor:
+        return states_RTD
+
+
+class _Giving(nn.Module):
+    """Stands in for the last skipped layer: gives what it gave when it ran."""
+
+    def __init__(self, states_RTD: Tensor) -> None:
+        super().__init__()
+        self.states_RTD = states_RTD
+
+    def forward(self, states_RTD: Tensor, *_: object, **__: object) -> Tensor:
+        if states_RTD.shape != self.states_RTD.shape:
+            raise InvalidAdapter(
+                f"kept states of shape {tuple(self.states_RTD.shape)} where the backbone computes "
+                f"{tuple(states_RTD.shape)}"
+            )
+        return self.states_RTD
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    layers = decoder_layers(model)
+    if layers is None:
+        raise InvalidAdapter("the backbone has no list of decoder layers to resume at")
+    return layers
+
+
+@contextmanager
+def _stood_in(model: Any, layers: Sequence[nn.Module]) -> Iterator[None]:
+    own = model.model.layers
+    model.model.layers = nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        model.model.layers = own

@@ -1,0 +1,167 @@
+"""Steps from kept states: what they release, and when there are none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.client_node.data import kept_files
+from confide.client_node.data.kept_files import FOLDER, KeptStates
+from confide.client_node.training import kept_states
+from confide.client_node.training import trainer as trainer_module
+from confide.client_node.training.trainer import Trainer
+from confide.privacy.mechanism.batches import BatchShapes
+
+from ..conftest import NOTES_CSV, Site
+from ..test_node import Desk
+from .test_trainer import LAST_LAYER, NONE, new_trainer, text_desk
+
+
+def files_of(home: Path) -> list[Path]:
+    return sorted(file for file in (home / FOLDER).rglob("*") if file.is_file())
+
+
+def kept_desk(site: Site) -> Desk:
+    return text_desk(site, *NONE, LAST_LAYER)
+
+
+def kept_trainer(desk: Desk, most_bytes: int = 2**20) -> Trainer:
+    place = KeptStates(home=desk.site.home, study_hash=desk.study.study_hash, most_bytes=most_bytes)
+    return new_trainer(desk, kept=place)
+
+
+@pytest.fixture(autouse=True)
+def shapes_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To try shapes takes seconds, and `tests/privacy/mechanism/test_batches.py` does."""
+    monkeypatch.setattr(trainer_module, "probed_shapes", lambda *_, **__: BatchShapes({32: (8, 4), 64: (4,)}, 1))
+
+
+def test_a_step_from_kept_states_releases_what_one_from_tokens_does(site: Site):
+    desk = kept_desk(site)
+    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
+    want = new_trainer(desk).release(state, 1)
+    trainer = kept_trainer(desk)
+    assert (trainer.is_warm, trainer.starts_from) == (False, "tokens")
+    np.testing.assert_array_equal(trainer.release(state, 1), want)
+    trainer.keep(seconds=60)
+    assert (trainer.is_warm, trainer.starts_from) == (True, "kept states")
+    got = trainer.release(state, 1)
+    assert np.linalg.norm(got - want) <= 5e-7 * np.linalg.norm(want)
+    assert np.linalg.norm(want) > 1000
+    again = kept_trainer(desk)  # after a restart
+    again.look_at_kept()
+    assert again.is_warm
+    np.testing.assert_array_equal(again.release(state, 1), got)
+
+
+def test_equal_records_are_kept_once_and_bytes_are_as_the_docs_say(site: Site):
+    (site.home / "patients.csv").write_text(NOTES_CSV)
+    desk = kept_desk(site)
+    (site.home / "patients.csv").write_text(NOTES_CSV + "p4,sweats,high\n")
+    trainer = kept_trainer(desk)
+    trainer.keep(seconds=60)
+    found = trainer._load()
+    tokens = {tuple(ids[ids > 0]) for ids in found.ids}
+    assert len(tokens) == 3 < len(found.ids)
+    assert trainer._states.num_bytes == sum(map(len, tokens)) * 32 * 4
+    (file,) = files_of(site.home)
+    assert file.stat().st_size == trainer._states.num_bytes + 22 + 4 + 3 * (16 + 8) + 4 * 32
+
+
+def test_a_table_that_changed_loses_the_states_of_records_that_left_it(site: Site):
+    desk = kept_desk(site)
+    kept_trainer(desk).keep(seconds=60)
+    before = files_of(site.home)
+    (site.home / "patients.csv").write_text(NOTES_CSV.replace("sweats", "sleeps"))
+    trainer = kept_trainer(desk)
+    trainer.look_at_kept()
+    assert not trainer.is_warm
+    assert not files_of(site.home)
+    trainer.keep(seconds=60)
+    assert trainer.is_warm
+    assert files_of(site.home) != before
+
+
+def test_filling_stops_at_its_time_and_goes_on_from_there(site: Site, monkeypatch: pytest.MonkeyPatch):
+    desk = kept_desk(site)
+    monkeypatch.setattr(kept_states, "FILE_BYTES", 1)
+    now = [0.0]
+    monkeypatch.setattr(kept_states.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    trainer, counts = kept_trainer(desk), []
+    for _ in range(3):
+        trainer.keep(seconds=0.5)
+        counts.append(len(files_of(site.home)))
+    assert counts == [1, 2, 3]
+    assert trainer.is_warm
+
+
+@pytest.mark.parametrize("most_bytes", [1, 2000])
+def test_states_above_the_limit_are_not_kept_and_the_log_says_so(site: Site, caplog, most_bytes):
+    desk = kept_desk(site)
+    trainer = kept_trainer(desk, most_bytes)
+    trainer.keep(seconds=60)
+    assert (trainer.is_warm, trainer.starts_from) == (True, "tokens")
+    assert f"limits.kept_states_bytes = {most_bytes}" in caplog.text
+    assert not files_of(site.home)
+
+
+def test_a_disk_that_takes_no_states_stops_no_step(site: Site, caplog, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    desk = kept_desk(site)
+    trainer = kept_trainer(desk)
+    trainer.look_at_kept()
+    monkeypatch.setattr(kept_files, "write_private", full)
+    trainer.keep(seconds=60)
+    assert (trainer.is_warm, trainer.starts_from) == (True, "tokens")
+    assert "No space left" in caplog.text
+    assert trainer.release(np.zeros(desk.study.dim, np.float32), 1).any()
+
+
+def test_damaged_states_are_computed_anew_in_the_step_that_needs_them(site: Site, monkeypatch: pytest.MonkeyPatch):
+    desk = kept_desk(site)
+    trainer = kept_trainer(desk)
+    trainer.keep(seconds=60)
+    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
+    want = trainer.release(state, 1)
+    (file,) = files_of(site.home)
+    file.write_bytes(bytes(len(file.read_bytes())))
+    computed, true_states = [], kept_states.entering_states
+
+    def noted(adapted, ids, *args, **kwargs):
+        computed.append(len(ids))
+        return true_states(adapted, ids, *args, **kwargs)
+
+    monkeypatch.setattr(kept_states, "entering_states", noted)
+    np.testing.assert_array_equal(trainer.release(state, 1), want)
+    assert computed == [1, 1, 1]
+
+
+def test_a_study_that_trains_all_layers_keeps_nothing(site: Site):
+    desk = text_desk(site, *NONE)
+    trainer = kept_trainer(desk)
+    assert trainer.is_warm
+    trainer.keep(seconds=60)
+    assert trainer.starts_from == "tokens"
+    assert not (site.home / FOLDER).exists()
+
+
+def test_states_of_another_backbone_layer_or_machine_are_not_taken(site: Site, monkeypatch: pytest.MonkeyPatch):
+    desk = kept_desk(site)
+    kept_trainer(desk).keep(seconds=60)
+    trainer = kept_trainer(replace(desk, study=desk.study.model_copy(update={"created": desk.study.created})))
+    trainer.look_at_kept()
+    assert trainer.is_warm
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # stands for all that a rounding depends on
+    trainer = kept_trainer(desk)
+    trainer.look_at_kept()
+    assert not trainer.is_warm
+
+
+def test_where_resuming_gives_other_gradients_nothing_is_kept(site: Site, caplog, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("confide.client_node.training.trainer.kept_gap", lambda *_, **__: float("nan"))
+    trainer = kept_trainer(kept_desk(site))
+    assert (trainer.is_warm, trainer.starts_from) == (True, "tokens")
+    assert "a gradient from kept states is off by nan" in caplog.text
