@@ -3,7 +3,8 @@
 `references` computes four baselines of a demo on one split: the untrained head, the same study without noise and secret
 sharing, the head alone under the same noise (to separate the adapters' effect from the head's), and a private logistic
 regression on the record's words, which needs no language model. `benchmarks/quality.py` makes its table with the
-functions below it.
+functions below it. `text_references` computes those of a study of free text: the backbone by itself, and the same study
+without noise and secret sharing.
 """
 
 import os
@@ -22,11 +23,12 @@ from ...client_node.replay.broadcast import broadcast
 from ...client_node.replay.following import start_state
 from ...client_node.replay.server_optimizer import server_step
 from ...client_node.study import Study, StudyDraft
-from ...client_node.training.study_model import load_study_model
+from ...client_node.training.study_model import StudyModel, load_study_model
 from ...client_node.training.trainer import release_terms
 from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
 from ...models.heads import pooled
+from ...models.records.kind import Examples
 from ...privacy.accounting import Mode, site_noise
 from ...privacy.mechanism.batches import probed_shapes
 from ...privacy.mechanism.sampling import SeededBytes
@@ -36,7 +38,8 @@ from ..studies.learning_rates import with_rates
 WORDS_LR = 10.0  # rate of the regression on words; its inputs have unit length like the head's
 _ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
 
-SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [rows, length], labels [rows], unit of each row
+# tokens [rows, length], targets ([rows] labels, or of text bool [rows, length]), unit of each row
+SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def references(
@@ -79,6 +82,27 @@ def references(
     }
     labels = np.concatenate([labels for _, labels, _ in tested_on])
     return {f"auc_{name}": auc(found, labels).value for name, found in scores.items()}
+
+
+def text_references(
+    study: Study, untouched: StudyModel, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
+) -> dict[str, Any]:
+    """Computes exact match and perplexity on all held-out texts, of the backbone and of the study without noise.
+
+    Args:
+        untouched: the study's model as it starts; afterwards it is the one that was trained without noise.
+        train: one policy a site, in the study's order.
+    """
+    tested_on = [Examples(*text_arrays(policy, study, untouched)) for policy in held_out]
+    sites = zip(study.site_names(), [text_arrays(policy, study, untouched) for policy in train], strict=True)
+    before = untouched.kind.evaluate(untouched.adapted, tested_on)
+    federate(study.draft, untouched.adapted, dict(sites), mode="none", scale_bits=study.scale_bits, seed=0)
+    nonprivate = untouched.kind.evaluate(untouched.adapted, tested_on)
+    return {
+        f"{metric}_{name}": found[metric]["value"]
+        for name, found in (("before", before), ("nonprivate", nonprivate))
+        for metric in ("exact_match", "perplexity")
+    }
 
 
 def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
@@ -228,6 +252,12 @@ def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
     states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
     inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
     return inputs
+
+
+def text_arrays(policy: SitePolicy, study: Study, model: StudyModel) -> SiteArrays:
+    """Reads the records that a policy names as a site's trainer does, in a study of free text."""
+    examples = model.examples(read_records(policy, study))
+    return examples.ids, examples.targets, examples.units
 
 
 def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:

@@ -297,27 +297,35 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
 def _text_quality(
     store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console
 ) -> dict[str, Any]:
-    """Measures the text of adapter and backbone for all held-out records, beside the sites' evaluation."""
+    """Measures the text of the run's adapter, beside the sites' evaluation and the baselines, and attacks it."""
     from ..results import export
     from ..results.metrics import measurement
     from ..results.trained import trained_model
+    from .baselines import text_references
+    from .membership_attack import Attacked, TextPool, attack_by_loss
 
-    held_out = [_records(bench, study, site, "heldout") for site in study.site_names()]
-    with console.status("Writing completions with the backbone and with the adapter (the demo's records are public)"):
+    train, held_out = ([_records(bench, study, site, part) for site in study.site_names()] for part in _PARTS)
+    with console.status("Writing completions with the adapter (the demo's records are public)"):
+        model = trained_model(store, home, run_id)
+        pool = TextPool.read(model, study, train, held_out)
+        after = export.evaluate(model, study, held_out)
+        attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
+    with console.status("Training the same study without noise in this process: about as long as the rounds took"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
-        before = export.evaluate(untouched, study, held_out)
-        after = export.evaluate(trained_model(store, home, run_id), study, held_out)
+        before = pool.confidences(untouched.adapted)
+        compared = text_references(study, untouched, train, held_out)
+        bare = Attacked("the same study trained without noise", "none", pool.confidences(untouched.adapted))
+        attacks = attack_by_loss(store, run_id, study, pool, before, [*attacked, bare])
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
     exact = after["exact_match"]
     return {
-        "exact_match_before": before["exact_match"]["value"],
         "exact_match_private": exact["value"],
         "exact_match_private_interval": [exact["low"], exact["high"]],
         "exact_match_measured": measured and measured.value,
         "exact_match_measured_interval": measured and [measured.low, measured.high],
-        "perplexity_before": before["perplexity"]["value"],
         "perplexity_private": after["perplexity"]["value"],
-        "membership": [],
+        **compared,
+        "membership": [dump(facts) for facts in attacks],
     }
 
 
@@ -368,8 +376,13 @@ def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
     exact = f"{_over_records(outcome['exact_match_private_interval'])}: completed word for word"
     controls = [
         ("exact", f"{outcome['exact_match_private']:.3f}", exact),
+        ("without privacy", f"{outcome['exact_match_nonprivate']:.3f}", "the same study without noise"),
         ("before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
-        ("perplexity", f"{outcome['perplexity_private']:.2f}", f"{outcome['perplexity_before']:.3g} before"),
+        (
+            "perplexity",
+            f"{outcome['perplexity_private']:.2f}",
+            f"{outcome['perplexity_nonprivate']:.2f} without noise, {outcome['perplexity_before']:.3g} before",
+        ),
     ]
     return _as_measured("exact match", outcome, "exact_match", ""), controls
 

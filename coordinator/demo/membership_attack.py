@@ -3,28 +3,37 @@
 The shadow models are heads alone on the frozen backbone's pooled states, which are computed once. Each is trained with
 the study's rounds, sampling, clipping and noise on a random part of all records, as large as the real training part.
 Heads alone are weaker shadow models than whole adapters; `benchmarks/audit.py --membership` trains those.
+
+A study of free text has no head, and shadows would take as long as the run: its adapters are attacked by how far they
+lowered each record's loss.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
+import torch
 
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study, StudyDraft
+from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel
 from ...privacy.accounting import Mode
-from ...privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
+from ...privacy.audit.membership_attack import attack_auc, calibrated, likelihood_ratios, logit_confidence, roc
 from ...privacy.ledger import chain
 from ...privacy.report.schema import MembershipFacts, RocPoint, dump
 from ..store import Store
 from ..store.tables import PrivacyTest
-from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays
+from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays, text_arrays
 
 SHADOW_MODEL = "a head alone on the frozen backbone, by the same rounds, sampling, clipping and noise"
+NO_SHADOWS = "none; a record counts as used by how far training lowered the mean loss of its learned tokens"
 _SHADOWS = 16
 _POINTS = 100  # of a ROC
+_TEXTS = 500  # that are attacked, of each kind: a text costs a pass through every model
+_TEXTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,37 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPool:
+    """Texts of a study, training and held out, drawn at random: as many of each as there are, or 500."""
+
+    ids: np.ndarray  # [rows, length]
+    targets: np.ndarray  # bool [rows, length]
+    is_member: np.ndarray  # bool [rows]
+
+    @classmethod
+    def read(
+        cls, model: StudyModel, study: Study, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
+    ) -> "TextPool":
+        """Reads the records that the policies name by the model's tokenizer."""
+        rng, drawn = np.random.default_rng(), []
+        for policies in (train, held_out):
+            ids, targets, units = reduce(_joined, [text_arrays(policy, study, model) for policy in policies])
+            rows = rng.permutation(len(ids))[:_TEXTS]
+            drawn.append((ids[rows], targets[rows], units[rows]))
+        inside, outside = drawn
+        ids, targets, _ = _joined(inside, outside)
+        return cls(ids, targets, np.arange(len(ids)) < len(inside[0]))
+
+    @torch.no_grad()
+    def confidences(self, adapted: AdaptedModel) -> np.ndarray:
+        """Computes a model's confidence in every text: minus its loss."""
+        batches = (torch.split(torch.from_numpy(array), _TEXTS_AT_ONCE) for array in (self.ids, self.targets))
+        losses = torch.cat([adapted.losses(*batch) for batch in zip(*batches, strict=True)])
+        found: np.ndarray = -losses.double().numpy()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Attacked:
     """An attacked model: its confidences and its training mode."""
 
@@ -72,7 +112,33 @@ def attack(
         untouched: the backbone in the state from which studies start.
     """
     inputs = [head_inputs(untouched, ids) for ids, _, _ in pool.sites]
-    found = [_facts(run_id, study, pool, one, *_shadows(study, pool, inputs, one.mode)) for one in attacked]
+    is_member, found = np.concatenate(pool.is_member), []
+    for one in attacked:
+        shadows, had = _shadows(study, pool, inputs, one.mode)
+        scores = likelihood_ratios(one.confidences, shadows, had)
+        found.append(_facts(run_id, study, is_member, one, scores, shadows=len(shadows), shadow_model=SHADOW_MODEL))
+    return _stored(store, run_id, found)
+
+
+def attack_by_loss(
+    store: Store, run_id: str, study: Study, pool: TextPool, untouched: np.ndarray, attacked: Sequence[Attacked]
+) -> list[MembershipFacts]:
+    """Attacks each model of a study of free text by its losses, and stores the results.
+
+    Args:
+        untouched: confidences of the model from which the study started.
+    """
+    found = [
+        _facts(
+            run_id, study, pool.is_member, one, calibrated(one.confidences, untouched),
+            shadows=0, shadow_model=NO_SHADOWS,
+        )
+        for one in attacked
+    ]  # fmt: skip
+    return _stored(store, run_id, found)
+
+
+def _stored(store: Store, run_id: str, found: list[MembershipFacts]) -> list[MembershipFacts]:
     for facts in found:
         said = (
             f"membership attack on {facts.attacked} of run {run_id}: AUC {facts.auc:.3f}, "
@@ -106,10 +172,15 @@ def _shadows(study: Study, pool: Pool, inputs: list[np.ndarray], mode: Mode) -> 
 
 
 def _facts(
-    run_id: str, study: Study, pool: Pool, attacked: Attacked, shadows: np.ndarray, had: np.ndarray
+    run_id: str,
+    study: Study,
+    is_member: np.ndarray,
+    attacked: Attacked,
+    scores: np.ndarray,
+    *,
+    shadows: int,
+    shadow_model: str,
 ) -> MembershipFacts:
-    is_member = np.concatenate(pool.is_member)
-    scores = likelihood_ratios(attacked.confidences, shadows, had)
     curve, area = roc(scores, is_member), attack_auc(scores, is_member)
     one, tenth = curve.true_positives_at(0.01), curve.true_positives_at(0.001)
     return MembershipFacts(
@@ -118,8 +189,8 @@ def _facts(
         time=chain.now(),
         attacked=attacked.name,
         is_private=attacked.mode != "none",
-        shadows=len(shadows),
-        shadow_model=SHADOW_MODEL,
+        shadows=shadows,
+        shadow_model=shadow_model,
         members=curve.members,
         nonmembers=curve.nonmembers,
         auc=area.value,
@@ -146,7 +217,11 @@ def _random_units(units: np.ndarray, share: float, rng: np.random.Generator) -> 
     return chosen
 
 
-def _joined(inside: SiteArrays, outside: SiteArrays) -> SiteArrays:
-    width = max(inside[0].shape[1], outside[0].shape[1])
-    ids = [np.pad(part[0], ((0, 0), (0, width - part[0].shape[1]))) for part in (inside, outside)]
-    return np.concatenate(ids), np.concatenate([inside[1], outside[1]]), np.concatenate([inside[2], outside[2]])
+def _joined(first: SiteArrays, second: SiteArrays) -> SiteArrays:
+    """Puts the rows of the second behind those of the first, all as long as the longest."""
+    width = max(first[0].shape[1], second[0].shape[1])
+    ids, targets, units = (
+        np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) if a.ndim == 2 else a for a in pair])
+        for pair in zip(first, second, strict=True)
+    )
+    return ids, targets, units

@@ -6,6 +6,9 @@ those that had not; the attack's score is the log ratio of the two at the attack
 how many members are found while hardly any other record is accused: the true positive rate at a small false positive
 rate.
 
+Where training shadow models costs too much, as with text, `calibrated` compares a record's confidence with that of the
+model before training instead.
+
 Pure statistics of confidences that somebody else computed. Records must be at hand, so this is for public ones: within
 a federation nobody has both members and model.
 """
@@ -90,6 +93,24 @@ def likelihood_ratios(attacked: Reals, shadows: Reals, had: Mask) -> Reals:
     only_in = norm.logcdf(attacked, mean_in, std_in)
     scores: Reals = np.where(count_in == 0, only_out, np.where(count_out == 0, only_in, both))
     return scores
+
+
+def calibrated(attacked: Reals, untrained: Reals) -> Reals:
+    """[records], by how much training raised the confidence in each record: what was easy before tells nothing.
+
+    The loss-based attack with difficulty calibration (Watson et al. 2022, arXiv:2111.08440), whose reference is the
+    model from which training began. It needs no shadow model, and is weaker than `likelihood_ratios`.
+
+    Args:
+        attacked: [records], the attacked model's confidences: for text, minus the mean loss of a record's tokens.
+        untrained: [records], the same of the model before it was trained.
+
+    Raises:
+        BatchMalformed: shapes do not fit together.
+    """
+    if attacked.ndim != 1 or attacked.shape != untrained.shape:
+        raise BatchMalformed(f"confidences {attacked.shape} and {untrained.shape} do not fit together")
+    return attacked - untrained
 
 
 def roc(scores: Reals, is_member: Mask) -> Roc:

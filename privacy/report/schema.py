@@ -197,9 +197,10 @@ class RocPoint(_Part):
 
 
 class MembershipFacts(_Part):
-    """The success of a likelihood-ratio attack (LiRA, arXiv:2112.03570) at finding an adapter's training records.
+    """The success of a membership attack at finding an adapter's training records.
 
-    The issuer's word, measured with records at hand: only where they are public, as in a demo.
+    With shadow models it is by likelihood ratios (LiRA, arXiv:2112.03570); without, by calibrated losses
+    (arXiv:2111.08440). The issuer's word, measured with records at hand: only where they are public, as in a demo.
     """
 
     run: Name
@@ -207,7 +208,7 @@ class MembershipFacts(_Part):
     time: Time
     attacked: Name  # what was attacked, in words
     is_private: bool
-    shadows: Count
+    shadows: Count  # models trained to compare with; 0 in an attack by losses
     shadow_model: Name  # what stood in for the attacked model, in words
     members: Count
     nonmembers: Count

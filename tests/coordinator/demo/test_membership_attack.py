@@ -4,6 +4,7 @@ import pytest
 from confide.coordinator.demo.baselines import untrained
 from confide.coordinator.demo.membership_attack import Attacked, Pool, _facts, attack
 from confide.coordinator.results.export import held_out_policy
+from confide.privacy.audit.membership_attack import likelihood_ratios
 from confide.privacy.report.schema import membership_facts
 
 from ..results.test_export import RUN, with_run
@@ -42,7 +43,8 @@ def test_a_model_that_remembers_is_found_out_and_one_that_does_not_is_not(pool):
     for memory, mode, low, high in ((3.0, "none", 0.9, 1.0), (0.0, "distributed", 0.3, 0.7)):  # 5 standard errors
         shadows = hardness + memory * had + rng.normal(size=had.shape)
         own = hardness + memory * is_member + rng.normal(size=200)
-        facts = _facts(RUN, study, found, Attacked("a model", mode, own), shadows, had)
+        scores = likelihood_ratios(own, shadows, had)
+        facts = _facts(RUN, study, is_member, Attacked("a model", mode, own), scores, shadows=16, shadow_model="heads")
         assert low < facts.auc < high
         assert facts.is_private == (mode == "distributed")
         assert (facts.tpr_at_1_percent_fpr > 0.2) == (memory > 0)

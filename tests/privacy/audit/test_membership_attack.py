@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
-from confide.privacy.audit.membership_attack import attack_auc, likelihood_ratios, logit_confidence, roc
+from confide.privacy.audit.membership_attack import attack_auc, calibrated, likelihood_ratios, logit_confidence, roc
 from confide.privacy.errors import BatchMalformed
 
 
@@ -38,6 +38,19 @@ def test_a_record_no_shadow_had_is_scored_by_how_far_it_is_from_those_without():
     shadows, had = np.array([[0.0, 0.0], [2.0, 2.0]]), np.zeros((2, 2), dtype=bool)
     scores = likelihood_ratios(np.array([1.0, 9.0]), shadows, had)
     np.testing.assert_allclose(scores, -norm.logsf([1.0, 9.0], 1.0, np.sqrt(2)))
+
+
+def test_calibration_takes_off_what_was_easy_before_training():
+    """Members got a little surer: how hard a record is hides that, unless it is taken off."""
+    rng, is_member = np.random.default_rng(0), np.arange(400) < 200
+    untrained = 3 * rng.normal(size=400)
+    attacked = untrained + 0.5 * is_member + 0.1 * rng.normal(size=400)
+    scores = calibrated(attacked, untrained)
+    np.testing.assert_array_equal(scores, attacked - untrained)
+    assert attack_auc(scores, is_member).value > 0.99
+    assert attack_auc(attacked, is_member).value < 0.65
+    with pytest.raises(BatchMalformed, match="do not fit together"):
+        calibrated(attacked, untrained[1:])
 
 
 def test_the_roc_is_that_of_another_library():
