@@ -468,6 +468,8 @@ def test_no_stack_of_experts_is_ever_copied(pack, per_unit):
     ids, weights = torch.tensor([[1, 5], [3, 5], [1, 63], [2, 4]]), torch.rand(4, 2).requires_grad_()
     collector = Collector(torch.arange(2), 2, 2) if per_unit else None
     plan = route(ids, 64, None if collector is None else collector.unit_of_token, 2)
+    if collector is not None:  # how such matrices multiply tiles is tried once
+        moe(x, plan, weights, experts, LoRA(wide, SCALING), collector=Collector(torch.arange(2), 2, 2)).sum().backward()
     with LargestAllocation() as largest:
         moe(x, plan, weights, experts, LoRA(wide, SCALING), collector=collector).sum().backward()
         if collector is not None:

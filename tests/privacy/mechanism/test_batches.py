@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from confide.kernels import products
-from confide.kernels.products import TILE, product, tiles_agree, tiles_seen
+from confide.kernels.products import TILE, Factor, add_product, product, tiles_agree, tiles_seen
 from confide.models.adapters import AdapterConfig, attach, lora
 from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
@@ -233,27 +233,54 @@ def test_no_bit_of_a_gradient_shows_how_many_rows_are_left_over_behind_the_regis
             np.testing.assert_array_equal(total - without, own)
 
 
-def test_tiles_have_the_bits_of_one_and_a_wrong_product_shows(monkeypatch):
-    weight = torch.randn(48, 40, generator=torch.Generator().manual_seed(0))
-    x = torch.randn(11 * TILE, 48, generator=torch.Generator().manual_seed(1))
-    tiles = x.view(11, TILE, 48)
-    whole = product(tiles, weight, torch.empty(11, TILE, 40))
-    for number, tile in enumerate(tiles):
-        assert torch.equal(product(tile[None], weight, torch.empty(1, TILE, 40))[0], whole[number])
-    torch.testing.assert_close(whole.flatten(0, 1), x @ weight)
-    with tiles_seen() as seen:
-        product(tiles, weight, torch.empty(11, TILE, 40))
-    [factor] = seen
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [48, 512])
+def test_a_tile_has_its_bits_beside_any_number_of_others(inputs, dtype, is_transposed):
+    """The sizes are some at which this machine's library multiplies 32 rows in another order than 64."""
+    factor = Factor((inputs, 520), is_transposed, dtype, torch.device("cpu"))
+    weight, rows = products._telling(factor, 11 * TILE)
+    tiles, start = rows.view(11, TILE, inputs), (rows @ weight).roll(1, 1).view(11, TILE, 520)
+
+    def computed(some):
+        x, added = tiles[some].contiguous(), start[some].clone()
+        add_product(added, x, weight, scaling=0.5)
+        return product(x, weight, torch.empty_like(added)), added
+
+    whole = computed(slice(None))
+    for first, last in [*((number, number + 1) for number in range(11)), (0, 2), (3, 10), (8, 11)]:
+        for part, all_of_them in zip(computed(slice(first, last)), whole, strict=True):
+            assert torch.equal(part, all_of_them[first:last])
+    torch.testing.assert_close(whole[0].flatten(0, 1), rows @ weight)
+    torch.testing.assert_close(whole[1].flatten(0, 1), torch.addmm(start.flatten(0, 1), rows, weight, alpha=0.5))
     assert tiles_agree(factor)
-    exact = torch.bmm
 
-    def last_differs(a, b, *, out):
-        exact(a, b, out=out)
-        if len(a) == 7:
-            out[-1] = exact(a[-1:].flip(-1), b[-1:].flip(-2))[0]
 
-    monkeypatch.setattr(products.torch, "bmm", last_differs)
+def with_more_rows_from_behind(monkeypatch, least):
+    exact = torch.mm
+
+    def by_rows(a, b, *, out=None):
+        many = len(a) >= least
+        found = exact(a.flip(1), b.flip(0)) if many else exact(a, b)
+        return found if out is None else out.copy_(found)
+
+    monkeypatch.setattr(products.torch, "mm", by_rows)
+
+
+def test_a_library_that_adds_many_rows_in_another_order_is_found_out(monkeypatch):
+    weight = torch.randn(48, 40)
+    with tiles_seen() as seen:
+        product(torch.randn(3, TILE, 48), weight, torch.empty(3, TILE, 40))
+    [factor] = seen
+    assert products._way(factor, False, torch.get_num_threads()).most > 1
+    assert tiles_agree(factor)
+    with_more_rows_from_behind(monkeypatch, 7 * TILE)  # after the trial
     assert not tiles_agree(factor)
+    trial = products._way.__wrapped__
+    assert trial(factor, False, 1) == (1, 6, False)
+    with_more_rows_from_behind(monkeypatch, 3 * TILE)
+    way = trial(factor, False, 1)
+    assert way.most < 3 or way.is_batch
 
 
 def test_the_shape_of_a_unit_is_its_own_affair():
