@@ -5,7 +5,8 @@
 Every figure is processor time divided by that of `limit`: the matrix products alone, one an expert and projection, into
 existing buffers, without gather, activation or sum. With LoRA the limit has the rank-wide products too.
 
-    ours          `moe` on the cpu backend; int8, nf4, fp8: the same on quantised experts
+    ours          `moe` on the cpu backend; packed: the same on experts in the library's own order; int8, nf4, fp8: on
+                  quantised ones
     eager         transformers' loop over experts
     grouped_mm    transformers' default
     peft          `target_parameters` over grouped_mm
@@ -39,7 +40,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 
 from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
-from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Packed
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 from confide.models.adapters import AdapterConfig, attach
@@ -52,7 +53,7 @@ from confide.privacy.mechanism.clipping import PerUnitClipper
 Call = Callable[[], object]
 
 RANK, UNITS = 16, 8
-FORMATS = {"int8": Int8Row, "nf4": NF4Block64, "fp8": FP8Block128}
+FORMATS = {"packed": Packed.of, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised, "fp8": FP8Block128.quantised}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +70,7 @@ class Shape:
 SHAPES = {
     "large": Shape(model=1024, hidden=704, experts=64, top_k=6, tokens=2048),
     "small": Shape(model=512, hidden=256, experts=16, top_k=4, tokens=2048),
+    "few rows": Shape(model=1024, hidden=704, experts=64, top_k=6, tokens=384),
     "small, few tokens": Shape(model=512, hidden=256, experts=16, top_k=4, tokens=256),
 }
 
@@ -193,7 +195,7 @@ class Bench:
 
     def methods(self) -> dict[str, dict[str, Call]]:
         """By section and name, the limit first."""
-        packed = {n: Experts(f.quantised(self.gate_up), f.quantised(self.down)) for n, f in FORMATS.items()}
+        packed = {n: Experts(pack(self.gate_up), pack(self.down)) for n, pack in FORMATS.items()}
         eager, grouped, adapted = self.stock("eager"), self.stock("grouped_mm"), self.peft()
         frozen = Factors(*(f if i % 2 else nn.Parameter(f.detach(), False) for i, f in enumerate(self.factors)))
         limits = self.limits()
@@ -206,6 +208,7 @@ class Bench:
         lora: dict[str, Callable[[], Tensor]] = {
             "ours": lambda: self.ours(factors=self.factors),
             "ours, A frozen": lambda: self.ours(factors=frozen),
+            "packed": lambda: self.ours(packed["packed"], self.factors),
             "int8": lambda: self.ours(packed["int8"], self.factors),
             "peft": lambda: adapted(self.x, self.ids, self.weights),
         }
@@ -227,7 +230,7 @@ class Bench:
             return lambda: self.backward(adapted(self.x, self.ids, self.weights))
         if method == "ours":
             return lambda: self.backward(self.ours(factors=self.factors))
-        packed = Experts(FORMATS[method].quantised(self.gate_up), FORMATS[method].quantised(self.down))
+        packed = Experts(FORMATS[method](self.gate_up), FORMATS[method](self.down))
         return lambda: self.backward(self.ours(packed, self.factors))
 
 
@@ -369,7 +372,8 @@ def main() -> None:
         taken = {section: medians(calls, seconds=seconds) for section, calls in methods.items()}
         stack = 2 * SHAPES[name].experts * 2 * SHAPES[name].hidden * SHAPES[name].model / 2**20
         peaks = {
-            method: peak(name, method)["added_mib"] for method in ("ours", "int8", "nf4", "fp8", "clipped", "peft")
+            method: peak(name, method)["added_mib"]
+            for method in ("ours", "packed", "int8", "nf4", "fp8", "clipped", "peft")
         }
         found[name] = {"shape": asdict(SHAPES[name]), "ms": taken, "added_mib": peaks, "gate_up_mib": stack}
         if not given.json:

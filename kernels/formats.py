@@ -13,6 +13,7 @@ Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert
 # ruff: noqa: D102 - what methods do is said once, by `ExpertWeights`
 
 import functools
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnfitWeights
-from .products import product
+from .products import PackedMatrix, packs, product
 
 NF4_BLOCK, FP8_BLOCK = 64, 128
 _E4M3_BIAS = 2.0**120
@@ -107,6 +108,55 @@ class Dense:
 
     def dense(self) -> Tensor:
         return self.weight_EOI
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Plain bfloat16 weights in the order in which the processor's library reads them, once for each direction.
+
+    Products by them are those by `Dense` weights, without the reordering that each of these begins with; twice the
+    memory.
+    """
+
+    forward: tuple[PackedMatrix, ...]  # [I, O] an expert
+    backward: tuple[PackedMatrix, ...]  # [O, I]
+
+    @classmethod
+    def of(cls, weights_OI: Iterable[Tensor]) -> "Packed | Dense":
+        """Packs the matrices as they come; plain weights where the machine does not multiply by packed ones."""
+        forward, backward, plain = [], [], []
+        for weight in weights_OI:
+            if packs(weight.dtype, weight.device):
+                forward.append(PackedMatrix.of(weight.T))
+                backward.append(PackedMatrix.of(weight))
+            else:
+                plain.append(weight.detach())
+        return Dense(torch.stack(plain)) if plain else cls(tuple(forward), tuple(backward))
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.backward), *self.backward[0].shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backward[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * math.prod(self.shape) * self.dtype.itemsize
+
+    def mm(self, expert: int, x_SI: Tensor, out_SO: Tensor) -> None:
+        product(x_SI, self.forward[expert], out_SO)
+
+    def mm_t(self, expert: int, grad_SO: Tensor, out_SI: Tensor) -> None:
+        product(grad_SO, self.backward[expert], out_SI)
+
+    def dense(self) -> Tensor:
+        return torch.stack([matrix.dense() for matrix in self.backward])
 
 
 @dataclass(frozen=True, slots=True)

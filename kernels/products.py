@@ -13,7 +13,8 @@ import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,32 +31,70 @@ class Factor(NamedTuple):
     is_transposed: bool  # in memory
     dtype: torch.dtype
     device: torch.device
+    is_packed: bool = False
 
     @classmethod
-    def of(cls, weight_IO: Tensor) -> "Factor":
+    def of(cls, weight_IO: "Tensor | PackedMatrix") -> "Factor":
         """The properties of this matrix."""
+        if isinstance(weight_IO, PackedMatrix):
+            return cls(weight_IO.shape, False, weight_IO.dtype, torch.device("cpu"), is_packed=True)
         inputs, outputs = weight_IO.shape
         return cls((inputs, outputs), weight_IO.stride(0) == 1 and inputs > 1, weight_IO.dtype, weight_IO.device)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A frozen matrix in the order in which the processor's library reads it; others are reordered in every product."""
+
+    opaque: Tensor  # in a layout of the library's own, of the transposed matrix
+
+    @classmethod
+    def of(cls, weight_IO: Tensor) -> "PackedMatrix":
+        """Copies the matrix; see `packs`."""
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight_IO.detach().T.contiguous()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Inputs, outputs."""
+        outputs, inputs = self.opaque.shape
+        return inputs, outputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the numbers."""
+        return self.opaque.dtype
+
+    def dense(self) -> Tensor:
+        """[I, O], a copy of the numbers as they are."""
+        return self.opaque.to_dense().T
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """True if this machine multiplies by packed matrices of this kind."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 _seen: list[set[Factor]] = []  # that products add to
 
 
-def product(x: Tensor, weight_IO: Tensor, out: Tensor) -> Tensor:
+def product(x: Tensor, weight_IO: Tensor | PackedMatrix, out: Tensor) -> Tensor:
     """Writes x W for rows [S, I] or tiles of rows [tiles, S, I]."""
     if x.ndim == 2:
-        return torch.mm(x, weight_IO, out=out)
+        return _mm(x, weight_IO, out)
     way = _way_for(weight_IO, adds=False)
     if way.least <= len(x) <= way.most and not way.is_batch:
-        torch.mm(x.flatten(0, 1), weight_IO, out=out.view(-1, out.shape[2]))
+        _mm(x.flatten(0, 1), weight_IO, out.view(-1, out.shape[2]))
         return out
     for few, few_out in zip(torch.split(x, way.most), torch.split(out, way.most), strict=True):
-        if way.is_batch:
+        if way.is_batch and isinstance(weight_IO, Tensor):
             torch.bmm(few, weight_IO.expand(len(few), *weight_IO.shape), out=few_out)
         elif len(few) < way.least:
-            few_out.copy_(_filled_up(few, way.least).mm(weight_IO).view(way.least, *few_out.shape[1:])[: len(few)])
+            products = _mm(_filled_up(few, way.least), weight_IO)
+            few_out.copy_(products.view(way.least, *few_out.shape[1:])[: len(few)])
         else:
-            torch.mm(few.flatten(0, 1), weight_IO, out=few_out.view(-1, few_out.shape[2]))
+            _mm(few.flatten(0, 1), weight_IO, few_out.view(-1, few_out.shape[2]))
     return out
 
 
@@ -75,6 +114,13 @@ def add_product(out: Tensor, x: Tensor, weight_IO: Tensor, *, scaling: float = 1
             few_out.view(-1, few_out.shape[2]).addmm_(few.flatten(0, 1), weight_IO, alpha=scaling)
 
 
+def _mm(x: Tensor, weight_IO: Tensor | PackedMatrix, out: Tensor | None = None) -> Tensor:
+    if isinstance(weight_IO, Tensor):
+        return torch.mm(x, weight_IO, out=out)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_IO.opaque, None, "none", [], "")
+    return found if out is None else out.copy_(found)
+
+
 class _Way(NamedTuple):
     """A way of multiplying tiles by one matrix."""
 
@@ -83,7 +129,7 @@ class _Way(NamedTuple):
     is_batch: bool  # a batch of products, else one product of all rows
 
 
-def _way_for(weight_IO: Tensor, *, adds: bool) -> _Way:
+def _way_for(weight_IO: Tensor | PackedMatrix, *, adds: bool) -> _Way:
     factor = Factor.of(weight_IO)
     for seen in _seen:
         seen.add(factor)
@@ -95,11 +141,11 @@ def _way_for(weight_IO: Tensor, *, adds: bool) -> _Way:
 def _way(factor: Factor, adds: bool, _threads: int) -> _Way:
     """The fastest way in which every row has the same bits in any number of tiles; decided by shapes alone."""
     weight, rows = _telling(factor, TILE)
-    start = torch.mm(rows, weight).roll(1, 1)  # of the size of what is added to it
+    start = _mm(rows, weight).roll(1, 1)  # of the size of what is added to it
     by_block = []
     for tiles in range(1, _TILES + 1):
         some, given = rows.repeat(tiles, 1), start.repeat(tiles, 1)
-        block = torch.addmm(given, some, weight, alpha=0.3) if adds else torch.mm(some, weight)
+        block = torch.addmm(given, some, weight, alpha=0.3) if adds else _mm(some, weight)
         by_block.append(block.view(tiles, *start.shape))
 
     def most(least: int) -> int:
@@ -113,7 +159,7 @@ def _way(factor: Factor, adds: bool, _threads: int) -> _Way:
     if way.most > way.least:
         return way
     # In 16 bits a matrix that is repeated in a batch is multiplied by slow general code.
-    is_batch = factor.dtype.itemsize > 2 or factor.device.type != "cpu"
+    is_batch = factor.dtype.itemsize > 2 or factor.device.type != "cpu"  # which no packed matrix is
     return _Way(1, _TILES if is_batch else 1, is_batch)
 
 
@@ -146,9 +192,10 @@ def tiles_agree(factor: Factor) -> bool:
         x = row_I.expand(tiles, TILE, -1).clone()
         if not is_alone:
             x[:, 1:-1] = others[1:-1]
-        out = product(x, weight, x.new_zeros(tiles, TILE, weight.shape[1]))
+        out = product(x, weight, x.new_zeros(tiles, TILE, factor.shape[1]))
         added = out.clone()
-        add_product(added, x, weight, scaling=0.3)
+        if not factor.is_packed:  # products by these are never added
+            add_product(added, x, weight, scaling=0.3)
         got = [result if is_alone else result[:, [0, -1]] for result in (out, added)]
         want = want or [result[0, 0].clone() for result in got]
         if not all(bool((result == one).all()) for result, one in zip(got, want, strict=True)):
@@ -156,7 +203,7 @@ def tiles_agree(factor: Factor) -> bool:
     return True
 
 
-def _telling(factor: Factor, rows: int) -> tuple[Tensor, Tensor]:
+def _telling(factor: Factor, rows: int) -> tuple[Any, Tensor]:
     """A matrix with these properties, and rows of whose products the order of additions decides most bits.
 
     The numbers would cancel if sums were exact, and what is left is rounding. Random numbers would hide it in 16 bits:
@@ -170,4 +217,6 @@ def _telling(factor: Factor, rows: int) -> tuple[Tensor, Tensor]:
     x[:, place[half : 2 * half]] = -x[:, place[:half]]
     x[:, place[2 * half :]] *= 1e-6
     weight, x = weight.to(factor.device, factor.dtype), x.to(factor.device, factor.dtype)
+    if factor.is_packed:
+        return PackedMatrix.of(weight), x
     return (weight.T.contiguous().T if factor.is_transposed else weight), x

@@ -5,16 +5,17 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64
+from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64, Packed
+from confide.kernels.products import packs
 
 from .allocations import LargestAllocation
 
 QUANTISED = [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised]
-FORMATS = [Dense, *QUANTISED]
+FORMATS = [Dense, Packed.of, *QUANTISED]
 RAGGED = (3, 130, 77)  # tiles of 2 x 77 at the edge, and 10,010 weights an expert: the last block of 64 is not full
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
-every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "int8", "nf4", "fp8"])
+every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "packed", "int8", "nf4", "fp8"])
 
 
 def stack(*shape, dtype=torch.float32, seed=0):
@@ -73,6 +74,19 @@ def test_no_product_takes_memory_for_more_than_one_expert(pack):
             weights.mm(expert, stack(4, 256), torch.empty(4, 128))
             weights.mm_t(expert, stack(4, 128), torch.empty(4, 256))
     assert largest.nbytes <= 128 * 256 * torch.int64.itemsize  # the widest is an index of half as many numbers
+
+
+def test_packed_weights_are_plain_ones_in_another_order_where_the_machine_packs_them():
+    plain = stack(*RAGGED, dtype=torch.bfloat16)
+    if not packs(torch.bfloat16, plain.device):
+        assert isinstance(Packed.of(plain), Dense)
+        pytest.skip("this machine multiplies by no packed matrices")
+    packed = Packed.of(iter(plain))
+    assert isinstance(packed, Packed)
+    assert torch.equal(packed.dense(), plain)
+    assert packed.nbytes == 2 * plain.nbytes
+    assert isinstance(Packed.of(plain.float()), Dense)
+    assert not packs(torch.bfloat16, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

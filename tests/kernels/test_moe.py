@@ -14,7 +14,7 @@ from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import CapturedTwice, TokensMiscounted, UnfitWeights, UnknownBackend
 from confide.kernels.experts import Experts, Factors, LoRA, from_peft, peft_factors
-from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Packed
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 
@@ -407,11 +407,11 @@ def test_checkpointing_hands_over_each_units_gradient_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pack", [Int8Row, NF4Block64, FP8Block128])
+@pytest.mark.parametrize("pack", [Packed.of, Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
 @pytest.mark.parametrize("per_unit", [False, True])
 def test_quantised_experts_are_their_dense_selves(pack, dtype, per_unit):
     gate_up, down, factors = bank(dtype=torch.float32)
-    experts = Experts(pack.quantised(gate_up.to(dtype)), pack.quantised(down.to(dtype)))
+    experts = Experts(pack(gate_up.to(dtype)), pack(down.to(dtype)))
     x, ids, weights = batch(24, dtype=torch.float32)
     collector = Collector(torch.arange(3), 3, 8) if per_unit else None
     plan = route(ids, EXPERTS, None if collector is None else collector.unit_of_token, 3)

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from confide.kernels import products
-from confide.kernels.products import TILE, Factor, add_product, product, tiles_agree, tiles_seen
+from confide.kernels.products import TILE, Factor, add_product, packs, product, tiles_agree, tiles_seen
 from confide.models.adapters import AdapterConfig, attach, lora
 from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
@@ -233,27 +233,37 @@ def test_no_bit_of_a_gradient_shows_how_many_rows_are_left_over_behind_the_regis
             np.testing.assert_array_equal(total - without, own)
 
 
-@pytest.mark.parametrize("is_transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+CPU = torch.device("cpu")
+KINDS = [
+    *((dtype, is_transposed, False) for dtype in (torch.float32, torch.bfloat16) for is_transposed in (False, True)),
+    *([(torch.bfloat16, False, True)] if packs(torch.bfloat16, CPU) else []),
+]
+
+
+@pytest.mark.parametrize(("dtype", "is_transposed", "is_packed"), KINDS)
 @pytest.mark.parametrize("inputs", [48, 512])
-def test_a_tile_has_its_bits_beside_any_number_of_others(inputs, dtype, is_transposed):
-    """The sizes are some at which this machine's library multiplies 32 rows in another order than 64."""
-    factor = Factor((inputs, 520), is_transposed, dtype, torch.device("cpu"))
+def test_a_tile_has_its_bits_beside_any_number_of_others(inputs, dtype, is_transposed, is_packed):
+    """512 inputs are enough for oneDNN to multiply 32 rows in another order than 64."""
+    factor = Factor((inputs, 520), is_transposed, dtype, CPU, is_packed)
     weight, rows = products._telling(factor, 11 * TILE)
-    tiles, start = rows.view(11, TILE, inputs), (rows @ weight).roll(1, 1).view(11, TILE, 520)
+    plain = weight.dense() if is_packed else weight
+    tiles, start = rows.view(11, TILE, inputs), (rows @ plain).roll(1, 1).view(11, TILE, 520)
 
     def computed(some):
         x, added = tiles[some].contiguous(), start[some].clone()
-        add_product(added, x, weight, scaling=0.5)
+        add_product(added, x, plain, scaling=0.5)
         return product(x, weight, torch.empty_like(added)), added
 
     whole = computed(slice(None))
     for first, last in [*((number, number + 1) for number in range(11)), (0, 2), (3, 10), (8, 11)]:
         for part, all_of_them in zip(computed(slice(first, last)), whole, strict=True):
             assert torch.equal(part, all_of_them[first:last])
-    torch.testing.assert_close(whole[0].flatten(0, 1), rows @ weight)
-    torch.testing.assert_close(whole[1].flatten(0, 1), torch.addmm(start.flatten(0, 1), rows, weight, alpha=0.5))
     assert tiles_agree(factor)
+    x = torch.randn(11 * TILE, inputs, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got, exact = product(x.view(tiles.shape), weight, torch.empty_like(start)), x.double() @ plain.double()
+    assert (got.flatten(0, 1) - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+    add_product(got, x.view(tiles.shape), plain, scaling=0.5)
+    assert (got.flatten(0, 1) - 1.5 * exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
 
 
 def with_more_rows_from_behind(monkeypatch, least):
