@@ -5,8 +5,8 @@
 Every figure is processor time divided by that of `limit`: the matrix products alone, one an expert and projection, into
 existing buffers, without gather, activation or sum. With LoRA the limit has the rank-wide products too.
 
-    ours          `moe` on the cpu backend; packed: the same on experts in the library's own order; int8, nf4, fp8: on
-                  quantised ones
+    ours          `moe` on the cpu backend; int8, nf4, fp8: the same on quantised experts
+    prepacked     the same on experts in the library's own order, in twice the memory
     eager         transformers' loop over experts
     grouped_mm    transformers' default
     peft          `target_parameters` over grouped_mm
@@ -40,7 +40,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 
 from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
-from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Packed
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 from confide.models.adapters import AdapterConfig, attach
@@ -53,7 +53,12 @@ from confide.privacy.mechanism.clipping import PerUnitClipper
 Call = Callable[[], object]
 
 RANK, UNITS = 16, 8
-FORMATS = {"packed": Packed.of, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised, "fp8": FP8Block128.quantised}
+FORMATS = {
+    "prepacked": Prepacked.of,
+    "int8": Int8Row.quantised,
+    "nf4": NF4Block64.quantised,
+    "fp8": FP8Block128.quantised,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +213,7 @@ class Bench:
         lora: dict[str, Callable[[], Tensor]] = {
             "ours": lambda: self.ours(factors=self.factors),
             "ours, A frozen": lambda: self.ours(factors=frozen),
-            "packed": lambda: self.ours(packed["packed"], self.factors),
+            "prepacked": lambda: self.ours(packed["prepacked"], self.factors),
             "int8": lambda: self.ours(packed["int8"], self.factors),
             "peft": lambda: adapted(self.x, self.ids, self.weights),
         }
@@ -373,7 +378,7 @@ def main() -> None:
         stack = 2 * SHAPES[name].experts * 2 * SHAPES[name].hidden * SHAPES[name].model / 2**20
         peaks = {
             method: peak(name, method)["added_mib"]
-            for method in ("ours", "packed", "int8", "nf4", "fp8", "clipped", "peft")
+            for method in ("ours", "prepacked", "int8", "nf4", "fp8", "clipped", "peft")
         }
         found[name] = {"shape": asdict(SHAPES[name]), "ms": taken, "added_mib": peaks, "gate_up_mib": stack}
         if not given.json:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnfitWeights
-from .products import PackedMatrix, packs, product
+from .products import PrepackedMatrix, prepacks, product
 
 NF4_BLOCK, FP8_BLOCK = 64, 128
 _E4M3_BIAS = 2.0**120
@@ -111,24 +111,24 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Prepacked:
     """Plain bfloat16 weights in the order in which the processor's library reads them, once for each direction.
 
     Products by them are those by `Dense` weights, without the reordering that each of these begins with; twice the
     memory.
     """
 
-    forward: tuple[PackedMatrix, ...]  # [I, O] an expert
-    backward: tuple[PackedMatrix, ...]  # [O, I]
+    forward: tuple[PrepackedMatrix, ...]  # [I, O] an expert
+    backward: tuple[PrepackedMatrix, ...]  # [O, I]
 
     @classmethod
-    def of(cls, weights_OI: Iterable[Tensor]) -> "Packed | Dense":
-        """Packs the matrices as they come; plain weights where the machine does not multiply by packed ones."""
+    def of(cls, weights_OI: Iterable[Tensor]) -> "Prepacked | Dense":
+        """Reorders the matrices as they come; plain weights where the machine does not multiply by prepacked ones."""
         forward, backward, plain = [], [], []
         for weight in weights_OI:
-            if packs(weight.dtype, weight.device):
-                forward.append(PackedMatrix.of(weight.T))
-                backward.append(PackedMatrix.of(weight))
+            if prepacks(weight.dtype, weight.device):
+                forward.append(PrepackedMatrix.of(weight.T))
+                backward.append(PrepackedMatrix.of(weight))
             else:
                 plain.append(weight.detach())
         return Dense(torch.stack(plain)) if plain else cls(tuple(forward), tuple(backward))

@@ -31,26 +31,26 @@ class Factor(NamedTuple):
     is_transposed: bool  # in memory
     dtype: torch.dtype
     device: torch.device
-    is_packed: bool = False
+    is_prepacked: bool = False
 
     @classmethod
-    def of(cls, weight_IO: "Tensor | PackedMatrix") -> "Factor":
+    def of(cls, weight_IO: "Tensor | PrepackedMatrix") -> "Factor":
         """The properties of this matrix."""
-        if isinstance(weight_IO, PackedMatrix):
-            return cls(weight_IO.shape, False, weight_IO.dtype, torch.device("cpu"), is_packed=True)
+        if isinstance(weight_IO, PrepackedMatrix):
+            return cls(weight_IO.shape, False, weight_IO.dtype, torch.device("cpu"), is_prepacked=True)
         inputs, outputs = weight_IO.shape
         return cls((inputs, outputs), weight_IO.stride(0) == 1 and inputs > 1, weight_IO.dtype, weight_IO.device)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedMatrix:
+class PrepackedMatrix:
     """A frozen matrix in the order in which the processor's library reads it; others are reordered in every product."""
 
     opaque: Tensor  # in a layout of the library's own, of the transposed matrix
 
     @classmethod
-    def of(cls, weight_IO: Tensor) -> "PackedMatrix":
-        """Copies the matrix; see `packs`."""
+    def of(cls, weight_IO: Tensor) -> "PrepackedMatrix":
+        """Copies the matrix; see `prepacks`."""
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight_IO.detach().T.contiguous()))
 
     @property
@@ -69,8 +69,8 @@ class PackedMatrix:
         return self.opaque.to_dense().T
 
 
-def packs(dtype: torch.dtype, device: torch.device) -> bool:
-    """True if this machine multiplies by packed matrices of this kind."""
+def prepacks(dtype: torch.dtype, device: torch.device) -> bool:
+    """True if this machine multiplies by prepacked matrices of this kind."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -79,7 +79,7 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 _seen: list[set[Factor]] = []  # that products add to
 
 
-def product(x: Tensor, weight_IO: Tensor | PackedMatrix, out: Tensor) -> Tensor:
+def product(x: Tensor, weight_IO: Tensor | PrepackedMatrix, out: Tensor) -> Tensor:
     """Writes x W for rows [S, I] or tiles of rows [tiles, S, I]."""
     if x.ndim == 2:
         return _mm(x, weight_IO, out)
@@ -114,7 +114,7 @@ def add_product(out: Tensor, x: Tensor, weight_IO: Tensor, *, scaling: float = 1
             few_out.view(-1, few_out.shape[2]).addmm_(few.flatten(0, 1), weight_IO, alpha=scaling)
 
 
-def _mm(x: Tensor, weight_IO: Tensor | PackedMatrix, out: Tensor | None = None) -> Tensor:
+def _mm(x: Tensor, weight_IO: Tensor | PrepackedMatrix, out: Tensor | None = None) -> Tensor:
     if isinstance(weight_IO, Tensor):
         return torch.mm(x, weight_IO, out=out)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_IO.opaque, None, "none", [], "")
@@ -129,7 +129,7 @@ class _Way(NamedTuple):
     is_batch: bool  # a batch of products, else one product of all rows
 
 
-def _way_for(weight_IO: Tensor | PackedMatrix, *, adds: bool) -> _Way:
+def _way_for(weight_IO: Tensor | PrepackedMatrix, *, adds: bool) -> _Way:
     factor = Factor.of(weight_IO)
     for seen in _seen:
         seen.add(factor)
@@ -159,7 +159,7 @@ def _way(factor: Factor, adds: bool, _threads: int) -> _Way:
     if way.most > way.least:
         return way
     # In 16 bits a matrix that is repeated in a batch is multiplied by slow general code.
-    is_batch = factor.dtype.itemsize > 2 or factor.device.type != "cpu"  # which no packed matrix is
+    is_batch = factor.dtype.itemsize > 2 or factor.device.type != "cpu"  # which no prepacked matrix is
     return _Way(1, _TILES if is_batch else 1, is_batch)
 
 
@@ -194,7 +194,7 @@ def tiles_agree(factor: Factor) -> bool:
             x[:, 1:-1] = others[1:-1]
         out = product(x, weight, x.new_zeros(tiles, TILE, factor.shape[1]))
         added = out.clone()
-        if not factor.is_packed:  # products by these are never added
+        if not factor.is_prepacked:  # products by these are never added
             add_product(added, x, weight, scaling=0.3)
         got = [result if is_alone else result[:, [0, -1]] for result in (out, added)]
         want = want or [result[0, 0].clone() for result in got]
@@ -217,6 +217,6 @@ def _telling(factor: Factor, rows: int) -> tuple[Any, Tensor]:
     x[:, place[half : 2 * half]] = -x[:, place[:half]]
     x[:, place[2 * half :]] *= 1e-6
     weight, x = weight.to(factor.device, factor.dtype), x.to(factor.device, factor.dtype)
-    if factor.is_packed:
-        return PackedMatrix.of(weight), x
+    if factor.is_prepacked:
+        return PrepackedMatrix.of(weight), x
     return (weight.T.contiguous().T if factor.is_transposed else weight), x

@@ -27,6 +27,7 @@ from ...kernels.install import Pack, fill, install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
 from .families import family_of
 from .family import Backbone
+from .grouped_query import speed_up
 
 ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
 PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
@@ -267,6 +268,7 @@ def read_model(
         _fill_banks(model, family, directory, files, dtype, pack)
         refuse_saving(model)
     model.train(False).requires_grad_(False)
+    speed_up(model)
     return family, model
 
 

@@ -5,17 +5,17 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64, Packed
-from confide.kernels.products import packs
+from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
+from confide.kernels.products import prepacks
 
 from .allocations import LargestAllocation
 
 QUANTISED = [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised]
-FORMATS = [Dense, Packed.of, *QUANTISED]
+FORMATS = [Dense, Prepacked.of, *QUANTISED]
 RAGGED = (3, 130, 77)  # tiles of 2 x 77 at the edge, and 10,010 weights an expert: the last block of 64 is not full
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
-every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "packed", "int8", "nf4", "fp8"])
+every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "prepacked", "int8", "nf4", "fp8"])
 
 
 def stack(*shape, dtype=torch.float32, seed=0):
@@ -78,15 +78,15 @@ def test_no_product_takes_memory_for_more_than_one_expert(pack):
 
 def test_packed_weights_are_plain_ones_in_another_order_where_the_machine_packs_them():
     plain = stack(*RAGGED, dtype=torch.bfloat16)
-    if not packs(torch.bfloat16, plain.device):
-        assert isinstance(Packed.of(plain), Dense)
+    if not prepacks(torch.bfloat16, plain.device):
+        assert isinstance(Prepacked.of(plain), Dense)
         pytest.skip("this machine multiplies by no packed matrices")
-    packed = Packed.of(iter(plain))
-    assert isinstance(packed, Packed)
+    packed = Prepacked.of(iter(plain))
+    assert isinstance(packed, Prepacked)
     assert torch.equal(packed.dense(), plain)
     assert packed.nbytes == 2 * plain.nbytes
-    assert isinstance(Packed.of(plain.float()), Dense)
-    assert not packs(torch.bfloat16, torch.device("cuda"))
+    assert isinstance(Prepacked.of(plain.float()), Dense)
+    assert not prepacks(torch.bfloat16, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

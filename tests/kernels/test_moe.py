@@ -14,7 +14,7 @@ from confide.kernels import moe as dispatch
 from confide.kernels.collect import Collector
 from confide.kernels.errors import CapturedTwice, TokensMiscounted, UnfitWeights, UnknownBackend
 from confide.kernels.experts import Experts, Factors, LoRA, from_peft, peft_factors
-from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Packed
+from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 
@@ -407,7 +407,7 @@ def test_checkpointing_hands_over_each_units_gradient_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pack", [Packed.of, Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
+@pytest.mark.parametrize("pack", [Prepacked.of, Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised])
 @pytest.mark.parametrize("per_unit", [False, True])
 def test_quantised_experts_are_their_dense_selves(pack, dtype, per_unit):
     gate_up, down, factors = bank(dtype=torch.float32)

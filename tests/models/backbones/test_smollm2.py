@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from confide.coordinator.cli.main import app
 from confide.models.backbones import smollm2 as recipe
 from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer
+from confide.models.backbones.grouped_query import as_stored
 from confide.models.backbones.loading import describe
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.errors import InvalidBackbone, SourceMissing
@@ -84,11 +85,12 @@ def test_greedy_text_with_a_cache_is_the_original_s_and_that_without(original, i
     assert torch.equal(greedy(imported, ids, use_cache=False), found)
 
 
-def test_the_cache_holds_latents_and_rotary_keys_alone(imported):
-    cache = imported(torch.tensor([[504, 3575, 282]]), use_cache=True).past_key_values
-    assert {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers} == {
-        ((1, 1, 3, 256), (1, 1, 3, 192))
-    }
+def test_the_cache_holds_what_a_llama_s_does_and_latents_and_rotary_keys_as_stored(directory):
+    model = load_model(directory)
+    for keys, values in ((1, 3, 3, 64),) * 2, ((1, 1, 3, 256), (1, 1, 3, 192)):
+        cache = model(torch.tensor([[504, 3575, 282]]), use_cache=True).past_key_values
+        assert {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers} == {(keys, values)}
+        as_stored(model)
 
 
 def test_stock_transformers_loads_it(directory, imported, tokenizer):

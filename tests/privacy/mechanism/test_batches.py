@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from confide.kernels import products
-from confide.kernels.products import TILE, Factor, add_product, packs, product, tiles_agree, tiles_seen
+from confide.kernels.products import TILE, Factor, add_product, prepacks, product, tiles_agree, tiles_seen
 from confide.models.adapters import AdapterConfig, attach, lora
 from confide.models.heads import record_losses
 from confide.privacy.audit.engine_checks import made_up_state
@@ -236,17 +236,17 @@ def test_no_bit_of_a_gradient_shows_how_many_rows_are_left_over_behind_the_regis
 CPU = torch.device("cpu")
 KINDS = [
     *((dtype, is_transposed, False) for dtype in (torch.float32, torch.bfloat16) for is_transposed in (False, True)),
-    *([(torch.bfloat16, False, True)] if packs(torch.bfloat16, CPU) else []),
+    *([(torch.bfloat16, False, True)] if prepacks(torch.bfloat16, CPU) else []),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "is_transposed", "is_packed"), KINDS)
+@pytest.mark.parametrize(("dtype", "is_transposed", "is_prepacked"), KINDS)
 @pytest.mark.parametrize("inputs", [48, 512])
-def test_a_tile_has_its_bits_beside_any_number_of_others(inputs, dtype, is_transposed, is_packed):
+def test_a_tile_has_its_bits_beside_any_number_of_others(inputs, dtype, is_transposed, is_prepacked):
     """512 inputs are enough for oneDNN to multiply 32 rows in another order than 64."""
-    factor = Factor((inputs, 520), is_transposed, dtype, CPU, is_packed)
+    factor = Factor((inputs, 520), is_transposed, dtype, CPU, is_prepacked)
     weight, rows = products._telling(factor, 11 * TILE)
-    plain = weight.dense() if is_packed else weight
+    plain = weight.dense() if is_prepacked else weight
     tiles, start = rows.view(11, TILE, inputs), (rows @ plain).roll(1, 1).view(11, TILE, 520)
 
     def computed(some):
