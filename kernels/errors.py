@@ -6,7 +6,7 @@ KernelError
 ├── UnfitTiles          a table of tiles that no kernel could use
 ├── UnknownBackend      a backend that does not exist, or cannot run here
 ├── UnsupportedExperts  a module whose experts compute something else than these kernels do
-├── SavedWithoutExperts a checkpoint would be written that lacks its packed experts
+├── SavedWithoutWeights a checkpoint would be written that lacks its packed weights
 ├── TokensMiscounted    an op saw another number of tokens than the microbatch has
 ├── CapturedTwice       one factor contributed twice to the same microbatch
 ├── CaptureClosed       backward reached a factor after its microbatch had ended
@@ -42,8 +42,8 @@ class UnsupportedExperts(KernelError):
     """Experts that are no plain SwiGLU bank; the kernels refuse to compute them."""
 
 
-class SavedWithoutExperts(KernelError):
-    """A checkpoint that would lack its packed experts, as they are no part of a model's state; none is written."""
+class SavedWithoutWeights(KernelError):
+    """A checkpoint that would lack its packed weights, as they are no part of a model's state; none is written."""
 
 
 class TokensMiscounted(KernelError):

@@ -1,11 +1,12 @@
-"""Frozen stacks of expert matrices, in the formats that checkpoints keep them in.
+"""Frozen stacks of matrices, of experts or of one linear layer, in the formats that checkpoints keep them in.
 
 A format multiplies by one expert at a time and widens the codes of that expert alone, into a scratch matrix that is
 kept from call to call: a stack is never copied. What is lost by rounding was lost when the codes were made; here each
 product is that of the matrix which `dense` shows, up to the rounding of its dtype.
 
 Each format is `quantised` from a stack, or from its matrices as they come, one expert at a time: an iterator that reads
-them from a file never has two in memory.
+them from a file never has two in memory. Scales are made there, of the weights alone, and never again: no product
+depends on another row of what it multiplies.
 
 Legend: `E` experts, `O` outputs, `I` inputs, `S` rows, `B` blocks of one expert.
 """
@@ -16,7 +17,7 @@ import functools
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,6 +111,18 @@ class Dense:
         return self.weight_EOI
 
 
+class Pack(Protocol):
+    """Packs the matrices of a stack, such as `Int8Row.quantised`."""
+
+    def __call__(self, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> ExpertWeights:
+        """Packs matrices of equal shape.
+
+        Args:
+            dtype: of the products; None for that of the matrices, which are converted to it first.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prepacked:
     """Plain bfloat16 weights in the order in which the processor's library reads them, once for each direction.
@@ -122,10 +135,10 @@ class Prepacked:
     backward: tuple[PrepackedMatrix, ...]  # [O, I]
 
     @classmethod
-    def of(cls, weights_OI: Iterable[Tensor]) -> "Prepacked | Dense":
+    def of(cls, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> "Prepacked | Dense":
         """Reorders the matrices as they come; plain weights where the machine does not multiply by prepacked ones."""
         forward, backward, plain = [], [], []
-        for weight in weights_OI:
+        for weight in _converted(weights_OI, dtype):
             if prepacks(weight.dtype, weight.device):
                 forward.append(PrepackedMatrix.of(weight.T))
                 backward.append(PrepackedMatrix.of(weight))
@@ -179,10 +192,10 @@ class Int8Row:
         object.__setattr__(self, "scale_EO", self.scale_EO.detach())  # or the scratch would join a graph
 
     @classmethod
-    def quantised(cls, weights_OI: Iterable[Tensor]) -> "Int8Row":
+    def quantised(cls, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> "Int8Row":
         """Rounds to nearest: off by at most half a scale, which is max|row| / 127."""
         codes, scales = [], []
-        for weight in weights_OI:
+        for weight in _converted(weights_OI, dtype):
             scale = (weight.detach().abs().amax(1).double() / 127).to(weight.dtype)
             stored = scale.double().clamp_min(torch.finfo(scale.dtype).tiny)  # as rounded, and never 0 / 0
             codes.append((weight.detach().double() / stored[:, None]).round_().clamp_(-127, 127).to(torch.int8))
@@ -240,6 +253,48 @@ class _Widened(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class BFloat16(_Widened):
+    """Two bytes a weight, widened to the dtype of the products.
+
+    A checkpoint stored in bfloat16 loses nothing: its float32 products have the same numbers to multiply by.
+    """
+
+    weight_EOI: Tensor  # bfloat16
+    dtype: torch.dtype
+    shape: torch.Size = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.weight_EOI.ndim != 3 or self.weight_EOI.dtype != torch.bfloat16:
+            raise UnfitWeights(f"need bfloat16 [E, O, I], got {_described(self.weight_EOI)}")
+        object.__setattr__(self, "shape", self.weight_EOI.shape)
+        object.__setattr__(self, "weight_EOI", self.weight_EOI.detach())
+
+    @classmethod
+    def quantised(cls, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> "BFloat16":
+        """Rounds to nearest even; a single matrix that is bfloat16 already is taken as it lies, mapped or not."""
+        matrices = []
+        for weight in weights_OI:
+            dtype = dtype or weight.dtype
+            matrices.append(weight.detach().to(torch.bfloat16))
+        stack = matrices[0].unsqueeze(0) if len(matrices) == 1 else torch.stack(matrices)
+        return cls(stack, dtype or stack.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight_EOI.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight_EOI.nbytes
+
+    def _wide(self, expert: int) -> Tensor:
+        weight = self.weight_EOI[expert]
+        if self.dtype == torch.bfloat16:
+            return weight
+        return _scratch(weight.numel(), self.dtype, weight.device).view_as(weight).copy_(weight)
+
+
+@dataclass(frozen=True, slots=True)
 class NF4Block64(_Widened):
     """Four bits a weight: an index into `NF4_VALUES`, times the largest size in its block of 64.
 
@@ -263,13 +318,13 @@ class NF4Block64(_Widened):
         object.__setattr__(self, "absmax_EB", self.absmax_EB.detach())
 
     @classmethod
-    def quantised(cls, weights_OI: Iterable[Tensor]) -> "NF4Block64":
+    def quantised(cls, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> "NF4Block64":
         """Each weight becomes the value nearest to weight / absmax; of two equally near ones the lower."""
         values = torch.tensor(NF4_VALUES, dtype=torch.float32)
         middle = (values[1:] + values[:-1]) / 2
         codes, absmax = [], []
-        for weight in weights_OI:
-            shape, dtype = weight.shape, weight.dtype
+        for weight in _converted(weights_OI, dtype):
+            shape, of_products = weight.shape, weight.dtype
             flat = weight.detach().flatten().float()
             blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NF4_BLOCK)).view(-1, NF4_BLOCK)
             largest = blocks.abs().amax(1)
@@ -280,7 +335,7 @@ class NF4Block64(_Widened):
             index = code.flatten()
             codes.append(index[::2] << 4 | index[1::2])
             absmax.append(largest)
-        return cls(torch.stack(codes), torch.stack(absmax), torch.Size((len(codes), *shape)), dtype)
+        return cls(torch.stack(codes), torch.stack(absmax), torch.Size((len(codes), *shape)), of_products)
 
     @property
     def device(self) -> torch.device:
@@ -332,18 +387,18 @@ class FP8Block128(_Widened):
         object.__setattr__(self, "_factor_EPQ", self.scale_inv_EPQ.to(self.dtype) * _E4M3_BIAS)
 
     @classmethod
-    def quantised(cls, weights_OI: Iterable[Tensor]) -> "FP8Block128":
+    def quantised(cls, weights_OI: Iterable[Tensor], dtype: torch.dtype | None = None) -> "FP8Block128":
         """Scales each tile so that its largest weight is the largest code, 448."""
         codes, scales = [], []
-        for weight in weights_OI:
-            dtype, (rows, columns) = weight.dtype, weight.shape
+        for weight in _converted(weights_OI, dtype):
+            of_products, (rows, columns) = weight.dtype, weight.shape
             padded = torch.nn.functional.pad(weight.detach().float(), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
             tiles = padded.view(padded.shape[0] // FP8_BLOCK, FP8_BLOCK, -1, FP8_BLOCK)
             scale = tiles.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
             unit = tiles / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None, :, None]
             codes.append(unit.reshape(padded.shape)[:rows, :columns].clamp(-448, 448).to(torch.float8_e4m3fn))
             scales.append(scale)
-        return cls(torch.stack(codes), torch.stack(scales), dtype)
+        return cls(torch.stack(codes), torch.stack(scales), of_products)
 
     @property
     def device(self) -> torch.device:
@@ -361,6 +416,10 @@ class FP8Block128(_Widened):
         own.copy_(_e4m3_unbiased(codes))
         padded.view(high, FP8_BLOCK, wide, FP8_BLOCK).mul_(factor[:, None, :, None])
         return own
+
+
+# Their products depend on nothing but the weights and a row.
+FROZEN_FORMATS = (Int8Row, BFloat16, NF4Block64, FP8Block128)
 
 
 def trained_stack(weights: ExpertWeights) -> Tensor | None:
@@ -385,6 +444,11 @@ def _scratch(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         with torch.inference_mode(False):  # or it could never be written to outside that mode
             buffer = _kept.buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
     return buffer[:size]
+
+
+def _converted(weights: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[Tensor]:
+    """The matrices in the dtype of the products."""
+    return (weight if dtype is None else weight.to(dtype) for weight in weights)
 
 
 def _e4m3_unbiased(codes: Tensor) -> Tensor:

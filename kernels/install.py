@@ -23,7 +23,7 @@ Two layers of four experts, with factors of rank 2 on both projections:
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,9 +36,9 @@ from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .collect import CaptureSlot, Collector
-from .errors import CaptureMissed, SavedWithoutExperts, UnfitWeights, UnsupportedExperts
+from .errors import CaptureMissed, SavedWithoutWeights, UnfitWeights, UnsupportedExperts
 from .experts import Experts, Factors, LoRA
-from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128
+from .formats import FP8_BLOCK, Dense, ExpertWeights, FP8Block128, Pack
 from .moe import moe
 from .routing import route
 
@@ -48,8 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 NAME = "confide"
-
-Pack = Callable[[Iterable[Tensor]], ExpertWeights]  # such as `Int8Row.quantised` or `NF4Block64.quantised`
 
 _PROJECTIONS = ("gate_up_proj", "down_proj")
 _NAMES = ("lora_gate_up_A", "lora_gate_up_B", "lora_down_A", "lora_down_B")
@@ -144,7 +142,7 @@ def quantise(model: Any, pack: Pack) -> None:
 
     One bank after another is packed and its parameters are dropped. What is packed is no part of the model's state any
     more and stays on its device: load and move the model before, and train adapters on it after. `save_pretrained`
-    raises `SavedWithoutExperts` from then on.
+    raises `SavedWithoutWeights` from then on.
 
     Raises:
         UnsupportedExperts: as `adapt`.
@@ -182,9 +180,9 @@ def share_slot(model: Any, banks: Sequence[Any], slot: CaptureSlot) -> None:
 
 
 def refuse_saving(model: nn.Module) -> None:
-    """Makes `save_pretrained` of a transformers model and of the models inside it raise `SavedWithoutExperts`.
+    """Makes `save_pretrained` of a transformers model and of the models inside it raise `SavedWithoutWeights`.
 
-    Transformers would write a checkpoint without experts and say nothing.
+    Transformers would write a checkpoint without packed weights and say nothing.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):  # PEFT's models write adapters, and may
@@ -300,8 +298,8 @@ def _check_gate(module: Any, device: torch.device) -> None:
 
 
 def _save_nothing(*_: object, **__: object) -> None:
-    raise SavedWithoutExperts(
-        "packed experts are not in the model's state and a checkpoint would lack them; nothing was written: keep the "
+    raise SavedWithoutWeights(
+        "packed weights are not in the model's state and a checkpoint would lack them; nothing was written: keep the "
         "one that the model was loaded from"
     )
 

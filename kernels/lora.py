@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector
+from .linear import PackedMatrix
 
 
 def lora_linear(
     x: Tensor,
-    weight_OI: Tensor,
+    weight_OI: Tensor | PackedMatrix,
     bias_O: Tensor | None,
     lora_A_RI: nn.Parameter,
     lora_B_OR: nn.Parameter,
     lora_scaling: float,
     collector: Collector | None = None,
 ) -> Tensor:
-    """x W^T + bias + lora_scaling (x A^T) B^T, with W and bias frozen; W + BA is never built.
+    """x W^T + bias + lora_scaling (x A^T) B^T, with W and bias frozen, W packed or not; W + BA is never built.
 
     With a collector, the gradients of A and B go to it and the factors' `.grad` is left alone. It is given at forward
     and must still be open at backward.
@@ -55,7 +56,7 @@ class _LoRALinear(Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | PackedMatrix,
         bias: Tensor | None,
         lora_A: nn.Parameter,
         lora_B: nn.Parameter,
@@ -64,8 +65,14 @@ class _LoRALinear(Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         z = flat @ lora_A.T.to(flat.dtype)
-        y = F.linear(flat, weight, bias).addmm_(z, lora_B.T.to(flat.dtype), alpha=scaling)
-        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, z, weight, lora_A, lora_B)
+        if isinstance(weight, PackedMatrix):
+            y, packed, dense = weight.linear(flat, bias), weight, None
+        else:
+            y, packed, dense = F.linear(flat, weight, bias), None, weight
+        y.addmm_(z, lora_B.T.to(flat.dtype), alpha=scaling)
+        kept = flat if ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(kept, z, dense, lora_A, lora_B)
+        ctx.packed = packed
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
         ctx.parameters = lora_A, lora_B
         ctx.scaling, ctx.collector, ctx.shape = scaling, collector, x.shape
@@ -81,7 +88,8 @@ class _LoRALinear(Function):
         grad_x = grad_A = grad_B = None
         if needs_x:
             assert h is not None
-            grad_x = (g @ weight).addmm_(h, lora_A.to(g.dtype)).view(ctx.shape)
+            by_base = g @ weight if ctx.packed is None else ctx.packed.linear_back(g)
+            grad_x = by_base.addmm_(h, lora_A.to(g.dtype)).view(ctx.shape)
         collector: Collector | None = ctx.collector
         if needs_A:
             assert h is not None

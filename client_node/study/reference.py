@@ -49,7 +49,7 @@ def _settings(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _setting(name: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     has_default = not (field.is_required() or field.examples)  # else there is an example of what to say
     value = json.dumps(default) if has_default else field.examples[0] if field.examples else ""
     is_left_out = not field.is_required() and default in (None, {}, ()) and name not in _SAID

@@ -57,6 +57,7 @@ def _with_a_table_for_each_kind(base: type[D]) -> type[D]:
 
 
 Rank = Annotated[int, Field(ge=1)]
+WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "nf4"]
 
 
 class AdapterTerms(StrictModel):
@@ -279,9 +280,19 @@ class ModelTerms(StrictModel):
         examples=['"backbones/thyroid"'],
         description="folder of the frozen model; a study keeps its last part and its hash",
     )
-    experts: Literal["float32", "int8", "nf4"] = Field(
-        default="float32", description="how every site holds the routed experts, which are frozen, in memory"
+    frozen: WeightFormat = Field(
+        default="float32", description="how every site holds the linear layers of the decoder in memory, adapted or not"
     )
+    experts: WeightFormat = Field(
+        default_factory=lambda terms: terms.get("frozen", "float32"),
+        description="the same of the routed experts; left out, as `frozen`",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_terms(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves `frozen` out where it says nothing: format 4 began without it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if (name, value) != ("frozen", "float32")}
 
 
 class Participants(StrictModel):

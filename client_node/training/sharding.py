@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.variable import Variable
 
-from ...kernels.experts import Experts
+from ...kernels.linear import packed_stacks
 from ...models.adapters import AdaptedModel
 
 _SILENCE = timedelta(minutes=30)  # until a worker that is alive must come to a gathering; one that ends fails it
@@ -149,12 +149,13 @@ def _frozen_matrices(block: nn.Module) -> list[nn.Parameter]:
 
 
 def _quantised(block: nn.Module) -> Iterator[nn.Parameter]:
-    """Wraps the tensors of quantised experts, which belong to no module, as parameters: DeepSpeed shards only those."""
+    """Wraps the tensors of packed weights, which belong to no module, as parameters: DeepSpeed shards only those."""
     for module in block.modules():
-        experts: Experts | None = getattr(module, "confide_experts", None)
-        for weights in () if experts is None else (experts.gate_up, experts.down):
+        for weights in packed_stacks(module):
             for each in fields(weights):  # type: ignore[arg-type]  # every format is a dataclass
                 if isinstance(value := getattr(weights, each.name), Tensor):
+                    if value.dtype == torch.float8_e4m3fn:  # gloo carries none; the format reads the bytes alone
+                        value = value.view(torch.uint8)
                     parameter = nn.Parameter(value, requires_grad=False)
                     object.__setattr__(weights, each.name, parameter)
                     yield parameter

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import loading, public_tokens
-from ...models.backbones.checkpoints import ExpertFormat
 from ...models.backbones.family import Backbone
 from ...models.errors import BackboneMismatch, MetricUndefined, TargetMissing
 from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
@@ -38,12 +37,12 @@ class StudyModel:
 
 
 def load_study_model(
-    draft: StudyDraft, directory: Path, *, expected_hash: str | None = None, experts: ExpertFormat | None = None
+    draft: StudyDraft, directory: Path, *, expected_hash: str | None = None, unpacked: bool = False
 ) -> StudyModel:
     """Loads the model of a study from the folder of its backbone.
 
     Args:
-        experts: format of the routed experts; None for the study's.
+        unpacked: True to hold all weights in float32, whatever the study says: nothing can be added to a packed one.
 
     Raises:
         BackboneMismatch: the content is not the expected one, or the backbone does not read such records.
@@ -53,11 +52,11 @@ def load_study_model(
     """
     config, kind = AdapterConfig(**draft.adapter_config()), draft.data.kind
     loaded: loading.RecordBackbone | loading.TextBackbone
-    experts = experts or draft.model.experts
+    held = {"experts": draft.model.experts, "frozen": draft.model.frozen} if not unpacked else {}
     if kind.reads == "text":
-        loaded = loading.load_text(directory, expected_hash=expected_hash, experts=experts)
+        loaded = loading.load_text(directory, expected_hash=expected_hash, **held)
     else:
-        loaded = loading.load(directory, expected_hash=expected_hash, experts=experts)
+        loaded = loading.load(directory, expected_hash=expected_hash, **held)
     if strange := [name for name in config.targets if name not in loaded.family.targets]:
         raise TargetMissing(
             f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "

@@ -74,7 +74,7 @@ def _publish(
     privacy = study.draft.privacy
     has_guarantee = privacy.mode != "none"
     require_charges(store, run_id)
-    adapted = trained_model(store, home, run_id, experts="float32").adapted  # nothing can be added to a packed expert
+    adapted = trained_model(store, home, run_id, unpacked=True).adapted  # nothing can be added to a packed weight
     standing = require_audit(store, study, run_id, override_audit)
     evaluation = store.evaluation(run_id)
     is_measured = evaluation is not None and evaluation.problem is None
@@ -97,6 +97,7 @@ def _publish(
         exact_match=metrics.prevalence if metrics and writes else None,  # the share of records with label 1
         audit=standing.card,
         experts=study.draft.model.experts,
+        frozen=study.draft.model.frozen,
     )
     write(adapted, study_start(home, study).backbone, card)
     if standing.override is not None:

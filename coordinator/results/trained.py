@@ -3,17 +3,16 @@
 from pathlib import Path
 
 from ...client_node.training.study_model import StudyModel, load_study_model
-from ...models.backbones.checkpoints import ExpertFormat
 from ..errors import Conflict
 from ..store import RunFolder, Store
 from ..studies.catalogue import load_study, study_start
 
 
-def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertFormat | None = None) -> StudyModel:
+def trained_model(store: Store, home: Path, run_id: str, *, unpacked: bool = False) -> StudyModel:
     """Loads the study's model with the adapter as of the run's last committed round.
 
     Args:
-        experts: the format of the routed experts; None for the study's.
+        unpacked: True to hold all weights in float32, as the checkpoint has them, whatever the study says.
 
     Raises:
         Conflict: no round is committed yet.
@@ -23,7 +22,7 @@ def trained_model(store: Store, home: Path, run_id: str, *, experts: ExpertForma
     if last.state_hash is None:
         raise Conflict(f"run {run_id} has no committed round yet, so there is no adapter")
     folder = study_start(home, study).backbone
-    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, experts=experts)
+    model = load_study_model(study.draft, folder, expected_hash=study.backbone_hash, unpacked=unpacked)
     exported = RunFolder(home, run_id).load(last.number, last.state_hash).exported
     model.adapted.load_state(exported[: model.adapted.layout.dim])  # an adaptive clip's logarithm may follow
     return model

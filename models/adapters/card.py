@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..backbones.checkpoints import ExpertFormat
+from ..backbones.packing import WeightFormat
 from ..errors import ExportRefused
 from ..evaluation.metrics import Estimate
 from ..rounding import rounded_up
@@ -31,7 +31,8 @@ class ModelCard:
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
     audit: str  # in words: what an empirical audit of the training step found, or why there is none
-    experts: ExpertFormat = "float32"  # how routed experts were held while it was trained
+    experts: WeightFormat = "float32"  # how routed experts were held while it was trained
+    frozen: WeightFormat = "float32"  # how all other linear layers were
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
     guaranteed: float | None = None  # epsilon that holds whatever was chosen by results, where it is known
@@ -44,8 +45,9 @@ class ModelCard:
 
     def table(self) -> str:
         """The facts as a Markdown table."""
-        held = f"held in {self.experts} for training and quality; in float32 they compute nearly the same"
-        experts = "" if self.experts == "float32" else f"\n| routed experts | {held} |"
+        held = "held in {} for training and quality; in float32 they compute nearly the same"
+        experts = "" if self.experts == "float32" else f"\n| routed experts | {held.format(self.experts)} |"
+        experts += "" if self.frozen == "float32" else f"\n| linear layers | {held.format(self.frozen)} |"
         return f"""| | |
 |---|---|
 | study | `{self.study_hash}` |

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.formats import ExpertWeights
+from ...kernels.linear import PackedMatrix
 from ..errors import InvalidAdapter
 
 LAYER = re.compile(r"\blayers\.([0-9]+)\.")
@@ -83,7 +84,9 @@ class Rows:
 class LoRAFactors(nn.Module):
     """The pair (A, B) of one weight."""
 
-    def __init__(self, weight: Tensor, config: AdapterConfig, name: str, *, start_std: float | None = None) -> None:
+    def __init__(
+        self, weight: Tensor | PackedMatrix, config: AdapterConfig, name: str, *, start_std: float | None = None
+    ) -> None:
         """A starts with `start_std`, by default inputs ** -0.5; B at zero."""
         super().__init__()
         self.lora_A, self.lora_B = start(weight, config, name, start_std)
@@ -94,7 +97,7 @@ class LoRAFactors(nn.Module):
 
 
 def start(
-    weight: Tensor | ExpertWeights, config: AdapterConfig, name: str, std: float | None = None
+    weight: Tensor | PackedMatrix | ExpertWeights, config: AdapterConfig, name: str, std: float | None = None
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """A and B of a weight as they begin: A uniform with `std`, by default inputs ** -0.5; B zero."""
     *bank, width_out, width_in = weight.shape

@@ -2,7 +2,7 @@
 
 The backbone is frozen. With `freeze_a` only the B factors are trained (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313):
 the average of sites' updates is then exact and half as long. Not for expert parallelism, modules that run twice in one
-forward pass, or quantised weights other than banks of experts.
+forward pass, or quantised weights other than our own: packed banks of experts and `QuantisedLinear`.
 
 A backbone may use one matrix as embedding and as output matrix (`tie_word_embeddings`): as it is frozen and adapters
 are never merged into it, each of its two uses takes an adapter of its own, and adapting one leaves the other alone.
@@ -22,6 +22,7 @@ from ...kernels.embedding import lora_embedding
 from ...kernels.errors import KernelError
 from ...kernels.experts import Experts, Factors, LoRA
 from ...kernels.install import experts_of, is_bank, share_slot
+from ...kernels.linear import QuantisedLinear
 from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
@@ -37,9 +38,9 @@ _FORETOLD = 64  # tokens whose next word is foretold at a time, in private steps
 
 
 class LoRALinear(LoRAFactors):
-    """An adapted nn.Linear."""
+    """An adapted nn.Linear, or QuantisedLinear: then the low-rank product is added to what the codes stand for."""
 
-    def __init__(self, base: nn.Linear, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+    def __init__(self, base: nn.Linear | QuantisedLinear, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
         super().__init__(base.weight, config, name)
         self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
 
@@ -258,7 +259,8 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
 
     Raises:
         TargetMissing: a target is the last name of no module, or a named layer has none of them.
-        UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a fused SwiGLU bank, nor a top-k router.
+        UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a packed linear layer, a fused SwiGLU bank,
+            nor a top-k router.
         InvalidAdapter: nothing would be trained.
     """
     if not config.targets and head is None:
@@ -292,7 +294,7 @@ def _refuse_passed_by(model: Any, places: list[str]) -> None:
 
 
 def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> Adapter:
-    if type(module) is nn.Linear:  # a subclass may compute something else, a quantised product for instance
+    if type(module) in (nn.Linear, QuantisedLinear):  # a subclass may compute something else
         return LoRALinear(module, config, name, slot)
     if type(module) is nn.Embedding:
         return LoRAEmbedding(module, config, name, slot)

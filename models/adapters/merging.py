@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...kernels.formats import Dense
 from ...kernels.install import experts_of
+from ...kernels.linear import QuantisedLinear
 from ..backbones import checkpoints
 from ..backbones.directories import new_directory
 from ..backbones.families import family_in
@@ -35,7 +36,7 @@ def merged(adapted: AdaptedModel) -> Iterator[Any]:
     written to: merged ones are copies, so that afterwards the adapters stand again over the same bits as before.
 
     Raises:
-        UnsupportedModule: an adapted bank of experts is quantised, and its sum with an adapter has no such format.
+        UnsupportedModule: an adapted weight is quantised, and its sum with an adapter has no such format.
     """
     model = adapted.model
     plain = {name: _merged_module(adapter, name) for name, adapter in adapted.adapters.items()}
@@ -90,6 +91,8 @@ def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 @torch.no_grad()
 def _merged_module(adapter: Adapter, name: str) -> nn.Module:
+    if isinstance(adapter.base, QuantisedLinear):
+        raise UnsupportedModule(f"{name} is quantised, and a merged weight has no such codes; load it in full")
     plain: Any = copy.deepcopy(adapter.base)
     if isinstance(adapter, LoRAExperts):
         experts = experts_of(plain)

@@ -2,7 +2,8 @@
 
 `families` is the table of architectures, read as they are published. Each is a file that implements `family.Backbone`:
 to add one, write such a file and its line in the table. `loading` builds, saves and loads the backbone of a study.
-`checkpoints` reads and writes the files and computes the hash that a study names. `pretraining` trains a small backbone
+`checkpoints` reads and writes the files and computes the hash that a study names; `packing` holds what it reads in a
+quantised format, if a study asks for one. `pretraining` trains a small backbone
 on synthetic records, its experts kept in use by `balancing`, and `smollm2` imports a published one. `public_tokens` is
 what routing is measured on. See docs/backbones.md.
 
@@ -28,5 +29,5 @@ The modules that a study may adapt, and the families, without loading a model:
 
 __all__ = [
     "balancing", "checkpoints", "directories", "families", "family",
-    "loading", "pretraining", "public_tokens", "smollm2",
+    "loading", "packing", "pretraining", "public_tokens", "smollm2",
 ]  # fmt: skip

@@ -11,26 +11,32 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from ...kernels.experts import Experts
-from ...kernels.formats import Int8Row, NF4Block64
-from ...kernels.install import Pack, fill, install, refuse_saving
+from ...kernels.formats import Pack
+from ...kernels.install import install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
 from .families import family_of
 from .family import Backbone
 from .grouped_query import speed_up
-
-ExpertFormat = Literal["float32", "int8", "nf4"]  # of routed experts while they are in use; files hold numbers
-PACK_OF: dict[ExpertFormat, Pack | None] = {"float32": None, "int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
+from .packing import (
+    QUANTISATION,
+    SCALE,
+    StoredWeights,
+    fill_banks,
+    fill_linear,
+    is_fp8,
+    require_all_left,
+    unfilled,
+)
 
 CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"
@@ -38,7 +44,7 @@ _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "erro
 # A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
 _ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
 # Settings that make transformers read other files, or turn the weights into something else than they are.
-_REFUSED_SETTINGS = ("quantization_config", "transformers_weights")
+_REFUSED_SETTINGS = ("compression_config", "transformers_weights")
 _MAX_LAYERS = 1000
 # Settings that name code; transformers would fetch a kernel of that name from a network.
 _CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
@@ -105,21 +111,26 @@ def load_model(
     expected_hash: str | None = None,
     dtype: torch.dtype = torch.float32,
     pack: Pack | None = None,
+    pack_linear: Pack | None = None,
 ) -> PreTrainedModel:
     """Loads the model of a checkpoint, in evaluation mode and frozen.
 
     Weight files are mapped, not read: weights stored in `dtype` lie in the page cache, which processes share, until
     they are written to. Routed experts are copied: the one matrix of each expert goes into one stack of all experts.
 
-    With `pack`, experts are packed one after another as they are read, so an unpacked stack is never in memory. The
-    model is bit for bit what `kernels.install.quantise` makes of the whole one, and its `save_pretrained` raises
-    `kernels.errors.SavedWithoutExperts`.
+    With `pack`, experts are packed one after another as they are read, so an unpacked stack is never in memory. With
+    `pack_linear` all other linear layers of the decoder are, see `packing.linear_layers`. The model is bit for bit what
+    `kernels.install.quantise` and `kernels.linear.quantise_linear` make of the whole one, and its `save_pretrained`
+    raises `kernels.errors.SavedWithoutWeights`.
+
+    Weights stored in fp8 are widened to `dtype` unless they are packed.
 
     Args:
         directory: as `transformers` writes it; `content_hash` defines the allowed files.
         expected_hash: refuse any other content before a single file is parsed.
         dtype: float32 or bfloat16. Routers stay in float32 where transformers keeps them so, as DeepSeek's.
         pack: format of the routed experts, such as `kernels.formats.Int8Row.quantised` or `NF4Block64.quantised`.
+        pack_linear: format of all other linear layers of the decoder.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
@@ -128,7 +139,7 @@ def load_model(
     directory = Path(directory)
     require_content(directory, content_hash(directory), expected_hash)
     try:
-        return read_model(directory, dtype=dtype, pack=pack)[1]
+        return read_model(directory, dtype=dtype, pack=pack, pack_linear=pack_linear)[1]
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise as_invalid(directory, err) from err
 
@@ -188,7 +199,7 @@ def size(directory: Path) -> Size:
             weight_bytes += path.stat().st_size
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
-                    is_buffer = buffers is not None and buffers.search(name)
+                    is_buffer = name.endswith(SCALE) or (buffers is not None and buffers.search(name))
                     count = 0 if is_buffer else math.prod(file.get_slice(name).get_shape())
                     total_count += count
                     expert_count += count if routed is not None and routed.weight.search(name) else 0
@@ -240,16 +251,25 @@ def require_content(directory: Path, digest: str, expected_hash: str | None) -> 
 
 
 def read_model(
-    directory: Path, *, dtype: torch.dtype = torch.float32, pack: Pack | None = None
+    directory: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    pack: Pack | None = None,
+    pack_linear: Pack | None = None,
 ) -> tuple[Backbone, PreTrainedModel]:
     """Finds the family and loads the model of a checked directory; untruthful files can raise any error."""
     config = _read_config(directory)
     family, files = family_of(config), _weight_files(directory)
     _refuse_larger_than_stored(directory, family, config)
-    kind = family.model_class() if pack is None else _unfilled(family)
+    has_fp8, model_class = is_fp8(config), family.model_class()
+    stored = StoredWeights(directory, files, is_fp8=has_fp8)
+    fills_banks, fills_linear = has_fp8 or pack is not None, has_fp8 or pack_linear is not None
+    is_whole = not (fills_banks or fills_linear)
+    kind = model_class if is_whole else unfilled(family, banks=fills_banks, linear=fills_linear)
     with quietly():
         loaded: Any = kind.from_pretrained(
             directory,
+            config=_settings(directory, family) if has_fp8 else None,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -264,8 +284,13 @@ def read_model(
     # Transformers fills what is missing with random numbers and only logs it: every site would hold another model.
     if wrong := sorted(str(key) for problem in _LOADING_PROBLEMS for key in loading.get(problem, ())):
         raise InvalidBackbone(f"{directory}: weights do not fit config.json, first {wrong[0]}")
-    if pack is not None:
-        _fill_banks(model, family, directory, files, dtype, pack)
+    model.__class__ = model_class  # again, as whole as any other of its kind
+    require_all_left(model, directory, stored)
+    if fills_banks:
+        fill_banks(model, family, directory, stored, dtype, pack)
+    if fills_linear:
+        fill_linear(model, stored, dtype, pack_linear)
+    if not (pack is None and pack_linear is None):
         refuse_saving(model)
     model.train(False).requires_grad_(False)
     speed_up(model)
@@ -321,6 +346,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
     named = [name for name in config if name in _REFUSED_SETTINGS or _CODE_SETTING.fullmatch(name)]
     if found := [name for name in named if config[name] is not None]:
         raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
+    try:
+        is_fp8(config)
+    except InvalidBackbone as err:
+        raise InvalidBackbone(f"{directory}: {err}") from None
     return config
 
 
@@ -329,7 +358,7 @@ def _refuse_larger_than_stored(directory: Path, family: Backbone, config: dict[s
     stored = size(directory).parameters
     if int(config["num_hidden_layers"]) > _MAX_LAYERS:
         raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
-    settings = family.config_class().from_json_file(directory / CONFIG)  # knows how JSON states an infinity
+    settings = _settings(directory, family)
     if reason := family.misfit(settings):
         raise InvalidBackbone(f"{directory}: config.json: {reason}")
     with torch.device("meta"):
@@ -337,6 +366,14 @@ def _refuse_larger_than_stored(directory: Path, family: Backbone, config: dict[s
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
         raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
+
+
+def _settings(directory: Path, family: Backbone) -> Any:
+    """The configuration of the model that the weights make; one that named fp8 would be quantised anew."""
+    settings = family.config_class().from_json_file(directory / CONFIG)  # knows how JSON states an infinity
+    if hasattr(settings, QUANTISATION):
+        delattr(settings, QUANTISATION)
+    return settings
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -354,55 +391,3 @@ def _weight_files(directory: Path) -> list[Path]:
             if {*file.keys()} != {name for name, place in index.items() if place == shard}:
                 raise InvalidBackbone(f"{directory}: {_INDEX} does not say what {shard} holds")
     return [directory / shard for shard in shards]
-
-
-def _unfilled(family: Backbone) -> Any:
-    """A kind of model that transformers builds and loads without its routed experts."""
-
-    class Unfilled(family.model_class()):  # type: ignore[misc]
-        def __init__(self, config: Any) -> None:
-            super().__init__(config)
-            ignored: Any = self._keys_to_ignore_on_load_unexpected  # this object's own set
-            for bank, module in family.banks(self).items():
-                del module.gate_up_proj, module.down_proj
-                ignored.add(rf"^{re.escape(bank)}\.(gate_up|down)_proj$")  # as transformers would name what it finds
-
-    return Unfilled
-
-
-def _fill_banks(
-    model: Any, family: Backbone, directory: Path, files: list[Path], dtype: torch.dtype, pack: Pack
-) -> None:
-    """Reads and packs one expert after another, from whatever shard each of its matrices lies in."""
-    routed = family.experts
-    if routed is None:
-        return
-    with ExitStack() as opened:
-        file_of: dict[str, Any] = {}
-        for path in files:
-            file = opened.enter_context(safe_open(path, framework="pt"))
-            file_of |= dict.fromkeys(filter(routed.weight.search, file.keys()), file)
-
-        def stored(name: str, expert: int, shape: tuple[int, int]) -> torch.Tensor:
-            """One expert's matrix, from a tensor of its own or from that of all experts."""
-            own = name.format(expert=expert)
-            part = file_of[own].get_slice(own)
-            whole = shape if own != name else (number, *shape)
-            if tuple(part.get_shape()) != whole:
-                raise InvalidBackbone(f"{directory}: {own} is {tuple(part.get_shape())}, config.json says {whole}")
-            matrix: torch.Tensor = part[:] if own != name else part[expert]
-            return matrix.to(dtype)
-
-        banks: dict[str, Any] = family.banks(model)
-        for bank, module in banks.items():
-            width, hidden, number = module.hidden_dim, module.intermediate_dim, module.num_experts
-            place = routed.stored(bank)
-            gate_up, down = [f"{place}.{end}" for end in routed.gate_up], f"{place}.{routed.down}"
-            wanted = {name.format(expert=expert) for name in (*gate_up, down) for expert in range(number)}
-            if wrong := wanted ^ {name for name in file_of if name.startswith(f"{place}.")}:
-                raise InvalidBackbone(f"{directory}: experts do not fit config.json, first {min(wrong)}")
-            rows = 2 * hidden // len(gate_up)
-            both = pack(
-                torch.cat([stored(name, expert, (rows, width)) for name in gate_up]) for expert in range(number)
-            )
-            fill(module, Experts(both, pack(stored(down, expert, (width, hidden)) for expert in range(number))))

@@ -34,7 +34,7 @@ def speed_up(model: nn.Module) -> int:
 
     found = 0
     for module in model.modules():
-        if type(module) is DeepseekV3Attention and _compact(module) is not None:
+        if type(module) is DeepseekV3Attention and _has_plain_linears(module) and _compact(module) is not None:
             layer: Any = module
             layer.__class__, layer._grouped = _grouped_class(), None
             found += 1
@@ -126,7 +126,8 @@ def _grouped_class() -> type[nn.Module]:
 def _found(attention: Any) -> _Compact | None:
     """The weights to compute with, as they are now; None if the layer is to be computed as it stands."""
     linears = [getattr(attention, name) for name in _LINEARS]
-    if any(type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks for linear in linears):
+    is_watched = any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears)
+    if is_watched or not _has_plain_linears(attention):
         return None
     weights = _weights(attention)
     if weights is None:
@@ -135,6 +136,11 @@ def _found(attention: Any) -> _Compact | None:
     if seen is None or not seen.is_of(weights):
         seen = attention._grouped = _Grouped(weights, _compact(attention))
     return seen.compact
+
+
+def _has_plain_linears(attention: Any) -> bool:
+    """True if no linear layer that would be left out is adapted, packed, or absent."""
+    return all(type(getattr(attention, name)) is nn.Linear for name in _LINEARS)
 
 
 def _weights(attention: Any) -> tuple[tuple[Tensor, int], ...] | None:

@@ -22,6 +22,7 @@ from . import checkpoints
 from .directories import new_directory
 from .families import named
 from .family import Backbone, BackboneConfig
+from .packing import PACK_OF, WeightFormat
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
 _SCHEMA, _POOLING = "schema.json", "pooling.safetensors"
@@ -104,7 +105,11 @@ def save(
 
 
 def load(
-    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+    directory: Path,
+    *,
+    expected_hash: str | None = None,
+    experts: WeightFormat = "float32",
+    frozen: WeightFormat = "float32",
 ) -> RecordBackbone:
     """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
 
@@ -112,6 +117,7 @@ def load(
         directory: what `save` wrote.
         expected_hash: refuse any other content before a single file is parsed.
         experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
+        frozen: the same of all other linear layers of the decoder.
 
     Raises:
         BackboneMismatch: the content is not the expected one.
@@ -124,7 +130,7 @@ def load(
         schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
         pooling = load_file(directory / _POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
-        family, model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
+        family, model = checkpoints.read_model(directory, pack=PACK_OF[experts], pack_linear=PACK_OF[frozen])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
@@ -132,7 +138,11 @@ def load(
 
 
 def load_text(
-    directory: Path, *, expected_hash: str | None = None, experts: checkpoints.ExpertFormat = "float32"
+    directory: Path,
+    *,
+    expected_hash: str | None = None,
+    experts: WeightFormat = "float32",
+    frozen: WeightFormat = "float32",
 ) -> TextBackbone:
     """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
 
@@ -146,7 +156,7 @@ def load_text(
     checkpoints.require_content(directory, digest, expected_hash)
     tokenizer = checkpoints.load_tokenizer(directory)
     try:
-        family, model = checkpoints.read_model(directory, pack=checkpoints.PACK_OF[experts])
+        family, model = checkpoints.read_model(directory, pack=PACK_OF[experts], pack_linear=PACK_OF[frozen])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.collect import Collector
+from ...kernels.linear import packed_stacks
 from ...kernels.pointwise import places_agree, pointwise_seen
 from ...kernels.products import tiles_agree, tiles_seen
 from ...models.adapters import AdaptedModel
@@ -302,8 +303,11 @@ def _one_layer_of_each_kind(adapted: AdaptedModel) -> Iterator[None]:
 
 
 def _make_of(layer: nn.Module) -> tuple[object, ...]:
-    """The parts of a layer: modules by name and type, tensors by name, shape, type, and whether they are trained."""
-    modules = tuple((name, type(module)) for name, module in layer.named_modules())
+    """The parts of a layer: modules by name, type and packed weights, tensors by name, shape, type, whether trained."""
+    modules = tuple(
+        (name, type(module), *((type(stack), stack.shape, stack.dtype) for stack in packed_stacks(module)))
+        for name, module in layer.named_modules()
+    )
     tensors = (*layer.named_parameters(), *layer.named_buffers())
     return modules, tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors)
 

@@ -24,6 +24,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from ...kernels.collect import Collector
+from ...kernels.formats import FROZEN_FORMATS, Dense, Prepacked
+from ...kernels.linear import QuantisedLinear, packed_stacks
 from ...models.adapters import AdaptedModel
 from ...models.heads import record_losses
 from ..errors import TargetUnreached, UnitsCoupled
@@ -117,9 +119,11 @@ def refuse_coupled_modules(model: nn.Module) -> None:
     """Looks for modules and settings that are known to couple rows, and for what nobody can know not to.
 
     Raises:
-        UnitsCoupled: a batch norm, an instance norm with running statistics, a quantised layer, weights below 16 bits,
-            a subclass of nn.Linear or nn.Embedding with a forward of its own, or a setting for balance losses, router
-            statistics, expert capacity or rotary angles that follow the padded length.
+        UnitsCoupled: a batch norm, an instance norm with running statistics, a quantised layer of another library,
+            weights below 16 bits, a packed format that is none of `kernels.formats` (there scales are fixed when
+            weights are packed, before there is a batch), a subclass of nn.Linear, nn.Embedding or `QuantisedLinear`
+            with a forward of its own, or a setting for balance losses, router statistics, expert capacity or rotary
+            angles that follow the padded length.
     """
     configs: dict[int, object] = {}
     for name, module in model.named_modules():
@@ -128,7 +132,12 @@ def refuse_coupled_modules(model: nn.Module) -> None:
             raise UnitsCoupled(f"{name} is a {kind.__name__}: it keeps statistics of a batch")
         if kind.__module__.startswith(_QUANTISED_PACKAGES):
             raise UnitsCoupled(f"{name} is a {kind.__module__}.{kind.__name__}: its scales may come from a whole batch")
-        for known in (nn.Linear, nn.Embedding):
+        for stack in packed_stacks(module):
+            if type(stack) not in (Dense, Prepacked, *FROZEN_FORMATS):
+                raise UnitsCoupled(
+                    f"{name} is packed as {type(stack).__name__}: its scales may come from a whole batch"
+                )
+        for known in (nn.Linear, nn.Embedding, QuantisedLinear):
             if isinstance(module, known) and kind.forward is not known.forward:
                 raise UnitsCoupled(f"{name} is a {kind.__name__}, which does more than {known.__name__}")
         if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):

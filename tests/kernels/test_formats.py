@@ -5,17 +5,17 @@ from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from confide.kernels import formats
 from confide.kernels.errors import UnfitWeights
-from confide.kernels.formats import NF4_VALUES, Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
+from confide.kernels.formats import NF4_VALUES, BFloat16, Dense, FP8Block128, Int8Row, NF4Block64, Prepacked
 from confide.kernels.products import prepacks
 
 from .allocations import LargestAllocation
 
 QUANTISED = [Int8Row.quantised, NF4Block64.quantised, FP8Block128.quantised]
-FORMATS = [Dense, Prepacked.of, *QUANTISED]
+FORMATS = [Dense, Prepacked.of, *QUANTISED, BFloat16.quantised]
 RAGGED = (3, 130, 77)  # tiles of 2 x 77 at the edge, and 10,010 weights an expert: the last block of 64 is not full
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
-every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "prepacked", "int8", "nf4", "fp8"])
+every_format = pytest.mark.parametrize("pack", FORMATS, ids=["dense", "prepacked", "int8", "nf4", "fp8", "bfloat16"])
 
 
 def stack(*shape, dtype=torch.float32, seed=0):
@@ -108,6 +108,17 @@ def test_nf4_values_are_quantiles_of_the_normal_distribution():
     below = -stats.norm.ppf(torch.linspace(offset, 0.5, 8)[:-1].numpy())
     want = torch.tensor(sorted([*above, 0.0, *below]))
     torch.testing.assert_close(torch.tensor(NF4_VALUES).double(), want / want.max(), rtol=0, atol=1e-6)
+
+
+def test_nf4_has_the_codes_of_bitsandbytes():
+    """What `quantize_4bit(w, blocksize=64, quant_type="nf4")` of bitsandbytes 0.50.2 makes of the numbers -32 to 31."""
+    want = [
+        0, 0, 1, 17, 17, 17, 18, 34, 34, 51, 51, 68, 69, 85, 102, 103,
+        119, 136, 153, 154, 170, 187, 188, 204, 205, 221, 222, 238, 238, 238, 255, 255,
+    ]  # fmt: skip
+    packed = NF4Block64.quantised(torch.arange(-32.0, 32.0).view(1, 1, 64))
+    assert packed.codes_EN[0].tolist() == want
+    assert packed.absmax_EB.tolist() == [[32.0]]
 
 
 def test_nf4_takes_the_nearest_value_of_each_block():

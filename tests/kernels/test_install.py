@@ -25,7 +25,7 @@ from confide.kernels.errors import (
     CaptureClosed,
     CaptureMissed,
     CaptureNested,
-    SavedWithoutExperts,
+    SavedWithoutWeights,
     UnfitWeights,
     UnsupportedExperts,
 )
@@ -254,7 +254,7 @@ def test_a_quantised_model_is_not_saved_without_its_experts_but_peft_s_adapter_o
     ours = model()
     quantise(ours, Int8Row.quantised)
     for part in (ours, ours.model, copy.deepcopy(ours)):
-        with pytest.raises(SavedWithoutExperts, match="nothing was written"):
+        with pytest.raises(SavedWithoutWeights, match="nothing was written"):
             part.save_pretrained(tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
     get_peft_model(ours, LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path / "adapter")

@@ -1,13 +1,18 @@
 """The definition of a clipped sum, as a loop over units; and models to try it on."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import DeepseekV3ForCausalLM
 
+from confide.kernels.install import quantise
+from confide.kernels.linear import QuantisedLinear, packed_stacks, quantise_linear
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.families import family_in
+from confide.models.backbones.packing import linear_layers
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, entering_states, used_tokens
 
@@ -73,6 +78,28 @@ def adapted_tiny(
         adapted = AdaptedModel(model, config, head, adapted.slot, adapted.rows)
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
+
+
+def packed_tiny(form: Any, *, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+    """The tiny model with its experts and all linear layers of its decoder in a packed format."""
+    model = tiny_deepseek(dtype=dtype)
+    quantise(model, form.quantised)
+    quantise_linear(model, linear_layers(family_in(model), model), form.quantised)
+    return model
+
+
+def unpacked_tiny(packed: DeepseekV3ForCausalLM, *, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+    """The same model with plain matrices of what the codes stand for."""
+    model = tiny_deepseek(dtype=dtype)
+    with torch.no_grad():
+        for name, module in packed.named_modules():
+            for leaf, stack in zip(("gate_up_proj", "down_proj"), packed_stacks(module), strict=False):
+                plain = model.get_submodule(name)
+                if isinstance(module, QuantisedLinear):
+                    plain.weight.copy_(module.weight.dense())
+                else:
+                    getattr(plain, leaf).copy_(stack.dense())
+    return model
 
 
 def labels_for(rows: int) -> torch.Tensor:

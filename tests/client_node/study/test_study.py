@@ -5,6 +5,7 @@ import json
 import math
 import re
 import ssl
+import typing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from pydantic import ValidationError
 from confide.client_node.cli.tables import study_facts
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
+from confide.client_node.study.terms import WeightFormat
+from confide.models.backbones.packing import PACK_OF
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
 from ..conftest import CHAT, EVALUATION, TEXT, TURNS
@@ -337,7 +340,8 @@ def test_every_term_is_in_the_hash(make_study):
         ("rank = 4", "rank = 5"), ("alpha = 4.0", "alpha = 4.1"), ("[20, 40, 60, 80]", "[20, 40, 60, 81]"),
         ('["F", "M"]', '["M", "F"]'), ("delta = 1e-5", "delta = 2e-5"), ("lr = 0.3", "lr = 0.4"),
         ("rounds = 40", "rounds = 41"), ('"agg-b"', '"agg-d"'), ("batch_units = 1374", "batch_units = 1375"),
-        ("[adapter]", 'experts = "int8"\n[adapter]'),
+        ("[adapter]", 'experts = "int8"\n[adapter]'), ("[adapter]", 'frozen = "int8"\n[adapter]'),
+        ("[adapter]", 'frozen = "int8"\nexperts = "float32"\n[adapter]'),
         ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
         ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rank = 4", "rank = 4\nranks = { svi = 3 }"),
         ("rounds = 40", 'rounds = 40\nstate = "int8"'),
@@ -346,9 +350,28 @@ def test_every_term_is_in_the_hash(make_study):
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
 
 
+def test_experts_are_held_as_all_frozen_layers_unless_said_otherwise(make_study):
+    found = {}
+    for terms in ("", 'frozen = "nf4"', 'frozen = "nf4"\nexperts = "int8"', 'experts = "int8"'):
+        model = make_study(("[adapter]", f"{terms}\n[adapter]")).draft.model
+        found[terms] = (model.frozen, model.experts)
+    assert list(found.values()) == [("float32", "float32"), ("nf4", "nf4"), ("nf4", "int8"), ("float32", "int8")]
+
+
+def test_a_study_that_says_nothing_of_frozen_layers_has_the_hash_that_it_had(make_study):
+    plain, stated = make_study(), make_study(("[adapter]", 'frozen = "float32"\n[adapter]'))
+    assert stated.study_hash == plain.study_hash
+    assert re.search(rb'"model":{"backbone":"[^"]*","experts":"float32"}', plain.canonical())
+    assert b'"frozen":"nf4"' in make_study(("[adapter]", 'frozen = "nf4"\n[adapter]')).canonical()
+
+
+def test_formats_of_a_study_are_those_that_can_be_packed():
+    assert typing.get_args(WeightFormat) == tuple(PACK_OF)
+
+
 def test_a_study_reads_itself_whether_it_uses_a_later_term_or_not(make_study):
     later = ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rounds = 40", 'rounds = 40\nstate = "int8"')
-    for study in (make_study(), *map(make_study, later)):
+    for study in (make_study(), *map(make_study, (*later, ("[adapter]", 'frozen = "nf4"\n[adapter]')))):
         assert Study.parse(study.canonical()) == study
 
 

@@ -11,11 +11,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from confide.client_node.training.sharding import ShardedWeights, join
 from confide.kernels.collect import Collector
-from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
+from confide.kernels.linear import packed_stacks, quantise_linear
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.families import family_in
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
+from confide.models.backbones.packing import PACK_OF, linear_layers
 from confide.models.heads.pooling import PooledHead
 from confide.models.records.fields import FlagField, NumericField, RecordSchema
 
@@ -27,9 +29,12 @@ TARGETS = {
     "head": (),
     "int8": ("o_proj", "experts"),
     "nf4": ("o_proj",),
+    "fp8": ("q_a_proj", "experts"),
+    "bfloat16": ("down_proj",),
     "text": ("o_proj", "experts"),  # no head: the output matrix is the embedding, so two blocks share it
 }
-PACKS = {"int8": Int8Row.quantised, "nf4": NF4Block64.quantised}
+PACKS = {name: pack for name, pack in PACK_OF.items() if name in TARGETS}
+ALL_PACKED = ("nf4", "fp8", "bfloat16")  # linear layers as well, adapted or not
 
 
 def adapted_model(case: str) -> AdaptedModel:
@@ -38,6 +43,8 @@ def adapted_model(case: str) -> AdaptedModel:
     model = build(SCHEMA, BackboneConfig(hidden=32, layers=3, experts=4))
     if case in PACKS:
         quantise(model, PACKS[case])
+    if case in ALL_PACKED:
+        quantise_linear(model, linear_layers(family_in(model), model), PACKS[case])
     adapted = attach(model, config, None if case == "text" else PooledHead(torch.zeros(64), torch.eye(64)))
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
@@ -59,9 +66,9 @@ def gradients(adapted: AdaptedModel, between: list[int], look) -> torch.Tensor:
 
 def report(case: str, device: torch.device, *, offload: bool) -> dict[str, object]:
     adapted = adapted_model(case)
-    banks = [module.confide_experts for module in adapted.modules() if hasattr(module, "confide_experts")]
-    frozen = sum(p.nbytes for p in adapted.model.parameters() if not p.requires_grad)
-    frozen += sum(weights.nbytes for bank in banks for weights in (bank.gate_up, bank.down))
+    stacks = [stack for module in adapted.modules() for stack in packed_stacks(module)]
+    frozen = sum(p.nbytes for p in adapted.model.parameters() if not p.requires_grad and p.ndim > 1)
+    frozen += sum(stack.nbytes for stack in stacks)
     want = gradients(adapted, [], lambda: 0)
     weights = ShardedWeights(adapted, device, offload=offload)
     gathered: list[StorageWeakRef] = []

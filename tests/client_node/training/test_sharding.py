@@ -11,7 +11,7 @@ from confide import client_node
 pytestmark = pytest.mark.process
 
 SCRIPT = Path(__file__).with_name("sharded_pass.py")
-CASES = ("one projection", "everywhere", "head", "int8", "nf4", "text", "offloaded")
+CASES = ("one projection", "everywhere", "head", "int8", "nf4", "fp8", "bfloat16", "text", "offloaded")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_each_process_keeps_half_of_every_matrix_and_none_whole_between_passes(
     reports: list[dict[str, dict]], case: str
 ):
     for report in (each[case] for each in reports):
-        assert report["total"] > 0.98 * report["frozen"]  # the rest are vectors
+        assert report["total"] >= report["frozen"]  # vectors stay
         assert report["own"] <= report["total"] / 2 + 4 * report["matrices"]  # an odd one is filled up
         assert report["whole_at_rest"] == [0, 0, 0]
 

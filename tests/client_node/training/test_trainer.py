@@ -14,6 +14,7 @@ from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.client_node.training.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.linear import QuantisedLinear, packed_stacks
 from confide.models.backbones.loading import load, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
@@ -69,6 +70,24 @@ def test_routed_experts_are_held_and_trained_on_in_the_format_that_the_study_say
     state = plain.adapted.state() + np.random.default_rng(0).normal(0, 0.05, len(plain.adapted.state()))
     first, second = (trainer.release(state, 1) * 2.0**-24 for trainer in (plain, packed))
     assert 0 < np.linalg.norm(first - second) < 0.2 * np.linalg.norm(first)  # other experts by a rounding, same records
+
+
+def test_linear_layers_are_held_and_trained_on_in_the_format_that_the_study_says(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("sample_rate = 0.2", "sample_rate = 1.0"))
+    terms = type(desk.study.draft.model)(backbone=desk.study.draft.model.backbone, frozen="nf4")
+    draft = desk.study.draft.model_copy(update={"model": terms})
+    plain = new_trainer(desk)
+    packed = new_trainer(replace(desk, study=desk.study.model_copy(update={"draft": draft})))
+    layers = [module for module in packed.adapted.modules() if isinstance(module, QuantisedLinear)]
+    assert layers
+    stacks = [stack for module in packed.adapted.modules() for stack in packed_stacks(module)]
+    assert len(stacks) == len(layers) + 2  # the experts are held as all else
+    assert {type(stack) for stack in stacks} == {NF4Block64}
+    assert any(isinstance(adapter.base, QuantisedLinear) for adapter in packed.adapted.adapters.values())
+    state = plain.adapted.state() + np.random.default_rng(0).normal(0, 0.05, len(plain.adapted.state()))
+    first, second = (trainer.release(state, 1) * 2.0**-24 for trainer in (plain, packed))
+    assert 0 < np.linalg.norm(first - second) < 0.4 * np.linalg.norm(first)  # other weights by a rounding
 
 
 def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):

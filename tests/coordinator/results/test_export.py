@@ -24,7 +24,8 @@ from confide.coordinator.results.trained import trained_model
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.coordinator.store.run_folder import RunFolder
 from confide.coordinator.store.tables import Round, Run
-from confide.kernels.formats import NF4Block64
+from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.linear import QuantisedLinear
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.heads.pooling import PooledHead
@@ -113,18 +114,23 @@ def test_an_export_is_a_peft_directory_with_the_trained_head(federation):
     np.testing.assert_array_equal(load_file(directory / "head.safetensors")["weight"], head)
 
 
-def test_a_study_of_quantised_experts_is_scored_with_them_and_merged_without(federation, table):
-    study = with_run(federation, ("[adapter]", 'experts = "nf4"\n[adapter]'))
+def test_a_study_of_quantised_weights_is_scored_with_them_and_merged_without(federation, table):
+    study = with_run(federation, ("[adapter]", 'frozen = "int8"\nexperts = "nf4"\n[adapter]'))
     model = trained_model(federation.store, federation.home, RUN)
     banks = [module for name, module in model.adapted.adapters.items() if name.endswith(".experts")]
     assert banks
     assert all(isinstance(bank.base.confide_experts.down, NF4Block64) for bank in banks)
+    linear = [it for it in model.adapted.adapters.values() if isinstance(it.base, QuantisedLinear)]
+    assert linear
+    assert all(isinstance(it.base.weight.stack, Int8Row) for it in linear)
     assert evaluate(model, study, [held_out_policy(table, study, "patient_id")])["records"] == 6
     export_adapter(federation.store, federation.home, RUN, federation.home / "adapter")
     merge_adapter(federation.store, federation.home, RUN, federation.home / "merged")
     for name in ("adapter", "merged"):
-        assert "routed experts | held in nf4" in (federation.home / name / "README.md").read_text()
-    dense = trained_model(federation.store, federation.home, RUN, experts="float32")
+        card = (federation.home / name / "README.md").read_text()
+        assert "| linear layers | held in int8" in card
+        assert "| routed experts | held in nf4" in card
+    dense = trained_model(federation.store, federation.home, RUN, unpacked=True)
     ids, whole = torch.arange(2, 9)[None], load_backbone(federation.home / "merged").model
     with torch.no_grad():
         torch.testing.assert_close(whole(ids).logits, dense.adapted.model(ids).logits, rtol=1e-4, atol=1e-5)

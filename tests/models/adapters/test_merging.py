@@ -11,6 +11,7 @@ from transformers import DeepseekV3ForCausalLM
 
 from confide.kernels.formats import Int8Row
 from confide.kernels.install import quantise
+from confide.kernels.linear import quantise_linear
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.merging import merged, save_merged
 from confide.models.adapters.peft_export import export
@@ -90,10 +91,12 @@ def test_afterwards_every_bit_is_as_before(backbone_dir, fails):
     assert embedding.base.weight is output.base.weight
 
 
-def test_quantised_experts_are_not_merged():
+@pytest.mark.parametrize("target", ["experts", "o_proj"])
+def test_quantised_weights_are_not_merged(target):
     model = tiny_deepseek()
     quantise(model, Int8Row.quantised)
-    adapted = attach(model, AdapterConfig(rank=2, alpha=3.0, targets=("experts",), seed="s"))
+    quantise_linear(model, ["model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"], Int8Row.quantised)
+    adapted = attach(model, AdapterConfig(rank=2, alpha=3.0, targets=(target,), seed="s"))
     with pytest.raises(UnsupportedModule, match="is quantised"), merged(adapted):
         pass
 

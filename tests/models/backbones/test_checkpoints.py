@@ -173,7 +173,7 @@ def test_an_index_that_is_none_is_refused(sharded):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"quantization_config": {"quant_method": "fp8"}}, {"transformers_weights": "other.safetensors"}],
+    [{"compression_config": {"format": "dense"}}, {"transformers_weights": "other.safetensors"}],
     ids=lambda setting: next(iter(setting)),
 )
 def test_settings_that_would_load_other_weights_are_refused(directory, setting):

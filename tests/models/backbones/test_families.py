@@ -16,16 +16,18 @@ from opacus import GradSampleModule
 from safetensors import safe_open
 
 from confide.kernels.install import quantise
+from confide.kernels.linear import QuantisedLinear, quantise_linear
 from confide.models.adapters import opacus_layers  # noqa: F401 - makes our layers known to Opacus
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.factors import AdapterConfig
-from confide.models.adapters.lora import attach
+from confide.models.adapters.lora import LoRALinear, attach
 from confide.models.adapters.merging import save_merged
 from confide.models.adapters.peft_export import export
-from confide.models.backbones.checkpoints import PACK_OF, load_model, size
+from confide.models.backbones.checkpoints import load_model, size
 from confide.models.backbones.families import FAMILIES
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, load, save
+from confide.models.backbones.packing import PACK_OF, linear_layers
 from confide.models.evaluation.router_statistics import router_statistics
 from confide.models.heads import foretell
 from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
@@ -319,3 +321,19 @@ def test_a_built_backbone_reads_records_with_a_pooled_head(kind, tmp_path, exper
         layers = router_statistics(adapted.model, [(ids, ids > 0)])
         assert [layer.layer for layer in layers] == [*adapted.expert_layers]
         assert all(sum(layer.choices) == 2 * int((ids > 0).sum()) for layer in layers)
+
+
+def test_packed_linear_layers_are_those_of_quantising_the_whole_model(kind, folder):
+    """Found in the files by their published names; every adapted one is packed, and adapters on them are trained."""
+    ids, _ = random_rows(3, 20)
+    whole, packed = load_model(folder), load_model(folder, pack_linear=PACK_OF["int8"])
+    names = set(linear_layers(FAMILIES[kind], whole))
+    quantise_linear(whole, names, PACK_OF["int8"])
+    with torch.no_grad():
+        assert torch.equal(packed(ids).logits, whole(ids).logits)
+    assert {name for name, it in packed.named_modules() if isinstance(it, QuantisedLinear)} == names
+    adapted = attach(packed, AdapterConfig(rank=2, alpha=3.0, targets=targets_of(FAMILIES[kind], packed), seed="x"))
+    refuse_dependence(adapted, words=VOCABULARY)
+    adapted_linear = [it for it in adapted.adapters.values() if isinstance(it, LoRALinear)]
+    assert adapted_linear
+    assert all(isinstance(it.base, QuantisedLinear) for it in adapted_linear)

@@ -7,6 +7,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from confide.kernels import products
+from confide.kernels.formats import FROZEN_FORMATS, Int8Row, NF4Block64
+from confide.kernels.linear import PackedMatrix, QuantisedLinear
 from confide.kernels.products import TILE, Factor, add_product, prepacks, product, tiles_agree, tiles_seen
 from confide.models.adapters import AdapterConfig, attach, lora
 from confide.models.heads import record_losses
@@ -18,7 +20,7 @@ from confide.privacy.mechanism.clipping import grid_of
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 
-from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, kept_states
+from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, kept_states, packed_tiny
 from ..sabotage import padded_to_the_longest, products_by_group
 
 TERMS = ReleaseTerms(**{**PLAIN, "clip_norm": 1.0, "max_rows_per_batch": 64, "max_records_per_unit": 4})
@@ -50,6 +52,8 @@ def clipped(adapted, state, ids, targets, sizes, units, *, shapes, terms=TERMS):
 
 MODELS = {name: lambda name=name: adapted_tiny(name) for name in TARGETS if name not in ("output", "all, causal")}
 MODELS["completions"] = completing_tiny
+for form in FROZEN_FORMATS:
+    MODELS[form.__name__] = lambda form=form: adapted_tiny(base=packed_tiny(form))
 MODELS["A and B"] = lambda: adapted_tiny(freeze_a=False)
 
 
@@ -378,3 +382,30 @@ def test_layers_that_are_made_alike_and_attend_to_other_tokens_are_of_two_kinds(
         adapted.model(ids, use_cache=False)
     assert adapted.model.config.layer_types == kinds
     assert torch.equal(adapted.model(ids, use_cache=False).logits, whole)
+
+
+def test_layers_whose_packed_weights_differ_are_all_tried():
+    adapted = adapted_tiny("attention", base=packed_tiny(Int8Row))
+    layers = adapted.model.model.layers
+    alike, other = copy.deepcopy(layers[1]), copy.deepcopy(layers[1])
+    wide = QuantisedLinear(32, 24)
+    wide.fill(NF4Block64.quantised([torch.ones(24, 32)]))
+    other.mlp.shared_experts.up_proj = wide
+    adapted.model.model.layers = torch.nn.ModuleList([*layers, alike, other])
+    with batches._one_layer_of_each_kind(adapted):
+        assert list(adapted.model.model.layers) == [*layers, other]
+
+
+def test_a_machine_that_rounds_a_packed_row_by_its_place_is_found_out(monkeypatch):
+    adapted = adapted_tiny("attention", base=packed_tiny(Int8Row))
+    assert shapes_for(adapted).rows_of_length
+    linear = PackedMatrix.linear
+
+    def by_place(self, x, bias=None):
+        out = linear(self, x, bias)
+        if len(x) > 32:
+            out[-12:] = linear(self, x[-12:] * (1 + 2**-20), bias)
+        return out
+
+    monkeypatch.setattr(PackedMatrix, "linear", by_place)
+    assert shapes_for(adapted) == ONE_BY_ONE

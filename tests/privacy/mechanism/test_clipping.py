@@ -26,13 +26,24 @@ import pytest
 import torch
 
 from confide.kernels.errors import CaptureClosed, TokensMiscounted
-from confide.kernels.formats import Int8Row, NF4Block64
+from confide.kernels.formats import FROZEN_FORMATS, Int8Row, NF4Block64
 from confide.kernels.install import quantise
 from confide.privacy.errors import ClipperMisused, InvalidPrivacyParameter, UnitRepeated, UnprotectedGradient
 from confide.privacy.mechanism.clipping import PerUnitClipper, grid_of
 
 from ...models.tiny import random_ids, tiny_deepseek
-from ..loops import DTYPES, TARGETS, adapted_tiny, clipped_loop, labels_for, norm_of, row_losses, unit_loss
+from ..loops import (
+    DTYPES,
+    TARGETS,
+    adapted_tiny,
+    clipped_loop,
+    labels_for,
+    norm_of,
+    packed_tiny,
+    row_losses,
+    unit_loss,
+    unpacked_tiny,
+)
 
 LENGTH, C = 12, 0.05
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -93,6 +104,23 @@ def test_a_smaller_rank_is_clipped_over_what_it_trains(targets, trained_rank):
 def test_a_rank_that_is_not_there_or_a_trained_a_is_refused(trained_rank, freeze_a):
     with pytest.raises(InvalidPrivacyParameter, match="trained_rank must be from 1 to 4, with A frozen"):
         PerUnitClipper(adapted_tiny(freeze_a=freeze_a), trained_rank=trained_rank)
+
+
+@pytest.mark.usefixtures("bare_clip")
+@pytest.mark.parametrize("form", FROZEN_FORMATS)
+@pytest.mark.parametrize("targets", ["attention", "all", "all, causal"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_clipped_sum_on_packed_layers_is_a_loop_over_units_on_what_their_codes_stand_for(form, targets, dtype):
+    """Adapted layers are packed, and those between them."""
+    packed = packed_tiny(form, dtype=dtype)
+    plain = adapted_tiny(targets, freeze_a=False, base=unpacked_tiny(packed, dtype=dtype), dtype=dtype)
+    adapted, ids = adapted_tiny(targets, freeze_a=False, base=packed, dtype=dtype), random_ids(5)
+    units = np.array([0, 1, 1, 2, 3])
+    want, norms = clipped_loop(plain, ids, labels_for(5), units, C)
+    got, report = clipped(adapted, ids, units)
+    assert bool((report.factors < 1).any())
+    assert_close(got, want, TOLERANCE[dtype])
+    torch.testing.assert_close(report.norms, norms, rtol=TOLERANCE[dtype], atol=0)
 
 
 @pytest.mark.parametrize("form", [Int8Row, NF4Block64])

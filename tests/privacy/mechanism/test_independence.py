@@ -1,10 +1,13 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from confide.kernels.formats import FROZEN_FORMATS, Int8Row
+from confide.kernels.linear import PackedMatrix, QuantisedLinear
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.heads.losses import record_losses
 from confide.models.heads.pooling import PooledHead
@@ -19,7 +22,7 @@ from confide.privacy.mechanism.independence import (
 )
 
 from ...models.tiny import VOCABULARY, tiny_deepseek
-from ..loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, completing_tiny, labels_for, row_losses
+from ..loops import CAUSAL, DTYPES, TARGETS, adapted_tiny, completing_tiny, labels_for, packed_tiny, row_losses
 
 NORM = "model.layers.0.post_attention_layernorm"
 EXPERTS = "model.layers.1.mlp.experts"
@@ -111,6 +114,33 @@ class Float8Weight(nn.Module):
 def test_module_that_may_scale_by_a_batch_is_named(module, why):
     with pytest.raises(UnitsCoupled, match=rf"{NORM}\.{why}"):
         refuse_coupled_modules(put_after(adapted_tiny(), NORM, module))
+
+
+@pytest.mark.parametrize("form", FROZEN_FORMATS)
+def test_our_own_packed_layers_pass(form):
+    refuse_dependence(adapted_tiny(base=packed_tiny(form)), words=VOCABULARY)
+
+
+class ScaledByTheBatch(QuantisedLinear):
+    def forward(self, x):
+        step = x.abs().max() / 8
+        return super().forward((x / step).round() * step)
+
+
+@dataclass
+class OtherFormat:
+    shape: tuple[int, ...] = (1, 32, 32)
+
+
+def test_packed_layer_that_is_not_ours_is_named():
+    adapted = adapted_tiny(base=packed_tiny(Int8Row))
+    other = ScaledByTheBatch(32, 32)
+    other.fill(Int8Row.quantised([torch.ones(32, 32)]))
+    with pytest.raises(UnitsCoupled, match=r"1 is a ScaledByTheBatch, which does more than QuantisedLinear"):
+        refuse_coupled_modules(put_after(adapted, NORM, other))
+    adapted.model.model.layers[0].self_attn.o_proj.base.weight = PackedMatrix(OtherFormat())
+    with pytest.raises(UnitsCoupled, match=r"o_proj.base is packed as OtherFormat"):
+        refuse_coupled_modules(adapted)
 
 
 def test_dynamically_quantised_layer_is_named():
