@@ -232,14 +232,17 @@ def main() -> None:
             write(folder)
         measures: dict[str, Callable[[], dict[str, object]]] = {
             "memory": lambda: memory(folder, forms),
-            "speed": lambda: speed(folder, forms, (64,) if given.quick else (16, 64, 256), 0 if given.quick else 60),
-            "quality": lambda: quality(folder, forms, 1 if given.quick else 8),
+            "speed": lambda: speed(folder, forms, (16,) if given.quick else (16, 64), 0 if given.quick else 30),
+            "quality": lambda: quality(folder, forms, 1 if given.quick else 4),
         }
         for part in given.part or PARTS:
             before = os.getloadavg()[0]
             figures[part] = measures[part]()
             if not given.json:
-                print(f"{PARTS[part](figures[part])}\n\nload {before:.1f} before, {os.getloadavg()[0]:.1f} after\n")
+                print(
+                    f"{PARTS[part](figures[part])}\n\nload {before:.1f} before, {os.getloadavg()[0]:.1f} after\n",
+                    flush=True,
+                )
     return print(json.dumps(figures)) if given.json else None
 
 

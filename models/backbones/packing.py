@@ -61,13 +61,20 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
     method = stated.get("quant_method") if isinstance(stated, Mapping) else None
     if method != "fp8":
         raise InvalidBackbone(
-            f"its weights are quantised by {method!r}, which is not read: import the checkpoint that they were made "
-            'of; frozen = "nf4" or "int8" in study.toml then takes as little memory'
+            f"its weights are quantised by {_shown(method)}, which is not read: import the checkpoint that they were "
+            'made of; frozen = "nf4" or "int8" in study.toml then takes as little memory'
         )
     for name, known in _FP8.items():
         if stated.get(name) not in known:
-            raise InvalidBackbone(f"its fp8 weights have {name} {stated.get(name)!r}, and {known[-1]!r} alone is read")
+            raise InvalidBackbone(
+                f"its fp8 weights have {name} {_shown(stated.get(name))}, and {known[-1]!r} alone is read"
+            )
     return True
+
+
+def _shown(value: object) -> str:
+    """A value of a file that nobody has checked, short enough for one line."""
+    return repr(value)[:60]
 
 
 def linear_layers(family: Backbone, model: nn.Module) -> dict[str, nn.Linear]:

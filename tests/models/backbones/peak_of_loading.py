@@ -15,6 +15,7 @@ import torch
 
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import quantise
+from confide.kernels.linear import packed_stacks
 from confide.models.backbones.checkpoints import load_model
 
 measuring = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "measuring.py"))
@@ -29,6 +30,9 @@ def quantised_later(directory, *, expected_hash=None):
 WAYS = {
     "int8": lambda directory, **kwargs: load_model(directory, pack=Int8Row.quantised, **kwargs),
     "nf4": lambda directory, **kwargs: load_model(directory, pack=NF4Block64.quantised, **kwargs),
+    "all nf4": lambda directory, **kwargs: load_model(
+        directory, pack=NF4Block64.quantised, pack_linear=NF4Block64.quantised, **kwargs
+    ),
     "later": quantised_later,
 }
 
@@ -38,8 +42,8 @@ def took(load, directory, expected_hash):
     before = measuring["allocated_mib"]()
     with measuring["Peak"]() as peak:
         model = load(directory, expected_hash=expected_hash)
-    banks = [m.confide_experts for m in model.modules() if hasattr(m, "confide_experts")]
-    return {"peak": peak.mib - before, "packed": sum(b.gate_up.nbytes + b.down.nbytes for b in banks) / 2**20}
+    stacks = [stack for module in model.modules() for stack in packed_stacks(module)]
+    return {"peak": peak.mib - before, "packed": sum(stack.nbytes for stack in stacks) / 2**20}
 
 
 directory, small, expected_hash = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -229,7 +229,7 @@ EXPERTS_MIB = 16 * LAYER_MIB
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("form", ["int8", "nf4", "all nf4"])
 def test_peak_memory_is_at_most_the_quantised_size_and_one_layer(took, form):
     budget = took[form]["packed"] + LAYER_MIB
     assert budget < EXPERTS_MIB / 3  # so that no whole stack of them would fit
