@@ -310,7 +310,7 @@ def _text_quality(
         pool = TextPool.read(model, study, train, held_out)
         after = export.evaluate(model, study, held_out)
         attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
-    with console.status("Training the same study without noise in this process: about as long as the rounds took"):
+    with console.status("Training the same study without noise in this process, on as many texts again as the rounds"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
         before = pool.confidences(untouched.adapted)
         compared = text_references(study, untouched, train, held_out)

@@ -147,12 +147,12 @@ class ChatTemplate:
                 stated_days=self._stated_days(),
             )
         except Exception as err:  # a template is a program, and can fail like any other
-            if _NO_DAY in str(err):
+            if _NO_DAY in str(err) and self._day is None:
                 raise InvalidPrompt(
                     "the checkpoint's chat template writes the day on which it is run, so inputs would change with it; "
                     f'state one in the study, beside the turns: date = "{date(2026, 1, 31)}"'
                 ) from None
-            said = " ".join(str(err).split())[:200]
+            said = "".join(each for each in " ".join(str(err).split())[:200] if each.isprintable())
             raise InvalidPrompt(f"the checkpoint's chat template refuses such a conversation: {said}") from None
         if len(text) > _LONGEST:
             raise InvalidPrompt(f"the checkpoint's chat template writes more than {_LONGEST:,} characters")

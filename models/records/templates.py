@@ -52,8 +52,9 @@ class PlainTokenizer:
         _disarm(self._core)
         self._core.no_padding()
         self._core.no_truncation()
-        added = sorted((token.content for token in self._core.get_added_tokens_decoder().values()), key=len)
-        self._control = re.compile("|".join(map(re.escape, reversed(added))) or r"(?!)")
+        added = {token.content for token in self._core.get_added_tokens_decoder().values()}
+        longest_first = sorted(filter(str.strip, added), key=len, reverse=True)  # some vocabularies add white space
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def words(self) -> int:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM, LlamaForCausalLM
@@ -18,6 +19,7 @@ from confide.models.backbones.grouped_query import as_stored
 from confide.models.backbones.loading import describe
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.errors import InvalidBackbone, SourceMissing
+from confide.models.records.text import ChatPrompt, PromptEncoder
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +108,25 @@ def test_the_tokenizer_reads_known_text_as_known_tokens(tokenizer):
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     assert special == (1, 2, 2, 0)
     assert tokenizer("<|im_start|>user")["input_ids"][0] == 1
+
+
+def test_turns_of_a_study_are_written_as_its_own_chat_template_writes_them(directory, tokenizer):
+    columns = {
+        "text": ["Shock due to being struck by lightning", "12 falls, a < b\n\nand more"],
+        "topic": ["injury", "skin"],
+    }
+    prompt = ChatPrompt(("user", "assistant"), ("Topic of: {text}", "{topic}"))
+    ids, is_learned = PromptEncoder(prompt, load_tokenizer(directory), 80).encode(columns)
+    for row in range(2):
+        question, answer = f"Topic of: {columns['text'][row]}", columns["topic"][row]
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        theirs = tokenizer.apply_chat_template(chat)["input_ids"]
+        asked = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"]
+        last = int(np.flatnonzero(is_learned[row]).max()) + 1
+        assert ids[row, :last].tolist() == theirs[:last]
+        assert tokenizer.decode(theirs[last:]) == "\n"
+        assert np.flatnonzero(~is_learned[row, :last]).tolist() == [*range(len(asked))]
+        assert tokenizer.decode(ids[row, is_learned[row]]) == f"{answer}<|im_end|>"
 
 
 def test_every_digit_is_a_token_and_spaces_before_it_stay_together(tokenizer):

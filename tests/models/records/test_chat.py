@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from confide.models.errors import InvalidPrompt
 from confide.models.records.chat import ChatTerms, ConversationEncoder, Conversations, conversation
@@ -210,6 +211,24 @@ def test_a_template_that_writes_the_day_needs_one_from_the_study_and_then_writes
 def test_a_template_that_cannot_be_written_faithfully_is_refused(template, why):
     with pytest.raises(InvalidPrompt, match=why):
         asked([("user", "U"), ("assistant", "A")], template)
+
+
+def test_a_day_that_is_asked_for_in_another_way_is_refused():
+    template = LLAMA.replace('strftime_now("%d %b %Y")', 'strftime_now("%d" + " %b")')
+    with pytest.raises(InvalidPrompt, match="refuses such a conversation: the day is not stated"):
+        asked([("user", "U"), ("assistant", "A")], template, date(2026, 11, 27))
+
+
+def test_what_a_template_says_of_a_conversation_reaches_no_terminal_as_a_command():
+    with pytest.raises(InvalidPrompt, match=re.escape("such a conversation: [31mno two")):
+        asked([("user", "U"), ("assistant", "A")], "{{ raise_exception('\x1b[31mno\ntwo') }}")
+
+
+def test_white_space_that_a_vocabulary_adds_ends_no_turn():
+    tokenizer = chat_tokenizer(CHATML.replace("+ '<|end|>'", "+ '\n\n<|end|>'"))
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("\n\n", special=False)])
+    parts = ChatTemplate(tokenizer, PlainTokenizer(tokenizer), None).parts(("user", "assistant"), ("U", "A"))
+    assert parts[-1].text == "A\n\n<|end|>"
 
 
 def test_a_template_without_a_system_s_turn_serves_conversations_without_one():

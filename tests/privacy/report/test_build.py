@@ -261,6 +261,21 @@ def test_the_page_says_what_an_attack_is_worth_by_what_it_finds_without_protecti
     assert "it reaches an area of" not in render_html(eventful | {"membership": [dump(membership_facts())]})
 
 
+def test_the_page_says_which_attack_it_was(eventful):
+    by_loss = membership_facts(shadows=0, shadow_model="none; a record counts as used by its loss")
+    for facts, said, other in (
+        (membership_facts(), "Method: LiRA", "difficulty calibration"),
+        (
+            by_loss,
+            "difficulty calibration, Watson et al. 2022, arXiv:2111.08440. Shadow models: none; a record",
+            "LiRA",
+        ),
+    ):
+        text = render_html(eventful | {"membership": [dump(facts)]})
+        assert said in text
+        assert other not in text
+
+
 def test_a_refuted_claim_is_shown_as_refuted(eventful):
     facts = dump(audit_facts(lower_bound=3.0, findings=[AuditFinding(check="noise", detail="std is 0.5 of it")]))
     found = "\n".join(rows(render_html(eventful | {"audits": [facts]})))
