@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from ..errors import InvalidPrompt
 from ..strict import FieldName, StrictModel
-from .chat_template import ChatTemplate, Role, is_conversation
+from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
 from .completions import Completions
 from .kind import Column
 from .templates import PlainTokenizer, Row, TokenTemplate, padded
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Turns = list[tuple[Role, str]]
 
-MAX_TURNS = 64
 _HARMLESS = '[{"role": "user", "content": ""}, {"role": "assistant", "content": "?"}]'  # in a misfit's place
 
 
@@ -74,7 +74,12 @@ class ConversationEncoder:
         for has_system in (False, True) if terms.system else (False,):
             for pairs in range(1, terms.max_turns // 2 + 1):
                 roles = _roles(pairs, has_system)
-                parts = chat.parts(roles, [f"{{{turn}}}" for turn in range(len(roles))])
+                try:
+                    parts = chat.parts(roles, [f"{{{turn}}}" for turn in range(len(roles))])
+                except InvalidPrompt as err:
+                    if not has_system:  # those without one came first, and passed
+                        raise
+                    raise InvalidPrompt(f"{err}; conversations without a system's turn do: system = false") from None
                 # More pairs than a row can hold are left out of a conversation; one pair has to fit.
                 self._templates[roles] = TokenTemplate(parts, self._tokenizer, max_tokens, must_fit=pairs == 1)
 

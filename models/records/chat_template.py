@@ -22,6 +22,7 @@ from .templates import Part, PlainTokenizer, literally
 Role = Literal["system", "user", "assistant"]
 Rendered = tuple[tuple[tuple[str, int], ...], str]  # (what stands before a turn, the turn's place) ..., what follows
 
+MAX_TURNS = 64  # of a conversation
 _LONGEST = 2**16  # characters that a template may write around a conversation
 _DAY = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 _CHANCE = re.compile(r"\|\s*random\b|\blipsum\b")

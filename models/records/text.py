@@ -21,13 +21,13 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from ..errors import InvalidPrompt, ModelError
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
-from .chat_template import ChatTemplate, Role, is_conversation
+from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
 from .completions import Completions
 from .kind import Column
 from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded
 
 _STYLE = b"confide prompt style 1\0"
-MAX_STYLES, MAX_TURNS = 16, 64
+MAX_STYLES = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,19 @@ def test_the_adapter_moves_what_the_model_writes(outcome):
     assert outcome["perplexity_private"] != outcome["perplexity_before"]
 
 
+def test_the_study_without_noise_is_trained_too_and_both_adapters_are_attacked(outcome):
+    assert outcome["perplexity_nonprivate"] not in (outcome["perplexity_before"], outcome["perplexity_private"])
+    assert 0 <= outcome["exact_match_nonprivate"] <= 1
+    report = json.loads(Path(outcome["report_json"]).read_text())
+    assert report["membership"] == outcome["membership"]
+    assert [
+        (each["is_private"], each["members"], each["nonmembers"], each["shadows"]) for each in report["membership"]
+    ] == [
+        (True, 180, 60, 0),
+        (False, 180, 60, 0),
+    ]
+
+
 def test_every_release_is_charged_and_the_report_verifies(outcome):
     assert verify_file(Path(outcome["report_json"])).ok
     report = json.loads(Path(outcome["report_json"]).read_text())
