@@ -70,29 +70,39 @@ class ChatTemplate:
         Raises:
             InvalidPrompt: the template refuses or changes such a conversation, writes the day, or ends no turn.
         """
-        turns, end = self._asked_and_told(roles)
+        turns, blank, end = self._asked_and_told(roles)
         written: list[Part] = []
         for place, (before, turn) in enumerate(turns):
             last = turns[place - 1][1] if place else None
-            written += self._between(before, ended=last is not None and roles[last] == "assistant")
-            written.append(Part(texts[turn], is_learned=roles[turn] == "assistant"))
+            is_learned = roles[turn] == "assistant"
+            lead = blank if turn == len(roles) - 1 else " " if is_learned and before.endswith(" ") else ""
+            written += self._between(before.removesuffix(lead), ended=last is not None and roles[last] == "assistant")
+            written.append(Part(lead + texts[turn], is_learned))
         written.append(self._between(end, ended=True)[0])
         return _merged(written)
 
-    def _asked_and_told(self, roles: Sequence[Role]) -> Rendered:
-        """Finds what stands before each turn as a server will ask for the last one, and what ends that."""
-        end = self._end(roles)
-        asked, prompt = self._render(roles[:-1], with_generation_prompt=True)
-        if (asked, prompt) == self._render(roles[:-1]):  # no generation prompt
-            with suppress(InvalidPrompt):
-                told, _ = self._render(roles)
-                if told[:-1] == asked and told[-1][0].startswith(prompt):
-                    return told, end
-        return (*asked, (prompt, len(roles) - 1)), end
+    def _asked_and_told(self, roles: Sequence[Role]) -> tuple[tuple[tuple[str, int], ...], str, str]:
+        """Finds what stands before each turn as a server will ask for the last one, and what ends that.
 
-    def _end(self, roles: Sequence[Role]) -> str:
-        """Finds what is written after the last turn; some templates leave out earlier ones once it is there."""
-        found = {text.rpartition(contents[-1])[2] for contents, text in self._rendered(roles, only_last=True)}
+        Returns:
+            (turns, blank, end): `blank` is the blank, if any, that the model has to write before the last turn.
+        """
+        blank, end = self._around_last(roles)
+        asked, prompt = self._render(roles[:-1], with_generation_prompt=True)
+        if (asked, prompt) != self._render(roles[:-1]):
+            return (*asked, (prompt, len(roles) - 1)), "", end
+        with suppress(InvalidPrompt):  # no generation prompt: a server's words end before what is told before an answer
+            told, _ = self._render(roles)
+            if told[:-1] == asked and told[-1][0].startswith(prompt):
+                return told, blank, end
+        return (*asked, (prompt, len(roles) - 1)), blank, end
+
+    def _around_last(self, roles: Sequence[Role]) -> tuple[str, str]:
+        """Finds the blank before the last turn and all after it; some templates then leave out earlier ones."""
+        found = set()
+        for contents, text in self._rendered(roles, only_last=True):
+            before, _, end = text.rpartition(contents[-1])
+            found.add((" " if before.endswith(" ") else "", end))
         if len(found) > 1:
             raise InvalidPrompt("the checkpoint's chat template ends one turn with other words than another")
         return found.pop()

@@ -84,12 +84,12 @@ class ChatPrompt:
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """Columns of the turns of system and user, in order, each once."""
-        return self._columns(lambda role: role != "assistant")
+        return self._columns(assistant=False)
 
     @property
     def completion_columns(self) -> tuple[str, ...]:
         """Columns of the assistant's turns, in order, each once."""
-        return self._columns(lambda role: role == "assistant")
+        return self._columns(assistant=True)
 
     def parts(self, chat: ChatTemplate | None) -> list[Part]:
         """Returns the conversation as the checkpoint's chat template writes it.
@@ -103,10 +103,9 @@ class ChatPrompt:
     def _turns(self) -> list[tuple[Role, str]]:
         return list(zip(self.roles, self.texts, strict=True))
 
-    def _columns(self, wanted: Any) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(name for role, text in self._turns() if wanted(role) for name in columns_of(text, "turns"))
-        )
+    def _columns(self, *, assistant: bool) -> tuple[str, ...]:
+        texts = [text for role, text in self._turns() if (role == "assistant") == assistant]
+        return tuple(dict.fromkeys(name for text in texts for name in columns_of(text, "turns")))
 
 
 AnyTemplate = PromptTemplate | ChatPrompt

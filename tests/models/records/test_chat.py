@@ -155,11 +155,18 @@ def test_what_a_server_would_ask_stands_before_the_last_answer():
         "<|start|>user\nU<|end|>\n<|start|>assistant\n«A<|end|>»\n<|start|>user\nV<|end|>\n<|start|>assistant\n"
         "«B<|end|>»"
     )
-    assert asked(turns, MISTRAL) == "<|start|>[INST] U[/INST] «A<|end|>»[INST] V[/INST] «B<|end|>»"
+    assert asked(turns, MISTRAL) == "<|start|>[INST] U[/INST]« A<|end|>»[INST] V[/INST]« B<|end|>»"
     assert asked([("system", "S"), *turns], MISTRAL) == (
-        "<|start|>[INST] U[/INST] «A<|end|>»[INST] S\n\nV[/INST]«B<|end|>»"
+        "<|start|>[INST] U[/INST]« A<|end|>»[INST] S\n\nV[/INST]« B<|end|>»"
     )
     assert asked(turns[:2], GEMMA) == "<|start|>user\nU<|end|>\n<|start|>model\n«A<|end|>»"
+
+
+def test_a_blank_before_an_answer_belongs_to_it():
+    """As vocabularies of byte pairs have words that begin with one, and a server's prompt ends before it."""
+    ids, mask = encode([("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "a")], template=MISTRAL)
+    blank_a = TOKENIZER.convert_tokens_to_ids("Ġa")
+    assert ids[0, mask[0]].tolist() == [blank_a, END, blank_a, END]
 
 
 @pytest.mark.parametrize(
