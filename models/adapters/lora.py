@@ -27,14 +27,14 @@ from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
-from ..heads import PooledHead, foretell, pooled, record_losses
+from ..heads import PooledHead, completion_losses, pooled, record_losses
 from . import resuming
 from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
 
 _PASSED_BY = ("out_proj", "x_proj", "dt_proj")  # of Mamba layers
-_FORETOLD = 64  # tokens whose next word is foretold at a time, in private steps
+_FORETOLD = 32  # tokens whose next word is foretold at a time, in private steps
 
 
 class LoRALinear(LoRAFactors):
@@ -233,7 +233,7 @@ class AdaptedModel(nn.Module):
         if self.head is None:
             # A collector is there where records of several units share a batch.
             tile = None if self.slot.collector is None else _FORETOLD
-            return foretell(self.model, ids_RT, targets, tile=tile).by_record()
+            return completion_losses(self.model, ids_RT, targets, tile=tile)
         return record_losses(self.classify(ids_RT), targets)
 
     def state(self) -> npt.NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """Heads on a backbone's last states: the pooled classifier, and the loss of each record.
 
 `pooled` gives the states that `PooledHead` turns into one logit a record; `record_losses` is the loss of such logits,
-`foretell` that of the words that a causal model is to write. Each loss is a function of one record alone, as clipping
-by unit needs it to be.
+`foretell` that of the words that a causal model is to write, and `completion_losses` the same for training. Each loss
+is a function of one record alone, as clipping by unit needs it to be.
 
 A coin flip costs log 2 nats; a sure answer costs little if it is right and much if it is wrong:
 
@@ -13,7 +13,7 @@ A coin flip costs log 2 nats; a sure answer costs little if it is right and much
 [0.693, 0.018, 4.018]
 """
 
-from .losses import foretell, record_losses
+from .losses import completion_losses, foretell, record_losses
 from .pooling import PooledHead, pooled
 
-__all__ = ["PooledHead", "foretell", "pooled", "record_losses"]
+__all__ = ["PooledHead", "completion_losses", "foretell", "pooled", "record_losses"]

@@ -6,12 +6,13 @@ Legend: `R` rows (records), `T` tokens, `N` tokens of completions, `D` model wid
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+_QUICK = 256  # tokens whose logits are made at a time; more of them take memory and no less time
 _REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
 
 
@@ -37,8 +38,7 @@ class Foretold:
 
     def by_record(self) -> Tensor:
         """[R], the mean loss over the tokens of each completion; 0 where there is none."""
-        zeros = self.losses_N.new_zeros(len(self.tokens_R))
-        return zeros.index_add(0, self.row_N, self.losses_N) / self.tokens_R.clamp_min(1)
+        return _means(self.losses_N, self.row_N, self.tokens_R)
 
     def is_exact(self) -> Tensor:
         """bool [R], whether greedy decoding after the prompt would write the completion word for word."""
@@ -46,7 +46,7 @@ class Foretold:
         return (misses == 0) & (self.tokens_R > 0)
 
 
-def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int | None = None) -> Foretold:
+def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> Foretold:
     """Losses on completions alone: what a prompt says is read, not learned.
 
     The output matrix is applied where a completion's token is foretold and nowhere else: over all tokens, logits would
@@ -56,28 +56,91 @@ def foretell(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int 
         model: a causal language model, adapted or not; its `lm_head` must not be adapted.
         ids_RT: int64, padded on the right with any word: what follows a token does not reach it.
         is_completion_RT: bool; the first token of a row is never one.
-        tile: states that the output matrix is applied to at a time, always as many: how a loss is rounded then does not
-            depend on how many tokens the other records have. None: all at once.
     """
-    hidden_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
-    is_foretold = is_completion_RT[:, 1:].bool()
-    hidden_ND, target_N = hidden_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
+    hidden_ND, target_N, row_N, tokens_R = _foretelling(model, ids_RT, is_completion_RT)
+    logits_NV = _logits(model, hidden_ND)
+    return Foretold(
+        row_N=row_N,
+        losses_N=F.cross_entropy(logits_NV, target_N, reduction="none"),
+        is_first_choice_N=logits_NV.argmax(-1) == target_N,
+        tokens_R=tokens_R,
+    )
+
+
+def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, tile: int | None = None) -> Tensor:
+    """[R], the mean loss over the tokens of each completion, as `Foretold.by_record`, for training.
+
+    Logits are made for some tokens at a time and turned into the gradient of their states at once, so those of a whole
+    batch are never there, nor kept for backward (as in Liger-Kernel's linear cross-entropy). Arguments are those of
+    `foretell`.
+
+    Args:
+        tile: states that the output matrix is applied to at a time, always as many: how a loss is rounded then does not
+            depend on how many tokens the other records have. None: as many as are quick.
+    """
+    hidden_ND, target_N, row_N, tokens_R = _foretelling(model, ids_RT, is_completion_RT)
     tokens = len(target_N)
     if tile is not None and tokens:
         spare = -tokens % tile
         hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
-    divisor = getattr(model.config, "logits_scaling", 1)  # Granite's own models divide, outside their output matrix
-    losses, firsts = [], []
-    for hidden, target in zip(*(t.split(tile or max(1, tokens)) for t in (hidden_ND, target_N)), strict=True):
-        logits = model.lm_head(hidden)
-        if divisor != 1:
-            logits = logits / divisor
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 cannot tell words apart
-        losses.append(F.cross_entropy(logits, target, reduction="none"))
-        firsts.append(logits.argmax(-1) == target)
-    return Foretold(
-        row_N=is_foretold.nonzero()[:, 0],
-        losses_N=torch.cat(losses)[:tokens],
-        is_first_choice_N=torch.cat(firsts)[:tokens],
-        tokens_R=is_foretold.sum(1),
-    )
+    parts = zip(*(part.split(tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)
+    losses_N = torch.cat([_written(model, hidden, target) for hidden, target in parts])[:tokens]
+    return _means(losses_N, row_N, tokens_R)
+
+
+def _foretelling(model: Any, ids_RT: Tensor, is_completion_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Finds the states [N, D] that foretell the tokens of completions, these tokens, their rows, and rows' counts."""
+    hidden_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
+    is_foretold = is_completion_RT[:, 1:].bool()
+    hidden_ND, target_N = hidden_RTD[:, :-1][is_foretold], ids_RT[:, 1:][is_foretold]
+    return hidden_ND, target_N, is_foretold.nonzero()[:, 0], is_foretold.sum(1)
+
+
+def _logits(model: Any, hidden_ND: Tensor) -> Tensor:
+    logits_NV: Tensor = model.lm_head(hidden_ND)
+    divisor = _divisor(model)
+    if divisor != 1:
+        logits_NV = logits_NV / divisor
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # bfloat16 cannot tell words apart
+
+
+def _divisor(model: Any) -> float:
+    """Granite's own models divide logits, outside their output matrix."""
+    return float(getattr(model.config, "logits_scaling", 1))
+
+
+def _means(losses_N: Tensor, row_N: Tensor, tokens_R: Tensor) -> Tensor:
+    zeros = losses_N.new_zeros(len(tokens_R))
+    return zeros.index_add(0, row_N, losses_N) / tokens_R.clamp_min(1)
+
+
+def _written(model: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+    """[N] losses of tokens by a frozen output matrix; by autograd alone where it is of another kind, or divided."""
+    head = model.lm_head
+    is_plain = type(head) is nn.Linear and not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
+    if not is_plain:
+        return F.cross_entropy(_logits(model, hidden_ND), target_N, reduction="none")
+    return cast(Tensor, _Written.apply(hidden_ND, target_N, model))
+
+
+class _Written(torch.autograd.Function):
+    """Cross-entropy of words by a frozen output matrix, whose logits do not outlive the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, model: Any) -> Tensor:
+        logits_NV, weight_VD = _logits(model, hidden_ND), model.lm_head.weight
+        target_N1 = target_N[:, None]
+        most_N1, word_N1 = logits_NV.max(-1, keepdim=True)
+        chances_NV = logits_NV.softmax(-1)
+        losses_N1 = most_N1 - chances_NV.gather(1, word_N1).log() - logits_NV.gather(1, target_N1)
+        if ctx.needs_input_grad[0]:
+            # Of the logits: each word's chance, less 1 for the right one.
+            chances_NV.scatter_add_(1, target_N1, chances_NV.new_full((), -1).expand(target_N1.shape))
+            grads_ND = chances_NV.to(weight_VD.dtype) @ weight_VD
+            ctx.save_for_backward(grads_ND / _divisor(model))
+        return losses_N1[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grads_ND,) = ctx.saved_tensors
+        return upstream[0][:, None].to(grads_ND.dtype) * grads_ND, None, None
