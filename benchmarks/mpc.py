@@ -36,7 +36,7 @@ from confide.mpc.party import OpenedTotal, Order, PartyConfig, PartyProcess
 from confide.mpc.party.handle import make_certificate
 from confide.mpc.sharing import Ring, sketch
 from confide.mpc.sharing.position import Position
-from confide.mpc.sharing.ring import from_integers, read_total
+from confide.mpc.sharing.ring import read_total
 from confide.mpc.sharing.sealing import new_keypair, seal_update
 
 PARTIES = range(3)
@@ -94,9 +94,8 @@ class Bench:
         times, size, order = [], 0, self.order(0, number)
         for place, (site, signer) in enumerate(self.signers.items()):
             start = time.process_time()
-            vector = from_integers(self.units, self.ring)
-            parts = seal_update(vector, order.context(site), self.public, signer, full=place % 3, position=PLACE)
-            sealed = [part.to_bytes() for part in parts]
+            parts = seal_update(self.units, order.context(site), self.public, signer, full=place % 3, position=PLACE)
+            sealed = [part.framed() for part in parts]
             times.append(time.process_time() - start)
             size = sum(map(len, sealed))
             for party, data in enumerate(sealed):

@@ -26,7 +26,7 @@ _LEAST_FREE = 2**17  # bytes
 T = TypeVar("T")
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes | memoryview) -> None:
     """Writes `data` with mode 0600; after a crash the file is either the new one, whole, or the old one.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from ...mpc.fields import Bytes
 from ...mpc.sharing.shares import set_name
 from ..files import damaged, file_digest, read_json, read_private, write_private
 from ..wire.messages import Sealed, Three, fitting
@@ -26,7 +27,7 @@ _SHARE_REMEDY = (
     "this site; its charge stands"
 )
 
-Envelopes = tuple[bytes, bytes, bytes]
+Envelopes = tuple[Bytes, Bytes, Bytes]
 Files = tuple[Path, Path, Path]  # of envelopes, by aggregator
 
 _COMPLETE = "complete"  # the mark of a round whose files are all there; their digests

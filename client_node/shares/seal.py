@@ -7,9 +7,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...mpc.fields import NUM_AGGREGATORS
-from ...mpc.sharing import Ring
 from ...mpc.sharing.position import Position
-from ...mpc.sharing.ring import from_integers
 from ...mpc.sharing.sealing import seal_update
 from ...mpc.sharing.tags import tags
 from ..study import Study
@@ -52,7 +50,7 @@ class Sealer:
         update = study.share_context(planned, run=plan.run, site=self.site, state=start)
         context = update if topup_for is None else replace(update, topup_for=topup_for)
         first, second, third = seal_update(
-            from_integers(vector, Ring(context.ring_bits, context.scale_bits)),
+            vector,
             context,
             [bytes.fromhex(key.public_key) for key in plan.keys],
             self.signer,
@@ -60,4 +58,4 @@ class Sealer:
             tags=tags(vector, self._tag_key, context.tag_count) if self._tag_key else (),
             position=position,
         )
-        return first.to_bytes(), second.to_bytes(), third.to_bytes()
+        return first.framed(), second.framed(), third.framed()

@@ -9,7 +9,9 @@ hold parts of one and the same update. Site and relay: numpy and cryptography on
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
+import numpy.typing as npt
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -18,7 +20,6 @@ from ..fields import NUM_AGGREGATORS, Bytes, canonical, octets, whole
 from . import hpke
 from .hpke import KEMS, Kem, new_keypair
 from .position import POSITION_BYTES, Position
-from .ring import RingVector
 from .shares import (
     PAYLOAD_BYTES,
     Share,
@@ -26,9 +27,10 @@ from .shares import (
     Words,
     body_bytes,
     check_body,
+    masked,
+    new_seeds,
     payload_of,
     seed_in,
-    split,
 )
 
 __all__ = [
@@ -63,6 +65,7 @@ class Envelope:
     digests: tuple[bytes, bytes, bytes]  # SHA-256 of seal and body, in aggregator order
     signature: bytes
     position: Position | None  # of the site when it sealed; None in an envelope of the version before
+    frame: memoryview | None = field(default=None, repr=False, compare=False)  # room for the head, then the body
 
     @property
     def head(self) -> bytes:
@@ -73,6 +76,14 @@ class Envelope:
     def to_bytes(self) -> bytes:
         """Head and body."""
         return b"".join((self.head, self.body))
+
+    def framed(self) -> Bytes:
+        """The same without a copy, if the body has room in front of it: a view, valid until the next call."""
+        head = self.head
+        if self.frame is None or len(self.frame) != len(head) + len(self.body):
+            return self.to_bytes()
+        self.frame[: len(head)] = head
+        return self.frame
 
     @classmethod
     def from_bytes(cls, data: Bytes, context: ShareContext) -> "Envelope":
@@ -103,7 +114,7 @@ class Envelope:
 
 
 def seal_update(
-    vector: RingVector,
+    vector: npt.NDArray[Any],
     context: ShareContext,
     recipients: Sequence[bytes],
     signer: Ed25519PrivateKey,
@@ -117,6 +128,7 @@ def seal_update(
     Keep the result and send the same bytes again on a retry: a second draw for one round would count as another set.
 
     Args:
+        vector: `context.dim` integers, or elements of `context.ring`. No integer is refused: see `ring.from_integers`.
         recipients: raw public keys of the three aggregators, in their order.
         signer: the site's identity.
         full: the aggregator that gets the body.
@@ -126,17 +138,24 @@ def seal_update(
     Raises:
         InvalidField: a key, the vector or the tags have the wrong size, or a key is no usable point.
     """
+    whole("full", full, 0, NUM_AGGREGATORS - 1)
     if len(recipients) != NUM_AGGREGATORS:
         raise InvalidField(f"need {NUM_AGGREGATORS} recipients, got {len(recipients)}")
-    kems = [hpke.kem_of_public(key) for key in recipients]
-    shares = split(vector, context, full, tags)
-    seals = [_seal(share, context, key) for share, key in zip(shares, recipients, strict=True)]
-    first, second, third = (_digest(seal, share.body) for seal, share in zip(seals, shares, strict=True))
+    kems, seeds = [hpke.kem_of_public(key) for key in recipients], new_seeds()
+    seals = [
+        _seal(Share(aggregator_id, seed), context, key)
+        for aggregator_id, (seed, key) in enumerate(zip(seeds, recipients, strict=True))
+    ]
+    hashes = [sha256(seal) for seal in seals]
+    room = _seal_at(_VERSION) + len(seals[full])
+    frame = masked(vector, context, seeds, tags, room=room, note=hashes[full].update)
+    bodies = [(frame[room:], frame) if aggregator_id == full else (b"", None) for aggregator_id in range(len(seals))]
+    first, second, third = (found.digest() for found in hashes)
     digests = (first, second, third)
     signature = signer.sign(_statement(context, digests, position))
     zero, one, two = (
-        Envelope(kem, seal, share.body, digests, signature, position)
-        for kem, seal, share in zip(kems, seals, shares, strict=True)
+        Envelope(kem, seal, body, digests, signature, position, memory)
+        for kem, seal, (body, memory) in zip(kems, seals, bodies, strict=True)
     )
     return zero, one, two
 

@@ -8,7 +8,7 @@ three together are the update. The body needs no key of its own: for the relay i
 the site's signature covers it. Byte layouts: docs/formats-mpc.md.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from secrets import token_bytes
@@ -39,7 +39,7 @@ from .ring import Ring, RingVector
 SEED_BYTES = 32
 PAYLOAD_BYTES = 1 + SEED_BYTES
 _VERSION = 2
-_BLOCK = 2**18  # bytes of a stream at a time, so that they stay in the cache; times are flat from 2**16 to 2**20
+_BLOCK = 2**17  # bytes of a stream at a time, so that they stay in the cache
 _ZEROS = memoryview(bytes(_BLOCK))
 # Operations that put each part together from its shares, and take it apart; in the order of the body.
 _PARTS = {
@@ -160,13 +160,18 @@ def expand(seed: bytes, context: ShareContext, aggregator_id: int, *, out: RingV
     return parts
 
 
+def new_seeds() -> tuple[bytes, bytes, bytes]:
+    """Draws the seeds of the three aggregators' shares of one update from the operating system."""
+    return token_bytes(SEED_BYTES), token_bytes(SEED_BYTES), token_bytes(SEED_BYTES)
+
+
 def split(
     vector: RingVector, context: ShareContext, full: int, tags: Words | Sequence[int] = ()
 ) -> tuple[Share, Share, Share]:
     """Three shares of `vector` and its `tags`, with fresh masks and seeds from the operating system.
 
     Args:
-        vector: `context.dim` elements of `context.ring`.
+        vector: as for `masked`.
         full: the aggregator that gets the body; rotate it over the sites to spread the load.
         tags: `context.tag_count` words.
 
@@ -174,16 +179,58 @@ def split(
         InvalidField: the vector or the tags do not fit the context.
     """
     whole("full", full, 0, NUM_AGGREGATORS - 1)
-    _require_vector("vector", vector, context)
-    if len(tags) != context.tag_count:
-        raise InvalidField(f"need {context.tag_count} tags, got {len(tags)}")
-    masks = np.frombuffer(token_bytes(context.rows * vector.itemsize), vector.dtype)
-    seeds = [token_bytes(SEED_BYTES) for _ in range(NUM_AGGREGATORS)]
-    body = _masked(Parts(vector, masks, masks.astype("<u8"), np.array(tags, "<u8")), seeds, context)
+    seeds = new_seeds()
+    body = masked(vector, context, seeds, tags)
     first, second, third = (
         Share(aggregator_id, seed, body if aggregator_id == full else b"") for aggregator_id, seed in enumerate(seeds)
     )
     return first, second, third
+
+
+def masked(
+    vector: npt.NDArray[Any],
+    context: ShareContext,
+    seeds: Sequence[bytes],
+    tags: Words | Sequence[int] = (),
+    *,
+    room: int = 0,
+    note: Callable[[memoryview], object] = lambda part: None,
+) -> memoryview:
+    """Memory with the body of an update: itself less all three keystreams, fresh masks likewise, in one pass.
+
+    Args:
+        vector: `context.dim` elements of `context.ring`, or as many int64, which are taken modulo the ring's size.
+        seeds: fresh ones.
+        tags: `context.tag_count` words.
+        room: bytes of undefined content in front of the body.
+        note: is given the body's parts in their order, while they are in the cache.
+
+    Raises:
+        InvalidField: the vector or the tags do not fit the context.
+    """
+    if vector.dtype != np.int64 or vector.shape != (context.dim,):
+        _require_vector("vector", vector, context)
+    if len(tags) != context.tag_count:
+        raise InvalidField(f"need {context.tag_count} tags, got {len(tags)}")
+    element = context.ring.unsigned
+    own = np.frombuffer(token_bytes(context.rows * element.itemsize), element)
+    update = Parts(vector, own, own.astype("<u8"), np.array(tags, "<u8"))
+    memory = np.empty(room + body_bytes(context), np.uint8)
+    parts = _parted(memory[room:], context)
+    for name, (_, part) in _PARTS.items():
+        source, target = getattr(update, name), getattr(parts, name)
+        streams = [_stream(seed, context, aggregator_id, name) for aggregator_id, seed in enumerate(seeds)]
+        step = _BLOCK // target.itemsize
+        pad = np.empty(min(step, len(target)), target.dtype)
+        for start in range(0, len(target), step):
+            block = target[start : start + step]
+            block[:] = source[start : start + step]  # to an unsigned type C converts modulo 2**bits
+            mask = pad[: len(block)]
+            for stream in streams:
+                stream.update_into(_ZEROS[: block.nbytes], _octets(mask))
+                part(block, mask, out=block)
+            note(_octets(block))
+    return memory.data
 
 
 def unpack(share: Share, context: ShareContext, *, out: RingVector | None = None) -> Parts:
@@ -226,25 +273,6 @@ def seed_in(payload: bytes) -> bytes:
     if len(payload) != PAYLOAD_BYTES or payload[0] != _VERSION:
         raise ShareMalformed(f"a payload of {len(payload)} bytes is no seed of version {_VERSION}")
     return payload[1:]
-
-
-def _masked(update: Parts, seeds: Sequence[bytes], context: ShareContext) -> memoryview:
-    """The body: `update` less all three keystreams, in one pass over memory."""
-    body = np.empty(body_bytes(context), np.uint8)
-    parts = _parted(body, context)
-    for name, (_, part) in _PARTS.items():
-        source, target = getattr(update, name), getattr(parts, name)
-        streams = [_stream(seed, context, aggregator_id, name) for aggregator_id, seed in enumerate(seeds)]
-        step = _BLOCK // target.itemsize
-        pad = np.empty(min(step, len(target)), target.dtype)
-        for start in range(0, len(target), step):
-            block = target[start : start + step]
-            block[:] = source[start : start + step]
-            mask = pad[: len(block)]
-            for stream in streams:
-                stream.update_into(_ZEROS[: block.nbytes], _octets(mask))
-                part(block, mask, out=block)
-    return body.data
 
 
 def _parted(body: npt.NDArray[np.uint8], context: ShareContext) -> Parts:

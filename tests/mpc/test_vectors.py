@@ -60,7 +60,7 @@ def test_seeds_stand_for_the_known_streams(known):
 @UPDATES
 def test_updates_are_split_into_the_known_body(monkeypatch, known):
     context, update = ShareContext(**known["context"]), known["update"]
-    draws = iter([np.array(update["masks"], context.ring.unsigned).tobytes(), *map(h, known["seeds"])])
+    draws = iter([*map(h, known["seeds"]), np.array(update["masks"], context.ring.unsigned).tobytes()])
     monkeypatch.setattr(shares, "token_bytes", lambda size: next(draws))
     parts = split(np.array(update["vector"], context.ring.unsigned), context, known["body_at"], update["tags"])
     assert [part.seed.hex() for part in parts] == known["seeds"]

@@ -67,6 +67,18 @@ def flipped(data, place):
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
+@pytest.mark.parametrize("full", [0, 1, 2])
+def test_an_envelope_is_framed_where_its_body_lies_or_else_in_a_copy(full):
+    envelopes = sealed(full=full)
+    for party, envelope in enumerate(envelopes):
+        assert envelope.framed() == envelope.to_bytes()
+        assert (envelope.framed() is envelope.frame) == (party == full)
+        again = Envelope.from_bytes(envelope.framed(), CONTEXT)
+        assert (again, again.framed()) == (envelope, envelope.framed())
+    unplaced = dataclasses.replace(envelopes[full], position=None)  # whose head is shorter
+    assert unplaced.framed() == unplaced.to_bytes()
+
+
 @pytest.mark.parametrize("kem", KEMS, ids=lambda kem: kem.name)
 def test_opened_shares_add_up_to_the_update(kem):
     private, public = zip(*(new_keypair(kem.name) for _ in range(3)), strict=True)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from confide.mpc.errors import InvalidField, ShareMalformed
 from confide.mpc.sharing import shares
-from confide.mpc.sharing.ring import Ring
-from confide.mpc.sharing.shares import Share, ShareContext, body_bytes, expand, set_name, split, unpack
+from confide.mpc.sharing.ring import Ring, from_integers
+from confide.mpc.sharing.shares import Share, ShareContext, body_bytes, expand, masked, set_name, split, unpack
 
 CONTEXT = ShareContext(
     study="s", run="r", round=1, state="ab" * 32, site="a", dim=64, ring_bits=64, scale_bits=24, rows=6, tag_count=2
@@ -130,7 +130,7 @@ def test_two_parties_and_the_relay_see_what_every_update_explains(monkeypatch, c
     real = shares._stream
 
     def seen(chosen, stream):
-        draws = iter([chosen["masks"].tobytes(), *(bytes([2 + party]) * 32 for party in range(3))])
+        draws = iter([*(bytes([2 + party]) * 32 for party in range(3)), chosen["masks"].tobytes()])
         monkeypatch.setattr(shares, "token_bytes", lambda size: next(draws))
         monkeypatch.setattr(shares, "_stream", stream)
         parts = split(chosen["vector"], context, full, chosen["tags"])
@@ -265,11 +265,24 @@ def test_a_long_vector_is_shared_over_all_its_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "vector", [np.zeros(63, "<u8"), np.zeros((64, 1), "<u8"), np.zeros(64, "<i8"), np.zeros(64, "<u4")]
+    "vector", [np.zeros(63, "<u8"), np.zeros((64, 1), "<i8"), np.zeros(64, "<f8"), np.zeros(64, "<u4")]
 )
 def test_vector_of_another_shape_or_ring_is_refused(vector):
     with pytest.raises(InvalidField):
         split(vector, CONTEXT, 0, [1, 2])
+
+
+@pytest.mark.parametrize("context", [CONTEXT, NARROW])
+def test_integers_are_shared_modulo_the_ring_s_size_and_every_byte_is_noted_in_its_order(context, monkeypatch):
+    monkeypatch.setattr(shares, "_BLOCK", 64)
+    monkeypatch.setattr(shares, "token_bytes", lambda size: bytes(range(size)))  # the masks
+    integers = np.random.default_rng(1).integers(-(2**63), 2**63, context.dim)
+    seeds, noted = [bytes([number]) * 32 for number in range(3)], []
+    framed = masked(integers, context, seeds, random_tags(context), room=7, note=lambda part: noted.append(bytes(part)))
+    elements = from_integers(integers, context.ring)
+    assert bytes(framed[7:]) == bytes(masked(elements, context, seeds, random_tags(context)))
+    assert b"".join(noted) == bytes(framed[7:])
+    assert len(noted) > 4
 
 
 @pytest.mark.parametrize("tags", [[], [1], [1, 2, 3]])
