@@ -6,6 +6,7 @@ everything in the process.
 
 import itertools
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
 from confide.kernels.tiles import by_analysis
-from confide.kernels.triton_experts import is_available, tile_table, triton_moe
+from confide.kernels.triton_experts import check_fit, is_available, tile_table, triton_moe
 
 pytestmark = pytest.mark.process  # on a GPU: the compiler
 
@@ -528,6 +529,13 @@ def test_dtype_without_a_kernel_is_refused():
     experts = bank(stored=lambda weight: Dense(weight.double()))
     with pytest.raises(UnfitWeights, match="float64"):
         triton_moe(x.double(), route(ids, 4), weights, experts, None, None)
+
+
+def test_format_without_a_kernel_is_refused():
+    experts = bank()
+    other = SimpleNamespace(shape=experts.down.shape, dtype=experts.down.dtype)
+    with pytest.raises(UnfitWeights, match="no kernel for SimpleNamespace"):
+        check_fit(Experts(experts.gate_up, other))
 
 
 def test_training_the_experts_themselves_is_refused():
