@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --check [--brief]        # without a GPU: does all of this run?
 
     checks      tests/kernels/triton_checks.py, every kernel against its definition
-    resources   what the kernels take of the card by its compiler (benchmarks/triton_resources.py)
+    resources   what the kernels take of the card by its compiler, in tiles by analysis (benchmarks/triton_resources.py)
     exactness   the kernels at the sizes that are measured, against float64
     tiles       finds the quickest tiles and keeps them for this card in kernels/tiles.json
     experts     routed experts, LoRA and clipped sums beside cuBLAS, grouped_mm, transformers, PEFT and Liger
@@ -78,22 +78,15 @@ class Section:
 
 
 def checks(plan: Plan) -> Section:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::pytest.PytestConfigWarning",
-    ]
-    command.append(str(HERE.parent / "tests" / "kernels" / "triton_checks.py"))
+    program = HERE.parent / "tests" / "kernels" / "triton_checks.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(program)]
     if plan.is_brief:
         command += ["-k", "e4m3"]
     done = subprocess.run(command, env=_environment(plan.is_check), capture_output=True, text=True)
-    summary = (done.stdout.splitlines() or [done.stderr[-500:]])[-1]
-    return Section("checks", [f"`triton_checks.py`: {summary}"], summary, done.stdout if done.returncode else "")
+    if done.returncode:
+        return Section("checks", problem=f"pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    summary = done.stdout.splitlines()[-1]
+    return Section("checks", [f"`triton_checks.py`: {summary}"], summary)
 
 
 def resources(plan: Plan) -> Section:
@@ -105,7 +98,7 @@ def resources(plan: Plan) -> Section:
         environment = _environment(False) | {"TRITON_CACHE_DIR": cache}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if not done.stdout:
-        return Section("resources", problem=done.stderr)
+        return Section("resources", problem=f"no answer, exit status {done.returncode}\n{done.stderr}")
     rows = json.loads(done.stdout)
     columns = ("capability", "kernel", "tile", "warps", "registers", "spilled_bytes", "shared_bytes")
     broken = [f"{row['kernel']} on sm_{row['capability']}: {', '.join(row['broken'])}" for row in rows if row["broken"]]
@@ -144,7 +137,7 @@ def tiles(plan: Plan) -> Section:
         bank = Bank(shape_for(int(pairs), shape), plan.device, plan.dtypes[-1])
         found = tuned(bank, stored, seconds=plan.seconds / 20)
         kept[found.case] = found.tilings
-        versions = ", ".join([*_versions(), datetime.date.today().isoformat()])
+        versions = ", ".join([f"driver {_driver()}", *_versions(), datetime.date.today().isoformat()])
         entries = [*(entry for entry in known if entry.card.name != card.name), Measured(card, versions, kept)]
         plan.tiles.write_text(as_json(entries))  # after each case, or a machine that goes away takes all with it
         measured.cache_clear()
@@ -229,7 +222,7 @@ def workers(plan: Plan) -> Section:
     command = [sys.executable, str(HERE / "workers.py"), "--json", *plan.workers]
     done = subprocess.run(command, env=_environment(False), capture_output=True, text=True)
     if done.returncode:
-        return Section("workers", problem=done.stderr)
+        return Section("workers", problem=f"exit status {done.returncode}\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])  # DeepSpeed speaks first
     columns = list(next(iter(found.values())))
     numbers = ([name, *("" if plan.is_check else f"{row[c]:.3g}" for c in columns)] for name, row in found.items())
@@ -339,6 +332,9 @@ def main() -> int:
         stored, _, pairs = case.partition(":")
         if stored not in ("dense", "int8", "nf4", "fp8") or pairs not in ("16", "32", "64", "128"):
             parser.error(f"--tune takes a format and 16, 32, 64 or 128, such as nf4:32, got {case}")
+    for path in (asked.out, asked.tiles):
+        if path and not path.parent.is_dir():
+            parser.error(f"{path.parent} is no folder, so {path.name} could not be written there")
     if asked.check:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
         os.environ["CONFIDE_MOE_BACKEND"] = "triton"  # which nothing takes by itself on the CPU

@@ -3,7 +3,8 @@
     python benchmarks/triton_resources.py [--capability 90] [--tokens 2048] [--format fp8] [--json]
 
 Runs the launches of forward and backward passes on tensors of the CPU, records them instead of computing anything, and
-compiles every kernel for the GPU as it would be launched there: same tiles, same constants, same alignment. Exits with
+compiles every kernel for the GPU as it would be launched there: same constants, same alignment, and the tiles that
+analysis gives (measured ones are chosen by time). Exits with
 1 if a limit is broken. No figure here is a time: speed on a GPU has not been measured.
 """
 
@@ -36,11 +37,25 @@ from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, ExpertWeights, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.routing import route
-from confide.kernels.tiles import Card, Tiling
+from confide.kernels.tiles import Tiling, by_analysis
 
-SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # most a block may ask for
+SHARED_BYTES = {
+    80: 166_912,
+    86: 101_376,
+    89: 101_376,
+    90: 232_448,
+    100: 232_448,
+    120: 101_376,
+}  # most a block may ask for
 REGISTERS = 65_536  # of a multiprocessor
-TENSOR_CORES = {80: "mma.sync", 86: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+TENSOR_CORES = {
+    80: "mma.sync",
+    86: "mma.sync",
+    89: "mma.sync",
+    90: "wgmma.mma_async",
+    100: "tcgen05.mma",
+    120: "mma.sync",
+}
 TRITON_NAMES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -153,12 +168,13 @@ class _Recorded:
 def recorded(capability: int, shape: Shape) -> list[Launch]:
     """The launches of forward, backward without and with a collector, norms and a clipped sum; each kind once."""
     recorder = Recorder()
-    originals = triton_experts._kernels, triton_experts.card_of
-    triton_experts._kernels, triton_experts.card_of = lambda: recorder, lambda device: Card("none", capability)
+    originals = triton_experts._kernels, triton_experts.chosen
+    triton_experts._kernels = lambda: recorder
+    triton_experts.chosen = lambda _, case: by_analysis(capability, case.pairs, case.itemsize, case.rank)
     try:
         _train(shape)
     finally:
-        triton_experts._kernels, triton_experts.card_of = originals
+        triton_experts._kernels, triton_experts.chosen = originals
     kinds: dict[tuple[str, ...], Launch] = {}
     for launch in recorder.launches:
         source = launch.source()

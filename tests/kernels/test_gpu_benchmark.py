@@ -46,6 +46,29 @@ def test_a_case_of_tiles_that_does_not_exist_is_a_wrong_option():
     assert gpu("--tune", "nf4:33").returncode == 2
 
 
+def test_a_section_that_fails_says_so_and_the_next_one_runs(monkeypatch):
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+    def broken(plan):
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(module, "RUN", {"step": broken, "workers": lambda plan: module.Section("workers", ["well"])})
+    seen = []
+    first, second = module.run(None, ["step", "workers"], seen.append)
+    assert seen == [first, second]
+    assert "RuntimeError: no more memory" in module.described(first)
+    assert (second.lines, second.problem) == (["well"], "")
+
+
+def test_a_table_that_could_not_be_written_is_noticed_first(tmp_path):
+    done = gpu("--out", str(tmp_path / "absent" / "gpu.md"))
+    assert done.returncode == 2
+    assert "no folder" in done.stderr
+
+
 @pytest.mark.slow
 def test_every_measurement_runs_in_the_interpreter():
     found = sections("exactness", "tiles", "experts", "step")
