@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.fleet.flower import Fleet, open_grid
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
+from confide.coordinator.gateway.listener import GateServer
 from confide.coordinator.gateway.superlink import SuperLink
 
 SITES = ("north", "south", "west")
@@ -45,12 +46,12 @@ BIN = Path(sys.executable).parent
 class Register:
     """Names invited nodes in the order in which they come."""
 
-    def __init__(self, superlink: SuperLink, pki: Pki) -> None:
+    def __init__(self, superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> None:
         self.names: dict[str, str] = {}
-        self._superlink, self._pki = superlink, pki
+        self._superlink, self._pki, self._sites = superlink, pki, sites
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        key, name = request.transport_public.encode(), SITES[len(self.names)]
+        key, name = request.transport_public.encode(), self._sites[len(self.names)]
         self.names[fingerprint(key)] = name
         self._superlink.register(key, name)
         return EnrolAnswer(name=name, roles=("train",), coordinator=self._pki.identity_hex)
@@ -63,6 +64,13 @@ class Register:
 
     def site_with_identity(self, identity: str) -> str | None:
         return None
+
+
+def open_gate(superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> tuple[Register, GateServer]:
+    """A gate at which `sites` enrol, in this order."""
+    register = Register(superlink, pki, sites)
+    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port)
+    return register, serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
 
 
 def serve_node(home: Path) -> int:
@@ -78,9 +86,7 @@ def measure(home: Path, plan: dict) -> dict[str, list[float]]:
     """Seconds of each round, by mode."""
     pki = Pki.create(home, [])
     superlink = SuperLink(home, 0, fab=Path(__file__).resolve().parent / "rounds_fab")
-    register = Register(superlink, pki)
-    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port)
-    gate = serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    register, gate = open_gate(superlink, pki, SITES)
     with ExitStack() as stack:
         stack.callback(superlink.stop)
         stack.callback(gate.stop)
