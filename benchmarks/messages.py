@@ -47,6 +47,7 @@ def serve_nodes(homes: list[Path], work_s: float) -> None:
     for home in homes:
         node = WarmNode(NodeIdentity.load(home), Enrolment.load(home), answer)
         threading.Thread(target=node.run, args=(stop,), daemon=True).start()
+        time.sleep(0.03)
     sys.stdin.read()
 
 

@@ -35,6 +35,7 @@ from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.fleet.flower import Fleet, open_grid
+from confide.coordinator.gateway.crowd import Limits
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.listener import GateServer
 from confide.coordinator.gateway.superlink import SuperLink
@@ -69,8 +70,12 @@ class Register:
 def open_gate(superlink: SuperLink, pki: Pki, sites: Sequence[str]) -> tuple[Register, GateServer]:
     """A gate at which `sites` enrol, in this order."""
     register = Register(superlink, pki, sites)
-    app = FleetGate(register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port)
-    return register, serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path)
+    app = FleetGate(
+        register, enrol=register.enrol, studies=lambda _: [], ca_path=pki.ca_path, superlink=superlink.port,
+        secret=superlink.secret,
+    )  # fmt: skip
+    limits = Limits(per_address=32 + 10 * len(sites))  # all of them come from this machine
+    return register, serve_gate(app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=limits)
 
 
 def serve_node(home: Path) -> int:

@@ -1,7 +1,8 @@
 """The node's end of Flower: a connection on which questions come and answers go. Only this file of the package
 imports flwr.
 
-It speaks the Fleet protocol of flwr 1.42, one protobuf request over HTTPS for each call. Unlike a stock SuperNode it
+It speaks the Fleet protocol of flwr 1.42, protobuf over HTTPS, and carries a message with its parts in one body
+(`wire.one_body`), where Flower needs a request for each part. Unlike a stock SuperNode it
 never fetches or runs an app bundle, so a site runs only code that it installed, and it starts no process for a message.
 
 Public in Flower are `flwr.app` and the protocol's messages (`flwr.proto`). Not public, and so bound to one minor
@@ -16,13 +17,14 @@ from . import flower_version
 # isort: split
 import base64
 import datetime as dt
+import hashlib
 import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -54,17 +56,27 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
 
 from .enrolment import Enrolment, NodeIdentity, outbound
 from .enrolment.identity import wire_form
 from .enrolment.sessions import HELLO_HEADER, SESSION_HEADER, Hello
 from .errors import PacketInvalid
+from .wire import one_body
 from .wire.messages import Packet
 
 __all__ = ["FLOWER", "Connection", "Question", "Session", "Undelivered", "failure_text", "pack", "unpack"]
@@ -82,10 +94,12 @@ _INTERVAL_S = 10.0  # the shortest that Flower takes; it calls a node offline af
 _HEARTBEAT_S = 5.0
 _HEARTBEAT_CALL_S = 5.0
 _CALL_S = 30.0
+_TAKE_S = 75.0  # the gate holds this call, for less
 _LEAVE_S = 2.0
 _RETRY_S = (0.25, 5.0)
 _ARRIVAL_S = 120.0  # for the parts of a message to arrive after its head
 _PROTOBUF = "application/protobuf"
+_FLEET = "/v1/fleet/"
 
 T = TypeVar("T")
 
@@ -96,23 +110,26 @@ class Connection:
     def __init__(self, identity: NodeIdentity, enrolment: Enrolment, hello: Hello) -> None:
         context = outbound.trusting(enrolment.ca_pem())
         self._client = outbound.open_client(enrolment.address, context, enrolment.proxy, _CALL_S)
-        self._url = f"https://{enrolment.address}/v1/fleet/"
+        self._url = f"https://{enrolment.address}"
         self._key, self._hello = identity.transport_key, hello
         self.public_key = wire_form(identity.transport_public)
 
     def call(self, name: str, request: Any, answer_type: Callable[[], T], *, timeout: float = _CALL_S) -> T:
         """Sends one call of the Fleet protocol. Raises what httpx raises, and for a refusal `httpx.HTTPStatusError`."""
-        headers = {"content-type": _PROTOBUF, "accept": _PROTOBUF, SESSION_HEADER: self._hello.session}
-        if name == "activate-node":
-            headers[HELLO_HEADER] = self._hello.model_dump_json()
-        content = request.SerializeToString(deterministic=True)
-        response = self._client.post(
-            self._url + name, content=content, headers=headers | self._signed(), timeout=timeout
-        )
-        response.raise_for_status()
         answer = answer_type()
-        answer.ParseFromString(response.content)  # type: ignore[attr-defined]
+        content = request.SerializeToString(deterministic=True)
+        answer.ParseFromString(self.post(_FLEET + name, content, timeout=timeout))  # type: ignore[attr-defined]
         return answer
+
+    def post(self, path: str, content: bytes, *, timeout: float = _CALL_S) -> bytes:
+        """Sends a body; returns the answer's. Raises as `call` does."""
+        headers = {"content-type": _PROTOBUF, "accept": _PROTOBUF, SESSION_HEADER: self._hello.session}
+        if path == _FLEET + "activate-node":
+            headers[HELLO_HEADER] = self._hello.model_dump_json()
+        response = self._client.post(
+            self._url + path, content=content, headers=headers | self._signed(), timeout=timeout
+        )
+        return response.raise_for_status().content
 
     def close(self) -> None:
         """Closes every connection."""
@@ -135,12 +152,13 @@ class Undelivered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The head of a message to this node; `Session.receive` fetches the rest."""
+    """The head of a message to this node, and what came with it; `Session.receive` fetches the rest."""
 
     kind: str
     until: float  # seconds since the epoch; afterwards nobody waits for an answer
     head: Message
     tree: ObjectTree
+    parts: Mapping[str, bytes] = field(default_factory=dict)  # by their SHA-256
 
 
 class Session:
@@ -150,6 +168,7 @@ class Session:
         self._connection = connection
         self._node = Node()
         self._over = threading.Event()
+        self.is_taking = False  # true while it waits for a question
         self._broken: Exception | None = None
         self._pulse = threading.Thread(target=self._beat, name="confide-heartbeat", daemon=True)
 
@@ -180,15 +199,27 @@ class Session:
 
     def pull(self) -> Question | None:
         """Takes the next message, if there is one."""
-        answer = self._connection.call("pull-messages", PullMessagesRequest(node=self._node), PullMessagesResponse)
-        if not answer.messages_list:
+        request = PullMessagesRequest(node=self._node).SerializeToString()
+        self.is_taking = True
+        try:
+            body = self._connection.post(one_body.CALLS + one_body.TAKE, request, timeout=_TAKE_S)
+        finally:
+            self.is_taking = False
+        if not body:
             return None
+        first, *parts = one_body.split(body)
+        answer = PullMessagesResponse.FromString(first)
         head = message_from_proto(answer.messages_list[0])
-        kind = head.metadata.message_type.partition(".")[2]
-        return Question(kind, head.metadata.created_at + head.metadata.ttl, head, answer.message_object_trees[0])
+        return Question(
+            kind=head.metadata.message_type.partition(".")[2],
+            until=head.metadata.created_at + head.metadata.ttl,
+            head=head,
+            tree=answer.message_object_trees[0],
+            parts={hashlib.sha256(part).hexdigest(): part for part in parts},
+        )
 
     def receive(self, question: Question) -> Message:
-        """Receives the whole message; its parts may still be on their way to the SuperLink.
+        """Receives the whole message; parts that did not come with its head may still be on their way to the SuperLink.
 
         After a broken connection it asks again for the missing parts, until the request's time is over; parts that
         have come are kept.
@@ -206,11 +237,17 @@ class Session:
         def pull_object(request: PullObjectRequest) -> PullObjectResponse:
             return self._patiently("pull-object", request, PullObjectResponse, until)
 
+        fetch = make_pull_object_fn_protobuf(pull_object, self._node, run_id)
         try:
-            message = pull_and_inflate_object_from_tree(
-                question.tree, make_pull_object_fn_protobuf(pull_object, self._node, run_id), confirm,
-                return_type=Message, initial_backoff=0.02, backoff_cap=0.5, max_time=_ARRIVAL_S,
-            )  # fmt: skip
+            if all(node.object_id in question.parts for node in iterate_object_tree(question.tree)):
+                message = inflate_object_from_contents(question.tree.object_id, dict(question.parts))
+                if not isinstance(message, Message):
+                    raise TypeError(type(message).__name__)
+            else:
+                message = pull_and_inflate_object_from_tree(
+                    question.tree, lambda name: question.parts.get(name) or fetch(name), confirm,
+                    return_type=Message, initial_backoff=0.02, backoff_cap=0.5, max_time=_ARRIVAL_S,
+                )  # fmt: skip
         except (httpx.HTTPError, OSError):
             raise
         except Exception as err:
@@ -235,30 +272,28 @@ class Session:
                 node=self._node, messages_list=[message_to_proto(remove_content_from_message(reply))],
                 message_object_trees=[tree], clientapp_runtime_list=[0.0],
             )  # fmt: skip
-            answer = self._patiently("push-messages", request, PushMessagesResponse, until)
+            frames = [request.SerializeToString(), *one_body.fitting(part.deflate() for part in parts.values())]
+            body = one_body.join(frames)
+            answer = PushMessagesResponse.FromString(
+                _patiently(lambda: self._connection.post(one_body.CALLS + one_body.GIVE, body), until)
+            )
 
             def push_object(part: PushObjectRequest) -> PushObjectResponse:
                 return self._patiently("push-object", part, PushObjectResponse, until)
 
-            push = make_push_object_fn_protobuf(push_object, self._node, reply.metadata.run_id, answer.session_id)
-            push_objects(parts, push, object_ids_to_push=set(answer.objects_to_push))
+            if answer.objects_to_push:
+                push = make_push_object_fn_protobuf(push_object, self._node, reply.metadata.run_id, answer.session_id)
+                push_objects(parts, push, object_ids_to_push=set(answer.objects_to_push))
 
     def _patiently(self, name: str, request: Any, answer_type: Callable[[], T], until: float) -> T:
-        delay = _RETRY_S[0]
-        while True:
-            try:
-                return self._connection.call(name, request, answer_type)
-            except (httpx.TransportError, httpx.HTTPStatusError) as err:
-                away = isinstance(err, httpx.TransportError) or err.response.status_code in (502, 503, 504)
-                if not away or time.time() + delay > until:
-                    raise
-            time.sleep(delay)
-            delay = min(delay * 1.7, _RETRY_S[1])
+        return _patiently(lambda: self._connection.call(name, request, answer_type), until)
 
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_INTERVAL_S)
         while not self._over.wait(_HEARTBEAT_S * random.uniform(0.9, 1.0)):  # noqa: S311 (spreads load, guards nothing)
             try:
+                if self.is_taking:
+                    continue  # the gate holds the request, and vouches for this node as long as it does
                 answer = self._connection.call(
                     "send-node-heartbeat", request, SendNodeHeartbeatResponse, timeout=_HEARTBEAT_CALL_S
                 )
@@ -269,6 +304,20 @@ class Session:
             except Exception as err:
                 self._broken = err
                 return
+
+
+def _patiently(ask: Callable[[], T], until: float) -> T:
+    """Asks, and again during short absences of the coordinator, `until` the time is over."""
+    delay = _RETRY_S[0]
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, httpx.HTTPStatusError) as err:
+            away = isinstance(err, httpx.TransportError) or err.response.status_code in (502, 503, 504)
+            if not away or time.time() + delay > until:
+                raise
+        time.sleep(delay)
+        delay = min(delay * 1.7, _RETRY_S[1])
 
 
 def pack(packet: Packet) -> RecordDict:

@@ -1,8 +1,8 @@
 """Refuses to import on another Flower than the one that this package was written for.
 
 Node and coordinator use modules of Flower that are not its public interface, and those move between minor versions:
-`client_node/flower.py` and `coordinator/fleet/flower.py`, each the only file of its side that imports Flower, list
-them. Installing checks the version too; this says so where somebody has forced another one.
+`client_node/flower.py`, `coordinator/fleet/flower.py` and `coordinator/fleet/superlink_process.py`, the only files that
+import Flower, list them. Installing checks the version too; this says so where somebody has forced another one.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -86,9 +86,13 @@ class WarmNode:
         return STOPPED
 
     def _leave(self, stop: threading.Event) -> None:
-        """Tells the coordinator that this node stops, where a question is still in work then."""
+        """Tells the coordinator that this node stops: at once if it waits for a question, else when that is answered.
+
+        The gate then ends the request that it holds for this node.
+        """
         stop.wait()
-        if not self._ended.wait(_LEAVE_AFTER_S) and self._session is not None:
+        is_idle = self._session is not None and self._session.is_taking
+        if (is_idle or not self._ended.wait(_LEAVE_AFTER_S)) and self._session is not None:
             self._session.leave()
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
@@ -144,6 +148,8 @@ class WarmNode:
         code, reason = err.response.status_code, err.response.headers.get(_REFUSED_HEADER, "")
         if code == httpx.codes.PRECONDITION_FAILED:
             reason = "in-use"  # from a gate that passes Flower's own answer on
+        if code == httpx.codes.NOT_FOUND:
+            reason = "older"  # it has not the call by which this node takes a question
         return _AGAIN.get(reason, f"the coordinator cannot serve this node just now ({code})")
 
 
@@ -186,5 +192,6 @@ _AGAIN: Mapping[str, str] = {
         "here started the other, have this node revoked"
     ),
     "reconnect": "the coordinator was restarted, and this node has to connect anew",
-    "clock": "this machine's clock and the coordinator's are more than five minutes apart; set the clock",
+    "older": "the coordinator runs an older version of confide than this node and cannot serve it; upgrade it first",
+    "clock": "this machine's clock and the coordinator's are more than four minutes apart; set the clock",
 }

@@ -1,7 +1,8 @@
 """The fleet of nodes that a driver asks by name, its implementation on Flower, and the wake-up of the gate.
 
-`Fleet` is the protocol that rounds are written against. `flower` is the one module that speaks to Flower. With `wake`
-nodes need not poll all the time. Another transport is another class with these three methods:
+`Fleet` is the protocol that rounds are written against. `flower` speaks to Flower's server, whose process is
+`superlink_process`; `calls` are those that gate and drivers make there besides Flower's own. With `wake` nodes need not
+poll all the time. Another transport is another class with these three methods:
 
 >>> from confide.client_node.wire.messages import Packet
 >>> from confide.coordinator.fleet import Fleet, NodeFailure
@@ -19,4 +20,4 @@ nodes need not poll all the time. Another transport is another class with these 
 from .nodes import Fleet, NodeFailure
 from .wake import WakeListener
 
-__all__ = ["Fleet", "NodeFailure", "WakeListener", "flower", "wake"]
+__all__ = ["Fleet", "NodeFailure", "WakeListener", "calls", "flower", "wake"]

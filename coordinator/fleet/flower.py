@@ -1,6 +1,6 @@
-"""The coordinator's end of Flower. The only file of this package that imports flwr.
+"""The coordinator's end of Flower. Besides the SuperLink's own process the only file of this package that imports flwr.
 
-`Fleet` runs in the process that drives a run and needs only Flower's public Grid. `open_grid` gives it one: it does
+`Fleet` runs in the process that drives a run, over a `Carrier`. `open_grid` gives it one, on Flower's Grid: it does
 what Flower's own `flwr-serverapp` does for a ServerApp, but in a process that is warm already, so a run starts at once
 also on a busy machine. `Control` runs in `coordinator serve` and speaks to the SuperLink's interfaces on loopback, one
 small HTTP request for each order: the `flwr` command would take two seconds to start. The rest reads the few protobuf
@@ -13,26 +13,24 @@ bound to one minor version; `tests/coordinator/fleet/test_flower_contract.py` sa
 from ...client_node import flower_version  # noqa: F401 (refuses another Flower in words, before its modules fail)
 
 # isort: split
-import functools
 import hashlib
 import json
 import logging
 import ssl
-import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.constant import TIMESTAMP_HEADER as _TIMESTAMP
-from flwr.common.serde import fab_to_proto
+from flwr.common.serde import fab_to_proto, message_from_proto, message_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListNodesResponse,
@@ -52,20 +50,39 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
     PushMessagesRequest,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
-from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, PullTaskInputRequest, PushTaskOutputRequest
-from flwr.serverapp import Grid
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    GetNodesRequest,
+    GetNodesResponse,
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PullTaskInputRequest,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    TASK_TOKEN_HEADER,
+    TaskType,
+)
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.superlink.grid import HttpGrid
 
 from ...client_node.enrolment.identity import fingerprint, wire_form
 from ...client_node.errors import PacketInvalid
 from ...client_node.flower import pack, unpack
+from ...client_node.wire import one_body
 from ...client_node.wire.messages import Packet
 from ..errors import SuperLinkFailed
+from .calls import COLLECT, NODES, SEND, WAIT_HEADER, seconds
 from .nodes import NodeFailure
 from .wake import wake
 
@@ -75,10 +92,8 @@ KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
 SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER.encode()
 TIMESTAMP_HEADER = _TIMESTAMP.encode()
 
-_POLL_S = 0.1
-_AT_ONCE = 4  # replies taken in one pull; bounds what this process holds, however many sites there are
-_ARRIVAL_S = 30.0  # for the parts of a reply to arrive after its head
-_LOOK_S = 1.0  # how often a waiting driver looks whether a node has connected anew
+_ANSWER_S = 30.0  # for the SuperLink to answer; Flower's own patience
+_WAIT_S = 5.0  # for answers, until a waiting driver looks by itself whether a node has connected anew
 _RESTARTED = "it has connected anew since it was asked, and the question is lost"
 _CALL_S = 4.0  # `serve` must end within 5 s, also while the SuperLink hangs
 _RETRY_S = 5.0  # for the SuperLink to come back; one that was started anew knows no earlier task
@@ -94,9 +109,8 @@ class Fleet:
     revoked) comes from the coordinator's own register. The name that Flower keeps beside a node is never used.
     """
 
-    def __init__(self, grid: Grid, site_of: Callable[[str], str | None] | None = None) -> None:
-        self._grid, self._site_of = grid, site_of
-        _hasten_pulls()
+    def __init__(self, carrier: "Carrier", site_of: Callable[[str], str | None] | None = None) -> None:
+        self._carrier, self._site_of = carrier, site_of
 
     def trust(self, site_of: Callable[[str], str | None]) -> None:
         """Sets the register that maps keys to names; before, no node is known."""
@@ -122,41 +136,36 @@ class Fleet:
         """
         deadline = time.monotonic() + timeout
         waiting = yield from self._send(kind, requests, timeout)
-        look = time.monotonic() + _LOOK_S
         while waiting:
-            for window in _windows(list(waiting)):
-                for reply in self._pull({message_id: waiting[message_id] for message_id in window}):
-                    asked = waiting.get(reply.metadata.reply_to_message_id)
-                    if asked is None:
-                        continue
-                    name, node = asked
-                    if reply.metadata.src_node_id not in (node.node_id, SUPERLINK_NODE_ID):
-                        logger.warning("node %d answered in place of %s; ignored", reply.metadata.src_node_id, name)
-                        continue
-                    del waiting[reply.metadata.reply_to_message_id]
-                    yield name, _read_reply(reply)
-            if waiting and time.monotonic() >= look:
-                look = time.monotonic() + _LOOK_S
-                lost = [waiting.pop(message_id)[0] for message_id in self._lost(waiting)]
-                left = deadline - time.monotonic()
-                # Once one of them has answered or failed, nobody waits for those that come back.
-                if together and left > 0 and waiting and len(waiting) + len(lost) == len(requests):
-                    waiting |= yield from self._send(kind, {name: requests[name] for name in lost}, left)
-                else:
-                    for name in lost:
-                        yield name, NodeFailure(reason="restarted", message=_RESTARTED)
-            if not waiting:
-                return
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            before = len(waiting)
+            for reply in self._carrier.collect(waiting, min(_WAIT_S, max(left, 0.0))):
+                if (asked := waiting.get(reply.metadata.reply_to_message_id)) is None:
+                    continue
+                if reply.metadata.src_node_id not in (asked.node_id, SUPERLINK_NODE_ID):
+                    logger.warning("node %d answered in place of %s; ignored", reply.metadata.src_node_id, asked.name)
+                    continue
+                del waiting[reply.metadata.reply_to_message_id]
+                yield asked.name, _read_reply(reply)
+            if len(waiting) < before:
+                continue
+            lost = [waiting.pop(message_id).name for message_id in self._lost(waiting)]
+            left = deadline - time.monotonic()
+            # Once one of them has answered or failed, nobody waits for those that come back.
+            if together and left > 0 and waiting and len(waiting) + len(lost) == len(requests):
+                waiting |= yield from self._send(kind, {name: requests[name] for name in lost}, left)
+            else:
+                for name in lost:
+                    yield name, NodeFailure(reason="restarted", message=_RESTARTED)
+            if left <= 0:
                 break
-            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-        for name, _ in waiting.values():
-            yield name, NodeFailure(reason="timeout", message=f"no answer within {timeout:g} s")
+        for asked in waiting.values():
+            yield asked.name, NodeFailure(reason="timeout", message=f"no answer within {timeout:g} s")
 
     def _send(
         self, kind: str, requests: Mapping[str, Packet], timeout: float
-    ) -> Generator[tuple[str, NodeFailure], None, dict[str, tuple[str, "_Node"]]]:
-        """Sends each node its packet; yields the failures, and returns name and node by the id of the message."""
+    ) -> Generator[tuple[str, NodeFailure], None, dict[str, "_Asked"]]:
+        """Sends each node its packet; yields the failures, and returns what was sent by the message's id."""
         nodes = self._nodes()
         reached = [name for name in requests if name in nodes]
         for name in requests:
@@ -166,47 +175,39 @@ class Fleet:
             Message(pack(requests[name]), nodes[name].node_id, f"query.{kind}", ttl=timeout, group_id="")
             for name in reached
         ]
-        taken = list(self._grid.push_messages(messages)) if messages else []
+        taken = self._carrier.send(messages) if messages else []
         if len(taken) != len(messages):
             raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
-        sent: dict[str, tuple[str, _Node]] = {}
-        for name, message_id in zip(reached, taken, strict=True):
-            if message_id is None:
+        sent: dict[str, _Asked] = {}
+        for name, message, message_id in zip(reached, messages, taken, strict=True):
+            if not message_id:
                 yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
             else:
-                sent[message_id] = (name, nodes[name])
-        wake()
+                sent[message_id] = _Asked(name, nodes[name].node_id, message.metadata.created_at)
+        wake([asked.node_id for asked in sent.values()])
         return sent
 
-    def _pull(self, asked: Mapping[str, tuple[str, "_Node"]]) -> Iterable[Message]:
-        """Takes the answers that are there; of one that is still arriving, no longer than its sender may send it."""
-        before = _arriving.set(_Arriving(lambda: self._lost(asked)))
-        try:
-            return self._grid.pull_messages(asked)
-        finally:
-            _arriving.reset(before)
-
-    def _lost(self, waiting: Mapping[str, tuple[str, "_Node"]]) -> list[str]:
+    def _lost(self, waiting: Mapping[str, "_Asked"]) -> list[str]:
         """Finds the messages to nodes that have connected anew since: whatever they had taken before is lost.
 
-        A node connects anew only when it was started, or has given up what it did, and the gate then drops what it was
-        asked and has not taken.
+        A node connects anew only when it was started, or has given up what it did, and the SuperLink then drops what it
+        was asked before and has not taken.
         """
         nodes = self._nodes()
         return [
             message_id
-            for message_id, (name, asked) in waiting.items()
-            if name in nodes and nodes[name].activated_at != asked.activated_at
+            for message_id, asked in waiting.items()
+            if asked.name in nodes and nodes[asked.name].activated_at > asked.written_at
         ]
 
     def _nodes(self) -> dict[str, "_Node"]:
         if self._site_of is None:
             raise SuperLinkFailed("the fleet has no register of keys; call Fleet.trust first")
         found: dict[str, _Node] = {}
-        for node in self._grid.get_nodes():
+        for node in self._carrier.nodes():
             name, is_online = self._site_of(fingerprint(node.public_key)), node.online_until > time.time()
             if name is not None and (is_online or name not in found):
-                found[name] = _Node(node.node_id, is_online, node.last_activated_at)
+                found[name] = _Node(node.node_id, is_online, seconds(node.last_activated_at))
         return found
 
 
@@ -216,12 +217,16 @@ class _Node:
 
     node_id: int
     is_online: bool
-    activated_at: str  # when it connected last
+    activated_at: float  # when it connected last, in seconds since 1970
 
 
-def _windows(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _AT_ONCE):
-        yield ids[start : start + _AT_ONCE]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A message that waits for its answer."""
+
+    name: str
+    node_id: int
+    written_at: float  # in seconds since 1970
 
 
 def _read_reply(reply: Message) -> Packet | NodeFailure:
@@ -245,75 +250,91 @@ def _read_failure(text: str) -> NodeFailure:
         return NodeFailure(reason="failed", error="unreadable")
 
 
-class _Arriving:
-    """The answers that a driver takes at this moment: whose they are, and which will never be whole.
+class Carrier(Protocol):
+    """What carries messages between a driver and the nodes."""
 
-    Args:
-        find_lost: lists the questions whose answers nobody sends any more; asked seldom, from any thread.
-    """
+    def nodes(self) -> Iterable[NodeInfo]:
+        """Lists the nodes that are online."""
 
-    def __init__(self, find_lost: Callable[[], Collection[str]]) -> None:
-        self.questions: dict[str, str] = {}  # id of an answer -> id of its question
-        self._find_lost, self._lost = find_lost, frozenset[str]()
-        self._due, self._looking = time.monotonic() + _LOOK_S, threading.Lock()
+    def send(self, messages: Sequence[Message]) -> list[str]:
+        """Sends messages; returns their ids in the same order, an empty one for a message that was not taken."""
 
-    def is_hopeless(self, object_ids: Sequence[str]) -> bool:
-        """True if the answer that is made of these objects will never be whole; one of them has the answer's own id."""
-        question = next((self.questions[each] for each in object_ids if each in self.questions), None)
-        with self._looking:
-            if question is not None and time.monotonic() >= self._due:
-                self._lost, self._due = frozenset(self._find_lost()), time.monotonic() + _LOOK_S
-            return question in self._lost
+    def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:
+        """Takes answers to these messages that are whole, as soon as there are some.
+
+        Returns none when `wait_s` seconds are over, and before that when a node has connected.
+        """
 
 
-_arriving: ContextVar[_Arriving | None] = ContextVar("arriving", default=None)
+class OneBodyGrid(HttpGrid):
+    """Flower's Grid, and a `Carrier` that needs one request for what the Grid does in many (`superlink_process`)."""
+
+    def nodes(self) -> Iterable[NodeInfo]:
+        """See `Carrier`."""
+        answer = self._ask(NODES, GetNodesRequest().SerializeToString())
+        return list(GetNodesResponse.FromString(answer).nodes)
+
+    def send(self, messages: Sequence[Message]) -> list[str]:
+        """See `Carrier`."""
+        heads, trees = [], []
+        parts: dict[str, bytes] = {}
+        with no_object_id_recompute():
+            for message in messages:
+                message.metadata.__dict__["_message_id"] = message.object_id
+                trees.append(get_object_tree(message))
+                objects = get_all_nested_objects(message)
+                parts |= {name: part.deflate() for name, part in objects.items() if name not in parts}
+                heads.append(message_to_proto(remove_content_from_message(message)))
+        pushed = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
+        body = one_body.join([pushed.SerializeToString(), *one_body.fitting(parts.values(), most=len(parts))])
+        answer = PushAppMessagesResponse.FromString(self._ask(SEND, body))
+        for name in answer.objects_to_push:
+            request = PushObjectRequest(
+                node=self.node, run_id=self.run.run_id, object_id=name, object_content=parts[name],
+                session_id=answer.session_id,
+            )  # fmt: skip
+            if not self._runtime_client.PushObject(request).stored:
+                raise SuperLinkFailed("the SuperLink does not keep a message's parts")
+        return list(answer.message_ids)
+
+    def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:
+        """See `Carrier`."""
+        request = PullAppMessagesRequest(message_ids=asked).SerializeToString()
+        body = self._ask(COLLECT, request, wait_s)
+        if not body:
+            return []
+        head, *parts = one_body.split(body, most=1 << 20)
+        found = PullAppMessagesResponse.FromString(head)
+        contents = {hashlib.sha256(part).hexdigest(): part for part in parts}
+        pairs = zip(found.messages_list, found.message_object_trees, strict=True)
+        return [_inflated(message_from_proto(head), tree, contents) for head, tree in pairs]
+
+    def _ask(self, path: str, body: bytes, wait_s: float = 0.0) -> bytes:
+        """Sends one of our own calls, over the Grid's connections; tries again for a while if they break."""
+        headers = {TASK_TOKEN_HEADER: self._token, WAIT_HEADER: f"{wait_s:.3f}"}
+        url, timeout = f"https://{self._addr}{path}", _ANSWER_S + wait_s
+
+        def send() -> httpx.Response:
+            answer = self._runtime_client._client.post(url, content=body, headers=headers, timeout=timeout)
+            return answer.raise_for_status()
+
+        return bytes(self._retry_invoker.invoke(send).content)
 
 
-def _note_questions(client: Any) -> None:
-    """Makes a client of the SuperLink note which question each of the answers belongs to that it has found."""
-    pull_messages = client.PullMessages
-
-    def noted(*given: Any, **named: Any) -> Any:
-        found, arriving = pull_messages(*given, **named), _arriving.get()
-        if arriving is not None:
-            heads = (message.metadata for message in found.messages_list)
-            arriving.questions.update({head.message_id: head.reply_to_message_id for head in heads})
-        return found
-
-    client.PullMessages = noted
-
-
-@functools.cache
-def _hasten_pulls() -> None:
-    """Makes the Grid ask after 20 ms, not 1 s, for parts of a reply that are still on their way.
-
-    It waits for them no longer than until their sender has connected anew: a node that is killed while it sends an
-    answer never sends the rest.
-
-    Flower binds that pause as a default argument. Without this function the answers are the same, but a round takes
-    seconds longer; so a failure here must not stop a run.
-    """
-    from flwr.superlink.grid import http_grid
-
-    pulls = getattr(http_grid, "pull_objects", None)
-    if pulls is None:
-        return
-
-    @functools.wraps(pulls)
-    def hastened(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> Any:
-        arriving = _arriving.get()  # here, since `pulls` asks in threads of its own
-
-        def pull(object_id: str) -> bytes:
-            try:
-                return pull_object_fn(object_id)
-            except ObjectUnavailableError:
-                if arriving is not None and arriving.is_hopeless(object_ids):
-                    raise ObjectPullError(object_id, "its sender has connected anew") from None
-                raise
-
-        return pulls(object_ids, pull, **more, initial_backoff=0.02, backoff_cap=0.25, max_time=_ARRIVAL_S)
-
-    setattr(http_grid, "pull_objects", hastened)  # noqa: B010 (not an exported name: mypy refuses the plain form)
+def _inflated(head: Message, tree: ObjectTree, parts: dict[str, bytes]) -> Message:
+    """Puts an answer together; what is no answer of its sender to this question becomes a failure to answer it."""
+    try:
+        message = inflate_object_from_contents(tree.object_id, parts, keep_object_contents=True)
+        if not isinstance(message, Message):
+            raise TypeError(type(message).__name__)
+        own, told = message.metadata, head.metadata
+        if (own.src_node_id, own.reply_to_message_id) != (told.src_node_id, told.reply_to_message_id):
+            raise ValueError("it says that it is another's")
+    except Exception as err:  # Flower raises many kinds; the bytes are a node's
+        logger.warning("an answer of node %d cannot be read (%s)", head.metadata.src_node_id, type(err).__name__)
+        head.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return make_message(metadata=head.metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, "unreadable"))
+    return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +346,7 @@ class Task:
 
 
 @contextmanager
-def open_grid(port: int, ca_path: Path, token: str) -> Iterator[Grid]:
+def open_grid(port: int, ca_path: Path, token: str) -> Iterator[OneBodyGrid]:
     """Opens Flower's Grid for the task of `token`, and tells the SuperLink at the end that the task is done.
 
     One at a time in a process: Flower keeps the identity of its task in a class. While it is open a thread keeps the
@@ -338,12 +359,10 @@ def open_grid(port: int, ca_path: Path, token: str) -> Iterator[Grid]:
     from flwr.common.serde import run_from_proto
     from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
     from flwr.supercore.task_identity import TaskIdentity
-    from flwr.superlink.grid import HttpGrid
 
-    grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=ca_path.read_bytes(), token=token)
+    grid = OneBodyGrid(f"127.0.0.1:{port}", root_certificates=ca_path.read_bytes(), token=token)
     grid._retry_invoker.max_time = _RETRY_S
     client = grid._runtime_client
-    _note_questions(client)
     try:
         task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
@@ -471,6 +490,7 @@ class Claim:
 _NODE_CALLS: Mapping[str, Callable[[bytes], Any]] = {
     "send-node-heartbeat": SendNodeHeartbeatRequest.FromString,
     "pull-messages": PullMessagesRequest.FromString,
+    one_body.TAKE: PullMessagesRequest.FromString,
     "pull-object": PullObjectRequest.FromString,
     "push-object": PushObjectRequest.FromString,
     "confirm-message-received": ConfirmMessageReceivedRequest.FromString,
@@ -485,8 +505,8 @@ def read_claim(call: str, body: bytes) -> Claim:
             return Claim(())
         if call == "deactivate-node":
             return Claim((DeactivateNodeRequest.FromString(body).node_id,))
-        if call == "push-messages":
-            push = PushMessagesRequest.FromString(body)
+        if call in ("push-messages", one_body.GIVE):
+            push = PushMessagesRequest.FromString(body if call == "push-messages" else _head(body))
             if len(push.messages_list) != 1 or len(push.message_object_trees) != 1:
                 raise ValueError("one message at a time")
             senders = (push.node.node_id, *(message.metadata.src_node_id for message in push.messages_list))
@@ -498,14 +518,21 @@ def read_claim(call: str, body: bytes) -> Claim:
         raise ValueError("not a protobuf message of this call") from err
 
 
+def _head(body: bytes) -> bytes:
+    frames = one_body.split(body)
+    if not frames or len(frames[0]) > one_body.HEAD:
+        raise ValueError("a body without a head, or with one that is too long")
+    return frames[0]
+
+
+def heartbeat_taken() -> bytes:
+    """Writes the answer to a heartbeat of a node that the SuperLink knows."""
+    return bytes(SendNodeHeartbeatResponse(success=True).SerializeToString())
+
+
 def deactivation(node_id: int) -> bytes:
     """Writes the request that makes the SuperLink count a node as offline."""
     return bytes(DeactivateNodeRequest(node_id=node_id).SerializeToString())
-
-
-def pull(node_id: int) -> bytes:
-    """Writes the request that takes the next message to a node."""
-    return bytes(PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString())
 
 
 def activated_node(answer: bytes) -> int:

@@ -36,6 +36,8 @@ _PAUSE_S = 0.5  # when file descriptors have run out
 _HOME_S = 3600.0  # an address is a known one for so long after it showed an enrolled key
 _HOMES = 4096
 _SITE = 48  # bits; the largest IPv6 network that one customer commonly has
+# A node holds its request for most of a minute; if its machine is gone meanwhile, the kernel finds out in 15 s.
+_KERNEL_ASKS = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 2}
 _NO_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -234,6 +236,9 @@ class Admission:
                 if err.errno in _NO_MEANS:
                     self._pause(err)
                 break
+            for option, value in _KERNEL_ASKS.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._queue(Visit(self, connection, str(address[0])))
 
     def _pause(self, err: OSError) -> None:

@@ -4,7 +4,7 @@ Flower serves sites, operators and running apps on one port, the last two withou
 enrol a key or start code. So the SuperLink listens on loopback, and this ASGI app passes on only the requests that a
 node needs. It checks, for every request, that
 
-- the path is one of the eight that a node uses (all others are 404, Flower's own enrolment included);
+- the path is one of the ten that a node uses (all others are 404, Flower's own enrolment included);
 - the key shown is enrolled and not revoked *now*, and the caller holds its private half (`credentials`);
 - the node id in it is the caller's own: Flower would accept site B's reply in site A's name;
 - the daemon is the one that speaks for the key just now (`daemons`);
@@ -20,6 +20,7 @@ Out of scope: a node that sends a flood of well-formed messages fills the SuperL
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,24 +36,28 @@ from ...client_node.enrolment import protocol
 from ...client_node.enrolment.identity import fingerprint, load_transport_public
 from ...client_node.enrolment.protocol import EnrolAnswer, EnrolRequest, StudiesQuery
 from ...client_node.enrolment.sessions import Hello
+from ...client_node.wire import one_body
 from ...mpc.crash import spot
 from ..errors import EnrolmentInvalid, InviteRefused
 from ..federation.serving import SeenNode
 from ..fleet import WakeListener, flower
-from ..fleet.wake import HOLD_S
+from ..fleet.calls import MORE_HEADER
 from .admission import Visit
 from .credentials import Credentials
 from .daemons import Daemons
 from .listener import Message, Receive, Send, serve_gate
 from .refusals import RefusalLog
 from .upstream import Upstream, UpstreamAway
+from .vouching import Held, Vouching
 
 __all__ = ["FleetGate", "Registry", "serve_gate"]
 
 FLEET = "/v1/fleet/"
 REFUSED_HEADER = b"confide-refused"  # tells a node that a 401 is the gate's own and final
 MAX_OBJECT = 6 << 20  # bytes; Flower cuts arrays at 5 MiB
-MAX_PARTS = 256  # objects in one message: 1.2 GB
+MAX_PARTS = one_body.MOST  # objects in one message: 1.2 GB
+HOLD_S = {"pull-messages": 25.0, one_body.TAKE: 50.0}  # how long a poll is held; nodes wait 30 and 75 s
+CONNECT_S = 2.5  # how long an activation waits for a SuperLink that starts
 _FLEET_CAPS = {
     "activate-node": 4 << 10,
     "deactivate-node": 1 << 10,
@@ -62,15 +67,20 @@ _FLEET_CAPS = {
     "pull-object": 4 << 10,
     "push-object": MAX_OBJECT,
     "confirm-message-received": 4 << 10,
+    one_body.TAKE: 1 << 10,
+    one_body.GIVE: one_body.MAX_BODY,
 }
+_OWN_CALLS = (one_body.TAKE, one_body.GIVE)
+_CALLS = {(one_body.CALLS if call in _OWN_CALLS else FLEET) + call: call for call in _FLEET_CAPS}
+_PATHS = {call: path for path, call in _CALLS.items()}
 _OWN_CAP = 32 << 10
-_MOST_DROPPED = 256  # questions that wait for one node
 _AWAY_POLL_S = 0.25  # how often a held activation is tried again
 _CLOCK_S = 300.0  # Flower's own tolerance
 _BODY_S = 60.0  # for a whole request body to arrive
 _STRANGERS_BODY_S = 10.0
 _REST_S, _REST = 2.0, 256 << 10  # seconds and bytes that the rest of a refused request may take
-_HOP = {b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
+_MORE = MORE_HEADER.encode()
+_HOP = {_MORE, b"host", b"connection", b"transfer-encoding", b"content-length", b"keep-alive", b"expect"}
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
@@ -105,6 +115,7 @@ class FleetGate:
         studies: lists the studies for a known node; each has `canonical`, `hash` and `signature`.
         ca_path: the federation's CA certificate, PEM.
         superlink: port of the SuperLink on loopback.
+        secret: by which the SuperLink knows the gate (`vouching`).
     """
 
     def __init__(
@@ -115,11 +126,15 @@ class FleetGate:
         studies: Callable[[str], list[dict[str, str]]],
         ca_path: Path,
         superlink: int,
+        secret: str = "",
     ) -> None:
         self._registry, self._enrol, self._studies = registry, enrol, studies
         self._ca = ca_path.read_bytes()
         self._upstream = Upstream("127.0.0.1", superlink, ca_path)
         self._wake = WakeListener(superlink)
+        self._vouching = Vouching(self._upstream, self._wake, secret, self._hold_on)
+        self._silent: dict[int, int] = {}  # node -> its call up to which the SuperLink has nothing for it
+        self._turns: Counter[int] = Counter()  # how often each node has connected or left
         self._log = RefusalLog()
         self._node_ids: dict[str, int] = {}  # fingerprint -> node id, as the SuperLink told at activation
         self._daemons = Daemons()
@@ -145,8 +160,8 @@ class FleetGate:
 
     async def _answer(self, scope: Message, receive: Receive) -> Answer:
         method, path = scope["method"], scope["path"]
-        if method == "POST" and path.startswith(FLEET) and path[len(FLEET) :] in _FLEET_CAPS:
-            return await self._fleet(scope, receive, path[len(FLEET) :])
+        if method == "POST" and path in _CALLS:
+            return await self._fleet(scope, receive, _CALLS[path])
         if method == "GET" and path == protocol.CA_PATH:
             return 200, [(b"content-type", b"application/x-pem-file")], self._ca
         if method == "POST" and path == protocol.ENROLL_PATH:
@@ -174,15 +189,21 @@ class FleetGate:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         await self._wake.open()
-        reporting = asyncio.create_task(self._log.keep_reporting())
+        tasks = [asyncio.create_task(work) for work in (self._log.keep_reporting(), self._vouching.keep_beating())]
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._is_closing = True
-        reporting.cancel()
+        self.release()
+        for task in tasks:
+            task.cancel()
         self._log.report()
         self._wake.close()
         await self._upstream.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def release(self) -> None:
+        """Answers all polls that are held, since the gate closes."""
+        self._is_closing = True
+        self._wake.call_all()
 
     async def _fleet(self, scope: Message, receive: Receive, call: str) -> Answer:
         try:
@@ -200,34 +221,86 @@ class FleetGate:
         hello = self._daemon(call, shown, site)
         self._see(site)
         headers = shown.for_superlink()
-        gone = asyncio.ensure_future(_disconnected(receive))
-        until = time.monotonic() + HOLD_S
-        try:
-            while True:
-                called = self._wake.count
-                try:
-                    status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
-                except _TurnedAway as refusal:
-                    if call != "activate-node" or refusal.status != 503 or time.monotonic() > until or gone.done():
-                        raise
-                    await asyncio.sleep(_AWAY_POLL_S)  # most nodes are back as soon as the SuperLink is
-                    continue
-                if call != "pull-messages" or status != 200 or answer or not await self._held(called, until, gone):
-                    break
-                if self._registry.site_of(key_id) is None:
-                    raise _TurnedAway(401, refused="revoked")
-                self._daemon(call, shown, site)
-        finally:
-            gone.cancel()
+        if claim is not None:
+            if self._vouching.is_forgotten(claim):
+                raise _TurnedAway(409, refused="reconnect")
+            self._vouching.hear(claim)
+        if call in HOLD_S and claim is not None:
+            gone = asyncio.ensure_future(_disconnected(receive))
+            try:
+                held = Held(claim, key_id, site, shown.session)
+                return await self._poll(call, shown, body, held, _peer(scope), gone)
+            finally:
+                gone.cancel()
+        if call == "send-node-heartbeat" and claim is not None and self._vouching.has_vouched(claim):
+            return 200, [], flower.heartbeat_taken()
         if call == "activate-node":
-            if status == 412:  # Flower's "counts as online already"
-                status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
-            if status == 200:
-                self._note_activation(flower.activated_node(answer), key_id, site, hello, _peer(scope))
-                await self._drop_questions(headers, key_id, site)
-        elif call == "deactivate-node" and status == 200:
+            return await self._activate(headers, body, key_id, site, hello, _peer(scope))
+        status, answered, answer = await self._forward(call, headers, body, key_id, site, claim)
+        if call == "deactivate-node" and status == 200 and claim is not None:
             self._daemons.left(key_id)
-        return status, [pair for pair in answered if pair[0].lower() not in _HOP], answer
+            self._vouching.leave(claim)
+            self._turn(claim)
+        return _answered(status, answered, answer)
+
+    async def _activate(
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, hello: Hello | None, peer: str
+    ) -> Answer:
+        until = time.monotonic() + CONNECT_S
+        while True:
+            try:
+                status, answered, answer = await self._forward("activate-node", headers, body, key_id, site, None)
+                break
+            except _TurnedAway as refusal:
+                if refusal.status != 503 or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(_AWAY_POLL_S)  # most nodes are back as soon as the SuperLink is
+        if status == 412:  # Flower's "counts as online already"
+            status, answered, answer = await self._take_over(headers, body, key_id, site, hello)
+        if status == 200:
+            self._note_activation(flower.activated_node(answer), key_id, site, hello, peer)
+        return _answered(status, answered, answer)
+
+    async def _poll(
+        self, call: str, shown: Credentials, body: bytes, held: Held, peer: str, gone: "asyncio.Future[None]"
+    ) -> Answer:
+        """Answers a poll with a message, or with nothing when it was held for long enough.
+
+        The SuperLink is asked only for a node that has been called since it had nothing for it.
+        """
+        node, key_id, site = held.node, held.key_id, held.site
+        until, turn = time.monotonic() + HOLD_S[call], self._turns[node]
+        with self._vouching.holding(held):
+            while True:
+                since = self._wake.latest(node)
+                if self._silent.get(node) != since:
+                    status, answered, answer = await self._forward(
+                        call, shown.for_superlink(), body, key_id, site, node
+                    )
+                    if status == 200 and (not answer or (_MORE, b"0") in answered):
+                        self._silent[node] = since
+                    if status != 200 or answer:
+                        return _answered(status, answered, answer)
+                if not await self._held(node, since, until, gone):
+                    return 200, [], b""
+                if self._registry.site_of(key_id) is None:
+                    self._refuse_revoked(key_id, site, peer)
+                self._daemon(call, shown, site)
+                if self._vouching.is_forgotten(node):
+                    raise _TurnedAway(409, refused="reconnect")
+                if self._turns[node] != turn:  # it says that it stops
+                    return 200, [], b""
+
+    def _hold_on(self, held: Held) -> None:
+        """Counts a request that is held as one that comes again and again."""
+        self._daemons.hear(held.key_id, held.session)
+        self._see(held.site)
+
+    def _turn(self, node: int) -> None:
+        """Ends the polls of a node that has connected or left."""
+        self._turns[node] += 1
+        self._silent.pop(node, None)
+        self._wake.call([node])
 
     def _see(self, site: str, version: str | None = None) -> None:
         """Notes a request of this node now; its version, where none is told, is the one before."""
@@ -240,6 +313,8 @@ class FleetGate:
         if any(own == node and other != key_id for other, own in self._node_ids.items()):
             self._refuse_impersonation(key_id, site, self._node_ids.get(key_id), node)
         self._node_ids[key_id] = node
+        self._vouching.connect(node)
+        self._turn(node)
         self._see(site, hello.version if hello is not None else "")
         if self._daemons.connected(key_id, hello):
             version = "a version that it does not tell" if hello is None else hello.version
@@ -251,7 +326,7 @@ class FleetGate:
         self, call: str, headers: list[tuple[bytes, bytes]], body: bytes, key_id: str, site: str, claim: int | None
     ) -> Answer:
         try:
-            status, answered, answer = await self._upstream.post(FLEET + call, headers, body)
+            status, answered, answer = await self._upstream.post(_PATHS[call], headers, body)
         except UpstreamAway as err:
             raise _TurnedAway(503) from err  # nodes read 503 as: try again
         if status == 401:
@@ -275,18 +350,6 @@ class FleetGate:
         await self._forward("deactivate-node", headers, flower.deactivation(own), key_id, site, own)
         return await self._forward("activate-node", headers, body, key_id, site, None)
 
-    async def _drop_questions(self, headers: list[tuple[bytes, bytes]], key_id: str, site: str) -> None:
-        """Drops what was asked before this activation: its driver sees the activation, and asks all of that anew.
-
-        A node that answered both would be one question behind for good, and aggregators that work on different orders
-        refuse each other.
-        """
-        own = self._node_ids[key_id]
-        for _ in range(_MOST_DROPPED):
-            status, _, answer = await self._forward("pull-messages", headers, flower.pull(own), key_id, site, own)
-            if status != 200 or not answer:
-                return
-
     def _daemon(self, call: str, shown: Credentials, site: str) -> Hello | None:
         """Checks that the daemon that asks is the one that speaks for the key; returns its introduction, if any."""
         key_id = shown.key_id
@@ -308,17 +371,21 @@ class FleetGate:
             raise _TurnedAway(409, refused="replaced")
         return None
 
+    def _refuse_revoked(self, key_id: str, site: str, peer: str) -> NoReturn:
+        self._log.known("revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], site, peer)
+        raise _TurnedAway(401, refused="revoked")
+
     def _refuse_second(self, key_id: str, site: str) -> NoReturn:
         self._log.known(
             "in use", key_id, "a second daemon uses the key of site %r, and waits for the first to end", site
         )
         raise _TurnedAway(409, refused="in-use")
 
-    async def _held(self, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
-        """Holds a poll; returns True if a wake-up came and the node is still connected for the next answer."""
+    async def _held(self, node: int, called: int, until: float, gone: "asyncio.Future[None]") -> bool:
+        """Holds a poll; returns True if a call came and the node is still connected for the next answer."""
         if self._is_closing or (left := until - time.monotonic()) <= 0:
             return False
-        waker = asyncio.ensure_future(self._wake.changed(called))
+        waker = asyncio.ensure_future(self._wake.changed(node, called))
         done, _ = await asyncio.wait({waker, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         waker.cancel()
         return waker in done and gone not in done and not self._is_closing
@@ -335,8 +402,7 @@ class FleetGate:
         site = self._registry.site_of(key_id)
         if site is None:
             if former := self._registry.revoked_site(key_id):
-                self._log.known("revoked", key_id, "revoked key %s of site %r, from %s", key_id[:16], former, peer)
-                raise _TurnedAway(401, refused="revoked")
+                self._refuse_revoked(key_id, former, peer)
             self._log.stranger("unknown", key_id, "unknown key %s, from %s", key_id[:16], peer)
             raise _TurnedAway(401, refused="unknown")
         try:
@@ -344,7 +410,7 @@ class FleetGate:
         except InvalidSignature as err:
             self._log.known("signature", key_id, "%s showed the key of site %r but cannot sign with it", peer, site)
             raise _TurnedAway(401, refused="signature") from err
-        if abs(shown.age_s) > _CLOCK_S:
+        if abs(shown.age_s) > _CLOCK_S - max(HOLD_S.values()):  # the SuperLink may see it when it was held
             self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, shown.age_s, peer)
             raise _TurnedAway(503, refused="clock")  # its operator can mend that without a new enrolment
         return shown, site
@@ -473,6 +539,10 @@ def _check_proofs(request: EnrolRequest) -> None:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _answered(status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> Answer:
+    return status, [pair for pair in headers if pair[0].lower() not in _HOP], answer
 
 
 def _refusal(end: _TurnedAway) -> Answer:

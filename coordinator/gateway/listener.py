@@ -26,8 +26,12 @@ Send = Callable[[Message], Awaitable[None]]
 class _Server(uvicorn.Server):
     """uvicorn without a listening socket: connections come from `Admission`."""
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, tls: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(
+        self, config: uvicorn.Config, listener: socket.socket, tls: ssl.SSLContext, limits: Limits,
+        release: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(config)
+        self._release = release
         self._admission_of = partial(Admission, listener, tls, self._protocol_of, limits)
         self._admission: Admission | None = None
 
@@ -42,6 +46,7 @@ class _Server(uvicorn.Server):
         """Lets nobody in any more, and finishes requests in progress."""
         if self._admission is not None:
             self._admission.close()
+        self._release()
         await super().shutdown(sockets=[])
 
     def _protocol_of(self, visit: Visit) -> asyncio.Protocol:
@@ -94,7 +99,8 @@ def serve_gate(
 ) -> GateServer:
     """Serves `app` over TLS 1.3 in a thread of its own; returns once the port is open. Port 0 takes a free one.
 
-    `limits` hold for connections on which `app` has not recognised an enrolled key.
+    `limits` hold for connections on which `app` has not recognised an enrolled key. When the server stops, it calls
+    `app.release` if there is one, which answers the requests that `app` holds.
 
     Raises:
         CoordinatorError: the address is taken, or is not one of this machine.
@@ -118,7 +124,7 @@ def serve_gate(
         h11_max_incomplete_event_size=limits.head_bytes,
     )  # fmt: skip
     tls = _tls(certificate, key)
-    server = GateServer(_Server(config, listener, tls, limits), listener, tls)
+    server = GateServer(_Server(config, listener, tls, limits, getattr(app, "release", lambda: None)), listener, tls)
     deadline = time.monotonic() + 10
     while not server._server.started:
         if not server.is_alive or time.monotonic() > deadline:

@@ -36,6 +36,7 @@ class Service:
         self._superlink = SuperLink(home, self._settings.superlink_port)
         self._drivers = Drivers(home, self._store, self._superlink)
         self._registered: dict[str, tuple[bytes, int]] = {}  # name -> key and Flower's node id
+        self._synced: tuple[object, ...] | None = None  # the register's mark when all of it was done
         self._home, self._since = home, time.time()
         self._noted = ("", 0.0)  # trouble, and when
         self._was_up = False
@@ -59,6 +60,7 @@ class Service:
             studies=self._register.studies,
             ca_path=self._pki.ca_path,
             superlink=self._superlink.port,
+            secret=self._superlink.secret,
         )
         settings, pki = self._settings, self._pki
         certificates = CertificateKeeper(pki)
@@ -125,7 +127,10 @@ class Service:
             self._trouble = trouble, now
 
     def _sync_keys(self) -> None:
-        """Registers new keys with the SuperLink and unregisters revoked ones."""
+        """Registers new keys with the SuperLink and unregisters revoked ones, if the register has changed."""
+        mark = self._store.nodes_mark()
+        if mark == self._synced:
+            return
         for node in self._store.nodes():
             if node.transport_key is None:
                 continue
@@ -139,6 +144,7 @@ class Service:
                 node_id = self._superlink.register(node.transport_key, node.name)
                 self._registered[node.name] = node.transport_key, node_id
                 self._note_flower_id(node.name, str(node_id))
+        self._synced = mark
 
     def _note_flower_id(self, name: str, flower_id: str | None) -> None:
         with self._store.session() as session:

@@ -12,6 +12,7 @@ Not stopped here: a user on the same machine can reach the port. Run the coordin
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,12 +28,12 @@ from ...client_node.enrolment.identity import wire_form
 from ..errors import SuperLinkFailed
 from ..federation import Pki
 from ..fleet import flower
+from ..fleet.calls import SECRET_VARIABLE
 from ..fleet.wake import PORT_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 FAB = Path(__file__).resolve().parent / "fab"
-_BIN = Path(sys.executable).parent
 _RESTART_S = (0.2, 10.0)
 _LASTED_S = 10.0  # a child that lived for so long, and answered, ends a row of failures
 _LOOK_S = 5.0  # how often a child that was up is asked whether it still answers
@@ -55,6 +56,7 @@ class SuperLink:
 
     def __init__(self, home: Path, port: int, *, on_start: Callable[[], None] | None = None, fab: Path = FAB) -> None:
         self.home, self.port = home.resolve(), port or _free_port()
+        self.secret = secrets.token_hex(32)  # by which the SuperLink knows the gate
         self._pki, self._fab_folder = Pki.load(home), fab
         self._folder = self.home / "flower"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -248,15 +250,17 @@ class SuperLink:
     def _spawn(self) -> subprocess.Popen[bytes]:
         certificate, key = self._pki.loopback_pair()
         command = [
-            str(_BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
+            sys.executable, "-m", "confide.coordinator.fleet.superlink_process",
+            "--host", "127.0.0.1", "--port", str(self.port),
             "--ssl-ca-certfile", str(self._pki.ca_path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
             "--enable-supernode-auth", "--isolation", "process",
             "--disable-runtime-dependency-installation",
         ]  # fmt: skip
+        environment = self._environment() | {SECRET_VARIABLE: self.secret}
         with self.log_path.open("ab") as log:
             self._child = child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder,
-                env=self._environment(), start_new_session=True, preexec_fn=die_with_parent,
+                env=environment, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         return child
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_IDLE_S = 3.0  # the SuperLink closes after 5 s; a request must never meet a closing connection
+_IDLE_S = 60.0  # the SuperLink closes after 75 s; a request must never meet a closing connection
 _CONNECTIONS = 48
 _ANSWER_S = 60.0
 _MAX_HEAD = 64 << 10

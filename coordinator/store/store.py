@@ -121,6 +121,12 @@ class Store:
         with self.session() as session:
             return list(session.scalars(select(NodeRow).order_by(NodeRow.name)))
 
+    def nodes_mark(self) -> tuple[object, ...]:
+        """Returns a mark that is another one once a node has been enrolled or revoked; cheaper than all rows."""
+        changes = func.count(NodeRow.transport_key), func.max(NodeRow.enrolled_at), func.max(NodeRow.revoked_at)
+        with self.session() as session:
+            return tuple(session.execute(select(*changes, func.count(NodeRow.revoked_at))).one())
+
     def node(self, name: str) -> NodeRow:
         """Finds the node called `name`. Raises `NotFound`."""
         with self.session() as session:

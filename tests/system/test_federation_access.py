@@ -67,8 +67,9 @@ class Federation:
     def open_gate(self, port: int) -> GateServer:
         """Opens a gate that has seen nothing yet."""
         self._app = FleetGate(
-            self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port
-        )
+            self, enrol=self.enrol, studies=lambda _: [], ca_path=self.pki.ca_path, superlink=self.superlink.port,
+            secret=self.superlink.secret,
+        )  # fmt: skip
         return serve_gate(self, "127.0.0.1", port, self.pki.certificate_path, self.pki.key_path)
 
     def kill_superlink(self) -> None:
@@ -83,6 +84,9 @@ class Federation:
             key = dict(scope["headers"]).get(b"flwr-public-key", b"").decode()
             self.peers.setdefault(key, set()).add(scope["client"][0])
         await self._app(scope, receive, send)
+
+    def release(self) -> None:
+        self._app.release()
 
     def site_of(self, key: str) -> str | None:
         return self.known.get(key)
@@ -206,6 +210,7 @@ def test_revocation_ends_a_running_node(federation: Federation, caplog: pytest.L
     until(lambda: "is connected" in (home / "log").read_text())
     key = NodeIdentity.load(home).transport_fingerprint
     federation.revoked[key] = federation.known.pop(key)
+    federation.superlink.unregister(federation.superlink.register(NodeIdentity.load(home).transport_public, "late"))
     assert node.wait(60) == 77
     assert f"revoked key {key[:16]} of site 'late'" in caplog.text
     assert "has revoked this node" in (home / "log").read_text()

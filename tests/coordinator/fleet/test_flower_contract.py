@@ -1,51 +1,53 @@
 """What the coordinator's end needs of Flower's private modules; each test says what breaks without it."""
 
 import inspect
+import sys
 
-import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+import httpx
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore.error.base import ApiErrorCode
 from flwr.supercore.error.catalog import API_ERROR_MAP
-from flwr.supercore.inflatable.inflatable_object import get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.superlink import main
+from flwr.superlink.cli import flower_superlink
+from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import http_grid
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
 
 from confide.coordinator.fleet import flower
 
 
-def test_the_pause_between_questions_for_parts_can_be_shortened() -> None:
-    """Else the driver waits a second for the parts of each reply: rounds are right, and seconds longer."""
-    parameters = inspect.signature(http_grid.pull_objects).parameters
-    assert {"initial_backoff", "backoff_cap", "max_time"} <= set(parameters)
+def test_the_superlink_takes_middleware_that_stands_outermost() -> None:
+    """Else none of our own calls is answered, and nodes are told that the coordinator is older than they are."""
+    assert "extensions.get_middleware()" in inspect.getsource(main._get_middleware).partition("Middleware(")[0]
 
 
-def test_the_wait_for_the_parts_of_a_reply_can_be_ended() -> None:
-    """Else a node that is killed while it answers holds its run for half a minute."""
-    tried = []
-
-    def pull(object_id: str) -> bytes:
-        tried.append(object_id)
-        if len(tried) > 1:
-            raise ObjectPullError(object_id, "enough")
-        raise ObjectUnavailableError(object_id)
-
-    with pytest.raises(ObjectPullError, match="enough"):
-        pull_objects(object_ids=["a"], pull_object_fn=pull, initial_backoff=0.01)
-    assert tried == ["a", "a"]
+def test_the_superlink_is_served_by_uvicorns_own_function() -> None:
+    """Else connections of the gate end after 5 s, and every question costs a handshake."""
+    assert "uvicorn.run(" in inspect.getsource(sys.modules[flower_superlink.__module__])
 
 
-def test_the_parts_of_an_answer_tell_whose_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the wait for an answer's parts cannot be ended for a killed node without harming others."""
-    assert {"messages_list", "message_object_trees"} <= set(PullAppMessagesResponse.DESCRIPTOR.fields_by_name)
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-    message = Message(RecordDict({"x": ConfigRecord({"y": b"z"})}), 1, "query.plan")
-    assert get_object_tree(message).object_id == message.object_id
-    assert inspect.signature(http_grid.pull_objects).parameters["object_ids"].kind.name == "POSITIONAL_OR_KEYWORD"
-    assert "self._runtime_client.PullMessages(" in inspect.getsource(http_grid.HttpGrid.pull_messages)
+def test_answers_are_found_by_their_questions() -> None:
+    """Else a driver is never told of an answer."""
+    state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
+    assert state.message_ins_id_to_message_res_id == state.message_ins_store == {}
+    assert {"get_message_res", "delete_messages", "acknowledge_node_heartbeat", "get_task_by_token"} <= set(dir(state))
+
+
+def test_a_node_can_be_authenticated_outside_of_flowers_middleware() -> None:
+    """Else nodes could neither take questions nor give answers."""
+    assert list(inspect.signature(authenticate_node).parameters) == ["request"]
+    assert "request.state.protobuf_request" in inspect.getsource(authenticate_node)
+
+
+def test_the_grid_has_the_parts_that_our_carrier_uses() -> None:
+    """Else no driver can speak to the SuperLink."""
+    grid = http_grid.HttpGrid("127.0.0.1:1", root_certificates=None, token="t")
+    assert (grid._addr, grid._token) == ("127.0.0.1:1", "t")
+    assert hasattr(grid, "_retry_invoker")
+    assert isinstance(grid._runtime_client._client, httpx.Client)
+    grid.close()
 
 
 def test_a_node_tells_when_it_connected_last() -> None:

@@ -261,7 +261,7 @@ def test_a_node_cannot_speak_for_the_id_of_another(gate: Setting, caplog: pytest
     for call, body in (("pull-messages", pull(8)), ("push-messages", push(8, 8))):
         assert gate.post(call, body, gate.north).status_code == 400
     assert "node 7) spoke for node 8" in caplog.text
-    assert [path for path, _ in gate.superlink.seen] == ["/v1/fleet/activate-node", "/v1/fleet/pull-messages"]
+    assert [path for path, _ in gate.superlink.seen] == ["/v1/fleet/activate-node"]
 
 
 def test_every_node_that_another_spoke_for_is_named_at_once(gate: Setting, caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +302,7 @@ def test_nodes_are_told_to_connect_anew_once_the_superlink_has_forgotten_them(ga
 def test_nodes_are_told_to_try_again_while_the_superlink_does_not_know_their_keys_yet(
     gate: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "HOLD_S", 0.6)
+    monkeypatch.setattr(gate_module, "CONNECT_S", 0.6)
     gate.superlink.status = 401
     response = gate.post("activate-node", activation(gate.north), gate.north)
     assert response.status_code == 503
@@ -319,13 +319,13 @@ def test_a_node_that_connects_is_let_in_as_soon_as_the_superlink_knows_its_key(g
 
     gate.superlink.status, gate.superlink.answer = 401, answer
     assert gate.post("activate-node", activation(gate.north), gate.north).status_code == 200
-    assert [path.rpartition("/")[2] for path in asked] == ["activate-node"] * (len(asked) - 1) + ["pull-messages"]
+    assert [path.rpartition("/")[2] for path in asked] == ["activate-node"] * len(asked)
 
 
 def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
     pki: Pki, nodes: dict[str, NodeIdentity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_module, "HOLD_S", 0.6)
+    monkeypatch.setattr(gate_module, "CONNECT_S", 0.6)
     register = PlayedRegister(known={nodes["north"].transport_fingerprint: "north"})
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -345,12 +345,12 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
 def test_a_held_poll_is_answered_when_a_driver_calls(gate: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [b""]
     gate.superlink.answer = lambda path, body: waiting[0]
-    monkeypatch.setattr(gate_module, "HOLD_S", 600.0)  # far beyond the client's patience
+    monkeypatch.setitem(gate_module.HOLD_S, "pull-messages", 600.0)  # far beyond the client's patience
     monkeypatch.setenv(PORT_VARIABLE, str(gate.upstream_port))
 
     def deliver() -> None:
         waiting[0] = b"a message"
-        wake()
+        wake([7])
 
     called = threading.Timer(0.3, deliver)
     called.start()
@@ -367,7 +367,7 @@ def test_a_held_poll_of_a_node_that_is_revoked_meanwhile_brings_nothing(
     def revoke() -> None:
         gate.register.known.clear()
         gate.superlink.answer = lambda path, body: b"a message"
-        wake()
+        wake([7])
 
     called = threading.Timer(0.3, revoke)
     called.start()

@@ -1,0 +1,453 @@
+"""Questions and answers in one body: Flower's own SuperLink with our calls, the gate and nodes, all in this process."""
+
+import json
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from flwr.common.constant import NOOP_FLWR_AID
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.server.superlink.linkstate import InMemoryLinkState
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink import extensions, main
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.middleware import Middleware
+
+from confide.client_node.enrolment import Enrolment, NodeIdentity, outbound
+from confide.client_node.enrolment.identity import wire_form
+from confide.client_node.enrolment.sessions import LOCK_FILE, Hello
+from confide.client_node.flower import Connection, Session, pack, unpack
+from confide.client_node.warm_node import WarmNode
+from confide.client_node.wire import one_body
+from confide.client_node.wire.messages import Packet
+from confide.coordinator.federation.pki import Pki
+from confide.coordinator.fleet import calls
+from confide.coordinator.fleet.flower import Fleet, OneBodyGrid, open_grid
+from confide.coordinator.fleet.nodes import NodeFailure
+from confide.coordinator.fleet.superlink_process import OneBody
+from confide.coordinator.fleet.wake import PORT_VARIABLE
+from confide.coordinator.gateway import vouching
+from confide.coordinator.gateway.crowd import Limits
+from confide.coordinator.gateway.gate import FleetGate, serve_gate
+
+from ..gateway.played import PlayedRegister
+
+SECRET = "s" * 64
+ROOMY = Limits(per_address=1000)
+LARGE = secrets.token_bytes(9 << 20)  # of which one part of 5 MiB does not fit into the first body
+
+
+class Chain:
+    """SuperLink and gate with their state, before which `north` and `south` are enrolled."""
+
+    def __init__(self, home: Path, pki: Pki, stack: ExitStack) -> None:
+        self.home, self.pki, self._stack = home, pki, stack
+        self.app = main.create_app()
+        self.state: InMemoryLinkState = self.app.state.linkstate_factory.state()
+        self.requests: list[str] = []
+        self.superlink = serve_gate(self._counted, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=ROOMY)
+        stack.callback(self.superlink.stop)
+        self.register = PlayedRegister()
+        self.gate_app = FleetGate(
+            self.register, enrol=lambda _: pytest.fail("no"), studies=lambda _: [], ca_path=pki.ca_path,
+            superlink=self.superlink.port, secret=SECRET,
+        )  # fmt: skip
+        self.gate = serve_gate(self.gate_app, "127.0.0.1", 0, pki.certificate_path, pki.key_path, limits=ROOMY)
+        stack.callback(self.gate.stop)
+        self.identities = {name: self._enrol(name) for name in ("north", "south")}
+
+    async def _counted(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.requests.append(scope["path"])
+        await self.app(scope, receive, send)
+
+    def _enrol(self, name: str) -> NodeIdentity:
+        identity = NodeIdentity.create(self.home / name, name)
+        (self.home / name / LOCK_FILE).touch()
+        (self.home / name / "ca.crt").write_bytes(self.pki.ca_path.read_bytes())
+        facts = {"name": name, "roles": ["train"], "address": f"127.0.0.1:{self.gate.port}",
+                 "coordinator": self.pki.identity_hex}  # fmt: skip
+        (self.home / name / "enrolment.json").write_text(json.dumps(facts))
+        self.register.known[identity.transport_fingerprint] = name
+        self.state.create_node(NOOP_FLWR_AID, "", wire_form(identity.transport_public), 0)
+        return identity
+
+    def node_id(self, name: str) -> int:
+        found = self.state.get_node_id_by_public_key(wire_form(self.identities[name].transport_public))
+        assert found is not None
+        return found
+
+    def connection(self, name: str) -> Connection:
+        home = self.home / name
+        connection = Connection(NodeIdentity.load(home), Enrolment.load(home), Hello.of(home))
+        self._stack.callback(connection.close)
+        return connection
+
+    def session(self, name: str) -> Session:
+        """A node in the test's hand: connected, and asking for nothing by itself."""
+        session = Session(self.connection(name))
+        session.open()
+        self._stack.callback(session.close)
+        return session
+
+    def serve(self, name: str, handle: Callable[[str, Packet], Packet] = lambda kind, packet: packet) -> None:
+        """A warm node that answers by itself."""
+        home, stop = self.home / name, threading.Event()
+        node = WarmNode(NodeIdentity.load(home), Enrolment.load(home), handle)
+        thread = threading.Thread(target=node.run, args=(stop,))
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(stop.set)
+
+    def drive(self) -> Fleet:
+        """The driver of a new run."""
+        run = self.state.create_run(
+            "", "", self.fab(), {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
+        (task,) = self.state.get_tasks(run_ids=[run])
+        token = self.state.claim_task(task.task_id)
+        assert token is not None
+        grid = self._stack.enter_context(open_grid(self.superlink.port, self.pki.ca_path, token))
+        assert isinstance(grid, OneBodyGrid)
+        return Fleet(grid, self.register.site_of)
+
+    def fab(self) -> str:
+        from flwr.supercore.fab import Fab
+
+        return self.state.store_fab(Fab("", b"nothing to run", {}))
+
+    def post(self, path: str, body: bytes, **headers: str) -> httpx.Response:
+        """A request to the SuperLink itself, as any process of this machine may send."""
+        trusting = outbound.trusting(self.pki.ca_path.read_text())
+        return httpx.post(
+            f"https://127.0.0.1:{self.superlink.port}{path}", content=body, headers=headers, verify=trusting
+        )
+
+
+def until(met: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < end, "not met in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.create(tmp_path_factory.mktemp("coordinator"), [])
+
+
+@pytest.fixture
+def chain(pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chain]:
+    monkeypatch.setattr(extensions, "get_middleware", lambda: (Middleware(OneBody, secret=SECRET.encode()),))
+    monkeypatch.setattr(vouching, "BEAT_S", 0.3)
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    with ExitStack() as stack:
+        made = Chain(tmp_path, pki, stack)
+        monkeypatch.setenv(PORT_VARIABLE, str(made.superlink.port))
+        yield made
+
+
+def test_a_question_and_its_answer_are_four_requests_to_the_superlink(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vouching, "BEAT_S", 60.0)  # one just now may have seen the question before its node took it
+    until(lambda: chain.requests.count(calls.BEATS) > 1)
+    time.sleep(0.1)
+    chain.serve("north")
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    packet = Packet(b"{}", {"state": secrets.token_bytes(300_000)})
+    assert dict(fleet.ask("plan", {"north": packet}, 30.0)) == {"north": packet}
+    chain.requests.clear()  # from now on its request is held, and the SuperLink is asked only when it is called
+    assert dict(fleet.ask("plan", {"north": packet}, 30.0)) == {"north": packet}
+    own = Counter(path for path in chain.requests if path not in (calls.NODES, calls.BEATS, calls.COLLECT))
+    assert own == {calls.SEND: 1, one_body.CALLS + one_body.TAKE: 1, one_body.CALLS + one_body.GIVE: 1}
+    assert not chain.state.message_ins_store
+    assert len(chain.state.object_store) == 0
+
+
+def test_what_does_not_fit_into_one_body_travels_by_flowers_own_calls(chain: Chain) -> None:
+    chain.serve("north")
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    packet = Packet(b"{}", {"state": LARGE})
+    assert dict(fleet.ask("plan", {"north": packet}, 60.0)) == {"north": packet}
+    assert {"/v1/fleet/pull-object", "/v1/fleet/push-object", "/v1/runtime/push-object"} <= set(chain.requests)
+    assert len(chain.state.object_store) == 0
+
+
+def test_an_idle_node_asks_the_superlink_for_nothing_and_stays_online(chain: Chain) -> None:
+    chain.serve("north")
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
+    chain.requests.clear()
+    node = chain.state.nodes[chain.node_id("north")]
+    node.online_until = time.time() + 5
+    until(lambda: chain.requests.count(calls.BEATS) > 2)
+    assert node.online_until > time.time() + 10
+    assert set(chain.requests) == {calls.BEATS}
+
+
+def test_a_beat_brings_nobody_back_who_has_left(chain: Chain) -> None:
+    """One that was on its way when its node said goodbye would let rounds wait for it."""
+    session = chain.session("north")
+    node = chain.node_id("north")
+    session.leave()
+    told = chain.post(calls.BEATS, calls.write_ids([node]), **{calls.SECRET_HEADER: SECRET}).content
+    assert calls.Beats.model_validate_json(told) == calls.Beats(unknown=[node], waiting=[])
+    assert chain.state.nodes[node].online_until <= time.time()
+
+
+def test_a_call_that_is_lost_costs_no_more_than_a_beat(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PORT_VARIABLE)
+    chain.serve("north")
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
+    assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
+
+
+def test_nodes_that_are_held_connect_anew_when_the_superlink_has_forgotten_them(chain: Chain) -> None:
+    chain.serve("north")
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
+    before, key = chain.node_id("north"), wire_form(chain.identities["north"].transport_public)
+    del chain.state.nodes[before], chain.state.node_public_key_to_node_id[key]  # as after its restart
+    after = chain.state.create_node(NOOP_FLWR_AID, "", key, 0)
+    until(lambda: "north" in fleet.online())
+    assert after != before
+    assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
+
+
+def test_an_answer_whose_receipt_is_lost_is_given_again_and_counts_once(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between gate and SuperLink the connection breaks after the answer has arrived: the gate says 503."""
+    post, given = Connection.post, []
+
+    def broken(self: Connection, path: str, content: bytes, **more: Any) -> bytes:
+        answer = post(self, path, content, **more)
+        if path.endswith(one_body.GIVE):
+            given.append(content)
+            if len(given) == 1:
+                raise httpx.ReadError("connection reset")
+        return answer
+
+    monkeypatch.setattr(Connection, "post", broken)
+    handled = []
+
+    def handle(kind: str, packet: Packet) -> Packet:
+        handled.append(kind)
+        return packet
+
+    chain.serve("north", handle)
+    fleet = chain.drive()
+    until(lambda: "north" in fleet.online())
+    assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
+    until(lambda: len(given) == 2)
+    assert given[0] == given[1]
+    assert handled == ["plan"]
+    assert dict(fleet.ask("more", {"north": Packet(b"2")}, 20.0)) == {"north": Packet(b"2")}
+
+
+def asked_of(chain: Chain, session: Session, fleet: Fleet, packet: Packet, timeout: float = 20.0) -> Any:
+    """A question on its way to a node in the test's hand, and the thread that waits for the answer."""
+    found: dict[str, Packet | NodeFailure] = {}
+    asking = threading.Thread(target=lambda: found.update(fleet.ask("plan", {"north": packet}, timeout)))
+    asking.start()
+    question = None
+    while question is None:
+        question = session.pull()
+    return question, asking, found
+
+
+def test_a_node_killed_with_half_an_answer_given_is_asked_anew_when_it_is_back(chain: Chain) -> None:
+    """Its first body came, with all but one part; the rest never does."""
+    session, fleet = chain.session("north"), chain.drive()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    message = session.receive(question)
+    patiently = session._patiently
+
+    def killed(name: str, *more: Any) -> Any:
+        if name == "push-object":
+            raise ConnectionAbortedError
+        return patiently(name, *more)
+
+    session._patiently = killed  # type: ignore[method-assign]
+    with pytest.raises(ConnectionAbortedError):
+        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    assert len(chain.state.message_res_store) == 1
+    assert not found
+    chain.session("north")  # the next daemon on its home
+    asking.join()
+    assert isinstance(found["north"], NodeFailure)
+    assert found["north"].reason == "restarted"
+
+
+def test_a_node_killed_with_half_an_answer_that_stays_away_is_given_up(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    message = session.receive(question)
+    session._patiently = lambda *_: pytest.fail("killed")  # type: ignore[method-assign, misc]
+    with pytest.raises(pytest.fail.Exception):
+        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    session.close()
+    chain.gate_app._vouching.leave(chain.node_id("north"))  # it was silent for some seconds
+    chain.state.nodes[chain.node_id("north")].online_until = time.time()  # and Flower has waited for a heartbeat
+    asking.join()
+    assert isinstance(found["north"], NodeFailure)
+    assert found["north"].reason in ("offline", "timeout")
+
+
+def test_what_a_daemon_was_asked_before_it_died_does_not_reach_the_next_one(chain: Chain) -> None:
+    first, fleet = chain.session("north"), chain.drive()
+    failures: dict[str, Any] = {}
+    asking = threading.Thread(target=lambda: failures.update(fleet.ask("plan", {"north": Packet(b"old")}, 20.0)))
+    asking.start()
+    until(lambda: chain.state.message_ins_store)
+    first.close()
+    second = chain.session("north")
+    asking.join()
+    assert failures["north"].reason == "restarted"
+    question, asking, found = asked_of(chain, second, fleet, Packet(b"new"))
+    message = second.receive(question)
+    assert unpack(message.content).body == b"new"
+    second.answer(message, pack(Packet(b"answer")), until=question.until)
+    asking.join()
+    assert found == {"north": Packet(b"answer")}
+
+
+def test_a_driver_that_dies_while_it_waits_leaves_its_answers_to_the_next_question(chain: Chain) -> None:
+    """Its call is over with its connection: the answer is not handed out to nobody."""
+    session, fleet = chain.session("north"), chain.drive()
+    grid = fleet._carrier
+    assert isinstance(grid, OneBodyGrid)
+    headers = {"flwr-task-token": grid._token, calls.WAIT_HEADER: "20"}
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+
+    asks = PullAppMessagesRequest(message_ids=[question.tree.object_id]).SerializeToString()
+    trusting = outbound.trusting(chain.pki.ca_path.read_text())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"https://127.0.0.1:{chain.superlink.port}{calls.COLLECT}", content=asks, headers=headers,
+                   verify=trusting, timeout=0.5)  # fmt: skip
+    session.answer(session.receive(question), pack(Packet(b"here")), until=question.until)
+    asking.join()
+    assert found == {"north": Packet(b"here")}
+
+
+def test_an_answer_that_says_that_it_is_anothers_counts_as_its_senders_failure(chain: Chain) -> None:
+    """The head passes the gate as south's; the message inside says north's."""
+    north, south, fleet = chain.session("north"), chain.session("south"), chain.drive()
+    found: dict[str, Any] = {}
+    requests = dict.fromkeys(("north", "south"), Packet(b"{}"))
+    asking = threading.Thread(target=lambda: found.update(fleet.ask("plan", requests, 20.0)))
+    asking.start()
+    questions = {}
+    for name, session in (("north", north), ("south", south)):
+        while name not in questions:
+            if (question := session.pull()) is not None:
+                questions[name] = question
+    message = south.receive(questions["south"])
+    post = south._connection.post
+
+    def forged(path: str, content: bytes, **more: Any) -> bytes:
+        head, *parts = one_body.split(content)
+        push = PushMessagesRequest.FromString(head)
+        push.messages_list[0].metadata.reply_to_message_id = questions["south"].tree.object_id
+        push.messages_list[0].metadata.src_node_id = chain.node_id("south")
+        return post(path, one_body.join([push.SerializeToString(), *parts]), **more)
+
+    south._connection.post = forged  # type: ignore[method-assign]
+    message.metadata.__dict__["_message_id"] = questions["north"].tree.object_id
+    message.metadata.__dict__["_dst_node_id"] = chain.node_id("north")
+    south.answer(message, pack(Packet(b"forged")), until=questions["south"].until)
+    north.answer(north.receive(questions["north"]), pack(Packet(b"mine")), until=questions["north"].until)
+    asking.join()
+    assert found["north"] == Packet(b"mine")
+    assert isinstance(found["south"], NodeFailure)
+
+
+def test_the_gate_lets_no_node_give_an_answer_in_anothers_name(chain: Chain) -> None:
+    chain.session("south")
+    forger = chain.session("north")
+    push = PushMessagesRequest(node=forger._node)
+    push.messages_list.add().metadata.src_node_id = chain.node_id("south")
+    push.message_object_trees.add().object_id = "a" * 64
+    for body in (one_body.join([push.SerializeToString()]), b"", b"\xff\xff\xff\xff", one_body.join([b"x"] * 300)):
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            forger._connection.post(one_body.CALLS + one_body.GIVE, body)
+
+
+def test_strangers_on_this_machine_learn_nothing_and_vouch_for_nobody(chain: Chain) -> None:
+    chain.drive()
+    for path in (
+        calls.SEND,
+        calls.COLLECT,
+        calls.NODES,
+        calls.BEATS,
+        *(one_body.CALLS + each for each in ("take", "give")),
+    ):
+        for headers in ({}, {"flwr-task-token": "guess", calls.SECRET_HEADER: "guess"}):
+            body = one_body.join([b""]) if path.endswith(("send", "give")) else b""
+            assert chain.post(path, body, **headers).status_code == 401
+    assert chain.post(one_body.CALLS + "take", b"\xff").status_code == 400
+
+
+def test_our_calls_for_drivers_and_the_gate_do_not_pass_the_gate(chain: Chain) -> None:
+    connection = chain.connection("north")
+    for path in (calls.SEND, calls.COLLECT, calls.NODES, calls.BEATS):
+        with pytest.raises(httpx.HTTPStatusError, match="404"):
+            connection.post(path, b"")
+
+
+def test_the_same_answer_given_twice_is_stored_once(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"), timeout=20.0)
+    bodies, post = list[bytes](), session._connection.post
+
+    def kept(path: str, content: bytes, **more: Any) -> bytes:
+        bodies.append(content)
+        return post(path, content, **more)
+
+    session._connection.post = kept  # type: ignore[method-assign]
+    session.answer(session.receive(question), pack(Packet(b"once")), until=question.until)
+    asking.join()
+    assert found == {"north": Packet(b"once")}
+    answer = PushMessagesResponse.FromString(post(one_body.CALLS + one_body.GIVE, bodies[0]))
+    assert not answer.objects_to_push  # there is no question for it any more, so nothing is kept
+    assert not chain.state.message_res_store
+    assert len(chain.state.object_store) == 0
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_frames_arrive_as_they_were_joined(frames: list[bytes]) -> None:
+    assert one_body.split(one_body.join(frames)) == frames
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_frames_or_refused(body: bytes) -> None:
+    try:
+        frames = one_body.split(body)
+    except ValueError:
+        return
+    assert one_body.join(frames) == body
+
+
+def test_parts_are_chosen_that_fit_together() -> None:
+    parts = [bytes(5), bytes(4), bytes(3), bytes(2)]
+    assert one_body.fitting(parts, room=10) == [bytes(5), bytes(4)]
+    assert one_body.fitting(parts, room=8) == [bytes(5), bytes(3)]
+    assert one_body.fitting(parts, room=100, most=3) == parts[:3]
