@@ -206,7 +206,7 @@ def _card_text(adapter: Released) -> str:
     )
     return f"""---
 library_name: peft
-tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
+tags: [lora, federated-learning, differential-privacy]
 ---
 # {" + ".join(source.study for source in facts.sources)}
 

@@ -121,7 +121,7 @@ def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -
     kind = family.model_class().__name__
     return f"""---
 library_name: transformers
-tags: [mixture-of-experts, federated-learning, differential-privacy]
+tags: [federated-learning, differential-privacy]
 ---
 # {card.study}
 
@@ -136,7 +136,7 @@ from transformers import {kind}
 
 model = {kind}.from_pretrained(directory)
 ```
-Names and shapes are those of {family.name}'s published checkpoints. It is a whole model: no adapter and no backbone is
-needed, and what bounds the adapter bounds what was added here.
+Names and shapes are those under which transformers writes a {family.name}. It is a whole model: no adapter and no
+backbone is needed, and what bounds the adapter bounds what was added here.
 {"" if adapted.head is None else HEAD_TEXT}
 {provenance.earlier_studies()}{card.limits()}"""

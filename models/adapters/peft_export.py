@@ -35,7 +35,7 @@ def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -
     kind = family.model_class().__name__
     return f"""---
 library_name: peft
-tags: [lora, mixture-of-experts, federated-learning, differential-privacy]
+tags: [lora, federated-learning, differential-privacy]
 ---
 # {card.study}
 

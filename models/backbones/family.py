@@ -20,7 +20,7 @@ class BackboneConfig:
     """Sizes of a backbone built from nothing: a dense layer first, then layers of experts if its family has any."""
 
     family: str = "deepseek_v3"  # in `families.FAMILIES`
-    hidden: int = 128  # multiple of 32 and of heads
+    hidden: int = 128  # multiple of 32 and of twice the heads
     layers: int = 2
     heads: int = 4
     experts: int = 8
@@ -29,8 +29,10 @@ class BackboneConfig:
     seed: int = 0  # of the initial weights
 
     def __post_init__(self) -> None:
-        if self.hidden < 32 or self.hidden % 32 or self.heads < 1:
-            raise InvalidBackbone(f"need hidden a multiple of 32 and heads >= 1, got {self.hidden} and {self.heads}")
+        if self.hidden < 32 or self.hidden % 32 or self.heads < 1 or self.hidden % (2 * self.heads):
+            raise InvalidBackbone(
+                f"need heads >= 1, and hidden a multiple of 32 and of twice the heads; got {self.heads}, {self.hidden}"
+            )
         if not (self.layers >= 2 and 1 <= self.top_k <= self.experts and self.experts >= 2):
             raise InvalidBackbone(f"need layers >= 2, experts >= 2 and top_k in [1, experts], got {self}")
 
@@ -106,7 +108,7 @@ class Backbone(Protocol):
         """
         for name, why in _MISFIT_SETTINGS.items():
             if value := getattr(config, name, None):
-                return f"{name} {why.format(value)}"
+                return f"{name} {why.format(str(value)[:40])}"
         return None
 
     def borders(self, config: Any) -> tuple[int, ...]:
@@ -126,7 +128,7 @@ class Backbone(Protocol):
         return (7, *sorted({border + 2 for border in self.borders(config) if border < max_tokens}))
 
     def build(self, vocabulary: int, config: BackboneConfig) -> Any:
-        """Builds an untrained model of so many words from torch's global generator; its embeddings are tied."""
+        """Builds an untrained model of so many words from torch's global generator."""
         model = self.model_class()
         return model(model.config_class(**self.settings(config), vocab_size=vocabulary))
 

@@ -51,4 +51,5 @@ class KimiLinear(Backbone):
             "layer_types": kinds,
             "linear_head_dim": config.hidden // config.heads,
             "linear_num_heads": config.heads,
+            "tie_word_embeddings": False,  # transformers' class has no such tie
         }
