@@ -46,3 +46,10 @@ def test_lists_of_the_coordinator_import_no_model_and_no_arithmetic(tmp_path, wo
 @pytest.mark.parametrize("words", ["status", "decisions", "site list"])
 def test_status_of_a_node_imports_no_model_and_no_accountant(tmp_path, words):
     assert imported("client_node", *words.split(), "--home", site_in(tmp_path).home) & HEAVY == set()
+
+
+def test_the_targets_of_a_study_are_checked_without_a_model():
+    """The table of families is read for it, and each is a file that knows a class of transformers by its name alone."""
+    script = "import sys, confide.client_node.study.terms; print(*{name.partition('.')[0] for name in sys.modules})"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert {*told.stdout.split()} & HEAVY == set()

@@ -337,3 +337,19 @@ def test_packed_linear_layers_are_those_of_quantising_the_whole_model(kind, fold
     adapted_linear = [it for it in adapted.adapters.values() if isinstance(it, LoRALinear)]
     assert adapted_linear
     assert all(isinstance(it.base, QuantisedLinear) for it in adapted_linear)
+
+
+def test_a_model_goes_on_from_the_states_that_enter_its_lowest_adapted_layer(kind, folder):
+    """Beyond any window, and with every layer below left out: states, loss and gradients are those of the whole."""
+    model = load_model(folder)
+    last = len(model.model.layers) - 1
+    adapted = attach(model, AdapterConfig(rank=2, alpha=3.0, targets=("o_proj",), seed="x", layers=(last,)))
+    adapted.load_state(0.2 * np.random.default_rng(7).normal(size=adapted.layout.dim))
+    ids, is_completion = random_rows(3, 24)
+    with torch.no_grad():
+        entering = adapted.entering(ids)
+        assert torch.equal(entering, model(ids, output_hidden_states=True, use_cache=False).hidden_states[last])
+    losses = adapted.losses(ids, is_completion), adapted.losses(ids, is_completion, entering)
+    whole, resumed = (torch.autograd.grad(loss.sum(), list(adapted.trained.values())) for loss in losses)
+    assert torch.equal(*losses)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(resumed, whole, strict=True))
