@@ -58,7 +58,7 @@ DEEPSEEK = LATENT | {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.5,
 }  # fmt: skip
-HYBRID = {"layer_types": ["linear_attention", "linear_attention", "full_attention"], "num_hidden_layers": 3}
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 SETTINGS = {
     "llama": {"mlp_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     "qwen2": SLIDING | {"tie_word_embeddings": True},
@@ -176,7 +176,7 @@ def test_clipped_sum_is_that_of_one_unit_at_a_time(kind, folder):
 def test_a_unit_can_be_taken_out_of_a_sum_bit_for_bit(kind, folder):
     """In the shapes that this machine is probed for, with layers of all kinds among those probed."""
     adapted = adapted_model(kind, folder)
-    shapes = probed_shapes(adapted, max_tokens=23, max_rows=8, max_records=1)
+    shapes = probed_shapes(adapted, max_tokens=15, max_rows=8, max_records=1)
     assert shapes.rows_of_length
     length, (size, *_) = next(iter(shapes.rows_of_length.items()))
     ids, is_completion = random_rows(size, length)
@@ -299,15 +299,14 @@ def next_words(logits_RTV, ids_RT):
     return losses.sum(1)
 
 
-@pytest.mark.parametrize("experts", ["float32", "int8"])
-def test_a_built_backbone_reads_records_with_a_pooled_head(kind, tmp_path, experts):
-    """As `coordinator backbone build` and a study of a table use it."""
-    config = BackboneConfig(family=kind, hidden=32, layers=4, heads=2, experts=4)
+def test_a_built_backbone_reads_records_with_a_pooled_head(kind, tmp_path):
+    """As `coordinator backbone build` and a study of a table use it, with its experts in a byte a number."""
+    config = BackboneConfig(family=kind, hidden=32, layers=2, heads=2, experts=4)
     model = build(SCHEMA, config)
     again = build(SCHEMA, config)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), again.parameters(), strict=True))
     save(model, SCHEMA, torch.zeros(64), torch.eye(64), tmp_path / "backbone")
-    backbone = load(tmp_path / "backbone", experts=experts)
+    backbone = load(tmp_path / "backbone", experts="int8")
     adapter = AdapterConfig(rank=2, alpha=2.0, targets=targets_of(backbone.family, backbone.model), seed="x")
     adapted = attach(backbone.model, adapter, backbone.head())
     adapted.load_state(0.2 * np.random.default_rng(7).normal(size=adapted.layout.dim))
