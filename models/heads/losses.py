@@ -83,7 +83,7 @@ def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, t
     if tile is not None and tokens:
         spare = -tokens % tile
         hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
-    parts = zip(*(part.split(tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)
+    parts = zip(*(part.split(tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)  # type: ignore[no-untyped-call]
     losses_N = torch.cat([_written(model, hidden, target) for hidden, target in parts])[:tokens]
     return _means(losses_N, row_N, tokens_R)
 
@@ -120,7 +120,7 @@ def _written(model: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
     is_plain = type(head) is nn.Linear and not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
     if not is_plain:
         return F.cross_entropy(_logits(model, hidden_ND), target_N, reduction="none")
-    return cast(Tensor, _Written.apply(hidden_ND, target_N, model))
+    return cast(Tensor, _Written.apply(hidden_ND, target_N, model))  # type: ignore[no-untyped-call]
 
 
 class _Written(torch.autograd.Function):
