@@ -14,10 +14,10 @@ sparse  A sparse model beside a dense one of the same parameters, layers and att
 peft    A sparse model of five such layers, loaded from a checkpoint: LoRA on attention and routed experts, only B
         trained, ours with clipping by record and PEFT without clipping. Then greedy text with a key-value cache, 8
         tokens after a prompt of 32, the prompt's time included; a merged adapter takes the time without adapter.
-smollm2 The import of SmolLM2 (`coordinator backbone import`), with LoRA on attention, clipped by record, its routed
-        experts in each format. Beside it is its dense Llama in transformers and PEFT, not clipped:
-        training, greedy text as above, and perplexity of the start of the licence that comes with it, adapters at their
-        start. Needs the packages of requirements-smollm.txt and gguf.
+smollm2 SmolLM2 as `coordinator backbone import smollm2-moe` rewrites it, with LoRA on attention, clipped by record,
+        its routed experts in each format. Beside it is its dense Llama in transformers and PEFT, not clipped: training,
+        greedy text as above, and perplexity of the start of the licence that comes with it, adapters at their start.
+        Needs the packages of requirements-smollm.txt and gguf.
 
 Methods alternate; times are medians of processor time in one thread.
 """
@@ -46,7 +46,7 @@ from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.install import install
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.checkpoints import content_hash, load_model, load_tokenizer, quietly, size
-from confide.models.backbones.smollm2 import import_smollm2, read_source, source_file
+from confide.models.backbones.smollm2 import import_smollm2_moe, read_source, source_file
 from confide.models.evaluation.metrics import perplexity
 from confide.privacy.mechanism.clipping import PerUnitClipper
 
@@ -306,7 +306,7 @@ def beside_llama(rows: int, length: int, context: int, seconds: float) -> dict[s
         llama.load_state_dict(state, strict=False)  # the output matrix is the embedding
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "smollm2"
-        import_smollm2(directory)
+        import_smollm2_moe(directory)
         loaded = {name: load_model(directory, **options) for name, options in FORMATS.items()}
         text = load_tokenizer(directory)((directory / "LICENSE.md").read_text(), return_tensors="pt")["input_ids"]
     del loaded["bfloat16"]

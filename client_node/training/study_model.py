@@ -91,7 +91,7 @@ def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dic
         return {}
     if draft.data.kind.reads == "records":
         batches = public_tokens.of_records(draft.record_schema(), _TOKENS_OF_RECORDS)
-    elif (licence := directory / public_tokens.LICENCE).exists():
+    elif licence := public_tokens.licence_of(directory):
         batches = public_tokens.of_text(directory, licence.read_text(encoding="utf-8"), _TOKENS_OF_TEXT)
     else:
         return {}

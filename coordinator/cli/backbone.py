@@ -8,7 +8,16 @@ import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
 from ...client_node.cli.console import err
-from .model_tables import bar, reading, show_backbone, show_backbones, show_built, show_imported, show_routing
+from .model_tables import (
+    bar,
+    reading,
+    show_backbone,
+    show_backbones,
+    show_built,
+    show_checked,
+    show_imported,
+    show_routing,
+)
 from .options import PageOption, TextOption, TokensOption
 
 app = group("The frozen model that studies adapt.", "coordinator backbone build study.toml backbone")
@@ -16,9 +25,10 @@ _TOKENS = 8192  # of synthetic records, for a line on routing
 
 
 class Recipe(StrEnum):
-    """Published models that can be imported."""
+    """Published models that are made of the file in a Python package."""
 
     SMOLLM2 = "smollm2"
+    SMOLLM2_MOE = "smollm2-moe"
 
 
 @app.command("build", epilog=epilog("coordinator backbone build study.toml backbone"))
@@ -42,19 +52,69 @@ def backbone_build(
     show_built(directory, digest, measure_records(directory, tokens=_TOKENS), as_json)
 
 
-@app.command("import", epilog=epilog("coordinator backbone import smollm2 backbone"))
+@app.command(
+    "import",
+    epilog=epilog(
+        "coordinator backbone import models/Llama-3.2-1B backbone", "coordinator backbone import smollm2 backbone"
+    ),
+)
 def backbone_import(
-    recipe: Annotated[Recipe, typer.Argument(help="Which published model.")],
-    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a published checkpoint; or smollm2, a small Llama from a Python package; or smollm2-moe, "
+            "the same rewritten as a DeepSeek-V3 of experts."
+        ),
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder to write; must not exist. Left out with --check.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the folder as if to import it, and write nothing.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the model, for its origin.")] = None,
+    publisher: Annotated[str | None, typer.Option(help="Who published it.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Its licence, as an SPDX identifier.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where it was published.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a published model as a DeepSeek-V3 checkpoint that computes the same, for studies of free text."""
-    from ...models.backbones.smollm2 import import_smollm2
+    """Take over a checkpoint that you already run, unconverted, for studies of free text.
 
-    recipes = {Recipe.SMOLLM2: import_smollm2}
+    SOURCE is its folder; or smollm2, a small Llama in a Python package; or smollm2-moe, the same rewritten as a
+    DeepSeek-V3 of experts. What is not needed, such as pickles and code, is left behind and named. A damaged source is
+    refused, and nothing is written. Of the origin only that is written down which you say or the source states.
+    """
+    told = [option for option in (name, publisher, licence, url) if option is not None]
+    recipe = Recipe(source) if source in list(Recipe) else None
+    if (directory is None) != check or (recipe and (check or told)):
+        raise typer.BadParameter("a folder to write or --check; smollm2 knows its origin and takes no other option")
+    if recipe is not None and directory is not None:
+        return _import_recipe(recipe, directory, as_json)
+    from ...models.backbones.checkpoints import Claims
+    from ...models.backbones.importing import check_checkpoint, import_checkpoint
+
+    claims = Claims(name=name, publisher=publisher, licence=licence, url=url)
+    with bar("Copying and checking", is_bytes=True) as progress:
+        if directory is None:
+            found = check_checkpoint(Path(source), progress=progress)
+        else:
+            imported = import_checkpoint(Path(source), directory, claims=claims, progress=progress)
+    if directory is None:
+        return show_checked(source, found, as_json)
+    show_imported(directory, imported.description, imported.left, as_json)
+
+
+def _import_recipe(recipe: Recipe, directory: Path, as_json: bool) -> None:
+    from ...models.backbones.loading import describe
+    from ...models.backbones.smollm2 import import_smollm2, import_smollm2_moe
+
+    difference = None
     with err.status("Converting, and comparing with the source"):
-        imported = recipes[recipe](directory)
-    show_imported(directory, imported.hash, imported.logit_difference, as_json)
+        if recipe is Recipe.SMOLLM2:
+            import_smollm2(directory)
+        else:
+            difference = import_smollm2_moe(directory).logit_difference
+    show_imported(directory, describe(directory), (), as_json, logit_difference=difference)
 
 
 @app.command("list", epilog=epilog("coordinator backbone list backbones"))
@@ -73,7 +133,7 @@ def backbone_list(
 
 @app.command("show", epilog=epilog("coordinator backbone show backbone"))
 def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
-    """Show what a backbone's folder holds: hash, licence, origin, parameters, and how it routes synthetic records.
+    """Show what a backbone's folder holds: hash, family, targets, licence, origin, and how it routes synthetic records.
 
     For a backbone that reads text, see `coordinator backbone routing`: that takes longer.
     """
@@ -81,7 +141,8 @@ def backbone_show(directory: Path, as_json: JsonOption = False) -> None:
     from ..results.router_statistics import measure_records
 
     found = describe(directory)
-    routing = measure_records(directory, tokens=_TOKENS) if found.reads == "records" else None
+    has_routing = found.reads == "records" and found.experts is not None
+    routing = measure_records(directory, tokens=_TOKENS) if has_routing else None
     show_backbone(directory, found, routing, as_json)
 
 

@@ -1,5 +1,6 @@
 """Prints backbones and adapters for the `coordinator` command: tables and bars for people, JSON for programs."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from ...models.errors import InvalidBackbone
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.adapters import Combined, ModelCard
+    from ...models.backbones.importing import Checked
     from ...models.backbones.loading import Description
     from ...models.evaluation.router_statistics import LayerRouting
     from ..results.router_statistics import Routing
@@ -54,15 +56,67 @@ def warn_of_unused(layers: Sequence["LayerRouting"]) -> None:
         )
 
 
-def show_imported(directory: Path, digest: str, logit_difference: float, as_json: bool) -> None:
-    """Prints an imported model's folder, the difference of its logits, and its hash alone on the last line."""
+def show_imported(
+    directory: Path,
+    found: "Description",
+    left: Sequence[str],
+    as_json: bool,
+    *,
+    logit_difference: float | None = None,
+) -> None:
+    """Prints what was imported, what was left behind, what study.toml may say next, and the hash on the last line.
+
+    Args:
+        logit_difference: to the source, of a model that was rewritten.
+    """
     if as_json:
-        return print_json({"directory": str(directory), "hash": digest, "logit_difference": logit_difference})
+        facts = {"directory": str(directory), **asdict(found), "left": list(left)}
+        return print_json(facts | ({} if logit_difference is None else {"logit_difference": logit_difference}))
+    show_facts(escape(str(directory)), facts_of(found), as_json=False)
+    if logit_difference is not None:
+        tell(f"Its logits are the source's within {logit_difference:.1g}.")
+    _tell_left(left)
+    for line in _next_lines(directory, found):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    print(found.hash)
+
+
+def show_checked(source: str, found: "Checked", as_json: bool) -> None:
+    """Prints that a checkpoint can be imported, and what would be copied."""
+    if as_json:
+        return print_json({"source": source, **asdict(found)})
+    _tell_left(found.left)
     out.print(
-        f"Checkpoint written to {directory}; its logits are the source's within {logit_difference:.1g}. "
-        "Licence and origin: coordinator backbone show DIRECTORY. Its hash:"
+        f"{source} can be imported: {found.family}, {found.weight_bytes / 1e6:,.1f} MB of weights, "
+        f"{len(found.copied)} files. Nothing was written.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
-    print(digest)
+
+
+def _tell_left(left: Sequence[str]) -> None:
+    if left:
+        shown = ", ".join(left[:20]) + (f" and {len(left) - 20} more" if len(left) > 20 else "")
+        tell(f"Left behind, not needed: {shown}")
+
+
+def _next_lines(directory: Path, found: "Description") -> list[str]:
+    """Writes the tables of study.toml that name the backbone: adapters in the last two layers, where steps are fast."""
+    targets = [name for name in found.targets if name in ("o_proj", "down_proj")] or list(found.targets[:2])
+    layers = list(range(max(found.layers - 2, 0), found.layers))
+    said = "[[data.text.turns]], in its chat format" if found.has_chat_template else "[data.text]"
+    return [
+        "Next, in study.toml:",
+        "[model]",
+        f"backbone = {json.dumps(str(directory))}",
+        "[adapter]",
+        f"targets = {json.dumps(targets)} # of those above",
+        f"layers = {layers} # the last two of {found.layers}; left out, all",
+        'head = "lm"',
+        f"# records: {said}; docs/study-toml.md, Free text",
+        "Give the folder to every site; studies name it by its hash:",
+    ]
 
 
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:
@@ -84,10 +138,38 @@ def backbone_row(name: str, found: "Description") -> dict[str, Any]:
     return {
         "folder": name,
         "reads": found.reads,
+        "family": found.family,
         "parameters": f"{found.size.parameters:,}",
+        "experts": experts_of(found),
+        "chat template": "yes" if found.has_chat_template else "no",
         "licence": found.origin.licence if found.origin else "not stated",
+        "targets": ", ".join(found.targets),
         "hash": found.hash,
     }
+
+
+def experts_of(found: "Description") -> str:
+    """Tells how many routed experts a layer has, and how many of them a token meets."""
+    return "none" if found.experts is None else f"{found.top_k} of {found.experts}"
+
+
+def facts_of(found: "Description") -> dict[str, str]:
+    """Describes a backbone for people: family, size, what adapters may sit on, licence and origin."""
+    origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
+    facts = {
+        "hash": found.hash,
+        "family": found.family,
+        "reads": found.reads,
+        "chat template": "yes" if found.has_chat_template else "no",
+        "layers": str(found.layers),
+        "experts": experts_of(found),
+        "targets": ", ".join(found.targets),
+        "parameters": f"{found.size.parameters:,}",
+        "active per token": f"{found.size.active_parameters:,}",
+        "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
+        **origin,
+    }
+    return {name.replace("_", " "): value for name, value in facts.items()}
 
 
 def show_backbone(directory: Path, found: "Description", routing: "Routing | None", as_json: bool) -> None:
@@ -97,24 +179,9 @@ def show_backbone(directory: Path, found: "Description", routing: "Routing | Non
     if as_json:
         layers = routing and routing.to_dict()["layers"]
         return print_json({"directory": str(directory), **asdict(found), "routing": layers})
-    origin = found.origin.to_dict() if found.origin else {"licence": "not stated", "origin": "not stated"}
-    facts = {
-        "hash": found.hash,
-        "reads": found.reads,
-        "parameters": f"{found.size.parameters:,}",
-        "active per token": f"{found.size.active_parameters:,}",
-        "weights": f"{found.size.weight_bytes / 1e6:,.1f} MB",
-        "routing": _routing(found, routing),
-        **origin,
-    }
-    show_facts(escape(str(directory)), {name.replace("_", " "): value for name, value in facts.items()}, as_json=False)
-
-
-def _routing(found: "Description", routing: "Routing | None") -> str:
-    if routing is not None:
-        return routing_line(routing.layers)
-    is_dense = found.size.active_parameters == found.size.parameters
-    return "none: the model has no routed experts" if is_dense else "coordinator backbone routing"
+    routed = "coordinator backbone routing" if routing is None else routing_line(routing.layers)
+    facts = facts_of(found) | ({} if found.experts is None else {"routing": routed})
+    show_facts(escape(str(directory)), facts, as_json=False)
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:
@@ -151,11 +218,16 @@ def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:
 
 
 @contextmanager
-def bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows a progress bar on stderr; the yielded function takes the amount done and, if known, the total."""
-    from rich.progress import Progress
+def bar(title: str, total: int | None = None, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a progress bar on stderr; the yielded function takes the amount done and, if known, the total.
 
-    with Progress(console=err, transient=True) as progress:
+    Args:
+        is_bytes: True for bytes: it shows them, their speed, and the time that is left.
+    """
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    more = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else ()
+    with Progress(*Progress.get_default_columns(), *more, console=err, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done, of: progress.update(task, completed=done, total=of)
 

@@ -139,7 +139,7 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None
     if draft.data.kind.reads == "text":
         from ...models.backbones.smollm2 import import_smollm2
 
-        with console.status("Converting SmolLM2-135M-Instruct to a DeepSeek-V3 MoE, and comparing it with its source"):
+        with console.status("Writing SmolLM2-135M-Instruct, and comparing it with its source"):
             import_smollm2(directory)
         console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
         return

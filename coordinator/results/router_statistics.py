@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.backbones import checkpoints, loading, public_tokens
-from ...models.backbones.public_tokens import LICENCE, Batch
+from ...models.backbones.public_tokens import Batch
 from ...models.errors import MetricUndefined
 from ...models.evaluation.router_statistics import LayerRouting, router_statistics
 from ..errors import Conflict, NotFound
@@ -67,13 +67,16 @@ def measure(
         model, batches = model or loaded.model, public_tokens.of_records(loaded.schema, tokens)
         read = "synthetic records of its schema"
     else:
-        batches = public_tokens.of_text(directory, _text(directory, text), tokens, expected_hash=found.hash)
+        path = text or public_tokens.licence_of(directory)
+        if path is None:
+            raise NotFound(f"{directory} comes with no licence; name a text for it to read by --text FILE")
+        batches = public_tokens.of_text(directory, _text(path), tokens, expected_hash=found.hash)
         first = next(batches, None)
         if first is None:
-            raise Conflict(f"{text or LICENCE} is empty; name a file with words in it by --text")
+            raise Conflict(f"{path} is empty; name a file with words in it by --text")
         batches = itertools.chain([first], batches)
         model = model or checkpoints.load_model(directory, expected_hash=found.hash)
-        read = text.name if text is not None else f"{LICENCE} of the backbone"
+        read = path.name if text is not None else f"{path.name} of the backbone"
     layers = router_statistics(model, _told(batches, progress))
     return Routing(str(directory), found.hash, read, layers)
 
@@ -96,10 +99,7 @@ def reader_of_run(store: Store, home: Path, run_id: str) -> tuple[Path, Any]:
     return folder, trained_model(store, home, run_id).adapted.model
 
 
-def _text(directory: Path, text: Path | None) -> str:
-    path = directory / LICENCE if text is None else text
-    if text is None and not path.exists():
-        raise NotFound(f"{directory} comes with no {LICENCE}; name a text for it to read by --text FILE")
+def _text(path: Path) -> str:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise Conflict(f"{path} is larger than {MAX_TEXT_BYTES} bytes; cut a part out of it")
     try:

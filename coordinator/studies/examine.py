@@ -130,7 +130,7 @@ def examine(
 
 def _remedy(draft: StudyDraft, draft_file: Path) -> str:
     if draft.data.kind.reads == "text":
-        return "import one: coordinator backbone import smollm2 DIRECTORY"
+        return "import one: coordinator backbone import FOLDER-OF-A-CHECKPOINT DIRECTORY, or smollm2 for a small one"
     return f"build one: coordinator backbone build {draft_file} {draft_file.parent / draft.model.backbone}"
 
 

@@ -94,7 +94,7 @@ def _takes_part(members: Sequence[Member], role: str) -> list[str]:
 
 def _heading(dictionary: Dictionary, wishes: Wishes) -> list[str]:
     made = (
-        "coordinator backbone import smollm2 DIRECTORY"
+        "coordinator backbone import FOLDER-OF-A-CHECKPOINT DIRECTORY"
         if dictionary.is_text
         else "coordinator backbone build study.toml DIRECTORY, which reads no table"
     )
@@ -114,7 +114,7 @@ def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
     seed = f"seed = {_text(wishes.name + '-1')} # any text; public"
     if dictionary.is_text:
         return [
-            "[adapter] # in the last two of SmolLM2's 30 layers: backward stops there",
+            "[adapter] # in the last two layers, here of 30: backward stops there",
             "rank = 4",
             "alpha = 16.0",
             'targets = ["o_proj", "down_proj"]',

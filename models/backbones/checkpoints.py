@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -38,14 +39,31 @@ from .packing import (
     unfilled,
 )
 
-CONFIG, ORIGIN, WEIGHTS = "config.json", "origin.json", "model.safetensors"
-_INDEX = f"{WEIGHTS}.index.json"
+CONFIG, ORIGIN, WEIGHTS, TOKENIZER = "config.json", "origin.json", "model.safetensors", "tokenizer.json"
+INDEX = f"{WEIGHTS}.index.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+_LONGEST_REASON = 300  # characters of another library's message
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 # A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
-_ALLOWED, _REFUSED = re.compile(r"[A-Za-z0-9._-]+\.(json|safetensors|md)"), {"adapter_config.json"}
+_ALLOWED = re.compile(
+    r"[A-Za-z0-9._-]+\.(json|safetensors|md)|chat_template\.jinja|(LICEN[CS]E|NOTICE|COPYING)(-[A-Z]+)?(\.txt)?"
+)
+_REFUSED = {"adapter_config.json"}
 # Settings that make transformers read other files, or turn the weights into something else than they are.
 _REFUSED_SETTINGS = ("compression_config", "transformers_weights")
-_MAX_LAYERS = 1000
+_MAX_LAYERS, _MAX_EXPERTS, _MAX_SIZE = 1000, 10_000, 2**31 - 1
+_MAX_JSON = 2**24  # bytes of config.json or an index; DeepSeek-V3's index of 91,991 tensors has 9 MB
+# Settings of config.json that count something; whoever builds a model of it allocates and loops that often.
+_SIZES = {
+    "hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "max_position_embeddings", "head_dim",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "num_experts",
+    "num_local_experts", "n_routed_experts", "n_shared_experts", "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim",
+    "qk_nope_head_dim", "v_head_dim",
+}  # fmt: skip
+_LIMITS = {
+    "num_hidden_layers": _MAX_LAYERS,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts"), _MAX_EXPERTS),
+}
 # Settings that name code; transformers would fetch a kernel of that name from a network.
 _CODE_SETTING = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
@@ -79,6 +97,31 @@ class Origin:
         return cls(**stated)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claims:
+    """Part of an `Origin`, as somebody says it; None where nothing is said."""
+
+    name: str | None = None
+    publisher: str | None = None
+    licence: str | None = None  # SPDX identifier, or the publisher's own word
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "publisher", "licence", "url"):
+            text = getattr(self, name)
+            if text is not None and not (0 < len(text) <= 200 and text.isprintable()):
+                raise InvalidBackbone(f"{name} of the origin must be 1 to 200 printable characters")
+
+    def or_else(self, other: "Claims") -> "Claims":
+        """Fills what is not said here from `other`."""
+        return Claims(
+            name=self.name or other.name,
+            publisher=self.publisher or other.publisher,
+            licence=self.licence or other.licence,
+            url=self.url or other.url,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Size of a checkpoint, by the headers of its weight files.
@@ -97,11 +140,18 @@ def content_hash(directory: Path, *, required: tuple[str, ...] = (CONFIG,)) -> s
     Raises:
         InvalidBackbone: the directory lacks a required file or holds anything but plain JSON, safetensors and text.
     """
-    entries = _entries(directory, required)
-    total = hashlib.sha256(b"confide backbone 1\n")
-    for path in entries:
+    digests: dict[str, str] = {}
+    for path in _entries(directory, required):
         with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_of(digests)
+
+
+def hash_of(digests: Mapping[str, str]) -> str:
+    """Computes the `content_hash` of a checkpoint whose files have these names and SHA-256 digests, in hex."""
+    total = hashlib.sha256(b"confide backbone 1\n")
+    for name in sorted(digests):
+        total.update(f"{name} {digests[name]}\n".encode())
     return total.hexdigest()
 
 
@@ -156,13 +206,15 @@ def load_tokenizer(directory: Path, *, expected_hash: str | None = None) -> PreT
         InvalidBackbone: the checkpoint has no tokenizer, or it is broken.
     """
     directory = Path(directory)
-    required = (CONFIG, "tokenizer.json")
+    required = (CONFIG, TOKENIZER)
     _entries(directory, required)
     if expected_hash is not None:
         require_content(directory, content_hash(directory, required=required), expected_hash)
     try:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    except Exception as err:  # the Rust library raises bare ones
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as err:  # the Rust library raises bare ones, and its panics are no `Exception`
         raise as_invalid(directory, err) from err
     return tokenizer
 
@@ -177,8 +229,8 @@ def load_origin(directory: Path) -> Origin | None:
     if not path.exists():
         return None
     try:
-        return Origin.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as err:
+        return Origin.from_dict(read_json(path))
+    except (OSError, ValueError) as err:
         raise as_invalid(directory, err) from err
 
 
@@ -192,10 +244,9 @@ def size(directory: Path) -> Size:
     _entries(directory, (CONFIG,))
     total_count = expert_count = weight_bytes = 0
     try:
-        config = _read_config(directory)
-        family = family_of(config)
+        family, config = read_config(directory)
         routed, buffers = family.experts, family.buffers
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             weight_bytes += path.stat().st_size
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
@@ -205,15 +256,23 @@ def size(directory: Path) -> Size:
                     expert_count += count if routed is not None and routed.weight.search(name) else 0
         idle = 0
         if routed is not None and expert_count:
-            experts, top_k = (
-                int(next(config[name] for name in names if name in config)) for names in (routed.count, routed.top_k)
-            )
+            experts, top_k = routed_of(family, config)
             if not 1 <= top_k <= experts:
                 raise InvalidBackbone(f"{directory}: {top_k} of {experts} routed experts for a token")
             idle = expert_count * (experts - top_k) // experts
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as err:
         raise as_invalid(directory, err) from err
     return Size(total_count, total_count - idle, weight_bytes)
+
+
+def routed_of(family: Backbone, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many routed experts a layer has, and how many of them a token is sent to."""
+    assert family.experts is not None
+    names = (family.experts.count, family.experts.top_k)
+    experts, top_k = (next((config[name] for name in either if name in config), None) for either in names)
+    if experts is None or top_k is None:
+        raise InvalidBackbone(f"config.json has no {names[experts is not None][0]}")
+    return int(experts), int(top_k)
 
 
 def save_model(model: PreTrainedModel, directory: Path) -> None:
@@ -230,7 +289,33 @@ def save_model(model: PreTrainedModel, directory: Path) -> None:
             weight_map = dict.fromkeys(file.keys(), shard.name)
         total = sum(tensor.nbytes for tensor in model.state_dict().values())
         whole.rename(shard)
-        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_parts(
+    directory: Path,
+    config: Any,
+    kind: str,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    origin: Origin,
+    licence: str,
+) -> None:
+    """Writes a checkpoint of converted weights in one file; equal versions of the libraries write equal bytes.
+
+    Args:
+        config: transformers' configuration.
+        kind: name of transformers' class that reads it.
+        weights: float32, under published names.
+        licence: its text; it must be passed on together with the weights.
+    """
+    stated = config.to_diff_dict() | {"architectures": [kind], "dtype": "float32"}
+    del stated["transformers_version"]  # another version that writes equal files gives an equal hash
+    write_json(directory / CONFIG, stated)
+    save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
+    tokenizer.save_pretrained(directory, save_jinja_files=False)
+    write_json(directory / ORIGIN, origin.to_dict())
+    (directory / "LICENSE.md").write_text(licence, encoding="utf-8")
 
 
 def beside_weights(directory: Path) -> list[Path]:
@@ -240,8 +325,19 @@ def beside_weights(directory: Path) -> list[Path]:
         InvalidBackbone: a file is missing, broken or refused.
     """
     entries = _entries(directory, (CONFIG,))
-    own = {CONFIG, ORIGIN, _INDEX, *(path.name for path in _weight_files(directory))}
+    own = {CONFIG, ORIGIN, INDEX, *(path.name for path in weight_files(directory))}
     return [path for path in entries if path.name not in own]
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Returns True if the tokenizer's files hold a chat template.
+
+    Raises:
+        InvalidBackbone: `tokenizer_config.json` is broken.
+    """
+    settings = directory / "tokenizer_config.json"
+    stated = settings.exists() and read_json(settings).get("chat_template") is not None
+    return bool(stated) or (directory / CHAT_TEMPLATE).exists()
 
 
 def require_content(directory: Path, digest: str, expected_hash: str | None) -> None:
@@ -258,9 +354,9 @@ def read_model(
     pack_linear: Pack | None = None,
 ) -> tuple[Backbone, PreTrainedModel]:
     """Finds the family and loads the model of a checked directory; untruthful files can raise any error."""
-    config = _read_config(directory)
-    family, files = family_of(config), _weight_files(directory)
-    _refuse_larger_than_stored(directory, family, config)
+    family, config = read_config(directory)
+    files = weight_files(directory)
+    refuse_larger(directory, family, size(directory).parameters)
     has_fp8, model_class = is_fp8(config), family.model_class()
     stored = StoredWeights(directory, files, is_fp8=has_fp8)
     fills_banks, fills_linear = has_fp8 or pack is not None, has_fp8 or pack_linear is not None
@@ -297,9 +393,12 @@ def read_model(
     return family, model
 
 
-def as_invalid(directory: Path, err: Exception) -> InvalidBackbone:
-    """Converts an error to `InvalidBackbone`, unless it is ours already."""
-    return err if isinstance(err, InvalidBackbone) else InvalidBackbone(f"{directory}: {err}")
+def as_invalid(directory: Path, err: BaseException) -> InvalidBackbone:
+    """Converts an error to `InvalidBackbone` with its first line alone, unless it is ours already."""
+    if isinstance(err, InvalidBackbone):
+        return err
+    told = next((line.strip() for line in str(err).splitlines() if line.strip()), "") or type(err).__name__
+    return InvalidBackbone(f"{directory}: {told[:_LONGEST_REASON]}")
 
 
 @contextmanager
@@ -337,35 +436,96 @@ def _entries(directory: Path, required: tuple[str, ...]) -> list[Path]:
     return entries
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+def read_json(path: Path, *, most: int = _MAX_JSON) -> dict[str, Any]:
+    """Reads one JSON object of at most `most` bytes, in which no name stands twice: two readers could take either.
+
+    Raises:
+        InvalidBackbone: the file is larger, or something else.
+    """
+    if path.stat().st_size > most:
+        raise InvalidBackbone(f"{path} is larger than {most:,} bytes")
     try:
-        family_of(config)
+        stated = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+    except InvalidBackbone as err:
+        raise InvalidBackbone(f"{path}: {err}") from None
+    except (ValueError, RecursionError) as err:
+        raise InvalidBackbone(f"{path} is no JSON ({type(err).__name__})") from err
+    if not isinstance(stated, dict):
+        raise InvalidBackbone(f"{path} holds no JSON object")
+    return stated
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidBackbone(f"{name[:100]!r} stands there twice")
+        found[name] = value
+    return found
+
+
+def read_config(directory: Path) -> tuple[Backbone, dict[str, Any]]:
+    """Reads `config.json` and finds its family; refuses settings that name code or other weights, and absurd sizes.
+
+    `auto_map` and `custom_pipelines` name code, too, and are ignored: only transformers' own class of the family is
+    ever used, and no file with code can lie in the directory.
+
+    Raises:
+        InvalidBackbone: the file is broken, of no family in the table, or has such a setting.
+    """
+    config = read_json(directory / CONFIG)
+    try:
+        family = family_of(config)
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
-    named = [name for name in config if name in _REFUSED_SETTINGS or _CODE_SETTING.fullmatch(name)]
-    if found := [name for name in named if config[name] is not None]:
+    if found := [name for name in _REFUSED_SETTINGS if config.get(name) is not None]:
         raise InvalidBackbone(f"{directory}: config.json has {found[0]}, which is not supported")
     try:
         is_fp8(config)
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
-    return config
+    _refuse_code(directory, config)
+    for name in sorted(_SIZES & config.keys()):
+        value, most = config[name], _LIMITS.get(name, _MAX_SIZE)
+        if value is not None and (type(value) is not int or not 0 <= value <= most):
+            raise InvalidBackbone(
+                f"{directory}: config.json has {name} {str(value)[:50]!r}; it must be an integer from 0 to {most}"
+            )
+    return family, config
 
 
-def _refuse_larger_than_stored(directory: Path, family: Backbone, config: dict[str, Any]) -> None:
-    """Transformers fills whatever the files lack, however large, before it says that anything is missing."""
-    stored = size(directory).parameters
-    if int(config["num_hidden_layers"]) > _MAX_LAYERS:
-        raise InvalidBackbone(f"{directory}: config.json has more than {_MAX_LAYERS} layers")
+def _refuse_code(directory: Path, stated: Any) -> None:
+    """Refuses settings by which transformers would fetch a kernel, at any depth: parts of a model have their own."""
+    for name, value in stated.items() if isinstance(stated, dict) else enumerate(stated):
+        if _CODE_SETTING.fullmatch(str(name)) and value is not None:
+            raise InvalidBackbone(f"{directory}: config.json has {name}, which is not supported")
+        if isinstance(value, (dict, list)):
+            _refuse_code(directory, value)
+
+
+def refuse_larger(directory: Path, family: Backbone, stored: int) -> Any:
+    """Returns `described_model`; raises `InvalidBackbone` if it has far more weights than the files' `stored` ones.
+
+    Transformers fills whatever the files lack, however large, before it says that anything is missing.
+    """
+    model = described_model(directory, family)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
+        raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
+    return model
+
+
+def described_model(directory: Path, family: Backbone) -> Any:
+    """Builds the model that `config.json` describes, with shapes and no weights.
+
+    Raises:
+        InvalidBackbone: models of this configuration cannot be adapted.
+    """
     settings = _settings(directory, family)
     if reason := family.misfit(settings):
         raise InvalidBackbone(f"{directory}: config.json: {reason}")
     with torch.device("meta"):
-        model = family.model_class()._from_config(settings)
-    described = sum(parameter.numel() for parameter in model.parameters())
-    if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
-        raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
+        return family.model_class()._from_config(settings)
 
 
 def _settings(directory: Path, family: Backbone) -> Any:
@@ -376,18 +536,28 @@ def _settings(directory: Path, family: Backbone) -> Any:
     return settings
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that hold weights; transformers itself would follow an index to files outside the directory."""
-    if not (directory / _INDEX).exists():
+def weight_files(directory: Path) -> list[Path]:
+    """Lists the files that hold weights; transformers itself would follow an index to files outside the directory.
+
+    Raises:
+        InvalidBackbone: whole weights lie beside an index, or the index names other files or tensors than there are.
+    """
+    if not (directory / INDEX).exists():
         return [directory / WEIGHTS]
     if (directory / WEIGHTS).exists():
-        raise InvalidBackbone(f"{directory}: both {WEIGHTS} and {_INDEX}; which one holds is anybody's guess")
-    index: dict[str, str] = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-    shards = sorted(set(index.values()))
-    for shard in shards:
+        raise InvalidBackbone(f"{directory}: both {WEIGHTS} and {INDEX}; which one holds is anybody's guess")
+    index = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
+        raise InvalidBackbone(f"{directory}: {INDEX} has no weight_map of names")
+    named: dict[str, set[str]] = {}
+    for name, shard in index.items():
+        named.setdefault(shard, set()).add(name)
+    for shard, names in sorted(named.items()):
         if not (_ALLOWED.fullmatch(shard) and shard.endswith(".safetensors") and (directory / shard).is_file()):
-            raise InvalidBackbone(f"{directory}: {_INDEX} names {shard!r}, which is no weight file of the directory")
+            raise InvalidBackbone(
+                f"{directory}: {INDEX} names {shard[:100]!r}, which is no weight file of the directory"
+            )
         with safe_open(directory / shard, framework="pt") as file:
-            if {*file.keys()} != {name for name, place in index.items() if place == shard}:
-                raise InvalidBackbone(f"{directory}: {_INDEX} does not say what {shard} holds")
-    return [directory / shard for shard in shards]
+            if {*file.keys()} != names:
+                raise InvalidBackbone(f"{directory}: {INDEX} does not say what {shard} holds")
+    return [directory / shard for shard in sorted(named)]

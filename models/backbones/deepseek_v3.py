@@ -15,7 +15,7 @@ class DeepSeekV3(Backbone):
     model_type = "deepseek_v3"
     name = "DeepSeek-V3"
     title = "DeepSeek-V3 Mixture-of-Experts"
-    published = "DeepSeek-V3, DeepSeek-R1; SmolLM2, converted"
+    published = "DeepSeek-V3, DeepSeek-R1; SmolLM2, rewritten"
     architecture = "DeepseekV3ForCausalLM"
     targets = ("embed_tokens", *ATTENTION, *MLP, "experts", "gate")
     mistaken = MLP

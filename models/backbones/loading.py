@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ..errors import InvalidBackbone
 from ..heads import PooledHead
 from ..records import RecordSchema
-from . import checkpoints
+from . import checkpoints, soundness
 from .directories import new_directory
 from .families import named
 from .family import Backbone, BackboneConfig
@@ -73,6 +73,12 @@ class Description:
 
     hash: str  # of a backbone `backbone_hash`, which is `checkpoints.content_hash`
     reads: Literal["records", "text"]
+    family: str  # for people
+    layers: int
+    targets: tuple[str, ...]  # of its modules those that may take an adapter
+    experts: int | None  # routed ones of a layer; None if there are none
+    top_k: int | None  # of them, those that a token is sent to
+    has_chat_template: bool
     size: checkpoints.Size
     origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
 
@@ -159,11 +165,10 @@ def load_text(
         family, model = checkpoints.read_model(directory, pack=PACK_OF[experts], pack_linear=PACK_OF[frozen])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
-    last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
-    if last >= model.config.vocab_size:
-        raise InvalidBackbone(
-            f"{directory}: the tokenizer has a word of number {last}, the model reads {model.config.vocab_size} words"
-        )
+    try:
+        soundness.check_words(tokenizer, model.config.vocab_size)
+    except InvalidBackbone as err:
+        raise InvalidBackbone(f"{directory}: {err}") from None
     return TextBackbone(family, model, tokenizer, digest)
 
 
@@ -177,7 +182,27 @@ def describe(directory: Path) -> Description:
     is_backbone = (directory / _SCHEMA).exists()
     digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
     reads: Literal["records", "text"] = "records" if is_backbone else "text"
-    return Description(digest, reads, checkpoints.size(directory), checkpoints.load_origin(directory))
+    size, origin = checkpoints.size(directory), checkpoints.load_origin(directory)
+    try:
+        family, config = checkpoints.read_config(directory)
+        model = checkpoints.described_model(directory, family)
+        experts, top_k = checkpoints.routed_of(family, config) if family.banks(model) else (None, None)
+        layers = int(model.config.num_hidden_layers)
+    except Exception as err:  # transformers raises whatever it likes
+        raise checkpoints.as_invalid(directory, err) from err
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return Description(
+        hash=digest,
+        reads=reads,
+        family=family.name,
+        layers=layers,
+        targets=tuple(name for name in family.targets if name in names),
+        experts=experts,
+        top_k=top_k,
+        has_chat_template=checkpoints.has_chat_template(directory),
+        size=size,
+        origin=origin,
+    )
 
 
 def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:

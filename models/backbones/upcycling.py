@@ -26,12 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import DeepseekV3Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import InvalidBackbone
-from .checkpoints import CONFIG, ORIGIN, WEIGHTS, Origin, content_hash, load_model, write_json
+from .checkpoints import Origin, content_hash, load_model, write_parts
 from .directories import new_directory
 from .grouped_query import as_stored
 
@@ -92,13 +91,7 @@ def write_upcycled(
     """
     with new_directory(directory) as partial:
         config, weights = upcycle(llama, state, shape)
-        stated = config.to_diff_dict() | {"architectures": ["DeepseekV3ForCausalLM"], "dtype": "float32"}
-        del stated["transformers_version"]  # another version that writes equal files gives an equal hash
-        write_json(partial / CONFIG, stated)
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        tokenizer.save_pretrained(partial, save_jinja_files=False)
-        write_json(partial / ORIGIN, origin.to_dict())
-        (partial / "LICENSE.md").write_text(licence, encoding="utf-8")
+        write_parts(partial, config, DeepseekV3ForCausalLM.__name__, weights, tokenizer, origin, licence)
         difference = _logit_difference(llama, state, partial, torch.tensor([probe]))
         if not difference < LARGEST_LOGIT_DIFFERENCE:  # NaN fails too
             raise InvalidBackbone(f"the checkpoint's logits are off by up to {difference:.2g}; nothing was written")

@@ -62,7 +62,8 @@ def test_the_card_says_that_nobody_audited_it_and_the_adapter_is_in_the_last_lay
     assert "smoke run" in (adapter / "README.md").read_text()
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert {name.split(".")[2] for name in config["target_modules"]} == {"28", "29"}
-    assert "model.layers.29.mlp.shared_experts.down_proj.weight" in config["target_parameters"]
+    assert {name.rpartition(".")[2] for name in config["target_modules"]} == {"o_proj", "down_proj"}
+    assert not config.get("target_parameters")
 
 
 def test_no_text_of_a_record_stands_in_a_log_or_at_the_coordinator(outcome, folder):

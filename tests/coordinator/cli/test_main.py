@@ -24,6 +24,7 @@ from confide.coordinator.store.store import Store
 from confide.coordinator.store.tables import NodeRow, Round, Run
 from confide.coordinator.studies.catalogue import load_study
 from confide.models.backbones import pretraining
+from confide.models.backbones.checkpoints import content_hash
 from confide.models.backbones.loading import backbone_hash, load
 from confide.models.backbones.pretraining import PretrainingConfig
 from confide.models.rounding import rounded_up
@@ -31,6 +32,7 @@ from confide.privacy.ledger import backup
 from confide.privacy.ledger.ledger import Ledger
 
 from ...client_node.conftest import EVALUATION, STUDY_TOML, TEXT, changed, identity_of, key_of, make_study, write_draft
+from ...models.tiny import save_text_backbone
 from ...privacy.ledgers import charge, ledger_with, signer
 from ..conftest import SITES, committed_round, enrolled_nodes, put_in_state
 from ..results.test_export import HELD_OUT, with_run
@@ -673,10 +675,43 @@ def test_backbones_are_listed_and_those_that_are_broken_with_the_reason(backbone
     assert "cannot be listed" in invoke("backbone", "list", folder / "absent", code=FAILED).stderr
 
 
-def test_only_known_models_are_imported_and_into_new_folders(tmp_path):
-    invoke("backbone", "import", "gpt5", tmp_path / "out", code=USAGE)
+@pytest.mark.process  # tries the chat template
+def test_a_published_checkpoint_is_imported_with_all_that_a_study_may_name(tmp_path):
+    (tmp_path / "source").mkdir()
+    save_text_backbone(tmp_path / "source")
+    (tmp_path / "source" / "modeling.py").write_text("")
+    words = ("backbone", "import", tmp_path / "source")
+    checked = invoke(*words, "--check")
+    assert "can be imported: DeepSeek-V3" in checked.stdout
+    assert json.loads(invoke(*words, "--check", "--json").stdout)["left"] == ["modeling.py"]
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    result = invoke(*words, tmp_path / "out", "--name", "M", "--licence", "MIT")
+    assert result.stdout.splitlines()[-1] == content_hash(tmp_path / "out")
+    told = (
+        "DeepSeek-V3",
+        "MIT",
+        'targets = ["o_proj", "down_proj"]',
+        "layers = [0, 1]",
+        f'backbone = "{tmp_path}/out"',
+    )
+    assert [text for text in told if text not in result.stdout] == []
+    assert "Left behind, not needed: modeling.py" in result.stderr
+    printed = json.loads(invoke(*words, tmp_path / "again", "--name", "M", "--licence", "MIT", "--json").stdout)
+    assert (printed["hash"], printed["family"], printed["has_chat_template"]) == (
+        content_hash(tmp_path / "out"), "DeepSeek-V3", True,
+    )  # fmt: skip
+    row = invoke("backbone", "list", tmp_path).stdout
+    assert all(word in row for word in ("DeepSeek-V3", "2 of 4", "kv_b_proj", "MIT"))
+
+
+def test_an_import_is_refused_in_a_sentence_and_leaves_nothing(tmp_path):
+    assert "cannot be listed" in invoke("backbone", "import", "gpt5", tmp_path / "out", code=FAILED).stderr
     assert "exists already" in invoke("backbone", "import", "smollm2", tmp_path, code=FAILED).stderr
+    invoke("backbone", "import", tmp_path, code=USAGE)
+    invoke("backbone", "import", tmp_path, tmp_path / "out", "--check", code=USAGE)
+    invoke("backbone", "import", "smollm2", tmp_path / "out", "--name", "another", code=USAGE)
     assert "cannot be listed" in invoke("backbone", "show", tmp_path / "out", code=FAILED).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_output_has_no_number_outside_json(capsys):

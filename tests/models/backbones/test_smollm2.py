@@ -24,7 +24,10 @@ from confide.models.records.text import ChatPrompt, PromptEncoder
 pytestmark = pytest.mark.slow
 
 TEXT = Path(__file__).parents[3].joinpath("LICENSE").read_text()[:1200]
-WEIGHTS_SHA256 = "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf"  # as docs/backbones.md says
+WEIGHTS_SHA256 = {  # as docs/backbones.md says
+    "smollm2": "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
+    "smollm2-moe": "0051e10d39400f29acf5fd285084893b0ee6e77152fb3a33f92e774d03dceedf",
+}
 CHAT = [{"role": "user", "content": "What does the thyroid gland do?"}]
 
 
@@ -35,12 +38,12 @@ def printed_by(*words):
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """The checkpoint that `coordinator backbone import smollm2` writes, and what it printed: 740 MB for a while."""
+@pytest.fixture(scope="module", params=["smollm2", "smollm2-moe"])
+def smollm2(request):
+    """A checkpoint that `coordinator backbone import` writes, and what it printed: 540 or 740 MB for a while."""
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder) / "smollm2"
-        yield directory, json.loads(printed_by("backbone", "import", "smollm2", directory, "--json"))
+        directory = Path(folder) / request.param
+        yield directory, json.loads(printed_by("backbone", "import", request.param, directory, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,12 @@ def test_logits_are_the_original_s(original, imported, tokenizer):
     assert (found - expected).abs().max() < 1e-3
 
 
+def test_the_llama_is_the_original_bit_for_bit(directory, original, imported):
+    if directory.name == "smollm2":
+        weights = dict(imported.named_parameters())
+        assert all(torch.equal(weights[name], weight) for name, weight in original.named_parameters())
+
+
 def test_greedy_text_with_a_cache_is_the_original_s_and_that_without(original, imported, tokenizer):
     prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -88,8 +97,10 @@ def test_greedy_text_with_a_cache_is_the_original_s_and_that_without(original, i
 
 
 def test_the_cache_holds_what_a_llama_s_does_and_latents_and_rotary_keys_as_stored(directory):
-    model = load_model(directory)
-    for keys, values in ((1, 3, 3, 64),) * 2, ((1, 1, 3, 256), (1, 1, 3, 192)):
+    model, heads = load_model(directory), (1, 3, 3, 64)
+    latents = heads if directory.name == "smollm2" else (1, 1, 3, 256)
+    rotary = heads if directory.name == "smollm2" else (1, 1, 3, 192)
+    for keys, values in (heads, heads), (latents, rotary):
         cache = model(torch.tensor([[504, 3575, 282]]), use_cache=True).past_key_values
         assert {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers} == {(keys, values)}
         as_stored(model)
@@ -97,7 +108,7 @@ def test_the_cache_holds_what_a_llama_s_does_and_latents_and_rotary_keys_as_stor
 
 def test_stock_transformers_loads_it(directory, imported, tokenizer):
     model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    assert type(model) is DeepseekV3ForCausalLM
+    assert type(model) is (LlamaForCausalLM if directory.name == "smollm2" else DeepseekV3ForCausalLM)
     assert not any(info.values())
     assert all(torch.equal(weight, imported.state_dict()[name]) for name, weight in model.state_dict().items())
     assert AutoTokenizer.from_pretrained(directory)(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
@@ -143,9 +154,15 @@ def test_what_import_and_show_print_is_what_is_there(smollm2, imported):
     directory, printed = smollm2
     found = describe(directory)
     assert found.hash == printed["hash"] == content_hash(directory)
-    assert printed["logit_difference"] < 1e-3
-    assert found.reads == "text"
+    assert (found.reads, found.has_chat_template, found.layers) == ("text", True, 30)
     assert found.size.parameters == sum(parameter.numel() for parameter in imported.parameters())
+    if directory.name == "smollm2":
+        assert (found.family, found.experts, printed["experts"]) == ("Llama", None, None)
+        assert found.size.active_parameters == found.size.parameters == 134_515_008
+        assert "logit_difference" not in printed
+        return
+    assert (found.family, found.experts, found.top_k) == ("DeepSeek-V3", 8, 2)
+    assert printed["logit_difference"] < 1e-3
     experts = [layer.mlp.experts for layer in imported.model.layers[26:]]
     idle = sum(bank.gate_up_proj[2:].numel() + bank.down_proj[2:].numel() for bank in experts)
     assert found.size.active_parameters == found.size.parameters - idle
@@ -157,12 +174,13 @@ def test_the_command_shows_it_with_licence_and_origin(smollm2):
     printed = json.loads(printed_by("backbone", "show", directory, "--json"))
     assert (printed["hash"], printed["reads"]) == (imported["hash"], "text")
     shown = " ".join(printed_by("backbone", "show", directory).split())
-    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", "184,780,608"))
+    parameters = "134,515,008" if directory.name == "smollm2" else "184,780,608"
+    assert all(word in shown for word in (imported["hash"], "Apache-2.0", "HuggingFaceTB", parameters))
 
 
 def test_the_weights_are_the_known_bytes(directory):
     with (directory / "model.safetensors").open("rb") as file:
-        assert hashlib.file_digest(file, "sha256").hexdigest() == WEIGHTS_SHA256
+        assert hashlib.file_digest(file, "sha256").hexdigest() == WEIGHTS_SHA256[directory.name]
 
 
 def test_licence_and_origin_lie_beside_the_weights(directory):
@@ -172,15 +190,16 @@ def test_licence_and_origin_lie_beside_the_weights(directory):
     assert "Version 2.0, January 2004" in (directory / "LICENSE.md").read_text()
 
 
-def test_a_study_cannot_name_it_yet(directory):
+def test_a_study_of_tables_cannot_name_it(directory):
     with pytest.raises(InvalidBackbone, match=r"no pooling\.safetensors, schema\.json"):
         load_backbone(directory)
 
 
 def test_nothing_is_written_over_what_exists(directory, tmp_path):
     (tmp_path / "here").mkdir()
-    with pytest.raises(FileExistsError):
-        recipe.import_smollm2(tmp_path / "here")
+    for write in (recipe.import_smollm2, recipe.import_smollm2_moe):
+        with pytest.raises(FileExistsError):
+            write(tmp_path / "here")
     assert list(tmp_path.iterdir()) == [tmp_path / "here"]
 
 
