@@ -179,9 +179,13 @@ def show_backbone(directory: Path, found: "Description", routing: "Routing | Non
     if as_json:
         layers = routing and routing.to_dict()["layers"]
         return print_json({"directory": str(directory), **asdict(found), "routing": layers})
-    routed = "coordinator backbone routing" if routing is None else routing_line(routing.layers)
-    facts = facts_of(found) | ({} if found.experts is None else {"routing": routed})
-    show_facts(escape(str(directory)), facts, as_json=False)
+    show_facts(escape(str(directory)), facts_of(found) | {"routing": _routing(found, routing)}, as_json=False)
+
+
+def _routing(found: "Description", routing: "Routing | None") -> str:
+    if routing is not None:
+        return routing_line(routing.layers)
+    return "none: the model has no routed experts" if found.experts is None else "coordinator backbone routing"
 
 
 def show_written(what: str, directory: Path, card: "ModelCard", as_json: bool) -> None:

@@ -210,4 +210,5 @@ def _told_of(source: Path) -> Iterator[list[Path]]:
         for place in places:
             text = text.replace(str(place), str(source))
         known = any(str(name) in text for name in (source, Path(source).resolve()))
-        raise InvalidBackbone(text if known else f"{source}: {text}") from err
+        told = text if known else f"{source}: {text}"
+        raise InvalidBackbone("".join(sign if sign.isprintable() else "?" for sign in told)) from err

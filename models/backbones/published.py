@@ -74,7 +74,8 @@ def read_published(source: Path) -> Published:
     for name in weights:
         files[name] = _regular(folder, present[name])
         _refuse_unfit(folder, name, files[name])
-    left = sorted(f"{name}/" if path.is_dir() else name for name, path in present.items() if name not in files)
+    rest = {name if name.isprintable() else ascii(name): path for name, path in present.items() if name not in files}
+    left = sorted(f"{name}/" if path.is_dir() else name for name, path in rest.items())
     repository = re.fullmatch(r"models--([A-Za-z0-9._-]+?)--([A-Za-z0-9._-]+)", folder.parent.parent.name)
     is_cached = folder.parent.name == "snapshots" and repository is not None
     earlier = load_origin(folder) if (folder / ORIGIN).is_file() else None

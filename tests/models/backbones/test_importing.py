@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -159,8 +160,9 @@ def test_what_is_not_needed_is_left_behind_and_named(source, tmp_path):
     for name in unwanted:
         (source / name).write_bytes(b"x")
     (source / "onnx").mkdir()
+    Path(os.fsdecode(bytes(source) + b"/\xff\n")).write_bytes(b"x")
     imported = import_checkpoint(source, tmp_path / "out")
-    assert {*imported.left} == unwanted | {"onnx/"}
+    assert {*imported.left} == unwanted | {"onnx/", r"'\udcff\n'"}
     assert not {path.name for path in (tmp_path / "out").iterdir()} & unwanted
 
 
@@ -312,6 +314,7 @@ EXPERT = "model.layers.1.mlp.experts.2.gate_proj.weight"
         (poison(-torch.inf), f"SOURCE: {NORM} in model.safetensors has NaN or infinite weights"),
         (drop(NORM), f"SOURCE: tensor {NORM} is missing"),
         (drop(EXPERT), "SOURCE: matrices of experts do not have the shapes that config.json says"),
+        (put("more\n\x1b[31m", torch.zeros(3)), "SOURCE: tensor more??[31m is none of the model"),
         (put("model.more.weight", torch.zeros(3)), "SOURCE: tensor model.more.weight is none of the model"),
         (put(NORM, torch.zeros(31)), f"SOURCE: tensor {NORM} is (31,), config.json says (32,)"),
         (put(EXPERT, torch.zeros(24, 31)), "SOURCE: matrices of experts do not have the shapes"),
