@@ -412,7 +412,7 @@ def test_whole_weights_beside_an_index_are_refused(sharded):
         ({"attn_implementation": "kernels-community/any@main"}, "config.json has attn_implementation"),
         ({"text": {"_experts_implementation": "any/any"}}, "config.json has _experts_implementation"),
         ({"transformers_weights": "other.safetensors"}, "config.json has transformers_weights"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised by 'gptq', which is not read"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers '1000000000'; it must be an integer from 0 to 1000"),
         ({"hidden_size": -32}, "hidden_size '-32'"),
         ({"hidden_size": "32"}, "hidden_size '32'"),
