@@ -428,6 +428,7 @@ def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
             "created": study.created.isoformat(),
             "coordinator": study.coordinator,
             "backbone": study.backbone_hash,
+            "linear layers": draft.model.frozen,
             "routed experts": draft.model.experts,
         },
         "Data": {

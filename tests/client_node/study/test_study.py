@@ -353,8 +353,10 @@ def test_every_term_is_in_the_hash(make_study):
 def test_experts_are_held_as_all_frozen_layers_unless_said_otherwise(make_study):
     found = {}
     for terms in ("", 'frozen = "nf4"', 'frozen = "nf4"\nexperts = "int8"', 'experts = "int8"'):
-        model = make_study(("[adapter]", f"{terms}\n[adapter]")).draft.model
-        found[terms] = (model.frozen, model.experts)
+        study = make_study(("[adapter]", f"{terms}\n[adapter]"))
+        found[terms] = (study.draft.model.frozen, study.draft.model.experts)
+        shown = study_facts(study)["Study"]  # what a site approves
+        assert (shown["linear layers"], shown["routed experts"]) == found[terms]
     assert list(found.values()) == [("float32", "float32"), ("nf4", "nf4"), ("nf4", "int8"), ("float32", "int8")]
 
 
