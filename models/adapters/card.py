@@ -45,7 +45,7 @@ class ModelCard:
 
     def table(self) -> str:
         """The facts as a Markdown table."""
-        held = "held in {} for training and quality; in float32 they compute nearly the same"
+        held = "held in {} for training and quality; in float32 they compute the same but for its rounding"
         experts = "" if self.experts == "float32" else f"\n| routed experts | {held.format(self.experts)} |"
         experts += "" if self.frozen == "float32" else f"\n| linear layers | {held.format(self.frozen)} |"
         return f"""| | |
