@@ -37,10 +37,12 @@ def lora_linear(
     """
     if collector is not None:
         collector.announce(lora_A_RI, lora_B_OR)
+    given = x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+        # For one token, entering autograd and leaving autocast takes as long as the adapter.
+        return _LoRALinear.forward(_Forgetful(), *given)
     with torch.autocast(x.device.type, enabled=False):
-        out = _LoRALinear.apply(  # type: ignore[no-untyped-call]
-            x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector
-        )
+        out = _LoRALinear.apply(*given)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
@@ -49,6 +51,15 @@ def vector_head(x_BI: Tensor, weight_I: nn.Parameter, collector: Collector | Non
     if collector is not None:
         collector.announce(weight_I)
     return cast(Tensor, _VectorHead.apply(x_BI, weight_I, collector))  # type: ignore[no-untyped-call]
+
+
+class _Forgetful:
+    """Stands for the context of a forward pass that no backward follows."""
+
+    needs_input_grad = (False,) * 7
+
+    def save_for_backward(self, *_: Tensor | None) -> None:
+        """Keeps nothing."""
 
 
 class _LoRALinear(Function):

@@ -25,6 +25,20 @@ def test_forward_is_the_merged_weight():
     torch.testing.assert_close(lora_linear(x, weight, bias, A, B, 0.5), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_without_autograd_has_the_bits_of_the_one_with_it(dtype):
+    A, B = factors(6, 5, dtype=torch.float32)
+    x, weight, bias = (inputs(*shape, dtype=dtype) for shape in ((3, 7, 6), (5, 6), (5,)))
+    want = lora_linear(x, weight, bias, A, B, 0.5)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = lora_linear(x, weight, bias, A, B, 0.5)
+        assert torch.equal(got, want)
+        assert not got.requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lora_linear(x, weight, bias, A, B, 0.5), want)
+
+
 def test_gradients_are_right():
     A, B = factors(6, 5)
     x = inputs(3, 2, 6).requires_grad_()
