@@ -76,6 +76,10 @@ class RecordStates(Sequence[Tensor]):
                 break
         self._store.add(ready)
 
+    def delete(self) -> None:
+        """Deletes all of them."""
+        self._store.retain(())
+
     def __len__(self) -> int:
         return len(self._marks)
 

@@ -189,7 +189,11 @@ class Trainer:
                 facts={"computing": computing_digest(self._study, self.adapted, self._max_rows)},
                 threads=1 if self._study.draft.privacy.mode == "none" else None,
             )
-            self._kept.require_room(states.num_bytes, has_all=states.is_whole)
+            try:
+                self._kept.require_room(states.num_bytes, has_all=states.is_whole)
+            except NoRoom:
+                states.delete()  # the limit may have been lowered
+                raise
             self._states = states
 
     def keep(self, *, seconds: float) -> None:

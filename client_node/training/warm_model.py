@@ -12,7 +12,7 @@ import numpy as np
 
 from ...models.errors import ModelError
 from ...privacy.errors import PrivacyError
-from ..data import Records
+from ..data import Records, kept_files
 from ..data import read as read_records
 from ..errors import ModelUnusable, NothingHeldOut, WorkersFailed
 from ..policy import SitePolicy
@@ -120,12 +120,12 @@ class WarmModel:
             from .workers import Workers
 
             return Workers(study, directory, read, site=site, site_noise=site_noise, limits=limits)
-        from ..data.kept_files import KeptStates
         from .known_shapes import KnownShapes
         from .trainer import Trainer
 
         most = limits.kept_states_bytes
-
+        if not most and self._home is not None:
+            kept_files.forget(self._home, study.study_hash)
         return Trainer(
             study,
             directory,
@@ -135,7 +135,7 @@ class WarmModel:
             max_rows=limits.max_rows_per_batch,
             threads=limits.threads,
             known=None if self._home is None else KnownShapes(self._home),
-            kept=KeptStates(home=self._home, study_hash=study.study_hash, most_bytes=most) if most else None,
+            kept=kept_files.KeptStates(home=self._home, study_hash=study.study_hash, most_bytes=most) if most else None,
         )
 
 

@@ -83,7 +83,7 @@ def completion_losses(model: Any, ids_RT: Tensor, is_completion_RT: Tensor, *, t
     if tile is not None and tokens:
         spare = -tokens % tile
         hidden_ND, target_N = F.pad(hidden_ND, (0, 0, 0, spare)), F.pad(target_N, (0, spare))
-    parts = zip(*(part.split(tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)  # type: ignore[no-untyped-call]
+    parts = zip(*(torch.split(part, tile or _QUICK) for part in (hidden_ND, target_N)), strict=True)
     losses_N = torch.cat([_written(model, hidden, target) for hidden, target in parts])[:tokens]
     return _means(losses_N, row_N, tokens_R)
 

@@ -565,12 +565,13 @@ def test_a_table_that_cannot_be_read_for_its_states_is_refused_in_one_constant_t
     assert "many" not in caplog.text
 
 
-def test_a_limit_of_no_bytes_keeps_nothing(site):
-    site.write(("threads = 1", "threads = 1\nkept_states_bytes = 0"))
+def test_a_limit_of_no_bytes_keeps_nothing_and_deletes_what_was_kept(site):
     desk = make_desk(site, LAST_LAYER)
     prepare(desk)
+    assert kept_in(desk)
+    site.write(("threads = 1", "threads = 1\nkept_states_bytes = 0"))
     opened(desk, desk.step())
-    assert not (site.home / kept_files.FOLDER).exists()
+    assert not kept_in(desk)
 
 
 def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:

@@ -106,6 +106,14 @@ def test_states_above_the_limit_are_not_kept_and_the_log_says_so(site: Site, cap
     assert not files_of(site.home)
 
 
+def test_a_limit_that_was_lowered_deletes_what_was_kept(site: Site):
+    desk = kept_desk(site)
+    kept_trainer(desk).keep(seconds=60)
+    assert files_of(site.home)
+    kept_trainer(desk, 2000).look_at_kept()
+    assert not files_of(site.home)
+
+
 def test_a_disk_that_takes_no_states_stops_no_step(site: Site, caplog, monkeypatch: pytest.MonkeyPatch):
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
