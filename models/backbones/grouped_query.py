@@ -125,9 +125,7 @@ def _grouped_class() -> type[nn.Module]:
 
 def _found(attention: Any) -> _Compact | None:
     """The weights to compute with, as they are now; None if the layer is to be computed as it stands."""
-    linears = [getattr(attention, name) for name in _LINEARS]
-    is_watched = any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears)
-    if is_watched or not _has_plain_linears(attention):
+    if not _has_plain_linears(attention):
         return None
     weights = _weights(attention)
     if weights is None:
@@ -144,10 +142,13 @@ def _has_plain_linears(attention: Any) -> bool:
 
 
 def _weights(attention: Any) -> tuple[tuple[Tensor, int], ...] | None:
-    """The tensors that decide what a layer is, with their versions; None if they do not count changes."""
+    """The tensors that decide what a layer is, with their versions; None if they count no changes.
+
+    Nor if they are divided among processes, which a copy of their rows would undo.
+    """
     tensors = [attention.q_proj.weight, attention.kv_a_proj_with_mqa.weight, attention.kv_a_proj_with_mqa.bias]
     tensors += [attention.kv_b_proj.weight, attention.kv_a_layernorm.weight]
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(tensor.is_inference() or hasattr(tensor, "ds_id") for tensor in tensors):
         return None
     return tuple((tensor, tensor._version) for tensor in tensors)
 

@@ -129,6 +129,22 @@ def test_weights_that_are_scaled_in_place_or_converted_are_taken_anew(upcycled):
     torch.testing.assert_close(found, model(IDS).logits, rtol=0, atol=2e-5)
 
 
+@torch.no_grad()
+def test_whoever_watches_sees_the_path_that_is_taken_without_him_and_divided_weights_are_not_copied(
+    upcycled,  # noqa: F811
+    monkeypatch,
+):
+    """The test of independence hooks every module: it must try what training runs."""
+    model = upcycled(llama())
+    expected, seen = model(IDS).logits, widths_of_scores(monkeypatch)
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: None)
+    assert torch.equal(model(IDS).logits, expected)
+    assert seen == [(3, 8)] * 3
+    attentions(model)[1].q_proj.weight.ds_id = 0
+    assert _found(attentions(model)[1]) is None
+
+
 def test_a_model_that_is_no_upcycled_llama_is_left_alone():
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
