@@ -6,6 +6,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.grouped_query import _found, as_stored, speed_up
+from confide.privacy.mechanism.batches import probed_shapes
+from confide.privacy.mechanism.independence import refuse_dependence
 
 from .test_upcycling import IDS, llama, upcycled  # noqa: F401 - a fixture
 
@@ -143,6 +145,14 @@ def test_whoever_watches_sees_the_path_that_is_taken_without_him_and_divided_wei
     assert seen == [(3, 8)] * 3
     attentions(model)[1].q_proj.weight.ds_id = 0
     assert _found(attentions(model)[1]) is None
+
+
+def test_units_stay_apart_on_this_path_and_rows_keep_their_bits(upcycled):  # noqa: F811
+    config = AdapterConfig(rank=2, alpha=2.0, targets=(*TARGETS, "experts"), seed="a", layers=(2,))
+    adapted = attach(upcycled(llama()), config)
+    refuse_dependence(adapted, words=97)
+    assert probed_shapes(adapted, max_tokens=15, max_rows=16, max_records=1).rows_of_length
+    assert [_found(attention) is not None for attention in attentions(adapted.model)] == [True, True, False]
 
 
 def test_a_model_that_is_no_upcycled_llama_is_left_alone():
