@@ -35,6 +35,7 @@ from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation import Pki
 from confide.coordinator.federation.invites import code_text
 from confide.coordinator.fleet.flower import Fleet, open_grid
+from confide.coordinator.fleet.wake import PORT_VARIABLE
 from confide.coordinator.gateway.crowd import Limits
 from confide.coordinator.gateway.gate import FleetGate, serve_gate
 from confide.coordinator.gateway.listener import GateServer
@@ -96,6 +97,7 @@ def measure(home: Path, plan: dict) -> dict[str, list[float]]:
         stack.callback(superlink.stop)
         stack.callback(gate.stop)
         superlink.start()
+        os.environ |= {PORT_VARIABLE: str(superlink.port)}  # as a driver's environment has it
         for name in SITES:
             enrol(code_text(f"127.0.0.1:{gate.port}", secrets.token_bytes(16), pki.ca_digest), home / name)
         (home / "register.json").write_text(json.dumps(register.names))

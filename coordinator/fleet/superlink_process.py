@@ -42,6 +42,7 @@ from flwr.supercore.constant import TASK_TOKEN_HEADER, NodeStatus
 from flwr.supercore.error import FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
@@ -253,13 +254,14 @@ def send_questions(state: InMemoryLinkState, task: Task, pushed: PushAppMessages
 def whole_answers(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
     """Claims answers to these questions of which every part is there, as many as `_ANSWERS` bytes, or one."""
     chosen, room = set[str](), _ANSWERS
-    for question in asked:
-        answer = state.message_ins_id_to_message_res_id.get(question)
-        if answer is None or (size := _size(state, answer)) is None or (chosen and size > room):
-            continue
-        chosen.add(question)
-        room -= size
-    return state.get_message_res(chosen, run_id) if chosen else []
+    with state.lock:  # an answer is stored in two steps, by another thread if it is a large one
+        for question in asked:
+            answer = state.message_ins_id_to_message_res_id.get(question)
+            if answer is None or (size := _size(state, answer)) is None or (chosen and size > room):
+                continue
+            chosen.add(question)
+            room -= size
+        return state.get_message_res(chosen, run_id) if chosen else []
 
 
 def unanswerable(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
@@ -268,11 +270,12 @@ def unanswerable(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) ->
     """
     online = {node.node_id for node in state.get_node_info(statuses=[NodeStatus.ONLINE])}
     hopeless = set()
-    for question in asked:
-        answer = state.message_ins_id_to_message_res_id.get(question)
-        if answer is None or state.message_res_store[answer].metadata.src_node_id not in online:
-            hopeless.add(question)
-    return state.get_message_res(hopeless, run_id) if hopeless else []
+    with state.lock:
+        for question in asked:
+            answer = state.message_ins_id_to_message_res_id.get(question)
+            if answer is None or state.message_res_store[answer].metadata.src_node_id not in online:
+                hopeless.add(question)
+        return state.get_message_res(hopeless, run_id) if hopeless else []
 
 
 def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
@@ -280,7 +283,11 @@ def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
     store, heads, trees = state.object_store, [], []
     parts: dict[str, bytes] = {}
     for answer in answers:
-        tree = store.get_object_tree(answer.metadata.message_id)
+        name = answer.metadata.message_id
+        try:
+            tree = store.get_object_tree(name)
+        except NoObjectInStoreError:
+            tree = ObjectTree(object_id=name)  # of which the driver finds no part: it did not arrive whole
         heads.append(message_to_proto(answer))
         trees.append(tree)
         parts |= {name: store.get(name) or b"" for name in _names(tree)}

@@ -92,7 +92,7 @@ class Vouching:
 
     async def keep_beating(self) -> None:
         """Beats until it is cancelled."""
-        was_well = True
+        was_well = False  # the gate opens before the SuperLink answers
         while self._secret:
             try:
                 await self.beat()

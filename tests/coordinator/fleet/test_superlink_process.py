@@ -33,7 +33,7 @@ from confide.coordinator.federation.pki import Pki
 from confide.coordinator.fleet import calls
 from confide.coordinator.fleet.flower import Fleet, OneBodyGrid, open_grid
 from confide.coordinator.fleet.nodes import NodeFailure
-from confide.coordinator.fleet.superlink_process import OneBody
+from confide.coordinator.fleet.superlink_process import OneBody, whole_answers
 from confide.coordinator.fleet.wake import PORT_VARIABLE
 from confide.coordinator.gateway import vouching
 from confide.coordinator.gateway.crowd import Limits
@@ -430,6 +430,19 @@ def test_the_same_answer_given_twice_is_stored_once(chain: Chain) -> None:
     assert not answer.objects_to_push  # there is no question for it any more, so nothing is kept
     assert not chain.state.message_res_store
     assert len(chain.state.object_store) == 0
+
+
+def test_an_answer_that_is_being_stored_is_waited_for_and_not_met_half(chain: Chain) -> None:
+    """Large ones are stored in a thread: first the head, then the names of its parts."""
+    state, found = chain.state, list[object]()
+    looking = threading.Thread(target=lambda: found.append(whole_answers(state, 1, ["question"])))
+    with state.lock:
+        state.message_ins_id_to_message_res_id["question"] = "a" * 64
+        looking.start()
+        looking.join(0.2)
+        assert not found
+    looking.join()
+    assert found == [[]]  # Flower has dropped its parts: it never becomes whole
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8))
