@@ -353,15 +353,15 @@ def measure(engines: tuple[str, ...], case: Case, *, seconds: float) -> dict:
 
 
 def show(line: dict) -> None:
-    """Ratios to the step without privacy over the same adapters, ours or PEFT's."""
+    """Ratios to the faster of the steps without privacy, ours and PEFT's."""
     case, engines = line["case"], line["engines"]
     print(
         f"hidden {case['hidden']}, {case['layers']} layers, {case['experts']} experts, batch {case['batch']}, "
         f"{'B' if case['freeze_a'] else 'A and B'} of {len(case['targets'])} targets ({line['dim']:,} numbers), "
         f"{case['threads']} thread{'s' if case['threads'] > 1 else ''}"
     )
+    base = min((engines[name] for name in ("plain", "peft") if name in engines), key=lambda got: got["cpu_ms"])
     for engine, got in engines.items():
-        base = engines["plain" if engine in OURS else "peft"]
         memory = ""
         if "peak_mib" in got:
             memory = (
