@@ -316,9 +316,11 @@ def _is_waiting(state: InMemoryLinkState, node: int) -> bool:
 
 def _size(state: InMemoryLinkState, message_id: str) -> int | None:
     """Bytes of a message's parts; None while some of them have not come."""
-    sizes = [
-        len(state.object_store.get(name) or b"") for name in _names(state.object_store.get_object_tree(message_id))
-    ]
+    try:
+        names = _names(state.object_store.get_object_tree(message_id))
+    except NoObjectInStoreError:  # it took too long to come, and Flower has given it up
+        return None
+    sizes = [len(state.object_store.get(name) or b"") for name in names]
     return sum(sizes) if all(sizes) else None
 
 
