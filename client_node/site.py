@@ -227,7 +227,7 @@ class SiteRole:
             raise ChargeRefused(_NOT_CHARGED) from err
 
     def _keep_states(self, study: Study, policy: SitePolicy) -> None:
-        """Computes kept states of the table's records, for half of the study's deadline at most.
+        """Computes kept states of the table's records, for a third of the study's deadline at most.
 
         What is missing then is computed before the next step. Until all are there, steps compute all layers. How long
         it took tells how many records the table has, so each part lasts until a public time.
@@ -239,7 +239,7 @@ class SiteRole:
             model.look_at_kept()
         if not model.is_warm:
             with self._times.kept(study, policy, "computed"):
-                model.keep(seconds=study.draft.rounds.deadline_s / 2)
+                model.keep(seconds=study.draft.rounds.deadline_s / 3)  # and a step has to follow in the rest
 
     def _require_whole_ledger(self, known: int) -> None:
         """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""

@@ -538,7 +538,7 @@ def test_looking_for_and_computing_states_lasts_until_public_times(site, monkeyp
     monkeypatch.setattr(Trainer, "look_at_kept", look)
     monkeypatch.setattr(Trainer, "keep", keep)
     prepare(desk)
-    assert parts == [desk.study.draft.rounds.deadline_s / 2]
+    assert parts == [desk.study.draft.rounds.deadline_s / 3]
     times = json.loads((site.home / "answer-times.json").read_text())["seconds"]
     kinds = {name.partition("/")[2]: seconds for name, seconds in times.items()}
     assert kinds["kept states computed"] >= 1.8  # with another look
