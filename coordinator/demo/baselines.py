@@ -30,7 +30,7 @@ from ...models.evaluation.metrics import auc
 from ...models.heads import pooled
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode, site_noise
-from ...privacy.mechanism.batches import probed_shapes
+from ...privacy.mechanism.batches import BatchShapes, entering_states, probed_shapes, used_tokens
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
 from ..studies.learning_rates import with_rates
@@ -145,6 +145,10 @@ def federate(
         max_rows=_ROWS_TRAINED,
         max_records=draft.data.max_records_per_unit,
     )
+    threads = 1 if mode == "none" else None  # of a step
+    entering = {
+        name: _entering(adapted, ids, labels, shapes, threads=threads) for name, (ids, labels, _) in sites.items()
+    }
     checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
     form = draft.state_format(len(checkpoint.state))
     for round_number in range(draft.rounds.rounds):
@@ -154,11 +158,22 @@ def federate(
         for name, (ids, labels, units) in sites.items():
             source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
             total += round_release(
-                adapted, state, ids, labels, units, terms=terms[name], shapes=shapes, source=source
+                adapted, state, ids, labels, units, terms=terms[name], shapes=shapes, source=source,
+                entering=entering[name],
             )  # fmt: skip
         after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
         checkpoint = replace(after, residual=residual)
     adapted.load_state(checkpoint.exported[: layout.dim])
+
+
+def _entering(
+    adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes, *, threads: int | None
+) -> list[torch.Tensor] | None:
+    """Computes the frozen layers once a record, as a site does; None if no layer lies below what is trained."""
+    if not adapted.frozen_layers:
+        return None
+    found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes, threads=threads))
+    return [found[row] for row in range(len(ids))]
 
 
 def private_linear(

@@ -85,7 +85,12 @@ def by_hand(study, model, train):
     return state
 
 
-@pytest.mark.parametrize("kind", [(*TEXT, TURNS), CHAT], ids=["turns", "chat"])
+LAST_LAYER = ('head = "lm"', 'head = "lm"\nlayers = [1]')  # what lies below is computed once
+
+
+@pytest.mark.parametrize(
+    "kind", [(*TEXT, TURNS), CHAT, (*TEXT, TURNS, LAST_LAYER)], ids=["turns", "chat", "turns, last layer"]
+)
 def test_references_are_the_backbone_and_the_study_s_own_rounds_without_noise(desk, kind):
     study, model, train, held_out = desk(*kind)
     tested = [Examples(*text_arrays(policy, study, model)) for policy in held_out]
