@@ -16,7 +16,7 @@ _ID = 8
 
 
 class Beats(BaseModel):
-    """What the SuperLink tells the gate about nodes at each of its beats."""
+    """Tells the gate about nodes, once a beat, as the SuperLink sees them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     unknown: list[int]  # of the nodes that the gate vouched for, those that do not count as online there

@@ -251,7 +251,7 @@ def _read_failure(text: str) -> NodeFailure:
 
 
 class Carrier(Protocol):
-    """What carries messages between a driver and the nodes."""
+    """Carries messages between a driver and the nodes."""
 
     def nodes(self) -> Iterable[NodeInfo]:
         """Lists the nodes that are online."""
