@@ -80,7 +80,8 @@ def raise_problems(
     err: pydantic.ValidationError, model: type[BaseModel], *, error: type[SettingsInvalid], source: str
 ) -> NoReturn:
     """Turns pydantic's errors for a `model` into ours and raises them."""
-    problems = [line for details in err.errors(include_url=False) for line in _explain(details, model)]
+    found = [details for details in err.errors(include_url=False) if details["type"] != "default_factory_not_called"]
+    problems = [line for details in found for line in _explain(details, model)]
     raise error(source, tuple(problems)) from None
 
 

@@ -86,8 +86,12 @@ def backbone_import(
     """
     told = [option for option in (name, publisher, licence, url) if option is not None]
     recipe = Recipe(source) if source in list(Recipe) else None
-    if (directory is None) != check or (recipe and (check or told)):
-        raise typer.BadParameter("a folder to write or --check; smollm2 knows its origin and takes no other option")
+    if directory is None and not check:
+        raise typer.BadParameter("name a folder to write, or say --check")
+    if directory is not None and check:
+        raise typer.BadParameter("--check writes nothing: leave out the folder to write")
+    if recipe and (check or told):
+        raise typer.BadParameter(f"{source} is made of a package whose origin is known: it takes no such option")
     if recipe is not None and directory is not None:
         return _import_recipe(recipe, directory, as_json)
     from ...models.backbones.checkpoints import Claims

@@ -1,5 +1,6 @@
 """The commands `coordinator study init` and `study check`: write a first study.toml, and look at one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,11 @@ def study_init(
     wishes = Wishes(
         name=name or dictionary.stem.lower(), units=units, unit=unit, epsilon=epsilon, rounds=rounds, backbone=backbone
     )
+    if described.is_text and (file.parent / backbone).is_dir():
+        from ...models.backbones.loading import describe
+
+        found = describe(file.parent / backbone)
+        wishes = replace(wishes, targets=found.suggested_targets, layers=found.suggested_layers)
     with opened_store(home) as store:
         text = first_draft(described, members.members(store), wishes)
     with file.open("x", encoding="utf-8") as draft:

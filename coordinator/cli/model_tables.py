@@ -102,17 +102,15 @@ def _tell_left(left: Sequence[str]) -> None:
 
 
 def _next_lines(directory: Path, found: "Description") -> list[str]:
-    """Writes the tables of study.toml that name the backbone: adapters in the last two layers, where steps are fast."""
-    targets = [name for name in found.targets if name in ("o_proj", "down_proj")] or list(found.targets[:2])
-    layers = list(range(max(found.layers - 2, 0), found.layers))
+    """Writes the tables of study.toml that name the backbone: adapters in the last layers, where steps are fast."""
     said = "[[data.text.turns]], in its chat format" if found.has_chat_template else "[data.text]"
     return [
         "Next, in study.toml:",
         "[model]",
         f"backbone = {json.dumps(str(directory))}",
         "[adapter]",
-        f"targets = {json.dumps(targets)} # of those above",
-        f"layers = {layers} # the last two of {found.layers}; left out, all",
+        f"targets = {json.dumps(found.suggested_targets)} # of those above",
+        f"layers = {json.dumps(found.suggested_layers)} # the last of {found.layers} that hold them; left out, all",
         'head = "lm"',
         f"# records: {said}; docs/study-toml.md, Free text",
         "Give the folder to every site; studies name it by its hash:",

@@ -36,6 +36,8 @@ class Wishes:
     epsilon: float = 3.0  # what a whole run may cost one of them
     rounds: int = 40
     backbone: str = "backbone"  # folder, from where study.toml lies
+    targets: tuple[str, ...] = ("o_proj", "down_proj")  # of a study of text
+    layers: tuple[int, ...] = (28, 29)  # of a study of text; those of smollm2
 
 
 def first_draft(dictionary: Dictionary, members: Sequence[Member], wishes: Wishes) -> str:
@@ -114,11 +116,11 @@ def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
     seed = f"seed = {_text(wishes.name + '-1')} # any text; public"
     if dictionary.is_text:
         return [
-            "[adapter] # in the last two layers, here of 30: backward stops there",
+            "[adapter] # in the last layers: backward stops there; `coordinator backbone show` counts layers",
             "rank = 4",
             "alpha = 16.0",
-            'targets = ["o_proj", "down_proj"]',
-            "layers = [28, 29]",
+            f"targets = {_list(wishes.targets)}",
+            f"layers = {list(wishes.layers)}",
             'head = "lm"',
             seed,
             "",

@@ -270,7 +270,10 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
     missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
     if missing:
-        where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
+        where = ""
+        if config.layers is not None:
+            last = len(model.model.layers) - 1
+            where = f" in layers {', '.join(map(str, config.layers))}; it has layers 0 to {last}"
         raise TargetMissing(f"the backbone has no module named {', '.join(sorted(missing))}{where}")
     reached = {int(found[1]) for name, _ in places if (found := LAYER.search(name))}
     if idle := sorted({*(config.layers or ())} - reached):

@@ -46,7 +46,7 @@ _LONGEST_REASON = 300  # characters of another library's message
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 # A directory may hold nothing that transformers would run or follow to other weights, such as adapter_config.json.
 _ALLOWED = re.compile(
-    r"[A-Za-z0-9._-]+\.(json|safetensors|md)|chat_template\.jinja|(LICEN[CS]E|NOTICE|COPYING)(-[A-Z]+)?(\.txt)?"
+    r"[A-Za-z0-9._-]+\.(json|safetensors|md)|chat_template\.jinja|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)(-[A-Z]+)?(\.txt)?"
 )
 _REFUSED = {"adapter_config.json"}
 # Settings that make transformers read other files, or turn the weights into something else than they are.
@@ -365,7 +365,7 @@ def read_model(
     with quietly():
         loaded: Any = kind.from_pretrained(
             directory,
-            config=_settings(directory, family) if has_fp8 else None,
+            config=settings_of(directory, family) if has_fp8 else None,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -511,7 +511,10 @@ def refuse_larger(directory: Path, family: Backbone, stored: int) -> Any:
     model = described_model(directory, family)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * stored:  # an output matrix that is tied to the embedding is not in the files
-        raise InvalidBackbone(f"{directory}: config.json describes {described} weights, the files hold {stored}")
+        raise InvalidBackbone(
+            f"{directory}: config.json describes {described} weights, the files hold {stored}: they are of another "
+            "model, or some are missing"
+        )
     return model
 
 
@@ -521,15 +524,15 @@ def described_model(directory: Path, family: Backbone) -> Any:
     Raises:
         InvalidBackbone: models of this configuration cannot be adapted.
     """
-    settings = _settings(directory, family)
+    settings = settings_of(directory, family)
     if reason := family.misfit(settings):
         raise InvalidBackbone(f"{directory}: config.json: {reason}")
     with torch.device("meta"):
         return family.model_class()._from_config(settings)
 
 
-def _settings(directory: Path, family: Backbone) -> Any:
-    """The configuration of the model that the weights make; one that named fp8 would be quantised anew."""
+def settings_of(directory: Path, family: Backbone) -> Any:
+    """Reads the configuration of the model that the weights make, without fp8, in which it would be quantised anew."""
     settings = family.config_class().from_json_file(directory / CONFIG)  # knows how JSON states an infinity
     if hasattr(settings, QUANTISATION):
         delattr(settings, QUANTISATION)

@@ -67,6 +67,32 @@ _MISFIT_SETTINGS = {
 }
 
 
+# Settings of Mixture-of-Experts that tie the tokens of a batch together, unless they are 0 or left out. A coefficient
+# of a balance loss, which nearly all of them have (`router_aux_loss_coef`, `aux_loss_alpha`), does not: transformers
+# adds that loss only to one that it computes itself, and only with `output_router_logits`; ours is computed from hidden
+# states, and the probes of `privacy.mechanism.independence` watch it.
+_COUPLING_SETTINGS = (
+    *("output_router_logits", "bias_update_speed", "router_bias_update_rate"),
+    *("capacity_factor", "expert_capacity", "moe_capacity_factor", "moe_expert_capacity_factor"),
+)
+
+
+def coupling(config: object) -> str | None:
+    """Says by what setting a configuration makes one row's result depend on other rows; None if by none known."""
+    for setting in _COUPLING_SETTINGS:
+        if value := getattr(config, setting, None):
+            return f"{setting} is {value!r}, which ties the tokens of a batch together; set it to 0 or leave it out"
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, Mapping) or rope.get("rope_type") not in ("dynamic", "longrope"):
+        return None
+    if rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None:
+        return None
+    return (
+        f"rope_parameters has rope_type {rope['rope_type']!r}: its angles depend on a batch's longest row; take a "
+        "checkpoint with another, such as yarn or llama3"
+    )
+
+
 class Backbone(Protocol):
     """A family of frozen models, identified by the `model_type` in the `config.json` of its checkpoints.
 
@@ -109,7 +135,7 @@ class Backbone(Protocol):
         for name, why in _MISFIT_SETTINGS.items():
             if value := getattr(config, name, None):
                 return f"{name} {why.format(str(value)[:40])}"
-        return None
+        return coupling(config)
 
     def borders(self, config: Any) -> tuple[int, ...]:
         """Returns the numbers of tokens from which on positions are treated in another way.

@@ -78,6 +78,8 @@ class Description:
     targets: tuple[str, ...]  # of its modules those that may take an adapter
     experts: int | None  # routed ones of a layer; None if there are none
     top_k: int | None  # of them, those that a token is sent to
+    suggested_targets: tuple[str, ...]  # of them, those for a first study of text
+    suggested_layers: tuple[int, ...]  # for that: the last that hold one, where steps are fast
     has_chat_template: bool
     size: checkpoints.Size
     origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
@@ -191,12 +193,16 @@ def describe(directory: Path) -> Description:
     except Exception as err:  # transformers raises whatever it likes
         raise checkpoints.as_invalid(directory, err) from err
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = tuple(name for name in family.targets if name in names)
+    suggested_targets, suggested_layers = _suggested(model, targets)
     return Description(
         hash=digest,
         reads=reads,
         family=family.name,
         layers=layers,
-        targets=tuple(name for name in family.targets if name in names),
+        targets=targets,
+        suggested_targets=suggested_targets,
+        suggested_layers=suggested_layers,
         experts=experts,
         top_k=top_k,
         has_chat_template=checkpoints.has_chat_template(directory),
@@ -205,8 +211,22 @@ def describe(directory: Path) -> Description:
     )
 
 
+def _suggested(model: Any, targets: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Chooses targets for a first study of text, and the last two layers that hold one of them."""
+    wanted = tuple(name for name in targets if name in ("o_proj", "down_proj")) or targets[:2]
+    held: dict[int, set[str]] = {}
+    for layer, module in enumerate(model.model.layers):
+        names = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+        if not names.isdisjoint(wanted):
+            held[layer] = names
+    last = tuple(held)[-2:]
+    return tuple(name for name in wanted if any(name in held[layer] for layer in last)), last
+
+
 def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
     """Describes every directory directly in a folder that has a `config.json`, by name, or says why it is no backbone.
+
+    Names that begin with a dot are left out: an import that was killed leaves such a one.
 
     Reads all files of these directories to compute the hashes.
 
@@ -214,7 +234,11 @@ def backbones_in(folder: Path) -> dict[str, Description | InvalidBackbone]:
         InvalidBackbone: the folder cannot be listed.
     """
     try:
-        directories = sorted(path for path in Path(folder).iterdir() if (path / checkpoints.CONFIG).exists())
+        directories = sorted(
+            path
+            for path in Path(folder).iterdir()
+            if (path / checkpoints.CONFIG).exists() and not path.name.startswith(".")
+        )
     except OSError as err:
         raise InvalidBackbone(f"{folder}: cannot be listed ({err.strerror})") from err
     found: dict[str, Description | InvalidBackbone] = {}

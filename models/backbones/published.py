@@ -65,7 +65,8 @@ def read_published(source: Path) -> Published:
         present = {path.name: path for path in folder.iterdir()}
     except (OSError, RuntimeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "a loop of links"
-        raise InvalidBackbone(f"{source}: cannot be listed ({reason})") from err
+        hint = "; nothing is downloaded: name a folder of this machine" if isinstance(err, FileNotFoundError) else ""
+        raise InvalidBackbone(f"{source}: cannot be listed ({reason}){hint}") from err
     _refuse_other_formats(folder, present)
     files = {name: _regular(folder, present[name]) for name in _wanted(present)}
     for name, path in files.items():
@@ -114,6 +115,11 @@ def _refuse_other_formats(folder: Path, present: Mapping[str, Path]) -> None:
         )
     if TOKENIZER not in present:
         others = sorted(name for name in present if name.endswith((".model", ".tiktoken")) or name == "vocab.json")
+        if any("tiktoken" in name for name in others):
+            raise InvalidBackbone(
+                f"{folder} holds its tokenizer as {', '.join(others)}, which code of its own reads: {TOKENIZER} is "
+                "needed, and must make the same tokens; look for one by the publisher"
+            )
         has = f"its tokenizer as {', '.join(others)} alone" if others else "no tokenizer"
         raise InvalidBackbone(
             f"{folder} holds {has}: {TOKENIZER} is needed; to make it: {_ANEW.format('AutoTokenizer')}"

@@ -18,13 +18,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from ...kernels.formats import FP8_BLOCK
 from ..errors import InvalidBackbone
 from . import checkpoints
 from .chat_trial import try_template
 from .family import Backbone
+from .packing import SCALE, is_fp8
 
 _CHUNK = 2**22  # numbers looked at together
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CODES = "F8_E4M3"  # of matrices in fp8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +104,20 @@ def check_tensors(directory: Path, family: Backbone, config: Mapping[str, Any], 
     named = config.get("architectures")
     if named and named != [kind.__name__]:
         raise InvalidBackbone(f"config.json names the class {str(named)[:100]}; a {family.name} is a {kind.__name__}")
-    is_quantised = config.get("quantization_config") is not None
+    if is_fp8(config):
+        headers = _without_scales(headers)
     for name, header in headers.items():
         is_buffer = family.buffers is not None and family.buffers.search(name)
-        if not (header.dtype in _FLOATS or is_quantised or is_buffer):
+        if not (header.dtype in _FLOATS or is_buffer or (header.dtype == _CODES and is_fp8(config))):
             raise InvalidBackbone(f"{name} in {header.file} holds {header.dtype}; weights are F32, BF16, F16 or F64")
     stored = sum(math.prod(header.shape) for header in headers.values())
     words = checkpoints.refuse_larger(directory, family, stored).config.vocab_size
-    if is_quantised:
-        return int(words)  # whoever reads the format compares its tensors
     state = {name: torch.empty(header.shape, dtype=torch.float32, device="meta") for name, header in headers.items()}
     with checkpoints.quietly(), _unreported():
         try:
             _, found = kind.from_pretrained(
                 None,
-                config=family.config_class().from_json_file(directory / checkpoints.CONFIG),
+                config=checkpoints.settings_of(directory, family),
                 state_dict=state,
                 device_map="meta",
                 dtype=torch.float32,
@@ -135,6 +137,23 @@ def check_tensors(directory: Path, family: Backbone, config: Mapping[str, Any], 
     if found["error_msgs"]:
         raise InvalidBackbone(f"weights do not fit config.json: {found['error_msgs'][0]}")
     return int(words)
+
+
+def _without_scales(headers: Mapping[str, Header]) -> dict[str, Header]:
+    """Leaves out the scales of matrices in fp8, of which each must have one for every block, and nothing else any."""
+    blocks = {
+        f"{name}{SCALE}": tuple(-(-side // FP8_BLOCK) for side in header.shape)
+        for name, header in headers.items()
+        if header.dtype == _CODES
+    }
+    scales = {name: header for name, header in headers.items() if name.endswith(SCALE)}
+    for name in sorted(blocks.keys() ^ scales.keys()):
+        said = "is missing" if name in blocks else "scales nothing that is fp8"
+        raise InvalidBackbone(f"tensor {name} {said}")
+    for name, header in sorted(scales.items()):
+        if header.shape != blocks[name]:
+            raise InvalidBackbone(f"tensor {name} is {header.shape}, its matrix has {blocks[name]} blocks")
+    return {name: header for name, header in headers.items() if name not in scales}
 
 
 def check_reading(directory: Path, vocabulary: int) -> None:

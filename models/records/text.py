@@ -98,7 +98,13 @@ class ChatPrompt:
             InvalidPrompt: the template refuses or changes it, or there is none.
         """
         assert chat is not None, "turns without a chat template"
-        return chat.parts(self.roles, self.texts)
+        try:
+            return chat.parts(self.roles, self.texts)
+        except InvalidPrompt as err:
+            if self.roles[0] != "system":
+                raise
+            chat.parts(self.roles[1:], self.texts[1:])  # raises if the system's turn is not the reason
+            raise InvalidPrompt(f"{err}; leave out the system's turn") from None
 
     def _turns(self) -> list[tuple[Role, str]]:
         return list(zip(self.roles, self.texts, strict=True))

@@ -27,6 +27,7 @@ from ...kernels.collect import Collector
 from ...kernels.formats import FROZEN_FORMATS, Dense, Prepacked
 from ...kernels.linear import QuantisedLinear, packed_stacks
 from ...models.adapters import AdaptedModel
+from ...models.backbones.family import coupling
 from ...models.heads import record_losses
 from ..errors import TargetUnreached, UnitsCoupled
 
@@ -36,15 +37,6 @@ Losses = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one term a ro
 _ROWS, _TOKENS = 5, 7  # no width of a model's tensors, so that a leading axis of 5 or 35 counts rows or tokens
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _QUANTISED_PACKAGES = ("torch.ao.", "torchao.", "bitsandbytes.", "transformer_engine.")
-# Public settings of Mixture-of-Experts configurations that tie the tokens of a batch together unless unset or zero. A
-# coefficient of a balance loss, which nearly all of them have (`router_aux_loss_coef`, `aux_loss_alpha`), does not:
-# transformers adds that loss only to one that it computes itself, and only with `output_router_logits`; ours is
-# computed from hidden states, and the probes watch it.
-_COUPLING_SETTINGS = (
-    *("output_router_logits", "bias_update_speed", "router_bias_update_rate"),
-    *("capacity_factor", "expert_capacity", "moe_capacity_factor", "moe_expert_capacity_factor"),
-)
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def refuse_dependence(
@@ -361,22 +353,8 @@ def _refuse_padding(run: Callable[[Tensor], Tensor], record: Tensor, others: Ten
 
 
 def _refuse_coupled_settings(config: object) -> None:
-    kind = type(config).__name__
-    for setting in _COUPLING_SETTINGS:
-        if value := getattr(config, setting, None):
-            raise UnitsCoupled(
-                f"{kind}.{setting} is {value!r}, which ties the tokens of a batch together; set it to 0 or leave it out"
-            )
-    rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, Mapping) and rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and not _is_one_rope(rope):
-        raise UnitsCoupled(
-            f"{kind}.rope_parameters has rope_type {rope['rope_type']!r}: its angles depend on a batch's longest row"
-        )
-
-
-def _is_one_rope(rope: Mapping[str, object]) -> bool:
-    """True if the angles of longrope are the same for short and for long rows."""
-    return rope["rope_type"] == "longrope" and rope.get("short_factor") == rope.get("long_factor") is not None
+    if reason := coupling(config):
+        raise UnitsCoupled(f"{type(config).__name__}.{reason}")
 
 
 def _batches(words: int, tokens: int, model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from confide.models.backbones import pretraining
 from confide.models.backbones.pretraining import PretrainingConfig
 
 from ...client_node.conftest import STUDY_TOML, changed
+from ...models.tiny import save_text_backbone
 from ..studies.test_dictionary import CSV
 from .test_main import FAILED, UNVERIFIED, USAGE, _new_home, call, home, invoke, lined, store
 
@@ -38,6 +39,19 @@ def test_a_study_is_made_from_a_dictionary_without_an_editor(call, tmp_path, mon
     made = json.loads(call("study", "create", draft, "--units", 6870, "--json").stdout)
     assert made["name"] == "thyroid"
     assert (made["epsilon"], made["dim"]) == (pytest.approx(found["epsilon"]), found["trained_numbers"])
+
+
+@pytest.mark.usefixtures("store")
+def test_a_draft_for_texts_names_layers_that_the_backbone_has(call, tmp_path):
+    (tmp_path / "notes.csv").write_text("name,kind\nnote,text\nfinding,label\n")
+    save_text_backbone(tmp_path / "backbone")
+    draft = tmp_path / "study.toml"
+    call("study", "init", tmp_path / "notes.csv", "--units", 900, "--out", draft)
+    adapter = load_draft(draft).adapter
+    assert (adapter.targets, adapter.layers) == (("o_proj", "down_proj"), (0, 1))
+    draft.unlink()
+    call("study", "init", tmp_path / "notes.csv", "--units", 900, "--out", draft, "--backbone", "later")
+    assert load_draft(draft).adapter.layers == (28, 29)
 
 
 @pytest.mark.usefixtures("store")

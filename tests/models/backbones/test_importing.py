@@ -13,12 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.chat_trial import MAX_CHARACTERS
 from confide.models.backbones.checkpoints import Claims, content_hash, load_model, load_origin, write_json
 from confide.models.backbones.families import FAMILIES
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.importing import check_checkpoint, import_checkpoint
-from confide.models.backbones.loading import load_text
+from confide.models.backbones.loading import backbones_in, load_text
 from confide.models.errors import InvalidBackbone
 
 from ..tiny import byte_tokenizer, random_ids, tiny_deepseek
@@ -139,6 +140,11 @@ def test_each_family_is_imported_under_its_published_names(tmp_path, model_type)
     assert all(torch.equal(weight, plain[name]) for name, weight in model.state_dict().items())
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     assert modules >= {*found.targets} > {"embed_tokens", "o_proj"}
+    assert {*found.suggested_targets} <= {*found.targets}
+    first = AdapterConfig(
+        rank=2, alpha=2.0, targets=found.suggested_targets, layers=found.suggested_layers, seed="first"
+    )
+    assert attach(load_model(tmp_path / "imported"), first).frozen_layers == found.suggested_layers[0]
     assert (found.experts is not None) == bool(family.banks(model))
     with safe_open(source / "model.safetensors", "pt") as file:
         names = sorted(file.keys())
@@ -329,6 +335,44 @@ def test_tensors_that_are_not_the_model_s_are_refused(source, change, told):
     assert told in refused(source)
 
 
+def put_fp8(scales, name="model.layers.0.self_attn.o_proj.weight"):
+    """Codes in the place of a matrix, and what stands beside them."""
+
+    def change(tensors):
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors.update(scales)
+
+    return change
+
+
+O_SCALE = "model.layers.0.self_attn.o_proj.weight_scale_inv"
+
+
+@pytest.mark.parametrize(
+    ("scales", "also", "told"),
+    [
+        ({O_SCALE: torch.ones(1, 1)}, None, None),
+        ({}, None, f"tensor {O_SCALE} is missing"),
+        ({O_SCALE: torch.ones(2, 1)}, None, f"tensor {O_SCALE} is (2, 1), its matrix has (1, 1) blocks"),
+        ({O_SCALE: torch.full((1, 1), torch.nan)}, None, f"{O_SCALE} in model.safetensors has NaN"),
+        ({O_SCALE: torch.ones(1, 1), f"{NORM}_scale_inv": torch.ones(1)}, None, "scales nothing that is fp8"),
+        ({O_SCALE: torch.ones(1, 1)}, drop(NORM), f"tensor {NORM} is missing"),
+        ({O_SCALE: torch.ones(1, 1)}, put(NORM, torch.zeros(31)), f"tensor {NORM} is (31,), config.json says (32,)"),
+        ({O_SCALE: torch.ones(1, 1)}, put("model.more", torch.zeros(3)), "tensor model.more is none of the model"),
+    ],
+)
+def test_tensors_of_a_checkpoint_in_fp8_are_compared_as_well(source, tmp_path, scales, also, told):
+    reweigh(source, put_fp8(scales))
+    reweigh(source, also or (lambda _: None))
+    stated = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit(source / "config.json", quantization_config=stated)
+    if told is not None:
+        assert told in refused(source)
+    else:
+        import_checkpoint(source, tmp_path / "out")
+        load_text(tmp_path / "out")
+
+
 def test_a_cut_off_file_is_refused(source):
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[:-1])
@@ -422,6 +466,8 @@ def test_whole_weights_beside_an_index_are_refused(sharded):
         ({"vocab_size": 200}, "model reads 200 words"),
         ({"hidden_act": "no such thing"}, "SOURCE"),
         ({"rope_parameters": {"rope_type": "evil"}}, "SOURCE"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "take a checkpoint with"),
+        ({"output_router_logits": True}, "output_router_logits is True, which ties the tokens of a batch together"),
     ],
     ids=str,
 )
@@ -516,8 +562,15 @@ def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(source):
 def test_a_folder_that_is_none_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     for name in ("absent", "file"):
-        with pytest.raises(InvalidBackbone, match="cannot be listed"):
+        with pytest.raises(InvalidBackbone, match=r"cannot be listed") as refusal:
             import_checkpoint(tmp_path / name, tmp_path / "out")
+        assert ("nothing is downloaded" in str(refusal.value)) == (name == "absent")
+
+
+def test_what_a_killed_import_left_is_no_backbone(source, tmp_path):
+    shutil.copytree(source, tmp_path / "all" / ".out-x1y2")
+    import_checkpoint(source, tmp_path / "all" / "out")
+    assert [*backbones_in(tmp_path / "all")] == ["out"]
 
 
 def test_a_full_disk_is_told_before_the_copy(source, monkeypatch):

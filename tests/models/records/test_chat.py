@@ -244,6 +244,9 @@ def test_a_template_without_a_system_s_turn_serves_conversations_without_one():
         encode(talk, template=GEMMA)
     ids, mask = encode(talk, template=GEMMA, terms=ChatTerms(column="said", system=False))
     assert runs(ids[0], mask[0]) == ["A<|end|>"]
+    turns = ChatPrompt(("system", "user", "assistant"), ("Be brief.", "Topic of: {note}", "{topic}"))
+    with pytest.raises(InvalidPrompt, match=r"System role not supported; leave out the system's turn"):
+        PromptEncoder(turns, chat_tokenizer(GEMMA), 200)
 
 
 @pytest.mark.parametrize(
