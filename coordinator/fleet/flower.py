@@ -97,6 +97,7 @@ _WAIT_S = 5.0  # for answers, until a waiting driver looks by itself whether a n
 _RESTARTED = "it has connected anew since it was asked, and the question is lost"
 _CALL_S = 4.0  # `serve` must end within 5 s, also while the SuperLink hangs
 _RETRY_S = 5.0  # for the SuperLink to come back; one that was started anew knows no earlier task
+_FAILURE = 32 << 10  # characters of a node's failure, in which one may be written as twelve
 _KEY_TAKEN = 23  # Flower's ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
 
 T = TypeVar("T")
@@ -243,11 +244,20 @@ def _read_reply(reply: Message) -> Packet | NodeFailure:
 
 
 def _read_failure(text: str) -> NodeFailure:
+    """Reads what `failure_text` wrote at a node, or anything else: nothing of it is signed, and it goes into logs."""
     try:
-        told = json.loads(text)
-        return NodeFailure(reason="failed", error=str(told["error"])[:64], message=str(told["message"])[:2000])
-    except (ValueError, KeyError, TypeError):
+        told = json.loads(text) if len(text) <= _FAILURE else {}
+        error, message = told["error"], told["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last at brackets within brackets
+        error = message = None
+    if not isinstance(error, str) or not isinstance(message, str):
         return NodeFailure(reason="failed", error="unreadable")
+    return NodeFailure(reason="failed", error=_one_line(error[:64]), message=_one_line(message[:2000]))
+
+
+def _one_line(text: str) -> str:
+    """Keeps what a terminal shows and a database stores: no line breaks, escapes or lone surrogates."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 class Carrier(Protocol):

@@ -156,6 +156,17 @@ def test_a_silent_node_is_a_timeout_and_holds_nobody_else(fleet_with: Callable[.
         ),
         (Error(2, "not ours"), NodeFailure(reason="failed", error="unreadable")),
         (Error(2, None), NodeFailure(reason="failed", error="unreadable")),
+        (Error(2, "[" * 100_000), NodeFailure(reason="failed", error="unreadable")),
+        (Error(2, "[" * 20_000), NodeFailure(reason="failed", error="unreadable")),
+        (Error(2, '{"error": [1], "message": "x"}'), NodeFailure(reason="failed", error="unreadable")),
+        (
+            Error(2, r'{"error": "\ud800", "message": "a\nb\u001b[2J\udfff"}'),
+            NodeFailure(reason="failed", error=" ", message="a b [2J "),
+        ),
+        (
+            Error(2, failure_text("E" * 64, "\U0001f600" * 3000)),
+            NodeFailure(reason="failed", error="E" * 64, message="\U0001f600" * 2000),
+        ),
     ],
 )
 def test_failures_say_what_happened(
