@@ -1,6 +1,5 @@
 """The calls of our own at the SuperLink, as gate and driver make them; `superlink_process` answers them."""
 
-import datetime as dt
 import struct
 from collections.abc import Collection
 
@@ -37,8 +36,3 @@ def read_ids(content: bytes) -> tuple[int, ...]:
     if len(content) % _ID:
         raise ValueError("ids of nodes have eight bytes")
     return struct.unpack(f">{len(content) // _ID}Q", content)
-
-
-def seconds(moment: str | None) -> float:
-    """Reads Flower's time of a node's activation, in seconds since 1970; 0 for a node that never connected."""
-    return dt.datetime.fromisoformat(moment).timestamp() if moment else 0.0

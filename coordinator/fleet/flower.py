@@ -82,7 +82,7 @@ from ...client_node.flower import pack, unpack
 from ...client_node.wire import one_body
 from ...client_node.wire.messages import Packet
 from ..errors import SuperLinkFailed
-from .calls import COLLECT, NODES, SEND, WAIT_HEADER, seconds
+from .calls import COLLECT, NODES, SEND, WAIT_HEADER
 from .nodes import NodeFailure
 from .wake import wake
 
@@ -180,11 +180,11 @@ class Fleet:
         if len(taken) != len(messages):
             raise SuperLinkFailed(f"the SuperLink took {len(taken)} of {len(messages)} messages")
         sent: dict[str, _Asked] = {}
-        for name, message, message_id in zip(reached, messages, taken, strict=True):
-            if not message_id:
+        for name, each in zip(reached, taken, strict=True):
+            if not each.message_id:
                 yield name, NodeFailure(reason="unknown", message="its key is not registered with the SuperLink")
             else:
-                sent[message_id] = _Asked(name, nodes[name].node_id, message.metadata.created_at)
+                sent[each.message_id] = _Asked(name, nodes[name].node_id, each.activation)
         wake([asked.node_id for asked in sent.values()])
         return sent
 
@@ -192,13 +192,14 @@ class Fleet:
         """Finds the messages to nodes that have connected anew since: whatever they had taken before is lost.
 
         A node connects anew only when it was started, or has given up what it did, and the SuperLink then drops what it
-        was asked before and has not taken.
+        was asked before and has not taken. Activations are told apart by being the same or not, never by their order:
+        the clock may have been set back in between.
         """
         nodes = self._nodes()
         return [
             message_id
             for message_id, asked in waiting.items()
-            if asked.name in nodes and nodes[asked.name].activated_at > asked.written_at
+            if asked.name in nodes and nodes[asked.name].activation != asked.activation
         ]
 
     def _nodes(self) -> dict[str, "_Node"]:
@@ -208,7 +209,7 @@ class Fleet:
         for node in self._carrier.nodes():
             name, is_online = self._site_of(fingerprint(node.public_key)), node.online_until > time.time()
             if name is not None and (is_online or name not in found):
-                found[name] = _Node(node.node_id, is_online, seconds(node.last_activated_at))
+                found[name] = _Node(node.node_id, is_online, node.last_activated_at)
         return found
 
 
@@ -218,7 +219,7 @@ class _Node:
 
     node_id: int
     is_online: bool
-    activated_at: float  # when it connected last, in seconds since 1970
+    activation: str  # its last one, as the SuperLink names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class _Asked:
 
     name: str
     node_id: int
-    written_at: float  # in seconds since 1970
+    activation: str  # of the node, when the SuperLink took the message
 
 
 def _read_reply(reply: Message) -> Packet | NodeFailure:
@@ -260,14 +261,22 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a message: its id, empty if it was not taken, and the activation of its node at that moment."""
+
+    message_id: str
+    activation: str = ""
+
+
 class Carrier(Protocol):
     """Carries messages between a driver and the nodes."""
 
     def nodes(self) -> Iterable[NodeInfo]:
         """Lists the nodes that are online."""
 
-    def send(self, messages: Sequence[Message]) -> list[str]:
-        """Sends messages; returns their ids in the same order, an empty one for a message that was not taken."""
+    def send(self, messages: Sequence[Message]) -> list[Sent]:
+        """Sends messages; returns what became of them in the same order."""
 
     def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:
         """Takes answers to these messages that are whole, as soon as there are some.
@@ -284,7 +293,7 @@ class OneBodyGrid(HttpGrid):
         answer = self._ask(NODES, GetNodesRequest().SerializeToString())
         return list(GetNodesResponse.FromString(answer).nodes)
 
-    def send(self, messages: Sequence[Message]) -> list[str]:
+    def send(self, messages: Sequence[Message]) -> list[Sent]:
         """See `Carrier`."""
         heads, trees = [], []
         parts: dict[str, bytes] = {}
@@ -297,7 +306,8 @@ class OneBodyGrid(HttpGrid):
                 heads.append(message_to_proto(remove_content_from_message(message)))
         pushed = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
         body = one_body.join([pushed.SerializeToString(), *one_body.fitting(parts.values(), most=len(parts))])
-        answer = PushAppMessagesResponse.FromString(self._ask(SEND, body))
+        first, *activations = one_body.split(self._ask(SEND, body), most=len(messages) + 1)
+        answer = PushAppMessagesResponse.FromString(first)
         for name in answer.objects_to_push:
             request = PushObjectRequest(
                 node=self.node, run_id=self.run.run_id, object_id=name, object_content=parts[name],
@@ -305,7 +315,7 @@ class OneBodyGrid(HttpGrid):
             )  # fmt: skip
             if not self._runtime_client.PushObject(request).stored:
                 raise SuperLinkFailed("the SuperLink does not keep a message's parts")
-        return list(answer.message_ids)
+        return [Sent(*pair) for pair in zip(answer.message_ids, map(bytes.decode, activations), strict=True)]
 
     def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:
         """See `Carrier`."""

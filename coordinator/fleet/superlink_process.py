@@ -55,7 +55,6 @@ from starlette.requests import Request
 
 from ...client_node.wire import one_body
 from . import calls
-from .calls import seconds
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class OneBody:
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, secret: bytes = b"") -> None:
         self._app, self._secret = app, secret
-        self._changes = Changes()
+        self._changes, self._activations = Changes(), dict[str, str]()
         self._calls: dict[str, Callable[[Request, bytes, Receive], Awaitable[tuple[bytes, Headers]]]] = {
             one_body.CALLS + one_body.TAKE: self._take,
             one_body.CALLS + one_body.GIVE: self._give,
@@ -118,7 +117,7 @@ class OneBody:
         call = self._calls.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if call is None:
             if scope["type"] == "http" and scope["path"] == "/v1/fleet/pull-messages":
-                drop_stale(_state(Request(scope)))
+                drop_stale(_state(Request(scope)), self._activations)
             await self._app(scope, receive, send)
             if scope["type"] == "http" and scope["path"] in _CHANGING:
                 self._changes.note(nodes=scope["path"] == _ACTIVATION)
@@ -145,7 +144,7 @@ class OneBody:
     async def _take(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
         asked = _read(PullMessagesRequest, body)
         state = _of_node(request, asked)
-        drop_stale(state)
+        drop_stale(state, self._activations)
         found = fleet_handlers.pull_messages(asked, state, state.object_store)
         if not found.messages_list:
             return b"", {}
@@ -170,8 +169,9 @@ class OneBody:
         head, *parts = _frames(body, most=1 << 20)
         pushed = _read(PushAppMessagesRequest, head)
         state, task = _of_task(request)
-        answer = await _beside(len(body), send_questions, state, task, pushed, parts)
-        return answer.SerializeToString(), {}
+        answer = await _beside(len(body), send_questions, state, task, pushed, parts, self._activations)
+        activations = (self._activations.get(name, "").encode() for name in answer.message_ids)
+        return one_body.join([answer.SerializeToString(), *activations]), {}
 
     async def _collect(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
         asked = list(dict.fromkeys(_read(PullAppMessagesRequest, body).message_ids))
@@ -208,19 +208,26 @@ class OneBody:
         for node in online:  # of others it would be an activation, also of one that has just said that it stops
             state.acknowledge_node_heartbeat(node, _BEAT)
         unknown = [node for node in nodes if node not in online]
-        return calls.Beats(unknown=unknown, waiting=waiting_nodes(state)).to_json(), {}
+        return calls.Beats(unknown=unknown, waiting=waiting_nodes(state, self._activations)).to_json(), {}
 
 
-def drop_stale(state: InMemoryLinkState) -> None:
-    """Drops questions that were written before their node connected last: nobody hands them out any more.
+def drop_stale(state: InMemoryLinkState, activations: dict[str, str]) -> None:
+    """Drops questions whose node has connected anew since they were sent: nobody hands them out any more.
 
-    Their driver sees by the same two times that they are lost, and asks anew (`Fleet`). A node that answered both would
-    be one question behind for good, and aggregators that work on different orders refuse each other.
+    Their driver sees by the same two activations that they are lost, and asks anew (`Fleet`). A node that answered both
+    would be one question behind for good, and aggregators that work on different orders refuse each other.
+
+    Args:
+        activations: question -> its node's activation when it was sent; those of questions that are over are removed.
     """
     with state.lock:
+        for name in activations.keys() - state.message_ins_store.keys():
+            del activations[name]
         for name, question in state.message_ins_store.items():
             head, node = question.metadata, state.nodes.get(question.metadata.dst_node_id)
-            if head.delivered_at == "" and node is not None and head.created_at < seconds(node.last_activated_at):
+            if head.delivered_at != "" or node is None:
+                continue
+            if node.last_activated_at != activations.get(name, node.last_activated_at):
                 head.delivered_at = node.last_activated_at
                 state.object_store.delete(name)
 
@@ -240,9 +247,16 @@ def give(state: InMemoryLinkState, pushed: PushMessagesRequest, parts: Iterable[
     return answer
 
 
-def send_questions(state: InMemoryLinkState, task: Task, pushed: PushAppMessagesRequest, parts: Iterable[bytes]) -> Any:
-    """Stores a driver's questions with their parts, as `give` does."""
-    answer = runtime_handlers.push_messages(pushed, state, task)
+def send_questions(
+    state: InMemoryLinkState, task: Task, pushed: PushAppMessagesRequest, parts: Iterable[bytes],
+    activations: dict[str, str],
+) -> Any:  # fmt: skip
+    """Stores a driver's questions with their parts, as `give` does, and notes their nodes' `activations`."""
+    with state.lock:  # so that no node connects between a question and this note
+        answer = runtime_handlers.push_messages(pushed, state, task)
+        for name, head in zip(answer.message_ids, pushed.messages_list, strict=True):
+            if (node := state.nodes.get(head.metadata.dst_node_id)) is not None and name:
+                activations[name] = node.last_activated_at
     missing = set(answer.objects_to_push)
     for name, part in _named(parts):
         if name in missing and state.store_object(task.run_id, answer.session_id, name, part):
@@ -300,9 +314,9 @@ def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
     return [response.SerializeToString(), *parts.values()]
 
 
-def waiting_nodes(state: InMemoryLinkState) -> list[int]:
+def waiting_nodes(state: InMemoryLinkState, activations: dict[str, str]) -> list[int]:
     """Nodes for which questions lie here that have not been handed out."""
-    drop_stale(state)
+    drop_stale(state, activations)
     with state.lock:
         heads = [message.metadata for message in state.message_ins_store.values()]
     return sorted({head.dst_node_id for head in heads if head.delivered_at == ""})

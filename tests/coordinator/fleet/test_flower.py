@@ -17,7 +17,7 @@ from confide.client_node.enrolment.identity import NodeIdentity, fingerprint, wi
 from confide.client_node.flower import failure_text, pack, unpack
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.errors import SuperLinkFailed
-from confide.coordinator.fleet.flower import Fleet, read_claim
+from confide.coordinator.fleet.flower import Fleet, Sent, read_claim
 from confide.coordinator.fleet.nodes import NodeFailure
 
 NODES = {"north": 11, "south": 12, "west": 13}
@@ -46,12 +46,16 @@ class HeldCarrier:
     def nodes(self) -> Iterable[NodeInfo]:
         return self.online
 
-    def send(self, messages: Sequence[Message]) -> list[str]:
+    def send(self, messages: Sequence[Message]) -> list[Sent]:
         self.pushes.append(list(messages))
         for number, message in enumerate(self.pushes[-1]):
             message.metadata.__dict__["_message_id"] = f"{len(self.pushes)}-{number}"
             self.waiting[message.metadata.message_id] = message
-        return [message.metadata.message_id for message in self.pushes[-1]]
+        activations = {node.node_id: node.last_activated_at for node in self.online}
+        return [
+            Sent(message.metadata.message_id, activations.get(message.metadata.dst_node_id, ""))
+            for message in self.pushes[-1]
+        ]
 
     def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:
         names = {number: name for name, number in NODES.items()}

@@ -1,5 +1,6 @@
 """Questions and answers in one body: Flower's own SuperLink with our calls, the gate and nodes, all in this process."""
 
+import datetime as dt
 import json
 import secrets
 import threading
@@ -160,9 +161,9 @@ def chain(pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_a_question_and_its_answer_are_four_requests_to_the_superlink(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vouching, "BEAT_S", 60.0)  # one just now may have seen the question before its node took it
     until(lambda: chain.requests.count(calls.BEATS) > 1)
-    time.sleep(0.1)
+    monkeypatch.setattr(vouching, "BEAT_S", 60.0)  # one just now may have seen the question before its node took it
+    time.sleep(0.5)
     chain.serve("north")
     fleet = chain.drive()
     until(lambda: "north" in fleet.online())
@@ -269,6 +270,7 @@ def asked_of(chain: Chain, session: Session, fleet: Fleet, packet: Packet, timeo
     asking.start()
     question = None
     while question is None:
+        assert asking.is_alive(), f"nothing was asked: {found}"
         question = session.pull()
     return question, asking, found
 
@@ -325,6 +327,37 @@ def test_what_a_daemon_was_asked_before_it_died_does_not_reach_the_next_one(chai
     message = second.receive(question)
     assert unpack(message.content).body == b"new"
     second.answer(message, pack(Packet(b"answer")), until=question.until)
+    asking.join()
+    assert found == {"north": Packet(b"answer")}
+
+
+@pytest.mark.parametrize("back_s", [3600.0, -3600.0])
+def test_questions_arrive_after_the_clock_was_set(chain: Chain, back_s: float) -> None:
+    """By the new clock, the node has connected in an hour's time, or an hour ago."""
+    session, fleet = chain.session("north"), chain.drive()
+    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=back_s)
+    chain.state.nodes[chain.node_id("north")].last_activated_at = moment.isoformat()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    session.answer(session.receive(question), pack(Packet(b"here")), until=question.until)
+    asking.join()
+    assert found == {"north": Packet(b"here")}
+
+
+def test_a_node_that_connects_anew_by_a_clock_set_back_is_not_brought_old_questions(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    node = chain.state.nodes[chain.node_id("north")]
+    failures: dict[str, Any] = {}
+    asking = threading.Thread(target=lambda: failures.update(fleet.ask("plan", {"north": Packet(b"old")}, 20.0)))
+    asking.start()
+    until(lambda: chain.state.message_ins_store)
+    session.close()
+    second = chain.session("north")
+    node.last_activated_at = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).isoformat()
+    asking.join()
+    assert failures["north"].reason == "restarted"
+    question, asking, found = asked_of(chain, second, fleet, Packet(b"new"))
+    assert unpack(second.receive(question).content).body == b"new"
+    second.answer(second.receive(question), pack(Packet(b"answer")), until=question.until)
     asking.join()
     assert found == {"north": Packet(b"answer")}
 
