@@ -314,7 +314,8 @@ class OneBodyGrid(HttpGrid):
                 session_id=answer.session_id,
             )  # fmt: skip
             if not self._runtime_client.PushObject(request).stored:
-                raise SuperLinkFailed("the SuperLink does not keep a message's parts")
+                # Its node has connected anew, and its question is gone: `Fleet` sees that by the node's activation.
+                logger.warning("the SuperLink has no message any more for a part that it asked for")
         return [Sent(*pair) for pair in zip(answer.message_ids, map(bytes.decode, activations), strict=True)]
 
     def collect(self, asked: Collection[str], wait_s: float) -> list[Message]:

@@ -17,16 +17,20 @@ from ...client_node import flower_version  # noqa: F401 (refuses another Flower 
 
 # isort: split
 import asyncio
+import datetime as dt
 import hashlib
 import hmac
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import uvicorn
 from flwr.app import Message
+from flwr.common.constant import Status
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
@@ -59,6 +63,8 @@ from . import calls
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75  # for connections of the gate, whose handshakes cost as much as a question
+_HEAD = 4 << 10  # bytes of a request that carries nothing
+_SENT = 256 << 20  # bytes of what a driver or the gate sends, which have shown who they are before
 _IN_THREAD = 1 << 18  # bytes of a body from which on it is handled beside the others
 _LONGEST_WAIT_S = 30.0
 _LOOK_S = 1.0  # how often a waiting driver's questions are looked through for those that nobody will answer
@@ -103,7 +109,7 @@ class OneBody:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, secret: bytes = b"") -> None:
         self._app, self._secret = app, secret
         self._changes, self._activations = Changes(), dict[str, str]()
-        self._calls: dict[str, Callable[[Request, bytes, Receive], Awaitable[tuple[bytes, Headers]]]] = {
+        self._calls: dict[str, Callable[[Request, Receive], Awaitable[tuple[bytes, Headers]]]] = {
             one_body.CALLS + one_body.TAKE: self._take,
             one_body.CALLS + one_body.GIVE: self._give,
             calls.SEND: self._send,
@@ -116,15 +122,14 @@ class OneBody:
         """Answers one request, or lets Flower do it."""
         call = self._calls.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if call is None:
+            is_changing = scope["type"] == "http" and scope["path"] in _CHANGING
             if scope["type"] == "http" and scope["path"] == "/v1/fleet/pull-messages":
                 drop_stale(_state(Request(scope)), self._activations)
-            await self._app(scope, receive, send)
-            if scope["type"] == "http" and scope["path"] in _CHANGING:
-                self._changes.note(nodes=scope["path"] == _ACTIVATION)
+            await self._app(scope, receive, self._noting(scope["path"], send) if is_changing else send)
             return
         status, headers = 200, Headers()
         try:
-            answer, headers = await call(Request(scope), await _body(receive), receive)
+            answer, headers = await call(Request(scope), receive)
         except FlowerError as err:
             told = API_ERROR_MAP[err.code]
             logger.info("[%s][ApiError:%s] %s", scope["path"], err.code, err.message)
@@ -141,11 +146,21 @@ class OneBody:
         await send({"type": "http.response.start", "status": status, "headers": shown})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _take(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
-        asked = _read(PullMessagesRequest, body)
+    def _noting(self, path: str, send: Send) -> Send:
+        """Wraps `send` so that a change is noted when Flower has answered with 200, and no refused one."""
+
+        async def noted(event: Scope) -> None:
+            await send(event)
+            if event["type"] == "http.response.start" and event["status"] == 200:
+                self._changes.note(nodes=path == _ACTIVATION)
+
+        return noted
+
+    async def _take(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
+        asked = _read(PullMessagesRequest, await _body(receive, _HEAD))
         state = _of_node(request, asked)
         drop_stale(state, self._activations)
-        found = fleet_handlers.pull_messages(asked, state, state.object_store)
+        found = next_question(state, asked)
         if not found.messages_list:
             return b"", {}
         run_id, tree = found.messages_list[0].metadata.run_id, found.message_object_trees[0]
@@ -157,7 +172,8 @@ class OneBody:
         more = _is_waiting(state, asked.node.node_id)
         return one_body.join([found.SerializeToString(), *parts]), {calls.MORE_HEADER: str(int(more))}
 
-    async def _give(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
+    async def _give(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
+        body = await _body(receive, one_body.MAX_BODY)
         head, *parts = _frames(body)
         pushed = _read(PushMessagesRequest, head)
         state = _of_node(request, pushed)
@@ -165,19 +181,23 @@ class OneBody:
         self._changes.note()
         return answer.SerializeToString(), {}
 
-    async def _send(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
+    async def _send(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
+        state, task = _of_task(request)
+        body = await _body(receive, _SENT)
         head, *parts = _frames(body, most=1 << 20)
         pushed = _read(PushAppMessagesRequest, head)
-        state, task = _of_task(request)
         answer = await _beside(len(body), send_questions, state, task, pushed, parts, self._activations)
         activations = (self._activations.get(name, "").encode() for name in answer.message_ids)
         return one_body.join([answer.SerializeToString(), *activations]), {}
 
-    async def _collect(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
-        asked = list(dict.fromkeys(_read(PullAppMessagesRequest, body).message_ids))
+    async def _collect(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
         state, task = _of_task(request)
+        wait_s = float(request.headers.get(calls.WAIT_HEADER, "0"))
+        if not math.isfinite(wait_s):
+            raise ValueError("a wait that never ends")
+        asked = list(dict.fromkeys(_read(PullAppMessagesRequest, await _body(receive, _SENT)).message_ids))
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(float(request.headers.get(calls.WAIT_HEADER, "0")), _LONGEST_WAIT_S)
+        until = loop.time() + min(wait_s, _LONGEST_WAIT_S)
         look, nodes = min(loop.time() + _LOOK_S, until), self._changes.nodes
         gone = asyncio.ensure_future(receive())  # the next that comes is the end of the connection
         try:
@@ -195,15 +215,16 @@ class OneBody:
             gone.cancel()
         return b"", {}
 
-    async def _nodes(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
+    async def _nodes(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
         state, task = _of_task(request)
-        return runtime_handlers.get_nodes(_read(GetNodesRequest, body), state, task).SerializeToString(), {}
+        asked = _read(GetNodesRequest, await _body(receive, _HEAD))
+        return runtime_handlers.get_nodes(asked, state, task).SerializeToString(), {}
 
-    async def _beats(self, request: Request, body: bytes, receive: Receive) -> tuple[bytes, Headers]:
+    async def _beats(self, request: Request, receive: Receive) -> tuple[bytes, Headers]:
         shown = request.headers.get(calls.SECRET_HEADER, "").encode()
         if not self._secret or not hmac.compare_digest(shown, self._secret):
             raise HTTPException(401)
-        state, nodes = _state(request), calls.read_ids(body)
+        state, nodes = _state(request), calls.read_ids(await _body(receive, _SENT))
         online = {node.node_id for node in state.get_node_info(node_ids=nodes, statuses=[NodeStatus.ONLINE])}
         for node in online:  # of others it would be an activation, also of one that has just said that it stops
             state.acknowledge_node_heartbeat(node, _BEAT)
@@ -230,6 +251,20 @@ def drop_stale(state: InMemoryLinkState, activations: dict[str, str]) -> None:
             if node.last_activated_at != activations.get(name, node.last_activated_at):
                 head.delivered_at = node.last_activated_at
                 state.object_store.delete(name)
+
+
+def next_question(state: InMemoryLinkState, asked: PullMessagesRequest) -> Any:
+    """Takes a node's next question of a run that is not over; drops those of runs that are.
+
+    A driver that died leaves them behind, and Flower refuses whatever a node then asks about them.
+    """
+    while (found := fleet_handlers.pull_messages(asked, state, state.object_store)).messages_list:
+        head = found.messages_list[0].metadata
+        if state.get_run_status({head.run_id})[head.run_id].status != Status.FINISHED:
+            break
+        state.delete_messages({head.message_id})
+        state.object_store.delete(head.message_id)
+    return found
 
 
 def give(state: InMemoryLinkState, pushed: PushMessagesRequest, parts: Iterable[bytes]) -> Any:
@@ -266,16 +301,28 @@ def send_questions(
 
 
 def whole_answers(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
-    """Claims answers to these questions of which every part is there, as many as `_ANSWERS` bytes, or one."""
-    chosen, room = set[str](), _ANSWERS
+    """Claims answers to these questions of which every part is there, as many as `_ANSWERS` bytes, or one.
+
+    Flower's own way says "offline" in place of an answer whose node has left since. A node that was removed answers
+    nothing any more.
+    """
+    chosen, room = list[Message](), _ANSWERS
     with state.lock:  # an answer is stored in two steps, by another thread if it is a large one
         for question in asked:
             answer = state.message_ins_id_to_message_res_id.get(question)
             if answer is None or (size := _size(state, answer)) is None or (chosen and size > room):
                 continue
-            chosen.add(question)
+            message = state.message_res_store[answer]
+            head, node = message.metadata, state.nodes.get(message.metadata.src_node_id)
+            if head.run_id != run_id:
+                raise ValueError("a question of another run")
+            is_over = head.created_at + head.ttl <= time.time()
+            if head.delivered_at != "" or is_over or node is None or node.status == NodeStatus.UNREGISTERED:
+                continue
+            head.delivered_at = dt.datetime.now(dt.UTC).isoformat()
+            chosen.append(message)
             room -= size
-        return state.get_message_res(chosen, run_id) if chosen else []
+    return chosen
 
 
 def unanswerable(state: InMemoryLinkState, run_id: int, asked: Iterable[str]) -> list[Message]:
@@ -307,6 +354,8 @@ def packed(state: InMemoryLinkState, answers: Iterable[Message]) -> list[bytes]:
         parts |= {name: store.get(name) or b"" for name in _names(tree)}
     for head in heads:
         question = head.metadata.reply_to_message_id
+        if half := state.message_ins_id_to_message_res_id.get(question):
+            store.delete(half)  # in place of which Flower has said something else
         state.delete_messages(message_ins_ids={question})
         store.delete(head.metadata.message_id)
         store.delete(question)  # which a node that was killed has not confirmed
@@ -383,13 +432,16 @@ async def _beside(size: int, handler: Callable[..., Any], *arguments: Any) -> An
     return handler(*arguments) if size < _IN_THREAD else await run_in_threadpool(handler, *arguments)
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive, most: int) -> bytes:
+    """Reads a body. Raises `HTTPException` (413) as soon as it has more than `most` bytes."""
     body, more = bytearray(), True
     while more:
         event = await receive()
         if event["type"] == "http.disconnect":
             raise ValueError("the connection broke")
         body += event.get("body", b"")
+        if len(body) > most:
+            raise HTTPException(413)
         more = event.get("more_body", False)
     return bytes(body)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from flwr.app import Message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.server.superlink.linkstate import InMemoryLinkState
@@ -31,7 +32,7 @@ from confide.client_node.warm_node import WarmNode
 from confide.client_node.wire import one_body
 from confide.client_node.wire.messages import Packet
 from confide.coordinator.federation.pki import Pki
-from confide.coordinator.fleet import calls
+from confide.coordinator.fleet import calls, flower, superlink_process
 from confide.coordinator.fleet.flower import Fleet, OneBodyGrid, open_grid
 from confide.coordinator.fleet.nodes import NodeFailure
 from confide.coordinator.fleet.superlink_process import OneBody, whole_answers
@@ -360,6 +361,150 @@ def test_a_node_that_connects_anew_by_a_clock_set_back_is_not_brought_old_questi
     second.answer(second.receive(question), pack(Packet(b"answer")), until=question.until)
     asking.join()
     assert found == {"north": Packet(b"answer")}
+
+
+def test_a_node_that_connects_anew_while_its_question_is_sent_ends_no_run(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its question is dropped, and the SuperLink then keeps no part of it."""
+    monkeypatch.setattr(flower, "_WAIT_S", 0.5)
+    session, fleet = chain.session("north"), chain.drive()
+    grid = fleet._carrier
+    assert isinstance(grid, OneBodyGrid)
+    push, pushed = grid._runtime_client.PushObject, list[bool]()
+
+    def slow(request: Any) -> Any:
+        if not pushed:
+            session.close()
+            chain.session("north")
+            chain.post(calls.BEATS, b"", **{calls.SECRET_HEADER: SECRET})
+        answer = push(request)
+        pushed.append(answer.stored)
+        return answer
+
+    grid._runtime_client.PushObject = slow
+    (answer,) = dict(fleet.ask("plan", {"north": Packet(b"{}", {"state": LARGE})}, 20.0)).values()
+    assert not pushed[0]
+    assert isinstance(answer, NodeFailure)
+    assert answer.reason == "restarted"
+
+
+def test_a_question_of_a_run_that_is_over_is_dropped_and_the_next_one_taken(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    grid = fleet._carrier
+    assert isinstance(grid, OneBodyGrid)
+    message = Message(pack(Packet(b"{}")), chain.node_id("north"), "query.plan", ttl=60.0, group_id="")
+    name = grid.send([message])[0].message_id
+    over = chain.state.create_run("", "", chain.fab(), {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+    (task,) = chain.state.get_tasks(run_ids=[over])
+    assert chain.state.claim_task(task.task_id)
+    chain.state.finish_task(task.task_id, "failed", "")  # its driver died, and Flower drops no message
+    chain.state.message_ins_store[name].metadata.__dict__["_run_id"] = over
+    chain.requests.clear()
+    refused = list[Exception]()
+
+    def pull() -> None:
+        try:
+            assert session.pull() is None
+        except Exception as err:
+            refused.append(err)
+
+    pulling = threading.Thread(target=pull)
+    pulling.start()
+    until(lambda: not chain.state.message_ins_store)
+    assert len(chain.state.object_store) == 0
+    session.leave()
+    pulling.join()
+    assert not refused  # or it would connect anew
+
+
+def test_a_whole_answer_counts_though_its_node_has_left(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    message = session.receive(question)
+    with monkeypatch.context() as held:
+        held.setattr(superlink_process, "whole_answers", lambda *_: [])
+        held.setattr(superlink_process, "unanswerable", lambda *_: [])
+        session.answer(message, pack(Packet(b"here")), until=question.until)
+        session.leave()
+    asking.join()
+    assert found == {"north": Packet(b"here")}
+    assert len(chain.state.object_store) == 0
+
+
+def test_an_answer_that_stays_half_leaves_nothing_in_the_store(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    message = session.receive(question)
+    session._patiently = lambda *_: pytest.fail("killed")  # type: ignore[method-assign, misc]
+    with pytest.raises(pytest.fail.Exception):
+        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    session.leave()
+    asking.join()
+    assert isinstance(found["north"], NodeFailure)
+    assert len(chain.state.object_store) == 0
+
+
+def test_a_refused_activation_wakes_no_driver(chain: Chain) -> None:
+    session, fleet = chain.session("north"), chain.drive()
+    until(lambda: "north" in fleet.online())
+    asking = threading.Thread(target=lambda: list(fleet.ask("plan", {"north": Packet(b"{}")}, 3.0)))
+    asking.start()
+    until(lambda: calls.COLLECT in chain.requests)
+    before = chain.requests.count(calls.COLLECT)
+    assert all(chain.post("/v1/fleet/activate-node", b"x").status_code != 200 for _ in range(10))
+    assert chain.requests.count(calls.COLLECT) == before
+    session.leave()
+    asking.join()
+
+
+def test_bodies_are_bounded_and_waits_end(chain: Chain) -> None:
+    grid = chain.drive()._carrier
+    assert isinstance(grid, OneBodyGrid)
+    assert chain.post(one_body.CALLS + one_body.TAKE, bytes(1 << 20)).status_code == 413
+    for wait in ("nan", "inf"):
+        headers = {"flwr-task-token": grid._token, calls.WAIT_HEADER: wait}
+        assert chain.post(calls.COLLECT, b"", **headers).status_code == 400
+
+
+def test_a_beat_in_flight_does_not_send_a_node_away_that_has_just_connected(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.session("north").close()
+    beats, upstream, node = chain.gate_app._vouching, chain.gate_app._upstream, chain.node_id("north")
+    post, told = upstream.post, threading.Event()
+
+    async def late(path: str, headers: Any, body: bytes) -> Any:
+        answer = await post(path, headers, body)
+        if path == calls.BEATS and node in calls.Beats.model_validate_json(answer[2]).unknown:
+            beats.connect(node)  # as when it connects while this answer is on its way
+            told.set()
+        return answer
+
+    monkeypatch.setattr(upstream, "post", late)
+    chain.state.deactivate_node(node)
+    beats.hear(node)
+    assert told.wait(10)
+    monkeypatch.setattr(upstream, "post", post)
+    time.sleep(0.05)
+    assert not beats.is_forgotten(node)
+
+
+def test_no_error_ends_the_beats(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream, failed = chain.gate_app._upstream, threading.Event()
+
+    async def odd(*_: Any) -> Any:
+        failed.set()
+        raise LookupError("nobody's")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(upstream, "post", odd)
+        assert failed.wait(10)
+    chain.requests.clear()
+    until(lambda: calls.BEATS in chain.requests)
+    assert "a beat failed (LookupError" in caplog.text
 
 
 def test_a_driver_that_dies_while_it_waits_leaves_its_answers_to_the_next_question(chain: Chain) -> None:
