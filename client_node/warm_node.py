@@ -184,8 +184,8 @@ _REFUSALS: Mapping[str, str] = {
 }
 _AGAIN: Mapping[str, str] = {
     "in-use": (
-        "another daemon uses this node's key. If it was killed on another machine, this one is let in within 20 s. If "
-        "it runs, from a copy of this home, stop one of the two; if nobody here started it, have this node revoked"
+        "another daemon uses this node's key. If it was killed on another machine, this one is let in within 20 s, "
+        "within 70 s if that machine was cut off or stands still. If it runs, from a copy of this home, stop one of the two; if nobody here started it, have this node revoked"
     ),
     "replaced": (
         "another daemon uses this node's key, and took over while this one was silent. Stop one of the two; if nobody "
@@ -193,5 +193,8 @@ _AGAIN: Mapping[str, str] = {
     ),
     "reconnect": "the coordinator was restarted, and this node has to connect anew",
     "older": "the coordinator runs an older version of confide than this node and cannot serve it; upgrade it first",
-    "clock": "this machine's clock and the coordinator's are more than four minutes apart; set the clock",
+    "clock": (
+        "this machine's clock is more than four minutes behind the coordinator's, or more than five seconds ahead; set "
+        "the clock"
+    ),
 }

@@ -76,6 +76,7 @@ _PATHS = {call: path for path, call in _CALLS.items()}
 _OWN_CAP = 32 << 10
 _AWAY_POLL_S = 0.25  # how often a held activation is tried again
 _CLOCK_S = 300.0  # Flower's own tolerance
+_AHEAD_S = 5.0  # and for a clock that is ahead
 _BODY_S = 60.0  # for a whole request body to arrive
 _STRANGERS_BODY_S = 10.0
 _REST_S, _REST = 2.0, 256 << 10  # seconds and bytes that the rest of a refused request may take
@@ -410,7 +411,8 @@ class FleetGate:
         except InvalidSignature as err:
             self._log.known("signature", key_id, "%s showed the key of site %r but cannot sign with it", peer, site)
             raise _TurnedAway(401, refused="signature") from err
-        if abs(shown.age_s) > _CLOCK_S - max(HOLD_S.values()):  # the SuperLink may see it when it was held
+        oldest = _CLOCK_S - max(HOLD_S.values())  # the SuperLink may see it when it was held
+        if not -_AHEAD_S < shown.age_s <= oldest:
             self._log.known("clock", key_id, "the clock of site %r is off by %.0f s, from %s", site, shown.age_s, peer)
             raise _TurnedAway(503, refused="clock")  # its operator can mend that without a new enrolment
         return shown, site

@@ -42,7 +42,8 @@ class Upstream:
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     return await self._exchange(b"\r\n".join(head), body)
-            except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as err:  # OSError: TLS and timeouts too
+            except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError) as err:
+                # OSError: TLS and timeouts too; IndexError: a status line without a status
                 raise UpstreamAway(f"{self._host}:{self._port}: {err}") from err
 
     async def close(self) -> None:

@@ -5,6 +5,9 @@ The gate sees when that connection ends, by the kernel's keep-alives also when t
 that hold a request, or have sent one a moment ago, it sends one beat together. The answer names nodes that do not count
 as online at the SuperLink, mostly because it was started anew: they have to connect anew. It also names nodes for which
 questions lie there: a lost call of a driver costs no more than the time between two beats.
+
+A node that is halted, or whose machine is gone behind a proxy that keeps the connection, counts as online until its
+request has been held to the end and 20 s have passed: 70 s at most.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ...mpc.crash import spot
 from ..fleet import WakeListener
 from ..fleet.calls import BEATS, SECRET_HEADER, Beats, write_ids
 from .upstream import Upstream, UpstreamAway
@@ -53,6 +57,7 @@ class Vouching:
         self._heard: dict[int, float] = {}
         self._vouched: frozenset[int] = frozenset()  # at the last beat, and known there
         self._forgotten: set[int] = set()
+        self._connected: set[int] = set()  # since the last beat was sent, which knows nothing of that
 
     def hear(self, node: int) -> None:
         """Notes a request of this node."""
@@ -61,6 +66,7 @@ class Vouching:
     def connect(self, node: int) -> None:
         """Notes that the SuperLink has activated this node."""
         self._forgotten.discard(node)
+        self._connected.add(node)
         self.hear(node)
 
     def leave(self, node: int) -> None:
@@ -101,6 +107,10 @@ class Vouching:
                     logger.warning("the gate cannot vouch for nodes just now, and tries again: %s", err)
                 was_well, self._vouched = False, frozenset()
                 await asyncio.sleep(RETRY_S)
+            except Exception as err:  # without beats every idle node would lapse, for good
+                logger.error("a beat failed (%s at %s); the gate goes on", type(err).__name__, spot(err))
+                was_well, self._vouched = False, frozenset()
+                await asyncio.sleep(BEAT_S)
             else:
                 was_well = True
                 await asyncio.sleep(BEAT_S)
@@ -113,12 +123,13 @@ class Vouching:
         there = {held.node for held in self._held}
         self._heard = {node: at for node, at in self._heard.items() if now - at < _FRESH_S or node in there}
         nodes = frozenset(self._heard)
+        self._connected.clear()
         headers = [(SECRET_HEADER.encode(), self._secret.encode())]
         status, _, answer = await self._upstream.post(BEATS, headers, write_ids(nodes))
         try:
             told = Beats.model_validate_json(answer if status == 200 else b"")
         except ValueError as err:
             raise UpstreamAway(f"the SuperLink answered a beat with {status}") from err
-        self._forgotten |= set(told.unknown) & self._heard.keys()
+        self._forgotten |= (set(told.unknown) & self._heard.keys()) - self._connected
         self._vouched = nodes - set(told.unknown)
         self._calls.call([*told.waiting, *told.unknown])

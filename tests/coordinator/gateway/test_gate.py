@@ -168,6 +168,14 @@ def test_showing_anothers_key_without_holding_it_is_refused(gate: Setting, caplo
     assert "showed the key of site 'north' but cannot sign with it" in caplog.text
 
 
+@pytest.mark.parametrize(("ahead_s", "status"), [(4.0, 200), (6.0, 503), (100.0, 503), (-240.0, 200), (-251.0, 503)])
+def test_a_clock_that_the_superlink_would_refuse_is_named_at_once(gate: Setting, ahead_s: float, status: int) -> None:
+    shown = signed(gate.north, dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead_s))
+    response = gate.client.post("/v1/fleet/pull-messages", content=pull(7), headers=shown)
+    assert response.status_code == status
+    assert response.headers.get("confide-refused") == ("clock" if status == 503 else None)
+
+
 @pytest.mark.parametrize("missing", ["flwr-public-key", "flwr-timestamp", "flwr-signature"])
 def test_a_request_without_one_of_the_three_headers_is_refused(gate: Setting, missing: str) -> None:
     headers = {name: value for name, value in signed(gate.north).items() if name != missing}
@@ -345,7 +353,7 @@ def test_nodes_are_told_to_try_again_while_the_superlink_is_away(
 def test_a_held_poll_is_answered_when_a_driver_calls(gate: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [b""]
     gate.superlink.answer = lambda path, body: waiting[0]
-    monkeypatch.setitem(gate_module.HOLD_S, "pull-messages", 600.0)  # far beyond the client's patience
+    monkeypatch.setitem(gate_module.HOLD_S, "pull-messages", 200.0)  # far beyond the client's patience
     monkeypatch.setenv(PORT_VARIABLE, str(gate.upstream_port))
 
     def deliver() -> None:
