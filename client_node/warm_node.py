@@ -185,7 +185,8 @@ _REFUSALS: Mapping[str, str] = {
 _AGAIN: Mapping[str, str] = {
     "in-use": (
         "another daemon uses this node's key. If it was killed on another machine, this one is let in within 20 s, "
-        "within 70 s if that machine was cut off or stands still. If it runs, from a copy of this home, stop one of the two; if nobody here started it, have this node revoked"
+        "within 70 s if that machine was cut off or stands still. If it runs, from a copy of this home, stop one of "
+        "the two; if nobody here started it, have this node revoked"
     ),
     "replaced": (
         "another daemon uses this node's key, and took over while this one was silent. Stop one of the two; if nobody "

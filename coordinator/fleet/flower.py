@@ -263,7 +263,7 @@ def _one_line(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a message: its id, empty if it was not taken, and the activation of its node at that moment."""
+    """A message as it was sent: its id, empty if it was not taken, and the activation of its node at that moment."""
 
     message_id: str
     activation: str = ""
