@@ -25,7 +25,7 @@ from confide.client_node.study.study import load_draft
 from confide.client_node.training.kept_states import RecordStates
 from confide.client_node.training.study_model import load_study_model
 from confide.models.records.kind import Examples
-from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
+from confide.privacy.mechanism.batches import BatchShapes, RowStates, probed_shapes
 from confide.privacy.mechanism.sampling import SeededBytes
 from confide.privacy.mechanism.site_round import ReleaseTerms, private_release
 
@@ -71,10 +71,10 @@ def measure(
     seconds: dict[str, list[float]] = {"all layers": [], "kept states": []}
     sums = {}
     for turn in range(turns):
-        for name, entering in (("all layers", None), ("kept states", states)):
+        for name, entering in (("all layers", None), ("kept states", states.of)):
             source = SeededBytes(f"turn {turn}".encode())  # the same sample for both
 
-            def step(entering: RecordStates | None = entering, source: SeededBytes = source, name: str = name) -> None:
+            def step(entering: RowStates | None = entering, source: SeededBytes = source, name: str = name) -> None:
                 sums[name] = private_release(
                     adapted, examples.ids, examples.targets, examples.units,  # type: ignore[arg-type]
                     terms=terms, shapes=shapes, source=source, entering=entering,

@@ -5,9 +5,8 @@ PRIVATE: they are the records in another form; see `kept_files`.
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import overload
 
 import numpy as np
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor
 from ...models.adapters import AdaptedModel
 from ...models.records.kind import Examples
 from ...privacy.mechanism.batches import BatchShapes, entering_states, used_tokens
+from ...privacy.mechanism.sampling import Integers
 from ..data.kept_files import FILE_BYTES, MARK_BYTES, StateStore
 
 
-class RecordStates(Sequence[Tensor]):
+class RecordStates:
     """The kept states of a table's records, by row: [tokens, D] each."""
 
     def __init__(
@@ -80,32 +80,26 @@ class RecordStates(Sequence[Tensor]):
         """Deletes all of them."""
         self._store.retain(())
 
-    def __len__(self) -> int:
-        return len(self._marks)
+    def of(self, rows: Integers) -> list[Tensor]:
+        """Reads the states of some rows, and computes, together, those that are not kept or damaged: the same bits."""
+        found = {row: states for row in rows.tolist() if (states := self._read(row)) is not None}
+        missing = np.array([row for row in rows.tolist() if row not in found], dtype=np.int64)
+        found |= dict(self._computed(missing))
+        return [found[row] for row in rows.tolist()]
 
-    @overload
-    def __getitem__(self, row: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, row: int | slice) -> Tensor | Sequence[Tensor]:
-        """Reads the states of a row, or computes them if they are damaged."""
-        if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(len(self)))]
+    def _read(self, row: int) -> Tensor | None:
         data = self._store.read(self._marks[row])
         shape = int(self._used[row]), self._width
-        if data is not None and len(data) == shape[0] * shape[1] * self._dtype.itemsize:
-            return torch.frombuffer(bytearray(data), dtype=self._dtype).view(shape)
-        ((_, states),) = self._computed(np.array([row]))
-        return states
+        if data is None or len(data) != shape[0] * shape[1] * self._dtype.itemsize:
+            return None
+        return torch.frombuffer(bytearray(data), dtype=self._dtype).view(shape)
 
-    def _missing(self) -> np.ndarray:
+    def _missing(self) -> Integers:
         """Rows whose states are to be computed, the first of equal ones."""
         first, kept = {mark: row for row, mark in reversed([*enumerate(self._marks)])}, {*self._store.marks()}
         return np.array([row for mark, row in first.items() if mark not in kept], dtype=np.int64)
 
-    def _computed(self, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+    def _computed(self, rows: Integers) -> Iterator[tuple[int, Tensor]]:
         found = entering_states(
             self._adapted, self._ids[rows], self._used[rows], self._shapes, threads=self._threads
         )  # fmt: skip

@@ -21,7 +21,7 @@ from ...models.evaluation.binned import bin_of
 from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
-from ...privacy.mechanism.batches import probed_shapes
+from ...privacy.mechanism.batches import RowStates, probed_shapes, states_when_asked
 from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import kept_gap, refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
@@ -104,7 +104,8 @@ class Trainer:
             group: processes that compute with this one; None for none.
             place: puts the model where it shall be computed, before it is run for the first time.
             known: shapes of batches that were found here before; None to find them anew.
-            kept: where states that enter the lowest adapted layer are kept; None to compute all layers in every step.
+            kept: where states that enter the lowest adapted layer are kept; None to compute them in every step, with
+                the same result.
 
         Raises:
             BackboneMismatch: the directory holds another backbone, or the adapter has another size.
@@ -141,8 +142,10 @@ class Trainer:
         if place is not None:
             place(self.adapted)
         lengths = self._model.family.probe_lengths(self.adapted.model.config, study.draft.data.max_tokens)
-        self._kept = kept if group is None and place is None and self._can_keep(lengths) else None
-        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths, are_kept=self._kept is not None)
+        # Where a step begins decides its last bits, so it follows from study, model and limits alone, not from records.
+        self._resumes = group is None and place is None and self._can_keep(lengths)
+        self._kept = kept if self._resumes else None
+        refuse_dependence(self.adapted, words=self._model.words, lengths=lengths, are_kept=self._resumes)
         probe = partial(
             probed_shapes,
             self.adapted,
@@ -164,13 +167,13 @@ class Trainer:
 
     @property
     def is_warm(self) -> bool:
-        """True if steps start from kept states, or none are kept here; False if some are still to be computed."""
+        """True if all states that steps start from are kept, or none are kept here; False if some are missing yet."""
         return self._kept is None or (self._states is not None and self._states.is_whole)
 
     @property
     def starts_from(self) -> Literal["tokens", "kept states"]:
-        """Names what a step computes from."""
-        return "tokens" if self._kept is None or not self.is_warm else "kept states"
+        """Names what a step computes from, for its time: not all kept, it computes states first, to the same bits."""
+        return "kept states" if self._states is not None and self._states.is_whole else "tokens"
 
     def look_at_kept(self) -> None:
         """Reads the table, if it was not read yet, and finds out which of its records have kept states.
@@ -187,7 +190,7 @@ class Trainer:
                 self._shapes,
                 self._kept.store(),
                 facts={"computing": computing_digest(self._study, self.adapted, self._max_rows)},
-                threads=1 if self._study.draft.privacy.mode == "none" else None,
+                threads=self._state_threads,
             )
             try:
                 self._kept.require_room(states.num_bytes, has_all=states.is_whole)
@@ -222,7 +225,7 @@ class Trainer:
             shapes=self._shapes,
             source=self._source(round_number),
             group=self._group,
-            entering=self._states if self.starts_from == "kept states" else None,
+            entering=self._entering(found) if self._resumes else None,
         )
 
     def histogram(
@@ -288,13 +291,24 @@ class Trainer:
             )
         return gap < _MOST_GAP
 
+    @property
+    def _state_threads(self) -> int | None:
+        """Threads of the arithmetic in a step; None for those of its shapes."""
+        return 1 if self._study.draft.privacy.mode == "none" else None
+
+    def _entering(self, found: Examples) -> RowStates:
+        """Gives what reads kept states of rows, and computes those that are not there."""
+        if self._states is not None:
+            return self._states.of
+        return states_when_asked(self.adapted, found.ids, found.targets, self._shapes, threads=self._state_threads)
+
     @contextmanager
     def _kept_or_not(self) -> Iterator[None]:
-        """Goes on without kept states if they cannot be kept: a step needs none."""
+        """Goes on without kept states if they cannot be kept: steps compute them."""
         try:
             yield
         except (OSError, FileDamaged, NoRoom) as err:
-            logger.warning("study %s: no states are kept, so all layers are computed: %s", self._study.name, err)
+            logger.warning("study %s: no states are kept, so steps compute them: %s", self._study.name, err)
             self._kept = self._states = None
 
     def _load(self) -> Examples:

@@ -30,7 +30,7 @@ from ...models.evaluation.metrics import auc
 from ...models.heads import pooled
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode, site_noise
-from ...privacy.mechanism.batches import BatchShapes, entering_states, probed_shapes, used_tokens
+from ...privacy.mechanism.batches import BatchShapes, RowStates, entering_states, probed_shapes, used_tokens
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import round_release
 from ..studies.learning_rates import with_rates
@@ -168,12 +168,12 @@ def federate(
 
 def _entering(
     adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes, *, threads: int | None
-) -> list[torch.Tensor] | None:
+) -> RowStates | None:
     """Computes the frozen layers once a record, as a site does; None if no layer lies below what is trained."""
     if not adapted.frozen_layers:
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes, threads=threads))
-    return [found[row] for row in range(len(ids))]
+    return lambda rows: [found[row] for row in rows.tolist()]
 
 
 def private_linear(

@@ -13,7 +13,7 @@ Legend: `R` rows, `T` tokens.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -68,6 +68,8 @@ class BatchShapes:
 
 
 ONE_BY_ONE = BatchShapes()
+
+RowStates = Callable[[Integers], Sequence[Tensor]]  # numbers of rows -> of each, what `entering_states` gives for it
 
 
 def used_tokens(ids: npt.NDArray[np.int64], targets: npt.NDArray[np.generic]) -> Integers:
@@ -137,6 +139,24 @@ def entering_states(
             states_RTD = adapted.entering(torch.as_tensor(filled, device=device)).cpu()
         for row, states_TD in zip(rows.tolist(), states_RTD, strict=False):
             yield row, states_TD[: int(used_of_row[row])].clone()
+
+
+def states_when_asked(
+    adapted: AdaptedModel,
+    ids: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.generic],
+    shapes: BatchShapes,
+    *,
+    threads: int | None = None,
+) -> RowStates:
+    """Gives what computes the states of rows whenever a step asks for them, and keeps none; see `entering_states`."""
+    used = used_tokens(ids, targets)
+
+    def states_of(rows: Integers) -> Sequence[Tensor]:
+        found = dict(entering_states(adapted, ids[rows], used[rows], shapes, threads=threads))
+        return [found[place] for place in range(len(rows))]
+
+    return states_of
 
 
 def probed_shapes(adapted: AdaptedModel, *, max_tokens: int, max_rows: int, max_records: int) -> BatchShapes:

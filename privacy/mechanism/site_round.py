@@ -5,7 +5,6 @@ Privacy unit: all records of one unit id, added or removed together.
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +18,16 @@ from ...models.adapters import AdaptedModel
 from ...models.errors import StateMismatch
 from ..errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
 from . import adaptive_clipping
-from .batches import ONE_BY_ONE, Batch, BatchShapes, batch_states, microbatches, thread_count, used_tokens
+from .batches import (
+    ONE_BY_ONE,
+    Batch,
+    BatchShapes,
+    RowStates,
+    batch_states,
+    microbatches,
+    thread_count,
+    used_tokens,
+)
 from .clipping import MAX_UNITS, PerUnitClipper
 from .noise import MAX_SIGMA
 from .opacus_optimizer import LoRADPOptimizer, RingNoise, StepHook
@@ -107,7 +115,7 @@ def round_release(
     shapes: BatchShapes = ONE_BY_ONE,
     source: RandomBytes = os.urandom,
     group: WorkerGroup = _ALONE,
-    entering: Sequence[torch.Tensor] | None = None,
+    entering: RowStates | None = None,
 ) -> Integers:
     """Computes a site's release for a round that begins at `state`: int64, as long as `state`.
 
@@ -171,7 +179,7 @@ def private_release(
     on_step: StepHook | None = None,
     log_clip: float = 0.0,
     group: WorkerGroup = _ALONE,
-    entering: Sequence[torch.Tensor] | None = None,
+    entering: RowStates | None = None,
 ) -> Integers:
     """The noised, clipped gradient sum of one Poisson sample of units, as int64 [dim] in ring units of 2**-scale_bits.
 
@@ -194,9 +202,10 @@ def private_release(
         on_step: runs once, before the release, as an Opacus step hook: for its accountants.
         log_clip: with adaptive clipping, the threshold is terms.clip_norm * exp(log_clip).
         group: processes that compute parts of the sum, at the state that `adapted` has here.
-        entering: of each row, [tokens, width]: the states of its tokens that enter the lowest adapted layer, as
-            `batches.entering_states` computes them; each a function of that row alone. Only those of the sample are
-            read. None computes all layers. Only for a group of one.
+        entering: gives, for the rows of a batch, the states of their tokens that enter the lowest adapted layer, as
+            `batches.entering_states` computes them; each a function of that row alone, to the last bit, whether it
+            was kept or is computed now. None computes all layers in the shape of a unit's batch: other bits, so which
+            of the two a site takes may not depend on its table. Only for a group of one.
 
     Raises:
         BatchMalformed: the arrays do not fit together, or there are more units than an exact sum can hold; or states
@@ -211,11 +220,8 @@ def private_release(
         raise BatchMalformed(
             f"ids {ids.shape}, targets {targets.shape}, units {np.shape(unit_of_row)} do not fit together"
         )
-    if entering is not None and (len(entering) != len(ids) or group.size > 1):
-        raise BatchMalformed(
-            f"kept states of {len(entering)} rows for {len(ids)} rows and {group.size} processes: need those of each "
-            "row, and one process"
-        )
+    if entering is not None and group.size > 1:
+        raise BatchMalformed(f"states of rows are given to {group.size} processes: the others compute all layers")
     used = used_tokens(ids, targets)
     shares = shared_out(_draw(np.asarray(unit_of_row), terms, source), group.size)
     passes = max(sum(1 for _ in microbatches(share, used, shapes)) for share in shares)
@@ -305,7 +311,7 @@ def _sum_up(
     terms: ReleaseTerms,
     shapes: BatchShapes,
     optimizer: LoRADPOptimizer,
-    entering: Sequence[torch.Tensor] | None = None,
+    entering: RowStates | None = None,
 ) -> None:
     """Adds the clipped gradients of these units, in exactly `passes` passes over the model."""
     batches = list(microbatches(rows_of_unit, used_tokens(ids, targets), shapes))
@@ -347,7 +353,7 @@ def _accumulate(
     targets: npt.NDArray[np.generic],
     batch: Batch,
     optimizer: LoRADPOptimizer,
-    entering: Sequence[torch.Tensor] | None,
+    entering: RowStates | None,
 ) -> None:
     rows, sizes = np.concatenate(batch.rows_of_unit), np.array([len(own) for own in batch.rows_of_unit])
     device = next(iter(adapted.trained.values())).device
@@ -358,10 +364,17 @@ def _accumulate(
         missing = [(0, full - there) for full, there in zip((batch.num_rows, batch.length), values.shape, strict=False)]
         return torch.as_tensor(np.pad(values, missing), device=device)
 
-    # Read before the microbatch is open: what is found damaged is computed anew, by the model.
-    states = None if entering is None else batch_states([entering[row] for row in rows], batch).to(device)
+    # Before the microbatch is open: what is not kept is computed now, by the model.
+    states = None if entering is None else _states_of(rows, batch, entering).to(device)
     with optimizer.clipper.microbatch(np.repeat(batch.units, sizes), batch.length, num_rows=batch.num_rows):
         by_row = adapted.losses(filled(ids[rows]), filled(targets[rows]), states)
         share = filled(np.repeat(1 / sizes, sizes)).to(by_row)  # the mean inside a unit
         (by_row * share).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.accumulate()
+
+
+def _states_of(rows: Integers, batch: Batch, entering: RowStates) -> torch.Tensor:
+    found = entering(rows)
+    if len(found) != len(rows):
+        raise BatchMalformed(f"states of {len(found)} rows for a batch of {len(rows)}: need those of each row")
+    return batch_states(found, batch)

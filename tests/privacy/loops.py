@@ -14,7 +14,7 @@ from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.families import family_in
 from confide.models.backbones.packing import linear_layers
 from confide.models.heads.pooling import PooledHead
-from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, entering_states, used_tokens
+from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, RowStates, entering_states, used_tokens
 
 from ..models.tiny import tiny_deepseek
 
@@ -172,6 +172,11 @@ def kept_states(
         return None
     found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes))
     return [found[row] for row in range(len(ids))]
+
+
+def given(states: list[torch.Tensor] | None) -> RowStates | None:
+    """Hands kept states to a step."""
+    return None if states is None else lambda rows: [states[row] for row in rows]
 
 
 def completing_tiny(*, dtype: torch.dtype = torch.float32, layers: tuple[int, ...] | None = None) -> AdaptedModel:

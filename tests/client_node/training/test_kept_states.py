@@ -5,16 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from confide.client_node.data import kept_files
 from confide.client_node.data.kept_files import FOLDER, KeptStates
 from confide.client_node.training import kept_states
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.trainer import Trainer
+from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.mechanism.batches import BatchShapes
 
+from ...models.tiny import byte_tokenizer
 from ..conftest import NOTES_CSV, Site
 from ..test_node import Desk
+from . import test_trainer
 from .test_trainer import LAST_LAYER, NONE, new_trainer, text_desk
 
 
@@ -37,22 +42,95 @@ def shapes_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "probed_shapes", lambda *_, **__: BatchShapes({32: (8, 4), 64: (4,)}, 1))
 
 
-def test_a_step_from_kept_states_releases_what_one_from_tokens_does(site: Site):
-    desk = kept_desk(site)
-    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
-    want = new_trainer(desk).release(state, 1)
+def made_up_states(trainer: Trainer) -> list[np.ndarray]:
+    """An ordinary one, and such where a rounding decides gradients."""
+    rng, layout = np.random.default_rng(0), trainer.adapted.layout
+    ordinary = rng.normal(0, 0.3, layout.dim).astype(np.float32)
+    return [ordinary, *(made_up_state(layout, rng) for _ in range(4))]
+
+
+LONG_CSV = """patient_id,note,finding
+p1,feels tired and gains weight and sleeps badly cold,low
+p1,cold hands now,low
+p2,has lost weight in a short time and is hot,high
+p2,hot hands now,high
+"""
+OWN = "p3,well,none\n"
+
+
+def save_wide_backbone(directory: Path) -> None:
+    """So wide that products of other numbers of rows are rounded otherwise, and padding can go to other experts."""
+    tokenizer, generator = byte_tokenizer(), torch.Generator().manual_seed(0)
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, moe_intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=4,
+            num_experts_per_tok=2, mlp_only_layers=[0], max_position_embeddings=256, use_cache=False, pad_token_id=0,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture
+def fine_desk(site: Site, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Its units have records of two lengths, and its sums are rounded so finely that one bit of a gradient shows."""
+    shapes = BatchShapes({24: (8,), 32: (8,), 48: (5,), 64: (4,)}, 1)
+    monkeypatch.setattr(trainer_module, "probed_shapes", lambda *_, **__: shapes)
+    monkeypatch.setattr(test_trainer, "save_text_backbone", save_wide_backbone)
+    targets = '["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'
+    changes = (f"targets = {targets}", 'targets = ["gate", "experts"]'), ("max_tokens = 64", "max_tokens = 63")
+    desk = text_desk(site, *NONE, LAST_LAYER, *changes, table=LONG_CSV)
+    return replace(desk, study=desk.study.model_copy(update={"scale_bits": 40}))
+
+
+def test_a_step_gives_the_same_bits_whatever_is_kept(fine_desk: Desk):
+    desk = fine_desk
+    never = new_trainer(desk)  # limits.kept_states_bytes = 0
+    states = made_up_states(never)
+    want = [never.release(state, 1) for state in states]
+    assert all(np.linalg.norm(found) > 2**30 for found in want)
     trainer = kept_trainer(desk)
     assert (trainer.is_warm, trainer.starts_from) == (False, "tokens")
-    np.testing.assert_array_equal(trainer.release(state, 1), want)
+    np.testing.assert_array_equal([trainer.release(state, 1) for state in states], want)
     trainer.keep(seconds=60)
     assert (trainer.is_warm, trainer.starts_from) == (True, "kept states")
-    got = trainer.release(state, 1)
-    assert np.linalg.norm(got - want) <= 5e-7 * np.linalg.norm(want)
-    assert np.linalg.norm(want) > 1000
+    np.testing.assert_array_equal([trainer.release(state, 1) for state in states], want)
     again = kept_trainer(desk)  # after a restart
     again.look_at_kept()
     assert again.is_warm
-    np.testing.assert_array_equal(again.release(state, 1), got)
+    np.testing.assert_array_equal([again.release(state, 1) for state in states], want)
+
+
+def test_a_step_that_finds_only_some_states_kept_gives_the_same_bits(site: Site, fine_desk: Desk, monkeypatch):
+    desk = fine_desk
+    monkeypatch.setattr(kept_states, "FILE_BYTES", 1)
+    trainer = kept_trainer(desk)
+    trainer.keep(seconds=-1)
+    assert len(files_of(site.home)) == 1
+    assert (trainer.is_warm, trainer.starts_from) == (False, "tokens")
+    for state in made_up_states(trainer):
+        np.testing.assert_array_equal(trainer.release(state, 1), new_trainer(desk).release(state, 1))
+
+
+def test_a_unit_for_which_there_is_no_room_moves_nothing_of_the_others(site: Site, fine_desk: Desk):
+    desk = fine_desk
+    states = made_up_states(new_trainer(desk))
+    tables = {"others": LONG_CSV, "own": LONG_CSV.partition("\n")[0] + "\n" + OWN, "all": LONG_CSV + OWN}
+    limit, sums, starts = 0, {}, {}
+    for name, table in tables.items():
+        (site.home / "patients.csv").write_text(table)
+        trainer = kept_trainer(desk, limit or 2**20)
+        trainer.keep(seconds=60)
+        starts[name] = trainer.starts_from
+        limit = limit or trainer._states.num_bytes  # room for the others alone
+        sums[name] = np.array([trainer.release(state, 1) for state in states])
+    assert starts == {"others": "kept states", "own": "kept states", "all": "tokens"}
+    assert np.abs(sums["all"] - sums["others"] - sums["own"]).max() <= 2  # of three roundings
 
 
 def test_equal_records_are_kept_once_and_bytes_are_as_the_docs_say(site: Site):
@@ -114,18 +192,19 @@ def test_a_limit_that_was_lowered_deletes_what_was_kept(site: Site):
     assert not files_of(site.home)
 
 
-def test_a_disk_that_takes_no_states_stops_no_step(site: Site, caplog, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_takes_no_states_moves_no_bit_of_a_step(fine_desk: Desk, caplog, monkeypatch):
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    desk = kept_desk(site)
+    desk = fine_desk
     trainer = kept_trainer(desk)
     trainer.look_at_kept()
     monkeypatch.setattr(kept_files, "write_private", full)
     trainer.keep(seconds=60)
     assert (trainer.is_warm, trainer.starts_from) == (True, "tokens")
     assert "No space left" in caplog.text
-    assert trainer.release(np.zeros(desk.study.dim, np.float32), 1).any()
+    for state in made_up_states(trainer):
+        np.testing.assert_array_equal(trainer.release(state, 1), new_trainer(desk).release(state, 1))
 
 
 def test_damaged_states_are_computed_anew_in_the_step_that_needs_them(site: Site, monkeypatch: pytest.MonkeyPatch):
@@ -144,7 +223,7 @@ def test_damaged_states_are_computed_anew_in_the_step_that_needs_them(site: Site
 
     monkeypatch.setattr(kept_states, "entering_states", noted)
     np.testing.assert_array_equal(trainer.release(state, 1), want)
-    assert computed == [1, 1, 1]
+    assert computed == [1, 2]  # batch by batch
 
 
 def test_a_study_that_trains_all_layers_keeps_nothing(site: Site):

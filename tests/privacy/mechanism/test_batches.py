@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from confide.privacy.mechanism.clipping import grid_of
 from confide.privacy.mechanism.site_round import ReleaseTerms, partial_sum, private_release
 from confide.privacy.mechanism.workers import SumPart
 
-from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, kept_states, packed_tiny
+from ..loops import PLAIN, TARGETS, C, adapted_tiny, completing_tiny, given, kept_states, packed_tiny
 from ..sabotage import padded_to_the_longest, products_by_group
 
 TERMS = ReleaseTerms(**{**PLAIN, "clip_norm": 1.0, "max_rows_per_batch": 64, "max_records_per_unit": 4})
@@ -111,7 +112,7 @@ def test_from_kept_states_a_unit_takes_exactly_its_own_clipped_gradient_with_it_
         def sum_of(rows):
             entering = [kept[row] for row in np.flatnonzero(rows)]
             return private_release(
-                adapted, ids[rows], targets[rows], units[rows], terms=terms, shapes=used, entering=entering
+                adapted, ids[rows], targets[rows], units[rows], terms=terms, shapes=used, entering=given(entering)
             )
 
         total = sum_of(units >= 0)
@@ -133,7 +134,7 @@ def test_from_kept_states_the_sum_is_that_of_all_layers(name):
         everybody = np.arange(len(ids))
         terms = replace(TERMS, scale_bits=40, max_records_per_unit=1)
         plain, resumed = (
-            private_release(adapted, ids, targets, everybody, terms=terms, shapes=used, entering=entering)
+            private_release(adapted, ids, targets, everybody, terms=terms, shapes=used, entering=given(entering))
             for entering in (None, kept)
         )
         assert plain.any()
@@ -159,7 +160,11 @@ def test_kept_states_of_other_rows_or_for_several_processes_are_refused():
     ids, targets, _ = records(adapted, 3)
     kept = kept_states(adapted, ids, targets)
     with pytest.raises(BatchMalformed, match="those of each row"):
-        private_release(adapted, ids, targets, np.arange(len(ids)), terms=TERMS, entering=kept[1:])
+        private_release(adapted, ids, targets, np.arange(len(ids)), terms=TERMS, entering=lambda rows: kept[1:])
+    with pytest.raises(BatchMalformed, match="to 2 processes"):
+        private_release(
+            adapted, ids, targets, np.arange(len(ids)), terms=TERMS, entering=given(kept), group=SimpleNamespace(size=2)
+        )
 
 
 def test_one_unit_at_a_time_needs_no_test_of_the_machine():

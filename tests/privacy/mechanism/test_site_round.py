@@ -12,7 +12,7 @@ from confide.privacy.mechanism.sampling import SeededBytes
 from confide.privacy.mechanism.site_round import LEAST_CLIP, LocalSteps, ReleaseTerms, private_release, round_release
 
 from ...models.tiny import random_ids
-from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, kept_states, labels_for
+from ..loops import BITS, PLAIN, C, adapted_tiny, clipped_loop, completing_tiny, given, kept_states, labels_for
 
 PRIVATE = {**PLAIN, "mode": "distributed", "site_noise_int": 1 << 20}
 
@@ -25,7 +25,7 @@ def release(adapted, ids, units, terms=None, **kwargs):
     ids, labels = ids.numpy(), labels_for(len(ids)).numpy()
     entering = kept_states(adapted, ids, labels)
     terms = ReleaseTerms(**{**PLAIN, **(terms or {})})
-    return private_release(adapted, ids, labels, units, terms=terms, entering=entering, **kwargs)
+    return private_release(adapted, ids, labels, units, terms=terms, entering=given(entering), **kwargs)
 
 
 def flat(adapted, total):
@@ -259,7 +259,9 @@ def test_a_failed_adaptive_step_leaves_no_count_behind():
 def for_round(adapted, state, ids, terms, **kwargs):
     ids, labels = ids.numpy(), labels_for(len(ids)).numpy()
     terms, entering = ReleaseTerms(**{**PLAIN, **terms}), kept_states(adapted, ids, labels)
-    return round_release(adapted, state, ids, labels, np.arange(len(ids)), terms=terms, entering=entering, **kwargs)
+    return round_release(
+        adapted, state, ids, labels, np.arange(len(ids)), terms=terms, entering=given(entering), **kwargs
+    )
 
 
 @LAYERS
@@ -430,7 +432,7 @@ def test_release_of_completions_is_the_clipped_sum_of_losses_on_completions_alon
     want = completion_loop(adapted, ids, mask, units, C) * 2**BITS
     for max_rows in (3, 100):
         terms = ReleaseTerms(**{**PLAIN, "max_rows_per_batch": max_rows})
-        got = private_release(adapted, ids, mask, units, terms=terms, entering=kept_states(adapted, ids, mask))
+        got = private_release(adapted, ids, mask, units, terms=terms, entering=given(kept_states(adapted, ids, mask)))
         assert np.abs(got - want).max() <= 0.5 + 1e-3
     assert np.abs(want).max() > 2**BITS * C / 100
 
