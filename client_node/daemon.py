@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOCK_TRIES = 4
+_LOOK_EVERY_S = 3600.0
 
 
 def run(home: Path, stop: threading.Event) -> int:
@@ -34,11 +35,15 @@ def run(home: Path, stop: threading.Event) -> int:
         node = Node(home, identity, enrolment, ledger=ledger)
         logger.info("%s starts, to %s", enrolment.name, " and ".join(enrolment.roles))
         imports = threading.Thread(target=_import_ahead, name="confide-imports", daemon=True)
-        if ledger is not None and _can_run_studies(home, ledger):
-            imports.start()
+        ended = threading.Event()
+        if ledger is not None:
+            threading.Thread(target=_look_for_ended_runs, args=(home, ended), name="confide-kept", daemon=True).start()
+            if _can_run_studies(home, ledger):
+                imports.start()
         try:
             return WarmNode(identity, enrolment, node.handle).run(stop)
         finally:
+            ended.set()
             node.stop()
             if ledger is not None:
                 ledger.close()
@@ -47,22 +52,46 @@ def run(home: Path, stop: threading.Event) -> int:
 
 
 def _can_run_studies(home: Path, ledger: "Ledger") -> bool:
-    """Returns True if some study is approved and can be computed in this process; deletes kept states of all others.
+    """Returns True if some study is approved and can be computed in this process; see `delete_states` too.
 
     Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile.
     """
-    from .data import kept_files
     from .ledger_head import LedgerHead
     from .policy import load_policy
 
     try:
+        delete_states(home)
         LedgerHead(home, ledger).require()
         policy = load_policy(home)
-        kept_files.keep_only(home, {*policy.studies.approved, *policy.studies.unprotected})
     except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
         logger.error("no study can run until this is mended: %s", err)
         return False
     return bool(policy.studies.approved or policy.studies.unprotected) and not policy.limits.workers
+
+
+def delete_states(home: Path) -> None:
+    """Deletes kept states of studies without a run under way here, or without approval.
+
+    The last message of a run may never come: its reservation lapses.
+
+    Raises:
+        FileDamaged: the file of runs or of decisions is damaged.
+        PolicyInvalid: the policy cannot be read.
+    """
+    from .approval.run_reservations import RunReservations
+    from .data import kept_files
+    from .policy import load_policy
+
+    studies = load_policy(home).studies
+    kept_files.keep_only(home, {*RunReservations(home).runs().values()} & {*studies.approved, *studies.unprotected})
+
+
+def _look_for_ended_runs(home: Path, ended: threading.Event) -> None:
+    while not ended.wait(_LOOK_EVERY_S):
+        try:
+            delete_states(home)
+        except (FileDamaged, OSError, PolicyInvalid) as err:
+            logger.error("kept states of runs that have ended are not deleted until this is mended: %s", err)
 
 
 def _import_ahead() -> None:

@@ -23,6 +23,7 @@ from .data.known_units import KnownUnits
 from .errors import (
     ChargeRefused,
     DataInvalid,
+    FileDamaged,
     MessageInvalid,
     RoundOver,
     SiteBehind,
@@ -74,8 +75,8 @@ class SiteRole:
         kept_files.keep_only(self._home, {*self._reservations.runs().values(), study.study_hash})
         try:
             self._keep_states(study, policy)
-        except DataInvalid as err:
-            logger.error("nothing is charged: %s", err)
+        except Exception as err:  # the coordinator is told the same for every cause, as it may lie in a record
+            logger.error("nothing is charged: %s", err if isinstance(err, DataInvalid) else place(err))
             raise ChargeRefused(_NOT_CHARGED) from err
         self._followed.checkpoint(study, message.run, self._start_of(study))  # refuses a start that is not the study's
         self._followed.keep({*self._reservations.runs(), message.run})
@@ -127,7 +128,7 @@ class SiteRole:
             self._reservations.end(message.run)
             self._followed.end(message.run)
             if not self._reservations.of_study(study.study_hash):
-                kept_files.forget(self._home, study.study_hash)
+                self._forget_states(study)
 
     def entries(self, since: int) -> tuple[Entry, ...]:
         """Returns the next ledger entries for the replica, at most one message's; the coordinator asks for the rest."""
@@ -233,13 +234,24 @@ class SiteRole:
         it took tells how many records the table has, so each part lasts until a public time.
         """
         model = self._model.load(study, policy)
-        if model.is_warm:
+        if model.is_warm or not self._is_approved(study):
             return
         with self._times.kept(study, policy, "looked for"):
             model.look_at_kept()
         if not model.is_warm:
             with self._times.kept(study, policy, "computed"):
                 model.keep(seconds=study.draft.rounds.deadline_s / 3)  # and a step has to follow in the rest
+        if not self._is_approved(study):  # revoked after this message was admitted, perhaps before the filling began
+            self._forget_states(study)
+
+    def _is_approved(self, study: Study) -> bool:
+        return load_policy(self._home).studies.names(study.study_hash)
+
+    def _forget_states(self, study: Study) -> None:
+        try:
+            kept_files.forget(self._home, study.study_hash)
+        except FileDamaged as err:
+            logger.error("%s", err)
 
     def _require_whole_ledger(self, known: int) -> None:
         """Refuses a ledger that lacks what was sent by it, or has fewer entries than the `known` ones of a replica."""

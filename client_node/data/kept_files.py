@@ -2,7 +2,8 @@
 
 PRIVATE: kept states are the records in another form. They lie under the node's home, readable by its user alone, in a
 folder for each study, and are deleted when no run of the study is under way any more, when its approval is gone, or by
-`client-node study forget`. States of records that are no longer in the table go when the table is next read.
+`client-node study forget`. States of records that are no longer in the table go when the table is next read. A study's
+folder is made when filling begins, and never by what is added later: so nothing is added to what was deleted meanwhile.
 
 A record is found by a keyed mark of all that its states follow from: its tokens, the backbone, the layer, and what
 computes here. The key is random and lies beside the site's other keys, so that names and marks tell nothing. States
@@ -14,8 +15,10 @@ all that, and then each record's states with their own.
 
 import hmac
 import logging
+import re
 import secrets
 import shutil
+import stat
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ _FIRST = b"confide kept states 1\n"
 _COUNT, _ENTRY = struct.Struct("<I"), struct.Struct(f"<{MARK_BYTES}sQ")  # records; mark and bytes of one
 _SPARE = 2**28  # bytes of the disk that are left free
 _REMEDY = "It is made anew, and so is what was kept under it"
+_NAME = re.compile("[0-9a-f]{32}")  # of a study's folder; whatever else lies there is not ours
 
 
 class StateStore(Protocol):
@@ -54,8 +58,12 @@ class StateStore(Protocol):
         """The marks of which states are kept."""
         ...
 
-    def add(self, states: Mapping[bytes, bytes]) -> None:
-        """Keeps the states of new marks; raises OSError if the disk does not take them."""
+    def begin(self) -> None:
+        """Makes the place, if it is not there, before states are added; raises OSError if the disk does not take it."""
+        ...
+
+    def add(self, states: Mapping[bytes, bytes]) -> bool:
+        """Keeps the states of new marks; False if the place was deleted after `begin`. Raises as `begin` does."""
         ...
 
     def read(self, mark: bytes) -> bytes | None:
@@ -78,9 +86,13 @@ class StatesInMemory:
         """See `StateStore`."""
         return self._states.keys()
 
-    def add(self, states: Mapping[bytes, bytes]) -> None:
+    def begin(self) -> None:
+        """See `StateStore`."""
+
+    def add(self, states: Mapping[bytes, bytes]) -> bool:
         """See `StateStore`."""
         self._states |= states
+        return True
 
     def read(self, mark: bytes) -> bytes | None:
         """See `StateStore`."""
@@ -105,7 +117,7 @@ class StatesOnDisk:
         Raises:
             OSError: the key cannot be written.
         """
-        self.key = _key(home)
+        self.key, self._home = _key(home), home
         self._folder = home / FOLDER / _name(self.key, study_hash)
         self._places: dict[bytes, _Place] = {}
         for path in sorted(self._folder.iterdir()) if self._folder.exists() else ():
@@ -128,19 +140,27 @@ class StatesOnDisk:
         self._places = {mark: place for mark, place in self._places.items() if place.path not in gone}
         return self._places.keys()
 
-    def add(self, states: Mapping[bytes, bytes]) -> None:
+    def begin(self) -> None:
+        """See `StateStore`."""
+        with locked(self._home / KEY_FILE):
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(exist_ok=True, mode=0o700)
+
+    def add(self, states: Mapping[bytes, bytes]) -> bool:
         """See `StateStore`; one file takes them all."""
         if not states:
-            return
+            return True
         head = _FIRST + _COUNT.pack(len(states)) + b"".join(_ENTRY.pack(mark, len(s)) for mark, s in states.items())
         parts = [head, self._sum(b"", head)]
         for mark, data in states.items():
             parts += [data, self._sum(mark, data)]
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(exist_ok=True, mode=0o700)
         path = self._folder / secrets.token_hex(8)
-        write_private(path, b"".join(parts))
+        with locked(self._home / KEY_FILE):  # that a deletion, also by another process, comes before or after
+            if not self._folder.is_dir():
+                return False
+            write_private(path, b"".join(parts))
         self._places |= self._listed(path) or {}
+        return True
 
     def read(self, mark: bytes) -> bytes | None:
         """See `StateStore`."""
@@ -216,28 +236,61 @@ class KeptStates:
 
 
 def forget(home: Path, study_hash: str) -> int:
-    """Deletes the kept states of a study; returns how many bytes they took."""
+    """Deletes the kept states of a study; returns how many bytes they took.
+
+    Raises:
+        FileDamaged: some of them could not be deleted.
+    """
     if not (home / FOLDER).exists():
         return 0
-    return _remove(home / FOLDER / _name(_key(home), study_hash))
+    place = home / FOLDER / _name(_key(home), study_hash)
+    with locked(home / KEY_FILE):
+        size = _remove(place)
+    if _is_there(place):
+        raise FileDamaged(f"{place} could not be deleted whole: it holds states of records. Delete it by hand")
+    return size
 
 
 def keep_only(home: Path, studies: Collection[str]) -> None:
-    """Deletes the kept states of all other studies than these, by hash."""
+    """Deletes the kept states of all other studies than these, by hash; the log names what could not be deleted."""
     if not (home / FOLDER).exists():
         return
     key = _key(home)
     names = {_name(key, study) for study in studies}
-    for folder in (home / FOLDER).iterdir():
-        if folder.name not in names:
-            _remove(folder)
+    with locked(home / KEY_FILE):
+        _remove_all(home / FOLDER, but=names)
 
 
-def _remove(folder: Path) -> int:
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
-    shutil.rmtree(folder, ignore_errors=True)
+def _remove_all(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Deletes the folders of studies; `folder` may be a link to another disk, where other things lie too."""
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(place.name) and place.name not in but:
+            _remove(place)
+
+
+def _remove(place: Path) -> int:
+    """Deletes a folder with all in it, a file, or a link but not what it leads to; returns bytes of deleted files.
+
+    What cannot be deleted is logged.
+    """
+    size = 0
+    try:
+        found = place.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            size = sum(_remove(inner) for inner in place.iterdir())
+            place.rmdir()
+        else:
+            place.unlink()
+            size = found.st_size
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        logger.error("kept states could not be deleted, delete them by hand: %s", err)
     return size
+
+
+def _is_there(place: Path) -> bool:
+    return place.exists() or place.is_symlink()
 
 
 def _key(home: Path) -> bytes:
@@ -250,7 +303,7 @@ def _key(home: Path) -> bytes:
             logger.warning("%s", err)
             key = None
         if key is None or len(key) != KEY_BYTES:
-            shutil.rmtree(home / FOLDER, ignore_errors=True)
+            _remove_all(home / FOLDER)
             key = secrets.token_bytes(KEY_BYTES)
             write_private(path, key)
     return key

@@ -62,15 +62,19 @@ class RecordStates:
     def fill(self, *, seconds: float) -> None:
         """Computes states of records that have none, for about so long; what is computed is kept.
 
+        It stops when somebody deletes what is kept meanwhile: an approval that was revoked, or `study forget`.
+
         Raises:
             OSError: the disk does not take them.
         """
+        self._store.begin()
         end, ready, size = time.monotonic() + seconds, dict[bytes, bytes](), 0
         for row, states in self._computed(self._missing()):
             ready[self._marks[row]] = data = states.contiguous().view(torch.uint8).numpy().tobytes()
             size += len(data)
             if size >= FILE_BYTES:
-                self._store.add(ready)
+                if not self._store.add(ready):
+                    return
                 ready, size = {}, 0
             if time.monotonic() > end:
                 break

@@ -14,7 +14,7 @@ from ...models.errors import ModelError
 from ...privacy.errors import PrivacyError
 from ..data import Records, kept_files
 from ..data import read as read_records
-from ..errors import ModelUnusable, NothingHeldOut, WorkersFailed
+from ..errors import FileDamaged, ModelUnusable, NothingHeldOut, WorkersFailed
 from ..policy import SitePolicy
 from ..study import PlannedRound, Study
 
@@ -116,6 +116,12 @@ class WarmModel:
         def read() -> Records:
             return read_records(policy, study) if self._read is None else self._read(policy, study)
 
+        most = 0 if limits.workers else limits.kept_states_bytes
+        if not most and self._home is not None:
+            try:
+                kept_files.forget(self._home, study.study_hash)
+            except FileDamaged as err:
+                logger.error("%s", err)
         if limits.workers:
             from .workers import Workers
 
@@ -123,9 +129,6 @@ class WarmModel:
         from .known_shapes import KnownShapes
         from .trainer import Trainer
 
-        most = limits.kept_states_bytes
-        if not most and self._home is not None:
-            kept_files.forget(self._home, study.study_hash)
         return Trainer(
             study,
             directory,

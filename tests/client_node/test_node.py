@@ -1,15 +1,19 @@
 import hashlib
 import json
+import threading
+import time
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.client_node.approval import study_decisions
+from confide.client_node import daemon
+from confide.client_node.approval import run_reservations, study_decisions
 from confide.client_node.approval.confirmed_sites import fingerprint
 from confide.client_node.approval.study_decisions import approve_study, propose
 from confide.client_node.data import kept_files
@@ -572,6 +576,61 @@ def test_a_limit_of_no_bytes_keeps_nothing_and_deletes_what_was_kept(site):
     site.write(("threads = 1", "threads = 1\nkept_states_bytes = 0"))
     opened(desk, desk.step())
     assert not kept_in(desk)
+
+
+def test_workers_keep_nothing_and_what_was_kept_is_deleted(site, monkeypatch):
+    desk = make_desk(site, LAST_LAYER)
+    prepare(desk)
+    assert kept_in(desk)
+    policy = load_policy(site.home)
+    monkeypatch.setattr("confide.client_node.training.workers.Workers", lambda *_, **__: SimpleNamespace())
+    limits = policy.limits.model_copy(update={"workers": 1, "kept_states_bytes": 0})
+    WarmModel("svi", site.home).load(desk.study, policy.model_copy(update={"limits": limits}))
+    assert not kept_in(desk)
+
+
+def test_kept_states_go_when_the_run_s_reservation_has_lapsed(site, monkeypatch):
+    desk = make_desk(site, LAST_LAYER)
+    prepare(desk)
+    opened(desk, desk.step())
+    daemon.delete_states(site.home)
+    assert kept_in(desk)
+    monkeypatch.setattr(run_reservations, "LAPSE_S", -1.0)
+    ended = threading.Event()
+    monkeypatch.setattr(daemon, "_LOOK_EVERY_S", 0.001)
+    deleting = threading.Thread(target=daemon._look_for_ended_runs, args=(site.home, ended))
+    deleting.start()
+    for _ in range(1000):
+        if not kept_in(desk):
+            break
+        time.sleep(0.005)
+    ended.set()
+    deleting.join()
+    assert not kept_in(desk)
+
+
+def test_kept_states_of_a_study_that_is_revoked_before_they_are_computed_do_not_stay(site, monkeypatch):
+    desk, true_look = make_desk(site, LAST_LAYER), Trainer.look_at_kept
+
+    def look(self):
+        true_look(self)
+        study_decisions.revoke_study(site.home, desk.study.study_hash)
+
+    monkeypatch.setattr(Trainer, "look_at_kept", look)
+    prepare(desk)
+    assert not kept_in(desk)
+
+
+def test_whatever_fails_before_a_charge_is_told_in_one_constant_text(site, caplog, monkeypatch):
+    def fails(self):
+        raise UnicodeDecodeError("utf-8", b"secret cell", 0, 1, "secret cell")
+
+    desk = make_desk(site, LAST_LAYER)
+    monkeypatch.setattr(Trainer, "look_at_kept", fails)
+    with pytest.raises(ChargeRefused) as refused:
+        prepare(desk)
+    assert str(refused.value) == "the site cannot charge its table as it stands; its log says why"
+    assert "secret cell" not in caplog.text
 
 
 def outcome_of(desk: Desk, sites: tuple[str, ...], *, claimed: tuple[str, ...] | None = None) -> Outcome:

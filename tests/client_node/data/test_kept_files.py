@@ -7,6 +7,7 @@ import pytest
 
 from confide.client_node.data import kept_files
 from confide.client_node.data.kept_files import FOLDER, KEY_FILE, StatesOnDisk
+from confide.client_node.errors import FileDamaged
 
 STATES = {b"a" * 16: b"x" * 100, b"b" * 16: b"y" * 50, b"c" * 16: b""}
 
@@ -17,8 +18,13 @@ def files_of(home: Path) -> list[Path]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> StatesOnDisk:
-    found = StatesOnDisk(tmp_path, "study")
-    found.add(STATES)
+    return filled(tmp_path, "study")
+
+
+def filled(home: Path, study: str) -> StatesOnDisk:
+    found = StatesOnDisk(home, study)
+    found.begin()
+    assert found.add(STATES)
     return found
 
 
@@ -41,7 +47,7 @@ def test_files_and_key_are_their_owner_s_alone_and_names_tell_nothing(store, tmp
 
 
 def _other_home(home: Path) -> Path:
-    StatesOnDisk(home, "study").add(STATES)
+    filled(home, "study")
     return home / FOLDER
 
 
@@ -95,7 +101,7 @@ def test_a_file_with_a_record_that_left_the_table_is_deleted(store, tmp_path):
 
 
 def test_a_study_is_forgotten_without_the_others(store, tmp_path):
-    StatesOnDisk(tmp_path, "other").add(STATES)
+    filled(tmp_path, "other")
     assert kept_files.forget(tmp_path, "study") > 150
     assert kept_files.forget(tmp_path, "study") == 0
     assert not StatesOnDisk(tmp_path, "study").marks()
@@ -117,3 +123,40 @@ def test_without_a_key_of_its_own_what_was_kept_is_deleted_and_begins_anew(store
     assert len(after) == 32
     assert after != before
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_nothing_is_added_to_what_another_process_has_deleted(store, tmp_path):
+    assert kept_files.forget(tmp_path, "study") > 150
+    assert not store.add({b"e" * 16: b"12"})
+    assert not files_of(tmp_path)
+    store.begin()
+    assert store.add({b"e" * 16: b"12"})
+    assert {*store.marks()} == {b"e" * 16}
+
+
+def test_a_deletion_that_fails_is_told_and_not_counted(store, tmp_path, caplog, monkeypatch):
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    (file,) = files_of(tmp_path)
+    with pytest.raises(FileDamaged, match="could not be deleted whole"):
+        kept_files.forget(tmp_path, "study")
+    assert str(file) in caplog.text
+    caplog.clear()
+    kept_files.keep_only(tmp_path, {"third"})
+    assert str(file) in caplog.text
+
+
+def test_links_are_deleted_and_not_what_they_lead_to(store, tmp_path):
+    other = tmp_path / "other-disk"
+    (tmp_path / FOLDER).rename(other)
+    (tmp_path / FOLDER).symlink_to(other)
+    (folder,) = other.iterdir()
+    (other / "photographs").mkdir()
+    (tmp_path / "mine").write_bytes(b"1")
+    (folder / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / KEY_FILE).unlink()
+    assert not StatesOnDisk(tmp_path, "study").marks()
+    assert [place.name for place in other.iterdir()] == ["photographs"]
+    assert (tmp_path / "mine").exists()

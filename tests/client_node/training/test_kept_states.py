@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from confide.client_node.approval import study_decisions
 from confide.client_node.data import kept_files
 from confide.client_node.data.kept_files import FOLDER, KeptStates
 from confide.client_node.training import kept_states
@@ -172,6 +173,23 @@ def test_filling_stops_at_its_time_and_goes_on_from_there(site: Site, monkeypatc
         counts.append(len(files_of(site.home)))
     assert counts == [1, 2, 3]
     assert trainer.is_warm
+
+
+def test_filling_stops_when_the_approval_is_revoked_and_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch):
+    desk = kept_desk(site)
+    monkeypatch.setattr(kept_states, "FILE_BYTES", 1)
+    true_add, added = kept_files.StatesOnDisk.add, []
+
+    def add(self, states):
+        added.append(true_add(self, states))
+        if len(added) == 1:
+            study_decisions.revoke_study(site.home, desk.study.study_hash, by="somebody")
+        return added[-1]
+
+    monkeypatch.setattr(kept_files.StatesOnDisk, "add", add)
+    kept_trainer(desk).keep(seconds=60)
+    assert added == [True, False]
+    assert not files_of(site.home)
 
 
 @pytest.mark.parametrize("most_bytes", [1, 2000])
