@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ...models.adapters import AdaptedModel, AdapterLayout
 from ..mechanism import adaptive_clipping
-from ..mechanism.batches import BatchShapes, probed_shapes
+from ..mechanism.batches import BatchShapes, probed_shapes, states_when_asked
 from ..mechanism.sampling import Integers
 from ..mechanism.site_round import LocalSteps, ReleaseTerms, round_release
 
@@ -83,7 +83,8 @@ def site_round(
 ) -> Integers:
     """The true engine: `site_round.round_release`, as sites call it.
 
-    An adaptive clip begins at twice `terms.clip_norm` and has come down to it, so that its own arithmetic takes part.
+    Where layers lie below what is trained, a step begins at the states that enter the lowest adapted layer. An adaptive
+    clip begins at twice `terms.clip_norm` and has come down to it, so that its own arithmetic takes part.
     """
     state = start = adapted.state()
     if terms.clipping == "adaptive":
@@ -92,7 +93,10 @@ def site_round(
         state = np.append(start, np.float32(-_MOVED_CLIP))
     try:
         shapes = _shapes(adapted, terms.max_records_per_unit)
-        return round_release(adapted, state, ids, targets, unit_of_row, terms=terms, shapes=shapes)
+        entering = states_when_asked(adapted, ids, targets, shapes) if adapted.frozen_layers else None
+        return round_release(
+            adapted, state, ids, targets, unit_of_row, terms=terms, shapes=shapes, entering=entering
+        )  # fmt: skip
     finally:
         adapted.load_state(start)
 

@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 
+from confide.privacy.audit import engine_checks
 from confide.privacy.audit.engine_checks import (
     _ALPHA,
     CHECKS,
@@ -16,6 +18,7 @@ from confide.privacy.audit.engine_checks import (
     unlikely_targets,
     wrong_labels,
 )
+from confide.privacy.mechanism.batches import states_when_asked
 from confide.privacy.mechanism.site_round import LocalSteps, ReleaseTerms
 
 from ...models.tiny import VOCABULARY, random_ids
@@ -123,6 +126,36 @@ def test_unit_gradients_are_those_of_the_loop(adapted):
 def test_the_true_engine_passes_every_check_on_completions():
     found = check_engine(site_round, completing_tiny(), VOCABULARY, TERMS)
     assert found.findings == ()
+
+
+FROM_STATES = ("clipping", "sensitivity", "float64-loop", "batch-independence")
+
+
+@pytest.mark.slow
+def test_a_model_whose_last_layers_are_trained_is_checked_from_the_states_that_enter_them(monkeypatch):
+    adapted, begun, true_release = completing_tiny(layers=(1,)), [], engine_checks.round_release
+
+    def noted(*args, entering, **kwargs):
+        begun.append(entering is not None)
+        return true_release(*args, entering=entering, **kwargs)
+
+    monkeypatch.setattr(engine_checks, "round_release", noted)
+    found = check_engine(site_round, adapted, VOCABULARY, TERMS, checks=FROM_STATES)
+    assert found.findings == ()
+    assert found.checks == FROM_STATES
+    assert begun
+    assert all(begun)
+
+
+@pytest.mark.slow
+def test_wrong_states_are_found(monkeypatch):
+    def blank(*args, **kwargs):
+        states_of = states_when_asked(*args, **kwargs)
+        return lambda rows: [torch.zeros_like(states) for states in states_of(rows)]
+
+    monkeypatch.setattr(engine_checks, "states_when_asked", blank)
+    found = check_engine(site_round, completing_tiny(layers=(1,)), VOCABULARY, TERMS, checks=FROM_STATES)
+    assert {finding.check for finding in found.findings} == {"float64-loop"}
 
 
 @pytest.mark.slow
