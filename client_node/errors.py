@@ -225,7 +225,7 @@ class DiskFull(ClientNodeError):
 
 
 class NoRoom(ClientNodeError):
-    """States of records that do not fit where they would be kept; all layers are computed instead."""
+    """States of records that do not fit where they would be kept; steps compute them instead."""
 
 
 class ChargeRefused(ClientNodeError):

@@ -230,8 +230,8 @@ class SiteRole:
     def _keep_states(self, study: Study, policy: SitePolicy) -> None:
         """Computes kept states of the table's records, for a third of the study's deadline at most.
 
-        What is missing then is computed before the next step. Until all are there, steps compute all layers. How long
-        it took tells how many records the table has, so each part lasts until a public time.
+        What is missing then is computed before the next step; until all are there, steps compute what they lack. How
+        long it took tells how many records the table has, so each part lasts until a public time.
         """
         model = self._model.load(study, policy)
         if model.is_warm or not self._is_approved(study):

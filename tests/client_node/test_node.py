@@ -551,7 +551,7 @@ def test_looking_for_and_computing_states_lasts_until_public_times(site, monkeyp
     assert now[0] == pytest.approx(kinds["kept states computed"] + kinds["kept states looked for"] + read)
 
 
-def test_until_all_states_are_kept_steps_compute_all_layers(site, monkeypatch):
+def test_until_all_states_are_kept_steps_compute_what_they_lack(site, monkeypatch):
     desk = make_desk(site, LAST_LAYER)
     monkeypatch.setattr(Trainer, "keep", lambda self, *, seconds: None)  # none in the time there is
     prepare(desk)
