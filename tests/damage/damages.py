@@ -38,6 +38,7 @@ NODE_COMMANDS = (
     "study list",
     "study list --offline",
     "study show thyroid",
+    "study forget thyroid",
     "study approve {study} --yes",
     "study approve {study} --yes --runs 2",
     "study revoke thyroid --yes",

@@ -32,8 +32,11 @@ def padded_to_the_longest(adapted, ids, labels, units, *, terms):
 
 
 def product_by_group(x, weight, out):
-    """Adds in another order in a call with many rows, as a library may that has two kernels."""
-    middle = len(weight) // (2 if len(x) > 2 else 3)
+    """Adds in another order in every other number of rows, as a library may that has two kernels.
+
+    Not from some number on: blank rows of a batch are multiplied too, so that most groups have many rows.
+    """
+    middle = len(weight) // (2 if len(x) % 2 else 3)
     torch.add(x[..., :middle] @ weight[:middle], x[..., middle:] @ weight[middle:], out=out)
     return out
 
