@@ -41,6 +41,11 @@ def matches(pattern: str, text: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def one_line(text: str) -> str:
+    """Replaces what no terminal should show and no database store: line breaks, escapes, lone surrogates."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _is_printable(value: str) -> str:
     if not value.replace("\n", " ").isprintable():
         raise rule("printable text")

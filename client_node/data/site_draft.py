@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...models.records import cells
+from ...models.strict import one_line
 from ..errors import DataInvalid, PolicyInvalid
 from ..files import write_private
 from ..policy import SitePolicy
@@ -174,7 +175,7 @@ def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None) 
             lines.append(
                 f"{_text(name)} = {_text(own)} # a guess" if own else f"# {_text(name)} = ... # nothing like it"
             )
-    seen = ", ".join(f"{_one_line(name)} ({kind})" for name, kind in found.kinds.items())
+    seen = ", ".join(f"{one_line(name)} ({kind})" for name, kind in found.kinds.items())
     return [
         *lines,
         f"# the table has: {seen}",
@@ -233,10 +234,6 @@ def _like(name: str, names: Sequence[str]) -> str | None:
 
 def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", name.lower())
-
-
-def _one_line(name: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 def _text(value: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ...models.backbones import families
+from ...models.backbones.family import WeightFormat
 from ...models.records import RecordSchema
 from ...models.records.fields import FieldTerms
 from ...models.records.kind import RecordKind
@@ -57,7 +58,6 @@ def _with_a_table_for_each_kind(base: type[D]) -> type[D]:
 
 
 Rank = Annotated[int, Field(ge=1)]
-WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "nf4"]
 
 
 class AdapterTerms(StrictModel):

@@ -81,6 +81,7 @@ from ...client_node.errors import PacketInvalid
 from ...client_node.flower import pack, unpack
 from ...client_node.wire import one_body
 from ...client_node.wire.messages import Packet
+from ...models.strict import one_line
 from ..errors import SuperLinkFailed
 from .calls import COLLECT, NODES, SEND, WAIT_HEADER
 from .nodes import NodeFailure
@@ -253,12 +254,7 @@ def _read_failure(text: str) -> NodeFailure:
         error = message = None
     if not isinstance(error, str) or not isinstance(message, str):
         return NodeFailure(reason="failed", error="unreadable")
-    return NodeFailure(reason="failed", error=_one_line(error[:64]), message=_one_line(message[:2000]))
-
-
-def _one_line(text: str) -> str:
-    """Keeps what a terminal shows and a database stores: no line breaks, escapes or lone surrogates."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return NodeFailure(reason="failed", error=one_line(error[:64]), message=one_line(message[:2000]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..backbones.packing import WeightFormat
+from ..backbones.family import WeightFormat
 from ..errors import ExportRefused
 from ..evaluation.metrics import Estimate
 from ..rounding import rounded_up

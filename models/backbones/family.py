@@ -7,12 +7,15 @@ attaching adapters, clipping and the test that units are independent are the sam
 from collections.abc import Mapping
 from dataclasses import dataclass
 from re import Pattern
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import InvalidBackbone
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "nf4"]  # of frozen matrices while they are in use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

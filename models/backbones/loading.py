@@ -21,8 +21,8 @@ from ..records import RecordSchema
 from . import checkpoints, soundness
 from .directories import new_directory
 from .families import named
-from .family import Backbone, BackboneConfig
-from .packing import PACK_OF, WeightFormat
+from .family import Backbone, BackboneConfig, WeightFormat
+from .packing import PACK_OF
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
 _SCHEMA, _POOLING = "schema.json", "pooling.safetensors"

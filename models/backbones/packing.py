@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,9 +27,8 @@ from ...kernels.formats import FP8_BLOCK, BFloat16, ExpertWeights, FP8Block128, 
 from ...kernels.install import fill
 from ...kernels.linear import QuantisedLinear
 from ..errors import InvalidBackbone
-from .family import Backbone
+from .family import Backbone, WeightFormat
 
-WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "nf4"]  # of frozen matrices while they are in use
 PACK_OF: dict[WeightFormat, Pack | None] = {
     "float32": None,
     "bfloat16": BFloat16.quantised,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from confide.client_node.cli.tables import study_facts
 from confide.client_node.errors import MessageInvalid, StudyInvalid, StudyOutdated
 from confide.client_node.study.study import Study, load_draft
-from confide.client_node.study.terms import WeightFormat
+from confide.models.backbones.family import WeightFormat
 from confide.models.backbones.packing import PACK_OF
 from confide.privacy.mechanism.adaptive_clipping import SENSITIVITY
 
