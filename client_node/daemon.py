@@ -52,7 +52,7 @@ def run(home: Path, stop: threading.Event) -> int:
 
 
 def _can_run_studies(home: Path, ledger: "Ledger") -> bool:
-    """Returns True if some study is approved and can be computed in this process; see `delete_states` too.
+    """Returns True if some study is approved and can be computed in this process.
 
     Logs a mistake in the policy, or an old ledger, at the start and not in a run; a person can mend it meanwhile.
     """
@@ -60,7 +60,6 @@ def _can_run_studies(home: Path, ledger: "Ledger") -> bool:
     from .policy import load_policy
 
     try:
-        delete_states(home)
         LedgerHead(home, ledger).require()
         policy = load_policy(home)
     except (FileDamaged, PolicyInvalid, SiteNotReady) as err:
@@ -87,11 +86,14 @@ def delete_states(home: Path) -> None:
 
 
 def _look_for_ended_runs(home: Path, ended: threading.Event) -> None:
-    while not ended.wait(_LOOK_EVERY_S):
+    """Deletes kept states of runs that have ended, at the start and then every hour."""
+    while True:
         try:
             delete_states(home)
         except (FileDamaged, OSError, PolicyInvalid) as err:
             logger.error("kept states of runs that have ended are not deleted until this is mended: %s", err)
+        if ended.wait(_LOOK_EVERY_S):
+            return
 
 
 def _import_ahead() -> None:

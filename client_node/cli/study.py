@@ -123,9 +123,9 @@ def study_revoke(
 
 @app.command("forget", epilog=epilog("client-node study forget thyroid"))
 def study_forget(study: StudyArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Delete the states of this site's records that it keeps for a study, so that its rounds take less time.
+    """Delete what this site keeps of its records between the rounds of a study; later rounds take longer.
 
-    A run that is under way computes them anew, unless site.toml has limits.kept_states_bytes = 0.
+    A run that is under way keeps them anew, unless site.toml has limits.kept_states_bytes = 0.
     """
     from ..approval import study_decisions
 

@@ -46,7 +46,8 @@ class RecordStates:
         said = json.dumps({**facts, "layer": adapted.frozen_layers, "dtype": str(self._dtype)}, sort_keys=True).encode()
         rows = zip(self._ids, self._used, strict=True)
         self._marks = [_mark(store.key, said, ids[:used].tobytes()) for ids, used in rows]
-        store.retain({*self._marks})
+        self._wanted = frozenset(self._marks)
+        store.retain(self._wanted)
 
     @property
     def num_bytes(self) -> int:
@@ -57,7 +58,7 @@ class RecordStates:
     @property
     def is_whole(self) -> bool:
         """True if every record has states."""
-        return {*self._marks} <= {*self._store.marks()}
+        return self._wanted.issubset(self._store.marks())
 
     def fill(self, *, seconds: float) -> None:
         """Computes states of records that have none, for about so long; what is computed is kept.

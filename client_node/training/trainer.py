@@ -1,6 +1,7 @@
 """The site's training step: computes, from a round's state, the noised integer vector that is then secret-shared.
 
-The model is loaded once and stays in memory. Records are read at the first step, after its charge has been reserved.
+The model is loaded once and stays in memory. Records are read when a run is prepared, where states of
+them are kept, else at the first step, after its charge has been reserved.
 """
 
 import hashlib
@@ -96,7 +97,7 @@ class Trainer:
 
         Args:
             backbone: directory whose hash must be the study's.
-            read: returns the records; called once, at the first step.
+            read: returns the records; called once, when states of them are looked for or at the first step.
             site: name of this site in the study.
             site_noise: std of this site's noise in ring units.
             max_rows: rows of one microbatch.

@@ -70,7 +70,7 @@ _LONGEST_WAIT_S = 30.0
 _LOOK_S = 1.0  # how often a waiting driver's questions are looked through for those that nobody will answer
 _ANSWERS = one_body.ROOM  # bytes of the answers that are collected at a time, if there is more than one
 _BEAT = 10.0  # seconds; the shortest interval that Flower takes
-_ACTIVATION = "/v1/fleet/activate-node"
+_PULL, _ACTIVATION = "/v1/fleet/pull-messages", "/v1/fleet/activate-node"
 _CHANGING = ("/v1/fleet/push-messages", "/v1/fleet/push-object", _ACTIVATION)
 
 Scope = MutableMapping[str, Any]
@@ -120,31 +120,33 @@ class OneBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, or lets Flower do it."""
-        call = self._calls.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"]
+        call = self._calls.get(path) if scope["method"] == "POST" else None
         if call is None:
-            is_changing = scope["type"] == "http" and scope["path"] in _CHANGING
-            if scope["type"] == "http" and scope["path"] == "/v1/fleet/pull-messages":
+            if path == _PULL:
                 drop_stale(_state(Request(scope)), self._activations)
-            await self._app(scope, receive, self._noting(scope["path"], send) if is_changing else send)
-            return
+            return await self._app(scope, receive, self._noting(path, send) if path in _CHANGING else send)
         status, headers = 200, Headers()
         try:
             answer, headers = await call(Request(scope), receive)
         except FlowerError as err:
             told = API_ERROR_MAP[err.code]
-            logger.info("[%s][ApiError:%s] %s", scope["path"], err.code, err.message)
+            logger.info("[%s][ApiError:%s] %s", path, err.code, err.message)
             status, answer = told.http_status_code, json.dumps(err.to_json(told.public_message)).encode()
         except HTTPException as err:
             status, answer = err.status_code, b""
         except ValueError:
             status, answer = 400, b""
         except Exception as err:  # as Flower does: the caller learns no more
-            logger.error("[%s][UnexpectedError:%s]", scope["path"], type(err).__name__, exc_info=True)
+            logger.error("[%s][UnexpectedError:%s]", path, type(err).__name__, exc_info=True)
             status, answer = 500, b""
         shown = [(name.encode(), value.encode()) for name, value in headers.items()]
         shown.append((b"content-length", str(len(answer)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": shown})
         await send({"type": "http.response.body", "body": answer})
+        return None
 
     def _noting(self, path: str, send: Send) -> Send:
         """Wraps `send` so that a change is noted when Flower has answered with 200, and no refused one."""

@@ -24,12 +24,14 @@ _LEAST_CONSTANT = 2.0**20  # see `upcycling`
 _LINEARS = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
-def speed_up(model: nn.Module) -> int:
+def speed_up(model: Any) -> int:
     """Lets the layers of a model that were made from grouped-query attention compute like it.
 
     Returns:
         how many there are; other layers, and models of other families, are left as they are.
     """
+    if model.config.model_type != "deepseek_v3":
+        return 0
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
     found = 0
