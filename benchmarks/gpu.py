@@ -112,7 +112,9 @@ def exactness(plan: Plan) -> Section:
     shape = list(plan.shapes.values())[-1]
     rows = measured(shape, plan.device, plan.dtypes, ("dense", "nf4") if plan.is_brief else tuple(PACKS))
     columns = [name for name in rows[0] if name != "ok"]
-    cells = ([f"{value:.1e}" if isinstance(value, float) else value for value in _picked(row, columns)] for row in rows)
+    cells = (
+        [f"{value:.1e}" if isinstance(value, float) else value for value in (row[c] for c in columns)] for row in rows
+    )
     wrong = [f"{row['experts']} in {row['dtype']} is off by more than it may" for row in rows if not row["ok"]]
     lines = [f"{shape}; relative errors against float64.", "", *_table(columns, cells)]
     return Section("exactness", lines, rows, "\n".join(wrong))
@@ -181,7 +183,7 @@ def experts(plan: Plan) -> Section:
 
 def step(plan: Plan) -> Section:
     import torch
-    from gpu_step import measured, packs_linear
+    from gpu_step import measured
 
     data: dict[str, Any] = {}
     cells, skipped = [], []
@@ -210,8 +212,7 @@ def step(plan: Plan) -> Section:
     names = ["plain", "clipped", "private"]
     memory_columns = [] if plan.is_check else ["MiB at rest", *(f"MiB added, {name}" for name in names)]
     lines = _table(["model", "adapters on", "trained", *names, *memory_columns, "batches in which rows agree"], cells)
-    linear = "all linear layers in nf4" if packs_linear() else "all other layers in the dtype of the products"
-    return Section("step", [f"Routed experts in nf4, {linear}.", "", *lines, *skipped], data)
+    return Section("step", ["Routed experts and all linear layers in nf4.", "", *lines, *skipped], data)
 
 
 def workers(plan: Plan) -> Section:
@@ -378,10 +379,6 @@ def _ratio(ms: dict[str, float | None], name: str, base: str, plan: Plan) -> str
     if own is None:
         return "out of memory"
     return f"{own:.2f} ms" if name == base or other is None else f"{own / other:.2f}"
-
-
-def _picked(row: dict[str, Any], columns: list[str]) -> list[Any]:
-    return [row[column] for column in columns]
 
 
 def _table(columns: Any, rows: Any) -> list[str]:

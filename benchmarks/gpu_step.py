@@ -5,15 +5,13 @@
     private    the same with the noise, which the CPU draws from the operating system
 
 Every record is a unit. The loss is that of completions, the second half of each record. Weights are drawn where they
-are used, so no checkpoint is written. All linear layers are packed too where this version can (`packs_linear`).
+are used, so no checkpoint is written. The linear layers of the decoder are in nf4 too.
 
 `benchmarks/gpu.py` runs this.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -24,12 +22,14 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from confide.kernels.experts import Experts
 from confide.kernels.formats import NF4_BLOCK, NF4Block64
 from confide.kernels.install import fill, install, refuse_saving
+from confide.kernels.linear import quantise_linear
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
+from confide.models.backbones.families import family_in
+from confide.models.backbones.packing import linear_layers
 from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
 from confide.privacy.mechanism.site_round import ReleaseTerms, private_release
 
 ATTENTION = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 SIGMA, SCALE_BITS = 2**24, 24
 
 
@@ -83,9 +83,7 @@ MODELS = {
     "3b": Model(hidden=2048, layers=10, experts=64, expert_hidden=704, top_k=6),
     "7b": Model(hidden=2048, layers=13, experts=64, expert_hidden=1408, top_k=6),
 }
-TINY = Model(
-    hidden=32, layers=2, experts=2, expert_hidden=32, top_k=1, words=64, heads=2, records=2, tokens=16
-)  # fmt: skip
+TINY = Model(hidden=32, layers=2, experts=2, expert_hidden=32, top_k=1, words=64, heads=2, records=2, tokens=16)
 
 
 def random_nf4(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> NF4Block64:
@@ -98,7 +96,7 @@ def random_nf4(shape: tuple[int, int, int], device: torch.device, dtype: torch.d
 
 
 def backbone(model: Model, device: torch.device, dtype: torch.dtype) -> DeepseekV3ForCausalLM:
-    """A causal model of random weights whose routed experts were never anything but nf4."""
+    """A causal model of random weights in nf4: routed experts, which were never anything else, and linear layers."""
     config = model.config()
     config._experts_implementation = install()
     with torch.device("meta"):
@@ -119,19 +117,9 @@ def backbone(model: Model, device: torch.device, dtype: torch.dtype) -> Deepseek
                 tensor.zero_()
             elif isinstance(tensor, nn.Parameter):
                 tensor.fill_(1.0) if tensor.ndim == 1 else tensor.normal_(std=tensor.shape[-1] ** -0.5)
+    quantise_linear(made, linear_layers(family_in(made), made), NF4Block64.quantised)
     refuse_saving(made)
     return made.eval()
-
-
-def packs_linear() -> bool:
-    """True if this version can keep all frozen linear layers packed."""
-    return find_spec(".linear", "confide.kernels") is not None
-
-
-def pack_linear(made: nn.Module) -> None:
-    """Packs every linear layer of the decoder that may take an adapter."""
-    names = [name for name, layer in made.named_modules() if type(layer) is nn.Linear and name.split(".")[-1] in LINEAR]
-    import_module(".linear", "confide.kernels").quantise_linear(made, names, NF4Block64.quantised)
 
 
 def terms(model: Model, mode: str) -> ReleaseTerms:
@@ -155,8 +143,6 @@ def measured(model: Model, device: torch.device, dtype: torch.dtype, *, seconds:
     rows = []
     for places, targets in (("attention", ATTENTION), ("attention, experts", (*ATTENTION, "experts"))):
         made = backbone(model, device, dtype)
-        if packs_linear():
-            pack_linear(made)
         adapted = attach(made, AdapterConfig(rank=8, alpha=8.0, targets=targets, seed="bench"))
         rows.append({"adapters on": places} | _row(adapted, model, device, seconds))
         del made, adapted
@@ -167,9 +153,7 @@ def measured(model: Model, device: torch.device, dtype: torch.dtype, *, seconds:
 
 def _row(adapted: AdaptedModel, model: Model, device: torch.device, seconds: float) -> dict[str, object]:
     at_rest = allocated_on(device)
-    shapes = probed_shapes(
-        adapted, max_tokens=model.tokens - 1, max_rows=model.records, max_records=1
-    )  # fmt: skip
+    shapes = probed_shapes(adapted, max_tokens=model.tokens - 1, max_rows=model.records, max_records=1)
     rng = np.random.default_rng(0)
     ids = rng.integers(1, model.words, (model.records, model.tokens))
     ids[:, -1] = 0  # one token of padding is always left
