@@ -4,8 +4,8 @@
 
 Runs the launches of forward and backward passes on tensors of the CPU, records them instead of computing anything, and
 compiles every kernel for the GPU as it would be launched there: same constants, same alignment, and the tiles that
-analysis gives (measured ones are chosen by time). Exits with
-1 if a limit is broken. No figure here is a time: speed on a GPU has not been measured.
+analysis gives (measured ones are chosen by time). Exits with 1 if a limit is broken. No figure here is a time:
+`benchmarks/gpu.py` measures those.
 """
 
 import argparse

@@ -6,8 +6,7 @@
 It compares one process with two threads to two processes of one thread each: with the whole backbone in both (plain
 data parallelism), and with half of it in each. All exist at once and step in turn. The step is the engine's own,
 without noise: random records of 64 words, adapters of rank 8 on attention, experts and shared experts, and a head.
-Memory is the rise of private memory, or with GPUs of
-memory there, over the same process without a model.
+Memory is the rise of private memory, or with GPUs of memory there, over the same process without a model.
 """
 
 import argparse
