@@ -23,20 +23,16 @@ record after another, which clipping needs there.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import peft
 import torch
 import torch.nn.functional as F
-from measuring import medians
+from expert_peers import Call, bare_products, no_grad, peft_experts, stock_experts
+from measuring import in_child, medians, restart_peak, status_mib
 from torch import Tensor, nn
-from transformers import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
 from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
@@ -50,9 +46,7 @@ from confide.models.heads import PooledHead, pooled, record_losses
 from confide.models.records import FlagField, NumericField, RecordSchema
 from confide.privacy.mechanism.clipping import PerUnitClipper
 
-Call = Callable[[], object]
-
-RANK, UNITS = 16, 8
+RANK, UNITS, SCALING = 16, 8, 2.0
 FORMATS = {
     "prepacked": Prepacked.of,
     "int8": Int8Row.quantised,
@@ -106,7 +100,7 @@ class Bench:
 
     def ours(self, experts: Experts | None = None, factors: Factors | None = None) -> Tensor:
         """One forward pass, the sort of the routing included."""
-        lora = None if factors is None else LoRA(factors, 2.0)
+        lora = None if factors is None else LoRA(factors, SCALING)
         return moe(
             self.x, route(self.ids, self.shape.experts), self.weights, experts or self.dense, lora, backend="cpu"
         )
@@ -115,95 +109,24 @@ class Bench:
         """Forward, backward and norms by unit, each unit a row of the batch."""
         collector = Collector(torch.arange(UNITS), UNITS, self.shape.tokens // UNITS)
         plan = route(self.ids, self.shape.experts, collector.unit_of_token, UNITS)
-        lora = LoRA(self.factors, 2.0)
+        lora = LoRA(self.factors, SCALING)
         self.backward(moe(self.x, plan, self.weights, self.dense, lora, backend="cpu", collector=collector))
         norms = collector.square_norms().sqrt_()
         if clipped:
             collector.weighted_sum((1 / norms).clamp_(max=1))
-
-    def stock(self, implementation: str) -> nn.Module:
-        """Transformers' module on the same weights."""
-        shape = self.shape
-        config = DeepseekV3Config(
-            hidden_size=shape.model, moe_intermediate_size=shape.hidden, n_routed_experts=shape.experts
-        )
-        config._experts_implementation = implementation
-        with torch.device("meta"):
-            module = DeepseekV3Experts(config)
-        module.gate_up_proj = nn.Parameter(self.gate_up, requires_grad=False)
-        module.down_proj = nn.Parameter(self.down, requires_grad=False)
-        return module
-
-    def peft(self) -> nn.Module:
-        """The same under PEFT's LoRA on both projections, factors in bfloat16 as everywhere here."""
-        names = ["experts.gate_up_proj", "experts.down_proj"]
-        config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=[], target_parameters=names)
-        model = nn.Module()
-        model.experts = self.stock("grouped_mm")
-        model.forward = lambda *args: model.experts(*args)
-        adapted = peft.get_peft_model(model, config)
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                nn.init.normal_(parameter.data, std=0.02)
-                parameter.data = parameter.data.bfloat16()
-        return adapted
 
     def backward(self, out: Tensor) -> None:
         """To the input, the routing weights and whatever is trained."""
         self.x.grad = self.weights.grad = None
         out.backward(self.grad)
 
-    def limits(self) -> dict[str, Call]:
-        """The bare products of a forward and of a backward pass, without and with LoRA."""
-        shape, plan = self.shape, route(self.ids, self.shape.experts)
-        pairs = plan.num_pairs
-        x, gu, h, y, dh, dx = (
-            torch.randn(pairs, width).bfloat16()
-            for width in (shape.model, 2 * shape.hidden, shape.hidden, shape.model, shape.hidden, shape.model)
-        )
-        z = torch.randn(pairs, RANK).bfloat16()
-        A1, B1, A2, B2 = (factor.detach() for factor in self.factors)
-        totals = [torch.empty_like(factor) for factor in (A1, B1.mT, A2, B2.mT)]
-
-        def forward() -> None:
-            for e, s in plan.slices:
-                torch.mm(x[s], self.gate_up[e].T, out=gu[s])
-                torch.mm(h[s], self.down[e].T, out=y[s])
-
-        def backward() -> None:
-            for e, s in plan.slices:
-                torch.mm(y[s], self.down[e], out=dh[s])
-                torch.mm(gu[s], self.gate_up[e], out=dx[s])
-
-        def lora_forward() -> None:
-            for e, s in plan.slices:
-                torch.mm(x[s], A1[e].T, out=z[s])
-                torch.mm(x[s], self.gate_up[e].T, out=gu[s]).addmm_(z[s], B1[e].T)
-                torch.mm(h[s], A2[e].T, out=z[s])
-                torch.mm(h[s], self.down[e].T, out=y[s]).addmm_(z[s], B2[e].T)
-
-        def lora_backward() -> None:
-            for e, s in plan.slices:
-                torch.mm(y[s], B2[e], out=z[s])
-                torch.mm(y[s], self.down[e], out=dh[s]).addmm_(z[s], A2[e])
-                torch.mm(gu[s], B1[e], out=z[s])
-                torch.mm(gu[s], self.gate_up[e], out=dx[s]).addmm_(z[s], A1[e])
-                for total, right in zip(totals, (x, gu, h, y), strict=True):
-                    torch.mm(z[s].T, right[s], out=total[e])
-
-        return {
-            "forward": forward,
-            "forward + backward": lambda: (forward(), backward()),
-            "LoRA forward": lora_forward,
-            "LoRA forward + backward": lambda: (lora_forward(), lora_backward()),
-        }
-
     def methods(self) -> dict[str, dict[str, Call]]:
         """By section and name, the limit first."""
         packed = {n: Experts(pack(self.gate_up), pack(self.down)) for n, pack in FORMATS.items()}
-        eager, grouped, adapted = self.stock("eager"), self.stock("grouped_mm"), self.peft()
+        eager, grouped = (stock_experts(self.gate_up, self.down, which) for which in ("eager", "grouped_mm"))
+        adapted = peft_experts(self.gate_up, self.down, RANK, SCALING)
         frozen = Factors(*(f if i % 2 else nn.Parameter(f.detach(), False) for i, f in enumerate(self.factors)))
-        limits = self.limits()
+        limits = bare_products(route(self.ids, self.shape.experts), self.gate_up, self.down, self.factors)
         plain: dict[str, Callable[[], Tensor]] = {
             "ours": self.ours,
             **{name: lambda e=experts: self.ours(e) for name, experts in packed.items()},
@@ -219,19 +142,19 @@ class Bench:
         }
         private = {"norms": lambda: self.private(clipped=False), "clipped": lambda: self.private(clipped=True)}
         sections = {
-            "forward": {name: _no_grad(f) for name, f in plain.items()},
+            "forward": {name: no_grad(f) for name, f in plain.items()},
             "forward + backward": {name: lambda f=f: self.backward(f()) for name, f in plain.items()},
-            "LoRA forward": {name: _no_grad(f) for name, f in lora.items()},
+            "LoRA forward": {name: no_grad(f) for name, f in lora.items()},
             "LoRA forward + backward": {name: lambda f=f: self.backward(f()) for name, f in lora.items()} | private,
         }
-        return {section: {"limit": _no_grad(limits[section])} | calls for section, calls in sections.items()}
+        return {section: {"limit": limits[section]} | calls for section, calls in sections.items()}
 
     def rising(self, method: str) -> Call:
         """Forward and backward with LoRA, for a measurement of memory."""
         if method == "clipped":
             return lambda: self.private(clipped=True)
         if method == "peft":
-            adapted = self.peft()
+            adapted = peft_experts(self.gate_up, self.down, RANK, SCALING)
             return lambda: self.backward(adapted(self.x, self.ids, self.weights))
         if method == "ours":
             return lambda: self.backward(self.ours(factors=self.factors))
@@ -239,38 +162,19 @@ class Bench:
         return lambda: self.backward(self.ours(packed, self.factors))
 
 
-def _no_grad(call: Call) -> Call:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run
-
-
 def peak(name: str, method: str) -> dict[str, float]:
     """MiB that forward and backward with LoRA add in a process of its own."""
-    environment = os.environ | {
-        # Freed blocks go back to the system at once, so that the peak is that of live tensors.
-        "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, __file__, "--child", json.dumps([name, method])]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(child.stdout)
+    return in_child(__file__, name, method)
 
 
 def _measure_own_peak(name: str, method: str) -> None:
     bench = Bench(SHAPES[name])
     call = bench.rising(method)
     call()  # what libraries set up once is not the method's
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status_mib("VmRSS")
+    restart_peak()
     call()
-    print(json.dumps({"added_mib": _status("VmHWM") - before}))
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    print(json.dumps({"added_mib": status_mib("VmHWM") - before}))
 
 
 def demo_steps() -> dict[str, Call]:

@@ -12,16 +12,14 @@
 `benchmarks/gpu.py` runs this; `benchmarks/experts.py` does the same on a CPU.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from expert_peers import bare_products, no_grad, peft_experts, stock_experts
 from gpu_timing import Call, added_mib, medians_on
 from torch import Tensor, nn
-from transformers import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
 from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
@@ -144,85 +142,12 @@ class Bank:
         exact.factors = Factors(*(nn.Parameter(factor.detach().double()) for factor in self.factors))
         return exact
 
-    def stock(self, implementation: str) -> nn.Module:
-        """Transformers' module on the same weights."""
-        shape = self.shape
-        config = DeepseekV3Config(
-            hidden_size=shape.model, moe_intermediate_size=shape.hidden, n_routed_experts=shape.experts
-        )
-        config._experts_implementation = implementation
-        with torch.device("meta"):
-            module = DeepseekV3Experts(config)
-        module.gate_up_proj = nn.Parameter(self.gate_up, requires_grad=False)
-        module.down_proj = nn.Parameter(self.down, requires_grad=False)
-        return module
-
-    def peft(self) -> nn.Module:
-        """The same under PEFT's LoRA on both projections, factors in the dtype of the experts."""
-        import peft
-
-        rank, names = self.shape.rank, ["experts.gate_up_proj", "experts.down_proj"]
-        config = peft.LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=[], target_parameters=names)
-        model = nn.Module()
-        model.experts = self.stock("grouped_mm")
-        model.forward = lambda *args: model.experts(*args)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's hints
-            adapted = peft.get_peft_model(model, config)
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                nn.init.normal_(parameter.data, std=0.02)
-                parameter.data = parameter.data.to(self.gate_up)
-        return adapted
-
     def liger(self) -> Callable[[], Tensor]:
         """Liger's forward pass, whose index is of 32 bits."""
         from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
         ids, weights = self.ids.int(), self.weights
         return lambda: LigerFusedMoEFunction.apply(self.x, self.gate_up, self.down, ids, weights.to(self.x.dtype))
-
-    def limits(self) -> dict[str, Call]:
-        """The bare products, by column, into buffers that are there."""
-        plan = route(self.ids, self.shape.experts)
-        D, H = self.shape.model, self.shape.hidden
-        x, gu, h, y, dh, dx = (self.x.new_empty(plan.num_pairs, width).normal_() for width in (D, 2 * H, H, D, H, D))
-        z = self.x.new_empty(plan.num_pairs, self.shape.rank)
-        A1, B1, A2, B2 = (factor.detach() for factor in self.factors)
-        totals = [torch.empty_like(factor) for factor in (A1, B1.mT, A2, B2.mT)]
-
-        def forward() -> None:
-            for e, s in plan.slices:
-                torch.mm(x[s], self.gate_up[e].T, out=gu[s])
-                torch.mm(h[s], self.down[e].T, out=y[s])
-
-        def backward() -> None:
-            for e, s in plan.slices:
-                torch.mm(y[s], self.down[e], out=dh[s])
-                torch.mm(gu[s], self.gate_up[e], out=dx[s])
-
-        def lora_forward() -> None:
-            for e, s in plan.slices:
-                torch.mm(x[s], A1[e].T, out=z[s])
-                torch.mm(x[s], self.gate_up[e].T, out=gu[s]).addmm_(z[s], B1[e].T)
-                torch.mm(h[s], A2[e].T, out=z[s])
-                torch.mm(h[s], self.down[e].T, out=y[s]).addmm_(z[s], B2[e].T)
-
-        def lora_backward() -> None:
-            for e, s in plan.slices:
-                torch.mm(y[s], B2[e], out=z[s])
-                torch.mm(y[s], self.down[e], out=dh[s]).addmm_(z[s], A2[e])
-                torch.mm(gu[s], B1[e], out=z[s])
-                torch.mm(gu[s], self.gate_up[e], out=dx[s]).addmm_(z[s], A1[e])
-                for total, right in zip(totals, (x, gu, h, y), strict=True):
-                    torch.mm(z[s].T, right[s], out=total[e])
-
-        return {
-            "forward": _no_grad(forward),
-            "forward + backward": _no_grad(lambda: (forward(), backward())),
-            "LoRA forward": _no_grad(lora_forward),
-            "LoRA forward + backward": _no_grad(lambda: (lora_forward(), lora_backward())),
-        }
 
     def grouped_products(self) -> dict[str, Call]:
         """Both projections by torch's grouped product, forward, and those of a backward pass to the input.
@@ -246,13 +171,15 @@ class Bank:
         there = (x, self.gate_up.mT), (h, self.down.mT)
         back = (y, self.down), (gu, self.gate_up)
         return {
-            "forward": _no_grad(lambda: products(*there)),
-            "forward + backward": _no_grad(lambda: products(*there, *back)),
+            "forward": no_grad(lambda: products(*there)),
+            "forward + backward": no_grad(lambda: products(*there, *back)),
         }
 
     def methods(self) -> dict[str, dict[str, Call]]:
         """By column and name, the limit first."""
-        eager, grouped, adapted = self.stock("eager"), self.stock("grouped_mm"), self.peft()
+        eager, grouped = (stock_experts(self.gate_up, self.down, which) for which in ("eager", "grouped_mm"))
+        adapted = peft_experts(self.gate_up, self.down, self.shape.rank, SCALING)
+        limits = bare_products(route(self.ids, self.shape.experts), self.gate_up, self.down, self.factors)
         plain: dict[str, Callable[[], Tensor]] = {
             "ours": lambda: self.ours(),
             **{name: lambda n=name: self.ours(n) for name in PACKS if name != "dense"},
@@ -276,14 +203,14 @@ class Bank:
         }
         products = self.grouped_products()
         sections: dict[str, dict[str, Call]] = {
-            "forward": {name: _no_grad(f) for name, f in plain.items()},
+            "forward": {name: no_grad(f) for name, f in plain.items()},
             "forward + backward": {name: lambda f=f: self.backward(f()) for name, f in plain.items()},
-            "LoRA forward": {name: _no_grad(f) for name, f in lora.items()},
+            "LoRA forward": {name: no_grad(f) for name, f in lora.items()},
             "LoRA forward + backward": {name: lambda f=f: self.backward(f()) for name, f in lora.items()} | private,
         }
         for column, call in products.items():
             sections[column]["grouped products"] = call
-        return {column: {"limit": self.limits()[column]} | calls for column, calls in sections.items()}
+        return {column: {"limit": limits[column]} | calls for column, calls in sections.items()}
 
 
 def has_liger() -> bool:
@@ -322,11 +249,3 @@ def _relative(got: Tensor | None, want: Tensor | None) -> float:
     assert got is not None
     assert want is not None
     return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
-
-
-def _no_grad(call: Call) -> Call:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from measuring import Peak, allocated_mib, medians
+from measuring import Peak, allocated_mib, medians, taken
 
 Call = Callable[[], object]
 
@@ -17,14 +17,14 @@ def medians_on(device: torch.device, calls: dict[str, Call], *, seconds: float) 
     the last one's end, so that a wait for the CPU between them counts.
     """
     if not seconds:
-        return {name: _once(call) for name, call in calls.items()}
+        return {name: 1000 * taken(call) for name, call in calls.items()}
     if device.type != "cuda":
         return dict(medians(calls, seconds=seconds))
     fitting = [name for name, call in calls.items() if _fits(call)]
-    taken: dict[str, list[float]] = {name: [] for name in fitting}
+    found: dict[str, list[float]] = {name: [] for name in fitting}
     torch.cuda.synchronize(device)
     end = time.perf_counter() + seconds
-    while fitting and (time.perf_counter() < end or len(taken[fitting[0]]) < 3):
+    while fitting and (time.perf_counter() < end or len(found[fitting[0]]) < 3):
         marks = {}
         for name in fitting:
             marks[name] = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -33,14 +33,8 @@ def medians_on(device: torch.device, calls: dict[str, Call], *, seconds: float) 
             marks[name][1].record()
         torch.cuda.synchronize(device)
         for name, (start, stop) in marks.items():
-            taken[name].append(start.elapsed_time(stop))
-    return {name: statistics.median(taken[name]) if name in taken else None for name in calls}
-
-
-def _once(call: Call) -> float:
-    start = time.process_time_ns()
-    call()
-    return (time.process_time_ns() - start) / 1e6
+            found[name].append(start.elapsed_time(stop))
+    return {name: statistics.median(found[name]) if name in found else None for name in calls}
 
 
 def _fits(call: Call) -> bool:

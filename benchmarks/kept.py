@@ -12,18 +12,18 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from measuring import taken
 
 from confide.client_node.data.kept_files import KeptStates
 from confide.client_node.study.study import load_draft
 from confide.client_node.training.kept_states import RecordStates
 from confide.client_node.training.study_model import load_study_model
+from confide.models.adapters import AdaptedModel
 from confide.models.records.kind import Examples
 from confide.privacy.mechanism.batches import BatchShapes, RowStates, probed_shapes
 from confide.privacy.mechanism.sampling import SeededBytes
@@ -56,14 +56,12 @@ def main() -> None:
 
 
 def measure(
-    adapted: object, examples: Examples, shapes: BatchShapes, rate: float, home: Path, turns: int
+    adapted: AdaptedModel, examples: Examples, shapes: BatchShapes, rate: float, home: Path, turns: int
 ) -> dict[str, object]:
     place = KeptStates(home=home, study_hash="benchmark", most_bytes=2**34)
-    states = RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1)  # type: ignore[arg-type]
+    states = RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1)
     filling = taken(lambda: states.fill(seconds=1e9))
-    reopening = taken(
-        lambda: RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1)  # type: ignore[arg-type]
-    )
+    reopening = taken(lambda: RecordStates(adapted, examples, shapes, place.store(), facts={}, threads=1))
     terms = ReleaseTerms(
         mode="none", clip_norm=1.0, sample_rate=rate, site_noise_int=0, scale_bits=30, max_rows_per_batch=256,
         max_records_per_unit=1,
@@ -76,7 +74,7 @@ def measure(
 
             def step(entering: RowStates | None = entering, source: SeededBytes = source, name: str = name) -> None:
                 sums[name] = private_release(
-                    adapted, examples.ids, examples.targets, examples.units,  # type: ignore[arg-type]
+                    adapted, examples.ids, examples.targets, examples.units,
                     terms=terms, shapes=shapes, source=source, entering=entering,
                 )  # fmt: skip
 
@@ -93,13 +91,6 @@ def measure(
         "reading all after a restart, s": reopening,
         "kept bytes": states.num_bytes,
     }
-
-
-def taken(call: Callable[[], object]) -> float:
-    """Processor seconds of one call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 if __name__ == "__main__":

@@ -19,16 +19,26 @@ medians of processor time in one thread. Needs the packages of requirements-smol
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
-from measuring import medians
-from models import LENGTH, MLA, PROMPT, RANK, Call, clipped_step, generation, plain_step, row_losses, with_peft
+from measuring import in_child, medians, restart_peak, status_mib
+from models import (
+    LENGTH,
+    MLA,
+    PROMPT,
+    RANK,
+    Call,
+    clipped_step,
+    generation,
+    plain_step,
+    random_ids,
+    row_losses,
+    with_peft,
+)
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -95,34 +105,19 @@ def step_of(engine: str, ids: Tensor) -> Call:
     return step
 
 
-def random_ids(rows: int, length: int) -> Tensor:
-    return torch.randint(1, 4096, (rows, length), generator=torch.Generator().manual_seed(0))
-
-
 def peak(engine: str, rows: int, length: int) -> dict[str, float]:
     """MiB of a process of its own."""
-    environment = os.environ | {
-        # Freed blocks go back to the system at once, so that the peak is that of live tensors.
-        "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, __file__, "--child", json.dumps([engine, rows, length])]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(child.stdout)
+    return in_child(__file__, engine, rows, length)
 
 
 def _measure_own_peak(engine: str, rows: int, length: int) -> None:
     step = step_of(engine, random_ids(rows, length))
     _source.cache_clear()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
+    restart_peak()
+    before = status_mib("VmRSS")
     step()
     step()
-    print(json.dumps({"peak_mib": _status("VmHWM"), "step_mib": _status("VmHWM") - before}))
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    print(json.dumps({"peak_mib": status_mib("VmHWM"), "step_mib": status_mib("VmHWM") - before}))
 
 
 def steps(rows: int, length: int, seconds: float) -> dict[str, dict[str, float]]:

@@ -187,14 +187,15 @@ def row_losses(model: Callable[[Tensor], object], ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").mean(1)
 
 
-def clipped_step(ours: AdaptedModel, ids: Tensor) -> Call:
-    """Forward, backward, norms by record, clipped sum, SGD."""
+def clipped_step(ours: AdaptedModel, ids: Tensor, losses: Callable[[], Tensor] | None = None) -> Call:
+    """Forward, backward, norms by record, clipped sum, SGD; of `losses` by record in place of `row_losses`."""
     clipper, sgd = PerUnitClipper(ours), torch.optim.SGD(list(ours.trained.values()), lr=1e-3)
+    losses = losses or (lambda: row_losses(ours.model, ids))
 
     def step() -> None:
         clipper.start_step()
         with clipper.microbatch(range(len(ids)), ids.shape[1]):
-            row_losses(ours.model, ids).sum().backward()
+            losses().sum().backward()
         total, _ = clipper.clipped_sum(1.0)
         for name, parameter in ours.trained.items():
             parameter.grad = total[name].to(parameter)
@@ -240,8 +241,8 @@ def sparse(layers: int, rows: int, seconds: float) -> dict[str, object]:
     }
 
 
-def random_ids(rows: int, length: int = LENGTH) -> Tensor:
-    return torch.randint(1, 4096, (rows, length), generator=torch.Generator().manual_seed(0))
+def random_ids(rows: int, length: int = LENGTH, *, words: int = 4096) -> Tensor:
+    return torch.randint(1, words, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def with_peft(model: PreTrainedModel, targets: Sequence[str], parameters: Sequence[str] = ()) -> torch.nn.Module:

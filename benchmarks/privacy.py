@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -33,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import in_child, restart_peak, status_mib
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -265,29 +265,18 @@ def times(engines: tuple[str, ...], case: Case, *, seconds: float) -> dict[str, 
 
 def peak_memory(engine: str, case: Case) -> dict[str, float]:
     """Peak MiB of two steps in a process of its own, and how much of it the steps added to the loaded model."""
-    environment = os.environ | {
-        # Freed blocks go back to the system at once, so that the peak is that of live tensors.
-        "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(case.threads),
-    }  # fmt: skip
-    command = [sys.executable, __file__, "--child", json.dumps({"engine": engine, "case": asdict(case)})]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(child.stdout)
+    return in_child(__file__, engine, asdict(case), threads=case.threads)
 
 
 def _measure_own_peak(engine: str, case: Case) -> None:
     torch.set_num_threads(case.threads)
     step, ids = step_of(engine, case), records(case)
     step(ids[:1])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    base = _status("VmRSS")
+    restart_peak()
+    base = status_mib("VmRSS")
     step(ids)
     step(ids)
-    print(json.dumps({"peak_mib": _status("VmHWM"), "step_mib": _status("VmHWM") - base}))
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    print(json.dumps({"peak_mib": status_mib("VmHWM"), "step_mib": status_mib("VmHWM") - base}))
 
 
 def invariance(dtype: torch.dtype, *, trials: int = 20, batch: int = 16, freeze_a: bool = False) -> dict[str, float]:
@@ -381,9 +370,8 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")  # PEFT's and Opacus' hints
     if asked.child:
-        plan = json.loads(asked.child)
-        case = Case(**plan["case"] | {"targets": tuple(plan["case"]["targets"])})
-        return _measure_own_peak(plan["engine"], case)
+        engine, case = json.loads(asked.child)
+        return _measure_own_peak(engine, Case(**case | {"targets": tuple(case["targets"])}))
     if asked.invariance:
         moves = {str(dtype): invariance(dtype) for dtype in (torch.float32, torch.float64)}
         return print(json.dumps(moves) if asked.json else _moves_text(moves))

@@ -22,19 +22,16 @@ import importlib.metadata
 import json
 import os
 import pydoc_data.topics
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import peft
 import torch
-import torch.nn.functional as F
-from measuring import Peak, allocated_mib, medians
-from torch import Tensor, nn
+from measuring import Peak, allocated_mib, in_child, medians, restart_peak, status_mib
+from models import RANK, ROWS, Call, clipped_step, plain_step, random_ids, row_losses, with_peft
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from confide.kernels.linear import packed_stacks
@@ -43,14 +40,9 @@ from confide.models.backbones.checkpoints import load_model, quietly, save_model
 from confide.models.backbones.packing import PACK_OF
 from confide.models.backbones.smollm2 import PACKAGE, read_source, source_file
 from confide.models.evaluation.metrics import perplexity
-from confide.privacy.mechanism.clipping import PerUnitClipper
-
-Call = Callable[[], object]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK, ROWS = 8, 4
 PEFT = "PEFT, float32, not clipped"
-STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def write(folder: Path) -> None:
@@ -71,74 +63,33 @@ def loaded(directory: Path, form: str) -> AdaptedModel:
 
 
 def private_step(adapted: AdaptedModel, ids: Tensor) -> Call:
-    """Forward, backward, norms by record, clipped sum, SGD."""
-    clipper, sgd = PerUnitClipper(adapted), torch.optim.SGD(list(adapted.trained.values()), lr=1e-3)
     is_completion = torch.arange(ids.shape[1]).expand_as(ids) > 0
-
-    def step() -> None:
-        clipper.start_step()
-        with clipper.microbatch(range(len(ids)), ids.shape[1]):
-            adapted.losses(ids, is_completion).sum().backward()
-        total, _ = clipper.clipped_sum(1.0)
-        for name, parameter in adapted.trained.items():
-            parameter.grad = total[name].to(parameter)
-        sgd.step()
-        sgd.zero_grad()
-
-    return step
-
-
-def peft_step(directory: Path, ids: Tensor) -> Call:
-    """A step of PEFT that trains the same numbers, for all records together."""
-    config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS))
-    theirs = peft.get_peft_model(load_model(directory), config).eval()
-    for name, parameter in theirs.named_parameters():
-        parameter.requires_grad_("lora_B" in name)
-    sgd = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=1e-3)
-
-    def step() -> None:
-        _row_losses(theirs, ids).sum().backward()
-        sgd.step()
-        sgd.zero_grad()
-
-    return step
+    return clipped_step(adapted, ids, lambda: adapted.losses(ids, is_completion))
 
 
 def memory(folder: Path, forms: Sequence[str]) -> dict[str, object]:
     """MiB of each format, each from a process of its own."""
-    # Freed blocks go back to the system at once, so that the peak is that of live tensors.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found = {}
-    for form in forms:
-        command = [sys.executable, __file__, "--child", json.dumps([str(folder), form])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[form] = json.loads(done.stdout)
-    return {"formats": found}
+    return {"formats": {form: in_child(__file__, str(folder), form) for form in forms}}
 
 
 def _child(folder: str, form: str) -> None:
-    private_step(loaded(Path(folder) / "tiny", form), _random_ids(64, 64))()
-    before, resident = allocated_mib(), _status("VmRSS")
-    PEAK_RESET.write_text("5")
+    private_step(loaded(Path(folder) / "tiny", form), random_ids(ROWS, 64, words=64))()
+    before, resident = allocated_mib(), status_mib("VmRSS")
+    restart_peak()
     with Peak() as loading:
         adapted = loaded(Path(folder) / "smollm2", form)
     after = allocated_mib()
     with Peak() as peak:
-        private_step(adapted, _random_ids(1000, 64))()
+        private_step(adapted, random_ids(ROWS, 64, words=1000))()
     stacks = [stack for module in adapted.modules() for stack in packed_stacks(module)]
     found = {
         "loading_mib": loading.mib - before,
         "held_mib": after - before,
         "step_mib": peak.mib - before,
-        "resident_mib": _status("VmHWM") - resident,
+        "resident_mib": status_mib("VmHWM") - resident,
         "packed_mib": sum(stack.nbytes for stack in stacks) / 2**20,
     }
     print(json.dumps(found))
-
-
-def _status(line: str) -> float:
-    facts = dict(each.split(":", 1) for each in STATUS.read_text().splitlines())
-    return int(facts[line].split()[0]) / 1024
 
 
 def speed(folder: Path, forms: Sequence[str], lengths: Sequence[int], seconds: float) -> dict[str, object]:
@@ -146,9 +97,9 @@ def speed(folder: Path, forms: Sequence[str], lengths: Sequence[int], seconds: f
     models = {form: loaded(folder / "smollm2", form) for form in forms}
     found = {}
     for length in lengths:
-        ids = _random_ids(1000, length)
+        ids = random_ids(ROWS, length, words=1000)
         steps: dict[str, Call] = {form: private_step(model, ids) for form, model in models.items()}
-        steps[PEFT] = peft_step(folder / "smollm2", ids)
+        steps[PEFT] = plain_step(with_peft(load_model(folder / "smollm2"), TARGETS), ids)
         found[ids.numel()] = medians(steps, seconds=seconds)
     return {"milliseconds": found}
 
@@ -166,18 +117,9 @@ def quality(folder: Path, forms: Sequence[str], rows: int) -> dict[str, object]:
         for name, text in texts.items():
             ids = torch.tensor(tokenizer(text[: 8 * 256 * rows])["input_ids"][: 256 * rows]).view(rows, 256)
             with torch.no_grad():
-                losses = torch.cat([_row_losses(model, row[None]) for row in ids]).double().numpy()
+                losses = torch.cat([row_losses(model, row[None]) for row in ids]).double().numpy()
             found.setdefault(name, {})[form] = perplexity(losses * 255, np.full(rows, 255)).value
     return {"tokens": 256 * rows, "perplexity": found}
-
-
-def _row_losses(model: nn.Module, ids: Tensor) -> Tensor:
-    logits = model(ids).logits[:, :-1]
-    return F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").mean(1)
-
-
-def _random_ids(words: int, length: int) -> Tensor:
-    return torch.randint(1, words, (ROWS, length), generator=torch.Generator().manual_seed(0))
 
 
 def memory_table(found: dict[str, object]) -> str:
