@@ -16,8 +16,10 @@ import pytest
 from flwr.app import Message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.fab import Fab
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink import extensions, main
 from hypothesis import given
@@ -101,14 +103,17 @@ class Chain:
         self._stack.callback(session.close)
         return session
 
-    def serve(self, name: str, handle: Callable[[str, Packet], Packet] = lambda kind, packet: packet) -> None:
-        """A warm node that answers by itself."""
-        home, stop = self.home / name, threading.Event()
+    def serve_and_drive(self, handle: Callable[[str, Packet], Packet] = lambda kind, packet: packet) -> Fleet:
+        """A warm node at north that answers by itself, and a driver that sees it."""
+        home, stop = self.home / "north", threading.Event()
         node = WarmNode(NodeIdentity.load(home), Enrolment.load(home), handle)
         thread = threading.Thread(target=node.run, args=(stop,))
         thread.start()
         self._stack.callback(thread.join)
         self._stack.callback(stop.set)
+        fleet = self.drive()
+        until(lambda: "north" in fleet.online())
+        return fleet
 
     def drive(self) -> Fleet:
         """The driver of a new run."""
@@ -123,8 +128,6 @@ class Chain:
         return Fleet(grid, self.register.site_of)
 
     def fab(self) -> str:
-        from flwr.supercore.fab import Fab
-
         return self.state.store_fab(Fab("", b"nothing to run", {}))
 
     def post(self, path: str, body: bytes, **headers: str) -> httpx.Response:
@@ -133,6 +136,11 @@ class Chain:
         return httpx.post(
             f"https://127.0.0.1:{self.superlink.port}{path}", content=body, headers=headers, verify=trusting
         )
+
+
+def grid_of(fleet: Fleet) -> OneBodyGrid:
+    assert isinstance(fleet._carrier, OneBodyGrid)
+    return fleet._carrier
 
 
 def until(met: Callable[[], object]) -> None:
@@ -165,9 +173,7 @@ def test_a_question_and_its_answer_are_four_requests_to_the_superlink(
     until(lambda: chain.requests.count(calls.BEATS) > 1)
     monkeypatch.setattr(vouching, "BEAT_S", 60.0)  # one just now may have seen the question before its node took it
     time.sleep(0.5)
-    chain.serve("north")
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    fleet = chain.serve_and_drive()
     packet = Packet(b"{}", {"state": secrets.token_bytes(300_000)})
     assert dict(fleet.ask("plan", {"north": packet}, 30.0)) == {"north": packet}
     chain.requests.clear()  # from now on its request is held, and the SuperLink is asked only when it is called
@@ -179,9 +185,7 @@ def test_a_question_and_its_answer_are_four_requests_to_the_superlink(
 
 
 def test_what_does_not_fit_into_one_body_travels_by_flowers_own_calls(chain: Chain) -> None:
-    chain.serve("north")
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    fleet = chain.serve_and_drive()
     packet = Packet(b"{}", {"state": LARGE})
     assert dict(fleet.ask("plan", {"north": packet}, 60.0)) == {"north": packet}
     assert {"/v1/fleet/pull-object", "/v1/fleet/push-object", "/v1/runtime/push-object"} <= set(chain.requests)
@@ -189,9 +193,7 @@ def test_what_does_not_fit_into_one_body_travels_by_flowers_own_calls(chain: Cha
 
 
 def test_an_idle_node_asks_the_superlink_for_nothing_and_stays_online(chain: Chain) -> None:
-    chain.serve("north")
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    chain.serve_and_drive()
     until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
     chain.requests.clear()
     node = chain.state.nodes[chain.node_id("north")]
@@ -213,17 +215,13 @@ def test_a_beat_brings_nobody_back_who_has_left(chain: Chain) -> None:
 
 def test_a_call_that_is_lost_costs_no_more_than_a_beat(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PORT_VARIABLE)
-    chain.serve("north")
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    fleet = chain.serve_and_drive()
     until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
     assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
 
 
 def test_nodes_that_are_held_connect_anew_when_the_superlink_has_forgotten_them(chain: Chain) -> None:
-    chain.serve("north")
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    fleet = chain.serve_and_drive()
     until(lambda: one_body.CALLS + one_body.TAKE in chain.requests)
     before, key = chain.node_id("north"), wire_form(chain.identities["north"].transport_public)
     del chain.state.nodes[before], chain.state.node_public_key_to_node_id[key]  # as after its restart
@@ -254,9 +252,7 @@ def test_an_answer_whose_receipt_is_lost_is_given_again_and_counts_once(
         handled.append(kind)
         return packet
 
-    chain.serve("north", handle)
-    fleet = chain.drive()
-    until(lambda: "north" in fleet.online())
+    fleet = chain.serve_and_drive(handle)
     assert dict(fleet.ask("plan", {"north": Packet(b"{}")}, 20.0)) == {"north": Packet(b"{}")}
     until(lambda: len(given) == 2)
     assert given[0] == given[1]
@@ -264,11 +260,17 @@ def test_an_answer_whose_receipt_is_lost_is_given_again_and_counts_once(
     assert dict(fleet.ask("more", {"north": Packet(b"2")}, 20.0)) == {"north": Packet(b"2")}
 
 
-def asked_of(chain: Chain, session: Session, fleet: Fleet, packet: Packet, timeout: float = 20.0) -> Any:
-    """A question on its way to a node in the test's hand, and the thread that waits for the answer."""
-    found: dict[str, Packet | NodeFailure] = {}
-    asking = threading.Thread(target=lambda: found.update(fleet.ask("plan", {"north": packet}, timeout)))
+def ask(fleet: Fleet, packet: Packet) -> tuple[threading.Thread, dict[str, Any]]:
+    """The thread that asks north and waits, and where it puts the answer."""
+    found: dict[str, Any] = {}
+    asking = threading.Thread(target=lambda: found.update(fleet.ask("plan", {"north": packet}, 20.0)))
     asking.start()
+    return asking, found
+
+
+def asked_of(session: Session, fleet: Fleet, packet: Packet) -> Any:
+    """A question that has reached a node in the test's hand; and what `ask` returns."""
+    asking, found = ask(fleet, packet)
     question = None
     while question is None:
         assert asking.is_alive(), f"nothing was asked: {found}"
@@ -276,21 +278,19 @@ def asked_of(chain: Chain, session: Session, fleet: Fleet, packet: Packet, timeo
     return question, asking, found
 
 
+def give_half_an_answer(session: Session, question: Any) -> None:
+    """The first body goes, with all but one part; then the node is killed."""
+    message = session.receive(question)
+    session._patiently = lambda *_: pytest.fail("killed")  # type: ignore[method-assign, misc]
+    with pytest.raises(pytest.fail.Exception):
+        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+
+
 def test_a_node_killed_with_half_an_answer_given_is_asked_anew_when_it_is_back(chain: Chain) -> None:
     """Its first body came, with all but one part; the rest never does."""
     session, fleet = chain.session("north"), chain.drive()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
-    message = session.receive(question)
-    patiently = session._patiently
-
-    def killed(name: str, *more: Any) -> Any:
-        if name == "push-object":
-            raise ConnectionAbortedError
-        return patiently(name, *more)
-
-    session._patiently = killed  # type: ignore[method-assign]
-    with pytest.raises(ConnectionAbortedError):
-        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
+    give_half_an_answer(session, question)
     assert len(chain.state.message_res_store) == 1
     assert not found
     chain.session("north")  # the next daemon on its home
@@ -301,11 +301,8 @@ def test_a_node_killed_with_half_an_answer_given_is_asked_anew_when_it_is_back(c
 
 def test_a_node_killed_with_half_an_answer_that_stays_away_is_given_up(chain: Chain) -> None:
     session, fleet = chain.session("north"), chain.drive()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
-    message = session.receive(question)
-    session._patiently = lambda *_: pytest.fail("killed")  # type: ignore[method-assign, misc]
-    with pytest.raises(pytest.fail.Exception):
-        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
+    give_half_an_answer(session, question)
     session.close()
     chain.gate_app._vouching.leave(chain.node_id("north"))  # it was silent for some seconds
     chain.state.nodes[chain.node_id("north")].online_until = time.time()  # and Flower has waited for a heartbeat
@@ -316,15 +313,13 @@ def test_a_node_killed_with_half_an_answer_that_stays_away_is_given_up(chain: Ch
 
 def test_what_a_daemon_was_asked_before_it_died_does_not_reach_the_next_one(chain: Chain) -> None:
     first, fleet = chain.session("north"), chain.drive()
-    failures: dict[str, Any] = {}
-    asking = threading.Thread(target=lambda: failures.update(fleet.ask("plan", {"north": Packet(b"old")}, 20.0)))
-    asking.start()
+    asking, failures = ask(fleet, Packet(b"old"))
     until(lambda: chain.state.message_ins_store)
     first.close()
     second = chain.session("north")
     asking.join()
     assert failures["north"].reason == "restarted"
-    question, asking, found = asked_of(chain, second, fleet, Packet(b"new"))
+    question, asking, found = asked_of(second, fleet, Packet(b"new"))
     message = second.receive(question)
     assert unpack(message.content).body == b"new"
     second.answer(message, pack(Packet(b"answer")), until=question.until)
@@ -338,7 +333,7 @@ def test_questions_arrive_after_the_clock_was_set(chain: Chain, back_s: float) -
     session, fleet = chain.session("north"), chain.drive()
     moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=back_s)
     chain.state.nodes[chain.node_id("north")].last_activated_at = moment.isoformat()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
     session.answer(session.receive(question), pack(Packet(b"here")), until=question.until)
     asking.join()
     assert found == {"north": Packet(b"here")}
@@ -347,16 +342,14 @@ def test_questions_arrive_after_the_clock_was_set(chain: Chain, back_s: float) -
 def test_a_node_that_connects_anew_by_a_clock_set_back_is_not_brought_old_questions(chain: Chain) -> None:
     session, fleet = chain.session("north"), chain.drive()
     node = chain.state.nodes[chain.node_id("north")]
-    failures: dict[str, Any] = {}
-    asking = threading.Thread(target=lambda: failures.update(fleet.ask("plan", {"north": Packet(b"old")}, 20.0)))
-    asking.start()
+    asking, failures = ask(fleet, Packet(b"old"))
     until(lambda: chain.state.message_ins_store)
     session.close()
     second = chain.session("north")
     node.last_activated_at = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).isoformat()
     asking.join()
     assert failures["north"].reason == "restarted"
-    question, asking, found = asked_of(chain, second, fleet, Packet(b"new"))
+    question, asking, found = asked_of(second, fleet, Packet(b"new"))
     assert unpack(second.receive(question).content).body == b"new"
     second.answer(second.receive(question), pack(Packet(b"answer")), until=question.until)
     asking.join()
@@ -369,8 +362,7 @@ def test_a_node_that_connects_anew_while_its_question_is_sent_ends_no_run(
     """Its question is dropped, and the SuperLink then keeps no part of it."""
     monkeypatch.setattr(flower, "_WAIT_S", 0.5)
     session, fleet = chain.session("north"), chain.drive()
-    grid = fleet._carrier
-    assert isinstance(grid, OneBodyGrid)
+    grid = grid_of(fleet)
     push, pushed = grid._runtime_client.PushObject, list[bool]()
 
     def slow(request: Any) -> Any:
@@ -391,8 +383,7 @@ def test_a_node_that_connects_anew_while_its_question_is_sent_ends_no_run(
 
 def test_a_question_of_a_run_that_is_over_is_dropped_and_the_next_one_taken(chain: Chain) -> None:
     session, fleet = chain.session("north"), chain.drive()
-    grid = fleet._carrier
-    assert isinstance(grid, OneBodyGrid)
+    grid = grid_of(fleet)
     message = Message(pack(Packet(b"{}")), chain.node_id("north"), "query.plan", ttl=60.0, group_id="")
     name = grid.send([message])[0].message_id
     over = chain.state.create_run("", "", chain.fab(), {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
@@ -420,7 +411,7 @@ def test_a_question_of_a_run_that_is_over_is_dropped_and_the_next_one_taken(chai
 
 def test_a_whole_answer_counts_though_its_node_has_left(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     session, fleet = chain.session("north"), chain.drive()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
     message = session.receive(question)
     with monkeypatch.context() as held:
         held.setattr(superlink_process, "whole_answers", lambda *_: [])
@@ -434,11 +425,8 @@ def test_a_whole_answer_counts_though_its_node_has_left(chain: Chain, monkeypatc
 
 def test_an_answer_that_stays_half_leaves_nothing_in_the_store(chain: Chain) -> None:
     session, fleet = chain.session("north"), chain.drive()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
-    message = session.receive(question)
-    session._patiently = lambda *_: pytest.fail("killed")  # type: ignore[method-assign, misc]
-    with pytest.raises(pytest.fail.Exception):
-        session.answer(message, pack(Packet(b"{}", {"state": LARGE})), until=question.until)
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
+    give_half_an_answer(session, question)
     session.leave()
     asking.join()
     assert isinstance(found["north"], NodeFailure)
@@ -459,8 +447,7 @@ def test_a_refused_activation_wakes_no_driver(chain: Chain) -> None:
 
 
 def test_bodies_are_bounded_and_waits_end(chain: Chain) -> None:
-    grid = chain.drive()._carrier
-    assert isinstance(grid, OneBodyGrid)
+    grid = grid_of(chain.drive())
     assert chain.post(one_body.CALLS + one_body.TAKE, bytes(1 << 20)).status_code == 413
     for wait in ("nan", "inf"):
         headers = {"flwr-task-token": grid._token, calls.WAIT_HEADER: wait}
@@ -510,12 +497,9 @@ def test_no_error_ends_the_beats(
 def test_a_driver_that_dies_while_it_waits_leaves_its_answers_to_the_next_question(chain: Chain) -> None:
     """Its call is over with its connection: the answer is not handed out to nobody."""
     session, fleet = chain.session("north"), chain.drive()
-    grid = fleet._carrier
-    assert isinstance(grid, OneBodyGrid)
+    grid = grid_of(fleet)
     headers = {"flwr-task-token": grid._token, calls.WAIT_HEADER: "20"}
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"))
-    from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
     asks = PullAppMessagesRequest(message_ids=[question.tree.object_id]).SerializeToString()
     trusting = outbound.trusting(chain.pki.ca_path.read_text())
     with pytest.raises(httpx.ReadTimeout):
@@ -593,7 +577,7 @@ def test_our_calls_for_drivers_and_the_gate_do_not_pass_the_gate(chain: Chain) -
 
 def test_the_same_answer_given_twice_is_stored_once(chain: Chain) -> None:
     session, fleet = chain.session("north"), chain.drive()
-    question, asking, found = asked_of(chain, session, fleet, Packet(b"{}"), timeout=20.0)
+    question, asking, found = asked_of(session, fleet, Packet(b"{}"))
     bodies, post = list[bytes](), session._connection.post
 
     def kept(path: str, content: bytes, **more: Any) -> bytes:
