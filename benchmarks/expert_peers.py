@@ -1,4 +1,4 @@
-"""What routed experts are compared with on any device: bare matrix products, transformers' modules, PEFT's adapters.
+"""Builds the rivals of routed experts on any device: bare matrix products, transformers' modules, PEFT's adapters.
 
 `benchmarks/experts.py` and `benchmarks/gpu_experts.py` hand over one bank of experts: `gate_up` [E, 2H, D] and `down`
 [E, D, H].

@@ -52,7 +52,7 @@ def restart_peak() -> None:
 
 
 def in_child(program: str, *arguments: object, threads: int = 1) -> dict[str, float]:
-    """What a program prints as JSON when it is run with `--child` and these arguments, which are a JSON list.
+    """Runs a program with `--child` and these arguments as a JSON list, and returns the JSON that it prints.
 
     Freed blocks go back to the system at once, so that a peak of its memory is that of live tensors.
     """
