@@ -43,7 +43,7 @@ from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build
 from confide.models.heads import PooledHead, pooled, record_losses
-from confide.models.records import FlagField, NumericField, RecordSchema
+from confide.models.records.fields import FlagField, NumericField, RecordSchema
 from confide.privacy.mechanism.clipping import PerUnitClipper
 
 RANK, UNITS, SCALING = 16, 8, 2.0

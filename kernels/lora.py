@@ -53,6 +53,13 @@ def vector_head(x_BI: Tensor, weight_I: nn.Parameter, collector: Collector | Non
     return cast(Tensor, _VectorHead.apply(x_BI, weight_I, collector))  # type: ignore[no-untyped-call]
 
 
+def matrix_head(x_BI: Tensor, weight_KI: nn.Parameter, collector: Collector | None = None) -> Tensor:
+    """[B, K]: <x, row of weight> for each row of both, with the weight's gradient handed over as in `vector_head`."""
+    if collector is not None:
+        collector.announce(weight_KI)
+    return cast(Tensor, _MatrixHead.apply(x_BI, weight_KI, collector))  # type: ignore[no-untyped-call]
+
+
 class _Forgetful:
     """Stands for the context of a forward pass that no backward follows."""
 
@@ -138,4 +145,30 @@ class _VectorHead(Function):
                 collector.capture_rows(ctx.parameter, grad[:, None], x, transposed=False)
             else:
                 grad_weight = torch.mv(x.T, grad).to(weight.dtype)
+        return grad_x, grad_weight, None
+
+
+class _MatrixHead(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, collector: Collector | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.parameter, ctx.collector = weight, collector
+        # Output by output, as in `_VectorHead` and for its reason; there are few.
+        return torch.stack([(x * row).sum(1) for row in weight.to(x.dtype)], dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.zeros_like(x)
+            for column, row in zip(grad.unbind(1), weight.to(grad.dtype), strict=True):
+                grad_x += torch.outer(column, row)
+        if ctx.needs_input_grad[1]:
+            collector: Collector | None = ctx.collector
+            if collector is not None:
+                collector.capture_rows(ctx.parameter, grad, x, transposed=False)
+            else:
+                grad_weight = (grad.T @ x).to(weight.dtype)
         return grad_x, grad_weight, None

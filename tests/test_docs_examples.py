@@ -19,7 +19,7 @@ from confide.models.adapters import AdapterConfig, ModelCard, attach, export
 from confide.models.backbones import loading
 from confide.models.backbones.family import BackboneConfig
 from confide.models.heads import PooledHead
-from confide.models.records import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
 from .models.tiny import byte_tokenizer, tiny_deepseek
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ...models.records.fields import FieldTerms
 from ...models.records.kinds import KINDS
 from .terms import StudyDraft
 
 _WIDTH = 38  # column in which explanations begin
-_SAID = {*FieldTerms.model_fields, "prompt", "completion"}  # of several ways to say what a record is, those shown
+# Of several ways to say what a record is and what is learned, those shown.
+_SAID = {"label", "flags", "numeric", "categorical", "prompt", "completion"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -70,6 +70,8 @@ def _number(value: float) -> str:
 
 
 def _table(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a table; None for a plain setting."""
+    """The model of a table; None for a plain setting, and for a small table that is written in one line."""
+    if field.examples and field.examples[0].startswith("{"):
+        return None
     kinds = typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -20,7 +20,7 @@ from ...models.backbones import families
 from ...models.backbones.family import WeightFormat
 from ...models.records import RecordSchema
 from ...models.records.fields import FieldTerms
-from ...models.records.kind import RecordKind
+from ...models.records.kind import Judged, RecordKind
 from ...models.records.kinds import INLINE, KINDS
 from ...models.records.text import TextTerms
 from ...models.strict import Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
@@ -63,14 +63,14 @@ Rank = Annotated[int, Field(ge=1)]
 class AdapterTerms(StrictModel):
     """Settings of the LoRA weights that are trained."""
 
-    rank: int = Field(ge=1, le=256, examples=["4"], description="components of every LoRA product")
-    alpha: float = Field(gt=0, le=4096, examples=["4.0"], description="LoRA's output is scaled by alpha / rank")
+    rank: int = Field(default=4, ge=1, le=256, description="components of every LoRA product")
+    alpha: float = Field(default=4.0, gt=0, le=4096, description="LoRA's output is scaled by alpha / rank")
     freeze_a: bool = Field(default=True, description="train B only, which noise harms less")
     targets: Annotated[tuple[Annotated[str, AfterValidator(_is_target)], ...], Unique] = Field(
-        min_length=1,
         max_length=1000,
         examples=['["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'],
-        description="modules that take an adapter, by the last part of their name; docs/backbones.md has each family's",
+        description="modules that take an adapter, by the last part of their name; docs/backbones.md has each "
+        "family's; [] trains a pooled head alone",
     )
     layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Unique] | None = Field(
         default=None, min_length=1, max_length=1000, examples=["[26, 27, 28, 29]"],
@@ -84,7 +84,18 @@ class AdapterTerms(StrictModel):
         default="pooled",
         description='what reads a record: a classifier of it; "lm", of free text: the model\'s own output matrix',
     )
+    reads: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Unique] | None = Field(
+        default=None, min_length=1, max_length=64, examples=["[0, 30]"],
+        description="of documents: the states that the head reads, 0 is the embedding's, n that behind layer n, "
+        "counted from 1; left out, all of which the backbone's folder has moments",
+    )  # fmt: skip
     seed: Label = Field(examples=['"thyroid-1"'], description="any text; public: every site draws the same A from it")
+
+    @model_serializer(mode="wrap")
+    def _without_later_terms(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves `reads` out where it says nothing: format 4 began without it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if (name, value) != ("reads", None)}
 
     def rank_of(self, site: str) -> int | None:
         """Rank of a site's adapter by `ranks`; None if the study names none: the whole rank."""
@@ -113,6 +124,11 @@ class DataTerms(FieldTerms):
     def terms(self) -> StrictModel:
         """The terms of that kind of record: its table, or these keys themselves."""
         return next(iter(self.tables().values()), self)
+
+    @property
+    def judged(self) -> Judged:
+        """What a charged evaluation counts."""
+        return self.kind.judged(self.terms)
 
     def tables(self) -> dict[str, StrictModel]:
         """The study's tables of kinds of record; at most one in a checked study."""
@@ -459,13 +475,17 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     if tables:
         problems += [
             f"data.{name} with a table [data.{kind.name}]; remove it: {kind.whole}"
-            for name in ("label", "numeric", "categorical", "flags")
+            for name in ("label", "classes", "labels", "number", "numeric", "categorical", "flags")
             if getattr(data, name)
         ]
     problems += kind.problems(data.terms, max_tokens=data.max_tokens)
     if adapter.head != kind.head:
         why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
         problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
+    if not adapter.targets and kind.head == "lm":
+        problems.append("adapter.targets is []; name a module: without a head, adapters are all that is trained")
+    if adapter.reads is not None and kind.name != "document":
+        problems.append(f"adapter.reads with records of kind {kind.name}; remove it: only a document's head chooses")
     return problems
 
 

@@ -1,7 +1,11 @@
 """Loads a study's model (backbone, adapters and head) and turns records into its inputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import loading, public_tokens
@@ -9,6 +13,7 @@ from ...models.backbones.family import Backbone
 from ...models.errors import BackboneMismatch, MetricUndefined, TargetMissing
 from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
 from ...models.records.kind import Examples, Reader, RecordKind
+from ...models.strict import StrictModel
 from ..data import Records
 from ..study import StudyDraft
 
@@ -23,6 +28,7 @@ class StudyModel:
     adapted: AdaptedModel
     family: Backbone
     kind: RecordKind
+    terms: StrictModel  # of the records, as `kind` reads them
     reader: Reader
     backbone_hash: str
 
@@ -34,6 +40,14 @@ class StudyModel:
     def examples(self, records: Records) -> Examples:
         """Turns records into token ids, with the target of each."""
         return Examples(*self.reader.examples(records.columns, records.labels), records.units)
+
+    def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
+        return self.kind.judge(self.terms, self.adapted, ids, target)
+
+    def evaluate(self, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes metrics with intervals over all records of the tables, which are the operator's own."""
+        return self.kind.evaluate(self.terms, self.adapted, tables)
 
 
 def load_study_model(
@@ -66,11 +80,14 @@ def load_study_model(
         reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)
     except BackboneMismatch as err:
         raise BackboneMismatch(f"the backbone in {directory} {err}") from None
-    head = loaded.head() if kind.head == "pooled" else None
-    if head is None and kind.head == "pooled":  # without this, a classifier would be trained as a writer of text
-        raise BackboneMismatch(f"the backbone in {directory} has no pooled states for a classifier to read")
+    objective, head = kind.objective(draft.data.terms), None
+    if objective is not None:
+        try:
+            head = loaded.head(objective, draft.adapter.reads)
+        except BackboneMismatch as err:
+            raise BackboneMismatch(f"the backbone in {directory} {err}") from None
     adapted = attach(loaded.model, config, head=head)
-    return StudyModel(adapted, loaded.family, kind, reader, loaded.hash)
+    return StudyModel(adapted, loaded.family, kind, draft.data.terms, reader, loaded.hash)
 
 
 def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dict[int, tuple[int, ...]]:

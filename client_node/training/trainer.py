@@ -272,7 +272,7 @@ class Trainer:
         rows = list(zip(part.ids, part.targets, strict=True))
         rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
         with torch.no_grad():
-            judged = [self._model.kind.judge(self.adapted, *row) for row in rows]
+            judged = [self._model.judge(*row) for row in rows]
         return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from .model_tables import (
     show_built,
     show_checked,
     show_imported,
+    show_moments,
     show_routing,
 )
 from .options import PageOption, TextOption, TokensOption
@@ -106,6 +107,39 @@ def backbone_import(
     if directory is None:
         return show_checked(source, found, as_json)
     show_imported(directory, imported.description, imported.left, as_json)
+
+
+@app.command("moments", epilog=epilog("coordinator backbone moments smollm2 icd-10.txt backbone --reads 0 --reads 28"))
+def backbone_moments(
+    backbone: Annotated[Path, typer.Argument(help="Folder of an imported checkpoint; it stays as it is.")],
+    texts: Annotated[Path, typer.Argument(help="UTF-8 file of public texts, one a line.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    reads: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="A state that studies may read: 0 is the embedding's, n the one behind layer n. Left out, some of all."
+        ),
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="What stands around a text, as in [data.document] of the studies to come.")
+    ] = "{text}",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Longer texts are cut.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Take moments of a checkpoint's states from public texts, which a head needs to read documents.
+
+    They say something about the texts, so take public ones of the kind that studies are about: the names of a
+    classification, guidelines. Some thousands are enough. The new folder is a backbone of its own, with the
+    checkpoint's files in it, linked where the disk can.
+    """
+    from ...models.backbones.moments import read_texts, take_moments
+
+    with bar("Reading public texts") as progress:
+        taken = take_moments(
+            backbone, read_texts(texts), directory, template=template, reads=reads, max_tokens=max_tokens,
+            progress=progress,
+        )  # fmt: skip
+    show_moments(directory, taken, as_json)
 
 
 def _import_recipe(recipe: Recipe, directory: Path, as_json: bool) -> None:

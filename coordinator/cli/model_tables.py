@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.adapters import Combined, ModelCard
     from ...models.backbones.importing import Checked
     from ...models.backbones.loading import Description
+    from ...models.backbones.moments import Taken
     from ...models.evaluation.router_statistics import LayerRouting
     from ..results.router_statistics import Routing
 
@@ -117,6 +118,22 @@ def _next_lines(directory: Path, found: "Description") -> list[str]:
     ]
 
 
+def show_moments(directory: Path, taken: "Taken", as_json: bool) -> None:
+    """Prints the folder with moments, and which states a study may read there."""
+    if as_json:
+        return print_json({"directory": str(directory), **asdict(taken)})
+    out.print(f"Moments of {taken.texts:,} public texts written to {escape(str(directory))}, a backbone of its own:")
+    show_facts(
+        escape(str(directory)),
+        {
+            "hash": taken.hash,
+            "states": ", ".join(map(str, taken.reads)),
+            "checkpoint": "linked, not copied" if taken.is_linked else "copied: this disk takes no links",
+        },
+        as_json=False,
+    )
+
+
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:
     """Prints backbones by the names of their folders; problems of unusable ones go to stderr."""
     if as_json:
@@ -160,6 +177,7 @@ def facts_of(found: "Description") -> dict[str, str]:
         "reads": found.reads,
         "chat template": "yes" if found.has_chat_template else "no",
         "layers": str(found.layers),
+        "moments of states": ", ".join(map(str, found.moments)) or "none",
         "experts": experts_of(found),
         "targets": ", ".join(found.targets),
         "parameters": f"{found.size.parameters:,}",

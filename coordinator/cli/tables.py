@@ -184,16 +184,20 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
     if as_json:
         return print_json(asdict(found))
     names = {name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")}
-    if found.judged == "completions":
-        names = {"prevalence": "exact match", "calibration_error": "calibration error", "records": "records"}
+    if found.judged != "labels":
+        share = {"completions": "exact match", "answers": "right answers", "numbers": "near enough"}[found.judged]
+        names = {"prevalence": share, "calibration_error": "calibration error", "records": "records"}
+    if found.judged == "numbers":  # which come with no chance of being right
+        del names["calibration_error"]
     rows = [
         {"metric": words, "value": value, "95 % interval": interval}
         for name, words in names.items()
         for value, interval in [estimate_texts(getattr(found.metrics, name))]
     ]
     out.print(table_of(f"{found.run}, held-out records of {', '.join(found.sites)}", rows))
-    bins = [reliability_row(each) for each in found.metrics.reliability]
-    out.print(table_of("What the model says, and what is so", bins))
+    if found.judged != "numbers":
+        bins = [reliability_row(each) for each in found.metrics.reliability]
+        out.print(table_of("What the model says, and what is so", bins))
     if found.metrics.auc_tied is not None and found.judged == "labels":
         out.print(f"Scores are rounded to bins: their own AUC is within {found.metrics.auc_tied / 2:.4f} of this one.")
     if found.epsilon is not None:

@@ -13,7 +13,7 @@ from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
-from ...models.records import fields
+from ...models.records import outcomes
 from ...privacy.ledger import charges
 from ...privacy.ledger.charges import Books, Spent
 from ..errors import Conflict
@@ -80,7 +80,8 @@ def _publish(
     is_measured = evaluation is not None and evaluation.problem is None
     metrics = measurement(store, run_id).metrics if is_measured else None
     spent = largest_epsilon(store, study, colluding=privacy.collusion) if has_guarantee else None
-    writes = study.draft.data.kind.judged == "completions"
+    judged = study.draft.data.judged
+    right = metrics.prevalence if metrics and judged != "labels" else None  # the share of records with label 1
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -93,8 +94,9 @@ def _publish(
         guaranteed=spent.guaranteed if spent else None,
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
-        auc=metrics.auc if metrics and not writes else None,
-        exact_match=metrics.prevalence if metrics and writes else None,  # the share of records with label 1
+        auc=metrics.auc if metrics and judged == "labels" else None,
+        exact_match=right if judged == "completions" else None,
+        accuracy=right if judged != "completions" else None,
         audit=standing.card,
         experts=study.draft.model.experts,
         frozen=study.draft.model.frozen,
@@ -137,13 +139,13 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 
 def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
     """Computes metrics with 95 % intervals over all held-out tables together, by the study's kind of record."""
-    return model.kind.evaluate(model.adapted, [model.examples(read_records(policy, study)) for policy in policies])
+    return model.evaluate([model.examples(read_records(policy, study)) for policy in policies])
 
 
 def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
     """Computes logits and labels of the records that `policy` points to, for a study that classifies."""
     examples = model.examples(read_records(policy, study))
-    return fields.score(model.adapted, examples), examples.targets
+    return outcomes.scores(model.adapted, examples), examples.targets
 
 
 def held_out_policy(path: Path, study: Study, unit_column: str) -> SitePolicy:

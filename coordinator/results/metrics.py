@@ -1,10 +1,10 @@
 """Computes the metrics and the privacy cost of a run's evaluation, from the noised histogram, which is public."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ...client_node.study.cost import planned_releases
 from ...models.evaluation.binned import BinnedMetrics, binned_metrics
+from ...models.records.kind import Judged
 from ...privacy.accounting import epsilon_pld
 from ..errors import Conflict
 from ..store import Store
@@ -19,7 +19,7 @@ class Measurement:
     rounds: int  # training rounds before the evaluation
     sites: tuple[str, ...]  # whose records were summed
     noise_std: float  # of each count
-    judged: Literal["labels", "completions"]  # a completion is positive if greedy decoding writes it exactly
+    judged: Judged  # a completion is positive if greedy decoding writes it exactly, an answer if it is right
     metrics: BinnedMetrics
     unit: str
     epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
@@ -58,7 +58,7 @@ def measurement(store: Store, run_id: str) -> Measurement:
         rounds=store.last_round(run_id).number,
         sites=sites,
         noise_std=noise_std,
-        judged=study.draft.data.kind.judged,
+        judged=study.draft.data.judged,
         metrics=binned_metrics([counts[: len(counts) // 2], counts[len(counts) // 2 :]], noise_std=noise_std),
         unit=study.draft.data.unit,
         epsilon=epsilon,

@@ -1,7 +1,10 @@
 """The model card: what a stranger must know of how an adapter was made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from ..backbones.family import WeightFormat
 from ..errors import ExportRefused
@@ -9,10 +12,16 @@ from ..evaluation.metrics import Estimate
 from ..rounding import rounded_up
 
 CARD = "README.md"  # as model hubs have it
-HEAD_TEXT = """
-`head.safetensors` holds a linear classifier on pooled states: the mean over a record's own tokens of embedding / 0.05
+_POOLED = """
+`head.safetensors` holds a linear head on pooled states: the mean over a record's own tokens of embedding / 0.05
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
 times `weight`.
+"""
+_READ_APART = """
+`head.safetensors` holds a linear head on pooled states: of each state that `reads` names (0 is the embedding's, n the
+one behind layer n, the last one behind the norm) the mean over a record's own tokens, minus its row of `center`, times
+its matrix of `whiten`, cut to unit length; these side by side, a constant sqrt(number of states)/10 appended, cut to
+unit length, times each row of `weight`.
 """
 
 
@@ -35,6 +44,7 @@ class ModelCard:
     frozen: WeightFormat = "float32"  # how all other linear layers were
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
+    accuracy: Estimate | None = None  # of what answers with a class, several labels or a number, measured so
     guaranteed: float | None = None  # epsilon that holds whatever was chosen by results, where it is known
 
     def __post_init__(self) -> None:
@@ -84,6 +94,13 @@ class ModelCard:
         )
 
 
+def head_text(head: Mapping[str, Tensor] | None, meaning: str) -> str:
+    """Says how an exported head is computed, and what its outputs mean; nothing if there is no head."""
+    if head is None:
+        return ""
+    return f"{_READ_APART if 'reads' in head else _POOLED}{meaning}\n"
+
+
 def privacy_text(*, mode: str, epsilon: float | None, delta: float | None, unit: str, collusion: int) -> str:
     """The guarantee of an adapter in one line."""
     if epsilon is None or delta is None:
@@ -100,7 +117,8 @@ def one_line(text: str) -> str:
 
 
 def _quality_text(card: ModelCard) -> str:
-    name, found = ("AUC", card.auc) if card.exact_match is None else ("exact match", card.exact_match)
+    measured = {"AUC": card.auc, "exact match": card.exact_match, "share of right answers": card.accuracy}
+    name, found = next(((name, found) for name, found in measured.items() if found is not None), ("", None))
     if found is None:
         return "not measured"
     noise = "" if card.mode == "none" else "; noise is counted, and the release is in the epsilon above"

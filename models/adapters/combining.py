@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.directories import new_directory
 from ..errors import CombinationRefused
-from .card import CARD, HEAD_TEXT, one_line
+from .card import CARD, head_text, one_line
 from .factors import Pair
 from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
@@ -79,13 +79,15 @@ def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
     rank = sum(adapter.rank for adapter in adapters)
     _refuse_too_many(adapters, rank)
     names = dict.fromkeys(name for adapter in adapters for name in adapter.pairs)
+    head = _mean_head(adapters, weights)
     return Released(
         pairs={name: _widened(_stacked(name, adapters, weights), rank) for name in names},
         rank=rank,
         alpha=float(rank),
         target_modules=frozenset().union(*(adapter.target_modules for adapter in adapters)),
         target_parameters=frozenset().union(*(adapter.target_parameters for adapter in adapters)),
-        head=_mean_head(adapters, weights),
+        head=head,
+        meaning="" if head is None else first.meaning,
         provenance=Provenance(
             backbone_hash=first.provenance.backbone_hash,
             sources=tuple(
@@ -189,8 +191,14 @@ def _mean_head(adapters: Sequence[Released], weights: Sequence[float]) -> dict[s
     if len(heads) < len(adapters):
         return None
     first = heads[0]
-    if any(not torch.equal(head[name], first[name]) for head in heads for name in ("center", "whiten")):
+    public = first.keys() - {"weight"}
+    if any(
+        head.keys() != first.keys() or not all(torch.equal(head[name], first[name]) for name in public)
+        for head in heads
+    ):
         raise CombinationRefused("the adapters' heads do not read the same pooled states")
+    if len({adapter.meaning for adapter in adapters}) > 1:
+        raise CombinationRefused("the adapters' heads do not learn the same: classes, labels or scales differ")
     total = sum(weights)
     mean = sum(weight / total * head["weight"].double() for head, weight in zip(heads, weights, strict=True))
     assert isinstance(mean, Tensor)
@@ -228,7 +236,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbone_
 ```
 Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
 adapter changes either, do not let PEFT merge it.
-{"" if adapter.head is None else HEAD_TEXT}
+{head_text(adapter.head, adapter.meaning)}
 ## Privacy
 {composition((*facts.backbone_sources, *facts.sources))}
 

@@ -27,7 +27,7 @@ from ...kernels.lora import lora_linear
 from ...kernels.moe import moe
 from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
-from ..heads import PooledHead, completion_losses, pooled, record_losses
+from ..heads import PooledHead, completion_losses, pooled
 from . import resuming
 from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
@@ -169,7 +169,7 @@ class AdaptedModel(nn.Module):
             found[HEAD_WEIGHT] = head.weight
         self.layout = AdapterLayout({name: tuple(parameter.shape) for name, parameter in found.items()})
         self.trained: dict[str, nn.Parameter] = {name: found[name] for name in self.layout.names}
-        self.frozen_layers = resuming.frozen_layers(model, self.adapters)
+        self.frozen_layers = resuming.frozen_layers(model, self.adapters, () if head is None else head.reads or ())
 
     @property
     def expert_layers(self) -> tuple[int, ...]:
@@ -178,7 +178,7 @@ class AdaptedModel(nn.Module):
         return tuple(int(found[1]) for name in banks if (found := LAYER.search(name)))
 
     def forward(self, ids_RT: Tensor) -> Tensor:
-        """Computes logits: [R] of the records with a head, [R, T, words] of every next token without.
+        """Computes logits: [R] or [R, K] of the records with a head, [R, T, words] of every next token without.
 
         A Poisson sample may be empty, which no attention takes: then a made-up row passes and is left out, so that
         every trained tensor has a gradient, of zeros.
@@ -193,14 +193,14 @@ class AdaptedModel(nn.Module):
             return logits
 
     def classify(self, ids_RT: Tensor) -> Tensor:
-        """[R] logits of the records, by the adapted backbone and its head.
+        """[R] or [R, K] outputs of the head for the records, by the adapted backbone; see `heads.objectives`.
 
         Raises:
             InvalidAdapter: the model was attached without a head.
         """
         if self.head is None:
             raise InvalidAdapter("the adapted model has no head to classify with")
-        return cast(Tensor, self.head(pooled(self.model, ids_RT)))
+        return cast(Tensor, self.head(pooled(self.model, ids_RT, self.head.reads)))
 
     def entering(self, ids_RT: Tensor) -> Tensor:
         """[R, T, D], the states that enter the lowest adapted layer: the same for a record at any state of training.
@@ -223,7 +223,8 @@ class AdaptedModel(nn.Module):
         """[R], what each record adds to the loss, in nats.
 
         Args:
-            targets: with a head, [R] labels, 0 or 1; without, bool [R, T], which tokens are a record's completion.
+            targets: with a head, [R], what its objective learns; without, bool [R, T], which tokens are a record's
+                completion.
             entering_RTD: what `entering` gave for these records; the layers below are then not computed. States behind
                 a record's last token may be any finite numbers. None computes all layers.
         """
@@ -234,7 +235,7 @@ class AdaptedModel(nn.Module):
             # A collector is there where records of several units share a batch.
             tile = None if self.slot.collector is None else _FORETOLD
             return completion_losses(self.model, ids_RT, targets, tile=tile)
-        return record_losses(self.classify(ids_RT), targets)
+        return self.head.objective.losses(self.classify(ids_RT), targets)
 
     def state(self) -> npt.NDArray[np.float32]:
         """The trained parameters as one vector [dim]."""

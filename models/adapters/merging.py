@@ -21,10 +21,10 @@ from ..backbones import checkpoints
 from ..backbones.directories import new_directory
 from ..backbones.families import family_in
 from ..errors import UnsupportedModule
-from .card import CARD, HEAD_TEXT, ModelCard
+from .card import CARD, ModelCard, head_text
 from .factors import Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
-from .peft_import import HEAD, save_head
+from .peft_import import HEAD, exported_head, save_head
 from .provenance import FILE, Provenance, write_provenance
 
 
@@ -78,7 +78,7 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
         if origin is not None:
             changes = f"{origin.changes}; adapters of study {card.study} ({card.study_hash}) added into the weights"
             checkpoints.write_json(partial / checkpoints.ORIGIN, replace(origin, changes=changes).to_dict())
-        save_head(None if adapted.head is None else adapted.head.state_dict(), partial)
+        save_head(*exported_head(adapted), partial)
         write_provenance(provenance, partial)
         (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
 
@@ -138,5 +138,5 @@ model = {kind}.from_pretrained(directory)
 ```
 Names and shapes are those under which transformers writes a {family.name}. It is a whole model: no adapter and no
 backbone is needed, and what bounds the adapter bounds what was added here.
-{"" if adapted.head is None else HEAD_TEXT}
+{head_text(*exported_head(adapted))}
 {provenance.earlier_studies()}{card.limits()}"""

@@ -81,7 +81,9 @@ def bank_grad_samples(layer: BankFactors, activations: list[Tensor], backprops: 
 def head_grad_samples(layer: PooledHead, activations: list[Tensor], backprops: Tensor) -> GradSamples:
     """Computes the gradient of a head's weight for every row."""
     inputs = layer.inputs(activations[0].to(layer.weight.dtype))
-    return {layer.weight: backprops[:, None].to(inputs.dtype) * inputs}
+    if backprops.ndim == 2:  # several outputs
+        inputs = inputs[:, None]
+    return {layer.weight: backprops[..., None].to(inputs.dtype) * inputs}
 
 
 def _low_rank(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ..backbones.directories import new_directory
 from ..backbones.families import family_in
-from .card import CARD, HEAD_TEXT, ModelCard
+from .card import CARD, ModelCard, head_text
 from .lora import AdaptedModel, LoRAEmbedding
-from .peft_import import released, save
+from .peft_import import exported_head, released, save
 from .provenance import Provenance
 
 
@@ -39,11 +39,28 @@ tags: [lora, federated-learning, differential-privacy]
 ---
 # {card.study}
 
-A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g}) for a {family.title}
+{_kind_text(adapted)} for a {family.title}
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
+{_loading(kind) if adapted.adapters else _HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
+{provenance.earlier_studies()}{card.limits()}"""
 
+
+_HEAD_ALONE = """
+## Load
+There is a head alone and no adapter: the backbone runs as it is. Use the one with the hash above and no other.
+"""
+
+
+def _kind_text(adapted: AdaptedModel) -> str:
+    if not adapted.adapters:
+        return "A head"
+    return f"A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g})"
+
+
+def _loading(kind: str) -> str:
+    return f"""
 ## Load
 ```python
 from peft import PeftModel
@@ -52,8 +69,7 @@ from transformers import {kind}
 model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
 ```
 Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
-{_merging(adapted)}{"" if adapted.head is None else HEAD_TEXT}
-{provenance.earlier_studies()}{card.limits()}"""
+"""
 
 
 def _merging(adapted: AdaptedModel) -> str:

@@ -13,6 +13,7 @@ is tied to it, each use keeps its own adapter as long as nobody merges them into
 Legend: `E` experts, `R` rank, `I` inputs, `O` outputs.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Annotated, Literal
 import pydantic
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from ...kernels.errors import KernelError
 from ...kernels.experts import from_peft, peft_factors
 from ..backbones.families import family_in
 from ..errors import InvalidRelease
+from ..strict import one_line
 from .factors import Pair
 from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts
 from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
@@ -39,6 +41,7 @@ CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "hea
 MAX_RANK = 65_536
 _KEY = re.compile(r"(base_model\.model\.[A-Za-z0-9_.]{1,200}\.lora_)(?:(embedding_)([AB])|([AB])(\.weight))")
 _HEAD_NAMES = {"center", "whiten", "weight"}
+_LONGEST_MEANING = 100_000  # characters
 
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}$")]
 Targets = Annotated[tuple[Target, ...], Field(max_length=16_384)]
@@ -53,7 +56,8 @@ class Released:
     alpha: float
     target_modules: frozenset[str]
     target_parameters: frozenset[str]
-    head: Mapping[str, Tensor] | None  # center, whiten, weight
+    head: Mapping[str, Tensor] | None  # center, whiten, weight, and of documents reads
+    meaning: str  # of the head's outputs, for people; "" if there is none
     provenance: Provenance
 
     @property
@@ -85,7 +89,7 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
             else:
                 modules.add(leaf)
             pairs[f"{prefix}.lora_{{}}.weight"] = _pair(module.lora_A, module.lora_B)
-    head = None if adapted.head is None else {name: _plain(it) for name, it in adapted.head.state_dict().items()}
+    head, meaning = exported_head(adapted)
     return Released(
         pairs=pairs,
         rank=adapted.config.rank,
@@ -93,12 +97,27 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
         target_modules=frozenset(modules),
         target_parameters=frozenset(parameters),
         head=head,
+        meaning=meaning,
         provenance=provenance,
     )
 
 
+def exported_head(adapted: AdaptedModel) -> tuple[dict[str, Tensor] | None, str]:
+    """Takes a model's head for an export, and what its outputs mean; (None, "") if it has none."""
+    if adapted.head is None:
+        return None, ""
+    head = {name: _plain(tensor) for name, tensor in adapted.head.state_dict().items()}
+    if adapted.head.reads is not None:
+        head["reads"] = torch.tensor(adapted.head.reads, dtype=torch.float32)  # as all tensors of an export
+    return head, adapted.head.objective.meaning
+
+
 def save(adapter: Released, directory: Path) -> None:
-    """Writes PEFT's two files, `confide.json` and, if there is a head, `head.safetensors`."""
+    """Writes PEFT's two files, if there is an adapter, `confide.json` and, if there is a head, `head.safetensors`."""
+    write_provenance(adapter.provenance, directory)
+    save_head(adapter.head, adapter.meaning, directory)
+    if not adapter.pairs:  # of which PEFT knows no configuration
+        return
     tensors: dict[str, Tensor] = {}
     for name, pair in adapter.pairs.items():
         tensors[name.format("A")], tensors[name.format("B")] = pair if pair.lora_A.ndim == 2 else peft_factors(*pair)
@@ -110,14 +129,13 @@ def save(adapter: Released, directory: Path) -> None:
         target_parameters=tuple(sorted(adapter.target_parameters)) or None,
     )
     (directory / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    write_provenance(adapter.provenance, directory)
-    save_head(adapter.head, directory)
 
 
-def save_head(head: Mapping[str, Tensor] | None, directory: Path) -> None:
-    """Writes a classifier with its public moments, if there is one."""
+def save_head(head: Mapping[str, Tensor] | None, meaning: str, directory: Path) -> None:
+    """Writes a head with its public moments, if there is one."""
     if head is not None:
-        save_file({name: _plain(it) for name, it in head.items()}, directory / HEAD, metadata={"format": "pt"})
+        tensors = {name: _plain(tensor) for name, tensor in head.items()}
+        save_file(tensors, directory / HEAD, metadata={"meaning": meaning})
 
 
 def read(directory: Path) -> Released:
@@ -127,6 +145,9 @@ def read(directory: Path) -> Released:
         InvalidRelease: a file is missing, broken, too large or says anything else.
     """
     provenance = read_provenance(directory)
+    head, meaning = _read_head(directory / HEAD) if (directory / HEAD).exists() else (None, "")
+    if head is not None and not any((directory / name).exists() for name in (CONFIG, WEIGHTS)):
+        return _head_alone(head, meaning, provenance)
     config = _read_config(directory / CONFIG)
     tensors = _read_tensors(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
@@ -145,7 +166,21 @@ def read(directory: Path) -> Released:
         alpha=config.lora_alpha,
         target_modules=frozenset(config.target_modules),
         target_parameters=frozenset(config.target_parameters or ()),
-        head=_read_head(directory / HEAD) if (directory / HEAD).exists() else None,
+        head=head,
+        meaning=meaning,
+        provenance=provenance,
+    )
+
+
+def _head_alone(head: Mapping[str, Tensor], meaning: str, provenance: Provenance) -> Released:
+    return Released(
+        pairs={},
+        rank=1,
+        alpha=1.0,
+        target_modules=frozenset(),
+        target_parameters=frozenset(),
+        head=head,
+        meaning=meaning,
         provenance=provenance,
     )
 
@@ -196,14 +231,28 @@ def _read_pair(path: Path, tensors: Mapping[str, Tensor], place: str, rank: int,
     return pair if is_bank else Pair(pair.lora_A[0], pair.lora_B[0])
 
 
-def _read_head(path: Path) -> dict[str, Tensor]:
+def _read_head(path: Path) -> tuple[dict[str, Tensor], str]:
     head = _read_tensors(path)
-    length = len(head["center"]) if head.keys() == _HEAD_NAMES else 0
-    if not length or {name: tuple(it.shape) for name, it in head.items()} != {
-        "center": (length,), "whiten": (length, length), "weight": (length + 1,),
-    }:  # fmt: skip
+    shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    if not _is_head(shapes):
         raise InvalidRelease(f"{path} holds no head")
-    return head
+    with safe_open(path, framework="pt") as file:
+        return head, one_line((file.metadata() or {}).get("meaning", ""))[:_LONGEST_MEANING]
+
+
+def _is_head(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True for the tensors of a head: on two states that are whitened together, or on several, each by itself."""
+    center, weight = shapes.get("center", ()), shapes.get("weight", ())
+    apart = {"reads"} if len(center) == 2 else set()
+    return (
+        shapes.keys() == _HEAD_NAMES | apart
+        and len(center) in (1, 2)
+        and math.prod(center) > 0
+        and shapes["whiten"] == (*center, center[-1])
+        and len(weight) in (1, 2)
+        and weight[-1] == math.prod(center) + 1
+        and (not apart or shapes["reads"] == center[:1])
+    )
 
 
 class _PeftConfig(BaseModel):

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from ..errors import InvalidAdapter
 
 
-def frozen_layers(model: Any, adapted: Collection[str]) -> int:
+def frozen_layers(model: Any, adapted: Collection[str], reads: Collection[int] = ()) -> int:
     """Counts the leading decoder layers with nothing trained in them or below.
 
     Args:
         model: a causal language model with its adapters in place.
         adapted: full names of the modules that took one.
+        reads: what a head reads, see `PooledHead`: of the layers below those, only the embedding's states are computed
+            again.
 
     Returns:
         0 where there is nothing to keep, or where it is not known what runs before the layers: the model has no
@@ -40,7 +42,13 @@ def frozen_layers(model: Any, adapted: Collection[str]) -> int:
     inside = [{id(parameter) for parameter in layer.parameters()} for layer in layers]
     if not trained <= set().union(*inside):
         return 0
-    first = min((int(name.removeprefix(prefix).partition(".")[0]) for name in adapted), default=len(layers))
+    first = min(
+        (
+            *(int(name.removeprefix(prefix).partition(".")[0]) for name in adapted),
+            *(read for read in reads if read),
+            len(layers),
+        )
+    )
     return next((number for number, own in enumerate(inside[:first]) if own & trained), first)
 
 

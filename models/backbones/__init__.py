@@ -29,5 +29,5 @@ The modules that a study may adapt, and the families, without loading a model:
 
 __all__ = [
     "checkpoints", "directories", "families", "family",
-    "importing", "loading", "packing", "pretraining", "public_tokens", "smollm2",
+    "importing", "loading", "moments", "pretraining", "public_tokens", "smollm2",
 ]  # fmt: skip

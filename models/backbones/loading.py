@@ -15,17 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..errors import InvalidBackbone
+from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead
+from ..heads.objectives import Objective
 from ..records import RecordSchema
 from . import checkpoints, soundness
 from .directories import new_directory
 from .families import named
 from .family import Backbone, BackboneConfig, WeightFormat
+from .moments import POOLING, Moments, read_moments, states_with_moments
 from .packing import PACK_OF
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
-_SCHEMA, _POOLING = "schema.json", "pooling.safetensors"
+_SCHEMA = "schema.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,15 @@ class RecordBackbone:
         """Vocabulary of the model, as a schema."""
         return self.schema
 
-    def head(self) -> PooledHead:
-        """Makes a new classifier on the pooled states."""
-        return PooledHead(self.center, self.whiten)
+    def head(self, objective: Objective, reads: tuple[int, ...] | None = None) -> PooledHead:
+        """Makes a new head on the pooled states.
+
+        Raises:
+            BackboneMismatch: `reads` names states: these were pooled before the moments were taken.
+        """
+        if reads is not None:
+            raise BackboneMismatch("reads the states that it was built for, and no others")
+        return PooledHead(self.center, self.whiten, objective=objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class TextBackbone:
     family: Backbone
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
+    moments: Moments | None  # of pooled states of public texts; without them no head can read the text
     hash: str  # `checkpoints.content_hash` of the directory
 
     @property
@@ -63,8 +72,18 @@ class TextBackbone:
         """Vocabulary of the model, as a tokenizer."""
         return self.tokenizer
 
-    def head(self) -> None:
-        """Returns None: text is written with the model's own output matrix, and there is no head."""
+    def head(self, objective: Objective, reads: tuple[int, ...] | None = None) -> PooledHead:
+        """Makes a new head on the pooled states that `reads` names, or on all that there are moments of.
+
+        Raises:
+            BackboneMismatch: there are no such moments.
+        """
+        if self.moments is None:
+            raise BackboneMismatch(
+                "has no moments of its pooled states, which a head needs; take them from public texts: coordinator "
+                "backbone moments"
+            )
+        return self.moments.head(objective, reads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,7 @@ class Description:
     suggested_targets: tuple[str, ...]  # of them, those for a first study of text
     suggested_layers: tuple[int, ...]  # for that: the last that hold one, where steps are fast
     has_chat_template: bool
+    moments: tuple[int, ...]  # states of which a text backbone has moments, for the heads of documents
     size: checkpoints.Size
     origin: checkpoints.Origin | None  # None: built here, from a schema and synthetic records
 
@@ -107,7 +127,7 @@ def save(
     with new_directory(directory) as partial:
         with checkpoints.quietly():
             model.save_pretrained(partial, safe_serialization=True)
-        save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / _POOLING)
+        save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
         return backbone_hash(partial)
 
@@ -136,7 +156,7 @@ def load(
     checkpoints.require_content(directory, digest, expected_hash)
     try:
         schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
-        pooling = load_file(directory / _POOLING)
+        pooling = load_file(directory / POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
         family, model = checkpoints.read_model(directory, pack=PACK_OF[experts], pack_linear=PACK_OF[frozen])
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
@@ -171,7 +191,7 @@ def load_text(
         soundness.check_words(tokenizer, model.config.vocab_size)
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
-    return TextBackbone(family, model, tokenizer, digest)
+    return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
 
 def describe(directory: Path) -> Description:
@@ -206,6 +226,7 @@ def describe(directory: Path) -> Description:
         experts=experts,
         top_k=top_k,
         has_chat_template=checkpoints.has_chat_template(directory),
+        moments=() if is_backbone else states_with_moments(directory),
         size=size,
         origin=origin,
     )
@@ -256,7 +277,7 @@ def backbone_hash(directory: Path) -> str:
     Raises:
         InvalidBackbone: the directory is missing a part or holds anything but plain JSON, safetensors and text files.
     """
-    return checkpoints.content_hash(directory, required=(checkpoints.CONFIG, _SCHEMA, _POOLING))
+    return checkpoints.content_hash(directory, required=(checkpoints.CONFIG, _SCHEMA, POOLING))
 
 
 def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..errors import InvalidPretraining
 from ..heads import pooled
-from ..records import AnyField, NumericField, RecordSchema
+from ..records import NumericField, RecordSchema
+from ..records.fields import AnyField
 from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save

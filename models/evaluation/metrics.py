@@ -165,6 +165,22 @@ def exact_match(is_exact: Sequence[bool], *, confidence: float = 0.95) -> Estima
     return _share(sum(map(bool, is_exact)) / len(is_exact), len(is_exact), confidence)
 
 
+def mean_absolute_error(errors: np.ndarray, *, confidence: float = 0.95) -> Estimate:
+    """Mean absolute error of answers that are numbers, with Student's interval; one alone says nothing of others.
+
+    Raises:
+        MetricUndefined: there is no error, or one is not finite.
+    """
+    sizes = np.abs(np.asarray(errors, dtype=np.float64))
+    if sizes.ndim != 1 or not len(sizes) or not np.isfinite(sizes).all():
+        raise MetricUndefined("a mean error needs one finite error or more")
+    value = float(sizes.mean())
+    if len(sizes) == 1:
+        return Estimate(value, 0.0, float("inf"), confidence)
+    half = float(t.ppf(0.5 + confidence / 2, len(sizes) - 1)) * float(sizes.std(ddof=1)) / len(sizes) ** 0.5
+    return Estimate(value, max(0.0, value - half), value + half, confidence)
+
+
 def perplexity(losses: np.ndarray, tokens: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     """Perplexity of held-out texts: exp of all negative log-likelihood over all predicted tokens.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _QUICK = 256  # tokens whose logits are made at a time; more of them take memory and no less time
-_REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
+REGISTERS = 64  # numbers, of which torch's vector loops take a whole part at a time, whatever their size
 
 
 def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def record_losses(logits_R: Tensor, labels_R: Tensor) -> Tensor:
     Filled up to whole vector registers: torch computes what is left over in another way, and then the last bit of a
     record's gradient would depend on its place in the batch.
     """
-    spare = -len(logits_R) % _REGISTERS
+    spare = -len(logits_R) % REGISTERS
     logits, labels = F.pad(logits_R, (0, spare)), F.pad(labels_R.to(logits_R), (0, spare))
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")[: len(logits_R)]
 

@@ -1,70 +1,127 @@
-"""One logit from a whole record: a linear head on pooled states, scaled by public moments.
+"""Reads a whole record: a linear head on pooled states, scaled by public moments.
 
-Legend: `R` rows (records), `T` tokens, `D` model width.
+Legend: `R` rows (records), `T` tokens, `D` model width, `P` states that are read, `K` outputs.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.collect import CaptureSlot
-from ...kernels.lora import vector_head
+from ...kernels.lora import matrix_head, vector_head
 from ..errors import InvalidAdapter
+from .objectives import BinaryLabel, Objective
 
+_CONSTANT = 0.1  # over the length of parts that are whitened apart; five times as much cost several points of accuracy
 _EMBEDDING_SCALE = 0.05  # spread of the embedding table at its start; brings both halves of a pooled state to unit size
 
 
 class PooledHead(nn.Module):
-    """Centre, whiten, append a constant column, cut to unit length, then one inner product.
+    """Centre, whiten, append a constant column, cut to unit length, then an inner product for each output.
 
-    Whitening makes few noisy steps go far; unit length bounds a record's gradient of the head by one. The moments must
-    be public: they come from synthetic records, never from a site's.
+    Whitening makes few noisy steps go far; unit length bounds a record's gradient of the head. The moments must be
+    public: they come from synthetic records or public texts, never from a site's.
 
     Args:
-        center: [2D], mean of pooled states.
-        whiten: [2D, 2D], symmetric, (covariance + ridge)^-1/2.
+        center: [2D], mean of pooled states; or [P, D], of each state that is read by itself.
+        whiten: [2D, 2D], symmetric, (covariance + ridge)^-1/2; or [P, D, D], multiplied from the right. States that
+            are whitened by themselves are cut to unit length each, so that none drowns the others.
+        objective: what is learned of a record; it decides how many outputs there are.
+        reads: the states that are read: 0 is what the embedding gives, n what layer n gives, counted from 1, the last
+            one behind the model's last norm. None: the two that `pooled` reads by itself.
     """
 
-    def __init__(self, center: Tensor, whiten: Tensor) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        whiten: Tensor,
+        *,
+        objective: Objective | None = None,
+        reads: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
-        if center.ndim != 1 or whiten.shape != (len(center), len(center)):
+        is_apart = center.ndim == 2 and reads is not None and len(reads) == len(center) > 0
+        if not (is_apart or (center.ndim == 1 and reads is None)) or whiten.shape != (*center.shape, center.shape[-1]):
             raise InvalidAdapter(f"center {tuple(center.shape)} and whiten {tuple(whiten.shape)} do not fit")
+        self.objective, self.reads = objective or BinaryLabel(), reads
         # Frozen parameters, not buffers: Opacus refuses trained layers with buffers, as they may hold batch statistics.
         self.center = nn.Parameter(center, requires_grad=False)
         self.whiten = nn.Parameter(whiten, requires_grad=False)
-        self.weight = nn.Parameter(torch.zeros(len(center) + 1, dtype=center.dtype))
+        rows = () if self.objective.outputs is None else (self.objective.outputs,)
+        self.weight = nn.Parameter(torch.zeros(*rows, center.numel() + 1, dtype=center.dtype))
         self.slot = CaptureSlot()
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[R] logits of pooled states [R, 2D]."""
-        return vector_head(self.inputs(pooled), self.weight, self.slot.collector)
+        """[R] or [R, K] outputs of pooled states [R, 2D] or [R, P D]."""
+        head = vector_head if self.weight.ndim == 1 else matrix_head
+        return head(self.inputs(pooled), self.weight, self.slot.collector)
 
     def inputs(self, pooled: Tensor) -> Tensor:
-        """[R, 2D + 1], what the weight is multiplied with, of pooled states [R, 2D]."""
-        white = (pooled - self.center) @ self.whiten
-        # The constant is sqrt(2D)/2: a quarter of the expected square length of a whitened state.
-        constant = white.new_full((len(white), 1), len(self.center) ** 0.5 / 2)
-        return nn.functional.normalize(torch.cat([white, constant], dim=1), dim=1)
+        """[R, 2D + 1] or [R, P D + 1], what each row of the weight is multiplied with, of pooled states."""
+        if self.center.ndim == 1:
+            white = (pooled - self.center) @ self.whiten
+            # The constant is sqrt(2D)/2: a quarter of the expected square length of a whitened state.
+            return _of_unit_length(white, len(self.center) ** 0.5 / 2)
+        parts = pooled.view(len(pooled), *self.center.shape).unbind(1)
+        white = torch.cat(
+            [
+                nn.functional.normalize((part - center) @ whiten, dim=1)
+                for part, center, whiten in zip(parts, self.center, self.whiten, strict=True)
+            ],
+            dim=1,
+        )
+        return _of_unit_length(white, _CONSTANT * len(parts) ** 0.5)
 
 
-def pooled(model: Any, ids_RT: Tensor) -> Tensor:
-    """[R, 2D]: mean over a record's own tokens of its first and last states, side by side.
+def _of_unit_length(white: Tensor, constant: float) -> Tensor:
+    return nn.functional.normalize(torch.cat([white, white.new_full((len(white), 1), constant)], dim=1), dim=1)
 
-    The first half is the embedding output over 0.05 (the fields themselves), the second the last state (what the model
-    makes of them). Token 0 is padding and is inert; a row of padding alone pools to zero.
+
+def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> Tensor:
+    """[R, 2D] or [R, P D]: means of a record's states over its own tokens, side by side.
+
+    Without `reads`, the first half is the embedding output over 0.05 (the fields themselves), the second the last state
+    (what the model makes of them). Zeros at the end of a row are padding and are inert; a row of padding alone pools to
+    zero.
 
     Args:
         model: a causal language model, adapted or not.
         ids_RT: int64, padded on the right with 0.
+        reads: the states to read, see `PooledHead`.
     """
-    is_token = ids_RT > 0
+    # A vocabulary may have a word of number 0, so only zeros behind a record's last other word are padding.
+    is_token = (ids_RT > 0).flip(1).cummax(1).values.flip(1)
     embedded = model.get_input_embeddings()(ids_RT)
     attended = is_token.clone()
     attended[:, 0] = True  # a row that attends to nothing would be nan
-    last = model.model(
-        inputs_embeds=embedded, attention_mask=attended.long(), use_cache=False
-    ).last_hidden_state  # fmt: skip
-    both = torch.cat([embedded / _EMBEDDING_SCALE, last], dim=-1).masked_fill(~is_token[..., None], 0)
-    mean: Tensor = both.sum(1) / is_token.sum(1, keepdim=True).clamp_min(1)
+    with _layers_told(model, reads or ()) as told:
+        last = model.model(
+            inputs_embeds=embedded, attention_mask=attended.long(), use_cache=False
+        ).last_hidden_state  # fmt: skip
+    if reads is None:
+        states = [embedded / _EMBEDDING_SCALE, last]
+    else:
+        states = [told.get(read, last) if read else embedded for read in reads]
+    side_by_side = torch.cat(states, dim=-1).masked_fill(~is_token[..., None], 0)
+    mean: Tensor = side_by_side.sum(1) / is_token.sum(1, keepdim=True).clamp_min(1)
     return mean
+
+
+@contextmanager
+def _layers_told(model: Any, reads: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+    """Collects inside what the layers give whose states are read; the last layer's is read behind the norm."""
+    told: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        inner = [read for read in reads if 0 < read < model.config.num_hidden_layers]
+        layers = model.model.layers if inner else ()
+        for read in inner:
+            # A model that is tried with one layer of each kind has fewer than its configuration says.
+            layer = layers[min(read, len(layers)) - 1]
+            hook = layer.register_forward_hook(
+                lambda _layer, _inputs, output, read=read: told.__setitem__(read, output)
+            )
+            stack.callback(hook.remove)
+        yield told

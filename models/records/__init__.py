@@ -2,8 +2,10 @@
 
 `kinds` is the table of kinds. Each is a file that implements `kind.RecordKind`: to add one, write such a file and its
 line in the table. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points
-and lists; its words are the vocabulary of a backbone. `text` has templates that make a prompt and a completion of free
-text, or turns of a conversation by the checkpoint's chat template; `kinds` also holds whole conversations.
+and lists; its words are the vocabulary of a backbone. `documents` are free text that a head reads as a whole.
+`outcomes` is what a head learns: a label, classes, several labels, a number. `text` has templates that make a prompt
+and a completion of free text, or turns of a conversation by the checkpoint's chat template; `kinds` also holds whole
+conversations.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 
@@ -18,17 +20,17 @@ Two people, the second of unknown sex, as lines of published words and as token 
 [[3, 7], [5, 6]]
 """
 
-from .fields import AnyField, CategoricalField, FlagField, NumericField, RecordSchema
+from .fields import CategoricalField, NumericField, RecordSchema
 
 __all__ = [
-    "AnyField",
     "CategoricalField",
-    "FlagField",
     "NumericField",
     "RecordSchema",
     "cells",
+    "documents",
     "fields",
     "kind",
     "kinds",
+    "outcomes",
     "text",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidSchema
-from .kind import Examples, RecordKind
+from .kind import Examples, Judged, RecordKind
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ class Completions(RecordKind):
 
     head = "lm"
     reads = "text"
-    judged = "completions"
 
     def schema(self, terms: Any) -> NoReturn:
         """Raises `InvalidSchema`: a tokenizer reads free text."""
@@ -34,7 +33,14 @@ class Completions(RecordKind):
             "records of free text have no schema; import a backbone that reads text, with its tokenizer"
         )
 
-    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def objective(self, terms: Any) -> None:
+        """Returns None: words are learned, by no head."""
+
+    def judged(self, terms: Any) -> Judged:
+        """Returns what is counted: completions that are written word for word."""
+        return "completions"
+
+    def judge(self, terms: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Returns True if greedy decoding writes the last completion, and the logit of its tokens' mean likelihood."""
         import torch
 
@@ -48,7 +54,7 @@ class Completions(RecordKind):
         loss = foretold.by_record().double()
         return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
 
-    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes exact match of the last completions, and perplexity of all by unit."""
         from ..evaluation.metrics import exact_match, perplexity
 

@@ -8,20 +8,23 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
-from ..strict import FieldName, Frozen, Label, StrictModel, Unique, rule
-from .kind import Column, Examples, RecordKind
+from ..strict import FieldName, Frozen, Label, Unique, rule
+from .kind import Column, Examples, Judged, RecordKind
+from .outcomes import OutcomeTerms, judge_alone
+
+if TYPE_CHECKING:
+    from ..heads.objectives import Objective
 
 PAD, EOS = "<pad>", "<eos>"
-_ROWS = 1024  # records scored at a time
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 
 
@@ -247,12 +250,9 @@ Cuts = Annotated[tuple[float, ...], Field(min_length=1, max_length=98), AfterVal
 Values = Annotated[tuple[Label, ...], Field(min_length=1, max_length=4096), Unique]
 
 
-class FieldTerms(StrictModel):
+class FieldTerms(OutcomeTerms):
     """Terms of records of fields in a study: published cut points and category lists, never taken from records."""
 
-    label: FieldName | None = Field(
-        default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns below"
-    )
     flags: Annotated[tuple[FieldName, ...], Unique] = Field(
         default=(), max_length=1024, examples=['["sick", "pregnant"]'], description="columns of true and false"
     )
@@ -284,6 +284,7 @@ class FieldReader:
     """Encodes columns of values as words of a schema."""
 
     schema: RecordSchema
+    outcome: OutcomeTerms
 
     @property
     def words(self) -> int:
@@ -293,34 +294,27 @@ class FieldReader:
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
-        """Returns ids [rows, longest] and the labels [rows]."""
-        assert labels is not None, "a study of fields has a label"
-        return self.schema.encode(self.schema.render(columns)), labels
+        """Returns ids [rows, longest] and what is learned, [rows]."""
+        return self.schema.encode(self.schema.render(columns)), self.outcome.targets(columns, labels)
 
 
 class Fields(RecordKind):
-    """Records of numbers, categories and flags, classified by a pooled head."""
+    """Records of numbers, categories and flags, read by a pooled head."""
 
     name = "fields"
     terms = FieldTerms
     whole = ""
     head = "pooled"
     reads = "records"
-    judged = "labels"
 
     def problems(self, terms: FieldTerms, *, max_tokens: int) -> list[str]:
-        """Lists columns of two kinds, a label that is missing or also a column, and records that would be cut."""
+        """Lists columns of two kinds, an outcome that is missing or also a column, and records that would be cut."""
         names = terms.fields()
         problems = [
             f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
-        if terms.label is None:
-            problems.append('data.label is missing; add it: label = "diagnosis" (a column of 0 and 1)')
-        if terms.label in names:
-            problems.append(
-                f"data.label is {terms.label!r}, also a column of the record; a model would just read it off"
-            )
+        problems += terms.outcome_problems("data", names)
         if len(names) > max_tokens:
             problems.append(
                 f"data.max_tokens is {max_tokens}; a record can hold {len(names)} words, so it must be at least that"
@@ -333,12 +327,11 @@ class Fields(RecordKind):
         return problems
 
     def columns(self, terms: FieldTerms) -> tuple[Column, ...]:
-        """Returns the label, then numbers, categories and flags."""
+        """Returns what is learned, then numbers, categories and flags."""
         from . import cells
 
-        assert terms.label is not None, "a draft without a label passed its checks"
         return (
-            Column(terms.label, "label", "0 or 1", cells.labels, is_label=True),
+            *terms.learned_columns(),
             *(Column(name, "number", "a number", cells.numbers) for name in terms.numeric),
             *(
                 Column(
@@ -350,12 +343,20 @@ class Fields(RecordKind):
             *(Column(name, "flag", "true or false (t/f, yes/no, 1/0)", cells.flags) for name in terms.flags),
         )  # fmt: skip
 
+    def objective(self, terms: FieldTerms) -> "Objective":
+        """Returns what the head learns."""
+        return terms.objective()
+
+    def judged(self, terms: FieldTerms) -> Judged:
+        """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
+        return terms.counted
+
     def facts(self, terms: FieldTerms) -> dict[str, Any]:
-        """Describes the label, and each column with its bins or values."""
+        """Describes what is learned, and each column with its bins or values."""
         kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in terms.numeric.items()]
         kinds += [f"{name} (one of {len(values)})" for name, values in terms.categorical.items()]
         kinds += [f"{name} (flag)" for name in terms.flags]
-        return {"label": terms.label, "columns": kinds}
+        return {**terms.outcome_facts(), "columns": kinds}
 
     def schema(self, terms: FieldTerms) -> RecordSchema:
         """Returns the schema of the study's columns."""
@@ -370,32 +371,12 @@ class Fields(RecordKind):
         schema = self.schema(terms)
         if vocabulary != schema:
             raise BackboneMismatch("reads records of another schema than [data] describes")
-        return FieldReader(schema)
+        return FieldReader(schema, terms)
 
-    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Returns the record's label and the head's logit, at the record's own length."""
-        import torch
+    def judge(self, terms: FieldTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Judges what the head gives for the record at its own length, see `OutcomeTerms.judge`."""
+        return judge_alone(terms, adapted, ids, target)
 
-        device = next(iter(adapted.trained.values())).device
-        length = max(1, int((ids > 0).sum()))  # padding is on the right
-        return float(target), float(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)))
-
-    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        """Computes AUC, accuracy, Brier score and calibration error."""
-        from ..evaluation.metrics import accuracy, auc, brier_score, calibration_error
-
-        scores = np.concatenate([score(adapted, examples) for examples in tables])
-        labels = np.concatenate([examples.targets for examples in tables])
-        metrics = {"auc": auc, "accuracy": accuracy, "brier_score": brier_score, "calibration_error": calibration_error}
-        found = {name: asdict(metric(scores, labels)) for name, metric in metrics.items()}
-        return {"records": len(labels), **found}
-
-
-def score(adapted: Any, examples: Examples) -> np.ndarray:
-    """Computes the logits of records, [rows]."""
-    import torch
-
-    with torch.no_grad():
-        parts = torch.split(torch.from_numpy(examples.ids), _ROWS)
-        logits: np.ndarray = torch.cat([adapted.classify(part) for part in parts]).numpy()
-    return logits
+    def evaluate(self, terms: FieldTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes AUC, accuracy, Brier score and calibration error of a label; see `OutcomeTerms.metrics`."""
+        return terms.metrics(adapted, tables)

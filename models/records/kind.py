@@ -16,8 +16,13 @@ from ..strict import StrictModel
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..heads.objectives import Objective
     from .cells import Cells
     from .fields import RecordSchema
+
+
+# What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough.
+Judged = Literal["labels", "answers", "numbers", "completions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,18 @@ class RecordKind(Protocol):
     whole: str  # reason that a study with the table has no other keys of records, after "remove it:"
     head: Literal["pooled", "lm"]  # what reads a record: a classifier, or the model's own output matrix
     reads: Literal["records", "text"]  # of which backbones: those of a schema, or those with a tokenizer
-    judged: Literal["labels", "completions"]  # what a charged evaluation counts
 
     def problems(self, terms: Any, *, max_tokens: int) -> list[str]:
         """Lists contradictions in the terms, in whole sentences that name the keys."""
 
     def columns(self, terms: Any) -> tuple[Column, ...]:
         """Returns the columns that a record is read from, the label among them."""
+
+    def objective(self, terms: Any) -> "Objective | None":
+        """Returns what a pooled head learns; None if there is none."""
+
+    def judged(self, terms: Any) -> Judged:
+        """Returns what a charged evaluation counts."""
 
     def facts(self, terms: Any) -> dict[str, Any]:
         """Describes for people what is learned from which columns; `columns` is the last key."""
@@ -93,8 +103,8 @@ class RecordKind(Protocol):
             InvalidPrompt: the terms alone leave no room for a record.
         """
 
-    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def judge(self, terms: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only."""
 
-    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""

@@ -1,9 +1,10 @@
 """The table of kinds of record: everything that a study's records may be made of."""
 
 from .chat import Conversations
+from .documents import Documents
 from .fields import Fields
 from .kind import RecordKind
 from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
-KINDS: dict[str, RecordKind] = {kind.name: kind for kind in (Fields(), FreeText(), Conversations())}
+KINDS: dict[str, RecordKind] = {kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations())}

@@ -98,7 +98,7 @@ class TokenTemplate:
         self.cells = tuple(piece.cell for piece, _ in pieces if piece.cell is not None)
         self._is_learned = [is_learned for piece, is_learned in pieces if piece.cell is not None]
         used = sum(len(piece.ids) for piece, _ in pieces)
-        if not pieces[0][0].ids:
+        if any(is_learned for _, is_learned in pieces) and not pieces[0][0].ids:
             raise InvalidPrompt("prompt must begin with some words of its own: the first token is never learned")
         if must_fit and used + len(self.cells) > max_tokens:
             raise InvalidPrompt(f"the template takes {used} tokens, and a record has {max_tokens} in all")

@@ -29,6 +29,7 @@ from scipy.stats import binom, chi2, norm
 from torch import Tensor
 
 from ...models.adapters import AdaptedModel, AdapterLayout
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ..mechanism import adaptive_clipping
 from ..mechanism.batches import BatchShapes, probed_shapes, states_when_asked
 from ..mechanism.sampling import Integers
@@ -283,11 +284,25 @@ def unit_gradients(adapted: AdaptedModel, ids: Integers, targets: Targets) -> Re
 
 def _record_loss(adapted: AdaptedModel, tokens_T: Tensor, target: Tensor) -> Tensor:
     if adapted.head is not None:
-        logit = adapted.classify(tokens_T[None])
-        return F.binary_cross_entropy_with_logits(logit, target.reshape(1).to(logit))
+        return _outcome_loss(adapted.head.objective, adapted.classify(tokens_T[None])[0], target)
     logits_TV = adapted.model(input_ids=tokens_T[None], use_cache=False).logits[0]
     completed = target.nonzero()[:, 0]
     return F.cross_entropy(logits_TV[completed - 1], tokens_T[completed])
+
+
+def _outcome_loss(objective: Objective, outputs: Tensor, target: Tensor) -> Tensor:
+    """The loss of one record, by torch's own definitions and not those that training uses."""
+    match objective:
+        case BinaryLabel():
+            return F.binary_cross_entropy_with_logits(outputs, target.to(outputs))
+        case OneClass():
+            return F.cross_entropy(outputs, target.long())
+        case SeveralLabels(names=names):
+            bits = torch.tensor([int(target) >> place & 1 for place in range(len(names))])
+            return F.binary_cross_entropy_with_logits(outputs, bits.to(outputs), reduction="sum")
+        case PointOnScale():
+            return F.mse_loss(outputs, target.to(outputs)) / 2
+    raise TypeError(f"no loss is known for {objective}")
 
 
 def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
@@ -301,8 +316,10 @@ def unlikely_targets(adapted: AdaptedModel, ids: Integers) -> Targets:
 
 @torch.no_grad()
 def wrong_labels(adapted: AdaptedModel, ids: Integers) -> Integers:
-    """[rows], for each record the label that the model finds less likely."""
-    return (adapted.classify(torch.from_numpy(ids)).cpu().numpy() < 0).astype(np.int64)
+    """[rows], for each record a target that the model finds unlikely."""
+    assert adapted.head is not None
+    found: Integers = adapted.head.objective.unlikely(adapted.classify(torch.from_numpy(ids))).cpu().numpy()
+    return found
 
 
 def _twice(check: Check, probe: Probe, start: npt.NDArray[np.float32]) -> Iterator[str]:

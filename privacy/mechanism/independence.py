@@ -28,7 +28,6 @@ from ...kernels.formats import FROZEN_FORMATS, Dense, Prepacked
 from ...kernels.linear import QuantisedLinear, packed_stacks
 from ...models.adapters import AdaptedModel
 from ...models.backbones.family import coupling
-from ...models.heads import record_losses
 from ..errors import TargetUnreached, UnitsCoupled
 
 _Rows = Mapping[str, tuple[list[Tensor], list[Tensor]]]  # a module's inputs and outputs for one record
@@ -62,7 +61,9 @@ def refuse_dependence(
         )
     refuse_coupled_modules(adapted)
     if adapted.head is not None:
-        refuse_coupled_loss(record_losses, _random(1, _ROWS), (torch.arange(_ROWS) % 2).double())
+        objective = adapted.head.objective
+        outputs = _random(1, _ROWS) if objective.outputs is None else _random(1, _ROWS, objective.outputs)
+        refuse_coupled_loss(objective.losses, outputs, (torch.arange(_ROWS) % 2).double())
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
         for tokens in lengths:

@@ -107,6 +107,14 @@ TURNS = (  # a change that says the same by turns
 
 CHAT = (*TEXT, (f"[data.text]\n{TURNS[0]}", '[data.chat]\ncolumn = "said"'))  # a study of conversations
 
+DOCUMENT = (  # changes that make STUDY_TOML one of documents
+    *TEXT[:3],
+    (
+        '[data.categorical]\nsex = ["F", "M"]',
+        '[data.document]\ntext = "{note}"\nlabel = "finding"\nclasses = ["low", "none", "high"]',
+    ),
+)
+
 NOTES_CSV = """patient_id,note,finding
 p1,"feels tired, <|end|> gains weight",low
 p2,,none

@@ -93,5 +93,5 @@ SLOW = {"study audit thyroid", "audit privacy {run}"}  # seconds where nothing i
 SERVERS = {"run", "serve"}  # started as processes of their own
 WITHOUT_HOME = {
     "demo", "budget verify", "adapter combine",
-    "backbone build", "backbone import", "backbone list", "backbone show", "backbone routing",
+    "backbone build", "backbone import", "backbone moments", "backbone list", "backbone show", "backbone routing",
 }  # fmt: skip

@@ -13,6 +13,7 @@ from confide.kernels.linear import QuantisedLinear, packed_stacks, quantise_line
 from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.families import family_in
 from confide.models.backbones.packing import linear_layers
+from confide.models.heads.objectives import Objective
 from confide.models.heads.pooling import PooledHead
 from confide.privacy.mechanism.batches import ONE_BY_ONE, BatchShapes, RowStates, entering_states, used_tokens
 
@@ -55,17 +56,23 @@ def adapted_tiny(
     experts: int = 4,
     base: DeepseekV3ForCausalLM | None = None,
     layers: tuple[int, ...] | None = None,
+    objective: Objective | None = None,
+    reads: tuple[int, ...] | None = None,
 ) -> AdaptedModel:
     """An adapted model away from its start, where half of the gradients would vanish.
 
     Args:
         base: to adapt instead of a fresh one; `dtype` and `experts` say what it is.
         layers: with the last alone, steps can start from kept states.
+        objective: of the head; None: a label.
+        reads: states that the head reads, each whitened by itself; None: those that `pooled` takes.
     """
     model = base or tiny_deepseek(experts=experts, dtype=dtype)
     g, exact = torch.Generator().manual_seed(3), torch.promote_types(dtype, torch.float32)
-    center, whiten = torch.randn(64, generator=g, dtype=exact), torch.randn(64, 64, generator=g, dtype=exact) / 8
-    head = None if targets in CAUSAL else PooledHead(center, whiten)
+    sizes = (64,) if reads is None else (len(reads), 32)
+    center = torch.randn(sizes, generator=g, dtype=exact)
+    whiten = torch.randn((*sizes, sizes[-1]), generator=g, dtype=exact) / 8
+    head = None if targets in CAUSAL else PooledHead(center, whiten, objective=objective, reads=reads)
     names = TARGETS[targets]
     # Adapted in any case, because the stock router rounds to float32 inside.
     with_router = names if "gate" in names else (*names, "gate")

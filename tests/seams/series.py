@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from confide.models.errors import BackboneMismatch
+from confide.models.heads.objectives import BinaryLabel
 from confide.models.records import NumericField, RecordSchema
-from confide.models.records.fields import Cuts, Fields, score
+from confide.models.records.fields import Cuts
 from confide.models.records.kind import Column, Examples, RecordKind
+from confide.models.records.outcomes import scores
 from confide.models.strict import FieldName, StrictModel
 
 
@@ -55,7 +58,6 @@ class Series(RecordKind):
     whole = "a series is one column"
     head = "pooled"
     reads = "records"
-    judged = "labels"
 
     def problems(self, terms: SeriesTerms, *, max_tokens: int) -> list[str]:
         return ["data.series.outcome is its column, too"] if terms.outcome == terms.column else []
@@ -91,8 +93,14 @@ class Series(RecordKind):
             raise BackboneMismatch("reads another series")
         return SeriesReader(vocabulary, max_tokens)
 
-    def judge(self, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        return Fields().judge(adapted, ids, target)
+    def objective(self, terms: SeriesTerms) -> BinaryLabel:
+        return BinaryLabel()
 
-    def evaluate(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        return {"scores": np.concatenate([score(adapted, examples) for examples in tables]).tolist()}
+    def judged(self, terms: SeriesTerms) -> str:
+        return "labels"
+
+    def judge(self, terms: SeriesTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        return float(target), float(adapted.classify(torch.from_numpy(ids[None, : int((ids > 0).sum())])))
+
+    def evaluate(self, terms: SeriesTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        return {"scores": np.concatenate([scores(adapted, examples) for examples in tables]).tolist()}

@@ -38,7 +38,8 @@ def test_the_reference_is_a_study_and_what_it_calls_a_default_is_one(tmp_path):
 def test_a_setting_that_is_a_comment_may_be_said():
     said = [line for line in reference.study_toml().splitlines() if line.startswith("# ")]
     assert [line.split(" ")[1] for line in said] == [
-        "layers", "ranks", "target_epsilon", "lr", "head_lr", "local_lr", "max_norm", "weights",
+        "layers", "ranks", "reads", "classes", "labels", "number", "target_epsilon", "lr", "head_lr", "local_lr",
+        "max_norm", "weights",
     ]  # fmt: skip
 
 

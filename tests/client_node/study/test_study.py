@@ -37,7 +37,7 @@ BAD_DRAFTS = {
     "infinite learning rate": (("lr = 0.3", "lr = inf"), "optimizer.lr is Infinity; it must be a finite number"),
     "rounds in quotes": (("rounds = 40", 'rounds = "40"'), 'rounds.rounds is "40"; it must be a whole number'),
     "rank is a truth": (("rank = 4", "rank = true"), "adapter.rank is true; it must be a whole number"),
-    "rank missing": (("rank = 4\n", ""), "adapter.rank is missing; add it: rank = 4"),
+    "sample rate missing": (("sample_rate = 0.2\n", ""), "privacy.sample_rate is missing; add it: sample_rate = 0.2"),
     "table missing": (("[optimizer]", "[optimiser]"), "optimiser is not a setting; did you mean optimizer?"),
     "unknown key": (("clip_norm", "clipnorm"), "privacy.clipnorm is not a setting; did you mean clip_norm?"),
     "unknown mode": (

@@ -18,11 +18,10 @@ from confide.kernels.linear import QuantisedLinear, packed_stacks
 from confide.models.backbones.loading import load, save
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
-from confide.models.records.text import FreeText
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
-from ..conftest import CHAT, CHAT_CSV, NOTES_CSV, PATIENTS_CSV, TEXT, TURNS, Site, of_model, tokens
+from ..conftest import CHAT, CHAT_CSV, DOCUMENT, NOTES_CSV, PATIENTS_CSV, TEXT, TURNS, Site, of_model, tokens
 from ..test_node import Desk, make_desk
 
 BINS = 20
@@ -244,11 +243,10 @@ def test_a_backbone_without_a_tokenizer_is_refused_by_a_study_of_free_text(site:
         load_study_model(desk.study.draft, site.home / "backbone")
 
 
-def test_a_classifier_on_a_backbone_without_pooled_states_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch):
-    study = site.study(*TEXT)
+def test_a_classifier_on_a_backbone_without_moments_is_refused(site: Site):
+    study = site.study(*DOCUMENT)
     save_text_backbone(site.home / "backbone")
-    monkeypatch.setattr(FreeText, "head", "pooled")
-    with pytest.raises(BackboneMismatch, match="no pooled states"):
+    with pytest.raises(BackboneMismatch, match="has no moments of its pooled states"):
         load_study_model(study.draft, site.home / "backbone")
 
 

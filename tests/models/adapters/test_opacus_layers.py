@@ -12,6 +12,7 @@ from confide.models.adapters.lora import BankFactors, LoRAEmbedding, LoRALinear
 from confide.models.adapters.routers import RouterFactors
 from confide.models.errors import RowsUnknown
 from confide.models.heads import PooledHead
+from confide.models.heads.objectives import OneClass
 from confide.privacy.mechanism.clipping import PerUnitClipper
 
 from ...privacy.loops import CAUSAL, DTYPES, TARGETS, adapted_tiny
@@ -70,6 +71,25 @@ def test_opacus_sums_what_the_clipper_sums(targets, freeze_a):
         assert norms.min() > 10 * CLIP  # every row is clipped
         optimizer.clip_and_accumulate()
     assert all(parameter.summed_grad.shape == parameter.shape for parameter in adapted.trained.values())
+    off = [(parameter.summed_grad - want[name]).norm() for name, parameter in adapted.trained.items()]
+    assert torch.stack(off).norm() <= 1e-6 * ROWS * CLIP
+
+
+@pytest.mark.parametrize("reads", [None, (0, 2)])
+def test_opacus_sums_what_the_clipper_sums_of_a_head_of_several_outputs(reads):
+    objective, ids, classes = OneClass(("a", "b", "c")), random_ids(ROWS), torch.arange(ROWS) % 3
+    terms = {"targets": "attention", "dtype": torch.float64, "objective": objective, "reads": reads}
+    clipped = adapted_tiny(**terms)
+    clipper = PerUnitClipper(clipped)
+    with clipper.microbatch(range(ROWS), ids.shape[1]):
+        (STEEP * clipped.losses(ids, classes).mean() * ROWS).backward()
+    want = clipper.clipped_sum(CLIP)[0]
+    adapted = adapted_tiny(**terms)
+    model, optimizer, loader = under_opacus(adapted, ids, classes)
+    for batch_ids, batch_classes in loader:
+        (STEEP * F.cross_entropy(model(batch_ids), batch_classes)).backward()
+        optimizer.clip_and_accumulate()
+    assert adapted.trained["head.weight"].shape == (3, 65)
     off = [(parameter.summed_grad - want[name]).norm() for name, parameter in adapted.trained.items()]
     assert torch.stack(off).norm() <= 1e-6 * ROWS * CLIP
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from confide.models.heads.objectives import OneClass, PointOnScale, SeveralLabels
 from confide.privacy.audit import engine_checks
 from confide.privacy.audit.engine_checks import (
     _ALPHA,
@@ -60,6 +61,33 @@ def test_the_true_engine_passes_every_check_in_every_block(adapted):
     assert found.checks == tuple(CHECKS)
     assert found.reached == found.blocks == len(blocks(adapted.layout))
     np.testing.assert_array_equal(adapted.state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective",
+    [OneClass(("a", "b", "c")), SeveralLabels(("x", "y")), PointOnScale(0.0, 1.0)],
+    ids=["classes", "labels", "number"],
+)
+def test_the_true_engine_passes_whatever_a_head_learns_of_states_read_apart(objective):
+    adapted = adapted_tiny("head", objective=objective, reads=(0, 2))
+    found = check_engine(site_round, adapted, VOCABULARY, TERMS)
+    assert found.findings == ()
+    assert found.checks == tuple(CHECKS)
+    assert found.reached == found.blocks
+
+
+class SumOfRows(OneClass):
+    """A loss that is divided by the batch, as a plain trainer's is."""
+
+    def losses(self, outputs, targets_R):
+        return super().losses(outputs, targets_R) / max(1, len(targets_R))
+
+
+def test_a_loss_that_training_defines_otherwise_than_torch_is_caught():
+    adapted = adapted_tiny("head", objective=SumOfRows(("a", "b", "c")), reads=(0, 2))
+    found = check_engine(site_round, adapted, VOCABULARY, TERMS, checks=OTHERS)
+    assert found.findings != ()
 
 
 @pytest.mark.slow
