@@ -3,8 +3,8 @@
 `references` computes four baselines of a demo on one split: the untrained head, the same study without noise and secret
 sharing, the head alone under the same noise (to separate the adapters' effect from the head's), and a private logistic
 regression on the record's words, which needs no language model. `benchmarks/quality.py` makes its table with the
-functions below it. `text_references` computes those of a study of free text: the backbone by itself, and the same study
-without noise and secret sharing.
+functions below it. `answer_references` computes those of a study whose answers are right or wrong, words or classes:
+the backbone by itself, and the same study without noise and secret sharing.
 """
 
 import os
@@ -84,10 +84,10 @@ def references(
     return {f"auc_{name}": auc(found, labels).value for name, found in scores.items()}
 
 
-def text_references(
+def answer_references(
     study: Study, untouched: StudyModel, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
 ) -> dict[str, Any]:
-    """Computes exact match and perplexity on all held-out texts, of the backbone and of the study without noise.
+    """Computes every metric on all held-out records, of the backbone as it starts and of the study without noise.
 
     Args:
         untouched: the study's model as it starts; afterwards it is the one that was trained without noise.
@@ -95,13 +95,14 @@ def text_references(
     """
     tested_on = [Examples(*text_arrays(policy, study, untouched)) for policy in held_out]
     sites = zip(study.site_names(), [text_arrays(policy, study, untouched) for policy in train], strict=True)
-    before = untouched.kind.evaluate(untouched.adapted, tested_on)
+    before = untouched.evaluate(tested_on)
     federate(study.draft, untouched.adapted, dict(sites), mode="none", scale_bits=study.scale_bits, seed=0)
-    nonprivate = untouched.kind.evaluate(untouched.adapted, tested_on)
+    nonprivate = untouched.evaluate(tested_on)
     return {
-        f"{metric}_{name}": found[metric]["value"]
+        f"{metric}_{name}": estimate["value"]
         for name, found in (("before", before), ("nonprivate", nonprivate))
-        for metric in ("exact_match", "perplexity")
+        for metric, estimate in found.items()
+        if metric != "records"
     }
 
 

@@ -137,11 +137,7 @@ def _keep_first(table: Path, records: int) -> int:
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
     if draft.data.kind.reads == "text":
-        from ...models.backbones.smollm2 import import_smollm2
-
-        with console.status("Writing SmolLM2-135M-Instruct, and comparing it with its source"):
-            import_smollm2(directory)
-        console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
+        _import_backbone(draft, directory, console)
         return
     from ...models.backbones.pretraining import pretrain
 
@@ -153,6 +149,30 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print("Backbone pretrained on synthetic records (kept for the next time)")
+
+
+def _import_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
+    """Imports SmolLM2, and takes moments from the example's public texts if a head is to read documents."""
+    from ...models.backbones.moments import take_moments
+    from ...models.backbones.smollm2 import import_smollm2
+
+    has_head = draft.data.kind.head == "pooled"
+    imported = directory.with_name("smollm2") if has_head else directory
+    if not imported.exists():
+        with console.status("Writing SmolLM2-135M-Instruct, and comparing it with its source"):
+            import_smollm2(imported)
+    if has_head:
+        texts = _load(_example_file(draft.name, "prepare.py")).public_texts()
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task(f"Taking moments of {len(texts):,} public texts", total=len(texts))
+            take_moments(
+                imported,
+                texts,
+                directory,
+                reads=draft.adapter.reads,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+    console.print("Backbone imported: SmolLM2-135M-Instruct (kept for the next time)")
 
 
 def _next_federation(directory: Path, draft: StudyDraft) -> DemoFederation:
@@ -224,7 +244,7 @@ def _harvest(
         if not adapter.exists():
             unaudited = "a smoke run, which is not audited" if is_smoke else None
             export.export_adapter(store, home, run_id, adapter, override_audit=unaudited)
-        judge = _text_quality if study.draft.data.kind.judged == "completions" else _quality
+        judge = _quality if study.draft.data.judged == "labels" else _answer_quality
         quality = judge(store, bench, study, run_id, home, console)
         with console.status("Writing and verifying the privacy report"):
             report = budget_report(store, home, study.study_hash)
@@ -294,18 +314,18 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
     }
 
 
-def _text_quality(
+def _answer_quality(
     store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console
 ) -> dict[str, Any]:
-    """Measures the text of the run's adapter, beside the sites' evaluation and the baselines, and attacks it."""
+    """Measures the answers of the run's adapter, beside the sites' evaluation and the baselines, and attacks it."""
     from ..results import export
     from ..results.metrics import measurement
     from ..results.trained import trained_model
-    from .baselines import text_references
+    from .baselines import answer_references
     from .membership_attack import Attacked, TextPool, attack_by_loss
 
     train, held_out = ([_records(bench, study, site, part) for site in study.site_names()] for part in _PARTS)
-    with console.status("Writing completions with the adapter (the demo's records are public)"):
+    with console.status("Answering with the adapter (the demo's records are public)"):
         model = trained_model(store, home, run_id)
         pool = TextPool.read(model, study, train, held_out)
         after = export.evaluate(model, study, held_out)
@@ -313,17 +333,18 @@ def _text_quality(
     with console.status("Training the same study without noise in this process, on as many texts again as the rounds"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
         before = pool.confidences(untouched.adapted)
-        compared = text_references(study, untouched, train, held_out)
+        compared = answer_references(study, untouched, train, held_out)
         bare = Attacked("the same study trained without noise", "none", pool.confidences(untouched.adapted))
         attacks = attack_by_loss(store, run_id, study, pool, before, [*attacked, bare])
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
-    exact = after["exact_match"]
+    right = "exact_match" if study.draft.data.judged == "completions" else "accuracy"
+    others = [name for name in after if name not in ("records", right)]
     return {
-        "exact_match_private": exact["value"],
-        "exact_match_private_interval": [exact["low"], exact["high"]],
-        "exact_match_measured": measured and measured.value,
-        "exact_match_measured_interval": measured and [measured.low, measured.high],
-        "perplexity_private": after["perplexity"]["value"],
+        f"{right}_private": after[right]["value"],
+        f"{right}_private_interval": [after[right]["low"], after[right]["high"]],
+        f"{right}_measured": measured and measured.value,
+        f"{right}_measured_interval": measured and [measured.low, measured.high],
+        **{f"{name}_private": after[name]["value"] for name in others},
         **compared,
         "membership": [dump(facts) for facts in attacks],
     }
@@ -344,8 +365,12 @@ def figures(outcome: dict[str, Any]) -> _Rows:
 
     The membership attacks are left to the report: they find hardly more in a model without privacy, and show little.
     """
-    is_text = "exact_match_private" in outcome
-    measured, controls = _text_figures(outcome) if is_text else _figures(outcome)
+    if "auc_private" in outcome:
+        measured, controls = _figures(outcome)
+    elif "exact_match_private" in outcome:
+        measured, controls = _text_figures(outcome)
+    else:
+        measured, controls = _class_figures(outcome)
     return [
         *measured,
         *_privacy_figures(outcome),
@@ -385,6 +410,16 @@ def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
         ),
     ]
     return _as_measured("exact match", outcome, "exact_match", ""), controls
+
+
+def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    """Figures of the quality of answers: as the sites measured it, and the controls."""
+    controls = [
+        ("exact", f"{outcome['accuracy_private']:.3f}", _over_records(outcome["accuracy_private_interval"])),
+        ("without privacy", f"{outcome['accuracy_nonprivate']:.3f}", "the same study without noise"),
+        ("before", f"{outcome['accuracy_before']:.3f}", "the backbone under an untrained head"),
+    ]
+    return _as_measured("right answers", outcome, "accuracy", ""), controls
 
 
 def _as_measured(name: str, outcome: dict[str, Any], metric: str, also: str) -> _Rows:

@@ -45,21 +45,34 @@ def read_table() -> pd.DataFrame:
 
     The site follows from the code's category, so that no site sees another's near copies.
     """
-    (path,) = package_file("simple_icd_10_cm", "data").glob("*.xml")
-    rows = [
-        (entry.findtext("name", ""), entry.findtext("desc", ""), word)
-        for word, chapter in zip(CHAPTERS, ElementTree.parse(path).iter("chapter"), strict=False)
-        for entry in chapter.iter("diag")
-    ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(read_list(), columns=COLUMNS)
     table["site"] = table["text_id"].map(lambda code: SITES[int(_share("site", _category(code)) * len(SITES))])
     place = table["text_id"].map(lambda code: _share("place", code))
     return table.iloc[place.argsort()].groupby("chapter").head(MOST_A_CHAPTER).reset_index(drop=True)
 
 
+def read_list() -> list[tuple[str, str, str]]:
+    """All codes of the list in the first chapters, each with its text and the word for its chapter."""
+    return [
+        (entry.findtext("name", ""), entry.findtext("desc", ""), word)
+        for word, chapter in zip(CHAPTERS, _published().iter("chapter"), strict=False)
+        for entry in chapter.iter("diag")
+    ]
+
+
+def read_notes() -> list[str]:
+    """All notes of the list: inclusion terms, and what a code excludes or is to be coded with."""
+    return [note.text.strip() for note in _published().iter("note") if note.text and note.text.strip()]
+
+
 def is_held_out(code: str) -> bool:
     """True for one category in ten, whole: what is asked about was never seen in other words."""
     return _share("held out", _category(code)) < HELD_OUT
+
+
+def _published() -> Any:
+    (path,) = package_file("simple_icd_10_cm", "data").glob("*.xml")
+    return ElementTree.parse(path)
 
 
 def _category(code: str) -> str:

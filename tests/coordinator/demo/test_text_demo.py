@@ -9,7 +9,7 @@ import torch
 from confide.client_node.study import load_draft
 from confide.client_node.training.study_model import load_study_model
 from confide.coordinator.demo import baselines, demo
-from confide.coordinator.demo.baselines import text_arrays, text_references
+from confide.coordinator.demo.baselines import answer_references, text_arrays
 from confide.coordinator.demo.membership_attack import NO_SHADOWS, Attacked, TextPool, attack_by_loss
 from confide.coordinator.results.export import held_out_policy
 from confide.models.records.kind import Examples
@@ -95,15 +95,15 @@ def test_references_are_the_backbone_and_the_study_s_own_rounds_without_noise(de
     study, model, train, held_out = desk(*kind)
     tested = [Examples(*text_arrays(policy, study, model)) for policy in held_out]
     start = model.adapted.state()
-    before = model.kind.evaluate(model.adapted, tested)
+    before = model.evaluate(tested)
     wanted = by_hand(study, model, train)
     model.adapted.load_state(start)
-    found = text_references(study, model, train, held_out)
+    found = answer_references(study, model, train, held_out)
     assert found["exact_match_before"] == before["exact_match"]["value"]
     assert found["perplexity_before"] == before["perplexity"]["value"]
     assert np.abs(wanted - start).max() > 0.01
     np.testing.assert_allclose(model.adapted.state(), wanted, atol=1e-5)
-    assert found["perplexity_nonprivate"] == model.kind.evaluate(model.adapted, tested)["perplexity"]["value"]
+    assert found["perplexity_nonprivate"] == model.evaluate(tested)["perplexity"]["value"]
     assert found["perplexity_nonprivate"] < found["perplexity_before"]
 
 
@@ -113,7 +113,7 @@ def test_texts_learned_by_heart_are_found_and_an_untrained_model_tells_nothing(f
     pool = TextPool.read(model, study, train, held_out)
     assert (pool.is_member.sum(), (~pool.is_member).sum()) == (12, 12)
     before = pool.confidences(model.adapted)
-    text_references(study, model, train, held_out)
+    answer_references(study, model, train, held_out)
     attacked = [Attacked("learned", "none", pool.confidences(model.adapted)), Attacked("untouched", "local", before)]
     learned, untouched = attack_by_loss(federation.store, RUN, study, pool, before, attacked)
     assert learned.auc > 0.9
