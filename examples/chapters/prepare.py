@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from diagnoses import prepare as diagnoses
 from splitting import draw, main
 
-PUBLIC_TEXTS = 3000
+PUBLIC_TEXTS = 2000
 LONGEST = 160  # characters of a public text
 _SALT = "confide chapters 1 public"
 

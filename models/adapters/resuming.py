@@ -46,7 +46,7 @@ def frozen_layers(model: Any, adapted: Collection[str], reads: Collection[int] =
         (
             *(int(name.removeprefix(prefix).partition(".")[0]) for name in adapted),
             *(read for read in reads if read),
-            len(layers),
+            max(1, *reads) if reads else len(layers),
         )
     )
     return next((number for number, own in enumerate(inside[:first]) if own & trained), first)

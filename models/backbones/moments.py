@@ -33,7 +33,7 @@ from . import checkpoints
 from .directories import new_directory
 
 POOLING = "pooling.safetensors"
-RIDGE = 5.0  # added to a correlation matrix, whose mean eigenvalue is 1; 3 to 10 are as good, 0.1 is worse by far
+RIDGE = 10.0  # added to a correlation matrix, whose mean eigenvalue is 1; 3 to 30 are as good, 0.1 is worse by far
 MOST_TEXTS, MOST_BYTES = 1_000_000, 2**28  # of a file
 _TOKENS = 2048  # at a time, padding included
 _NAME = re.compile(r"(center|whiten)\.(0|[1-9][0-9]{0,3})")

@@ -112,11 +112,16 @@ def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> 
 
 @contextmanager
 def _layers_told(model: Any, reads: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
-    """Collects inside what the layers give whose states are read; the last layer's is read behind the norm."""
+    """Collects inside what the layers give whose states are read; the last layer's is read behind the norm.
+
+    Layers above all that is read do not run.
+    """
     told: dict[int, Tensor] = {}
+    last = model.config.num_hidden_layers
+    inner = [read for read in reads if 0 < read < last]
+    top = None if not reads or last in reads else max(1, *reads)
     with ExitStack() as stack:
-        inner = [read for read in reads if 0 < read < model.config.num_hidden_layers]
-        layers = model.model.layers if inner else ()
+        layers = stack.enter_context(_up_to(model, top))
         for read in inner:
             # A model that is tried with one layer of each kind has fewer than its configuration says.
             layer = layers[min(read, len(layers)) - 1]
@@ -125,3 +130,17 @@ def _layers_told(model: Any, reads: tuple[int, ...]) -> Iterator[dict[int, Tenso
             )
             stack.callback(hook.remove)
         yield told
+
+
+@contextmanager
+def _up_to(model: Any, top: int | None) -> Iterator[Any]:
+    """Leaves out all decoder layers behind the first `top`, for as long as the block runs; None leaves out none."""
+    layers = getattr(model.model, "layers", None)
+    if top is None or layers is None:
+        yield layers
+        return
+    model.model.layers = nn.ModuleList(layers[:top])
+    try:
+        yield model.model.layers
+    finally:
+        model.model.layers = layers

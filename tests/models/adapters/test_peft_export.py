@@ -11,10 +11,12 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.peft_export import export
+from confide.models.adapters.peft_import import read
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, load, save
 from confide.models.errors import ExportRefused
 from confide.models.evaluation.metrics import Estimate
+from confide.models.heads.objectives import OneClass
 from confide.models.heads.pooling import PooledHead, pooled
 from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
@@ -116,6 +118,44 @@ def test_head_file_is_enough_to_classify_with_the_formula_of_the_card(backbone_d
         white = (pooled(adapted.model, IDS) - head["center"]) @ head["whiten"]
         unit = torch.nn.functional.normalize(torch.cat([white, torch.full((3, 1), 64**0.5 / 2)], 1), dim=1)
         torch.testing.assert_close(unit @ head["weight"], adapted.classify(IDS))
+
+
+@pytest.mark.parametrize("targets", [("experts",), ()], ids=["with adapters", "a head alone"])
+def test_a_head_of_documents_is_enough_to_answer_with_the_formula_of_the_card(backbone_dir, tmp_path, targets):
+    generator = torch.Generator().manual_seed(5)
+    center, whiten = torch.randn(2, 32, generator=generator), torch.randn(2, 32, 32, generator=generator)
+    objective = OneClass(("mild", "severe", "none"))
+    model = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
+    head = PooledHead(center, whiten, objective=objective, reads=(0, 1))
+    adapted = attach(model, AdapterConfig(rank=1, alpha=1.0, targets=targets, seed="x"), head)
+    adapted.load_state(np.random.default_rng(7).normal(size=adapted.layout.dim))
+    export(adapted, backbone_dir, tmp_path / "adapter", CARD)
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert files == {"confide.json", "README.md", "head.safetensors"} | (
+        {"adapter_config.json", "adapter_model.safetensors"} if targets else set()
+    )
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "a logit for each class, in this order: mild, severe, none." in card
+    assert ("PeftModel" in card) == bool(targets)
+    read_back = read(tmp_path / "adapter")
+    assert read_back.meaning == objective.meaning
+    told, normalize = load_file(tmp_path / "adapter" / "head.safetensors"), torch.nn.functional.normalize
+    with torch.no_grad():
+        states = adapted.model.model(input_ids=IDS, output_hidden_states=True).hidden_states
+        is_token = (IDS > 0)[..., None]
+        parts = [
+            normalize(((states[int(read)] * is_token).sum(1) / is_token.sum(1) - center) @ whiten, dim=1)
+            for read, center, whiten in zip(told["reads"], told["center"], told["whiten"], strict=True)
+        ]
+        unit = normalize(torch.cat([*parts, torch.full((len(IDS), 1), len(parts) ** 0.5 / 10)], 1), dim=1)
+        torch.testing.assert_close(unit @ told["weight"].T, adapted.classify(IDS), rtol=1e-4, atol=1e-5)
+
+
+def test_a_card_tells_the_share_of_right_answers(backbone_dir, tmp_path):
+    measured = replace(CARD, accuracy=Estimate(0.77, 0.74, 0.80, 0.95))
+    export(adapted_model(backbone_dir, ("experts",)), backbone_dir, tmp_path / "adapter", measured)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "share of right answers 0.770 (95 % interval 0.740 to 0.800)" in card
 
 
 def test_card_says_what_a_stranger_must_know(backbone_dir, tmp_path):

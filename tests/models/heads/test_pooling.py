@@ -69,6 +69,18 @@ def test_each_state_that_is_named_is_read_and_the_last_one_behind_the_norm():
     assert [len(layer._forward_hooks) for layer in model.model.layers] == hooks
 
 
+def test_layers_above_all_that_is_read_do_not_run_and_are_there_again():
+    model, ids = tiny_deepseek(), random_ids(3)
+    layers, want = model.model.layers, pooled(model, ids, (0, 1))
+    with torch.no_grad():
+        for parameter in layers[1].parameters():
+            parameter.fill_(torch.nan)
+    assert torch.equal(pooled(model, ids, (0, 1)), want)
+    assert pooled(model, ids, (0,)).isfinite().all()
+    assert pooled(model, ids, (1, 2)).isnan().any()
+    assert model.model.layers is layers
+
+
 def test_a_word_of_number_0_inside_a_record_is_read():
     model, ids = tiny_deepseek(dtype=torch.float64), random_ids(2, 6)
     ids[:, 2] = 0
