@@ -109,7 +109,7 @@ def backbone_import(
     show_imported(directory, imported.description, imported.left, as_json)
 
 
-@app.command("moments", epilog=epilog("coordinator backbone moments smollm2 icd-10.txt backbone --reads 0 --reads 28"))
+@app.command("moments", epilog=epilog("coordinator backbone moments smollm2 texts.txt backbone --reads 24"))
 def backbone_moments(
     backbone: Annotated[Path, typer.Argument(help="Folder of an imported checkpoint; it stays as it is.")],
     texts: Annotated[Path, typer.Argument(help="UTF-8 file of public texts, one a line.")],
