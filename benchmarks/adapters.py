@@ -5,8 +5,8 @@
 bytes  The packets of one round to and from a site, made, signed and sealed by the functions of a real run, as the
        objects into which Flower splits them: down the plan and the total of the round before, up the sealed shares.
        They have no ledger entry; HTTP and TLS come on top. The form of the state changes nothing: no state travels.
-state  The study in one process (`coordinator.demo.baselines.federate`) with states in float32 and in int8, with its
-       own noise and without noise. Without noise a seed fixes the drawn units, so both forms see the same samples;
+state  The study in one process (`coordinator.comparison.federated.federate`) with states in float32 and in int8, with
+       its own noise and without noise. Without noise a seed fixes the drawn units, so both forms see the same samples;
        with noise each run draws anew.
 cut    The first seed's adapter without noise, with every weight cut to a smaller rank by singular values: relative
        error of all products together (Frobenius), and AUC with the head unchanged.
@@ -44,7 +44,7 @@ from confide.client_node.wire.messages import (
     Update,
     sign,
 )
-from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.comparison.federated import federate, logits, untrained
 from confide.models.adapters import AdaptedModel
 from confide.models.adapters.combining import compress
 from confide.models.adapters.peft_import import released

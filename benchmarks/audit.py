@@ -21,7 +21,8 @@ import numpy as np
 from quality import read_table
 
 from confide.client_node.study import StudyDraft, load_draft
-from confide.coordinator.demo.baselines import federate, logits, noise_of, untrained
+from confide.coordinator.comparison.federated import federate, logits, untrained
+from confide.coordinator.comparison.linear import noise_of
 from confide.models.backbones.pretraining import pretrain
 from confide.privacy.accounting import Mode
 from confide.privacy.audit.canaries import AuditedStep, run_audit

@@ -3,10 +3,10 @@
     python benchmarks/earn.py [--quick] [--rows lora ...] [--seeds 1 2 3] [--base FILE] [--json]
 
 The records are first names (`examples/names`), read letter by letter. The backbone learned to predict the next letter
-of the words of ICD-10-CM, and nothing about names. The rounds are those of `coordinator.demo.baselines.federate`, with
-the steps that sites and coordinator run. Sampling and noise under privacy come from the operating system, so a private
-row is a mean over as many independent runs as there are seeds. Settings: `TERMS`; how they were found:
-`examples/names/README.md`.
+of the words of ICD-10-CM, and nothing about names. The rounds are those of
+`coordinator.comparison.federated.federate`, with the steps that sites and coordinator run. Sampling and noise under
+privacy come from the operating system, so a private row is a mean over as many independent runs as there are seeds.
+Settings: `TERMS`; how they were found: `examples/names/README.md`.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from torch.nn import functional as F
 from transformers import DeepseekV3ForCausalLM
 
 from confide.client_node.study import StudyDraft
-from confide.coordinator.demo.baselines import federate, logits, noise_of, private_linear
+from confide.coordinator.comparison.federated import federate, logits
+from confide.coordinator.comparison.linear import noise_of, private_linear
 from confide.models.adapters import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.balancing import balanced
 from confide.models.backbones.loading import EMBEDDING_STD, BackboneConfig, build

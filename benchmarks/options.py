@@ -2,8 +2,8 @@
 
     python benchmarks/options.py [--rows WORD ...] [--seeds N] [--backbone DIR] [--json]
 
-Runs are simulated in one process by `coordinator.demo.baselines.federate`, as in `quality.py`, and train on four fifths
-of the training records. Each run is scored twice: on the other fifth, for choosing settings, and on the held-out
+Runs are simulated in one process by `coordinator.comparison.federated.federate`, as in `quality.py`, and train on four
+fifths of the training records. Each run is scored twice: on the other fifth, for choosing settings, and on the held-out
 records. A row is the mean over N independent runs: noise and sampling come from the operating system.
 """
 
@@ -20,7 +20,7 @@ import torch
 from quality import SCALE_BITS, Bench, Table, epsilon, prepare_bench, split
 
 from confide.client_node.study import StudyDraft
-from confide.coordinator.demo.baselines import federate, logits, untrained
+from confide.coordinator.comparison.federated import federate, logits, untrained
 from confide.models.adapters import AdaptedModel
 from confide.models.backbones.pretraining import PretrainingConfig, pretrain
 from confide.models.evaluation.metrics import auc

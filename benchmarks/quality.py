@@ -5,10 +5,10 @@
     python benchmarks/quality.py --settings            # other settings of the head alone, scored on a validation split
     python benchmarks/quality.py --by-record           # each record a unit of its own: the cost of unit-level privacy
 
-The rounds are those of `coordinator.demo.baselines.federate`. A row is the mean over the seeds. Seeds determine only
-the rows without noise: under privacy, noise and sampling come from the operating system, so such a row is a mean over
-as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares the options of
-study.toml in the same way as `--settings`.
+The rounds are those of `coordinator.comparison.federated.federate`. A row is the mean over the seeds. Seeds determine
+only the rows without noise: under privacy, noise and sampling come from the operating system, so such a row is a mean
+over as many independent runs. Epsilon is that of the whole run, evaluation included. `options.py` compares the options
+of study.toml in the same way as `--settings`.
 """
 
 import argparse
@@ -30,15 +30,9 @@ from sklearn.linear_model import LogisticRegression
 
 from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.study.cost import releases_of_draft, solve_noise, with_noise
-from confide.coordinator.demo.baselines import (
-    WORDS_LR,
-    federate,
-    head_inputs,
-    logits,
-    private_linear,
-    untrained,
-    word_inputs,
-)
+from confide.coordinator.comparison.federated import federate, head_inputs, logits, untrained
+from confide.coordinator.comparison.linear import private_linear, word_inputs
+from confide.coordinator.demo.baselines import WORDS_LR
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.backbones import loading as backbones
 from confide.models.backbones.pretraining import pretrain

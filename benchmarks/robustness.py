@@ -30,7 +30,7 @@ from confide.client_node.replay.server_optimizer import server_step
 from confide.client_node.study import Study, StudyDraft
 from confide.client_node.study.cost import provisional
 from confide.client_node.training.trainer import release_terms
-from confide.coordinator.demo.baselines import logits, untrained
+from confide.coordinator.comparison.federated import logits, untrained
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.adapters import AdaptedModel
 from confide.models.evaluation.metrics import auc

@@ -23,7 +23,7 @@ from quality import Bench, federated, head_inputs_of, linear, prepare_bench
 from scipy import stats
 
 from confide.client_node.study import StudyDraft
-from confide.coordinator.demo.baselines import untrained
+from confide.coordinator.comparison.federated import untrained
 from confide.coordinator.studies.learning_rates import with_rates
 from confide.models.evaluation.metrics import auc
 

@@ -2,7 +2,7 @@
 
 `cli` is the command `coordinator`; `gateway` serves the federation; `run` drives a round from top to bottom, which is
 the place to read. `federation`, `studies` and `store` keep what it works on, `fleet` reaches the nodes, `results` is
-what comes of a run. docs/operator.md is the page for operators.
+what comes of a run, and `comparison` what simpler means would give. docs/operator.md is the page for operators.
 
 A federation is founded in a folder, with keys, certificates and an empty store:
 
@@ -22,7 +22,7 @@ A federation is founded in a folder, with keys, certificates and an empty store:
 ([], [], [])
 """
 
-__all__ = ["cli", "demo", "federation", "fleet", "gateway", "results", "run", "store", "studies"]
+__all__ = ["cli", "comparison", "demo", "federation", "fleet", "gateway", "results", "run", "store", "studies"]
 
 if "." not in __name__:
     raise ImportError(

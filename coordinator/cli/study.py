@@ -1,11 +1,11 @@
-"""The commands `coordinator study`: draft, check, create, list and print studies."""
+"""The commands `coordinator study`: draft, check, compare, create, list and print studies."""
 
 import json
 from pathlib import Path
 
 from ...client_node.cli.application import PROBLEMS, JsonOption, epilog, group
 from ...client_node.cli.console import print_json
-from . import drafting
+from . import comparing, drafting
 from .options import DEFAULT_HOME, AcceptOption, HomeOption, UnitsOption, UnusedExpertsOption
 from .tables import show_created_study, show_studies
 
@@ -17,6 +17,14 @@ app.command(
         "coordinator study check study.toml", "coordinator study check study.toml --units 6870", codes=[PROBLEMS]
     ),
 )(drafting.study_check)
+
+app.command(
+    "compare",
+    epilog=epilog(
+        "coordinator study compare study.toml records",
+        "coordinator study compare study.toml records --rung words --epsilon 2",
+    ),
+)(comparing.study_compare)
 
 
 @app.command("create", epilog=epilog("coordinator study create study.toml"))

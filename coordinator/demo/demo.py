@@ -280,10 +280,11 @@ def _harvest(
 
 def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Path, console: Console) -> dict[str, Any]:
     """Measures the run's adapter, by the sites' evaluation and on all held-out records, beside the baselines."""
+    from ..comparison.federated import untrained
     from ..results import export
     from ..results.metrics import measurement
     from ..results.trained import trained_model
-    from .baselines import references, untrained
+    from .baselines import references
     from .membership_attack import Attacked, Pool, attack
 
     sites = study.site_names()

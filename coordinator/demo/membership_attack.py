@@ -24,9 +24,11 @@ from ...privacy.accounting import Mode
 from ...privacy.audit.membership_attack import attack_auc, calibrated, likelihood_ratios, logit_confidence, roc
 from ...privacy.ledger import chain
 from ...privacy.report.schema import MembershipFacts, RocPoint, dump
+from ..comparison.federated import SiteArrays, head_inputs, logits
+from ..comparison.linear import private_linear
 from ..store import Store
 from ..store.tables import PrivacyTest
-from .baselines import SiteArrays, head_inputs, logits, private_linear, site_arrays, text_arrays
+from .baselines import site_arrays, text_arrays
 
 SHADOW_MODEL = "a head alone on the frozen backbone, by the same rounds, sampling, clipping and noise"
 NO_SHADOWS = "none; a record counts as used by how far training lowered the mean loss of its learned tokens"

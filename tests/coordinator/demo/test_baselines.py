@@ -8,7 +8,9 @@ from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.server_optimizer import server_step
 from confide.client_node.study.terms import StudyDraft, load_draft
 from confide.client_node.training.trainer import release_terms
-from confide.coordinator.demo.baselines import federate, private_linear, references, word_inputs
+from confide.coordinator.comparison.federated import federate
+from confide.coordinator.comparison.linear import private_linear, word_inputs
+from confide.coordinator.demo.baselines import references
 from confide.coordinator.results.export import held_out_policy
 from confide.privacy.mechanism.batches import probed_shapes
 from confide.privacy.mechanism.site_round import round_release

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from confide.coordinator.demo.baselines import untrained
+from confide.coordinator.comparison.federated import untrained
 from confide.coordinator.demo.membership_attack import Attacked, Pool, _facts, attack
 from confide.coordinator.results.export import held_out_policy
 from confide.privacy.audit.membership_attack import likelihood_ratios

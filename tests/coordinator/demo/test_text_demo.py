@@ -8,7 +8,8 @@ import torch
 
 from confide.client_node.study import load_draft
 from confide.client_node.training.study_model import load_study_model
-from confide.coordinator.demo import baselines, demo
+from confide.coordinator.comparison import federated
+from confide.coordinator.demo import demo
 from confide.coordinator.demo.baselines import answer_references, text_arrays
 from confide.coordinator.demo.membership_attack import NO_SHADOWS, Attacked, TextPool, attack_by_loss
 from confide.coordinator.results.export import held_out_policy
@@ -36,7 +37,7 @@ def desk(tmp_path, monkeypatch):
     """Makes a study, its model as it starts, and the policies of two sites' training and held-out records."""
     save_text_backbone(tmp_path / "backbone")
 
-    monkeypatch.setattr(baselines, "_ROWS_TRAINED", 12)  # shapes of batches are probed up to that
+    monkeypatch.setattr(federated, "_ROWS_TRAINED", 12)  # shapes of batches are probed up to that
 
     def make(*changes, rounds=2):
         rng = np.random.default_rng(0)

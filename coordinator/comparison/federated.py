@@ -1,0 +1,116 @@
+"""Trains a study's rounds in one process, with the functions that sites run, on records that must be public."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...client_node.replay import Checkpoint
+from ...client_node.replay.broadcast import broadcast
+from ...client_node.replay.following import start_state
+from ...client_node.replay.server_optimizer import server_step
+from ...client_node.study import StudyDraft
+from ...client_node.training.study_model import load_study_model
+from ...client_node.training.trainer import release_terms
+from ...models.adapters import AdaptedModel
+from ...models.heads import pooled
+from ...privacy.accounting import Mode
+from ...privacy.mechanism.batches import BatchShapes, RowStates, entering_states, probed_shapes, used_tokens
+from ...privacy.mechanism.sampling import SeededBytes
+from ...privacy.mechanism.site_round import round_release
+from ..studies.learning_rates import with_rates
+from .linear import noise_of
+
+_ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
+
+# tokens [rows, length], targets ([rows] labels, or of text bool [rows, length]), unit of each row
+SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
+    """Loads the backbone with the study's adapters and head in their initial state."""
+    return load_study_model(draft, backbone, expected_hash=expected_hash).adapted
+
+
+def federate(
+    draft: StudyDraft,
+    adapted: AdaptedModel,
+    sites: Mapping[str, SiteArrays],
+    *,
+    mode: Mode,
+    scale_bits: int,
+    seed: int,
+) -> None:
+    """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
+
+    The sites' and the server's steps are the real ones, with every option of the draft. The network and the secret
+    sharing are left out: they add integers exactly. Rates that the draft leaves out are chosen for its own mode.
+    `seed` fixes the drawn units in mode "none"; other modes draw from the operating system.
+    """
+    layout = adapted.layout
+    draft = with_rates(draft, layout.dim - layout.head_slice.stop)
+    draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
+    terms = {
+        name: release_terms(
+            draft,
+            mode,
+            site_noise=noise_of(draft, mode, scale_bits),
+            scale_bits=scale_bits,
+            max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
+            site=name,
+        )
+        for name in sites
+    }
+    shapes = probed_shapes(
+        adapted,
+        max_tokens=draft.data.max_tokens,
+        max_rows=_ROWS_TRAINED,
+        max_records=draft.data.max_records_per_unit,
+    )
+    threads = 1 if mode == "none" else None  # of a step
+    entering = {
+        name: _entering(adapted, ids, labels, shapes, threads=threads) for name, (ids, labels, _) in sites.items()
+    }
+    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    form = draft.state_format(len(checkpoint.state))
+    for round_number in range(draft.rounds.rounds):
+        sent, residual = broadcast(form, checkpoint)
+        state = form.decode(sent)
+        total = np.zeros(len(state), dtype=np.int64)
+        for name, (ids, labels, units) in sites.items():
+            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
+            total += round_release(
+                adapted, state, ids, labels, units, terms=terms[name], shapes=shapes, source=source,
+                entering=entering[name],
+            )  # fmt: skip
+        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+        checkpoint = replace(after, residual=residual)
+    adapted.load_state(checkpoint.exported[: layout.dim])
+
+
+def _entering(
+    adapted: AdaptedModel, ids: np.ndarray, targets: np.ndarray, shapes: BatchShapes, *, threads: int | None
+) -> RowStates | None:
+    """Computes the frozen layers once a record, as a site does; None if no layer lies below what is trained."""
+    if not adapted.frozen_layers:
+        return None
+    found = dict(entering_states(adapted, ids, used_tokens(ids, targets), shapes, threads=threads))
+    return lambda rows: [found[row] for row in rows.tolist()]
+
+
+@torch.no_grad()
+def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """Computes the logits [rows] of the records with these tokens."""
+    return torch.cat([adapted.classify(part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)]).numpy()
+
+
+@torch.no_grad()
+def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
+    """Computes the head's inputs: [rows, 2D + 1], unit length."""
+    assert adapted.head is not None
+    states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
+    inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
+    return inputs

@@ -1,0 +1,325 @@
+"""Climbs the ladder of what could be done with a study's records, from a constant to private adapters.
+
+Every rung is trained under the study's own sampling, clip, rounds and momentum, at several epsilons and without
+privacy, and judged on the same held-out records. Rates are the study's, or those of its rule: no choice is made on
+held-out records but one, the best of the sites alone, which favours that rung.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import issparse, vstack
+
+from ...client_node.data import Records
+from ...client_node.study import StudyDraft
+from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, with_noise
+from ...client_node.training.study_model import load_study_model
+from ...models.evaluation.metrics import Estimate
+from ...privacy.accounting import epsilon_pld
+from ..errors import StudyRefused
+from ..studies.examine import ASSUMED_DIM
+from ..studies.learning_rates import head_rate
+from .federated import federate, head_inputs, logits
+from .linear import Inputs, hashed_inputs, private_linear, word_inputs
+from .task import Target, Task, shown_texts
+from .tried import FORMAT, Cell, Tried
+
+RUNGS = {
+    "constant": "best constant",
+    "site": "best site alone",
+    "words": "linear on words",
+    "ngrams": "linear on groups of letters",
+    "head": "head on frozen states",
+    "adapters": "adapters",
+}
+OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
+DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
+_METHOD = 1  # raised when a rung is computed in another way, so that nothing old is taken for new
+
+Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A study at one noise."""
+
+    asked: str  # "study", "none", or an epsilon
+    draft: StudyDraft
+    epsilon: float | None  # of all rounds together, by PLD at the study's delta and collusion; None: no bound
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise of the sum over the clip norm, 0 without privacy."""
+        privacy = self.draft.privacy
+        return 0.0 if privacy.mode == "none" else float(privacy.noise_multiplier)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run that a comparison needs."""
+
+    rung: str
+    site: str | None  # whose records alone are trained on
+    setting: Setting
+    seed: int
+    inputs: str  # digest of all that decides the result but the seed
+
+
+class Ladder:
+    """The rungs for one task. A backbone is loaded once, and what rungs read of records is computed once."""
+
+    def __init__(self, task: Task, backbone: Path | None) -> None:
+        """Loads the backbone, if there is one.
+
+        Raises:
+            ModelError: the backbone cannot be read, or is not one for these records.
+            StudyRefused: nothing can be told of such records.
+        """
+        self.task = task
+        self.model = None if backbone is None else load_study_model(task.draft, backbone)
+        self.draft = solve_noise(task.draft, self.dim)
+        self._start = None if self.model is None else self.model.adapted.state()
+        self._inputs: dict[str, tuple[dict[str, Inputs], Inputs]] = {}
+
+    @property
+    def dim(self) -> int:
+        """Length of the trained state, for which costs are computed; assumed without a backbone."""
+        return self.task.draft.state_dim(self.model.adapted.layout.dim if self.model else ASSUMED_DIM)
+
+    @property
+    def metric(self) -> str:
+        """Name of the measure of utility."""
+        return self.task.target.metric if self.task.target else "exact match"
+
+    def left_out(self, rung: str) -> str | None:
+        """Says why a rung cannot be climbed here; None if it can."""
+        kind = self.task.draft.data.kind
+        if rung != "adapters" and self.task.target is None:
+            return "only a language model can write these completions: they are no single column of few values"
+        if rung == "ngrams" and kind.reads != "text":
+            return "records of fields have whole words, and no letters"
+        if rung == "head" and kind.head != "pooled":
+            return "the study has no pooled head: completions are read off the model's own output matrix"
+        if self.model is None and self._needs_backbone(rung):
+            return "there is no backbone: make one as `coordinator study check` says, or name its folder by --backbone"
+        return None
+
+    def setting(self, asked: str) -> Setting:
+        """Finds the noise of what was asked for: "study", "none", or an epsilon for all rounds together.
+
+        A charged evaluation is left out of it: by itself it may cost more than a small epsilon.
+
+        Raises:
+            StudyInvalid: no noise reaches that epsilon.
+            StudyRefused: it is no epsilon, or the study has no privacy to begin with.
+        """
+        bare = self.draft.model_copy(update={"evaluation": None})
+        if asked == NONE or (asked == OWN and bare.privacy.mode == "none"):
+            return Setting(asked, _with_privacy(bare, mode="none"), None)
+        if bare.privacy.mode == "none":
+            raise StudyRefused(f'privacy.mode is "none", so no noise can be solved for epsilon {asked}; ask for none')
+        if asked != OWN:
+            target = _epsilon(asked)
+            bare = solve_noise(with_noise(_with_privacy(bare, target_epsilon=target), 0.0), self.dim)
+        privacy = bare.privacy
+        cost = epsilon_pld(releases_of_draft(bare, self.dim), privacy.delta, privacy.collusion)
+        return Setting(asked, bare, cost)
+
+    def jobs(self, rungs: Sequence[str], settings: Sequence[Setting], seeds: int) -> list[Job]:
+        """Lists the runs of these rungs, the quick ones first; what is left out has none."""
+        found = []
+        for rung in rungs:
+            if self.left_out(rung):
+                continue
+            sites = list(self.task.train) if rung == "site" else [None]
+            for setting in settings if rung != "constant" else [self.setting(NONE)]:
+                for site in sites:
+                    inputs = self._digest(rung, setting)
+                    count = 1 if rung == "constant" else seeds
+                    found += [Job(rung, site, setting, seed, inputs) for seed in range(1, count + 1)]
+        return found
+
+    def run(self, job: Job) -> Estimate:
+        """Trains and judges one cell."""
+        if job.rung == "adapters":
+            return self._adapters(job)
+        target = self._target
+        if job.rung == "constant":
+            return target.judge(self._constant())
+        sites = list(self.task.train) if job.site is None else [job.site]
+        draft = job.setting.draft if job.site is None else _alone(job.setting.draft, job.site, self.task)
+        inputs, test = self._read(self._reading(job.rung))
+        scores = private_linear(
+            draft,
+            [inputs[site] for site in sites],
+            [target.train[site] for site in sites],
+            test,
+            lr=linear_rate(draft, target.classes),
+            scale_bits=ring_of(draft, self.dim).scale_bits,
+            rng=np.random.default_rng(job.seed),
+            units=[self.task.train[site].units for site in sites],
+            classes=target.classes,
+        )
+        return target.judge(scores)
+
+    @property
+    def _target(self) -> Target:
+        assert self.task.target is not None, "left out"
+        return self.task.target
+
+    def _needs_backbone(self, rung: str) -> bool:
+        return rung == "adapters" or (rung in ("head", "site") and self.task.draft.data.kind.head == "pooled")
+
+    def _reading(self, rung: str) -> str:
+        """What a linear rung reads; a site alone reads what is best there without the others."""
+        if rung != "site":
+            return rung
+        return "head" if self.task.draft.data.kind.head == "pooled" else "ngrams"
+
+    def _read(self, reading: str) -> tuple[dict[str, Inputs], Inputs]:
+        """Inputs of a linear model: of each site's training records, and of all held-out ones."""
+        if reading not in self._inputs:
+            train = {site: self._inputs_of(reading, records) for site, records in self.task.train.items()}
+            held_out = [self._inputs_of(reading, records) for records in self.task.held_out.values()]
+            self._inputs[reading] = train, vstack(held_out) if issparse(held_out[0]) else np.concatenate(held_out)
+        return self._inputs[reading]
+
+    def _inputs_of(self, reading: str, records: Records) -> Inputs:
+        if reading == "head":
+            assert self.model is not None, "left out"
+            return head_inputs(self.model.adapted, self.model.examples(records).ids)
+        if self.draft.data.kind.reads == "text":
+            return hashed_inputs(shown_texts(self.draft, records), reading)
+        schema = self.draft.record_schema()
+        return word_inputs(self.draft, schema.encode(schema.render(records.columns)))
+
+    def _constant(self) -> np.ndarray:
+        """Scores of the most common class of all training records, the same for every record."""
+        target = self._target
+        count = np.bincount(np.concatenate(list(target.train.values())), minlength=target.classes)
+        scores = np.tile((count == count.max()).astype(np.float64), (len(target.held_out), 1))
+        return scores[:, 1] - scores[:, 0] if target.classes == 2 else scores
+
+    def _adapters(self, job: Job) -> Estimate:
+        assert self.model is not None, "left out"
+        assert self._start is not None
+        model, draft = self.model, job.setting.draft
+        model.adapted.load_state(self._start)
+        examples = {site: model.examples(records) for site, records in self.task.train.items()}
+        federate(
+            draft,
+            model.adapted,
+            {site: (each.ids, each.targets, each.units) for site, each in examples.items()},
+            mode=draft.privacy.mode,
+            scale_bits=ring_of(draft, self.dim).scale_bits,
+            seed=job.seed,
+        )
+        held_out = [model.examples(records) for records in self.task.held_out.values()]
+        if draft.data.kind.judged == "completions":
+            found = Estimate(**model.kind.evaluate(model.adapted, held_out)["exact_match"])
+        else:
+            found = self._target.judge(np.concatenate([logits(model.adapted, each.ids) for each in held_out]))
+        model.adapted.load_state(self._start)
+        return found
+
+    def _digest(self, rung: str, setting: Setting) -> str:
+        """SHA-256 of what decides a cell: a linear model on words does not change with the adapters' rank."""
+        leave_out = {"name", "description", "model", "evaluation"} | (set() if rung == "adapters" else {"adapter"})
+        terms = setting.draft.model_dump(mode="json", exclude=leave_out)
+        backbone = self.model.backbone_hash if self.model and self._needs_backbone(rung) else None
+        parts = [_METHOD, terms, backbone, self.task.train_digest, self.task.held_out_digest]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def climb(
+    ladder: Ladder,
+    tried: Tried,
+    rungs: Sequence[str],
+    settings: Sequence[Setting],
+    seeds: int,
+    watch: Watch = lambda done, total, name: None,
+) -> list[Cell]:
+    """Runs what was not run before, and returns the cell of every job, in order."""
+    jobs = ladder.jobs(rungs, settings, seeds)
+    found = []
+    for done, job in enumerate(jobs):
+        watch(done, len(jobs), f"{RUNGS[job.rung]}, epsilon {_said(job.setting)}, seed {job.seed}")
+        cell = tried.find(job.inputs, job.rung, job.site, job.seed)
+        if cell is None:
+            cell = _cell(ladder, job)
+            tried.add(cell)
+        found.append(cell)
+    watch(len(jobs), len(jobs), "done")
+    return found
+
+
+def linear_rate(draft: StudyDraft, classes: int = 2) -> float:
+    """Finds the rate of a linear rung: the head's where the study states it for plain descent, else by its rule.
+
+    The rule fixes how far noise moves a logit. Of several classes the difference of two logits decides, which the same
+    noise moves by the root of 2 as far.
+    """
+    optimizer = draft.optimizer
+    if optimizer.kind == "momentum" and optimizer.head_lr is not None:
+        return optimizer.head_lr
+    rate = head_rate(draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})}))
+    return rate if classes == 2 else rate / math.sqrt(2)
+
+
+def _cell(ladder: Ladder, job: Job) -> Cell:
+    started = time.perf_counter()
+    found = ladder.run(job)
+    return Cell(
+        format=FORMAT,
+        held_out=ladder.task.held_out_digest,
+        inputs=job.inputs,
+        rung=job.rung,
+        site=job.site,
+        asked=job.setting.asked,
+        epsilon=job.setting.epsilon,
+        noise_multiplier=job.setting.noise_multiplier,
+        seed=job.seed,
+        metric=ladder.metric,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        records=ladder.task.held_out_records,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _alone(draft: StudyDraft, site: str, task: Task) -> StudyDraft:
+    """The study of one site by itself: its own batches and its own whole noise, at the rate of the rule for these."""
+    batch = draft.privacy.sample_rate * task.train[site].num_units
+    return draft.model_copy(
+        update={
+            "participants": draft.participants.model_copy(update={"sites": (site,)}),
+            "privacy": draft.privacy.model_copy(update={"collusion": 0, "max_dropouts": 0}),
+            "rounds": draft.rounds.model_copy(update={"batch_units": batch, "min_sites": 1}),
+            "optimizer": draft.optimizer.model_copy(update={"head_lr": None}),
+        }
+    )
+
+
+def _with_privacy(draft: StudyDraft, **terms: object) -> StudyDraft:
+    return draft.model_copy(update={"privacy": draft.privacy.model_copy(update=terms)})
+
+
+def _epsilon(asked: str) -> float:
+    try:
+        value = float(asked)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise StudyRefused(f"--epsilon takes a number above 0, study or none; got {asked!r}")
+    return value
+
+
+def _said(setting: Setting) -> str:
+    return NONE if setting.epsilon is None else f"{setting.epsilon:.2f}"

@@ -1,0 +1,140 @@
+"""Trains linear models under a study's own privacy, and makes inputs for them that need no backbone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+from scipy.special import softmax
+
+from ...client_node.study import StudyDraft
+from ...privacy.accounting import Mode, site_noise
+
+Inputs = Any  # [rows, width], an array of numpy or a sparse one of scipy
+HASHED = {"words": (2048, "word", (1, 1)), "ngrams": (8192, "char_wb", (3, 5))}  # width, analyzer, lengths
+
+
+def private_linear(
+    draft: StudyDraft,
+    inputs: Sequence[Inputs],
+    labels: Sequence[np.ndarray],
+    test: Inputs,
+    *,
+    lr: float,
+    scale_bits: int,
+    rng: np.random.Generator,
+    units: Sequence[np.ndarray] | None = None,
+    classes: int = 2,
+) -> np.ndarray:
+    """Scores `test` by a linear model with the study's rounds, sampling, clip_norm, noise and momentum.
+
+    Two classes are a logistic regression with one weight an input. More are a softmax regression with a weight for each
+    class, all of which are clipped together for each unit. The noise is a plain Gaussian: this is a baseline, and
+    nothing of it is released. Adam, averaging, adaptive clipping and several local steps are not repeated.
+
+    Args:
+        inputs: [rows, width] of each site.
+        labels: int [rows] of each site, numbers of classes from 0.
+        units: [rows] of each site, any numbers: the unit of each record. Without it each record is a unit of its own.
+
+    Returns:
+        [rows] logits of class 1 if there are two, [rows, classes] of more.
+    """
+    if units is None:
+        units = [np.arange(len(site_labels)) for site_labels in labels]
+    privacy, summed = draft.privacy, _logistic_sum if classes == 2 else _softmax_sum
+    noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits) / privacy.clip_unit  # in clip units
+    weight = velocity = np.zeros(test.shape[1] if classes == 2 else (test.shape[1], classes))
+    for _ in range(draft.rounds.rounds):
+        total = np.zeros_like(weight)
+        for x, y, unit_of_row in zip(inputs, labels, units, strict=True):
+            rows, starts = _drawn(unit_of_row, privacy.sample_rate, draft.data.max_records_per_unit, rng)
+            if len(rows):
+                total += summed(weight, _dense(x[rows]), y[rows], starts, privacy.clip_norm)
+            total += rng.normal(0, noise_std, weight.shape)
+        velocity = draft.optimizer.momentum * velocity + total / draft.rounds.batch_units
+        weight = weight - lr * velocity
+    scores: np.ndarray = test @ weight
+    return scores
+
+
+def _logistic_sum(weight: np.ndarray, x: np.ndarray, y: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
+    """Sums the clipped gradients of units, [width], in clip units; a unit's is the mean over its records."""
+    error = 1 / (1 + np.exp(-x @ weight)) - y
+    sizes = np.diff(starts, append=len(x))
+    gradients = np.add.reduceat(error[:, None] * x, starts) / sizes[:, None]
+    norms = np.linalg.norm(gradients, axis=1)
+    total: np.ndarray = (1 / np.maximum(norms, clip_norm)) @ gradients
+    return total
+
+
+def _softmax_sum(weight: np.ndarray, x: np.ndarray, y: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
+    """The same of several classes, [width, classes]; no unit's gradient is ever written down whole."""
+    error = softmax(x @ weight, axis=1)
+    error[np.arange(len(y)), y] -= 1
+    sizes = np.diff(starts, append=len(x))
+    squares = np.einsum("ri,ri->r", x, x) * np.einsum("rk,rk->r", error, error)  # of units with one record
+    norms = np.sqrt(squares[starts])
+    for unit in np.flatnonzero(sizes > 1):
+        own = slice(starts[unit], starts[unit] + sizes[unit])
+        norms[unit] = np.linalg.norm(x[own].T @ error[own]) / sizes[unit]
+    share = np.repeat(1 / (sizes * np.maximum(norms, clip_norm)), sizes)
+    total: np.ndarray = x.T @ (error * share[:, None])
+    return total
+
+
+def _dense(x: Inputs) -> np.ndarray:
+    dense: np.ndarray = x.toarray() if issparse(x) else x
+    return dense
+
+
+def _drawn(
+    unit_of_row: np.ndarray, sample_rate: float, most: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a Poisson sample of units; returns their rows, at most `most` of each, and where each unit begins."""
+    by_chance = rng.permutation(len(unit_of_row))
+    names, of_row = np.unique(unit_of_row[by_chance], return_inverse=True)
+    order = np.argsort(of_row, kind="stable")
+    rows, of_row = by_chance[order], of_row[order]
+    place = np.arange(len(rows)) - np.searchsorted(of_row, of_row)  # within the unit
+    kept = (rng.random(len(names)) < sample_rate)[of_row] & (place < most)
+    return rows[kept], np.flatnonzero(np.diff(of_row[kept], prepend=-1))
+
+
+def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
+    """Computes the std of one site's integer noise in `mode`, in ring units."""
+    privacy = draft.privacy
+    return site_noise(
+        privacy.noise_multiplier,
+        privacy.sensitivity,
+        len(draft.participants.sites),
+        privacy.spared_sites,
+        privacy.collusion,
+        scale_bits,
+        mode,
+    )
+
+
+def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
+    """Encodes the words of each record as 0 or 1, with a constant in padding's place: [rows, words], unit length."""
+    has = np.zeros((len(ids), len(draft.record_schema().words())))
+    np.put_along_axis(has, ids, 1.0, axis=1)
+    has[:, 0] = 1.0
+    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
+    return inputs
+
+
+def hashed_inputs(texts: Sequence[str], reading: str) -> Inputs:
+    """Counts the words of texts, or groups of 3 to 5 letters, in hashed columns; a constant comes first.
+
+    Returns:
+        [rows, 2048] for reading "words" and [rows, 8192] for "ngrams", sparse, each row of unit length.
+    """
+    from scipy.sparse import csr_array, hstack
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.preprocessing import normalize
+
+    width, analyzer, lengths = HASHED[reading]
+    counter = HashingVectorizer(n_features=width - 1, analyzer=analyzer, ngram_range=lengths, norm=None)
+    counts = counter.transform(texts)
+    return csr_array(normalize(hstack([np.ones((len(texts), 1)), counts], format="csr")))

@@ -1,0 +1,170 @@
+"""Reads what a comparison is about: a study's records of all sites in one place, and what is to be told of them.
+
+The layout is that of the examples' `prepare.py`: a folder a site with `train.csv` and `heldout.csv`, or `.parquet`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...client_node.data import Records, read
+from ...client_node.files import file_digest
+from ...client_node.study import StudyDraft
+from ...client_node.study.cost import provisional
+from ...models.evaluation.metrics import Estimate, auc, exact_match
+from ..errors import StudyRefused
+from ..results.export import held_out_policy
+
+MOST_VALUES = 100  # of a completion that linear models foretell as a class
+_PARTS = ("train", "heldout")
+_FORMATS = (".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The class of each record, which is to be told from the rest of it."""
+
+    metric: str  # "AUC" of two labels, "accuracy" of more, "exact match" of a completion's values
+    classes: int
+    train: Mapping[str, np.ndarray]  # site -> int64 [rows], numbers of classes from 0
+    held_out: np.ndarray  # int64 [rows] of all sites; -1 is a value that no training record has
+
+    def judge(self, scores: np.ndarray) -> Estimate:
+        """Measures the scores of all held-out records: [rows] logits of class 1, or [rows, classes].
+
+        The interval is over records: DeLong's of an AUC, Wilson's of a share.
+        """
+        if self.metric == "AUC":
+            return auc(scores, self.held_out)
+        chosen = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(1)
+        return exact_match((chosen == self.held_out).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A study with the records of its sites, which must be public or synthetic."""
+
+    draft: StudyDraft
+    train: Mapping[str, Records]  # site -> its records
+    held_out: Mapping[str, Records]
+    target: Target | None  # None: only a language model can write such completions
+    train_digest: str  # SHA-256 over the files
+    held_out_digest: str
+
+    @property
+    def held_out_records(self) -> int:
+        """Number of held-out records of all sites."""
+        return sum(len(records.units) for records in self.held_out.values())
+
+
+def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None) -> Task:
+    """Reads the records of every site of the study below `folder`.
+
+    Args:
+        unit_column: that names the unit; by default the study's unit and `_id`, as in the examples.
+
+    Raises:
+        DataInvalid: a cell does not fit.
+        StudyRefused: a site has no table there.
+    """
+    study = provisional(draft, dim=1)  # for its columns alone
+    column = unit_column or f"{draft.data.unit}_id"
+    files = {part: site_files(folder, draft.participants.sites, part) for part in _PARTS}
+    train, held_out = (
+        {site: read(held_out_policy(path, study, column), study) for site, path in files[part].items()}
+        for part in _PARTS
+    )
+    return Task(
+        draft=draft,
+        train=train,
+        held_out=held_out,
+        target=_target(draft, train, held_out),
+        train_digest=_digest(files["train"]),
+        held_out_digest=_digest(files["heldout"]),
+    )
+
+
+def site_files(folder: Path, sites: Sequence[str], part: str) -> dict[str, Path]:
+    """Finds the table of each site, `part` being train or heldout.
+
+    Raises:
+        StudyRefused: some have none.
+    """
+    found, missing = {}, []
+    for site in sites:
+        paths = [folder / site / f"{part}{ending}" for ending in _FORMATS]
+        there = [path for path in paths if path.is_file()]
+        if there:
+            found[site] = there[0]
+        else:
+            missing.append(str(paths[0]))
+    if missing:
+        raise StudyRefused(
+            f"no table {', '.join(missing)} (nor .parquet); records lie in a folder for each site of the study with "
+            "train.csv and heldout.csv, as examples/*/prepare.py write them"
+        )
+    return found
+
+
+def shown_texts(draft: StudyDraft, records: Records) -> list[str]:
+    """Joins the cells of a text record that a model is shown; an empty cell is nothing."""
+    names = _shown_columns(draft)
+    rows = zip(*(records.columns[name] for name in names), strict=True)
+    return [" ".join(str(cell) for cell in row if cell is not None) for row in rows]
+
+
+def _shown_columns(draft: StudyDraft) -> list[str]:
+    columns, learned = draft.data.kind.columns(draft.data.terms), _learned_columns(draft)
+    return [column.name for column in columns if not column.is_label and column.name not in learned]
+
+
+def _learned_columns(draft: StudyDraft) -> set[str]:
+    """Columns of the completions of free text."""
+    templates = draft.data.text.templates() if draft.data.text else ()
+    return {name for each in templates for name in each.completion_columns}
+
+
+def _target(draft: StudyDraft, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target | None:
+    if draft.data.kind.judged == "labels":
+        return _of_labels(train, held_out)
+    learned = _learned_columns(draft)
+    if len(learned) != 1:
+        return None
+    (column,) = learned
+    return _of_values({site: records.columns[column] for site, records in train.items()},
+                      np.concatenate([records.columns[column] for records in held_out.values()]))  # fmt: skip
+
+
+def _of_labels(train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target:
+    labels = {site: _labels(records) for site, records in train.items()}
+    classes = max(2, 1 + max(int(each.max(initial=0)) for each in labels.values()))
+    metric = "AUC" if classes == 2 else "accuracy"
+    return Target(metric, classes, labels, np.concatenate([_labels(records) for records in held_out.values()]))
+
+
+def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:
+    values = sorted({str(value) for cells in train.values() for value in cells})
+    if not 2 <= len(values) <= MOST_VALUES:
+        return None
+    number = {value: place for place, value in enumerate(values)}
+
+    def numbers(cells: np.ndarray) -> np.ndarray:
+        return np.array([number.get(str(cell), -1) for cell in cells], dtype=np.int64)
+
+    coded = {site: numbers(cells) for site, cells in train.items()}
+    return Target("exact match", len(values), coded, numbers(held_out))
+
+
+def _labels(records: Records) -> np.ndarray:
+    assert records.labels is not None
+    return records.labels
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for site, path in sorted(files.items()):
+        digest.update(f"{site}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
