@@ -43,7 +43,9 @@ class Row:
     points: tuple[Point, ...]
 
     def at(self, asked: str) -> Point | None:
-        """Returns the point of a setting."""
+        """Returns the point of a setting; a constant, which is never trained, is the same in all."""
+        if self.rung == "constant" and self.points:
+            return self.points[0]
         return next((point for point in self.points if point.asked == asked), None)
 
 

@@ -1,32 +1,35 @@
 """Renders a comparison as one HTML page, in the style of the budget report: utility against epsilon, and the table."""
 
 import math
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from ...privacy.report import templating
 from ...privacy.report.plot import Plot, Scale, linear
-from .figures import CAUTION, Comparison, Point, said, spread
+from .figures import CAUTION, Comparison, Point, Row, spread
 from .ladder import OWN
 
 _GAP = 64  # from the largest epsilon to the place of no privacy
-_STEPS, _MOST_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2), 8
+_STEPS, _MOST_TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 8
 
 
 def render_html(comparison: Comparison) -> str:
     """Renders the page."""
     template = templating.templates(__name__).get_template("ladder.html")
-    return template.render(found=comparison, plot=plot(comparison), caution=CAUTION, said=said, spread=spread)
+    return template.render(found=comparison, plot=plot(comparison), caution=CAUTION, spread=spread)
 
 
 def plot(comparison: Comparison) -> Markup:
     """Draws a line for each rung, with Student's interval over seeds at each epsilon; no privacy is the last place."""
     picture = Plot(width=760, height=400, left=48, right=168, top=28, bottom=44)
     x, y = _across(comparison, picture), _up(comparison, picture)
-    for row in comparison.rows:
+    drawn, below = _drawn(comparison)
+    if below is not None:
+        text = f"{below.name} {below.points[0].value:.3f}, below"
+        picture.text(f"name rung-{below.rung}", picture.x_range[0] + 6, picture.y_range[0] - 6, text)
+    for row in drawn:
         places = sorted(((x(_epsilon(point)), point) for point in row.points), key=lambda each: each[0])
-        if not places:
-            continue
         kind = f"rung-{row.rung}"
         if row.rung == "constant":
             picture.level(f"line {kind}", y(places[0][1].value))
@@ -62,14 +65,32 @@ def _across(comparison: Comparison, picture: Plot) -> Scale:
 
 def _up(comparison: Comparison, picture: Plot) -> Scale:
     """Draws the axis of utility, around what was found."""
-    reach = [end for row in comparison.rows for point in row.points for end in (point.value, *(point.spread or ()))]
-    low, high = max(0.0, min(reach, default=0.0)), min(1.0, max(reach, default=1.0))
+    low, high = _reach(_drawn(comparison)[0])
     step = next((step for step in _STEPS if (high - low) / step <= _MOST_TICKS), _STEPS[-1])
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
+    digits = 3 if step < 0.01 else 2
     y = linear(first * step, last * step, *picture.y_range)
-    picture.y_axis(comparison.metric, y, [(step * count, f"{step * count:.2f}") for count in range(first, last + 1)])
+    picture.y_axis(
+        comparison.metric, y, [(step * count, f"{step * count:.{digits}f}") for count in range(first, last + 1)]
+    )
     return y
+
+
+def _drawn(comparison: Comparison) -> tuple[list[Row], Row | None]:
+    """The rows with a point, and the constant apart where it lies so low that it would flatten all others."""
+    rows = [row for row in comparison.rows if row.points]
+    others = [row for row in rows if row.rung != "constant"]
+    if others and len(others) < len(rows):
+        (low, high), (constant,) = _reach(others), [row for row in rows if row.rung == "constant"]
+        if constant.points[0].value < low - (high - low):
+            return others, constant
+    return rows, None
+
+
+def _reach(rows: Sequence[Row]) -> tuple[float, float]:
+    ends = [end for row in rows for point in row.points for end in (point.value, *(point.spread or ()))]
+    return max(0.0, min(ends, default=0.0)), min(1.0, max(ends, default=1.0))
 
 
 def _epsilon(point: Point) -> float:

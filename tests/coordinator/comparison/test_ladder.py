@@ -133,10 +133,11 @@ def test_the_page_has_every_figure_and_no_script(climbed):
         assert row.name in page
         for point in row.points:
             assert f"{point.value:.3f}" in page
-            assert f"{point.over_records[0]:.3f} to {point.over_records[1]:.3f}" in page
+            assert f"{point.over_records[0]:.3f}–{point.over_records[1]:.3f}" in page
     assert str(found.tried) in page
     assert CAUTION in page
-    assert page.count("<circle") == sum(len(row.points) for row in found.rows)
+    drawn = sum(len(row.points) for row in found.rows if row.rung != "constant")
+    assert page.count("<circle") == drawn + ("best constant 0.500, below" not in page)
     assert not re.search(r"<script|https?://(?!www\.w3\.org/2000/svg)", page)
 
 
