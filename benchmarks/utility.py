@@ -33,9 +33,19 @@ QUICK_ROUNDS, QUICK_RECORDS = 2, 30  # of a site
 
 
 def measure(
-    task: str, folder: Path, *, asked: Sequence[str], rungs: Sequence[str], seeds: int, is_quick: bool
+    task: str,
+    folder: Path,
+    *,
+    asked: Sequence[str],
+    rungs: Sequence[str],
+    seeds: tuple[int, int | None],
+    is_quick: bool,
 ) -> Comparison:
-    """Prepares the example below `folder`, if that was not done, and compares."""
+    """Prepares the example below `folder`, if that was not done, and compares.
+
+    Args:
+        seeds: runs of each rung, and those of the adapters if they are to be fewer.
+    """
     draft = load_draft(EXAMPLES / task / "study.toml")
     records, backbone = folder / "records", folder / "backbone"
     if not records.exists():
@@ -49,7 +59,7 @@ def measure(
         draft = draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": QUICK_ROUNDS})})
     return compare(
         draft, records, folder, backbone=backbone if backbone.exists() else None, asked=asked, rungs=rungs,
-        seeds=seeds, watch=lambda done, total, name: print(f"{done} of {total}: {name}", file=sys.stderr, flush=True),
+        seeds=seeds[0], adapter_seeds=seeds[1], watch=lambda done, total, name: print(f"{done} of {total}: {name}", file=sys.stderr, flush=True),
     )  # fmt: skip
 
 
@@ -94,13 +104,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", choices=TASKS, default="thyroid")
     parser.add_argument("--epsilon", nargs="+", default=[*DEFAULT_EPSILONS], help="numbers, study or none")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each rung at each epsilon")
+    parser.add_argument("--adapter-seeds", type=int, help="runs of the adapters, which take minutes; default --seeds")
     parser.add_argument("--rung", nargs="+", choices=RUNGS, default=[], help="instead of all")
     parser.add_argument("--dir", type=Path, help="where everything is kept; by default confide-utility/TASK")
     parser.add_argument("--quick", action="store_true", help="only show that it runs; its figures mean nothing")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
     options = parser.parse_args(words)
     folder = options.dir or Path("confide-utility", options.task + ("-quick" if options.quick else ""))
-    asked, seeds = (["study", "none"], 1) if options.quick else (options.epsilon, options.seeds)
+    asked = ["study", "none"] if options.quick else options.epsilon
+    seeds = (1, 1) if options.quick else (options.seeds, options.adapter_seeds)
     found = measure(options.task, folder, asked=asked, rungs=options.rung, seeds=seeds, is_quick=options.quick)
     if options.json:
         print(json.dumps(found.to_dict()))

@@ -31,6 +31,9 @@ def study_compare(
         typer.Option(help="An epsilon, study (its own noise) or none; again for each. Default: study 1 2 3 8 none."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each rung at each epsilon.")] = 5,
+    adapter_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of the adapters, which take minutes each; default as --seeds.")
+    ] = None,
     rung: Annotated[
         list[str] | None,
         typer.Option(help="constant, site, words, ngrams, head or adapters; again for each. Default: all."),
@@ -57,7 +60,8 @@ def study_compare(
     with watching() as watch:
         found = compare(
             study, records, folder, backbone=backbone or (usual if usual.is_dir() else None),
-            asked=epsilon or (), rungs=rung or (), seeds=seeds, unit_column=unit_column, watch=watch,
+            asked=epsilon or (), rungs=rung or (), seeds=seeds, adapter_seeds=adapter_seeds,
+            unit_column=unit_column, watch=watch,
         )  # fmt: skip
     show_comparison(found, folder, as_json)
 

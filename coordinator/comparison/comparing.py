@@ -22,6 +22,7 @@ def compare(
     out: Path,
     *,
     seeds: int,
+    adapter_seeds: int | None = None,
     backbone: Path | None = None,
     asked: Sequence[str] = (),
     rungs: Sequence[str] = (),
@@ -32,8 +33,9 @@ def compare(
 
     Args:
         records: public or synthetic, in the layout of `task`.
-        seeds: runs of a rung at each noise. They decide sampling and noise, but for adapters under privacy, whose steps
+        seeds: runs of a rung at each noise. Seeds decide sampling and noise, but for adapters under privacy, whose steps
             are those of a site and draw from the operating system.
+        adapter_seeds: the same of adapters, which take minutes each; None: as many.
         backbone: its folder; None leaves out what reads one.
         asked: "study", "none" or epsilons; left out, `DEFAULT_EPSILONS`, or "none" alone for a study without privacy.
         rungs: of `RUNGS`; left out, all.
@@ -51,7 +53,9 @@ def compare(
     usual = (NONE,) if draft.privacy.mode == "none" else DEFAULT_EPSILONS
     settings = [ladder.setting(each) for each in dict.fromkeys(asked or usual)]
     chosen = [rung for rung in RUNGS if rung in rungs or not rungs]
-    cells = climb(ladder, tried, chosen, settings, seeds, watch)
+    cells = climb(
+        ladder, tried, chosen, settings, {**dict.fromkeys(RUNGS, seeds), "adapters": adapter_seeds or seeds}, watch
+    )
     found = sum_up(ladder, tried, chosen, settings, cells)
     write_private(out / FIGURES, json.dumps(found.to_dict(), indent=1).encode())
     write_private(out / PAGE, render_html(found).encode())

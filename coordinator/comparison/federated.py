@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,14 @@ _ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
 SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What many runs of one model on the same records share: it depends on no trained number."""
+
+    shapes: BatchShapes  # of batches, in which rows do not move each other's bits
+    entering: Mapping[str, RowStates | None]  # site -> states below the trained layers, if any lie there
+
+
 def untrained(draft: StudyDraft, backbone: Path, *, expected_hash: str | None = None) -> AdaptedModel:
     """Loads the backbone with the study's adapters and head in their initial state."""
     return load_study_model(draft, backbone, expected_hash=expected_hash).adapted
@@ -43,13 +51,18 @@ def federate(
     mode: Mode,
     scale_bits: int,
     seed: int,
+    ready: Ready | None = None,
 ) -> None:
     """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
 
     The sites' and the server's steps are the real ones, with every option of the draft. The network and the secret
     sharing are left out: they add integers exactly. Rates that the draft leaves out are chosen for its own mode.
     `seed` fixes the drawn units in mode "none"; other modes draw from the operating system.
+
+    Args:
+        ready: of an earlier call of `made_ready` for the same model, sites and mode; None: it is made here.
     """
+    ready = ready or made_ready(draft, adapted, sites, mode=mode)
     layout = adapted.layout
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
@@ -64,6 +77,25 @@ def federate(
         )
         for name in sites
     }
+    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
+    form = draft.state_format(len(checkpoint.state))
+    for round_number in range(draft.rounds.rounds):
+        sent, residual = broadcast(form, checkpoint)
+        state = form.decode(sent)
+        total = np.zeros(len(state), dtype=np.int64)
+        for name, (ids, labels, units) in sites.items():
+            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
+            total += round_release(
+                adapted, state, ids, labels, units, terms=terms[name], shapes=ready.shapes, source=source,
+                entering=ready.entering[name],
+            )  # fmt: skip
+        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
+        checkpoint = replace(after, residual=residual)
+    adapted.load_state(checkpoint.exported[: layout.dim])
+
+
+def made_ready(draft: StudyDraft, adapted: AdaptedModel, sites: Mapping[str, SiteArrays], *, mode: Mode) -> Ready:
+    """Probes shapes of batches, and computes the frozen layers of all records, as sites do before a first round."""
     shapes = probed_shapes(
         adapted,
         max_tokens=draft.data.max_tokens,
@@ -74,21 +106,7 @@ def federate(
     entering = {
         name: _entering(adapted, ids, labels, shapes, threads=threads) for name, (ids, labels, _) in sites.items()
     }
-    checkpoint = Checkpoint.beginning(start_state(draft, adapted.state()))
-    form = draft.state_format(len(checkpoint.state))
-    for round_number in range(draft.rounds.rounds):
-        sent, residual = broadcast(form, checkpoint)
-        state = form.decode(sent)
-        total = np.zeros(len(state), dtype=np.int64)
-        for name, (ids, labels, units) in sites.items():
-            source = SeededBytes(f"{seed}/{round_number}/{name}".encode()) if mode == "none" else os.urandom
-            total += round_release(
-                adapted, state, ids, labels, units, terms=terms[name], shapes=shapes, source=source,
-                entering=entering[name],
-            )  # fmt: skip
-        after = server_step(draft, checkpoint, total * 2.0**-scale_bits, layout.head_slice)
-        checkpoint = replace(after, residual=residual)
-    adapted.load_state(checkpoint.exported[: layout.dim])
+    return Ready(shapes, entering)
 
 
 def _entering(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, with_noise
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
-from ...privacy.accounting import epsilon_pld
+from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
 from ..studies.learning_rates import head_rate
-from .federated import federate, head_inputs, logits
+from .federated import Ready, federate, head_inputs, logits, made_ready
 from .linear import Inputs, hashed_inputs, private_linear, word_inputs
 from .task import Target, Task, shown_texts
 from .tried import FORMAT, Cell, Tried
@@ -86,6 +86,7 @@ class Ladder:
         self.draft = solve_noise(task.draft, self.dim)
         self._start = None if self.model is None else self.model.adapted.state()
         self._inputs: dict[str, tuple[dict[str, Inputs], Inputs]] = {}
+        self._ready: dict[Mode, Ready] = {}
 
     @property
     def dim(self) -> int:
@@ -131,8 +132,8 @@ class Ladder:
         cost = epsilon_pld(releases_of_draft(bare, self.dim), privacy.delta, privacy.collusion)
         return Setting(asked, bare, cost)
 
-    def jobs(self, rungs: Sequence[str], settings: Sequence[Setting], seeds: int) -> list[Job]:
-        """Lists the runs of these rungs, the quick ones first; what is left out has none."""
+    def jobs(self, rungs: Sequence[str], settings: Sequence[Setting], seeds: Mapping[str, int]) -> list[Job]:
+        """Lists the runs of these rungs, in order, each with its number of seeds; what is left out has none."""
         found = []
         for rung in rungs:
             if self.left_out(rung):
@@ -141,7 +142,7 @@ class Ladder:
             for setting in settings if rung != "constant" else [self.setting(NONE)]:
                 for site in sites:
                     inputs = self._digest(rung, setting)
-                    count = 1 if rung == "constant" else seeds
+                    count = 1 if rung == "constant" else seeds[rung]
                     found += [Job(rung, site, setting, seed, inputs) for seed in range(1, count + 1)]
         return found
 
@@ -211,15 +212,14 @@ class Ladder:
         assert self._start is not None
         model, draft = self.model, job.setting.draft
         model.adapted.load_state(self._start)
-        examples = {site: model.examples(records) for site, records in self.task.train.items()}
+        mode, examples = draft.privacy.mode, {site: model.examples(own) for site, own in self.task.train.items()}
+        sites = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
+        if mode not in self._ready:
+            self._ready[mode] = made_ready(draft, model.adapted, sites, mode=mode)
+        scale_bits = ring_of(draft, self.dim).scale_bits
         federate(
-            draft,
-            model.adapted,
-            {site: (each.ids, each.targets, each.units) for site, each in examples.items()},
-            mode=draft.privacy.mode,
-            scale_bits=ring_of(draft, self.dim).scale_bits,
-            seed=job.seed,
-        )
+            draft, model.adapted, sites, mode=mode, scale_bits=scale_bits, seed=job.seed, ready=self._ready[mode]
+        )  # fmt: skip
         held_out = [model.examples(records) for records in self.task.held_out.values()]
         if draft.data.kind.judged == "completions":
             found = Estimate(**model.kind.evaluate(model.adapted, held_out)["exact_match"])
@@ -242,7 +242,7 @@ def climb(
     tried: Tried,
     rungs: Sequence[str],
     settings: Sequence[Setting],
-    seeds: int,
+    seeds: Mapping[str, int],
     watch: Watch = lambda done, total, name: None,
 ) -> list[Cell]:
     """Runs what was not run before, and returns the cell of every job, in order."""

@@ -15,7 +15,7 @@ from confide.coordinator.comparison.figures import CAUTION, student
 from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
 from confide.coordinator.comparison.task import read_task
 from confide.coordinator.errors import StudyRefused
-from confide.models.evaluation.metrics import auc
+from confide.models.evaluation.metrics import Estimate, auc
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, TEXT, changed
@@ -126,6 +126,20 @@ def test_what_was_tried_is_counted_over_invocations(tmp_path, records):
     assert tried(seeds=1, rungs=("constant",))[:2] == (4, 2)
 
 
+def test_adapters_may_have_fewer_seeds_and_others_keep_theirs(tmp_path, records, monkeypatch):
+    done = []
+
+    def noted(self, job):
+        done.append((job.rung, job.seed))
+        return Estimate(0.5, 0.4, 0.6, 0.95)
+
+    monkeypatch.setattr(Ladder, "run", noted)
+    monkeypatch.setattr(Ladder, "left_out", lambda self, rung: None)
+    rungs = ("words", "adapters")
+    compare(draft_at(tmp_path), records, tmp_path / "out", asked=("none",), rungs=rungs, seeds=2, adapter_seeds=1)
+    assert done == [("words", 1), ("words", 2), ("adapters", 1)]
+
+
 def test_the_page_has_every_figure_and_no_script(climbed):
     folder, found = climbed
     page = (folder / "out" / "ladder.html").read_text()
@@ -163,7 +177,7 @@ def test_a_site_alone_learns_from_its_own_records_under_its_own_noise(climbed, r
     """The head's own private descent on one site's records, written once more as a loop."""
     folder, _ = climbed
     own = Ladder(read_task(draft_at(folder), records), backbone)
-    (job,) = [job for job in own.jobs(["site"], [own.setting("none")], 1) if job.site == "svi"]
+    (job,) = [job for job in own.jobs(["site"], [own.setting("none")], {"site": 1}) if job.site == "svi"]
     train, test = own._read("head")
     x, y, rng = train["svi"], own.task.target.train["svi"], np.random.default_rng(1)
     lr = 2 * 1.9 * 8  # the rule's limit without noise
