@@ -57,9 +57,13 @@ def measure(
         make_backbone(draft, backbone, is_quick=is_quick)
     if is_quick:
         draft = draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": QUICK_ROUNDS})})
+
+    def watch(done: int, total: int, name: str) -> None:
+        print(f"{done} of {total}: {name}", file=sys.stderr, flush=True)
+
     return compare(
         draft, records, folder, backbone=backbone if backbone.exists() else None, asked=asked, rungs=rungs,
-        seeds=seeds[0], adapter_seeds=seeds[1], watch=lambda done, total, name: print(f"{done} of {total}: {name}", file=sys.stderr, flush=True),
+        seeds=seeds[0], adapter_seeds=seeds[1], watch=watch,
     )  # fmt: skip
 
 

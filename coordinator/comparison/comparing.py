@@ -33,8 +33,8 @@ def compare(
 
     Args:
         records: public or synthetic, in the layout of `task`.
-        seeds: runs of a rung at each noise. Seeds decide sampling and noise, but for adapters under privacy, whose steps
-            are those of a site and draw from the operating system.
+        seeds: runs of a rung at each noise. Seeds decide sampling and noise, but for adapters under privacy: their
+            steps are those of a site and draw from the operating system.
         adapter_seeds: the same of adapters, which take minutes each; None: as many.
         backbone: its folder; None leaves out what reads one.
         asked: "study", "none" or epsilons; left out, `DEFAULT_EPSILONS`, or "none" alone for a study without privacy.
