@@ -83,7 +83,7 @@ def show_comparison(found: "Comparison", folder: Path, as_json: bool) -> None:
         if row.left_out is not None:
             tell(f"Left out, {row.name}: {row.left_out}")
     for line in (
-        "Means over seeds, ± half of Student's 95 % interval. The best site alone was picked by these figures.",
+        "Means over seeds, ± half of Student's 95 % interval. Constant and site alone are the best on these records.",
         f"Tried on these held-out records so far: {found.tried}.",
         CAUTION,
         f"Page and figures: {folder / 'ladder.html'}, {folder / 'ladder.json'}",

@@ -1,8 +1,8 @@
 """Climbs the ladder of what could be done with a study's records, from a constant to private adapters.
 
 Every rung is trained under the study's own sampling, clip, rounds and momentum, at several epsilons and without
-privacy, and judged on the same held-out records. Rates are the study's, or those of its rule: no choice is made on
-held-out records but one, the best of the sites alone, which favours that rung.
+privacy, and judged on the same held-out records. Rates are the study's, or those of its rule. Two choices are made on
+held-out records, and both favour what adapters have to beat: the best constant, and the best of the sites alone.
 """
 
 import hashlib
@@ -201,9 +201,9 @@ class Ladder:
         return word_inputs(self.draft, schema.encode(schema.render(records.columns)))
 
     def _constant(self) -> np.ndarray:
-        """Scores of the most common class of all training records, the same for every record."""
+        """Scores of the class that most held-out records have, the same for every record."""
         target = self._target
-        count = np.bincount(np.concatenate(list(target.train.values())), minlength=target.classes)
+        count = np.bincount(target.held_out[target.held_out >= 0], minlength=target.classes)
         scores = np.tile((count == count.max()).astype(np.float64), (len(target.held_out), 1))
         return scores[:, 1] - scores[:, 0] if target.classes == 2 else scores
 

@@ -209,6 +209,18 @@ def test_completions_of_few_values_are_foretold_as_classes(tmp_path, records):
     assert of(found, "head").left_out.startswith("the study has no pooled head")
 
 
+def test_the_best_constant_is_the_best_on_held_out_records(tmp_path, records):
+    folder = tmp_path / "records"
+    write_records(folder)
+    for site in SITES:  # most training records say skin, most held-out ones lungs
+        for part, word in (("train", "skin"), ("heldout", "lungs")):
+            table = folder / site / f"{part}.csv"
+            table.write_text(table.read_text().replace("infection", word))
+    found = compare(draft_at(tmp_path, *TEXT), folder, tmp_path / "out", asked=("none",), rungs=("constant",), seeds=1)
+    assert of(found, "constant").at("none").value == pytest.approx(2 / 3)
+    assert found.tried.runs == 1
+
+
 def test_completions_of_many_values_leave_linear_models_out(tmp_path, records, monkeypatch):
     monkeypatch.setattr("confide.coordinator.comparison.task.MOST_VALUES", 2)
     found = compare(draft_at(tmp_path, *TEXT), records, tmp_path / "out", asked=("none",), rungs=("words",), seeds=1)
