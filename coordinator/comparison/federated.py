@@ -32,7 +32,7 @@ SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What many runs of one model on the same records share: it depends on no trained number."""
+    """The parts of a run that no trained number moves: many runs of one model on the same records share them."""
 
     shapes: BatchShapes  # of batches, in which rows do not move each other's bits
     entering: Mapping[str, RowStates | None]  # site -> states below the trained layers, if any lie there
