@@ -53,7 +53,8 @@ def measure(
         if is_quick:
             for path in [Path(table[part]) for table in tables.values() for part in ("train", "heldout")]:
                 keep_first(path, QUICK_RECORDS)
-    if not backbone.exists() and (not rungs or {"head", "site", "adapters"} & {*rungs}):
+    readers = {"head", "site", "adapters"} if draft.data.kind.head == "pooled" else {"adapters"}
+    if not backbone.exists() and (not rungs or readers & {*rungs}):
         make_backbone(draft, backbone, is_quick=is_quick)
     if is_quick:
         draft = draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": QUICK_ROUNDS})})

@@ -1,8 +1,9 @@
 """Climbs the ladder of what could be done with a study's records, from a constant to private adapters.
 
 Every rung is trained under the study's own sampling, clip, rounds and momentum, at several epsilons and without
-privacy, and judged on the same held-out records. Rates are the study's, or those of its rule. Two choices are made on
-held-out records, and both favour what adapters have to beat: the best constant, and the best of the sites alone.
+privacy, and judged on the same held-out records. Rates are the study's; under more noise than it planned they are those
+of its rule, which goes by noise alone. Two choices are made on held-out records, and both favour what adapters have to
+beat: the best constant, and the best of the sites alone.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from ...models.evaluation.metrics import Estimate
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
-from ..studies.learning_rates import head_rate
+from ..studies.learning_rates import adapter_rate, head_rate
 from .federated import Ready, federate, head_inputs, logits, made_ready
 from .linear import Inputs, hashed_inputs, private_linear, word_inputs
 from .task import Target, Task, shown_texts
@@ -127,7 +128,7 @@ class Ladder:
             raise StudyRefused(f'privacy.mode is "none", so no noise can be solved for epsilon {asked}; ask for none')
         if asked != OWN:
             target = _epsilon(asked)
-            bare = solve_noise(with_noise(_with_privacy(bare, target_epsilon=target), 0.0), self.dim)
+            bare = self._calmed(solve_noise(with_noise(_with_privacy(bare, target_epsilon=target), 0.0), self.dim))
         privacy = bare.privacy
         cost = epsilon_pld(releases_of_draft(bare, self.dim), privacy.delta, privacy.collusion)
         return Setting(asked, bare, cost)
@@ -173,6 +174,18 @@ class Ladder:
     def _target(self) -> Target:
         assert self.task.target is not None, "left out"
         return self.task.target
+
+    def _calmed(self, draft: StudyDraft) -> StudyDraft:
+        """Lowers rates that were stated for another noise to those of the rule, which goes by noise alone."""
+        optimizer = draft.optimizer
+        if optimizer.head_lr is None:
+            return draft
+        head_lr = min(optimizer.head_lr, head_rate(draft))
+        lr = optimizer.lr
+        if lr is not None and self.model is not None:
+            layout = self.model.adapted.layout
+            lr = min(lr, adapter_rate(draft, head_lr, layout.dim - layout.head_slice.stop))
+        return draft.model_copy(update={"optimizer": optimizer.model_copy(update={"head_lr": head_lr, "lr": lr})})
 
     def _needs_backbone(self, rung: str) -> bool:
         return rung == "adapters" or (rung in ("head", "site") and self.task.draft.data.kind.head == "pooled")
@@ -295,15 +308,19 @@ def _cell(ladder: Ladder, job: Job) -> Cell:
 
 
 def _alone(draft: StudyDraft, site: str, task: Task) -> StudyDraft:
-    """The study of one site by itself: its own batches and its own whole noise, at the rate of the rule for these."""
-    batch = draft.privacy.sample_rate * task.train[site].num_units
-    return draft.model_copy(
+    """The study of one site by itself: its own batches, its own whole noise, and no higher a rate than suits these."""
+    batch, stated = draft.privacy.sample_rate * task.train[site].num_units, draft.optimizer.head_lr
+    own = draft.model_copy(
         update={
             "participants": draft.participants.model_copy(update={"sites": (site,)}),
             "privacy": draft.privacy.model_copy(update={"collusion": 0, "max_dropouts": 0}),
             "rounds": draft.rounds.model_copy(update={"batch_units": batch, "min_sites": 1}),
-            "optimizer": draft.optimizer.model_copy(update={"head_lr": None}),
         }
+    )
+    if stated is None:
+        return own
+    return own.model_copy(
+        update={"optimizer": own.optimizer.model_copy(update={"head_lr": min(stated, head_rate(own))})}
     )
 
 

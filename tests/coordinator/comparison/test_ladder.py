@@ -15,6 +15,7 @@ from confide.coordinator.comparison.figures import CAUTION, student
 from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
 from confide.coordinator.comparison.task import read_task
 from confide.coordinator.errors import StudyRefused
+from confide.coordinator.studies.learning_rates import adapter_rate, head_rate
 from confide.models.evaluation.metrics import Estimate, auc
 from confide.privacy.accounting import epsilon_pld
 
@@ -180,7 +181,7 @@ def test_a_site_alone_learns_from_its_own_records_under_its_own_noise(climbed, r
     (job,) = [job for job in own.jobs(["site"], [own.setting("none")], {"site": 1}) if job.site == "svi"]
     train, test = own._read("head")
     x, y, rng = train["svi"], own.task.target.train["svi"], np.random.default_rng(1)
-    lr = 2 * 1.9 * 8  # the rule's limit without noise
+    lr = 10.0  # as stated: the rule's is higher without noise
     weight = velocity = np.zeros(x.shape[1])
     for _ in range(6):
         order = rng.permutation(40)
@@ -242,6 +243,17 @@ def test_the_rate_of_several_classes_moves_the_difference_of_two_logits_as_far(t
     draft = draft_at(tmp_path, ("head_lr = 10.0\n", ""))
     assert linear_rate(draft, 5) == pytest.approx(linear_rate(draft) / 2**0.5)
     assert linear_rate(draft_at(tmp_path)) == 10.0
+
+
+def test_rates_stated_for_another_noise_are_lowered_to_the_rule_s_and_never_raised(tmp_path, records, backbone):
+    own = Ladder(read_task(draft_at(tmp_path), records), backbone)
+    calm, strict, free = (own.setting(asked).draft.optimizer for asked in ("study", "0.2", "none"))
+    assert (calm.lr, calm.head_lr) == (free.lr, free.head_lr) == (0.3, 10.0)
+    noisy = own.setting("0.2").draft
+    assert strict.head_lr == head_rate(noisy) < 10.0
+    layout = own.model.adapted.layout
+    adapters = layout.dim - len(own.model.adapted.head.weight)
+    assert strict.lr == adapter_rate(noisy, strict.head_lr, adapters) < 0.3
 
 
 def test_the_interval_over_seeds_is_student_s():
