@@ -24,6 +24,7 @@ from confide.coordinator.comparison import compare
 from confide.coordinator.comparison.figures import CAUTION, Comparison, said, spread
 from confide.coordinator.comparison.ladder import DEFAULT_EPSILONS, RUNGS
 from confide.models.backbones import loading
+from confide.models.backbones.moments import take_moments
 from confide.models.backbones.pretraining import pretrain
 from confide.models.backbones.smollm2 import import_smollm2
 
@@ -77,7 +78,11 @@ def keep_first(table: Path, records: int) -> None:
 
 def make_backbone(draft: StudyDraft, directory: Path, *, is_quick: bool) -> None:
     """Makes the example's backbone as its demo does; a quick one is small and knows nothing."""
-    if draft.data.kind.reads == "text":
+    if draft.data.kind.reads == "text" and draft.data.kind.head == "pooled":
+        import_smollm2(directory.with_name("smollm2"))
+        texts = runpy.run_path(str(EXAMPLES / draft.name / "prepare.py"))["public_texts"]()
+        take_moments(directory.with_name("smollm2"), texts, directory, reads=draft.adapter.reads)
+    elif draft.data.kind.reads == "text":
         import_smollm2(directory)
     elif is_quick:
         schema = draft.record_schema()

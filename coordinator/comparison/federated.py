@@ -127,8 +127,9 @@ def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
-    """Computes the head's inputs: [rows, 2D + 1], unit length."""
+    """Computes the head's inputs: [rows, width], unit length."""
     assert adapted.head is not None
-    states = torch.cat([pooled(adapted.model, part) for part in torch.split(torch.from_numpy(ids), _ROWS_SCORED)])
-    inputs: np.ndarray = adapted.head.inputs(states).double().numpy()
+    head, parts = adapted.head, torch.split(torch.from_numpy(ids), _ROWS_SCORED)
+    states = torch.cat([pooled(adapted.model, part, head.reads) for part in parts])
+    inputs: np.ndarray = head.inputs(states).double().numpy()
     return inputs

@@ -26,7 +26,7 @@ from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
 from ..studies.learning_rates import adapter_rate, head_rate
-from .federated import Ready, federate, head_inputs, logits, made_ready
+from .federated import Ready, federate, head_inputs, made_ready
 from .linear import Inputs, hashed_inputs, private_linear, word_inputs
 from .task import Target, Task, shown_texts
 from .tried import FORMAT, Cell, Tried
@@ -41,6 +41,7 @@ RUNGS = {
 }
 OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
 DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
+_NAMES = {"AUC": "auc", "accuracy": "accuracy", "exact match": "exact_match"}  # of metrics in `evaluate`
 _METHOD = 1  # raised when a rung is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes
@@ -97,15 +98,19 @@ class Ladder:
     @property
     def metric(self) -> str:
         """Name of the measure of utility."""
-        return self.task.target.metric if self.task.target else "exact match"
+        if self.task.target is not None:
+            return self.task.target.metric
+        return "exact match" if self.draft.data.judged == "completions" else "accuracy"
 
     def left_out(self, rung: str) -> str | None:
         """Says why a rung cannot be climbed here; None if it can."""
         kind = self.task.draft.data.kind
         if rung != "adapters" and self.task.target is None:
-            return "only a language model can write these completions: they are no single column of few values"
+            return "what is learned is no label and no class: no single column of completions with few values either"
         if rung == "ngrams" and kind.reads != "text":
             return "records of fields have whole words, and no letters"
+        if rung == "adapters" and not self.task.draft.adapter.targets:
+            return "the study has none: the head is all that it trains"
         if rung == "head" and kind.head != "pooled":
             return "the study has no pooled head: completions are read off the model's own output matrix"
         if self.model is None and self._needs_backbone(rung):
@@ -234,10 +239,7 @@ class Ladder:
             draft, model.adapted, sites, mode=mode, scale_bits=scale_bits, seed=job.seed, ready=self._ready[mode]
         )  # fmt: skip
         held_out = [model.examples(records) for records in self.task.held_out.values()]
-        if draft.data.kind.judged == "completions":
-            found = Estimate(**model.kind.evaluate(model.adapted, held_out)["exact_match"])
-        else:
-            found = self._target.judge(np.concatenate([logits(model.adapted, each.ids) for each in held_out]))
+        found = Estimate(**model.evaluate(held_out)[_NAMES[self.metric]])
         model.adapted.load_state(self._start)
         return found
 

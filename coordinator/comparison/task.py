@@ -15,6 +15,7 @@ from ...client_node.files import file_digest
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match
+from ...models.records.outcomes import OutcomeTerms
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
 
@@ -50,7 +51,7 @@ class Task:
     draft: StudyDraft
     train: Mapping[str, Records]  # site -> its records
     held_out: Mapping[str, Records]
-    target: Target | None  # None: only a language model can write such completions
+    target: Target | None  # None: no single class, so linear models have nothing to tell
     train_digest: str  # SHA-256 over the files
     held_out_digest: str
 
@@ -117,32 +118,42 @@ def shown_texts(draft: StudyDraft, records: Records) -> list[str]:
 
 
 def _shown_columns(draft: StudyDraft) -> list[str]:
-    columns, learned = draft.data.kind.columns(draft.data.terms), _learned_columns(draft)
-    return [column.name for column in columns if not column.is_label and column.name not in learned]
+    learned = _learned_columns(draft)
+    return [column.name for column in draft.data.kind.columns(draft.data.terms) if column.name not in learned]
 
 
 def _learned_columns(draft: StudyDraft) -> set[str]:
-    """Columns of the completions of free text."""
+    """Columns of what is learned: of an outcome, or of the completions of free text."""
+    terms = draft.data.terms
+    if isinstance(terms, OutcomeTerms):
+        return set(terms.outcome_columns)
     templates = draft.data.text.templates() if draft.data.text else ()
     return {name for each in templates for name in each.completion_columns}
 
 
 def _target(draft: StudyDraft, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target | None:
-    if draft.data.kind.judged == "labels":
-        return _of_labels(train, held_out)
+    terms = draft.data.terms
+    if isinstance(terms, OutcomeTerms):
+        return _of_outcome(terms, train, held_out)
     learned = _learned_columns(draft)
     if len(learned) != 1:
         return None
     (column,) = learned
-    return _of_values({site: records.columns[column] for site, records in train.items()},
-                      np.concatenate([records.columns[column] for records in held_out.values()]))  # fmt: skip
+    values = {site: records.columns[column] for site, records in train.items()}
+    return _of_values(values, np.concatenate([records.columns[column] for records in held_out.values()]))
 
 
-def _of_labels(train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target:
-    labels = {site: _labels(records) for site, records in train.items()}
-    classes = max(2, 1 + max(int(each.max(initial=0)) for each in labels.values()))
-    metric = "AUC" if classes == 2 else "accuracy"
-    return Target(metric, classes, labels, np.concatenate([_labels(records) for records in held_out.values()]))
+def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target | None:
+    """The target of a head that learns one label or one of several classes."""
+    if terms.label is None:
+        return None
+    metric, classes = ("AUC", 2) if terms.classes is None else ("accuracy", len(terms.classes))
+
+    def numbers(records: Records) -> np.ndarray:
+        return terms.targets(records.columns, records.labels).astype(np.int64)
+
+    told = np.concatenate([numbers(records) for records in held_out.values()])
+    return Target(metric, classes, {site: numbers(records) for site, records in train.items()}, told)
 
 
 def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:
@@ -156,11 +167,6 @@ def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target 
 
     coded = {site: numbers(cells) for site, cells in train.items()}
     return Target("exact match", len(values), coded, numbers(held_out))
-
-
-def _labels(records: Records) -> np.ndarray:
-    assert records.labels is not None
-    return records.labels
 
 
 def _digest(files: Mapping[str, Path]) -> str:

@@ -3,7 +3,8 @@
 `references` computes four baselines of a demo on one split: the untrained head, the same study without noise and secret
 sharing, the head alone under the same noise (to separate the adapters' effect from the head's), and a private logistic
 regression on the record's words, which needs no language model. `answer_references` computes those of a study whose
-answers are right or wrong, words or classes: the backbone by itself, and the same study without noise and secret sharing.
+answers are right or wrong, words or classes: the backbone by itself, and the same study without noise and secret
+sharing.
 """
 
 from collections.abc import Callable, Sequence

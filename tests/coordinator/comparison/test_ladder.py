@@ -225,7 +225,7 @@ def test_the_best_constant_is_the_best_on_held_out_records(tmp_path, records):
 def test_completions_of_many_values_leave_linear_models_out(tmp_path, records, monkeypatch):
     monkeypatch.setattr("confide.coordinator.comparison.task.MOST_VALUES", 2)
     found = compare(draft_at(tmp_path, *TEXT), records, tmp_path / "out", asked=("none",), rungs=("words",), seeds=1)
-    assert "only a language model" in of(found, "words").left_out
+    assert "no single column of completions" in of(found, "words").left_out
     assert of(found, "words").points == ()
 
 
