@@ -16,10 +16,12 @@ from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
 from confide.coordinator.comparison.task import read_task
 from confide.coordinator.errors import StudyRefused
 from confide.coordinator.studies.learning_rates import adapter_rate, head_rate
+from confide.models.backbones.moments import take_moments
 from confide.models.evaluation.metrics import Estimate, auc
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, TEXT, changed
+from ...models.tiny import save_text_backbone
 from ..conftest import SITES
 
 pytestmark = pytest.mark.slow
@@ -208,6 +210,36 @@ def test_completions_of_few_values_are_foretold_as_classes(tmp_path, records):
     assert of(found, "ngrams").at("none").value > 0.9
     assert of(found, "site").at("none").site in SITES
     assert of(found, "head").left_out.startswith("the study has no pooled head")
+
+
+def document(outcome):
+    """Changes that make the study one of documents, whose head alone is trained."""
+    table = f'[data.document]\ntext = "{{note}}"\n{outcome}'
+    none = re.sub(r"\[.*\]", "[]", targets := re.search(r"targets = .*", STUDY_TOML)[0])
+    return (*TEXT[:3], (TEXT[3][0], table), (targets, none))
+
+
+def test_documents_are_told_apart_by_a_head_and_by_linear_models(tmp_path, records):
+    save_text_backbone(tmp_path / "text")
+    public = [
+        f"{word} since day {number}, {'abcdefgh'[number % 8] * (number % 5)}" for number in range(30) for word in TOPICS
+    ]
+    take_moments(tmp_path / "text", public, tmp_path / "moments")
+    draft = draft_at(tmp_path, *document('label = "finding"\nclasses = ["infection", "lungs", "skin"]'))
+    found = compare(draft, records, tmp_path / "out", backbone=tmp_path / "moments", asked=("none",), seeds=1)
+    assert found.metric == "accuracy"
+    assert of(found, "constant").at("none").value == pytest.approx(1 / 3)
+    for rung in ("words", "ngrams", "head"):
+        assert of(found, rung).at("none").value > 0.9
+    assert of(found, "site").at("none").site in SITES
+    assert of(found, "adapters").left_out.startswith("the study has none")
+
+
+def test_a_number_has_no_rung_of_linear_models(tmp_path, records):
+    number = 'number = { column = "age", low = 0.0, high = 100.0, within = 5.0 }'
+    draft = draft_at(tmp_path, *document(number))
+    found = compare(draft, records, tmp_path / "out", asked=("none",), seeds=1)
+    assert all(row.left_out and not row.points for row in found.rows)
 
 
 def test_the_best_constant_is_the_best_on_held_out_records(tmp_path, records):
