@@ -127,7 +127,7 @@ class DataTerms(FieldTerms):
 
     @property
     def judged(self) -> Judged:
-        """What a charged evaluation counts."""
+        """Kind of what a charged evaluation counts."""
         return self.kind.judged(self.terms)
 
     def tables(self) -> dict[str, StrictModel]:

@@ -123,15 +123,10 @@ def show_moments(directory: Path, taken: "Taken", as_json: bool) -> None:
     if as_json:
         return print_json({"directory": str(directory), **asdict(taken)})
     out.print(f"Moments of {taken.texts:,} public texts written to {escape(str(directory))}, a backbone of its own:")
-    show_facts(
-        escape(str(directory)),
-        {
-            "hash": taken.hash,
-            "states": ", ".join(map(str, taken.reads)),
-            "checkpoint": "linked, not copied" if taken.is_linked else "copied: this disk takes no links",
-        },
-        as_json=False,
-    )
+    out.print(f"  states: {', '.join(map(str, taken.reads))}")
+    out.print(f"  checkpoint: {'linked, not copied' if taken.is_linked else 'copied: this disk takes no links'}")
+    out.print("Give it to every site; studies name it by its hash:")
+    print(taken.hash)
 
 
 def show_backbones(folder: Path, found: "Mapping[str, Description | InvalidBackbone]", as_json: bool) -> None:

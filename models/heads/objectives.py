@@ -1,4 +1,4 @@
-"""What a head learns of a record: one label, one of several classes, several labels at once, or a number.
+"""Objectives of a head: a record's label, one of several classes, several labels at once, or a number.
 
 An objective says how many numbers a head computes, what they cost beside a record's target, and what they answer. A
 target is one number a record, whatever the objective: a label, the place of a class, labels as bits, or a point of a
@@ -21,7 +21,7 @@ MOST_LABELS = 62  # bits of a target
 
 
 class Objective(Protocol):
-    """What a head learns of a record."""
+    """Thing that a head learns of a record."""
 
     @property
     def outputs(self) -> int | None:
@@ -29,7 +29,7 @@ class Objective(Protocol):
 
     @property
     def meaning(self) -> str:
-        """What the outputs say, for people who hold the head alone."""
+        """Meaning of the outputs, for people who hold the head alone."""
 
     def losses(self, outputs: Tensor, targets_R: Tensor) -> Tensor:
         """[R], what each record adds to the loss, of outputs [R] or [R, K]."""

@@ -1,4 +1,4 @@
-"""What a head learns of a record, in a study: a label, one of several classes, several labels, or a number.
+"""Outcomes that a study's head learns of a record: a label, one of several classes, several labels, or a number.
 
 A study names the columns that say it; they are read, checked and made one target a record here, the same way for every
 kind of record that a head reads.
@@ -43,7 +43,7 @@ class NumberTerms(StrictModel):
 
 
 class OutcomeTerms(StrictModel):
-    """What is learned of a record: exactly one of these."""
+    """Terms of what is learned of a record: exactly one of these."""
 
     label: FieldName | None = Field(
         default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns that are read"
@@ -70,7 +70,7 @@ class OutcomeTerms(StrictModel):
 
     @property
     def counted(self) -> Judged:
-        """What a charged evaluation counts: scores by label, right answers, or numbers that are near enough."""
+        """Kind of what an evaluation counts: scores by label, right answers, or numbers that are near enough."""
         if self.number is not None:
             return "numbers"
         return "labels" if self.label is not None and self.classes is None else "answers"

@@ -47,6 +47,7 @@ COMMANDS = (
     "init serve status doctor site+invite site+list site+revoke study+init study+check study+compare study+create "
     "study+list study+show run+start run+list "
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
+    "backbone+moments "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
     "adapter+merge adapter+combine adapter+evaluate adapter+routing audit+privacy demo"
 )
@@ -702,6 +703,22 @@ def test_a_published_checkpoint_is_imported_with_all_that_a_study_may_name(tmp_p
     )  # fmt: skip
     row = invoke("backbone", "list", tmp_path).stdout
     assert all(word in row for word in ("DeepSeek-V3", "2 of 4", "kv_b_proj", "MIT"))
+
+
+def test_moments_of_public_texts_make_a_backbone_for_documents(tmp_path):
+    save_text_backbone(tmp_path / "source")
+    (tmp_path / "public.txt").write_text("\n".join(f"text {number}, {'ab' * number}" for number in range(9)))
+    words = ("backbone", "moments", tmp_path / "source", tmp_path / "public.txt")
+    result = invoke(*words, tmp_path / "made", "--reads", 0, "--reads", 2)
+    assert result.stdout.splitlines()[-1] == content_hash(tmp_path / "made")
+    assert "9 public texts" in result.stdout
+    assert json.loads(invoke("backbone", "show", tmp_path / "made", "--json").stdout)["moments"] == [0, 2]
+    made = json.loads(invoke(*words, tmp_path / "again", "--reads", 0, "--reads", 2, "--json").stdout)
+    assert (made["hash"], made["reads"], made["texts"]) == (content_hash(tmp_path / "made"), [0, 2], 9)
+    assert "has moments already" in invoke(
+        "backbone", "moments", tmp_path / "made", tmp_path / "public.txt", tmp_path / "more", code=FAILED
+    ).stderr  # fmt: skip
+    assert not (tmp_path / "more").exists()
 
 
 def test_an_import_is_refused_in_a_sentence_and_leaves_nothing(tmp_path):

@@ -2,11 +2,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from confide.client_node.replay.checkpoint import Checkpoint
 from confide.client_node.replay.server_optimizer import ServerOptimizer
 from confide.client_node.study.terms import StudyDraft, load_draft
-from confide.coordinator.studies.learning_rates import ADAPTER_WALK, HEAD_WALK, head_rate, with_rates
+from confide.coordinator.studies.learning_rates import (
+    ADAPTER_WALK,
+    CLASS_WALK,
+    HEAD_WALK,
+    NUMBER_WALK,
+    head_rate,
+    with_rates,
+)
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
 
 from ...client_node.conftest import STUDY_TOML, changed
 
@@ -70,3 +79,27 @@ def test_only_what_the_draft_leaves_out_is_chosen(tmp_path):
     lr, head_lr = with_rates(make_draft(tmp_path, ("lr = 0.3\nhead_lr", "head_lr")), 10).optimizer.rates
     assert (lr, head_lr) == (pytest.approx(0.03 * 10.0), 10.0)  # so few adapters that the head sets the limit
     assert with_rates(make_draft(tmp_path, NO_RATES), 10**8).optimizer.rates[0] < 0.003 * head_lr
+
+
+@pytest.mark.parametrize(
+    ("objective", "walk", "curvature"),
+    [
+        (BinaryLabel(), HEAD_WALK, 1 / 4),
+        (SeveralLabels(("a", "b")), HEAD_WALK, 1 / 4),
+        (OneClass(("a", "b", "c")), CLASS_WALK, 1 / 2),
+        (PointOnScale(0.0, 1.0), NUMBER_WALK, 1),
+    ],
+)
+def test_a_rate_goes_by_what_the_head_learns(tmp_path, objective, walk, curvature):
+    loud = make_draft(tmp_path, ("= 1.19", "= 50.0"))
+    assert head_rate(loud, objective) == pytest.approx(head_rate(loud) * walk / HEAD_WALK)
+    quiet = make_draft(tmp_path, ("= 1.19", "= 1e-9"))
+    momentum, largest = quiet.optimizer.momentum, 1 / 2  # eigenvalue of the inputs' second moment
+    limit = 2 * (1 + momentum) / (curvature * largest) * quiet.privacy.clip_norm
+    assert head_rate(quiet, objective) == pytest.approx(limit)
+    # The curvature is the most that the loss can have by its outputs.
+    outputs = torch.zeros((1,) if objective.outputs is None else (1, objective.outputs), dtype=torch.float64)
+    second = torch.autograd.functional.hessian(
+        lambda given: objective.losses(given, torch.zeros(1)).sum(), outputs
+    ).reshape(outputs.numel(), -1)
+    assert torch.linalg.eigvalsh(second).max() <= curvature + 1e-9
