@@ -24,7 +24,7 @@ from ...privacy.mechanism.site_round import round_release
 from ..studies.learning_rates import with_rates
 from .linear import noise_of
 
-_ROWS_SCORED, _ROWS_TRAINED = 1024, 256  # at once
+_ROWS_SCORED, _ROWS_TRAINED, _ROWS_READ = 1024, 256, 64  # at once
 
 # tokens [rows, length], targets ([rows] labels, or of text bool [rows, length]), unit of each row
 SiteArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -127,9 +127,11 @@ def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
-    """Computes the head's inputs: [rows, width], unit length."""
+    """Computes the head's inputs: [rows, width], unit length. Records of like length share a batch."""
     assert adapted.head is not None
-    head, parts = adapted.head, torch.split(torch.from_numpy(ids), _ROWS_SCORED)
-    states = torch.cat([pooled(adapted.model, part, head.reads) for part in parts])
-    inputs: np.ndarray = head.inputs(states).double().numpy()
+    used = np.where(ids > 0, np.arange(1, ids.shape[1] + 1), 1).max(axis=1, initial=1)
+    inputs = np.empty((len(ids), adapted.head.weight.shape[-1]))
+    for rows in np.array_split(np.argsort(used, kind="stable"), max(1, len(ids) // _ROWS_READ)):
+        states = pooled(adapted.model, torch.from_numpy(ids[rows, : used[rows].max(initial=1)]), adapted.head.reads)
+        inputs[rows] = adapted.head.inputs(states).double().numpy()
     return inputs

@@ -130,7 +130,7 @@ class OutcomeTerms(StrictModel):
             }
         if self.labels is not None:
             return {"labels": ", ".join(self.labels)}
-        return {"label": self.label if self.classes is None else f"{self.label}, one of {len(self.classes)}"}
+        return {"label": self.label if self.classes is None else f"{self.label}, one of: {', '.join(self.classes)}"}
 
     def targets(self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None) -> npt.NDArray[np.generic]:
         """[rows], one target a record, as `objective` learns it."""

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.data.kept_files import KeptStates
 from confide.client_node.errors import DataInvalid
 from confide.client_node.policy import load_policy
 from confide.client_node.training import trainer as trainer_module
+from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import BackboneMismatch
@@ -189,6 +191,22 @@ def test_a_cell_that_cannot_be_learned_is_a_problem_and_is_not_shown(site: Site,
     assert [str(problem) for problem in report.problems] == [said]
     with pytest.raises(DataInvalid):
         new_trainer(desk).release(np.zeros(desk.study.dim, np.float32), 1)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_what_is_learned_travels_to_workers(site: Site, outcome):
+    desk = document_desk(site, outcome, *NONE, ALONE)
+    model, examples = examples_of(desk)
+    again = model.examples(from_arrays(to_arrays(read(load_policy(site.home), desk.study))))
+    np.testing.assert_array_equal(again.ids, examples.ids)
+    np.testing.assert_array_equal(again.targets, examples.targets)
+
+
+def test_a_person_who_approves_sees_the_text_and_all_classes(site: Site):
+    facts = study_facts(document_desk(site, "classes", ALONE).study)
+    assert facts["Data"]["label"] == "finding, one of: low, none, high"
+    assert facts["Data"]["text"] == "{note}"
+    assert facts["Adapter"]["targets"] == ()
 
 
 def test_a_state_without_moments_is_refused_with_those_that_there_are(site: Site):
