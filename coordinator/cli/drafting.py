@@ -95,6 +95,8 @@ def show_examination(file: Path, found: "Examination", as_json: bool) -> None:
         )
     if found.draft is not None:
         out.print(f"It assumes {facts['implied_units']:,} {found.draft.data.unit} units in all.", highlight=False)
+    if found.expected is not None:
+        out.print(found.expected.sentence(), highlight=False, markup=False, soft_wrap=True)
     for problem in found.problems:
         tell(f"Problem: {problem}")
     show_questions(found)
@@ -116,6 +118,8 @@ def examination_facts(found: "Examination") -> dict[str, object]:
         "implied_units": draft and round(draft.rounds.batch_units / draft.privacy.sample_rate),
         "trained_numbers": found.dim,
         "trained_numbers_are_assumed": found.is_dim_assumed,
+        "noise_over_signal": found.expected and found.expected.whole,
+        "noise_over_signal_of_the_head": found.expected and found.expected.head,
     }
 
 

@@ -17,6 +17,7 @@ from ...privacy.accounting import epsilon_pld
 from ..errors import StudyRefused
 from ..store import Store
 from ..store.tables import NodeRow
+from .expectation import Expectation, expectation
 from .learning_rates import with_rates
 from .questions import Facts, questions
 
@@ -46,6 +47,7 @@ class Examination:
     dim: int  # trained numbers
     is_dim_assumed: bool
     parts: StudyParts | None
+    expected: Expectation | None = None  # None without privacy, or while problems are left
 
     def require(self) -> tuple[StudyDraft, StudyParts]:
         """Returns draft and parts; raises the one problem that there is, or `StudyRefused` with all of them."""
@@ -106,8 +108,9 @@ def examine(
     except (StudyInvalid, MpcError) as err:  # no noise reaches the target, or no ring holds the sum
         problems.append(err)
     asked = questions(Facts(draft=draft, units=units, epsilon=epsilon))
-    parts = None
+    parts = expected = None
     if model and layout and not problems:
+        expected = expectation(draft, trained=layout.dim, head=layout.head_slice.stop)
         draft = with_rates(draft, layout.dim - layout.head_slice.stop)  # by the solved noise, among others
         parts = StudyParts(
             sites=tuple(sites),
@@ -125,6 +128,7 @@ def examine(
         dim=dim,
         is_dim_assumed=layout is None,
         parts=parts,
+        expected=expected,
     )
 
 
