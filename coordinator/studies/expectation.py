@@ -29,7 +29,7 @@ class Expectation:
             return f"{found}; a head alone is trained."
         alone = "" if self.head is None else f", with the head alone {self.head:.2g} times"
         if self.whole <= EARNED:
-            return f"{found}{alone}. Only below {EARNED:g} have adapters earned anything where they were measured."
+            return f"{found}{alone}. Only below {EARNED:g} have adapters earned anything so far."
         return (
             f"{found}{alone}. Above {EARNED:g} adapters have earned nothing where they were measured: try a head alone, "
             "fewer targets, a lower rank or more units a round, and compare them on public records: "
