@@ -31,7 +31,7 @@ class Expectation:
         if self.whole <= EARNED:
             return f"{found}{alone}. Only below {EARNED:g} have adapters earned anything so far."
         return (
-            f"{found}{alone}. Above {EARNED:g} adapters have earned nothing where they were measured: try a head alone, "
+            f"{found}{alone}. Above {EARNED:g} adapters have earned nothing so far: try a head alone, "
             "fewer targets, a lower rank or more units a round, and compare them on public records: "
             "coordinator study compare"
         )
