@@ -248,7 +248,8 @@ class Ladder:
         leave_out = {"name", "description", "model", "evaluation"} | (set() if rung == "adapters" else {"adapter"})
         terms = setting.draft.model_dump(mode="json", exclude=leave_out)
         backbone = self.model.backbone_hash if self.model and self._needs_backbone(rung) else None
-        parts = [_METHOD, terms, backbone, self.task.train_digest, self.task.held_out_digest]
+        reads = setting.draft.adapter.reads if backbone else None
+        parts = [_METHOD, terms, backbone, reads, self.task.train_digest, self.task.held_out_digest]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

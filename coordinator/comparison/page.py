@@ -22,7 +22,7 @@ def render_html(comparison: Comparison) -> str:
 
 def plot(comparison: Comparison) -> Markup:
     """Draws a line for each rung, with Student's interval over seeds at each epsilon; no privacy is the last place."""
-    picture = Plot(width=760, height=400, left=48, right=168, top=28, bottom=44)
+    picture = Plot(width=792, height=400, left=48, right=200, top=28, bottom=44)
     x, y = _across(comparison, picture), _up(comparison, picture)
     drawn, below = _drawn(comparison)
     if below is not None:

@@ -233,6 +233,11 @@ def test_documents_are_told_apart_by_a_head_and_by_linear_models(tmp_path, recor
         assert of(found, rung).at("none").value > 0.9
     assert of(found, "site").at("none").site in SITES
     assert of(found, "adapters").left_out.startswith("the study has none")
+    other = draft.model_copy(update={"adapter": draft.adapter.model_copy(update={"reads": (0,)})})
+    again = compare(
+        other, records, tmp_path / "out", backbone=tmp_path / "moments", asked=("none",), rungs=("words", "head"), seeds=1
+    )  # fmt: skip
+    assert again.tried.runs == found.tried.runs + 1  # the head, which reads something else; words are those of before
 
 
 def test_a_number_has_no_rung_of_linear_models(tmp_path, records):
