@@ -234,9 +234,10 @@ def test_documents_are_told_apart_by_a_head_and_by_linear_models(tmp_path, recor
     assert of(found, "site").at("none").site in SITES
     assert of(found, "adapters").left_out.startswith("the study has none")
     other = draft.model_copy(update={"adapter": draft.adapter.model_copy(update={"reads": (0,)})})
+    rungs = ("words", "head")
     again = compare(
-        other, records, tmp_path / "out", backbone=tmp_path / "moments", asked=("none",), rungs=("words", "head"), seeds=1
-    )  # fmt: skip
+        other, records, tmp_path / "out", backbone=tmp_path / "moments", asked=("none",), rungs=rungs, seeds=1
+    )
     assert again.tried.runs == found.tried.runs + 1  # the head, which reads something else; words are those of before
 
 
