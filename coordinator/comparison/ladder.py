@@ -22,6 +22,7 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, with_noise
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
@@ -42,7 +43,7 @@ RUNGS = {
 OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
 DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
 _NAMES = {"AUC": "auc", "accuracy": "accuracy", "exact match": "exact_match"}  # of metrics in `evaluate`
-_METHOD = 1  # raised when a rung is computed in another way, so that nothing old is taken for new
+_METHOD = 2  # raised when a rung is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes
 
@@ -160,7 +161,7 @@ class Ladder:
         if job.rung == "constant":
             return target.judge(self._constant())
         sites = list(self.task.train) if job.site is None else [job.site]
-        draft = job.setting.draft if job.site is None else _alone(job.setting.draft, job.site, self.task)
+        draft = job.setting.draft if job.site is None else _alone(job.setting.draft, job.site, self.task, target)
         inputs, test = self._read(self._reading(job.rung))
         scores = private_linear(
             draft,
@@ -185,7 +186,7 @@ class Ladder:
         optimizer = draft.optimizer
         if optimizer.head_lr is None:
             return draft
-        head_lr = min(optimizer.head_lr, head_rate(draft))
+        head_lr = min(optimizer.head_lr, head_rate(draft, draft.data.kind.objective(draft.data.terms)))
         lr = optimizer.lr
         if lr is not None and self.model is not None:
             layout = self.model.adapted.layout
@@ -276,16 +277,17 @@ def climb(
 
 
 def linear_rate(draft: StudyDraft, classes: int = 2) -> float:
-    """Finds the rate of a linear rung: the head's where the study states it for plain descent, else by its rule.
-
-    The rule fixes how far noise moves a logit. Of several classes the difference of two logits decides, which the same
-    noise moves by the root of 2 as far.
-    """
+    """Finds the rate of a linear rung: the head's where the study states it for plain descent, else by its rule."""
     optimizer = draft.optimizer
     if optimizer.kind == "momentum" and optimizer.head_lr is not None:
         return optimizer.head_lr
-    rate = head_rate(draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})}))
-    return rate if classes == 2 else rate / math.sqrt(2)
+    descent = draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})})
+    return head_rate(descent, _objective(classes))
+
+
+def _objective(classes: int) -> Objective:
+    """Returns what a linear model of so many classes learns, as a head would."""
+    return BinaryLabel() if classes == 2 else OneClass(tuple(map(str, range(classes))))
 
 
 def _cell(ladder: Ladder, job: Job) -> Cell:
@@ -310,7 +312,7 @@ def _cell(ladder: Ladder, job: Job) -> Cell:
     )
 
 
-def _alone(draft: StudyDraft, site: str, task: Task) -> StudyDraft:
+def _alone(draft: StudyDraft, site: str, task: Task, target: Target) -> StudyDraft:
     """The study of one site by itself: its own batches, its own whole noise, and no higher a rate than suits these."""
     batch, stated = draft.privacy.sample_rate * task.train[site].num_units, draft.optimizer.head_lr
     own = draft.model_copy(
@@ -323,7 +325,11 @@ def _alone(draft: StudyDraft, site: str, task: Task) -> StudyDraft:
     if stated is None:
         return own
     return own.model_copy(
-        update={"optimizer": own.optimizer.model_copy(update={"head_lr": min(stated, head_rate(own))})}
+        update={
+            "optimizer": own.optimizer.model_copy(
+                update={"head_lr": min(stated, head_rate(own, _objective(target.classes)))}
+            )
+        }
     )
 
 

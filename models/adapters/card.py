@@ -12,16 +12,20 @@ from ..evaluation.metrics import Estimate
 from ..rounding import rounded_up
 
 CARD = "README.md"  # as model hubs have it
+HEAD_ALONE = """
+## Load
+There is a head alone and no adapter: the backbone runs as it is. Use the one with the hash above and no other.
+"""
 _POOLED = """
 `head.safetensors` holds a linear head on pooled states: the mean over a record's own tokens of embedding / 0.05
 and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
 times `weight`.
 """
 _READ_APART = """
-`head.safetensors` holds a linear head on pooled states: of each state that `reads` names (0 is the embedding's, n the
-one behind layer n, the last one behind the norm) the mean over a record's own tokens, minus its row of `center`, times
-its matrix of `whiten`, cut to unit length; these side by side, a constant sqrt(number of states)/10 appended, cut to
-unit length, times each row of `weight`.
+`head.safetensors` holds a linear head on pooled states: of each state that `reads` names (0 is what the embedding's
+table gives, before a family multiplies it, n the state behind layer n, the last one behind the norm) the mean over a
+record's own tokens, minus its row of `center`, times its matrix of `whiten`, cut to unit length; these side by side, a
+constant sqrt(number of states)/10 appended, cut to unit length, times each row of `weight`.
 """
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.directories import new_directory
 from ..errors import CombinationRefused
-from .card import CARD, head_text, one_line
+from .card import CARD, HEAD_ALONE, head_text, one_line
 from .factors import Pair
 from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
@@ -197,7 +197,8 @@ def _mean_head(adapters: Sequence[Released], weights: Sequence[float]) -> dict[s
         for head in heads
     ):
         raise CombinationRefused("the adapters' heads do not read the same pooled states")
-    if len({adapter.meaning for adapter in adapters}) > 1:
+    shapes = {head["weight"].shape for head in heads}
+    if len(shapes) > 1 or len({adapter.meaning for adapter in adapters}) > 1:
         raise CombinationRefused("the adapters' heads do not learn the same: classes, labels or scales differ")
     total = sum(weights)
     mean = sum(weight / total * head["weight"].double() for head, weight in zip(heads, weights, strict=True))
@@ -218,15 +219,24 @@ tags: [lora, federated-learning, differential-privacy]
 ---
 # {" + ".join(source.study for source in facts.sources)}
 
-A LoRA adapter of rank {adapter.rank} for one backbone: the weighted sum of what
-{len(facts.sources)} adapters add to each weight. {_exactness(facts)}
+{_sum_text(adapter)}
 
 | study | weight | sites | rounds | privacy | audit |
 |---|---|---|---|---|---|
 {rows}
 
 Backbone: `{facts.backbone_hash}`. How good the sum is was not measured.
+{_LOADING if adapter.pairs else HEAD_ALONE}{head_text(adapter.head, adapter.meaning)}
+## Privacy
+{composition((*facts.backbone_sources, *facts.sources))}
 
+## Limits
+Epsilon bounds what is told about any single one of the named units of one site; who is known to several sites is
+protected at each of them separately. Nothing here says how fair the adapter is, or how it does on any records.
+"""
+
+
+_LOADING = """
 ## Load
 ```python
 from peft import PeftModel
@@ -236,14 +246,17 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbone_
 ```
 Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
 adapter changes either, do not let PEFT merge it.
-{head_text(adapter.head, adapter.meaning)}
-## Privacy
-{composition((*facts.backbone_sources, *facts.sources))}
-
-## Limits
-Epsilon bounds what is told about any single one of the named units of one site; who is known to several sites is
-protected at each of them separately. Nothing here says how fair the adapter is, or how it does on any records.
 """
+
+
+def _sum_text(adapter: Released) -> str:
+    count = len(adapter.provenance.sources)
+    if not adapter.pairs:
+        return f"The weighted mean of {count} heads for one backbone."
+    return (
+        f"A LoRA adapter of rank {adapter.rank} for one backbone: the weighted sum of what\n"
+        f"{count} adapters add to each weight. {_exactness(adapter.provenance)}"
+    )
 
 
 def _exactness(facts: Provenance) -> str:

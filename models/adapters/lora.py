@@ -259,7 +259,8 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     here uses no dropout.
 
     Raises:
-        TargetMissing: a target is the last name of no module, or a named layer has none of them.
+        TargetMissing: a target is the last name of no module, or a named layer has none of them or lies above all that
+            the head reads.
         UnsupportedModule: a target is neither nn.Linear, nn.Embedding, a packed linear layer, a fused SwiGLU bank,
             nor a top-k router.
         InvalidAdapter: nothing would be trained.
@@ -280,6 +281,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     if idle := sorted({*(config.layers or ())} - reached):
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
     _refuse_passed_by(model, [name for name, _ in places])
+    _refuse_unread(model, head, reached)
     adapters = {name: _adapter_for(module, config, name, slot, rows) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
@@ -287,6 +289,17 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     adapted = {id(adapter.base) for adapter in adapters.values()}
     share_slot(model, [m for m in model.modules() if hasattr(m, "has_gate") and id(m) not in adapted], slot)
     return AdaptedModel(model.eval(), config, head, slot, rows)
+
+
+def _refuse_unread(model: Any, head: PooledHead | None, reached: set[int]) -> None:
+    """Layers above all that a head reads do not run, so that adapters in them would never learn."""
+    if head is None or head.reads is None or model.config.num_hidden_layers in head.reads:
+        return
+    if above := sorted(layer for layer in reached if layer >= max(head.reads)):
+        raise TargetMissing(
+            f"adapters in layer {', '.join(map(str, above))}, counted from 0, lie above the last state that the head "
+            f"reads, {max(head.reads)}: name lower layers in [adapter] layers, or read a later state"
+        )
 
 
 def _refuse_passed_by(model: Any, places: list[str]) -> None:

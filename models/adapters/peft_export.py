@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..backbones.directories import new_directory
 from ..backbones.families import family_in
-from .card import CARD, ModelCard, head_text
+from .card import CARD, HEAD_ALONE, ModelCard, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save
 from .provenance import Provenance
@@ -43,14 +43,8 @@ tags: [lora, federated-learning, differential-privacy]
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
-{_loading(kind) if adapted.adapters else _HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
+{_loading(kind) if adapted.adapters else HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
 {provenance.earlier_studies()}{card.limits()}"""
-
-
-_HEAD_ALONE = """
-## Load
-There is a head alone and no adapter: the backbone runs as it is. Use the one with the hash above and no other.
-"""
 
 
 def _kind_text(adapted: AdaptedModel) -> str:

@@ -31,6 +31,7 @@ from ...kernels.errors import KernelError
 from ...kernels.experts import from_peft, peft_factors
 from ..backbones.families import family_in
 from ..errors import InvalidRelease
+from ..heads.objectives import BinaryLabel
 from ..strict import one_line
 from .factors import Pair
 from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts
@@ -41,7 +42,7 @@ CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "hea
 MAX_RANK = 65_536
 _KEY = re.compile(r"(base_model\.model\.[A-Za-z0-9_.]{1,200}\.lora_)(?:(embedding_)([AB])|([AB])(\.weight))")
 _HEAD_NAMES = {"center", "whiten", "weight"}
-_LONGEST_MEANING = 100_000  # characters
+_LONGEST_MEANING = 1_000_000  # characters; 1,000 classes of 200 are written in less
 
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}$")]
 Targets = Annotated[tuple[Target, ...], Field(max_length=16_384)]
@@ -236,8 +237,16 @@ def _read_head(path: Path) -> tuple[dict[str, Tensor], str]:
     shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
     if not _is_head(shapes):
         raise InvalidRelease(f"{path} holds no head")
+    reads = head.get("reads")
+    if reads is not None and (len(set(reads.tolist())) < len(reads) or not all(x >= 0 and x == int(x) for x in reads)):
+        raise InvalidRelease(f"{path}: a head reads states by their numbers, each once")
     with safe_open(path, framework="pt") as file:
-        return head, one_line((file.metadata() or {}).get("meaning", ""))[:_LONGEST_MEANING]
+        meaning = (file.metadata() or {}).get("meaning")
+    if meaning is None and head["weight"].ndim == 1:
+        meaning = BinaryLabel().meaning  # earlier exports knew no other, and did not say it
+    if meaning is None or len(meaning) > _LONGEST_MEANING:
+        raise InvalidRelease(f"{path}: a head says what its outputs mean, in at most {_LONGEST_MEANING:,} characters")
+    return head, one_line(meaning)
 
 
 def _is_head(shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -7,6 +7,7 @@ scale. Each loss is a function of one record alone.
 Legend: `R` rows (records), `K` numbers that a head computes of a record.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,7 +79,7 @@ class OneClass:
     @property
     def meaning(self) -> str:
         """The classes, in the order of their logits."""
-        return f"It gives a logit for each class, in this order: {', '.join(self.names)}."
+        return f"It gives a logit for each class, in this order: {_listed(self.names)}."
 
     def losses(self, outputs: Tensor, targets_R: Tensor) -> Tensor:
         """[R] cross-entropy of logits [R, K] and classes."""
@@ -115,7 +116,7 @@ class SeveralLabels:
     @property
     def meaning(self) -> str:
         """The labels, in the order of their logits."""
-        return f"It gives the logit of each label, in this order: {', '.join(self.names)}."
+        return f"It gives the logit of each label, in this order: {_listed(self.names)}."
 
     def losses(self, outputs: Tensor, targets_R: Tensor) -> Tensor:
         """[R] summed cross-entropies of logits [R, K] and labels."""
@@ -147,7 +148,7 @@ class PointOnScale:
     @property
     def meaning(self) -> str:
         """The ends of the scale."""
-        return f"It gives a number: -1 and below stand for {self.low:g}, 1 and above for {self.high:g}."
+        return f"It gives a number: -1 and below stand for {self.low!r}, 1 and above for {self.high!r}."
 
     def losses(self, outputs: Tensor, targets_R: Tensor) -> Tensor:
         """[R] half squared errors of outputs [R]."""
@@ -158,6 +159,11 @@ class PointOnScale:
     def unlikely(self, outputs: Tensor) -> Tensor:
         """[R], the end that is farther away."""
         return torch.where(outputs < 0, 1.0, -1.0)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Writes names so that no two lists of them look alike, in one line."""
+    return json.dumps(names, ensure_ascii=False)
 
 
 def _filled_up(outputs_RK: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Legend: `R` rows (records), `T` tokens, `D` model width, `P` states that are read, `K` outputs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from ...kernels.lora import matrix_head, vector_head
 from ..errors import InvalidAdapter
 from .objectives import BinaryLabel, Objective
 
+MOST_NUMBERS = 2**22  # weights of a head: 64 records' gradients of so many take a gigabyte
 _CONSTANT = 0.1  # over the length of parts that are whitened apart; five times as much cost several points of accuracy
 _EMBEDDING_SCALE = 0.05  # spread of the embedding table at its start; brings both halves of a pooled state to unit size
 
@@ -51,6 +53,11 @@ class PooledHead(nn.Module):
         self.center = nn.Parameter(center, requires_grad=False)
         self.whiten = nn.Parameter(whiten, requires_grad=False)
         rows = () if self.objective.outputs is None else (self.objective.outputs,)
+        if math.prod(rows) * (center.numel() + 1) > MOST_NUMBERS:
+            raise InvalidAdapter(
+                f"a head of {math.prod(rows):,} outputs on {center.numel():,} numbers is too large: at most "
+                f"{MOST_NUMBERS:,} weights; take fewer classes or states"
+            )
         self.weight = nn.Parameter(torch.zeros(*rows, center.numel() + 1, dtype=center.dtype))
         self.slot = CaptureSlot()
 

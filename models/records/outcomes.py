@@ -38,7 +38,7 @@ class NumberTerms(StrictModel):
     @model_validator(mode="after")
     def _has_a_length(self) -> "NumberTerms":
         if not self.low < self.high:
-            raise contradictions([f"high is {self.high:g}; it must be above low, {self.low:g}"])
+            raise contradictions([f"high is {self.high!r}; it must be above low, {self.low!r}"])
         return self
 
 

@@ -155,7 +155,8 @@ def literally(text: str) -> str:
 
 def padded(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Returns rows as (ids, is_completion), both [rows, longest row], padded on the right with 0 and False."""
-    ids = np.zeros((len(rows), max((len(row) for row, _ in rows), default=0)), dtype=np.int64)
+    # At least one token long: no model reads rows of none, which all records of a table may be.
+    ids = np.zeros((len(rows), max((len(row) for row, _ in rows), default=0) or min(1, len(rows))), dtype=np.int64)
     is_completion = np.zeros(ids.shape, dtype=np.bool_)
     for i, (row, mask) in enumerate(rows):
         ids[i, : len(row)], is_completion[i, : len(row)] = row, mask

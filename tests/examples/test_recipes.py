@@ -11,11 +11,11 @@ from .conftest import EXAMPLES
 DIM = 16_513
 
 
-@pytest.mark.parametrize("example", ["loans", "rand"])
-def test_the_recipe_is_that_of_thyroid_untouched(example):
+@pytest.mark.parametrize(("example", "head_lr"), [("loans", 10.0), ("rand", 2.5)])
+def test_the_recipe_is_that_of_thyroid_but_for_rand_s_rate(example, head_lr):
     own, thyroid = (load_draft(EXAMPLES / name / "study.toml") for name in (example, "thyroid"))
     assert own.privacy == thyroid.privacy
-    assert own.optimizer == thyroid.optimizer
+    assert own.optimizer == thyroid.optimizer.model_copy(update={"head_lr": head_lr})
     assert own.evaluation == thyroid.evaluation
     assert own.rounds.rounds == thyroid.rounds.rounds
     assert own.adapter.model_copy(update={"seed": thyroid.adapter.seed}) == thyroid.adapter

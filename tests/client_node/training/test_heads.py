@@ -13,7 +13,7 @@ from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
 from confide.models.backbones.moments import take_moments
-from confide.models.errors import BackboneMismatch
+from confide.models.errors import BackboneMismatch, TargetMissing
 from confide.models.evaluation.binned import bin_of
 from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
 
@@ -215,6 +215,25 @@ def test_a_state_without_moments_is_refused_with_those_that_there_are(site: Site
     wrong = draft.model_copy(update={"adapter": draft.adapter.model_copy(update={"reads": (0, 7)})})
     with pytest.raises(BackboneMismatch, match="no moments of state 7; there are those of 0, 1, 2"):
         load_study_model(wrong, site.home / "backbone")
+
+
+def test_a_table_of_empty_documents_is_trained_on_counted_and_judged_like_any_other(site: Site):
+    measured = ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]")
+    empty = "patient_id,note,finding,sepsis,shock,days\np1,,low,0,1,3\np2,,none,0,0,1\n"
+    desk = document_desk(site, "classes", *NONE, ALONE, measured, table=empty)
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
+    assert np.isfinite(trainer.release(state, 1)).all()
+    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    assert counts.sum() == 2
+    model, examples = examples_of(desk)
+    assert model.evaluate([examples])["records"] == 2
+
+
+def test_adapters_above_all_that_is_read_are_refused_when_the_model_is_loaded(site: Site):
+    reads = ('seed = "thyroid-1"', 'seed = "thyroid-1"\nreads = [0, 1]')
+    with pytest.raises(TargetMissing, match="adapters in layer 1, counted from 0, lie above the last state"):
+        document_desk(site, "classes", *NONE, reads)
 
 
 def test_tables_of_fields_learn_classes_too(site: Site):

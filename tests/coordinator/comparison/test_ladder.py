@@ -15,9 +15,10 @@ from confide.coordinator.comparison.figures import CAUTION, student
 from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
 from confide.coordinator.comparison.task import read_task
 from confide.coordinator.errors import StudyRefused
-from confide.coordinator.studies.learning_rates import adapter_rate, head_rate
+from confide.coordinator.studies.learning_rates import adapter_rate, head_rate, with_rates
 from confide.models.backbones.moments import take_moments
 from confide.models.evaluation.metrics import Estimate, auc
+from confide.models.heads.objectives import OneClass
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, TEXT, changed
@@ -277,9 +278,18 @@ def test_a_value_that_no_training_record_has_is_never_right(tmp_path, records):
     assert target.classes == 3
 
 
-def test_the_rate_of_several_classes_moves_the_difference_of_two_logits_as_far(tmp_path):
+def test_every_rung_has_the_rate_of_the_rule_for_what_it_learns(tmp_path, records):
     draft = draft_at(tmp_path, ("head_lr = 10.0\n", ""))
-    assert linear_rate(draft, 5) == pytest.approx(linear_rate(draft) / 2**0.5)
+    assert linear_rate(draft) == head_rate(draft)
+    classes = OneClass(("a", "b", "c"))
+    assert linear_rate(draft, 3) == head_rate(draft, classes) < linear_rate(draft)
+    study = draft_at(tmp_path, *document('label = "finding"\nclasses = ["infection", "lungs", "skin"]'))
+    strict = Ladder(read_task(study, records), None).setting("0.2").draft
+    assert strict.optimizer.head_lr == head_rate(strict, classes)
+    by_rule = with_rates(
+        study.model_copy(update={"optimizer": study.optimizer.model_copy(update={"head_lr": None})}), 0
+    )
+    assert by_rule.optimizer.head_lr == pytest.approx(head_rate(study, classes), rel=0.05)
     assert linear_rate(draft_at(tmp_path)) == 10.0
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from confide.models.adapters.peft_import import Pair, read, released
 from confide.models.adapters.provenance import Provenance, Source
 from confide.models.backbones.loading import load
 from confide.models.errors import CombinationRefused, InvalidRelease
+from confide.models.heads.objectives import BinaryLabel, OneClass
 from confide.models.heads.pooling import PooledHead
 
 from .test_merging import EVERYTHING
@@ -355,3 +357,60 @@ def test_more_numbers_than_a_computer_holds_are_refused_before_they_are_made(exp
 def test_more_studies_than_a_file_names_are_refused(exports):
     with pytest.raises(CombinationRefused, match="studies to 257"):
         stack([read(exports[0])] * 257, [1 / 257] * 257)
+
+
+@pytest.fixture(scope="module")
+def heads(backbone_dir, tmp_path_factory):
+    """Exports of heads alone: two of the same classes, one of others, one of fewer."""
+    folder, generator = tmp_path_factory.mktemp("heads"), torch.Generator().manual_seed(0)
+    center, whiten = torch.randn(1, 32, generator=generator), torch.randn(1, 32, 32, generator=generator)
+    for seed, (name, classes) in enumerate(
+        {"a": ("x", "y", "z"), "b": ("x", "y", "z"), "other": ("x", "y, z", "w"), "fewer": ("x", "y")}.items()
+    ):
+        head = PooledHead(center, whiten, objective=OneClass(classes), reads=(1,))
+        adapted = attach(load(backbone_dir).model, AdapterConfig(rank=1, alpha=1.0, targets=(), seed="s"), head)
+        adapted.load_state(np.random.default_rng(seed).normal(size=adapted.layout.dim))
+        export(adapted, folder, folder / name, CARD)
+    return folder
+
+
+def test_the_mean_of_heads_alone_says_what_it_is_and_has_no_adapter(heads, tmp_path):
+    combine([heads / "a", heads / "b"], tmp_path / "both", weights=[1, 3])
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"README.md", "confide.json", "head.safetensors"}
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "The weighted mean of 2 heads" in card
+    assert "PeftModel" not in card
+    both, first, second = (read(path).head["weight"] for path in (tmp_path / "both", heads / "a", heads / "b"))
+    torch.testing.assert_close(both, (first + 3 * second) / 4)
+
+
+@pytest.mark.parametrize("other", ["other", "fewer"])
+def test_heads_that_learn_something_else_are_not_combined(heads, tmp_path, other):
+    with pytest.raises(CombinationRefused, match="do not learn the same"):
+        combine([heads / "a", heads / other], tmp_path / "both", weights=[1, 1])
+
+
+def test_a_head_of_another_shape_under_the_same_name_is_not_combined(heads, tmp_path):
+    shutil.copytree(heads / "b", tmp_path / "b")
+    tensors = load_file(tmp_path / "b" / "head.safetensors")
+    tensors["weight"] = tensors["weight"][:1].clone()
+    save_file(tensors, tmp_path / "b" / "head.safetensors", metadata={"meaning": read(heads / "a").meaning})
+    with pytest.raises(CombinationRefused, match="do not learn the same"):
+        combine([heads / "a", tmp_path / "b"], tmp_path / "both", weights=[1, 1])
+
+
+@pytest.mark.parametrize("reads", [[0.5], [-1.0]])
+def test_a_head_that_reads_no_state_is_refused(heads, tmp_path, reads):
+    shutil.copytree(heads / "b", tmp_path / "b")
+    tensors = load_file(tmp_path / "b" / "head.safetensors") | {"reads": torch.tensor(reads)}
+    save_file(tensors, tmp_path / "b" / "head.safetensors", metadata={"meaning": "x"})
+    with pytest.raises(InvalidRelease, match="by their numbers"):
+        read(tmp_path / "b")
+
+
+def test_an_export_from_before_heads_said_what_they_mean_is_one_of_a_label(exports, tmp_path):
+    shutil.copytree(exports[0], tmp_path / "older")
+    head = tmp_path / "older" / "head.safetensors"
+    save_file(load_file(head), head, metadata={"format": "pt"})
+    assert read(tmp_path / "older").meaning == read(exports[0]).meaning == BinaryLabel().meaning
+    combine([exports[0], tmp_path / "older"], tmp_path / "both", weights=[1, 1])

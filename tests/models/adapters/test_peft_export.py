@@ -126,7 +126,7 @@ def test_a_head_of_documents_is_enough_to_answer_with_the_formula_of_the_card(ba
     center, whiten = torch.randn(2, 32, generator=generator), torch.randn(2, 32, 32, generator=generator)
     objective = OneClass(("mild", "severe", "none"))
     model = DeepseekV3ForCausalLM.from_pretrained(backbone_dir)
-    head = PooledHead(center, whiten, objective=objective, reads=(0, 1))
+    head = PooledHead(center, whiten, objective=objective, reads=(0, 3))
     adapted = attach(model, AdapterConfig(rank=1, alpha=1.0, targets=targets, seed="x"), head)
     adapted.load_state(np.random.default_rng(7).normal(size=adapted.layout.dim))
     export(adapted, backbone_dir, tmp_path / "adapter", CARD)
@@ -135,7 +135,7 @@ def test_a_head_of_documents_is_enough_to_answer_with_the_formula_of_the_card(ba
         {"adapter_config.json", "adapter_model.safetensors"} if targets else set()
     )
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert "a logit for each class, in this order: mild, severe, none." in card
+    assert 'a logit for each class, in this order: ["mild", "severe", "none"].' in card
     assert ("PeftModel" in card) == bool(targets)
     read_back = read(tmp_path / "adapter")
     assert read_back.meaning == objective.meaning

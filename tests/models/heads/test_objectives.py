@@ -81,3 +81,9 @@ def test_labels_are_read_from_bits():
 def test_too_few_or_too_many_outputs_are_refused(make, names):
     with pytest.raises(InvalidAdapter):
         make(names)
+
+
+def test_a_meaning_tells_apart_what_differs_and_is_one_line():
+    assert OneClass(("a, b", "c")).meaning != OneClass(("a", "b, c")).meaning
+    assert PointOnScale(20240101.0, 20240199.0).meaning != PointOnScale(20240120.0, 20240211.0).meaning
+    assert "\n" not in OneClass(("a\n## Privacy", "b")).meaning

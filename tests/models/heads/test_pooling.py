@@ -137,3 +137,9 @@ def test_a_head_of_several_outputs_is_a_loop_over_its_rows():
 def test_moments_that_do_not_fit_what_is_read_are_refused(center, whiten, reads):
     with pytest.raises(InvalidAdapter, match="do not fit"):
         PooledHead(torch.zeros(center), torch.zeros(whiten), reads=reads)
+
+
+def test_a_head_that_no_memory_holds_is_refused():
+    many = OneClass(tuple(map(str, range(1000))))
+    with pytest.raises(InvalidAdapter, match="1,000 outputs on 5,000 numbers is too large: at most 4,194,304 weights"):
+        PooledHead(torch.zeros(2, 2500), torch.zeros(2, 2500, 2500), objective=many, reads=(0, 1))
