@@ -46,8 +46,8 @@ class RecordBackbone:
         """Vocabulary of the model, as a schema."""
         return self.schema
 
-    def head(self, objective: Objective, reads: tuple[int, ...] | None = None) -> PooledHead:
-        """Makes a new head on the pooled states.
+    def head(self, objective: Objective | None = None, reads: tuple[int, ...] | None = None) -> PooledHead:
+        """Makes a new head on the pooled states; None learns a label.
 
         Raises:
             BackboneMismatch: `reads` names states: these were pooled before the moments were taken.
@@ -72,7 +72,7 @@ class TextBackbone:
         """Vocabulary of the model, as a tokenizer."""
         return self.tokenizer
 
-    def head(self, objective: Objective, reads: tuple[int, ...] | None = None) -> PooledHead:
+    def head(self, objective: Objective | None = None, reads: tuple[int, ...] | None = None) -> PooledHead:
         """Makes a new head on the pooled states that `reads` names, or on all that there are moments of.
 
         Raises:

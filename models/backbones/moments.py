@@ -51,7 +51,7 @@ class Moments:
         """The states that there are moments of, ascending."""
         return tuple(sorted(self.center))
 
-    def head(self, objective: Objective, reads: tuple[int, ...] | None) -> PooledHead:
+    def head(self, objective: Objective | None, reads: tuple[int, ...] | None) -> PooledHead:
         """Makes a new head on some of these states; None: on all.
 
         Raises:
