@@ -147,7 +147,7 @@ def test_a_merged_model_scores_as_the_adapted_one(federation, table):
     adapted.load_state(weight)
     kind = study.draft.data.kind
     reader = kind.reader(study.draft.data.terms, loaded.vocabulary, max_tokens=64)
-    plain = StudyModel(adapted, loaded.family, kind, reader, loaded.hash)
+    plain = StudyModel(adapted, loaded.family, kind, study.draft.data.terms, reader, loaded.hash)
     ours, _ = score(trained_model(federation.store, federation.home, RUN), study, policy)
     np.testing.assert_allclose(score(plain, study, policy)[0], ours, rtol=1e-4, atol=1e-5)
 

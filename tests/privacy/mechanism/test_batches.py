@@ -11,8 +11,8 @@ from confide.kernels import products
 from confide.kernels.formats import FROZEN_FORMATS, Int8Row, NF4Block64
 from confide.kernels.linear import PackedMatrix, QuantisedLinear
 from confide.kernels.products import TILE, Factor, add_product, prepacks, product, tiles_agree, tiles_seen
-from confide.models.adapters import AdapterConfig, attach, lora
-from confide.models.heads import record_losses
+from confide.models.adapters import AdapterConfig, attach
+from confide.models.heads import objectives, record_losses
 from confide.privacy.audit.engine_checks import made_up_state
 from confide.privacy.errors import BatchMalformed
 from confide.privacy.mechanism import batches, clipping, site_round
@@ -227,7 +227,7 @@ def plainly(logits, labels):
 @pytest.mark.parametrize("losses", [record_losses, plainly])
 def test_no_bit_of_a_gradient_shows_how_many_rows_are_left_over_behind_the_registers(losses, monkeypatch):
     """Of a sigmoid in one place and another some numbers in a hundred differ: no few probe records show that."""
-    monkeypatch.setattr(lora, "record_losses", losses)
+    monkeypatch.setattr(objectives, "record_losses", losses)
     adapted, rng, units = adapted_tiny("head"), np.random.default_rng(5), 34
     shapes = probed_shapes(adapted, max_tokens=12, max_rows=64, max_records=1)
     assert shapes.rows_of_length, "rows of full registers agree in any case"
