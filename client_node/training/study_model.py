@@ -81,6 +81,8 @@ def load_study_model(
     except BackboneMismatch as err:
         raise BackboneMismatch(f"the backbone in {directory} {err}") from None
     objective, head = kind.objective(draft.data.terms), None
+    if (objective is None) == (kind.head == "pooled"):  # else a classifier would be trained as a writer of text
+        raise BackboneMismatch(f"records of kind {kind.name} have a head of kind {kind.head}, which learns {objective}")
     if objective is not None:
         try:
             head = loaded.head(objective, draft.adapter.reads)

@@ -129,7 +129,7 @@ def logits(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
 def head_inputs(adapted: AdaptedModel, ids: np.ndarray) -> np.ndarray:
     """Computes the head's inputs: [rows, width], unit length. Records of like length share a batch."""
     assert adapted.head is not None
-    used = np.where(ids > 0, np.arange(1, ids.shape[1] + 1), 1).max(axis=1, initial=1)
+    used = used_tokens(ids, np.zeros(len(ids)))
     inputs = np.empty((len(ids), adapted.head.weight.shape[-1]))
     for rows in np.array_split(np.argsort(used, kind="stable"), max(1, len(ids) // _ROWS_READ)):
         states = pooled(adapted.model, torch.from_numpy(ids[rows, : used[rows].max(initial=1)]), adapted.head.reads)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ..errors import InvalidPrompt, InvalidSchema
 from ..strict import FIELD_NAME, FIELD_NAME_RULE
-from .kind import Column, Examples, Judged, RecordKind
-from .outcomes import OutcomeTerms, judge_alone
+from .kind import Column
+from .outcomes import OutcomeTerms, ReadByHead
 from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded
 from .text import Template
-
-if TYPE_CHECKING:
-    from ..heads.objectives import Objective
 
 Ids = npt.NDArray[np.int64]
 
@@ -96,13 +93,12 @@ def encoded(template: str, texts: Sequence[str], tokenizer: Any, max_tokens: int
     return DocumentReader.of(template, tokenizer, max_tokens).encode({names[0]: texts})
 
 
-class Documents(RecordKind):
+class Documents(ReadByHead):
     """Records of free text, read by a pooled head."""
 
     name = "document"
     terms = DocumentTerms
     whole = "a document is what its text says, and no more"
-    head = "pooled"
     reads = "text"
 
     def problems(self, terms: DocumentTerms, *, max_tokens: int) -> list[str]:
@@ -128,14 +124,6 @@ class Documents(RecordKind):
         texts = (Column(name, "text", most, read) for name in columns_of(terms.text, "text"))
         return (*terms.learned_columns(), *texts)
 
-    def objective(self, terms: DocumentTerms) -> "Objective":
-        """Returns what the head learns."""
-        return terms.objective()
-
-    def judged(self, terms: DocumentTerms) -> Judged:
-        """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
-        return terms.counted
-
     def facts(self, terms: DocumentTerms) -> dict[str, Any]:
         """Describes the text and what is learned of it."""
         columns = [f"{name} (free text, shown)" for name in columns_of(terms.text, "text")]
@@ -152,11 +140,3 @@ class Documents(RecordKind):
             InvalidPrompt: the template by itself leaves no room for a record.
         """
         return DocumentReader.of(terms.text, vocabulary, max_tokens, outcome=terms)
-
-    def judge(self, terms: DocumentTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Judges what the head gives for the document at its own length, see `OutcomeTerms.judge`."""
-        return judge_alone(terms, adapted, ids, target)
-
-    def evaluate(self, terms: DocumentTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        """Computes the share of right answers, and what else goes with the outcome; see `OutcomeTerms.metrics`."""
-        return terms.metrics(adapted, tables)

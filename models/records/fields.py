@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,8 @@ from pydantic import AfterValidator, Field
 
 from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
 from ..strict import FieldName, Frozen, Label, Unique, rule
-from .kind import Column, Examples, Judged, RecordKind
-from .outcomes import OutcomeTerms, judge_alone
-
-if TYPE_CHECKING:
-    from ..heads.objectives import Objective
+from .kind import Column
+from .outcomes import OutcomeTerms, ReadByHead
 
 PAD, EOS = "<pad>", "<eos>"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
@@ -298,13 +295,12 @@ class FieldReader:
         return self.schema.encode(self.schema.render(columns)), self.outcome.targets(columns, labels)
 
 
-class Fields(RecordKind):
+class Fields(ReadByHead):
     """Records of numbers, categories and flags, read by a pooled head."""
 
     name = "fields"
     terms = FieldTerms
     whole = ""
-    head = "pooled"
     reads = "records"
 
     def problems(self, terms: FieldTerms, *, max_tokens: int) -> list[str]:
@@ -343,14 +339,6 @@ class Fields(RecordKind):
             *(Column(name, "flag", "true or false (t/f, yes/no, 1/0)", cells.flags) for name in terms.flags),
         )  # fmt: skip
 
-    def objective(self, terms: FieldTerms) -> "Objective":
-        """Returns what the head learns."""
-        return terms.objective()
-
-    def judged(self, terms: FieldTerms) -> Judged:
-        """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
-        return terms.counted
-
     def facts(self, terms: FieldTerms) -> dict[str, Any]:
         """Describes what is learned, and each column with its bins or values."""
         kinds = [f"{name} (number, {len(cuts) + 1} bins)" for name, cuts in terms.numeric.items()]
@@ -372,11 +360,3 @@ class Fields(RecordKind):
         if vocabulary != schema:
             raise BackboneMismatch("reads records of another schema than [data] describes")
         return FieldReader(schema, terms)
-
-    def judge(self, terms: FieldTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Judges what the head gives for the record at its own length, see `OutcomeTerms.judge`."""
-        return judge_alone(terms, adapted, ids, target)
-
-    def evaluate(self, terms: FieldTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        """Computes AUC, accuracy, Brier score and calibration error of a label; see `OutcomeTerms.metrics`."""
-        return terms.metrics(adapted, tables)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ..strict import FieldName, Label, StrictModel, Unique, contradictions
-from .kind import Column, Examples, Judged
+from .kind import Column, Examples, Judged, RecordKind
 
 if TYPE_CHECKING:
     from ..heads.objectives import Objective
@@ -208,13 +208,30 @@ class OutcomeTerms(StrictModel):
         return by_label
 
 
-def judge_alone(terms: OutcomeTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-    """Judges one record [tokens], at its own length: padding is on the right."""
-    import torch
+class ReadByHead(RecordKind):
+    """The common part of all kinds that a head reads: its objective, its judge and its metrics."""
 
-    length = max(1, int(np.flatnonzero(ids).max(initial=-1)) + 1)
-    device = next(iter(adapted.trained.values())).device
-    return terms.judge(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)), target)
+    head = "pooled"
+
+    def objective(self, terms: OutcomeTerms) -> "Objective":
+        """Returns what the head learns."""
+        return terms.objective()
+
+    def judged(self, terms: OutcomeTerms) -> Judged:
+        """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
+        return terms.counted
+
+    def judge(self, terms: OutcomeTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Judges what the head gives for the record at its own length, see `OutcomeTerms.judge`."""
+        import torch
+
+        length = max(1, int(np.flatnonzero(ids).max(initial=-1)) + 1)  # padding is on the right
+        device = next(iter(adapted.trained.values())).device
+        return terms.judge(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)), target)
+
+    def evaluate(self, terms: OutcomeTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes the metrics that go with the outcome, see `OutcomeTerms.metrics`."""
+        return terms.metrics(adapted, tables)
 
 
 def scores(adapted: Any, examples: Examples) -> np.ndarray:

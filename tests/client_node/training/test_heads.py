@@ -15,6 +15,7 @@ from confide.client_node.training.study_model import load_study_model
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import BackboneMismatch, TargetMissing
 from confide.models.evaluation.binned import bin_of
+from confide.models.records.documents import Documents
 from confide.privacy.mechanism.batches import BatchShapes, probed_shapes
 
 from ...models.tiny import save_text_backbone
@@ -207,6 +208,13 @@ def test_a_person_who_approves_sees_the_text_and_all_classes(site: Site):
     assert facts["Data"]["label"] == "finding, one of: low, none, high"
     assert facts["Data"]["text"] == "{note}"
     assert facts["Adapter"]["targets"] == ()
+
+
+def test_a_head_that_learns_nothing_is_not_trained_as_a_writer_of_text(site: Site, monkeypatch):
+    desk = document_desk(site, "classes", TOP)
+    monkeypatch.setattr(Documents, "objective", lambda self, terms: None)
+    with pytest.raises(BackboneMismatch, match="have a head of kind pooled, which learns None"):
+        load_study_model(desk.study.draft, site.home / "backbone")
 
 
 def test_a_state_without_moments_is_refused_with_those_that_there_are(site: Site):
