@@ -33,15 +33,13 @@ ROWS = {
     "head + attention": ATTENTION,
     "head + routed experts": ("experts",),
     "head + attention + routed experts": (*ATTENTION, "experts"),
-    "head + all targets of the study": None,
+    "head + all parts": (*ATTENTION, "gate_proj", "up_proj", "down_proj", "experts"),
 }
 HEADS_A_RUN = 5  # a head alone takes a second
 
 
-def with_targets(draft: StudyDraft, targets: tuple[str, ...] | None) -> StudyDraft:
-    """The study with adapters on these modules; None for its own."""
-    if targets is None:
-        return draft
+def with_targets(draft: StudyDraft, targets: tuple[str, ...]) -> StudyDraft:
+    """The study with adapters on these modules."""
     return draft.model_copy(update={"adapter": draft.adapter.model_copy(update={"targets": targets})})
 
 

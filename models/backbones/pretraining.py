@@ -26,14 +26,19 @@ from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save
 
+# Share of a question's terms that are products over two fields. What one field says alone, a linear head reads off its
+# embedding; only what two say together has to be learned by the layers.
+_PAIRS = 0.85
+_SETTLING = 100  # batches
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingConfig:
     """Settings of the pretraining; equal settings give equal weights on one machine and one torch build."""
 
-    steps: int = 400
+    steps: int = 800
     batch: int = 64  # records a step
-    questions: int = 256
+    questions: int = 1024
     lr: float = 3e-3  # peak of AdamW's, after 30 steps of warm-up and before linear decay
     moment_records: int = 8192  # synthetic records behind the published moments
     shrink: float = 0.1  # added to the covariance, as a share of its mean eigenvalue
@@ -82,8 +87,8 @@ def pretrain(
 class SyntheticRecords:
     """Random records of a schema and the answers to fixed random questions about them.
 
-    A question scores a record by a sum over one to four terms, each a shape over one field or the product of shapes
-    over two; its answer is yes for 10 to 50 % of the records.
+    A question scores a record by a sum over one to four terms, most of them the product of shapes over two fields, the
+    others a shape over one; its answer is yes for 10 to 50 % of the records.
     """
 
     def __init__(self, schema: RecordSchema, *, questions: int, seed: int) -> None:
@@ -124,7 +129,6 @@ class SyntheticRecords:
                 above, near = x > middle, np.exp(-(((x - middle) / width) ** 2))
                 outside = np.abs(x - middle) > width + bins / 8
                 table[1:] = np.choose(rng.integers(3, size=per_field), [above * 1.0, near, outside * 1.0])
-                table[0] *= 0.4  # a missing number says little
             tables.append(table)
         return tables
 
@@ -134,7 +138,7 @@ class SyntheticRecords:
         terms = len(question)
         weight = rng.uniform(0.5, 1.5, size=terms) * rng.choice([-1, 1], size=terms)
         first, second = rng.integers(columns, size=(2, terms))
-        is_pair = rng.random(terms) < 0.5
+        is_pair = rng.random(terms) < _PAIRS
         self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # almost no weight: breaks ties of scores
         np.add.at(self._weights, (first[~is_pair], question[~is_pair]), weight[~is_pair])
         self._pairs = first[is_pair], second[is_pair]
@@ -191,7 +195,20 @@ def fit(
             optimizer.step()
         progress(step + 1, config.steps)
     model.eval()
+    _settle(model, source, config)
     return answer.detach(), bias.detach()
+
+
+@torch.no_grad()
+def _settle(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> None:
+    """Moves the routers' biases alone, by steps that fall to 0.
+
+    Scores move fast in training and late biases slowly, so that an expert may be left behind by the last step.
+    """
+    for step in range(_SETTLING):
+        ids, _ = source.batch(config.batch)
+        with balanced(model, ids > 0, config.bias_step * (1 - step / _SETTLING)):
+            pooled(model, ids)
 
 
 def _moments(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
