@@ -3,11 +3,11 @@
     python benchmarks/audit.py [--runs N] [--backbone DIR] [--json]
     python benchmarks/audit.py --membership [--shadows N] [--backbone DIR] [--json]
 
-Both use the thyroid study's own model. The first command audits the true engine and sabotaged ones
-(`tests/privacy/sabotage.py`) several times each, and checks each once. With --membership: the likelihood-ratio attack
-with shadow models trained as the study trains, head and LoRA, each on a random part of the records. Each model is
-attacked by means of all the others, with the study's noise and without noise. Private runs draw from the operating
-system, so every repetition differs.
+Both use the thyroid study's model, the first with adapters on all parts, so that there are experts to break. It audits
+the true engine and sabotaged ones (`tests/privacy/sabotage.py`) several times each, and checks each once. With
+--membership: the likelihood-ratio attack with shadow models trained as the study trains, head and LoRA, each on a
+random part of the records. Each model is attacked by means of all the others, with the study's noise and without noise.
+Private runs draw from the operating system, so every repetition differs.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from quality import read_table
+from targets import ROWS, with_targets
 
 from confide.client_node.study import StudyDraft, load_draft
 from confide.coordinator.comparison.federated import federate, logits, untrained
@@ -142,7 +143,7 @@ def main() -> None:
         if options.membership:
             rows = membership(draft, backbone, Path(folder), options.shadows)
         else:
-            rows = power(draft, backbone, options.runs)
+            rows = power(with_targets(draft, ROWS["head + all parts"]), backbone, options.runs)
     if options.json:
         print(json.dumps(rows, indent=2))
     elif options.membership:

@@ -68,7 +68,7 @@ class AdapterTerms(StrictModel):
     freeze_a: bool = Field(default=True, description="train B only, which noise harms less")
     targets: Annotated[tuple[Annotated[str, AfterValidator(_is_target)], ...], Unique] = Field(
         max_length=1000,
-        examples=['["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'],
+        examples=['["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]'],
         description="modules that take an adapter, by the last part of their name; docs/backbones.md has each "
         "family's; [] trains a pooled head alone",
     )

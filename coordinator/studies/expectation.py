@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...client_node.study import StudyDraft
 
-EARNED = 0.11  # only below may adapters have been worth anything; docs/utility.md, "Before anything is trained"
+EARNED = 0.11  # only up to this may adapters have been worth anything; docs/utility.md, "Before anything is trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Expectation:
         if self.whole <= EARNED:
             return f"{found}{alone}. At such a ratio adapters may have added 0.004 of AUC to a head: measured on names."
         return (
-            f"{found}{alone}. At 0.12 and more adapters have added nothing to a head so far: try a head alone, fewer "
+            f"{found}{alone}. Above 0.11 adapters have added nothing to a head so far: try a head alone, fewer "
             "targets, a lower rank or more units a round, and compare them on public records: coordinator study compare"
         )
 

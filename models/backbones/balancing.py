@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def balanced(model: nn.Module, is_token_RL: Tensor, step: float) -> Iterator[None]:
-    """Runs one training step, and then moves the bias of every expert by `step` against its load in that step.
+    """Runs one batch, of training or not, and then moves the bias of every expert by `step` against its load in it.
 
     An expert that was sent fewer tokens than the mean expert of its layer is raised, one that was sent more is lowered.
     A model without routers, or without a balance bias in them, is left alone.

@@ -26,10 +26,10 @@ from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save
 
-# Share of a question's terms that are products over two fields. What one field says alone, a linear head reads off its
-# embedding; only what two say together has to be learned by the layers.
+# Share of a question's terms that are products of two shapes, mostly over two fields. What one field says alone, a
+# linear head reads off its embedding; only what two say together has to be learned by the layers.
 _PAIRS = 0.85
-_SETTLING = 100  # batches
+_SETTLING = 100  # batches after the last step in which the routers' biases move alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +87,8 @@ def pretrain(
 class SyntheticRecords:
     """Random records of a schema and the answers to fixed random questions about them.
 
-    A question scores a record by a sum over one to four terms, most of them the product of shapes over two fields, the
-    others a shape over one; its answer is yes for 10 to 50 % of the records.
+    A question scores a record by a sum over one to four terms, most of them the product of two shapes, mostly over two
+    fields, the others a shape over one; its answer is yes for 10 to 50 % of the records.
     """
 
     def __init__(self, schema: RecordSchema, *, questions: int, seed: int) -> None:
@@ -205,7 +205,7 @@ def _settle(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> 
 
     Scores move fast in training and late biases slowly, so that an expert may be left behind by the last step.
     """
-    for step in range(_SETTLING):
+    for step in range(_SETTLING if config.bias_step else 0):
         ids, _ = source.batch(config.batch)
         with balanced(model, ids > 0, config.bias_step * (1 - step / _SETTLING)):
             pooled(model, ids)

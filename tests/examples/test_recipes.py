@@ -8,7 +8,7 @@ from confide.privacy.accounting.composition import epsilon_guaranteed, epsilon_p
 
 from .conftest import EXAMPLES
 
-DIM = 16_513
+DIM = 4_737
 
 
 @pytest.mark.parametrize(("example", "head_lr"), [("loans", 10.0), ("rand", 2.5)])

@@ -6,7 +6,7 @@ import torch
 
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, load
-from confide.models.backbones.pretraining import PretrainingConfig, SyntheticRecords, fit, pretrain
+from confide.models.backbones.pretraining import _SETTLING, PretrainingConfig, SyntheticRecords, fit, pretrain
 from confide.models.backbones.public_tokens import of_records
 from confide.models.errors import InvalidPretraining
 from confide.models.evaluation.router_statistics import router_statistics
@@ -33,6 +33,7 @@ def test_biases_that_balance_the_experts_are_written_with_the_weights_and_count_
     balanced = pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT)
     bias = load(tmp_path / "a").model.model.layers[1].mlp.gate.e_score_correction_bias
     assert bias.any()
+    assert bias.abs().max() <= SHORT.bias_step * (SHORT.steps + (_SETTLING + 1) / 2) + 1e-6  # steps fall to 0
     stays = replace(SHORT, bias_step=0.0)
     assert balanced != pretrain(SCHEMA, tmp_path / "b", backbone=SMALL, config=stays)
     assert not load(tmp_path / "b").model.model.layers[1].mlp.gate.e_score_correction_bias.any()
@@ -42,7 +43,7 @@ def test_an_expert_that_training_left_behind_is_in_use_when_the_biases_have_sett
     model = build(SCHEMA, SMALL)
     gate = model.model.layers[1].mlp.gate
     gate.e_score_correction_bias[2] = -0.5  # far more than one step of training gives back
-    weight = gate.weight.clone()
+    weights = {name: tensor.clone() for name, tensor in model.named_parameters()}
 
     def unused():
         (layer,) = router_statistics(model.eval(), of_records(SCHEMA, 4096))
@@ -52,7 +53,8 @@ def test_an_expert_that_training_left_behind_is_in_use_when_the_biases_have_sett
     config = replace(SHORT, steps=1, lr=1e-12)
     fit(model, SyntheticRecords(SCHEMA, questions=8, seed=1), config, lambda done, total: None)
     assert unused() == ()
-    torch.testing.assert_close(gate.weight, weight, rtol=0, atol=1e-9)
+    for name, tensor in model.named_parameters():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-9)
 
 
 def test_progress_counts_every_step_and_threads_are_put_back(tmp_path):
