@@ -31,7 +31,7 @@ class Expectation:
         if self.whole <= EARNED:
             return f"{found}{alone}. At such a ratio adapters may have added 0.004 of AUC to a head: measured on names."
         return (
-            f"{found}{alone}. Above 0.11 adapters have added nothing to a head so far: try a head alone, fewer "
+            f"{found}{alone}. Above {EARNED} adapters have added nothing to a head so far: try a head alone, fewer "
             "targets, a lower rank or more units a round, and compare them on public records: coordinator study compare"
         )
 
