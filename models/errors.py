@@ -12,6 +12,7 @@ ModelError
  ├─ InvalidRelease      files of an exported adapter are broken, or differ from what an export writes
  ├─ CombinationRefused  adapters cannot be combined
  ├─ MetricUndefined     a metric is not defined for these labels
+ ├─ AnswerRefused       a text is no mathematical answer within the grammar and its bounds
  ├─ InvalidAdapter      an adapter or head setting is out of range
  ├─ TargetMissing       no module of the backbone has a target's name
  ├─ UnsupportedModule   the kernels do not compute a target of this kind or layout
@@ -65,6 +66,10 @@ class CombinationRefused(ModelError, ValueError):
 
 class MetricUndefined(ModelError, ValueError):
     """A metric that is not defined for these labels."""
+
+
+class AnswerRefused(ModelError, ValueError):
+    """A text that is no mathematical answer within the grammar and its bounds; the message never shows the text."""
 
 
 class InvalidAdapter(ModelError, ValueError):
