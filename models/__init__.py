@@ -1,7 +1,8 @@
 """Frozen backbones and what is trained beside them: adapters, heads, records and metrics.
 
 Knows no site and no privacy. `backbones` builds and reads a frozen model, `adapters.attach` puts LoRA into it, `heads`
-turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is.
+turns its states into a loss, `records` turns cells into its inputs, and `evaluation` says how good it is. `structure`
+tells a model where a token stands, `decoding` lets it write.
 
 LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the model itself stays frozen:
 
@@ -14,7 +15,7 @@ LoRA of rank 2 on the four experts of one layer is 512 numbers to train; the mod
 ((512,), False)
 """
 
-__all__ = ["adapters", "backbones", "evaluation", "heads", "records"]
+__all__ = ["adapters", "backbones", "decoding", "evaluation", "heads", "records", "structure"]
 
 if "." not in __name__:
     raise ImportError("this folder is the package confide.models: write `import confide.models`, not `import models`")

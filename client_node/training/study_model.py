@@ -14,6 +14,7 @@ from ...models.errors import BackboneMismatch, MetricUndefined, TargetMissing
 from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
+from ...models.structure.readers import TARGET as STRUCTURE
 from ..data import Records
 from ..study import StudyDraft
 
@@ -43,11 +44,11 @@ class StudyModel:
 
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
-        return self.kind.judge(self.terms, self.adapted, ids, target)
+        return self.kind.judge(self.terms, self.reader, self.adapted, ids, target)
 
     def evaluate(self, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""
-        return self.kind.evaluate(self.terms, self.adapted, tables)
+        return self.kind.evaluate(self.terms, self.reader, self.adapted, tables)
 
 
 def load_study_model(
@@ -71,10 +72,11 @@ def load_study_model(
         loaded = loading.load_text(directory, expected_hash=expected_hash, **held)
     else:
         loaded = loading.load(directory, expected_hash=expected_hash, **held)
-    if strange := [name for name in config.targets if name not in loaded.family.targets]:
+    targets = (*loaded.family.targets, STRUCTURE)
+    if strange := [name for name in config.targets if name not in targets]:
         raise TargetMissing(
             f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "
-            f"{', '.join(loaded.family.targets)}"
+            f"{', '.join(targets)}"
         )
     try:
         reader = kind.reader(draft.data.terms, loaded.vocabulary, max_tokens=draft.data.max_tokens)

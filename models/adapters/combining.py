@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.directories import new_directory
+from ..directories import new_directory
 from ..errors import CombinationRefused
 from .card import CARD, HEAD_ALONE, head_text, one_line
 from .factors import Pair

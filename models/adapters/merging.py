@@ -18,8 +18,8 @@ from ...kernels.formats import Dense
 from ...kernels.install import experts_of
 from ...kernels.linear import QuantisedLinear
 from ..backbones import checkpoints
-from ..backbones.directories import new_directory
 from ..backbones.families import family_in
+from ..directories import new_directory
 from ..errors import UnsupportedModule
 from .card import CARD, ModelCard, head_text
 from .factors import Pair

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..backbones.directories import new_directory
 from ..backbones.families import family_in
+from ..directories import new_directory
 from .card import CARD, HEAD_ALONE, ModelCard, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save

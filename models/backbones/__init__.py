@@ -28,6 +28,6 @@ The modules that a study may adapt, and the families, without loading a model:
 """
 
 __all__ = [
-    "checkpoints", "directories", "families", "family",
-    "importing", "loading", "moments", "pretraining", "public_tokens", "smollm2",
+    "checkpoints", "families", "family",
+    "importing", "loading", "moments", "pretraining", "public_tokens", "smollm2", "text_pretraining",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ...kernels.formats import Pack
 from ...kernels.install import install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
+from ..structure.readers import TARGET
 from .families import family_of
 from .family import Backbone
 from .grouped_query import speed_up
@@ -41,6 +42,7 @@ from .packing import (
 
 CONFIG, ORIGIN, WEIGHTS, TOKENIZER = "config.json", "origin.json", "model.safetensors", "tokenizer.json"
 INDEX = f"{WEIGHTS}.index.json"
+_BESIDE = f".{TARGET}.weight"  # end of the name of weights that have a file of their own
 CHAT_TEMPLATE = "chat_template.jinja"
 _LONGEST_REASON = 300  # characters of another library's message
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
@@ -278,16 +280,18 @@ def routed_of(family: Backbone, config: Mapping[str, Any]) -> tuple[int, int]:
 def save_model(model: PreTrainedModel, directory: Path) -> None:
     """Writes `config.json` and weights as transformers does, always with an index that names the weight files.
 
-    Without an index, some loaders read every safetensors file of a directory as weights.
+    Without an index, some loaders read every safetensors file of a directory as weights. Structure tables are none of
+    transformers' and left out, see `structure.inputs.save`.
     """
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_BESIDE)}
     with quietly():
-        model.save_pretrained(directory, safe_serialization=True)
+        model.save_pretrained(directory, state_dict=state, safe_serialization=True)
     whole = directory / WEIGHTS
     if whole.exists():
         shard = directory / "model-00001-of-00001.safetensors"
         with safe_open(whole, framework="pt") as file:
             weight_map = dict.fromkeys(file.keys(), shard.name)
-        total = sum(tensor.nbytes for tensor in model.state_dict().values())
+        total = sum(tensor.nbytes for tensor in state.values())
         whole.rename(shard)
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidBackbone
+from ..structure.readers import TARGET
 from .deepseek_v2 import DeepSeekV2
 from .deepseek_v3 import DeepSeekV3
 from .family import Backbone
@@ -56,8 +57,8 @@ def family_in(model: Any) -> Backbone:
 
 
 def targets() -> tuple[str, ...]:
-    """Lists the modules that may take an adapter in at least one family, each once."""
-    return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.targets))
+    """Lists the modules that may take an adapter in at least one family, each once, and structure tables."""
+    return tuple(dict.fromkeys((*(name for family in FAMILIES.values() for name in family.targets), TARGET)))
 
 
 def frozen() -> dict[str, str]:

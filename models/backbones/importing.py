@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..directories import new_directory
 from ..errors import InvalidBackbone
 from . import checkpoints, soundness
 from .checkpoints import CHAT_TEMPLATE, INDEX, ORIGIN, Claims, Origin
-from .directories import new_directory
 from .loading import Description, describe
 from .published import LEGACY_CHAT_TEMPLATE, Published, read_published
 

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ..directories import new_directory
 from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead
 from ..heads.objectives import Objective
 from ..records import RecordSchema
+from ..structure import inputs
+from ..structure.readers import STRUCTURE, TARGET
 from . import checkpoints, soundness
-from .directories import new_directory
 from .families import named
 from .family import Backbone, BackboneConfig, WeightFormat
 from .moments import POOLING, Moments, read_moments, states_with_moments
@@ -191,6 +193,7 @@ def load_text(
         soundness.check_words(tokenizer, model.config.vocab_size)
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
+    inputs.load(directory, model, tokenizer)
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
 
@@ -214,7 +217,9 @@ def describe(directory: Path) -> Description:
         raise checkpoints.as_invalid(directory, err) from err
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = tuple(name for name in family.targets if name in names)
-    suggested_targets, suggested_layers = _suggested(model, targets)
+    if (directory / STRUCTURE).exists():
+        targets = (*targets, TARGET)
+    suggested_targets, suggested_layers = _suggested(model, tuple(name for name in targets if name in names))
     return Description(
         hash=digest,
         reads=reads,

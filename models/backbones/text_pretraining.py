@@ -1,0 +1,219 @@
+"""Pretrains a small backbone that reads and writes text, from nothing, on public records of a study's own kind.
+
+Where published checkpoints are too large, or know nothing of what a study is about, a public generator can teach a
+small model what is common knowledge: the rules of mathematics, the syntax of a language. What sites alone know, they
+teach it later. No private record or statistic is used.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from ..directories import new_directory
+from ..errors import InvalidPretraining
+from ..structure import inputs
+from ..structure.readers import READERS
+from . import checkpoints
+from .balancing import balanced
+from .families import named
+from .family import BackboneConfig
+
+# Of LaTeX, each a word of the tokenizer; any other command is read letter by letter.
+COMMANDS = (
+    *(
+        "\\frac",
+        "\\sqrt",
+        "\\cdot",
+        "\\times",
+        "\\int",
+        "\\sum",
+        "\\left",
+        "\\right",
+        "\\pi",
+        "\\infty",
+        "\\le",
+        "\\ge",
+    ),
+    *(
+        "\\sin",
+        "\\cos",
+        "\\tan",
+        "\\exp",
+        "\\ln",
+        "\\log",
+        "\\alpha",
+        "\\beta",
+        "\\lambda",
+        "\\mu",
+        "\\sigma",
+        "\\Delta",
+    ),
+)
+Row = tuple[Sequence[int], Sequence[bool]]  # token ids, and which of them are learned
+_WARM_UP = 50  # steps
+_POOL = 128  # rows sorted by length at a time, so that little of a batch is padding
+_LEAST_RATE = 0.03  # of the peak
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPretrainingConfig:
+    """Settings of the pretraining; equal settings give equal weights on one machine and one torch build."""
+
+    tokens: int = 6_000_000  # read in all; rows come again when there are no more
+    batch_tokens: int = 1500  # padding included
+    lr: float = 3e-3  # peak of AdamW's, after 50 steps of warm-up and before linear decay
+    bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
+    seed: int = 1  # of the order of rows and of the structure tables
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0 or not 0 <= self.bias_step <= 1:
+            raise InvalidPretraining(f"need tokens, batch_tokens >= 1, lr > 0 and bias_step in [0, 1], got {self}")
+
+
+def pretrain_text(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+    *,
+    structure: str | None = None,
+    backbone: BackboneConfig | None = None,
+    config: TextPretrainingConfig | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Builds, trains and writes a backbone that reads `tokenizer`; returns its hash.
+
+    Runs in one thread, because the order of sums over threads would change the weights.
+
+    Args:
+        rows: public records, as a kind of record encodes them.
+        structure: name of the reader whose tables lie beside the backbone, see `structure.readers`.
+        directory: must not exist; appears in one rename at the end.
+        progress: called with (tokens read, tokens in total) after every step.
+
+    Raises:
+        InvalidPretraining: no row has anything to learn, a row is longer than the model reads, or no reader has the
+            name.
+    """
+    config, backbone = config or TextPretrainingConfig(), backbone or BackboneConfig(hidden=96, max_tokens=512)
+    rows = [row for row in rows if any(row[1][1:])]
+    if not rows:
+        raise InvalidPretraining("no public record has anything to learn: nothing could be trained")
+    if (longest := max(len(ids) for ids, _ in rows)) > backbone.max_tokens:
+        raise InvalidPretraining(f"a public record has {longest} tokens, and the model reads {backbone.max_tokens}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = build_text(tokenizer, structure, backbone)
+        fit_text(model, rows, config, progress)
+    finally:
+        torch.set_num_threads(threads)
+    with new_directory(directory) as partial:
+        checkpoints.save_model(model, partial)
+        tokenizer.save_pretrained(partial, save_jinja_files=False)
+        if structure is not None:
+            inputs.save(model, partial)
+        return checkpoints.content_hash(partial)
+
+
+def build_text(tokenizer: PreTrainedTokenizerFast, structure: str | None, config: BackboneConfig) -> Any:
+    """Builds an untrained model for a tokenizer's words, equal for equal arguments (torch's CPU generator)."""
+    if structure is not None and structure not in READERS:
+        raise InvalidPretraining(f"there is no structure reader {structure[:40]!r}; there are {', '.join(READERS)}")
+    words = inputs.words_of(tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = named(config.family).build(len(words), config)
+        if structure is not None:
+            inputs.join(model, READERS[structure], words)
+    return model
+
+
+def fit_text(
+    model: Any, rows: Sequence[Row], config: TextPretrainingConfig, progress: Callable[[int, int], None]
+) -> None:
+    """Trains a model in place on the learned tokens of rows, by AdamW on batches of rows of similar length."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    model.train()
+    read = 0
+    for step, (ids_RT, is_learned_RT) in enumerate(_batches(rows, config), start=1):
+        is_token_RT = torch.arange(ids_RT.shape[1]) < _lengths(ids_RT)[:, None]
+        decay = max(_LEAST_RATE, 1 - read / config.tokens)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, step / _WARM_UP) * decay
+        with balanced(model, is_token_RT, config.bias_step * decay):
+            states_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
+            is_foretold = is_learned_RT[:, 1:]
+            logits_NV = model.lm_head(states_RTD[:, :-1][is_foretold])
+            loss = F.cross_entropy(logits_NV, ids_RT[:, 1:][is_foretold])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        read += int(is_token_RT.sum())
+        progress(min(read, config.tokens), config.tokens)
+        if read >= config.tokens:
+            break
+    model.eval()
+
+
+def character_tokenizer(commands: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    r"""Makes a tokenizer of which every printable character of ASCII is a word, and each command such as `\frac`."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.decoders import Fuse
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+
+    control = ("<pad>", "<eos>", "<unk>")
+    words = [*control, "\n", *map(chr, range(32, 127)), *commands]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=control[2]))
+    longest_first = sorted(commands, key=len, reverse=True)
+    pattern = "|".join([*(command.replace("\\", "\\\\") + "(?![A-Za-z])" for command in longest_first), r"[\s\S]"])
+    core.pre_tokenizer = Split(Regex(pattern), behavior="isolated")
+    core.decoder = Fuse()
+    core.add_special_tokens(list(control))
+    named_words = dict(zip(("pad_token", "eos_token", "unk_token"), control, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=core, **named_words)  # type: ignore[no-untyped-call]
+
+
+def _batches(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Draws (ids, is_learned), both [rows, longest], without end: all rows in a new order again and again."""
+    rng = np.random.default_rng(config.seed)
+    while True:
+        order = rng.permutation(len(rows))
+        for start in range(0, len(order), _POOL):
+            pool = sorted((rows[place] for place in order[start : start + _POOL]), key=lambda row: len(row[0]))
+            batches = list(_cut(pool, config.batch_tokens))
+            for place in rng.permutation(len(batches)):
+                yield _padded(batches[place])
+
+
+def _cut(pool: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in pool:  # by length, so that the newest is the longest
+        if batch and len(row[0]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _padded(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in batch)
+    ids_RT = torch.zeros(len(batch), longest, dtype=torch.int64)
+    is_learned_RT = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for place, (ids, is_learned) in enumerate(batch):
+        ids_RT[place, : len(ids)] = torch.tensor(ids)
+        is_learned_RT[place, : len(ids)] = torch.tensor(is_learned)
+    return ids_RT, is_learned_RT
+
+
+def _lengths(ids_RT: torch.Tensor) -> torch.Tensor:
+    return ids_RT.shape[1] - (ids_RT > 0).flip(1).long().cumsum(1).eq(0).sum(1)

@@ -1,0 +1,28 @@
+"""Checks derivations line by line: numbers that are said to be equal must be."""
+
+import re
+
+from ..errors import AnswerRefused
+from . import answers
+
+_PARTS = re.compile(r"[;,\n#]")  # of a derivation, each a chain of sides with equals signs between them
+
+
+def wrong_equalities(text: str) -> list[str]:
+    """Finds the chains `a=b=c` of a derivation with numeric sides that are not all equal.
+
+    A side is numeric if `answers` reads it without symbols and finds its exact value; others are passed over.
+    """
+    wrong = []
+    for part in _PARTS.split(text):
+        values = {value for side in part.split("=") if (value := _value(side)) is not None}
+        if len(values) > 1:
+            wrong.append(part)
+    return wrong
+
+
+def _value(side: str) -> object:
+    try:
+        return answers.value(answers.read(side, symbols=()))
+    except AnswerRefused:
+        return None

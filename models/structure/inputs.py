@@ -1,0 +1,173 @@
+"""Joins a structure reader to a model: what it says of a token is added to the embedding of the token's word.
+
+The tables of a reader lie side by side as one linear layer without bias, `model.structure`, whose input has a one for
+each id and zeros else. So an adapter finds a layer as any other, and clipping by unit holds through it.
+
+A forward pass of the decoder from token ids sees the whole text and is joined by itself. Whoever makes embeddings of
+their own, or writes word by word on a cache, calls `embedded`.
+
+Legend: `R` rows (records), `T` tokens, `D` model width, `S` ids of all tables together.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InvalidBackbone
+from .readers import READERS, STRUCTURE, TARGET, Prefix, StructureReader
+
+Prefixes = list[Prefix]  # texts that are being written, one a row; empty at their beginning
+_ROWS = 4096  # texts whose ids are kept: records come again in later rounds
+
+
+class StructureIds:
+    """Says where the tokens of a text stand, by a reader and the vocabulary's words."""
+
+    def __init__(self, reader: StructureReader, words: Sequence[str]) -> None:
+        """Takes the text of every token id; control words have none."""
+        self.reader, self._words = reader, tuple(words)
+        self._starts = np.cumsum([0, *reader.sizes.values()])[:-1]
+        self._of_row = lru_cache(_ROWS)(self._read)
+
+    @property
+    def total(self) -> int:
+        """S, the number of ids of all tables together."""
+        return sum(self.reader.sizes.values())
+
+    def of(self, ids_RT: Tensor) -> Tensor:
+        """Zeros and ones [R, T, S] of token ids; zeros alone where a token has no text."""
+        return self._ones(ids_RT, [self._of_row(row.tobytes()) for row in _on_host(ids_RT)])
+
+    def next(self, ids_RT: Tensor, prefixes: "Prefixes") -> Tensor:
+        """The same of the next words of texts, which grow by them."""
+        if not prefixes:
+            prefixes += [self.reader.begin() for _ in range(len(ids_RT))]
+        rows = zip(prefixes, _on_host(ids_RT), strict=True)
+        return self._ones(ids_RT, [self._fed(prefix, row.tolist()) for prefix, row in rows])
+
+    def _ones(self, ids_RT: Tensor, rows: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+        places_RTF = torch.from_numpy(np.stack(rows)).to(ids_RT.device)
+        # A token without text points behind the last id, at a column that is cut off.
+        ones = torch.zeros(*places_RTF.shape[:2], self.total + 1, device=ids_RT.device)
+        return ones.scatter_(2, places_RTF, 1.0)[..., : self.total]
+
+    def _read(self, row: bytes) -> npt.NDArray[np.int64]:
+        return self._fed(self.reader.begin(), np.frombuffer(row, dtype=np.int64).tolist())
+
+    def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
+        nowhere, places = np.full(len(self._starts), self.total), []
+        for token in tokens:
+            word = self._words[token]
+            places.append(self._starts + prefix.feed(word) if word else nowhere)
+        return np.array(places, dtype=np.int64)
+
+    def __deepcopy__(self, memo: object) -> "StructureIds":
+        """Returns itself: it holds nothing that a copy of a model could change."""
+        return self
+
+
+def join(model: Any, reader: StructureReader, words: Sequence[str], weight: Tensor | None = None) -> nn.Linear:
+    """Adds tables of a reader to a causal language model; returns them, as a layer [D, S].
+
+    Args:
+        words: text of each token id, see `words_of`.
+        weight: [D, S]; None starts with small random numbers from torch's global generator.
+
+    Raises:
+        InvalidBackbone: the model is joined already, or the weight does not fit.
+    """
+    decoder, table = model.model, model.get_input_embeddings().weight
+    if hasattr(decoder, TARGET):
+        raise InvalidBackbone("the model has structure tables already")
+    ids = StructureIds(reader, words)
+    layer = nn.Linear(ids.total, table.shape[1], bias=False, device=table.device, dtype=table.dtype)
+    if weight is not None and weight.shape != layer.weight.shape:
+        raise InvalidBackbone(
+            f"structure tables are {tuple(weight.shape)}, reader {reader.name} and the model need "
+            f"{tuple(layer.weight.shape)}"
+        )
+    with torch.no_grad():
+        layer.weight.normal_(std=model.config.initializer_range) if weight is None else layer.weight.copy_(weight)
+    decoder.structure, decoder.structure_ids = layer, ids
+    decoder.register_forward_pre_hook(_embed_first, with_kwargs=True)
+    return layer
+
+
+def embedded(model: Any, ids_RT: Tensor, prefixes: "Prefixes | None" = None) -> Tensor:
+    """[R, T, D], embeddings of the words of texts, with what their structure adds if the model is joined.
+
+    Args:
+        ids_RT: of whole texts; with `prefixes`, of what comes next in them.
+        prefixes: texts that are being written, which grow by these words.
+    """
+    words_RTD: Tensor = model.get_input_embeddings()(ids_RT)
+    decoder = getattr(model, "model", model)
+    if not hasattr(decoder, TARGET):
+        return words_RTD
+    ids = decoder.structure_ids
+    ones = ids.of(ids_RT) if prefixes is None else ids.next(ids_RT, prefixes)
+    added: Tensor = decoder.structure(ones.to(words_RTD.dtype))
+    return words_RTD + added
+
+
+def words_of(tokenizer: Any) -> tuple[str, ...]:
+    """Lists the text of every token id of a transformers tokenizer in Rust; "" for control words."""
+    core = tokenizer.backend_tokenizer
+    count = 1 + max(core.get_vocab(with_added_tokens=True).values())
+    return tuple(core.decode([token], skip_special_tokens=True) for token in range(count))
+
+
+def save(model: Any, directory: Path) -> None:
+    """Writes the tables of a joined model beside its weights."""
+    decoder = model.model
+    weight = {"weight": decoder.structure.weight.detach().float().contiguous()}
+    save_file(weight, Path(directory) / STRUCTURE, metadata={"reader": decoder.structure_ids.reader.name})
+
+
+def load(directory: Path, model: Any, tokenizer: Any) -> None:
+    """Joins a model to the tables that lie beside its weights; does nothing if there are none.
+
+    Raises:
+        InvalidBackbone: they are broken, of a reader that is not known, or do not fit the model.
+    """
+    path = Path(directory) / STRUCTURE
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            name = (file.metadata() or {}).get("reader", "")
+            if name not in READERS or [*file.keys()] != ["weight"]:
+                raise InvalidBackbone(f"{path}: no tables of a reader that is known ({', '.join(READERS)})")
+            weight = file.get_tensor("weight")
+    except (OSError, SafetensorError) as err:
+        raise InvalidBackbone(f"{path}: cannot be read ({str(err)[:100]})") from err
+    if weight.dtype != torch.float32 or not bool(torch.isfinite(weight).all()):
+        raise InvalidBackbone(f"{path}: tables are not finite, or no float32")
+    try:
+        join(model, READERS[name], words_of(tokenizer), weight).requires_grad_(False)
+    except InvalidBackbone as err:
+        raise InvalidBackbone(f"{path}: {err}") from None
+
+
+def _on_host(ids_RT: Tensor) -> npt.NDArray[np.int64]:
+    rows: npt.NDArray[np.int64] = ids_RT.detach().cpu().to(torch.int64).numpy()
+    return rows
+
+
+def _embed_first(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Embeds the ids of a forward pass with their structure, before the decoder does it without."""
+    ids_RT = args[0] if args else kwargs.get("input_ids")
+    if ids_RT is None:
+        return args, kwargs
+    cache = kwargs.get("cache") or kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        raise InvalidBackbone("ids behind a cache are half a text, whose structure nobody knows: pass `embedded`")
+    return args[1:], kwargs | {"input_ids": None, "inputs_embeds": embedded(decoder, ids_RT)}

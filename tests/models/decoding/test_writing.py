@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.text_pretraining import build_text, character_tokenizer
+from confide.models.decoding.arithmetic import Arithmetic
+from confide.models.decoding.writing import write
+from confide.models.structure.inputs import words_of
+
+from ..tiny import VOCABULARY, tiny_deepseek
+
+WORDS = ["", "<end>", *(f"<{number}>" for number in range(2, VOCABULARY))]
+PROMPTS = [[5, 9, 3], [7, 7], [8, 2, 40], [11, 60, 2, 9, 33]]
+
+
+def tiny_llama():
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=VOCABULARY,
+        initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+class Only:
+    """Allows some words alone, whatever was written."""
+
+    def __init__(self, *allowed):
+        self.mask = np.isin(np.arange(VOCABULARY), allowed)
+
+    def allowed(self, text):
+        return self.mask
+
+
+@pytest.mark.parametrize("model", [tiny_deepseek, tiny_llama])
+def test_what_is_written_is_what_transformers_generates(model):
+    model = model()
+    texts = write(model, PROMPTS, WORDS, end=1, longest=12)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        ids = torch.tensor([prompt])
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=1, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert text == "".join(WORDS[token] for token in found[: found.index(1) if 1 in found else None])
+
+
+def test_texts_do_not_depend_on_those_beside_them():
+    model = tiny_deepseek()
+    together = write(model, PROMPTS, WORDS, end=1, longest=10)
+    assert [write(model, [prompt], WORDS, end=1, longest=10)[0] for prompt in PROMPTS] == together
+
+
+def test_a_guide_has_the_last_word():
+    texts = write(tiny_deepseek(), PROMPTS, WORDS, end=1, longest=5, guide=Only(6))
+    assert texts == ["<6>" * 5] * 4
+
+
+def test_a_text_ends_with_the_word_that_ends_it():
+    texts = write(tiny_deepseek(), PROMPTS, WORDS, end=6, longest=5, guide=Only(6))
+    assert texts == [""] * 4
+
+
+def test_words_without_text_are_written_and_not_seen():
+    assert write(tiny_deepseek(), PROMPTS, WORDS, end=1, longest=3, guide=Only(0)) == [""] * 4
+
+
+def test_nothing_is_written_behind_no_prompt():
+    assert write(tiny_deepseek(), [], WORDS, end=1, longest=3) == []
+
+
+def test_the_engine_writes_values_into_a_joined_model():
+    """Whatever an untrained model would write behind the equals sign, the value stands there."""
+    tokenizer = character_tokenizer()
+    model = build_text(tokenizer, "formulas", BackboneConfig(hidden=32, experts=4, max_tokens=64)).eval()
+    words = words_of(tokenizer)
+
+    class Begun(Arithmetic):
+        """Makes the model begin with an expression."""
+
+        def allowed(self, text):
+            begin = "12*12="
+            if len(text) < len(begin):
+                return np.array([word == begin[len(text)] for word in words])
+            return super().allowed(text)
+
+    (text,) = write(model, [tokenizer("x?")["input_ids"]], words, end=1, longest=10, guide=Begun(words))
+    assert text.startswith("12*12=144")
