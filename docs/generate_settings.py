@@ -11,6 +11,7 @@ BLOCKS = {
     "documents": lambda: reference.kind_toml("document"),
     "free text": lambda: reference.kind_toml("text"),
     "conversations": lambda: reference.kind_toml("chat"),
+    "formulas": lambda: reference.kind_toml("formulas"),
 }
 
 

@@ -39,9 +39,25 @@ def backbone_build(
     family: Annotated[
         str, typer.Option(help="Architecture, by the model_type of its checkpoints; docs/backbones.md has the table.")
     ] = "deepseek_v3",
+    public: Annotated[
+        Path | None,
+        typer.Option(help="Of formulas: a table of public records with the study's columns, to train on instead."),
+    ] = None,
+    structure: Annotated[
+        str | None, typer.Option(help="With --public: tables that tell the model where a token stands; formulas.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --public: tokens to read in all.")] = 6_000_000,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a small model for the records that study.toml describes, trained on synthetic ones alone."""
+    """Build a small model for the records that study.toml describes, trained on synthetic or public ones alone.
+
+    Records of fields need no table: they are drawn at random. Formulas are learned from a public one, with an id of
+    each row in a column of the study's unit and _id.
+    """
+    if public is not None:
+        return _build_of_public(draft, public, directory, family, structure, tokens, as_json)
+    if structure is not None:
+        raise typer.BadParameter("--structure goes with --public: synthetic records of fields have none")
     from ...client_node.study import load_draft
     from ...models.backbones.family import BackboneConfig
     from ...models.backbones.pretraining import pretrain
@@ -140,6 +156,23 @@ def backbone_moments(
             progress=progress,
         )  # fmt: skip
     show_moments(directory, taken, as_json)
+
+
+def _build_of_public(
+    draft: Path, public: Path, directory: Path, family: str, structure: str | None, tokens: int, as_json: bool
+) -> None:
+    from ...client_node.study import load_draft
+    from ...models.backbones.family import BackboneConfig
+    from ...models.backbones.text_pretraining import TextPretrainingConfig
+    from ..results.text_backbone import build_text_backbone
+
+    config = BackboneConfig(family=family, hidden=96, max_tokens=512)
+    with bar("Pretraining on public records") as progress:
+        digest = build_text_backbone(
+            load_draft(draft), public, directory, structure=structure, backbone=config,
+            config=TextPretrainingConfig(tokens=tokens), progress=progress,
+        )  # fmt: skip
+    show_built(directory, digest, None, as_json)
 
 
 def _import_recipe(recipe: Recipe, directory: Path, as_json: bool) -> None:

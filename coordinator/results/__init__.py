@@ -3,7 +3,7 @@
 `trained` loads the model that a run has trained, `export` writes its adapter. `metrics` computes metrics from the run's
 evaluation, `held_out` from records on this machine. `privacy_audit` tests the run's training step. `reports` makes
 signed budget reports, `ledger_export` writes a site's replicated ledger to a file. `router_statistics` and
-`router_page` show the experts that a backbone's routers choose.
+`router_page` show the experts that a backbone's routers choose. `text_backbone` builds a backbone of public records.
 
 A page about one layer with an unused expert:
 
@@ -25,5 +25,6 @@ __all__ = [
     "reports",
     "router_page",
     "router_statistics",
+    "text_backbone",
     "trained",
 ]

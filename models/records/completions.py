@@ -18,6 +18,8 @@ from .kind import Examples, Judged, RecordKind
 if TYPE_CHECKING:
     import torch
 
+    from ..evaluation.metrics import Estimate
+
 _TEXTS = 16  # records scored at a time
 
 
@@ -40,7 +42,7 @@ class Completions(RecordKind):
         """Returns what is counted: completions that are written word for word."""
         return "completions"
 
-    def judge(self, terms: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def judge(self, terms: Any, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Returns True if greedy decoding writes the last completion, and the logit of its tokens' mean likelihood."""
         import torch
 
@@ -54,24 +56,37 @@ class Completions(RecordKind):
         loss = foretold.by_record().double()
         return float(foretold.is_exact()), float(-loss - torch.log(-torch.expm1(-loss)))
 
-    def evaluate(self, terms: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: Any, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes exact match of the last completions, and perplexity of all by unit."""
-        from ..evaluation.metrics import exact_match, perplexity
+        from ..evaluation.metrics import exact_match
 
-        exact: list[bool] = []
-        by_unit: dict[tuple[int, int], np.ndarray] = {}  # loss and tokens of all texts of a unit
-        for table, examples in enumerate(tables):
-            is_exact, losses, tokens = text_scores(adapted, examples)
-            exact += is_exact.tolist()
-            for unit, *sums in zip(examples.units, losses, tokens, strict=True):
-                key = (table, int(unit))
-                by_unit[key] = by_unit.get(key, np.zeros(2)) + sums
-        sums_of_units = np.array(list(by_unit.values())).reshape(-1, 2)
+        scores = [text_scores(adapted, examples) for examples in tables]
+        exact = np.concatenate([is_exact for is_exact, _, _ in scores]).tolist()
+        by_unit = perplexity_by_unit(
+            [(examples.units, *sums) for examples, (_, *sums) in zip(tables, scores, strict=True)]
+        )
         return {
             "records": len(exact),
             "exact_match": asdict(exact_match(exact)),
-            "perplexity": asdict(perplexity(sums_of_units[:, 0], sums_of_units[:, 1])),
+            "perplexity": asdict(by_unit),
         }
+
+
+def perplexity_by_unit(tables: Sequence[tuple[np.ndarray, ...]]) -> "Estimate":
+    """Computes perplexity with an interval for other units.
+
+    Args:
+        tables: of each, (units, losses, tokens), each [rows], see `text_scores`; a unit of one is none of another.
+    """
+    from ..evaluation.metrics import perplexity
+
+    by_unit: dict[tuple[int, int], np.ndarray] = {}  # loss and tokens of all texts of a unit
+    for table, (units, losses, tokens) in enumerate(tables):
+        for unit, *sums in zip(units, losses, tokens, strict=True):
+            key = (table, int(unit))
+            by_unit[key] = by_unit.get(key, np.zeros(2)) + sums
+    sums_of_units = np.array(list(by_unit.values())).reshape(-1, 2)
+    return perplexity(sums_of_units[:, 0], sums_of_units[:, 1])
 
 
 def text_scores(

@@ -59,7 +59,8 @@ class Reader(Protocol):
 
 
 class RecordKind(Protocol):
-    """A kind of record. The argument `terms` of its methods is a study's terms, an object of the class `terms`.
+    """A kind of record. The argument `terms` of its methods is a study's terms, an object of the class `terms`, and
+    `reader` what the method of that name gave.
 
     A kind's file imports torch and pyarrow inside its methods only: commands that read no record need neither.
     """
@@ -103,8 +104,8 @@ class RecordKind(Protocol):
             InvalidPrompt: the terms alone leave no room for a record.
         """
 
-    def judge(self, terms: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def judge(self, terms: Any, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only."""
 
-    def evaluate(self, terms: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: Any, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""

@@ -3,8 +3,11 @@
 from .chat import Conversations
 from .documents import Documents
 from .fields import Fields
+from .formulas import Formulas
 from .kind import RecordKind
 from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
-KINDS: dict[str, RecordKind] = {kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations())}
+KINDS: dict[str, RecordKind] = {
+    kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations(), Formulas())
+}

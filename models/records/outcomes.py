@@ -221,7 +221,9 @@ class ReadByHead(RecordKind):
         """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
         return terms.counted
 
-    def judge(self, terms: OutcomeTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def judge(
+        self, terms: OutcomeTerms, reader: Any, adapted: Any, ids: np.ndarray, target: Any
+    ) -> tuple[float, float]:
         """Judges what the head gives for the record at its own length, see `OutcomeTerms.judge`."""
         import torch
 
@@ -229,7 +231,7 @@ class ReadByHead(RecordKind):
         device = next(iter(adapted.trained.values())).device
         return terms.judge(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)), target)
 
-    def evaluate(self, terms: OutcomeTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: OutcomeTerms, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes the metrics that go with the outcome, see `OutcomeTerms.metrics`."""
         return terms.metrics(adapted, tables)
 

@@ -99,8 +99,8 @@ class Series(RecordKind):
     def judged(self, terms: SeriesTerms) -> str:
         return "labels"
 
-    def judge(self, terms: SeriesTerms, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+    def judge(self, terms: SeriesTerms, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
         return float(target), float(adapted.classify(torch.from_numpy(ids[None, : int((ids > 0).sum())])))
 
-    def evaluate(self, terms: SeriesTerms, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+    def evaluate(self, terms: SeriesTerms, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         return {"scores": np.concatenate([scores(adapted, examples) for examples in tables]).tolist()}
