@@ -41,6 +41,8 @@ _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
+_TOKENS, _SMOKE_TOKENS = 5_000_000, 20_000  # of public mathematics
+_SMOKE_PUBLIC = 1000  # records of it
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 
@@ -117,12 +119,14 @@ def _workbench(
         if is_smoke:
             for site, (part, count) in itertools.product(tables.values(), _SMOKE_RECORDS.items()):
                 site[_COUNTS[part]] = _keep_first(Path(site[part]), count)
+            if (public := directory / "data" / "public.csv").exists():
+                _keep_first(public, _SMOKE_PUBLIC)
         write_private(described, json.dumps(tables).encode())
     bench = Workbench(root=directory, tables=json.loads(described.read_text()))
     if bench.tables.keys() != set(draft.participants.sites):
         raise DemoFailed(f"{directory} holds the tables of another example; choose another folder with --dir")
     if not bench.backbone.exists():
-        _make_backbone(draft, bench.backbone, console)
+        _make_backbone(draft, bench.backbone, console, is_smoke=is_smoke)
     return bench
 
 
@@ -135,7 +139,10 @@ def _keep_first(table: Path, records: int) -> int:
     return len(rows) - 1
 
 
-def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
+def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
+    if draft.data.kind.name == "formulas":
+        _build_backbone_of_formulas(draft, directory, console, is_smoke=is_smoke)
+        return
     if draft.data.kind.reads == "text":
         _import_backbone(draft, directory, console)
         return
@@ -149,6 +156,22 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console) -> None
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print("Backbone pretrained on synthetic records (kept for the next time)")
+
+
+def _build_backbone_of_formulas(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
+    """Trains a small backbone on the example's public mathematics, with tables of structure."""
+    from ...models.backbones.text_pretraining import TextPretrainingConfig
+    from ..results.text_backbone import build_text_backbone
+
+    tokens = _SMOKE_TOKENS if is_smoke else _TOKENS
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("Pretraining the backbone on public mathematics", total=None)
+        build_text_backbone(
+            draft, directory.with_name("data") / "public.csv", directory, structure="formulas",
+            config=TextPretrainingConfig(tokens=tokens),
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    console.print("Backbone pretrained on public mathematics (kept for the next time)")
 
 
 def _import_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
@@ -368,6 +391,8 @@ def figures(outcome: dict[str, Any]) -> _Rows:
     """
     if "auc_private" in outcome:
         measured, controls = _figures(outcome)
+    elif "sound_derivations_private" in outcome:
+        measured, controls = _formula_figures(outcome)
     elif "exact_match_private" in outcome:
         measured, controls = _text_figures(outcome)
     else:
@@ -419,6 +444,21 @@ def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
         ("exact", f"{outcome['accuracy_private']:.3f}", _over_records(outcome["accuracy_private_interval"])),
         ("without privacy", f"{outcome['accuracy_nonprivate']:.3f}", "the same study without noise"),
         ("before", f"{outcome['accuracy_before']:.3f}", "the backbone under an untrained head"),
+    ]
+    return _as_measured("right answers", outcome, "accuracy", ""), controls
+
+
+def _formula_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    """Figures of answers that equal the right one as mathematics: as the sites measured it, and the controls."""
+    controls = [
+        ("exact", f"{outcome['accuracy_private']:.3f}", _over_records(outcome["accuracy_private_interval"])),
+        ("without privacy", f"{outcome['accuracy_nonprivate']:.3f}", "the same study without noise"),
+        ("before", f"{outcome['accuracy_before']:.3f}", "the backbone, which knows public mathematics alone"),
+        (
+            "lines hold",
+            f"{outcome['sound_derivations_private']:.3f}",
+            f"of derivations, every numeric line; {outcome['sound_derivations_before']:.3f} before",
+        ),
     ]
     return _as_measured("right answers", outcome, "accuracy", ""), controls
 

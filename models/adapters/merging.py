@@ -21,6 +21,7 @@ from ..backbones import checkpoints
 from ..backbones.families import family_in
 from ..directories import new_directory
 from ..errors import UnsupportedModule
+from ..structure.inputs import is_joined
 from .card import CARD, ModelCard, head_text
 from .factors import Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
@@ -64,10 +65,15 @@ def save_merged(adapted: AdaptedModel, backbone: Path, directory: Path, card: Mo
         backbone: the directory that the model was loaded from.
 
     Raises:
-        UnsupportedModule: as `merged`.
+        UnsupportedModule: as `merged`; or the backbone has structure tables, which a plain checkpoint would lose.
         InvalidRelease: the backbone's own `confide.json` cannot be read.
         FileExistsError: `directory` exists already.
     """
+    if is_joined(adapted.model):
+        raise UnsupportedModule(
+            "the backbone has structure tables, which whoever loads a merged checkpoint would miss without a word; "
+            "export the adapter instead: coordinator adapter export"
+        )
     provenance = Provenance.of(card, backbone)
     with merged(adapted) as model, new_directory(directory) as partial:
         checkpoints.save_model(model, partial)

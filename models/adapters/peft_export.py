@@ -4,10 +4,30 @@ from pathlib import Path
 
 from ..backbones.families import family_in
 from ..directories import new_directory
+from ..structure.inputs import is_joined
 from .card import CARD, HEAD_ALONE, ModelCard, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save
 from .provenance import Provenance
+
+_PLAIN = """```python
+from peft import PeftModel
+from transformers import {kind}
+
+model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
+```
+"""
+_JOINED = """Transformers and PEFT by themselves miss the backbone's structure tables (`structure.safetensors`) and
+compute something else without a word. Let confide load the backbone:
+```python
+from pathlib import Path
+
+from confide.models.backbones.loading import load_text
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(load_text(Path(backbone_directory)).model, adapter_directory)
+```
+"""
 
 
 def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
@@ -43,7 +63,7 @@ tags: [lora, federated-learning, differential-privacy]
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
-{_loading(kind) if adapted.adapters else HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
+{_loading(adapted, kind) if adapted.adapters else HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
 {provenance.earlier_studies()}{card.limits()}"""
 
 
@@ -53,16 +73,11 @@ def _kind_text(adapted: AdaptedModel) -> str:
     return f"A LoRA adapter (rank {adapted.config.rank}, alpha {adapted.config.alpha:g})"
 
 
-def _loading(kind: str) -> str:
+def _loading(adapted: AdaptedModel, kind: str) -> str:
+    code = _JOINED if is_joined(adapted.model) else _PLAIN.format(kind=kind)
     return f"""
 ## Load
-```python
-from peft import PeftModel
-from transformers import {kind}
-
-model = PeftModel.from_pretrained({kind}.from_pretrained(backbone_directory), adapter_directory)
-```
-Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
+{code}Use the backbone with the hash above and no other: the adapter is meaningless on different weights.
 """
 
 

@@ -1,10 +1,13 @@
 """Checks derivations line by line: numbers that are said to be equal must be."""
 
 import re
+from fractions import Fraction
 
 from ..errors import AnswerRefused
 from . import answers
 
+_NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+_LETTER = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z](?![A-Za-z])")  # a symbol, or e: no exact number
 _PARTS = re.compile(r"[;,\n#]")  # of a derivation, each a chain of sides with equals signs between them
 
 
@@ -22,6 +25,10 @@ def wrong_equalities(text: str) -> list[str]:
 
 
 def _value(side: str) -> object:
+    if _NUMBER.fullmatch(side):
+        return Fraction(side)
+    if _LETTER.search(side):
+        return None
     try:
         return answers.value(answers.read(side, symbols=()))
     except AnswerRefused:

@@ -85,7 +85,7 @@ def join(model: Any, reader: StructureReader, words: Sequence[str], weight: Tens
         InvalidBackbone: the model is joined already, or the weight does not fit.
     """
     decoder, table = model.model, model.get_input_embeddings().weight
-    if hasattr(decoder, TARGET):
+    if is_joined(model):
         raise InvalidBackbone("the model has structure tables already")
     ids = StructureIds(reader, words)
     layer = nn.Linear(ids.total, table.shape[1], bias=False, device=table.device, dtype=table.dtype)
@@ -109,13 +109,18 @@ def embedded(model: Any, ids_RT: Tensor, prefixes: "Prefixes | None" = None) -> 
         prefixes: texts that are being written, which grow by these words.
     """
     words_RTD: Tensor = model.get_input_embeddings()(ids_RT)
-    decoder = getattr(model, "model", model)
-    if not hasattr(decoder, TARGET):
+    if not is_joined(model):
         return words_RTD
+    decoder = getattr(model, "model", model)
     ids = decoder.structure_ids
     ones = ids.of(ids_RT) if prefixes is None else ids.next(ids_RT, prefixes)
     added: Tensor = decoder.structure(ones.to(words_RTD.dtype))
     return words_RTD + added
+
+
+def is_joined(model: Any) -> bool:
+    """True if a causal language model, or its decoder, has structure tables."""
+    return hasattr(getattr(model, "model", model), TARGET)
 
 
 def words_of(tokenizer: Any) -> tuple[str, ...]:

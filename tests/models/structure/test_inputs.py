@@ -4,13 +4,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import DeepseekV3ForCausalLM
 
-from confide.models.adapters import AdapterConfig, attach
+from confide.models.adapters import AdapterConfig, ModelCard, attach, export, save_merged
 from confide.models.backbones import checkpoints, loading
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import COMMANDS, build_text, character_tokenizer
-from confide.models.errors import InvalidBackbone
+from confide.models.errors import InvalidBackbone, UnsupportedModule
 from confide.models.heads import completion_losses, foretell, pooled
 from confide.models.structure import inputs
 from confide.models.structure.readers import READERS, STRUCTURE
@@ -181,7 +183,6 @@ def test_tables_are_saved_beside_the_weights_and_found_again(model, tokenizer, t
     weights = json.loads((tmp_path / checkpoints.INDEX).read_text())["weight_map"]
     assert not [name for name in weights if "structure" in name]
     other = tmp_path / "other"
-    other.mkdir()
     with torch.no_grad():
         model.model.structure.weight[0, 0] += 1
     save(model, tokenizer, other)
@@ -218,6 +219,42 @@ def test_a_file_that_is_none_is_refused(model, tokenizer, tmp_path):
 
 
 def save(model, tokenizer, directory):
+    directory.mkdir(exist_ok=True)
     checkpoints.save_model(model, directory)
     tokenizer.save_pretrained(directory, save_jinja_files=False)
     inputs.save(model, directory)
+
+
+CARD = ModelCard(
+    study="s", study_hash="ab" * 32, backbone_hash="cd" * 32, sites=("north",), rounds=1, unit="patient",
+    mode="none", epsilon=None, delta=None, collusion=1, audit="none",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_peft_loads_an_adapter_on_a_backbone_that_confide_loads(model, tokenizer, tmp_path):
+    """And on no other: the card says so, and a plain load computes something else."""
+    save(model, tokenizer, tmp_path / "backbone")
+    adapted = attach(loading.load_text(tmp_path / "backbone").model, AdapterConfig(
+        rank=2, alpha=2.0, targets=("structure", "o_proj"), seed="s"))  # fmt: skip
+    with torch.no_grad():
+        for parameter in adapted.trained.values():
+            parameter.normal_(generator=torch.Generator().manual_seed(3))
+    ids = ids_of(tokenizer, TEXT)
+    want = adapted(ids)
+    export(adapted, tmp_path / "backbone", tmp_path / "adapter", CARD)
+    assert "structure.safetensors" in (tmp_path / "adapter" / "README.md").read_text()
+    found = PeftModel.from_pretrained(loading.load_text(tmp_path / "backbone").model, tmp_path / "adapter")
+    torch.testing.assert_close(found(input_ids=ids, use_cache=False).logits, want)
+    plain = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "backbone")
+    assert not torch.allclose(plain(input_ids=ids, use_cache=False).logits, want, atol=0.1)
+
+
+def test_a_joined_model_is_not_merged(model, tokenizer, tmp_path):
+    save(model, tokenizer, tmp_path / "backbone")
+    adapted = attach(model, AdapterConfig(rank=2, alpha=2.0, targets=("o_proj",), seed="s"))
+    with pytest.raises(UnsupportedModule, match="structure tables"):
+        save_merged(adapted, tmp_path / "backbone", tmp_path / "merged", CARD)
+    assert not (tmp_path / "merged").exists()

@@ -1,0 +1,232 @@
+"""Measures what three hospitals' private adapters add to a model of public mathematics, beside what each has alone.
+
+    python benchmarks/derivations.py [--dir bench-derivations] [--seeds 1 2 3] [--targets attention structure]
+    python benchmarks/derivations.py --quick           # does it run? A backbone of little, two rounds, few patients
+
+Prepares the example's records and backbone in the folder, trains in one process by the study's own steps, and judges
+on all hospitals' held-out patients together, and on those of drugs that a hospital does not give. Beside it: the
+backbone as it is, each hospital alone at the same epsilon with its own whole noise, each alone without privacy, and two
+ways without training: another patient's answer as it stands (the nearest question in a hospital's own records), and its
+protocol's numbers with the engine behind them. A finished run is read from the results. Figures: docs/mathematics.md.
+"""
+
+import argparse
+import itertools
+import json
+import runpy
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from confide.client_node.data import Records
+from confide.client_node.study import StudyDraft, load_draft
+from confide.client_node.study.cost import releases_of_draft, ring_of
+from confide.client_node.training.study_model import StudyModel, load_study_model
+from confide.coordinator.comparison.federated import federate, made_ready
+from confide.coordinator.comparison.task import Task, read_task
+from confide.coordinator.results.text_backbone import build_text_backbone
+from confide.models.backbones.text_pretraining import TextPretrainingConfig
+from confide.models.decoding import arithmetic
+from confide.privacy.accounting import epsilon_pld
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "derivations"
+TOKENS = 5_000_000  # of public mathematics
+TARGETS = {  # other modules than the study's
+    "attention": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    "dense": ("o_proj", "gate_proj", "up_proj", "down_proj"),
+    "structure": ("structure", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "experts": ("o_proj", "gate_proj", "up_proj", "down_proj", "experts"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One run: who trains, with or without noise."""
+
+    site: str | None  # None: all hospitals together
+    is_private: bool
+    targets: str | None = None  # in TARGETS; None: the study's
+
+    @property
+    def name(self) -> str:
+        """The run as a row of the table."""
+        who = "three hospitals" if self.site is None else f"{self.site} alone"
+        where = f", adapters on {self.targets}" if self.targets else ""
+        return f"{who}{'' if self.is_private else ', no privacy'}{where}"
+
+
+def arms(sites: Sequence[str], targets: Sequence[str]) -> Iterator[Arm]:
+    """Lists the runs, those of the study itself first."""
+    for site, is_private in itertools.product((None, *sites), (True, False)):
+        yield Arm(site, is_private)
+    for name in targets:
+        yield Arm(None, True, name)
+
+
+def of_arm(draft: StudyDraft, arm: Arm, task: Task) -> StudyDraft:
+    """The study of one run; a hospital alone has its own batches and its own whole noise."""
+    bare = draft.model_copy(update={"evaluation": None})
+    if arm.targets:
+        bare = changed(bare, "adapter", targets=TARGETS[arm.targets])
+    if not arm.is_private:
+        bare = changed(bare, "privacy", mode="none", noise_multiplier=0.0, delta=0.0)
+    if arm.site is None:
+        return bare
+    batch = draft.privacy.sample_rate * task.train[arm.site].num_units
+    alone = changed(bare, "participants", sites=(arm.site,))
+    alone = changed(alone, "privacy", collusion=0, max_dropouts=0)
+    return changed(alone, "rounds", batch_units=batch, min_sites=1)
+
+
+def changed(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:
+    """The draft with other terms in one of its tables."""
+    return draft.model_copy(update={part: getattr(draft, part).model_copy(update=terms)})
+
+
+def train(draft: StudyDraft, backbone: Path, task: Task, sites: Sequence[str], seed: int) -> StudyModel:
+    """Trains a study's rounds on the records of some sites."""
+    model = load_study_model(draft, backbone)
+    examples = {site: model.examples(task.train[site]) for site in sites}
+    arrays = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
+    mode, adapted = draft.privacy.mode, model.adapted
+    ready = made_ready(draft, adapted, arrays, mode=mode)
+    bits = ring_of(draft, adapted.layout.dim).scale_bits
+    federate(draft, adapted, arrays, mode=mode, scale_bits=bits, seed=seed, ready=ready)
+    return model
+
+
+def judge(model: StudyModel, task: Task, drugs: dict[str, str]) -> dict[str, dict[str, list[float]]]:
+    """Shares of right answers on all held-out patients, and for each hospital on those of other drugs than its own."""
+    reader, found = model.reader, []
+    for records in task.held_out.values():
+        examples = model.examples(records)
+        texts = reader.written(model.adapted.model, examples.ids, examples.targets)
+        rows = zip(texts, examples.ids, examples.targets, strict=True)
+        found += [reader.is_right(text, *row) for text, *row in rows]
+    return shares(found, task, drugs)
+
+
+def shares(right: Sequence[bool], task: Task, drugs: dict[str, str]) -> dict:
+    """Shares of right answers, in the order of the held-out records."""
+    questions = np.concatenate([records.columns["question"] for records in task.held_out.values()])
+    is_right = np.array(right)
+    strange = {site: [question[0] not in own for question in questions] for site, own in drugs.items()}
+    return {
+        "right": float(is_right.mean()),
+        "records": len(is_right),
+        "of_other_drugs": {site: float(is_right[mask].mean()) for site, mask in strange.items() if any(mask)},
+    }
+
+
+def retrieved(task: Task, site: str, *, with_engine: bool) -> list[bool]:
+    """Answers by the nearest of a hospital's own records: same drug and stage if it has them, and the nearest weight.
+
+    Args:
+        with_engine: True to keep its line of numbers and compute with the patient's own weight; this needs to be told
+            what a protocol is, which nobody tells a model.
+    """
+    own = task.train[site]
+    found = []
+    for records in task.held_out.values():
+        for question, answer in zip(records.columns["question"], records.columns["answer"], strict=True):
+            near = nearest(own, question)
+            given = own.columns["answer"][near]
+            if with_engine:
+                numbers = dict(part.split("=") for part in own.columns["derivation"][near].split(";")[0].split(","))
+                mass = f"{numbers['k']}*{question.split(',')[1][2:]}*{numbers['f']}"
+                given = arithmetic.owed(f"v={mass}/{numbers['c']}=")
+            found.append(given == answer)
+    return found
+
+
+def nearest(own: Records, question: str) -> int:
+    """Finds the record of the same drug and stage, if there are any, whose weight is nearest."""
+    drug, weight, stage = question.split(",")
+
+    def distance(other: str) -> tuple[bool, bool, int]:
+        its_drug, its_weight, its_stage = other.split(",")
+        return its_drug != drug, its_stage != stage, abs(int(its_weight[2:]) - int(weight[2:]))
+
+    return min(range(len(own.units)), key=lambda place: distance(own.columns["question"][place]))
+
+
+def table(rows: Sequence[dict]) -> str:
+    """A row for each arm: mean over seeds, half of Student's 95 % interval, and drugs that a hospital does not give."""
+    from scipy.stats import t
+
+    lines = [
+        "| | ε | numbers | right, all held-out patients | runs | of drugs it does not give |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == name]
+        values = [row["right"] for row in own]
+        spread = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+        site = name.split(" alone")[0] if " alone" in name else None
+        other = [row["of_other_drugs"][site] for row in own if site in row["of_other_drugs"]]
+        said = f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+        epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
+        elsewhere = f"{np.mean(other):.3f}" if other else ""
+        lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {said} | {len(values)} | {elsewhere} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table; rows go to the results as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("bench-derivations"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    draft = load_draft(EXAMPLE / "study.toml")
+    records, backbone, results = (options.dir / name for name in ("records", "backbone", "results.jsonl"))
+    prepare = runpy.run_path(str(EXAMPLE / "prepare.py"))
+    if not records.exists():
+        prepare["prepare"](records)
+    if not backbone.exists():
+        config = TextPretrainingConfig(tokens=20_000 if options.quick else TOKENS)
+        build_text_backbone(draft, records / "public.csv", backbone, structure="formulas", config=config)
+    if options.quick:
+        draft, options.seeds = changed(draft, "rounds", rounds=2), options.seeds[:1]
+        for path in records.glob("*/*.csv"):
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:40]))
+    task, drugs = read_task(draft, records), prepare["SITES"]
+    sites = draft.participants.sites
+    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+    def keep(row: dict) -> None:
+        known.append(row)
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{row['arm']}, seed {row['seed']}: {row['right']:.3f}, {row['seconds']} s", file=sys.stderr, flush=True)
+
+    bare = {"seed": 0, "epsilon": None, "numbers": None, "seconds": 0}
+    if not known:
+        keep({"arm": "the backbone", **bare, **judge(load_study_model(draft, backbone), task, drugs)})
+        for site, with_engine in itertools.product(sites, (False, True)):
+            name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
+            keep({"arm": name, **bare, **shares(retrieved(task, site, with_engine=with_engine), task, drugs)})
+    for seed, arm in itertools.product(options.seeds, arms(sites, options.targets)):
+        if any((row["arm"], row["seed"]) == (arm.name, seed) for row in known):
+            continue
+        own, started = of_arm(draft, arm, task), time.perf_counter()
+        model = train(own, backbone, task, sites if arm.site is None else (arm.site,), seed)
+        dim, privacy = model.adapted.layout.dim, own.privacy
+        epsilon = None
+        if arm.is_private:
+            epsilon = epsilon_pld(releases_of_draft(own, dim), privacy.delta, privacy.collusion)
+        seconds = round(time.perf_counter() - started)
+        cost = {"seed": seed, "epsilon": epsilon, "numbers": dim, "seconds": seconds}
+        keep({"arm": arm.name, **cost, **judge(model, task, drugs)})
+    print(table(known))
+
+
+if __name__ == "__main__":
+    main()
