@@ -35,7 +35,6 @@ from confide.models.decoding import arithmetic
 from confide.privacy.accounting import epsilon_pld
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "derivations"
-TOKENS = 5_000_000  # of public mathematics
 TARGETS = {  # other modules than the study's
     "attention": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
     "dense": ("o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -186,17 +185,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     draft = load_draft(EXAMPLE / "study.toml")
-    records, backbone, results = (options.dir / name for name in ("records", "backbone", "results.jsonl"))
+    folder = options.dir / "quick" if options.quick else options.dir  # whose figures mean nothing
+    records, backbone, results = (folder / name for name in ("records", "backbone", "results.jsonl"))
     prepare = runpy.run_path(str(EXAMPLE / "prepare.py"))
     if not records.exists():
         prepare["prepare"](records)
-    if not backbone.exists():
-        config = TextPretrainingConfig(tokens=20_000 if options.quick else TOKENS)
-        build_text_backbone(draft, records / "public.csv", backbone, structure="formulas", config=config)
     if options.quick:
         draft, options.seeds = changed(draft, "rounds", rounds=2), options.seeds[:1]
-        for path in records.glob("*/*.csv"):
-            path.write_text("".join(path.read_text().splitlines(keepends=True)[:40]))
+        for path in records.rglob("*.csv"):
+            path.write_text(
+                "".join(path.read_text().splitlines(keepends=True)[: 1000 if "public" in path.name else 40])
+            )
+    if not backbone.exists():
+        config = TextPretrainingConfig(tokens=20_000) if options.quick else TextPretrainingConfig()
+        build_text_backbone(draft, records / "public.csv", backbone, structure="formulas", config=config)
     task, drugs = read_task(draft, records), prepare["SITES"]
     sites = draft.participants.sites
     known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []

@@ -132,7 +132,7 @@ def judged(
     guide = arithmetic.Arithmetic(encoder.texts) if with_engine else None
     flat = [each for family in asked for each in family]
     prompts = [encoder.prompt(each.question) for each in flat]
-    texts = writing.write(model, prompts, encoder.texts, end=encoder.end, longest=LONGEST, guide=guide)
+    texts = writing.write(model, prompts, encoder.texts, ends=(encoder.end,), longest=LONGEST, guide=guide)
     right = [encoder.is_answered(text, each.answer) for text, each in zip(texts, flat, strict=True)]
     by_family = np.array(right).reshape(len(asked), -1).mean(1)
     return {

@@ -1,5 +1,6 @@
 """The commands `coordinator adapter`: export, merge, combine and evaluate trained adapters."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ from ...client_node.cli.application import JsonOption, epilog, group
 from ..errors import Conflict
 from .model_tables import reading, show_combined, show_evaluation, show_routing, show_written
 from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
+
+
+class Equality(StrEnum):
+    """Ways to compare what a model writes with what is right."""
+
+    MATHEMATICS = "mathematics"
+
 
 app = group("What was learned.", "coordinator adapter export RUN adapter")
 
@@ -71,19 +79,24 @@ def adapter_evaluate(
     run: str,
     data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
     unit_column: Annotated[str, typer.Option(help="Column that names the unit.")],
+    equality: Annotated[
+        Equality | None, typer.Option(help="mathematics: compare what is written as formulas in x, too.")
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Score held-out records that lie on this machine, with 95 % intervals.
 
-    AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions.
+    AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions,
+    right answers of formulas.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
     from ..federation import opened_store
     from ..results.held_out import evaluate_run
 
     with opened_store(home) as store:
-        show_evaluation(evaluate_run(store, home, run, data, unit_column), as_json)
+        found = evaluate_run(store, home, run, data, unit_column, by_mathematics=equality is not None)
+        show_evaluation(found, as_json)
 
 
 @app.command("routing", epilog=epilog("coordinator adapter routing RUN --html routing.html"))

@@ -46,7 +46,9 @@ def backbone_build(
     structure: Annotated[
         str | None, typer.Option(help="With --public: tables that tell the model where a token stands; formulas.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="With --public: tokens to read in all.")] = 6_000_000,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --public: tokens to read in all; by default 5 million.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a small model for the records that study.toml describes, trained on synthetic or public ones alone.
@@ -56,8 +58,8 @@ def backbone_build(
     """
     if public is not None:
         return _build_of_public(draft, public, directory, family, structure, tokens, as_json)
-    if structure is not None:
-        raise typer.BadParameter("--structure goes with --public: synthetic records of fields have none")
+    if structure is not None or tokens is not None:
+        raise typer.BadParameter("--structure and --tokens go with --public: synthetic records of fields have neither")
     from ...client_node.study import load_draft
     from ...models.backbones.family import BackboneConfig
     from ...models.backbones.pretraining import pretrain
@@ -159,7 +161,7 @@ def backbone_moments(
 
 
 def _build_of_public(
-    draft: Path, public: Path, directory: Path, family: str, structure: str | None, tokens: int, as_json: bool
+    draft: Path, public: Path, directory: Path, family: str, structure: str | None, tokens: int | None, as_json: bool
 ) -> None:
     from ...client_node.study import load_draft
     from ...models.backbones.family import BackboneConfig
@@ -167,10 +169,11 @@ def _build_of_public(
     from ..results.text_backbone import build_text_backbone
 
     config = BackboneConfig(family=family, hidden=96, max_tokens=512)
+    training = TextPretrainingConfig() if tokens is None else TextPretrainingConfig(tokens=tokens)
     with bar("Pretraining on public records") as progress:
         digest = build_text_backbone(
             load_draft(draft), public, directory, structure=structure, backbone=config,
-            config=TextPretrainingConfig(tokens=tokens), progress=progress,
+            config=training, progress=progress,
         )  # fmt: skip
     show_built(directory, digest, None, as_json)
 

@@ -41,8 +41,7 @@ _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
-_TOKENS, _SMOKE_TOKENS = 5_000_000, 20_000  # of public mathematics
-_SMOKE_PUBLIC = 1000  # records of it
+_SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public mathematics, and its records
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 
@@ -163,12 +162,12 @@ def _build_backbone_of_formulas(draft: StudyDraft, directory: Path, console: Con
     from ...models.backbones.text_pretraining import TextPretrainingConfig
     from ..results.text_backbone import build_text_backbone
 
-    tokens = _SMOKE_TOKENS if is_smoke else _TOKENS
+    config = TextPretrainingConfig(tokens=_SMOKE_TOKENS) if is_smoke else TextPretrainingConfig()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("Pretraining the backbone on public mathematics", total=None)
         build_text_backbone(
             draft, directory.with_name("data") / "public.csv", directory, structure="formulas",
-            config=TextPretrainingConfig(tokens=tokens),
+            config=config,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
     console.print("Backbone pretrained on public mathematics (kept for the next time)")

@@ -1,22 +1,39 @@
 """Evaluates a run's adapter on held-out records on the operator's machine."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...models.records.text import TextTerms
+from ..errors import Conflict
 from ..store import Store
 from ..studies.catalogue import load_study
 from .export import evaluate, held_out_policy
 from .trained import trained_model
 
 
-def evaluate_run(store: Store, home: Path, run_id: str, tables: Sequence[Path], unit_column: str) -> dict[str, Any]:
+def evaluate_run(
+    store: Store, home: Path, run_id: str, tables: Sequence[Path], unit_column: str, *, by_mathematics: bool = False
+) -> dict[str, Any]:
     """Computes metrics of the run's last state over all `tables` together, with 95 % intervals and the record count.
 
     Args:
         tables: CSV or Parquet files with the study's own column names.
         unit_column: the column of all tables that names the unit.
+        by_mathematics: True to compare completions as formulas too, whatever the study counts as right.
+
+    Raises:
+        Conflict: the study's records are not compared so.
     """
     study = load_study(store.study(store.run(run_id).study))
     policies = [held_out_policy(table, study, unit_column) for table in tables]
-    return evaluate(trained_model(store, home, run_id), study, policies)
+    model = trained_model(store, home, run_id)
+    if by_mathematics and study.draft.data.kind.name != "formulas":  # which are always compared so
+        if not isinstance(model.terms, TextTerms):
+            raise Conflict(
+                f"records of kind {study.draft.data.kind.name} are not compared as mathematics; those of "
+                "[data.formulas] and [data.text] are"
+            )
+        model = replace(model, terms=model.terms.model_copy(update={"equality": "mathematics"}))
+    return evaluate(model, study, policies)

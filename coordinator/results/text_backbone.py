@@ -42,6 +42,7 @@ def build_text_backbone(
             f"a backbone of public records can be built for [data.formulas]; records of kind {kind.name} are read by "
             "an imported checkpoint, or by one built on synthetic records without --public"
         )
+    text_pretraining.require_reader(structure)
     study = provisional(draft, dim=1)  # for its columns alone
     records = read(held_out_policy(public, study, unit_column or f"{draft.data.unit}_id"), study)
     tokenizer = text_pretraining.character_tokenizer(text_pretraining.COMMANDS)

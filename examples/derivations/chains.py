@@ -44,12 +44,12 @@ class Protocol:
     factors: tuple[Fraction, ...]  # of the dose, by stage of renal function from 1
 
 
-_FACTORS = tuple(tuple(Fraction(part, 4) for part in parts) for parts in ((4, 4, 3, 2), (4, 3, 2, 1), (4, 4, 4, 2)))
+_FACTORS = tuple(Fraction(quarters, 4) for quarters in (4, 3, 2, 1))
 PROTOCOLS = {
-    drug: Protocol(Fraction(per_kg), concentration, _FACTORS[factors])
-    for drug, per_kg, concentration, factors in (
-        ("A", "5", 40, 0), ("B", "7.5", 50, 1), ("C", "2.5", 10, 2), ("D", "15", 20, 0),
-        ("E", "1.5", 4, 1), ("F", "12", 25, 2), ("G", "3", 8, 1), ("H", "10", 5, 0),
+    drug: Protocol(Fraction(per_kg), concentration, _FACTORS)
+    for drug, per_kg, concentration in (
+        ("A", "5", 40), ("B", "7.5", 50), ("C", "2.5", 10), ("D", "15", 20),
+        ("E", "1.5", 4), ("F", "12", 25), ("G", "3", 8), ("H", "10", 5),
     )
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ...kernels.formats import Pack
 from ...kernels.install import install, refuse_saving
 from ..errors import BackboneMismatch, InvalidBackbone
-from ..structure.readers import TARGET
+from ..structure.readers import STRUCTURE, TARGET
 from .families import family_of
 from .family import Backbone
 from .grouped_query import speed_up
@@ -248,7 +248,8 @@ def size(directory: Path) -> Size:
     try:
         family, config = read_config(directory)
         routed, buffers = family.experts, family.buffers
-        for path in weight_files(directory):
+        beside = [directory / STRUCTURE] if (directory / STRUCTURE).exists() else []
+        for path in [*weight_files(directory), *beside]:
             weight_bytes += path.stat().st_size
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping

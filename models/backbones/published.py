@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidBackbone
+from ..structure.readers import STRUCTURE
 from .checkpoints import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -103,6 +104,11 @@ def _refuse_other_formats(folder: Path, present: Mapping[str, Path]) -> None:
         raise InvalidBackbone(
             f"{folder} holds an adapter (adapter_config.json), which transformers would put onto the weights: merge it "
             "into them first (PEFT: merge_and_unload, save_pretrained)"
+        )
+    if STRUCTURE in present:
+        raise InvalidBackbone(
+            f"{folder} has structure tables ({STRUCTURE}), which an import would lose: it is a backbone as it stands; "
+            "name it in study.toml, or copy the folder"
         )
     if CONFIG not in present:
         raise InvalidBackbone(f"{folder} holds no {CONFIG}; name the folder of a checkpoint as transformers writes it")

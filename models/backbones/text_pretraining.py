@@ -66,7 +66,7 @@ _LEAST_RATE = 0.03  # of the peak
 class TextPretrainingConfig:
     """Settings of the pretraining; equal settings give equal weights on one machine and one torch build."""
 
-    tokens: int = 6_000_000  # read in all; rows come again when there are no more
+    tokens: int = 5_000_000  # read in all; rows come again when there are no more
     batch_tokens: int = 1500  # padding included
     lr: float = 3e-3  # peak of AdamW's, after 50 steps of warm-up and before linear decay
     bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
@@ -124,8 +124,7 @@ def pretrain_text(
 
 def build_text(tokenizer: PreTrainedTokenizerFast, structure: str | None, config: BackboneConfig) -> Any:
     """Builds an untrained model for a tokenizer's words, equal for equal arguments (torch's CPU generator)."""
-    if structure is not None and structure not in READERS:
-        raise InvalidPretraining(f"there is no structure reader {structure[:40]!r}; there are {', '.join(READERS)}")
+    require_reader(structure)
     words = inputs.words_of(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -133,6 +132,12 @@ def build_text(tokenizer: PreTrainedTokenizerFast, structure: str | None, config
         if structure is not None:
             inputs.join(model, READERS[structure], words)
     return model
+
+
+def require_reader(structure: str | None) -> None:
+    """Raises `InvalidPretraining` unless there is a structure reader of this name, or none is wanted."""
+    if structure is not None and structure not in READERS:
+        raise InvalidPretraining(f"there is no structure reader {structure[:40]!r}; there are {', '.join(READERS)}")
 
 
 def fit_text(

@@ -170,6 +170,15 @@ def is_equivalent(answer: str, truth: str, symbols: Sequence[str] = ("x",)) -> b
         return False
 
 
+def is_comparable(truth: str, symbols: Sequence[str] = ("x",)) -> bool:
+    """True if answers can be compared with a truth: it is a real number at twelve of 96 points, see `is_equivalent`.
+
+    Raises:
+        AnswerRefused: the truth is refused, or a symbol.
+    """
+    return len(_points(read(truth, symbols), truth, symbols)) == _POINTS
+
+
 class _Undefined(AnswerRefused):
     """An expression that is no real number at a point, or one too large to compute with."""
 

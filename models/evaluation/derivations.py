@@ -8,7 +8,10 @@ from . import answers
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _LETTER = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z](?![A-Za-z])")  # a symbol, or e: no exact number
-_PARTS = re.compile(r"[;,\n#]")  # of a derivation, each a chain of sides with equals signs between them
+# Parts of a derivation, each a chain of sides with equals signs between them. LaTeX writes blanks with a backslash, and
+# a comma between digits that three digits follow may be one of thousands.
+PARTED = r"(?<!\\)[;\n#]|(?<!\\)(?:(?<![0-9]),|,(?![0-9]{3}(?![0-9])))"
+_PARTS = re.compile(PARTED)
 
 
 def wrong_equalities(text: str) -> list[str]:
@@ -25,6 +28,7 @@ def wrong_equalities(text: str) -> list[str]:
 
 
 def _value(side: str) -> object:
+    side = side.strip()
     if _NUMBER.fullmatch(side):
         return Fraction(side)
     if _LETTER.search(side):

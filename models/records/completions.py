@@ -32,7 +32,8 @@ class Completions(RecordKind):
     def schema(self, terms: Any) -> NoReturn:
         """Raises `InvalidSchema`: a tokenizer reads free text."""
         raise InvalidSchema(
-            "records of free text have no schema; import a backbone that reads text, with its tokenizer"
+            "records of free text have no schema; import a backbone that reads text, with its tokenizer, or build one "
+            "of public formulas: --public"
         )
 
     def objective(self, terms: Any) -> None:

@@ -8,7 +8,7 @@ with semicolons between them, each operation written out with its value: `k=12/3
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -24,10 +24,12 @@ from .templates import PlainTokenizer, Row, padded
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..decoding.arithmetic import Arithmetic
     from .cells import Cells
 
 ASKED, LINE, ANSWERED = "?", ";", "#"  # behind a question, behind a line of a derivation, before an answer
 _HARMLESS = "0"  # in a misfit's place
+_PROBE = "\\frac{1}{2}\\cdot x-3=4; y"
 
 
 class FormulaTerms(StrictModel):
@@ -42,9 +44,13 @@ class FormulaTerms(StrictModel):
     answer: FieldName = Field(
         examples=['"answer"'], description="column of formulas in LaTeX or infix, such as 3e^{2x}-1"
     )
-    symbols: Annotated[str, matches("[a-zA-Z]{0,8}", "at most 8 letters")] = Field(
+    symbols: Annotated[str, matches("[a-df-zA-Z]{0,8}", "at most 8 letters, e not among them")] = Field(
         default="x", description="letters that may stand in an answer as variables"
     )
+    max_written: int = Field(
+        default=128, ge=1, le=4096,
+        description="tokens that a model may write behind a question; a charged evaluation always runs it so often",
+    )  # fmt: skip
     engine: bool = Field(
         default=True, description="values behind numeric expressions are computed when the model writes, not learned"
     )
@@ -62,7 +68,7 @@ class FormulaEncoder:
         """Prepares the core of `tokenizer`, a transformers tokenizer in Rust.
 
         Raises:
-            BackboneMismatch: it has no word that ends a text.
+            BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
         """
         from ..structure.inputs import words_of
 
@@ -71,6 +77,9 @@ class FormulaEncoder:
         self._terms, self._tokenizer, self._max_tokens = terms, PlainTokenizer(tokenizer), max_tokens
         self.end = int(tokenizer.eos_token_id)
         self.texts = words_of(tokenizer)  # of each token id
+        (probe,) = self._tokenizer.of_records([_PROBE])
+        if "".join(self.texts[token] for token in probe) != _PROBE:
+            raise BackboneMismatch("has a tokenizer whose words do not add up to the text, which formulas need")
 
     @property
     def words(self) -> int:
@@ -102,19 +111,27 @@ class FormulaEncoder:
         spans = self._tokenizer.spans_of_records(written)
         return padded([self._row(*parts) for parts in zip(asked, written, spans, strict=True)])
 
-    def written(self, model: Any, ids: np.ndarray, is_learned: np.ndarray) -> list[str]:
+    def written(self, model: Any, ids: np.ndarray, is_learned: np.ndarray, *, is_fixed: bool = False) -> list[str]:
         """Lets a model write behind the questions of records, with values computed if the study says so.
 
         Args:
-            ids: [rows, longest], as encoded; all behind the questions is left out.
+            ids: [rows, longest], as encoded; neither what stands behind the questions nor how long it is counts.
             is_learned: bool [rows, longest].
+            is_fixed: True to run the model equally often for every record, see `decoding.writing`.
         """
-        from ..decoding.arithmetic import Arithmetic
         from ..decoding.writing import write
 
         asked = [row[: int(mask.argmax())].tolist() for row, mask in zip(ids, is_learned, strict=True)]
-        guide = Arithmetic(self.texts) if self._terms.engine else None
-        return write(model, asked, self.texts, end=self.end, longest=ids.shape[1], guide=guide)
+        return write(
+            model, asked, self.texts, ends=(self.end,), longest=self._terms.max_written, guide=self._guide,
+            is_fixed=is_fixed,
+        )  # fmt: skip
+
+    @cached_property
+    def _guide(self) -> "Arithmetic | None":
+        from ..decoding.arithmetic import Arithmetic
+
+        return Arithmetic(self.texts) if self._terms.engine else None
 
     def told(self, ids: np.ndarray, is_learned: np.ndarray) -> str:
         """Returns what stands behind a record's question."""
@@ -125,7 +142,10 @@ class FormulaEncoder:
         """True if the answer in a text equals that of a record, as mathematics; a record that was cut has none."""
         _, mark, truth = self.told(ids, is_learned).rpartition(ANSWERED)
         is_whole = self.end in ids
-        return bool(mark) and is_whole and self.is_answered(written, truth)
+        try:
+            return bool(mark) and is_whole and self.is_answered(written, truth)
+        except AnswerRefused:  # a truth that stands in no table that was checked
+            return False
 
     def is_answered(self, written: str, truth: str) -> bool:
         """True if the answer in a text equals the truth, as mathematics.
@@ -170,7 +190,8 @@ class Formulas(Completions):
     def columns(self, terms: FormulaTerms) -> tuple[Column, ...]:
         """Returns the columns of question, derivation if there is one, and answer; none of their cells may be empty."""
         asked = partial(_read, is_fit=lambda text: ASKED not in text)
-        found = [Column(terms.question, "question", f"a question without {ASKED!r}, and not nothing", asked)]
+        said = f"printable ASCII without {ASKED!r}, and not nothing"
+        found = [Column(terms.question, "question", said, asked)]
         if terms.derivation is not None:
             lines = f"lines with {LINE!r} between them, without {ANSWERED!r}, whose numeric equalities hold"
             found.append(Column(terms.derivation, "derivation to learn", lines, partial(_read, is_fit=_is_derivation)))
@@ -205,7 +226,7 @@ class Formulas(Completions):
         """Returns 1 if the answer that the model writes is right, and the logit of its tokens' mean likelihood."""
         is_learned = np.asarray(target, dtype=np.bool_)
         _, score = super().judge(terms, reader, adapted, ids, is_learned)
-        (written,) = reader.written(adapted.model, ids[None], is_learned[None])
+        (written,) = reader.written(adapted.model, ids[None], is_learned[None], is_fixed=True)
         return float(reader.is_right(written, ids, is_learned)), score
 
     def evaluate(
@@ -239,7 +260,8 @@ def _read(text: "pa.Array", *, is_fit: Callable[[str], bool]) -> "Cells":
     from . import cells
 
     plain = cells.free_text(text, may_be_missing=False)
-    misfit = plain.misfit | np.array([not is_fit(cell or "") for cell in plain.values], dtype=np.bool_)
+    fits = [cell is not None and cell.isascii() and cell.isprintable() and is_fit(cell) for cell in plain.values]
+    misfit = plain.misfit | ~np.array(fits, dtype=np.bool_)
     return cells.Cells(np.where(misfit, _HARMLESS, plain.values), plain.missing, misfit)
 
 
@@ -253,7 +275,6 @@ def _is_answer(text: str, *, symbols: str) -> bool:
     from ..evaluation import answers
 
     try:
-        answers.read(text, symbols=tuple(symbols))
+        return answers.is_comparable(text, symbols=tuple(symbols))
     except AnswerRefused:
         return False
-    return True

@@ -9,6 +9,7 @@ their own, or writes word by word on a cache, calls `embedded`.
 Legend: `R` rows (records), `T` tokens, `D` model width, `S` ids of all tables together.
 """
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..errors import InvalidBackbone
 from .readers import READERS, STRUCTURE, TARGET, Prefix, StructureReader
 
 Prefixes = list[Prefix]  # texts that are being written, one a row; empty at their beginning
-_ROWS = 4096  # texts whose ids are kept: records come again in later rounds
+_ROWS = 1024  # texts whose ids are kept: records come again in later rounds
 
 
 class StructureIds:
@@ -44,7 +45,8 @@ class StructureIds:
 
     def of(self, ids_RT: Tensor) -> Tensor:
         """Zeros and ones [R, T, S] of token ids; zeros alone where a token has no text."""
-        return self._ones(ids_RT, [self._of_row(row.tobytes()) for row in _on_host(ids_RT)])
+        rows = [np.trim_zeros(row, "b").astype(np.int32).tobytes() for row in _on_host(ids_RT)]
+        return self._ones(ids_RT, [self._of_row(row) for row in rows])
 
     def next(self, ids_RT: Tensor, prefixes: "Prefixes") -> Tensor:
         """The same of the next words of texts, which grow by them."""
@@ -53,25 +55,27 @@ class StructureIds:
         rows = zip(prefixes, _on_host(ids_RT), strict=True)
         return self._ones(ids_RT, [self._fed(prefix, row.tolist()) for prefix, row in rows])
 
-    def _ones(self, ids_RT: Tensor, rows: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-        places_RTF = torch.from_numpy(np.stack(rows)).to(ids_RT.device)
-        # A token without text points behind the last id, at a column that is cut off.
-        ones = torch.zeros(*places_RTF.shape[:2], self.total + 1, device=ids_RT.device)
-        return ones.scatter_(2, places_RTF, 1.0)[..., : self.total]
+    def _ones(self, ids_RT: Tensor, rows: Sequence[npt.NDArray[np.int16]]) -> Tensor:
+        # A token without text, and padding, points behind the last id, at a column that is cut off.
+        places_RTF = np.full((*ids_RT.shape, len(self._starts)), self.total, dtype=np.int64)
+        for places_TF, row in zip(places_RTF, rows, strict=True):
+            places_TF[: len(row)] = row
+        ones = torch.zeros(*ids_RT.shape, self.total + 1, device=ids_RT.device)
+        return ones.scatter_(2, torch.from_numpy(places_RTF).to(ids_RT.device), 1.0)[..., : self.total]
 
-    def _read(self, row: bytes) -> npt.NDArray[np.int64]:
-        return self._fed(self.reader.begin(), np.frombuffer(row, dtype=np.int64).tolist())
+    def _read(self, row: bytes) -> npt.NDArray[np.int16]:
+        return self._fed(self.reader.begin(), np.frombuffer(row, dtype=np.int32).tolist())
 
-    def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
+    def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> npt.NDArray[np.int16]:
         nowhere, places = np.full(len(self._starts), self.total), []
         for token in tokens:
-            word = self._words[token]
+            word = self._words[token] if token < len(self._words) else ""  # a table may have more rows than words
             places.append(self._starts + prefix.feed(word) if word else nowhere)
-        return np.array(places, dtype=np.int64)
+        return np.array(places, dtype=np.int16).reshape(-1, len(self._starts))
 
-    def __deepcopy__(self, memo: object) -> "StructureIds":
-        """Returns itself: it holds nothing that a copy of a model could change."""
-        return self
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies reader and words; texts that were read stay where they were read."""
+        return StructureIds, (self.reader, self._words)
 
 
 def join(model: Any, reader: StructureReader, words: Sequence[str], weight: Tensor | None = None) -> nn.Linear:
@@ -169,10 +173,11 @@ def _on_host(ids_RT: Tensor) -> npt.NDArray[np.int64]:
 
 def _embed_first(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Embeds the ids of a forward pass with their structure, before the decoder does it without."""
-    ids_RT = args[0] if args else kwargs.get("input_ids")
+    kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    ids_RT = kwargs.get("input_ids")
     if ids_RT is None:
-        return args, kwargs
+        return (), kwargs
     cache = kwargs.get("cache") or kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         raise InvalidBackbone("ids behind a cache are half a text, whose structure nobody knows: pass `embedded`")
-    return args[1:], kwargs | {"input_ids": None, "inputs_embeds": embedded(decoder, ids_RT)}
+    return (), kwargs | {"input_ids": None, "inputs_embeds": embedded(decoder, ids_RT)}

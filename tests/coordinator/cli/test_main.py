@@ -734,3 +734,41 @@ def test_an_import_is_refused_in_a_sentence_and_leaves_nothing(tmp_path):
 def test_json_output_has_no_number_outside_json(capsys):
     print_json({"epsilon": math.inf, "rows": [(1.5, math.inf)]})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"epsilon": "inf", "rows": [[1.5, "inf"]]}
+
+
+FORMULAS = Path(__file__).resolve().parents[3] / "examples" / "derivations" / "study.toml"
+PUBLIC = "patient_id,question,derivation,answer\n" + "".join(
+    f'p{number},"{number},1",{number}+1={number + 1},{number + 1}\n' for number in range(40)
+)
+
+
+@pytest.mark.slow
+def test_a_backbone_is_built_of_a_public_table_of_formulas(tmp_path):
+    (tmp_path / "public.csv").write_text(PUBLIC)
+    words = ("backbone", "build", FORMULAS, tmp_path / "made", "--public", tmp_path / "public.csv", "--tokens", 500)
+    result = invoke(*words, "--structure", "formulas")
+    assert result.stdout.splitlines()[-1] == content_hash(tmp_path / "made")
+    shown = json.loads(invoke("backbone", "show", tmp_path / "made", "--json").stdout)
+    assert (shown["reads"], shown["targets"][-1]) == ("text", "structure")
+    plain = json.loads(invoke(*words[:3], tmp_path / "plain", *words[4:], "--json").stdout)
+    assert "structure" not in json.loads(invoke("backbone", "show", tmp_path / "plain", "--json").stdout)["targets"]
+    assert plain["hash"] != content_hash(tmp_path / "made")
+
+
+def test_a_public_table_that_does_not_fit_is_told_by_line(tmp_path):
+    (tmp_path / "public.csv").write_text(PUBLIC + 'p99,"1,1",1+1=3,__import__\n')
+    words = ("backbone", "build", FORMULAS, tmp_path / "made", "--public", tmp_path / "public.csv")
+    said = lined(invoke(*words, code=FAILED).stderr)
+    assert "line 42, column derivation" in said
+    assert "line 42, column answer" in said
+    assert "__import__" not in said
+    assert "no structure reader 'music'" in lined(invoke(*words, "--structure", "music", code=FAILED).stderr)
+    assert not (tmp_path / "made").exists()
+
+
+def test_public_records_are_for_formulas_alone(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    (tmp_path / "public.csv").write_text(PUBLIC)
+    words = ("backbone", "build", tmp_path / "study.toml", tmp_path / "made")
+    assert "for [data.formulas]" in lined(invoke(*words, "--public", tmp_path / "public.csv", code=FAILED).stderr)
+    assert "go with --public" in lined(invoke(*words, "--structure", "formulas", code=2).stderr)

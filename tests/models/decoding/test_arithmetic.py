@@ -39,6 +39,15 @@ from confide.models.decoding.arithmetic import Arithmetic, decimal, given, owed
         ("a=1\n2+3=", "5"),
         ("1+2=3+4=", "7"),  # the last side counts
         ("1" * 300 + "+1=", ""),
+        ("k = 12 / 3 =", "4"),
+        ("k = 12 / 3 = ", "4"),
+        ("k = 12 / 3 = 4", ""),
+        ("m=2\\,(3+4)=", "14"),
+        ("n=1,000+5=", ""),  # of thousands, or a list?
+        ("n=1,23+5=", "28"),
+        ("9^{40}=", ""),  # 39 digits
+        ("a" * 500 + ";2*3=", "6"),
+        ("2*3=6" + " " * 40, ""),
     ],
 )
 def test_a_text_owes_the_value_of_its_last_expression(text, rest):
@@ -99,6 +108,29 @@ def test_words_that_begin_what_is_owed_are_allowed_and_no_others():
     assert engine.allowed("k=-12/3=").tolist() == [word in ("-", "-4") for word in words]
     assert engine.allowed("D=7^{2}=").tolist() == [word in ("4", "49") for word in words]
     assert engine.allowed("D=7^{2}=4").tolist() == [word == "9" for word in words]
-    assert engine.allowed("D=7^{2}=49") is None
+    assert engine.allowed("D=7^{2}=49").tolist() == [word not in ("4", "49", "9") for word in words]
     assert engine.allowed("D=") is None
     assert engine.allowed("1+2=") is None  # no word begins with 3
+
+
+def test_no_word_makes_a_value_longer_or_passes_over_it():
+    words = ["", "0", ".5", ".", ";", "=", "=-", "=2", "3=", "=7", " 2", " "]
+    engine = Arithmetic(words)
+    behind = dict(zip(words, engine.allowed("2*3=6"), strict=True))
+    assert [word for word, may in behind.items() if not may] == ["0", ".5", ".", "3="]
+    before = dict(zip(words, engine.allowed("5-3"), strict=True))
+    assert [word for word, may in before.items() if not may] == ["=-", "=7"]
+    assert [word for word, may in zip(words, engine.allowed("5-3="), strict=True) if may] == [" 2", " "]
+    assert engine.allowed("5-3= ") is None  # no word begins with 2 alone
+
+
+def test_what_is_given_is_what_would_have_been_owed():
+    """Written sign by sign under the engine, every given value comes out again, and nothing else is forced."""
+    text = "k = 12 / 3 = 4;C=-8-4=-12;m=2\\,(3+4)=14;n=1,000+5=7;9^{40}=1;1+1=2.5;#9"
+    places = {place for start, end in given(text) for place in range(start, end)}
+    for place in range(len(text)):
+        rest = owed(text[:place])
+        if place in places:
+            assert rest.startswith(text[place]), place
+        elif rest:
+            assert text[place] == " " or not text.startswith(rest, place) or text[place:].startswith("2.5"), place

@@ -37,7 +37,7 @@ class Only:
 @pytest.mark.parametrize("model", [tiny_deepseek, tiny_llama])
 def test_what_is_written_is_what_transformers_generates(model):
     model = model()
-    texts = write(model, PROMPTS, WORDS, end=1, longest=12)
+    texts = write(model, PROMPTS, WORDS, ends=(1,), longest=12)
     for prompt, text in zip(PROMPTS, texts, strict=True):
         ids = torch.tensor([prompt])
         found = model.generate(
@@ -48,26 +48,26 @@ def test_what_is_written_is_what_transformers_generates(model):
 
 def test_texts_do_not_depend_on_those_beside_them():
     model = tiny_deepseek()
-    together = write(model, PROMPTS, WORDS, end=1, longest=10)
-    assert [write(model, [prompt], WORDS, end=1, longest=10)[0] for prompt in PROMPTS] == together
+    together = write(model, PROMPTS, WORDS, ends=(1,), longest=10)
+    assert [write(model, [prompt], WORDS, ends=(1,), longest=10)[0] for prompt in PROMPTS] == together
 
 
 def test_a_guide_has_the_last_word():
-    texts = write(tiny_deepseek(), PROMPTS, WORDS, end=1, longest=5, guide=Only(6))
+    texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=5, guide=Only(6))
     assert texts == ["<6>" * 5] * 4
 
 
 def test_a_text_ends_with_the_word_that_ends_it():
-    texts = write(tiny_deepseek(), PROMPTS, WORDS, end=6, longest=5, guide=Only(6))
+    texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(6,), longest=5, guide=Only(6))
     assert texts == [""] * 4
 
 
 def test_words_without_text_are_written_and_not_seen():
-    assert write(tiny_deepseek(), PROMPTS, WORDS, end=1, longest=3, guide=Only(0)) == [""] * 4
+    assert write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=3, guide=Only(0)) == [""] * 4
 
 
 def test_nothing_is_written_behind_no_prompt():
-    assert write(tiny_deepseek(), [], WORDS, end=1, longest=3) == []
+    assert write(tiny_deepseek(), [], WORDS, ends=(1,), longest=3) == []
 
 
 def test_the_engine_writes_values_into_a_joined_model():
@@ -85,5 +85,27 @@ def test_the_engine_writes_values_into_a_joined_model():
                 return np.array([word == begin[len(text)] for word in words])
             return super().allowed(text)
 
-    (text,) = write(model, [tokenizer("x?")["input_ids"]], words, end=1, longest=10, guide=Begun(words))
-    assert text.startswith("12*12=144")
+    (text,) = write(model, [tokenizer("x?")["input_ids"]], words, ends=(1,), longest=10, guide=Begun(words))
+    assert text.replace(" ", "").startswith("12*12=144")
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_texts_are_the_same_if_the_model_runs_on_behind_them(is_fixed):
+    model, passes = tiny_deepseek(), []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    texts = write(model, PROMPTS[:1], WORDS, ends=range(2, 40), longest=12, is_fixed=is_fixed)
+    assert texts == write(tiny_deepseek(), PROMPTS[:1], WORDS, ends=range(2, 40), longest=12)
+    assert len(passes) == 12 if is_fixed else len(passes) <= 12
+
+
+def test_rows_of_the_embedding_that_are_no_words_are_never_written():
+    model = tiny_deepseek()
+    few = WORDS[:30]
+    written = write(model, [[5, 9, 3]], few, ends=(1,), longest=12)
+    assert written == write(model, [[5, 9, 3]], WORDS, ends=(1,), longest=12, guide=Only(*range(30)))
+
+
+def test_an_empty_prompt_stands_for_a_text_s_beginning():
+    assert write(tiny_deepseek(), [[]], WORDS, ends=(1,), longest=4) == write(
+        tiny_deepseek(), [[1]], WORDS, ends=(1,), longest=4
+    )

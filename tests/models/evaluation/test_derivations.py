@@ -13,10 +13,17 @@ from confide.models.evaluation.derivations import wrong_equalities
         "",
         "k=5,c=40,f=0.75",
         "a=b=c",
+        "m=2\\,(3+4)=14",
+        "n=1,000+5=1005",
+        " k = 12 / 3 = 4 ; 1 + 1 = 2",
     ],
 )
 def test_true_and_unreadable_lines_are_passed(text):
     assert wrong_equalities(text) == (["m=1/3=0.3333"] if "0.3333" in text else [])
+
+
+def test_a_blank_of_latex_parts_no_line():
+    assert wrong_equalities("m=2\\,(3+4)=7") == ["m=2\\,(3+4)=7"]
 
 
 def test_wrong_lines_are_named_in_order():

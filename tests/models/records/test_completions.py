@@ -11,11 +11,12 @@ from confide.models.adapters import AdapterConfig, attach
 from confide.models.evaluation.metrics import exact_match, perplexity
 from confide.models.records.completions import last_runs
 from confide.models.records.kind import Examples
-from confide.models.records.text import FreeText
+from confide.models.records.text import FreeText, TextTerms
 from confide.privacy.mechanism.batches import used_tokens
 
 from ..tiny import random_ids, tiny_deepseek
 
+TERMS = TextTerms(prompt="Of: {text}", completion=" {topic}")
 RUNS = (  # learned places of each row: several runs, one, one at the end, a single token
     [(2, 4), (6, 9)],
     [(3, 5)],
@@ -84,7 +85,7 @@ def test_evaluate_counts_the_last_run_as_exact_and_all_runs_in_perplexity(adapte
     assert exact == [True, False, False, True, False]
     losses = [rows[0][1] + rows[1][1], *(row[1] for row in rows[2:])]  # the first two are of one unit
     tokens = [rows[0][2] + rows[1][2], *(row[2] for row in rows[2:])]
-    found = FreeText().evaluate(None, None, adapted, [examples])
+    found = FreeText().evaluate(TERMS, None, adapted, [examples])
     assert found["records"] == 5
     assert found["exact_match"]["value"] == exact_match(exact).value == 0.4
     assert found["perplexity"]["value"] == pytest.approx(perplexity(np.array(losses), np.array(tokens)).value, rel=1e-5)
@@ -94,7 +95,7 @@ def test_the_judge_sees_the_last_run_alone(adapted, examples):
     for ids, is_learned in zip(examples.ids, examples.targets, strict=True):
         exact, _, _, loss = by_hand(adapted, ids, is_learned)
         with torch.no_grad():
-            label, score = FreeText().judge(None, None, adapted, ids, is_learned)
+            label, score = FreeText().judge(TERMS, None, adapted, ids, is_learned)
         assert label == exact
         assert score == pytest.approx(-loss - np.log(-np.expm1(-loss)), abs=1e-4)
 

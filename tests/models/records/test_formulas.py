@@ -2,6 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
@@ -212,3 +215,50 @@ def test_losses_read_what_is_learned_alone(trained):
     before = adapted.losses(ids, mask)
     assert before.shape == (3,)
     assert torch.isfinite(before).all()
+
+
+@pytest.mark.slow
+def test_a_record_is_judged_alike_whoever_stands_beside_it(trained, monkeypatch):
+    """Padded by a longer neighbour or alone, right or wrong, the model runs equally often: `max_written` times."""
+    adapted, _, examples = trained
+    found = encoder(character_tokenizer(COMMANDS), max_tokens=32, max_written=20)
+    own = terms(max_written=20)
+    passes = []
+    handle = adapted.model.model.register_forward_hook(lambda *_: passes.append(1))
+    made_up = np.ones(2, dtype=np.int64), np.array([False, True])
+    cut = np.full(9, 40), np.zeros(9, dtype=np.bool_)
+    try:
+        counts = []
+        for row in (0, 37, 99):
+            ids, mask = examples.ids[row], examples.targets[row]
+            padded = np.pad(ids, (0, 300)), np.pad(mask, (0, 300))
+            with torch.no_grad():
+                pair = [Formulas().judge(own, found, adapted, *each) for each in ((ids, mask), padded)]
+            assert pair[0] == pytest.approx(pair[1], abs=1e-5)
+        for each in ((examples.ids[3], examples.targets[3]), made_up, cut):
+            passes.clear()
+            with torch.no_grad():
+                label, _ = Formulas().judge(own, found, adapted, *each)
+            counts.append(len(passes))
+        assert label == 0.0  # a question that fills the record leaves no room for an answer
+        assert counts == [21, 21, 21]  # one of the likelihood, and 20 of writing
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("cell", ["2\\cdot\tx", "é", "1\x7f", "1/0", "\\ln(x-5)", "\\sqrt{-1}", "e^{1000}"])
+def test_an_answer_that_nothing_could_be_compared_with_is_a_misfit(cell):
+    by_name = {each.name: each for each in Formulas().columns(terms())}
+    assert by_name["answer"].read(pa.array(["1", cell])).misfit.tolist() == [False, True]
+
+
+def test_e_is_no_symbol():
+    with pytest.raises(ValueError, match="e not among them"):
+        terms(symbols="xe")
+
+
+def test_a_tokenizer_that_does_not_give_texts_back_is_refused():
+    words = {word: number for number, word in enumerate(("<eos>", "a", "b"))}
+    core = Tokenizer(WordLevel(words, unk_token="a"))
+    with pytest.raises(BackboneMismatch, match="do not add up"):
+        FormulaEncoder(terms(), PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"), 32)

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import DeepseekV3ForCausalLM
 
 from confide.models.adapters import AdapterConfig, ModelCard, attach, export, save_merged
-from confide.models.backbones import checkpoints, loading
+from confide.models.backbones import checkpoints, importing, loading
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import COMMANDS, build_text, character_tokenizer
 from confide.models.errors import InvalidBackbone, UnsupportedModule
@@ -214,8 +215,10 @@ def test_tables_that_do_not_fit_are_refused(model, tokenizer, tmp_path, tensors,
 def test_a_file_that_is_none_is_refused(model, tokenizer, tmp_path):
     save(model, tokenizer, tmp_path)
     (tmp_path / STRUCTURE).write_bytes(b"no safetensors")
-    with pytest.raises(InvalidBackbone, match="cannot be read"):
+    with pytest.raises(InvalidBackbone, match="deserializing header"):
         loading.load_text(tmp_path)
+    with pytest.raises(InvalidBackbone, match="cannot be read"):
+        inputs.load(tmp_path, model, tokenizer)
 
 
 def save(model, tokenizer, directory):
@@ -258,3 +261,45 @@ def test_a_joined_model_is_not_merged(model, tokenizer, tmp_path):
     with pytest.raises(UnsupportedModule, match="structure tables"):
         save_merged(adapted, tmp_path / "backbone", tmp_path / "merged", CARD)
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_import_of_a_joined_folder_is_refused(model, tokenizer, tmp_path):
+    save(model, tokenizer, tmp_path / "backbone")
+    with pytest.raises(InvalidBackbone, match="it is a backbone as it stands"):
+        importing.import_checkpoint(tmp_path / "backbone", tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_the_tables_count_in_the_size(model, tokenizer, tmp_path):
+    save(model, tokenizer, tmp_path)
+    assert checkpoints.size(tmp_path).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_texts_that_were_read_do_not_travel_with_a_copy(model, tokenizer):
+    ids = model.model.structure_ids
+    ids.of(ids_of(tokenizer, TEXT))
+    other = pickle.loads(pickle.dumps(ids))
+    assert ids._of_row.cache_info().currsize == 1
+    assert other._of_row.cache_info().currsize == 0
+    assert copy.deepcopy(model).model.structure_ids._of_row.cache_info().currsize == 0
+    assert torch.equal(other.of(ids_of(tokenizer, TEXT)), ids.of(ids_of(tokenizer, TEXT)))
+
+
+def test_a_text_is_kept_once_however_it_is_padded_and_no_rows_are_none(model, tokenizer):
+    ids = model.model.structure_ids
+    ids.of(ids_of(tokenizer, TEXT))
+    ids.of(ids_of(tokenizer, TEXT, TEXT + TEXT))
+    assert ids._of_row.cache_info().currsize == 2
+    assert ids.of(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, ids.total)
+
+
+def test_a_token_beyond_the_words_has_no_structure(tokenizer):
+    ids = inputs.StructureIds(READER, ("", "1", "+"))
+    assert ids.of(torch.tensor([[1, 2, 1, 7]])).sum(-1).tolist() == [[8, 8, 8, 0]]
+
+
+def test_positional_arguments_are_read_as_the_decoder_reads_them(model, tokenizer):
+    ids = ids_of(tokenizer, TEXT)
+    mask = torch.ones_like(ids)
+    want = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    assert torch.equal(model.model(ids, mask, use_cache=False).last_hidden_state, want)
