@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("bench-derivations"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=[], help="the study with other modules, too")
+    parser.add_argument("--arm", nargs="+", default=[""], help="only runs with one of these words in their names")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +217,8 @@ def main() -> None:
             name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
             keep({"arm": name, **bare, **shares(retrieved(task, site, with_engine=with_engine), task, drugs)})
     for seed, arm in itertools.product(options.seeds, arms(sites, options.targets)):
-        if any((row["arm"], row["seed"]) == (arm.name, seed) for row in known):
+        is_known = any((row["arm"], row["seed"]) == (arm.name, seed) for row in known)
+        if is_known or not any(word in arm.name for word in options.arm):
             continue
         own, started = of_arm(draft, arm, task), time.perf_counter()
         model = train(own, backbone, task, sites if arm.site is None else (arm.site,), seed)
