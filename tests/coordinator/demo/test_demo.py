@@ -33,7 +33,9 @@ def bench(tmp_path, monkeypatch, write_draft):
     (tmp_path / "examples" / "thyroid").mkdir(parents=True)
     (tmp_path / "examples" / "thyroid" / "prepare.py").write_text(PREPARE)
     monkeypatch.setattr(demo, "_EXAMPLES", tmp_path / "examples")
-    monkeypatch.setattr(demo, "_make_backbone", lambda draft, directory, console: directory.write_text("weights"))
+    monkeypatch.setattr(
+        demo, "_make_backbone", lambda draft, directory, console, is_smoke: directory.write_text("weights")
+    )
     draft, console = load_draft(write_draft()), Console(quiet=True)
     return lambda is_smoke: demo._workbench("thyroid", draft, tmp_path / "demo", console, is_smoke=is_smoke)
 
