@@ -15,7 +15,7 @@ from ...models.evaluation.router_statistics import router_statistics, unused_by_
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
 from ...models.structure.inputs import is_joined
-from ...models.structure.readers import TARGET as STRUCTURE
+from ...models.structure.readers import TARGET
 from ..data import Records
 from ..study import StudyDraft
 
@@ -73,7 +73,7 @@ def load_study_model(
         loaded = loading.load_text(directory, expected_hash=expected_hash, **held)
     else:
         loaded = loading.load(directory, expected_hash=expected_hash, **held)
-    targets = (*loaded.family.targets, *((STRUCTURE,) if is_joined(loaded.model) else ()))
+    targets = (*loaded.family.targets, *((TARGET,) if is_joined(loaded.model) else ()))
     if strange := [name for name in config.targets if name not in targets]:
         raise TargetMissing(
             f"a backbone of {loaded.family.model_type} takes no adapter on {', '.join(strange)}; there are "

@@ -8,6 +8,7 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.backbones import text_pretraining
 from ...models.backbones.family import BackboneConfig
+from ...privacy.mechanism.batches import used_tokens
 from ..errors import StudyRefused
 from .export import held_out_policy
 
@@ -48,7 +49,7 @@ def build_text_backbone(
     tokenizer = text_pretraining.character_tokenizer(text_pretraining.COMMANDS)
     reader = kind.reader(terms, tokenizer, max_tokens=draft.data.max_tokens)
     ids, is_learned = reader.examples(records.columns, records.labels)
-    lengths = ids.shape[1] - (ids[:, ::-1] > 0).argmax(1)
+    lengths = used_tokens(ids, is_learned)
     rows = [
         (row[:length].tolist(), mask[:length].tolist())
         for row, mask, length in zip(ids, is_learned, lengths, strict=True)

@@ -26,35 +26,34 @@ from .families import named
 from .family import BackboneConfig
 
 # Of LaTeX, each a word of the tokenizer; any other command is read letter by letter.
-COMMANDS = (
-    *(
-        "\\frac",
-        "\\sqrt",
-        "\\cdot",
-        "\\times",
-        "\\int",
-        "\\sum",
-        "\\left",
-        "\\right",
-        "\\pi",
-        "\\infty",
-        "\\le",
-        "\\ge",
-    ),
-    *(
-        "\\sin",
-        "\\cos",
-        "\\tan",
-        "\\exp",
-        "\\ln",
-        "\\log",
-        "\\alpha",
-        "\\beta",
-        "\\lambda",
-        "\\mu",
-        "\\sigma",
-        "\\Delta",
-    ),
+COMMANDS = tuple(
+    f"\\{name}"
+    for name in [
+        "frac",
+        "sqrt",
+        "cdot",
+        "times",
+        "int",
+        "sum",
+        "left",
+        "right",
+        "pi",
+        "infty",
+        "le",
+        "ge",
+        "sin",
+        "cos",
+        "tan",
+        "exp",
+        "ln",
+        "log",
+        "alpha",
+        "beta",
+        "lambda",
+        "mu",
+        "sigma",
+        "Delta",
+    ]
 )
 Row = tuple[Sequence[int], Sequence[bool]]  # token ids, and which of them are learned
 _WARM_UP = 50  # steps
@@ -70,7 +69,7 @@ class TextPretrainingConfig:
     batch_tokens: int = 1500  # padding included
     lr: float = 3e-3  # peak of AdamW's, after 50 steps of warm-up and before linear decay
     bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
-    seed: int = 1  # of the order of rows and of the structure tables
+    seed: int = 1  # of the order of rows
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0 or not 0 <= self.bias_step <= 1:

@@ -43,7 +43,7 @@ class Arithmetic(Guide):
         self._longer = np.array([word[:1].isdigit() or word[:1] == "." for word in words], dtype=np.bool_)
 
     def allowed(self, text: str) -> npt.NDArray[np.bool_] | None:
-        """Returns the words that begin what is owed, or a blank before it; None if all words may come.
+        """Returns the words that begin what is owed, or a blank before it; None if all may come, or none begins it.
 
         Behind a whole value no word may make its number longer, and no word with an equals sign inside may pass over
         what is owed there.
@@ -57,16 +57,15 @@ class Arithmetic(Guide):
                 for number in self._by_sign.get(choice[0], ())
                 if choice.startswith(self._words[number])
             ]
-            if found:
-                mask = np.zeros(len(self._words), dtype=np.bool_)
-                mask[found] = True
-                return mask
-            return None
+            if not found:
+                return None
+            mask = np.zeros(len(self._words), dtype=np.bool_)
+            mask[found] = True
+            return mask
         refused = [number for number in self._through if self._passes_over(text, self._words[number])]
-        is_done = bool(begun)
-        if not (refused or is_done):
+        if not (refused or begun):
             return None
-        mask = ~self._longer if is_done else np.ones(len(self._words), dtype=np.bool_)
+        mask = ~self._longer if begun else np.ones(len(self._words), dtype=np.bool_)
         mask[refused] = False
         return mask
 

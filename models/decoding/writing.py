@@ -39,7 +39,7 @@ def write(
         words: text of each token id; "" for control words, which are written and not seen.
         ends: the words that end a text.
         longest: tokens of a text; what is not ended by then is cut.
-        is_fixed: True to run the model `longest` times whatever is written: neither time nor passes tell of it.
+        is_fixed: True to run the model `longest` times whatever is written: the number of passes does not tell of it.
     """
     by_length: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -78,8 +78,10 @@ def _together(
 
 
 def _likeliest(logits_RV: Tensor, texts: Sequence[str], guide: Guide | None) -> Tensor:
-    for row, text in enumerate(texts if guide is not None else ()):
-        mask = guide.allowed(text) if guide is not None else None
+    if guide is None:
+        return logits_RV.argmax(-1)
+    for row, text in enumerate(texts):
+        mask = guide.allowed(text)
         if mask is not None:
             logits_RV[row, : len(mask)].masked_fill_(~torch.from_numpy(mask).to(logits_RV.device), -torch.inf)
     return logits_RV.argmax(-1)

@@ -216,7 +216,7 @@ class Formulas(Completions):
         """Returns the encoder of formulas for a tokenizer.
 
         Raises:
-            BackboneMismatch: the tokenizer has no word that ends a text.
+            BackboneMismatch: the tokenizer has no word that ends a text, or its words do not add up to the text.
         """
         return FormulaEncoder(terms, vocabulary, max_tokens)
 

@@ -68,21 +68,21 @@ class PlainTokenizer:
 
     def of_template(self, text: str) -> list[int]:
         """Tokenizes what a template says, control words included."""
-        return self._encode([text], is_template=True)[0]
+        ids: list[int] = self._encode([text], is_template=True)[0].ids
+        return ids
 
     def of_records(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenizes cells of records as plain text."""
-        return self._encode(texts, is_template=False)
+        return [encoding.ids for encoding in self._encode(texts, is_template=False)]
 
     def spans_of_records(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Tokenizes cells as `of_records`, and says of each token which characters [start, end) of the text it is."""
-        self._core.encode_special_tokens = True
-        found = self._core.encode_batch(list(texts), add_special_tokens=False)
-        return [(encoding.ids, encoding.offsets) for encoding in found]
+        return [(encoding.ids, encoding.offsets) for encoding in self._encode(texts, is_template=False)]
 
-    def _encode(self, texts: Sequence[str], *, is_template: bool) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], *, is_template: bool) -> list[Any]:
         self._core.encode_special_tokens = not is_template
-        return [encoding.ids for encoding in self._core.encode_batch(list(texts), add_special_tokens=False)]
+        found: list[Any] = self._core.encode_batch(list(texts), add_special_tokens=False)
+        return found
 
 
 class TokenTemplate:

@@ -190,6 +190,11 @@ class PromptEncoder:
 
         return words_of(self._whole)
 
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """The ids of words without text."""
+        return frozenset(number for number, word in enumerate(self._texts) if not word)
+
     def are_equal(
         self, model: Any, ids: np.ndarray, is_learned: npt.NDArray[np.bool_], *, is_fixed: bool = False
     ) -> list[bool]:
@@ -208,8 +213,7 @@ class PromptEncoder:
         told = [
             "".join(words[token] for token in row[mask].tolist()).strip() for row, mask in zip(ids, last, strict=True)
         ]
-        ends = [number for number, word in enumerate(words) if not word]
-        written = write(model, shown, words, ends=ends, longest=self._max_tokens, is_fixed=is_fixed)
+        written = write(model, shown, words, ends=self._control, longest=self._max_tokens, is_fixed=is_fixed)
         found = []
         for text, truth in zip(written, told, strict=True):
             try:
