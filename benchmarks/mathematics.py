@@ -23,15 +23,10 @@ import numpy as np
 import torch
 
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import (
-    COMMANDS,
-    TextPretrainingConfig,
-    build_text,
-    character_tokenizer,
-    fit_text,
-)
+from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.decoding import arithmetic, writing
 from confide.models.records.formulas import FormulaEncoder, FormulaTerms
+from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 from confide.models.structure.inputs import StructureIds
 from confide.models.structure.readers import READERS
 
@@ -132,7 +127,8 @@ def judged(
     guide = arithmetic.Arithmetic(encoder.texts) if with_engine else None
     flat = [each for family in asked for each in family]
     prompts = [encoder.prompt(each.question) for each in flat]
-    texts = writing.write(model, prompts, encoder.texts, ends=(encoder.end,), longest=LONGEST, guide=guide)
+    written = writing.write(model, prompts, encoder.texts, ends=(encoder.end,), longest=LONGEST, guide=guide)
+    texts = [text for text, _ in written]
     right = [encoder.is_answered(text, each.answer) for text, each in zip(texts, flat, strict=True)]
     by_family = np.array(right).reshape(len(asked), -1).mean(1)
     return {

@@ -12,6 +12,7 @@ BLOCKS = {
     "free text": lambda: reference.kind_toml("text"),
     "conversations": lambda: reference.kind_toml("chat"),
     "formulas": lambda: reference.kind_toml("formulas"),
+    "code": lambda: reference.kind_toml("code"),
 }
 
 

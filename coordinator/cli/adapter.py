@@ -16,6 +16,7 @@ class Equality(StrEnum):
     """Ways to compare what a model writes with what is right."""
 
     MATHEMATICS = "mathematics"
+    CODE = "code"
 
 
 app = group("What was learned.", "coordinator adapter export RUN adapter")
@@ -80,7 +81,8 @@ def adapter_evaluate(
     data: Annotated[list[Path], typer.Option(help="Held-out CSV or Parquet file; may be given several times.")],
     unit_column: Annotated[str, typer.Option(help="Column that names the unit.")],
     equality: Annotated[
-        Equality | None, typer.Option(help="mathematics: compare what is written as formulas in x, too.")
+        Equality | None,
+        typer.Option(help="mathematics: compare what is written as formulas in x, too; code: not possible, says why."),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -88,12 +90,18 @@ def adapter_evaluate(
     """Score held-out records that lie on this machine, with 95 % intervals.
 
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions,
-    right answers of formulas.
+    right answers of formulas, programs that parse.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
     from ..federation import opened_store
     from ..results.held_out import evaluate_run
 
+    if equality is Equality.CODE:
+        raise Conflict(
+            "confide runs no code that a model has written: unit tests of it need a sandbox without network, files and "
+            "memory of this machine, which a Python process cannot make of itself. Studies of [data.code] count "
+            "programs that parse, without --equality; run tests of what was written in a virtual machine"
+        )
     with opened_store(home) as store:
         found = evaluate_run(store, home, run, data, unit_column, by_mathematics=equality is not None)
         show_evaluation(found, as_json)

@@ -41,10 +41,11 @@ def backbone_build(
     ] = "deepseek_v3",
     public: Annotated[
         Path | None,
-        typer.Option(help="Of formulas: a table of public records with the study's columns, to train on instead."),
+        typer.Option(help="Of formulas or code: a table of public records with the study's columns, to train on."),
     ] = None,
     structure: Annotated[
-        str | None, typer.Option(help="With --public: tables that tell the model where a token stands; formulas.")
+        str | None,
+        typer.Option(help="With --public: tables that tell the model where a token stands, formulas or code."),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --public: tokens to read in all; by default 5 million.")
@@ -53,8 +54,8 @@ def backbone_build(
 ) -> None:
     """Build a small model for the records that study.toml describes, trained on synthetic or public ones alone.
 
-    Records of fields need no table: they are drawn at random. Formulas are learned from a public one, with an id of
-    each row in a column of the study's unit and _id.
+    Records of fields need no table: they are drawn at random. Formulas and code are learned from a public one, with an
+    id of each row in a column of the study's unit and _id.
     """
     if public is not None:
         return _build_of_public(draft, public, directory, family, structure, tokens, as_json)

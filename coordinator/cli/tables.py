@@ -185,9 +185,14 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
         return print_json(asdict(found))
     names = {name: name.replace("_", " ") for name in ("auc", "accuracy", "prevalence", "calibration_error", "records")}
     if found.judged != "labels":
-        share = {"completions": "exact match", "answers": "right answers", "numbers": "near enough"}[found.judged]
+        share = {
+            "completions": "exact match",
+            "answers": "right answers",
+            "numbers": "near enough",
+            "programs": "programs that parse",
+        }[found.judged]
         names = {"prevalence": share, "calibration_error": "calibration error", "records": "records"}
-    if found.judged == "numbers":  # which come with no chance of being right
+    if found.judged in ("numbers", "programs"):  # which come with no chance of being right
         del names["calibration_error"]
     rows = [
         {"metric": words, "value": value, "95 % interval": interval}

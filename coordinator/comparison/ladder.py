@@ -42,7 +42,12 @@ RUNGS = {
 }
 OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
 DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
-_NAMES = {"AUC": "auc", "accuracy": "accuracy", "exact match": "exact_match"}  # of metrics in `evaluate`
+_NAMES = {
+    "AUC": "auc",
+    "accuracy": "accuracy",
+    "exact match": "exact_match",
+    "programs that parse": "parses",
+}  # of metrics in `evaluate`
 _METHOD = 2  # raised when a rung is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes
@@ -101,7 +106,8 @@ class Ladder:
         """Name of the measure of utility."""
         if self.task.target is not None:
             return self.task.target.metric
-        return "exact match" if self.draft.data.judged == "completions" else "accuracy"
+        told = {"completions": "exact match", "programs": "programs that parse"}
+        return told.get(self.draft.data.judged, "accuracy")
 
     def left_out(self, rung: str) -> str | None:
         """Says why a rung cannot be climbed here; None if it can."""

@@ -34,19 +34,19 @@ def build_text_backbone(
 
     Raises:
         DataInvalid: a cell does not fit.
-        StudyRefused: the study's records are not of formulas, which alone have a vocabulary of their own.
+        StudyRefused: the study's records are read by a schema, or by a published tokenizer.
         InvalidPretraining: nothing can be learned from the table.
     """
     kind, terms = draft.data.kind, draft.data.terms
-    if kind.name != "formulas":
+    if not kind.makes_vocabulary:
         raise StudyRefused(
-            f"a backbone of public records can be built for [data.formulas]; records of kind {kind.name} are read by "
-            "an imported checkpoint, or by one built on synthetic records without --public"
+            f"a backbone of public records can be built for [data.formulas] and [data.code]; records of kind "
+            f"{kind.name} are read by an imported checkpoint, or by one built on synthetic records without --public"
         )
     text_pretraining.require_reader(structure)
     study = provisional(draft, dim=1)  # for its columns alone
     records = read(held_out_policy(public, study, unit_column or f"{draft.data.unit}_id"), study)
-    tokenizer = text_pretraining.character_tokenizer(text_pretraining.COMMANDS)
+    tokenizer = kind.vocabulary(terms, records.columns)
     reader = kind.reader(terms, tokenizer, max_tokens=draft.data.max_tokens)
     ids, is_learned = reader.examples(records.columns, records.labels)
     lengths = used_tokens(ids, is_learned)

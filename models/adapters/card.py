@@ -49,6 +49,7 @@ class ModelCard:
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
     accuracy: Estimate | None = None  # of what answers with a class, several labels or a number, measured so
+    parses: Estimate | None = None  # of what writes programs, measured so
     guaranteed: float | None = None  # epsilon that holds whatever was chosen by results, where it is known
 
     def __post_init__(self) -> None:
@@ -121,7 +122,12 @@ def one_line(text: str) -> str:
 
 
 def _quality_text(card: ModelCard) -> str:
-    measured = {"AUC": card.auc, "exact match": card.exact_match, "share of right answers": card.accuracy}
+    measured = {
+        "AUC": card.auc,
+        "exact match": card.exact_match,
+        "share of right answers": card.accuracy,
+        "share of programs that parse": card.parses,
+    }
     name, found = next(((name, found) for name, found in measured.items() if found is not None), ("", None))
     if found is None:
         return "not measured"

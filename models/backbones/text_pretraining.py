@@ -25,36 +25,6 @@ from .balancing import balanced
 from .families import named
 from .family import BackboneConfig
 
-# Of LaTeX, each a word of the tokenizer; any other command is read letter by letter.
-COMMANDS = tuple(
-    f"\\{name}"
-    for name in [
-        "frac",
-        "sqrt",
-        "cdot",
-        "times",
-        "int",
-        "sum",
-        "left",
-        "right",
-        "pi",
-        "infty",
-        "le",
-        "ge",
-        "sin",
-        "cos",
-        "tan",
-        "exp",
-        "ln",
-        "log",
-        "alpha",
-        "beta",
-        "lambda",
-        "mu",
-        "sigma",
-        "Delta",
-    ]
-)
 Row = tuple[Sequence[int], Sequence[bool]]  # token ids, and which of them are learned
 _WARM_UP = 50  # steps
 _POOL = 128  # rows sorted by length at a time, so that little of a batch is padding
@@ -166,25 +136,6 @@ def fit_text(
         if read >= config.tokens:
             break
     model.eval()
-
-
-def character_tokenizer(commands: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    r"""Makes a tokenizer of which every printable character of ASCII is a word, and each command such as `\frac`."""
-    from tokenizers import Regex, Tokenizer
-    from tokenizers.decoders import Fuse
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Split
-
-    control = ("<pad>", "<eos>", "<unk>")
-    words = [*control, "\n", *map(chr, range(32, 127)), *commands]
-    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=control[2]))
-    longest_first = sorted(commands, key=len, reverse=True)
-    pattern = "|".join([*(command.replace("\\", "\\\\") + "(?![A-Za-z])" for command in longest_first), r"[\s\S]"])
-    core.pre_tokenizer = Split(Regex(pattern), behavior="isolated")
-    core.decoder = Fuse()
-    core.add_special_tokens(list(control))
-    named_words = dict(zip(("pad_token", "eos_token", "unk_token"), control, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=core, **named_words)  # type: ignore[no-untyped-call]
 
 
 def _batches(rows: Sequence[Row], config: TextPretrainingConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

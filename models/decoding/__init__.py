@@ -1,8 +1,9 @@
 """Decoding: a model writes, and a guide says which words may come next.
 
 `guide.Guide` is the one place where anything may say so: a grammar, a template, or `arithmetic.Arithmetic`, which
-writes the value of a numeric expression behind its equals sign. `writing.write` takes the likeliest word that is
-allowed, until the model ends its text.
+writes the value of a numeric expression behind its equals sign, or `grammar.Grammar`, which keeps a program's brackets
+and blocks in order. `writing.write` takes the likeliest word that is allowed, or draws one, until the model ends its
+text.
 
 The value is exact, and whatever the model would have written there does not count:
 
@@ -11,4 +12,4 @@ The value is exact, and whatever the model would have written there does not cou
 ['123.75', '.75', '']
 """
 
-__all__ = ["arithmetic", "guide", "writing"]
+__all__ = ["arithmetic", "grammar", "guide", "writing"]

@@ -42,12 +42,13 @@ class Arithmetic(Guide):
         self._through = [number for number, word in enumerate(words) if "=" in word[:-1]]  # an equals sign and more
         self._longer = np.array([word[:1].isdigit() or word[:1] == "." for word in words], dtype=np.bool_)
 
-    def allowed(self, text: str) -> npt.NDArray[np.bool_] | None:
+    def allowed(self, prompt: str, text: str) -> npt.NDArray[np.bool_] | None:
         """Returns the words that begin what is owed, or a blank before it; None if all may come, or none begins it.
 
         Behind a whole value no word may make its number longer, and no word with an equals sign inside may pass over
-        what is owed there.
+        what is owed there. An expression in the prompt is owed nothing.
         """
+        del prompt
         rest, begun = _debt(text)
         if rest:
             choices = [rest, f" {rest}"] if text.endswith("=") else [rest]

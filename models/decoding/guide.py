@@ -9,9 +9,10 @@ import numpy.typing as npt
 class Guide(Protocol):
     """Says which words of a vocabulary may come next."""
 
-    def allowed(self, text: str) -> npt.NDArray[np.bool_] | None:
+    def allowed(self, prompt: str, text: str) -> npt.NDArray[np.bool_] | None:
         """Returns bool [words], one true at the least; None if all words may come.
 
         Args:
-            text: what was written so far, without the prompt.
+            prompt: what the model was shown.
+            text: what was written so far behind it.
         """

@@ -1,4 +1,4 @@
-"""Writes a model's likeliest text word by word, under a guide.
+"""Writes a model's text word by word, under a guide: the likeliest, or one drawn at random.
 
 Prompts of one length are written together: nothing is padded, so what a text becomes does not depend on how long the
 others are.
@@ -6,9 +6,10 @@ others are.
 Legend: `R` rows (texts), `T` tokens, `V` words.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,13 @@ from ..structure.inputs import Prefixes, embedded
 from .guide import Guide
 
 _ROWS = 64  # texts written together
+
+
+class Written(NamedTuple):
+    """A text that a model has written behind a prompt."""
+
+    text: str
+    is_ended: bool  # False if it was cut
 
 
 @torch.no_grad()
@@ -28,10 +36,13 @@ def write(
     longest: int,
     guide: Guide | None = None,
     is_fixed: bool = False,
-) -> list[str]:
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[Written]:
     """Writes behind each prompt the likeliest words that the guide allows, without those that end a text.
 
-    An empty prompt stands for a text that begins with the first of `ends`.
+    An empty prompt stands for a text that begins with the first of `ends`. What is drawn at random follows from the
+    seed and the prompt, not from the prompts beside it.
 
     Args:
         model: a causal language model, adapted or not.
@@ -40,16 +51,17 @@ def write(
         ends: the words that end a text.
         longest: tokens of a text; what is not ended by then is cut.
         is_fixed: True to run the model `longest` times whatever is written: the number of passes does not tell of it.
+        temperature: by which logits are divided before a word is drawn; 0 takes the likeliest.
     """
     by_length: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(place)
-    texts = [""] * len(prompts)
+    texts = [Written("", False)] * len(prompts)
     for places in by_length.values():
         for start in range(0, len(places), _ROWS):
             some = places[start : start + _ROWS]
             given = [prompts[place] or [next(iter(ends))] for place in some]
-            written = _together(model, given, words, ends, longest, guide, is_fixed)
+            written = _together(model, given, words, ends, longest, guide, is_fixed, temperature, seed)
             for place, text in zip(some, written, strict=True):
                 texts[place] = text
     return texts
@@ -57,31 +69,36 @@ def write(
 
 def _together(
     model: Any, prompts: Sequence[Sequence[int]], words: Sequence[str], ends: Collection[int], longest: int,
-    guide: Guide | None, is_fixed: bool,
-) -> list[str]:  # fmt: skip
+    guide: Guide | None, is_fixed: bool, temperature: float, seed: int,
+) -> list[Written]:  # fmt: skip
     ids_RT = torch.tensor(prompts, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     texts, is_ended = [""] * len(prompts), [False] * len(prompts)
+    shown = ["".join(words[token] for token in prompt) for prompt in prompts]
+    chance = [np.random.default_rng([seed, *prompt]) for prompt in prompts] if temperature else []
     cache, prefixes = None, Prefixes()
     for _ in range(longest):
         states = model.model(inputs_embeds=embedded(model, ids_RT, prefixes), cache=cache, use_cache=True)
         cache = states.cache
         logits_RV = model.lm_head(states.last_hidden_state[:, -1])
         logits_RV[:, len(words) :] = -torch.inf  # some tables of embeddings have more rows than there are words
-        next_R = _likeliest(logits_RV, texts, guide)
+        if guide is not None:
+            _refuse(logits_RV, zip(shown, texts, strict=True), guide)
+        if temperature:  # the largest of logits and Gumbel noise is a word drawn by its probability
+            noise_RV = np.stack([rng.gumbel(size=logits_RV.shape[1]) for rng in chance])
+            logits_RV = logits_RV / temperature + torch.from_numpy(noise_RV).to(logits_RV)
+        next_R = logits_RV.argmax(-1)
         for row, word in enumerate(next_R.tolist()):
             is_ended[row] |= word in ends
             texts[row] += "" if is_ended[row] else words[word]  # with `is_fixed` others are written behind, unseen
         if all(is_ended) and not is_fixed:
             break
         ids_RT = next_R[:, None]
-    return texts
+    return [Written(*each) for each in zip(texts, is_ended, strict=True)]
 
 
-def _likeliest(logits_RV: Tensor, texts: Sequence[str], guide: Guide | None) -> Tensor:
-    if guide is None:
-        return logits_RV.argmax(-1)
+def _refuse(logits_RV: Tensor, texts: Iterable[tuple[str, str]], guide: Guide) -> None:
+    """Makes the words impossible that a guide does not allow behind (prompt, text)."""
     for row, text in enumerate(texts):
-        mask = guide.allowed(text)
+        mask = guide.allowed(*text)
         if mask is not None:
             logits_RV[row, : len(mask)].masked_fill_(~torch.from_numpy(mask).to(logits_RV.device), -torch.inf)
-    return logits_RV.argmax(-1)

@@ -21,4 +21,4 @@ An answer is right in any form:
 (True, False)
 """
 
-__all__ = ["answers", "binned", "derivations", "metrics", "router_statistics"]
+__all__ = ["answers", "binned", "derivations", "metrics", "programs", "router_statistics"]

@@ -5,7 +5,7 @@ line in the table. `fields` has a `RecordSchema` that describes numbers, categor
 and lists; its words are the vocabulary of a backbone. `documents` are free text that a head reads as a whole.
 `outcomes` is what a head learns: a label, classes, several labels, a number. `text` has templates that make a prompt
 and a completion of free text, or turns of a conversation by the checkpoint's chat template; `kinds` also holds whole
-conversations.
+conversations, formulas and code, for which `vocabularies` makes tokenizers.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 

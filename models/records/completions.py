@@ -33,7 +33,7 @@ class Completions(RecordKind):
         """Raises `InvalidSchema`: a tokenizer reads free text."""
         raise InvalidSchema(
             "records of free text have no schema; import a backbone that reads text, with its tokenizer, or build one "
-            "of public formulas: --public"
+            "of public formulas or code: --public"
         )
 
     def objective(self, terms: Any) -> None:

@@ -122,10 +122,11 @@ class FormulaEncoder:
         from ..decoding.writing import write
 
         asked = [row[: int(mask.argmax())].tolist() for row, mask in zip(ids, is_learned, strict=True)]
-        return write(
+        written = write(
             model, asked, self.texts, ends=(self.end,), longest=self._terms.max_written, guide=self._guide,
             is_fixed=is_fixed,
         )  # fmt: skip
+        return [text for text, _ in written]
 
     @cached_property
     def _guide(self) -> "Arithmetic | None":
@@ -177,6 +178,7 @@ class Formulas(Completions):
     """Records of formulas, written by the model's own output matrix and compared as mathematics."""
 
     name = "formulas"
+    makes_vocabulary = True
     terms = FormulaTerms
     whole = "a record of formulas is its question, derivation and answer"
 
@@ -211,6 +213,12 @@ class Formulas(Completions):
         kinds += [f"{terms.derivation} (derivation, learned)"] if terms.derivation else []
         values = {"values in derivations": "computed" if terms.engine else "learned"} if terms.derivation else {}
         return {**values, "columns": [*kinds, f"{terms.answer} (answer, learned)"]}
+
+    def vocabulary(self, terms: FormulaTerms, columns: Mapping[str, np.ndarray]) -> Any:
+        """Makes a tokenizer of single characters and LaTeX's commands, whatever the records are."""
+        from .vocabularies import COMMANDS, character_tokenizer
+
+        return character_tokenizer(COMMANDS)
 
     def reader(self, terms: FormulaTerms, vocabulary: Any, *, max_tokens: int) -> FormulaEncoder:
         """Returns the encoder of formulas for a tokenizer.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InvalidSchema
 from ..strict import StrictModel
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from .fields import RecordSchema
 
 
-# What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough.
-Judged = Literal["labels", "answers", "numbers", "completions"]
+# What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough;
+# programs that parse.
+Judged = Literal["labels", "answers", "numbers", "completions", "programs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class RecordKind(Protocol):
     whole: str  # reason that a study with the table has no other keys of records, after "remove it:"
     head: Literal["pooled", "lm"]  # what reads a record: a classifier, or the model's own output matrix
     reads: Literal["records", "text"]  # of which backbones: those of a schema, or those with a tokenizer
+    makes_vocabulary: bool = False  # for a backbone that public records of the kind teach from nothing
 
     def problems(self, terms: Any, *, max_tokens: int) -> list[str]:
         """Lists contradictions in the terms, in whole sentences that name the keys."""
@@ -92,6 +95,17 @@ class RecordKind(Protocol):
         Raises:
             InvalidSchema: they are read by a tokenizer.
         """
+
+    def vocabulary(self, terms: Any, columns: Mapping[str, np.ndarray]) -> Any:
+        """Makes a tokenizer, of transformers, for a backbone that public records of the kind teach from nothing.
+
+        Args:
+            columns: of the public records.
+
+        Raises:
+            InvalidSchema: the kind makes none, see `makes_vocabulary`.
+        """
+        raise InvalidSchema(f"records of kind {self.name} are read by a schema, or by a published tokenizer")
 
     def reader(self, terms: Any, vocabulary: Any, *, max_tokens: int) -> Reader:
         """Returns the reader for a backbone.

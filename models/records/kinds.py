@@ -1,6 +1,7 @@
 """The table of kinds of record: everything that a study's records may be made of."""
 
 from .chat import Conversations
+from .code import Code
 from .documents import Documents
 from .fields import Fields
 from .formulas import Formulas
@@ -9,5 +10,5 @@ from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
 KINDS: dict[str, RecordKind] = {
-    kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations(), Formulas())
+    kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations(), Formulas(), Code())
 }

@@ -215,7 +215,7 @@ class PromptEncoder:
         ]
         written = write(model, shown, words, ends=self._control, longest=self._max_tokens, is_fixed=is_fixed)
         found = []
-        for text, truth in zip(written, told, strict=True):
+        for (text, _), truth in zip(written, told, strict=True):
             try:
                 found.append(is_equivalent(text.strip(), truth))
             except AnswerRefused:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from .code import Code
 from .formulas import Formulas
 
 TARGET = "structure"  # last name of the layer that holds the tables, for adapters
@@ -29,4 +30,4 @@ class StructureReader(Protocol):
         """Begins a text."""
 
 
-READERS: dict[str, StructureReader] = {reader.name: reader for reader in (Formulas(),)}
+READERS: dict[str, StructureReader] = {reader.name: reader for reader in (Formulas(), Code())}

@@ -766,9 +766,36 @@ def test_a_public_table_that_does_not_fit_is_told_by_line(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_public_records_are_for_formulas_alone(tmp_path):
+def test_public_records_are_for_formulas_and_code_alone(tmp_path):
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     (tmp_path / "public.csv").write_text(PUBLIC)
     words = ("backbone", "build", tmp_path / "study.toml", tmp_path / "made")
-    assert "for [data.formulas]" in lined(invoke(*words, "--public", tmp_path / "public.csv", code=FAILED).stderr)
+    assert "for [data.formulas] and [data.code]" in lined(
+        invoke(*words, "--public", tmp_path / "public.csv", code=FAILED).stderr
+    )
     assert "go with --public" in lined(invoke(*words, "--structure", "formulas", code=2).stderr)
+
+
+CODE = Path(__file__).resolve().parents[3] / "examples" / "code" / "study.toml"
+
+
+@pytest.mark.slow
+def test_a_backbone_of_public_code_is_built_with_a_vocabulary_of_its_own(tmp_path):
+    functions = "".join(f'f{number},"def f{number}(x):\n    return x + {number}"\n' for number in range(40))
+    (tmp_path / "public.csv").write_text(f"file_id,function\n{functions}")
+    words = ("backbone", "build", CODE, tmp_path / "made", "--public", tmp_path / "public.csv", "--structure", "code")
+    built = json.loads(invoke(*words, "--tokens", "3000", "--json").stdout)
+    assert built["hash"] == content_hash(tmp_path / "made")
+    shown = json.loads(invoke("backbone", "show", tmp_path / "made", "--json").stdout)
+    assert "structure" in shown["targets"]
+    (tmp_path / "public.csv").write_text('file_id,function\nf,"def f(:\n    return secret_name"\n')
+    refused = lined(invoke(*words[:-2], code=FAILED).stderr)
+    assert "line 2, column function" in refused
+    assert "secret_name" not in refused
+
+
+def test_code_of_a_model_is_not_run_and_the_command_says_why(home):
+    words = ("adapter", "evaluate", "run-1", "--data", "x.csv", "--unit-column", "id", "--equality", "code")
+    said = lined(invoke(*words, "--home", home, code=FAILED).stderr)
+    assert "runs no code that a model has written" in said
+    assert "programs that parse" in said

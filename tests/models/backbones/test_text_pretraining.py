@@ -3,16 +3,10 @@ import torch
 
 from confide.models.backbones import loading
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import (
-    COMMANDS,
-    TextPretrainingConfig,
-    build_text,
-    character_tokenizer,
-    fit_text,
-    pretrain_text,
-)
+from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text, pretrain_text
 from confide.models.errors import InvalidPretraining
 from confide.models.heads import foretell
+from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 
 SMALL = BackboneConfig(hidden=32, experts=4, max_tokens=32)
 
@@ -39,21 +33,6 @@ def loss(model, rows):
         for ids, learned in rows:
             total += float(foretell(model, torch.tensor([ids]), torch.tensor([learned])).by_record())
     return total / len(rows)
-
-
-@pytest.mark.parametrize(
-    "text", ["\\frac{1}{2}x^{2}-\\sqrt{7}", "a b\nc", "\\fraction", "\\sin(x)\\cdot\\sin x", "~!@#$%^&*()_+`|\\"]
-)
-def test_a_text_of_characters_and_commands_comes_back(tokenizer, text):
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.unk_token_id not in ids
-    assert len(tokenizer("\\frac{x}", add_special_tokens=False)["input_ids"]) == 4
-    assert len(tokenizer("\\fraction", add_special_tokens=False)["input_ids"]) == 9  # another command: its letters
-
-
-def test_what_is_no_ascii_is_one_unknown_word(tokenizer):
-    assert tokenizer("é∫", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id] * 2
 
 
 @pytest.mark.parametrize("structure", [None, "formulas"])

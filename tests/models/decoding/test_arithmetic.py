@@ -105,23 +105,23 @@ def test_a_longer_number_is_not_its_beginning():
 def test_words_that_begin_what_is_owed_are_allowed_and_no_others():
     words = ["", "-", "4", "-4", "49", "x", "9", "-41"]
     engine = Arithmetic(words)
-    assert engine.allowed("k=-12/3=").tolist() == [word in ("-", "-4") for word in words]
-    assert engine.allowed("D=7^{2}=").tolist() == [word in ("4", "49") for word in words]
-    assert engine.allowed("D=7^{2}=4").tolist() == [word == "9" for word in words]
-    assert engine.allowed("D=7^{2}=49").tolist() == [word not in ("4", "49", "9") for word in words]
-    assert engine.allowed("D=") is None
-    assert engine.allowed("1+2=") is None  # no word begins with 3
+    assert engine.allowed("", "k=-12/3=").tolist() == [word in ("-", "-4") for word in words]
+    assert engine.allowed("", "D=7^{2}=").tolist() == [word in ("4", "49") for word in words]
+    assert engine.allowed("", "D=7^{2}=4").tolist() == [word == "9" for word in words]
+    assert engine.allowed("", "D=7^{2}=49").tolist() == [word not in ("4", "49", "9") for word in words]
+    assert engine.allowed("", "D=") is None
+    assert engine.allowed("", "1+2=") is None  # no word begins with 3
 
 
 def test_no_word_makes_a_value_longer_or_passes_over_it():
     words = ["", "0", ".5", ".", ";", "=", "=-", "=2", "3=", "=7", " 2", " "]
     engine = Arithmetic(words)
-    behind = dict(zip(words, engine.allowed("2*3=6"), strict=True))
+    behind = dict(zip(words, engine.allowed("", "2*3=6"), strict=True))
     assert [word for word, may in behind.items() if not may] == ["0", ".5", ".", "3="]
-    before = dict(zip(words, engine.allowed("5-3"), strict=True))
+    before = dict(zip(words, engine.allowed("", "5-3"), strict=True))
     assert [word for word, may in before.items() if not may] == ["=-", "=7"]
-    assert [word for word, may in zip(words, engine.allowed("5-3="), strict=True) if may] == [" 2", " "]
-    assert engine.allowed("5-3= ") is None  # no word begins with 2 alone
+    assert [word for word, may in zip(words, engine.allowed("", "5-3="), strict=True) if may] == [" 2", " "]
+    assert engine.allowed("", "5-3= ") is None  # no word begins with 2 alone
 
 
 def test_what_is_given_is_what_would_have_been_owed():

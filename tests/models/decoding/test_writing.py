@@ -4,9 +4,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import build_text, character_tokenizer
+from confide.models.backbones.text_pretraining import build_text
 from confide.models.decoding.arithmetic import Arithmetic
 from confide.models.decoding.writing import write
+from confide.models.records.vocabularies import character_tokenizer
 from confide.models.structure.inputs import words_of
 
 from ..tiny import VOCABULARY, tiny_deepseek
@@ -30,7 +31,7 @@ class Only:
     def __init__(self, *allowed):
         self.mask = np.isin(np.arange(VOCABULARY), allowed)
 
-    def allowed(self, text):
+    def allowed(self, prompt, text):
         return self.mask
 
 
@@ -38,12 +39,13 @@ class Only:
 def test_what_is_written_is_what_transformers_generates(model):
     model = model()
     texts = write(model, PROMPTS, WORDS, ends=(1,), longest=12)
-    for prompt, text in zip(PROMPTS, texts, strict=True):
+    for prompt, (text, is_ended) in zip(PROMPTS, texts, strict=True):
         ids = torch.tensor([prompt])
         found = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=1, pad_token_id=0
         )[0, len(prompt) :].tolist()
         assert text == "".join(WORDS[token] for token in found[: found.index(1) if 1 in found else None])
+        assert is_ended is (1 in found)
 
 
 def test_texts_do_not_depend_on_those_beside_them():
@@ -54,16 +56,16 @@ def test_texts_do_not_depend_on_those_beside_them():
 
 def test_a_guide_has_the_last_word():
     texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=5, guide=Only(6))
-    assert texts == ["<6>" * 5] * 4
+    assert texts == [("<6>" * 5, False)] * 4
 
 
 def test_a_text_ends_with_the_word_that_ends_it():
     texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(6,), longest=5, guide=Only(6))
-    assert texts == [""] * 4
+    assert texts == [("", True)] * 4
 
 
 def test_words_without_text_are_written_and_not_seen():
-    assert write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=3, guide=Only(0)) == [""] * 4
+    assert write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=3, guide=Only(0)) == [("", False)] * 4
 
 
 def test_nothing_is_written_behind_no_prompt():
@@ -79,13 +81,13 @@ def test_the_engine_writes_values_into_a_joined_model():
     class Begun(Arithmetic):
         """Makes the model begin with an expression."""
 
-        def allowed(self, text):
+        def allowed(self, prompt, text):
             begin = "12*12="
             if len(text) < len(begin):
                 return np.array([word == begin[len(text)] for word in words])
-            return super().allowed(text)
+            return super().allowed(prompt, text)
 
-    (text,) = write(model, [tokenizer("x?")["input_ids"]], words, ends=(1,), longest=10, guide=Begun(words))
+    ((text, _),) = write(model, [tokenizer("x?")["input_ids"]], words, ends=(1,), longest=10, guide=Begun(words))
     assert text.replace(" ", "").startswith("12*12=144")
 
 
@@ -108,4 +110,31 @@ def test_rows_of_the_embedding_that_are_no_words_are_never_written():
 def test_an_empty_prompt_stands_for_a_text_s_beginning():
     assert write(tiny_deepseek(), [[]], WORDS, ends=(1,), longest=4) == write(
         tiny_deepseek(), [[1]], WORDS, ends=(1,), longest=4
+    )
+
+
+@pytest.mark.slow
+def test_words_are_drawn_by_their_probability():
+    """Beside the softmax of the logits, over seeds."""
+    model, count, temperature = tiny_deepseek(), 600, 1.5
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].double()
+    want = torch.softmax(logits / temperature, 0)[2:].numpy()
+    drawn = dict.fromkeys(WORDS[2:], 0)
+    for seed in range(count):
+        ((text, _),) = write(model, PROMPTS[:1], WORDS, ends=(1,), longest=1, temperature=temperature, seed=seed)
+        if text:
+            drawn[text] += 1
+    share = np.array(list(drawn.values())) / count
+    assert np.abs(share - want).max() < 4 * (want.max() * (1 - want.max()) / count) ** 0.5
+
+
+def test_what_is_drawn_does_not_depend_on_the_texts_beside_it():
+    model = tiny_deepseek()
+    together = write(model, PROMPTS, WORDS, ends=(1,), longest=8, temperature=1.0, seed=7)
+    alone = [write(model, [prompt], WORDS, ends=(1,), longest=8, temperature=1.0, seed=7)[0] for prompt in PROMPTS]
+    assert alone == together
+    assert write(model, PROMPTS, WORDS, ends=(1,), longest=8, temperature=1.0, seed=8) != together
+    assert write(model, PROMPTS, WORDS, ends=(1,), longest=8, temperature=1e-4) == write(
+        model, PROMPTS, WORDS, ends=(1,), longest=8
     )

@@ -6,14 +6,10 @@ import torch
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import (
-    TextPretrainingConfig,
-    build_text,
-    character_tokenizer,
-    fit_text,
-)
+from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.records.kind import Examples
 from confide.models.records.text import FreeText, PromptEncoder, PromptTemplate, TextTerms
+from confide.models.records.vocabularies import character_tokenizer
 
 
 @pytest.fixture(scope="module")

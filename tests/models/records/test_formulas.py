@@ -8,16 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 from confide.models.adapters import AdapterConfig, attach
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import (
-    COMMANDS,
-    TextPretrainingConfig,
-    build_text,
-    character_tokenizer,
-    fit_text,
-)
+from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.errors import AnswerRefused, BackboneMismatch
 from confide.models.records.formulas import FormulaEncoder, Formulas, FormulaTerms
 from confide.models.records.kind import Examples
+from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 
 from ..tiny import byte_tokenizer
 

@@ -12,9 +12,10 @@ from transformers import DeepseekV3ForCausalLM
 from confide.models.adapters import AdapterConfig, ModelCard, attach, export, save_merged
 from confide.models.backbones import checkpoints, importing, loading
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import COMMANDS, build_text, character_tokenizer
+from confide.models.backbones.text_pretraining import build_text
 from confide.models.errors import InvalidBackbone, UnsupportedModule
 from confide.models.heads import completion_losses, foretell, pooled
+from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 from confide.models.structure import inputs
 from confide.models.structure.readers import READERS, STRUCTURE
 from confide.privacy.mechanism.clipping import PerUnitClipper
@@ -22,6 +23,7 @@ from confide.privacy.mechanism.independence import refuse_dependence
 
 TEXT = "D=(-3)^{2}-4\\cdot2=1;d=1;"
 READER = READERS["formulas"]
+READER_SIZE = sum(READER.sizes.values())
 
 
 @pytest.fixture(scope="module")
@@ -290,12 +292,27 @@ def test_a_text_is_kept_once_however_it_is_padded_and_no_rows_are_none(model, to
     ids.of(ids_of(tokenizer, TEXT))
     ids.of(ids_of(tokenizer, TEXT, TEXT + TEXT))
     assert ids._of_row.cache_info().currsize == 2
-    assert ids.of(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, ids.total)
+    assert ids.of(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, 8)
 
 
 def test_a_token_beyond_the_words_has_no_structure(tokenizer):
     ids = inputs.StructureIds(READER, ("", "1", "+"))
-    assert ids.of(torch.tensor([[1, 2, 1, 7]])).sum(-1).tolist() == [[8, 8, 8, 0]]
+    places = ids.of(torch.tensor([[1, 2, 1, 7]]))
+    assert (places == ids.total).all(-1).tolist() == [[False, False, False, True]]
+
+
+def test_columns_are_read_as_a_layer_of_zeros_and_ones_would_sum_them(model, tokenizer):
+    """Also the gradient of the tables, in float64."""
+    model.double()
+    ids = ids_of(tokenizer, TEXT, "x^2")
+    places, layer = model.model.structure_ids.of(ids), model.model.structure
+    ones = torch.zeros(*ids.shape, READER_SIZE + 1, dtype=torch.float64).scatter_(2, places, 1.0)[..., :READER_SIZE]
+    weights = torch.randn(*ids.shape, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    want, got = layer(ones), inputs.embedded(model, ids) - model.model.embed_tokens(ids)
+    torch.testing.assert_close(got, want)
+    (slope,) = torch.autograd.grad((want * weights).sum(), layer.weight)
+    (own,) = torch.autograd.grad((got * weights).sum(), layer.weight)
+    torch.testing.assert_close(own, slope)
 
 
 def test_positional_arguments_are_read_as_the_decoder_reads_them(model, tokenizer):

@@ -1,0 +1,339 @@
+"""Code: functions of an organisation's own programs, of which a model writes the rest or fills in a gap.
+
+A record is one function, or a few lines that stand by themselves. To the model it is a line that names the language,
+and the program behind it. Of a completion the first tokens are shown and the rest is learned. Of a fill-in, as many of
+the records as the study says, some lines in the middle are learned: the lines behind them are shown first, then
+`structure.code.SPLIT` and the lines before, so that the model writes on where the gap begins (suffix, prefix, middle:
+Bavarian et al. 2022, arXiv:2207.14255). Which lines follows from the record's own text and from nothing else.
+
+What is counted is programs that parse (`evaluation.programs`); nothing that a model has written is ever run.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from ..errors import BackboneMismatch
+from ..strict import FieldName, StrictModel, Unique
+from .completions import Completions, perplexity_by_unit, text_scores
+from .kind import Column, Examples, Judged
+from .templates import PlainTokenizer, Row, padded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ..decoding.grammar import Grammar
+    from ..decoding.writing import Written
+    from .cells import Cells
+
+LONGEST_LINE = 200  # signs; minified programs have longer ones
+_HARMLESS = "pass"  # in a misfit's place
+_PROBE = "def f(x):\n    return [x, 1]"
+_BOUNDARIES = frozenset(")]}:;")
+
+Language = Literal["python", "java"]
+
+
+class CodeTerms(StrictModel):
+    """Terms of records of code: their column, their languages, and what is shown of them."""
+
+    code: FieldName = Field(
+        examples=['"function"'], description="column of programs: one function each, or a few lines"
+    )
+    languages: Annotated[tuple[Language, ...], Unique, Field(min_length=1)] = Field(
+        default=("python",), description="of the programs: python, java"
+    )
+    language: FieldName | None = Field(
+        default=None, examples=['"language"'], description="column that names a program's language, if there are two"
+    )
+    shown: int = Field(default=16, ge=1, le=1024, description="tokens of a program that a model is shown, to write on")
+    fill_in: float = Field(
+        default=0.0, ge=0, le=1,
+        description="share of the programs whose middle lines are learned, between those before and behind",
+    )  # fmt: skip
+    max_written: int = Field(
+        default=128, ge=1, le=4096,
+        description="tokens that a model may write; a charged evaluation always runs it so often",
+    )  # fmt: skip
+    temperature: float = Field(
+        default=0.7, ge=0, le=4, description="at which a model writes in an evaluation; 0 takes the likeliest word"
+    )
+    grammar: bool = Field(
+        default=True, description="a model writes no bracket, string or indentation that breaks the program"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+class CodeEncoder:
+    """Encodes programs as token ids, and reads what a model has written."""
+
+    def __init__(self, terms: CodeTerms, tokenizer: Any, max_tokens: int) -> None:
+        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust.
+
+        Raises:
+            BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
+        """
+        from ..structure.code import SPLIT
+        from ..structure.inputs import words_of
+
+        if tokenizer.eos_token_id is None:
+            raise BackboneMismatch("has a tokenizer without a word that ends a text, which code needs")
+        self._terms, self._tokenizer, self._max_tokens = terms, PlainTokenizer(tokenizer), max_tokens
+        self.end = int(tokenizer.eos_token_id)
+        self.texts = words_of(tokenizer)  # of each token id
+        text = _PROBE + (SPLIT if terms.fill_in else "")
+        (probe,) = self._tokenizer.of_records([text])
+        if self.text(probe) != text:
+            raise BackboneMismatch("has a tokenizer whose words do not add up to the text, which code needs")
+
+    @property
+    def words(self) -> int:
+        """Size of the vocabulary: one more than the largest id."""
+        return self._tokenizer.words
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return "".join(self.texts[token] for token in ids)
+
+    def examples(
+        self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
+        """Returns ids and the mask of what is learned, both [rows, longest]; there are no labels."""
+        del labels
+        programs = columns[self._terms.code].tolist()
+        only = [self._terms.languages[0]] * len(programs)
+        languages = only if self._terms.language is None else columns[self._terms.language].tolist()
+        return self.encode(programs, languages)
+
+    def encode(
+        self, programs: Sequence[str], languages: Sequence[str]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Encodes programs as (ids, is_learned), both [rows, longest row]; what is longer than `max_tokens` is cut.
+
+        A program that is cut has no end, so that no model learns to end there.
+        """
+        return padded([self._row(*each) for each in zip(programs, languages, strict=True)])
+
+    def written(
+        self, model: Any, ids: np.ndarray, is_learned: np.ndarray, *, is_fixed: bool = False
+    ) -> "list[Written]":
+        """Lets a model write behind what is shown of records.
+
+        Args:
+            ids: [rows, longest], as encoded; neither what is learned nor how long it is counts.
+            is_learned: bool [rows, longest].
+            is_fixed: True to run the model equally often for every record, see `decoding.writing`.
+        """
+        from ..decoding.writing import write
+
+        shown = [row[: int(mask.argmax())].tolist() for row, mask in zip(ids, is_learned, strict=True)]
+        return write(
+            model, shown, self.texts, ends=(self.end,), longest=self._terms.max_written, guide=self._guide,
+            is_fixed=is_fixed, temperature=self._terms.temperature,
+        )  # fmt: skip
+
+    @cached_property
+    def _guide(self) -> "Grammar | None":
+        from ..decoding.grammar import Grammar
+
+        return Grammar(self.texts, (self.end,)) if self._terms.grammar else None
+
+    def parses(self, written: "Written", ids: np.ndarray, is_learned: np.ndarray) -> bool:
+        """True if a text has ended and, with what is shown of its record, is a program that parses."""
+        from ..evaluation.programs import parses
+
+        language, before, behind = self.parts(ids[: int(is_learned.argmax())].tolist())
+        return written.is_ended and parses(language, before + written.text + behind)
+
+    def parts(self, shown: Sequence[int]) -> tuple[str, str, str]:
+        """Returns of what is shown the language, the program before what is to write, and the program behind it."""
+        from ..structure.code import SPLIT
+
+        language, _, program = self.text(shown).partition("\n")
+        behind, mark, before = program.rpartition(SPLIT)
+        return (language, before, behind) if mark else (language, program, "")
+
+    def is_boundary(self, token: int) -> bool:
+        """True if a token breaks a line, ends the text, or is one of `) ] } : ;`."""
+        word = self.texts[token]
+        return token == self.end or word.startswith("\n") or word.strip() in _BOUNDARIES
+
+    def _row(self, program: str, language: str) -> Row:
+        from ..structure.code import SPLIT
+
+        (heading,) = self._tokenizer.of_records([f"{language}\n"])
+        gap = self._gap(program)
+        if gap is None:
+            (ids,) = self._tokenizer.of_records([program])
+            shown, learned = [*heading, *ids[: self._terms.shown]], ids[self._terms.shown :]
+        else:
+            lines = program.split("\n")
+            start, stop = gap
+            texts = ["\n".join(["", *lines[stop:]]), SPLIT, "\n".join(lines[:start])]
+            middle = "\n".join(["", *lines[start:stop]])
+            *parts, learned = self._tokenizer.of_records([*texts, middle])
+            shown = [*heading, *(token for part in parts for token in part)]
+        row, mask = [*shown, *learned, self.end], [False] * len(shown) + [True] * (len(learned) + 1)
+        return row[: self._max_tokens], mask[: self._max_tokens]
+
+    def _gap(self, program: str) -> tuple[int, int] | None:
+        """Chooses the lines [start, stop) of a fill-in, neither the first nor the last among them; None: a completion.
+
+        All follows from SHA-256 of the program, so it is the same each time that the record is read.
+        """
+        digest = hashlib.sha256(b"confide code fill-in\0" + program.encode()).digest()
+        share, first, second = (int.from_bytes(digest[place : place + 8], "little") / 2**64 for place in (0, 8, 16))
+        inner = program.count("\n") - 1  # lines that may be missing
+        if share >= self._terms.fill_in or inner < 1:
+            return None
+        start = 1 + int(first * inner)
+        return start, start + 1 + int(second * (inner + 1 - start))
+
+
+class Code(Completions):
+    """Records of code, written by the model's own output matrix and judged by whether they parse."""
+
+    name = "code"
+    makes_vocabulary = True
+    terms = CodeTerms
+    whole = "a record of code is its program, and the language that it is in"
+
+    def problems(self, terms: CodeTerms, *, max_tokens: int) -> list[str]:
+        """Lists languages that no column tells apart, and what leaves nothing to learn."""
+        found = []
+        if (len(terms.languages) > 1) != (terms.language is not None):
+            found.append(
+                "data.code.language names the column of a program's language if data.code.languages has two, and only "
+                "then"
+            )
+        if terms.language == terms.code:
+            found.append("data.code.code and data.code.language are columns of their own")
+        if terms.shown + 4 > max_tokens:
+            found.append(f"data.max_tokens of {max_tokens} leaves nothing to learn behind {terms.shown} shown tokens")
+        return found
+
+    def columns(self, terms: CodeTerms) -> tuple[Column, ...]:
+        """Returns the columns of the program and, if there are two, of its language; no cell may be empty."""
+        said = (
+            f"a program that parses as {' or '.join(terms.languages)}, in lines of at most {LONGEST_LINE} signs, "
+            "without tabs or control signs"
+        )
+        found = [Column(terms.code, "program to learn", said, partial(_read, languages=terms.languages))]
+        if terms.language is not None:
+            words = ", ".join(terms.languages)
+            found.append(Column(terms.language, "language", words, partial(_read_language, languages=terms.languages)))
+        return tuple(found)
+
+    def judged(self, terms: CodeTerms) -> Judged:
+        """Returns what is counted: programs that parse."""
+        return "programs"
+
+    def facts(self, terms: CodeTerms) -> dict[str, Any]:
+        """Describes what is shown and learned."""
+        kinds = [f"{terms.code} (program, learned behind {terms.shown} tokens)"]
+        kinds += [f"{terms.language} (language, shown)"] if terms.language else []
+        gaps = {"programs with a gap to fill in": f"{terms.fill_in:.0%}"} if terms.fill_in else {}
+        return {"languages": list(terms.languages), **gaps, "columns": kinds}
+
+    def vocabulary(self, terms: CodeTerms, columns: Mapping[str, np.ndarray]) -> Any:
+        """Makes a tokenizer of the commonest pieces of the programs."""
+        from .vocabularies import code_tokenizer
+
+        return code_tokenizer(columns[terms.code].tolist())
+
+    def reader(self, terms: CodeTerms, vocabulary: Any, *, max_tokens: int) -> CodeEncoder:
+        """Returns the encoder of programs for a tokenizer.
+
+        Raises:
+            BackboneMismatch: the tokenizer has no word that ends a text, or its words do not add up to the text.
+        """
+        return CodeEncoder(terms, vocabulary, max_tokens)
+
+    def judge(
+        self, terms: CodeTerms, reader: CodeEncoder, adapted: Any, ids: np.ndarray, target: Any
+    ) -> tuple[float, float]:
+        """Returns 1 if the program that the model writes parses, and the logit of its tokens' mean likelihood."""
+        is_learned = np.asarray(target, dtype=np.bool_)
+        _, score = super().judge(terms, reader, adapted, ids, is_learned)
+        (written,) = reader.written(adapted.model, ids[None], is_learned[None], is_fixed=True)
+        return float(reader.parses(written, ids, is_learned)), score
+
+    def evaluate(
+        self, terms: CodeTerms, reader: CodeEncoder, adapted: Any, tables: Sequence[Examples]
+    ) -> dict[str, Any]:
+        """Computes the share of programs that parse, of next tokens that are right at boundaries, and perplexity.
+
+        Boundaries are line breaks with their indentation, closing brackets, colons, semicolons and the end; the program
+        up to there is given.
+        """
+        from ..evaluation.metrics import exact_match
+        from ..heads import foretell
+
+        fit: list[bool] = []
+        right: list[bool] = []
+        for examples in tables:
+            is_learned = np.asarray(examples.targets, dtype=np.bool_)
+            written = reader.written(adapted.model, examples.ids, is_learned)
+            for text, *row in zip(written, examples.ids, is_learned, strict=True):
+                fit.append(reader.parses(text, *row))
+                right += _at_boundaries(reader, adapted, foretell, *row)
+        by_unit = perplexity_by_unit([(examples.units, *text_scores(adapted, examples)[1:]) for examples in tables])
+        return {
+            "records": len(fit),
+            "parses": asdict(exact_match(fit)),
+            "boundaries": asdict(exact_match(right)),
+            "perplexity": asdict(by_unit),
+        }
+
+
+def is_program(text: str, languages: Sequence[str]) -> bool:
+    """True if a cell is a program that a model can be taught: it parses in one of the languages, in lines to read."""
+    from ..evaluation.programs import parses
+
+    is_plain = all(line.isprintable() and len(line) <= LONGEST_LINE for line in text.split("\n"))
+    return is_plain and any(parses(language, text) for language in languages)
+
+
+def _at_boundaries(
+    reader: CodeEncoder, adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray
+) -> list[bool]:
+    """Says of each boundary that is learned of a record whether the model's first choice is right."""
+    import torch
+
+    device = next(iter(adapted.trained.values())).device
+    rows = torch.from_numpy(ids[None]).to(device), torch.from_numpy(is_learned[None]).to(device)
+    with torch.no_grad():
+        is_right = foretell(adapted.model, *rows).is_first_choice_N.tolist()
+    return [right for right, token in zip(is_right, ids[is_learned].tolist(), strict=True) if reader.is_boundary(token)]
+
+
+def _read(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":
+    """Reads cells as programs, none of which may be empty; counts what does not fit."""
+    from . import cells
+
+    plain = cells.free_text(text, may_be_missing=False)
+    # A cell that is too long is not looked at: it may be a whole archive.
+    fits = [
+        not misfit and cell is not None and is_program(cell, languages)
+        for cell, misfit in zip(plain.values, plain.misfit, strict=True)
+    ]
+    misfit = ~np.array(fits, dtype=np.bool_)
+    return cells.Cells(np.where(misfit, _HARMLESS, plain.values), plain.missing, misfit)
+
+
+def _read_language(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":
+    from . import cells
+
+    found = cells.categories(text, languages)
+    misfit = found.misfit | found.missing
+    return cells.Cells(np.where(misfit, languages[0], found.values), found.missing, misfit)

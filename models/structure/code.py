@@ -1,0 +1,105 @@
+"""Reads where a token stands in a program: in its syntax tree, in which open constructs, at which word of which line.
+
+A text names its language in its first line, `python` or `java`, and the program begins in the next. `SPLIT` parts what
+is shown of a program's end from its beginning, which is read anew behind it: so a model that fills in a gap stands
+where it would stand if it wrote on.
+
+The tree is tree-sitter's, of the prefix alone: a parse of the whole program would tell what comes. Node types are read
+by their names, which outlive a grammar's numbers. Syntax trees as an input are Kim et al. 2021 (ICSE) and, for small
+models, GrammarCoder (2025, arXiv:2503.05507).
+"""
+
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from .constructs import LANGUAGES, SIZES, Constructs
+
+SPLIT = "\x1d"  # ASCII's group separator, which stands in no program
+_NODES = 1024  # rows of a table of node types; names that share a row are told apart by the others
+_WINDOW = 2048  # signs of a program that are parsed, so that a long one takes no longer for each word
+
+
+class Code:
+    """The reader of programs in Python and Java."""
+
+    name = "code"
+    sizes: Mapping[str, int] = MappingProxyType(
+        {"leaf": _NODES, "parent": _NODES, "grandparent": _NODES, **SIZES}  # the last node of the tree so far
+    )
+
+    def begin(self) -> "CodePrefix":
+        """Begins a text."""
+        return CodePrefix()
+
+
+class CodePrefix:
+    """The beginning of a program, behind a line that names its language."""
+
+    def __init__(self) -> None:
+        self._heading = self._text = ""
+        self.language = ""  # until its line has ended, and of a text that names none
+        self.constructs: Constructs | None = None
+        self._parser: Any = None
+
+    def feed(self, word: str) -> tuple[int, ...]:
+        """Adds a word; see `readers.Prefix`."""
+        for sign in word:
+            self._add(sign)
+        if self.constructs is None:
+            return (0,) * len(Code.sizes)
+        return (*self._nodes(), *self.constructs.ids())
+
+    def _add(self, sign: str) -> None:
+        if self.constructs is not None and sign != SPLIT:
+            self.constructs.feed(sign)
+            self._text += sign
+        elif self.constructs is not None:
+            self.constructs, self._text = Constructs(self.language), ""
+        elif sign != "\n":
+            self._heading += sign if len(self._heading) <= max(map(len, LANGUAGES)) else ""
+        elif self._heading in LANGUAGES:
+            self.language, self.constructs = self._heading, Constructs(self._heading)
+            self._parser = _parser(self._heading)
+
+    def _nodes(self) -> tuple[int, int, int]:
+        if len(self._text) > 2 * _WINDOW:
+            self._text = self._text[self._text.find("\n", -_WINDOW) + 1 :][-_WINDOW:]
+        node = self._parser.parse(self._text.encode(errors="replace")).root_node
+        parent = grandparent = node
+        while node.child_count:
+            grandparent, parent, node = parent, node, node.children[-1]
+        return _row(node.type), _row(parent.type), _row(grandparent.type)
+
+
+def has_error(language: str, text: str) -> bool:
+    """True if a program does not parse, by tree-sitter's grammar; declarations and statements may stand by themselves.
+
+    Args:
+        language: in `constructs.LANGUAGES`.
+    """
+    return bool(_parser(language).parse(text.encode(errors="replace")).root_node.has_error)
+
+
+def _parser(language: str) -> Any:
+    """Returns a parser, which is its caller's own: two threads may not share one."""
+    import tree_sitter
+
+    return tree_sitter.Parser(_grammar(language))
+
+
+@cache
+def _grammar(language: str) -> Any:
+    import tree_sitter
+    import tree_sitter_java
+    import tree_sitter_python
+
+    grammars = {"python": tree_sitter_python, "java": tree_sitter_java}
+    return tree_sitter.Language(grammars[language].language())
+
+
+@cache
+def _row(name: str) -> int:
+    return 1 + zlib.crc32(name.encode()) % (_NODES - 1)
