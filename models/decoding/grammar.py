@@ -45,8 +45,16 @@ class Grammar(Guide):
         mask = np.zeros(self._size, dtype=np.bool_) if here.is_indenting else self._free.copy()
         for shape, alike in (self._alike if here.is_indenting else self._breaking).items():
             mask[alike] = here.may_grow_by(shape)
-        mask[self._ends] = here.may_end()
+        mask[self._ends] = self._may_end(prompt, here)
         return mask if mask.any() else None
+
+    def _may_end(self, prompt: str, here: Constructs) -> bool:
+        """True if a text may end; of a gap, if the lines behind it, which the prompt shows first, may follow."""
+        behind, mark, _ = prompt.partition("\n")[2].rpartition(SPLIT)
+        if not mark:
+            return here.may_end()
+        whole = here.copy()
+        return whole.feed(behind) and whole.may_end()
 
     def _after(self, prompt: str, text: str) -> Constructs | None:
         """Follows a text from where it was a word ago, if that is known; None if the prompt names no language."""

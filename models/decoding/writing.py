@@ -85,7 +85,7 @@ def _together(
             _refuse(logits_RV, zip(shown, texts, strict=True), guide)
         if temperature:  # the largest of logits and Gumbel noise is a word drawn by its probability
             noise_RV = np.stack([rng.gumbel(size=logits_RV.shape[1]) for rng in chance])
-            logits_RV = logits_RV / temperature + torch.from_numpy(noise_RV).to(logits_RV)
+            logits_RV = logits_RV + temperature * torch.from_numpy(noise_RV).to(logits_RV)
         next_R = logits_RV.argmax(-1)
         for row, word in enumerate(next_R.tolist()):
             is_ended[row] |= word in ends

@@ -8,7 +8,7 @@ import warnings
 
 from ..structure import code
 
-LONGEST = 2**14  # signs; a parser can need a time that grows with their square
+LONGEST = 2**13  # signs; a parser can need a time that grows with their square, here a second
 
 
 def parses(language: str, text: str) -> bool:

@@ -1,8 +1,8 @@
 """Code: functions of an organisation's own programs, of which a model writes the rest or fills in a gap.
 
 A record is one function, or a few lines that stand by themselves. To the model it is a line that names the language,
-and the program behind it. Of a completion the first tokens are shown and the rest is learned. Of a fill-in, as many of
-the records as the study says, some lines in the middle are learned: the lines behind them are shown first, then
+and the program behind it, all of which is learned; in an evaluation its first tokens are shown. Of a fill-in, as many
+of the records as the study says, some lines in the middle are learned: the lines behind them are shown first, then
 `structure.code.SPLIT` and the lines before, so that the model writes on where the gap begins (suffix, prefix, middle:
 Bavarian et al. 2022, arXiv:2207.14255). Which lines follows from the record's own text and from nothing else.
 
@@ -21,6 +21,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ..errors import BackboneMismatch
 from ..strict import FieldName, StrictModel, Unique
+from ..structure.code import SPLIT
+from ..structure.constructs import LANGUAGES
 from .completions import Completions, perplexity_by_unit, text_scores
 from .kind import Column, Examples, Judged
 from .templates import PlainTokenizer, Row, padded
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 200  # signs; minified programs have longer ones
 _HARMLESS = "pass"  # in a misfit's place
+_HEADING = 16  # tokens of the line that names a language, at the most
 _PROBE = "def f(x):\n    return [x, 1]"
 _BOUNDARIES = frozenset(")]}:;")
 
@@ -52,7 +55,9 @@ class CodeTerms(StrictModel):
     language: FieldName | None = Field(
         default=None, examples=['"language"'], description="column that names a program's language, if there are two"
     )
-    shown: int = Field(default=16, ge=1, le=1024, description="tokens of a program that a model is shown, to write on")
+    shown: int = Field(
+        default=16, ge=1, le=1024, description="tokens of a program that a model is shown in an evaluation"
+    )
     fill_in: float = Field(
         default=0.0, ge=0, le=1,
         description="share of the programs whose middle lines are learned, between those before and behind",
@@ -83,7 +88,6 @@ class CodeEncoder:
         Raises:
             BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
         """
-        from ..structure.code import SPLIT
         from ..structure.inputs import words_of
 
         if tokenizer.eos_token_id is None:
@@ -130,13 +134,13 @@ class CodeEncoder:
         """Lets a model write behind what is shown of records.
 
         Args:
-            ids: [rows, longest], as encoded; neither what is learned nor how long it is counts.
+            ids: [rows, longest], as encoded; what is not shown of them does not count, nor how long it is.
             is_learned: bool [rows, longest].
             is_fixed: True to run the model equally often for every record, see `decoding.writing`.
         """
         from ..decoding.writing import write
 
-        shown = [row[: int(mask.argmax())].tolist() for row, mask in zip(ids, is_learned, strict=True)]
+        shown = [self.shown(*row) for row in zip(ids, is_learned, strict=True)]
         return write(
             model, shown, self.texts, ends=(self.end,), longest=self._terms.max_written, guide=self._guide,
             is_fixed=is_fixed, temperature=self._terms.temperature,
@@ -152,13 +156,22 @@ class CodeEncoder:
         """True if a text has ended and, with what is shown of its record, is a program that parses."""
         from ..evaluation.programs import parses
 
-        language, before, behind = self.parts(ids[: int(is_learned.argmax())].tolist())
-        return written.is_ended and parses(language, before + written.text + behind)
+        language, before, behind = self.parts(self.shown(ids, is_learned))
+        return written.is_ended and language in LANGUAGES and parses(language, before + written.text + behind)
+
+    def shown(self, ids: np.ndarray, is_learned: np.ndarray) -> list[int]:
+        """Returns the tokens of a record that a model is shown: what is not learned, and the beginning of a completion.
+
+        Of a program that is shorter than `shown` all is shown but its end.
+        """
+        begin = int(is_learned.argmax())
+        learned = ids[begin : begin + int(is_learned.sum())].tolist()
+        is_gap = SPLIT in self.text(ids[:begin].tolist())
+        first = [] if is_gap else learned[: self._terms.shown]
+        return [*ids[:begin].tolist(), *(token for token in first if token != self.end)]
 
     def parts(self, shown: Sequence[int]) -> tuple[str, str, str]:
         """Returns of what is shown the language, the program before what is to write, and the program behind it."""
-        from ..structure.code import SPLIT
-
         language, _, program = self.text(shown).partition("\n")
         behind, mark, before = program.rpartition(SPLIT)
         return (language, before, behind) if mark else (language, program, "")
@@ -169,22 +182,22 @@ class CodeEncoder:
         return token == self.end or word.startswith("\n") or word.strip() in _BOUNDARIES
 
     def _row(self, program: str, language: str) -> Row:
-        from ..structure.code import SPLIT
-
         (heading,) = self._tokenizer.of_records([f"{language}\n"])
-        gap = self._gap(program)
-        if gap is None:
-            (ids,) = self._tokenizer.of_records([program])
-            shown, learned = [*heading, *ids[: self._terms.shown]], ids[self._terms.shown :]
-        else:
-            lines = program.split("\n")
-            start, stop = gap
-            texts = ["\n".join(["", *lines[stop:]]), SPLIT, "\n".join(lines[:start])]
-            middle = "\n".join(["", *lines[start:stop]])
-            *parts, learned = self._tokenizer.of_records([*texts, middle])
-            shown = [*heading, *(token for part in parts for token in part)]
+        shown, learned = self._around_gap(program) or ([], self._tokenizer.of_records([program])[0])
+        shown = [*heading, *shown]
         row, mask = [*shown, *learned, self.end], [False] * len(shown) + [True] * (len(learned) + 1)
         return row[: self._max_tokens], mask[: self._max_tokens]
+
+    def _around_gap(self, program: str) -> tuple[list[int], list[int]] | None:
+        """Returns what is shown and what is learned of a fill-in; None if the program is a completion, or too long."""
+        gap = self._gap(program)
+        if gap is None:
+            return None
+        lines, (start, stop) = program.split("\n"), gap
+        texts = ["\n".join(["", *lines[stop:]]), SPLIT, "\n".join(lines[:start]), "\n".join(["", *lines[start:stop]])]
+        behind, split, before, learned = self._tokenizer.of_records(texts)
+        shown = [*behind, *split, *before]
+        return (shown, learned) if len(shown) + len(learned) + _HEADING < self._max_tokens else None
 
     def _gap(self, program: str) -> tuple[int, int] | None:
         """Chooses the lines [start, stop) of a fill-in, neither the first nor the last among them; None: a completion.
@@ -219,14 +232,14 @@ class Code(Completions):
         if terms.language == terms.code:
             found.append("data.code.code and data.code.language are columns of their own")
         if terms.shown + 4 > max_tokens:
-            found.append(f"data.max_tokens of {max_tokens} leaves nothing to learn behind {terms.shown} shown tokens")
+            found.append(f"data.max_tokens of {max_tokens} leaves nothing to write behind {terms.shown} shown tokens")
         return found
 
     def columns(self, terms: CodeTerms) -> tuple[Column, ...]:
         """Returns the columns of the program and, if there are two, of its language; no cell may be empty."""
         said = (
-            f"a program that parses as {' or '.join(terms.languages)}, in lines of at most {LONGEST_LINE} signs, "
-            "without tabs or control signs"
+            f"a program that parses as {' or '.join(terms.languages)}, in printable ASCII without tabs and in lines of "
+            f"at most {LONGEST_LINE} signs"
         )
         found = [Column(terms.code, "program to learn", said, partial(_read, languages=terms.languages))]
         if terms.language is not None:
@@ -240,7 +253,7 @@ class Code(Completions):
 
     def facts(self, terms: CodeTerms) -> dict[str, Any]:
         """Describes what is shown and learned."""
-        kinds = [f"{terms.code} (program, learned behind {terms.shown} tokens)"]
+        kinds = [f"{terms.code} (program, learned)"]
         kinds += [f"{terms.language} (language, shown)"] if terms.language else []
         gaps = {"programs with a gap to fill in": f"{terms.fill_in:.0%}"} if terms.fill_in else {}
         return {"languages": list(terms.languages), **gaps, "columns": kinds}
@@ -300,7 +313,7 @@ def is_program(text: str, languages: Sequence[str]) -> bool:
     """True if a cell is a program that a model can be taught: it parses in one of the languages, in lines to read."""
     from ..evaluation.programs import parses
 
-    is_plain = all(line.isprintable() and len(line) <= LONGEST_LINE for line in text.split("\n"))
+    is_plain = text.isascii() and all(line.isprintable() and len(line) <= LONGEST_LINE for line in text.split("\n"))
     return is_plain and any(parses(language, text) for language in languages)
 
 

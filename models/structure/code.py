@@ -19,7 +19,7 @@ from .constructs import LANGUAGES, SIZES, Constructs
 
 SPLIT = "\x1d"  # ASCII's group separator, which stands in no program
 _NODES = 1024  # rows of a table of node types; names that share a row are told apart by the others
-_WINDOW = 2048  # signs of a program that are parsed, so that a long one takes no longer for each word
+_WINDOW, _SLACK = 2048, 256  # signs of a program that are parsed, so that a long one takes no longer for each word
 
 
 class Code:
@@ -60,17 +60,19 @@ class CodePrefix:
             self.constructs, self._text = Constructs(self.language), ""
         elif sign != "\n":
             self._heading += sign if len(self._heading) <= max(map(len, LANGUAGES)) else ""
-        elif self._heading in LANGUAGES:
+        elif self._heading not in LANGUAGES:
+            self._heading = "no language"  # in the first line, and none is looked for in another
+        else:
             self.language, self.constructs = self._heading, Constructs(self._heading)
             self._parser = _parser(self._heading)
 
     def _nodes(self) -> tuple[int, int, int]:
-        if len(self._text) > 2 * _WINDOW:
+        if len(self._text) > _WINDOW + _SLACK:
             self._text = self._text[self._text.find("\n", -_WINDOW) + 1 :][-_WINDOW:]
         node = self._parser.parse(self._text.encode(errors="replace")).root_node
         parent = grandparent = node
         while node.child_count:
-            grandparent, parent, node = parent, node, node.children[-1]
+            grandparent, parent, node = parent, node, node.child(node.child_count - 1)
         return _row(node.type), _row(parent.type), _row(grandparent.type)
 
 

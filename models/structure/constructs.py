@@ -22,7 +22,8 @@ _HEADS = {
         "switch", "synchronized", "try", "while",
     ),
 }  # fmt: skip
-_FOREIGN = {"python": "$?`", "java": "#`\\"}  # signs that stand in strings and comments alone
+# Signs that stand in strings and comments alone, or, as blanks other than " ", in no record.
+_FOREIGN = {"python": "$?`\t\r\f\v", "java": "#`\\\t\r\f\v"}
 _OTHERS = ("assert", "break", "continue", "del", "from", "import", "pass", "raise", "return", "throw", "yield")
 _NONE, _OTHER = "<none>", "other"
 _WORDS = sorted({word for heads in _HEADS.values() for word in heads})
@@ -68,13 +69,16 @@ class Constructs:
         self._first, self._last_first, self._words = _NONE, _NONE, 0
         self._blanks, self._is_line_blank = 0, True  # of the line on the page
         self._is_begun = False  # the statement, in Python
-        self._base, self._waiting = self._open, ""  # open before the line's indentation; the block that it may begin
+        self._base, self._waiting = (
+            list(self._open),
+            "",
+        )  # open before the line's indentation; the block that it may begin
 
     def copy(self) -> "Constructs":
         """Returns a copy, which grows by itself."""
         twin = object.__new__(Constructs)
         twin.__dict__.update(self.__dict__)
-        twin._open = list(self._open)
+        twin._open, twin._base = list(self._open), list(self._base)
         return twin
 
     def feed(self, text: str) -> bool:
@@ -96,7 +100,7 @@ class Constructs:
         """True if a word may come next, as far as brackets, strings and indentation go."""
         twin = self.copy()
         is_fit = twin.feed(word)
-        # Blanks can only grow: a line that is too far to the right already cannot be mended.
+        # Blanks can only grow: a line too far to the right can become a comment or an empty line alone, and shall not.
         return is_fit and (not twin.is_indenting or bool(twin._waiting) or twin._blanks <= twin._base[-1].body)
 
     @property

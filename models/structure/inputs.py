@@ -12,7 +12,6 @@ Legend: `R` rows (records), `T` tokens, `D` model width, `F` tables, `S` ids of 
 
 import inspect
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..errors import InvalidBackbone
 from .readers import READERS, STRUCTURE, TARGET, Prefix, StructureReader
 
 Prefixes = list[Prefix]  # texts that are being written, one a row; empty at their beginning
-_ROWS = 16_384  # texts whose ids are kept, two bytes each: records come again in later rounds
+_KEPT = 2**22  # tokens whose ids are kept, two bytes each, some 100 MiB of code: records come again in later rounds
 
 
 class StructureIds:
@@ -37,7 +36,8 @@ class StructureIds:
         """Takes the text of every token id; control words have none."""
         self.reader, self._words = reader, tuple(words)
         self._starts = np.cumsum([0, *reader.sizes.values()])[:-1]
-        self._of_row = lru_cache(_ROWS)(self._read)
+        self._kept: dict[bytes, npt.NDArray[np.int16]] = {}
+        self._tokens_kept = 0
 
     @property
     def total(self) -> int:
@@ -62,8 +62,15 @@ class StructureIds:
             places_TF[: len(row)] = row
         return torch.from_numpy(places_RTF).to(ids_RT.device)
 
-    def _read(self, row: bytes) -> npt.NDArray[np.int16]:
-        return self._fed(self.reader.begin(), np.frombuffer(row, dtype=np.int32).tolist())
+    def _of_row(self, row: bytes) -> npt.NDArray[np.int16]:
+        found = self._kept.get(row)
+        if found is None:
+            found = self._fed(self.reader.begin(), np.frombuffer(row, dtype=np.int32).tolist())
+            if self._tokens_kept + len(found) > _KEPT:
+                self._kept, self._tokens_kept = {}, 0
+            self._kept[row] = found
+            self._tokens_kept += len(found)
+        return found
 
     def _fed(self, prefix: Prefix, tokens: Sequence[int]) -> npt.NDArray[np.int16]:
         nowhere, places = np.full(len(self._starts), self.total), []

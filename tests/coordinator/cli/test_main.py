@@ -781,14 +781,14 @@ CODE = Path(__file__).resolve().parents[3] / "examples" / "code" / "study.toml"
 
 @pytest.mark.slow
 def test_a_backbone_of_public_code_is_built_with_a_vocabulary_of_its_own(tmp_path):
-    functions = "".join(f'f{number},"def f{number}(x):\n    return x + {number}"\n' for number in range(40))
-    (tmp_path / "public.csv").write_text(f"file_id,function\n{functions}")
+    functions = "".join(f'f{number},python,"def f{number}(x):\n    return x + {number}"\n' for number in range(40))
+    (tmp_path / "public.csv").write_text(f"file_id,language,function\n{functions}")
     words = ("backbone", "build", CODE, tmp_path / "made", "--public", tmp_path / "public.csv", "--structure", "code")
     built = json.loads(invoke(*words, "--tokens", "3000", "--json").stdout)
     assert built["hash"] == content_hash(tmp_path / "made")
     shown = json.loads(invoke("backbone", "show", tmp_path / "made", "--json").stdout)
     assert "structure" in shown["targets"]
-    (tmp_path / "public.csv").write_text('file_id,function\nf,"def f(:\n    return secret_name"\n')
+    (tmp_path / "public.csv").write_text('file_id,language,function\nf,python,"def f(:\n    return secret_name"\n')
     refused = lined(invoke(*words[:-2], code=FAILED).stderr)
     assert "line 2, column function" in refused
     assert "secret_name" not in refused

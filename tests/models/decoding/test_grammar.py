@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from confide.models.decoding.grammar import Grammar
+from confide.models.evaluation.programs import parses
 from confide.models.records.vocabularies import code_tokenizer
 from confide.models.structure.code import SPLIT
 from confide.models.structure.constructs import Constructs
@@ -77,6 +78,25 @@ def test_a_program_goes_on_behind_the_prompt(grammar):
     shown = grammar.allowed("python\nf([", ")")
     assert shown is not None
     assert {WORDS[place] for place in np.flatnonzero(grammar.allowed("python\nf([", ""))} & {"]", ")"} == {"]"}
+
+
+@pytest.mark.parametrize(
+    ("language", "behind", "before", "texts"),
+    [
+        ("java", "\n}", "int f() {", {"": True, "\n    a;": True, "\n    a;\n}": False, "\n    if (a) {": False}),
+        ("python", "\n        b)", "x = [f(a,", {"\n        c,": False}),
+        ("python", "\n        b)]", "x = [f(a,", {"\n        c,": True}),
+        ("python", "\n        b", "def f():", {"\n    if a:": True, "\n    a": False}),
+    ],
+)
+def test_a_gap_ends_where_the_lines_behind_it_may_follow(grammar, language, behind, before, texts):
+    for text, may_end in texts.items():
+        assert grammar.allowed(f"{language}\n{behind}{SPLIT}{before}", text)[END] == may_end, text
+        assert parses(language, before + text + behind) is may_end, text
+
+
+def test_a_prompt_may_end_inside_its_first_comment(grammar):
+    assert grammar.allowed("python\n# a comm", "ent")[WORDS.index("\n")]
 
 
 def test_all_words_may_come_in_a_text_of_no_language(grammar):

@@ -138,3 +138,10 @@ def test_what_is_drawn_does_not_depend_on_the_texts_beside_it():
     assert write(model, PROMPTS, WORDS, ends=(1,), longest=8, temperature=1e-4) == write(
         model, PROMPTS, WORDS, ends=(1,), longest=8
     )
+
+
+def test_a_guide_has_the_last_word_at_any_temperature():
+    model = tiny_deepseek()
+    for temperature in (1e-40, 1e-4, 1.0, 1e4):
+        (found,) = write(model, PROMPTS[:1], WORDS, ends=(1,), longest=4, guide=Only(6), temperature=temperature)
+        assert found == ("<6>" * 4, False)

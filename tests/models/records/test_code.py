@@ -17,6 +17,7 @@ from confide.models.records.code import Code, CodeEncoder, CodeTerms
 from confide.models.records.kind import Examples
 from confide.models.records.vocabularies import character_tokenizer, code_tokenizer
 from confide.models.structure.code import SPLIT
+from confide.privacy.mechanism.workers import made_up
 
 from ..tiny import byte_tokenizer
 
@@ -46,22 +47,27 @@ def parts_of(found, ids, mask):
     return found.text(ids[: int(mask.argmax())].tolist()), found.text(learned), learned[-1] == found.end
 
 
-def test_the_beginning_is_shown_and_the_rest_is_learned(tokenizer):
+def test_a_program_is_learned_and_its_beginning_is_shown(tokenizer):
     found = encoder(tokenizer)
     ids, mask = found.encode([PYTHON], ["python"])
-    shown, learned, has_end = parts_of(found, ids[0], mask[0])
-    assert shown + learned == f"python\n{PYTHON}"
-    assert has_end
-    heading = tokenizer("python\n", add_special_tokens=False)["input_ids"]
-    assert int(mask[0].argmax()) == len(heading) + 6
-    assert found.parts(ids[0][: int(mask[0].argmax())].tolist()) == ("python", shown.partition("\n")[2], "")
+    heading, learned, has_end = parts_of(found, ids[0], mask[0])
+    assert (heading, learned, has_end) == ("python\n", PYTHON, True)
+    shown = found.shown(ids[0], mask[0])
+    assert len(shown) == int(mask[0].argmax()) + 6
+    assert found.parts(shown) == ("python", PYTHON[: len(found.text(shown)) - len("python\n")], "")
+
+
+def test_a_program_shorter_than_what_is_shown_is_shown_without_its_end(tokenizer):
+    found = encoder(tokenizer, shown=50)
+    ids, mask = found.encode(["x = 1", PYTHON], ["python", "python"])
+    assert found.parts(found.shown(ids[0], mask[0])) == ("python", "x = 1", "")
 
 
 def test_a_gap_is_learned_behind_what_stands_around_it(tokenizer):
     found = encoder(tokenizer, fill_in=1.0)
     ids, mask = found.encode([PYTHON], ["python"])
     shown, learned, has_end = parts_of(found, ids[0], mask[0])
-    language, before, behind = found.parts(ids[0][: int(mask[0].argmax())].tolist())
+    language, before, behind = found.parts(found.shown(ids[0], mask[0]))
     assert (language, has_end) == ("python", True)
     assert before + learned + behind == PYTHON
     assert shown == f"python\n{behind}{SPLIT}{before}"
@@ -98,7 +104,17 @@ def test_a_program_that_is_cut_has_no_end(tokenizer):
     assert ids.shape == (2, 20)
     assert found.end not in ids[0]
     assert found.end in ids[1]
-    assert mask[1].any()
+    assert mask.any(1).all()
+
+
+def test_a_gap_that_leaves_nothing_to_learn_is_none(tokenizer):
+    """What is shown of a long program would fill the row."""
+    long = "\n".join([PYTHON, *(f"    value_{number} = total" for number in range(40))])
+    found = encoder(tokenizer, max_tokens=64, fill_in=1.0)
+    ids, mask = found.encode([long], ["python"])
+    assert mask.any()
+    assert found.text(ids[0].tolist()).startswith(f"python\n{LINES[0]}")
+    assert not found.parses(Written("", True), ids[0], np.zeros_like(mask[0]))  # and no language is no program
 
 
 def test_examples_read_the_language_column(tokenizer):
@@ -182,7 +198,7 @@ def test_boundaries_are_line_breaks_closing_signs_and_the_end(tokenizer):
         ("x = 1\n" * 4000, ("python",), False),
         ("x = 1\n" * 2_000_000, ("python",), False),
         ("x = 1\r\ny = 2", ("python",), False),
-        ("größe = 1  # Größe in cm", ("python",), True),
+        ("größe = 1  # Größe in cm", ("python",), False),
         ("", ("python",), False),
         ("MOVE A TO B.", ("python", "java"), False),
     ],
@@ -211,7 +227,7 @@ def test_a_language_must_be_one_of_the_studys():
         ({"languages": ("python", "java")}, ["data.code.language"]),
         ({"language": "lang"}, ["data.code.language"]),
         ({"languages": ("python", "java"), "language": "function"}, ["columns of their own"]),
-        ({"shown": 100}, ["nothing to learn"]),
+        ({"shown": 100}, ["nothing to write"]),
     ],
 )
 def test_contradictions_are_said(changes, said):
@@ -227,7 +243,7 @@ def test_a_language_is_named_once():
 
 def test_a_study_says_what_is_shown_and_learned():
     assert Code().facts(terms()) == {
-        "languages": ["python"], "columns": ["function (program, learned behind 6 tokens)"],
+        "languages": ["python"], "columns": ["function (program, learned)"],
     }  # fmt: skip
     assert Code().facts(terms(fill_in=0.5))["programs with a gap to fill in"] == "50%"
     assert Code().judged(terms()) == "programs"
@@ -255,10 +271,7 @@ def test_programs_that_parse_are_counted_one_by_one_and_together(trained):
     with torch.no_grad():
         judged = [Code().judge(own, found, adapted, examples.ids[i], examples.targets[i]) for i in range(0, 27, 5)]
     written = found.written(adapted.model, examples.ids, examples.targets)
-    shown = [
-        found.parts(ids[: int(mask.argmax())].tolist())
-        for ids, mask in zip(examples.ids, examples.targets, strict=True)
-    ]
+    shown = [found.parts(found.shown(*row)) for row in zip(examples.ids, examples.targets, strict=True)]
     fits = []
     for text, (_, before, behind) in zip(written, shown, strict=True):
         try:
@@ -278,9 +291,20 @@ def test_programs_that_parse_are_counted_one_by_one_and_together(trained):
 def test_what_is_learned_is_never_an_input(trained):
     adapted, found, examples = trained
     other = examples.ids.copy()
-    other[examples.targets] = 40
+    for row, own in zip(other, examples.targets, strict=True):
+        row[len(found.shown(row, own)) :] = 40
     written = found.written(adapted.model, examples.ids[:5], examples.targets[:5])
     assert found.written(adapted.model, other[:5], examples.targets[:5]) == written
+
+
+def test_rows_that_only_fill_up_a_group_of_processes_are_judged(trained):
+    """A row without a line of language; whatever the model writes behind it is no program."""
+    adapted, found, _ = trained
+    ids, target = made_up(adapted)
+    with torch.no_grad():
+        for number in range(12):
+            label, _ = Code().judge(terms(), found, adapted, np.array([number, *ids[1:]]), target)
+            assert label == 0.0
 
 
 def test_a_vocabulary_is_made_of_public_programs():

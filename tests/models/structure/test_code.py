@@ -39,7 +39,14 @@ def test_the_rest_are_the_open_constructs():
 
 
 def test_a_text_of_no_language_that_is_known_says_nothing():
-    for words in (["cobol", "\n", "MOVE"], ["x" * 99, "\n", "f"], ["\n"], ["python"], ["def f(x):"]):
+    for words in (
+        ["cobol", "\n", "MOVE"],
+        ["x" * 99, "\n", "f"],
+        ["\n"],
+        ["python"],
+        ["def f(x):"],
+        ["py\n", "thon\ndef f("],
+    ):
         assert set(said(words)) == {(0,) * len(READER.sizes)}
 
 

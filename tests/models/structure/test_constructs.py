@@ -194,6 +194,14 @@ def test_words_of_any_length_end_where_their_signs_do(language, text, data):
     assert parts.may_end() is whole.may_end()
 
 
+def test_a_copy_shares_no_line_with_what_it_is_a_copy_of():
+    one = Constructs("python")
+    other = one.copy()
+    one.feed("f([")
+    other.feed(" ")
+    assert dict(zip(SIZES, other.ids(), strict=True))["brackets"] == 0
+
+
 def test_a_copy_grows_by_itself():
     one = Constructs("python")
     one.feed("f(")
@@ -213,6 +221,8 @@ def test_a_copy_grows_by_itself():
         ("python", "if a:\n    b\n  c"),
         ("python", "a\n  b"),
         ("python", "x = 'a\n"),
+        ("python", "x = $a"),
+        ("python", "if a:\n    b\n\tc"),
         ("java", "f() }"),
         ("java", "{ ( }"),
         ("java", 'String a = "b\n'),

@@ -281,9 +281,9 @@ def test_texts_that_were_read_do_not_travel_with_a_copy(model, tokenizer):
     ids = model.model.structure_ids
     ids.of(ids_of(tokenizer, TEXT))
     other = pickle.loads(pickle.dumps(ids))
-    assert ids._of_row.cache_info().currsize == 1
-    assert other._of_row.cache_info().currsize == 0
-    assert copy.deepcopy(model).model.structure_ids._of_row.cache_info().currsize == 0
+    assert len(ids._kept) == 1
+    assert len(other._kept) == 0
+    assert len(copy.deepcopy(model).model.structure_ids._kept) == 0
     assert torch.equal(other.of(ids_of(tokenizer, TEXT)), ids.of(ids_of(tokenizer, TEXT)))
 
 
@@ -291,8 +291,19 @@ def test_a_text_is_kept_once_however_it_is_padded_and_no_rows_are_none(model, to
     ids = model.model.structure_ids
     ids.of(ids_of(tokenizer, TEXT))
     ids.of(ids_of(tokenizer, TEXT, TEXT + TEXT))
-    assert ids._of_row.cache_info().currsize == 2
+    assert len(ids._kept) == 2
     assert ids.of(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, 8)
+
+
+def test_texts_are_kept_up_to_a_number_of_tokens(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(inputs, "_KEPT", 20)
+    ids = model.model.structure_ids
+    want = [ids.of(ids_of(tokenizer, text)) for text in ("1+2=3", "4+5=9;#9", "6+7=13;#13")]
+    assert ids._tokens_kept == sum(map(len, ids._kept.values())) <= 20
+    assert all(
+        torch.equal(ids.of(ids_of(tokenizer, text)), each)
+        for text, each in zip(("1+2=3", "4+5=9;#9"), want, strict=False)
+    )
 
 
 def test_a_token_beyond_the_words_has_no_structure(tokenizer):
