@@ -12,27 +12,21 @@ protocol's numbers with the engine behind them. A finished run is read from the 
 
 import argparse
 import itertools
-import json
 import runpy
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from federated_arms import arms, changed, is_known, keep, run_arms
 
 from confide.client_node.data import Records
-from confide.client_node.study import StudyDraft, load_draft
-from confide.client_node.study.cost import releases_of_draft, ring_of
+from confide.client_node.study import load_draft
 from confide.client_node.training.study_model import StudyModel, load_study_model
-from confide.coordinator.comparison.federated import federate, made_ready
 from confide.coordinator.comparison.task import Task, read_task
 from confide.coordinator.results.text_backbone import build_text_backbone
 from confide.models.backbones.text_pretraining import TextPretrainingConfig
 from confide.models.decoding import arithmetic
-from confide.privacy.accounting import epsilon_pld
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "derivations"
 TARGETS = {  # other modules than the study's
@@ -41,62 +35,6 @@ TARGETS = {  # other modules than the study's
     "structure": ("structure", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "experts": ("o_proj", "gate_proj", "up_proj", "down_proj", "experts"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One run: who trains, with or without noise."""
-
-    site: str | None  # None: all hospitals together
-    is_private: bool
-    targets: str | None = None  # in TARGETS; None: the study's
-
-    @property
-    def name(self) -> str:
-        """The run as a row of the table."""
-        who = "three hospitals" if self.site is None else f"{self.site} alone"
-        where = f", adapters on {self.targets}" if self.targets else ""
-        return f"{who}{'' if self.is_private else ', no privacy'}{where}"
-
-
-def arms(sites: Sequence[str], targets: Sequence[str]) -> Iterator[Arm]:
-    """Lists the runs, those of the study itself first."""
-    for site, is_private in itertools.product((None, *sites), (True, False)):
-        yield Arm(site, is_private)
-    for name in targets:
-        yield Arm(None, True, name)
-
-
-def of_arm(draft: StudyDraft, arm: Arm, task: Task) -> StudyDraft:
-    """The study of one run; a hospital alone has its own batches and its own whole noise."""
-    bare = draft.model_copy(update={"evaluation": None})
-    if arm.targets:
-        bare = changed(bare, "adapter", targets=TARGETS[arm.targets])
-    if not arm.is_private:
-        bare = changed(bare, "privacy", mode="none", noise_multiplier=0.0, delta=0.0)
-    if arm.site is None:
-        return bare
-    batch = draft.privacy.sample_rate * task.train[arm.site].num_units
-    alone = changed(bare, "participants", sites=(arm.site,))
-    alone = changed(alone, "privacy", collusion=0, max_dropouts=0)
-    return changed(alone, "rounds", batch_units=batch, min_sites=1)
-
-
-def changed(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:
-    """The draft with other terms in one of its tables."""
-    return draft.model_copy(update={part: getattr(draft, part).model_copy(update=terms)})
-
-
-def train(draft: StudyDraft, backbone: Path, task: Task, sites: Sequence[str], seed: int) -> StudyModel:
-    """Trains a study's rounds on the records of some sites."""
-    model = load_study_model(draft, backbone)
-    examples = {site: model.examples(task.train[site]) for site in sites}
-    arrays = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
-    mode, adapted = draft.privacy.mode, model.adapted
-    ready = made_ready(draft, adapted, arrays, mode=mode)
-    bits = ring_of(draft, adapted.layout.dim).scale_bits
-    federate(draft, adapted, arrays, mode=mode, scale_bits=bits, seed=seed, ready=ready)
-    return model
 
 
 def judge(model: StudyModel, task: Task, drugs: dict[str, str]) -> dict[str, dict[str, list[float]]]:
@@ -202,33 +140,24 @@ def main() -> None:
         build_text_backbone(draft, records / "public.csv", backbone, structure="formulas", config=config)
     task, drugs = read_task(draft, records), prepare["SITES"]
     sites = draft.participants.sites
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-    def keep(row: dict) -> None:
-        known.append(row)
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{row['arm']}, seed {row['seed']}: {row['right']:.3f}, {row['seconds']} s", file=sys.stderr, flush=True)
-
     bare = {"seed": 0, "epsilon": None, "numbers": None, "seconds": 0}
-    if not known:
-        keep({"arm": "the backbone", **bare, **judge(load_study_model(draft, backbone), task, drugs)})
-        for site, with_engine in itertools.product(sites, (False, True)):
-            name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
-            keep({"arm": name, **bare, **shares(retrieved(task, site, with_engine=with_engine), task, drugs)})
-    for seed, arm in itertools.product(options.seeds, arms(sites, options.targets)):
-        is_known = any((row["arm"], row["seed"]) == (arm.name, seed) for row in known)
-        if is_known or not any(word in arm.name for word in options.arm):
-            continue
-        own, started = of_arm(draft, arm, task), time.perf_counter()
-        model = train(own, backbone, task, sites if arm.site is None else (arm.site,), seed)
-        dim, privacy = model.adapted.layout.dim, own.privacy
-        epsilon = None
-        if arm.is_private:
-            epsilon = epsilon_pld(releases_of_draft(own, dim), privacy.delta, privacy.collusion)
-        seconds = round(time.perf_counter() - started)
-        cost = {"seed": seed, "epsilon": epsilon, "numbers": dim, "seconds": seconds}
-        keep({"arm": arm.name, **cost, **judge(model, task, drugs)})
+    if not is_known("the backbone", results):
+        found = judge(load_study_model(draft, backbone), task, drugs)
+        keep({"arm": "the backbone", **bare, **found}, results)
+    for site, with_engine in itertools.product(sites, (False, True)):
+        name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
+        if not is_known(name, results):
+            found = shares(retrieved(task, site, with_engine=with_engine), task, drugs)
+            keep({"arm": name, **bare, **found}, results)
+    chosen = [
+        arm
+        for arm in arms(sites, "three hospitals", {name: TARGETS[name] for name in options.targets})
+        if any(word in arm.name for word in options.arm)
+    ]
+    known = run_arms(
+        draft, backbone, task, chosen=chosen, seeds=options.seeds, results=results,
+        judge=lambda model: judge(model, task, drugs),
+    )  # fmt: skip
     print(table(known))
 
 

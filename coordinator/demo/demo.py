@@ -41,7 +41,8 @@ _PARTS = ("train", "heldout")
 _COUNTS = {"train": "units", "heldout": "heldout_units"}  # of an example's `prepare`
 _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
-_SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public mathematics, and its records
+_SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
+_SMOKE_WRITTEN = 12  # tokens
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
 
 
@@ -72,6 +73,7 @@ def run_demo(example: str, directory: Path, *, rounds: int | None, is_smoke: boo
     console = Console(stderr=True)
     console.rule(f"[bold]confide demo: {example}")
     draft = _draft(example, _SMOKE_ROUNDS if is_smoke and rounds is None else rounds)
+    draft = _shortened(draft) if is_smoke else draft
     bench = _workbench(example, draft, directory, console, is_smoke=is_smoke)
     federation = _next_federation(directory, draft)
     try:
@@ -104,6 +106,15 @@ def _draft(example: str, rounds: int | None) -> StudyDraft:
     return draft.model_copy(update={"rounds": draft.rounds.model_copy(update={"rounds": rounds})})
 
 
+def _shortened(draft: StudyDraft) -> StudyDraft:
+    """Lets a model write little, if the records are of a kind that it writes."""
+    name = draft.data.kind.name
+    if "max_written" not in type(draft.data.terms).model_fields:
+        return draft
+    terms = draft.data.terms.model_copy(update={"max_written": _SMOKE_WRITTEN})
+    return draft.model_copy(update={"data": draft.data.model_copy(update={name: terms})})
+
+
 def _workbench(
     example: str, draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool = False
 ) -> Workbench:
@@ -130,17 +141,17 @@ def _workbench(
 
 
 def _keep_first(table: Path, records: int) -> int:
-    """Cuts a table to its first records; returns their number."""
+    """Cuts a table to its first records; returns the number of units, whose ids stand in the first column."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(itertools.islice(csv.reader(file), records + 1))
     with table.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    return len(rows) - 1
+    return len({row[0] for row in rows[1:]})
 
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
-    if draft.data.kind.name == "formulas":
-        _build_backbone_of_formulas(draft, directory, console, is_smoke=is_smoke)
+    if (public := directory.with_name("data") / "public.csv").exists():
+        _build_backbone_of_public(draft, public, directory, console, is_smoke=is_smoke)
         return
     if draft.data.kind.reads == "text":
         _import_backbone(draft, directory, console)
@@ -157,20 +168,25 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_s
     console.print("Backbone pretrained on synthetic records (kept for the next time)")
 
 
-def _build_backbone_of_formulas(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
-    """Trains a small backbone on the example's public mathematics, with tables of structure."""
+def _build_backbone_of_public(
+    draft: StudyDraft, public: Path, directory: Path, console: Console, *, is_smoke: bool
+) -> None:
+    """Trains a small backbone on the example's public formulas or code, with tables of structure."""
     from ...models.backbones.text_pretraining import TextPretrainingConfig
     from ..results.text_backbone import build_text_backbone
 
     config = TextPretrainingConfig(tokens=_SMOKE_TOKENS) if is_smoke else TextPretrainingConfig()
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("Pretraining the backbone on public mathematics", total=None)
+        bar = progress.add_task(f"Pretraining the backbone on public {draft.data.kind.name}", total=None)
         build_text_backbone(
-            draft, directory.with_name("data") / "public.csv", directory, structure="formulas",
+            draft,
+            public,
+            directory,
+            structure=draft.data.kind.name,
             config=config,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )  # fmt: skip
-    console.print("Backbone pretrained on public mathematics (kept for the next time)")
+        )
+    console.print(f"Backbone pretrained on public {draft.data.kind.name} (kept for the next time)")
 
 
 def _import_backbone(draft: StudyDraft, directory: Path, console: Console) -> None:
@@ -360,7 +376,7 @@ def _answer_quality(
         bare = Attacked("the same study trained without noise", "none", pool.confidences(untouched.adapted))
         attacks = attack_by_loss(store, run_id, study, pool, before, [*attacked, bare])
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
-    right = "exact_match" if study.draft.data.judged == "completions" else "accuracy"
+    right = {"completions": "exact_match", "programs": "parses"}.get(study.draft.data.judged, "accuracy")
     others = [name for name in after if name not in ("records", right)]
     return {
         f"{right}_private": after[right]["value"],
@@ -392,6 +408,8 @@ def figures(outcome: dict[str, Any]) -> _Rows:
         measured, controls = _figures(outcome)
     elif "sound_derivations_private" in outcome:
         measured, controls = _formula_figures(outcome)
+    elif "parses_private" in outcome:
+        measured, controls = _program_figures(outcome)
     elif "exact_match_private" in outcome:
         measured, controls = _text_figures(outcome)
     else:
@@ -435,6 +453,27 @@ def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
         ),
     ]
     return _as_measured("exact match", outcome, "exact_match", ""), controls
+
+
+def _program_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    """Figures of programs that parse and of the next tokens: as the sites measured the first, and the controls."""
+    controls = [
+        ("exact", f"{outcome['parses_private']:.3f}", _over_records(outcome["parses_private_interval"])),
+        ("without privacy", f"{outcome['parses_nonprivate']:.3f}", "the same study without noise"),
+        ("before", f"{outcome['parses_before']:.3f}", "the backbone, which knows public code alone"),
+        (
+            "boundaries",
+            f"{outcome['boundaries_private']:.3f}",
+            "right line breaks, brackets and ends where the program up to there is given; "
+            f"{outcome['boundaries_nonprivate']:.3f} without noise, {outcome['boundaries_before']:.3f} before",
+        ),
+        (
+            "perplexity",
+            f"{outcome['perplexity_private']:.2f}",
+            f"{outcome['perplexity_nonprivate']:.2f} without noise, {outcome['perplexity_before']:.3g} before",
+        ),
+    ]
+    return _as_measured("programs that parse", outcome, "parses", ""), controls
 
 
 def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:

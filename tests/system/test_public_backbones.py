@@ -1,0 +1,77 @@
+"""Whole federations of real processes on backbones that public records taught: two rounds of formulas, and of code."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from confide.models.backbones.loading import describe
+from confide.privacy.report.verify import verify_file
+
+pytestmark = pytest.mark.process
+
+COORDINATOR = Path(sys.executable).parent / "coordinator"
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """An example's smoke run that has ended."""
+
+    folder: Path
+    outcome: dict[str, Any]
+    right: str  # what is counted as right
+    column: str  # what no log may show
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("derivations", "accuracy", "derivation"), ("code", "parses", "function")],
+    ids=lambda one: one[0],
+)
+def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    example, right, column = request.param
+    folder = tmp_path_factory.mktemp(example)
+    words = [str(COORDINATOR), "demo", example, "--smoke", "--dir", str(folder), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    return Smoke(folder, json.loads(done.stdout), right, column)
+
+
+def test_the_adapter_is_trained_on_a_backbone_with_structure(smoke):
+    outcome = smoke.outcome
+    assert outcome["rounds"] == 2
+    assert "structure" in describe(Path(outcome["backbone"])).targets
+    assert outcome["perplexity_private"] != outcome["perplexity_before"]
+    assert outcome["perplexity_nonprivate"] < outcome["perplexity_before"]
+    low, high = outcome[f"{smoke.right}_private_interval"]
+    assert 0 <= low <= outcome[f"{smoke.right}_private"] <= high <= 1
+
+
+def test_every_release_is_charged_and_the_report_verifies(smoke):
+    report = Path(smoke.outcome["report_json"])
+    assert verify_file(report).ok
+    sites = json.loads(report.read_text())["sites"]
+    assert {account["releases"] for site in sites for account in site["accounts"]} == {3}
+
+
+def test_the_card_says_what_a_plain_load_misses(smoke):
+    card = (Path(smoke.outcome["adapter"]) / "README.md").read_text()
+    assert "structure tables" in card
+    assert "load_text(Path(backbone_directory))" in card
+
+
+def test_no_record_stands_in_a_log_or_at_the_coordinator(smoke):
+    federation, texts = Path(smoke.outcome["report_json"]).parent, set()
+    for table in smoke.folder.glob("data/*/*.csv"):
+        with table.open(encoding="utf-8", newline="") as file:
+            texts |= {row[smoke.column] for row in csv.DictReader(file)}
+    assert len(texts) > 100
+    shown = {form.encode() for text in texts for form in (text, json.dumps(text)[1:-1], repr(text)[1:-1])}
+    written = [path for part in ("logs", "coordinator") for path in (federation / part).rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if any(text in path.read_bytes() for text in shown)] == []
