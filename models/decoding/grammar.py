@@ -11,12 +11,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..structure.code import SPLIT, CodePrefix
-from ..structure.constructs import Constructs
+from ..structure.code import SPLIT, parts_of
+from ..structure.constructs import BREAKING, LANGUAGES, Constructs
 from .guide import Guide
 
 _KNOWN = 4096  # texts whose constructs are kept, so that a word more is read and not all before
-_BREAKING = frozenset("\n)]}$?`#\\")  # signs that may break a program, wherever a line has begun
 _LETTERS = re.compile("[A-Za-z0-9_]+")
 
 
@@ -33,7 +32,7 @@ class Grammar(Guide):
             if word and SPLIT not in word:  # control words say nothing, so they may not come
                 shapes.setdefault(word if "\n" in word else _LETTERS.sub("a", word), []).append(number)
         self._alike = {shape: np.array(alike) for shape, alike in shapes.items()}
-        self._breaking = {shape: alike for shape, alike in self._alike.items() if _BREAKING & {*shape}}
+        self._breaking = {shape: alike for shape, alike in self._alike.items() if BREAKING & {*shape}}
         self._free = np.zeros(self._size, dtype=np.bool_)
         self._free[[number for shape in self._alike.keys() - self._breaking for number in shapes[shape]]] = True
 
@@ -50,27 +49,28 @@ class Grammar(Guide):
 
     def _may_end(self, prompt: str, here: Constructs) -> bool:
         """True if a text may end; of a gap, if the lines behind it, which the prompt shows first, may follow."""
-        behind, mark, _ = prompt.partition("\n")[2].rpartition(SPLIT)
-        if not mark:
-            return here.may_end()
         whole = here.copy()
-        return whole.feed(behind) and whole.may_end()
+        return whole.feed(parts_of(prompt).behind) and whole.may_end()
 
     def _after(self, prompt: str, text: str) -> Constructs | None:
         """Follows a text from where it was a word ago, if that is known; None if the prompt names no language."""
         if len(self._known) > _KNOWN:
             self._known.clear()
         if (prompt, text) not in self._known:
-            shorter = (text[:end] for end in range(len(text) - 1, max(-1, len(text) - self._longest - 1), -1))
-            begun = next((each for each in shorter if (prompt, each) in self._known), None)
-            if begun is None:
-                prefix, begun = CodePrefix(), ""
-                prefix.feed(prompt)
-                here = prefix.constructs
-            else:
-                here = self._known[prompt, begun]
-            here = here and here.copy()
-            if here is not None:
-                here.feed(text[len(begun) :])
-            self._known[prompt, text] = here
+            self._known[prompt, text] = self._followed(prompt, text)
         return self._known[prompt, text]
+
+    def _followed(self, prompt: str, text: str) -> Constructs | None:
+        for end in range(len(text) - 1, max(-1, len(text) - self._longest - 1), -1):
+            if (prompt, text[:end]) in self._known:
+                begun = self._known[prompt, text[:end]]
+                here = begun and begun.copy()
+                break
+        else:
+            language, before, _ = parts_of(prompt)
+            here, end = Constructs(language) if language in LANGUAGES else None, 0
+            if here is not None:
+                here.feed(before)
+        if here is not None:
+            here.feed(text[end:])
+        return here

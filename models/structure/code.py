@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .constructs import LANGUAGES, SIZES, Constructs
 
 SPLIT = "\x1d"  # ASCII's group separator, which stands in no program
 _NODES = 1024  # rows of a table of node types; names that share a row are told apart by the others
+_LONGEST_HEADING = 1 + max(map(len, LANGUAGES))  # signs that are kept of a first line: one too many is no language
 _WINDOW, _SLACK = 2048, 256  # signs of a program that are parsed, so that a long one takes no longer for each word
 
 
@@ -35,36 +36,55 @@ class Code:
         return CodePrefix()
 
 
+class Parts(NamedTuple):
+    """The parts of a text."""
+
+    language: str  # what stands in the first line
+    before: str  # the program up to where one writes on
+    behind: str  # what follows a gap; "" without one
+
+
+def parts_of(text: str) -> Parts:
+    """Takes apart a text: a line that names its language, the program behind a gap if there is one, and that before."""
+    language, end, program = text.partition("\n")
+    behind, _, before = program.rpartition(SPLIT)
+    return Parts(language if end else "", before, behind)
+
+
 class CodePrefix:
     """The beginning of a program, behind a line that names its language."""
 
     def __init__(self) -> None:
-        self._heading = self._text = ""
-        self.language = ""  # until its line has ended, and of a text that names none
-        self.constructs: Constructs | None = None
+        self._heading: str | None = ""  # None behind the first line
+        self._text = ""
+        self._constructs: Constructs | None = None  # None of a text that names no language
+        self._language = ""
         self._parser: Any = None
 
     def feed(self, word: str) -> tuple[int, ...]:
         """Adds a word; see `readers.Prefix`."""
         for sign in word:
             self._add(sign)
-        if self.constructs is None:
+        if self._constructs is None:
             return (0,) * len(Code.sizes)
-        return (*self._nodes(), *self.constructs.ids())
+        return (*self._nodes(), *self._constructs.ids())
 
     def _add(self, sign: str) -> None:
-        if self.constructs is not None and sign != SPLIT:
-            self.constructs.feed(sign)
+        if self._heading is not None:
+            self._add_to_heading(self._heading, sign)
+        elif self._constructs is not None and sign == SPLIT:
+            self._constructs, self._text = Constructs(self._language), ""
+        elif self._constructs is not None:
+            self._constructs.feed(sign)
             self._text += sign
-        elif self.constructs is not None:
-            self.constructs, self._text = Constructs(self.language), ""
-        elif sign != "\n":
-            self._heading += sign if len(self._heading) <= max(map(len, LANGUAGES)) else ""
-        elif self._heading not in LANGUAGES:
-            self._heading = "no language"  # in the first line, and none is looked for in another
-        else:
-            self.language, self.constructs = self._heading, Constructs(self._heading)
-            self._parser = _parser(self._heading)
+
+    def _add_to_heading(self, heading: str, sign: str) -> None:
+        if sign != "\n":
+            self._heading = (heading + sign)[:_LONGEST_HEADING]
+            return
+        self._heading = None
+        if heading in LANGUAGES:
+            self._language, self._constructs, self._parser = heading, Constructs(heading), _parser(heading)
 
     def _nodes(self) -> tuple[int, int, int]:
         if len(self._text) > _WINDOW + _SLACK:

@@ -24,6 +24,7 @@ _HEADS = {
 }  # fmt: skip
 # Signs that stand in strings and comments alone, or, as blanks other than " ", in no record.
 _FOREIGN = {"python": "$?`\t\r\f\v", "java": "#`\\\t\r\f\v"}
+BREAKING = frozenset("\n").union(_BRACKETS.values(), *_FOREIGN.values())  # all that can break a line that has begun
 _OTHERS = ("assert", "break", "continue", "del", "from", "import", "pass", "raise", "return", "throw", "yield")
 _NONE, _OTHER = "<none>", "other"
 _WORDS = sorted({word for heads in _HEADS.values() for word in heads})
@@ -69,10 +70,8 @@ class Constructs:
         self._first, self._last_first, self._words = _NONE, _NONE, 0
         self._blanks, self._is_line_blank = 0, True  # of the line on the page
         self._is_begun = False  # the statement, in Python
-        self._base, self._waiting = (
-            list(self._open),
-            "",
-        )  # open before the line's indentation; the block that it may begin
+        self._base = list(self._open)  # open before the line's indentation
+        self._waiting = ""  # the block that a line may begin
 
     def copy(self) -> "Constructs":
         """Returns a copy, which grows by itself."""

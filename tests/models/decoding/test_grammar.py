@@ -95,6 +95,18 @@ def test_a_gap_ends_where_the_lines_behind_it_may_follow(grammar, language, behi
         assert parses(language, before + text + behind) is may_end, text
 
 
+@pytest.mark.parametrize(
+    ("language", "program"), [("python", "def f(x):\n    return x"), ("java", "int f() { return 1; }")]
+)
+def test_blanks_that_no_record_has_never_come(language, program):
+    """Published vocabularies have words of tabs and of Windows' line breaks."""
+    words = ["", "<end>", "\t", "a\t", "\r\n", "\x0c", "a"]
+    guide = Grammar(words, (END,))
+    for end in range(len(program) + 1):
+        mask = guide.allowed(f"{language}\n", program[:end])
+        assert mask is None or not mask[2:6].any()
+
+
 def test_a_prompt_may_end_inside_its_first_comment(grammar):
     assert grammar.allowed("python\n# a comm", "ent")[WORDS.index("\n")]
 

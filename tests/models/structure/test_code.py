@@ -1,11 +1,13 @@
 import pytest
+import torch
 import tree_sitter
 import tree_sitter_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.models.structure.code import SPLIT, Code, has_error
+from confide.models.structure.code import SPLIT, Code, has_error, parts_of
 from confide.models.structure.constructs import SIZES, Constructs
+from confide.models.structure.inputs import StructureIds
 from confide.models.structure.readers import READERS
 
 READER = READERS["code"]
@@ -29,6 +31,23 @@ def test_nodes_are_the_last_of_the_tree_so_far():
         for name, row in zip([each.type for each in chain[:3]], said(WORDS[:end])[-1][:3], strict=True):
             assert rows.setdefault(name, row) == row
     assert len(set(rows.values())) == len(rows) > 8
+
+
+def test_ids_of_every_prefix_are_the_first_ids_of_the_text():
+    ids = StructureIds(READER, ("", *WORDS))  # 0 is padding
+    text = torch.arange(1, len(WORDS) + 1)[None]
+    whole = ids.of(text)
+    for end in range(1, len(WORDS) + 1):
+        assert torch.equal(ids.of(text[:, :end]), whole[:, :end])
+    prefixes = []
+    parts = [ids.next(part, prefixes) for part in (text[:, :7], text[:, 7:8], text[:, 8:])]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_the_parts_of_a_text_are_language_before_and_behind():
+    assert parts_of("python\na = 1\nb") == ("python", "a = 1\nb", "")
+    assert parts_of(f"java\n\n}}{SPLIT}int f() {{") == ("java", "int f() {", "\n}")
+    assert parts_of("python") == ("", "", "")
 
 
 def test_the_rest_are_the_open_constructs():
