@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
@@ -18,6 +26,15 @@ class StrictModel(BaseModel):
     """Base of all models of files and messages: immutable, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class SparseModel(StrictModel):
+    """Base of terms in a study that are written without what is not set: later keys change no older study's hash."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if value is not None}
 
 
 def rule(text: str) -> PydanticCustomError:

@@ -4,7 +4,7 @@ Every reader takes a column of trimmed text and returns its values with two mask
 which are no valid values. A misfit is replaced by a harmless value; the caller refuses the table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,17 @@ def free_text(text: pa.Array, *, may_be_missing: bool) -> Cells:
     missing = _is_in(text, ("",))
     too_long = _numpy(pc.greater(pc.utf8_length(text), MAX_TEXT))
     return Cells(_numpy(text).astype(object), missing, too_long if may_be_missing else too_long | missing)
+
+
+def fitting_text(text: pa.Array, is_fit: Callable[[str], bool], harmless: str) -> Cells:
+    """Parses free text that must fit, and puts `harmless` in the place of what does not, is missing or is too long.
+
+    A cell that is too long is not looked at: it may be a whole archive.
+    """
+    plain = free_text(text, may_be_missing=False)
+    fits = [not misfit and is_fit(cell) for cell, misfit in zip(plain.values, plain.misfit, strict=True)]
+    misfit = ~np.array(fits, dtype=np.bool_)
+    return Cells(np.where(misfit, harmless, plain.values), plain.missing, misfit)
 
 
 def anything(text: pa.Array) -> Cells:

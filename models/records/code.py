@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from ..errors import BackboneMismatch
-from ..strict import FieldName, StrictModel, Unique
-from ..structure.code import SPLIT
+from ..strict import FieldName, SparseModel, Unique
+from ..structure.code import SPLIT, parts_of
 from ..structure.constructs import LANGUAGES
 from .completions import Completions, perplexity_by_unit, text_scores
 from .kind import Column, Examples, Judged
-from .templates import PlainTokenizer, Row, padded
+from .templates import Row, WordTokenizer, padded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,14 +35,13 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 200  # signs; minified programs have longer ones
 _HARMLESS = "pass"  # in a misfit's place
-_HEADING = 16  # tokens of the line that names a language, at the most
 _PROBE = "def f(x):\n    return [x, 1]"
 _BOUNDARIES = frozenset(")]}:;")
 
 Language = Literal["python", "java"]
 
 
-class CodeTerms(StrictModel):
+class CodeTerms(SparseModel):
     """Terms of records of code: their column, their languages, and what is shown of them."""
 
     code: FieldName = Field(
@@ -73,11 +71,6 @@ class CodeTerms(StrictModel):
         default=True, description="a model writes no bracket, string or indentation that breaks the program"
     )
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = serialize(self)
-        return {name: value for name, value in plain.items() if value is not None}
-
 
 class CodeEncoder:
     """Encodes programs as token ids, and reads what a model has written."""
@@ -88,26 +81,14 @@ class CodeEncoder:
         Raises:
             BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
         """
-        from ..structure.inputs import words_of
-
-        if tokenizer.eos_token_id is None:
-            raise BackboneMismatch("has a tokenizer without a word that ends a text, which code needs")
-        self._terms, self._tokenizer, self._max_tokens = terms, PlainTokenizer(tokenizer), max_tokens
-        self.end = int(tokenizer.eos_token_id)
-        self.texts = words_of(tokenizer)  # of each token id
-        text = _PROBE + (SPLIT if terms.fill_in else "")
-        (probe,) = self._tokenizer.of_records([text])
-        if self.text(probe) != text:
-            raise BackboneMismatch("has a tokenizer whose words do not add up to the text, which code needs")
+        self._terms, self._max_tokens = terms, max_tokens
+        self._tokenizer = WordTokenizer(tokenizer, _PROBE + (SPLIT if terms.fill_in else ""), "code")
+        self.end, self.texts, self.text = self._tokenizer.end, self._tokenizer.texts, self._tokenizer.text
 
     @property
     def words(self) -> int:
         """Size of the vocabulary: one more than the largest id."""
         return self._tokenizer.words
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids."""
-        return "".join(self.texts[token] for token in ids)
 
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
@@ -156,7 +137,7 @@ class CodeEncoder:
         """True if a text has ended and, with what is shown of its record, is a program that parses."""
         from ..evaluation.programs import parses
 
-        language, before, behind = self.parts(self.shown(ids, is_learned))
+        language, before, behind = parts_of(self.text(self.shown(ids, is_learned)))
         return written.is_ended and language in LANGUAGES and parses(language, before + written.text + behind)
 
     def shown(self, ids: np.ndarray, is_learned: np.ndarray) -> list[int]:
@@ -170,12 +151,6 @@ class CodeEncoder:
         first = [] if is_gap else learned[: self._terms.shown]
         return [*ids[:begin].tolist(), *(token for token in first if token != self.end)]
 
-    def parts(self, shown: Sequence[int]) -> tuple[str, str, str]:
-        """Returns of what is shown the language, the program before what is to write, and the program behind it."""
-        language, _, program = self.text(shown).partition("\n")
-        behind, mark, before = program.rpartition(SPLIT)
-        return (language, before, behind) if mark else (language, program, "")
-
     def is_boundary(self, token: int) -> bool:
         """True if a token breaks a line, ends the text, or is one of `) ] } : ;`."""
         word = self.texts[token]
@@ -183,12 +158,13 @@ class CodeEncoder:
 
     def _row(self, program: str, language: str) -> Row:
         (heading,) = self._tokenizer.of_records([f"{language}\n"])
-        shown, learned = self._around_gap(program) or ([], self._tokenizer.of_records([program])[0])
+        room = self._max_tokens - len(heading) - 1
+        shown, learned = self._around_gap(program, room) or ([], self._tokenizer.of_records([program])[0])
         shown = [*heading, *shown]
         row, mask = [*shown, *learned, self.end], [False] * len(shown) + [True] * (len(learned) + 1)
         return row[: self._max_tokens], mask[: self._max_tokens]
 
-    def _around_gap(self, program: str) -> tuple[list[int], list[int]] | None:
+    def _around_gap(self, program: str, room: int) -> tuple[list[int], list[int]] | None:
         """Returns what is shown and what is learned of a fill-in; None if the program is a completion, or too long."""
         gap = self._gap(program)
         if gap is None:
@@ -197,7 +173,7 @@ class CodeEncoder:
         texts = ["\n".join(["", *lines[stop:]]), SPLIT, "\n".join(lines[:start]), "\n".join(["", *lines[start:stop]])]
         behind, split, before, learned = self._tokenizer.of_records(texts)
         shown = [*behind, *split, *before]
-        return (shown, learned) if len(shown) + len(learned) + _HEADING < self._max_tokens else None
+        return (shown, learned) if len(shown) + len(learned) <= room else None
 
     def _gap(self, program: str) -> tuple[int, int] | None:
         """Chooses the lines [start, stop) of a fill-in, neither the first nor the last among them; None: a completion.
@@ -331,17 +307,9 @@ def _at_boundaries(
 
 
 def _read(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":
-    """Reads cells as programs, none of which may be empty; counts what does not fit."""
     from . import cells
 
-    plain = cells.free_text(text, may_be_missing=False)
-    # A cell that is too long is not looked at: it may be a whole archive.
-    fits = [
-        not misfit and cell is not None and is_program(cell, languages)
-        for cell, misfit in zip(plain.values, plain.misfit, strict=True)
-    ]
-    misfit = ~np.array(fits, dtype=np.bool_)
-    return cells.Cells(np.where(misfit, _HARMLESS, plain.values), plain.missing, misfit)
+    return cells.fitting_text(text, partial(is_program, languages=languages), _HARMLESS)
 
 
 def _read_language(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":

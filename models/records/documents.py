@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from ..errors import InvalidPrompt, InvalidSchema
-from ..strict import FIELD_NAME, FIELD_NAME_RULE
+from ..strict import FIELD_NAME, FIELD_NAME_RULE, SparseModel
 from .kind import Column
 from .outcomes import OutcomeTerms, ReadByHead
 from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded
@@ -24,18 +24,12 @@ from .text import Template
 Ids = npt.NDArray[np.int64]
 
 
-class DocumentTerms(OutcomeTerms):
+class DocumentTerms(OutcomeTerms, SparseModel):
     """Terms of documents in a study: the text that is read of a record, and what is learned of it."""
 
     text: Template = Field(
         examples=['"{text}"'], description="what the model is shown of a record; names in braces are columns"
     )
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what is not set, so that later keys change no study's hash."""
-        plain: dict[str, Any] = serialize(self)
-        return {name: value for name, value in plain.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from ..errors import AnswerRefused, BackboneMismatch
-from ..strict import FieldName, StrictModel, matches
+from ..errors import AnswerRefused
+from ..strict import FieldName, SparseModel, matches
 from .completions import Completions, perplexity_by_unit, text_scores
 from .kind import Column, Examples, Judged
-from .templates import PlainTokenizer, Row, padded
+from .templates import Row, WordTokenizer, padded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +32,7 @@ _HARMLESS = "0"  # in a misfit's place
 _PROBE = "\\frac{1}{2}\\cdot x-3=4; y"
 
 
-class FormulaTerms(StrictModel):
+class FormulaTerms(SparseModel):
     """Terms of records of formulas: the columns of question, derivation and answer."""
 
     question: FieldName = Field(examples=['"question"'], description="column of what is asked")
@@ -55,11 +55,6 @@ class FormulaTerms(StrictModel):
         default=True, description="values behind numeric expressions are computed when the model writes, not learned"
     )
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = serialize(self)
-        return {name: value for name, value in plain.items() if value is not None}
-
 
 class FormulaEncoder:
     """Encodes records as token ids, and reads what a model has written."""
@@ -70,16 +65,9 @@ class FormulaEncoder:
         Raises:
             BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
         """
-        from ..structure.inputs import words_of
-
-        if tokenizer.eos_token_id is None:
-            raise BackboneMismatch("has a tokenizer without a word that ends a text, which formulas need")
-        self._terms, self._tokenizer, self._max_tokens = terms, PlainTokenizer(tokenizer), max_tokens
-        self.end = int(tokenizer.eos_token_id)
-        self.texts = words_of(tokenizer)  # of each token id
-        (probe,) = self._tokenizer.of_records([_PROBE])
-        if "".join(self.texts[token] for token in probe) != _PROBE:
-            raise BackboneMismatch("has a tokenizer whose words do not add up to the text, which formulas need")
+        self._terms, self._max_tokens = terms, max_tokens
+        self._tokenizer = WordTokenizer(tokenizer, _PROBE, "formulas")
+        self.end, self.texts, self.text = self._tokenizer.end, self._tokenizer.texts, self._tokenizer.text
 
     @property
     def words(self) -> int:
@@ -137,7 +125,7 @@ class FormulaEncoder:
     def told(self, ids: np.ndarray, is_learned: np.ndarray) -> str:
         """Returns what stands behind a record's question."""
         behind = ids[int(is_learned.argmax()) :].tolist()
-        return "".join(self.texts[token] for token in behind[: behind.index(self.end) if self.end in behind else None])
+        return self.text(behind[: behind.index(self.end) if self.end in behind else None])
 
     def is_right(self, written: str, ids: np.ndarray, is_learned: np.ndarray) -> bool:
         """True if the answer in a text equals that of a record, as mathematics; a record that was cut has none."""
@@ -264,13 +252,9 @@ class Formulas(Completions):
 
 
 def _read(text: "pa.Array", *, is_fit: Callable[[str], bool]) -> "Cells":
-    """Reads cells as text, none of which may be empty; counts what does not fit."""
     from . import cells
 
-    plain = cells.free_text(text, may_be_missing=False)
-    fits = [cell is not None and cell.isascii() and cell.isprintable() and is_fit(cell) for cell in plain.values]
-    misfit = plain.misfit | ~np.array(fits, dtype=np.bool_)
-    return cells.Cells(np.where(misfit, _HARMLESS, plain.values), plain.missing, misfit)
+    return cells.fitting_text(text, lambda cell: cell.isascii() and cell.isprintable() and is_fit(cell), _HARMLESS)
 
 
 def _is_derivation(text: str) -> bool:

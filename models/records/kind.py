@@ -6,6 +6,7 @@ clipping and charging are the same for all kinds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 # What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough;
 # programs that parse.
 Judged = Literal["labels", "answers", "numbers", "completions", "programs"]
+# The share that is right, by its name in what `evaluate` returns and on a model card.
+SHARE: Mapping[Judged, str] = MappingProxyType(
+    {
+        "labels": "accuracy",
+        "answers": "accuracy",
+        "numbers": "accuracy",
+        "completions": "exact_match",
+        "programs": "parses",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

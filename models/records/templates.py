@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken
 
-from ..errors import InvalidPrompt
+from ..errors import BackboneMismatch, InvalidPrompt
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
@@ -83,6 +83,35 @@ class PlainTokenizer:
         self._core.encode_special_tokens = not is_template
         found: list[Any] = self._core.encode_batch(list(texts), add_special_tokens=False)
         return found
+
+
+class WordTokenizer(PlainTokenizer):
+    """A tokenizer whose words add up to the text, so that what a model writes word by word can be read."""
+
+    def __init__(self, tokenizer: Any, probe: str, kind: str) -> None:
+        """Prepares the core of `tokenizer`, a transformers tokenizer in Rust.
+
+        Args:
+            probe: a text such as records of the kind have, which must come back word by word.
+            kind: of records that need it, for errors.
+
+        Raises:
+            BackboneMismatch: it has no word that ends a text, or its words do not add up to the text.
+        """
+        from ..structure.inputs import words_of
+
+        if tokenizer.eos_token_id is None:
+            raise BackboneMismatch(f"has a tokenizer without a word that ends a text, which {kind} needs")
+        super().__init__(tokenizer)
+        self.end = int(tokenizer.eos_token_id)
+        self.texts = words_of(tokenizer)  # of each token id; "" for control words
+        (ids,) = self.of_records([probe])
+        if self.text(ids) != probe:
+            raise BackboneMismatch(f"has a tokenizer whose words do not add up to the text, which {kind} needs")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return "".join(self.texts[token] for token in ids)
 
 
 class TokenTemplate:

@@ -16,7 +16,7 @@ from confide.models.errors import BackboneMismatch
 from confide.models.records.code import Code, CodeEncoder, CodeTerms
 from confide.models.records.kind import Examples
 from confide.models.records.vocabularies import character_tokenizer, code_tokenizer
-from confide.models.structure.code import SPLIT
+from confide.models.structure.code import SPLIT, parts_of
 from confide.privacy.mechanism.workers import made_up
 
 from ..tiny import byte_tokenizer
@@ -40,7 +40,7 @@ def encoder(tokenizer, max_tokens=128, **changes):
     return CodeEncoder(terms(**changes), tokenizer, max_tokens)
 
 
-def parts_of(found, ids, mask):
+def shown_and_learned(found, ids, mask):
     """Texts of what is shown and of what is learned; the end is the last that is learned."""
     assert mask[: int(mask.argmax())].sum() == 0
     learned = ids[mask].tolist()
@@ -50,24 +50,24 @@ def parts_of(found, ids, mask):
 def test_a_program_is_learned_and_its_beginning_is_shown(tokenizer):
     found = encoder(tokenizer)
     ids, mask = found.encode([PYTHON], ["python"])
-    heading, learned, has_end = parts_of(found, ids[0], mask[0])
+    heading, learned, has_end = shown_and_learned(found, ids[0], mask[0])
     assert (heading, learned, has_end) == ("python\n", PYTHON, True)
     shown = found.shown(ids[0], mask[0])
     assert len(shown) == int(mask[0].argmax()) + 6
-    assert found.parts(shown) == ("python", PYTHON[: len(found.text(shown)) - len("python\n")], "")
+    assert parts_of(found.text(shown)) == ("python", PYTHON[: len(found.text(shown)) - len("python\n")], "")
 
 
 def test_a_program_shorter_than_what_is_shown_is_shown_without_its_end(tokenizer):
     found = encoder(tokenizer, shown=50)
     ids, mask = found.encode(["x = 1", PYTHON], ["python", "python"])
-    assert found.parts(found.shown(ids[0], mask[0])) == ("python", "x = 1", "")
+    assert parts_of(found.text(found.shown(ids[0], mask[0]))) == ("python", "x = 1", "")
 
 
 def test_a_gap_is_learned_behind_what_stands_around_it(tokenizer):
     found = encoder(tokenizer, fill_in=1.0)
     ids, mask = found.encode([PYTHON], ["python"])
-    shown, learned, has_end = parts_of(found, ids[0], mask[0])
-    language, before, behind = found.parts(found.shown(ids[0], mask[0]))
+    shown, learned, has_end = shown_and_learned(found, ids[0], mask[0])
+    language, before, behind = parts_of(found.text(found.shown(ids[0], mask[0])))
     assert (language, has_end) == ("python", True)
     assert before + learned + behind == PYTHON
     assert shown == f"python\n{behind}{SPLIT}{before}"
@@ -130,7 +130,7 @@ def test_examples_read_the_language_column(tokenizer):
 def test_a_published_tokenizer_reads_code_too():
     found = encoder(byte_tokenizer())
     ids, mask = found.encode([PYTHON], ["python"])
-    assert "".join(parts_of(found, ids[0], mask[0])[:2]) == f"python\n{PYTHON}"
+    assert "".join(shown_and_learned(found, ids[0], mask[0])[:2]) == f"python\n{PYTHON}"
 
 
 def test_a_tokenizer_that_no_program_can_be_read_by_is_refused():
@@ -271,7 +271,7 @@ def test_programs_that_parse_are_counted_one_by_one_and_together(trained):
     with torch.no_grad():
         judged = [Code().judge(own, found, adapted, examples.ids[i], examples.targets[i]) for i in range(0, 27, 5)]
     written = found.written(adapted.model, examples.ids, examples.targets)
-    shown = [found.parts(found.shown(*row)) for row in zip(examples.ids, examples.targets, strict=True)]
+    shown = [parts_of(found.text(found.shown(*row))) for row in zip(examples.ids, examples.targets, strict=True)]
     fits = []
     for text, (_, before, behind) in zip(written, shown, strict=True):
         try:
