@@ -23,6 +23,7 @@ from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, w
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass
+from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
@@ -42,12 +43,6 @@ RUNGS = {
 }
 OWN, NONE = "study", "none"  # settings beside an epsilon: the study's own noise, and none
 DEFAULT_EPSILONS = (OWN, "1", "2", "3", "8", NONE)
-_NAMES = {
-    "AUC": "auc",
-    "accuracy": "accuracy",
-    "exact match": "exact_match",
-    "programs that parse": "parses",
-}  # of metrics in `evaluate`
 _METHOD = 2  # raised when a rung is computed in another way, so that nothing old is taken for new
 
 Watch = Callable[[int, int, str], None]  # runs done, runs in all, the run that comes
@@ -106,8 +101,7 @@ class Ladder:
         """Name of the measure of utility."""
         if self.task.target is not None:
             return self.task.target.metric
-        told = {"completions": "exact match", "programs": "programs that parse"}
-        return told.get(self.draft.data.judged, "accuracy")
+        return SHARE[self.draft.data.judged].replace("_", " ")
 
     def left_out(self, rung: str) -> str | None:
         """Says why a rung cannot be climbed here; None if it can."""
@@ -246,7 +240,7 @@ class Ladder:
             draft, model.adapted, sites, mode=mode, scale_bits=scale_bits, seed=job.seed, ready=self._ready[mode]
         )  # fmt: skip
         held_out = [model.examples(records) for records in self.task.held_out.values()]
-        found = Estimate(**model.evaluate(held_out)[_NAMES[self.metric]])
+        found = Estimate(**model.evaluate(held_out)[self.metric.lower().replace(" ", "_")])
         model.adapted.load_state(self._start)
         return found
 

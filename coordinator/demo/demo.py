@@ -25,6 +25,7 @@ from ...client_node.files import write_private
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study, StudyDraft, load_draft
 from ...client_node.training.study_model import load_study_model
+from ...models.records.kind import SHARE
 from ...models.rounding import rounded_down, rounded_up
 from ...privacy.report.build import render_html
 from ...privacy.report.schema import dump
@@ -150,8 +151,8 @@ def _keep_first(table: Path, records: int) -> int:
 
 
 def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
-    if (public := directory.with_name("data") / "public.csv").exists():
-        _build_backbone_of_public(draft, public, directory, console, is_smoke=is_smoke)
+    if draft.data.kind.makes_vocabulary:
+        _build_backbone_of_public(draft, directory, console, is_smoke=is_smoke)
         return
     if draft.data.kind.reads == "text":
         _import_backbone(draft, directory, console)
@@ -168,9 +169,7 @@ def _make_backbone(draft: StudyDraft, directory: Path, console: Console, *, is_s
     console.print("Backbone pretrained on synthetic records (kept for the next time)")
 
 
-def _build_backbone_of_public(
-    draft: StudyDraft, public: Path, directory: Path, console: Console, *, is_smoke: bool
-) -> None:
+def _build_backbone_of_public(draft: StudyDraft, directory: Path, console: Console, *, is_smoke: bool) -> None:
     """Trains a small backbone on the example's public formulas or code, with tables of structure."""
     from ...models.backbones.text_pretraining import TextPretrainingConfig
     from ..results.text_backbone import build_text_backbone
@@ -180,7 +179,7 @@ def _build_backbone_of_public(
         bar = progress.add_task(f"Pretraining the backbone on public {draft.data.kind.name}", total=None)
         build_text_backbone(
             draft,
-            public,
+            directory.with_name("data") / "public.csv",
             directory,
             structure=draft.data.kind.name,
             config=config,
@@ -376,7 +375,7 @@ def _answer_quality(
         bare = Attacked("the same study trained without noise", "none", pool.confidences(untouched.adapted))
         attacks = attack_by_loss(store, run_id, study, pool, before, [*attacked, bare])
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
-    right = {"completions": "exact_match", "programs": "parses"}.get(study.draft.data.judged, "accuracy")
+    right = SHARE[study.draft.data.judged]
     others = [name for name in after if name not in ("records", right)]
     return {
         f"{right}_private": after[right]["value"],
@@ -439,66 +438,68 @@ def _figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
     ), controls
 
 
-def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    """Figures of a text model's quality: as the sites measured it, and the controls."""
-    exact = f"{_over_records(outcome['exact_match_private_interval'])}: completed word for word"
+def _share_figures(
+    outcome: dict[str, Any], name: str, share: str, before: str, *others: tuple[str, str, str]
+) -> tuple[_Rows, _Rows]:
+    """Figures of a share that is right: as the sites measured it, and the controls.
+
+    Args:
+        name: of the share, for people.
+        share: its name in the outcome.
+        before: what the backbone was.
+        others: further controls.
+    """
     controls = [
-        ("exact", f"{outcome['exact_match_private']:.3f}", exact),
-        ("without privacy", f"{outcome['exact_match_nonprivate']:.3f}", "the same study without noise"),
-        ("before", f"{outcome['exact_match_before']:.3f}", "the backbone as it was imported"),
-        (
-            "perplexity",
-            f"{outcome['perplexity_private']:.2f}",
-            f"{outcome['perplexity_nonprivate']:.2f} without noise, {outcome['perplexity_before']:.3g} before",
-        ),
+        ("exact", f"{outcome[f'{share}_private']:.3f}", _over_records(outcome[f"{share}_private_interval"])),
+        ("without privacy", f"{outcome[f'{share}_nonprivate']:.3f}", "the same study without noise"),
+        ("before", f"{outcome[f'{share}_before']:.3f}", before),
+        *others,
     ]
-    return _as_measured("exact match", outcome, "exact_match", ""), controls
+    return _as_measured(name, outcome, share, ""), controls
+
+
+def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
+    measured, controls = _share_figures(
+        outcome, "exact match", "exact_match", "the backbone as it was imported", _perplexity(outcome)
+    )
+    (name, value, text), *rest = controls
+    return measured, [(name, value, f"{text}: completed word for word"), *rest]
 
 
 def _program_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    """Figures of programs that parse and of the next tokens: as the sites measured the first, and the controls."""
-    controls = [
-        ("exact", f"{outcome['parses_private']:.3f}", _over_records(outcome["parses_private_interval"])),
-        ("without privacy", f"{outcome['parses_nonprivate']:.3f}", "the same study without noise"),
-        ("before", f"{outcome['parses_before']:.3f}", "the backbone, which knows public code alone"),
-        (
-            "boundaries",
-            f"{outcome['boundaries_private']:.3f}",
-            "right line breaks, brackets and ends where the program up to there is given; "
-            f"{outcome['boundaries_nonprivate']:.3f} without noise, {outcome['boundaries_before']:.3f} before",
-        ),
-        (
-            "perplexity",
-            f"{outcome['perplexity_private']:.2f}",
-            f"{outcome['perplexity_nonprivate']:.2f} without noise, {outcome['perplexity_before']:.3g} before",
-        ),
-    ]
-    return _as_measured("programs that parse", outcome, "parses", ""), controls
+    boundaries = (
+        "boundaries",
+        f"{outcome['boundaries_private']:.3f}",
+        "right line breaks, brackets and ends where the program up to there is given; "
+        f"{outcome['boundaries_nonprivate']:.3f} without noise, {outcome['boundaries_before']:.3f} before",
+    )
+    return _share_figures(
+        outcome, "programs that parse", "parses", "the backbone, which knows public code alone", boundaries,
+        _perplexity(outcome),
+    )  # fmt: skip
 
 
 def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    """Figures of the quality of answers: as the sites measured it, and the controls."""
-    controls = [
-        ("exact", f"{outcome['accuracy_private']:.3f}", _over_records(outcome["accuracy_private_interval"])),
-        ("without privacy", f"{outcome['accuracy_nonprivate']:.3f}", "the same study without noise"),
-        ("before", f"{outcome['accuracy_before']:.3f}", "the backbone under an untrained head"),
-    ]
-    return _as_measured("right answers", outcome, "accuracy", ""), controls
+    return _share_figures(outcome, "right answers", "accuracy", "the backbone under an untrained head")
 
 
 def _formula_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    """Figures of answers that equal the right one as mathematics: as the sites measured it, and the controls."""
-    controls = [
-        ("exact", f"{outcome['accuracy_private']:.3f}", _over_records(outcome["accuracy_private_interval"])),
-        ("without privacy", f"{outcome['accuracy_nonprivate']:.3f}", "the same study without noise"),
-        ("before", f"{outcome['accuracy_before']:.3f}", "the backbone, which knows public mathematics alone"),
-        (
-            "lines hold",
-            f"{outcome['sound_derivations_private']:.3f}",
-            f"of derivations, every numeric line; {outcome['sound_derivations_before']:.3f} before",
-        ),
-    ]
-    return _as_measured("right answers", outcome, "accuracy", ""), controls
+    lines = (
+        "lines hold",
+        f"{outcome['sound_derivations_private']:.3f}",
+        f"of derivations, every numeric line; {outcome['sound_derivations_before']:.3f} before",
+    )
+    return _share_figures(
+        outcome, "right answers", "accuracy", "the backbone, which knows public mathematics alone", lines
+    )
+
+
+def _perplexity(outcome: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        "perplexity",
+        f"{outcome['perplexity_private']:.2f}",
+        f"{outcome['perplexity_nonprivate']:.2f} without noise, {outcome['perplexity_before']:.3g} before",
+    )
 
 
 def _as_measured(name: str, outcome: dict[str, Any], metric: str, also: str) -> _Rows:

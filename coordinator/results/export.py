@@ -14,6 +14,7 @@ from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
 from ...models.records import outcomes
+from ...models.records.kind import SHARE
 from ...privacy.ledger import charges
 from ...privacy.ledger.charges import Books, Spent
 from ..errors import Conflict
@@ -95,9 +96,7 @@ def _publish(
         delta=privacy.delta if has_guarantee else None,
         collusion=privacy.collusion,
         auc=metrics.auc if metrics and judged == "labels" else None,
-        exact_match=right if judged == "completions" else None,
-        accuracy=right if judged not in ("completions", "programs") else None,
-        parses=right if judged == "programs" else None,
+        **{SHARE[judged]: right},
         audit=standing.card,
         experts=study.draft.model.experts,
         frozen=study.draft.model.frozen,
