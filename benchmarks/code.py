@@ -22,10 +22,10 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from silent import silence
 
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
@@ -33,8 +33,6 @@ from confide.models.decoding.grammar import Grammar
 from confide.models.decoding.writing import write
 from confide.models.records.code import CodeEncoder, CodeTerms
 from confide.models.records.vocabularies import code_tokenizer
-from confide.models.structure.inputs import StructureIds
-from confide.models.structure.readers import READERS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "code"))
 from functions import is_recursive, of_java, of_python
@@ -59,17 +57,6 @@ JAVA = {
     True: ("java.base/java/", "java.desktop/javax/swing/", "java.xml/com/sun/org", "jdk.compiler/"),
     False: ("java.logging/", "java.naming/", "java.net.http/", "java.sql", "jdk.jdi/", "jdk.jfr/", "jdk.jshell/"),
 }
-
-
-class Silent:
-    """A reader that says the same of every token."""
-
-    name = "code"
-    sizes = READERS["code"].sizes
-
-    def begin(self) -> SimpleNamespace:
-        """Begins a text."""
-        return SimpleNamespace(feed=lambda word: (0,) * len(self.sizes))
 
 
 def python_functions(is_train: bool) -> Iterator[str]:
@@ -135,7 +122,7 @@ def measure(data: dict, has_structure: bool, seed: int, tokens: int, size: str, 
     encoder = CodeEncoder(terms, tokenizer, TOKENS[1] + 8)
     model = build_text(tokenizer, "code", BackboneConfig(hidden=hidden, layers=layers, max_tokens=256, seed=seed))
     if not has_structure:
-        model.model.structure_ids = StructureIds(Silent(), encoder.texts)
+        silence(model, encoder.texts)
     rows = [row for language in languages for row in encoded(encoder, data[language, True], language, TRAIN)]
     started = time.perf_counter()
     config = TextPretrainingConfig(tokens=tokens, seed=seed + 1)

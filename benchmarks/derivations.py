@@ -14,18 +14,16 @@ import argparse
 import itertools
 import runpy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import arms, changed, is_known, keep, run_arms
+from federated_arms import arms, keep_without_training, prepared, run_arms, spread
 
 from confide.client_node.data import Records
-from confide.client_node.study import load_draft
 from confide.client_node.training.study_model import StudyModel, load_study_model
-from confide.coordinator.comparison.task import Task, read_task
-from confide.coordinator.results.text_backbone import build_text_backbone
-from confide.models.backbones.text_pretraining import TextPretrainingConfig
+from confide.coordinator.comparison.task import Task
 from confide.models.decoding import arithmetic
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "derivations"
@@ -94,8 +92,6 @@ def nearest(own: Records, question: str) -> int:
 
 def table(rows: Sequence[dict]) -> str:
     """A row for each arm: mean over seeds, half of Student's 95 % interval, and drugs that a hospital does not give."""
-    from scipy.stats import t
-
     lines = [
         "| | ε | numbers | right, all held-out patients | runs | of drugs it does not give |",
         "|---|---|---|---|---|---|",
@@ -103,10 +99,9 @@ def table(rows: Sequence[dict]) -> str:
     for name in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == name]
         values = [row["right"] for row in own]
-        spread = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
         site = name.split(" alone")[0] if " alone" in name else None
         other = [row["of_other_drugs"][site] for row in own if site in row["of_other_drugs"]]
-        said = f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+        said = f"{np.mean(values):.3f}" + (f" ± {spread(values):.3f}" if len(values) > 1 else "")
         epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
         elsewhere = f"{np.mean(other):.3f}" if other else ""
         lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | {said} | {len(values)} | {elsewhere} |")
@@ -123,41 +118,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    draft = load_draft(EXAMPLE / "study.toml")
-    folder = options.dir / "quick" if options.quick else options.dir  # whose figures mean nothing
-    records, backbone, results = (folder / name for name in ("records", "backbone", "results.jsonl"))
-    prepare = runpy.run_path(str(EXAMPLE / "prepare.py"))
-    if not records.exists():
-        prepare["prepare"](records)
-    if options.quick:
-        draft, options.seeds = changed(draft, "rounds", rounds=2), options.seeds[:1]
-        for path in records.rglob("*.csv"):
-            path.write_text(
-                "".join(path.read_text().splitlines(keepends=True)[: 1000 if "public" in path.name else 40])
-            )
-    if not backbone.exists():
-        config = TextPretrainingConfig(tokens=20_000) if options.quick else TextPretrainingConfig()
-        build_text_backbone(draft, records / "public.csv", backbone, structure="formulas", config=config)
-    task, drugs = read_task(draft, records), prepare["SITES"]
-    sites = draft.participants.sites
-    bare = {"seed": 0, "epsilon": None, "numbers": None, "seconds": 0}
-    if not is_known("the backbone", results):
-        found = judge(load_study_model(draft, backbone), task, drugs)
-        keep({"arm": "the backbone", **bare, **found}, results)
+    bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
+    drugs = runpy.run_path(str(EXAMPLE / "prepare.py"))["SITES"]
+    task, sites = bench.task, bench.draft.participants.sites
+    keep_without_training(
+        bench, "the backbone", lambda: judge(load_study_model(bench.draft, bench.backbone), task, drugs)
+    )
     for site, with_engine in itertools.product(sites, (False, True)):
         name = f"{site} alone, nearest record{', its numbers and the engine' if with_engine else ''}"
-        if not is_known(name, results):
-            found = shares(retrieved(task, site, with_engine=with_engine), task, drugs)
-            keep({"arm": name, **bare, **found}, results)
+        found = partial(retrieved, task, site, with_engine=with_engine)
+        keep_without_training(bench, name, lambda found=found: shares(found(), task, drugs))
     chosen = [
         arm
         for arm in arms(sites, "three hospitals", {name: TARGETS[name] for name in options.targets})
         if any(word in arm.name for word in options.arm)
     ]
-    known = run_arms(
-        draft, backbone, task, chosen=chosen, seeds=options.seeds, results=results,
-        judge=lambda model: judge(model, task, drugs),
-    )  # fmt: skip
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    known = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task, drugs))
     print(table(known))
 
 

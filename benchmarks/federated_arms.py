@@ -3,20 +3,66 @@
 What benchmarks of examples share. A site alone has its own batches and its own whole noise, at the same epsilon.
 """
 
+import csv
 import itertools
 import json
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.client_node.study import StudyDraft
+import numpy as np
+
+from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.study.cost import releases_of_draft, ring_of
 from confide.client_node.training.study_model import StudyModel, load_study_model
 from confide.coordinator.comparison.federated import federate, made_ready
-from confide.coordinator.comparison.task import Task
+from confide.coordinator.comparison.task import Task, read_task
+from confide.coordinator.results.text_backbone import build_text_backbone
+from confide.models.backbones.text_pretraining import TextPretrainingConfig
 from confide.privacy.accounting import epsilon_pld
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the runs of an example share."""
+
+    draft: StudyDraft
+    backbone: Path
+    task: Task
+    results: Path
+
+
+def prepared(example: Path, folder: Path, *, is_quick: bool) -> Bench:
+    """Prepares an example's records and its backbone of public ones in a folder, or finds them prepared.
+
+    Args:
+        is_quick: two rounds of few records on a backbone of little, in a folder of its own: figures mean nothing.
+    """
+    draft = load_draft(example / "study.toml")
+    folder = folder / "quick" if is_quick else folder
+    records, backbone = folder / "records", folder / "backbone"
+    if not records.exists():
+        runpy.run_path(str(example / "prepare.py"))["prepare"](records)
+    if is_quick:
+        draft = changed(draft, "rounds", rounds=2)
+        for path in records.rglob("*.csv"):
+            keep_first(path, 1000 if path.name == "public.csv" else 40)
+    if not backbone.exists():
+        config = TextPretrainingConfig(tokens=20_000) if is_quick else TextPretrainingConfig()
+        kind = draft.data.kind.name
+        build_text_backbone(draft, records / "public.csv", backbone, structure=kind, config=config)
+    return Bench(draft, backbone, read_task(draft, records), folder / "results.jsonl")
+
+
+def keep_first(table: Path, records: int) -> None:
+    """Cuts a table to its first records."""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(itertools.islice(csv.reader(file), records + 1))
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +110,10 @@ def changed(draft: StudyDraft, part: str, **terms: object) -> StudyDraft:
     return draft.model_copy(update={part: getattr(draft, part).model_copy(update=terms)})
 
 
-def train(draft: StudyDraft, backbone: Path, task: Task, sites: Sequence[str], seed: int) -> StudyModel:
+def train(draft: StudyDraft, bench: Bench, sites: Sequence[str], seed: int) -> StudyModel:
     """Trains a study's rounds on the records of some sites."""
-    model = load_study_model(draft, backbone)
-    examples = {site: model.examples(task.train[site]) for site in sites}
+    model = load_study_model(draft, bench.backbone)
+    examples = {site: model.examples(bench.task.train[site]) for site in sites}
     arrays = {site: (each.ids, each.targets, each.units) for site, each in examples.items()}
     mode, adapted = draft.privacy.mode, model.adapted
     ready = made_ready(draft, adapted, arrays, mode=mode)
@@ -77,27 +123,20 @@ def train(draft: StudyDraft, backbone: Path, task: Task, sites: Sequence[str], s
 
 
 def run_arms(
-    draft: StudyDraft,
-    backbone: Path,
-    task: Task,
-    *,
-    chosen: Sequence[Arm],
-    seeds: Sequence[int],
-    results: Path,
-    judge: Callable[[StudyModel], dict],
+    bench: Bench, *, chosen: Sequence[Arm], seeds: Sequence[int], judge: Callable[[StudyModel], dict]
 ) -> list[dict]:
     """Trains and judges each arm with each seed; a finished run is read from the results, where rows go as they come.
 
     Returns:
         All rows: arm, seed, epsilon, numbers (that are trained), seconds, and what `judge` says.
     """
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    draft, known = bench.draft, rows_of(bench.results)
     for seed, arm in itertools.product(seeds, chosen):
         if any((row["arm"], row["seed"]) == (arm.name, seed) for row in known):
             continue
-        own, started = of_arm(draft, arm, task), time.perf_counter()
+        own, started = of_arm(draft, arm, bench.task), time.perf_counter()
         sites = draft.participants.sites if arm.site is None else (arm.site,)
-        model = train(own, backbone, task, sites, seed)
+        model = train(own, bench, sites, seed)
         dim, privacy = model.adapted.layout.dim, own.privacy
         epsilon = None
         if arm.is_private:
@@ -105,14 +144,26 @@ def run_arms(
         seconds = round(time.perf_counter() - started)
         row = {"arm": arm.name, "seed": seed, "epsilon": epsilon, "numbers": dim, "seconds": seconds, **judge(model)}
         known.append(row)
-        keep(row, results)
+        keep(row, bench.results)
     return known
 
 
-def is_known(arm: str, results: Path) -> bool:
-    """True if the results have a row of an arm."""
-    lines = results.read_text().splitlines() if results.exists() else []
-    return any(json.loads(line)["arm"] == arm for line in lines)
+def keep_without_training(bench: Bench, arm: str, judge: Callable[[], dict]) -> None:
+    """Judges what needs no training, unless the results have it."""
+    if not any(row["arm"] == arm for row in rows_of(bench.results)):
+        keep({"arm": arm, "seed": 0, "epsilon": None, "numbers": None, "seconds": 0, **judge()}, bench.results)
+
+
+def rows_of(results: Path) -> list[dict]:
+    """Reads the rows that are there."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of a mean; 0 of one value."""
+    from scipy.stats import t
+
+    return t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def keep(row: dict, results: Path) -> None:

@@ -17,18 +17,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from silent import silence
 
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.decoding import arithmetic, writing
 from confide.models.records.formulas import FormulaEncoder, FormulaTerms
 from confide.models.records.vocabularies import COMMANDS, character_tokenizer
-from confide.models.structure.inputs import StructureIds
-from confide.models.structure.readers import READERS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "derivations"))
 from chains import FAMILIES, Problem, problems
@@ -61,17 +59,6 @@ ARMS = tuple(
 )
 
 
-class Silent:
-    """A reader that says the same of every token."""
-
-    name = "formulas"
-    sizes = READERS["formulas"].sizes
-
-    def begin(self) -> SimpleNamespace:
-        """Begins a text."""
-        return SimpleNamespace(feed=lambda word: (0,) * len(self.sizes))
-
-
 def measure(arm: Arm, seed: int, tokens: int, count: int, size: str) -> dict:
     """Trains one arm and judges it on `count` held-out problems of each family."""
     hidden, layers = SIZES[size]
@@ -82,7 +69,7 @@ def measure(arm: Arm, seed: int, tokens: int, count: int, size: str) -> dict:
     )
     encoder = FormulaEncoder(terms, tokenizer, LONGEST)
     if not arm.has_structure:
-        model.model.structure_ids = StructureIds(Silent(), encoder.texts)
+        silence(model, encoder.texts)
     rows = drawn(encoder, arm, seed, tokens)
     started = time.process_time()
     fit_text(model, rows, TextPretrainingConfig(tokens=tokens, seed=1 + seed), lambda done, total: None)

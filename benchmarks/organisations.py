@@ -10,21 +10,16 @@ and all without privacy. A finished run is read from the results. Figures: docs/
 """
 
 import argparse
-import csv
 import itertools
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from federated_arms import arms, changed, is_known, keep, run_arms
+from federated_arms import arms, keep_without_training, prepared, run_arms, spread
 
-from confide.client_node.study import load_draft
 from confide.client_node.training.study_model import StudyModel, load_study_model
-from confide.coordinator.comparison.task import Task, read_task
-from confide.coordinator.results.text_backbone import build_text_backbone
-from confide.models.backbones.text_pretraining import TextPretrainingConfig
+from confide.coordinator.comparison.task import Task
 from confide.models.heads import foretell
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "code"
@@ -72,8 +67,6 @@ def judge(model: StudyModel, task: Task, count: int) -> dict:
 
 def table(rows: Sequence[dict]) -> str:
     """A row for each arm: means over seeds, with half of Student's 95 % interval of the first figure."""
-    from scipy.stats import t
-
     lines = [
         "| | ε | numbers | do not parse | wrong at boundaries | wrong tokens | perplexity | runs |",
         "|---" * 8 + "|",
@@ -83,19 +76,11 @@ def table(rows: Sequence[dict]) -> str:
         figures = []
         for key, places in (("invalid", 3), ("boundary", 3), ("token", 3), ("perplexity", 1)):
             values = [row[key] for row in own]
-            spread = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if values[1:] else 0
-            figures.append(f"{np.mean(values):.{places}f}" + (f" ± {spread:.{places}f}" if spread else ""))
+            half = f" ± {spread(values):.{places}f}" if values[1:] else ""
+            figures.append(f"{np.mean(values):.{places}f}{half}")
         epsilon = "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2f}"
         lines.append(f"| {name} | {epsilon} | {own[0]['numbers'] or ''} | " + " | ".join(figures) + f" | {len(own)} |")
     return "\n".join(lines)
-
-
-def keep_first(path: Path, records: int) -> None:
-    """Cuts a table to its first records."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(itertools.islice(csv.reader(file), records + 1))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def main() -> None:
@@ -109,31 +94,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    draft = load_draft(EXAMPLE / "study.toml")
-    folder = options.dir / "quick" if options.quick else options.dir  # whose figures mean nothing
-    records, backbone, results = (folder / name for name in ("records", "backbone", "results.jsonl"))
-    if not records.exists():
-        runpy.run_path(str(EXAMPLE / "prepare.py"))["prepare"](records)
-    if options.quick:
-        draft, options.seeds, options.count = changed(draft, "rounds", rounds=2), options.seeds[:1], 4
-        for path in records.rglob("*.csv"):
-            keep_first(path, 200 if "public" in path.name else 20)
-    if not backbone.exists():
-        config = TextPretrainingConfig(tokens=20_000) if options.quick else TextPretrainingConfig()
-        build_text_backbone(draft, records / "public.csv", backbone, structure="code", config=config)
-    task, sites = read_task(draft, records), draft.participants.sites
-    if not is_known("the backbone", results):
-        found = judge(load_study_model(draft, backbone), task, options.count)
-        keep({"arm": "the backbone", "seed": 0, "epsilon": None, "numbers": None, "seconds": 0, **found}, results)
+    bench = prepared(EXAMPLE, options.dir, is_quick=options.quick)
+    task, sites, count = bench.task, bench.draft.participants.sites, 4 if options.quick else options.count
+    keep_without_training(
+        bench, "the backbone", lambda: judge(load_study_model(bench.draft, bench.backbone), task, count)
+    )
     chosen = [
         arm
         for arm in arms(sites, "three organisations", {name: TARGETS[name] for name in options.targets})
         if any(word in arm.name for word in options.arm)
     ]
-    known = run_arms(
-        draft, backbone, task, chosen=chosen, seeds=options.seeds, results=results,
-        judge=lambda model: judge(model, task, options.count),
-    )  # fmt: skip
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    known = run_arms(bench, chosen=chosen, seeds=seeds, judge=lambda model: judge(model, task, count))
     print(table(known))
 
 

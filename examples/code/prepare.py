@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -165,19 +166,17 @@ def write(path: Path, rows: Iterable[Row], language: str) -> None:
 
 def _unpacked(package: str, folder: Path) -> Path | None:
     """Fetches a Debian package with apt-get, without installing it; returns its archive, or None if there is none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fetch = ("apt-get", "download", "-qq", package)
-    if subprocess.run(fetch, cwd=folder, capture_output=True).returncode:
-        subprocess.run(("apt-get", "update", "-qq"), capture_output=True)  # lists may be missing; root alone may do so
-        if subprocess.run(fetch, cwd=folder, capture_output=True).returncode:
-            return None
-    (fetched,) = folder.glob(f"{package}_*.deb")
-    subprocess.run(("dpkg-deb", "-x", fetched.name, "unpacked"), cwd=folder, check=True)
-    (archive,) = (path for path in (folder / "unpacked").rglob("src.zip") if path.is_file() and not path.is_symlink())
-    archive.rename(folder / "src.zip")
-    shutil.rmtree(folder / "unpacked")
-    fetched.unlink()
-    return folder / "src.zip"
+    with tempfile.TemporaryDirectory() as place:
+        fetch = ("apt-get", "download", "-qq", package)
+        if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
+            subprocess.run(("apt-get", "update", "-qq"), capture_output=True)  # lists may be missing; root may do so
+            if subprocess.run(fetch, cwd=place, capture_output=True).returncode:
+                return None
+        (fetched,) = Path(place).glob(f"{package}_*.deb")
+        subprocess.run(("dpkg-deb", "-x", fetched.name, "unpacked"), cwd=place, check=True)
+        (archive,) = (path for path in Path(place).rglob("src.zip") if path.is_file() and not path.is_symlink())
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.move(archive, folder / "src.zip"))
 
 
 if __name__ == "__main__":
