@@ -27,7 +27,7 @@ from confide.privacy.accounting import epsilon_pld
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the runs of an example share."""
+    """Things that the runs of an example share."""
 
     draft: StudyDraft
     backbone: Path
