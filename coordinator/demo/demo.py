@@ -126,7 +126,9 @@ def _workbench(
         raise DemoFailed(f"{directory} holds the tables of {kind}; choose another folder with --dir")
     if not described.exists():
         console.print("Splitting public records into the sites' own tables")
-        tables = _load(_example_file(example, "prepare.py")).prepare(directory / "data")
+        script = _load(_example_file(example, "prepare.py"))
+        prepare = getattr(script, "prepare_few", script.prepare) if is_smoke else script.prepare
+        tables = prepare(directory / "data")
         if is_smoke:
             for site, (part, count) in itertools.product(tables.values(), _SMOKE_RECORDS.items()):
                 site[_COUNTS[part]] = _keep_first(Path(site[part]), count)

@@ -41,6 +41,7 @@ SITES = {  # the modules of an organisation
 PUBLIC = (STDLIB, "networkx", "numpy", "scipy", "sklearn")
 HELD_OUT = 0.04  # of the files
 OF_A_FILE = 2  # functions
+FEW = 300  # files, where few are enough
 PUBLIC_ROWS = 10_000
 SIGNS = (60, 700)  # of a function
 JVMS = Path("/usr/lib/jvm")
@@ -50,8 +51,11 @@ _SKIPPED = ("site-packages", "test", "vendor", "idlelib", "lib2to3")  # in the n
 Row = tuple[str, str]  # file, function
 
 
-def prepare(directory: Path) -> dict[str, Any]:
+def prepare(directory: Path, *, files: int | None = None) -> dict[str, Any]:
     """Writes the tables below `directory` and says what is in them.
+
+    Args:
+        files: of each organisation and of public code that are read; None: all.
 
     Returns:
         {site: {"train": path, "heldout": path, "units": n, "heldout_units": n, "modules": names}}.
@@ -65,7 +69,7 @@ def prepare(directory: Path) -> dict[str, Any]:
     with zipfile.ZipFile(java_sources(directory)) as archive:
         for site, modules in SITES.items():
             parts: dict[str, list[Row]] = {"train": [], "heldout": []}
-            for row in functions(java_files(archive, modules), of_java, seen, most=OF_A_FILE):
+            for row in functions(java_files(archive, modules), of_java, seen, most=OF_A_FILE, files=files):
                 parts["heldout" if is_held_out(row[0]) else "train"].append(row)
             for part, rows in parts.items():
                 write(directory / site / f"{part}.csv", rows, "java")
@@ -74,9 +78,14 @@ def prepare(directory: Path) -> dict[str, Any]:
                 **{part: str(directory / site / f"{part}.csv") for part in parts},
                 "units": units["train"], "heldout_units": units["heldout"], "modules": ", ".join(modules),
             }  # fmt: skip
-    public = functions(python_files(PUBLIC), of_python, seen)
+    public = functions(python_files(PUBLIC), of_python, seen, files=files)
     write(directory / "public.csv", itertools.islice(public, PUBLIC_ROWS), "python")
     return report
+
+
+def prepare_few(directory: Path) -> dict[str, Any]:
+    """Writes tables of few files, for a run that only shows that it runs; see `prepare`."""
+    return prepare(directory, files=FEW)
 
 
 def java_sources(directory: Path) -> Path:
@@ -107,21 +116,23 @@ def is_held_out(file: str) -> bool:
 
 
 def functions(
-    files: Iterable[tuple[str, Callable[[], str]]],
+    sources: Iterable[tuple[str, Callable[[], str]]],
     read: Callable[[str], Iterator[str]],
     seen: set[str],
     *,
     most: int | None = None,
+    files: int | None = None,
 ) -> Iterator[Row]:
     """Yields the functions of files with the files' names, without those whose form is in `seen`, which grows.
 
     Args:
-        files: (name, what gives the text); they come in an order drawn by their names.
+        sources: files (name, what gives the text); they come in an order drawn by their names.
         most: functions of a file, drawn by its name; None: all.
+        files: that are read; None: all.
     """
-    ordered = sorted(files, key=lambda file: file[0])
+    ordered = sorted(sources, key=lambda file: file[0])
     random.Random("files").shuffle(ordered)
-    for name, text in ordered:
+    for name, text in ordered[:files]:
         found = {form_of(each): each for each in read(text()) if SIGNS[0] <= len(each) <= SIGNS[1]}
         own = [form for form in found if form not in seen]
         random.Random(name).shuffle(own)

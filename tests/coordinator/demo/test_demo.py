@@ -52,6 +52,12 @@ def test_a_smoke_run_keeps_the_first_records_and_counts_them(bench):
     assert rows(table["train"])[60] == ["59", "two\nlines"]
 
 
+def test_a_smoke_run_reads_few_records_if_the_example_can(bench, tmp_path):
+    script = tmp_path / "examples" / "thyroid" / "prepare.py"
+    script.write_text(f"{PREPARE.replace('100', '40')}\n\nprepare_few = prepare\n{PREPARE}")
+    assert len(rows(bench(True).tables["svi"]["train"])) == 41
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_whole_demo_and_a_smoke_run_never_share_tables(bench, first):
     bench(first)

@@ -66,6 +66,17 @@ def test_preparing_again_gives_the_same_bytes(few, prepared, tmp_path):
     assert are_prepared_alike(few, prepared, tmp_path)
 
 
+def test_few_files_give_some_of_the_same_rows(few, prepared, tmp_path):
+    _, whole = prepared
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few, "FEW", 40)
+        report = few.prepare_few(tmp_path)
+    for site, parts in report.items():
+        some, every = rows(parts["train"]), rows(whole[site]["train"])
+        assert 0 < len(some) < len(every)
+        assert some == every[: len(some)]
+
+
 def test_the_tables_fit_the_study(prepared):
     directory, report = prepared
     draft = load_draft(EXAMPLES / "code" / "study.toml")
