@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...models.records.text import TextTerms
 from ..errors import Conflict
 from ..store import Store
 from ..studies.catalogue import load_study
@@ -30,10 +29,10 @@ def evaluate_run(
     policies = [held_out_policy(table, study, unit_column) for table in tables]
     model = trained_model(store, home, run_id)
     if by_mathematics and study.draft.data.kind.name != "formulas":  # which are always compared so
-        if not isinstance(model.terms, TextTerms):
+        if "equality" not in type(model.terms).model_fields:
             raise Conflict(
                 f"records of kind {study.draft.data.kind.name} are not compared as mathematics; those of "
-                "[data.formulas] and [data.text] are"
+                "[data.formulas], [data.text] and [data.chat] are"
             )
         model = replace(model, terms=model.terms.model_copy(update={"equality": "mathematics"}))
     return evaluate(model, study, policies)

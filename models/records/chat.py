@@ -22,7 +22,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from ..errors import InvalidPrompt
 from ..strict import FieldName, StrictModel
 from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
-from .completions import Completions
+from .compared import EQUALITY, ComparedCompletions, Comparison, Equality
 from .kind import Column
 from .templates import PlainTokenizer, Row, TokenTemplate, padded
 
@@ -52,8 +52,14 @@ class ChatTerms(StrictModel):
         description="the day that the chat template writes, if it writes one; otherwise left out",
     )
 
+    equality: Equality | None = Field(
+        default=None,
+        examples=['"mathematics"'],
+        description=EQUALITY,
+    )
+
     @model_serializer(mode="wrap")
-    def _without_a_day_that_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = serialize(self)
         return {name: value for name, value in plain.items() if value is not None}
 
@@ -69,6 +75,7 @@ class ConversationEncoder:
         """
         self._terms = terms
         self._tokenizer = PlainTokenizer(tokenizer)
+        self.comparison = Comparison(tokenizer, max_tokens)
         chat = ChatTemplate(tokenizer, self._tokenizer, terms.date)
         self._templates: dict[tuple[Role, ...], TokenTemplate] = {}
         for has_system in (False, True) if terms.system else (False,):
@@ -118,7 +125,7 @@ class ConversationEncoder:
             said = said[2:]
 
 
-class Conversations(Completions):
+class Conversations(ComparedCompletions):
     """Records that are conversations, continued by the model's own output matrix."""
 
     name = "chat"

@@ -10,20 +10,20 @@ other record moves it, and a site that computes it again finds the same.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date as Day
-from functools import cached_property, partial
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from ..errors import AnswerRefused, InvalidPrompt, ModelError
+from ..errors import InvalidPrompt, ModelError
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, StrictModel, rule
 from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
-from .completions import Completions, last_runs
-from .kind import Column, Examples, Judged
+from .compared import EQUALITY, ComparedCompletions, Comparison, Equality
+from .kind import Column
 from .templates import Part, PlainTokenizer, Row, TokenTemplate, columns_of, padded
 
 _STYLE = b"confide prompt style 1\0"
@@ -138,7 +138,8 @@ class PromptEncoder:
             InvalidPrompt: a template by itself leaves no room for a record, or its turns do not fit the checkpoint.
         """
         templates = (template,) if isinstance(template, AnyTemplate) else tuple(template)
-        self._whole, self._tokenizer, self._max_tokens = tokenizer, PlainTokenizer(tokenizer), max_tokens
+        self._tokenizer = PlainTokenizer(tokenizer)
+        self.comparison = Comparison(tokenizer, max_tokens)
         has_turns = any(isinstance(each, ChatPrompt) for each in templates)
         chat = ChatTemplate(tokenizer, self._tokenizer, day) if has_turns else None
         self._styles = [TokenTemplate(each.parts(chat), self._tokenizer, max_tokens) for each in templates]
@@ -182,45 +183,6 @@ class PromptEncoder:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
         """Returns ids and the mask of completions, both [rows, longest]; there are no labels."""
         return self.encode(columns)
-
-    @cached_property
-    def _texts(self) -> tuple[str, ...]:
-        """The text of each token id."""
-        from ..structure.inputs import words_of
-
-        return words_of(self._whole)
-
-    @cached_property
-    def _control(self) -> frozenset[int]:
-        """The ids of words without text."""
-        return frozenset(number for number, word in enumerate(self._texts) if not word)
-
-    def are_equal(
-        self, model: Any, ids: np.ndarray, is_learned: npt.NDArray[np.bool_], *, is_fixed: bool = False
-    ) -> list[bool]:
-        """Lets a model write the last completion of each record, and compares it with the record's as formulas in x.
-
-        A control word ends what is written. A completion that cannot be compared is never right.
-
-        Args:
-            is_fixed: True to run the model equally often for every record, see `decoding.writing`.
-        """
-        from ..decoding.writing import write
-        from ..evaluation.answers import is_equivalent
-
-        words, last = self._texts, last_runs(is_learned)
-        shown = [row[: int(mask.argmax())].tolist() for row, mask in zip(ids, last, strict=True)]
-        told = [
-            "".join(words[token] for token in row[mask].tolist()).strip() for row, mask in zip(ids, last, strict=True)
-        ]
-        written = write(model, shown, words, ends=self._control, longest=self._max_tokens, is_fixed=is_fixed)
-        found = []
-        for (text, _), truth in zip(written, told, strict=True):
-            try:
-                found.append(is_equivalent(text.strip(), truth))
-            except AnswerRefused:
-                found.append(False)
-        return found
 
     def _style(self, cells: Sequence[str]) -> int:
         """SHA-256 over the cells in the study's order, each behind its length, modulo the number of styles."""
@@ -298,9 +260,6 @@ class PromptStyle(StrictModel):
         return {name: value for name, value in plain.items() if value}
 
 
-Equality = Literal["mathematics"]
-
-
 class TextTerms(PromptStyle):
     """Terms of records of free text in a study: the prompt shown of a record, and the completion to learn."""
 
@@ -318,7 +277,7 @@ class TextTerms(PromptStyle):
     equality: Equality | None = Field(
         default=None,
         examples=['"mathematics"'],
-        description="completions are right if they equal the right one as formulas in x; left out, word for word",
+        description=EQUALITY,
     )
 
     def templates(self) -> tuple[AnyTemplate, ...]:
@@ -338,43 +297,12 @@ class TextTerms(PromptStyle):
         return tuple(style.template() for style in self.styles)
 
 
-class FreeText(Completions):
+class FreeText(ComparedCompletions):
     """Records of free text, completed by the model's own output matrix."""
 
     name = "text"
     terms = TextTerms
     whole = "a record of free text is what the template says, and no more"
-
-    def judged(self, terms: TextTerms) -> Judged:
-        """Returns what is counted: completions that are the same word for word, or answers equal as mathematics."""
-        return "completions" if terms.equality is None else "answers"
-
-    def judge(
-        self, terms: TextTerms, reader: PromptEncoder, adapted: Any, ids: np.ndarray, target: Any
-    ) -> tuple[float, float]:
-        """Returns 1 if the completion is right by the study's equality, and the logit of its mean likelihood."""
-        label, score = super().judge(terms, reader, adapted, ids, target)
-        if terms.equality is not None:
-            is_learned = np.asarray(target, dtype=np.bool_)
-            (is_right,) = reader.are_equal(adapted.model, ids[None], is_learned[None], is_fixed=True)
-            label = float(is_right)
-        return label, score
-
-    def evaluate(
-        self, terms: TextTerms, reader: PromptEncoder, adapted: Any, tables: Sequence[Examples]
-    ) -> dict[str, Any]:
-        """Computes exact match and perplexity, and right answers where they are compared as mathematics."""
-        from ..evaluation.metrics import exact_match
-
-        found = super().evaluate(terms, reader, adapted, tables)
-        if terms.equality is None:
-            return found
-        right = [
-            is_right
-            for examples in tables
-            for is_right in reader.are_equal(adapted.model, examples.ids, np.asarray(examples.targets, dtype=np.bool_))
-        ]
-        return {"records": found.pop("records"), "accuracy": asdict(exact_match(right)), **found}
 
     def problems(self, terms: TextTerms, *, max_tokens: int) -> list[str]:
         """Lists texts that are no template, and names in braces that cannot be columns."""
