@@ -40,7 +40,7 @@ def study_init(
     wishes = Wishes(
         name=name or dictionary.stem.lower(), units=units, unit=unit, epsilon=epsilon, rounds=rounds, backbone=backbone
     )
-    if described.is_text and (file.parent / backbone).is_dir():
+    if described.is_written and (file.parent / backbone).is_dir():
         from ...models.backbones.loading import describe
 
         found = describe(file.parent / backbone)

@@ -25,7 +25,11 @@ Kind = Literal["number", "category", "flag", "text", "label"]
 BINS = 10  # of a number with a range
 _LISTS = ("cuts", "values")  # in CSV parted by |
 _NUMBERS = ("low", "high")
-_OF_KIND: dict[str, tuple[str, ...]] = {"number": ("cuts", "low", "high"), "category": ("values",)}
+_OF_KIND: dict[str, tuple[str, ...]] = {
+    "number": ("cuts", "low", "high"),
+    "category": ("values",),
+    "label": ("values",),
+}
 
 
 class ColumnEntry(StrictModel):
@@ -36,7 +40,7 @@ class ColumnEntry(StrictModel):
     cuts: Cuts | None = None  # of a number: inner cut points
     low: float | None = None  # or its range, which is cut into ten bins of one width
     high: float | None = None
-    values: Values | None = None  # of a category: every value that may occur
+    values: Values | None = None  # of a category, and of a label that is no 0 or 1: every value that may occur
     measured_in: Label | None = None  # for people
     description: Text = ""  # for people
 
@@ -98,14 +102,19 @@ class Dictionary(StrictModel):
         return self
 
     @property
-    def label(self) -> str:
-        """Name of the column that is learned."""
-        return next(column.name for column in self.columns if column.kind == "label")
+    def label(self) -> ColumnEntry:
+        """The column that is learned."""
+        return next(column for column in self.columns if column.kind == "label")
 
     @property
     def is_text(self) -> bool:
         """True if records are free text."""
         return any(column.kind == "text" for column in self.columns)
+
+    @property
+    def is_written(self) -> bool:
+        """True if a model writes the label of free text; a label with values is told by a head."""
+        return self.is_text and self.label.values is None
 
     def of_kind(self, kind: Kind) -> tuple[ColumnEntry, ...]:
         """Columns of a kind, in the dictionary's order."""

@@ -95,11 +95,11 @@ def _takes_part(members: Sequence[Member], role: str) -> list[str]:
 
 
 def _heading(dictionary: Dictionary, wishes: Wishes) -> list[str]:
-    made = (
-        "coordinator backbone import FOLDER-OF-A-CHECKPOINT DIRECTORY"
-        if dictionary.is_text
-        else "coordinator backbone build study.toml DIRECTORY, which reads no table"
-    )
+    made = "coordinator backbone build study.toml DIRECTORY, which reads no table"
+    if dictionary.is_text:
+        made = "coordinator backbone import FOLDER-OF-A-CHECKPOINT DIRECTORY"
+    if dictionary.is_text and not dictionary.is_written:
+        made += ", then coordinator backbone moments, of public texts"
     return [
         "# Written by `coordinator study init`. Look through it, then: coordinator study check study.toml",
         "# Every setting, those left out here too: docs/study-toml.md",
@@ -114,7 +114,7 @@ def _heading(dictionary: Dictionary, wishes: Wishes) -> list[str]:
 
 def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
     seed = f"seed = {_text(wishes.name + '-1')} # any text; public"
-    if dictionary.is_text:
+    if dictionary.is_written:
         return [
             "[adapter] # in the last layers: backward stops there; `coordinator backbone show` counts layers",
             "rank = 4",
@@ -122,6 +122,14 @@ def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
             f"targets = {_list(wishes.targets)}",
             f"layers = {list(wishes.layers)}",
             'head = "lm"',
+            seed,
+            "",
+        ]
+    if dictionary.is_text:
+        return [
+            "[adapter] # a head alone: on texts, adapters under it earned nothing beside it",
+            "targets = []",
+            "# reads = [0, 24] # the states that it reads; left out, all of which the backbone has moments",
             seed,
             "",
         ]
@@ -142,21 +150,12 @@ def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
         "max_records_per_unit = 1 # more records of one unit are left out by chance",
     ]
     if dictionary.is_text:
-        shown = "".join(f"{column.name}: {{{column.name}}}\n" for column in dictionary.of_kind("text"))
-        return [
-            *lines,
-            "max_tokens = 256 # of a record; longer texts are cut",
-            "",
-            "[data.text] # names in braces are columns",
-            f"prompt = {_text(f'{shown}{dictionary.label}:')}",
-            f"completion = {_text(f' {{{dictionary.label}}}')}",
-            "",
-        ]
+        return [*lines, "max_tokens = 256 # of a record; longer texts are cut", "", *_texts(dictionary), ""]
     flags = dictionary.of_kind("flag")
     words = sum(len(dictionary.of_kind(kind)) for kind in ("number", "category", "flag"))
     lines += [
         f"max_tokens = {max(64, words)} # words of a record, one a column",
-        f"label = {_text(dictionary.label)} # 0 or 1",
+        *_label(dictionary.label),
     ]
     if flags:
         lines.append(f"flags = {_list([column.name for column in flags])}")
@@ -164,6 +163,24 @@ def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
         if entries := dictionary.of_kind("number" if kind == "number" else "category"):
             lines += ["", f"[data.{table}]", *(_column(entry) for entry in entries)]
     return [*lines, ""]
+
+
+def _texts(dictionary: Dictionary) -> list[str]:
+    """What a model writes of texts, or what a head tells of them."""
+    names, label = [column.name for column in dictionary.of_kind("text")], dictionary.label.name
+    if not dictionary.is_written:
+        text = f"{{{names[0]}}}" if len(names) == 1 else "\n".join(f"{name}: {{{name}}}" for name in names)
+        template = f"text = {_text(text)} # the --template of `backbone moments`, too"
+        return ["[data.document] # names in braces are columns", template, *_label(dictionary.label)]
+    shown = "".join(f"{name}: {{{name}}}\n" for name in names)
+    prompt, completion = _text(f"{shown}{label}:"), _text(f" {{{label}}}")
+    return ["[data.text] # names in braces are columns", f"prompt = {prompt}", f"completion = {completion}"]
+
+
+def _label(entry: ColumnEntry) -> list[str]:
+    if entry.values is None:
+        return [f"label = {_text(entry.name)} # 0 or 1"]
+    return [f"label = {_text(entry.name)}", f"classes = {_list(entry.values)} # one of them, spelt so"]
 
 
 def _column(entry: ColumnEntry) -> str:
@@ -215,7 +232,7 @@ def _rounds(wishes: Wishes, sites: int) -> list[str]:
 
 
 def _optimizer(dictionary: Dictionary) -> list[str]:
-    if dictionary.is_text:
+    if dictionary.is_written:
         return ["[optimizer]", "lr = 1.0 # of the adapters", ""]
     return ["[optimizer] # left out, a rule chooses the rates: docs/study-toml.md", ""]
 

@@ -56,7 +56,7 @@ def test_the_same_dictionary_in_three_formats(tmp_path):
     found = read(tmp_path, CSV)
     assert read(tmp_path, json.dumps(PLAIN), "json") == found == read(tmp_path, TOML, "toml")
     assert read(tmp_path, CSV.replace(",", ";")) == found == read(tmp_path, "\ufeff" + CSV)
-    assert found.label == "diagnosis"
+    assert found.label.name == "diagnosis"
     assert not found.is_text
 
 

@@ -60,6 +60,24 @@ def test_free_text_gets_a_template_of_its_columns(tmp_path):
     assert draft.data.text.template().completion_columns == ("finding",)
 
 
+@pytest.mark.parametrize(("columns", "text"), [(("note",), "{note}"), (("a", "b"), "a: {a}\nb: {b}")])
+def test_texts_whose_label_has_values_are_documents_that_a_head_reads(tmp_path, columns, text):
+    label = {"name": "finding", "kind": "label", "values": ["none", "benign", "malign"]}
+    described = dictionary({"columns": [*({"name": name, "kind": "text"} for name in columns), label]})
+    draft = drafted(tmp_path, first_draft(described, members(3), Wishes(name="t", units=999)))
+    assert draft.data.kind.name == "document"
+    assert (draft.data.terms.text, draft.data.terms.label) == (text, "finding")
+    assert draft.data.terms.classes == ("none", "benign", "malign")
+    assert (draft.adapter.targets, draft.adapter.head) == ((), "pooled")
+
+
+def test_a_label_with_values_is_one_of_several_classes(tmp_path):
+    plain = {"columns": [*PLAIN["columns"][:-1], PLAIN["columns"][-1] | {"values": ["mild", "severe"]}]}
+    assert plain["columns"][-1]["kind"] == "label"
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert (draft.data.label, draft.data.classes) == ("diagnosis", ("mild", "severe"))
+
+
 def test_words_with_quotes_and_lines_in_them_cannot_leave_their_place(tmp_path):
     odd = {"columns": [
         {"name": "a.b", "kind": "category", "values": ['say "x"', "a # b", "c\\d"], "description": "two\nlines"},
