@@ -11,127 +11,27 @@ exception, trained on and not kept), which Debian has as openjdk-21-source: `apt
 an interrupted run goes on. Figures: docs/code.md.
 """
 
-import argparse
-import hashlib
 import itertools
 import json
-import random
 import sys
-import sysconfig
-import time
-import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from silent import silence
+from programs import HELD_OUT, LONGEST, corpus, digest, encoded, options, recursive, trained
 
-from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.decoding.grammar import Grammar
 from confide.models.decoding.writing import write
-from confide.models.records.code import CodeEncoder, CodeTerms
-from confide.models.records.vocabularies import code_tokenizer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "code"))
-from functions import is_recursive, of_java, of_python
-
-SIZES = {"96x2": (96, 2), "128x2": (128, 2)}  # width x layers
-TRAIN, HELD_OUT = 4000, 400  # functions of a language
-TOKENS = (24, 158)  # of a function
-SHOWN, LONGEST = 16, 192
-STDLIB = Path(sysconfig.get_paths()["stdlib"])
-SITE = Path(sysconfig.get_paths()["purelib"])
-PYTHON = {
-    True: [
-        *(
-            STDLIB / name
-            for name in ("asyncio", "email", "http", "json", "logging", "multiprocessing", "unittest", "xml")
-        ),
-        *(SITE / name for name in ("networkx", "numpy", "pip", "scipy", "setuptools", "sklearn")),
-    ],
-    False: [SITE / name for name in ("alembic", "flwr", "httpx", "opacus", "peft", "rich", "sqlalchemy")],
-}
-JAVA = {
-    True: ("java.base/java/", "java.desktop/javax/swing/", "java.xml/com/sun/org", "jdk.compiler/"),
-    False: ("java.logging/", "java.naming/", "java.net.http/", "java.sql", "jdk.jdi/", "jdk.jfr/", "jdk.jshell/"),
-}
-
-
-def python_functions(is_train: bool) -> Iterator[str]:
-    """Functions of installed packages, in an order drawn anew."""
-    files = []
-    for folder in PYTHON[is_train]:
-        own = [path for path in sorted(folder.rglob("*.py")) if not is_test(path.relative_to(folder))]
-        if not own:
-            raise FileNotFoundError(f"{folder} has no programs: install what it belongs to")
-        files += own
-    random.Random(0).shuffle(files)
-    for path in files:
-        yield from of_python(path.read_text(encoding="utf-8", errors="replace"))
-
-
-def is_test(path: Path) -> bool:
-    """True if a file is a test, or one of a folder of tests."""
-    return any(part.lower().startswith(("test", "_test", "conftest")) for part in path.parts)
-
-
-def java_functions(archive: Path, is_train: bool) -> Iterator[str]:
-    """Methods of modules of OpenJDK, in an order drawn anew."""
-    with zipfile.ZipFile(archive) as file:
-        names = [name for name in sorted(file.namelist()) if name.endswith(".java") and name.startswith(JAVA[is_train])]
-        random.Random(0).shuffle(names)
-        for name in names:
-            yield from of_java(file.read(name).decode("utf-8", "replace"))
-
-
-def corpus(java: Path | None) -> dict[tuple[str, bool], list[str]]:
-    """Different functions by language and part, more of them than are used, since some are too long."""
-    found: dict[tuple[str, bool], list[str]] = {}
-    seen: set[str] = set()
-    for is_train in (True, False):
-        sources = {"python": python_functions(is_train)}
-        if java is not None:
-            sources["java"] = java_functions(java, is_train)
-        for language, functions in sources.items():
-            some = [each for each in itertools.islice(functions, 4 * TRAIN) if not (each in seen or seen.add(each))]
-            random.Random(1).shuffle(some)
-            found[language, is_train] = some
-    return found
-
-
-def encoded(encoder: CodeEncoder, functions: Sequence[str], language: str, count: int) -> list:
-    """The first functions that are neither too short nor too long: (ids, is_learned)."""
-    rows = []
-    for function in functions:
-        ids, is_learned = encoder.encode([function], [language])
-        if TOKENS[0] <= ids.shape[1] - 3 <= TOKENS[1]:
-            rows.append((ids[0], is_learned[0]))
-        if len(rows) == count:
-            break
-    return rows
+from confide.models.records.code import CodeEncoder
 
 
 def measure(data: dict, has_structure: bool, seed: int, tokens: int, size: str, count: int) -> dict:
     """Trains one arm and judges it on `count` held-out functions of each language."""
-    hidden, layers = SIZES[size]
-    languages = tuple(sorted({language for language, _ in data}))
-    tokenizer = code_tokenizer(text for language in languages for text in data[language, True][:TRAIN])
-    terms = CodeTerms(code="function", languages=languages, language="language", shown=SHOWN, max_written=LONGEST)
-    encoder = CodeEncoder(terms, tokenizer, TOKENS[1] + 8)
-    model = build_text(tokenizer, "code", BackboneConfig(hidden=hidden, layers=layers, max_tokens=256, seed=seed))
-    if not has_structure:
-        silence(model, encoder.texts)
-    rows = [row for language in languages for row in encoded(encoder, data[language, True], language, TRAIN)]
-    started = time.perf_counter()
-    config = TextPretrainingConfig(tokens=tokens, seed=seed + 1)
-    fit_text(model, [(ids.tolist(), is_learned.tolist()) for ids, is_learned in rows], config, lambda done, total: None)
-    seconds = time.perf_counter() - started
+    model, encoder, rows, seconds = trained(data, seed=seed, tokens=tokens, size=size, has_structure=has_structure)
     return {
         "arm": "structure" if has_structure else "plain", "seed": seed, "size": size, "tokens": tokens,
         "parameters": sum(each.numel() for each in model.parameters()), "functions": len(rows), "count": count,
-        "seconds": round(seconds),
+        "seconds": seconds,
         **{
             language: judged(
                 model,
@@ -140,14 +40,9 @@ def measure(data: dict, has_structure: bool, seed: int, tokens: int, size: str, 
                 encoded(encoder, recursive(data[language, False], language), language, HELD_OUT),
                 count,
             )
-            for language in languages
+            for language in sorted({language for language, _ in data})
         },
     }  # fmt: skip
-
-
-def recursive(functions: Sequence[str], language: str) -> list[str]:
-    """Chooses the functions that call themselves."""
-    return [each for each in functions if is_recursive(each, language)]
 
 
 def judged(model: torch.nn.Module, encoder: CodeEncoder, rows: Sequence, again: Sequence, count: int) -> dict:
@@ -224,35 +119,28 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Prints the table; rows go to the results as they come."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tokens", type=float, default=1e6, help="read in training")
+    parser = options(__doc__, "code.jsonl")
     parser.add_argument("--count", type=int, default=200, help="held-out functions of a language that are written on")
-    parser.add_argument("--size", choices=SIZES, default="96x2", help="width and layers")
-    parser.add_argument("--java", type=Path, default=Path("/usr/lib/jvm/openjdk-21/lib/src.zip"))
-    parser.add_argument("--results", type=Path, default=Path("code.jsonl"))
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.tokens, options.count = [0], 2e4, 4
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.seeds, asked.tokens, asked.count = [0], 2e4, 4
     torch.set_num_threads(1)
-    data = corpus(options.java if options.java.exists() else None)
+    data = corpus(asked.java if asked.java.exists() else None)
     print({" ".join([name, "train" if part else "held out"]): len(each) for (name, part), each in data.items()})
-    known = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
-    texts = "\0".join(text for part in data.values() for text in part)
+    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
     setting = {
-        "size": options.size, "tokens": int(options.tokens), "count": options.count,
-        "corpus": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        "size": asked.size, "tokens": int(asked.tokens), "count": asked.count,
+        "corpus": digest(data),
     }  # fmt: skip
-    for seed, has_structure in itertools.product(options.seeds, (False, True)):
+    for seed, has_structure in itertools.product(asked.seeds, (False, True)):
         key = {**setting, "arm": "structure" if has_structure else "plain", "seed": seed}
         if any(key.items() <= row.items() for row in known):
             continue
-        row = setting | measure(data, has_structure, seed, int(options.tokens), options.size, options.count)
+        row = setting | measure(data, has_structure, seed, int(asked.tokens), asked.size, asked.count)
         known.append(row)
-        with options.results.open("a") as file:
+        with asked.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{row['arm']}, seed {seed}, {options.size}: {row['seconds']} s", file=sys.stderr, flush=True)
+        print(f"{row['arm']}, seed {seed}, {asked.size}: {row['seconds']} s", file=sys.stderr, flush=True)
     print(table([row for row in known if setting.items() <= row.items()]))
 
 
