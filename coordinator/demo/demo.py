@@ -469,14 +469,21 @@ def _text_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
 
 
 def _program_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    boundaries = (
-        "boundaries",
-        f"{outcome['boundaries_private']:.3f}",
-        "right line breaks, brackets and ends where the program up to there is given; "
-        f"{outcome['boundaries_nonprivate']:.3f} without noise, {outcome['boundaries_before']:.3f} before",
-    )
+    shares = {
+        "boundaries": "right line breaks, brackets and ends where the program up to there is given",
+        "preferred": "programs that are likelier than a copy of theirs with one error",
+    }
+    others = [
+        (
+            share,
+            f"{outcome[f'{share}_private']:.3f}",
+            f"{text}; {outcome[f'{share}_nonprivate']:.3f} without noise, {outcome[f'{share}_before']:.3f} before",
+        )
+        for share, text in shares.items()
+        if f"{share}_private" in outcome  # errors may have a place in no program
+    ]
     return _share_figures(
-        outcome, "programs that parse", "parses", "the backbone, which knows public code alone", boundaries,
+        outcome, "programs that parse", "parses", "the backbone, which knows public code alone", *others,
         _perplexity(outcome),
     )  # fmt: skip
 

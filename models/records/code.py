@@ -151,16 +151,56 @@ class CodeEncoder:
         first = [] if is_gap else learned[: self._terms.shown]
         return [*ids[:begin].tolist(), *(token for token in first if token != self.end)]
 
+    def mutant(
+        self, ids: np.ndarray, is_learned: np.ndarray
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        """Encodes a copy of a record's program with one error, of those that `evaluation.mutants` makes.
+
+        Which one follows from SHA-256 of the program: first the pattern, then the place.
+
+        Returns:
+            (ids, is_learned), both [1, tokens]; None if no error has a place in the program, if the record is a fill-in
+            or cut, or if its copy would be.
+        """
+        from ..evaluation.mutants import mutants
+
+        begin = int(is_learned.argmax())
+        heading, learned = self.text(ids[:begin].tolist()), ids[is_learned].tolist()
+        language, program = parts_of(heading).language, self.text(learned[:-1])
+        if SPLIT in heading or learned[-1] != self.end or language not in LANGUAGES:
+            return None
+        by_pattern: dict[str, list[str]] = {}
+        for pattern, text in mutants(language, program):
+            by_pattern.setdefault(pattern, []).append(text)
+        if not by_pattern:
+            return None
+        digest = hashlib.sha256(b"confide code mutant\0" + program.encode()).digest()
+        first, second = (int.from_bytes(digest[place : place + 8], "little") for place in (0, 8))
+        own = by_pattern[sorted(by_pattern)[first % len(by_pattern)]]
+        row, mask = padded([self._completion(own[second % len(own)], language)])
+        return (row, mask) if int(row[0, -1]) == self.end else None
+
     def is_boundary(self, token: int) -> bool:
         """True if a token breaks a line, ends the text, or is one of `) ] } : ;`."""
         word = self.texts[token]
         return token == self.end or word.startswith("\n") or word.strip() in _BOUNDARIES
 
     def _row(self, program: str, language: str) -> Row:
+        heading = self._heading(language)
+        gap = self._around_gap(program, self._max_tokens - len(heading) - 1)
+        if gap is None:
+            return self._completion(program, language)
+        shown, learned = gap
+        return self._cut([*heading, *shown], learned)
+
+    def _completion(self, program: str, language: str) -> Row:
+        return self._cut(self._heading(language), self._tokenizer.of_records([program])[0])
+
+    def _heading(self, language: str) -> list[int]:
         (heading,) = self._tokenizer.of_records([f"{language}\n"])
-        room = self._max_tokens - len(heading) - 1
-        shown, learned = self._around_gap(program, room) or ([], self._tokenizer.of_records([program])[0])
-        shown = [*heading, *shown]
+        return heading
+
+    def _cut(self, shown: list[int], learned: list[int]) -> Row:
         row, mask = [*shown, *learned, self.end], [False] * len(shown) + [True] * (len(learned) + 1)
         return row[: self._max_tokens], mask[: self._max_tokens]
 
@@ -263,24 +303,28 @@ class Code(Completions):
         """Computes the share of programs that parse, of next tokens that are right at boundaries, and perplexity.
 
         Boundaries are line breaks with their indentation, closing brackets, colons, semicolons and the end; the program
-        up to there is given.
+        up to there is given. If errors have a place in any, also the share of programs that are likelier than a copy of
+        theirs with one error, as `preferred`.
         """
         from ..evaluation.metrics import exact_match
         from ..heads import foretell
 
         fit: list[bool] = []
         right: list[bool] = []
+        preferred: list[bool] = []
         for examples in tables:
             is_learned = np.asarray(examples.targets, dtype=np.bool_)
             written = reader.written(adapted.model, examples.ids, is_learned)
             for text, *row in zip(written, examples.ids, is_learned, strict=True):
                 fit.append(reader.parses(text, *row))
                 right += _at_boundaries(reader, adapted, foretell, *row)
+                preferred += _over_a_mutant(reader, adapted, foretell, *row)
         by_unit = perplexity_by_unit([(examples.units, *text_scores(adapted, examples)[1:]) for examples in tables])
         return {
             "records": len(fit),
             "parses": asdict(exact_match(fit)),
             "boundaries": asdict(exact_match(right)),
+            **({"preferred": asdict(exact_match(preferred))} if preferred else {}),
             "perplexity": asdict(by_unit),
         }
 
@@ -304,6 +348,28 @@ def _at_boundaries(
     with torch.no_grad():
         is_right = foretell(adapted.model, *rows).is_first_choice_N.tolist()
     return [right for right, token in zip(is_right, ids[is_learned].tolist(), strict=True) if reader.is_boundary(token)]
+
+
+def _over_a_mutant(
+    reader: CodeEncoder, adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray
+) -> list[bool]:
+    """Says whether a record is likelier than a mutant of it; nothing of a record that has none."""
+    mutant = reader.mutant(ids, is_learned)
+    return (
+        []
+        if mutant is None
+        else [_likelihood(adapted, foretell, ids[None], is_learned[None]) > _likelihood(adapted, foretell, *mutant)]
+    )
+
+
+def _likelihood(adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray) -> float:
+    """The logarithm of a record's likelihood, [1, tokens]."""
+    import torch
+
+    device = next(iter(adapted.trained.values())).device
+    with torch.no_grad():
+        found = foretell(adapted.model, *(torch.from_numpy(each).to(device) for each in (ids, is_learned)))
+    return -float(found.losses_N.double().sum())
 
 
 def _read(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":

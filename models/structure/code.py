@@ -84,7 +84,7 @@ class CodePrefix:
             return
         self._heading = None
         if heading in LANGUAGES:
-            self._language, self._constructs, self._parser = heading, Constructs(heading), _parser(heading)
+            self._language, self._constructs, self._parser = heading, Constructs(heading), parser_of(heading)
 
     def _nodes(self) -> tuple[int, int, int]:
         if len(self._text) > _WINDOW + _SLACK:
@@ -102,10 +102,10 @@ def has_error(language: str, text: str) -> bool:
     Args:
         language: in `constructs.LANGUAGES`.
     """
-    return bool(_parser(language).parse(text.encode(errors="replace")).root_node.has_error)
+    return bool(parser_of(language).parse(text.encode(errors="replace")).root_node.has_error)
 
 
-def _parser(language: str) -> Any:
+def parser_of(language: str) -> Any:
     """Returns a parser, which is its caller's own: two threads may not share one."""
     import tree_sitter
 

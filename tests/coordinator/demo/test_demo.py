@@ -96,6 +96,19 @@ def test_the_first_figure_is_what_the_sites_measured_and_controls_stand_below():
     assert not any("attack" in " ".join(row) for row in rows)
 
 
+def test_programs_are_told_from_mutants_where_errors_have_a_place():
+    shares = {f"{name}_{when}": 0.25 for name in ("parses", "boundaries", "perplexity") for when in
+              ("private", "nonprivate", "before")}  # fmt: skip
+    outcome = {name: value for name, value in OUTCOME.items() if "auc" not in name} | shares
+    outcome |= {"parses_private_interval": [0.2, 0.3], "parses_measured": 0.2, "parses_measured_interval": [0.1, 0.3]}
+    names = [row[0].strip() for row in demo.figures(outcome)]
+    assert names[-5:] == ["exact", "without privacy", "before", "boundaries", "perplexity"]
+    preferred = {"preferred_private": 0.8, "preferred_nonprivate": 0.85, "preferred_before": 0.7}
+    name, value, text = demo.figures(outcome | preferred)[-2]
+    assert (name.strip(), value) == ("preferred", "0.800")
+    assert text.endswith("one error; 0.850 without noise, 0.700 before")
+
+
 def test_without_an_evaluation_nothing_computed_here_takes_the_first_place():
     unmeasured = dict.fromkeys(("auc_measured", "auc_measured_interval", "auc_measured_binning"))
     name, figure, text = demo.figures(OUTCOME | unmeasured)[0]

@@ -13,6 +13,7 @@ from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import TextPretrainingConfig, build_text, fit_text
 from confide.models.decoding.writing import Written
 from confide.models.errors import BackboneMismatch
+from confide.models.evaluation.mutants import mutants
 from confide.models.records.code import Code, CodeEncoder, CodeTerms
 from confide.models.records.kind import Examples
 from confide.models.records.vocabularies import character_tokenizer, code_tokenizer
@@ -283,8 +284,38 @@ def test_programs_that_parse_are_counted_one_by_one_and_together(trained):
     assert [label for label, _ in judged] == [float(fits[i]) for i in range(0, 27, 5)]
     assert all(np.isfinite(score) for _, score in judged)
     assert table["boundaries"]["value"] > 0.9
+    assert table["preferred"]["value"] > 0.8
     assert table["records"] == 27
     assert 1 < table["perplexity"]["value"] < 3
+
+
+@pytest.mark.slow
+def test_a_program_is_preferred_if_it_is_likelier_than_its_mutant(trained):
+    adapted, found, examples = trained
+    likelier = []
+    for ids, mask in zip(examples.ids, examples.targets, strict=True):
+        other, learned = found.mutant(ids, mask)
+        program = parts_of(found.text(ids[: mask.nonzero()[0][-1]].tolist())).before
+        mutant = parts_of(found.text(other[0, :-1].tolist())).before
+        assert mutant in {each.text for each in mutants("python", program)}
+        pair = []
+        for row, own in ((ids[None], mask[None]), (other, learned)):
+            with torch.no_grad():
+                logits = adapted.model(input_ids=torch.from_numpy(row)).logits.log_softmax(-1)
+            places = np.flatnonzero(own[0])
+            pair.append(sum(float(logits[0, place - 1, row[0, place]]) for place in places))
+        likelier.append(pair[0] > pair[1])
+    table = Code().evaluate(terms(grammar=False, temperature=0.0), found, adapted, [examples])
+    assert table["preferred"]["value"] == np.mean(likelier)
+
+
+def test_programs_without_a_place_for_an_error_fill_ins_and_cut_ones_have_no_mutant(tokenizer):
+    plain = "def f(x):\n    return x + 1"
+    assert encoder(tokenizer).mutant(*(each[0] for each in encoder(tokenizer).encode([plain], ["python"]))) is not None
+    for own, program in ((encoder(tokenizer), "x"), (encoder(tokenizer, fill_in=1.0), PYTHON)):
+        assert own.mutant(*(each[0] for each in own.encode([program], ["python"]))) is None
+    short = CodeEncoder(terms(), tokenizer, 8)
+    assert short.mutant(*(each[0] for each in short.encode([plain], ["python"]))) is None
 
 
 @pytest.mark.slow
