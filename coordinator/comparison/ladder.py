@@ -22,7 +22,7 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, with_noise
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
-from ...models.heads.objectives import BinaryLabel, Objective, OneClass
+from ...models.heads.objectives import Objective, PointOnScale
 from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
@@ -107,7 +107,7 @@ class Ladder:
         """Says why a rung cannot be climbed here; None if it can."""
         kind = self.task.draft.data.kind
         if rung != "adapters" and self.task.target is None:
-            return "what is learned is no label and no class: no single column of completions with few values either"
+            return "no head learns it, and there is no single column of completions with few values"
         if rung == "ngrams" and kind.reads != "text":
             return "records of fields have whole words, and no letters"
         if rung == "adapters" and not self.task.draft.adapter.targets:
@@ -159,20 +159,21 @@ class Ladder:
             return self._adapters(job)
         target = self._target
         if job.rung == "constant":
-            return target.judge(self._constant())
+            return target.judge(target.best_constant())
         sites = list(self.task.train) if job.site is None else [job.site]
         draft = job.setting.draft if job.site is None else _alone(job.setting.draft, job.site, self.task, target)
-        inputs, test = self._read(self._reading(job.rung))
+        reading = self._reading(job.rung)
+        inputs, test = self._read(reading)
         scores = private_linear(
             draft,
             [inputs[site] for site in sites],
             [target.train[site] for site in sites],
             test,
-            lr=linear_rate(draft, target.classes),
+            lr=linear_rate(draft, target.objective, is_whitened=reading == "head"),
             scale_bits=ring_of(draft, self.dim).scale_bits,
             rng=np.random.default_rng(job.seed),
             units=[self.task.train[site].units for site in sites],
-            classes=target.classes,
+            objective=target.objective,
         )
         return target.judge(scores)
 
@@ -218,13 +219,6 @@ class Ladder:
             return hashed_inputs(shown_texts(self.draft, records), reading)
         schema = self.draft.record_schema()
         return word_inputs(self.draft, schema.encode(schema.render(records.columns)))
-
-    def _constant(self) -> np.ndarray:
-        """Scores of the class that most held-out records have, the same for every record."""
-        target = self._target
-        count = np.bincount(target.held_out[target.held_out >= 0], minlength=target.classes)
-        scores = np.tile((count == count.max()).astype(np.float64), (len(target.held_out), 1))
-        return scores[:, 1] - scores[:, 0] if target.classes == 2 else scores
 
     def _adapters(self, job: Job) -> Estimate:
         assert self.model is not None, "left out"
@@ -276,18 +270,26 @@ def climb(
     return found
 
 
-def linear_rate(draft: StudyDraft, classes: int = 2) -> float:
-    """Finds the rate of a linear rung: the head's where the study states it for plain descent, else by its rule."""
+def linear_rate(draft: StudyDraft, objective: Objective | None = None, *, is_whitened: bool = False) -> float:
+    """Finds the rate of a linear rung: the head's where the study states it for plain descent, else by its rule.
+
+    A squared error sets no limit to its own slope, and words that most records share give all of them one direction: on
+    inputs that are not whitened, least squares take at most half the rate at which descent on it would still come back.
+
+    Args:
+        objective: what is learned; None: a label.
+        is_whitened: of the inputs.
+    """
     optimizer = draft.optimizer
     if optimizer.kind == "momentum" and optimizer.head_lr is not None:
-        return optimizer.head_lr
-    descent = draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})})
-    return head_rate(descent, _objective(classes))
-
-
-def _objective(classes: int) -> Objective:
-    """Returns what a linear model of so many classes learns, as a head would."""
-    return BinaryLabel() if classes == 2 else OneClass(tuple(map(str, range(classes))))
+        rate = optimizer.head_lr
+    else:
+        rate = head_rate(
+            draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})}), objective
+        )
+    if isinstance(objective, PointOnScale) and not is_whitened:
+        rate = min(rate, (1 + optimizer.momentum) * draft.privacy.clip_norm)
+    return rate
 
 
 def _cell(ladder: Ladder, job: Job) -> Cell:
@@ -326,9 +328,7 @@ def _alone(draft: StudyDraft, site: str, task: Task, target: Target) -> StudyDra
         return own
     return own.model_copy(
         update={
-            "optimizer": own.optimizer.model_copy(
-                update={"head_lr": min(stated, head_rate(own, _objective(target.classes)))}
-            )
+            "optimizer": own.optimizer.model_copy(update={"head_lr": min(stated, head_rate(own, target.objective))})
         }
     )
 

@@ -8,6 +8,7 @@ from scipy.sparse import issparse
 from scipy.special import softmax
 
 from ...client_node.study import StudyDraft
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ...privacy.accounting import Mode, site_noise
 
 Inputs = Any  # [rows, width], an array of numpy or a sparse one of scipy
@@ -17,40 +18,43 @@ HASHED = {"words": (2048, "word", (1, 1)), "ngrams": (8192, "char_wb", (3, 5))} 
 def private_linear(
     draft: StudyDraft,
     inputs: Sequence[Inputs],
-    labels: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
     test: Inputs,
     *,
     lr: float,
     scale_bits: int,
     rng: np.random.Generator,
     units: Sequence[np.ndarray] | None = None,
-    classes: int = 2,
+    objective: Objective | None = None,
 ) -> np.ndarray:
     """Scores `test` by a linear model with the study's rounds, sampling, clip_norm, noise and momentum.
 
-    Two classes are a logistic regression with one weight an input. More are a softmax regression with a weight for each
-    class, all of which are clipped together for each unit. The noise is a plain Gaussian: this is a baseline, and
-    nothing of it is released. Adam, averaging, adaptive clipping and several local steps are not repeated.
+    It learns what a head would: by a logistic regression, a softmax regression, a logistic one for each label, or least
+    squares. All weights of a unit are clipped together. The noise is a plain Gaussian: this is a baseline, and nothing
+    of it is released. Adam, averaging, adaptive clipping and several local steps are not repeated.
 
     Args:
         inputs: [rows, width] of each site.
-        labels: int [rows] of each site, numbers of classes from 0.
+        targets: [rows] of each site, as the objective takes them.
         units: [rows] of each site, any numbers: the unit of each record. Without it each record is a unit of its own.
+        objective: what is learned; None: a label.
 
     Returns:
-        [rows] logits of class 1 if there are two, [rows, classes] of more.
+        [rows] or [rows, K], what a head with this objective computes.
     """
     if units is None:
-        units = [np.arange(len(site_labels)) for site_labels in labels]
-    privacy, summed = draft.privacy, _logistic_sum if classes == 2 else _softmax_sum
+        units = [np.arange(len(own)) for own in targets]
+    privacy, objective = draft.privacy, objective or BinaryLabel()
+    summed = _sum_of_one if objective.outputs is None else _sum_of_several
     noise_std = 2.0**-scale_bits * noise_of(draft, privacy.mode, scale_bits) / privacy.clip_unit  # in clip units
-    weight = velocity = np.zeros(test.shape[1] if classes == 2 else (test.shape[1], classes))
+    weight = velocity = np.zeros((test.shape[1], *filter(None, (objective.outputs,))))
     for _ in range(draft.rounds.rounds):
         total = np.zeros_like(weight)
-        for x, y, unit_of_row in zip(inputs, labels, units, strict=True):
+        for x, y, unit_of_row in zip(inputs, targets, units, strict=True):
             rows, starts = _drawn(unit_of_row, privacy.sample_rate, draft.data.max_records_per_unit, rng)
             if len(rows):
-                total += summed(weight, _dense(x[rows]), y[rows], starts, privacy.clip_norm)
+                drawn = _dense(x[rows])
+                total += summed(drawn, _errors(objective, drawn @ weight, y[rows]), starts, privacy.clip_norm)
             total += rng.normal(0, noise_std, weight.shape)
         velocity = draft.optimizer.momentum * velocity + total / draft.rounds.batch_units
         weight = weight - lr * velocity
@@ -58,28 +62,41 @@ def private_linear(
     return scores
 
 
-def _logistic_sum(weight: np.ndarray, x: np.ndarray, y: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
+def _errors(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The slope of each record's loss in its outputs, of the same shape."""
+    errors: np.ndarray
+    match objective:
+        case OneClass():
+            errors = softmax(outputs, axis=1)
+            errors[np.arange(len(targets)), targets] -= 1
+        case PointOnScale():
+            errors = outputs - targets
+        case SeveralLabels():
+            errors = 1 / (1 + np.exp(-outputs)) - (targets[:, None] >> np.arange(objective.outputs) & 1)
+        case _:
+            errors = 1 / (1 + np.exp(-outputs)) - targets
+    return errors
+
+
+def _sum_of_one(x: np.ndarray, errors: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
     """Sums the clipped gradients of units, [width], in clip units; a unit's is the mean over its records."""
-    error = 1 / (1 + np.exp(-x @ weight)) - y
     sizes = np.diff(starts, append=len(x))
-    gradients = np.add.reduceat(error[:, None] * x, starts) / sizes[:, None]
+    gradients = np.add.reduceat(errors[:, None] * x, starts) / sizes[:, None]
     norms = np.linalg.norm(gradients, axis=1)
     total: np.ndarray = (1 / np.maximum(norms, clip_norm)) @ gradients
     return total
 
 
-def _softmax_sum(weight: np.ndarray, x: np.ndarray, y: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
-    """The same of several classes, [width, classes]; no unit's gradient is ever written down whole."""
-    error = softmax(x @ weight, axis=1)
-    error[np.arange(len(y)), y] -= 1
+def _sum_of_several(x: np.ndarray, errors: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:
+    """The same of K outputs, [width, K]; no unit's gradient is ever written down whole."""
     sizes = np.diff(starts, append=len(x))
-    squares = np.einsum("ri,ri->r", x, x) * np.einsum("rk,rk->r", error, error)  # of units with one record
+    squares = np.einsum("ri,ri->r", x, x) * np.einsum("rk,rk->r", errors, errors)  # of units with one record
     norms = np.sqrt(squares[starts])
     for unit in np.flatnonzero(sizes > 1):
         own = slice(starts[unit], starts[unit] + sizes[unit])
-        norms[unit] = np.linalg.norm(x[own].T @ error[own]) / sizes[unit]
+        norms[unit] = np.linalg.norm(x[own].T @ errors[own]) / sizes[unit]
     share = np.repeat(1 / (sizes * np.maximum(norms, clip_norm)), sizes)
-    total: np.ndarray = x.T @ (error * share[:, None])
+    total: np.ndarray = x.T @ (errors * share[:, None])
     return total
 
 

@@ -15,6 +15,7 @@ from ...client_node.files import file_digest
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ...models.records.outcomes import OutcomeTerms
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
@@ -26,22 +27,55 @@ _FORMATS = (".csv", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The class of each record, which is to be told from the rest of it."""
+    """An outcome that is to be told of each record from the rest of it."""
 
-    metric: str  # "AUC" of two labels, "accuracy" of more, "exact match" of a completion's values
-    classes: int
-    train: Mapping[str, np.ndarray]  # site -> int64 [rows], numbers of classes from 0
-    held_out: np.ndarray  # int64 [rows] of all sites; -1 is a value that no training record has
+    metric: str  # "AUC" of a label, "accuracy" of other outcomes, "exact match" of a completion's values
+    objective: Objective  # which learns it
+    train: Mapping[str, np.ndarray]  # site -> [rows], as the objective takes them
+    held_out: np.ndarray  # [rows] of all sites; -1 is a value of a completion that no training record has
+    within: float = 0.0  # of a point on a scale from -1 to 1: an answer is right if it is as near
 
-    def judge(self, scores: np.ndarray) -> Estimate:
-        """Measures the scores of all held-out records: [rows] logits of class 1, or [rows, classes].
+    def judge(self, outputs: np.ndarray) -> Estimate:
+        """Measures the outputs for all held-out records: [rows] or [rows, K].
 
-        The interval is over records: DeLong's of an AUC, Wilson's of a share.
+        The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right.
         """
         if self.metric == "AUC":
-            return auc(scores, self.held_out)
-        chosen = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(1)
-        return exact_match((chosen == self.held_out).tolist())
+            return auc(outputs, self.held_out)
+        return exact_match(self._is_right(outputs).tolist())
+
+    def best_constant(self) -> np.ndarray:
+        """Outputs, the same for every held-out record, of the one answer that is right for most of them."""
+        told = self.held_out
+        match self.objective:
+            case PointOnScale():
+                near = np.abs(told[:, None] - told) <= self._reach
+                return np.full(len(told), told[near.sum(0).argmax()])
+            case SeveralLabels():
+                patterns, count = np.unique(told, return_counts=True)
+                bits = patterns[count.argmax()] >> np.arange(self.objective.outputs) & 1
+                return np.tile(2.0 * bits - 1, (len(told), 1))
+        count = np.bincount(told[told >= 0], minlength=self.objective.outputs or 2)
+        scores = np.tile((count == count.max()).astype(np.float64), (len(told), 1))
+        return scores if self.objective.outputs else scores[:, 1] - scores[:, 0]
+
+    @property
+    def _reach(self) -> float:
+        return self.within * (1 + 1e-6)  # a target is rounded to float32
+
+    def _is_right(self, outputs: np.ndarray) -> np.ndarray:
+        match self.objective:
+            case PointOnScale():
+                errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out)
+                return errors <= self._reach
+            case SeveralLabels():
+                chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
+            case OneClass():
+                chosen = outputs.argmax(1)
+            case _:
+                chosen = (outputs > 0).astype(np.int64)
+        found: np.ndarray = chosen == self.held_out
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +85,7 @@ class Task:
     draft: StudyDraft
     train: Mapping[str, Records]  # site -> its records
     held_out: Mapping[str, Records]
-    target: Target | None  # None: no single class, so linear models have nothing to tell
+    target: Target | None  # None: completions of many values, of which linear models have nothing to tell
     train_digest: str  # SHA-256 over the files
     held_out_digest: str
 
@@ -143,17 +177,21 @@ def _target(draft: StudyDraft, train: Mapping[str, Records], held_out: Mapping[s
     return _of_values(values, np.concatenate([records.columns[column] for records in held_out.values()]))
 
 
-def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target | None:
-    """The target of a head that learns one label or one of several classes."""
-    if terms.label is None:
-        return None
-    metric, classes = ("AUC", 2) if terms.classes is None else ("accuracy", len(terms.classes))
+def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target:
+    """The target of a head."""
 
-    def numbers(records: Records) -> np.ndarray:
-        return terms.targets(records.columns, records.labels).astype(np.int64)
+    def targets(records: Records) -> np.ndarray:
+        return np.asarray(terms.targets(records.columns, records.labels))
 
-    told = np.concatenate([numbers(records) for records in held_out.values()])
-    return Target(metric, classes, {site: numbers(records) for site, records in train.items()}, told)
+    told = np.concatenate([targets(records) for records in held_out.values()])
+    number = terms.number
+    return Target(
+        metric="AUC" if terms.counted == "labels" else "accuracy",
+        objective=terms.objective(),
+        train={site: targets(records) for site, records in train.items()},
+        held_out=told,
+        within=0.0 if number is None else 2 * number.within / (number.high - number.low),
+    )
 
 
 def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:
@@ -166,7 +204,8 @@ def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target 
         return np.array([number.get(str(cell), -1) for cell in cells], dtype=np.int64)
 
     coded = {site: numbers(cells) for site, cells in train.items()}
-    return Target("exact match", len(values), coded, numbers(held_out))
+    objective = BinaryLabel() if len(values) == 2 else OneClass(tuple(values))
+    return Target("exact match", objective, coded, numbers(held_out))
 
 
 def _digest(files: Mapping[str, Path]) -> str:

@@ -13,12 +13,12 @@ from confide.coordinator.cli.main import app
 from confide.coordinator.comparison import compare, federated, ladder
 from confide.coordinator.comparison.figures import CAUTION, student
 from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
-from confide.coordinator.comparison.task import read_task
+from confide.coordinator.comparison.task import Target, read_task
 from confide.coordinator.errors import StudyRefused
 from confide.coordinator.studies.learning_rates import adapter_rate, head_rate, with_rates
 from confide.models.backbones.moments import take_moments
 from confide.models.evaluation.metrics import Estimate, auc
-from confide.models.heads.objectives import OneClass
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, TEXT, changed
@@ -242,11 +242,40 @@ def test_documents_are_told_apart_by_a_head_and_by_linear_models(tmp_path, recor
     assert again.tried.runs == found.tried.runs + 1  # the head, which reads something else; words are those of before
 
 
-def test_a_number_has_no_rung_of_linear_models(tmp_path, records):
+def test_a_number_is_told_by_linear_models(tmp_path, records):
     number = 'number = { column = "age", low = 0.0, high = 100.0, within = 5.0 }'
     draft = draft_at(tmp_path, *document(number))
-    found = compare(draft, records, tmp_path / "out", asked=("none",), seeds=1)
-    assert all(row.left_out and not row.points for row in found.rows)
+    found = compare(draft, records, tmp_path / "out", asked=("none",), rungs=("constant", "words", "site"), seeds=1)
+    assert found.metric == "accuracy"
+    ages = np.concatenate([held_out.columns["age"] for held_out in read_task(draft, records).held_out.values()])
+    best = max(np.mean(np.abs(ages - age) <= 5) for age in ages)
+    assert of(found, "constant").at("none").value == pytest.approx(best)
+    assert of(found, "words").at("none").value > 0  # at the study's rate, 10, descent would not come back
+    assert of(found, "site").left_out.startswith("there is no backbone")
+
+
+def test_labels_are_told_all_at_once(tmp_path, records):
+    draft = draft_at(tmp_path, *document('labels = ["diagnosis", "sick"]'))
+    found = compare(draft, records, tmp_path / "out", asked=("none",), rungs=("constant", "ngrams"), seeds=1)
+    task = read_task(draft, records)
+    columns = [np.concatenate([own.columns[name] for own in task.held_out.values()]) for name in ("diagnosis", "sick")]
+    _, count = np.unique(np.stack(columns), axis=1, return_counts=True)
+    assert of(found, "constant").at("none").value == pytest.approx(count.max() / count.sum())
+    assert of(found, "ngrams").at("none").value > 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "told", "outputs", "right"),
+    [
+        (BinaryLabel(), [1, 0, 1], [0.1, 0.2, 3.0], [True, False, True]),
+        (OneClass(("a", "b", "c")), [2, 0], [[0, 1, 2], [0, 1, 2]], [True, False]),
+        (SeveralLabels(("a", "b")), [3, 2, 0], [[1, 1], [1, 1], [-1, -2]], [True, False, True]),
+        (PointOnScale(0.0, 10.0), [0.5, 1.0, -1.0], [0.6, 7.0, -0.7], [True, True, False]),
+    ],
+)
+def test_an_answer_is_right_if_all_of_it_is(objective, told, outputs, right):
+    target = Target("accuracy", objective, {}, np.array(told), within=0.1)
+    assert target.judge(np.array(outputs, dtype=np.float64)).value == pytest.approx(np.mean(right))
 
 
 def test_the_best_constant_is_the_best_on_held_out_records(tmp_path, records):
@@ -275,14 +304,14 @@ def test_a_value_that_no_training_record_has_is_never_right(tmp_path, records):
     table.write_text(table.read_text().replace("infection", "unheard of"))
     target = read_task(draft_at(tmp_path, *TEXT), folder).target
     assert (target.held_out == -1).sum() == 5
-    assert target.classes == 3
+    assert target.objective.outputs == 3
 
 
 def test_every_rung_has_the_rate_of_the_rule_for_what_it_learns(tmp_path, records):
     draft = draft_at(tmp_path, ("head_lr = 10.0\n", ""))
     assert linear_rate(draft) == head_rate(draft)
     classes = OneClass(("a", "b", "c"))
-    assert linear_rate(draft, 3) == head_rate(draft, classes) < linear_rate(draft)
+    assert linear_rate(draft, classes) == head_rate(draft, classes) < linear_rate(draft)
     study = draft_at(tmp_path, *document('label = "finding"\nclasses = ["infection", "lungs", "skin"]'))
     strict = Ladder(read_task(study, records), None).setting("0.2").draft
     assert strict.optimizer.head_lr == head_rate(strict, classes)
@@ -291,6 +320,9 @@ def test_every_rung_has_the_rate_of_the_rule_for_what_it_learns(tmp_path, record
     )
     assert by_rule.optimizer.head_lr == pytest.approx(head_rate(study, classes), rel=0.05)
     assert linear_rate(draft_at(tmp_path)) == 10.0
+    number = PointOnScale(0.0, 9.0)
+    assert linear_rate(draft_at(tmp_path), number, is_whitened=True) == 10.0
+    assert linear_rate(draft_at(tmp_path), number) == pytest.approx(1.9)
 
 
 def test_rates_stated_for_another_noise_are_lowered_to_the_rule_s_and_never_raised(tmp_path, records, backbone):

@@ -1,10 +1,12 @@
-"""Private linear models of several classes against a loop over units that is too simple to be wrong."""
+"""Private linear models against a loop over units that is too simple to be wrong."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from confide.coordinator.comparison.linear import HASHED, hashed_inputs, private_linear
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
 
 from ..demo.test_baselines import NO_NOISE, TINY, make_draft
 
@@ -49,20 +51,48 @@ def test_several_classes_without_noise_are_descent_on_units_clipped_over_all_wei
     assert min(lengths) < 0.4 < max(lengths)
     found = private_linear(
         draft, [x for x, _, _ in sites], [y for _, y, _ in sites], np.eye(WIDTH), lr=2.0, scale_bits=24,
-        rng=np.random.default_rng(0), units=units, classes=CLASSES,
+        rng=np.random.default_rng(0), units=units, objective=OneClass(tuple("abcde"[:CLASSES])),
     )  # fmt: skip
     np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("classes", [2, CLASSES])
-def test_sparse_inputs_give_what_dense_ones_give(tmp_path, classes):
+@pytest.mark.parametrize("objective", [BinaryLabel(), SeveralLabels(("a", "b")), PointOnScale(0.0, 9.0)])
+def test_each_objective_without_noise_is_descent_on_its_own_loss(tmp_path, objective):
+    draft = make_draft(tmp_path, *TINY, *NO_NOISE, CLIP)
+    units = [np.array([0, 1, 1, 2]), np.array([5, 5, 3, 4, 4, 7])]
+    sites = [(*records(len(own), seed), own) for seed, own in enumerate(units)]
+    if objective == BinaryLabel():
+        sites = [(x, y % 2, own) for x, y, own in sites]
+    if isinstance(objective, PointOnScale):
+        sites = [(x, (y + 1) / CLASSES, own) for x, y, own in sites]
+    weight = velocity = torch.zeros(WIDTH, *filter(None, [objective.outputs]), dtype=torch.float64)
+    for _ in range(2):
+        total = torch.zeros_like(weight)
+        for x, y, own in sites:
+            for unit in set(own.tolist()):
+                rows, trained = own == unit, weight.clone().requires_grad_()
+                losses = objective.losses(torch.from_numpy(x[rows]) @ trained, torch.from_numpy(y[rows]))
+                (mean,) = torch.autograd.grad(losses.mean(), trained)
+                total += mean * min(1.0, 0.4 / float(mean.norm()))
+        velocity = 0.9 * velocity + total / (8 * 0.4)
+        weight = weight - 2.0 * velocity
+    found = private_linear(
+        draft, [x for x, _, _ in sites], [y for _, y, _ in sites], np.eye(WIDTH), lr=2.0, scale_bits=24,
+        rng=np.random.default_rng(0), units=units, objective=objective,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, weight.numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("objective", [BinaryLabel(), OneClass(tuple("abcd")), PointOnScale(0.0, 1.0)])
+def test_sparse_inputs_give_what_dense_ones_give(tmp_path, objective):
     draft = make_draft(tmp_path, *TINY)
     x, y = records(6, 0)
+    labels = y % 2 if objective == BinaryLabel() else y
 
     def scores(inputs):
         rng = np.random.default_rng(3)
         return private_linear(
-            draft, [inputs], [y % classes], inputs, lr=1.0, scale_bits=24, rng=rng, classes=classes
+            draft, [inputs], [labels], inputs, lr=1.0, scale_bits=24, rng=rng, objective=objective
         )  # fmt: skip
 
     np.testing.assert_allclose(scores(csr_array(x)), scores(x), rtol=1e-12)
@@ -73,7 +103,7 @@ def test_every_weight_of_every_class_gets_the_noise_of_every_site(tmp_path):
     nothing, width = [np.zeros((1, 300))] * 4, 300
     found = private_linear(
         draft, nothing, [np.zeros(1, dtype=int)] * 4, np.eye(width), lr=8.0, scale_bits=24,
-        rng=np.random.default_rng(0), classes=5,
+        rng=np.random.default_rng(0), objective=OneClass(tuple("abcde")),
     )  # fmt: skip
     assert found.shape == (width, 5)
     # four sites, each with a third of the variance: one may collude; 0.1 is over five standard errors of 1,500 numbers
