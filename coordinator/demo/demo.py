@@ -44,7 +44,7 @@ _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
-_SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 60, "heldout": 20}  # of a site
+_SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,8 +46,8 @@ def test_the_study_without_noise_is_trained_too_and_both_adapters_are_attacked(o
     assert [
         (each["is_private"], each["members"], each["nonmembers"], each["shadows"]) for each in report["membership"]
     ] == [
-        (True, 180, 60, 0),
-        (False, 180, 60, 0),
+        (True, 120, 30, 0),
+        (False, 120, 30, 0),
     ]
 
 

@@ -18,11 +18,11 @@ def prepare(directory):
     found = {}
     for site in ("other", "svi", "svhc", "rest"):
         (directory / site).mkdir(parents=True)
-        for part, rows in (("train", 100), ("heldout", 10)):
+        for part, rows in (("train", 100), ("heldout", 15)):
             with (directory / site / f"{part}.csv").open("w", newline="") as file:
                 csv.writer(file).writerows([["id", "note"], *([i, "two\\nlines"] for i in range(rows))])
         paths = {part: str(directory / site / f"{part}.csv") for part in ("train", "heldout")}
-        found[site] = paths | {"units": 100, "heldout_units": 10}
+        found[site] = paths | {"units": 100, "heldout_units": 15}
     return found
 """
 
@@ -47,15 +47,15 @@ def rows(path):
 
 def test_a_smoke_run_keeps_the_first_records_and_counts_them(bench):
     table = bench(True).tables["svi"]
-    assert (table["units"], table["heldout_units"]) == (60, 10)
-    assert (len(rows(table["train"])), len(rows(table["heldout"]))) == (61, 11)
-    assert rows(table["train"])[60] == ["59", "two\nlines"]
+    assert (table["units"], table["heldout_units"]) == (40, 10)
+    assert (len(rows(table["train"])), len(rows(table["heldout"]))) == (41, 11)
+    assert rows(table["train"])[40] == ["39", "two\nlines"]
 
 
 def test_a_smoke_run_reads_few_records_if_the_example_can(bench, tmp_path):
     script = tmp_path / "examples" / "thyroid" / "prepare.py"
-    script.write_text(f"{PREPARE.replace('100', '40')}\n\nprepare_few = prepare\n{PREPARE}")
-    assert len(rows(bench(True).tables["svi"]["train"])) == 41
+    script.write_text(f"{PREPARE.replace('100', '20')}\n\nprepare_few = prepare\n{PREPARE}")
+    assert len(rows(bench(True).tables["svi"]["train"])) == 21
 
 
 @pytest.mark.parametrize("first", [True, False])
