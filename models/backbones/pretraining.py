@@ -141,16 +141,20 @@ class SyntheticRecords:
         is_pair = rng.random(terms) < _PAIRS
         self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # almost no weight: breaks ties of scores
         np.add.at(self._weights, (first[~is_pair], question[~is_pair]), weight[~is_pair])
-        self._pairs = first[is_pair], second[is_pair]
-        self._pair_weights = np.zeros((int(is_pair.sum()), questions))
-        self._pair_weights[np.arange(len(self._pair_weights)), question[is_pair]] = weight[is_pair]
+        self._pairs = first[is_pair], second[is_pair], weight[is_pair]  # by question
+        self._with_pairs, self._pair_starts = np.unique(question[is_pair], return_index=True)
         scores, shares = self._scores(self._codes(4096)), rng.uniform(0.1, 0.5, size=questions)
         self._thresholds = np.array([np.quantile(scores[:, q], 1 - share) for q, share in enumerate(shares)])
 
     def _scores(self, codes: np.ndarray) -> np.ndarray:
         shapes = np.concatenate([table[codes[:, j]] for j, table in enumerate(self._shapes)], axis=1)
-        first, second = self._pairs
-        scores: np.ndarray = shapes @ self._weights + (shapes[:, first] * shapes[:, second]) @ self._pair_weights
+        scores: np.ndarray = shapes @ self._weights
+        # A question has a few of thousands of pairs, so they are added up and not multiplied by a matrix of zeros.
+        first, second, weight = self._pairs
+        by_column = np.ascontiguousarray(shapes.T)
+        products = by_column[first] * by_column[second] * weight[:, None]
+        if len(products):
+            scores[:, self._with_pairs] += np.add.reduceat(products, self._pair_starts, axis=0).T
         return scores
 
     def _codes(self, size: int) -> np.ndarray:
