@@ -51,7 +51,6 @@ class ChatTerms(StrictModel):
         examples=["2026-01-31"],
         description="the day that the chat template writes, if it writes one; otherwise left out",
     )
-
     equality: Equality | None = Field(
         default=None,
         examples=['"mathematics"'],

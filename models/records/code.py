@@ -154,30 +154,23 @@ class CodeEncoder:
     def mutant(
         self, ids: np.ndarray, is_learned: np.ndarray
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
-        """Encodes a copy of a record's program with one error, of those that `evaluation.mutants` makes.
-
-        Which one follows from SHA-256 of the program: first the pattern, then the place.
+        """Encodes a copy of a record's program with one error, see `evaluation.mutants.some_mutant`.
 
         Returns:
             (ids, is_learned), both [1, tokens]; None if no error has a place in the program, if the record is a fill-in
             or cut, or if its copy would be.
         """
-        from ..evaluation.mutants import mutants
+        from ..evaluation.mutants import some_mutant
 
         begin = int(is_learned.argmax())
         heading, learned = self.text(ids[:begin].tolist()), ids[is_learned].tolist()
-        language, program = parts_of(heading).language, self.text(learned[:-1])
+        language = parts_of(heading).language
         if SPLIT in heading or learned[-1] != self.end or language not in LANGUAGES:
             return None
-        by_pattern: dict[str, list[str]] = {}
-        for pattern, text in mutants(language, program):
-            by_pattern.setdefault(pattern, []).append(text)
-        if not by_pattern:
+        mutant = some_mutant(language, self.text(learned[:-1]))
+        if mutant is None:
             return None
-        digest = hashlib.sha256(b"confide code mutant\0" + program.encode()).digest()
-        first, second = (int.from_bytes(digest[place : place + 8], "little") for place in (0, 8))
-        own = by_pattern[sorted(by_pattern)[first % len(by_pattern)]]
-        row, mask = padded([self._completion(own[second % len(own)], language)])
+        row, mask = padded([self._completion(mutant.text, language)])
         return (row, mask) if int(row[0, -1]) == self.end else None
 
     def is_boundary(self, token: int) -> bool:
@@ -318,7 +311,8 @@ class Code(Completions):
             for text, *row in zip(written, examples.ids, is_learned, strict=True):
                 fit.append(reader.parses(text, *row))
                 right += _at_boundaries(reader, adapted, foretell, *row)
-                preferred += _over_a_mutant(reader, adapted, foretell, *row)
+                if (is_preferred := _is_preferred(reader, adapted, foretell, *row)) is not None:
+                    preferred.append(is_preferred)
         by_unit = perplexity_by_unit([(examples.units, *text_scores(adapted, examples)[1:]) for examples in tables])
         return {
             "records": len(fit),
@@ -350,20 +344,20 @@ def _at_boundaries(
     return [right for right, token in zip(is_right, ids[is_learned].tolist(), strict=True) if reader.is_boundary(token)]
 
 
-def _over_a_mutant(
+def _is_preferred(
     reader: CodeEncoder, adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray
-) -> list[bool]:
-    """Says whether a record is likelier than a mutant of it; nothing of a record that has none."""
+) -> bool | None:
+    """True if a record is likelier than a mutant of it; None of a record that has none."""
     mutant = reader.mutant(ids, is_learned)
-    return (
-        []
-        if mutant is None
-        else [_likelihood(adapted, foretell, ids[None], is_learned[None]) > _likelihood(adapted, foretell, *mutant)]
-    )
+    if mutant is None:
+        return None
+    length = int(np.flatnonzero(is_learned).max()) + 1
+    own = _likelihood(adapted, foretell, ids[None, :length], is_learned[None, :length])
+    return own > _likelihood(adapted, foretell, *mutant)
 
 
 def _likelihood(adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray) -> float:
-    """The logarithm of a record's likelihood, [1, tokens]."""
+    """Computes the logarithm of a record's likelihood, [1, tokens]."""
     import torch
 
     device = next(iter(adapted.trained.values())).device
