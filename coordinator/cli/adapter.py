@@ -90,7 +90,7 @@ def adapter_evaluate(
     """Score held-out records that lie on this machine, with 95 % intervals.
 
     AUC, accuracy and calibration of a study that classifies, exact match and perplexity of one that writes completions,
-    right answers of formulas, programs that parse.
+    right answers of formulas; of code, programs that parse, and that are likelier than a copy with one error.
     The figures depend on those records: publish them only if the records are public or their release is accounted for.
     """
     from ..federation import opened_store

@@ -2,8 +2,8 @@
 
 Every rung is trained under the study's own sampling, clip, rounds and momentum, at several epsilons and without
 privacy, and judged on the same held-out records. Rates are the study's; under more noise than it planned they are those
-of its rule, which goes by noise alone. Two choices are made on held-out records, which favours what is chosen: the best
-constant, and the best of the sites alone.
+of its rule, which goes by noise alone; linear models of a number take a lower one, see `linear_rate`. Two choices are
+made on held-out records, which favours what is chosen: the best constant, and the best of the sites alone.
 """
 
 import hashlib

@@ -63,7 +63,7 @@ def private_linear(
 
 
 def _errors(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The slope of each record's loss in its outputs, of the same shape."""
+    """Computes the slope of each record's loss in its outputs, of the same shape."""
     errors: np.ndarray
     match objective:
         case OneClass():

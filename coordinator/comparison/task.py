@@ -45,12 +45,13 @@ class Target:
         return exact_match(self._is_right(outputs).tolist())
 
     def best_constant(self) -> np.ndarray:
-        """Outputs, the same for every held-out record, of the one answer that is right for most of them."""
+        """Returns outputs, the same for every held-out record, of the one answer that is right for most of them."""
         told = self.held_out
         match self.objective:
             case PointOnScale():
-                near = np.abs(told[:, None] - told) <= self._reach
-                return np.full(len(told), told[near.sum(0).argmax()])
+                lowest = np.sort(told.astype(np.float64))  # of the records that are near enough to an answer
+                count = np.searchsorted(lowest, lowest + 2 * self._reach, "right") - np.arange(len(lowest))
+                return np.full(len(told), min(1.0, lowest[count.argmax()] + self._reach))
             case SeveralLabels():
                 patterns, count = np.unique(told, return_counts=True)
                 bits = patterns[count.argmax()] >> np.arange(self.objective.outputs) & 1
@@ -61,13 +62,13 @@ class Target:
 
     @property
     def _reach(self) -> float:
-        return self.within * (1 + 1e-6)  # a target is rounded to float32
+        return self.within + 2e-7  # a target is rounded to float32
 
     def _is_right(self, outputs: np.ndarray) -> np.ndarray:
         match self.objective:
             case PointOnScale():
-                errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out)
-                return errors <= self._reach
+                errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out.astype(np.float64))
+                return errors <= self._reach + 1e-12
             case SeveralLabels():
                 chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
             case OneClass():
@@ -178,7 +179,7 @@ def _target(draft: StudyDraft, train: Mapping[str, Records], held_out: Mapping[s
 
 
 def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Mapping[str, Records]) -> Target:
-    """The target of a head."""
+    """Returns the target of a head."""
 
     def targets(records: Records) -> np.ndarray:
         return np.asarray(terms.targets(records.columns, records.labels))

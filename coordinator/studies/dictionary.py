@@ -46,7 +46,8 @@ class ColumnEntry(StrictModel):
 
     @model_validator(mode="after")
     def _describes_its_kind(self) -> Self:
-        stated = [key for keys in _OF_KIND.values() for key in keys if getattr(self, key) is not None]
+        keys = dict.fromkeys(key for keys in _OF_KIND.values() for key in keys)
+        stated = [key for key in keys if getattr(self, key) is not None]
         problems = [
             f"{self.name}: {key} with kind {self.kind!r}; remove it"
             for key in stated
@@ -54,6 +55,8 @@ class ColumnEntry(StrictModel):
         ]
         if self.kind == "category" and self.values is None:
             problems.append(f"{self.name}: values is missing; add every value that may occur, as a code list has them")
+        if self.kind == "label" and self.values is not None and (len(self.values) < 2 or {*self.values} == {"0", "1"}):
+            problems.append(f"{self.name}: values of a label are two classes or more; of 0 and 1, leave them out")
         if self.kind == "number":
             problems += self._range_problems()
         if problems:

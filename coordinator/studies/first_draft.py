@@ -166,7 +166,7 @@ def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
 
 
 def _texts(dictionary: Dictionary) -> list[str]:
-    """What a model writes of texts, or what a head tells of them."""
+    """Writes the table of what a model learns to write of texts, or of what a head tells of them."""
     names, label = [column.name for column in dictionary.of_kind("text")], dictionary.label.name
     if not dictionary.is_written:
         text = f"{{{names[0]}}}" if len(names) == 1 else "\n".join(f"{name}: {{{name}}}" for name in names)
