@@ -12,13 +12,12 @@ an interrupted run goes on. Figures: docs/code.md.
 """
 
 import itertools
-import json
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from programs import HELD_OUT, LONGEST, corpus, digest, encoded, options, recursive, trained
+from rows import Rows
 
 from confide.models.decoding.grammar import Grammar
 from confide.models.decoding.writing import write
@@ -127,21 +126,16 @@ def main() -> None:
     torch.set_num_threads(1)
     data = corpus(asked.java if asked.java.exists() else None)
     print({" ".join([name, "train" if part else "held out"]): len(each) for (name, part), each in data.items()})
-    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    known = Rows(asked.results)
     setting = {
         "size": asked.size, "tokens": int(asked.tokens), "count": asked.count,
         "corpus": digest(data),
     }  # fmt: skip
     for seed, has_structure in itertools.product(asked.seeds, (False, True)):
         key = {**setting, "arm": "structure" if has_structure else "plain", "seed": seed}
-        if any(key.items() <= row.items() for row in known):
-            continue
-        row = setting | measure(data, has_structure, seed, int(asked.tokens), asked.size, asked.count)
-        known.append(row)
-        with asked.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{row['arm']}, seed {seed}, {asked.size}: {row['seconds']} s", file=sys.stderr, flush=True)
-    print(table([row for row in known if setting.items() <= row.items()]))
+        if not known.of(key):
+            known.add(setting | measure(data, has_structure, seed, int(asked.tokens), asked.size, asked.count))
+    print(table(known.of(setting)))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ docs/code.md.
 """
 
 import copy
-import json
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from programs import HELD_OUT, TOKENS, TRAIN, corpus, digest, options, trained
+from rows import Rows
 from torch.nn import functional as F
 
 from confide.models.evaluation.mutants import PATTERNS, mutants
@@ -284,14 +283,14 @@ def main() -> None:
         asked.seeds, asked.tokens, asked.steps, count, held_out = [0], 2e4, 3, 40, 8
     torch.set_num_threads(1)
     data = corpus(asked.java if asked.java.exists() else None)
-    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    known = Rows(asked.results)
     setting = {
         "size": asked.size, "tokens": int(asked.tokens), "steps": asked.steps, "count": count, "corpus": digest(data),
     }  # fmt: skip
     languages = sorted({language for language, _ in data})
     for seed in asked.seeds:
         keys = [{**setting, "arm": arm, "seed": seed} for arm in ("before", *asked.arms)]
-        missing = [key for key in keys if not any(key.items() <= row.items() for row in known)]
+        missing = [key for key in keys if not known.of(key)]
         if not missing:
             continue
         start, encoder, read, _ = trained(data, seed=seed, tokens=int(asked.tokens), size=asked.size)
@@ -306,12 +305,8 @@ def main() -> None:
             model = start if key["arm"] == "before" else fit(start, rows, key["arm"], asked.steps, seed)
             seconds = round(time.perf_counter() - started)
             row = key | {"functions": len(rows), "mutants": sum(len(each.wrong) for each in rows), "seconds": seconds}
-            row |= {language: judged(model, some) for language, some in others.items()}
-            known.append(row)
-            with asked.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{key['arm']}, seed {seed}: {seconds} s", file=sys.stderr, flush=True)
-    print(table([row for row in known if setting.items() <= row.items()]))
+            known.add(row | {language: judged(model, some) for language, some in others.items()})
+    print(table(known.of(setting)))
 
 
 if __name__ == "__main__":

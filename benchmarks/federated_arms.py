@@ -5,15 +5,14 @@ What benchmarks of examples share. A site alone has its own batches and its own 
 
 import csv
 import itertools
-import json
 import runpy
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rows import Rows
 
 from confide.client_node.study import StudyDraft, load_draft
 from confide.client_node.study.cost import releases_of_draft, ring_of
@@ -130,9 +129,9 @@ def run_arms(
     Returns:
         All rows: arm, seed, epsilon, numbers (that are trained), seconds, and what `judge` says.
     """
-    draft, known = bench.draft, rows_of(bench.results)
+    draft, known = bench.draft, Rows(bench.results)
     for seed, arm in itertools.product(seeds, chosen):
-        if any((row["arm"], row["seed"]) == (arm.name, seed) for row in known):
+        if known.of({"arm": arm.name, "seed": seed}):
             continue
         own, started = of_arm(draft, arm, bench.task), time.perf_counter()
         sites = draft.participants.sites if arm.site is None else (arm.site,)
@@ -143,20 +142,16 @@ def run_arms(
             epsilon = epsilon_pld(releases_of_draft(own, dim), privacy.delta, privacy.collusion)
         seconds = round(time.perf_counter() - started)
         row = {"arm": arm.name, "seed": seed, "epsilon": epsilon, "numbers": dim, "seconds": seconds, **judge(model)}
-        known.append(row)
-        keep(row, bench.results)
-    return known
+        known.add(row, first_figure(row))
+    return known.of({})
 
 
 def keep_without_training(bench: Bench, arm: str, judge: Callable[[], dict]) -> None:
     """Judges what needs no training, unless the results have it."""
-    if not any(row["arm"] == arm for row in rows_of(bench.results)):
-        keep({"arm": arm, "seed": 0, "epsilon": None, "numbers": None, "seconds": 0, **judge()}, bench.results)
-
-
-def rows_of(results: Path) -> list[dict]:
-    """Reads the rows that are there."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    known = Rows(bench.results)
+    if not known.of({"arm": arm}):
+        row = {"arm": arm, "seed": 0, "epsilon": None, "numbers": None, "seconds": 0, **judge()}
+        known.add(row, first_figure(row))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -166,9 +161,7 @@ def spread(values: Sequence[float]) -> float:
     return t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def keep(row: dict, results: Path) -> None:
-    """Adds a row to the results, and says its first figure."""
-    with results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def first_figure(row: dict) -> str:
+    """Writes the first figure that was judged."""
     name, value = next((name, value) for name, value in list(row.items())[5:] if isinstance(value, float))
-    print(f"{row['arm']}, seed {row['seed']}: {name} {value:.3f}, {row['seconds']} s", file=sys.stderr, flush=True)
+    return f"{name} {value:.3f}"

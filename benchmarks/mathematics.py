@@ -11,7 +11,6 @@ results, so an interrupted run goes on. Figures: docs/mathematics.md.
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rows import Rows
 from silent import silence
 
 from confide.models.backbones.family import BackboneConfig
@@ -153,17 +153,14 @@ def main() -> None:
     if options.quick:
         options.seeds, options.tokens, options.count = [0], 2e4, 2
     torch.set_num_threads(1)
-    known = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
+    known = Rows(options.results)
     for seed, arm in itertools.product(options.seeds, ARMS):
         key = {"arm": arm.name, "seed": seed, "size": options.size, "tokens": int(options.tokens)}
-        if any(key.items() <= row.items() for row in known) or not any(word in arm.name for word in options.arm):
+        if known.of(key) or not any(word in arm.name for word in options.arm):
             continue
         row = measure(arm, seed, int(options.tokens), options.count, options.size)
-        known.append(row)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{arm.name}, seed {seed}: {row['right']:.3f}, {row['seconds']} s", file=sys.stderr, flush=True)
-    print(table([row for row in known if row["tokens"] == int(options.tokens)]))
+        known.add(row, f"{row['right']:.3f}")
+    print(table(known.of({"tokens": int(options.tokens)})))
 
 
 if __name__ == "__main__":
