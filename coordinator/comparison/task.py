@@ -23,6 +23,7 @@ from ..results.export import held_out_policy
 MOST_VALUES = 100  # of a completion that linear models foretell as a class
 _PARTS = ("train", "heldout")
 _FORMATS = (".csv", ".parquet")
+_ROUNDING = 1e-7  # more than float32 moves a point on a scale from -1 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class Target:
         told = self.held_out
         match self.objective:
             case PointOnScale():
-                lowest = np.sort(told.astype(np.float64))  # of the records that are near enough to an answer
-                count = np.searchsorted(lowest, lowest + 2 * self._reach, "right") - np.arange(len(lowest))
-                return np.full(len(told), min(1.0, lowest[count.argmax()] + self._reach))
+                lowest, reach = np.sort(told.astype(np.float64)), self.within + _ROUNDING
+                count = np.searchsorted(lowest, lowest + 2 * reach, "right") - np.arange(len(lowest))  # near enough
+                return np.full(len(told), min(1.0, lowest[count.argmax()] + reach))
             case SeveralLabels():
                 patterns, count = np.unique(told, return_counts=True)
                 bits = patterns[count.argmax()] >> np.arange(self.objective.outputs) & 1
@@ -60,15 +61,11 @@ class Target:
         scores = np.tile((count == count.max()).astype(np.float64), (len(told), 1))
         return scores if self.objective.outputs else scores[:, 1] - scores[:, 0]
 
-    @property
-    def _reach(self) -> float:
-        return self.within + 2e-7  # a target is rounded to float32
-
     def _is_right(self, outputs: np.ndarray) -> np.ndarray:
         match self.objective:
             case PointOnScale():
                 errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out.astype(np.float64))
-                return errors <= self._reach + 1e-12
+                return errors <= self.within + 2 * _ROUNDING
             case SeveralLabels():
                 chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
             case OneClass():

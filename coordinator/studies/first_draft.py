@@ -127,7 +127,7 @@ def _adapter(dictionary: Dictionary, wishes: Wishes) -> list[str]:
         ]
     if dictionary.is_text:
         return [
-            "[adapter] # a head alone: on texts, adapters under it earned nothing beside it",
+            "[adapter] # a head alone: where it was measured, adapters under it earned nothing",
             "targets = []",
             "# reads = [0, 24] # the states that it reads; left out, all of which the backbone has moments",
             seed,

@@ -100,8 +100,7 @@ def mutants(language: str, program: str) -> list[Mutant]:
     """
     found: dict[str, str] = {}
     for edit in _edits(language, program):
-        text = _edited(program, edit)
-        if _is_error(language, program, text, edit.pattern):
+        if (text := _edited(language, program, edit)) is not None:
             found.setdefault(text, edit.pattern)
     return [Mutant(pattern, text) for text, pattern in found.items()]
 
@@ -118,8 +117,7 @@ def some_mutant(language: str, program: str) -> Mutant | None:
     first, second = (int.from_bytes(digest[place : place + 8], "little") for place in (0, 8))
     for own in _from(list(by_pattern.values()), first):
         for edit in _from(own, second):
-            text = _edited(program, edit)
-            if _is_error(language, program, text, edit.pattern):
+            if (text := _edited(language, program, edit)) is not None:
                 return Mutant(edit.pattern, text)
     return None
 
@@ -146,20 +144,22 @@ def _edits(language: str, program: str) -> list[_Edit]:
     return sorted(found, key=lambda edit: (PATTERNS.index(edit.pattern), edit.start))
 
 
-def _edited(program: str, edit: _Edit) -> str:
+def _edited(language: str, program: str, edit: _Edit) -> str | None:
+    """Returns the copy with an edit; None if it does not parse, or is the same program: a line may move and mean so."""
     data = program.encode()
-    return (data[: edit.start] + edit.text + data[edit.stop :]).decode()
-
-
-def _is_error(language: str, program: str, text: str, pattern: str) -> bool:
-    """True if a copy parses and is another program: a line may move and mean the same."""
+    text = (data[: edit.start] + edit.text + data[edit.stop :]).decode()
     if text == program or not parses(language, text):
+        return None
+    return None if edit.pattern == "indentation" and _mean_the_same(program, text) else text
+
+
+def _mean_the_same(program: str, other: str) -> bool:
+    """True if two programs of Python have the same syntax tree; one that does not parse is like no other."""
+    if not parses("python", program):
         return False
-    if pattern != "indentation":
-        return True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strange escapes, which are no errors
-        return not parses(language, program) or ast.dump(ast.parse(program)) != ast.dump(ast.parse(text))
+        return ast.dump(ast.parse(program)) == ast.dump(ast.parse(other))
 
 
 def _walk(root: Any) -> Iterator[Any]:

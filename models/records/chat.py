@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from ..errors import InvalidPrompt
-from ..strict import FieldName, StrictModel
+from ..strict import FieldName, SparseModel
 from .chat_template import MAX_TURNS, ChatTemplate, Role, is_conversation
 from .compared import EQUALITY, ComparedCompletions, Comparison, Equality
 from .kind import Column
@@ -36,7 +36,7 @@ Turns = list[tuple[Role, str]]
 _HARMLESS = '[{"role": "user", "content": ""}, {"role": "assistant", "content": "?"}]'  # in a misfit's place
 
 
-class ChatTerms(StrictModel):
+class ChatTerms(SparseModel):
     """Terms of records that are conversations: the column that holds them, and how long they may be."""
 
     column: FieldName = Field(
@@ -56,11 +56,6 @@ class ChatTerms(StrictModel):
         examples=['"mathematics"'],
         description=EQUALITY,
     )
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = serialize(self)
-        return {name: value for name, value in plain.items() if value is not None}
 
 
 class ConversationEncoder:

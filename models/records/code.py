@@ -300,7 +300,6 @@ class Code(Completions):
         theirs with one error, as `preferred`.
         """
         from ..evaluation.metrics import exact_match
-        from ..heads import foretell
 
         fit: list[bool] = []
         right: list[bool] = []
@@ -310,9 +309,11 @@ class Code(Completions):
             written = reader.written(adapted.model, examples.ids, is_learned)
             for text, *row in zip(written, examples.ids, is_learned, strict=True):
                 fit.append(reader.parses(text, *row))
-                right += _at_boundaries(reader, adapted, foretell, *row)
-                if (is_preferred := _is_preferred(reader, adapted, foretell, *row)) is not None:
-                    preferred.append(is_preferred)
+                foretold = _foretold(adapted, *row)
+                right += _at_boundaries(reader, foretold, *row)
+                if (mutant := reader.mutant(*row)) is not None:
+                    wrong = _foretold(adapted, mutant[0][0], mutant[1][0])
+                    preferred.append(bool(foretold.losses_N.double().sum() < wrong.losses_N.double().sum()))
         by_unit = perplexity_by_unit([(examples.units, *text_scores(adapted, examples)[1:]) for examples in tables])
         return {
             "records": len(fit),
@@ -331,39 +332,22 @@ def is_program(text: str, languages: Sequence[str]) -> bool:
     return is_plain and any(parses(language, text) for language in languages)
 
 
-def _at_boundaries(
-    reader: CodeEncoder, adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray
-) -> list[bool]:
+def _foretold(adapted: Any, ids: np.ndarray, is_learned: np.ndarray) -> Any:
+    """Foretells what is learned of a record, both [longest], see `heads.foretell`."""
+    import torch
+
+    from ..heads import foretell
+
+    device, length = next(iter(adapted.trained.values())).device, int(np.flatnonzero(is_learned).max(initial=0)) + 1
+    with torch.no_grad():
+        rows = (torch.from_numpy(each[None, :length]).to(device) for each in (ids, is_learned))
+        return foretell(adapted.model, *rows)
+
+
+def _at_boundaries(reader: CodeEncoder, foretold: Any, ids: np.ndarray, is_learned: np.ndarray) -> list[bool]:
     """Says of each boundary that is learned of a record whether the model's first choice is right."""
-    import torch
-
-    device = next(iter(adapted.trained.values())).device
-    rows = torch.from_numpy(ids[None]).to(device), torch.from_numpy(is_learned[None]).to(device)
-    with torch.no_grad():
-        is_right = foretell(adapted.model, *rows).is_first_choice_N.tolist()
+    is_right = foretold.is_first_choice_N.tolist()
     return [right for right, token in zip(is_right, ids[is_learned].tolist(), strict=True) if reader.is_boundary(token)]
-
-
-def _is_preferred(
-    reader: CodeEncoder, adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray
-) -> bool | None:
-    """True if a record is likelier than a mutant of it; None of a record that has none."""
-    mutant = reader.mutant(ids, is_learned)
-    if mutant is None:
-        return None
-    length = int(np.flatnonzero(is_learned).max()) + 1
-    own = _likelihood(adapted, foretell, ids[None, :length], is_learned[None, :length])
-    return own > _likelihood(adapted, foretell, *mutant)
-
-
-def _likelihood(adapted: Any, foretell: Any, ids: np.ndarray, is_learned: np.ndarray) -> float:
-    """Computes the logarithm of a record's likelihood, [1, tokens]."""
-    import torch
-
-    device = next(iter(adapted.trained.values())).device
-    with torch.no_grad():
-        found = foretell(adapted.model, *(torch.from_numpy(each).to(device) for each in (ids, is_learned)))
-    return -float(found.losses_N.double().sum())
 
 
 def _read(text: "pa.Array", *, languages: Sequence[str]) -> "Cells":
