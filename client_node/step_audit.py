@@ -63,7 +63,7 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
         raise NothingToAudit(f"study {study.name} asks no private step of {name}: there is nothing to audit")
     charged = _charged(home, study)
     release = charged or charges.charge(study, policy, run="audit", round_number=1).release
-    one = _first(read(policy, study))
+    one = _first(read(policy, study, site=name))
     weight = study.draft.aggregation.weight_of(name)
     units = most_units(release, study.draft.max_norm, weight=weight)
     state, gradient = _steep(study, policy, name, one)

@@ -8,6 +8,7 @@ from confide.client_node.study import reference
 PAGE = Path(__file__).with_name("study-toml.md")
 BLOCKS = {
     "every setting": reference.study_toml,
+    "tasks": lambda: reference.task_toml("sepsis"),
     "documents": lambda: reference.kind_toml("document"),
     "free text": lambda: reference.kind_toml("text"),
     "conversations": lambda: reference.kind_toml("chat"),

@@ -113,9 +113,9 @@ def assess(
         policy = load_policy(home)
         evaluates = policy.held_out() is not None if study.draft.evaluation else None
         reasons += _terms_reasons(study, policy, unprotected=unprotected)
-        data = check(policy.data.path, policy, study)
+        data = check(policy.data.path, policy, study, site=enrolment.name)
         reasons += _data_reasons(study, policy, data)
-        reasons += _held_out_reasons(study, policy)
+        reasons += _held_out_reasons(study, policy, enrolment.name)
         if not reasons:
             reasons += known_elsewhere(home, policy)
         if study.draft.privacy.mode != "none" and not reasons:
@@ -175,11 +175,11 @@ def _data_reasons(study: Study, policy: SitePolicy, data: DataReport) -> list[st
     ]
 
 
-def _held_out_reasons(study: Study, policy: SitePolicy) -> list[str]:
+def _held_out_reasons(study: Study, policy: SitePolicy, site: str) -> list[str]:
     held_out = policy.held_out()
     if study.draft.evaluation is None or held_out is None:
         return []
-    found = check(held_out.data.path, held_out, study, both_classes=False)
+    found = check(held_out.data.path, held_out, study, site=site, both_classes=False)
     return [] if found.is_fit else [_misfit(study, found)]
 
 

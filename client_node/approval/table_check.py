@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data import DataReport, check
+from ..enrolment import Enrolment
+from ..errors import NotEnrolled
 from ..policy import load_policy
 from ..study import StudyDraft, load_draft
 from .catalogue import find_study
@@ -18,8 +20,16 @@ def check_table(home: Path, table: Path, study: str | None = None) -> DataReport
     """
     policy, path = load_policy(home), table.resolve()
     draft = None if study is None else draft_of(home, study)
-    found = check(path, policy, draft, both_classes=path != policy.data.heldout_path)
+    found = check(path, policy, draft, site=_own_name(home), both_classes=path != policy.data.heldout_path)
     return replace(found, objections=known_elsewhere(home, policy, path)) if found.is_fit else found
+
+
+def _own_name(home: Path) -> str | None:
+    """The node's name in its federation; None if it is in none yet: tables are checked before that, too."""
+    try:
+        return Enrolment.load(home).name
+    except NotEnrolled:
+        return None
 
 
 def draft_of(home: Path, study: str) -> StudyDraft:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -74,10 +74,14 @@ class _Wanted:
     own: str
     spelling: Mapping[str, str] = field(default_factory=dict)
     has_commas: bool = False  # numbers are written with a decimal comma
+    need: Literal["needed", "optional", "unread"] = "needed"  # where it is not read, its cells are empty
 
     @property
     def name(self) -> str:
         return self.column.name
+
+    def is_read_from(self, table: Table) -> bool:
+        return self.need != "unread" and self.own in table.names
 
 
 @dataclass(slots=True)
@@ -98,14 +102,18 @@ class _Scan:
 _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
-def read(policy: SitePolicy, study: Study) -> Records:
+def read(policy: SitePolicy, study: Study, *, site: str | None = None) -> Records:
     """Reads the site's records for a study.
+
+    Args:
+        site: whose records they are, as the study names it, for columns that some sites alone have; None: anybody's,
+            who have or have not such columns.
 
     Raises:
         DataInvalid: a cell does not fit; a table with problems is not used at all.
     """
     table = open_table(policy.data.path, format=policy.data.format, separator=policy.data.separator)
-    wanted = _wanted(policy, study.draft.data)
+    wanted = _wanted(policy, study.draft.data, site)
     scan = _scan(table, wanted)
     if scan.problems.count:
         raise DataInvalid(str(table.path), scan.problems.located(table), scan.problems.count)
@@ -117,7 +125,12 @@ def read(policy: SitePolicy, study: Study) -> Records:
 
 
 def check(
-    path: Path, policy: SitePolicy, study: Study | StudyDraft | None = None, *, both_classes: bool = True
+    path: Path,
+    policy: SitePolicy,
+    study: Study | StudyDraft | None = None,
+    *,
+    site: str | None = None,
+    both_classes: bool = True,
 ) -> DataReport:
     """Checks the file at `path` as the policy says to read it.
 
@@ -125,12 +138,13 @@ def check(
     column are usable, and counts missing cells.
 
     Args:
+        site: see `read`.
         both_classes: True if a table whose labels are all equal is a problem.
     """
     try:
         table = open_table(path, format=policy.data.format if path == policy.data.path else None,
                            separator=policy.data.separator)  # fmt: skip
-        wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study))
+        wanted = _seen(policy, table) if study is None else _wanted(policy, _terms(study), site)
         scan = _scan(table, wanted)
     except DataInvalid as err:
         return DataReport(str(path), 0, 0, None, (), None, _problems_of(err), err.count)
@@ -146,7 +160,7 @@ def check(
         columns=tuple(
             ColumnReport(column.name.strip("()"), column.own, column.column.kind, scan.missing[column.name])
             for column in wanted
-            if column.own in table.names
+            if column.is_read_from(table)
         ),
         labels=labels,
         problems=scan.problems.located(table),
@@ -193,7 +207,7 @@ def _terms(study: Study | StudyDraft) -> DataTerms:
     return study.draft.data if isinstance(study, Study) else study.data
 
 
-def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Wanted]:
+def _wanted(policy: SitePolicy, terms: DataTerms, site: str | None) -> list[_Wanted]:
     """Columns to read for a study: the unit, and every column of the study under the site's own name."""
     own, spelling = policy.data.columns, policy.data.values
     wanted = [_unit_column(policy)]
@@ -204,8 +218,16 @@ def _wanted(policy: SitePolicy, terms: DataTerms) -> list[_Wanted]:
             wanted.append(_Wanted(replace(column, name=_LABEL), policy.data.label_column or name, spelt))
         else:
             has_commas = policy.data.decimal == "," and column.kind == "number"
-            wanted.append(_Wanted(column, name, spelling.get(column.name, {}), has_commas))
+            wanted.append(_Wanted(column, name, spelling.get(column.name, {}), has_commas, _need(column.sites, site)))
     return wanted
+
+
+def _need(sites: tuple[str, ...] | None, site: str | None) -> Literal["needed", "optional", "unread"]:
+    if sites is None:
+        return "needed"
+    if site is None:
+        return "optional"
+    return "needed" if site in sites else "unread"
 
 
 def _unit_column(policy: SitePolicy) -> _Wanted:
@@ -233,9 +255,9 @@ def _seen(policy: SitePolicy, table: Table) -> list[_Wanted]:
 
 def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
     scan = _Scan({c.name: [] for c in wanted}, {c.name: 0 for c in wanted}, Problems())
-    present = [column for column in wanted if column.own in table.names]
+    present = [column for column in wanted if column.is_read_from(table)]
     for column in wanted:
-        if column not in present:
+        if column.need == "needed" and column not in present:
             scan.problems.add(Problem(None, column.own, *_absent(column, table)))
     if not present:
         return scan
@@ -245,6 +267,9 @@ def _scan(table: Table, wanted: list[_Wanted]) -> _Scan:
             _take(scan, column, cells.with_points(text) if column.has_commas else text)
         scan.rows += len(next(iter(batch.values()), ()))
     _add_commas(scan, present)
+    for column in wanted:
+        if column.need != "needed" and column not in present:
+            _take(scan, column, pa.array([""] * scan.rows, pa.string()))
     return scan
 
 

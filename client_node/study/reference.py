@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ...models.records.kinds import KINDS
+from ...models.records.tasks import TaskTerms
 from .terms import StudyDraft
 
 _WIDTH = 38  # column in which explanations begin
@@ -28,6 +29,11 @@ def study_toml() -> str:
 def kind_toml(name: str) -> str:
     """Returns the table of another kind of record."""
     return "\n".join([f"[data.{name}]", *_settings(KINDS[name].terms)]) + "\n"
+
+
+def task_toml(name: str) -> str:
+    """Returns the table of one task of several, in a study of fields."""
+    return "\n".join([f"[data.tasks.{name}]", *_settings(TaskTerms)]) + "\n"
 
 
 def _lines(model: type[BaseModel], path: str) -> Iterator[str]:

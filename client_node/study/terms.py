@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,7 +20,7 @@ from ...models.backbones import families
 from ...models.backbones.family import WeightFormat
 from ...models.records import RecordSchema
 from ...models.records.fields import FieldTerms
-from ...models.records.kind import Judged, RecordKind
+from ...models.records.kind import Column, Judged, RecordKind
 from ...models.records.kinds import INLINE, KINDS
 from ...models.records.text import TextTerms
 from ...models.strict import Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
@@ -438,7 +438,7 @@ class StudyDraft(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if problems := [
-            *_data_problems(self.data, self.adapter),
+            *_data_problems(self.data, self.adapter, self.participants.sites),
             *_rate_problems(self),
             *_privacy_problems(self),
             *_rank_problems(self),
@@ -467,7 +467,7 @@ def load_draft(path: Path) -> StudyDraft:
     return draft
 
 
-def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
+def _data_problems(data: DataTerms, adapter: AdapterTerms, sites: Sequence[str]) -> list[str]:
     problems, tables = [], data.tables()
     if len(tables) > 1:
         return [f"data has the tables {', '.join(tables)}; keep one: all records of a study are of one kind"]
@@ -475,10 +475,11 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     if tables:
         problems += [
             f"data.{name} with a table [data.{kind.name}]; remove it: {kind.whole}"
-            for name in ("label", "classes", "labels", "number", "numeric", "categorical", "flags")
+            for name in ("label", "classes", "labels", "number", "tasks", "numeric", "categorical", "flags")
             if getattr(data, name)
         ]
     problems += kind.problems(data.terms, max_tokens=data.max_tokens)
+    problems += [] if problems else _site_problems(kind.columns(data.terms), sites)
     if adapter.head != kind.head:
         why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
         problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
@@ -487,6 +488,15 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     if adapter.reads is not None and kind.name != "document":
         problems.append(f"adapter.reads with records of kind {kind.name}; remove it: only a document's head chooses")
     return problems
+
+
+def _site_problems(columns: Sequence[Column], sites: Sequence[str]) -> list[str]:
+    return [
+        f"data: column {column.name!r} is said to be at site {site!r}, which is none of participants.sites"
+        for column in columns
+        for site in column.sites or ()
+        if site not in sites
+    ]
 
 
 def _rate_problems(draft: StudyDraft) -> list[str]:

@@ -87,7 +87,10 @@ class WarmModel:
                 f"{self._site} holds no records out (data.heldout_path in its site.toml): not evaluated here"
             )
         return lambda state: trainer.histogram(
-            state, lambda: read_records(held_out, study), planned.number, site_noise=study.site_noise(planned)
+            state,
+            lambda: read_records(held_out, study, site=self._site),
+            planned.number,
+            site_noise=study.site_noise(planned),
         )
 
     def stop(self) -> None:
@@ -114,7 +117,7 @@ class WarmModel:
         site_noise = study.site_noise(study.planned_round(1))
 
         def read() -> Records:
-            return read_records(policy, study) if self._read is None else self._read(policy, study)
+            return read_records(policy, study, site=self._site) if self._read is None else self._read(policy, study)
 
         most = 0 if limits.workers else limits.kept_states_bytes
         if not most and self._home is not None:

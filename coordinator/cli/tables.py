@@ -190,9 +190,10 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
             "answers": "right answers",
             "numbers": "near enough",
             "programs": "programs that parse",
+            "tasks": "all tasks right",
         }[found.judged]
         names = {"prevalence": share, "calibration_error": "calibration error", "records": "records"}
-    if found.judged in ("numbers", "programs"):  # which come with no chance of being right
+    if found.judged in ("numbers", "programs", "tasks"):  # which come with no chance of being right
         del names["calibration_error"]
     rows = [
         {"metric": words, "value": value, "95 % interval": interval}
@@ -200,7 +201,7 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
         for value, interval in [estimate_texts(getattr(found.metrics, name))]
     ]
     out.print(table_of(f"{found.run}, held-out records of {', '.join(found.sites)}", rows))
-    if found.judged != "numbers":
+    if found.judged not in ("numbers", "tasks"):
         bins = [reliability_row(each) for each in found.metrics.reliability]
         out.print(table_of("What the model says, and what is so", bins))
     if found.metrics.auc_tied is not None and found.judged == "labels":

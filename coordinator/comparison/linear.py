@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse import issparse
 from scipy.special import softmax
 
 from ...client_node.study import StudyDraft
-from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ...privacy.accounting import Mode, site_noise
 
 Inputs = Any  # [rows, width], an array of numpy or a sparse one of scipy
@@ -29,9 +30,10 @@ def private_linear(
 ) -> np.ndarray:
     """Scores `test` by a linear model with the study's rounds, sampling, clip_norm, noise and momentum.
 
-    It learns what a head would: by a logistic regression, a softmax regression, a logistic one for each label, or least
-    squares. All weights of a unit are clipped together. The noise is a plain Gaussian: this is a baseline, and nothing
-    of it is released. Adam, averaging, adaptive clipping and several local steps are not repeated.
+    It learns what a head would: by a logistic regression, a softmax regression, a logistic one for each label, least
+    squares, or one of these for each task. All weights of a unit are clipped together. The noise is a plain Gaussian:
+    this is a baseline, and nothing of it is released. Adam, averaging, adaptive clipping and several local steps are
+    not repeated.
 
     Args:
         inputs: [rows, width] of each site.
@@ -71,11 +73,23 @@ def _errors(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> n
             errors[np.arange(len(targets)), targets] -= 1
         case PointOnScale():
             errors = outputs - targets
+        case SeveralTasks(tasks):
+            apart = objective.apart(torch.from_numpy(targets))
+            own = objective.parts(torch.from_numpy(outputs))
+            slopes = [
+                task.weight * is_told.numpy()[:, None] * _columns(_errors(task.objective, part.numpy(), target.numpy()))
+                for task, part, (target, is_told) in zip(tasks, own, apart, strict=True)
+            ]
+            errors = np.concatenate(slopes, axis=1)
         case SeveralLabels():
             errors = 1 / (1 + np.exp(-outputs)) - (targets[:, None] >> np.arange(objective.outputs) & 1)
         case _:
             errors = 1 / (1 + np.exp(-outputs)) - targets
     return errors
+
+
+def _columns(errors: np.ndarray) -> np.ndarray:
+    return errors if errors.ndim == 2 else errors[:, None]
 
 
 def _sum_of_one(x: np.ndarray, errors: np.ndarray, starts: np.ndarray, clip_norm: float) -> np.ndarray:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ...client_node.data import Records, read
 from ...client_node.files import file_digest
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match
-from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
-from ...models.records.outcomes import OutcomeTerms
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
+from ...models.records.tasks import OutcomeTerms, TaskTerms
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
 
@@ -35,6 +36,7 @@ class Target:
     train: Mapping[str, np.ndarray]  # site -> [rows], as the objective takes them
     held_out: np.ndarray  # [rows] of all sites; -1 is a value of a completion that no training record has
     within: float = 0.0  # of a point on a scale from -1 to 1: an answer is right if it is as near
+    tasks: tuple["TaskTarget", ...] = ()  # of several: what is told of each
 
     def judge(self, outputs: np.ndarray) -> Estimate:
         """Measures the outputs for all held-out records: [rows] or [rows, K].
@@ -53,6 +55,8 @@ class Target:
                 lowest, reach = np.sort(told.astype(np.float64)), self.within + _ROUNDING
                 count = np.searchsorted(lowest, lowest + 2 * reach, "right") - np.arange(len(lowest))  # near enough
                 return np.full(len(told), min(1.0, lowest[count.argmax()] + reach))
+            case SeveralTasks():
+                return np.concatenate([each.best_constant(len(told)) for each in self.tasks], axis=1)
             case SeveralLabels():
                 patterns, count = np.unique(told, return_counts=True)
                 bits = patterns[count.argmax()] >> np.arange(self.objective.outputs) & 1
@@ -66,6 +70,8 @@ class Target:
             case PointOnScale():
                 errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out.astype(np.float64))
                 return errors <= self.within + 2 * _ROUNDING
+            case SeveralTasks():
+                return self._all_right(outputs)
             case SeveralLabels():
                 chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
             case OneClass():
@@ -74,6 +80,31 @@ class Target:
                 chosen = (outputs > 0).astype(np.int64)
         found: np.ndarray = chosen == self.held_out
         return found
+
+    def _all_right(self, outputs: np.ndarray) -> np.ndarray:
+        """bool [rows], whether a record tells any task, and all that it tells is right."""
+        assert isinstance(self.objective, SeveralTasks)
+        parts = self.objective.parts(torch.from_numpy(outputs))
+        is_right, tells = np.ones(len(outputs), dtype=np.bool_), np.zeros(len(outputs), dtype=np.bool_)
+        for each, part in zip(self.tasks, parts, strict=True):
+            is_right[each.is_told] &= each.target._is_right(part.numpy()[each.is_told])
+            tells |= each.is_told
+        return is_right & tells
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTarget:
+    """One task of several."""
+
+    target: Target  # of the held-out records that tell it
+    is_told: np.ndarray  # bool [rows] of all held-out records
+
+    def best_constant(self, rows: int) -> np.ndarray:
+        """[rows, K] outputs of the one answer that is right for most records that tell the task; zeros if none does."""
+        if not self.is_told.any():
+            return np.zeros((rows, self.target.objective.outputs or 1))
+        one = self.target.best_constant()[:1]
+        return np.tile(one.reshape(1, -1), (rows, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +138,7 @@ def read_task(draft: StudyDraft, folder: Path, *, unit_column: str | None = None
     column = unit_column or f"{draft.data.unit}_id"
     files = {part: site_files(folder, draft.participants.sites, part) for part in _PARTS}
     train, held_out = (
-        {site: read(held_out_policy(path, study, column), study) for site, path in files[part].items()}
+        {site: read(held_out_policy(path, study, column), study, site=site) for site, path in files[part].items()}
         for part in _PARTS
     )
     return Task(
@@ -182,14 +213,31 @@ def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Map
         return np.asarray(terms.targets(records.columns, records.labels))
 
     told = np.concatenate([targets(records) for records in held_out.values()])
-    number = terms.number
+    objective = terms.objective()
     return Target(
         metric="AUC" if terms.counted == "labels" else "accuracy",
-        objective=terms.objective(),
+        objective=objective,
         train={site: targets(records) for site, records in train.items()},
         held_out=told,
-        within=0.0 if number is None else 2 * number.within / (number.high - number.low),
+        within=_within(terms),
+        tasks=_task_targets(terms.tasks, objective, told) if terms.tasks else (),
     )
+
+
+def _task_targets(terms: Mapping[str, TaskTerms], objective: SeveralTasks, told: np.ndarray) -> tuple[TaskTarget, ...]:
+    found = []
+    for own, task, (target, is_told) in zip(
+        terms.values(), objective.tasks, objective.apart(torch.from_numpy(told)), strict=True
+    ):
+        of_task = target.numpy()[is_told.numpy()]
+        found.append(TaskTarget(Target("accuracy", task.objective, {}, of_task, _within(own)), is_told.numpy()))
+    return tuple(found)
+
+
+def _within(terms: OutcomeTerms | TaskTerms) -> float:
+    """Returns how near a point on a scale from -1 to 1 must be; 0 of other outcomes."""
+    number = terms.number
+    return 0.0 if number is None else 2 * number.within / (number.high - number.low)
 
 
 def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:

@@ -17,7 +17,7 @@ largest eigenvalue.
 
 Of several classes the most likely one is the answer, so that the noise of all logits counts: it goes `CLASS_WALK`.
 Their loss has twice the curvature. A number lies on a scale from -1 to 1, and its squared error has four times the
-curvature.
+curvature. Several tasks share one rate: their least walk, and their largest curvature times weight.
 
 The effect of the adapters' noise on a logit grows with the root of their number d, because every number has a gradient
 of its own. So they go `ADAPTER_WALK` as one vector, lr * s * R * sqrt(d); their rate is at most `ADAPTER_SHARE` of the
@@ -30,7 +30,7 @@ s. Its bias corrections enlarge the gain of early rounds. The distances stay the
 import math
 
 from ...client_node.study import StudyDraft
-from ...models.heads.objectives import Objective, OneClass, PointOnScale
+from ...models.heads.objectives import Objective, OneClass, PointOnScale, SeveralTasks
 
 HEAD_WALK = 2.0  # in logits; the best was mostly 1 to 3 where it was measured, for 10 to 100 rounds
 CLASS_WALK = 0.9  # of 20 classes 0.6 to 1.2 were as good, at three sample rates
@@ -74,6 +74,9 @@ def _bounds(objective: Objective | None) -> tuple[float, float]:
             return CLASS_WALK, 2 * _CURVATURE
         case PointOnScale():
             return NUMBER_WALK, 4 * _CURVATURE
+        case SeveralTasks(tasks):
+            bounds = [(*_bounds(task.objective), task.weight) for task in tasks]
+            return min(walk for walk, _, _ in bounds), max(curvature * weight for _, curvature, weight in bounds)
     return HEAD_WALK, _CURVATURE
 
 

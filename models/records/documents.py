@@ -1,7 +1,7 @@
 """Documents: records of free text that a head reads as a whole, to say one of several classes, labels or a number.
 
 The text is what a published template makes of a record's cells; nothing is written. What is learned is what
-`outcomes.OutcomeTerms` name.
+`tasks.OutcomeTerms` name.
 """
 
 import re
@@ -17,7 +17,8 @@ from pydantic import Field
 from ..errors import InvalidPrompt, InvalidSchema
 from ..strict import FIELD_NAME, FIELD_NAME_RULE, SparseModel
 from .kind import Column
-from .outcomes import OutcomeTerms, ReadByHead
+from .outcomes import ReadByHead
+from .tasks import OutcomeTerms
 from .templates import Part, PlainTokenizer, TokenTemplate, columns_of, padded
 from .text import Template
 

@@ -19,7 +19,8 @@ from pydantic import AfterValidator, Field
 from ..errors import BackboneMismatch, InvalidSchema, ModelError, UnknownValue
 from ..strict import FieldName, Frozen, Label, Unique, rule
 from .kind import Column
-from .outcomes import OutcomeTerms, ReadByHead
+from .outcomes import ReadByHead
+from .tasks import OutcomeTerms
 
 PAD, EOS = "<pad>", "<eos>"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 # What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough;
-# programs that parse.
-Judged = Literal["labels", "answers", "numbers", "completions", "programs"]
+# programs that parse; records of which all tasks are right.
+Judged = Literal["labels", "answers", "numbers", "completions", "programs", "tasks"]
 # The share that is right, by its name in what `evaluate` returns and on a model card.
 SHARE: Mapping[Judged, str] = MappingProxyType(
     {
@@ -34,6 +34,7 @@ SHARE: Mapping[Judged, str] = MappingProxyType(
         "numbers": "accuracy",
         "completions": "exact_match",
         "programs": "parses",
+        "tasks": "accuracy",
     }
 )
 
@@ -47,6 +48,7 @@ class Column:
     expected: str  # what a cell must be, for people: "one of the study's 5 values"
     read: "Callable[[pa.Array], Cells]"  # trimmed text to values; counts what does not fit, never raises
     is_label: bool = False  # of 0 and 1, what a classifier learns
+    sites: tuple[str, ...] | None = None  # whose tables have it; at others it is read as nothing; None: all
 
 
 @dataclass(frozen=True, slots=True)

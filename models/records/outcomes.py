@@ -1,7 +1,7 @@
-"""Outcomes that a study's head learns of a record: a label, one of several classes, several labels, or a number.
+"""An outcome that a study's head learns of a record: a label, one of several classes, several labels, or a number.
 
 A study names the columns that say it; they are read, checked and made one target a record here, the same way for every
-kind of record that a head reads.
+kind of record that a head reads. Several outcomes at once are `tasks`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +42,8 @@ class NumberTerms(StrictModel):
         return self
 
 
-class OutcomeTerms(StrictModel):
-    """Terms of what is learned of a record: exactly one of these."""
+class Outcome(StrictModel):
+    """Terms of one thing that is learned of a record: exactly one of these."""
 
     label: FieldName | None = Field(
         default=None, examples=['"diagnosis"'], description="column of 0 and 1; never one of the columns that are read"
@@ -175,18 +175,21 @@ class OutcomeTerms(StrictModel):
 
     def metrics(self, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""
+        found, targets = self.scored(adapted, tables)
+        return {"records": len(targets)} | self.measured(found, targets)
+
+    def measured(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        """Computes metrics with intervals of the head's outputs, [rows] or [rows, K], beside targets [rows]."""
         from ..evaluation import metrics
 
-        found, targets = self.scored(adapted, tables)
-        records = {"records": len(targets)}
         if self.counted == "labels":
             by_name = {
                 "auc": metrics.auc, "accuracy": metrics.accuracy, "brier_score": metrics.brier_score,
                 "calibration_error": metrics.calibration_error,
             }  # fmt: skip
-            return records | {name: asdict(metric(found, targets)) for name, metric in by_name.items()}
-        is_right = [bool(self.judge(row, target)[0]) for row, target in _rows(found, targets)]
-        return records | {"accuracy": asdict(metrics.exact_match(is_right)), **self._also(found, targets)}
+            return {name: asdict(metric(found, targets)) for name, metric in by_name.items()}
+        is_right = [bool(self.judge(row, target)[0]) for row, target in rows_of(found, targets)]
+        return {"accuracy": asdict(metrics.exact_match(is_right)), **self._also(found, targets)}
 
     def scored(self, adapted: Any, tables: Sequence[Examples]) -> tuple[np.ndarray, np.ndarray]:
         """Computes the head's outputs for all records, [rows] or [rows, K], beside their targets [rows]."""
@@ -213,26 +216,24 @@ class ReadByHead(RecordKind):
 
     head = "pooled"
 
-    def objective(self, terms: OutcomeTerms) -> "Objective":
+    def objective(self, terms: Outcome) -> "Objective":
         """Returns what the head learns."""
         return terms.objective()
 
-    def judged(self, terms: OutcomeTerms) -> Judged:
+    def judged(self, terms: Outcome) -> Judged:
         """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
         return terms.counted
 
-    def judge(
-        self, terms: OutcomeTerms, reader: Any, adapted: Any, ids: np.ndarray, target: Any
-    ) -> tuple[float, float]:
-        """Judges what the head gives for the record at its own length, see `OutcomeTerms.judge`."""
+    def judge(self, terms: Outcome, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
+        """Judges what the head gives for the record at its own length, see `Outcome.judge`."""
         import torch
 
         length = max(1, int(np.flatnonzero(ids).max(initial=-1)) + 1)  # padding is on the right
         device = next(iter(adapted.trained.values())).device
         return terms.judge(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)), target)
 
-    def evaluate(self, terms: OutcomeTerms, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
-        """Computes the metrics that go with the outcome, see `OutcomeTerms.metrics`."""
+    def evaluate(self, terms: Outcome, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
+        """Computes the metrics that go with the outcome, see `Outcome.metrics`."""
         return terms.metrics(adapted, tables)
 
 
@@ -246,7 +247,8 @@ def scores(adapted: Any, examples: Examples) -> np.ndarray:
     return found
 
 
-def _rows(found: np.ndarray, targets: np.ndarray) -> Any:
+def rows_of(found: np.ndarray, targets: np.ndarray) -> Any:
+    """Pairs each record's outputs, a tensor [1] or [1, K], with its target."""
     import torch
 
     return zip(torch.split(torch.from_numpy(found), 1), targets, strict=True)

@@ -29,7 +29,7 @@ from scipy.stats import binom, chi2, norm
 from torch import Tensor
 
 from ...models.adapters import AdaptedModel, AdapterLayout
-from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ..mechanism import adaptive_clipping
 from ..mechanism.batches import BatchShapes, probed_shapes, states_when_asked
 from ..mechanism.sampling import Integers
@@ -302,6 +302,17 @@ def _outcome_loss(objective: Objective, outputs: Tensor, target: Tensor) -> Tens
             return F.binary_cross_entropy_with_logits(outputs, bits.to(outputs), reduction="sum")
         case PointOnScale():
             return F.mse_loss(outputs, target.to(outputs)) / 2
+        case SeveralTasks(tasks=tasks):
+            loss, first, rest = outputs.sum() * 0, 0, int(target)
+            for task in tasks:
+                rest, digit = divmod(rest, 1 + task.objective.digits)
+                own = outputs[first : first + task.width]
+                first += task.width
+                if digit:
+                    told = task.objective.target_of(torch.tensor(digit - 1))
+                    own = own[0] if task.objective.outputs is None else own
+                    loss = loss + task.weight * _outcome_loss(task.objective, own, told)
+            return loss
     raise TypeError(f"no loss is known for {objective}")
 
 

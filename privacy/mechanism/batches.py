@@ -284,9 +284,8 @@ def _collected(adapted: AdaptedModel, ids_RT: Tensor) -> Collector:
     rows, length = ids_RT.shape
     ids_RT = ids_RT.to(device)
     collector = Collector(torch.arange(rows, device=device), rows, length)
-    is_label = adapted.head is not None
-    if is_label:
-        targets = torch.ones(rows, dtype=torch.long, device=device)
+    if adapted.head is not None:
+        targets = adapted.head.objective.made_up(1).to(device).expand(rows)
     else:  # some words of each row, as an output matrix over all of them would be most of the work
         targets = (ids_RT > 0) & (torch.arange(length, device=device) % 8 == 3)
     with adapted.slot.filled(collector), torch.enable_grad():

@@ -63,7 +63,7 @@ def refuse_dependence(
     if adapted.head is not None:
         objective = adapted.head.objective
         outputs = _random(1, _ROWS) if objective.outputs is None else _random(1, _ROWS, objective.outputs)
-        refuse_coupled_loss(objective.losses, outputs, (torch.arange(_ROWS) % 2).double())
+        refuse_coupled_loss(objective.losses, outputs, objective.made_up(_ROWS).double())
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
         for tokens in lengths:
@@ -93,8 +93,9 @@ def kept_gap(adapted: AdaptedModel, *, words: int, tokens: int = _TOKENS) -> flo
 
 
 def _probe_losses(adapted: AdaptedModel, ids_RT: Tensor, entering_RTD: Tensor | None = None) -> Tensor:
-    """[R], with labels that are equal in the first and last of an odd number of rows."""
-    targets = torch.arange(len(ids_RT), device=ids_RT.device) % 2 if adapted.head is not None else ids_RT > 0
+    """[R], with targets that are equal in the first and last of an odd number of rows."""
+    head = adapted.head
+    targets = ids_RT > 0 if head is None else head.objective.made_up(len(ids_RT)).to(ids_RT.device)
     return adapted.losses(ids_RT, targets, entering_RTD)
 
 

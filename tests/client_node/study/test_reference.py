@@ -7,6 +7,7 @@ from confide.client_node.study import reference
 from confide.client_node.study.study import load_draft
 from confide.client_node.study.terms import StudyDraft
 from confide.models.records.kinds import INLINE, KINDS
+from confide.models.records.tasks import TaskTerms
 from confide.models.strict import StrictModel
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -20,7 +21,8 @@ def models(model: type[StrictModel]) -> list[type[StrictModel]]:
 
 def test_every_setting_stands_in_the_reference_with_what_it_means():
     said = reference.study_toml() + "".join(reference.kind_toml(name) for name in KINDS if name != INLINE)
-    for model in {*models(StudyDraft), *(kind.terms for kind in KINDS.values())}:
+    said += reference.task_toml("sepsis")
+    for model in {*models(StudyDraft), *(kind.terms for kind in KINDS.values()), TaskTerms}:
         for name, field in model.model_fields.items():
             if reference._table(field) is None:
                 assert field.description, (model.__name__, name)
@@ -38,8 +40,8 @@ def test_the_reference_is_a_study_and_what_it_calls_a_default_is_one(tmp_path):
 def test_a_setting_that_is_a_comment_may_be_said():
     said = [line for line in reference.study_toml().splitlines() if line.startswith("# ")]
     assert [line.split(" ")[1] for line in said] == [
-        "layers", "ranks", "reads", "classes", "labels", "number", "target_epsilon", "lr", "head_lr", "local_lr",
-        "max_norm", "weights",
+        "layers", "ranks", "reads", "classes", "labels", "number", "tasks", "target_epsilon", "lr", "head_lr",
+        "local_lr", "max_norm", "weights",
     ]  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""A head that learns classes, several labels or a number, of documents and of fields, with and without adapters."""
+"""A head that learns classes, labels, a number or tasks, of documents and of fields, with and without adapters."""
+
+import re
 
 import numpy as np
 import pytest
@@ -7,11 +9,13 @@ import torch
 from confide.client_node.cli.tables import study_facts
 from confide.client_node.data import check, read
 from confide.client_node.data.kept_files import KeptStates
-from confide.client_node.errors import DataInvalid
+from confide.client_node.errors import DataInvalid, StudyInvalid
 from confide.client_node.policy import load_policy
+from confide.client_node.study import Study
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
+from confide.client_node.training.warm_model import WarmModel
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import BackboneMismatch, TargetMissing
 from confide.models.evaluation.binned import bin_of
@@ -36,6 +40,10 @@ OUTCOMES = {
     "label": 'label = "sepsis"',
     "labels": 'labels = ["sepsis", "shock"]',
     "number": 'number = { column = "days", low = 0.0, high = 30.0, within = 3.0 }',
+    "tasks": """[data.document.tasks]
+sepsis = { label = "sepsis", weight = 0.5 }
+finding = { label = "finding", classes = ["low", "none", "high"] }
+stay = { number = { column = "days", low = 0.0, high = 30.0, within = 3.0 }, sites = ["svi"] }""",
 }
 TARGETS = 'targets = ["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'
 ALONE = (TARGETS, "targets = []")
@@ -120,6 +128,11 @@ def test_a_histogram_counts_right_answers_of_units(site: Site, outcome):
             chance = np.prod(np.maximum(*(1 / (1 + np.exp(sign * found[row])) for sign in (1, -1))))
             label = ((found[row] > 0) == [sepsis[row], shock[row]]).all()
             score = np.log(chance / (1 - chance))
+        elif outcome == "tasks":
+            label = (found[row][0] > 0) == sepsis[row]
+            label &= ["low", "none", "high"][found[row][1:4].argmax()] == findings[row]
+            label &= abs(15 + 15 * np.clip(found[row][4], -1, 1) - np.clip(days[row], 0, 30)) <= 3
+            score = 0.0
         else:
             answer = 15 + 15 * np.clip(found[row], -1, 1)
             label, score = abs(answer - np.clip(days[row], 0, 30)) <= 3, 0.0
@@ -264,3 +277,129 @@ def test_tables_of_fields_learn_classes_too(site: Site):
     model.adapted.load_state(np.random.default_rng(0).normal(size=desk.study.dim))
     found = model.evaluate([model.examples(read(load_policy(site.home), desk.study))])
     assert set(found) == {"records", "accuracy"}
+
+
+PARTS = {"sepsis": slice(0, 1), "finding": slice(1, 4), "stay": slice(4, 5)}  # of the head's outputs, by task
+SPARSE = """patient_id,note,finding,sepsis,days
+p1,"feels tired, <|end|> gains weight",low,,3
+p2,,,0,
+p1,sweats,high,1,
+p3,sweats and sweats,,,
+"""
+
+
+def test_a_record_moves_the_head_of_the_tasks_that_it_tells_alone(site: Site):
+    desk = document_desk(site, "tasks", *NONE, ALONE, table=SPARSE)
+    model, examples = examples_of(desk)
+    told = [{"finding", "stay"}, {"sepsis"}, {"sepsis", "finding"}, set()]
+    for row, tasks in enumerate(told):
+        ids, targets = torch.from_numpy(examples.ids[row : row + 1]), torch.from_numpy(examples.targets[row : row + 1])
+        (grad,) = torch.autograd.grad(model.adapted.losses(ids, targets).sum(), [model.adapted.trained["head.weight"]])
+        assert {name for name, part in PARTS.items() if grad[part].any()} == tasks
+
+
+def test_a_site_without_a_task_s_column_needs_none_and_one_that_has_it_but_is_not_named_does_not_train_on_it(
+    site: Site,
+):
+    desk = document_desk(site, "tasks", *NONE, ALONE)
+    policy, has = load_policy(site.home), site.home / "patients.csv"
+    there = read(policy, desk.study, site="svi")
+    elsewhere = read(policy, desk.study, site="rest")
+    assert not np.isnan(there.columns["days"]).any()
+    assert np.isnan(elsewhere.columns["days"]).all()
+    has.write_text("\n".join(line.rsplit(",", 1)[0] for line in NOTES.splitlines()) + "\n")  # without its last column
+    assert check(has, policy, desk.study, site="rest").is_fit
+    assert np.isnan(read(policy, desk.study, site="rest").columns["days"]).all()
+    assert np.isnan(read(policy, desk.study).columns["days"]).all()
+    (problem,) = check(has, policy, desk.study, site="svi").problems
+    assert "a column of this name for the study's days" in str(problem)
+    with pytest.raises(DataInvalid):
+        read(policy, desk.study, site="svi")
+
+
+def test_a_trainer_reads_a_task_s_column_only_where_the_study_says_that_it_is(site: Site):
+    desk, sums = document_desk(site, "tasks", *NONE, ALONE), {}
+    state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
+    for name in ("svi", "rest"):
+        model = WarmModel(name)
+        compute = model.contribution(desk.study, load_policy(site.home), desk.study.planned_round(1))
+        sums[name] = compute(state).reshape(5, -1)
+        model.stop()
+    assert sums["svi"][PARTS["stay"]].any()
+    assert not sums["rest"][PARTS["stay"]].any()
+    assert sums["rest"][PARTS["finding"]].any()
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (("none,0", "none,2"), "line 3, column sepsis: expected 0 or 1, or nothing, found a number"),
+        (
+            ("p2,,none", "p2,,Low"),
+            "line 3, column finding: expected one of the study's 3 classes, or nothing, found text",
+        ),
+        (("0,0,0.5", "0,0,long"), "line 3, column days: expected a number, or nothing, found text"),
+    ],
+)
+def test_a_cell_of_a_task_may_be_empty_but_not_anything(site: Site, cell, said):
+    desk = document_desk(site, "tasks", *NONE, ALONE)
+    (site.home / "patients.csv").write_text(NOTES.replace(*cell))
+    report = check(site.home / "patients.csv", load_policy(site.home), desk.study, site="svi")
+    assert [str(problem) for problem in report.problems] == [said]
+
+
+def test_every_task_is_measured_on_the_records_that_tell_it(site: Site):
+    model, examples = examples_of(document_desk(site, "tasks", *NONE, ALONE))
+    state = np.random.default_rng(4).normal(0, 2, model.adapted.layout.dim).astype(np.float32)
+    model.adapted.load_state(state)
+    found = model.evaluate([examples])
+    metrics = {"auc", "accuracy", "brier_score", "calibration_error"}
+    assert {*found} == {
+        "records", "accuracy", "accuracy_finding", "accuracy_stay", "mean_absolute_error_stay",
+        *(f"{metric}_sepsis" for metric in metrics),
+    }  # fmt: skip
+    assert found["records"] == 4
+    with torch.no_grad():
+        outputs = model.adapted.classify(torch.from_numpy(examples.ids)).numpy()
+    right = [["low", "none", "high"][row[1:4].argmax()] for row in outputs]
+    is_right = [answer == want for answer, want in zip(right, ("low", "none", "high", "high"), strict=True)]
+    assert found["accuracy_finding"]["value"] == pytest.approx(np.mean(is_right))
+    days = 15 + 15 * outputs[:, 4].clip(-1, 1)
+    error = np.abs(days - np.array([3, 0.5, 30, 12])).mean()
+    assert found["mean_absolute_error_stay"]["value"] == pytest.approx(error, abs=1e-3)
+
+
+def test_a_person_who_approves_sees_every_task_and_where_it_is(site: Site):
+    facts = study_facts(document_desk(site, "tasks", ALONE).study)
+    assert facts["Data"]["tasks"] == {
+        "sepsis": "label sepsis; weight 0.5",
+        "finding": "label finding, one of: low, none, high; weight 1",
+        "stay": "number days, from 0 to 30, right within 3; weight 1; at svi",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('label = "finding"', "data.document.label stands beside data.document.tasks"),
+        ('tasks.again = { label = "sepsis" }', "column 'sepsis' is learned by two tasks"),
+        ('tasks.none = {}', "data.document.tasks.none.label is missing"),
+        ('tasks.note = { label = "note" }', "also a column of the record"),
+        ('tasks.far = { label = "far", sites = ["elsewhere"] }', "is said to be at site 'elsewhere', which is none of"),
+        (
+            "\n".join(f'tasks.n{x} = {{ number = {{ column = "c{x}", low = 0.0, high = 1.0, within = 0.1 }} }}'
+                      for x in range(4)),
+            "at most 62 fit",
+        ),
+    ],
+)  # fmt: skip
+def test_tasks_that_contradict_each_other_are_refused(site: Site, change, said):
+    terms = f'[data.document]\ntext = "{{note}}"\ntasks.sepsis = {{ label = "sepsis" }}\n{change}'
+    with pytest.raises(StudyInvalid, match=re.escape(said)):
+        site.study(*DOCUMENT[:3], (DOCUMENT[3][0], terms))
+
+
+def test_a_study_with_tasks_is_read_back_as_it_was_signed(site: Site):
+    study = document_desk(site, "tasks", ALONE).study
+    assert Study.parse(study.canonical()) == study
+    assert b'"tasks":{"finding":{"classes"' in study.canonical()

@@ -8,18 +8,19 @@ import pytest
 from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
+from confide.client_node.data import Records
 from confide.client_node.study import load_draft
 from confide.coordinator.cli.main import app
 from confide.coordinator.comparison import compare, federated, ladder
 from confide.coordinator.comparison.figures import CAUTION, student
 from confide.coordinator.comparison.ladder import RUNGS, Ladder, linear_rate
-from confide.coordinator.comparison.task import Target, read_task
+from confide.coordinator.comparison.task import Target, _of_outcome, read_task
 from confide.coordinator.errors import StudyRefused
 from confide.coordinator.studies.learning_rates import adapter_rate, head_rate, with_rates
 from confide.models.backbones.moments import take_moments
 from confide.models.evaluation.metrics import Estimate, auc
 from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
-from confide.models.records.outcomes import OutcomeTerms
+from confide.models.records.tasks import OutcomeTerms
 from confide.privacy.accounting import epsilon_pld
 
 from ...client_node.conftest import STUDY_TOML, TEXT, changed
@@ -277,6 +278,33 @@ def test_labels_are_told_all_at_once(tmp_path, records):
 def test_an_answer_is_right_if_all_of_it_is(objective, told, outputs, right):
     target = Target("accuracy", objective, {}, np.array(told), within=0.1)
     assert target.judge(np.array(outputs, dtype=np.float64)).value == pytest.approx(np.mean(right))
+
+
+def tasks_target(told):
+    """A target of two tasks: a label, and a number of 0 to 10, right within 1."""
+    terms = OutcomeTerms(
+        tasks={
+            "sick": {"label": "sick"},
+            "days": {"number": {"column": "days", "low": 0.0, "high": 10.0, "within": 1.0}},
+        }
+    )
+    sick, days = (np.array(column) for column in zip(*told, strict=True))
+    records = Records({"sick": sick, "days": days.astype(float)}, np.arange(len(told)), None)
+    return _of_outcome(terms, {"north": records}, {"north": records})
+
+
+def test_of_several_tasks_all_that_a_record_tells_must_be_right():
+    nothing = float("nan")
+    target = tasks_target([(1, 5), (1, nothing), (-1, 2), (-1, nothing), (0, 9)])
+    outputs = np.array([[1, 0.1], [-1, 0.0], [1, -0.7], [9, 0.0], [-1, 0.5]])
+    assert target.metric == "accuracy"
+    assert target._is_right(outputs).tolist() == [True, False, True, False, False]
+    assert target.judge(target.best_constant()).value == pytest.approx(2 / 5)  # 1, and one of the numbers
+
+
+def test_a_task_that_no_held_out_record_tells_has_a_constant_too():
+    target = tasks_target([(1, float("nan")), (0, float("nan")), (1, float("nan"))])
+    assert target.judge(target.best_constant()).value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import torch
 from scipy.sparse import csr_array
 
 from confide.coordinator.comparison.linear import HASHED, hashed_inputs, private_linear
-from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
 
 from ..demo.test_baselines import NO_NOISE, TINY, make_draft
 
 CLASSES, WIDTH = 4, 3
+TASKS = SeveralTasks((Task("a", BinaryLabel(), 2.0), Task("b", OneClass(("x", "y", "z")), 0.5)))
 CLIP = ("clip_norm = 1.0", "clip_norm = 0.4")
 
 
@@ -56,7 +57,7 @@ def test_several_classes_without_noise_are_descent_on_units_clipped_over_all_wei
     np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("objective", [BinaryLabel(), SeveralLabels(("a", "b")), PointOnScale(0.0, 9.0)])
+@pytest.mark.parametrize("objective", [BinaryLabel(), SeveralLabels(("a", "b")), PointOnScale(0.0, 9.0), TASKS])
 def test_each_objective_without_noise_is_descent_on_its_own_loss(tmp_path, objective):
     draft = make_draft(tmp_path, *TINY, *NO_NOISE, CLIP)
     units = [np.array([0, 1, 1, 2]), np.array([5, 5, 3, 4, 4, 7])]
@@ -65,6 +66,8 @@ def test_each_objective_without_noise_is_descent_on_its_own_loss(tmp_path, objec
         sites = [(x, y % 2, own) for x, y, own in sites]
     if isinstance(objective, PointOnScale):
         sites = [(x, (y + 1) / CLASSES, own) for x, y, own in sites]
+    if objective == TASKS:  # all, some or none of the tasks are told
+        sites = [(x, np.array([0, 1, 7, 11, 5, 3])[: len(y)], own) for x, y, own in sites]
     weight = velocity = torch.zeros(WIDTH, *filter(None, [objective.outputs]), dtype=torch.float64)
     for _ in range(2):
         total = torch.zeros_like(weight)
@@ -73,7 +76,7 @@ def test_each_objective_without_noise_is_descent_on_its_own_loss(tmp_path, objec
                 rows, trained = own == unit, weight.clone().requires_grad_()
                 losses = objective.losses(torch.from_numpy(x[rows]) @ trained, torch.from_numpy(y[rows]))
                 (mean,) = torch.autograd.grad(losses.mean(), trained)
-                total += mean * min(1.0, 0.4 / float(mean.norm()))
+                total += mean * 0.4 / max(0.4, float(mean.norm()))
         velocity = 0.9 * velocity + total / (8 * 0.4)
         weight = weight - 2.0 * velocity
     found = private_linear(

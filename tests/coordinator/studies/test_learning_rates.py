@@ -15,7 +15,7 @@ from confide.coordinator.studies.learning_rates import (
     head_rate,
     with_rates,
 )
-from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
 
 from ...client_node.conftest import STUDY_TOML, changed
 
@@ -88,6 +88,7 @@ def test_only_what_the_draft_leaves_out_is_chosen(tmp_path):
         (SeveralLabels(("a", "b")), HEAD_WALK, 1 / 4),
         (OneClass(("a", "b", "c")), CLASS_WALK, 1 / 2),
         (PointOnScale(0.0, 1.0), NUMBER_WALK, 1),
+        (SeveralTasks((Task("a", BinaryLabel(), 3.0), Task("b", OneClass(("a", "b"))))), CLASS_WALK, 3 / 4),
     ],
 )
 def test_a_rate_goes_by_what_the_head_learns(tmp_path, objective, walk, curvature):
@@ -99,7 +100,8 @@ def test_a_rate_goes_by_what_the_head_learns(tmp_path, objective, walk, curvatur
     assert head_rate(quiet, objective) == pytest.approx(limit)
     # The curvature is the most that the loss can have by its outputs.
     outputs = torch.zeros((1,) if objective.outputs is None else (1, objective.outputs), dtype=torch.float64)
+    target = 4.0 if isinstance(objective, SeveralTasks) else 0.0  # of several tasks: all that can be told is
     second = torch.autograd.functional.hessian(
-        lambda given: objective.losses(given, torch.zeros(1)).sum(), outputs
+        lambda given: objective.losses(given, torch.full((1,), target)).sum(), outputs
     ).reshape(outputs.numel(), -1)
     assert torch.linalg.eigvalsh(second).max() <= curvature + 1e-9

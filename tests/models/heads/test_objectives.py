@@ -1,18 +1,43 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from confide.models.errors import InvalidAdapter
-from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
 
+
+def joined(tasks, told):
+    """The target of one record that tells these, None being nothing."""
+    targets = [np.array([0 if each is None else each]) for each in told]
+    return int(tasks.joined(targets, [np.array([each is not None]) for each in told])[0])
+
+
+TASKS = SeveralTasks(
+    (
+        Task("sick", BinaryLabel()),
+        Task("which", OneClass(("a", "b", "c")), 0.5),
+        Task("signs", SeveralLabels(("x", "y"))),
+        Task("stay", PointOnScale(0.0, 30.0), 2.0),
+    )
+)
 OBJECTIVES = {
     "label": BinaryLabel(),
     "class": OneClass(("a", "b", "c")),
     "labels": SeveralLabels(("x", "y")),
     "number": PointOnScale(0.0, 30.0),
+    "tasks": TASKS,
 }
-TARGETS = {"label": [0, 1, 1, 0], "class": [2, 0, 1, 2], "labels": [0, 3, 1, 2], "number": [-1.0, 0.25, 1.0, 0.0]}
+TOLD = [(1, 2, 0, 0.5), (None, 1, 3, None), (0, None, None, -1.0), (None, None, None, None)]  # of each record
+TARGETS = {
+    "tasks": [joined(TASKS, told) for told in TOLD],
+    "label": [0, 1, 1, 0],
+    "class": [2, 0, 1, 2],
+    "labels": [0, 3, 1, 2],
+    "number": [-1.0, 0.25, 1.0, 0.0],
+}
 
 
 def outputs_of(name, rows=4, *, dtype=torch.float64, seed=0):
@@ -22,6 +47,15 @@ def outputs_of(name, rows=4, *, dtype=torch.float64, seed=0):
 
 def by_definition(name, outputs, target):
     """The loss of one record, from the definition, in Python's floats."""
+    if name == "tasks":
+        first, total = 0, 0.0
+        for task, kind, told in zip(
+            TASKS.tasks, ("label", "class", "labels", "number"), TOLD[TARGETS[name].index(target)], strict=True
+        ):
+            own = outputs[first : first + task.width] if task.objective.outputs else outputs[first]
+            first += task.width
+            total += 0 if told is None else task.weight * by_definition(kind, own, told)
+        return total
     if name == "number":
         return (outputs - target) ** 2 / 2
     if name == "label":
@@ -68,7 +102,8 @@ def test_a_record_s_loss_and_gradient_are_the_same_bits_in_any_place_of_any_batc
 def test_no_target_is_less_likely_than_the_unlikely_one(name):
     objective, outputs = OBJECTIVES[name], outputs_of(name, 50)
     worst = objective.losses(outputs, objective.unlikely(outputs))
-    for target in {"label": (0, 1), "class": range(3), "labels": range(4), "number": (-1.0, 1.0)}[name]:
+    every = [joined(TASKS, told) for told in itertools.product((None, 0, 1), range(3), range(4), (None, -1.0, 1.0))]
+    for target in {"label": (0, 1), "class": range(3), "labels": range(4), "number": (-1.0, 1.0), "tasks": every}[name]:
         assert (worst >= objective.losses(outputs, torch.full((50,), target)) - 1e-12).all()
 
 
@@ -87,3 +122,57 @@ def test_a_meaning_tells_apart_what_differs_and_is_one_line():
     assert OneClass(("a, b", "c")).meaning != OneClass(("a", "b, c")).meaning
     assert PointOnScale(20240101.0, 20240199.0).meaning != PointOnScale(20240120.0, 20240211.0).meaning
     assert "\n" not in OneClass(("a\n## Privacy", "b")).meaning
+
+
+def test_tasks_are_read_from_digits():
+    apart = TASKS.apart(torch.tensor(TARGETS["tasks"]))
+    for place, (targets, is_told) in enumerate(apart):
+        assert is_told.tolist() == [told[place] is not None for told in TOLD]
+        want = [told[place] for told in TOLD if told[place] is not None]
+        np.testing.assert_allclose(targets[is_told].numpy(), want, atol=2**-16)
+
+
+def test_what_a_record_does_not_tell_has_no_gradient_at_all():
+    outputs = outputs_of("tasks", dtype=torch.float32).requires_grad_()
+    TASKS.losses(outputs, torch.tensor(TARGETS["tasks"])).sum().backward()
+    widths = [task.width for task in TASKS.tasks]
+    for row, told in zip(outputs.grad, TOLD, strict=True):
+        has = [bool(part.any()) for part in row.split(widths)]
+        assert has == [each is not None for each in told]
+
+
+def test_a_task_by_itself_is_its_objective_times_its_weight():
+    for task, kind in zip(TASKS.tasks, ("label", "class", "labels", "number"), strict=True):
+        alone, outputs = SeveralTasks((task,)), outputs_of(kind)
+        told = [joined(alone, (target,)) for target in TARGETS[kind]]
+        want = task.weight * task.objective.losses(outputs, torch.tensor(TARGETS[kind]))
+        found = alone.losses(outputs.reshape(4, -1), torch.tensor(told))
+        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)  # a number is rounded to 2^-16 of its scale
+
+
+def test_all_62_bits_of_a_target_are_told_apart():
+    tasks = SeveralTasks(
+        (
+            *(Task(f"n{place}", PointOnScale(0.0, 1.0)) for place in range(3)),
+            Task("b", OneClass(tuple(map(str, range(2000))))),
+        )
+    )
+    targets = [np.array([1.0, -1.0, 0.0])] * 3 + [np.array([1999, 0, 7])]
+    found = tasks.joined(targets, [np.ones(3, dtype=bool)] * 4)
+    assert found.max() > 2**58
+    for (got, is_told), want in zip(tasks.apart(torch.from_numpy(found)), targets, strict=True):
+        assert is_told.all()
+        np.testing.assert_array_equal(got.numpy(), want)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        (),
+        (Task("a", BinaryLabel()), Task("a", BinaryLabel())),
+        tuple(Task(f"n{place}", PointOnScale(0.0, 1.0)) for place in range(4)),
+    ],
+)
+def test_tasks_without_a_name_of_their_own_or_too_many_to_tell_are_refused(tasks):
+    with pytest.raises(InvalidAdapter, match=r"name of its own|at most 62 fit"):
+        SeveralTasks(tasks)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from confide.models.heads.objectives import OneClass, PointOnScale, SeveralLabels
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
 from confide.privacy.audit import engine_checks
 from confide.privacy.audit.engine_checks import (
     _ALPHA,
@@ -26,6 +26,9 @@ from ...models.tiny import VOCABULARY, random_ids
 from ..loops import adapted_tiny, clipped_loop, completing_tiny, labels_for
 from ..sabotage import ADAPTIVE_ENGINES, ENGINES, noise_in_one_local_step
 
+TASKS = SeveralTasks(
+    (Task("a", BinaryLabel()), Task("b", OneClass(("x", "y", "z")), 0.5), Task("c", PointOnScale(0.0, 9.0), 2.0))
+)
 TERMS = ReleaseTerms(
     mode="distributed", clip_norm=0.5, sample_rate=0.2, site_noise_int=150_000, scale_bits=17, max_rows_per_batch=64,
     max_records_per_unit=1,
@@ -66,8 +69,8 @@ def test_the_true_engine_passes_every_check_in_every_block(adapted):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
-    [OneClass(("a", "b", "c")), SeveralLabels(("x", "y")), PointOnScale(0.0, 1.0)],
-    ids=["classes", "labels", "number"],
+    [OneClass(("a", "b", "c")), SeveralLabels(("x", "y")), PointOnScale(0.0, 1.0), TASKS],
+    ids=["classes", "labels", "number", "tasks"],
 )
 def test_the_true_engine_passes_whatever_a_head_learns_of_states_read_apart(objective):
     adapted = adapted_tiny("head", objective=objective, reads=(0, 2))
