@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..models.records.tasks import OutcomeTerms
 from ..privacy.accounting import Release
 from ..privacy.ledger import canonical
 from ..privacy.ledger.charges import Charge
@@ -63,7 +64,7 @@ def audit_step(home: Path, text: str, *, rounds: int = ROUNDS) -> StepAudit:
         raise NothingToAudit(f"study {study.name} asks no private step of {name}: there is nothing to audit")
     charged = _charged(home, study)
     release = charged or charges.charge(study, policy, run="audit", round_number=1).release
-    one = _first(read(policy, study, site=name))
+    one = _first(study, read(policy, study, site=name))
     weight = study.draft.aggregation.weight_of(name)
     units = most_units(release, study.draft.max_norm, weight=weight)
     state, gradient = _steep(study, policy, name, one)
@@ -91,16 +92,20 @@ def _charged(home: Path, study: Study) -> Release | None:
     return found
 
 
-def _first(records: Records) -> Records:
-    if not len(records.units):
+def _first(study: Study, records: Records) -> Records:
+    """Takes the first record that tells anything that is learned."""
+    terms, rows = study.draft.data.terms, len(records.units)
+    tells = terms.tells(records.columns, rows) if isinstance(terms, OutcomeTerms) else np.ones(rows, dtype=np.bool_)
+    if not tells.any():
         raise NothingToAudit("the table has no record to try the step on")
-    return _repeated(records, 1)
+    return _repeated(records, 1, first=int(tells.argmax()))
 
 
-def _repeated(records: Records, times: int) -> Records:
-    """The first record, once for each of so many units."""
-    columns = {name: np.repeat(column[:1], times) for name, column in records.columns.items()}
-    labels = None if records.labels is None else np.repeat(records.labels[:1], times)
+def _repeated(records: Records, times: int, first: int = 0) -> Records:
+    """Repeats one record, the first or another one, for each of so many units."""
+    row = slice(first, first + 1)
+    columns = {name: np.repeat(column[row], times) for name, column in records.columns.items()}
+    labels = None if records.labels is None else np.repeat(records.labels[row], times)
     return Records(columns, np.arange(times), labels)
 
 

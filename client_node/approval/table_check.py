@@ -20,11 +20,11 @@ def check_table(home: Path, table: Path, study: str | None = None) -> DataReport
     """
     policy, path = load_policy(home), table.resolve()
     draft = None if study is None else draft_of(home, study)
-    found = check(path, policy, draft, site=_own_name(home), both_classes=path != policy.data.heldout_path)
+    found = check(path, policy, draft, site=own_name(home), both_classes=path != policy.data.heldout_path)
     return replace(found, objections=known_elsewhere(home, policy, path)) if found.is_fit else found
 
 
-def _own_name(home: Path) -> str | None:
+def own_name(home: Path) -> str | None:
     """The node's name in its federation; None if it is in none yet: tables are checked before that, too."""
     try:
         return Enrolment.load(home).name

@@ -35,8 +35,8 @@ def outlook_lines(outlook: "Outlook") -> list[str]:
 def readers(study: "Study") -> str:
     """Says who can read what of the updates that a site sends."""
     noise = "with noise" if study.draft.privacy.mode != "none" else "WITHOUT NOISE"
-    parties = ", ".join(party.name for party in study.aggregators)
+    parties, fewest = ", ".join(party.name for party in study.aggregators), study.draft.fewest_told
     return (
-        f"Coordinator, aggregators and other sites read sums over {study.quorum} sites or more, {noise}, and only "
+        f"Coordinator, aggregators and other sites read sums over {fewest} sites or more, {noise}, and only "
         f"{parties} together could open what this site sends"
     )

@@ -58,11 +58,11 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
         Exit: nobody can be asked whose record a row is; wrong usage.
         PolicyInvalid: there is a site.toml.
     """
-    from ..approval.table_check import draft_of
+    from ..approval.table_check import draft_of, own_name
     from ..data import site_draft
 
     site_draft.require_no_policy(home)
-    terms = None if wanted.study is None else draft_of(home, wanted.study).data
+    terms, site = None if wanted.study is None else draft_of(home, wanted.study).data, own_name(home)
     found = site_draft.sketch(table.resolve())
     rows = [{"column": column, "seems to be": kind} for column, kind in found.kinds.items()]
     if not quiet:
@@ -76,8 +76,8 @@ def describe(home: Path, table: Path, wanted: Wanted, *, yes: bool, quiet: bool)
         epsilon=wanted.epsilon,
         backbone=str(Path(wanted.backbone).resolve()) if Path(wanted.backbone).is_dir() else wanted.backbone,
     )
-    written = site_draft.write_policy(home, site_draft.site_toml(found, wishes, terms))
-    guesses = site_draft.own_names(terms, found, label_column=wanted.label_column) if terms else {}
+    written = site_draft.write_policy(home, site_draft.site_toml(found, wishes, terms, site=site))
+    guesses = site_draft.own_names(terms, found, label_column=wanted.label_column, site=site) if terms else {}
     if not quiet:
         for name, own in guesses.items():
             tell(f"The study's {name}: {f'taken to be {own}; look at it' if own else 'no column like it'}")

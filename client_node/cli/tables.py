@@ -437,7 +437,7 @@ def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
             "records a unit": draft.data.max_records_per_unit,
             "columns": columns,
         },
-        "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.quorum},
+        "Privacy": {**draft.privacy.model_dump(), "fewest sites in a sum": study.draft.fewest_told},
         "Adapter": {**draft.adapter.model_dump(), "trained numbers": study.dim},
         "Rounds": draft.rounds.model_dump(),
         "Optimizer": draft.optimizer.model_dump(),

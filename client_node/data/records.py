@@ -22,7 +22,7 @@ from .tables import Problem, Problems, Table, open_table
 class Records:
     """The columns, units and labels of a table, ready for training. Its repr is empty."""
 
-    columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool or str|None
+    columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool, int64 or str|None
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
     labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
 
@@ -182,7 +182,11 @@ def _add_emptiness(scan: _Scan, wanted: list[_Wanted], labels: tuple[int, int] |
         return
     if not scan.rows:
         scan.problems.add(Problem(None, "", "rows below the header", "none"))
-    elif labels is not None and 0 in labels:
+        return
+    for column in wanted:
+        if column.column.is_task and column.need == "needed" and scan.missing[column.name] == scan.rows:
+            scan.problems.add(Problem(None, column.own, f"cells that say something of {column.name}", "none"))
+    if labels is not None and 0 in labels:
         own = next(column.own for column in wanted if column.name == _LABEL)
         only = labels.index(max(labels))
         scan.problems.add(Problem(None, own, "rows of both labels, 0 and 1", f"{only} in all; is it the right column?"))

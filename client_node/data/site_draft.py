@@ -85,23 +85,32 @@ def unit_word(unit_column: str) -> str:
     return word if word in _PEOPLE[:-2] else "person"
 
 
-def own_names(terms: DataTerms, found: TableSketch, *, label_column: str | None = None) -> dict[str, str | None]:
+def own_names(
+    terms: DataTerms, found: TableSketch, *, label_column: str | None = None, site: str | None = None
+) -> dict[str, str | None]:
     """Pairs each column of a study that the table has not with the one of the table that is most like it, if any.
 
     Args:
         label_column: the table's column for the study's label, if it is known already.
+        site: whose table it is, as the study names it; without it, nothing is guessed for a column that some sites
+            alone have.
     """
     names, pairs = list(found.kinds), {}
     for column in terms.kind.columns(terms.terms):
-        if column.name not in names and not (column.is_label and label_column):
-            pairs[column.name] = _like(column.name, names)
+        is_elsewhere = column.sites is not None and site is not None and site not in column.sites
+        if column.name not in names and not (column.is_label and label_column) and not is_elsewhere:
+            may_guess = column.sites is None or site is not None
+            pairs[column.name] = _like(column.name, names) if may_guess else None
     return pairs
 
 
-def site_toml(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None = None) -> str:
+def site_toml(
+    found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None = None, *, site: str | None = None
+) -> str:
     """Writes the text of a site.toml with comments.
 
     Args:
+        site: whose table it is, see `own_names`.
         terms: of a study, whose names for columns the table's are compared with.
 
     Raises:
@@ -115,7 +124,7 @@ def site_toml(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None 
             raise DataInvalid(
                 str(found.path), (Problem(None, name, f"a column of this name ({place})", f"none{hint}"),)
             )
-    text = "\n".join([*_data(found, wishes), *_columns(found, wishes, terms), *_rest(wishes), ""])
+    text = "\n".join([*_data(found, wishes), *_columns(found, wishes, terms, site), *_rest(wishes), ""])
     try:
         parse_json(json.dumps(tomllib.loads(text)), SitePolicy, error=PolicyInvalid, source="site.toml")
     except tomllib.TOMLDecodeError as err:
@@ -168,10 +177,10 @@ def _data(found: TableSketch, wishes: PolicyWishes) -> list[str]:
     ]
 
 
-def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None) -> list[str]:
+def _columns(found: TableSketch, wishes: PolicyWishes, terms: DataTerms | None, site: str | None) -> list[str]:
     lines = ["[data.columns] # the study's name = the table's own; columns of one name need no line"]
     if terms is not None:
-        for name, own in own_names(terms, found, label_column=wishes.label_column).items():
+        for name, own in own_names(terms, found, label_column=wishes.label_column, site=site).items():
             lines.append(
                 f"{_text(name)} = {_text(own)} # a guess" if own else f"# {_text(name)} = ... # nothing like it"
             )

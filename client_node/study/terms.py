@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,8 +20,9 @@ from ...models.backbones import families
 from ...models.backbones.family import WeightFormat
 from ...models.records import RecordSchema
 from ...models.records.fields import FieldTerms
-from ...models.records.kind import Column, Judged, RecordKind
+from ...models.records.kind import Judged, RecordKind
 from ...models.records.kinds import INLINE, KINDS
+from ...models.records.tasks import OutcomeTerms
 from ...models.records.text import TextTerms
 from ...models.strict import Frozen, Label, Name, StrictModel, Text, Unique, contradictions, rule
 from ...mpc.sharing.hpke import KemName
@@ -356,6 +357,14 @@ class StudyDraft(StrictModel):
         return max(self.rounds.min_sites, len(self.participants.sites) - self.privacy.max_dropouts)
 
     @property
+    def fewest_told(self) -> int:
+        """Fewest sites that every number of an opened sum tells of: `quorum`, or fewer where sites lack a task."""
+        terms = self.data.terms
+        tasks = terms.tasks if isinstance(terms, OutcomeTerms) else None
+        named = [len(task.sites) for task in (tasks or {}).values() if task.sites is not None]
+        return self.quorum - len(self.participants.sites) + min([*named, len(self.participants.sites)])
+
+    @property
     def min_untopped(self) -> int:
         """Fewest sites whose sum may be opened without a top-up; with top-ups, a smaller sum first gets more noise."""
         return len(self.participants.sites) if self.privacy.dropouts == "top-up" else self.quorum
@@ -438,7 +447,8 @@ class StudyDraft(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if problems := [
-            *_data_problems(self.data, self.adapter, self.participants.sites),
+            *_data_problems(self.data, self.adapter),
+            *_task_problems(self),
             *_rate_problems(self),
             *_privacy_problems(self),
             *_rank_problems(self),
@@ -467,7 +477,7 @@ def load_draft(path: Path) -> StudyDraft:
     return draft
 
 
-def _data_problems(data: DataTerms, adapter: AdapterTerms, sites: Sequence[str]) -> list[str]:
+def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     problems, tables = [], data.tables()
     if len(tables) > 1:
         return [f"data has the tables {', '.join(tables)}; keep one: all records of a study are of one kind"]
@@ -479,7 +489,6 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms, sites: Sequence[str])
             if getattr(data, name)
         ]
     problems += kind.problems(data.terms, max_tokens=data.max_tokens)
-    problems += [] if problems else _site_problems(kind.columns(data.terms), sites)
     if adapter.head != kind.head:
         why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
         problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
@@ -490,13 +499,33 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms, sites: Sequence[str])
     return problems
 
 
-def _site_problems(columns: Sequence[Column], sites: Sequence[str]) -> list[str]:
-    return [
-        f"data: column {column.name!r} is said to be at site {site!r}, which is none of participants.sites"
-        for column in columns
-        for site in column.sites or ()
+def _task_problems(draft: StudyDraft) -> list[str]:
+    """Lists sites of tasks that take no part, and tasks of so few sites that a sum would tell what one of them sent."""
+    terms, sites = draft.data.terms, draft.participants.sites
+    if not isinstance(terms, OutcomeTerms) or terms.tasks is None:
+        return []
+    named = {name: task.sites for name, task in terms.tasks.items() if task.sites is not None}
+    problems = [
+        f"tasks.{name}.sites names {site!r}, which is none of participants.sites"
+        for name, own in named.items()
+        for site in own
         if site not in sites
     ]
+    if len(named) == len(terms.tasks):
+        told = {site for own in named.values() for site in own}
+        problems += [
+            f"tasks: {site} has none of them; name it in the sites of one" for site in sites if site not in told
+        ]
+    fewest = 3 if draft.privacy.mode == "distributed" else 2
+    missing = len(sites) - draft.quorum
+    problems += [
+        f"tasks.{name}.sites names {len(own)} sites, of which {missing} may be missing in a sum; {fewest} must be "
+        "left, or what one of them sent for the task could be told from the sum"
+        for name, own in named.items()
+        if len(own) - missing < fewest
+    ]
+    place = "data" if draft.data.kind.name == INLINE else f"data.{draft.data.kind.name}"
+    return [f"{place}.{problem}" for problem in problems]
 
 
 def _rate_problems(draft: StudyDraft) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -157,13 +158,21 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseM
     current: Any = model
     for part in location:
         if not _is_model(current) or str(part) not in current.model_fields:
-            arguments = [a for a in typing.get_args(current) if _is_model(a)]  # an entry of a list or mapping
-            current = arguments[0] if arguments else None
+            current = next(_models_in(current), None)  # an entry of a list or mapping
         else:
             current = current.model_fields[str(part)].annotation
             if isinstance(current, types.UnionType):  # `X | None`
                 current = next((a for a in typing.get_args(current) if a is not types.NoneType), None)
     return current if _is_model(current) else None
+
+
+def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    """Yields the models that a list or mapping of them names, also behind `Annotated` and `X | None`."""
+    for argument in typing.get_args(kind):
+        if _is_model(argument):
+            yield argument
+        else:
+            yield from _models_in(argument)
 
 
 def _is_model(kind: Any) -> bool:

@@ -236,6 +236,7 @@ class Trainer:
 
         Counts of label 0 come first, bins ascending; see `models.evaluation.binned`. For free text, the label is 1
         if greedy decoding writes the completion, and the score is the logit of its tokens' mean likelihood (geometric).
+        A record that tells nothing of a study's tasks, whose label is NaN, is not counted.
         Each record is scored by itself, at its own length. In a batch the last bits of a score depend on its
         neighbours and can move it into the next bin, so one unit more or less could change another unit's count. A
         record of the thyroid example takes some 7 ms by itself, 0.4 ms in a batch.
@@ -250,6 +251,7 @@ class Trainer:
         self._group.begin(parts[1:])
         judged = np.concatenate([self.compute(parts[0]), *self._group.finish()])
         labels, scores = judged.reshape(-1, 2).T
+        tells = ~np.isnan(labels)
         planned = self._study.planned_round(round_number)
         bins = planned.dim // 2
         terms = HistogramTerms(
@@ -258,8 +260,8 @@ class Trainer:
             site_noise_int=site_noise,
             scale_bits=planned.scale_bits,
         )
-        cells = labels.astype(np.int64) * bins + bin_of(scores, bins)
-        return private_histogram(cells, examples.units, terms=terms, source=self._source(round_number))
+        cells = labels[tells].astype(np.int64) * bins + bin_of(scores[tells], bins)
+        return private_histogram(cells, examples.units[tells], terms=terms, source=self._source(round_number))
 
     def compute(self, part: Part) -> Vector:
         """Computes a part for the leading process: a clipped sum, or the label and score of each of some records.

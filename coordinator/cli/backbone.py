@@ -1,8 +1,9 @@
 """The commands `coordinator backbone`: build, import, list and inspect the frozen models that studies adapt."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ from .model_tables import (
     show_routing,
 )
 from .options import PageOption, TextOption, TokensOption
+
+if TYPE_CHECKING:
+    from ...models.backbones.family import BackboneConfig
 
 app = group("The frozen model that studies adapt.", "coordinator backbone build study.toml backbone")
 _TOKENS = 8192  # of synthetic records, for a line on routing
@@ -50,6 +54,11 @@ def backbone_build(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --public: tokens to read in all; by default 5 million.")
     ] = None,
+    layers: Annotated[int, typer.Option(min=2, max=1000, help="Decoder layers.")] = 2,
+    hidden: Annotated[
+        int | None, typer.Option(min=32, max=2**16, help="Width, a multiple of 32; by default 128, of text 96.")
+    ] = None,
+    experts: Annotated[int, typer.Option(min=2, max=4096, help="Routed experts of a layer that has any.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
     """Build a small model for the records that study.toml describes, trained on synthetic or public ones alone.
@@ -57,18 +66,22 @@ def backbone_build(
     Records of fields need no table: they are drawn at random. Formulas and code are learned from a public one, with an
     id of each row in a column of the study's unit and _id.
     """
+    from ...models.backbones.family import BackboneConfig
+
+    size = BackboneConfig(
+        family=family, layers=layers, hidden=hidden or (128 if public is None else 96), experts=experts
+    )
     if public is not None:
-        return _build_of_public(draft, public, directory, family, structure, tokens, as_json)
+        return _build_of_public(draft, public, directory, size, structure, tokens, as_json)
     if structure is not None or tokens is not None:
         raise typer.BadParameter("--structure and --tokens go with --public: synthetic records of fields have neither")
     from ...client_node.study import load_draft
-    from ...models.backbones.family import BackboneConfig
     from ...models.backbones.pretraining import pretrain
     from ..results.router_statistics import measure_records
 
-    schema, config = load_draft(draft).record_schema(), BackboneConfig(family=family)
+    schema = load_draft(draft).record_schema()
     with bar("Pretraining on synthetic records") as progress:
-        digest = pretrain(schema, directory, backbone=config, progress=progress)
+        digest = pretrain(schema, directory, backbone=size, progress=progress)
     show_built(directory, digest, measure_records(directory, tokens=_TOKENS), as_json)
 
 
@@ -162,14 +175,19 @@ def backbone_moments(
 
 
 def _build_of_public(
-    draft: Path, public: Path, directory: Path, family: str, structure: str | None, tokens: int | None, as_json: bool
+    draft: Path,
+    public: Path,
+    directory: Path,
+    size: "BackboneConfig",
+    structure: str | None,
+    tokens: int | None,
+    as_json: bool,
 ) -> None:
     from ...client_node.study import load_draft
-    from ...models.backbones.family import BackboneConfig
     from ...models.backbones.text_pretraining import TextPretrainingConfig
     from ..results.text_backbone import build_text_backbone
 
-    config = BackboneConfig(family=family, hidden=96, max_tokens=512)
+    config = replace(size, max_tokens=512)
     training = TextPretrainingConfig() if tokens is None else TextPretrainingConfig(tokens=tokens)
     with bar("Pretraining on public records") as progress:
         digest = build_text_backbone(

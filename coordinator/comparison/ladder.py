@@ -22,7 +22,7 @@ from ...client_node.study import StudyDraft
 from ...client_node.study.cost import releases_of_draft, ring_of, solve_noise, with_noise
 from ...client_node.training.study_model import load_study_model
 from ...models.evaluation.metrics import Estimate
-from ...models.heads.objectives import Objective, PointOnScale
+from ...models.heads.objectives import Objective, PointOnScale, SeveralTasks
 from ...models.records.kind import SHARE
 from ...privacy.accounting import Mode, epsilon_pld
 from ..errors import StudyRefused
@@ -287,9 +287,16 @@ def linear_rate(draft: StudyDraft, objective: Objective | None = None, *, is_whi
         rate = head_rate(
             draft.model_copy(update={"optimizer": optimizer.model_copy(update={"kind": "momentum"})}), objective
         )
-    if isinstance(objective, PointOnScale) and not is_whitened:
-        rate = min(rate, (1 + optimizer.momentum) * draft.privacy.clip_norm)
+    if not is_whitened and (weight := _of_squared_errors(objective)):
+        rate = min(rate, (1 + optimizer.momentum) * draft.privacy.clip_norm / weight)
     return rate
+
+
+def _of_squared_errors(objective: Objective | None) -> float:
+    """Returns the weight of squared errors in a loss; 0 if there are none."""
+    if isinstance(objective, SeveralTasks):
+        return max(task.weight * _of_squared_errors(task.objective) for task in objective.tasks)
+    return float(isinstance(objective, PointOnScale))
 
 
 def _cell(ladder: Ladder, job: Job) -> Cell:

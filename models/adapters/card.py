@@ -48,7 +48,7 @@ class ModelCard:
     frozen: WeightFormat = "float32"  # how all other linear layers were
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
-    accuracy: Estimate | None = None  # of what answers with a class, several labels or a number, measured so
+    accuracy: Estimate | None = None  # of what answers with a class, labels, a number or several tasks, measured so
     parses: Estimate | None = None  # of what writes programs, measured so
     guaranteed: float | None = None  # epsilon that holds whatever was chosen by results, where it is known
 

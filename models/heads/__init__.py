@@ -1,9 +1,9 @@
 """Heads on a backbone's last states: the pooled classifier, and the loss of each record.
 
 `pooled` gives the states that `PooledHead` turns into numbers of a record, of which an objective in `objectives` makes
-a label, a class, several labels or a point of a scale. `record_losses` is the loss of a label, `foretell` that of the
-words that a causal model is to write, and `completion_losses` the same for training. Each loss is a function of one
-record alone, as clipping by unit needs it to be.
+a label, a class, several labels, a point of a scale, or several of these. `record_losses` is the loss of a label,
+`foretell` that of the words that a causal model is to write, and `completion_losses` the same for training. Each loss
+is a function of one record alone, as clipping by unit needs it to be.
 
 A coin flip costs log 2 nats; a sure answer costs little if it is right and much if it is wrong:
 

@@ -261,7 +261,7 @@ class SeveralTasks(_WholeNumber):
             raise InvalidAdapter("need one or more tasks, each with a name of its own")
         if self.digits > 2**MOST_LABELS:
             raise InvalidAdapter(
-                f"the tasks together tell {math.log2(self.digits):.0f} bits of a record, and at most {MOST_LABELS} "
+                f"the tasks together tell {math.log2(self.digits):.1f} bits of a record, and at most {MOST_LABELS} "
                 "fit: a number takes 16, a label 2, classes as many as their count needs"
             )
 

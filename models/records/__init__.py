@@ -3,9 +3,9 @@
 `kinds` is the table of kinds. Each is a file that implements `kind.RecordKind`: to add one, write such a file and its
 line in the table. `fields` has a `RecordSchema` that describes numbers, categories and flags by published cut points
 and lists; its words are the vocabulary of a backbone. `documents` are free text that a head reads as a whole.
-`outcomes` is what a head learns: a label, classes, several labels, a number. `text` has templates that make a prompt
-and a completion of free text, or turns of a conversation by the checkpoint's chat template; `kinds` also holds whole
-conversations, formulas and code, for which `vocabularies` makes tokenizers.
+`outcomes` is what a head learns: a label, classes, several labels, a number; `tasks` are several of these. `text` has
+templates that make a prompt and a completion of free text, or turns of a conversation by the checkpoint's chat
+template; `kinds` also holds whole conversations, formulas and code, for which `vocabularies` makes tokenizers.
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 
@@ -32,5 +32,6 @@ __all__ = [
     "kind",
     "kinds",
     "outcomes",
+    "tasks",
     "text",
 ]

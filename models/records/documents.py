@@ -1,4 +1,4 @@
-"""Documents: records of free text that a head reads as a whole, to say one of several classes, labels or a number.
+"""Documents: records of free text that a head reads as a whole, to say classes, labels, a number, or several tasks.
 
 The text is what a published template makes of a record's cells; nothing is written. What is learned is what
 `tasks.OutcomeTerms` name.

@@ -48,6 +48,7 @@ class Column:
     expected: str  # what a cell must be, for people: "one of the study's 5 values"
     read: "Callable[[pa.Array], Cells]"  # trimmed text to values; counts what does not fit, never raises
     is_label: bool = False  # of 0 and 1, what a classifier learns
+    is_task: bool = False  # one of several things that are learned, each where a record tells it
     sites: tuple[str, ...] | None = None  # whose tables have it; at others it is read as nothing; None: all
 
 
@@ -132,7 +133,10 @@ class RecordKind(Protocol):
         """
 
     def judge(self, terms: Any, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
-        """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only."""
+        """Judges one record by itself: (label, score), the score as a logit. PRIVATE: used in charged counts only.
+
+        The label is NaN if there is nothing to judge.
+        """
 
     def evaluate(self, terms: Any, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""

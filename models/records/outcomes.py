@@ -188,15 +188,15 @@ class Outcome(StrictModel):
                 "calibration_error": metrics.calibration_error,
             }  # fmt: skip
             return {name: asdict(metric(found, targets)) for name, metric in by_name.items()}
-        is_right = [bool(self.judge(row, target)[0]) for row, target in rows_of(found, targets)]
-        return {"accuracy": asdict(metrics.exact_match(is_right)), **self._also(found, targets)}
+        is_right = [bool(self.judge(row, target)[0]) for row, target in _rows(found, targets)]
+        return {"accuracy": asdict(metrics.exact_match(is_right)), **self.details(found, targets)}
 
     def scored(self, adapted: Any, tables: Sequence[Examples]) -> tuple[np.ndarray, np.ndarray]:
         """Computes the head's outputs for all records, [rows] or [rows, K], beside their targets [rows]."""
         found = np.concatenate([scores(adapted, examples) for examples in tables])
         return found, np.concatenate([examples.targets for examples in tables])
 
-    def _also(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    def details(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         """Computes each label's AUC, if it has both values, or the mean absolute error of a number."""
         from ..evaluation import metrics
 
@@ -221,7 +221,7 @@ class ReadByHead(RecordKind):
         return terms.objective()
 
     def judged(self, terms: Outcome) -> Judged:
-        """Returns what is counted: scores by label, right answers, or numbers that are near enough."""
+        """Returns what is counted, see `kind.Judged`."""
         return terms.counted
 
     def judge(self, terms: Outcome, reader: Any, adapted: Any, ids: np.ndarray, target: Any) -> tuple[float, float]:
@@ -247,7 +247,7 @@ def scores(adapted: Any, examples: Examples) -> np.ndarray:
     return found
 
 
-def rows_of(found: np.ndarray, targets: np.ndarray) -> Any:
+def _rows(found: np.ndarray, targets: np.ndarray) -> Any:
     """Pairs each record's outputs, a tensor [1] or [1, K], with its target."""
     import torch
 

@@ -4,18 +4,19 @@ A record need not tell every task: where a cell is empty, or a site has no such 
 that task, and its loss is that of the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..strict import FieldName, Frozen, Label, Name, SparseModel, Unique
 from .kind import Column, Judged
-from .outcomes import MOST_CLASSES, NumberTerms, Outcome, rows_of
+from .outcomes import MOST_CLASSES, NumberTerms, Outcome
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from ..heads.objectives import SeveralTasks
     from .cells import Cells
 
-MOST_TASKS = 16
+MOST_TASKS, MOST_BITS = 16, 62
+_STEPS = 2**16  # of a scale, as in `heads.objectives`
 
 
 class TaskTerms(SparseModel):
@@ -59,11 +61,41 @@ class TaskTerms(SparseModel):
         (name,) = self.outcome.outcome_columns
         return name
 
+    @property
+    def digits(self) -> int:
+        """Number of different targets: that of its objective."""
+        if self.number is not None:
+            return _STEPS + 1
+        return 2 if self.classes is None else len(self.classes)
+
+    @property
+    def reach(self) -> float:
+        """How near a point on a scale from -1 to 1 must be, its target's rounding included; 0 without a number."""
+        if self.number is None:
+            return 0.0
+        return 2 * self.number.within / (self.number.high - self.number.low) * (1 + 1e-6) + 1 / _STEPS
+
+    def right(self, outputs: np.ndarray, targets: np.ndarray) -> npt.NDArray[np.bool_]:
+        """bool [rows], which answers are right, of the head's outputs [rows] or [rows, K] and targets [rows]."""
+        found: npt.NDArray[np.bool_]
+        if self.number is not None:
+            found = np.abs(outputs.astype(np.float64).clip(-1, 1) - targets.astype(np.float64)) <= self.reach
+        elif self.classes is not None:
+            found = outputs.argmax(1) == targets
+        else:
+            found = (outputs > 0) == (targets > 0)
+        return found
+
+
+def _by_name(tasks: Mapping[str, TaskTerms]) -> Mapping[str, TaskTerms]:
+    """Sorts the tasks as a study's canonical form does: their order is that of the head's outputs."""
+    return dict(sorted(tasks.items()))
+
 
 class OutcomeTerms(Outcome):
     """Terms of what is learned of a record: one thing, or several tasks at once."""
 
-    tasks: Annotated[Mapping[Name, TaskTerms], *Frozen] | None = Field(
+    tasks: Annotated[Mapping[Name, TaskTerms], AfterValidator(_by_name), *Frozen] | None = Field(
         default=None, min_length=1, max_length=MOST_TASKS,
         examples=['{ sepsis = { label = "sepsis" } }'],
         description="instead of label: several outcomes at once, each a table; see Several tasks",
@@ -115,9 +147,17 @@ class OutcomeTerms(Outcome):
     def judge(self, outputs: Any, target: Any) -> tuple[float, float]:
         """Judges the head's outputs for one record: (label, score), the score as a logit.
 
-        Of several tasks the label is 1 if the record tells any, and all that it tells is answered right.
+        Of several tasks the label is 1 if all that the record tells is answered right, and NaN if it tells nothing.
         """
         return super().judge(outputs, target) if self.tasks is None else self._several.judge(outputs, target)
+
+    def tells(self, columns: Mapping[str, np.ndarray], rows: int) -> npt.NDArray[np.bool_]:
+        """bool [rows], which records tell anything that is learned."""
+        return np.ones(rows, dtype=np.bool_) if self.tasks is None else self._several.tells(columns)
+
+    def right(self, found: np.ndarray, targets: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Judges several tasks: bool [rows], of which records all that is told is right, and which tell anything."""
+        return self._several.right(found, targets)
 
     def measured(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         """Computes metrics with intervals; of several tasks also METRIC_TASK of each, on the records that tell it."""
@@ -139,13 +179,14 @@ class _Several:
         return tuple(task.column for task in self.tasks.values())
 
     def problems(self, place: str) -> list[str]:
-        from ..errors import InvalidAdapter
-
-        try:
-            self.objective()
-        except InvalidAdapter as err:
-            return [f"{place}.tasks: {err}"]
-        return []
+        """Lists what `objectives.SeveralTasks` would refuse; studies are read without loading it."""
+        bits = math.log2(math.prod(1 + task.digits for task in self.tasks.values()))
+        if bits <= MOST_BITS:
+            return []
+        return [
+            f"{place}.tasks tell {bits:.1f} bits of a record, and at most {MOST_BITS} fit: a number takes 16, a label "
+            "less than 2, classes as many as their count needs"
+        ]
 
     def objective(self) -> "SeveralTasks":
         from ..heads.objectives import SeveralTasks, Task
@@ -166,16 +207,20 @@ class _Several:
             elif task.number is None:
                 read = _label_or_nothing
             expected = column.expected.removesuffix(", and not nothing") + ", or nothing"
-            found.append(replace(column, read=read, expected=expected, is_label=False, sites=task.sites))
+            found.append(replace(column, read=read, expected=expected, is_label=False, is_task=True, sites=task.sites))
         return tuple(found)
 
     def facts(self) -> dict[str, Any]:
         said = {}
         for name, task in self.tasks.items():
             ((kind, what),) = task.outcome.outcome_facts().items()
-            where = "" if task.sites is None else f"; at {', '.join(task.sites)}"
-            said[name] = f"{kind} {what}; weight {task.weight:g}{where}"
-        return {"tasks": said}
+            where = "all sites" if task.sites is None else ", ".join(task.sites)
+            said[f"task {name}"] = f"weight {task.weight:g}, at {where}: {kind} {what}"
+        return said
+
+    def tells(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.bool_]:
+        told: npt.NDArray[np.bool_] = np.any([_is_told(columns[name]) for name in self.columns], axis=0)
+        return told
 
     def targets(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.int64]:
         told, found = [], []
@@ -189,39 +234,41 @@ class _Several:
         return self.objective().joined(found, told)
 
     def judge(self, outputs: Any, target: Any) -> tuple[float, float]:
-        import torch
+        is_right, tells = self.right(outputs.detach().cpu().numpy(), np.asarray(target).reshape(1))
+        return (float(is_right[0]), 0.0) if tells[0] else (math.nan, 0.0)
 
-        objective = self.objective()
-        apart = objective.apart(torch.as_tensor(target).reshape(1))
-        judged = [
-            self._right(task, part, own) > 0
-            for task, part, (own, told) in zip(self.tasks.values(), objective.parts(outputs), apart, strict=True)
-            if bool(told)
-        ]
-        return float(bool(judged) and all(judged)), 0.0
+    def right(self, found: np.ndarray, targets: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """(bool [rows], whether all that a record tells is answered right; bool [rows], whether it tells any)."""
+        is_right, tells = np.ones(len(found), dtype=np.bool_), np.zeros(len(found), dtype=np.bool_)
+        for task, outputs, answers, is_told in self._apart(found, targets):
+            is_right[is_told] &= task.right(outputs, answers)
+            tells |= is_told
+        return is_right & tells, tells
 
     def measured(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-        import torch
-
         from ..evaluation import metrics
 
-        objective = self.objective()
-        apart = objective.apart(torch.from_numpy(targets))
-        parts = objective.parts(torch.from_numpy(found))
-        is_right = [bool(self.judge(row, target)[0]) for row, target in rows_of(found, targets)]
-        measured: dict[str, Any] = {"accuracy": asdict(metrics.exact_match(is_right))}
-        for (name, task), part, (own, told) in zip(self.tasks.items(), parts, apart, strict=True):
-            outputs, answers = part[told].numpy(), own[told].numpy()
-            if len(answers):
-                own_metrics = task.outcome.measured(outputs, answers)
-                measured |= {f"{metric}_{name}": value for metric, value in own_metrics.items()}
+        is_right, tells = self.right(found, targets)
+        measured: dict[str, Any] = {"accuracy": asdict(metrics.exact_match(is_right[tells].tolist()))}
+        for name, (task, outputs, answers, is_told) in zip(self.tasks, self._apart(found, targets), strict=True):
+            if not is_told.any():
+                continue
+            own = {"accuracy": asdict(metrics.exact_match(task.right(outputs, answers).tolist()))}
+            if task.outcome.counted != "labels":
+                own |= task.outcome.details(outputs, answers)
+            elif len(np.unique(answers)) > 1:
+                own |= task.outcome.measured(outputs, answers)
+            measured |= {f"{metric}_{name}": value for metric, value in own.items()}
         return measured
 
-    def _right(self, task: TaskTerms, part: Any, target: Any) -> float:
-        """1 if the outputs for one record answer a task right."""
-        if task.outcome.counted == "labels":
-            return float((float(part) > 0) == bool(target))
-        return task.outcome.judge(part, target)[0]
+    def _apart(self, found: np.ndarray, targets: np.ndarray) -> Iterator[tuple[TaskTerms, Any, Any, Any]]:
+        """Yields each task with its outputs and targets of the records that tell it, and which these are [rows]."""
+        import torch
+
+        objective = self.objective()
+        parts, apart = objective.parts(torch.from_numpy(found)), objective.apart(torch.from_numpy(targets))
+        for task, part, (target, told) in zip(self.tasks.values(), parts, apart, strict=True):
+            yield task, part[told].numpy(), target[told].numpy(), told.numpy()
 
 
 def _label_or_nothing(text: "pa.Array") -> "Cells":

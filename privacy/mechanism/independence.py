@@ -63,7 +63,7 @@ def refuse_dependence(
     if adapted.head is not None:
         objective = adapted.head.objective
         outputs = _random(1, _ROWS) if objective.outputs is None else _random(1, _ROWS, objective.outputs)
-        refuse_coupled_loss(objective.losses, outputs, objective.made_up(_ROWS).double())
+        refuse_coupled_loss(objective.losses, outputs, objective.made_up(_ROWS))
     losses = partial(_probe_losses, adapted)
     with _away_from_start(adapted):
         for tokens in lengths:

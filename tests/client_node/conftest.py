@@ -242,7 +242,9 @@ def one_probe_a_kind_of_model() -> Iterator[None]:
     probe, passed = trainer.refuse_dependence, set()
 
     def probe_once(adapted: AdaptedModel, *, words: int, lengths: tuple[int, ...], are_kept: bool) -> None:
-        if (kind := (repr(adapted), words, lengths, are_kept)) not in passed:
+        if (
+            kind := (repr(adapted), repr(adapted.head and adapted.head.objective), words, lengths, are_kept)
+        ) not in passed:
             probe(adapted, words=words, lengths=lengths, are_kept=are_kept)
             passed.add(kind)
 

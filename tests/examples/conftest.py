@@ -57,9 +57,9 @@ def has_round_cut_points(draft, table):
     )
 
 
-def checked(path, draft):
-    """What `client-node data check` says of a table whose columns have the study's own names."""
+def checked(path, draft, site=None):
+    """What `client-node data check` says of a site's table whose columns have the study's own names."""
     data = {"path": str(path), "name": draft.name, "unit": draft.data.unit, "unit_column": f"{draft.data.unit}_id"}
     budget = {"epsilon": 3.0, "delta": 1e-5, "collusion": 1}
     policy = SitePolicy.model_validate({"data": data, "budget": budget, "backbone": {"directory": "backbone"}})
-    return check(Path(path), policy, draft)
+    return check(Path(path), policy, draft, site=site)

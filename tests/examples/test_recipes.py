@@ -21,7 +21,9 @@ def test_the_recipe_is_that_of_thyroid_but_for_rand_s_rate(example, head_lr):
     assert own.adapter.model_copy(update={"seed": thyroid.adapter.seed}) == thyroid.adapter
 
 
-@pytest.mark.parametrize("example", ["loans", "rand", "thyroid", "diagnoses", "chapters", "derivations", "code"])
+@pytest.mark.parametrize(
+    "example", ["loans", "rand", "outlook", "thyroid", "diagnoses", "chapters", "derivations", "code"]
+)
 def test_a_whole_run_costs_less_than_3_by_both_accountants_and_fits_under_the_demo_s_cap(example):
     draft = load_draft(EXAMPLES / example / "study.toml")
     delta, planned = draft.privacy.delta, releases_of_draft(draft, DIM)

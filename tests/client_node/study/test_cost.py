@@ -32,6 +32,18 @@ def test_reading_a_study_loads_no_accountant_and_no_torch():
     assert told.stdout == "set()\n"
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("example", ["thyroid", "outlook"])
+def test_reading_a_study_of_tasks_or_of_one_outcome_loads_no_reader_of_tables_either(example):
+    path = Path(__file__).parents[3] / "examples" / example / "study.toml"
+    code = (
+        "import sys, pathlib; from confide.client_node.study import load_draft; "
+        f"load_draft(pathlib.Path({str(path)!r})); print({{*sys.modules}} & {{'torch', 'pyarrow', 'scipy'}})"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"
+
+
 TOPPED = ("max_dropouts = 0", 'max_dropouts = 1\ndropouts = "top-up"')
 SPARED = ("max_dropouts = 0", "max_dropouts = 1")
 ADAPTIVE = ("clip_norm = 1.0", 'clip_norm = 0.5\nclipping = "adaptive"')

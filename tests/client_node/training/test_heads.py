@@ -1,16 +1,20 @@
 """A head that learns classes, labels, a number or tasks, of documents and of fields, with and without adapters."""
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
 
-from confide.client_node.cli.tables import study_facts
-from confide.client_node.data import check, read
+from confide.client_node.cli.outlook import readers
+from confide.client_node.cli.tables import show_study, study_facts
+from confide.client_node.data import Records, check, read
 from confide.client_node.data.kept_files import KeptStates
-from confide.client_node.errors import DataInvalid, StudyInvalid
+from confide.client_node.data.site_draft import own_names, sketch
+from confide.client_node.errors import DataInvalid, NothingToAudit, StudyInvalid
 from confide.client_node.policy import load_policy
+from confide.client_node.step_audit import _first
 from confide.client_node.study import Study
 from confide.client_node.training import trainer as trainer_module
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
@@ -43,7 +47,7 @@ OUTCOMES = {
     "tasks": """[data.document.tasks]
 sepsis = { label = "sepsis", weight = 0.5 }
 finding = { label = "finding", classes = ["low", "none", "high"] }
-stay = { number = { column = "days", low = 0.0, high = 30.0, within = 3.0 }, sites = ["svi"] }""",
+stay = { number = { column = "days", low = 0.0, high = 30.0, within = 3.0 }, sites = ["svi", "svhc", "other"] }""",
 }
 TARGETS = 'targets = ["q_a_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts"]'
 ALONE = (TARGETS, "targets = []")
@@ -129,8 +133,8 @@ def test_a_histogram_counts_right_answers_of_units(site: Site, outcome):
             label = ((found[row] > 0) == [sepsis[row], shock[row]]).all()
             score = np.log(chance / (1 - chance))
         elif outcome == "tasks":
-            label = (found[row][0] > 0) == sepsis[row]
-            label &= ["low", "none", "high"][found[row][1:4].argmax()] == findings[row]
+            label = (found[row][3] > 0) == sepsis[row]
+            label &= ["low", "none", "high"][found[row][:3].argmax()] == findings[row]
             label &= abs(15 + 15 * np.clip(found[row][4], -1, 1) - np.clip(days[row], 0, 30)) <= 3
             score = 0.0
         else:
@@ -279,7 +283,7 @@ def test_tables_of_fields_learn_classes_too(site: Site):
     assert set(found) == {"records", "accuracy"}
 
 
-PARTS = {"sepsis": slice(0, 1), "finding": slice(1, 4), "stay": slice(4, 5)}  # of the head's outputs, by task
+PARTS = {"finding": slice(0, 3), "sepsis": slice(3, 4), "stay": slice(4, 5)}  # of the head's outputs, by task
 SPARSE = """patient_id,note,finding,sepsis,days
 p1,"feels tired, <|end|> gains weight",low,,3
 p2,,,0,
@@ -361,7 +365,7 @@ def test_every_task_is_measured_on_the_records_that_tell_it(site: Site):
     assert found["records"] == 4
     with torch.no_grad():
         outputs = model.adapted.classify(torch.from_numpy(examples.ids)).numpy()
-    right = [["low", "none", "high"][row[1:4].argmax()] for row in outputs]
+    right = [["low", "none", "high"][row[:3].argmax()] for row in outputs]
     is_right = [answer == want for answer, want in zip(right, ("low", "none", "high", "high"), strict=True)]
     assert found["accuracy_finding"]["value"] == pytest.approx(np.mean(is_right))
     days = 15 + 15 * outputs[:, 4].clip(-1, 1)
@@ -369,13 +373,78 @@ def test_every_task_is_measured_on_the_records_that_tell_it(site: Site):
     assert found["mean_absolute_error_stay"]["value"] == pytest.approx(error, abs=1e-3)
 
 
-def test_a_person_who_approves_sees_every_task_and_where_it_is(site: Site):
-    facts = study_facts(document_desk(site, "tasks", ALONE).study)
-    assert facts["Data"]["tasks"] == {
-        "sepsis": "label sepsis; weight 0.5",
-        "finding": "label finding, one of: low, none, high; weight 1",
-        "stay": "number days, from 0 to 30, right within 3; weight 1; at svi",
-    }
+def test_a_person_who_approves_sees_every_task_and_where_it_is(site: Site, capsys):
+    study = document_desk(site, "tasks", ALONE).study
+    facts = study_facts(study)["Data"]
+    assert facts["task sepsis"] == "weight 0.5, at all sites: label sepsis"
+    assert facts["task stay"] == "weight 1, at svi, svhc, other: number days, from 0 to 30, right within 3"
+    show_study(study)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "task finding" in shown
+    assert "weight 1, at all sites: label finding, one of: low, none, high" in shown.replace("│", " ").replace(
+        "  ", " "
+    )
+    assert "read sums over 3 sites or more" in readers(study)
+
+
+def test_a_task_with_one_value_among_held_out_records_has_no_auc_and_hinders_no_other(site: Site):
+    table = NOTES.replace(",1,1,31", ",0,1,31").replace(",1,0,12", ",0,0,12")
+    model, examples = examples_of(document_desk(site, "tasks", *NONE, ALONE, table=table))
+    found = model.evaluate([examples])
+    assert "auc_sepsis" not in found
+    assert {"accuracy_sepsis", "accuracy_finding", "accuracy_stay"} <= {*found}
+
+
+def test_a_record_that_tells_nothing_is_neither_counted_nor_measured(site: Site):
+    measured = ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]")
+    desk = document_desk(site, "tasks", *NONE, ALONE, measured, table=SPARSE.replace("p1,sweats", "p4,sweats"))
+    trainer, policy = new_trainer(desk), load_policy(site.home)
+    state = np.random.default_rng(1).normal(0, 3, desk.study.dim).astype(np.float32)
+    counts = trainer.histogram(state, lambda: read(policy, desk.study, site="svi"), 41, site_noise=0) / 2**20
+    model, examples = examples_of(desk)
+    model.adapted.load_state(state)
+    found = model.evaluate([examples])
+    assert counts.sum() == 3
+    assert counts.reshape(2, BINS)[1].sum() / 3 == pytest.approx(found["accuracy"]["value"])
+
+
+def test_a_number_is_right_to_the_edge_of_what_is_near_enough_alone_and_as_a_task(site: Site):
+    model, _ = examples_of(document_desk(site, "tasks", *NONE, ALONE))
+    for days, answer in itertools.product(range(31), (0, 30)):
+        outputs = np.zeros((1, 5), dtype=np.float32)
+        outputs[0, 4] = answer / 15 - 1
+        columns = {"days": np.array([float(days)]), "sepsis": np.array([-1]), "finding": np.array([None])}
+        target = model.terms.targets(columns, None)
+        assert bool(model.terms.judge(torch.from_numpy(outputs), target[0])[0]) == (abs(days - answer) <= 3)
+
+
+def test_a_column_of_a_task_that_says_nothing_at_all_is_a_problem_where_the_study_says_that_it_is(site: Site):
+    desk = document_desk(site, "tasks", *NONE, ALONE)
+    empty = "".join(",".join([*line.split(",")[:-1], ""]) + "\n" for line in NOTES.splitlines()[1:])
+    (site.home / "patients.csv").write_text(NOTES.splitlines()[0] + "\n" + empty)
+    policy = load_policy(site.home)
+    (problem,) = check(site.home / "patients.csv", policy, desk.study, site="svi").problems
+    assert "cells that say something of days" in str(problem)
+    assert check(site.home / "patients.csv", policy, desk.study, site="rest").is_fit
+
+
+def test_a_site_that_a_task_is_not_at_is_asked_for_no_column_of_it(site: Site):
+    terms = document_desk(site, "tasks", *NONE, ALONE).study.draft.data
+    (site.home / "other.csv").write_text("patient_id,note,finding,sepsis,day\np1,a,low,0,1\n")
+    found = sketch(site.home / "other.csv")
+    assert own_names(terms, found, site="svi") == {"days": "day"}
+    assert own_names(terms, found, site="rest") == {}
+    assert own_names(terms, found) == {"days": None}  # whose it is is not known: nothing is guessed
+
+
+def test_a_step_is_tried_on_a_record_that_tells_something(site: Site):
+    desk = document_desk(site, "tasks", *NONE, ALONE, table=SPARSE)
+    records = read(load_policy(site.home), desk.study, site="svi")
+    last = Records({name: column[::-1] for name, column in records.columns.items()}, records.units[::-1], None)
+    assert _first(desk.study, last).columns["sepsis"].tolist() == [1]
+    nothing = Records({name: column[3:] for name, column in records.columns.items()}, records.units[3:], None)
+    with pytest.raises(NothingToAudit):
+        _first(desk.study, nothing)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +454,12 @@ def test_a_person_who_approves_sees_every_task_and_where_it_is(site: Site):
         ('tasks.again = { label = "sepsis" }', "column 'sepsis' is learned by two tasks"),
         ('tasks.none = {}', "data.document.tasks.none.label is missing"),
         ('tasks.note = { label = "note" }', "also a column of the record"),
-        ('tasks.far = { label = "far", sites = ["elsewhere"] }', "is said to be at site 'elsewhere', which is none of"),
+        ('tasks.far = { label = "far", sites = ["elsewhere"] }', "tasks.far.sites names 'elsewhere', which is none of"),
+        (
+            'tasks.far = { label = "far", sites = ["svi", "svhc"] }',
+            "data.document.tasks.far.sites names 2 sites, of which 0 may be missing in a sum; 3 must be left",
+        ),
+        ('tasks.far = { label = "far", wieght = 2.0 }', "did you mean weight?"),
         (
             "\n".join(f'tasks.n{x} = {{ number = {{ column = "c{x}", low = 0.0, high = 1.0, within = 0.1 }} }}'
                       for x in range(4)),
@@ -403,3 +477,22 @@ def test_a_study_with_tasks_is_read_back_as_it_was_signed(site: Site):
     study = document_desk(site, "tasks", ALONE).study
     assert Study.parse(study.canonical()) == study
     assert b'"tasks":{"finding":{"classes"' in study.canonical()
+
+
+def test_the_order_in_which_tasks_are_said_is_no_order_of_outputs(site: Site):
+    study = document_desk(site, "tasks", ALONE).study
+    names = [task.name for task in study.draft.data.kind.objective(study.draft.data.terms).tasks]
+    again = Study.parse(study.canonical())
+    assert names == [task.name for task in again.draft.data.kind.objective(again.draft.data.terms).tasks]
+    assert names == sorted(names) != [line.split()[0] for line in OUTCOMES["tasks"].splitlines()[1:]]
+
+
+def test_a_site_that_has_no_task_is_refused_and_missing_sites_are_counted(site: Site):
+    three = 'sites = ["svi", "svhc", "rest"]'
+    terms = f'[data.document]\ntext = "{{note}}"\ntasks.sepsis = {{ label = "sepsis", {three} }}'
+    with pytest.raises(StudyInvalid, match="tasks: other has none of them; name it in the sites of one"):
+        site.study(*DOCUMENT[:3], (DOCUMENT[3][0], terms))
+    more = terms + '\ntasks.shock = { label = "shock" }'
+    assert site.study(*DOCUMENT[:3], (DOCUMENT[3][0], more)).draft.fewest_told == 3
+    with pytest.raises(StudyInvalid, match="of which 1 may be missing in a sum; 3 must be left"):
+        site.study(*DOCUMENT[:3], (DOCUMENT[3][0], more), ("max_dropouts = 0", "max_dropouts = 1"))

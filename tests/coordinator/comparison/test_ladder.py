@@ -19,7 +19,7 @@ from confide.coordinator.errors import StudyRefused
 from confide.coordinator.studies.learning_rates import adapter_rate, head_rate, with_rates
 from confide.models.backbones.moments import take_moments
 from confide.models.evaluation.metrics import Estimate, auc
-from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels
+from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
 from confide.models.records.tasks import OutcomeTerms
 from confide.privacy.accounting import epsilon_pld
 
@@ -280,6 +280,9 @@ def test_an_answer_is_right_if_all_of_it_is(objective, told, outputs, right):
     assert target.judge(np.array(outputs, dtype=np.float64)).value == pytest.approx(np.mean(right))
 
 
+NOTHING = float("nan")
+
+
 def tasks_target(told):
     """A target of two tasks: a label, and a number of 0 to 10, right within 1."""
     terms = OutcomeTerms(
@@ -294,17 +297,41 @@ def tasks_target(told):
 
 
 def test_of_several_tasks_all_that_a_record_tells_must_be_right():
-    nothing = float("nan")
-    target = tasks_target([(1, 5), (1, nothing), (-1, 2), (-1, nothing), (0, 9)])
-    outputs = np.array([[1, 0.1], [-1, 0.0], [1, -0.7], [9, 0.0], [-1, 0.5]])
+    target = tasks_target([(1, 5), (1, NOTHING), (-1, 2), (-1, NOTHING), (0, 9)])
+    outputs = np.array([[0.1, 1], [0.0, -1], [-0.7, 1], [0.0, 9], [0.5, -1]])  # by name: days, sick
     assert target.metric == "accuracy"
-    assert target._is_right(outputs).tolist() == [True, False, True, False, False]
-    assert target.judge(target.best_constant()).value == pytest.approx(2 / 5)  # 1, and one of the numbers
+    assert target.judge(outputs).value == pytest.approx(2 / 4)  # the one that tells nothing is left out
+
+
+def test_the_best_constant_of_tasks_is_the_best_together_and_not_one_by_one():
+    told = [*[(1, 0)] * 40, *[(0, 9)] * 35, *[(1, 9)] * 25]  # the commonest of each, 1 and 9, are the rarest together
+    target = tasks_target(told)
+    assert target.judge(target.best_constant()).value == pytest.approx(0.40)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_constant_of_a_grid_is_better_than_the_one_that_is_found(seed):
+    rng = np.random.default_rng(seed)
+    told = [(int(rng.integers(-1, 2)), NOTHING if rng.random() < 0.3 else float(rng.integers(11))) for _ in range(60)]
+    target = tasks_target(told)
+    found = target.judge(target.best_constant()).value
+    grid = [np.tile([days / 5 - 1, sick], (60, 1)) for days in np.arange(0, 10.5, 0.5) for sick in (-1.0, 1.0)]
+    assert found >= max(target.judge(outputs).value for outputs in grid)
 
 
 def test_a_task_that_no_held_out_record_tells_has_a_constant_too():
-    target = tasks_target([(1, float("nan")), (0, float("nan")), (1, float("nan"))])
+    target = tasks_target([(1, NOTHING), (0, NOTHING), (1, NOTHING)])
     assert target.judge(target.best_constant()).value == pytest.approx(2 / 3)
+
+
+def test_words_learn_a_number_among_tasks_at_the_rate_of_a_number(tmp_path):
+    draft = draft_at(tmp_path)
+    number, weighted = (
+        PointOnScale(0.0, 9.0),
+        SeveralTasks((Task("a", BinaryLabel()), Task("b", PointOnScale(0.0, 9.0), 2.0))),
+    )
+    assert linear_rate(draft, SeveralTasks((Task("a", number),))) == linear_rate(draft, number) < linear_rate(draft)
+    assert linear_rate(draft, weighted) == linear_rate(draft, number) / 2
 
 
 @pytest.mark.parametrize(

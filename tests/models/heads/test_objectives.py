@@ -7,6 +7,7 @@ import torch
 
 from confide.models.errors import InvalidAdapter
 from confide.models.heads.objectives import BinaryLabel, OneClass, PointOnScale, SeveralLabels, SeveralTasks, Task
+from confide.models.records.tasks import TaskTerms
 
 
 def joined(tasks, told):
@@ -163,6 +164,23 @@ def test_all_62_bits_of_a_target_are_told_apart():
     for (got, is_told), want in zip(tasks.apart(torch.from_numpy(found)), targets, strict=True):
         assert is_told.all()
         np.testing.assert_array_equal(got.numpy(), want)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_first_made_up_target_depends_on_every_output(name):
+    objective, outputs = OBJECTIVES[name], outputs_of(name, 3).requires_grad_()
+    targets = objective.made_up(3)
+    assert targets[0] == targets[2] != targets[1]
+    objective.losses(outputs, targets)[0].backward()
+    assert (outputs.grad[0] != 0).all()
+    assert not outputs.grad[1:].any()
+
+
+def test_terms_count_what_objectives_tell_apart():
+    for terms in ({"label": "a"}, {"label": "a", "classes": ("x", "y", "z")},
+                  {"number": {"column": "a", "low": 0.0, "high": 1.0, "within": 0.1}}):  # fmt: skip
+        task = TaskTerms.model_validate(terms)
+        assert task.digits == task.outcome.objective().digits
 
 
 @pytest.mark.parametrize(
