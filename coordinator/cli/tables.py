@@ -190,7 +190,7 @@ def show_measurement(found: "Measurement", as_json: bool) -> None:
             "answers": "right answers",
             "numbers": "near enough",
             "programs": "programs that parse",
-            "tasks": "all tasks right",
+            "tasks": "tasks right",
         }[found.judged]
         names = {"prevalence": share, "calibration_error": "calibration error", "records": "records"}
     if found.judged in ("numbers", "programs", "tasks"):  # which come with no chance of being right

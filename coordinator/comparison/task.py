@@ -14,7 +14,7 @@ from ...client_node.data import Records, read
 from ...client_node.files import file_digest
 from ...client_node.study import StudyDraft
 from ...client_node.study.cost import provisional
-from ...models.evaluation.metrics import Estimate, auc, exact_match
+from ...models.evaluation.metrics import Estimate, auc, exact_match, mean_share
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels
 from ...models.records.tasks import OutcomeTerms
 from ..errors import StudyRefused
@@ -40,14 +40,13 @@ class Target:
     def judge(self, outputs: np.ndarray) -> Estimate:
         """Measures the outputs for all held-out records: [rows] or [rows, K].
 
-        The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right, of
-        several tasks all that a record tells; a record that tells none is left out.
+        The interval is over records: DeLong's of an AUC, Wilson's of a share. Of several labels all must be right; of
+        several tasks it is the mean share of a record's that is right.
         """
         if self.metric == "AUC":
             return auc(outputs, self.held_out)
         if self.tasks is not None:
-            is_right, tells = self.tasks.right(outputs, self.held_out)
-            return exact_match(is_right[tells].tolist())
+            return mean_share(self.tasks.shares(outputs, self.held_out))
         return exact_match(self._is_right(outputs).tolist())
 
     def best_constant(self) -> np.ndarray:

@@ -501,7 +501,7 @@ def _class_figures(outcome: dict[str, Any]) -> tuple[_Rows, _Rows]:
             private, nonprivate, before = (outcome[f"{metric}_{task}_{when}"] for when in _WHEN)
             said_of_it = f"{nonprivate:.3f} without noise, {before:.3f} before"
             tasks.append((f"{said} of {task}", f"{private:.3f}", said_of_it))
-    name = "all tasks right" if outcome.get("judged") == "tasks" else "right answers"
+    name = "tasks right" if outcome.get("judged") == "tasks" else "right answers"
     return _share_figures(outcome, name, "accuracy", "the backbone under an untrained head", *tasks)
 
 

@@ -165,6 +165,18 @@ def exact_match(is_exact: Sequence[bool], *, confidence: float = 0.95) -> Estima
     return _share(sum(map(bool, is_exact)) / len(is_exact), len(is_exact), confidence)
 
 
+def mean_share(shares: np.ndarray, *, confidence: float = 0.95) -> Estimate:
+    """Mean of shares that are right, one of each record, with Student's interval; one alone says nothing of others.
+
+    Raises:
+        MetricUndefined: there is no share, or one is not in [0, 1].
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
+        raise MetricUndefined("a mean share needs one share or more, each in [0, 1]")
+    return _student(shares, confidence, most=1.0)
+
+
 def mean_absolute_error(errors: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     """Mean absolute error of answers that are numbers, with Student's interval; one alone says nothing of others.
 
@@ -174,11 +186,16 @@ def mean_absolute_error(errors: np.ndarray, *, confidence: float = 0.95) -> Esti
     sizes = np.abs(np.asarray(errors, dtype=np.float64))
     if sizes.ndim != 1 or not len(sizes) or not np.isfinite(sizes).all():
         raise MetricUndefined("a mean error needs one finite error or more")
-    value = float(sizes.mean())
-    if len(sizes) == 1:
-        return Estimate(value, 0.0, float("inf"), confidence)
-    half = float(t.ppf(0.5 + confidence / 2, len(sizes) - 1)) * float(sizes.std(ddof=1)) / len(sizes) ** 0.5
-    return Estimate(value, max(0.0, value - half), value + half, confidence)
+    return _student(sizes, confidence, most=float("inf"))
+
+
+def _student(numbers: np.ndarray, confidence: float, most: float) -> Estimate:
+    """Mean of numbers from 0 to `most`, with Student's interval."""
+    value = float(numbers.mean())
+    if len(numbers) == 1:
+        return Estimate(value, 0.0, most, confidence)
+    half = float(t.ppf(0.5 + confidence / 2, len(numbers) - 1)) * float(numbers.std(ddof=1)) / len(numbers) ** 0.5
+    return Estimate(value, max(0.0, value - half), min(most, value + half), confidence)
 
 
 def perplexity(losses: np.ndarray, tokens: np.ndarray, *, confidence: float = 0.95) -> Estimate:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # What a charged evaluation counts: scores by label; answers or completions that are right; numbers near enough;
-# programs that parse; records of which all tasks are right.
+# programs that parse; of each record, one task that is right.
 Judged = Literal["labels", "answers", "numbers", "completions", "programs", "tasks"]
 # The share that is right, by its name in what `evaluate` returns and on a model card.
 SHARE: Mapping[Judged, str] = MappingProxyType(

@@ -147,11 +147,14 @@ class Outcome(StrictModel):
         assert labels is not None, "a study of a label has labels"
         return labels
 
-    def judge(self, outputs: Any, target: Any) -> tuple[float, float]:
+    def judge(self, outputs: Any, target: Any, record: bytes = b"") -> tuple[float, float]:
         """Judges the head's outputs for one record, [1] or [1, K]: (label, score), the score as a logit.
 
         Of a label, these are the record's label and its logit. Else the label is 1 if the answer is right, and the
         score the logit of the chance that the head gives it; a number has no such chance, and its score is 0.
+
+        Args:
+            record: what is read of it, for outcomes that draw by it.
         """
         import torch
 
@@ -230,7 +233,8 @@ class ReadByHead(RecordKind):
 
         length = max(1, int(np.flatnonzero(ids).max(initial=-1)) + 1)  # padding is on the right
         device = next(iter(adapted.trained.values())).device
-        return terms.judge(adapted.classify(torch.from_numpy(ids[None, :length]).to(device)), target)
+        own = ids[:length]
+        return terms.judge(adapted.classify(torch.from_numpy(own[None]).to(device)), target, own.tobytes())
 
     def evaluate(self, terms: Outcome, reader: Any, adapted: Any, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes the metrics that go with the outcome, see `Outcome.metrics`."""

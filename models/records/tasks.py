@@ -4,6 +4,7 @@ A record need not tell every task: where a cell is empty, or a site has no such 
 that task, and its loss is that of the others.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .cells import Cells
 
 MOST_TASKS, MOST_BITS = 16, 62
+_DRAW = b"confide/task/1|"
 _STEPS = 2**16  # of a scale, as in `heads.objectives`
 
 
@@ -108,7 +110,7 @@ class OutcomeTerms(Outcome):
 
     @property
     def counted(self) -> Judged:
-        """Kind of what an evaluation counts; of several tasks the records of which all that is told is right."""
+        """Kind of what an evaluation counts; of several tasks, for each record, whether one of them is right."""
         return super().counted if self.tasks is None else "tasks"
 
     def outcome_problems(self, place: str, read: Sequence[str]) -> list[str]:
@@ -144,20 +146,21 @@ class OutcomeTerms(Outcome):
         """[rows], one target a record, as `objective` learns it."""
         return super().targets(columns, labels) if self.tasks is None else self._several.targets(columns)
 
-    def judge(self, outputs: Any, target: Any) -> tuple[float, float]:
+    def judge(self, outputs: Any, target: Any, record: bytes = b"") -> tuple[float, float]:
         """Judges the head's outputs for one record: (label, score), the score as a logit.
 
-        Of several tasks the label is 1 if all that the record tells is answered right, and NaN if it tells nothing.
+        Of several tasks, one that the record tells is drawn by the SHA-256 of the record, and the label is 1 if it is
+        right; so the share of ones estimates the mean share of tasks that are right. NaN if the record tells none.
         """
-        return super().judge(outputs, target) if self.tasks is None else self._several.judge(outputs, target)
+        return super().judge(outputs, target) if self.tasks is None else self._several.judge(outputs, target, record)
 
     def tells(self, columns: Mapping[str, np.ndarray], rows: int) -> npt.NDArray[np.bool_]:
         """bool [rows], which records tell anything that is learned."""
         return np.ones(rows, dtype=np.bool_) if self.tasks is None else self._several.tells(columns)
 
-    def right(self, found: np.ndarray, targets: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Judges several tasks: bool [rows], of which records all that is told is right, and which tell anything."""
-        return self._several.right(found, targets)
+    def shares(self, found: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Computes the share of its tasks that is right, for every record that tells any; of several tasks alone."""
+        return self._several.shares(found, targets)
 
     def measured(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         """Computes metrics with intervals; of several tasks also METRIC_TASK of each, on the records that tell it."""
@@ -233,23 +236,28 @@ class _Several:
             found.append(target)
         return self.objective().joined(found, told)
 
-    def judge(self, outputs: Any, target: Any) -> tuple[float, float]:
-        is_right, tells = self.right(outputs.detach().cpu().numpy(), np.asarray(target).reshape(1))
-        return (float(is_right[0]), 0.0) if tells[0] else (math.nan, 0.0)
+    def judge(self, outputs: Any, target: Any, record: bytes) -> tuple[float, float]:
+        found, told = outputs.detach().cpu().numpy(), np.asarray(target).reshape(1)
+        is_right = [
+            bool(task.right(own, answers)[0]) for task, own, answers, is_told in self._apart(found, told) if is_told[0]
+        ]
+        if not is_right:
+            return math.nan, 0.0
+        drawn = int.from_bytes(hashlib.sha256(_DRAW + record).digest()[:8], "big")
+        return float(is_right[drawn % len(is_right)]), 0.0
 
-    def right(self, found: np.ndarray, targets: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """(bool [rows], whether all that a record tells is answered right; bool [rows], whether it tells any)."""
-        is_right, tells = np.ones(len(found), dtype=np.bool_), np.zeros(len(found), dtype=np.bool_)
+    def shares(self, found: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        right, told = np.zeros(len(found)), np.zeros(len(found))
         for task, outputs, answers, is_told in self._apart(found, targets):
-            is_right[is_told] &= task.right(outputs, answers)
-            tells |= is_told
-        return is_right & tells, tells
+            right[is_told] += task.right(outputs, answers)
+            told += is_told
+        tells = told > 0
+        return np.asarray(right[tells] / told[tells])
 
     def measured(self, found: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         from ..evaluation import metrics
 
-        is_right, tells = self.right(found, targets)
-        measured: dict[str, Any] = {"accuracy": asdict(metrics.exact_match(is_right[tells].tolist()))}
+        measured: dict[str, Any] = {"accuracy": asdict(metrics.mean_share(self.shares(found, targets)))}
         for name, (task, outputs, answers, is_told) in zip(self.tasks, self._apart(found, targets), strict=True):
             if not is_told.any():
                 continue

@@ -296,27 +296,20 @@ def tasks_target(told):
     return _of_outcome(terms, {"north": records}, {"north": records})
 
 
-def test_of_several_tasks_all_that_a_record_tells_must_be_right():
+def test_of_several_tasks_the_share_that_is_right_is_measured():
     target = tasks_target([(1, 5), (1, NOTHING), (-1, 2), (-1, NOTHING), (0, 9)])
     outputs = np.array([[0.1, 1], [0.0, -1], [-0.7, 1], [0.0, 9], [0.5, -1]])  # by name: days, sick
     assert target.metric == "accuracy"
-    assert target.judge(outputs).value == pytest.approx(2 / 4)  # the one that tells nothing is left out
-
-
-def test_the_best_constant_of_tasks_is_the_best_together_and_not_one_by_one():
-    told = [*[(1, 0)] * 40, *[(0, 9)] * 35, *[(1, 9)] * 25]  # the commonest of each, 1 and 9, are the rarest together
-    target = tasks_target(told)
-    assert target.judge(target.best_constant()).value == pytest.approx(0.40)
+    assert target.judge(outputs).value == pytest.approx((1 + 0 + 1 + 0.5) / 4)  # who tells nothing is left out
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_constant_of_a_grid_is_better_than_the_one_that_is_found(seed):
+def test_no_constant_of_a_grid_is_better_than_the_best(seed):
     rng = np.random.default_rng(seed)
-    told = [(int(rng.integers(-1, 2)), NOTHING if rng.random() < 0.3 else float(rng.integers(11))) for _ in range(60)]
+    told = [(int(rng.integers(2)), float(rng.integers(11))) for _ in range(60)]
     target = tasks_target(told)
-    found = target.judge(target.best_constant()).value
     grid = [np.tile([days / 5 - 1, sick], (60, 1)) for days in np.arange(0, 10.5, 0.5) for sick in (-1.0, 1.0)]
-    assert found >= max(target.judge(outputs).value for outputs in grid)
+    assert target.judge(target.best_constant()).value >= max(target.judge(outputs).value for outputs in grid)
 
 
 def test_a_task_that_no_held_out_record_tells_has_a_constant_too():
