@@ -39,7 +39,8 @@ from confide.models.backbones.balancing import balanced
 from confide.models.backbones.loading import EMBEDDING_STD, BackboneConfig, build
 from confide.models.evaluation.metrics import auc
 from confide.models.heads import PooledHead
-from confide.models.records import CategoricalField, RecordSchema
+from confide.models.records import RecordSchema
+from confide.models.records.fields import CategoricalField
 from confide.models.rounding import rounded_up
 from confide.privacy.accounting import Mode, Release, epsilon_pld, epsilon_rdp
 

@@ -9,7 +9,8 @@ template; `kinds` also holds whole conversations, formulas and code, for which `
 
 Two people, the second of unknown sex, as lines of published words and as token ids:
 
->>> from confide.models.records import CategoricalField, NumericField, RecordSchema
+>>> from confide.models.records import NumericField, RecordSchema
+>>> from confide.models.records.fields import CategoricalField
 >>> schema = RecordSchema(
 ...     numeric=(NumericField("age", cuts=(40, 60)),), categorical=(CategoricalField("sex", values=("F", "M")),)
 ... )
@@ -20,10 +21,9 @@ Two people, the second of unknown sex, as lines of published words and as token 
 [[3, 7], [5, 6]]
 """
 
-from .fields import CategoricalField, NumericField, RecordSchema
+from .fields import NumericField, RecordSchema
 
 __all__ = [
-    "CategoricalField",
     "NumericField",
     "RecordSchema",
     "cells",

@@ -72,7 +72,7 @@ class TaskTerms(SparseModel):
 
     @property
     def reach(self) -> float:
-        """How near a point on a scale from -1 to 1 must be, its target's rounding included; 0 without a number."""
+        """Largest distance of a right answer on a scale from -1 to 1, its rounding included; 0 without a number."""
         if self.number is None:
             return 0.0
         return 2 * self.number.within / (self.number.high - self.number.low) * (1 + 1e-6) + 1 / _STEPS

@@ -73,8 +73,8 @@ def by_hand(study, model, train):
     for _ in range(draft.rounds.rounds):
         adapted.load_state(state)
         total = np.zeros_like(state)
-        for policy in train:
-            ids, targets, units = text_arrays(policy, study, model)
+        for site, policy in zip(study.site_names(), train, strict=True):
+            ids, targets, units = text_arrays(policy, study, model, site=site)
             for unit in np.unique(units):
                 rows = units == unit
                 losses = adapted.losses(torch.from_numpy(ids[rows]), torch.from_numpy(targets[rows]))
@@ -94,7 +94,8 @@ LAST_LAYER = ('head = "lm"', 'head = "lm"\nlayers = [1]')  # what lies below is 
 )
 def test_references_are_the_backbone_and_the_study_s_own_rounds_without_noise(desk, kind):
     study, model, train, held_out = desk(*kind)
-    tested = [Examples(*text_arrays(policy, study, model)) for policy in held_out]
+    named = zip(study.site_names(), held_out, strict=True)
+    tested = [Examples(*text_arrays(policy, study, model, site=site)) for site, policy in named]
     start = model.adapted.state()
     before = model.evaluate(tested)
     wanted = by_hand(study, model, train)
@@ -133,8 +134,8 @@ def test_the_pool_holds_each_text_with_its_own_loss(desk):
     found = pool.confidences(model.adapted)
     for policies, is_member in ((train, True), (held_out, False)):
         losses = []
-        for policy in policies:
-            ids, targets, _ = text_arrays(policy, study, model)
+        for site, policy in zip(study.site_names(), policies, strict=True):
+            ids, targets, _ = text_arrays(policy, study, model, site=site)
             with torch.no_grad():
                 losses += [
                     float(model.adapted.losses(torch.from_numpy(ids[i : i + 1]), torch.from_numpy(targets[i : i + 1])))
