@@ -103,7 +103,7 @@ def test_the_newest_copy_of_the_ledger_brings_the_site_back(desk, tmp_path):
 def test_the_head_is_on_disk_before_anything_is_computed(desk, monkeypatch):
     heads = []
 
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         heads.append(json.loads((desk.site.home / HEAD).read_text())["seq"])
         raise OSError("stop here")
 

@@ -259,7 +259,7 @@ def test_an_outcome_without_evidence_for_a_round_that_is_not_charged_drops_no_sh
 def test_a_charge_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = make_desk(site)
     site.write(("epsilon = 10.0", "epsilon = 0.05"))
-    monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setattr(warm_model, "read_records", lambda *_, **__: pytest.fail("a record was read"))
     with pytest.raises(
         ChargeRefused, match=r"40 rounds of study thyroid would bring the guaranteed epsilon to .* over the cap"
     ):
@@ -455,7 +455,7 @@ def step_from(desk: Desk, ledger_from: int) -> Packet:
 
 
 def test_a_failure_after_the_charge_leaves_it_standing_and_says_nothing(desk, monkeypatch, caplog):
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise OSError("patient 4711")
 
     monkeypatch.setattr(warm_model, "read_records", broken)
@@ -704,7 +704,7 @@ def test_an_evaluation_is_charged_first_as_what_it_is_with_noise_of_its_own(site
 
 def test_an_evaluation_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
     desk = evaluating_desk(site, noise=0.1)
-    monkeypatch.setattr(warm_model, "read_records", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setattr(warm_model, "read_records", lambda *_, **__: pytest.fail("a record was read"))
     with pytest.raises(ChargeRefused, match="41 rounds of study thyroid would bring the guaranteed epsilon to"):
         prepare(desk)  # the training alone would fit
     with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 10"):
@@ -789,7 +789,7 @@ def test_records_that_changed_on_disk_are_read_anew(desk, monkeypatch):
     desk.step()
     reads = []
     real = warm_model.read_records
-    monkeypatch.setattr(warm_model, "read_records", lambda *a: reads.append(1) or real(*a))
+    monkeypatch.setattr(warm_model, "read_records", lambda *a, **named: reads.append(1) or real(*a, **named))
     desk.step(2)
     assert reads == []
     (desk.site.home / "patients.csv").write_text((desk.site.home / "patients.csv").read_text() + "p9,50,1,M,no,0\n")
