@@ -107,7 +107,9 @@ def quality(seeds: Sequence[int], tokens: int, count: int, rows: Rows) -> None:
         if rows.of(key):
             continue
         width = as_large_as(largest, MIXES[name], words, hidden)
-        model = built("granitemoehybrid", MIXES[name], words, hidden, seed, shared_intermediate_size=width)
+        # A hybrid's attention has no positions of its own, as the other layers tell them; attention alone needs them.
+        positions = {"position_embedding_type": "rope"} if name == ALONE else {}
+        model = built("granitemoehybrid", MIXES[name], words, hidden, seed, shared_intermediate_size=width, **positions)
         started = time.process_time()
         config = TextPretrainingConfig(tokens=tokens, seed=1 + seed)
         fit_text(model, drawn(encoder, 1 + seed, tokens, held_out=False), config, lambda done, total: None)
