@@ -102,12 +102,12 @@ class _Scan:
 _UNIT, _LABEL = "(unit)", "(label)"  # no column of a study can have such a name
 
 
-def read(policy: SitePolicy, study: Study, *, site: str | None = None) -> Records:
+def read(policy: SitePolicy, study: Study, *, site: str | None) -> Records:
     """Reads the site's records for a study.
 
     Args:
         site: whose records they are, as the study names it, for columns that some sites alone have; None: anybody's,
-            who have or have not such columns.
+            who have or have not such columns. A site must name itself, or it would train on a column that is not its.
 
     Raises:
         DataInvalid: a cell does not fit; a table with problems is not used at all.

@@ -103,7 +103,7 @@ def text_arrays(policy: SitePolicy, study: Study, model: StudyModel, *, site: st
 
 def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
     """Reads the records that a policy names as a site's trainer does, in a study with a classifier."""
-    records = read_records(policy, study)
+    records = read_records(policy, study, site=None)
     assert records.labels is not None
     schema = study.record_schema()
     return schema.encode(schema.render(records.columns)), records.labels, records.units

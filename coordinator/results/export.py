@@ -139,12 +139,12 @@ def largest_epsilon(store: Store, study: Study, *, colluding: int) -> Spent:
 
 def evaluate(model: StudyModel, study: Study, policies: Sequence[SitePolicy]) -> dict[str, Any]:
     """Computes metrics with 95 % intervals over all held-out tables together, by the study's kind of record."""
-    return model.evaluate([model.examples(read_records(policy, study)) for policy in policies])
+    return model.evaluate([model.examples(read_records(policy, study, site=None)) for policy in policies])
 
 
 def score(model: StudyModel, study: Study, policy: SitePolicy) -> tuple[np.ndarray, np.ndarray]:
     """Computes logits and labels of the records that `policy` points to, for a study that classifies."""
-    examples = model.examples(read_records(policy, study))
+    examples = model.examples(read_records(policy, study, site=None))
     return outcomes.scores(model.adapted, examples), examples.targets
 
 

@@ -45,7 +45,7 @@ def build_text_backbone(
         )
     text_pretraining.require_reader(structure)
     study = provisional(draft, dim=1)  # for its columns alone
-    records = read(held_out_policy(public, study, unit_column or f"{draft.data.unit}_id"), study)
+    records = read(held_out_policy(public, study, unit_column or f"{draft.data.unit}_id"), study, site=None)
     tokenizer = kind.vocabulary(terms, records.columns)
     reader = kind.reader(terms, tokenizer, max_tokens=draft.data.max_tokens)
     ids, is_learned = reader.examples(records.columns, records.labels)

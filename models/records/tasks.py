@@ -6,7 +6,7 @@ that task, and its loss is that of the others.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,6 +69,18 @@ class TaskTerms(SparseModel):
         if self.number is not None:
             return _STEPS + 1
         return 2 if self.classes is None else len(self.classes)
+
+    def learned_column(self) -> Column:
+        """Returns the column that is learned; its cells may be empty."""
+        from . import cells
+
+        kind, expected, read = "label", "0 or 1", _label_or_nothing
+        if self.number is not None:
+            kind, expected, read = "number", "a number", cells.numbers
+        elif self.classes is not None:
+            kind, expected = "class", f"one of the study's {len(self.classes)} classes"
+            read = partial(cells.categories, published=self.classes)
+        return Column(self.column, kind, f"{expected}, or nothing", read, is_task=True, sites=self.sites)
 
     @property
     def reach(self) -> float:
@@ -183,6 +195,9 @@ class _Several:
 
     def problems(self, place: str) -> list[str]:
         """Lists what `objectives.SeveralTasks` would refuse; studies are read without loading it."""
+        classes = sum(len(task.classes or ()) for task in self.tasks.values())
+        if classes > MOST_CLASSES:
+            return [f"{place}.tasks name {classes:,} classes in all, and at most {MOST_CLASSES:,} may be"]
         bits = math.log2(math.prod(1 + task.digits for task in self.tasks.values()))
         if bits <= MOST_BITS:
             return []
@@ -199,19 +214,7 @@ class _Several:
         )
 
     def learned_columns(self) -> tuple[Column, ...]:
-        from . import cells
-
-        found = []
-        for task in self.tasks.values():
-            (column,) = task.outcome.learned_columns()
-            read: Callable[[pa.Array], Cells] = cells.numbers
-            if task.classes is not None:
-                read = partial(cells.categories, published=task.classes)
-            elif task.number is None:
-                read = _label_or_nothing
-            expected = column.expected.removesuffix(", and not nothing") + ", or nothing"
-            found.append(replace(column, read=read, expected=expected, is_label=False, is_task=True, sites=task.sites))
-        return tuple(found)
+        return tuple(task.learned_column() for task in self.tasks.values())
 
     def facts(self) -> dict[str, Any]:
         said = {}

@@ -93,7 +93,13 @@ def study_of(home: Path) -> Study:
 def trainer_of(home: Path) -> Trainer:
     study, policy = study_of(home), load_policy(home)
     return Trainer(
-        study, home / "backbone", lambda: read(policy, study), site="svi", site_noise=0, max_rows=64, threads=1
+        study,
+        home / "backbone",
+        lambda: read(policy, study, site=None),
+        site="svi",
+        site_noise=0,
+        max_rows=64,
+        threads=1,
     )
 
 
@@ -137,13 +143,13 @@ def test_bad_cells_of_the_new_kind_are_counted_and_not_shown(home):
         "line 6, column temperature: expected numbers, semicolons between them, found text"
     ]
     with pytest.raises(DataInvalid) as refused:
-        read(policy, study)
+        read(policy, study, site=None)
     assert "MARKER" not in str(refused.value)
 
 
 def test_records_of_the_new_kind_travel_to_workers(home):
     study = study_of(home)
-    records = read(load_policy(home), study)
+    records = read(load_policy(home), study, site=None)
     again = from_arrays(to_arrays(records))
     assert again.columns["temperature"].tolist() == records.columns["temperature"].tolist()
     assert again.labels.tolist() == [0, 1, 0, 1]
@@ -174,7 +180,7 @@ def test_a_round_is_the_sum_of_clipped_gradients_of_units(home):
     released = trainer.release(state, 1) * 2.0**-24
     adapted.load_state(state)
     examples = load_study_model(study_of(home).draft, home / "backbone").examples(
-        read(load_policy(home), study_of(home))
+        read(load_policy(home), study_of(home), site=None)
     )
     total = np.zeros(len(state))
     for unit in range(3):
@@ -191,7 +197,7 @@ def test_a_round_is_the_sum_of_clipped_gradients_of_units(home):
 def test_an_evaluation_counts_every_unit_once(home):
     trainer, study = trainer_of(home), study_of(home)
     counts = trainer.histogram(
-        np.zeros(study.dim, np.float32), lambda: read(load_policy(home), study), 41, site_noise=0
+        np.zeros(study.dim, np.float32), lambda: read(load_policy(home), study, site=None), 41, site_noise=0
     )
     assert counts.sum() == 3 << study.planned_round(41).scale_bits
 

@@ -147,7 +147,7 @@ def plain_training(federation: DemoFederation, study: Study) -> np.ndarray:
 
 
 def clipped_sum(adapted: AdaptedModel, federation: DemoFederation, study: Study, site: str, number: int) -> np.ndarray:
-    records = read_records(load_policy(federation.node_home(site)), study)
+    records = read_records(load_policy(federation.node_home(site)), study, site=site)
     schema, privacy = study.record_schema(), study.draft.privacy
     ids = schema.encode(schema.render(records.columns))
     total = np.zeros(study.dim)

@@ -20,7 +20,7 @@ SECRET = "zq7secretzq7"  # stands in every cell that must not be told
 def read_csv(site, text, *changes):
     (site.home / "patients.csv").write_text(text)
     site.write(*changes)
-    return read(load_policy(site.home), site.study())
+    return read(load_policy(site.home), site.study(), site=None)
 
 
 def check_csv(site, text, *changes):
@@ -36,7 +36,7 @@ HEADER = "patient_id,age,tsh_miu_l,sex,sick,diagnosis\n"
 
 
 def test_a_table_is_read_by_the_studys_names(site):
-    records = read(load_policy(site.home), site.study())
+    records = read(load_policy(site.home), site.study(), site=None)
     np.testing.assert_array_equal(records.columns["age"], [34, 71, 35, np.nan])
     np.testing.assert_array_equal(records.columns["TSH"], [1.5, np.nan, 12, 0.2])
     assert list(records.columns["sex"]) == ["F", "M", "F", None]
@@ -48,7 +48,7 @@ def test_a_table_is_read_by_the_studys_names(site):
 
 def test_tokens_are_those_of_the_schema(site):
     study = site.study()
-    records = read(load_policy(site.home), study)
+    records = read(load_policy(site.home), study, site=None)
     words = study.record_schema().words()
     lines = [" ".join(words[i] for i in row if i) for row in tokens(study, records)]
     assert lines[0] == "TSH=b01 age=b01 sex=F"
@@ -62,9 +62,9 @@ def test_csv_and_parquet_read_equal(site, typed):
         table["sick"] = table["sick"].map({"f": False, "no": False, "t": True, "yes": True})
         table["sex"] = table["sex"].astype("category")
     table.to_parquet(site.home / "patients.parquet")
-    from_csv = read(load_policy(site.home), site.study())
+    from_csv = read(load_policy(site.home), site.study(), site=None)
     site.write(("patients.csv", "patients.parquet"))
-    from_parquet = read(load_policy(site.home), site.study())
+    from_parquet = read(load_policy(site.home), site.study(), site=None)
     for name, column in from_csv.columns.items():
         np.testing.assert_array_equal(column, from_parquet.columns[name])
         assert column.dtype == from_parquet.columns[name].dtype
@@ -79,7 +79,7 @@ def test_batches_do_not_show(site, monkeypatch):
     from_csv = read_csv(site, HEADER + rows)
     pd.read_csv(site.home / "patients.csv").to_parquet(site.home / "patients.parquet")
     site.write(("patients.csv", "patients.parquet"))
-    from_parquet = read(load_policy(site.home), site.study())
+    from_parquet = read(load_policy(site.home), site.study(), site=None)
     for records in (from_csv, from_parquet):
         np.testing.assert_array_equal(records.columns["age"], np.arange(100))
         np.testing.assert_array_equal(records.columns["TSH"], np.arange(100) / 8)
@@ -160,7 +160,9 @@ def test_a_column_of_decimal_commas_is_one_problem_with_its_remedy(site, monkeyp
     ]
     site.write(('unit_column = "patient_id"', 'unit_column = "patient_id"\ndecimal = ","'))
     (site.home / "patients.csv").write_text(HEADER + rows)
-    np.testing.assert_array_equal(read(load_policy(site.home), site.study()).columns["TSH"][:3], [0.5, 1.5, 2.5])
+    np.testing.assert_array_equal(
+        read(load_policy(site.home), site.study(), site=None).columns["TSH"][:3], [0.5, 1.5, 2.5]
+    )
 
 
 def test_a_few_decimal_commas_are_told_by_line(site):
@@ -184,7 +186,7 @@ def test_a_bad_cell_is_told_by_line_column_and_kinds(case, site):
     assert report.problem_count == 1
     assert expected in str(report.problems[0])
     with pytest.raises(DataInvalid, match=re.escape(expected)):
-        read(load_policy(site.home), site.study())
+        read(load_policy(site.home), site.study(), site=None)
 
 
 BAD_FILES = {
@@ -264,7 +266,7 @@ def test_at_most_20_problems_are_shown_and_all_are_counted(site):
     assert report.problem_count == 5000
     assert len({problem.column for problem in report.problems}) >= 4  # one bad column does not hide the others
     with pytest.raises(DataInvalid, match="and 4980 more"):
-        read(load_policy(site.home), site.study())
+        read(load_policy(site.home), site.study(), site=None)
 
 
 def test_a_report_counts_rows_units_and_missing_cells(site):
@@ -301,7 +303,7 @@ def notes(site, text=NOTES_CSV):
 
 
 def test_free_text_is_read_as_it_stands_and_a_missing_note_is_empty(site):
-    records = read(*notes(site))
+    records = read(*notes(site), site=None)
     assert list(records.columns["note"]) == ["feels tired, <|end|> gains weight", "", "sweats"]
     assert list(records.columns["finding"]) == ["low", "none", "high"]
     assert records.labels is None
@@ -319,11 +321,11 @@ def test_what_is_to_be_learned_may_not_be_missing_and_no_text_may_be_endless(sit
 def test_published_categories_go_before_marks_of_what_is_missing(site):
     (site.home / "patients.csv").write_text(HEADER + "p1,34,1.5,none,f,0\np2,34,1.5,NA,f,0\n")
     study = site.study(('["F", "M"]', '["F", "M", "none"]'))
-    assert list(read(load_policy(site.home), study).columns["sex"]) == ["none", None]
+    assert list(read(load_policy(site.home), study, site=None).columns["sex"]) == ["none", None]
 
 
 def test_records_do_not_show_themselves(site):
-    assert "34" not in repr(read(load_policy(site.home), site.study()))
+    assert "34" not in repr(read(load_policy(site.home), site.study(), site=None))
 
 
 def test_nested_columns_are_told(site):
@@ -368,7 +370,7 @@ def test_no_message_ever_holds_a_value(site, rows, encoding, as_parquet):
         told = str(check(path, policy, study).to_dict())
         assert "secret" not in told
     try:
-        read(policy, site.study())
+        read(policy, site.study(), site=None)
     except DataInvalid as err:
         chain = [err, err.__cause__, *([] if err.__suppress_context__ else [err.__context__])]
         assert not any("secret" in str(each) for each in chain)

@@ -1,6 +1,7 @@
 """A head that learns classes, labels, a number or tasks, of documents and of fields, with and without adapters."""
 
 import itertools
+import json
 import re
 from hashlib import sha256
 
@@ -82,7 +83,7 @@ def document_desk(site: Site, outcome: str, *changes: tuple[str, str], table: st
 
 def examples_of(desk: Desk):
     model = load_study_model(desk.study.draft, desk.site.home / "backbone")
-    return model, model.examples(read(load_policy(desk.site.home), desk.study))
+    return model, model.examples(read(load_policy(desk.site.home), desk.study, site=None))
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -119,7 +120,7 @@ def test_a_histogram_counts_right_answers_of_units(site: Site, outcome):
     desk = document_desk(site, outcome, *NONE, ALONE, measured, table=NOTES.replace("p1,sweats", "p4,sweats"))
     trainer, policy = new_trainer(desk), load_policy(site.home)
     state = np.random.default_rng(1).normal(0, 3, desk.study.dim).astype(np.float32)
-    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    counts = trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0) / 2**20
     model, examples = examples_of(desk)
     model.adapted.load_state(state)
     want = np.zeros((2, BINS))
@@ -224,7 +225,7 @@ def test_a_cell_that_cannot_be_learned_is_a_problem_and_is_not_shown(site: Site,
 def test_what_is_learned_travels_to_workers(site: Site, outcome):
     desk = document_desk(site, outcome, *NONE, ALONE)
     model, examples = examples_of(desk)
-    again = model.examples(from_arrays(to_arrays(read(load_policy(site.home), desk.study))))
+    again = model.examples(from_arrays(to_arrays(read(load_policy(site.home), desk.study, site=None))))
     np.testing.assert_array_equal(again.ids, examples.ids)
     np.testing.assert_array_equal(again.targets, examples.targets)
 
@@ -258,7 +259,7 @@ def test_a_table_of_empty_documents_is_trained_on_counted_and_judged_like_any_ot
     trainer, policy = new_trainer(desk), load_policy(site.home)
     state = np.random.default_rng(0).normal(0, 0.3, desk.study.dim).astype(np.float32)
     assert np.isfinite(trainer.release(state, 1)).all()
-    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    counts = trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0) / 2**20
     assert counts.sum() == 2
     model, examples = examples_of(desk)
     assert model.evaluate([examples])["records"] == 2
@@ -288,7 +289,7 @@ def test_tables_of_fields_learn_classes_too(site: Site):
     np.testing.assert_allclose(inputs.sum(0), 0, atol=1e-6)
     assert 0.5 < np.linalg.norm(got) < 3
     model.adapted.load_state(np.random.default_rng(0).normal(size=desk.study.dim))
-    found = model.evaluate([model.examples(read(load_policy(site.home), desk.study))])
+    found = model.evaluate([model.examples(read(load_policy(site.home), desk.study, site=None))])
     assert set(found) == {"records", "accuracy"}
 
 
@@ -323,7 +324,7 @@ def test_a_site_without_a_task_s_column_needs_none_and_one_that_has_it_but_is_no
     has.write_text("\n".join(line.rsplit(",", 1)[0] for line in NOTES.splitlines()) + "\n")  # without its last column
     assert check(has, policy, desk.study, site="rest").is_fit
     assert np.isnan(read(policy, desk.study, site="rest").columns["days"]).all()
-    assert np.isnan(read(policy, desk.study).columns["days"]).all()
+    assert np.isnan(read(policy, desk.study, site=None).columns["days"]).all()
     (problem,) = check(has, policy, desk.study, site="svi").problems
     assert "a column of this name for the study's days" in str(problem)
     with pytest.raises(DataInvalid):
@@ -478,6 +479,11 @@ def test_a_step_is_tried_on_a_record_that_tells_something(site: Site):
             "\n".join(f'tasks.n{x} = {{ number = {{ column = "c{x}", low = 0.0, high = 1.0, within = 0.1 }} }}'
                       for x in range(4)),
             "at most 62 fit",
+        ),
+        (
+            "\n".join(f'tasks.c{x} = {{ label = "c{x}", classes = {json.dumps([str(n) for n in range(600)])} }}'
+                      for x in range(2)),
+            "name 1,200 classes in all, and at most 1,000 may be",
         ),
     ],
 )  # fmt: skip

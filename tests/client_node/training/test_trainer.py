@@ -32,7 +32,7 @@ def new_trainer(desk: Desk, *, max_rows: int = 64, kept: KeptStates | None = Non
     return Trainer(
         desk.study,
         policy.backbone.directory,
-        lambda: read(policy, desk.study),
+        lambda: read(policy, desk.study, site=None),
         site="svi",
         site_noise=desk.study.site_noise(desk.study.planned_round(1)),
         max_rows=max_rows,
@@ -96,8 +96,8 @@ def test_a_histogram_counts_the_scores_that_the_model_gives(site: Site):
     desk = make_desk(site, *none, ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))
     trainer, policy = new_trainer(desk, max_rows=3), load_policy(site.home)
     state = np.random.default_rng(1).normal(0, 0.5, desk.study.dim).astype(np.float32)
-    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
-    records = read(policy, desk.study)
+    counts = trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0) / 2**20
+    records = read(policy, desk.study, site=None)
     trainer.adapted.load_state(state)
     with torch.no_grad():
         scores = trainer.adapted.classify(torch.from_numpy(tokens(desk.study, records))).numpy()
@@ -117,8 +117,8 @@ def test_a_record_is_counted_by_itself_whoever_its_neighbours_are(site: Site, mo
     trainer, policy = new_trainer(desk), load_policy(site.home)
     seen = []
     monkeypatch.setattr(trainer.adapted, "classify", lambda ids: seen.append(ids) or torch.zeros(len(ids)))
-    trainer.histogram(np.zeros(desk.study.dim), lambda: read(policy, desk.study), 41, site_noise=0)
-    records = tokens(desk.study, read(policy, desk.study))
+    trainer.histogram(np.zeros(desk.study.dim), lambda: read(policy, desk.study, site=None), 41, site_noise=0)
+    records = tokens(desk.study, read(policy, desk.study, site=None))
     assert [ids.tolist() for ids in seen] == [[[word for word in row if word]] for row in records.tolist()]
 
 
@@ -126,7 +126,7 @@ def test_a_table_without_records_has_an_empty_histogram(site: Site):
     none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
     desk = make_desk(site, *none, ("[participants]", f"[evaluation]\nbins = {BINS}\n[participants]"))
     (site.home / "patients.csv").write_text(PATIENTS_CSV.splitlines()[0] + "\n")
-    records = read(load_policy(site.home), desk.study)
+    records = read(load_policy(site.home), desk.study, site=None)
     counts = new_trainer(desk).histogram(np.zeros(desk.study.dim), lambda: records, 41, site_noise=0)
     assert counts.tolist() == [0] * 2 * BINS
 
@@ -209,7 +209,7 @@ def test_free_text_is_released_as_the_clipped_sum_of_losses_on_completions(site:
     assert trainer.starts_from == ("tokens" if layers is None else "kept states")
     got = trainer.release(np.zeros(desk.study.dim, np.float32), 1) * 2.0**-desk.study.scale_bits
     model = load_study_model(desk.study.draft, desk.site.home / "backbone")
-    examples = model.examples(read(load_policy(site.home), desk.study))
+    examples = model.examples(read(load_policy(site.home), desk.study, site=None))
     total = np.zeros(desk.study.dim)
     for unit in (0, 1):
         rows = examples.units == unit
@@ -227,7 +227,7 @@ def test_a_histogram_of_free_text_counts_exact_completions_by_their_likelihood(s
     (site.home / "patients.csv").write_text(NOTES_CSV.replace("p1,sweats", "p3,sweats"))
     trainer, policy = new_trainer(desk), load_policy(site.home)
     state = np.random.default_rng(1).normal(0, 0.5, desk.study.dim).astype(np.float32)
-    counts = trainer.histogram(state, lambda: read(policy, desk.study), 41, site_noise=0) / 2**20
+    counts = trainer.histogram(state, lambda: read(policy, desk.study, site=None), 41, site_noise=0) / 2**20
     want = np.zeros((2, BINS))
     for is_exact, mean_log in written(desk, state):
         want[int(is_exact), bin_of([mean_log - np.log(-np.expm1(mean_log))], BINS)[0]] += 1

@@ -60,7 +60,7 @@ def new_workers(desk: Desk) -> Workers:
     return Workers(
         desk.study,
         policy.backbone.directory,
-        lambda: read(policy, desk.study),
+        lambda: read(policy, desk.study, site=None),
         site="svi",
         site_noise=site_noise,
         limits=policy.limits,
@@ -125,7 +125,7 @@ def kind_of_round(alone: Trainer, units: np.ndarray, round_number: int) -> str:
 
 def test_two_processes_release_what_one_does_and_none_waits_for_the_other(desk: Desk, workers: Workers):
     alone, rng = new_trainer(desk, max_rows=2), np.random.default_rng(1)
-    units = read(load_policy(desk.site.home), desk.study).units
+    units = read(load_policy(desk.site.home), desk.study, site=None).units
     rounds = {kind_of_round(alone, units, number): number for number in range(2000)}
     rounds.pop(NOBODY, None)
     assert set(rounds) == {
@@ -154,7 +154,7 @@ def test_workers_listen_on_loopback_alone(workers: Workers):
 
 def test_two_processes_count_the_scores_that_one_does(desk: Desk, workers: Workers):
     state = np.random.default_rng(2).normal(0, 0.5, desk.study.dim).astype("<f4")
-    records = read(load_policy(desk.site.home), desk.study)
+    records = read(load_policy(desk.site.home), desk.study, site=None)
     assert len(records.units) % 2 == 1  # one process has a record less
     want = new_trainer(desk).histogram(state, lambda: records, 41, site_noise=0)
     assert np.count_nonzero(want) > 2
