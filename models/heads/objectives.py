@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -287,11 +287,10 @@ class SeveralTasks(_WholeNumber):
         self, targets: Sequence[npt.NDArray[np.generic]], is_told: Sequence[npt.NDArray[np.bool_]]
     ) -> npt.NDArray[np.int64]:
         """[R], one target a record, of the targets [R] of each task; those that are not told may be anything."""
-        found, base = np.zeros(len(targets[0]), dtype=np.int64), 1
-        for task, own, told in zip(self.tasks, targets, is_told, strict=True):
-            digit = np.zeros(len(own), dtype=np.int64)
+        digits = [np.zeros(len(own), dtype=np.int64) for own in targets]
+        for task, digit, own, told in zip(self.tasks, digits, targets, is_told, strict=True):
             digit[told] = 1 + task.objective.digit_of(own[told])
-            found, base = found + base * digit, base * (1 + task.objective.digits)
+        found: npt.NDArray[np.int64] = self._packed(digits)
         return found
 
     def apart(self, targets_R: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -314,10 +313,8 @@ class SeveralTasks(_WholeNumber):
 
     def made_up(self, rows: int) -> Tensor:
         """[R], in turn a target that tells every task, and one that tells the first alone."""
-        every, base = 0, 1
-        for task in self.tasks:
-            every, base = every + base, base * (1 + task.objective.digits)  # 0 of each task
-        return torch.where(torch.arange(rows) % 2 == 0, every, 2)
+        tells_all, tells_first = self._packed([1] * len(self.tasks)), 2
+        return torch.where(torch.arange(rows) % 2 == 0, tells_all, tells_first)
 
     def losses(self, outputs: Tensor, targets_R: Tensor) -> Tensor:
         """[R] weighted sums of the losses of the tasks that each record tells, of outputs [R, K]."""
@@ -328,12 +325,19 @@ class SeveralTasks(_WholeNumber):
 
     def unlikely(self, outputs: Tensor) -> Tensor:
         """[R], of every task a target that is unlikely."""
-        found_R, base = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device), 1
-        for task, part in zip(self.tasks, self.parts(outputs), strict=True):
-            digit = task.objective.digit_of(task.objective.unlikely(part).cpu().numpy())
-            found_R = found_R + base * (1 + torch.from_numpy(digit).to(outputs.device))
-            base *= 1 + task.objective.digits
-        return found_R
+        unlikely = [
+            task.objective.unlikely(part).cpu().numpy()
+            for task, part in zip(self.tasks, self.parts(outputs), strict=True)
+        ]
+        is_told = [np.ones(len(outputs), dtype=np.bool_)] * len(self.tasks)
+        return torch.from_numpy(self.joined(unlikely, is_told)).to(outputs.device)
+
+    def _packed(self, digits: Sequence[Any]) -> Any:
+        """Puts the digits of all tasks, numbers or arrays, into one: 0 where a task is not told."""
+        found, base = 0, 1
+        for task, digit in zip(self.tasks, digits, strict=True):
+            found, base = found + base * digit, base * (1 + task.objective.digits)
+        return found
 
 
 def _listed(names: tuple[str, ...]) -> str:
