@@ -19,7 +19,7 @@ from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOn
 from ...models.records.tasks import OutcomeTerms
 from ..errors import StudyRefused
 from ..results.export import held_out_policy
-from . import constants
+from . import best_constant
 
 MOST_VALUES = 100  # of a completion that linear models foretell as a class
 _PARTS = ("train", "heldout")
@@ -52,16 +52,16 @@ class Target:
     def best_constant(self) -> np.ndarray:
         """Returns outputs, the same for every held-out record, of the one answer that is right for most of them."""
         if self.tasks is not None:
-            one = constants.best_of_tasks(self.tasks, self.held_out)
+            one = best_constant.best_of_tasks(self.tasks, self.held_out)
         else:
-            one = constants.best(self.objective, self.held_out, self.within)
+            one = best_constant.best(self.objective, self.held_out, self.within)
         return np.tile(one, (len(self.held_out), 1)) if self.objective.outputs else np.full(len(self.held_out), one)
 
     def _is_right(self, outputs: np.ndarray) -> np.ndarray:
         match self.objective:
             case PointOnScale():
                 errors: np.ndarray = np.abs(outputs.clip(-1, 1) - self.held_out.astype(np.float64))
-                return errors <= self.within + 2 * constants.ROUNDING
+                return errors <= self.within + 2 * best_constant.ROUNDING
             case SeveralLabels():
                 chosen = ((outputs > 0).astype(np.int64) << np.arange(self.objective.outputs)).sum(1)
             case OneClass():
@@ -183,7 +183,7 @@ def _of_outcome(terms: OutcomeTerms, train: Mapping[str, Records], held_out: Map
         objective=terms.objective(),
         train={site: targets(records) for site, records in train.items()},
         held_out=told,
-        within=constants.within(terms),
+        within=best_constant.within(terms),
         tasks=terms if terms.tasks else None,
     )
 

@@ -619,6 +619,19 @@ def test_a_backbone_of_another_family_is_built_and_shown(tmp_path, monkeypatch, 
         assert "none: the model has no routed experts" in lined(invoke("backbone", "show", folder).stdout)
 
 
+def test_a_backbone_is_built_as_large_as_it_is_asked_for(tmp_path, monkeypatch):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    (tmp_path / "study.toml").write_text(STUDY_TOML)
+    size = ("--layers", "3", "--hidden", "32", "--experts", "4")
+    invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", *size)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert [config[name] for name in ("num_hidden_layers", "hidden_size", "n_routed_experts")] == [3, 32, 4]
+    result = invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "other", "--hidden", "100", code=1)
+    assert "hidden a multiple of 32" in lined(result.stderr)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_backbone_of_no_family_is_not_built(tmp_path):
     (tmp_path / "study.toml").write_text(STUDY_TOML)
     result = invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "made", "--family", "gemma", code=1)
