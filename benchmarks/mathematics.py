@@ -70,7 +70,7 @@ def measure(arm: Arm, seed: int, tokens: int, count: int, size: str) -> dict:
     encoder = FormulaEncoder(terms, tokenizer, LONGEST)
     if not arm.has_structure:
         silence(model, encoder.texts)
-    rows = drawn(encoder, arm, seed, tokens)
+    rows = drawn(encoder, 1 + seed, tokens, has_lines=arm.has_lines)
     started = time.process_time()
     fit_text(model, rows, TextPretrainingConfig(tokens=tokens, seed=1 + seed), lambda done, total: None)
     seconds = time.process_time() - started
@@ -85,15 +85,17 @@ def measure(arm: Arm, seed: int, tokens: int, count: int, size: str) -> dict:
     }  # fmt: skip
 
 
-def drawn(encoder: FormulaEncoder, arm: Arm, seed: int, tokens: int) -> list[tuple[list[int], list[bool]]]:
+def drawn(
+    encoder: FormulaEncoder, seed: int, tokens: int, *, has_lines: bool = True, held_out: bool = False
+) -> list[tuple[list[int], list[bool]]]:
     """Draws new problems until they have so many tokens."""
     rows: list[tuple[list[int], list[bool]]] = []
-    source, read = problems(1 + seed, held_out=False), 0
+    source, read = problems(seed, held_out=held_out), 0
     while read < tokens:
         some = list(itertools.islice(source, 1000))
         ids, is_learned = encoder.encode(
             [each.question for each in some],
-            [each.derivation if arm.has_lines else "" for each in some],
+            [each.derivation if has_lines else "" for each in some],
             [each.answer for each in some],
         )
         lengths = (ids > 0).sum(1)

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from federated_arms import spread
+from mathematics import LONGEST, drawn
 from rows import Rows
 
 from confide.models.backbones.families import named
@@ -35,9 +36,6 @@ from confide.models.heads import foretell
 from confide.models.records.formulas import FormulaEncoder, FormulaTerms
 from confide.models.records.vocabularies import COMMANDS, character_tokenizer
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "derivations"))
-from chains import problems
-
 SSM, ATTENTION = "linear_attention", "full_attention"  # transformers' words
 MIXES = {
     "3 state-space, 1 attention": (SSM, SSM, SSM, ATTENTION),
@@ -45,7 +43,6 @@ MIXES = {
     "4 attention": (ATTENTION,) * 4,
 }
 HYBRID, ALONE = "3 state-space, 1 attention", "4 attention"
-LONGEST = 320  # tokens of a text
 
 
 def built(kind: str, mix: Sequence[str], words: int, hidden: int, seed: int, **settings: Any) -> Any:
@@ -112,7 +109,7 @@ def quality(seeds: Sequence[int], tokens: int, count: int, rows: Rows) -> None:
         model = built("granitemoehybrid", MIXES[name], words, hidden, seed, shared_intermediate_size=width, **positions)
         started = time.process_time()
         config = TextPretrainingConfig(tokens=tokens, seed=1 + seed)
-        fit_text(model, drawn(encoder, 1 + seed, tokens, held_out=False), config, lambda done, total: None)
+        fit_text(model, drawn(encoder, 1 + seed, tokens), config, lambda done, total: None)
         seconds = round(time.process_time() - started)
         size = sum(parameter.numel() for parameter in model.parameters())
         loss = loss_of(model, drawn(encoder, 77, 400 * count, held_out=True)[:count])
@@ -129,21 +126,6 @@ def quality(seeds: Sequence[int], tokens: int, count: int, rows: Rows) -> None:
         for seed in seeds
     ]
     print(f"\nThe hybrid's loss less that of attention: {statistics.mean(apart):+.4f} ± {spread(apart):.4f}")
-
-
-def drawn(encoder: FormulaEncoder, seed: int, tokens: int, *, held_out: bool) -> list[tuple[list[int], list[bool]]]:
-    """Draws new problems until they have so many tokens."""
-    rows: list[tuple[list[int], list[bool]]] = []
-    source, read = problems(seed, held_out=held_out), 0
-    while read < tokens:
-        some = list(itertools.islice(source, 200))
-        ids, is_learned = encoder.encode(
-            [each.question for each in some], [each.derivation for each in some], [each.answer for each in some]
-        )
-        lengths = (ids > 0).sum(1)
-        read += int(lengths.sum())
-        rows += [(ids[place, :n].tolist(), is_learned[place, :n].tolist()) for place, n in enumerate(lengths)]
-    return rows
 
 
 @torch.no_grad()
