@@ -430,6 +430,7 @@ def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
             "backbone": study.backbone_hash,
             "linear layers": draft.model.frozen,
             "routed experts": draft.model.experts,
+            "attention in segments": draft.model.segments and draft.model.segments.model_dump(),
         },
         "Data": {
             **facts,

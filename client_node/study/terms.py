@@ -112,7 +112,7 @@ class DataTerms(FieldTerms):
     )
     max_records_per_unit: int = Field(default=1, ge=1, le=1024, description="most records of one unit at a site")
     max_tokens: int = Field(
-        ge=2, le=4096, examples=["64"], description="words of a record, padding not counted; longer text is cut"
+        ge=2, le=131072, examples=["64"], description="words of a record, padding not counted; longer text is cut"
     )
     text: TextTerms | None = None
 
@@ -290,6 +290,15 @@ class AggregationTerms(StrictModel):
         return self.weights.get(site, 1.0)
 
 
+class SegmentTerms(StrictModel):
+    """Attention to a window of tokens and to a few earlier blocks, for records of many thousand tokens."""
+
+    window: Literal[16, 32, 64, 128] = Field(default=32, description="tokens of a block")
+    top: int = Field(
+        default=8, ge=1, le=64, description="blocks that a token reads beside its own and the one before, its choice"
+    )
+
+
 class ModelTerms(StrictModel):
     """The frozen model."""
 
@@ -304,12 +313,16 @@ class ModelTerms(StrictModel):
         default_factory=lambda terms: terms.get("frozen", "float32"),
         description="the same of the routed experts; left out, as `frozen`",
     )
+    segments: SegmentTerms | None = Field(
+        default=None, description="attention for long records, of a DeepSeek-V3 alone; left out, full attention"
+    )
 
     @model_serializer(mode="wrap")
     def _without_later_terms(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves `frozen` out where it says nothing: format 4 began without it."""
+        """Leaves out what says nothing: format 4 began without it."""
         plain: dict[str, Any] = serialize(self)
-        return {name: value for name, value in plain.items() if (name, value) != ("frozen", "float32")}
+        unsaid = {"frozen": "float32", "segments": None}
+        return {name: value for name, value in plain.items() if name not in unsaid or value != unsaid[name]}
 
 
 class Participants(StrictModel):

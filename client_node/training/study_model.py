@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.segments import Segments
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import loading, public_tokens
 from ...models.backbones.family import Backbone
@@ -33,6 +34,7 @@ class StudyModel:
     terms: StrictModel  # of the records, as `kind` reads them
     reader: Reader
     backbone_hash: str
+    segments: Segments | None  # sizes of attention in segments; None for full attention
 
     @property
     def words(self) -> int:
@@ -42,6 +44,12 @@ class StudyModel:
     def examples(self, records: Records) -> Examples:
         """Turns records into token ids, with the target of each."""
         return Examples(*self.reader.examples(records.columns, records.labels), records.units)
+
+    def probe_lengths(self, max_tokens: int) -> tuple[int, ...]:
+        """Returns the lengths of probes, one for each way in which this model treats the positions of a record."""
+        lengths = self.family.probe_lengths(self.adapted.model.config, max_tokens)
+        borders = () if self.segments is None else self.segments.borders
+        return (*lengths, *(border + 2 for border in borders if border < max_tokens))
 
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
@@ -67,12 +75,12 @@ def load_study_model(
         TargetMissing, UnsupportedModule: an adapter has no place there.
     """
     config, kind = AdapterConfig(**draft.adapter_config()), draft.data.kind
-    loaded: loading.RecordBackbone | loading.TextBackbone
     held = {"experts": draft.model.experts, "frozen": draft.model.frozen} if not unpacked else {}
-    if kind.reads == "text":
-        loaded = loading.load_text(directory, expected_hash=expected_hash, **held)
-    else:
-        loaded = loading.load(directory, expected_hash=expected_hash, **held)
+    terms = draft.model.segments
+    segments = None if terms is None else Segments(**terms.model_dump())
+    load = loading.load_text if kind.reads == "text" else loading.load
+    loaded: loading.RecordBackbone | loading.TextBackbone
+    loaded = load(directory, expected_hash=expected_hash, segments=segments, **held)
     targets = (*loaded.family.targets, *((TARGET,) if is_joined(loaded.model) else ()))
     if strange := [name for name in config.targets if name not in targets]:
         raise TargetMissing(
@@ -92,7 +100,7 @@ def load_study_model(
         except BackboneMismatch as err:
             raise BackboneMismatch(f"the backbone in {directory} {err}") from None
     adapted = attach(loaded.model, config, head=head)
-    return StudyModel(adapted, loaded.family, kind, draft.data.terms, reader, loaded.hash)
+    return StudyModel(adapted, loaded.family, kind, draft.data.terms, reader, loaded.hash, segments)
 
 
 def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dict[int, tuple[int, ...]]:

@@ -142,7 +142,7 @@ class Trainer:
             )
         if place is not None:
             place(self.adapted)
-        lengths = self._model.family.probe_lengths(self.adapted.model.config, study.draft.data.max_tokens)
+        lengths = self._model.probe_lengths(study.draft.data.max_tokens)
         # Where a step begins decides its last bits, so it follows from study, model and limits alone, not from records.
         self._resumes = group is None and place is None and self._can_keep(lengths)
         self._kept = kept if self._resumes else None

@@ -12,6 +12,7 @@ from ...client_node.data import read as read_records
 from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
+from ...kernels.segments import Segments
 from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
 from ...models.records import outcomes
 from ...models.records.kind import SHARE
@@ -83,6 +84,7 @@ def _publish(
     spent = largest_epsilon(store, study, colluding=privacy.collusion) if has_guarantee else None
     judged = study.draft.data.judged
     right = metrics.prevalence if metrics and judged != "labels" else None  # the share of records with label 1
+    segments = study.draft.model.segments
     card = ModelCard(
         study=study.name,
         study_hash=study.study_hash,
@@ -100,6 +102,7 @@ def _publish(
         audit=standing.card,
         experts=study.draft.model.experts,
         frozen=study.draft.model.frozen,
+        segments=None if segments is None else Segments(**segments.model_dump()),
     )
     write(adapted, study_start(home, study).backbone, card)
     if standing.override is not None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...kernels.segments import Segments
 from ..backbones.family import WeightFormat
 from ..errors import ExportRefused
 from ..evaluation.metrics import Estimate
@@ -46,6 +47,7 @@ class ModelCard:
     audit: str  # in words: what an empirical audit of the training step found, or why there is none
     experts: WeightFormat = "float32"  # how routed experts were held while it was trained
     frozen: WeightFormat = "float32"  # how all other linear layers were
+    segments: Segments | None = None  # sizes of the attention that it was trained with; None for full attention
     auc: Estimate | None = None  # measured by the sites on records that they held out
     exact_match: Estimate | None = None  # of what writes completions, measured so
     accuracy: Estimate | None = None  # of what answers with a class, labels, a number or several tasks, measured so
@@ -63,6 +65,11 @@ class ModelCard:
         held = "held in {} for training and quality; in float32 they compute the same but for its rounding"
         experts = "" if self.experts == "float32" else f"\n| routed experts | {held.format(self.experts)} |"
         experts += "" if self.frozen == "float32" else f"\n| linear layers | {held.format(self.frozen)} |"
+        if self.segments is not None:
+            experts += (
+                f"\n| attention | in segments of {self.segments.window} tokens, the last and "
+                f"{self.segments.top} chosen ones; with full attention the adapter computes something else |"
+            )
         return f"""| | |
 |---|---|
 | study | `{self.study_hash}` |

@@ -3,9 +3,10 @@
 `families` is the table of architectures, read as they are published. Each is a file that implements `family.Backbone`:
 to add one, write such a file and its line in the table. `loading` builds, saves and loads the backbone of a study.
 `checkpoints` reads and writes the files and computes the hash that a study names; `packing` holds what it reads in a
-quantised format, if a study asks for one. `pretraining` trains a small backbone on synthetic records, its experts kept
-in use by `balancing`. `importing` takes over a published checkpoint, `smollm2` makes one of a file in a Python package.
-`public_tokens` is what routing is measured on. See docs/backbones.md.
+quantised format, and `segments` lets it read long records, if a study asks for that. `pretraining` trains a small
+backbone on synthetic records, its experts kept in use by `balancing`. `importing` takes over a published checkpoint,
+`smollm2` makes one of a file in a Python package. `public_tokens` is what routing is measured on. See
+docs/backbones.md.
 
 A backbone is known by the hash of its files: a changed file is another backbone, and is not loaded in its place.
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ...kernels.segments import Segments
 from ..directories import new_directory
 from ..errors import BackboneMismatch, InvalidBackbone
 from ..heads import PooledHead
@@ -27,6 +28,7 @@ from .families import named
 from .family import Backbone, BackboneConfig, WeightFormat
 from .moments import POOLING, Moments, read_moments, states_with_moments
 from .packing import PACK_OF
+from .segments import read_in_segments
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
 _SCHEMA = "schema.json"
@@ -140,6 +142,7 @@ def load(
     expected_hash: str | None = None,
     experts: WeightFormat = "float32",
     frozen: WeightFormat = "float32",
+    segments: Segments | None = None,
 ) -> RecordBackbone:
     """Reads a backbone from files alone: safetensors weights, no pickle, no remote code, no network.
 
@@ -148,9 +151,10 @@ def load(
         expected_hash: refuse any other content before a single file is parsed.
         experts: format in which routed experts are held and computed with, see `checkpoints.load_model`.
         frozen: the same of all other linear layers of the decoder.
+        segments: read records by a window and chosen blocks of these sizes, see `read_in_segments`.
 
     Raises:
-        BackboneMismatch: the content is not the expected one.
+        BackboneMismatch: the content is not the expected one, or its family does not read in segments.
         InvalidBackbone: a file is missing, broken, refused or does not fit the others.
     """
     directory = Path(directory)
@@ -164,6 +168,7 @@ def load(
     except Exception as err:  # files that lie make parsers and transformers raise whatever they like
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
+    _attend(model, directory, segments)
     return RecordBackbone(family, model, schema, center, whiten, digest)
 
 
@@ -173,11 +178,12 @@ def load_text(
     expected_hash: str | None = None,
     experts: WeightFormat = "float32",
     frozen: WeightFormat = "float32",
+    segments: Segments | None = None,
 ) -> TextBackbone:
     """Reads a checkpoint with its tokenizer, as `load` reads a backbone.
 
     Raises:
-        BackboneMismatch: the content is not the expected one.
+        BackboneMismatch: the content is not the expected one, or its family does not read in segments.
         InvalidBackbone: a file is missing, broken, refused or does not fit the others, or the tokenizer has words that
             the model does not read.
     """
@@ -194,6 +200,7 @@ def load_text(
     except InvalidBackbone as err:
         raise InvalidBackbone(f"{directory}: {err}") from None
     inputs.load(directory, model, tokenizer)
+    _attend(model, directory, segments)
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
 
@@ -300,6 +307,15 @@ def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:
             code = torch.tensor([_bin_code((i + 0.5) / len(bins)) for i in range(len(bins))])
             table[position[bins[0]] : position[bins[-1]] + 1] = EMBEDDING_STD * (offset + code @ mix)
             table[position[na]] = EMBEDDING_STD * (offset + torch.randn(table.shape[1]))
+
+
+def _attend(model: PreTrainedModel, directory: Path, segments: Segments | None) -> None:
+    if segments is None:
+        return
+    try:
+        read_in_segments(model, segments)
+    except BackboneMismatch as err:
+        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
 
 
 def _bin_code(u: float) -> list[float]:

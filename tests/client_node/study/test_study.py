@@ -344,7 +344,8 @@ def test_every_term_is_in_the_hash(make_study):
         ("[adapter]", 'frozen = "int8"\nexperts = "float32"\n[adapter]'),
         ("[participants]", '[aggregation]\nkem = "mlkem768-x25519"\n[participants]'),
         ("rank = 4", "rank = 4\nranks = { svi = 2 }"), ("rank = 4", "rank = 4\nranks = { svi = 3 }"),
-        ("rounds = 40", 'rounds = 40\nstate = "int8"'),
+        ("rounds = 40", 'rounds = 40\nstate = "int8"'), ("[adapter]", "[model.segments]\n[adapter]"),
+        ("[adapter]", "segments = { window = 16 }\n[adapter]"), ("[adapter]", "segments = { top = 9 }\n[adapter]"),
     ]  # fmt: skip
     hashes = {make_study(change).study_hash for change in changes}
     assert len(hashes | {make_study().study_hash}) == len(changes) + 1
@@ -358,6 +359,13 @@ def test_experts_are_held_as_all_frozen_layers_unless_said_otherwise(make_study)
         shown = study_facts(study)["Study"]  # what a site approves
         assert (shown["linear layers"], shown["routed experts"]) == found[terms]
     assert list(found.values()) == [("float32", "float32"), ("nf4", "nf4"), ("nf4", "int8"), ("float32", "int8")]
+
+
+def test_attention_in_segments_is_shown_to_those_who_approve(make_study):
+    for terms, sizes in (("", None), ("segments = {}", {"window": 32, "top": 8}), ("[model.segments]\ntop = 3", None)):
+        shown = study_facts(make_study(("[adapter]", f"{terms}\n[adapter]")))["Study"]["attention in segments"]
+        assert shown == (sizes or ({"window": 32, "top": 3} if terms else None))
+    assert b"segments" not in make_study().canonical()
 
 
 def test_a_study_that_says_nothing_of_frozen_layers_has_the_hash_that_it_had(make_study):
