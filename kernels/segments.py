@@ -200,17 +200,7 @@ class _SegmentAttention(Function):
     ) -> Tensor:
         tiles = _Tiles.of(q_GTD, k_GTD, unrotated, segments)
         read = _Read.of(q_GTD, k_GTD, v_GTV, scale, unrotated, segments.window)
-        filled = tiles.plan.num_pairs
-        kind = torch.promote_types(q_GTD.dtype, torch.float32)
-        out_SV = v_GTV.new_empty(filled + 1, v_GTV.shape[-1])
-        lse_S = q_GTD.new_empty(filled + 1, dtype=kind)
-        out_SV[filled], lse_S[filled] = 0, -math.inf  # of what was not chosen
-        for part, pairs in tiles.parts(segments.window):
-            scores_MWW = read.scores(read.queries(tiles, part, pairs), tiles, part)
-            lse_MW = scores_MWW.logsumexp(-1)
-            weights_MWW = scores_MWW.sub_(lse_MW[..., None]).exp_().to(v_GTV.dtype)
-            out_SV[pairs] = (weights_MWW @ read.v_BWV[tiles.block_M[part]]).flatten(0, 1)
-            lse_S[pairs] = lse_MW.flatten()
+        out_SV, lse_S = _shares(tiles, read)
         slot_TK = tiles.plan.slot_TK
         share_TK = lse_S[slot_TK]
         lse_T = share_TK.logsumexp(-1)
@@ -219,36 +209,66 @@ class _SegmentAttention(Function):
         for choice in range(1, slot_TK.shape[1]):
             out_TV.addcmul_(out_SV[slot_TK[:, choice]], share_TK[:, choice, None])
         ctx.save_for_backward(q_GTD, k_GTD, v_GTV, out_TV, lse_T)
-        ctx.tiles, ctx.sizes = tiles, (scale, unrotated, segments)
+        ctx.tiles, ctx.sizes = tiles, (scale, unrotated, segments.window)
         return out_TV.view(v_GTV.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_GTV: Tensor) -> tuple[Tensor | None, ...]:
         q_GTD, k_GTD, v_GTV, out_TV, lse_T = ctx.saved_tensors
-        tiles, (scale, unrotated, segments) = ctx.tiles, ctx.sizes
-        read = _Read.of(q_GTD, k_GTD, v_GTV, scale, unrotated, segments.window)
+        scale, unrotated, window = ctx.sizes
+        read = _Read.of(q_GTD, k_GTD, v_GTV, scale, unrotated, window)
         grad_TV = grad_GTV.reshape(out_TV.shape)
-        plan, kind = tiles.plan, lse_T.dtype
-        lse_S = lse_T.new_full((plan.num_pairs + 1,), math.inf)  # what fills tiles up has no share
-        lse_S[plan.slot_TK] = lse_T[:, None]
-        mean_T = (grad_TV.to(kind) * out_TV.to(kind)).sum(-1)
-        dq_2TD, dk_BWD, dv_BWV = (torch.zeros_like(part) for part in (read.q_2TD, read.k_BWD, read.v_BWV))
-        for part, pairs in tiles.parts(segments.window):
-            block_M, tokens_S = tiles.block_M[part], plan.token_S[pairs]
-            q_MWD = read.queries(tiles, part, pairs)
-            lse_MW1 = lse_S[pairs].view(len(block_M), -1, 1)
-            weights_MWW = read.scores(q_MWD, tiles, part).sub_(lse_MW1).exp_()
-            grad_MWV = grad_TV[tokens_S].view(len(block_M), segments.window, -1)
-            dv_BWV.index_add_(0, block_M, weights_MWW.mT.to(grad_MWV.dtype) @ grad_MWV)
-            slope_MWW = (grad_MWV @ read.v_BWV[block_M].mT).to(kind)
-            slope_MWW.sub_(mean_T[tokens_S].view(len(block_M), -1, 1)).mul_(weights_MWW).mul_(scale)
-            slope_MWW = slope_MWW.to(q_MWD.dtype)
-            dk_BWD.index_add_(0, block_M, slope_MWW.mT @ q_MWD)
-            is_far_M = tiles.place_M[part] > 1
-            place_S = tokens_S + is_far_M.repeat_interleave(segments.window) * read.q_2TD.shape[1]
-            dq_2TD.flatten(0, 1).index_add_(0, place_S, (slope_MWW @ read.k_BWD[block_M]).flatten(0, 1))
+        mean_T = (grad_TV.to(lse_T.dtype) * out_TV.to(lse_T.dtype)).sum(-1)
+        dq_2TD, dk_BWD, dv_BWV = _slopes(ctx.tiles, read, grad_TV, mean_T, lse_T)
         near_TD, far_TD = dq_2TD
         near_TD[:, :unrotated] += far_TD[:, :unrotated]
         heads, tokens, _ = q_GTD.shape
         dk_GTD, dv_GTV = (part.view(heads, -1, part.shape[-1])[:, :tokens] for part in (dk_BWD, dv_BWV))
         return near_TD.view(q_GTD.shape), dk_GTD, dv_GTV, None, None, None
+
+
+def _shares(tiles: _Tiles, read: _Read) -> tuple[Tensor, Tensor]:
+    """[S + 1, V] what each pair's query takes from its block, and [S + 1] the log-sum-exp of its scores there.
+
+    The last entry is of blocks that are none: nothing, and -inf. What is said of pairs that fill tiles up is not used.
+    """
+    filled, window = tiles.plan.num_pairs, read.k_BWD.shape[1]
+    out_SV = read.v_BWV.new_empty(filled + 1, read.v_BWV.shape[-1])
+    lse_S = out_SV.new_empty(filled + 1, dtype=torch.promote_types(out_SV.dtype, torch.float32))
+    out_SV[filled], lse_S[filled] = 0, -math.inf
+    for part, pairs in tiles.parts(window):
+        scores_MWW = read.scores(read.queries(tiles, part, pairs), tiles, part)
+        lse_MW = scores_MWW.logsumexp(-1)
+        weights_MWW = scores_MWW.sub_(lse_MW[..., None]).exp_().to(out_SV.dtype)
+        out_SV[pairs] = (weights_MWW @ read.v_BWV[tiles.block_M[part]]).flatten(0, 1)
+        lse_S[pairs] = lse_MW.flatten()
+    return out_SV, lse_S
+
+
+def _slopes(
+    tiles: _Tiles, read: _Read, grad_TV: Tensor, mean_T: Tensor, lse_T: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `read.q_2TD`, `read.k_BWD` and `read.v_BWV`.
+
+    Args:
+        grad_TV: of the result.
+        mean_T: its product with the result.
+        lse_T: log-sum-exp of all scores of a query.
+    """
+    plan, window = tiles.plan, read.k_BWD.shape[1]
+    lse_S = lse_T.new_full((plan.num_pairs + 1,), math.inf)  # what fills tiles up has no share
+    lse_S[plan.slot_TK] = lse_T[:, None]
+    dq_2TD, dk_BWD, dv_BWV = (torch.zeros_like(part) for part in (read.q_2TD, read.k_BWD, read.v_BWV))
+    for part, pairs in tiles.parts(window):
+        block_M, tokens_S = tiles.block_M[part], plan.token_S[pairs]
+        q_MWD = read.queries(tiles, part, pairs)
+        weights_MWW = read.scores(q_MWD, tiles, part).sub_(lse_S[pairs].view(len(block_M), -1, 1)).exp_()
+        grad_MWV = grad_TV[tokens_S].view(len(block_M), window, -1)
+        dv_BWV.index_add_(0, block_M, weights_MWW.mT.to(grad_MWV.dtype) @ grad_MWV)
+        slope_MWW = (grad_MWV @ read.v_BWV[block_M].mT).to(lse_T.dtype)
+        slope_MWW.sub_(mean_T[tokens_S].view(len(block_M), -1, 1)).mul_(weights_MWW).mul_(read.scale)
+        slope_MWW = slope_MWW.to(q_MWD.dtype)
+        dk_BWD.index_add_(0, block_M, slope_MWW.mT @ q_MWD)
+        place_S = tokens_S + (tiles.place_M[part] > 1).repeat_interleave(window) * read.q_2TD.shape[1]
+        dq_2TD.flatten(0, 1).index_add_(0, place_S, (slope_MWW @ read.k_BWD[block_M]).flatten(0, 1))
+    return dq_2TD, dk_BWD, dv_BWV
