@@ -364,7 +364,7 @@ def main() -> int:
 
 
 def _environment(is_interpreted: bool) -> dict[str, str]:
-    hidden = ("TRITON_INTERPRET", "CONFIDE_MOE_BACKEND")
+    hidden = ("TRITON_INTERPRET", "CONFIDE_MOE_BACKEND", "CONFIDE_SEGMENTS_BACKEND")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return environment | ({"TRITON_INTERPRET": "1"} if is_interpreted else {})
 

@@ -1,14 +1,15 @@
 """Reports the Triton kernels' needs on a GPU without having it: registers, spills, shared memory, instructions.
 
-    python benchmarks/triton_resources.py [--capability 90] [--tokens 2048] [--format fp8] [--json]
+    python benchmarks/triton_resources.py [--capability 90] [--tokens 2048] [--format fp8] [--head 192,128,32] [--json]
 
-Runs the launches of forward and backward passes on tensors of the CPU, records them instead of computing anything, and
-compiles every kernel for the GPU as it would be launched there: same constants, same alignment, and the tiles that
-analysis gives (measured ones are chosen by time). Exits with 1 if a limit is broken. No figure here is a time:
-`benchmarks/gpu.py` measures those.
+Runs the launches of forward and backward passes, of experts and of attention in segments, on tensors of the CPU,
+records them instead of computing anything, and compiles every kernel for the GPU as it would be launched there: same
+constants, same alignment, and the tiles that analysis gives (measured ones are chosen by time). Exits with 1 if a limit
+is broken. No figure here is a time: `benchmarks/gpu.py` measures those.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 if os.environ.get("TRITON_INTERPRET"):
@@ -32,11 +34,13 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from confide.kernels import triton_experts, triton_kernels
+from confide.kernels import triton_experts, triton_kernels, triton_segment_kernels, triton_segments
 from confide.kernels.collect import Collector
 from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, ExpertWeights, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.routing import route
+from confide.kernels.segment_tiles import Read, Tiles
+from confide.kernels.segments import Segments, chosen_blocks
 from confide.kernels.tiles import Tiling, by_analysis
 
 SHARED_BYTES = {
@@ -81,6 +85,19 @@ class Shape:
     units: int
     format: str
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of attention in segments."""
+
+    width: int  # of queries and keys
+    values: int
+    window: int
+    dtype: torch.dtype
+
+
+HEADS = ("192,128,32", "48,32,16")  # DeepSeek-V3's, and a small one
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ class Resources:
     """The resources of one compiled kernel."""
 
     capability: int
-    format: str
+    format: str  # of the experts, or the head
     kernel: str
     tile: str
     warps: int
@@ -142,13 +159,14 @@ class Resources:
 
 
 class Recorder:
-    """Stands in for the module of kernels: notes launches and computes nothing."""
+    """Stands in for a module of kernels: notes launches and computes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: ModuleType) -> None:
+        self.kernels = kernels
         self.launches: list[Launch] = []
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(triton_kernels, name)
+        found = getattr(self.kernels, name)
         return _Recorded(self.launches, found) if hasattr(found, "arg_names") else found
 
 
@@ -167,7 +185,7 @@ class _Recorded:
 
 def recorded(capability: int, shape: Shape) -> list[Launch]:
     """The launches of forward, backward without and with a collector, norms and a clipped sum; each kind once."""
-    recorder = Recorder()
+    recorder = Recorder(triton_kernels)
     originals = triton_experts._kernels, triton_experts.chosen
     triton_experts._kernels = lambda: recorder
     triton_experts.chosen = lambda _, case: by_analysis(capability, case.pairs, case.itemsize, case.rank)
@@ -175,8 +193,29 @@ def recorded(capability: int, shape: Shape) -> list[Launch]:
         _train(shape)
     finally:
         triton_experts._kernels, triton_experts.chosen = originals
+    return _kinds(recorder.launches)
+
+
+def recorded_attention(head: Head) -> list[Launch]:
+    """The launches of forward and backward of one head of 300 tokens; each kind once."""
+    recorder = Recorder(triton_segment_kernels)
+    original = triton_segments._kernels
+    triton_segments._kernels = lambda: recorder
+    try:
+        q, k = torch.zeros(2, 1, 300, head.width, dtype=head.dtype)
+        v = torch.zeros(1, 300, head.values, dtype=head.dtype)
+        tiles = Tiles.of(chosen_blocks(q, k, Segments(head.window)), head.window)
+        read = Read.of(q, k, v, 0.1, head.width, head.window)
+        triton_segments.triton_shares(tiles, read)
+        triton_segments.triton_slopes(tiles, read, v[0], torch.zeros(300), torch.zeros(300))
+    finally:
+        triton_segments._kernels = original
+    return _kinds(recorder.launches)
+
+
+def _kinds(launches: list[Launch]) -> list[Launch]:
     kinds: dict[tuple[str, ...], Launch] = {}
-    for launch in recorder.launches:
+    for launch in launches:
         source = launch.source()
         kinds.setdefault((launch.name, str(source.signature), str(source.constants), str(source.attrs)), launch)
     return list(kinds.values())
@@ -234,7 +273,7 @@ def resources(launch: Launch, capability: int, number_format: str) -> Resources:
         "no asynchronous copy": launch.has_products and copies == 0,
         "serialised products": "serialized" in log,
     }
-    tile = "x".join(str(launch.arguments[side]) for side in ("ROWS", "COLS", "DEPTH") if side in launch.arguments)
+    tile = "x".join(str(launch.arguments[side]) for side in ("W", "ROWS", "COLS", "DEPTH") if side in launch.arguments)
     broken = tuple(limit for limit, is_broken in limits.items() if is_broken)
     return Resources(
         capability=capability,
@@ -271,7 +310,7 @@ def _assembled(ptx: str, capability: int) -> str:
 
 def print_table(rows: list[Resources]) -> None:
     """One line a kernel: of its variants, the most they take and the fewest instructions of a kind."""
-    print("| GPU | experts | kernel | tile | warps | registers | spilled | shared | tensor core | async | broken |")
+    print("| GPU | of | kernel | tile | warps | registers | spilled | shared | tensor core | async | broken |")
     print("|---|---|---|---|---:|---:|---:|---:|---:|---:|---|")
     variants = defaultdict(list)
     for row in rows:
@@ -299,23 +338,28 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16)
     formats = ["dense", "int8", "nf4", "fp8"]
     parser.add_argument("--format", choices=formats, action="append", help="of the experts; default: dense")
+    parser.add_argument("--head", metavar="D,V,WINDOW", action="append", help=f"default: {' '.join(HEADS)}")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--kernel", action="append", help="only kernels of this name")
     parser.add_argument("--tile", metavar="ROWS,COLS,DEPTH,WARPS,STAGES", help="tile to try in place of the chosen one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     tiling = Tiling(*(int(side) for side in args.tile.split(","))) if args.tile else None
-    rows = []
-    for number_format in args.format or ["dense"]:
+    dtype, capabilities = getattr(torch, args.dtype), args.capability or sorted(SHARED_BYTES)
+    launches = []
+    for number_format, capability in itertools.product(args.format or ["dense"], capabilities):
         shape = Shape(
-            args.model, args.hidden, args.experts, args.top_k, args.rank, args.tokens, 8, number_format,
-            getattr(torch, args.dtype),
+            args.model, args.hidden, args.experts, args.top_k, args.rank, args.tokens, 8, number_format, dtype
         )  # fmt: skip
-        for capability in args.capability or sorted(SHARED_BYTES):
-            for launch in recorded(capability, shape):
-                if args.kernel is None or launch.name in args.kernel:
-                    tiled = launch.tiled(tiling) if tiling else launch
-                    rows.append(resources(tiled, capability, number_format))
+        launches += [(launch, capability, number_format) for launch in recorded(capability, shape)]
+    for sizes, capability in itertools.product(args.head or HEADS, capabilities):
+        head = Head(*(int(size) for size in sizes.split(",")), dtype)
+        launches += [(launch, capability, sizes) for launch in recorded_attention(head)]
+    rows = [
+        resources(launch.tiled(tiling) if tiling else launch, capability, case)
+        for launch, capability, case in launches
+        if args.kernel is None or launch.name in args.kernel
+    ]
     if args.json:
         print(json.dumps([asdict(row) for row in rows]))
     else:

@@ -191,7 +191,11 @@ print(json.dumps(missing))
 """
 NO_IMPORTS = ("confide/third_party/", "confide/coordinator/gateway/fab/", "confide/coordinator/store/migrations/")
 """What is loaded by CrypTen's own name, by Flower and by Alembic."""
-EXTRAS = {"confide.client_node.training.sharding": "deepspeed", "confide.kernels.triton_kernels": "triton"}
+EXTRAS = {
+    "confide.client_node.training.sharding": "deepspeed",
+    "confide.kernels.triton_kernels": "triton",
+    "confide.kernels.triton_segment_kernels": "triton",
+}
 """What needs a package of an extra; Triton comes with torch's ordinary build too."""
 
 

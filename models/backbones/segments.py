@@ -5,11 +5,12 @@ adapters, clipping and export stay as they are, but the function is another one:
 attention that they were trained with. Positions of the far part are unseen where queries and keys have an unrotated
 part (`qk_nope_head_dim`); a model that has none, such as SmolLM2 rewritten, reads far blocks with rotated keys.
 
-A text is written at a cost per token that hardly grows with its length: the cache keeps the latents, one mean key for
-each block, and expands what is read, nothing else.
+A text is written at a cost per token that hardly grows with its length: the cache keeps the latents, a mean key for
+each quarter of a block, and expands what is read, nothing else.
 
-Legend: `R` rows, `H` heads, `T` tokens, `W` window, `B` blocks, `K` chosen blocks, `C` width of a latent, `N` width of
-the unrotated part of keys, `P` of the rotated part, `V` of values, `X` of the part that is read far away.
+Legend: `R` rows, `H` heads, `T` tokens, `W` window, `B` blocks, `Q` quarters of blocks, `K` chosen blocks, `C` width of
+a latent, `N` width of the unrotated part of keys, `P` of the rotated part, `V` of values, `X` of the part that is read
+far away.
 """
 
 import functools
@@ -22,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
-from ...kernels.segments import Segments, segment_attention
+from ...kernels.segments import QUARTERS, Segments, quarter_means, segment_attention
 from ..errors import BackboneMismatch
 from .grouped_query import as_stored
 
@@ -73,7 +74,7 @@ def _refuse_padding(*, attention_mask: Tensor | None = None, q_length: int = 0, 
 
 
 class _Latents(CacheLayerMixin):
-    """The cache of one layer: latents and rotated keys of all tokens, and the mean key of each whole block."""
+    """The cache of one layer: latents and rotated keys of all tokens, and mean keys of whole blocks."""
 
     is_sliding = False
 
@@ -82,7 +83,7 @@ class _Latents(CacheLayerMixin):
         self.segments, self.up = segments, up
         self.tokens = 0
         self._latents: Tensor | None = None  # [R, room, C + P]
-        self._means: Tensor | None = None  # [R, H, room, X], as far as blocks are whole
+        self._means: Tensor | None = None  # [R, H, room, X] of quarters, as far as blocks are whole
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes room for the first tokens."""
@@ -106,20 +107,20 @@ class _Latents(CacheLayerMixin):
         return whole[..., :rank], whole[..., rank:]
 
     def _take_means(self, first: int) -> None:
-        """Takes the mean keys of the blocks from `first` on that are whole."""
+        """Takes the mean keys of the quarters of the blocks from `first` on that are whole."""
         assert self._latents is not None
         window = self.segments.window
         last = self.tokens // window
         if last == first:
             return
-        blocks_RBWC = self._latents[:, first * window : last * window].unflatten(1, (-1, window))  # type: ignore[no-untyped-call]
-        means_RHBX = self.up.far_keys(blocks_RBWC.mean(2))
+        known, end = QUARTERS * first, QUARTERS * last
+        new = self.up.far_keys(quarter_means(self._latents[:, first * window : last * window], window, known))
         if self._means is None:
-            self._means = means_RHBX.new_empty(*means_RHBX.shape[:2], 0, means_RHBX.shape[-1])
-        if last > self._means.shape[2]:
-            room = max(last, 2 * self._means.shape[2])
+            self._means = new[:, :, :0]
+        if end > self._means.shape[2]:
+            room = max(end, 2 * self._means.shape[2])
             self._means = F.pad(self._means, (0, 0, 0, room - self._means.shape[2]))
-        self._means[:, :, first:last] = means_RHBX
+        self._means[:, :, known:end] = new
 
     def read(self, far_q_RHX: Tensor) -> tuple[Tensor, Tensor]:
         """[R, n, C + P] of the window, and [R, H, K * W, C + P] of the blocks that the last token chooses."""
@@ -131,8 +132,11 @@ class _Latents(CacheLayerMixin):
         if not earlier:
             return near, near.new_empty(len(near), heads, 0, near.shape[-1])
         assert self._means is not None
-        means = self._means[:, :, :earlier].expand(-1, heads, -1, -1)
-        chosen_RHK = (means @ far_q_RHX[..., None])[..., 0].topk(min(self.segments.top, earlier), sorted=False).indices
+        means_RHQX = self._means[:, :, : QUARTERS * earlier].expand(-1, heads, -1, -1)
+        liked_RHB = (
+            (means_RHQX @ far_q_RHX.to(means_RHQX.dtype)[..., None]).view(len(near), heads, earlier, QUARTERS).amax(-1)
+        )
+        chosen_RHK = liked_RHB.topk(min(self.segments.top, earlier), sorted=False).indices
         token_RHT = (chosen_RHK[..., None] * window + torch.arange(window, device=chosen_RHK.device)).flatten(2)
         row_R11 = torch.arange(len(near), device=near.device)[:, None, None]
         return near, self._latents[row_R11, token_RHT]
@@ -166,12 +170,12 @@ class _Up(NamedTuple):
         k_CHN, v_CHV = up_CHX.split([attention.qk_nope_head_dim, attention.v_head_dim], -1)
         return cls(k_CHN.permute(1, 2, 0).contiguous(), v_CHV.permute(1, 2, 0).contiguous())
 
-    def far_keys(self, latents_RBX: Tensor) -> Tensor:
-        """[R, H, B, N], or [R, 1, B, P] of a model without an unrotated part, of latents and rotated keys."""
+    def far_keys(self, latents_RQX: Tensor) -> Tensor:
+        """[R, H, Q, N], or [R, 1, Q, P] of a model without an unrotated part, of latents and rotated keys."""
         rank = self.k_HNC.shape[-1]
         if not self.k_HNC.shape[1]:
-            return latents_RBX[:, None, :, rank:]
-        return latents_RBX[:, None, :, :rank] @ self.k_HNC.mT
+            return latents_RQX[:, None, :, rank:]
+        return latents_RQX[:, None, :, :rank] @ self.k_HNC.to(latents_RQX.dtype).mT
 
 
 @functools.cache

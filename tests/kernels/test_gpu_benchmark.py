@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def gpu(*options):
-    hidden = ("TRITON_INTERPRET", "CONFIDE_MOE_BACKEND")
+    hidden = ("TRITON_INTERPRET", "CONFIDE_MOE_BACKEND", "CONFIDE_SEGMENTS_BACKEND")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run([sys.executable, PROGRAM, *options], env=environment, capture_output=True, text=True)
 

@@ -18,6 +18,9 @@ KERNELS = {
     "gate_up_kernel", "grouped_kernel", "combine_kernel", "inner_gradient_kernel", "run_products_kernel",
     "run_norms_kernel", "run_sums_kernel",
 }  # fmt: skip
+OF_SEGMENTS = {"shares_kernel", "slopes_kernel", "block_sums_kernel", "query_sums_kernel"}
+HEADS = {"192,128,32", "48,32,16"}
+WITHOUT_PRODUCTS = {"combine_kernel", "query_sums_kernel"}
 
 pytestmark = [
     pytest.mark.process,
@@ -42,12 +45,14 @@ def gate(tmp_path):
 
 def test_kernels_stay_within_the_limits(gate):
     rows = gate("--capability", "80", "--capability", "90", "--capability", "100")
-    assert {(row["capability"], row["kernel"]) for row in rows} == set(itertools.product((80, 90, 100), KERNELS))
+    kernels = {*itertools.product(["dense"], KERNELS), *itertools.product(HEADS, OF_SEGMENTS)}
+    found = {(row["capability"], (row["format"], row["kernel"])) for row in rows}
+    assert found == set(itertools.product((80, 90, 100), kernels))
     for row in rows:
         assert not row["broken"], row
         assert row["spilled_bytes"] == 0
         assert row["registers"] <= 255
-        if row["kernel"] != "combine_kernel":  # the one without products
+        if row["kernel"] not in WITHOUT_PRODUCTS:
             assert row["tensor_core"] > 0
             assert row["async_copies"] > 0
 
@@ -59,6 +64,19 @@ def test_codes_are_widened_within_the_limits(gate):
     rows = gate("--capability", "90", *options)
     assert {(row["format"], row["kernel"]) for row in rows} == set(itertools.product(formats, kernels))
     assert not [row for row in rows if row["broken"]]
+
+
+def test_segments_of_other_windows_stay_within_the_limits(gate):
+    # The one that holds most at once, where registers are scarcest.
+    heads = {f"192,128,{window}" for window in (16, 64, 128)}
+    rows = gate("--capability", "80", *(f"--head={head}" for head in heads), "--kernel", "slopes_kernel")
+    assert {row["format"] for row in rows} == heads
+    assert not [row for row in rows if row["broken"]]
+
+
+def test_a_head_whose_rows_start_anywhere_is_noticed(gate):
+    (row,) = gate("--capability", "80", "--head", "191,127,32", "--kernel", "shares_kernel")
+    assert row["broken"] == ["no asynchronous copy"]
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,18 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from triton.runtime import interpreter
 
-from confide.kernels import triton_experts, triton_kernels
+from confide.kernels import segments, triton_experts, triton_kernels
 from confide.kernels.collect import Collector
-from confide.kernels.errors import CaptureClosed, CapturedTwice, UnfitWeights
+from confide.kernels.errors import CaptureClosed, CapturedTwice, UnfitWeights, UnknownBackend
 from confide.kernels.experts import Experts, Factors, LoRA
 from confide.kernels.formats import Dense, FP8Block128, Int8Row, NF4Block64
 from confide.kernels.moe import moe
 from confide.kernels.routing import route
+from confide.kernels.segment_tiles import Read, Tiles
+from confide.kernels.segments import Segments, chosen_blocks, segment_attention
 from confide.kernels.tiles import by_analysis
 from confide.kernels.triton_experts import check_fit, is_available, tile_table, triton_moe
+from confide.kernels.triton_segments import triton_shares, triton_slopes
 
 pytestmark = pytest.mark.process  # on a GPU: the compiler
 
@@ -559,3 +562,74 @@ def test_interpreter_makes_the_cpu_available(monkeypatch):
     assert is_available(torch.device("cpu"))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not is_available(torch.device("cpu"))
+
+
+def read_by(backend, parts, unrotated, sizes):
+    """Attention in segments, and the gradients of queries, keys and values."""
+    leaves = [part.detach().requires_grad_() for part in parts]
+    out = segment_attention(*leaves, 0.2, unrotated=unrotated, segments=sizes, backend=backend)
+    return out.detach(), *torch.autograd.grad(probe(out), leaves)
+
+
+def heads(tokens, width=40, values=24):
+    g = torch.Generator().manual_seed(tokens)
+    return [normal(g, 1, 2, tokens, size) for size in (width, width, values)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "unrotated"),
+    [(1, 16, 24), (15, 16, 0), (17, 16, 40), (47, 16, 24), (80, 16, 0), (81, 16, 24), (81, 16, 40), (129, 32, 24)],
+)
+def test_segments_and_their_gradients_are_those_of_torch(tokens, window, unrotated):
+    sizes, parts = Segments(window, top=1), heads(tokens)
+    assert (tokens > sizes.borders[1]) == (tokens > 48)  # the longer rows have a choice
+    wants = read_by("torch", [part.double() for part in parts], unrotated, sizes)
+    for got, want in zip(read_by("triton", parts, unrotated, sizes), wants, strict=True):
+        assert got.shape == want.shape
+        # The one key of a row of one token has a gradient of zero, so there is no norm to compare with.
+        assert (got.double() - want).norm() <= PRECISION * want.norm().clamp_min(1)
+
+
+def test_segments_repeat_bit_for_bit():
+    for first, second in zip(*(read_by("triton", heads(70), 24, Segments(16, top=2)) for _ in range(2)), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("bfloat16_of_gpus")
+@pytest.mark.parametrize("dtype", [torch.bfloat16] if IS_INTERPRETED else [torch.bfloat16, torch.float16])
+def test_segments_in_sixteen_bits_are_no_less_precise_than_plain_torch(dtype):
+    sizes = Segments(16, top=2)
+    q, k, v = (part[0].to(dtype) for part in heads(70))
+    tiles = Tiles.of(chosen_blocks(q.float(), k.float(), sizes), sizes.window)  # the same for all
+    read, grad = Read.of(q, k, v, 0.2, 24, sizes.window), v.flatten(0, 1).sin()
+    exact = Read(*(part.double() for part in read[:3]), read.scale)
+    lse = segments._shares(tiles, exact)[1][tiles.plan.slot_TK].logsumexp(-1)
+    of_result = grad, grad.float().sum(-1), lse.float()
+    used = tiles.plan.slot_TK[tiles.plan.slot_TK < tiles.plan.num_pairs]
+
+    def computed(shares, slopes, read, of_result):
+        return *(part[used] for part in shares(tiles, read)), *slopes(tiles, read, *of_result)
+
+    wants = computed(segments._shares, segments._slopes, exact, [part.double() for part in of_result])
+    errors = []
+    for backend in ((triton_shares, triton_slopes), (segments._shares, segments._slopes)):
+        gots = computed(*backend, read, of_result)
+        assert [got.dtype for got in gots] == [dtype, torch.float32, dtype, dtype, dtype]
+        errors.append([float((got - want).norm() / want.norm()) for got, want in zip(gots, wants, strict=True)])
+    for ours, theirs in zip(*errors, strict=True):
+        assert ours < 0.01  # eight bits
+        assert ours <= 1.1 * theirs
+
+
+@pytest.mark.parametrize(("dtype", "window"), [(torch.float64, 16), (torch.float32, 8)])
+def test_segments_that_no_kernel_computes_are_refused_only_if_asked_for(dtype, window, monkeypatch):
+    parts = [part.to(dtype) for part in heads(20)]
+    call = {"unrotated": 24, "segments": Segments(window)}
+    monkeypatch.delenv("CONFIDE_SEGMENTS_BACKEND", raising=False)
+    assert segment_attention(*parts, 0.2, **call).dtype == dtype
+    monkeypatch.setenv("CONFIDE_SEGMENTS_BACKEND", "triton")
+    with pytest.raises(UnknownBackend, match=f"{dtype} and windows of {window}"):
+        segment_attention(*parts, 0.2, **call)
+    with pytest.raises(UnknownBackend, match="got 'cuda'"):
+        segment_attention(*parts, 0.2, **call, backend="cuda")
+    assert segment_attention(*parts, 0.2, **call, backend="torch").dtype == dtype
