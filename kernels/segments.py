@@ -1,4 +1,4 @@
-"""Attention of a token to its window and to a few earlier blocks that it chooses: cost and memory linear in length.
+"""Attention of a token to its window and to a few earlier blocks that it chooses, in memory linear in length.
 
 A row is cut into blocks of `window` tokens. A query reads its own block up to itself and the whole block before, so at
 least the last `window` tokens, with rotated positions; and the `top` earlier blocks that it likes best, by the part of
@@ -6,7 +6,8 @@ queries and keys that is not rotated: nothing that grows with length is ever uns
 softmax. There is no parameter: a model trained with full attention can be read and adapted this way. The choice is each
 query's and head's own, hence causal, and has no gradient (mixture of block attention, MoBA, Lu et al. 2025,
 arXiv:2502.13189). MoBA likes a block by its mean key; here it is the best mean key of its four quarters, in which one
-token that answers is not lost among 31 others.
+token that answers is not lost among 31 others. Liking is what still grows with the square of the length, by a small
+factor: an eighth of a product of a query and a key for each token before it.
 
 Blocks take queries as experts take tokens: pairs (query, block) are sorted by block and multiplied in tiles of `window`
 queries by one block. A query's shares meet by their log-sum-exp, as in flash attention (Dao et al. 2022,
@@ -140,8 +141,8 @@ def chosen_blocks(q_GTN: Tensor, k_GTN: Tensor, segments: Segments) -> Tensor:
 def quarter_means(k_GTN: Tensor, window: int, first: int = 0) -> Tensor:
     """[G, Q, N], in float32 at least, the mean key of each quarter of the blocks, which must be whole.
 
-    A later one is longer by a hair, so that of equal keys, as a text that repeats itself has in the first layer, the
-    same are chosen whatever follows.
+    A later one is longer by a hair, so that of equal keys, as a text that repeats itself has in the first layer, nearly
+    always the same are chosen whatever follows.
 
     Args:
         first: quarters before these.

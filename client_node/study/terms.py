@@ -33,6 +33,7 @@ from .toml import read_toml
 
 D = TypeVar("D", bound=StrictModel)
 NUM_AGGREGATORS = 3
+MOST_TOKENS, MOST_TOKENS_IN_FULL = 131072, 4096  # the second with full attention, whose memory is their square
 
 
 def _is_even(count: int) -> int:
@@ -112,7 +113,7 @@ class DataTerms(FieldTerms):
     )
     max_records_per_unit: int = Field(default=1, ge=1, le=1024, description="most records of one unit at a site")
     max_tokens: int = Field(
-        ge=2, le=131072, examples=["64"], description="words of a record, padding not counted; longer text is cut"
+        ge=2, le=MOST_TOKENS, examples=["64"], description="words of a record, padding not counted; longer text is cut"
     )
     text: TextTerms | None = None
 
@@ -462,6 +463,7 @@ class StudyDraft(StrictModel):
         if problems := [
             *_data_problems(self.data, self.adapter),
             *_task_problems(self),
+            *_length_problems(self),
             *_rate_problems(self),
             *_privacy_problems(self),
             *_rank_problems(self),
@@ -502,6 +504,8 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
             if getattr(data, name)
         ]
     problems += kind.problems(data.terms, max_tokens=data.max_tokens)
+    if kind.name == "history" and data.max_records_per_unit != 1:
+        problems.append("data.max_records_per_unit with a table [data.history]; remove it: a unit is one record")
     if adapter.head != kind.head:
         why = f"with a table [data.{kind.name}]" if tables else "without a table [data.text]"
         problems.append(f"adapter.head is {adapter.head!r} {why}; it must be {kind.head!r}")
@@ -510,6 +514,15 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     if adapter.reads is not None and kind.name != "document":
         problems.append(f"adapter.reads with records of kind {kind.name}; remove it: only a document's head chooses")
     return problems
+
+
+def _length_problems(draft: StudyDraft) -> list[str]:
+    if draft.data.max_tokens <= MOST_TOKENS_IN_FULL or draft.model.segments is not None:
+        return []
+    return [
+        f"data.max_tokens is {draft.data.max_tokens}; at most {MOST_TOKENS_IN_FULL} with full attention, whose memory "
+        "is their square: add a table [model.segments]"
+    ]
 
 
 def _task_problems(draft: StudyDraft) -> list[str]:

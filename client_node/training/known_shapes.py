@@ -32,8 +32,9 @@ MAX_KNOWN = 16  # the oldest are forgotten
 _MAX_BYTES = 2**18
 _REMEDY = "It is only there to save seconds: delete it, and the shapes are found anew"
 _CODE = ("client_node", "kernels", "models", "privacy")  # our packages that make a model, compute, or try shapes
-_SETTINGS = ("ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "GLIBC_", "GOMP_", "KMP_", "LD_", "MKL_", "NVIDIA_", "OMP_",
-             "ONEDNN_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_")  # fmt: skip
+_SETTINGS = ("ATEN_", "BLIS_", "CONFIDE_MOE_BACKEND", "CONFIDE_SEGMENTS_BACKEND", "CUBLAS_", "CUDA_", "DNNL_", "GLIBC_",
+             "GOMP_", "KMP_", "LD_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "PYTORCH_",
+             "TRITON_")  # fmt: skip
 _UNSTEADY = ("cpu MHz", "BogoMIPS", "bogomips")  # lines of /proc/cpuinfo
 _CPUINFO, _CACHES = Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu/cpu0/cache")
 

@@ -15,12 +15,12 @@ from ..rounding import rounded_up
 CARD = "README.md"  # as model hubs have it
 HEAD_ALONE = """
 ## Load
-There is a head alone and no adapter: the backbone runs as it is. Use the one with the hash above and no other.
+There is a head alone and no adapter: the backbone has its own weights. Use the one with the hash above and no other.
 """
 _POOLED = """
-`head.safetensors` holds a linear head on pooled states: the mean over a record's own tokens of embedding / 0.05
-and last state side by side, minus `center`, times `whiten`, a constant sqrt(length)/2 appended, cut to unit length,
-times `weight`.
+`head.safetensors` holds a linear head on pooled states: the mean over a record's own tokens (of a history, those of
+its last visit) of embedding / 0.05 and last state side by side, minus `center`, times `whiten`, a constant
+sqrt(length)/2 appended, cut to unit length, times `weight`.
 """
 _READ_APART = """
 `head.safetensors` holds a linear head on pooled states: of each state that `reads` names (0 is what the embedding's
@@ -104,6 +104,26 @@ class ModelCard:
             f"{spent}. That is what was spent if no study and no end of a run was chosen by earlier results; whatever "
             f"was chosen, epsilon {rounded_up(self.guaranteed, 3)} is guaranteed"
         )
+
+
+def attention_text(segments: Segments | None, model: str) -> str:
+    """Says how to read with the attention that something was trained with; nothing for full attention.
+
+    Args:
+        model: name of the loaded transformers model in the code above.
+    """
+    if segments is None:
+        return ""
+    return f"""
+It was trained with attention in segments, of which the files of a checkpoint say nothing. With full attention it
+computes something else without a word:
+```python
+from confide.kernels.segments import Segments
+from confide.models.backbones.segments import read_in_segments
+
+read_in_segments({model}, Segments(window={segments.window}, top={segments.top}))
+```
+"""
 
 
 def head_text(head: Mapping[str, Tensor] | None, meaning: str) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...kernels.segments import Segments
 from ..directories import new_directory
 from ..errors import CombinationRefused
-from .card import CARD, HEAD_ALONE, head_text, one_line
+from .card import CARD, HEAD_ALONE, attention_text, head_text, one_line
 from .factors import Pair
 from .peft_import import MAX_RANK, Released, read, save
 from .provenance import MAX_SOURCES, Compression, Provenance, composition
@@ -71,11 +72,15 @@ def stack(adapters: Sequence[Released], weights: Sequence[float]) -> Released:
     weights, if all have one.
 
     Raises:
-        CombinationRefused: backbones, shapes of factors or moments of heads differ.
+        CombinationRefused: backbones, attention, shapes of factors or moments of heads differ.
     """
     first = adapters[0]
     if any(adapter.provenance.backbone_hash != first.provenance.backbone_hash for adapter in adapters):
         raise CombinationRefused("the adapters are for different backbones, and each is meaningless on another's")
+    if len({source.segments for adapter in adapters for source in adapter.provenance.sources}) > 1:
+        raise CombinationRefused(
+            "the adapters were trained with different attention, and each computes something else with another's"
+        )
     rank = sum(adapter.rank for adapter in adapters)
     _refuse_too_many(adapters, rank)
     names = dict.fromkeys(name for adapter in adapters for name in adapter.pairs)
@@ -213,6 +218,7 @@ def _card_text(adapter: Released) -> str:
         f"| {source.rounds} | {source.privacy} | {one_line(source.audit)} |"
         for source in facts.sources
     )
+    attention = attention_text(_segments(adapter), "model.get_base_model()" if adapter.pairs else "model")
     return f"""---
 library_name: peft
 tags: [lora, federated-learning, differential-privacy]
@@ -226,7 +232,7 @@ tags: [lora, federated-learning, differential-privacy]
 {rows}
 
 Backbone: `{facts.backbone_hash}`. How good the sum is was not measured.
-{_LOADING if adapter.pairs else HEAD_ALONE}{head_text(adapter.head, adapter.meaning)}
+{_LOADING if adapter.pairs else HEAD_ALONE}{attention}{head_text(adapter.head, adapter.meaning)}
 ## Privacy
 {composition((*facts.backbone_sources, *facts.sources))}
 
@@ -247,6 +253,12 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbone_
 Use the backbone with the hash above and no other. If it has one matrix as embedding and as output matrix and this
 adapter changes either, do not let PEFT merge it.
 """
+
+
+def _segments(adapter: Released) -> Segments | None:
+    """Sizes of the attention that all of it was trained with."""
+    sizes = adapter.provenance.sources[0].segments
+    return None if sizes is None else Segments(*sizes)
 
 
 def _sum_text(adapter: Released) -> str:

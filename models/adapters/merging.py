@@ -22,7 +22,7 @@ from ..backbones.families import family_in
 from ..directories import new_directory
 from ..errors import UnsupportedModule
 from ..structure.inputs import is_joined
-from .card import CARD, ModelCard, head_text
+from .card import CARD, ModelCard, attention_text, head_text
 from .factors import Pair
 from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts
 from .peft_import import HEAD, exported_head, save_head
@@ -144,5 +144,5 @@ model = {kind}.from_pretrained(directory)
 ```
 Names and shapes are those under which transformers writes a {family.name}. It is a whole model: no adapter and no
 backbone is needed, and what bounds the adapter bounds what was added here.
-{head_text(*exported_head(adapted))}
+{attention_text(card.segments, "model")}{head_text(*exported_head(adapted))}
 {provenance.earlier_studies()}{card.limits()}"""

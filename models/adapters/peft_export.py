@@ -5,7 +5,7 @@ from pathlib import Path
 from ..backbones.families import family_in
 from ..directories import new_directory
 from ..structure.inputs import is_joined
-from .card import CARD, HEAD_ALONE, ModelCard, head_text
+from .card import CARD, HEAD_ALONE, ModelCard, attention_text, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save
 from .provenance import Provenance
@@ -53,6 +53,8 @@ def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCa
 def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
     family = family_in(adapted.model)
     kind = family.model_class().__name__
+    head = head_text(*exported_head(adapted))
+    attention = attention_text(card.segments, "model.get_base_model()" if adapted.adapters else "model")
     return f"""---
 library_name: peft
 tags: [lora, federated-learning, differential-privacy]
@@ -63,7 +65,7 @@ tags: [lora, federated-learning, differential-privacy]
 backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites together without sharing records.
 
 {card.table()}
-{_loading(adapted, kind) if adapted.adapters else HEAD_ALONE}{_merging(adapted)}{head_text(*exported_head(adapted))}
+{_loading(adapted, kind) if adapted.adapters else HEAD_ALONE}{attention}{_merging(adapted)}{head}
 {provenance.earlier_studies()}{card.limits()}"""
 
 

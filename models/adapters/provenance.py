@@ -7,7 +7,7 @@ signed budget report.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import (
@@ -16,7 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     StringConstraints,
+    model_serializer,
     model_validator,
 )
 
@@ -57,6 +59,13 @@ class Source(_Fact):
     collusion: int = Field(ge=0)
     audit: str = Field(max_length=4000)
     weight: float = 1.0  # what its products are multiplied by
+    segments: tuple[int, int] | None = None  # window and top of the attention that it was trained with; None: full
+
+    @model_serializer(mode="wrap")
+    def _without_full_attention(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out that attention is full: files from before attention in segments say nothing of it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if (name, value) != ("segments", None)}
 
     @model_validator(mode="after")
     def _states_a_guarantee_or_none(self) -> Self:
@@ -78,6 +87,7 @@ class Source(_Fact):
             delta=card.delta,
             collusion=card.collusion,
             audit=card.audit[:4000],
+            segments=None if card.segments is None else (card.segments.window, card.segments.top),
         )
 
     @property

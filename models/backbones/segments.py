@@ -53,9 +53,11 @@ def read_in_segments(model: Any, segments: Segments) -> None:
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attends within the rows of a whole text, as transformers calls it."""
+    if attention_mask is not None:  # of four dimensions, which transformers passes on as it is
+        raise BackboneMismatch("attention in segments takes no mask of its own making")
     out = segment_attention(
         query, key, value, scaling, unrotated=module.qk_nope_head_dim, segments=module.segments
     )  # fmt: skip
@@ -114,7 +116,8 @@ class _Latents(CacheLayerMixin):
         if last == first:
             return
         known, end = QUARTERS * first, QUARTERS * last
-        new = self.up.far_keys(quarter_means(self._latents[:, first * window : last * window], window, known))
+        keys = self.up.far_keys(self._latents[:, first * window : last * window])  # rounded as in a pass of the whole
+        new = quarter_means(keys.flatten(0, 1), window, known).view(*keys.shape[:2], end - known, -1)
         if self._means is None:
             self._means = new[:, :, :0]
         if end > self._means.shape[2]:
@@ -140,6 +143,17 @@ class _Latents(CacheLayerMixin):
         token_RHT = (chosen_RHK[..., None] * window + torch.arange(window, device=chosen_RHK.device)).flatten(2)
         row_R11 = torch.arange(len(near), device=near.device)[:, None, None]
         return near, self._latents[row_R11, token_RHT]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Takes rows in another order, as beam search wants them."""
+        if self._latents is not None:
+            self._latents = self._latents.index_select(0, beam_idx)
+        if self._means is not None:
+            self._means = self._means.index_select(0, beam_idx)
+
+    def reset(self) -> None:
+        """Forgets all tokens."""
+        self.tokens, self._latents, self._means, self.is_initialized = 0, None, None, False
 
     def get_seq_length(self) -> int:
         """Tokens that were taken."""
@@ -170,12 +184,12 @@ class _Up(NamedTuple):
         k_CHN, v_CHV = up_CHX.split([attention.qk_nope_head_dim, attention.v_head_dim], -1)
         return cls(k_CHN.permute(1, 2, 0).contiguous(), v_CHV.permute(1, 2, 0).contiguous())
 
-    def far_keys(self, latents_RQX: Tensor) -> Tensor:
-        """[R, H, Q, N], or [R, 1, Q, P] of a model without an unrotated part, of latents and rotated keys."""
+    def far_keys(self, latents_RTX: Tensor) -> Tensor:
+        """[R, H, T, N], or [R, 1, T, P] of a model without an unrotated part, of latents and rotated keys."""
         rank = self.k_HNC.shape[-1]
         if not self.k_HNC.shape[1]:
-            return latents_RQX[:, None, :, rank:]
-        return latents_RQX[:, None, :, :rank] @ self.k_HNC.to(latents_RQX.dtype).mT
+            return latents_RTX[:, None, :, rank:]
+        return latents_RTX[:, None, :, :rank] @ self.k_HNC.mT
 
 
 @functools.cache
@@ -217,6 +231,8 @@ def _latents_of(attention: Any, cache: Any) -> _Latents:
     if len(layers) <= place:
         layers.append(None)
     if not isinstance(layers[place], _Latents):
+        if layers[place] is not None and layers[place].get_seq_length():
+            raise BackboneMismatch("attention in segments goes on from no cache that another attention has filled")
         layers[place] = _Latents(attention.segments, _Up.of(attention))
     return cast(_Latents, layers[place])
 

@@ -46,7 +46,9 @@ def test_a_restart_finds_what_was_found_before(desk, adapted, tmp_path, found):
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("what", ["study", "rows", "threads", "library", "setting", "preloaded", "code", "processor"])
+@pytest.mark.parametrize(
+    "what", ["study", "rows", "threads", "library", "setting", "segments", "preloaded", "code", "processor"]
+)
 def test_what_a_finding_depends_on_makes_another_one(desk, adapted, tmp_path, make_study, monkeypatch, what):
     probe, study, rows = Probe(), desk.study, 64
     KnownShapes(tmp_path).find(study, adapted, rows, probe)
@@ -61,6 +63,8 @@ def test_what_a_finding_depends_on_makes_another_one(desk, adapted, tmp_path, ma
         monkeypatch.setattr(torch.__config__, "show", lambda: "another build")
     elif what == "setting":
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    elif what == "segments":
+        monkeypatch.setenv("CONFIDE_SEGMENTS_BACKEND", "torch")
     elif what == "preloaded":
         monkeypatch.setenv("LD_PRELOAD", "libmimalloc.so")
     else:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3ForCausalLM
 
+from confide.kernels.segments import Segments
 from confide.models.adapters.combining import combine, compress, stack
 from confide.models.adapters.lora import AdapterConfig, attach
 from confide.models.adapters.merging import merged
@@ -71,6 +72,19 @@ def exports(pair, tmp_path_factory):
     for name, adapted, card in zip(("first", "second"), pair, (CARD, OTHER), strict=True):
         export(adapted, folder, folder / name, card)
     return folder / "first", folder / "second"
+
+
+def test_adapters_of_one_attention_combine_and_others_do_not(pair, tmp_path):
+    sizes = Segments(window=16, top=1)
+    for name, adapted, card in zip(("first", "second"), pair, (CARD, OTHER), strict=True):
+        export(adapted, tmp_path, tmp_path / name, replace(card, segments=sizes))
+    export(pair[1], tmp_path, tmp_path / "full", OTHER)
+    with pytest.raises(CombinationRefused, match="different attention"):
+        combine([tmp_path / "first", tmp_path / "full"], tmp_path / "wrong")
+    combine([tmp_path / "first", tmp_path / "second"], tmp_path / "both")
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "read_in_segments(model.get_base_model(), Segments(window=16, top=1))" in card
+    assert "segments" not in (tmp_path / "full" / "confide.json").read_text()  # as files were before
 
 
 def test_what_is_read_is_what_was_exported(pair, exports):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import DeepseekV3ForCausalLM
 
+from confide.kernels.segments import Segments
 from confide.models.adapters.card import ModelCard
 from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.adapters.merging import save_merged
 from confide.models.adapters.peft_export import export
 from confide.models.adapters.peft_import import read
 from confide.models.backbones.family import BackboneConfig
@@ -84,6 +87,30 @@ def test_plain_peft_computes_what_we_do(backbone_dir, tmp_path, targets, freeze_
         ours = adapted.model(IDS).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)  # float32, another order of the same sums
     assert (before - ours).abs().max() > 5e-3
+
+
+@torch.no_grad()
+def test_an_adapter_that_reads_in_segments_is_loaded_by_the_code_on_its_card(backbone_dir, tmp_path):
+    sizes = Segments(window=16, top=1)
+    backbone = load(backbone_dir, segments=sizes)
+    adapted = attach(backbone.model, AdapterConfig(rank=3, alpha=5.0, targets=(*ATTENTION, "experts"), seed="x"))
+    adapted.load_state(0.3 * np.random.default_rng(7).normal(size=adapted.layout.dim))
+    export(adapted, backbone_dir, tmp_path / "adapter", replace(CARD, segments=sizes))
+    assert read(tmp_path / "adapter").provenance.sources[0].segments == (16, 1)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "in segments of 16 tokens, the last and 1 chosen" in card
+    names = {"backbone_directory": backbone_dir, "adapter_directory": tmp_path / "adapter"}
+    ids = torch.randint(2, len(SCHEMA.words()), (2, 90), generator=torch.Generator().manual_seed(1))
+    found = []
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(code, names)
+        found.append(names["model"].eval()(ids).logits)
+    full, segments = found
+    ours = adapted.model(ids).logits
+    torch.testing.assert_close(segments, ours, rtol=1e-4, atol=1e-5)
+    assert (full - ours).abs().max() > 5e-3
+    save_merged(adapted, backbone_dir, tmp_path / "merged", replace(CARD, segments=sizes))
+    assert "read_in_segments(model, Segments(window=16, top=1))" in (tmp_path / "merged" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,42 @@ def test_padding_stands_on_the_right():
         )
 
 
+@torch.no_grad()
+def test_a_cache_that_does_not_fit_and_masks_of_one_s_own_are_refused():
+    full, model, ids = tiny_deepseek(), adapted_model().model, ids_of(2, 40)
+    with pytest.raises(BackboneMismatch, match="another attention"):
+        model(ids[:, :1], cache=full(ids, use_cache=True).cache)
+    with pytest.raises(BackboneMismatch, match="mask"):
+        model(ids, attention_mask=torch.zeros(2, 1, 40, 40))
+
+
+@torch.no_grad()
+def test_rows_of_a_cache_change_places():
+    model, ids = adapted_model().model, ids_of(2, 60)
+    whole = model(ids).logits
+    cache = model(ids[:, :59], use_cache=True).cache
+    cache.reorder_cache(torch.tensor([1, 0]))
+    torch.testing.assert_close(
+        model(ids.flip(0)[:, 59:], cache=cache).logits[:, 0], whole.flip(0)[:, 59], rtol=1e-4, atol=1e-4
+    )
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    torch.testing.assert_close(model(ids[:, :30], cache=cache).logits, whole[:, :30], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_in_sixteen_bits_a_cache_chooses_as_a_whole_pass_does(monkeypatch):
+    model, ids, chosen = tiny_deepseek().bfloat16(), ids_of(1, 120), []
+    read_in_segments(model, SIZES)
+    model.model.layers = model.model.layers[:1]  # what comes of it is rounded, and goes into the next layer
+    whole = model(ids).logits
+    out = model(ids[:, :60], use_cache=True)
+    for token in range(60, 120):
+        out = model(ids[:, token : token + 1], cache=out.cache)
+        chosen.append((out.logits[:, 0] - whole[:, token]).abs().max())
+    assert max(chosen) < 0.1
+
+
 def test_other_families_are_refused_by_name():
     llama = LlamaForCausalLM(
         LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
