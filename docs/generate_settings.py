@@ -9,6 +9,7 @@ PAGE = Path(__file__).with_name("study-toml.md")
 BLOCKS = {
     "every setting": reference.study_toml,
     "tasks": lambda: reference.task_toml("sepsis"),
+    "histories": lambda: reference.kind_toml("history"),
     "documents": lambda: reference.kind_toml("document"),
     "free text": lambda: reference.kind_toml("text"),
     "conversations": lambda: reference.kind_toml("chat"),

@@ -1,7 +1,7 @@
 """Reads a site's records by the columns of a study, and reports problems in them without a single value."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ...models.records import cells
 from ...models.records.kind import Column
+from ...models.records.tasks import OutcomeTerms, is_told
 from ..errors import DataInvalid
 from ..policy import SitePolicy
 from ..study import Study, StudyDraft
@@ -20,9 +21,11 @@ from .tables import Problem, Problems, Table, open_table
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The columns, units and labels of a table, ready for training. Its repr is empty."""
+    """The columns, units and labels of records, ready for training. Its repr is empty."""
 
-    columns: Mapping[str, np.ndarray] = field(repr=False)  # study's name -> [rows] of float64, bool, int64 or str|None
+    columns: Mapping[str, np.ndarray] = field(
+        repr=False
+    )  # study's name -> [rows] of float64, bool, int64, str|None or lists
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
     labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
 
@@ -51,7 +54,7 @@ class DataReport:
     units: int
     rows_per_unit: tuple[int, float, int] | None  # least, median, most
     columns: tuple[ColumnReport, ...]
-    labels: tuple[int, int] | None  # rows of 0 and of 1; None without a label, or with cells in it that are neither
+    labels: tuple[int, int] | None  # records of 0 and of 1; None without a label, or with cells in it that are neither
     problems: tuple[Problem, ...]  # the first 20
     problem_count: int
     objections: tuple[str, ...] = ()  # people who are known under another account, see `known_units`
@@ -117,11 +120,32 @@ def read(policy: SitePolicy, study: Study, *, site: str | None) -> Records:
     scan = _scan(table, wanted)
     if scan.problems.count:
         raise DataInvalid(str(table.path), scan.problems.located(table), scan.problems.count)
-    return Records(
+    records = Records(
         columns={column.name: scan.values(column.name) for column in wanted if column.name not in (_UNIT, _LABEL)},
         units=scan.values(_UNIT).astype(np.int64),
         labels=scan.values(_LABEL).astype(np.int64) if _LABEL in scan.pieces else None,
     )
+    return _gathered(records, study.draft.data)
+
+
+def _gathered(table: Records, data: DataTerms) -> Records:
+    """Makes one record of the rows that are one: lists of their cells, and outcomes as the last of them says."""
+    rows = data.kind.rows_of_records(data.terms, table.columns, table.units)
+    if rows is None:
+        return table
+    last = np.array([own[-1] for own in rows], dtype=np.int64)
+    outcomes = data.terms.outcome_columns if isinstance(data.terms, OutcomeTerms) else ()
+    return Records(
+        columns={
+            name: column[last] if name in outcomes else _lists(column, rows) for name, column in table.columns.items()
+        },
+        units=table.units[last],
+        labels=None if table.labels is None else table.labels[last],
+    )
+
+
+def _lists(column: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.fromiter((column[own].tolist() for own in rows), dtype=object, count=len(rows))
 
 
 def check(
@@ -148,8 +172,9 @@ def check(
         scan = _scan(table, wanted)
     except DataInvalid as err:
         return DataReport(str(path), 0, 0, None, (), None, _problems_of(err), err.count)
-    labels = _label_counts(scan)
-    _add_emptiness(scan, wanted, labels if both_classes else None)
+    telling = None if study is None or scan.problems.count else _telling_rows(scan, _terms(study))
+    labels = _label_counts(scan, telling)
+    _add_emptiness(scan, wanted, labels if both_classes else None, telling)
     units = scan.values(_UNIT).astype(np.int64)
     per_unit = np.bincount(units)
     return DataReport(
@@ -168,15 +193,25 @@ def check(
     )
 
 
-def _label_counts(scan: _Scan) -> tuple[int, int] | None:
-    """Counts the rows of both labels; None without a label, or with cells that are no label and read as 0."""
+def _telling_rows(scan: _Scan, data: DataTerms) -> np.ndarray | None:
+    """The rows that say what is learned, where several rows make a record: the last of each; None for all."""
+    columns = {name: scan.values(name) for name in scan.pieces}
+    rows = data.kind.rows_of_records(data.terms, columns, columns[_UNIT].astype(np.int64))
+    return None if rows is None else np.array([own[-1] for own in rows], dtype=np.int64)
+
+
+def _label_counts(scan: _Scan, telling: np.ndarray | None) -> tuple[int, int] | None:
+    """Counts the records of both labels; None without a label, or with cells that are no label and read as 0."""
     if _LABEL not in scan.pieces or _LABEL in scan.misfits:
         return None
-    ones = int(scan.values(_LABEL).sum())
-    return scan.rows - ones, ones
+    labels = scan.values(_LABEL) if telling is None else scan.values(_LABEL)[telling]
+    ones = int(labels.sum())
+    return len(labels) - ones, ones
 
 
-def _add_emptiness(scan: _Scan, wanted: list[_Wanted], labels: tuple[int, int] | None) -> None:
+def _add_emptiness(
+    scan: _Scan, wanted: list[_Wanted], labels: tuple[int, int] | None, telling: np.ndarray | None
+) -> None:
     """Adds what is wrong with a table whose cells all fit: nothing is in it, or nothing to tell apart."""
     if scan.problems.count:
         return
@@ -184,7 +219,10 @@ def _add_emptiness(scan: _Scan, wanted: list[_Wanted], labels: tuple[int, int] |
         scan.problems.add(Problem(None, "", "rows below the header", "none"))
         return
     for column in wanted:
-        if column.column.is_task and column.need == "needed" and scan.missing[column.name] == scan.rows:
+        if not (column.column.is_task and column.need == "needed"):
+            continue
+        cells_told = is_told(scan.values(column.name))
+        if not (cells_told if telling is None else cells_told[telling]).any():
             scan.problems.add(Problem(None, column.own, f"cells that say something of {column.name}", "none"))
     if labels is not None and 0 in labels:
         own = next(column.own for column in wanted if column.name == _LABEL)

@@ -15,7 +15,7 @@ _COLUMN = "column "  # before the name of each, so that none is taken for anothe
 
 
 def to_arrays(records: Records) -> Arrays:
-    """Turns records into arrays: a column of texts becomes the bytes of a msgpack list."""
+    """Turns records into arrays: a column of texts or lists becomes the bytes of a msgpack list."""
     columns = {f"{_COLUMN}{name}": _written(column) for name, column in records.columns.items()}
     labels = {} if records.labels is None else {"labels": records.labels}
     return {"units": records.units, **labels, **columns}
@@ -35,6 +35,4 @@ def _read(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype != np.uint8:
         return array
     values = msgpack.unpackb(array.data)
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
+    return np.fromiter(values, dtype=object, count=len(values))  # an assignment would take lists of one length apart

@@ -217,8 +217,9 @@ class Ladder:
             return head_inputs(self.model.adapted, self.model.examples(records).ids)
         if self.draft.data.kind.reads == "text":
             return hashed_inputs(shown_texts(self.draft, records), reading)
-        schema = self.draft.record_schema()
-        return word_inputs(self.draft, schema.encode(schema.render(records.columns)))
+        data = self.draft.data
+        reader = data.kind.reader(data.terms, self.draft.record_schema(), max_tokens=data.max_tokens)
+        return word_inputs(self.draft, reader.examples(records.columns, records.labels)[0])
 
     def _adapters(self, job: Job) -> Estimate:
         assert self.model is not None, "left out"

@@ -12,6 +12,7 @@ from ...client_node.study import StudyDraft
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ...privacy.accounting import Mode, site_noise
 
+_EOS = 1  # of every schema's vocabulary
 Inputs = Any  # [rows, width], an array of numpy or a sparse one of scipy
 HASHED = {"words": (2048, "word", (1, 1)), "ngrams": (8192, "char_wb", (3, 5))}  # width, analyzer, lengths
 
@@ -147,12 +148,28 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
 
 
 def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:
-    """Encodes the words of each record as 0 or 1, with a constant in padding's place: [rows, words], unit length."""
-    has = np.zeros((len(ids), len(draft.record_schema().words())))
-    np.put_along_axis(has, ids, 1.0, axis=1)
-    has[:, 0] = 1.0
-    inputs: np.ndarray = has / np.linalg.norm(has, axis=1, keepdims=True)
+    """Counts the words of each record, with a constant in padding's place: [rows, words], unit length.
+
+    Of histories, the words of the last visit, and beside them the mean counts of all visits: [rows, 2 words].
+    """
+    schema = draft.record_schema()
+    counts = _counts(ids, len(schema.words()))
+    if schema.visits > 1:
+        ends = ids == _EOS
+        earlier = np.cumsum(ends[:, ::-1], axis=1)[:, ::-1] > 1  # at or before the end of the last visit but one
+        mean = counts / ends.sum(axis=1, keepdims=True)
+        counts = np.hstack([_counts(np.where(earlier, 0, ids), len(schema.words())), mean])
+    counts[:, 0] = 1.0
+    inputs: np.ndarray = counts / np.linalg.norm(counts, axis=1, keepdims=True)
     return inputs
+
+
+def _counts(ids: np.ndarray, words: int) -> np.ndarray:
+    """[rows, words], without padding."""
+    counts = np.zeros((len(ids), words))
+    np.add.at(counts, (np.arange(len(ids))[:, None], ids), 1.0)
+    counts[:, 0] = 0.0
+    return counts
 
 
 def hashed_inputs(texts: Sequence[str], reading: str) -> Inputs:

@@ -105,5 +105,6 @@ def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
     """Reads the records that a policy names as a site's trainer does, in a study with a classifier."""
     records = read_records(policy, study, site=None)
     assert records.labels is not None
-    schema = study.record_schema()
-    return schema.encode(schema.render(records.columns)), records.labels, records.units
+    data = study.draft.data
+    reader = data.kind.reader(data.terms, study.record_schema(), max_tokens=data.max_tokens)
+    return reader.examples(records.columns, records.labels)[0], records.labels, records.units

@@ -29,6 +29,7 @@ from .loading import build, save
 # Share of a question's terms that are products of two shapes, mostly over two fields. What one field says alone, a
 # linear head reads off its embedding; only what two say together has to be learned by the layers.
 _PAIRS = 0.85
+_VISITS = 8  # most visits of a synthetic record
 _SETTLING = 100  # batches after the last step in which the routers' biases move alone
 
 
@@ -88,7 +89,8 @@ class SyntheticRecords:
     """Random records of a schema and the answers to fixed random questions about them.
 
     A question scores a record by a sum over one to four terms, most of them the product of two shapes, mostly over two
-    fields, the others a shape over one; its answer is yes for 10 to 50 % of the records.
+    fields, the others a shape over one; its answer is yes for 10 to 50 % of the records. Of a record of several visits
+    it asks about the last one, about the mean of all, or about how far the last is from that.
     """
 
     def __init__(self, schema: RecordSchema, *, questions: int, seed: int) -> None:
@@ -103,17 +105,22 @@ class SyntheticRecords:
             for start, size in zip(starts, sizes, strict=True)
         ]
         self._is_flag = [size == 1 for size in sizes]
+        self._visits = min(schema.visits, _VISITS)
         self._shapes = self._draw_shapes(fields)
         self._draw_questions(questions)
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws `size` new records: token ids int64 [size, tokens] and answers float32 [size, questions] of 0 and 1."""
-        codes = self._codes(size)
-        tokens = np.stack([table[codes[:, j]] for j, table in enumerate(self._tokens)], axis=1)
+        codes, visits = self._records(size)
+        tokens = np.stack([table[codes[..., j]] for j, table in enumerate(self._tokens)], axis=-1)
+        if self._visits > 1:
+            ends = (np.arange(self._visits) < visits[:, None])[..., None]
+            tokens = np.concatenate([tokens * ends, ends], axis=-1)  # 1 is <eos>
+        tokens = tokens.reshape(size, -1)
         order = np.argsort(tokens == 0, axis=1, kind="stable")  # own tokens first, padding behind
         tokens = np.take_along_axis(tokens, order, axis=1)[:, : max(1, int((tokens > 0).sum(1).max()))]
         tokens[(tokens == 0).all(axis=1), 0] = 1  # an empty record is <eos>
-        answers = self._scores(codes) > self._thresholds
+        answers = self._answers(codes, visits) > self._thresholds
         return torch.from_numpy(tokens), torch.from_numpy(answers.astype(np.float32))
 
     def _draw_shapes(self, fields: tuple[AnyField, ...], per_field: int = 24) -> list[np.ndarray]:
@@ -142,9 +149,32 @@ class SyntheticRecords:
         self._weights = rng.uniform(0, 1e-6, size=(columns, questions))  # almost no weight: breaks ties of scores
         np.add.at(self._weights, (first[~is_pair], question[~is_pair]), weight[~is_pair])
         self._pairs = first[is_pair], second[is_pair], weight[is_pair]  # by question
+        about = rng.integers(3, size=questions) if self._visits > 1 else np.zeros(questions, dtype=np.int64)
+        self._of_last, self._of_mean = np.array([1, 0, 1])[about], np.array([0, 1, -1])[about]
         self._with_pairs, self._pair_starts = np.unique(question[is_pair], return_index=True)
-        scores, shares = self._scores(self._codes(4096)), rng.uniform(0.1, 0.5, size=questions)
+        scores = self._answers(*self._records(4096 // self._visits))
+        shares = rng.uniform(0.1, 0.5, size=questions)
         self._thresholds = np.array([np.quantile(scores[:, q], 1 - share) for q, share in enumerate(shares)])
+
+    def _answers(self, codes: np.ndarray, visits: np.ndarray) -> np.ndarray:
+        """Scores records [size, visits, fields] by every question, each of as many visits as it has."""
+        if self._visits == 1:
+            return self._scores(codes[:, 0])
+        size, most, fields = codes.shape
+        scores = self._scores(codes.reshape(-1, fields)).reshape(size, most, -1)
+        last = scores[np.arange(size), visits - 1]
+        scores[np.arange(most) >= visits[:, None]] = 0
+        return np.asarray(self._of_last * last + self._of_mean * scores.sum(axis=1) / visits[:, None])
+
+    def _records(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws records [size, visits, fields], and how many visits each has; much of a visit stays in the next."""
+        if self._visits == 1:
+            return self._codes(size)[:, None], np.ones(size, dtype=np.int64)
+        codes = np.stack([self._codes(size) for _ in range(self._visits)], axis=1)
+        stays = self._rng.random(codes.shape) < self._rng.uniform(0.2, 0.9, size=codes.shape[2])
+        for visit in range(1, self._visits):
+            codes[:, visit] = np.where(stays[:, visit], codes[:, visit - 1], codes[:, visit])
+        return codes, self._rng.integers(1, self._visits + 1, size=size)
 
     def _scores(self, codes: np.ndarray) -> np.ndarray:
         shapes = np.concatenate([table[codes[:, j]] for j, table in enumerate(self._shapes)], axis=1)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.collect import CaptureSlot
@@ -19,6 +20,7 @@ from .objectives import BinaryLabel, Objective
 
 MOST_NUMBERS = 2**22  # weights of a head: 64 records' gradients of so many take a gigabyte
 _CONSTANT = 0.1  # over the length of parts that are whitened apart; five times as much cost several points of accuracy
+_EOS = 1  # of every schema's vocabulary
 _EMBEDDING_SCALE = 0.05  # spread of the embedding table at its start; brings both halves of a pooled state to unit size
 
 
@@ -92,8 +94,8 @@ def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> 
     """[R, 2D] or [R, P D]: means of a record's states over its own tokens, side by side.
 
     Without `reads`, the first half is the embedding output over 0.05 (the fields themselves), the second the last state
-    (what the model makes of them). Zeros at the end of a row are padding and are inert; a row of padding alone pools to
-    zero.
+    (what the model makes of them); of a history both are those of its last visit, whose states have seen the others.
+    Zeros at the end of a row are padding and are inert; a row of padding alone pools to zero.
 
     Args:
         model: a causal language model, adapted or not.
@@ -110,12 +112,19 @@ def pooled(model: Any, ids_RT: Tensor, reads: tuple[int, ...] | None = None) -> 
             inputs_embeds=embedded, attention_mask=attended.long(), use_cache=False
         ).last_hidden_state  # fmt: skip
     if reads is None:
-        states = [embedded / _EMBEDDING_SCALE, last]
+        states, is_read = [embedded / _EMBEDDING_SCALE, last], _last_line(ids_RT, is_token)
     else:
-        states = [told.get(read, last) if read else embedded for read in reads]
-    side_by_side = torch.cat(states, dim=-1).masked_fill(~is_token[..., None], 0)
-    mean: Tensor = side_by_side.sum(1) / is_token.sum(1, keepdim=True).clamp_min(1)
+        states, is_read = [told.get(read, last) if read else embedded for read in reads], is_token
+    side_by_side = torch.cat(states, dim=-1).masked_fill(~is_read[..., None], 0)
+    mean: Tensor = side_by_side.sum(1) / is_read.sum(1, keepdim=True).clamp_min(1)
     return mean
+
+
+def _last_line(ids_RT: Tensor, is_token_RT: Tensor) -> Tensor:
+    """bool [R, T], tokens behind the last `<eos>` that another token follows; all if there is none."""
+    is_last = is_token_RT & ~F.pad(is_token_RT[:, 1:], (0, 1))
+    ends = (ids_RT == _EOS) & is_token_RT & ~is_last
+    return is_token_RT & (ends.flip(1).cumsum(1).flip(1) == 0)
 
 
 @contextmanager

@@ -125,8 +125,11 @@ class RecordSchema:
     numeric: tuple[NumericField, ...] = ()
     flags: tuple[FlagField, ...] = ()
     categorical: tuple[CategoricalField, ...] = ()
+    visits: int = 1  # most lines that make a record; if they may be several, `<eos>` is behind each
 
     def __post_init__(self) -> None:
+        if self.visits < 1:
+            raise InvalidSchema(f"a record has one visit or more, got {self.visits}")
         for kind in ("numeric", "flags", "categorical"):
             object.__setattr__(self, kind, tuple(sorted(getattr(self, kind), key=lambda field: field.name)))
         names = [field.name for field in self.fields()]
@@ -186,6 +189,7 @@ class RecordSchema:
             "numeric": [{"name": field.name, "cuts": list(field.cuts)} for field in self.numeric],
             "flags": [field.name for field in self.flags],
             "categorical": [{"name": field.name, "values": list(field.values)} for field in self.categorical],
+            **({"visits": self.visits} if self.visits > 1 else {}),
         }
 
     @classmethod
@@ -199,6 +203,7 @@ class RecordSchema:
             numeric=tuple(NumericField(n, tuple(cuts)) for n, cuts in _pairs(plain, "numeric", "cuts", (int, float))),
             flags=tuple(FlagField(name) for name in _strings(plain, "flags")),
             categorical=tuple(CategoricalField(n, tuple(v)) for n, v in _pairs(plain, "categorical", "values", (str,))),
+            visits=_visits(plain),
         )
 
 
@@ -219,11 +224,18 @@ def _is_missing(entry: Any) -> bool:
 
 
 def _strings(plain: Mapping[str, Any], kind: str) -> list[str]:
-    if not isinstance(plain, Mapping) or set(plain) != {"numeric", "flags", "categorical"}:
-        raise InvalidSchema("a schema has exactly the parts numeric, flags and categorical")
+    if not isinstance(plain, Mapping) or set(plain) - {"visits"} != {"numeric", "flags", "categorical"}:
+        raise InvalidSchema("a schema has the parts numeric, flags and categorical, and visits where they are several")
     if not isinstance(plain[kind], list) or not all(isinstance(name, str) for name in plain[kind]):
         raise InvalidSchema(f"{kind} must be a list of names")
     return list(plain[kind])
+
+
+def _visits(plain: Mapping[str, Any]) -> int:
+    visits = plain.get("visits", 1)
+    if type(visits) is not int or ("visits" in plain and visits < 2):
+        raise InvalidSchema("visits must be a whole number above 1")
+    return visits
 
 
 def _pairs(plain: Mapping[str, Any], kind: str, part: str, types: tuple[type, ...]) -> Iterator[tuple[str, list[Any]]]:
@@ -268,6 +280,25 @@ class FieldTerms(OutcomeTerms):
         """Names of all columns of published values; the label is not one of them."""
         return (*self.numeric, *self.categorical, *self.flags)
 
+    def field_problems(self, place: str) -> list[str]:
+        """Lists columns of two kinds or none, and an outcome that is missing or also a column.
+
+        Args:
+            place: of these terms in study.toml.
+        """
+        names = self.fields()
+        problems = [
+            f"{place}: {name} is a column of two kinds; keep one of numeric, categorical, flags"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        problems += self.outcome_problems(place, names)
+        if not problems:
+            try:
+                self.record_schema()
+            except ModelError as err:
+                problems.append(f"{place}: {err}")
+        return problems
+
     def record_schema(self) -> RecordSchema:
         """The same description as a `RecordSchema`."""
         return RecordSchema(
@@ -306,21 +337,11 @@ class Fields(ReadByHead):
 
     def problems(self, terms: FieldTerms, *, max_tokens: int) -> list[str]:
         """Lists columns of two kinds, an outcome that is missing or also a column, and records that would be cut."""
-        names = terms.fields()
-        problems = [
-            f"data: {name} is a column of two kinds; keep one of numeric, categorical, flags"
-            for name in sorted({name for name in names if names.count(name) > 1})
-        ]
-        problems += terms.outcome_problems("data", names)
-        if len(names) > max_tokens:
+        problems, words = terms.field_problems("data"), len(terms.fields())
+        if words > max_tokens:
             problems.append(
-                f"data.max_tokens is {max_tokens}; a record can hold {len(names)} words, so it must be at least that"
+                f"data.max_tokens is {max_tokens}; a record can hold {words} words, so it must be at least that"
             )
-        if not problems:
-            try:
-                terms.record_schema()
-            except ModelError as err:
-                problems.append(f"data: {err}")
         return problems
 
     def columns(self, terms: FieldTerms) -> tuple[Column, ...]:

@@ -121,6 +121,19 @@ class RecordKind(Protocol):
         """
         raise InvalidSchema(f"records of kind {self.name} are read by a schema, or by a published tokenizer")
 
+    def rows_of_records(
+        self, terms: Any, columns: Mapping[str, np.ndarray], units: np.ndarray
+    ) -> Sequence[npt.NDArray[np.int64]] | None:
+        """Returns the rows of a table that make each record, in their order; None if each row is a record.
+
+        Where it returns them, a reader gets lists of cells, one a record, and outcomes as the last of the rows says.
+
+        Args:
+            columns: of the whole table.
+            units: int64 [rows], whose row it is.
+        """
+        return None
+
     def reader(self, terms: Any, vocabulary: Any, *, max_tokens: int) -> Reader:
         """Returns the reader for a backbone.
 

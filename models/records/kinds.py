@@ -5,10 +5,11 @@ from .code import Code
 from .documents import Documents
 from .fields import Fields
 from .formulas import Formulas
+from .histories import Histories
 from .kind import RecordKind
 from .text import FreeText
 
 INLINE = "fields"  # the kind whose keys stand in [data] itself; every other has a table [data.NAME]
 KINDS: dict[str, RecordKind] = {
-    kind.name: kind for kind in (Fields(), Documents(), FreeText(), Conversations(), Formulas(), Code())
+    kind.name: kind for kind in (Fields(), Histories(), Documents(), FreeText(), Conversations(), Formulas(), Code())
 }

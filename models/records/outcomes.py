@@ -112,13 +112,13 @@ class Outcome(StrictModel):
         from . import cells
 
         if self.number is not None:
-            return (Column(self.number.column, "number", "a number, and not nothing", _needed(cells.numbers)),)
+            return (Column(self.number.column, "number", "a number, and not nothing", needed(cells.numbers)),)
         if self.labels is not None:
             return tuple(Column(name, "label", "0 or 1", cells.labels) for name in self.labels)
         assert self.label is not None, "terms without an outcome passed their checks"
         if self.classes is None:
             return (Column(self.label, "label", "0 or 1", cells.labels, is_label=True),)
-        read = _needed(partial(cells.categories, published=self.classes))
+        read = needed(partial(cells.categories, published=self.classes))
         return (Column(self.label, "class", f"one of the study's {len(self.classes)} classes", read),)
 
     def outcome_facts(self) -> dict[str, Any]:
@@ -258,11 +258,11 @@ def _rows(found: np.ndarray, targets: np.ndarray) -> Any:
     return zip(torch.split(torch.from_numpy(found), 1), targets, strict=True)
 
 
-def _needed(read: Any) -> Any:
+def needed(read: Any) -> Any:
     """Returns a reader for which a missing cell is a misfit, as such a record cannot be used for training."""
 
-    def needed(text: Any) -> Any:
+    def read_all(text: Any) -> Any:
         found = read(text)
         return replace(found, misfit=found.misfit | found.missing)
 
-    return needed
+    return read_all

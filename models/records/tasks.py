@@ -225,17 +225,17 @@ class _Several:
         return said
 
     def tells(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.bool_]:
-        told: npt.NDArray[np.bool_] = np.any([_is_told(columns[name]) for name in self.columns], axis=0)
+        told: npt.NDArray[np.bool_] = np.any([is_told(columns[name]) for name in self.columns], axis=0)
         return told
 
     def targets(self, columns: Mapping[str, np.ndarray]) -> npt.NDArray[np.int64]:
         told, found = [], []
         for task in self.tasks.values():
             cells = columns[task.column]
-            is_told = _is_told(cells)
+            here = is_told(cells)
             target = np.zeros(len(cells), dtype=np.float64)
-            target[is_told] = task.outcome.targets({task.column: cells[is_told]}, cells[is_told])
-            told.append(is_told)
+            target[here] = task.outcome.targets({task.column: cells[here]}, cells[here])
+            told.append(here)
             found.append(target)
         return self.objective().joined(found, told)
 
@@ -290,7 +290,7 @@ def _label_or_nothing(text: "pa.Array") -> "Cells":
     return replace(read, values=np.where(read.missing, -1, read.values), misfit=read.misfit & ~read.missing)
 
 
-def _is_told(cells: np.ndarray) -> npt.NDArray[np.bool_]:
+def is_told(cells: np.ndarray) -> npt.NDArray[np.bool_]:
     """[rows], which cells tell something: not NaN, None or -1."""
     if cells.dtype == object:
         return np.array([cell is not None for cell in cells], dtype=np.bool_)

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,45 @@ def test_an_expert_that_training_left_behind_is_in_use_when_the_biases_have_sett
     assert unused() == ()
     for name, tensor in model.named_parameters():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-9)
+
+
+def test_synthetic_histories_are_one_to_so_many_visits_each_with_its_end():
+    schema = replace(SCHEMA, visits=3)
+    source = SyntheticRecords(schema, questions=8, seed=1)
+    ids, answers = source.batch(300)
+    words, seen, stayed = schema.words(), set(), []
+    for row in ids.tolist():
+        own = [words[token] for token in row if token]
+        assert own[-1] == "<eos>"
+        visits = " ".join(own[:-1]).split("<eos>")
+        seen.add(len(visits))
+        for visit in visits:
+            names = [word.partition("=")[0] for word in visit.split()]
+            assert sorted(name for name in names if name != "sick") == ["TSH", "age", "sex"]
+            assert names.count("sick") <= 1
+        stayed += [one.split()[0] == other.split()[0] for one, other in itertools.pairwise(visits)]
+    assert seen == {1, 2, 3}
+    assert 0.3 < np.mean(stayed) < 1  # much of a visit stays in the next
+    assert answers.shape == (300, 8)
+
+
+def test_questions_ask_about_the_last_visit_the_mean_of_all_or_their_difference():
+    source = SyntheticRecords(replace(SCHEMA, visits=3), questions=30, seed=1)
+    codes, visits = source._records(40)
+    got = source._answers(codes, visits)
+    for record, count in enumerate(visits):
+        scores = [source._scores(codes[record : record + 1, visit])[0] for visit in range(count)]
+        mean = np.mean(scores, axis=0)
+        want = np.choose(source._of_last + 2 * (source._of_mean == 1), [0, scores[-1], mean])
+        want = np.where(source._of_mean == -1, scores[-1] - mean, want)
+        np.testing.assert_allclose(got[record], want)
+    assert {*zip(source._of_last.tolist(), source._of_mean.tolist(), strict=True)} == {(1, 0), (0, 1), (1, -1)}
+
+
+def test_a_record_that_is_one_visit_is_drawn_as_ever():
+    """Backbones of plain records keep their hash."""
+    ids, answers = SyntheticRecords(SCHEMA, questions=40, seed=3).batch(20)
+    assert (int(ids.sum()), int(answers.sum())) == (530, 249)
 
 
 def test_progress_counts_every_step_and_threads_are_put_back(tmp_path):

@@ -10,10 +10,26 @@ from ..tiny import random_ids, tiny_deepseek
 
 
 def test_pooled_is_the_mean_of_first_and_last_states():
-    model, ids = tiny_deepseek(), random_ids(3)
+    model, ids = tiny_deepseek(), random_ids(3).clamp_min(2)
     states = model.model(input_ids=ids, output_hidden_states=True)
     want = torch.cat([states.hidden_states[0] / 0.05, states.last_hidden_state], dim=-1).mean(1)
     torch.testing.assert_close(pooled(model, ids), want)
+
+
+def test_of_a_history_the_last_visit_is_pooled_behind_all_others():
+    model, ids = tiny_deepseek(), random_ids(4, 9).clamp_min(2)
+    ids[0, [2, 5, 8]] = 1  # three visits, each with <eos> behind it
+    ids[1, [2, 3, 4]] = 1  # the last one is empty
+    ids[1, 5:] = 0
+    ids[2, 0], ids[2, 1:] = 1, 0  # one visit, empty
+    ids[3, 8] = 1
+    lines = [slice(6, 9), slice(4, 5), slice(0, 1), slice(0, 9)]
+    states = model.model(input_ids=ids, output_hidden_states=True)
+    both = torch.cat([states.hidden_states[0] / 0.05, states.last_hidden_state], dim=-1)
+    want = torch.stack([row[line].mean(0) for row, line in zip(both, lines, strict=True)])
+    torch.testing.assert_close(pooled(model, ids), want)
+    whole = torch.cat([states.hidden_states[read] for read in (0, 2)], dim=-1)[[0, 3]].mean(1)
+    torch.testing.assert_close(pooled(model, ids[[0, 3]], (0, 2))[:, :32], whole[:, :32])
 
 
 def test_padding_is_inert():
@@ -82,7 +98,7 @@ def test_layers_above_all_that_is_read_do_not_run_and_are_there_again():
 
 
 def test_a_word_of_number_0_inside_a_record_is_read():
-    model, ids = tiny_deepseek(dtype=torch.float64), random_ids(2, 6)
+    model, ids = tiny_deepseek(dtype=torch.float64), random_ids(2, 6).clamp_min(2)
     ids[:, 2] = 0
     states = model.model(input_ids=ids, output_hidden_states=True)
     want = torch.cat([states.hidden_states[0] / 0.05, states.last_hidden_state], dim=-1).mean(1)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,9 @@ def test_the_order_in_a_file_does_not_change_the_vocabulary():
 def test_schema_survives_json():
     text = json.dumps(SCHEMA.to_dict(), sort_keys=True)
     assert RecordSchema.from_dict(json.loads(text)) == SCHEMA
+    assert "visits" not in text
+    history = replace(SCHEMA, visits=4)
+    assert RecordSchema.from_dict(history.to_dict()) == history != SCHEMA
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,7 @@ def test_a_contradictory_schema_is_refused(make):
         {"flags": "sick"},
         {"categorical": {"sex": ["F"]}},
         {"more": []},
+        *({"visits": visits} for visits in (1, 0, True, "2", 2.0)),
     ],
 )
 def test_a_malformed_description_is_refused(change):
