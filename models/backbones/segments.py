@@ -57,10 +57,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attends within the rows of a whole text, as transformers calls it."""
     if attention_mask is not None:  # of four dimensions, which transformers passes on as it is
-        raise BackboneMismatch("attention in segments takes no mask of its own making")
-    out = segment_attention(
-        query, key, value, scaling, unrotated=module.qk_nope_head_dim, segments=module.segments
-    )  # fmt: skip
+        raise BackboneMismatch("attention in segments chooses what a token reads, and takes no mask of four dimensions")
+    unrotated, segments = module.qk_nope_head_dim, module.segments
+    out = segment_attention(query, key, value, scaling, unrotated=unrotated, segments=segments)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -269,7 +268,8 @@ def _told(latents: _Latents, q_RHD: Tensor, scale: float) -> Tensor:
     near_RHT = q_RHC @ near_RTC[..., :rank].mT + q_turned @ near_RTC[..., rank:].mT
     far_q, far_k = (q_RHC, far_RHTC[..., :rank]) if unrotated else (q_turned, far_RHTC[..., rank:])
     far_RHT = (far_k @ far_q[..., None])[..., 0]
-    scores_RHT = torch.cat([near_RHT, far_RHT], -1).float() * scale
+    scores_RHT = torch.cat([near_RHT, far_RHT], -1)
+    scores_RHT = scores_RHT.to(torch.promote_types(scores_RHT.dtype, torch.float32)) * scale
     weights_RHT = scores_RHT.softmax(-1).to(near_RTC.dtype)
     near, far = weights_RHT[..., : near_RHT.shape[-1]], weights_RHT[..., near_RHT.shape[-1] :]
     told_RHC = near @ near_RTC[..., :rank] + (far[:, :, None] @ far_RHTC[..., :rank])[:, :, 0]
