@@ -34,7 +34,7 @@ class StudyModel:
     terms: StrictModel  # of the records, as `kind` reads them
     reader: Reader
     backbone_hash: str
-    segments: Segments | None  # sizes of attention in segments; None for full attention
+    segments: Segments | None = None  # sizes of attention in segments; None for full attention
 
     @property
     def words(self) -> int:
