@@ -23,9 +23,8 @@ from .tables import Problem, Problems, Table, open_table
 class Records:
     """The columns, units and labels of records, ready for training. Its repr is empty."""
 
-    columns: Mapping[str, np.ndarray] = field(
-        repr=False
-    )  # study's name -> [rows] of float64, bool, int64, str|None or lists
+    # By the study's name: [rows] of float64, bool, int64, str|None, or lists of these where several rows are a record.
+    columns: Mapping[str, np.ndarray] = field(repr=False)
     units: np.ndarray = field(repr=False)  # int64 [rows]: whose record it is, numbered by first appearance
     labels: np.ndarray | None = field(repr=False)  # int64 [rows], 0 or 1; None of free text
 

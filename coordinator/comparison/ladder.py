@@ -29,7 +29,7 @@ from ..errors import StudyRefused
 from ..studies.examine import ASSUMED_DIM
 from ..studies.learning_rates import adapter_rate, head_rate
 from .federated import Ready, federate, head_inputs, made_ready
-from .linear import Inputs, hashed_inputs, private_linear, word_inputs
+from .linear import Inputs, hashed_inputs, private_linear, word_ids, word_inputs
 from .task import Target, Task, shown_texts
 from .tried import FORMAT, Cell, Tried
 
@@ -217,9 +217,7 @@ class Ladder:
             return head_inputs(self.model.adapted, self.model.examples(records).ids)
         if self.draft.data.kind.reads == "text":
             return hashed_inputs(shown_texts(self.draft, records), reading)
-        data = self.draft.data
-        reader = data.kind.reader(data.terms, self.draft.record_schema(), max_tokens=data.max_tokens)
-        return word_inputs(self.draft, reader.examples(records.columns, records.labels)[0])
+        return word_inputs(self.draft, word_ids(self.draft, records))
 
     def _adapters(self, job: Job) -> Estimate:
         assert self.model is not None, "left out"

@@ -8,6 +8,7 @@ import torch
 from scipy.sparse import issparse
 from scipy.special import softmax
 
+from ...client_node.data import Records
 from ...client_node.study import StudyDraft
 from ...models.heads.objectives import BinaryLabel, Objective, OneClass, PointOnScale, SeveralLabels, SeveralTasks
 from ...privacy.accounting import Mode, site_noise
@@ -145,6 +146,13 @@ def noise_of(draft: StudyDraft, mode: Mode, scale_bits: int) -> int:
         scale_bits,
         mode,
     )
+
+
+def word_ids(draft: StudyDraft, records: Records) -> np.ndarray:
+    """Encodes records of a schema as token ids, [rows, longest], without a backbone."""
+    data = draft.data
+    reader = data.kind.reader(data.terms, draft.record_schema(), max_tokens=data.max_tokens)
+    return reader.examples(records.columns, records.labels)[0]
 
 
 def word_inputs(draft: StudyDraft, ids: np.ndarray) -> np.ndarray:

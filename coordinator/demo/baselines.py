@@ -21,7 +21,7 @@ from ...models.adapters import AdaptedModel
 from ...models.evaluation.metrics import auc
 from ...models.records.kind import Examples
 from ..comparison.federated import SiteArrays, federate, head_inputs, logits, untrained
-from ..comparison.linear import private_linear, word_inputs
+from ..comparison.linear import private_linear, word_ids, word_inputs
 
 WORDS_LR = 10.0  # rate of the regression on words; its inputs have unit length like the head's
 
@@ -105,6 +105,4 @@ def site_arrays(policy: SitePolicy, study: Study) -> SiteArrays:
     """Reads the records that a policy names as a site's trainer does, in a study with a classifier."""
     records = read_records(policy, study, site=None)
     assert records.labels is not None
-    data = study.draft.data
-    reader = data.kind.reader(data.terms, study.record_schema(), max_tokens=data.max_tokens)
-    return reader.examples(records.columns, records.labels)[0], records.labels, records.units
+    return word_ids(study.draft, records), records.labels, records.units

@@ -204,6 +204,15 @@ def load_text(
     return TextBackbone(family, model, tokenizer, read_moments(directory, model), digest)
 
 
+def _attend(model: PreTrainedModel, directory: Path, segments: Segments | None) -> None:
+    if segments is None:
+        return
+    try:
+        read_in_segments(model, segments)
+    except BackboneMismatch as err:
+        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
+
+
 def describe(directory: Path) -> Description:
     """Describes a backbone or an imported checkpoint: hash, kind, size and origin.
 
@@ -307,15 +316,6 @@ def _start_embeddings(model: PreTrainedModel, schema: RecordSchema) -> None:
             code = torch.tensor([_bin_code((i + 0.5) / len(bins)) for i in range(len(bins))])
             table[position[bins[0]] : position[bins[-1]] + 1] = EMBEDDING_STD * (offset + code @ mix)
             table[position[na]] = EMBEDDING_STD * (offset + torch.randn(table.shape[1]))
-
-
-def _attend(model: PreTrainedModel, directory: Path, segments: Segments | None) -> None:
-    if segments is None:
-        return
-    try:
-        read_in_segments(model, segments)
-    except BackboneMismatch as err:
-        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
 
 
 def _bin_code(u: float) -> list[float]:

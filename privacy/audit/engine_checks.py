@@ -206,9 +206,8 @@ class Probe:
 
     def records(self, count: int) -> tuple[npt.NDArray[np.int64], Targets]:
         """Token ids [count, 12] and targets that the model as it stands finds unlikely: errors are large."""
-        ids = self.rng.integers(
-            2, self.words, (count, _LENGTH)
-        )  # in a schema 1 ends a visit, and a head reads the last
+        # The word 1 of a schema ends a visit, and a head reads the last visit alone.
+        ids = self.rng.integers(2, self.words, (count, _LENGTH))
         return ids, unlikely_targets(self.adapted, ids)
 
     def release(self, ids: Integers, targets: Targets, units: npt.ArrayLike, terms: ReleaseTerms) -> Reals:
