@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector, RunCapture
-from .experts import Experts, LoRA
+from .experts import Experts, LoRA, close
 from .formats import trained_stack
 from .products import TILE, add_product, product
 from .routing import Plan
@@ -77,6 +77,7 @@ class _MoE(Function):
         *factors, experts, lora, plan, collector, is_grad_enabled = rest
         A1, B1, A2, B2 = (None if factor is None else factor.to(x.dtype) for factor in factors)
         z1, z2 = (None if A is None else x.new_empty(plan.num_pairs, A.shape[1]) for A in (A1, A2))
+        gates = None if lora is None else lora.gates_TR
         chunks = _chunks(plan, 2 * experts.hidden * x.itemsize, is_tiled=collector is not None)
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
         gu = []  # by chunk: 32 MiB and more would come as fresh pages from the system, ten times as slow to fill
@@ -84,19 +85,20 @@ class _MoE(Function):
         for chunk in chunks:
             s = chunk.pairs
             x_C, y_C = x.index_select(0, plan.token_S[s]), y[s]
+            gates_C = None if gates is None else gates.index_select(0, plan.token_S[s])
             gu_C = x.new_empty(len(x_C), 2 * experts.hidden)
             if keeps:
                 gu.append(gu_C)
             for e, x_e, gu_e in chunk.each(x_C, gu_C):
                 experts.gate_up.mm(e, x_e, gu_e)
             if z1 is not None:
-                _add_low_rank(chunk, x_C, A1, B1, lora.scaling, z1[s], gu_C)
+                _add_low_rank(chunk, x_C, A1, B1, lora.scaling, z1[s], gu_C, gates_C)
             gate, up = gu_C.chunk(2, dim=1)
             inner = _silu(gate, chunk).mul_(up)
             for e, inner_e, y_e in chunk.each(inner, y_C):
                 experts.down.mm(e, inner_e, y_e)
             if z2 is not None:
-                _add_low_rank(chunk, inner, A2, B2, lora.scaling, z2[s], y_C)
+                _add_low_rank(chunk, inner, A2, B2, lora.scaling, z2[s], y_C, gates_C)
         ctx.save_for_backward(x, topk_weights, gate_up, down, A1, B1, A2, B2, z1, z2, *gu)
         ctx.rest = experts, lora, plan, collector, chunks
         return _combine(y, plan, topk_weights)
@@ -249,10 +251,15 @@ def _for_one_thread(chunk: _Chunk, *tensors_CF: Tensor) -> Iterator[tuple[Tensor
     return zip(*(torch.split(tensor, rows) for tensor in tensors_CF), strict=True)
 
 
-def _add_low_rank(chunk: _Chunk, x: Tensor, A: Any, B: Any, scaling: float, z: Tensor, out: Tensor) -> None:
-    """Adds scaling (x A^T) B^T to `out` and leaves x A^T in `z`."""
-    for e, x_e, z_e, out_e in chunk.each(x, z, out):
+def _add_low_rank(
+    chunk: _Chunk, x: Tensor, A: Any, B: Any, scaling: float, z: Tensor, out: Tensor, gates: Tensor | None
+) -> None:
+    """Adds scaling (x A^T) B^T to `out` and leaves x A^T in `z`, multiplied by gates [C, R] if given."""
+    gated = () if gates is None else (gates,)
+    for e, x_e, z_e, out_e, *gates_e in chunk.each(x, z, out, *gated):
         product(x_e, A[e].T, z_e)
+        if gates_e:
+            close(z_e, *gates_e)
         add_product(out_e, z_e, B[e].T, scaling=scaling)
 
 

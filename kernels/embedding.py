@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector
+from .experts import close, gates_by_token
 
 
 def lora_embedding(
@@ -20,6 +21,8 @@ def lora_embedding(
     lora_B_DR: nn.Parameter,
     lora_scaling: float,
     collector: Collector | None = None,
+    *,
+    gates_TR: Tensor | None = None,
 ) -> Tensor:
     """[*ids, D]: rows `ids` of W + lora_scaling (B A)^T, with W frozen; the product is never built.
 
@@ -27,13 +30,19 @@ def lora_embedding(
 
     Args:
         ids: int64 in [0, V), row-major over (row, token) if a collector is given.
+        gates_TR: [*ids, R] or [T, R], of any dtype: the columns of A that were looked up are multiplied by them, as
+            x A^T is in `lora_linear`. For inference.
 
     Raises:
         CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
+        GatesUntrained, UnfitWeights, TokensMiscounted: from forward, see `gates_by_token`.
     """
+    gates = gates_TR
+    if gates is not None:
+        gates = gates_by_token(gates, ids.shape, lora_A_RV.shape[0], collector, lora_A_RV, lora_B_DR)
     if collector is not None:
         collector.announce(lora_A_RV, lora_B_DR)
-    out = _LoRAEmbedding.apply(ids, weight_VD, lora_A_RV, lora_B_DR, lora_scaling, collector)  # type: ignore[no-untyped-call]
+    out = _LoRAEmbedding.apply(ids, weight_VD, lora_A_RV, lora_B_DR, lora_scaling, collector, gates)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
@@ -47,10 +56,13 @@ class _LoRAEmbedding(Function):
         lora_B: nn.Parameter,
         scaling: float,
         collector: Collector | None,
+        gates: Tensor | None,
     ) -> Tensor:
         flat = ids.reshape(-1)
         y = F.embedding(flat, weight)  # first: unlike index_select, it refuses an id out of range without showing it
         z = lora_A.to(weight.dtype).index_select(1, flat).T
+        if gates is not None:
+            close(z, gates)
         y.addmm_(z, lora_B.T.to(weight.dtype), alpha=scaling)
         ctx.save_for_backward(flat, z, lora_A, lora_B)
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.
@@ -78,4 +90,4 @@ class _LoRAEmbedding(Function):
                 collector.capture_tokens(ctx.parameters[1], z, g, transposed=True)
             else:
                 grad_B = (z.T @ g).T.to(lora_B.dtype)
-        return None, None, grad_A, grad_B, None, None
+        return None, None, grad_A, grad_B, None, None, None

@@ -4,7 +4,8 @@ KernelError
 ├── RoutingOutOfRange   an expert or unit index that does not exist
 ├── UnfitWeights        tensors that are no stack of experts, or do not fit each other
 ├── UnfitTiles          a table of tiles that no kernel could use
-├── UnknownBackend      a backend that does not exist, or cannot run here
+├── UnknownBackend      a backend that does not exist, cannot run here, or takes no gates
+├── GatesUntrained      gates on rank components where gradients are wanted
 ├── UnsupportedExperts  a module whose experts compute something else than these kernels do
 ├── SavedWithoutWeights a checkpoint would be written that lacks its packed weights
 ├── TokensMiscounted    an op saw another number of tokens than the microbatch has
@@ -35,7 +36,11 @@ class UnfitTiles(KernelError):
 
 
 class UnknownBackend(KernelError):
-    """A backend name that does not exist, or a backend that cannot run on this machine."""
+    """A backend name that does not exist, or a backend that cannot run on this machine or takes no gates."""
+
+
+class GatesUntrained(KernelError):
+    """Gates on rank components with a collector or inside autograd: they are for inference and have no backward."""
 
 
 class UnsupportedExperts(KernelError):

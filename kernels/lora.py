@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector
+from .experts import close, gates_by_token
 from .linear import PackedMatrix
 
 
@@ -22,6 +23,8 @@ def lora_linear(
     lora_B_OR: nn.Parameter,
     lora_scaling: float,
     collector: Collector | None = None,
+    *,
+    gates_TR: Tensor | None = None,
 ) -> Tensor:
     """x W^T + bias + lora_scaling (x A^T) B^T, with W and bias frozen, W packed or not; W + BA is never built.
 
@@ -31,13 +34,19 @@ def lora_linear(
     Args:
         x: [..., I], converted to the dtype of the weight, also under autocast; row-major over (row, token) if a
             collector is given.
+        gates_TR: [..., R] with the leading axes of x, or [T, R], of any dtype: x A^T is multiplied by them, so that
+            adapters stacked along the rank can be switched off token by token. For inference.
 
     Raises:
         CaptureClosed, CapturedTwice, TokensMiscounted: from backward, see `collect`.
+        GatesUntrained, UnfitWeights, TokensMiscounted: from forward, see `gates_by_token`.
     """
+    gates = gates_TR
+    if gates is not None:
+        gates = gates_by_token(gates, x.shape[:-1], lora_A_RI.shape[0], collector, x, lora_A_RI, lora_B_OR)
     if collector is not None:
         collector.announce(lora_A_RI, lora_B_OR)
-    given = x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector
+    given = x.to(weight_OI.dtype), weight_OI, bias_O, lora_A_RI, lora_B_OR, lora_scaling, collector, gates
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
         # For one token, entering autograd and leaving autocast takes as long as the adapter.
         return _LoRALinear.forward(_Forgetful(), *given)
@@ -63,7 +72,7 @@ def matrix_head(x_BI: Tensor, weight_KI: nn.Parameter, collector: Collector | No
 class _Forgetful:
     """Stands for the context of a forward pass that no backward follows."""
 
-    needs_input_grad = (False,) * 7
+    needs_input_grad = (False,) * 8
 
     def save_for_backward(self, *_: Tensor | None) -> None:
         """Keeps nothing."""
@@ -80,9 +89,12 @@ class _LoRALinear(Function):
         lora_B: nn.Parameter,
         scaling: float,
         collector: Collector | None,
+        gates: Tensor | None,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         z = flat @ lora_A.T.to(flat.dtype)
+        if gates is not None:
+            close(z, gates)
         if isinstance(weight, PackedMatrix):
             y, packed, dense = weight.linear(flat, bias), weight, None
         else:
@@ -121,7 +133,7 @@ class _LoRALinear(Function):
                 collector.capture_tokens(ctx.parameters[1], z, g, transposed=True)
             else:
                 grad_B = (z.T @ g).T.to(lora_B.dtype)  # five times as fast as g.T @ z
-        return grad_x, None, None, grad_A, grad_B, None, None
+        return grad_x, None, None, grad_A, grad_B, None, None, None
 
 
 class _VectorHead(Function):

@@ -18,7 +18,7 @@ from torch import Tensor
 from .collect import Collector
 from .cpu import cpu_moe
 from .errors import TokensMiscounted, UnfitWeights, UnknownBackend
-from .experts import Experts, LoRA
+from .experts import Experts, LoRA, gates_by_token
 from .formats import trained_stack
 from .reference import reference_moe
 from .routing import Plan
@@ -63,17 +63,21 @@ def moe(
     Args:
         plan: of `route`; it must know the owners of the tokens if there is a collector.
         backend: "reference", "cpu" or "triton"; None takes what the variable CONFIDE_MOE_BACKEND names, else what
-            suits the device.
+            suits the device; "cpu" if `lora` has gates, which the fused kernels do not take.
         collector: gets the gradients of the factors unit by unit; their `.grad` is left alone.
 
     Raises:
-        UnknownBackend, UnfitWeights, TokensMiscounted: before anything is computed.
+        UnknownBackend, UnfitWeights, TokensMiscounted, GatesUntrained: before anything is computed.
         CaptureClosed, CapturedTwice: from backward, see `collect`.
     """
     _check_fit(x_TD, plan, topk_weights_TK, experts, lora, collector)
     if collector is not None and lora is not None:
         collector.announce(*lora.factors)
-    run = _named(backend or os.environ.get(VARIABLE) or _suiting(x_TD.device, experts), x_TD.device)
+    is_gated = lora is not None and lora.gates_TR is not None
+    name = backend or os.environ.get(VARIABLE) or ("cpu" if is_gated else _suiting(x_TD.device, experts))
+    if is_gated and name == "triton":
+        raise UnknownBackend("the fused kernels of triton take no gates: name no backend, or cpu")
+    run = _named(name, x_TD.device)
     with torch.autocast(x_TD.device.type, enabled=False):
         return run(x_TD.to(experts.gate_up.dtype), plan, topk_weights_TK, experts, lora, collector).to(x_TD.dtype)
 
@@ -125,6 +129,10 @@ def _check_fit(
         )
     if lora is not None:
         lora.check_fit(experts)
+        if (gates := lora.gates_TR) is not None:
+            stacks = trained_stack(experts.gate_up), trained_stack(experts.down)
+            inputs = x_TD, topk_weights_TK, *lora.factors, *stacks
+            gates_by_token(gates, x_TD.shape[:1], gates.shape[1], collector, *inputs)
     if collector is not None and plan.runs is None:
         raise TokensMiscounted("with a collector, route must be told who owns each token")
     if collector is not None and any(trained_stack(w) is not None for w in (experts.gate_up, experts.down)):

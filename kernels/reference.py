@@ -32,15 +32,21 @@ def reference_moe(
     gate_up_EGD, down_EDF = experts.gate_up.dense(), experts.down.dense()
     out_TD = torch.zeros_like(x_TD)
     for expert, unit, pairs in _groups(plan, collector):
+        token = plan.token_S[pairs]
+        gates = None if lora is None or lora.gates_TR is None else lora.gates_TR[token]
 
-        def project(x: Tensor, stack: Tensor, first: int, *, e: int = expert, u: int = unit) -> Tensor:
+        def project(
+            x: Tensor, stack: Tensor, first: int, *, e: int = expert, u: int = unit, gates: Tensor | None = gates
+        ) -> Tensor:
             y = x @ stack[e].T
             if factors is not None:
                 A, B = factors[first][u][e], factors[first + 1][u][e]
-                y = y + scaling * (x @ A.T) @ B.T
+                z = x @ A.T
+                if gates is not None:
+                    z = torch.where(gates == 0, 0, z * gates).to(z.dtype)
+                y = y + scaling * z @ B.T
             return y
 
-        token = plan.token_S[pairs]
         gate, up = project(x_TD[token], gate_up_EGD, 0).chunk(2, dim=1)
         y = project(F.silu(gate) * up, down_EDF, 2)
         out_TD = out_TD.index_add(0, token, weights_S[pairs, None] * y)
