@@ -36,10 +36,15 @@ class Recipe(StrEnum):
     SMOLLM2_MOE = "smollm2-moe"
 
 
-@app.command("build", epilog=epilog("coordinator backbone build study.toml backbone"))
+@app.command(
+    "build",
+    epilog=epilog(
+        "coordinator backbone build study.toml backbone", "coordinator backbone build a.toml b.toml c.toml backbone"
+    ),
+)
 def backbone_build(
-    draft: Path,
-    directory: Path,
+    drafts: Annotated[list[Path], typer.Argument(help="One study.toml, or several that are to share the backbone.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     family: Annotated[
         str, typer.Option(help="Architecture, by the model_type of its checkpoints; docs/backbones.md has the table.")
     ] = "deepseek_v3",
@@ -63,8 +68,9 @@ def backbone_build(
 ) -> None:
     """Build a small model for the records that study.toml describes, trained on synthetic or public ones alone.
 
-    Records of fields need no table: they are drawn at random. Formulas and code are learned from a public one, with an
-    id of each row in a column of the study's unit and _id.
+    Records of fields need no table: they are drawn at random. Of several studies the model has all columns, and each
+    record those of one study; columns of one name must be described alike. Formulas and code are learned from a public
+    table, with an id of each row in a column of the study's unit and _id.
     """
     from ...models.backbones.family import BackboneConfig
 
@@ -72,16 +78,18 @@ def backbone_build(
         family=family, layers=layers, hidden=hidden or (128 if public is None else 96), experts=experts
     )
     if public is not None:
-        return _build_of_public(draft, public, directory, size, structure, tokens, as_json)
+        if len(drafts) > 1:
+            raise typer.BadParameter("--public takes one study.toml: only records of fields can share a backbone")
+        return _build_of_public(drafts[0], public, directory, size, structure, tokens, as_json)
     if structure is not None or tokens is not None:
         raise typer.BadParameter("--structure and --tokens go with --public: synthetic records of fields have neither")
     from ...client_node.study import load_draft
     from ...models.backbones.pretraining import pretrain
     from ..results.router_statistics import measure_records
 
-    schema = load_draft(draft).record_schema()
+    schemas = [load_draft(draft).record_schema() for draft in drafts]
     with bar("Pretraining on synthetic records") as progress:
-        digest = pretrain(schema, directory, backbone=size, progress=progress)
+        digest = pretrain(schemas, directory, backbone=size, progress=progress)
     show_built(directory, digest, measure_records(directory, tokens=_TOKENS), as_json)
 
 

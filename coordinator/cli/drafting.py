@@ -51,7 +51,7 @@ def study_init(
         draft.write(text)
     out.print(f"Study {wishes.name} drafted in {file}.", highlight=False, markup=False, soft_wrap=True)
     if build and not described.is_text:
-        backbone_build(file, file.parent / backbone)
+        backbone_build([file], file.parent / backbone)
     elif not described.is_text:
         tell(f"Next: coordinator backbone build {file} {file.parent / backbone}")
     tell(f"Then: {here(home, f'study check {file} --units {units}')}")

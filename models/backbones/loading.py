@@ -2,11 +2,13 @@
 
 A backbone that reads rendered records is a plain transformers checkpoint (`config.json`, `model.safetensors`) with two
 more files: `schema.json`, whose vocabulary the model reads, and `pooling.safetensors`, the public moments of its pooled
-states. A backbone that reads text has tokenizer files instead. Nothing here unpickles or runs code from a directory.
+states; one for several studies also has `parts.json`, the columns of each. A backbone that reads text has tokenizer
+files instead. Nothing here unpickles or runs code from a directory.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +33,8 @@ from .packing import PACK_OF
 from .segments import read_in_segments
 
 EMBEDDING_STD = 0.05  # start of every embedding; pooling divides embeddings by it (`models/heads/pooling.py`)
-_SCHEMA = "schema.json"
+_SCHEMA, _PARTS = "schema.json", "parts.json"
+_MOST_PARTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class RecordBackbone:
     center: torch.Tensor  # [2 * hidden], mean of the pooled states of synthetic records
     whiten: torch.Tensor  # [2 * hidden, 2 * hidden], symmetric inverse root of their shrunk covariance
     hash: str  # `backbone_hash` of the directory
+    parts: tuple[frozenset[str], ...] = ()  # the columns of each study that it was built for, if these are several
 
     @property
     def vocabulary(self) -> RecordSchema:
@@ -119,9 +123,17 @@ def build(schema: RecordSchema, config: BackboneConfig) -> PreTrainedModel:
 
 
 def save(
-    model: PreTrainedModel, schema: RecordSchema, center: torch.Tensor, whiten: torch.Tensor, directory: Path
+    model: PreTrainedModel,
+    schema: RecordSchema,
+    center: torch.Tensor,
+    whiten: torch.Tensor,
+    directory: Path,
+    parts: Sequence[RecordSchema] = (),
 ) -> str:
     """Writes a backbone directory in one rename and returns its hash.
+
+    Args:
+        parts: what each study reads that it was built for; one alone is the whole.
 
     Raises:
         InvalidBackbone: the parts do not fit together.
@@ -133,6 +145,9 @@ def save(
             model.save_pretrained(partial, safe_serialization=True)
         save_file({"center": center.float().contiguous(), "whiten": whiten.float().contiguous()}, partial / POOLING)
         (partial / _SCHEMA).write_text(json.dumps(schema.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if len(parts) > 1:
+            names = [[field.name for field in part.fields()] for part in parts]
+            (partial / _PARTS).write_text(json.dumps(names) + "\n", encoding="utf-8")
         return backbone_hash(partial)
 
 
@@ -161,7 +176,8 @@ def load(
     digest = backbone_hash(directory)
     checkpoints.require_content(directory, digest, expected_hash)
     try:
-        schema = RecordSchema.from_dict(json.loads((directory / _SCHEMA).read_text(encoding="utf-8")))
+        schema = read_schema(directory)
+        parts = _parts(directory, schema)
         pooling = load_file(directory / POOLING)
         center, whiten = pooling["center"], pooling["whiten"]
         family, model = checkpoints.read_model(directory, pack=PACK_OF[experts], pack_linear=PACK_OF[frozen])
@@ -169,7 +185,32 @@ def load(
         raise checkpoints.as_invalid(directory, err) from err
     _check_fit(model, schema, center, whiten)
     _attend(model, directory, segments)
-    return RecordBackbone(family, model, schema, center, whiten, digest)
+    return RecordBackbone(family, model, schema, center, whiten, digest, parts)
+
+
+def read_schema(directory: Path) -> RecordSchema:
+    """Reads the schema of a backbone that reads records; its words are the backbone's vocabulary.
+
+    Raises:
+        InvalidBackbone: the file is missing or broken.
+    """
+    try:
+        return RecordSchema.from_dict(json.loads((Path(directory) / _SCHEMA).read_text(encoding="utf-8")))
+    except Exception as err:  # a file that lies makes parsers raise whatever they like
+        raise checkpoints.as_invalid(directory, err) from err
+
+
+def _parts(directory: Path, schema: RecordSchema) -> tuple[frozenset[str], ...]:
+    path = directory / _PARTS
+    if not path.exists():
+        return ()
+    found, known = json.loads(path.read_text(encoding="utf-8")), {field.name for field in schema.fields()}
+    if not (isinstance(found, list) and 2 <= len(found) <= _MOST_PARTS):
+        raise InvalidBackbone(f"{path}: must list the columns of two studies or more")
+    for names in found:
+        if not (isinstance(names, list) and names and all(isinstance(name, str) and name in known for name in names)):
+            raise InvalidBackbone(f"{path}: a list of columns names some that the schema does not have")
+    return tuple(map(frozenset, found))
 
 
 def load_text(

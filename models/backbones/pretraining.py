@@ -8,7 +8,8 @@ Routed experts are kept in use (`balancing`): an expert that no token is sent to
 give nothing for it.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from ..errors import InvalidPretraining
 from ..heads import pooled
 from ..records import NumericField, RecordSchema
-from ..records.fields import AnyField
+from ..records.fields import AnyField, united
 from .balancing import balanced
 from .family import BackboneConfig
 from .loading import build, save
@@ -44,6 +45,7 @@ class PretrainingConfig:
     moment_records: int = 8192  # synthetic records behind the published moments
     shrink: float = 0.1  # added to the covariance, as a share of its mean eigenvalue
     bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
+    balance_loss: float = 0.01  # factor of the loss of routers by softmax, which have no bias
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -51,38 +53,46 @@ class PretrainingConfig:
             raise InvalidPretraining(f"need steps, batch, questions >= 1 and moment_records >= 2, got {self}")
         if not (self.lr > 0 and self.shrink > 0):  # NaN fails too
             raise InvalidPretraining(f"need lr > 0 and shrink > 0, got {self.lr} and {self.shrink}")
-        if not 0 <= self.bias_step <= 1:
-            raise InvalidPretraining(f"need bias_step in [0, 1], got {self.bias_step}")
+        if not (0 <= self.bias_step <= 1 and 0 <= self.balance_loss <= 1):
+            raise InvalidPretraining(
+                f"need bias_step and balance_loss in [0, 1], got {self.bias_step} and {self.balance_loss}"
+            )
 
 
 def pretrain(
-    schema: RecordSchema,
+    schema: RecordSchema | Sequence[RecordSchema],
     directory: Path,
     *,
     backbone: BackboneConfig | None = None,
     config: PretrainingConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """Builds, trains and writes a backbone for `schema`; returns its hash.
+    """Builds, trains and writes a backbone for records of a schema, or of several; returns its hash.
 
     Runs in one thread, because the order of sums over threads would change the weights.
 
     Args:
-        schema: public description of the records.
+        schema: public description of the records; or one of each study, which the backbone's schema unites. Then each
+            synthetic record is of one study.
         directory: must not exist; appears in one rename at the end.
         progress: called with (steps done, steps in total) after every step.
+
+    Raises:
+        InvalidSchema: the schemas cannot be united, see `records.fields.united`.
     """
     config = config or PretrainingConfig()
+    parts = (schema,) if isinstance(schema, RecordSchema) else tuple(schema)
+    whole = united(parts)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = build(schema, backbone or BackboneConfig())
-        source = SyntheticRecords(schema, questions=config.questions, seed=config.seed)
+        model = build(whole, backbone or BackboneConfig())
+        source = MixedRecords(parts, whole, questions=config.questions, seed=config.seed)
         fit(model, source, config, progress or (lambda done, total: None))
         center, whiten = _moments(model, source, config)
     finally:
         torch.set_num_threads(threads)
-    return save(model, schema, center, whiten, directory)
+    return save(model, whole, center, whiten, directory, parts)
 
 
 class SyntheticRecords:
@@ -91,13 +101,18 @@ class SyntheticRecords:
     A question scores a record by a sum over one to four terms, most of them the product of two shapes, mostly over two
     fields, the others a shape over one; its answer is yes for 10 to 50 % of the records. Of a record of several visits
     it asks about the last one, about the mean of all, or about how far the last is from that.
+
+    Args:
+        whole: schema of the backbone, of which `schema` is a part, and whose tokens are drawn. None: it is `schema`.
     """
 
-    def __init__(self, schema: RecordSchema, *, questions: int, seed: int) -> None:
+    def __init__(self, schema: RecordSchema, whole: RecordSchema | None = None, *, questions: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
+        self.questions = questions
         fields = schema.fields()
         sizes = [len(field.words()) for field in fields]
-        starts = 2 + np.concatenate([[0], np.cumsum(sizes)[:-1]])  # after <pad> and <eos>
+        place = {word: token for token, word in enumerate((whole or schema).words())}
+        starts = [place[field.words()[0]] for field in fields]
         self._numeric = len(schema.numeric)
         # Token of every code of a field, as `encode` would give it; a flag has the codes unset (no token) and set.
         self._tokens = [
@@ -204,15 +219,51 @@ class SyntheticRecords:
         return codes
 
 
+class MixedRecords:
+    """Random records of several studies, each with the words of one of them alone, and the answers to its questions.
+
+    Args:
+        parts: schemas of the studies, each of which is as likely; records of one alone are its `SyntheticRecords`.
+        whole: schema of the backbone, of which each is a part, and whose tokens are drawn.
+        questions: of each study.
+    """
+
+    def __init__(self, parts: Sequence[RecordSchema], whole: RecordSchema, *, questions: int, seed: int) -> None:
+        self._sources = [
+            SyntheticRecords(part, whole, questions=questions, seed=seed + place) for place, part in enumerate(parts)
+        ]
+        self._rng = np.random.default_rng(seed + len(parts))
+        self.questions = len(parts) * questions
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws `size` new records: token ids int64 [size, tokens] and answers float32 [size, questions].
+
+        Answers are 0 and 1, and NaN to the questions of other studies.
+        """
+        # Every study draws a whole batch and keeps a part of it: few records by themselves would fill few bins.
+        drawn = [source.batch(size) for source in self._sources]
+        study = torch.from_numpy(self._rng.integers(len(drawn), size=size))
+        ids = torch.zeros(size, max(own.shape[1] for own, _ in drawn), dtype=torch.int64)
+        answers = torch.full((size, len(drawn), self.questions // len(drawn)), math.nan)
+        for place, (own_ids, own_answers) in enumerate(drawn):
+            rows = study == place
+            ids[rows, : own_ids.shape[1]] = own_ids[rows]
+            answers[rows, place] = own_answers[rows]
+        return ids, answers.flatten(1)
+
+
 def fit(
-    model: Any, source: SyntheticRecords, config: PretrainingConfig, progress: Callable[[int, int], None]
+    model: Any,
+    source: SyntheticRecords | MixedRecords,
+    config: PretrainingConfig,
+    progress: Callable[[int, int], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Trains `model` in place; returns the linear classifiers of the questions, [2D, questions] and [questions].
 
     They are of no use to a study. With them the loss on further records can be measured.
     """
-    answer = nn.Parameter(torch.zeros(2 * model.config.hidden_size, config.questions))
-    bias = nn.Parameter(torch.zeros(config.questions))
+    answer = nn.Parameter(torch.zeros(2 * model.config.hidden_size, source.questions))
+    bias = nn.Parameter(torch.zeros(source.questions))
     parameters = [*model.parameters(), answer, bias]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
     model.train()
@@ -221,8 +272,12 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / 30) * decay
         ids, answers = source.batch(config.batch)
-        with balanced(model, ids > 0, config.bias_step * decay):
-            loss = F.binary_cross_entropy_with_logits(pooled(model, ids) @ answer + bias, answers)
+        asked = ~answers.isnan()
+        with balanced(model, ids > 0, config.bias_step * decay) as balance_loss:
+            logits = pooled(model, ids) @ answer + bias
+            loss = F.binary_cross_entropy_with_logits(logits[asked], answers[asked])
+            if (uneven := balance_loss()) is not None:
+                loss = loss + config.balance_loss * uneven
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -234,7 +289,7 @@ def fit(
 
 
 @torch.no_grad()
-def _settle(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> None:
+def _settle(model: Any, source: SyntheticRecords | MixedRecords, config: PretrainingConfig) -> None:
     """Moves the routers' biases alone, by steps that fall to 0.
 
     Scores move fast in training and late biases slowly, so that an expert may be left behind by the last step.
@@ -245,7 +300,7 @@ def _settle(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> 
             pooled(model, ids)
 
 
-def _moments(model: Any, source: SyntheticRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(model: Any, source: MixedRecords, config: PretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes centre [2D], whitening [2D, 2D] of pooled synthetic records: (cov + shrink * mean eigenvalue)^-1/2."""
     states = []
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Public tokens to measure a backbone's routing on: synthetic records of its schema, or a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..records import RecordSchema
 from . import checkpoints
-from .pretraining import SyntheticRecords
+from .pretraining import MixedRecords
 
 _LICENCES = ("LICENSE.md", "LICENSE", "LICENSE.txt")  # one comes with most published models
 _ROW = 256  # tokens in one row of text
@@ -22,9 +22,13 @@ def licence_of(directory: Path) -> Path | None:
     return next((directory / name for name in _LICENCES if (directory / name).exists()), None)
 
 
-def of_records(schema: RecordSchema, tokens: int) -> Iterator[Batch]:
-    """Draws synthetic records of `tokens` words or a few more, as in pretraining; equal for equal schemas."""
-    source, read = SyntheticRecords(schema, questions=1, seed=0), 0
+def of_records(schema: RecordSchema, tokens: int, *, parts: Sequence[RecordSchema] = ()) -> Iterator[Batch]:
+    """Draws synthetic records of `tokens` words or a few more, as in pretraining; equal for equal schemas.
+
+    Args:
+        parts: of `schema`, each what one study reads of it: every record is of one of them. None: it has all fields.
+    """
+    source, read = MixedRecords(parts or (schema,), schema, questions=1, seed=0), 0
     while read < tokens:
         ids, _ = source.batch(_RECORDS)
         read += int((ids > 0).sum())

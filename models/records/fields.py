@@ -112,6 +112,7 @@ class CategoricalField:
 
 
 AnyField = NumericField | FlagField | CategoricalField
+_KINDS: dict[type, str] = {NumericField: "a number", FlagField: "a flag", CategoricalField: "a category"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,21 @@ class RecordSchema:
             raise UnknownValue(f"{name}: a word is not in the vocabulary" if known else "a word belongs to no field")
         return token
 
+    def misfits(self, whole: "RecordSchema") -> list[str]:
+        """Says why records of this schema are none of a larger one; nothing if they are.
+
+        They are if every field is in the larger one and equal there. Its records may have more visits, if both have
+        several: a record of one visit has no `<eos>` behind it.
+        """
+        theirs = {field.name: field for field in whole.fields()}
+        absent = [field.name for field in self.fields() if field.name not in theirs]
+        others = [field.name for field in self.fields() if theirs.get(field.name, field) != field]
+        found = [f"it has no {_some(absent)}"] if absent else []
+        found += [f"it has another description of {_some(others)}"] if others else []
+        if self.visits != whole.visits and not 1 < self.visits < whole.visits:
+            found.append(f"its records have {whole.visits} visits at most, not {self.visits}")
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values; equal schemas give equal dictionaries."""
         return {
@@ -205,6 +221,36 @@ class RecordSchema:
             categorical=tuple(CategoricalField(n, tuple(v)) for n, v in _pairs(plain, "categorical", "values", (str,))),
             visits=_visits(plain),
         )
+
+
+def united(schemas: Iterable[RecordSchema]) -> RecordSchema:
+    """Returns the schema with all fields of several: each of them is a part of it, and one alone is it.
+
+    Raises:
+        InvalidSchema: there are none, two describe a field differently, or only some have records of several visits.
+    """
+    schemas = tuple(schemas)
+    found: dict[str, AnyField] = {}
+    for field in itertools.chain.from_iterable(schema.fields() for schema in schemas):
+        other = found.setdefault(field.name, field)
+        if type(other) is not type(field):
+            kinds = sorted(_KINDS[type(one)] for one in (field, other))
+            raise InvalidSchema(f"{field.name}: one study reads {kinds[0]} there, another {kinds[1]}")
+        if other != field:
+            raise InvalidSchema(f"{field.name}: two studies describe it differently; give both the same cuts or values")
+    visits = max((schema.visits for schema in schemas), default=1)
+    if visits > 1 and any(schema.visits == 1 for schema in schemas):
+        raise InvalidSchema("some studies read one visit a record, others several: they need a backbone each")
+    return RecordSchema(
+        numeric=tuple(field for field in found.values() if isinstance(field, NumericField)),
+        flags=tuple(field for field in found.values() if isinstance(field, FlagField)),
+        categorical=tuple(field for field in found.values() if isinstance(field, CategoricalField)),
+        visits=visits,
+    )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _as_float(number: float) -> float:
@@ -310,21 +356,22 @@ class FieldTerms(OutcomeTerms):
 
 @dataclass(frozen=True, slots=True)
 class FieldReader:
-    """Encodes columns of values as words of a schema."""
+    """Encodes columns of values as words of a backbone's schema, of which the study's is a part."""
 
-    schema: RecordSchema
+    schema: RecordSchema  # the study's
     outcome: OutcomeTerms
+    vocabulary: RecordSchema  # the backbone's
 
     @property
     def words(self) -> int:
         """Size of the vocabulary: one more than the largest id."""
-        return len(self.schema.words())
+        return len(self.vocabulary.words())
 
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]:
         """Returns ids [rows, longest] and what is learned, [rows]."""
-        return self.schema.encode(self.schema.render(columns)), self.outcome.targets(columns, labels)
+        return self.vocabulary.encode(self.schema.render(columns)), self.outcome.targets(columns, labels)
 
 
 class Fields(ReadByHead):
@@ -373,12 +420,12 @@ class Fields(ReadByHead):
         return terms.record_schema()
 
     def reader(self, terms: FieldTerms, vocabulary: Any, *, max_tokens: int) -> FieldReader:
-        """Returns the reader of the study's schema, which the backbone must read.
+        """Returns the reader of the study's schema, which must be the backbone's or a part of it.
 
         Raises:
-            BackboneMismatch: the backbone reads another schema.
+            BackboneMismatch: a column of the study is not in the backbone's schema, or is described otherwise there.
         """
         schema = self.schema(terms)
-        if vocabulary != schema:
-            raise BackboneMismatch("reads records of another schema than [data] describes")
-        return FieldReader(schema, terms)
+        if misfits := schema.misfits(vocabulary):
+            raise BackboneMismatch(f"reads records of another schema than [data] describes: {'; '.join(misfits)}")
+        return FieldReader(schema, terms, vocabulary)

@@ -41,7 +41,7 @@ class HistoryTerms(FieldTerms, SparseModel):
 
 @dataclass(frozen=True, slots=True)
 class HistoryReader(FieldReader):
-    """Encodes the visits of each record, one after another, as words of a schema."""
+    """Encodes the visits of each record, one after another, as words of a backbone's schema."""
 
     def examples(
         self, columns: Mapping[str, np.ndarray], labels: np.ndarray | None
@@ -52,7 +52,7 @@ class HistoryReader(FieldReader):
         lines = iter(self.schema.render({name: [cell for cells in columns[name] for cell in cells] for name in names}))
         end = f" {EOS} " if self.schema.visits > 1 else ""
         records = ["".join(next(lines) + end for _ in range(length)) for length in lengths]
-        return self.schema.encode(records), self.outcome.targets(columns, labels)
+        return self.vocabulary.encode(records), self.outcome.targets(columns, labels)
 
 
 class Histories(ReadByHead):
@@ -106,12 +106,15 @@ class Histories(ReadByHead):
         return terms.record_schema()
 
     def reader(self, terms: HistoryTerms, vocabulary: Any, *, max_tokens: int) -> HistoryReader:
-        """Returns the reader of the study's schema, which the backbone must read.
+        """Returns the reader of the study's schema, which must be the backbone's or a part of it.
 
         Raises:
-            BackboneMismatch: the backbone reads another schema, or was built for another number of visits.
+            BackboneMismatch: a column of the study is not in the backbone's schema, or is described otherwise there;
+                or the backbone was built for fewer visits, or for one and not for several.
         """
         schema = self.schema(terms)
-        if vocabulary != schema:
-            raise BackboneMismatch("reads records of another schema than [data.history] describes")
-        return HistoryReader(schema, terms)
+        if misfits := schema.misfits(vocabulary):
+            raise BackboneMismatch(
+                f"reads records of another schema than [data.history] describes: {'; '.join(misfits)}"
+            )
+        return HistoryReader(schema, terms, vocabulary)

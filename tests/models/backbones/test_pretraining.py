@@ -7,12 +7,19 @@ import torch
 
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, load
-from confide.models.backbones.pretraining import _SETTLING, PretrainingConfig, SyntheticRecords, fit, pretrain
+from confide.models.backbones.pretraining import (
+    _SETTLING,
+    MixedRecords,
+    PretrainingConfig,
+    SyntheticRecords,
+    fit,
+    pretrain,
+)
 from confide.models.backbones.public_tokens import of_records
-from confide.models.errors import InvalidPretraining
+from confide.models.errors import InvalidPretraining, InvalidSchema
 from confide.models.evaluation.router_statistics import router_statistics
 from confide.models.heads.pooling import pooled
-from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema, united
 
 SCHEMA = RecordSchema(
     (NumericField("TSH", (0.4, 1.0, 2.0, 4.0)), NumericField("age", (18.0, 65.0))),
@@ -168,3 +175,107 @@ def test_answers_are_functions_of_the_record_and_neither_rare_nor_usual():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InvalidPretraining):
         PretrainingConfig(**wrong)
+
+
+HEART = RecordSchema((NumericField("BMI", (18.5, 25.0)), NumericField("age", (18.0, 65.0))), (FlagField("smoker"),))
+WHOLE = united([SCHEMA, HEART])
+
+
+def names_in(ids):
+    """Names of the fields in each record, and the visits that it has."""
+    words = WHOLE.words()
+    lines = [[words[token] for token in row if token] for row in ids.tolist()]
+    return [({word.partition("=")[0] for word in line} - {"<eos>"}, line.count("<eos>")) for line in lines]
+
+
+def test_records_of_one_study_are_drawn_as_ever():
+    alone, mixed = (
+        SyntheticRecords(SCHEMA, questions=8, seed=3),
+        MixedRecords([SCHEMA], SCHEMA, questions=8, seed=3),
+    )
+    for size in (20, 7):
+        for one, other in zip(alone.batch(size), mixed.batch(size), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_part_draws_the_same_records_in_the_words_of_the_whole():
+    own, answers = SyntheticRecords(HEART, questions=8, seed=3).batch(200)
+    ids, same = SyntheticRecords(HEART, WHOLE, questions=8, seed=3).batch(200)
+    mine, words = HEART.words(), WHOLE.words()
+    assert [[words[token] for token in row] for row in ids] == [[mine[token] for token in row] for row in own]
+    assert torch.equal(answers, same)
+
+
+def test_a_record_of_several_studies_is_of_one_and_is_asked_its_questions_alone():
+    ids, answers = MixedRecords([SCHEMA, HEART], WHOLE, questions=8, seed=3).batch(600)
+    assert answers.shape == (600, 16)
+    of_heart = 0
+    for (names, ends), row in zip(names_in(ids), answers, strict=True):
+        is_heart = "BMI" in names
+        of_heart += is_heart
+        assert {"BMI", "age"} <= names <= {"BMI", "age", "smoker"} or {"TSH", "age", "sex"} <= names <= {
+            "TSH", "age", "sex", "sick"
+        }  # fmt: skip
+        assert ends == 0
+        assert row.isnan().tolist() == [is_heart] * 8 + [not is_heart] * 8
+    assert 240 < of_heart < 360  # of each study about half
+    assert set(answers[~answers.isnan()].tolist()) == {0, 1}
+
+
+def test_histories_of_several_studies_have_the_visits_of_theirs():
+    parts = [replace(SCHEMA, visits=2), replace(HEART, visits=4)]
+    ids, _ = MixedRecords(parts, united(parts), questions=4, seed=1).batch(400)
+    found = {("BMI" in names, visits) for names, visits in names_in(ids)}
+    assert found == {(False, 1), (False, 2), *((True, visits) for visits in range(1, 5))}
+
+
+def test_a_backbone_of_several_studies_has_all_their_words_and_moments_of_their_records(tmp_path):
+    config = PretrainingConfig(steps=3, batch=16, questions=8, moment_records=4096, shrink=1e-3)
+    digest = pretrain([SCHEMA, HEART], tmp_path / "a", backbone=SMALL, config=config)
+    assert digest == pretrain([SCHEMA, HEART], tmp_path / "b", backbone=SMALL, config=config)
+    backbone = load(tmp_path / "a")
+    assert backbone.schema == WHOLE
+    ids, _ = MixedRecords([SCHEMA, HEART], WHOLE, questions=8, seed=99).batch(4096)
+    with torch.no_grad():
+        white = (pooled(backbone.model, ids) - backbone.center) @ backbone.whiten
+    assert white.mean(0).abs().max() < 1
+    variances = torch.linalg.eigvalsh(white.T.cov())
+    assert 0.5 < variances[-5:].mean() < 2
+
+
+def test_one_study_in_a_list_gives_the_same_bytes_as_its_schema(tmp_path):
+    alone = pretrain(SCHEMA, tmp_path / "a", backbone=SMALL, config=SHORT)
+    assert alone == pretrain([SCHEMA], tmp_path / "b", backbone=SMALL, config=SHORT)
+
+
+def test_answers_that_are_not_asked_move_nothing():
+    """The first step is the one that each study's own records give."""
+    model, config = build(WHOLE, SMALL), replace(SHORT, steps=1, lr=1e-3, bias_step=0.0)
+    source = MixedRecords([SCHEMA, HEART], WHOLE, questions=8, seed=3)
+    answer, bias = fit(model, source, config, lambda done, total: None)
+    ids, answers = MixedRecords([SCHEMA, HEART], WHOLE, questions=8, seed=3).batch(config.batch)
+    start = build(WHOLE, SMALL)
+    with torch.no_grad():
+        states = pooled(start, ids)
+    # From zeros, the first step of Adam is lr / 30 long, against the sign of a gradient: a logit's is 1/2 - answer.
+    for part, rows in enumerate((~answers[:, 0].isnan(), ~answers[:, 8].isnan())):
+        own = answers[rows][:, 8 * part : 8 * part + 8]
+        gradient = states[rows].T @ (0.5 - own)
+        want = -gradient.sign() * config.lr / 30
+        clear = gradient.abs() > 1e-2
+        torch.testing.assert_close(answer[:, 8 * part : 8 * part + 8][clear], want[clear], rtol=1e-2, atol=0)
+        clear = (0.5 - own).sum(0).abs() > 0
+        want = -(0.5 - own).sum(0).sign() * config.lr / 30
+        torch.testing.assert_close(bias[8 * part : 8 * part + 8][clear], want[clear], rtol=1e-2, atol=0)
+
+
+def test_studies_that_contradict_each_other_get_no_backbone(tmp_path):
+    other = RecordSchema((NumericField("age", (18.0, 66.0)),))
+    with pytest.raises(InvalidSchema, match="age: two studies describe it differently"):
+        pretrain([SCHEMA, other], tmp_path / "a", backbone=SMALL, config=SHORT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_routing_of_a_part_is_measured_on_its_words():
+    batches = of_records(WHOLE, 2000, parts=[HEART])
+    assert {name for ids, _ in batches for names, _ in names_in(ids) for name in names} == {"BMI", "age", "smoker"}

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.models.errors import InvalidSchema, UnknownValue
-from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
+from confide.models.errors import BackboneMismatch, InvalidSchema, UnknownValue
+from confide.models.records.fields import (
+    CategoricalField,
+    Fields,
+    FieldTerms,
+    FlagField,
+    NumericField,
+    RecordSchema,
+    united,
+)
 
 SCHEMA = RecordSchema(
     numeric=(NumericField("TSH", (0.4, 4.0)), NumericField("age", (18, 65))),
@@ -137,3 +145,83 @@ def test_a_contradictory_schema_is_refused(make):
 def test_a_malformed_description_is_refused(change):
     with pytest.raises(InvalidSchema):
         RecordSchema.from_dict({**SCHEMA.to_dict(), **change})
+
+
+TERMS = FieldTerms(
+    label="ill",
+    numeric={"TSH": (0.4, 4.0), "age": (18, 65)},
+    flags=("sick", "goitre"),
+    categorical={"sex": ("F", "M")},
+)
+# Words and tokens: BMI 2 to 4, TSH 5 to 8, age 9 to 12, region 13 and 14, sex 15 to 17, asthma, goitre, sick.
+WHOLE = RecordSchema(
+    numeric=(*SCHEMA.numeric, NumericField("BMI", (25.0,))),
+    flags=(FlagField("asthma"), *SCHEMA.flags),
+    categorical=(*SCHEMA.categorical, CategoricalField("region", ("north",))),
+)
+
+
+def test_a_study_of_a_part_is_read_in_the_words_of_the_whole():
+    reader = Fields().reader(TERMS, WHOLE, max_tokens=8)
+    ids, targets = reader.examples(COLUMNS, np.array([0, 1, 1]))
+    assert ids.tolist() == [[6, 10, 16, 19, 20], [5, 11, 15, 0, 0], [8, 9, 17, 0, 0]]
+    assert targets.tolist() == [0, 1, 1]
+    assert reader.words == 21
+    without = FieldTerms(label="ill", flags=("sick",))
+    assert Fields().reader(without, WHOLE, max_tokens=8).examples(COLUMNS, np.zeros(3))[0].tolist() == [[20], [1], [1]]
+
+
+def test_a_study_of_the_whole_is_read_as_its_schema_encodes_it():
+    reader = Fields().reader(TERMS, SCHEMA, max_tokens=8)
+    ids, _ = reader.examples(COLUMNS, np.zeros(3))
+    np.testing.assert_array_equal(ids, SCHEMA.encode(SCHEMA.render(COLUMNS)))
+    assert reader.words == len(SCHEMA.words())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        (RecordSchema(SCHEMA.numeric, SCHEMA.flags), "it has no sex"),
+        (RecordSchema(flags=(FlagField("x"),)), "it has no TSH, age, sex and 2 more"),
+        (replace(WHOLE, numeric=(NumericField("TSH", (0.4, 4.1)), SCHEMA.numeric[1])), "another description of TSH"),
+        (replace(WHOLE, categorical=(CategoricalField("sex", ("M", "F")),)), "another description of sex"),
+        (RecordSchema(SCHEMA.numeric, (*SCHEMA.flags, FlagField("sex"))), "another description of sex"),
+        (RecordSchema((NumericField("TSH", (1,)),), SCHEMA.flags, SCHEMA.categorical), "no age; it has another .* TSH"),
+        (replace(WHOLE, visits=3), "its records have 3 visits at most, not 1"),
+    ],
+)
+def test_a_backbone_that_lacks_a_field_or_describes_it_otherwise_is_refused_by_name(backbone, told):
+    with pytest.raises(BackboneMismatch, match=rf"another schema than \[data\] describes: .*{told}$"):
+        Fields().reader(TERMS, backbone, max_tokens=8)
+
+
+def test_united_schemas_have_the_fields_of_all_and_each_is_a_part():
+    heart = RecordSchema((NumericField("BMI", (25,)), NumericField("age", (18, 65))), (FlagField("asthma"),))
+    region = RecordSchema(categorical=(CategoricalField("region", ("north",)),))
+    assert united([SCHEMA, heart, region]) == united([region, heart, SCHEMA]) == WHOLE
+    assert united([SCHEMA]) == united([SCHEMA, SCHEMA]) == SCHEMA
+    assert [part.misfits(WHOLE) for part in (SCHEMA, heart, region)] == [[], [], []]
+    longest = united([replace(heart, visits=2), replace(SCHEMA, visits=9)])
+    assert longest.visits == 9
+    assert replace(heart, visits=2).misfits(longest) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (RecordSchema((NumericField("age", (18, 66)),)), "^age: two studies describe it differently"),
+        (RecordSchema(categorical=(CategoricalField("sex", ("F", "M", "X")),)), "^sex: two studies"),
+        (RecordSchema(categorical=(CategoricalField("sex", ("M", "F")),)), "^sex: two studies"),
+        (RecordSchema(flags=(FlagField("age"),)), "^age: one study reads a flag there, another a number"),
+        (RecordSchema(flags=(FlagField("x"),), visits=2), "one visit a record, others several"),
+    ],
+)
+def test_schemas_that_contradict_each_other_are_not_united(other, told):
+    for schemas in ([SCHEMA, other], [other, SCHEMA]):
+        with pytest.raises(InvalidSchema, match=told):
+            united(schemas)
+
+
+def test_nothing_is_no_schema():
+    with pytest.raises(InvalidSchema, match="at least one field"):
+        united([])
