@@ -8,8 +8,8 @@ cost  random weights, width 512, 4 layers, 32 experts of which a token meets 2; 
       experts, both met, together as wide as all of them. FLOPs are those that torch counts in a forward pass of four
       rows of 128 tokens; speed is that of the pass, in processor time of one thread, medians of alternating runs.
 use   backbones as `coordinator backbone build` makes them for examples/thyroid, of width 128 with 8 experts a layer,
-      and how many experts no token of 20,480 of synthetic records is sent to; routers that have a balance bias also
-      without it.
+      and how many experts no token of 20,480 of synthetic records is sent to; also without what keeps them in use:
+      a balance bias, or the balance loss of routers by softmax.
 
 Figures: docs/benchmarks/backbones.md.
 """
@@ -81,12 +81,8 @@ def use(kind: str, steps: int) -> str:
     """A line: experts that are never chosen, with balancing and without, and the least and largest load."""
     schema = load_draft(EXAMPLE).record_schema()
     cells = []
-    for bias_step in (PretrainingConfig().bias_step, 0.0):
-        config = PretrainingConfig(steps=steps, bias_step=bias_step)
+    for config in (PretrainingConfig(steps=steps), PretrainingConfig(steps=steps, bias_step=0.0, balance_loss=0.0)):
         model = build(schema, BackboneConfig(family=kind))
-        if bias_step == 0 and not any(name.endswith("e_score_correction_bias") for name, _ in model.named_buffers()):
-            cells.append(" | ")
-            continue
         fit(model, SyntheticRecords(schema, questions=config.questions, seed=config.seed), config, lambda *_: None)
         layers = router_statistics(model, public_tokens.of_records(schema, TOKENS))
         unused, experts = sum(len(layer.unused) for layer in layers), sum(len(layer.load) for layer in layers)

@@ -39,11 +39,14 @@ class TextPretrainingConfig:
     batch_tokens: int = 1500  # padding included
     lr: float = 3e-3  # peak of AdamW's, after 50 steps of warm-up and before linear decay
     bias_step: float = 0.02  # of the routers' balance biases, against every step's load; decays as lr does; 0: none
+    balance_loss: float = 0.01  # factor of the loss of routers by softmax, which have no bias
     seed: int = 1  # of the order of rows
 
     def __post_init__(self) -> None:
-        if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0 or not 0 <= self.bias_step <= 1:
-            raise InvalidPretraining(f"need tokens, batch_tokens >= 1, lr > 0 and bias_step in [0, 1], got {self}")
+        if min(self.tokens, self.batch_tokens) < 1 or not self.lr > 0:
+            raise InvalidPretraining(f"need tokens, batch_tokens >= 1 and lr > 0, got {self}")
+        if not (0 <= self.bias_step <= 1 and 0 <= self.balance_loss <= 1):
+            raise InvalidPretraining(f"need bias_step and balance_loss in [0, 1], got {self}")
 
 
 def pretrain_text(
@@ -122,11 +125,13 @@ def fit_text(
         decay = max(_LEAST_RATE, 1 - read / config.tokens)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / _WARM_UP) * decay
-        with balanced(model, is_token_RT, config.bias_step * decay):
+        with balanced(model, is_token_RT, config.bias_step * decay) as balance_loss:
             states_RTD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state
             is_foretold = is_learned_RT[:, 1:]
             logits_NV = model.lm_head(states_RTD[:, :-1][is_foretold])
             loss = F.cross_entropy(logits_NV, ids_RT[:, 1:][is_foretold])
+            if (uneven := balance_loss()) is not None:
+                loss = loss + config.balance_loss * uneven
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -68,10 +68,10 @@ def router_statistics(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     Raises:
         MetricUndefined: the model has no routed experts; or there was no token.
     """
-    routers = {i: router for i, layer in enumerate(model.model.layers) if (router := _router_of(layer)) is not None}
+    routers = {i: router for i, layer in enumerate(model.model.layers) if (router := router_of(layer)) is not None}
     if not routers:
         raise MetricUndefined("the model has no routed experts, so there is no routing to measure")
-    tallies = {layer: _Tally(by_sigmoid=_scores_by_sigmoid(router)) for layer, router in routers.items()}
+    tallies = {layer: _Tally(by_sigmoid=scores_by_sigmoid(router)) for layer, router in routers.items()}
     hooks = [router.register_forward_hook(tallies[layer]) for layer, router in routers.items()]
     try:
         with torch.no_grad():
@@ -102,15 +102,16 @@ def describe_experts(by_layer: Mapping[int, Sequence[int]]) -> str:
     )
 
 
-def _router_of(layer: Any) -> Any | None:
-    """The router beside a layer's routed experts; None where there are none."""
+def router_of(layer: Any) -> Any | None:
+    """Finds the router beside a layer's routed experts; None where there are none."""
     for part in layer.children():
         if hasattr(part, "experts"):
             return part.gate if hasattr(part, "gate") else part.router
     return None
 
 
-def _scores_by_sigmoid(router: Any) -> bool:
+def scores_by_sigmoid(router: Any) -> bool:
+    """True if a router has a balance bias: its affinities are then sigmoids, else a softmax."""
     return hasattr(getattr(router, "base", router), "e_score_correction_bias")
 
 
