@@ -145,7 +145,8 @@ class SiteRole:
         sealer = Sealer.of_plan(study, plan, site=self._name, signer=self._signer)
         policy = load_policy(self._home)
         compute = self._model.contribution(study, policy, planned)
-        self._note_units(study, policy, policy.data.path if planned.purpose == "update" else policy.data.heldout_path)
+        is_held_out = planned.purpose == "evaluation"
+        self._note_units(study, policy, policy.data.heldout_path if is_held_out else policy.data.path)
         position = self._charge(study, policy, plan)
         try:
             try:
@@ -174,11 +175,11 @@ class SiteRole:
             StateRefused: the coordinator says something else.
         """
         checkpoint = self._followed.checkpoint(study, plan.run, self._start_of(study))
-        if checkpoint.round < plan.round - 1:
+        if checkpoint.round < study.last_update_before(plan.round):
             raise SiteBehind(f"{self._name} has taken the totals of {checkpoint.round} rounds of run {plan.run}")
         if checkpoint.round >= plan.round:
             raise RoundOver(f"{self._name} has gone on to round {checkpoint.round} of run {plan.run}")
-        start = round_start(study, checkpoint)
+        start = round_start(study, checkpoint, plan.round)
         if start.digest != plan.start:
             raise StateRefused(
                 "the round would start from another state than the one that follows from the study and its totals"

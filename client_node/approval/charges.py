@@ -114,10 +114,11 @@ def planned_charges(study: Study, policy: SitePolicy, *, run: str) -> list[tuple
 
     A site without held-out records takes no part in the evaluation and is not charged for it.
     """
-    rounds = study.draft.rounds.rounds
-    planned = [(charge(study, policy, run=run, round_number=1), rounds)]
-    if study.draft.evaluation and policy.data.heldout_path:
-        planned.append((charge(study, policy, run=run, round_number=study.last_round), 1))
+    planned = [(charge(study, policy, run=run, round_number=1), study.draft.rounds.rounds)]
+    for purpose in study.draft.closing:
+        if purpose != "evaluation" or policy.data.heldout_path:
+            number = study.closing_round(purpose).number
+            planned.append((charge(study, policy, run=run, round_number=number), 1))
     return planned
 
 

@@ -29,6 +29,7 @@ class SiteRun:
     study: str  # its name, or the beginning of its hash if the study is not known here any more
     charged: int  # rounds of training
     planned: int | None  # of the study; None if it is not known here any more
+    prototype: bool  # charged
     evaluation: bool  # charged
     unsettled: int  # charged at their worst: open, or given up
     holds: bool  # budget for its coming rounds
@@ -167,6 +168,7 @@ def _run(home: Path, charged: RunCharges, *, holds: bool) -> SiteRun:
         study=study.name if study else charged.study[:12],
         charged=charged.updates,
         planned=study.draft.rounds.rounds if study else None,
+        prototype=charged.prototypes > 0,
         evaluation=charged.evaluations > 0,
         unsettled=charged.unsettled,
         holds=holds,

@@ -340,6 +340,7 @@ def _show_runs(account: "SiteAccount") -> None:
             "run": each.run,
             "study": each.study,
             "rounds charged": f"{each.charged} of {'?' if each.planned is None else each.planned}",
+            "prototype": "charged" if each.prototype else "-",
             "evaluation": "charged" if each.evaluation else "-",
             "not settled": each.unsettled,
             "holds budget for": _held(each),
@@ -443,6 +444,7 @@ def study_facts(study: "Study") -> dict[str, dict[str, Any]]:
         "Rounds": draft.rounds.model_dump(),
         "Optimizer": draft.optimizer.model_dump(),
         "Aggregation": {**draft.aggregation.model_dump(), "max_norm": draft.max_norm},
+        **({"Prototype of the records": draft.prototype.model_dump()} if draft.prototype else {}),
         **({"Evaluation on held-out records": draft.evaluation.model_dump()} if draft.evaluation else {}),
         "Sites (name: identity key)": {site.name: site.identity for site in study.sites},
         "Aggregators (name: identity key, address)": {

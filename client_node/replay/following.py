@@ -54,11 +54,17 @@ def beginning(study: Study, state: npt.NDArray[np.float32]) -> Checkpoint:
     return Checkpoint.beginning(state)
 
 
-def round_start(study: Study, checkpoint: Checkpoint) -> RoundStart:
-    """Computes what the round after `checkpoint` starts from; an evaluation measures the exported vector, unrounded."""
-    planned = study.planned_round(checkpoint.round + 1)
+def round_start(study: Study, checkpoint: Checkpoint, number: int | None = None) -> RoundStart:
+    """Computes what a round starts from.
+
+    Args:
+        checkpoint: as the update before it has left it.
+        number: of the round; None: the one after `checkpoint`. Rounds after the last update all start from the exported
+            vector, unrounded.
+    """
+    planned = study.planned_round(checkpoint.round + 1 if number is None else number)
     form = study.state_format(planned)
-    if planned.purpose == "evaluation":
+    if planned.purpose != "update":
         encoded, residual = form.encode(checkpoint.exported), None
     else:
         encoded, residual = broadcast(form, checkpoint)

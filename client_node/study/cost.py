@@ -42,9 +42,7 @@ def planned_releases(study: Study, *, sites: int | None = None) -> list[tuple[Re
     """
     summed = study.quorum if sites is None else sites
     releases = [(release(study, study.planned_round(1), sites=summed), study.draft.rounds.rounds)]
-    if study.draft.evaluation:
-        releases.append((release(study, study.planned_round(study.last_round), sites=summed), 1))
-    return releases
+    return [*releases, *((kind, 1) for kind in _closing(study, summed))]
 
 
 def releases_of_run(study: Study) -> Counter[Release]:
@@ -68,8 +66,8 @@ def whole_cost(study: Study) -> float:
 def solve_noise(draft: StudyDraft, dim: int) -> StudyDraft:
     """Solves for the smallest noise multiplier that keeps the draft's `target_epsilon`; no change without a target.
 
-    The target holds for the whole run, evaluation included, at the study's own delta and collusion, with the fewest
-    sites in every sum, at a site that releases nothing else.
+    The target holds for the whole run, what follows the last update included, at the study's own delta and collusion,
+    with the fewest sites in every sum, at a site that releases nothing else.
 
     Raises:
         StudyInvalid: no noise multiplier reaches the target.
@@ -86,9 +84,12 @@ def solve_noise(draft: StudyDraft, dim: int) -> StudyDraft:
         )
     except InvalidPrivacyParameter as err:
         remedy = "plan fewer rounds"
-        alone = _evaluation(provisional(draft, dim))
+        study = provisional(draft, dim)
+        alone = Counter(_closing(study, study.quorum))
         if alone and epsilon_pld(alone, privacy.delta, privacy.collusion) > privacy.target_epsilon:
-            remedy = "raise evaluation.noise_multiplier: the evaluation alone costs more, whatever the rounds cost"
+            keys = " and ".join(f"{purpose}.noise_multiplier" for purpose in draft.closing)
+            alone_cost = "alone costs" if len(draft.closing) == 1 else "alone cost"
+            remedy = f"raise {keys}: the {' and the '.join(draft.closing)} {alone_cost} more, whatever the rounds cost"
         problem = f"privacy.target_epsilon is {privacy.target_epsilon:g}: {err}; raise it, or {remedy}"
         raise StudyInvalid(f"study {draft.name}", (problem,)) from err
     return with_noise(draft, solved)
@@ -144,8 +145,6 @@ def _in_ring(draft: StudyDraft, dim: int, ring: Ring) -> Study:
     )
 
 
-def _evaluation(study: Study) -> Counter[Release]:
-    """Counts the releases of a run beside its updates."""
-    if study.draft.evaluation is None:
-        return Counter()
-    return Counter({release(study, study.planned_round(study.last_round), sites=study.quorum): 1})
+def _closing(study: Study, sites: int) -> list[Release]:
+    """Lists the releases of a run beside its updates, in their order, each sum over so many sites."""
+    return [release(study, study.closing_round(purpose), sites=sites) for purpose in study.draft.closing]

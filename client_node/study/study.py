@@ -33,7 +33,8 @@ from .toml import MAX_BYTES, parse_json, raise_problems
 _SIGNATURE_CONTEXT = b"confide study v1\0"
 TAG_COUNT = 3  # a changed total of 32 bits passes with probability 2**-96
 _LARGEST_COUNT = 2.0**24  # people in a bin, noise included: leaves 19 bits a tag
-_HISTOGRAM_RING: tuple[Literal[64], int] = (64, 20)  # bits, scale: holds 2**43 people, rounding costs 6e-6 of the noise
+# Bits, scale: of sums in which every unit counts once; holds 2**43 people, rounding costs 6e-6 of the noise.
+_CLOSING_RING: tuple[Literal[64], int] = (64, 20)
 
 
 def _is_address(value: str) -> str:
@@ -86,12 +87,13 @@ class AggregatorParty(StrictModel):
 class PlannedRound:
     """The plan of one round, which fixes every site's contribution; it follows from the study and the round's number.
 
-    "update": a clipped sum of gradients over a Poisson sample of units, by which the state moves. "evaluation": a
-    histogram of the final model's scores on held-out records, in which each unit counts once.
+    "update": a clipped sum of gradients over a Poisson sample of units, by which the state moves. "prototype": a sum
+    of vectors of length 1, one a unit, that say how the backbone reads its records. "evaluation": a histogram of the
+    final model's scores on held-out records, in which each unit counts once.
     """
 
     number: int
-    purpose: Literal["update", "evaluation"]
+    purpose: Literal["update", "prototype", "evaluation"]
     dim: int  # length of the vector that is opened
     ring_bits: Literal[32, 64]
     scale_bits: int  # an entry counts in units of 2**-scale_bits
@@ -121,7 +123,7 @@ class PlannedRound:
     @property
     def title(self) -> str:
         """Title of the round, for people."""
-        return f"round {self.number}" if self.purpose == "update" else "evaluation"
+        return f"round {self.number}" if self.purpose == "update" else self.purpose
 
 
 class Start(StrictModel):
@@ -234,8 +236,8 @@ class Study(StrictModel):
 
     @property
     def last_round(self) -> int:
-        """Number of a run's last round: the evaluation if there is one, else the last update."""
-        return self.draft.rounds.rounds + (self.draft.evaluation is not None)
+        """Number of a run's last round: the last update, or what follows it, see `StudyDraft.closing`."""
+        return self.draft.rounds.rounds + len(self.draft.closing)
 
     def require_start(self) -> Start:
         """Returns the stated start of this study's runs.
@@ -266,15 +268,15 @@ class Study(StrictModel):
         )
 
     def planned_round(self, number: int) -> PlannedRound:
-        """Plans round `number`: updates first, from 1 on, then the evaluation if the study has one.
+        """Plans round `number`: updates first, from 1 on, then prototype and evaluation if the study has them.
 
         Raises:
             MessageInvalid: the study has no round of that number.
         """
         if not 1 <= number <= self.last_round:
             raise MessageInvalid(f"study {self.name} has rounds 1 to {self.last_round}, none of number {number}")
-        terms, privacy = self.draft.evaluation, self.draft.privacy
-        if terms is None or number <= self.draft.rounds.rounds:
+        privacy, verify_total = self.draft.privacy, self.draft.aggregation.verify_total
+        if number <= self.draft.rounds.rounds:
             update = PlannedRound(
                 number=number,
                 purpose="update",
@@ -285,27 +287,45 @@ class Study(StrictModel):
                 sample_rate=privacy.sample_rate,
                 noise_multiplier=privacy.noise_multiplier,
                 steps=privacy.local_steps,
-                verify_total=self.draft.aggregation.verify_total,
+                verify_total=verify_total,
                 largest_total=self.draft.largest_total,
             )
             return replace(update, norm_bound=self._norm_bound(update))
-        ring_bits, scale_bits = _HISTOGRAM_RING
+        purpose = self.draft.closing[number - self.draft.rounds.rounds - 1]
+        dim, noise_multiplier = self._closing_terms(purpose)
+        ring_bits, scale_bits = _CLOSING_RING
         return PlannedRound(
             number=number,
-            purpose="evaluation",
-            dim=2 * terms.bins,
+            purpose=purpose,
+            dim=dim,
             ring_bits=ring_bits,
             scale_bits=scale_bits,
-            clip_norm=1.0,  # a unit is one count in one bin
+            clip_norm=1.0,  # a unit is one count in one bin, or one vector of length 1
             sample_rate=1.0,
-            noise_multiplier=terms.noise_multiplier,
-            verify_total=self.draft.aggregation.verify_total,
+            noise_multiplier=noise_multiplier,
+            verify_total=verify_total,
             largest_total=_LARGEST_COUNT,
         )
 
+    def last_update_before(self, number: int) -> int:
+        """Number of the update whose state round `number` starts from; 0 is the start of a run."""
+        return min(number - 1, self.draft.rounds.rounds)
+
+    def closing_round(self, purpose: Literal["prototype", "evaluation"]) -> PlannedRound:
+        """Plans the round of that purpose, which the study must have."""
+        return self.planned_round(self.draft.rounds.rounds + 1 + self.draft.closing.index(purpose))
+
+    def _closing_terms(self, purpose: Literal["prototype", "evaluation"]) -> tuple[int, float]:
+        """(length of the vector, noise multiplier)."""
+        if purpose == "evaluation":
+            assert self.draft.evaluation is not None
+            return 2 * self.draft.evaluation.bins, self.draft.evaluation.noise_multiplier
+        assert self.draft.prototype is not None
+        return self.draft.prototype.length, self.draft.prototype.noise_multiplier
+
     def state_format(self, planned: PlannedRound) -> StateFormat:
-        """Format of the state that sites receive in a round; for an evaluation it is the exported one, bit for bit."""
-        if planned.purpose == "evaluation":
+        """Format of the state that sites receive in a round; after the last update the exported one, bit for bit."""
+        if planned.purpose != "update":
             return StateFormat(kind="float32", dim=self.dim)
         return self.draft.state_format(self.dim)
 

@@ -264,6 +264,21 @@ class EvaluationTerms(StrictModel):
     )  # fmt: skip
 
 
+class PrototypeTerms(StrictModel):
+    """One noised mean of how the backbone reads the records, by which the adapter is found for a request."""
+
+    length: int = Field(
+        default=64, ge=8, le=4096,
+        description="numbers of it; at most as many as a head reads of a record; adapters that shall be chosen from "
+        "have the same",
+    )  # fmt: skip
+    noise_multiplier: float = Field(
+        default=0.0, ge=0, le=100_000, examples=["40.0"],
+        description="noise std of the sum of vectors of length 1, one a unit, for who knows the noise of `collusion` "
+        "sites",
+    )  # fmt: skip
+
+
 class AggregationTerms(StrictModel):
     """Settings for sealing and summing the sites' updates."""
 
@@ -353,9 +368,25 @@ class StudyDraft(StrictModel):
     privacy: PrivacyTerms = Field(examples=["a table [privacy]"])
     rounds: RoundTerms = Field(examples=["a table [rounds]"])
     optimizer: OptimizerTerms = Field(examples=["a table [optimizer]"])
+    prototype: PrototypeTerms | None = None
     evaluation: EvaluationTerms | None = None
     aggregation: AggregationTerms = Field(default_factory=AggregationTerms)
     participants: Participants = Field(examples=["a table [participants]"])
+
+    @model_serializer(mode="wrap")
+    def _without_later_tables(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a prototype that is not asked for: format 4 began without it."""
+        plain: dict[str, Any] = serialize(self)
+        return {name: value for name, value in plain.items() if (name, value) != ("prototype", None)}
+
+    @property
+    def closing(self) -> tuple[Literal["prototype", "evaluation"], ...]:
+        """Purposes of the rounds after the last update, in their order."""
+        asked: dict[Literal["prototype", "evaluation"], object] = {
+            "prototype": self.prototype,
+            "evaluation": self.evaluation,
+        }
+        return tuple(purpose for purpose, terms in asked.items() if terms is not None)
 
     @property
     def quorum(self) -> int:
@@ -462,6 +493,7 @@ class StudyDraft(StrictModel):
     def _fits_together(self) -> Self:
         if problems := [
             *_data_problems(self.data, self.adapter),
+            *_prototype_problems(self),
             *_task_problems(self),
             *_length_problems(self),
             *_rate_problems(self),
@@ -514,6 +546,12 @@ def _data_problems(data: DataTerms, adapter: AdapterTerms) -> list[str]:
     if adapter.reads is not None and kind.name != "document":
         problems.append(f"adapter.reads with records of kind {kind.name}; remove it: only a document's head chooses")
     return problems
+
+
+def _prototype_problems(draft: StudyDraft) -> list[str]:
+    if draft.prototype is None or draft.data.kind.name != "code":
+        return []
+    return ["prototype with a table [data.code]; remove it: nothing of a program is shown before it is learned"]
 
 
 def _length_problems(draft: StudyDraft) -> list[str]:
@@ -569,7 +607,11 @@ def _rate_problems(draft: StudyDraft) -> list[str]:
 
 def _privacy_problems(draft: StudyDraft) -> list[str]:
     privacy, rounds, sites = draft.privacy, draft.rounds, len(draft.participants.sites)
-    measured = draft.evaluation
+    closing = {
+        name: terms.noise_multiplier
+        for name, terms in (("prototype", draft.prototype), ("evaluation", draft.evaluation))
+        if terms is not None
+    }
     sure = sites - privacy.max_dropouts
     problems = []
     if rounds.min_sites > sure:
@@ -594,13 +636,18 @@ def _privacy_problems(draft: StudyDraft) -> list[str]:
             for name in ("noise_multiplier", "target_epsilon", "delta")
             if getattr(privacy, name)
         ]
-        if measured and measured.noise_multiplier:
-            problems.append("evaluation.noise_multiplier must go with privacy.mode 'none': nothing is protected")
+        problems += [
+            f"{name}.noise_multiplier must go with privacy.mode 'none': nothing is protected"
+            for name, noise in closing.items()
+            if noise
+        ]
         return problems
-    if measured and not measured.noise_multiplier:
-        problems.append(
-            f"evaluation.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}', e.g. 10.0"
-        )
+    problems += [
+        f"{name}.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}', e.g. "
+        f"{'10.0' if name == 'evaluation' else '40.0'}"
+        for name, noise in closing.items()
+        if not noise
+    ]
     if not privacy.noise_multiplier and privacy.target_epsilon is None:
         problems.append(
             f"privacy.noise_multiplier must be greater than 0 with privacy.mode '{privacy.mode}'; or say what the "

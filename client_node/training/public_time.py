@@ -11,7 +11,7 @@ the rounds of a study, for each kind of step; in practice once, at the first, wh
 within a factor of sqrt(2). Where `answer_s` is longer than any step it never happens.
 
 Kinds are an update, from tokens or from kept states, the first one since the model was loaded (it also reads the
-table), an evaluation, the reading of a table that is new or has changed, before anything is charged for it
+table), a prototype, an evaluation, the reading of a table that is new or has changed, before anything is charged for it
 (`client_node.data.known_units`), looking for kept states of its records, and computing those that are missing. The last
 is done for a part of the deadline at a time, so how many answers waited for it tells, too, how many tokens a table has:
 if there were k, to within one part in k, which for a long table is finer than the grid.

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...kernels.segments import Segments
 from ...models.adapters import AdaptedModel, AdapterConfig, attach
 from ...models.backbones import loading, public_tokens
 from ...models.backbones.family import Backbone
-from ...models.errors import BackboneMismatch, MetricUndefined, TargetMissing
+from ...models.errors import BackboneMismatch, InvalidAdapter, MetricUndefined, TargetMissing
 from ...models.evaluation.router_statistics import router_statistics, unused_by_layer
+from ...models.heads import PooledHead
+from ...models.heads.signature import require_length, shown, signatures
 from ...models.records.kind import Examples, Reader, RecordKind
 from ...models.strict import StrictModel
 from ...models.structure.inputs import is_joined
@@ -35,6 +38,7 @@ class StudyModel:
     reader: Reader
     backbone_hash: str
     segments: Segments | None = None  # sizes of attention in segments; None for full attention
+    lens: PooledHead | None = None  # by whose moments signatures are read, if the study releases a prototype
 
     @property
     def words(self) -> int:
@@ -54,6 +58,19 @@ class StudyModel:
     def judge(self, ids: np.ndarray, target: Any) -> tuple[float, float]:
         """Judges one record by itself, see `RecordKind.judge`. PRIVATE: used in charged counts only."""
         return self.kind.judge(self.terms, self.reader, self.adapted, ids, target)
+
+    def signature(self, ids: np.ndarray, target: Any, length: int) -> np.ndarray:
+        """[length], how the backbone reads one record by itself, the adapters as they started. PRIVATE.
+
+        Raises:
+            InvalidAdapter: the study releases no prototype.
+        """
+        if self.lens is None:
+            raise InvalidAdapter("the study releases no prototype, so its records have no signatures")
+        device = next(iter(self.adapted.trained.values())).device
+        own = torch.from_numpy(shown(ids, np.asarray(target)))[None].to(device)
+        found: np.ndarray = signatures(self.adapted.model, self.lens.to(device), own, length)[0].cpu().numpy()
+        return found
 
     def evaluate(self, tables: Sequence[Examples]) -> dict[str, Any]:
         """Computes metrics with intervals over all records of the tables, which are the operator's own."""
@@ -94,13 +111,25 @@ def load_study_model(
     objective, head = kind.objective(draft.data.terms), None
     if (objective is None) == (kind.head == "pooled"):  # else a classifier would be trained as a writer of text
         raise BackboneMismatch(f"records of kind {kind.name} have a head of kind {kind.head}, which learns {objective}")
-    if objective is not None:
-        try:
+    try:
+        if objective is not None:
             head = loaded.head(objective, draft.adapter.reads)
-        except BackboneMismatch as err:
-            raise BackboneMismatch(f"the backbone in {directory} {err}") from None
+        lens = None if draft.prototype is None else _lens(loaded, draft)
+    except BackboneMismatch as err:
+        raise BackboneMismatch(f"the backbone in {directory} {err}") from None
     adapted = attach(loaded.model, config, head=head)
-    return StudyModel(adapted, loaded.family, kind, draft.data.terms, reader, loaded.hash, segments)
+    return StudyModel(adapted, loaded.family, kind, draft.data.terms, reader, loaded.hash, segments, lens)
+
+
+def _lens(loaded: loading.RecordBackbone | loading.TextBackbone, draft: StudyDraft) -> PooledHead:
+    """Takes all public moments of the backbone, and makes sure that they are enough for the study's prototype.
+
+    Which states the study's own head reads has no say: studies of one backbone must be comparable.
+    """
+    assert draft.prototype is not None
+    lens = loaded.head()
+    require_length(lens, draft.prototype.length)
+    return lens
 
 
 def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dict[int, tuple[int, ...]]:
@@ -120,7 +149,8 @@ def unused_experts(model: StudyModel, draft: StudyDraft, directory: Path) -> dic
     if not adapted.expert_layers:
         return {}
     if draft.data.kind.reads == "records":
-        batches = public_tokens.of_records(draft.record_schema(), _TOKENS_OF_RECORDS)
+        schema = loading.read_schema(directory)
+        batches = public_tokens.of_records(schema, _TOKENS_OF_RECORDS, parts=[draft.record_schema()])
     elif licence := public_tokens.licence_of(directory):
         batches = public_tokens.of_text(directory, licence.read_text(encoding="utf-8"), _TOKENS_OF_TEXT)
     else:

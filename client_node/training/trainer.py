@@ -23,11 +23,11 @@ from ...models.evaluation.router_statistics import describe_experts
 from ...models.records.kind import Examples
 from ...privacy.accounting import Mode
 from ...privacy.mechanism.batches import RowStates, probed_shapes, states_when_asked
-from ...privacy.mechanism.histogram import HistogramTerms, private_histogram
 from ...privacy.mechanism.independence import kept_gap, refuse_dependence
 from ...privacy.mechanism.sampling import SeededBytes
 from ...privacy.mechanism.site_round import LocalSteps, ReleaseTerms, partial_sum, round_release
-from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector, WorkerGroup, made_up
+from ...privacy.mechanism.unsampled import UnsampledTerms, private_histogram, private_prototype
+from ...privacy.mechanism.workers import Alone, Part, ReadPart, ScorePart, SumPart, Vector, WorkerGroup, made_up
 from ..data import Records
 from ..data.kept_files import KeptStates
 from ..errors import FileDamaged, NoRoom
@@ -243,39 +243,65 @@ class Trainer:
         """
         examples = self._model.examples(read())
         weights = state[: self.adapted.layout.dim]
-        shares = [np.array_split(rows, self._group.size) for rows in (examples.ids, examples.targets)]
-        parts = [
-            ScorePart(state=weights, ids=ids, targets=targets, passes=len(shares[0][0]))  # the first is the longest
-            for ids, targets in zip(*shares, strict=True)
-        ]
-        self._group.begin(parts[1:])
-        judged = np.concatenate([self.compute(parts[0]), *self._group.finish()])
+        judged = self._one_by_one(examples, partial(ScorePart, state=weights))
         labels, scores = judged.reshape(-1, 2).T
         tells = ~np.isnan(labels)
-        planned = self._study.planned_round(round_number)
-        bins = planned.dim // 2
-        terms = HistogramTerms(
-            mode=self._study.draft.privacy.mode,
-            cells=planned.dim,
-            site_noise_int=site_noise,
-            scale_bits=planned.scale_bits,
-        )
+        terms = self._unsampled_terms(round_number, site_noise)
+        bins = terms.dim // 2
         cells = labels[tells].astype(np.int64) * bins + bin_of(scores[tells], bins)
         return private_histogram(cells, examples.units[tells], terms=terms, source=self._source(round_number))
 
+    def prototype(self, round_number: int, *, site_noise: int) -> np.ndarray:
+        """Sums how the backbone reads this site's records, with this site's noise: int64; see `models.heads.signature`.
+
+        Each record is read by itself, as in `histogram`.
+        """
+        examples, terms = self._load(), self._unsampled_terms(round_number, site_noise)
+        vectors = self._one_by_one(examples, ReadPart).reshape(-1, terms.dim)
+        return private_prototype(vectors, examples.units, terms=terms, source=self._source(round_number))
+
+    def _one_by_one(self, examples: Examples, part_of: Callable[..., Part]) -> Vector:
+        """Computes figures of each record by itself, the records shared out to all processes."""
+        shares = [np.array_split(rows, self._group.size) for rows in (examples.ids, examples.targets)]
+        parts = [
+            part_of(ids=ids, targets=targets, passes=len(shares[0][0]))  # the first is the longest
+            for ids, targets in zip(*shares, strict=True)
+        ]
+        self._group.begin(parts[1:])
+        return np.concatenate([self.compute(parts[0]), *self._group.finish()])
+
+    def _unsampled_terms(self, round_number: int, site_noise: int) -> UnsampledTerms:
+        planned = self._study.planned_round(round_number)
+        return UnsampledTerms(
+            mode=self._study.draft.privacy.mode,
+            dim=planned.dim,
+            site_noise_int=site_noise,
+            scale_bits=planned.scale_bits,
+        )
+
     def compute(self, part: Part) -> Vector:
-        """Computes a part for the leading process: a clipped sum, or the label and score of each of some records.
+        """Computes a part for the leading process: a clipped sum, or label and score or the signature of some records.
 
         UNPROTECTED: the result is for that process alone.
         """
         if isinstance(part, SumPart):
             return partial_sum(self.adapted, part, terms=self._terms, shapes=self._shapes)
-        self.adapted.load_state(part.state)
         rows = list(zip(part.ids, part.targets, strict=True))
         rows += [made_up(self.adapted)] * (part.passes - len(part.ids))
+        figure = self._figure(part)
         with torch.no_grad():
-            judged = [self._model.judge(*row) for row in rows]
-        return np.array(judged[: len(part.ids)], dtype=np.float64).reshape(-1)
+            figures = [figure(*row) for row in rows]
+        return np.array(figures[: len(part.ids)], dtype=np.float64).reshape(-1)
+
+    def _figure(self, part: ScorePart | ReadPart) -> Callable[[np.ndarray, object], object]:
+        """Loads the state of a part, and returns what computes the figures of one record."""
+        if isinstance(part, ScorePart):
+            self.adapted.load_state(part.state)
+            return self._model.judge
+        prototype = self._study.draft.prototype
+        assert prototype is not None
+        self.adapted.load_state(self.start[: self.adapted.layout.dim])  # computes what the backbone does
+        return partial(self._model.signature, length=prototype.length)
 
     def stop(self) -> None:
         """Does nothing: there are no other processes to end."""

@@ -81,6 +81,8 @@ class WarmModel:
         trainer = self.load(study, policy)
         if planned.purpose == "update":
             return lambda state: trainer.release(state, planned.number)
+        if planned.purpose == "prototype":
+            return lambda _: trainer.prototype(planned.number, site_noise=study.site_noise(planned))
         held_out = policy.held_out()
         if held_out is None:
             raise NothingHeldOut(

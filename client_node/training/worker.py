@@ -16,7 +16,7 @@ from ...models.adapters import AdaptedModel
 from ...models.errors import ModelError
 from ...mpc.links import Channel
 from ...privacy.errors import PrivacyError
-from ...privacy.mechanism.workers import Alone, Part, ScorePart, SumPart, Vector
+from ...privacy.mechanism.workers import Alone, Part, ReadPart, ScorePart, SumPart, Vector
 from ..data import Records
 from ..study import Study
 from .record_arrays import from_arrays
@@ -24,7 +24,7 @@ from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, type[SumPart] | type[ScorePart]] = {"sum": SumPart, "score": ScorePart}
+_KINDS: dict[str, type[Part]] = {"sum": SumPart, "score": ScorePart, "read": ReadPart}
 
 
 class LinkedGroup:
@@ -42,7 +42,7 @@ class LinkedGroup:
         """See `WorkerGroup`."""
         for link, part in zip(self._links, parts, strict=True):
             values = {each.name: getattr(part, each.name) for each in fields(part)}
-            link.send("sum" if isinstance(part, SumPart) else "score", **values)
+            link.send(next(kind for kind, of in _KINDS.items() if isinstance(part, of)), **values)
 
     def finish(self) -> list[Vector]:
         """See `WorkerGroup`."""
@@ -57,6 +57,9 @@ def lead(trainer: Trainer, node: Channel, records: list[Records]) -> None:
         if order["kind"] == "release":
             records.extend(sent)
             vector = trainer.release(order["state"], order["round"])
+        elif order["kind"] == "prototype":
+            records.extend(sent)
+            vector = trainer.prototype(order["round"], site_noise=order["site_noise"])
         else:
             vector = trainer.histogram(order["state"], sent.pop, order["round"], site_noise=order["site_noise"])
         node.send("done", vector=vector)

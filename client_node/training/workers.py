@@ -97,10 +97,18 @@ class Workers:
         Raises:
             WorkersFailed: a worker ended or failed, the log says why; all workers are ended.
         """
+        return self._of_the_table("release", {"state": state}, round=round_number)
+
+    def prototype(self, round_number: int, *, site_noise: int) -> np.ndarray:
+        """Computes the same as `Trainer.prototype`; raises as `release` does."""
+        return self._of_the_table("prototype", {}, round=round_number, site_noise=site_noise)
+
+    def _of_the_table(self, kind: str, arrays: dict[str, np.ndarray], **fields: int) -> np.ndarray:
+        """Asks for a vector of the site's records, which are sent once."""
         processes = self._started()
-        arrays = {"state": state} if self._has_records else {"state": state, **to_arrays(self._read())}
+        sent = arrays if self._has_records else {**arrays, **to_arrays(self._read())}
         with self._ended_by_failure():
-            vector = processes.ask("release", arrays, round=round_number)
+            vector = processes.ask(kind, sent, **fields)
         self._has_records = True
         return vector
 

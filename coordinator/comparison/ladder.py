@@ -121,13 +121,13 @@ class Ladder:
     def setting(self, asked: str) -> Setting:
         """Finds the noise of what was asked for: "study", "none", or an epsilon for all rounds together.
 
-        A charged evaluation is left out of it: by itself it may cost more than a small epsilon.
+        A prototype and a charged evaluation are left out of it: by themselves they may cost more than a small epsilon.
 
         Raises:
             StudyInvalid: no noise reaches that epsilon.
             StudyRefused: it is no epsilon, or the study has no privacy to begin with.
         """
-        bare = self.draft.model_copy(update={"evaluation": None})
+        bare = self.draft.model_copy(update={"evaluation": None, "prototype": None})
         if asked == NONE or (asked == OWN and bare.privacy.mode == "none"):
             return Setting(asked, _with_privacy(bare, mode="none"), None)
         if bare.privacy.mode == "none":

@@ -23,7 +23,7 @@ class Measurement:
     metrics: BinnedMetrics
     unit: str
     epsilon: float | None  # of the evaluation by itself, by PLD; None in mode "none"
-    epsilon_added: float | None  # by the evaluation, to the epsilon of the run's updates
+    epsilon_added: float | None  # by the evaluation, to the epsilon of all before it in the run
     delta: float | None
     collusion: int  # colluding sites that epsilon allows for
 
@@ -43,13 +43,13 @@ def measurement(store: Store, run_id: str) -> Measurement:
     if row.problem is not None:
         raise Conflict(f"run {run_id}: {row.problem}")
     sites = row.summed
-    updates, evaluations = planned_releases(study, sites=len(sites))
-    release = evaluations[0].over(len(sites))  # with the top-ups for missing sites
+    *earlier, (evaluation, _) = planned_releases(study, sites=len(sites))
+    release = evaluation.over(len(sites))  # with the top-ups for missing sites
     noise_std = len(sites) ** 0.5 * release.site_noise_int / 2.0**release.scale_bits
     counts = list(row.histogram)
     epsilon = added = None
     if privacy.mode != "none":
-        before = [updates[0]] * updates[1]
+        before = [each for each, count in earlier for _ in range(count)]
         epsilon = epsilon_pld([release], privacy.delta, privacy.collusion)
         added = epsilon_pld([*before, release], privacy.delta, privacy.collusion)
         added -= epsilon_pld(before, privacy.delta, privacy.collusion)

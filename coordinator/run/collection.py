@@ -32,7 +32,7 @@ def collect_updates(round_: RoundContext) -> Envelopes:
         intake.begin(site, answer, packet)
 
     def ready(sites: Collection[str]) -> dict[str, NodeFailure]:
-        return bring_up(run, sites, round_.number - 1)
+        return bring_up(run, sites, run.study.last_update_before(round_.number))
 
     return _collect(round_, intake, round_.cohort, "step", Update, plan, accept, "sites compute", ready)
 

@@ -27,7 +27,7 @@ class OpenedRound:
     """One sum that a run has opened."""
 
     round: int
-    purpose: str  # update or evaluation
+    purpose: str  # update, prototype or evaluation
     summed: tuple[str, ...]  # whose updates it holds
     too_long: tuple[str, ...]  # whose vectors were left out for their length
     missing: tuple[str, ...]  # other sites of the study
@@ -63,7 +63,7 @@ def is_silent(run: Run) -> bool:
 
 
 def opened_rounds(store: Store, run_id: str) -> OpenedRounds:
-    """Lists the rounds that a run has opened, its evaluation included. Raises `NotFound`."""
+    """Lists the rounds that a run has opened, those after the last update included. Raises `NotFound`."""
     from ..studies.catalogue import load_study  # imports numpy and all terms of a study, which `status` does not need
 
     study = load_study(store.study(store.run(run_id).study))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,7 +77,8 @@ def _event(store: Store, study: Study, run_id: str) -> Event:
     run, rounds, privacy = store.run(run_id), store.rounds(run_id), study.draft.privacy
     epsilon = planned = None
     if privacy.mode != "none":
-        epsilon = planned_epsilon(study, len(store.opened(run_id)), colluding=privacy.collusion)
+        done = [row.number for row in store.opened(run_id)]
+        epsilon = epsilon_of_rounds(study, done, colluding=privacy.collusion)
         planned = planned_epsilon(study, study.last_round, colluding=privacy.collusion)
     return Event(
         run=run_id,
@@ -138,13 +139,20 @@ def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
 
 
 def planned_epsilon(study: Study, rounds: int, *, colluding: int) -> float:
-    """Computes the epsilon by PLD of the study's first `rounds` rounds, for a site that spent nothing before.
+    """Computes the epsilon by PLD of the study's first `rounds` rounds, see `epsilon_of_rounds`."""
+    return epsilon_of_rounds(study, range(1, rounds + 1), colluding=colluding)
 
-    The evaluation counts as the last round. All sites are in every sum.
+
+def epsilon_of_rounds(study: Study, numbers: Iterable[int], *, colluding: int) -> float:
+    """Computes the epsilon by PLD of these rounds of the study, for a site that spent nothing before.
+
+    Prototype and evaluation count as the last rounds. All sites are in every sum.
     """
+    updates = study.draft.rounds.rounds
+    (update, _), *closing = planned_releases(study, sites=len(study.sites))
     opened: Counter[Release] = Counter()
-    for release, count in planned_releases(study, sites=len(study.sites)):
-        opened[release] += min(count, rounds - opened.total())
+    for number in numbers:
+        opened[update if number <= updates else closing[number - updates - 1][0]] += 1
     return epsilon_pld(opened, study.draft.privacy.delta, colluding)
 
 

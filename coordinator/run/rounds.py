@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ...client_node.wire.messages import ENTRIES_A_MESSAGE, Packet, Prepare, Rea
 from ..errors import MessageRefused, RunRefused, SitesMissing, TotalRefused
 from ..store.run_folder import Envelopes
 from ..store.states import FINISH, LEAVE
-from ..store.tables import Evaluation, Round
+from ..store.tables import Evaluation, Prototype, Round
 from . import questions
 from .aggregation import aggregate, opened_total
 from .collection import collect_updates
@@ -30,6 +30,7 @@ from .questions import ask_until
 
 logger = logging.getLogger(__name__)
 
+Closing = Literal["prototype", "evaluation"]  # purposes of rounds after the last update
 FAREWELL_S = 60.0  # how long the end of a run waits for nodes that are away
 
 
@@ -61,13 +62,13 @@ def drive_run(run: RunContext) -> None:
         while checkpoint.round < run.study.draft.rounds.rounds:
             run.stop_if_asked()
             checkpoint = one_round(run, prepared, checkpoint)
-        if not is_over(run, checkpoint):
+        for purpose in missing(run):
             run.stop_if_asked()
-            evaluate(run, prepared, checkpoint)
+            close(run, prepared, checkpoint, purpose)
     settle(run, final=True)
-    evaluation = run.store.evaluation(run.id)
-    problem = None if evaluation is None else evaluation.problem
-    run.store.move_run(run.id, FINISH, lease=run.lease, error=problem)
+    closing = (run.store.prototype(run.id), run.store.evaluation(run.id))
+    problems = [row.problem for row in closing if row is not None and row.problem is not None]
+    run.store.move_run(run.id, FINISH, lease=run.lease, error="; ".join(problems)[:2000] or None)
     run.folder.drop_totals()
 
 
@@ -76,13 +77,18 @@ def take_leave(run: RunContext) -> None:
     settle(run, final=True)
     run.store.move_run(run.id, LEAVE, lease=run.lease)
     run.folder.drop_totals()
-    run.folder.prune(run.study.last_round)
+    run.folder.prune(run.study.last_round, updates=run.study.draft.rounds.rounds)
 
 
 def is_over(run: RunContext, checkpoint: Checkpoint) -> bool:
-    """True if every round of the study is committed, its evaluation included."""
-    is_evaluated = run.study.draft.evaluation is None or run.store.evaluation(run.id) is not None
-    return checkpoint.round >= run.study.draft.rounds.rounds and is_evaluated
+    """True if every round of the study is committed, what follows the last update included."""
+    return checkpoint.round >= run.study.draft.rounds.rounds and not missing(run)
+
+
+def missing(run: RunContext) -> tuple[Closing, ...]:
+    """Lists what is to follow the last update and is not committed, in order."""
+    there = {"prototype": run.store.prototype(run.id), "evaluation": run.store.evaluation(run.id)}
+    return tuple(purpose for purpose in run.study.draft.closing if there[purpose] is None)
 
 
 def prepare(run: RunContext) -> Prepared:
@@ -135,7 +141,7 @@ def one_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> Ch
     after = follow(run.study, checkpoint, opened.words, kept=len(opened.summed))
     run.folder.save_total(planned.number, opened.words)
     run.store.commit_round(Round(**opened.record, state_hash=run.folder.save(after), committed_at=time.time()))
-    run.folder.prune(planned.number)
+    run.folder.prune(planned.number, updates=run.study.draft.rounds.rounds)
     logger.info("run %s: round %d committed with %s", run.id, planned.number, ", ".join(opened.summed))
     return after
 
@@ -177,37 +183,41 @@ def largest(envelopes: Envelopes) -> int:
     return max((sum(incoming.size for incoming in sealed) for sealed in envelopes.values()), default=0)
 
 
-def evaluate(run: RunContext, prepared: Prepared, checkpoint: Checkpoint) -> None:
-    """Opens the round after the last update: a histogram of the final state's scores on held-out records.
+def close(run: RunContext, prepared: Prepared, checkpoint: Checkpoint, purpose: Closing) -> None:
+    """Opens a round after the last update: a mean of how the backbone reads the records, or a histogram of scores.
 
     If too few sites take part, too many refuse for good, or the total has not their tags, the reason is stored
     instead: the trained state is kept.
     """
-    planned = run.study.planned_round(run.study.last_round)
-    cohort = tuple(site for site in run.sites if site not in prepared.abstaining)
+    planned = run.study.closing_round(purpose)
+    is_evaluation = purpose == "evaluation"
+    done = "evaluated" if is_evaluation else "a prototype"
+    cohort = tuple(site for site in run.sites if not (is_evaluation and site in prepared.abstaining))
+    row: Prototype | Evaluation
     try:
         if len(cohort) < run.study.quorum:  # asked nevertheless, the others would pay for a sum that is never opened
             raise RunRefused(
                 f"{run.study.quorum} sites are needed, only {', '.join(cohort) or 'none'} hold records out"
             )
-        state_hash = round_start(run.study, checkpoint).digest
+        state_hash = round_start(run.study, checkpoint, planned.number).digest
         opened = open_round(
             RoundContext(run=run, keys=prepared.keys, planned=planned, state_hash=state_hash, cohort=cohort)
         )
     except (RunRefused, TotalRefused) as err:
-        logger.warning("run %s: not evaluated: %s", run.id, err)
-        run.store.commit_round(
-            Evaluation(
-                run=run.id, number=planned.number, sites="[]", evidence="[]", counts="[]",
-                problem=f"not evaluated: {err}"[:2000],
-                seconds=0.0, bytes_per_site=0, lease=run.lease, committed_at=time.time(),
-            )
-        )  # fmt: skip
+        problem = f"not {done}: {err}"
+        logger.warning("run %s: %s", run.id, problem)
+        record = {
+            "run": run.id, "number": planned.number, "sites": "[]", "evidence": "[]", "problem": problem[:2000],
+            "seconds": 0.0, "bytes_per_site": 0, "lease": run.lease,
+        }  # fmt: skip
+        entries = "[]"
     else:
-        counts = json.dumps(opened.total.tolist())
-        run.store.commit_round(Evaluation(**opened.record, counts=counts, committed_at=time.time()))
-        logger.info("run %s: evaluated with %s", run.id, ", ".join(opened.summed))
-    run.folder.prune(planned.number)
+        record, entries = opened.record, json.dumps(opened.total.tolist())
+        logger.info("run %s: %s with %s", run.id, done, ", ".join(opened.summed))
+    record |= {"committed_at": time.time()}
+    row = Evaluation(**record, counts=entries) if is_evaluation else Prototype(**record, entries=entries)
+    run.store.commit_round(row)
+    run.folder.prune(planned.number, updates=run.study.draft.rounds.rounds)
 
 
 def settle(run: RunContext, *, final: bool) -> None:

@@ -82,14 +82,17 @@ class RunFolder:
         for path in self.path.glob("total-*"):
             path.unlink(missing_ok=True)
 
-    def prune(self, committed_round: int) -> None:
-        """Deletes the files that no restart needs once `committed_round` is committed."""
+    def prune(self, committed_round: int, *, updates: int) -> None:
+        """Deletes the files that no restart needs once `committed_round` is committed, of a run of so many updates.
+
+        Rounds after the last update leave no state.
+        """
         for path in self.path.iterdir():
             kind, _, rest = path.name.partition("-")
             number = rest.partition("-")[0]
             if kind in ("envelopes", "topups") and int(number) <= committed_round:
                 shutil.rmtree(path, ignore_errors=True)
-            if kind == "state" and int(number) <= committed_round - 2:
+            if kind == "state" and int(number) <= min(committed_round, updates) - 2:
                 path.unlink(missing_ok=True)
 
     def load(self, round_number: int, state_hash: str) -> Checkpoint:

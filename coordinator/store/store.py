@@ -35,9 +35,21 @@ from ..errors import (
 )
 from .faults import REMEDY, faults_of, turn_into_ours
 from .states import BEGIN, RunState, Transition
-from .tables import MAX_STEP, ActionRow, Evaluation, LedgerRow, LeftOut, NodeRow, PrivacyTest, Round, Run, StudyRow
+from .tables import (
+    MAX_STEP,
+    ActionRow,
+    Evaluation,
+    LedgerRow,
+    LeftOut,
+    NodeRow,
+    PrivacyTest,
+    Prototype,
+    Round,
+    Run,
+    StudyRow,
+)
 
-SCHEMA = "0004"  # the newest of the migrations
+SCHEMA = "0005"  # the newest of the migrations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,11 +195,15 @@ class Store:
         with self.session() as session:
             return session.get(Evaluation, run_id)
 
-    def opened(self, run_id: str) -> list[Round | Evaluation]:
-        """Lists all opened sums of a run, in order: its rounds and, if it measured something, its evaluation."""
-        evaluation = self.evaluation(run_id)
-        measured = [evaluation] if evaluation is not None and evaluation.problem is None else []
-        return [*self.rounds(run_id), *measured]
+    def prototype(self, run_id: str) -> Prototype | None:
+        """Finds the prototype of a run; None before it is made, or if the study has none."""
+        with self.session() as session:
+            return session.get(Prototype, run_id)
+
+    def opened(self, run_id: str) -> list[Round | Prototype | Evaluation]:
+        """Lists all opened sums of a run, in order: its rounds and, where they came to be, prototype and evaluation."""
+        closing = (self.prototype(run_id), self.evaluation(run_id))
+        return [*self.rounds(run_id), *(row for row in closing if row is not None and row.problem is None)]
 
     def last_round(self, run_id: str) -> CommittedRound:
         """Finds the last committed round of a run."""
@@ -249,8 +265,8 @@ class Store:
             self.log_action(session, f"run {run_id} is {state}" + (f": {error}" if error else ""))
         return state
 
-    def commit_round(self, row: Round | Evaluation) -> None:
-        """Commits a round or the evaluation. Raises `LeaseLost` unless `row.lease` is the run's current lease."""
+    def commit_round(self, row: Round | Prototype | Evaluation) -> None:
+        """Commits a round, or what follows the last one. Raises `LeaseLost` unless `row.lease` is the run's now."""
         with self.session() as session:
             self._fenced(session, row.run, row.lease, {"heartbeat": time.time()})
             session.add(row)

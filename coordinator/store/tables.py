@@ -88,7 +88,7 @@ class Run(Base):
 
 
 class OpenedSum:
-    """Columns of every opened sum of a run: those of its rounds and of its evaluation."""
+    """Columns of every opened sum of a run: those of its rounds, of its prototype and of its evaluation."""
 
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True, sort_order=-1)
     sites: Mapped[str] = mapped_column(Text)  # JSON list: the set really summed
@@ -129,6 +129,20 @@ class Evaluation(OpenedSum, Base):
     def histogram(self) -> tuple[float, ...]:
         """The noised counts, label 0 first, bins ascending."""
         return _listed(self.counts, _NUMBERS, f"the evaluation of run {self.run}")
+
+
+class Prototype(OpenedSum, Base):
+    """The noised sum of how the backbone reads the sites' records; if there is none, the reason."""
+
+    __tablename__ = "prototype"
+    number: Mapped[int]  # of the round
+    entries: Mapped[str] = mapped_column(Text)  # JSON list
+    problem: Mapped[str | None] = mapped_column(String(2000))
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """The noised sum of vectors of length 1, one a unit."""
+        return _listed(self.entries, _NUMBERS, f"the prototype of run {self.run}")
 
 
 class LedgerRow(Base):

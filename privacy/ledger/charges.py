@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from ..accounting import Release, composition, renyi
 from ..errors import InvalidPrivacyParameter, LedgerBroken
@@ -55,7 +55,7 @@ class Charge:
     unit: str
     cohort: tuple[str, ...]  # names of the sites planned for this round; kept sorted
     release: Release
-    purpose: Purpose = "update"  # a step of training, or a histogram of held-out scores
+    purpose: Purpose = "update"  # a step of training, a mean of states, or a histogram of held-out scores
     relation: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampler: Literal["poisson"] = "poisson"
 
@@ -68,7 +68,7 @@ class Charge:
             "cohort must name each site once": len(set(self.cohort)) == len(self.cohort) > 0,
             "release.sites must not pass the cohort": self.release.sites <= len(self.cohort),
             "release.planned_sites must be 0 or the cohort": self.release.planned_sites in (0, len(self.cohort)),
-            "purpose must be update or evaluation": self.purpose in ("update", "evaluation"),
+            f"purpose must be one of {', '.join(get_args(Purpose))}": self.purpose in get_args(Purpose),
             "relation must be add_or_remove_one": self.relation == "add_or_remove_one",
             "sampler must be poisson": self.sampler == "poisson",
         }
@@ -139,8 +139,9 @@ class RunCharges:
     study: str  # hash
     run: str
     updates: int  # rounds of training
+    prototypes: int
     evaluations: int
-    unsettled: int  # of both: still open, or given up; they stay charged at their worst
+    unsettled: int  # of all of them: still open, or given up; they stay charged at their worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ class Books:
                 study=charged[0].charge.study,
                 run=run,
                 updates=sum(booked.charge.purpose == "update" for booked in charged),
+                prototypes=sum(booked.charge.purpose == "prototype" for booked in charged),
                 evaluations=sum(booked.charge.purpose == "evaluation" for booked in charged),
                 unsettled=sum(booked.summed is None for booked in charged),
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..accounting import Release
 
-Purpose = Literal["update", "evaluation"]
+Purpose = Literal["update", "prototype", "evaluation"]
 
 
 class Kind(NamedTuple):

@@ -15,6 +15,6 @@ them both functions take the operating system's.
 """
 
 __all__ = [
-    "adaptive_clipping", "batches", "histogram", "independence", "noise", "projection", "sampling", "site_round",
+    "adaptive_clipping", "batches", "independence", "noise", "projection", "sampling", "site_round", "unsampled",
     "workers",
 ]  # fmt: skip

@@ -42,7 +42,16 @@ class ScorePart:
     passes: int = field(repr=False)  # that every process runs, at least its rows
 
 
-Part = SumPart | ScorePart
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadPart:
+    """Records whose signatures one process computes one by one. PRIVATE."""
+
+    ids: Integers = field(repr=False)  # [rows, length]
+    targets: npt.NDArray[np.generic] = field(repr=False)
+    passes: int = field(repr=False)  # that every process runs, at least its rows
+
+
+Part = SumPart | ScorePart | ReadPart
 
 
 class WorkerGroup(Protocol):

@@ -21,6 +21,7 @@ from pydantic import (
 from ..accounting.composition import LEAST_MULTIPLIER, MOST_MULTIPLIER
 from ..errors import ReportInvalid
 from ..ledger.chain import Entry, Hex64, Hex128, Time
+from ..ledger.tally import Purpose
 
 FORMAT: Literal["confide-budget-report-3"] = "confide-budget-report-3"
 EARLIER = ("confide-budget-report-1", "confide-budget-report-2")
@@ -99,7 +100,7 @@ class Event(_Part):
     """`count` equal releases of one study."""
 
     study: Hex64
-    purpose: Literal["update", "evaluation"]
+    purpose: Purpose
     mode: Literal["distributed", "local", "none"]
     sample_rate: Real
     clip_norm: Real

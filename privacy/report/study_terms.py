@@ -23,7 +23,7 @@ from ..mechanism import adaptive_clipping
 from .schema import MAX_SITES, AuditFacts, Name, StudyText
 
 FORMATS = (4, 5)  # of studies' texts that are read
-HISTOGRAM_SCALE = 20  # scale_bits of an evaluation
+CLOSING_SCALE = 20  # scale_bits of what follows the last update
 AUDIT_TOLERANCE = 1e-3  # relative: an audit's length of a release may lack an adaptive clip's entry
 
 _Real = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -69,12 +69,24 @@ class _Evaluation(_Terms):
     noise_multiplier: _Real
 
 
+class _Prototype(_Terms):
+    length: Annotated[int, Field(ge=1, le=10**6)]
+    noise_multiplier: _Real
+
+
 class _Draft(_Terms):
     name: Name
     data: _Data
     privacy: _Privacy
     rounds: _Schedule
+    prototype: _Prototype | None = None
     evaluation: _Evaluation | None
+
+    @property
+    def purposes(self) -> tuple[Purpose, ...]:
+        """Purposes of the rounds after the last update, in their order."""
+        asked: dict[Purpose, object] = {"prototype": self.prototype, "evaluation": self.evaluation}
+        return tuple(purpose for purpose, terms in asked.items() if terms is not None)
 
 
 class StudyTerms(_Terms):
@@ -118,18 +130,20 @@ class StudyTerms(_Terms):
             return self._release(
                 privacy.noise_multiplier, clip, self.scale_bits, self.dim, privacy.sample_rate, privacy.local_steps
             )
-        if self.draft.evaluation is None:
-            raise InvalidPrivacyParameter("the study has no evaluation")
-        terms = self.draft.evaluation
-        return self._release(terms.noise_multiplier, 1.0, HISTOGRAM_SCALE, 2 * terms.bins, 1.0, 1)
+        if purpose not in self.draft.purposes:
+            raise InvalidPrivacyParameter(f"the study has no {purpose}")
+        terms = self.draft.evaluation if purpose == "evaluation" else self.draft.prototype
+        assert terms is not None
+        dim = 2 * terms.bins if isinstance(terms, _Evaluation) else terms.length
+        return self._release(terms.noise_multiplier, 1.0, CLOSING_SCALE, dim, 1.0, 1)
 
     def contradictions(self, charge: Charge, site: str, key: str) -> Iterator[str]:
         """Lists why `charge`, by the site of that name and ledger key, is no round of this study; nothing if it is."""
         rounds = self.draft.rounds.rounds
-        last = rounds + (self.draft.evaluation is not None)
+        closing = dict(enumerate(self.draft.purposes, start=rounds + 1))
         if self.keys.get(site) != key:
             yield "is charged by a site or key that its text does not name"
-        if not 1 <= charge.round <= last or (charge.round > rounds) != (charge.purpose == "evaluation"):
+        if charge.purpose != ("update" if 1 <= charge.round <= rounds else closing.get(charge.round)):
             yield f"has no {charge.purpose} in round {charge.round}: it has {rounds} rounds of training"
             return
         if charge.cohort != self.cohort:
@@ -137,7 +151,7 @@ class StudyTerms(_Terms):
         if charge.unit != self.draft.data.unit:
             yield f"protects each {self.draft.data.unit!r}, and is charged for each {charge.unit!r}"
         try:
-            release = self._update if charge.purpose == "update" else self._evaluation
+            release = self._update if charge.purpose == "update" else self.release(charge.purpose)
         except InvalidPrivacyParameter as err:
             yield f"cannot be charged as its text is: {err}"
             return
@@ -169,10 +183,6 @@ class StudyTerms(_Terms):
     @cached_property
     def _update(self) -> Release:
         return self.release("update")
-
-    @cached_property
-    def _evaluation(self) -> Release:
-        return self.release("evaluation")
 
     def _release(
         self, noise_multiplier: float, clip: float, scale_bits: int, dim: int, rate: float, steps: int

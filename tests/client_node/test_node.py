@@ -729,6 +729,43 @@ def test_a_site_that_holds_nothing_out_says_so_and_pays_for_no_evaluation(site):
     assert desk.charges() == []
 
 
+def prototyped_desk(site: Site, *changes: tuple[str, str], noise: float = 40.0) -> Desk:
+    """A desk of a study that releases a prototype after its last update, and then evaluates."""
+    (site.home / "held-out.csv").write_text(PATIENTS_CSV)
+    site.write(('path = "patients.csv"', 'path = "patients.csv"\nheldout_path = "held-out.csv"'))
+    terms = (
+        f"[prototype]\nlength = 16\nnoise_multiplier = {noise}\n[evaluation]\nbins = {BINS}\nnoise_multiplier = 10\n"
+    )
+    return make_desk(site, ("[participants]", terms + "[participants]"), *changes)
+
+
+def test_a_prototype_is_charged_first_as_what_it_is_and_the_evaluation_comes_after_it(site):
+    desk = prototyped_desk(site)
+    packet = desk.step(41)
+    reserved = desk.ledger.entries()[-1].body
+    assert (desk.charges(), reserved["purpose"]) == (["reserve"], "prototype")
+    assert isinstance(reserved["release"], dict)
+    assert (reserved["release"]["dim"], float.fromhex(reserved["release"]["sample_rate"])) == (16, 1.0)
+    assert float.fromhex(reserved["release"]["clip_norm"]) == 1.0
+    assert reserved["release"]["site_noise_int"] == int(np.ceil(40 / 3**0.5 * 2**20))
+    assert 5 < np.abs(opened(desk, packet, 41)).mean() / 2**20 < 60  # of 16 draws of std 23; without noise below 3
+    assert desk.restarted().step(41).blobs == packet.blobs
+    desk.step(42)
+    assert [entry.body.get("purpose") for entry in desk.ledger.entries() if entry.kind == "reserve"] == [
+        "prototype", "evaluation",
+    ]  # fmt: skip
+
+
+def test_a_prototype_over_the_budget_is_refused_before_a_record_is_read(site, monkeypatch):
+    desk = prototyped_desk(site, noise=0.1)
+    monkeypatch.setattr(warm_model, "read_records", lambda *_, **__: pytest.fail("a record was read"))
+    with pytest.raises(ChargeRefused, match="42 rounds of study thyroid would bring the guaranteed epsilon to"):
+        prepare(desk)
+    with pytest.raises(ChargeRefused, match=r"round 41: .* the cap is epsilon 10"):
+        desk.step(41)
+    assert desk.charges() == []
+
+
 def test_a_settled_round_is_signed_with_the_set_really_summed_and_its_shares_are_forgotten(desk):
     desk.step()
     answer = verify(settle(desk, outcome_of(desk, ALL)), desk.site.identity.identity_hex, Settled)

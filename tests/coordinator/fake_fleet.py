@@ -186,7 +186,7 @@ class FakeFleet:
     def _step(self, name: str, packet: Packet) -> Packet:
         plan = verify(packet, self.study.coordinator, RoundPlan)
         planned = self.study.planned_round(plan.round)
-        start = round_start(self.study, self._checkpoint(name))
+        start = round_start(self.study, self._checkpoint(name), plan.round)
         assert (start.planned, start.digest) == (planned, plan.start)
         state = self.states[plan.round] = start.vector
         self._settle_outcomes(name, plan.run, plan.outcomes)

@@ -55,6 +55,8 @@ batch_units = 40
 lr = 1.0
 head_lr = 5.0
 momentum = 0.9
+[prototype]
+length = 16
 [evaluation]
 bins = {BINS}
 [participants]

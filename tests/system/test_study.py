@@ -25,6 +25,7 @@ from confide.models.adapters.lora import AdaptedModel, AdapterConfig, attach
 from confide.models.backbones.loading import load as load_backbone
 from confide.models.evaluation.binned import bin_edges
 from confide.models.heads.pooling import PooledHead
+from confide.models.heads.signature import signatures
 from confide.mpc.sharing.sealing import Envelope, open_envelope
 from confide.mpc.sharing.shares import unpack
 from confide.privacy.mechanism.sampling import SeededBytes, poisson_sample
@@ -91,6 +92,26 @@ def test_what_is_measured_is_what_a_plain_count_of_the_final_models_scores_gives
     assert printed["epsilon"] is None
 
 
+def test_the_prototype_is_what_a_plain_sum_of_signatures_gives(federation, study, undisturbed):
+    store = Store.open(federation.home)
+    found = store.prototype(undisturbed)
+    store.close()
+    policy = load_policy(federation.node_home(SITES[0]))
+    backbone = load_backbone(policy.backbone.directory)
+    want = torch.zeros(16, dtype=torch.float64)
+    for site in SITES:
+        records = read_records(load_policy(federation.node_home(site)), study, site=site)
+        ids = backbone.schema.encode(backbone.schema.render(records.columns))
+        by_unit: dict[int, list[torch.Tensor]] = {}
+        for unit, row in zip(records.units.tolist(), ids, strict=True):
+            own = torch.from_numpy(row[row > 0])[None]
+            with torch.no_grad():
+                by_unit.setdefault(unit, []).append(signatures(backbone.model, backbone.head(), own, 16)[0].double())
+        want += sum(torch.stack(vectors).mean(0) for vectors in by_unit.values())
+    assert found is not None
+    np.testing.assert_allclose(found.vector, want.numpy(), atol=1e-4)
+
+
 def test_nothing_at_the_coordinator_holds_a_share_or_an_update_in_clear(federation, study):
     run = start_run(federation)
     outboxes = [federation.node_home(site) / "outbox" / run for site in SITES]
@@ -123,7 +144,7 @@ def test_each_site_was_charged_once_a_round_and_signed_what_was_summed(federatio
         with store.session() as session:
             rows = [row for row in store.ledger(session, site) if undisturbed in row.entry]
         bodies, kinds = [row.entry for row in rows], [row.kind for row in rows]
-        assert kinds.count("reserve") == kinds.count("settle") == ROUNDS + 1  # and the evaluation
+        assert kinds.count("reserve") == kinds.count("settle") == ROUNDS + 2  # prototype and evaluation
         assert all(f'"{other}"' in body for body in bodies for other in SITES)
     store.close()
 

@@ -16,8 +16,10 @@ from confide.client_node.training.trainer import Trainer
 from confide.kernels.formats import Int8Row, NF4Block64
 from confide.kernels.linear import QuantisedLinear, packed_stacks
 from confide.models.backbones.loading import load, save
+from confide.models.backbones.moments import take_moments
 from confide.models.errors import BackboneMismatch, InvalidBackbone
 from confide.models.evaluation.binned import bin_edges, bin_of
+from confide.models.heads.signature import signatures
 from confide.privacy.errors import InvalidPrivacyParameter, UnitsCoupled
 
 from ...models.tiny import byte_tokenizer, save_text_backbone
@@ -265,3 +267,61 @@ def test_a_site_s_log_names_adapted_experts_to_which_no_public_token_goes(
     new_trainer(replace(desk, study=desk.study.model_copy(update={"backbone_hash": digest})))
     (record,) = caplog.records
     assert "experts 2, 3 of layer 1" in record.getMessage()
+
+
+def test_a_prototype_is_the_sum_of_the_units_mean_signatures_at_the_backbone(site: Site):
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("[participants]", "[prototype]\nlength = 16\n[participants]"))
+    trainer = new_trainer(desk)
+    before = trainer.release(np.ones(desk.study.dim, "<f4"), 1)
+    found = trainer.prototype(41, site_noise=0) / 2**20
+    records = read(load_policy(site.home), desk.study, site=None)
+    backbone = load(load_policy(site.home).backbone.directory)
+    want = np.zeros(16)
+    for unit in np.unique(records.units):
+        own = [tokens(desk.study, records)[row : row + 1] for row in np.flatnonzero(records.units == unit)]
+        with torch.no_grad():
+            vectors = [signatures(backbone.model, backbone.head(), torch.from_numpy(ids), 16)[0] for ids in own]
+        want += torch.stack(vectors).double().mean(0).numpy()
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    np.testing.assert_array_equal(trainer.release(np.ones(desk.study.dim, "<f4"), 1), before)
+
+
+def test_a_record_is_read_by_itself_for_a_prototype(site: Site):
+    """A longer neighbour pads a batch and moves last bits, so each unit's part must not depend on the table."""
+    none = (('mode = "distributed"\nnoise_multiplier = 1.19', 'mode = "none"'), ("delta = 1e-5\n", ""))
+    desk = make_desk(site, *none, ("[participants]", "[prototype]\nlength = 16\n[participants]"))
+    head, *rows = PATIENTS_CSV.splitlines()
+    first, others = ([row for row in rows if row.startswith("p1,") == is_first] for is_first in (True, False))
+    found = []
+    for some in (rows, first, others):
+        (site.home / "patients.csv").write_text("\n".join([head, *some]) + "\n")
+        found.append(new_trainer(desk).prototype(41, site_noise=0))
+    np.testing.assert_array_equal(found[0], found[1] + found[2])
+    assert np.abs(found[1]).max() > 2**15
+
+
+def test_a_prototype_of_free_text_reads_prompts_alone(site: Site, tmp_path: Path):
+    save_text_backbone(tmp_path / "plain")
+    texts = ["fever and cough", "a broken leg", "nothing to report", "pain in the chest"]
+    take_moments(tmp_path / "plain", texts, tmp_path / "backbone", reads=(0, 2))
+    draft = site.study(*TEXT, *NONE, ("[participants]", "[prototype]\nlength = 16\n[participants]"))
+    model = load_study_model(draft.draft, tmp_path / "backbone")
+    study = of_model(draft, model.backbone_hash, model.adapted)
+    found = []
+    for table in (NOTES_CSV, NOTES_CSV.replace("high", "not known"), NOTES_CSV.replace("sweats", "no sweats")):
+        (site.home / "patients.csv").write_text(table)
+        policy = load_policy(site.home)
+        trainer = Trainer(
+            study, tmp_path / "backbone", lambda policy=policy: read(policy, study, site=None), site="svi",
+            site_noise=0, max_rows=64, threads=1,
+        )  # fmt: skip
+        found.append(trainer.prototype(41, site_noise=0))
+    np.testing.assert_array_equal(found[0], found[1])  # another completion
+    assert np.abs(found[0] - found[2]).max() > 2**15  # another prompt
+
+
+def test_a_prototype_needs_a_backbone_with_moments_of_so_many_numbers(site: Site):
+    desk = make_desk(site, ("[participants]", "[prototype]\nlength = 4096\nnoise_multiplier = 40.0\n[participants]"))
+    with pytest.raises(BackboneMismatch, match="so a prototype has at most as many, not 4096"):
+        new_trainer(desk)

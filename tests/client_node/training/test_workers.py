@@ -37,7 +37,7 @@ STEPS = (
     ("clip_norm = 1.0", 'clip_norm = 0.02\nclipping = "adaptive"\nlocal_steps = 2'),
     ("lr = 0.3", "lr = 0.3\nlocal_lr = 0.3"),
     ("sample_rate = 0.2", "sample_rate = 0.4"),
-    ("[participants]", "[evaluation]\nbins = 20\n[participants]"),
+    ("[participants]", "[prototype]\nlength = 32\n[evaluation]\nbins = 20\n[participants]"),
 )
 REAL = 2.0**-24  # of a ring unit
 NOBODY = "nobody in the second step"
@@ -156,10 +156,17 @@ def test_two_processes_count_the_scores_that_one_does(desk: Desk, workers: Worke
     state = np.random.default_rng(2).normal(0, 0.5, desk.study.dim).astype("<f4")
     records = read(load_policy(desk.site.home), desk.study, site=None)
     assert len(records.units) % 2 == 1  # one process has a record less
-    want = new_trainer(desk).histogram(state, lambda: records, 41, site_noise=0)
+    want = new_trainer(desk).histogram(state, lambda: records, 42, site_noise=0)
     assert np.count_nonzero(want) > 2
     with killed_after(workers.pids, 120):
-        np.testing.assert_array_equal(workers.histogram(state, lambda: records, 41, site_noise=0), want)
+        np.testing.assert_array_equal(workers.histogram(state, lambda: records, 42, site_noise=0), want)
+
+
+def test_two_processes_read_the_prototype_that_one_does(desk: Desk, workers: Workers):
+    want = new_trainer(desk).prototype(41, site_noise=0)
+    assert np.count_nonzero(want) == 32
+    with killed_after(workers.pids, 120):
+        np.testing.assert_array_equal(workers.prototype(41, site_noise=0), want)
 
 
 def test_records_that_cannot_be_read_end_no_process(desk: Desk, workers: Workers):
@@ -169,7 +176,7 @@ def test_records_that_cannot_be_read_end_no_process(desk: Desk, workers: Workers
         raise DataInvalid("patients.csv", ())
 
     with pytest.raises(DataInvalid):
-        workers.histogram(np.zeros(desk.study.dim, "<f4"), broken, 41, site_noise=0)
+        workers.histogram(np.zeros(desk.study.dim, "<f4"), broken, 42, site_noise=0)
     assert workers.pids == before
 
 

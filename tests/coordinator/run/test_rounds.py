@@ -588,3 +588,63 @@ def test_a_ledger_without_end_does_not_hold_up_a_run(tmp_path, monkeypatch):
     fleet = FakeFleet(desk.study, before=lambda kind, name: fleet.ledgers["west"].grow(300) if name == "west" else None)
     desk.drive(fleet)
     assert [row.summed for row in desk.store.rounds("run-1")] == [("north", "south")] * ROUNDS
+
+
+PROTOTYPE = "[prototype]\nlength = 8\nnoise_multiplier = 40.0\n"
+
+
+@pytest.fixture
+def prototyping(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "RETRY_S", 0.0)
+    return new_desk(tmp_path, evaluation=PROTOTYPE + EVALUATION)
+
+
+def test_a_prototype_is_opened_before_the_evaluation_and_moves_nothing(prototyping):
+    fleet = FakeFleet(prototyping.study)
+    prototyping.drive(fleet)
+    prototype = prototyping.store.prototype("run-1")
+    assert (prototype.number, prototype.problem) == (ROUNDS + 1, None)
+    assert list(prototype.vector) == [sum(map(len, SITES)) + 3.0 * cell for cell in range(8)]
+    assert prototyping.counts() == COUNTS
+    assert prototyping.store.evaluation("run-1").number == ROUNDS + 2
+    np.testing.assert_array_equal(prototyping.state(), by_hand(prototyping.study))
+    for number in (ROUNDS + 1, ROUNDS + 2):
+        np.testing.assert_array_equal(fleet.states[number], prototyping.state())
+        assert all(fleet.ledgers[site].has("settle", number) for site in SITES)
+    assert [row.number for row in prototyping.store.opened("run-1")] == list(range(1, ROUNDS + 3))
+
+
+def test_a_prototype_that_fails_spoils_neither_the_run_nor_its_evaluation(prototyping, monkeypatch):
+    real = rounds.opened_total
+
+    def opened_total(round_, agreed):
+        if round_.planned.purpose == "prototype":
+            raise TotalRefused("prototype: not the sum that the tags say")
+        return real(round_, agreed)
+
+    monkeypatch.setattr(rounds, "opened_total", opened_total)
+    prototyping.drive(FakeFleet(prototyping.study))
+    run = prototyping.store.run("run-1")
+    assert (run.state, run.error) == ("done", "not a prototype: prototype: not the sum that the tags say")
+    assert prototyping.counts() == COUNTS
+    assert [row.number for row in prototyping.store.opened("run-1")] == [*range(1, ROUNDS + 1), ROUNDS + 2]
+
+
+@pytest.mark.slow
+def test_a_run_cut_off_between_prototype_and_evaluation_goes_on_with_the_evaluation(prototyping):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(kind: str, name: str) -> None:
+        if kind == "step" and prototyping.store.prototype("run-1") is not None:
+            raise PowerCut
+
+    fleet = FakeFleet(prototyping.study, before=cut)
+    with pytest.raises(PowerCut):
+        prototyping.drive(fleet)
+    first = prototyping.store.prototype("run-1").entries
+    fleet.before = lambda kind, name: None
+    prototyping.drive(fleet)
+    assert prototyping.store.prototype("run-1").entries == first
+    assert prototyping.counts() == COUNTS
+    assert sorted(fleet.computed) == sorted({(site, n) for site in SITES for n in range(1, ROUNDS + 3)})

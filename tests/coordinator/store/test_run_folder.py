@@ -150,7 +150,7 @@ def test_prune_keeps_what_a_restart_needs(folder):
     hashes = {number: folder.save(checkpoint(number, value=number)) for number in range(1, 5)}
     for number in hashes:
         keep(folder.envelopes(number), "north")
-        folder.prune(number - 1)  # as a driver does once round `number - 1` is committed
+        folder.prune(number - 1, updates=9)  # as a driver does once round `number - 1` is committed
     assert contents(folder.envelopes(3)) == {}
     assert contents(folder.envelopes(4)) == {"north": ENVELOPES}
     assert folder.load(3, hashes[3]).state[0] == 3
@@ -163,13 +163,13 @@ def test_prune_drops_every_driver_s_checkpoint_of_an_old_round(folder):
     folder.save(checkpoint(1, value=0.5))
     folder.save(checkpoint(1, value=0.25))
     folder.save(checkpoint(11))  # whose name begins with the same digit
-    folder.prune(3)
+    folder.prune(3, updates=9)
     assert [re.match(r"state-(\d+)-", path.name)[1] for path in folder.path.iterdir()] == ["11"]
 
 
 def test_prune_of_a_pruned_round_does_nothing(folder):
-    folder.prune(1)
-    folder.prune(1)
+    folder.prune(1, updates=9)
+    folder.prune(1, updates=9)
     assert list(folder.path.iterdir()) == []
 
 
@@ -186,6 +186,13 @@ def test_top_ups_come_back_by_site_for_their_set_alone(folder):
 def test_prune_drops_top_ups_with_their_envelopes(folder):
     folder.fix_set(3, ("a", "b"))
     keep(folder.topups(3, ("a", "b")), "a")
-    folder.prune(3)
+    folder.prune(3, updates=9)
     assert folder.fixed_set(3) is None
     assert contents(folder.topups(3, ("a", "b"))) == {}
+
+
+def test_the_last_state_stays_whatever_follows_the_last_update(tmp_path):
+    folder = RunFolder(tmp_path, "run-1")
+    hashes = {number: folder.save(checkpoint(number)) for number in (1, 2)}
+    folder.prune(4, updates=2)  # prototype and evaluation are committed
+    assert folder.load(2, hashes[2]).round == 2

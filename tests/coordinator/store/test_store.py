@@ -71,7 +71,7 @@ def test_a_store_migrated_twice_keeps_its_rows(store):
 def test_an_older_store_gains_the_new_tables_and_keeps_its_rows(store):
     engine = sa.create_engine(store.url)
     with engine.begin() as connection:
-        for table in ("evaluation", "privacy_test", "left_out"):
+        for table in ("evaluation", "privacy_test", "left_out", "prototype"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
     engine.dispose()

@@ -315,7 +315,7 @@ def test_a_plan_of_two_purposes_counts_what_is_left_of_each(ledger):
 
 
 def test_a_charge_for_an_unknown_purpose_is_none():
-    with pytest.raises(InvalidPrivacyParameter, match="purpose must be update or evaluation"):
+    with pytest.raises(InvalidPrivacyParameter, match="purpose must be one of update, prototype, evaluation"):
         replace(charge(), purpose="curiosity")
 
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import chi2
 
 from confide.privacy.errors import BatchMalformed, InvalidPrivacyParameter, SourceRefused
-from confide.privacy.mechanism.histogram import HistogramTerms, private_histogram
 from confide.privacy.mechanism.sampling import SeededBytes
+from confide.privacy.mechanism.unsampled import UnsampledTerms, private_histogram, private_prototype
 
 SCALE = 2**20
 CELLS = [0, 3, 3, 1, 2, 2, 0]
@@ -14,7 +14,7 @@ UNITS = [7, 7, 8, 9, 9, 9, 4]
 
 
 def terms(*, mode="none", noise=0, cells=5):
-    return HistogramTerms(mode=mode, cells=cells, site_noise_int=noise, scale_bits=20)
+    return UnsampledTerms(mode=mode, dim=cells, site_noise_int=noise, scale_bits=20)
 
 
 def counted(cells, units, seed=b"a", **changes):
@@ -84,3 +84,61 @@ def test_what_does_not_fit_together_is_refused(cells, units):
 def test_terms_that_protect_nothing_or_make_no_sense_are_refused(changes):
     with pytest.raises(InvalidPrivacyParameter):
         terms(**changes)
+
+
+def summed(vectors, units, seed=b"a", **changes):
+    return private_prototype(vectors, units, terms=terms(**changes), source=SeededBytes(seed))
+
+
+def test_a_prototype_adds_the_mean_of_each_units_vectors():
+    vectors = [[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [0, 0, 0.6, 0.8, 0], [0, 0, 0, 0, -0.5]]
+    found = summed(vectors, [7, 7, 3, 9]) / SCALE
+    np.testing.assert_allclose(found, [0.5, 0.5, 0.6, 0.8, -0.5], atol=2e-6)
+
+
+def test_a_unit_moves_a_prototype_by_no_more_than_a_vector_of_length_one():
+    rng = np.random.default_rng(0)
+    vectors, units = 100 * rng.normal(size=(60, 64)), np.sort(rng.integers(0, 9, 60))
+    whole = summed(vectors, units, cells=64)
+    for unit in range(9):
+        others = units != unit
+        moved = (whole - summed(vectors[others], units[others], cells=64)).astype(np.float64)
+        assert 0 < np.linalg.norm(moved) <= SCALE
+    alone = summed(1e6 * rng.normal(size=(1, 64)), [0], cells=64).astype(object)
+    assert sum(number**2 for number in alone) <= SCALE**2  # exactly, in whole numbers
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_not_finite_counts_as_nothing_and_spoils_nobody_else(number):
+    vectors = [[0.6, 0.8, 0, 0, 0], [0, number, 0, 0, 0]]
+    np.testing.assert_array_equal(summed(vectors, [1, 2]), summed(vectors[:1], [1]))
+
+
+def test_the_order_of_units_says_nothing_in_a_prototype():
+    rng = np.random.default_rng(1)
+    vectors, units = rng.normal(size=(500, 5)), np.repeat(rng.permutation(250), 2)
+    order = np.argsort(units, kind="stable")
+    np.testing.assert_array_equal(summed(vectors, units), summed(vectors[order], units[order]))
+
+
+def test_nobody_has_a_prototype_of_zeros_and_noise_is_added():
+    assert summed(np.zeros((0, 5)), []).tolist() == [0] * 5
+    terms_ = terms(mode="local", noise=10**6, cells=4000)
+    found = private_prototype(np.zeros((0, 4000)), [], terms=terms_)
+    assert found.dtype == np.int64
+    assert abs(found.std() / 10**6 - 1) < 0.08
+
+
+def test_a_protected_prototype_takes_no_source_but_the_operating_system():
+    with pytest.raises(SourceRefused):
+        summed(np.zeros((1, 5)), [1], mode="distributed", noise=100)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "units"),
+    [([[0.0] * 4], [1]), ([[0.0] * 5], [1, 2]), ([0.0] * 5, [1])],
+    ids=str,
+)
+def test_vectors_that_do_not_fit_are_refused(vectors, units):
+    with pytest.raises(BatchMalformed):
+        summed(vectors, units)

@@ -203,6 +203,9 @@ def release_of(text, purpose):
     rate, steps, quorum = privacy["sample_rate"], privacy["local_steps"], draft["rounds"]["min_sites"]
     if privacy["clipping"] == "adaptive":
         clip = math.sqrt(1.01)
+    if purpose == "prototype":
+        z, clip, scale, dim = draft["prototype"]["noise_multiplier"], 1.0, 20, draft["prototype"]["length"]
+        rate, steps = 1.0, 1
     if purpose == "evaluation":
         z, clip, scale, dim = draft["evaluation"]["noise_multiplier"], 1.0, 20, 2 * draft["evaluation"]["bins"]
         rate, steps = 1.0, 1
@@ -224,9 +227,12 @@ def check_charge(text, charge, site):
     parties = [(party["name"], party["identity"]) for party in text["sites"]]
     require((site["name"], site["public_key"]) in parties, "study: another site or key")
     require(charge["cohort"] == names and charge["unit"] == text["draft"]["data"]["unit"], "study: cohort or unit")
-    is_update = 1 <= charge["round"] <= rounds
-    require(charge["purpose"] == ("update" if is_update else "evaluation"), "study: purpose")
-    require(is_update or (text["draft"]["evaluation"] and charge["round"] == rounds + 1), "study: round")
+    closing = [purpose for purpose in ("prototype", "evaluation") if text["draft"].get(purpose)]
+    purposes = dict.fromkeys(range(1, rounds + 1), "update")
+    purposes |= {rounds + 1 + place: purpose for place, purpose in enumerate(closing)}
+    require(charge["round"] in purposes or charge["purpose"] == "evaluation", "study: purpose")
+    require(charge["round"] in purposes, "study: round")
+    require(charge["purpose"] == purposes[charge["round"]], "study: purpose")
     release = dict(charge["release"])
     for name, value in release_of(text, charge["purpose"]).items():
         found = float.fromhex(release[name]) if name in ("clip_norm", "sample_rate") else release[name]

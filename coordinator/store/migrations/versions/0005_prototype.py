@@ -1,0 +1,24 @@
+"""Prototypes."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    """Creates the table of how backbones read the records."""
+    op.create_table(
+        "prototype",
+        sa.Column("run", sa.String(64), sa.ForeignKey("run.id"), primary_key=True),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("sites", sa.Text(), nullable=False),
+        sa.Column("evidence", sa.Text(), nullable=False),
+        sa.Column("entries", sa.Text(), nullable=False),
+        sa.Column("problem", sa.String(2000)),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("bytes_per_site", sa.Integer(), nullable=False),
+        sa.Column("lease", sa.Integer(), nullable=False),
+        sa.Column("committed_at", sa.Double(), nullable=False),
+    )
