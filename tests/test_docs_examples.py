@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 
 from confide.coordinator.federation import Pki
 from confide.models.adapters import AdapterConfig, ModelCard, attach, export
+from confide.models.adapters.prototype import Prototype
 from confide.models.backbones import loading
 from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import backbone_hash
 from confide.models.heads import PooledHead
 from confide.models.records.fields import CategoricalField, FlagField, NumericField, RecordSchema
 
@@ -94,10 +97,18 @@ def test_noise_is_solved_and_an_exported_adapter_is_loaded_by_peft(folder, capsy
         mode="none", epsilon=None, delta=None, collusion=1, audit="nothing found",
     )  # fmt: skip
     export(adapted, Path("backbone"), Path("adapter"), card)
+    here = replace(card, backbone_hash=backbone_hash(Path("backbone")))
+    for place, study in enumerate(("joints", "lungs")):
+        prototype = Prototype(torch.randn(16, generator=torch.Generator().manual_seed(place)), 0.0)
+        export(adapted, Path("backbone"), Path(study), here, prototype)
     names = run("docs/ml-engineer.md")
     assert f"gives {float(capsys.readouterr().out)}:" in PAGES["docs/ml-engineer.md"]
     with torch.no_grad():
         torch.testing.assert_close(names["logits"], adapted.classify(names["ids"]), rtol=1e-4, atol=1e-5)
+    assert names["answers"].shape == (1, 1)
+    one = torch.tensor([[0.0, 1.0]])
+    found = names["composition"].classify(names["requests"], one)[:, 0]
+    torch.testing.assert_close(found, names["logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""The commands `coordinator adapter`: export, merge, combine and evaluate trained adapters."""
+"""The commands `coordinator adapter`: export, merge, combine, ask and evaluate trained adapters."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from ...client_node.cli.application import JsonOption, epilog, group
 from ..errors import Conflict
-from .model_tables import reading, show_combined, show_evaluation, show_routing, show_written
+from .model_tables import bar, reading, show_answers, show_combined, show_evaluation, show_routing, show_written
 from .options import DEFAULT_HOME, HomeOption, OverrideOption, PageOption, TextOption, TokensOption
 
 
@@ -17,6 +17,14 @@ class Equality(StrEnum):
 
     MATHEMATICS = "mathematics"
     CODE = "code"
+
+
+class Rule(StrEnum):
+    """Ways to say which adapter answers a request."""
+
+    PROTOTYPES = "prototypes"
+    ARROW = "arrow"
+    FIXED = "fixed"
 
 
 app = group("What was learned.", "coordinator adapter export RUN adapter")
@@ -69,10 +77,57 @@ def adapter_combine(
     as_json: JsonOption = False,
 ) -> None:
     """Write the weighted mean of several adapters, of whatever ranks, as one adapter with a card."""
-    from ...models.adapters import combine
+    from ...models.adapters.combining import combine
 
     found = combine(directories, out_directory, weights=parse_weights(weights), rank=rank)
     show_combined(out_directory, found, is_exact=rank is None, as_json=as_json)
+
+
+@app.command("ask", epilog=epilog("coordinator adapter ask backbone one two --requests requests.csv"))
+def adapter_ask(
+    backbone: Annotated[Path, typer.Argument(help="Folder of the backbone that the adapters are for.")],
+    directories: Annotated[list[Path], typer.Argument(help="Exported adapters of it, one or more.")],
+    requests: Annotated[
+        Path,
+        typer.Option(
+            help="Table with columns of the backbone's schema, any of them; or, for a backbone that reads text, a "
+            "prompt a line, as the studies show it."
+        ),
+    ],
+    by: Annotated[
+        Rule,
+        typer.Option(
+            help="prototypes: whose records the backbone reads alike, itself where none; arrow: whose directions "
+            "react, module by module; fixed: the same for all."
+        ),
+    ] = Rule.PROTOTYPES,
+    weights: Annotated[
+        str | None, typer.Option(help="With --by fixed: a number for each adapter, e.g. 1,0.5; left out, their mean.")
+    ] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="With --by prototypes: likeness at which the backbone alone is as good.")
+    ] = None,
+    longest: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that are written.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer requests with the adapters of several studies, chosen or mixed for each request. Trains nothing.
+
+    Prototypes come from studies with a table [prototype]. For one person in several of the studies their epsilons add
+    up, and it says to what; asking costs nothing more, however often.
+    """
+    from ...models.adapters.composing import FLOOR
+    from ..results.asking import ask
+
+    if weights is not None and by is not Rule.FIXED:
+        raise typer.BadParameter("--weights goes with --by fixed")
+    if floor is not None and by is not Rule.PROTOTYPES:
+        raise typer.BadParameter("--floor goes with --by prototypes")
+    with bar("Answering") as progress:
+        found = ask(
+            backbone, directories, requests, rule=by.value, weights=parse_weights(weights),
+            floor=FLOOR if floor is None else floor, longest=longest, progress=progress,
+        )  # fmt: skip
+    show_answers(found, as_json)
 
 
 @app.command("evaluate", epilog=epilog("coordinator adapter evaluate RUN --data held-out.csv --unit-column id"))

@@ -39,7 +39,7 @@ def budget_export(
 ) -> None:
     """Write the ledger that SITE has sent here to one file, so that a site that lost its own can import it."""
     from ..federation import opened_store
-    from ..results.ledger_export import export_ledger
+    from ..results.reports import export_ledger
 
     with opened_store(home) as store:
         show_exported_ledger(site, file, export_ledger(store, site, file), as_json)

@@ -13,13 +13,16 @@ from rich.markup import escape
 from ...client_node.cli.console import err, out, print_json, print_rows, show_page, table_of, tell
 from ...client_node.cli.tables import show_facts
 from ...models.errors import InvalidBackbone
+from ...models.rounding import rounded_up
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from ...models.adapters import Combined, ModelCard
+    from ...models.adapters import ModelCard
+    from ...models.adapters.combining import Combined
     from ...models.backbones.importing import Checked
     from ...models.backbones.loading import Description
     from ...models.backbones.moments import Taken
     from ...models.evaluation.router_statistics import LayerRouting
+    from ..results.asking import Answers
     from ..results.router_statistics import Routing
 
 
@@ -221,6 +224,33 @@ def show_combined(directory: Path, found: "Combined", *, is_exact: bool, as_json
     out.print(f"Adapter of rank {found.adapter.rank}, {lost}, written to {directory}")
     if found.adapter.head is None:
         out.print("It has no head: not all of them have one")
+
+
+def show_answers(found: "Answers", as_json: bool) -> None:
+    """Prints each answer with the share that each study has in it, and what their epsilons add up to."""
+    if as_json:
+        return print_json(found.to_dict())
+    rows = []
+    for number, each in enumerate(found.answers, start=1):
+        shares = {} if each.weights is None else dict(zip(found.studies, each.weights, strict=True))
+        row: dict[str, Any] = {"request": number, **{study: f"{share:.2f}" for study, share in shares.items()}}
+        if each.weights is not None:
+            row["backbone"] = f"{max(0.0, 1 - sum(each.weights)):.2f}"
+        outputs = "" if each.outputs is None else ", ".join(f"{value:.4g}" for value in each.outputs)
+        rows.append({**row, "answer": escape(each.text) if each.text is not None else outputs})
+    out.print(table_of("Answers, and each study's share in them", rows))
+    if found.meaning:
+        out.print(found.meaning, highlight=False, markup=False)
+    if found.lost:
+        out.print(f"Never chosen, as their prototypes are lost in their noise: {', '.join(found.lost)}")
+    for spent in found.spent:
+        out.print(
+            f"For one {spent.unit} in all {spent.studies} studies, at most epsilon {rounded_up(spent.epsilon, 3)} at "
+            f"delta {spent.delta:.3g}, for these answers and any others",
+            highlight=False,
+        )
+    if found.unbounded:
+        out.print(f"Nothing bounds what is told about the records of {', '.join(found.unbounded)}")
 
 
 def show_evaluation(found: Mapping[str, Any], as_json: bool) -> None:

@@ -2,8 +2,9 @@
 
 `trained` loads the model that a run has trained, `export` writes its adapter. `metrics` computes metrics from the run's
 evaluation, `held_out` from records on this machine. `privacy_audit` tests the run's training step. `reports` makes
-signed budget reports, `ledger_export` writes a site's replicated ledger to a file. `router_statistics` and
-`router_page` show the experts that a backbone's routers choose. `text_backbone` builds a backbone of public records.
+signed budget reports and gives a site its replicated ledger back. `router_statistics` and `router_page` show the
+experts that a backbone's routers choose. `text_backbone` builds a backbone of public records. `asking` answers requests
+with the adapters of several studies.
 
 A page about one layer with an unused expert:
 
@@ -17,9 +18,9 @@ A page about one layer with an unused expert:
 """
 
 __all__ = [
+    "asking",
     "export",
     "held_out",
-    "ledger_export",
     "metrics",
     "privacy_audit",
     "reports",

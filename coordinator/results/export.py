@@ -13,7 +13,8 @@ from ...client_node.policy import SitePolicy
 from ...client_node.study import Study
 from ...client_node.training.study_model import StudyModel
 from ...kernels.segments import Segments
-from ...models.adapters import AdaptedModel, ModelCard, export, save_merged
+from ...models.adapters import AdaptedModel, ModelCard, export
+from ...models.adapters.merging import save_merged
 from ...models.records import outcomes
 from ...models.records.kind import SHARE
 from ...privacy.ledger import charges
@@ -23,6 +24,7 @@ from ..store import LedgerReplica, Store
 from ..studies.catalogue import load_study, study_start
 from .metrics import measurement
 from .privacy_audit import require_audit
+from .prototype import released_prototype
 from .trained import trained_model
 
 
@@ -40,9 +42,10 @@ def export_adapter(
         Conflict: no round is committed yet, a charge is missing, or `override_audit` has no word in it.
         FileExistsError: `directory` exists already.
     """
+    prototype = released_prototype(store, run_id)
 
     def write(adapted: AdaptedModel, backbone: Path, card: ModelCard) -> None:
-        export(adapted, backbone, directory, card)
+        export(adapted, backbone, directory, card, prototype)
 
     return _publish(store, home, run_id, write, override_audit)
 

@@ -1,8 +1,10 @@
-"""Builds budget reports over the ledgers that sites have replicated to the coordinator."""
+"""Builds budget reports over the ledgers that sites have replicated to the coordinator, and gives a ledger back."""
 
 from pathlib import Path
 from typing import Any
 
+from ...privacy.ledger import backup
+from ...privacy.ledger.chain import Head
 from ...privacy.report.build import SiteLedger, build_report
 from ...privacy.report.schema import membership_facts
 from ..errors import NotFound
@@ -33,3 +35,17 @@ def budget_report(store: Store, home: Path, study: str | None = None) -> dict[st
         audits=[facts for run in runs for facts in audits(store, run)],
         membership=[membership_facts(text) for run in runs for text in store.privacy_tests(run, "membership")],
     )
+
+
+def export_ledger(store: Store, site: str, file: Path) -> Head:
+    """Writes the replicated ledger of `site`, which has lost its own, to a new file; returns its last entry.
+
+    Raises:
+        NotFound: no entry of the site is replicated.
+        LedgerFileInvalid: `file` exists already, or it cannot be written.
+    """
+    nodes = {node.name: node for node in store.nodes()}
+    entries = LedgerReplica(store).entries(site) if site in nodes else []
+    if not entries:
+        raise NotFound(f"no ledger of {site} is here; a site sends it when a run begins")
+    return backup.write(file, entries, nodes[site].identity or "")

@@ -1,8 +1,9 @@
 """LoRA adapters: attached to a backbone, exported, imported, merged and combined.
 
 `attach` freezes a model and puts factors beside its target modules; the `AdaptedModel` gives and takes what is trained
-as one vector. `export` writes an adapter in PEFT's format with a `ModelCard`, `save_merged` adds it into the weights,
-and `combine` makes one adapter of several. `lora` is the place to read.
+as one vector. `export` writes an adapter in PEFT's format with a `ModelCard`, `merging` adds it into the weights,
+`combining` makes one adapter of several, and `composing` chooses among several for each request. `lora` is the place to
+read.
 
 B starts at zero, so an adapted model computes what its backbone did until another state is put in:
 
@@ -22,14 +23,12 @@ False
 """
 
 from .card import ModelCard
-from .combining import Combined, combine
 from .factors import AdapterConfig
 from .layout import AdapterLayout
 from .lora import AdaptedModel, attach
-from .merging import merged, save_merged
 from .peft_export import export
 
 __all__ = [
-    "AdaptedModel", "AdapterConfig", "AdapterLayout", "Combined", "ModelCard",
-    "attach", "combine", "export", "merged", "save_merged",
+    "AdaptedModel", "AdapterConfig", "AdapterLayout", "ModelCard", "attach", "combining", "composing", "export",
+    "merging", "prototype",
 ]  # fmt: skip

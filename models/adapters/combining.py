@@ -169,6 +169,8 @@ def _stacked(name: str, adapters: Sequence[Released], weights: Sequence[float]) 
     ]
     if len({(part.lora_A.shape[:-2], part.lora_A.shape[-1], part.lora_B.shape[:-1]) for part in parts}) > 1:
         raise CombinationRefused(f"{name.format('*')} has another shape in one adapter than in another")
+    if not all(bool(part.lora_B.isfinite().all()) for part in parts):
+        raise CombinationRefused(f"{name.format('*')} is too large in one adapter: with its scale it is not finite")
     return Pair(torch.cat([part.lora_A for part in parts], dim=-2), torch.cat([part.lora_B for part in parts], dim=-1))
 
 

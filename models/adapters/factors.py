@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,6 +79,21 @@ class Rows:
     def apart(self, by_token: Tensor) -> Tensor:
         """Gives tokens [rows * T, ..] their axis of rows back, [rows, T, ..]; as they are if the shape was not told."""
         return by_token if self.shape is None else by_token.view(*self.shape, *by_token.shape[1:])
+
+
+@dataclass(slots=True)
+class Gates:
+    """Tells adapted modules how much each of several adapters, stacked along the rank, counts for each row of a batch.
+
+    For inference: nothing is trained through gates.
+    """
+
+    rule: Callable[[nn.Module, Tensor], Tensor] | None = None  # [T, R] of a module and its input; None: all count
+    rows: int | None = None  # of the batch that the rule is for; None: any
+
+    def of(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """[T, R] by token, or None if every component counts."""
+        return None if self.rule is None else self.rule(module, x)
 
 
 class LoRAFactors(nn.Module):

@@ -29,7 +29,7 @@ from ...kernels.routing import route
 from ..errors import InvalidAdapter, TargetMissing, UnsupportedModule
 from ..heads import PooledHead, completion_losses, pooled
 from . import resuming
-from .factors import LAYER, AdapterConfig, LoRAFactors, Pair, Rows, start
+from .factors import LAYER, AdapterConfig, Gates, LoRAFactors, Pair, Rows, start
 from .layout import HEAD_WEIGHT, AdapterLayout
 from .routers import CHOICES, LoRARouter
 
@@ -40,30 +40,36 @@ _FORETOLD = 32  # tokens whose next word is foretold at a time, in private steps
 class LoRALinear(LoRAFactors):
     """An adapted nn.Linear, or QuantisedLinear: then the low-rank product is added to what the codes stand for."""
 
-    def __init__(self, base: nn.Linear | QuantisedLinear, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+    def __init__(
+        self, base: nn.Linear | QuantisedLinear, config: AdapterConfig, name: str, slot: CaptureSlot, gates: Gates
+    ) -> None:
         super().__init__(base.weight, config, name)
-        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+        self.base, self.lora_scaling, self.slot, self.gates = base, config.lora_scaling, slot, gates
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the base layer plus the low-rank product."""
         return lora_linear(
-            x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector
-        )
+            x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
+            gates_TR=self.gates.of(self, x),
+        )  # fmt: skip
 
 
 class LoRAEmbedding(LoRAFactors):
     """An adapted nn.Embedding; the factors are those of the transposed table, A [R, words] and B [D, R], as in PEFT."""
 
-    def __init__(self, base: nn.Embedding, config: AdapterConfig, name: str, slot: CaptureSlot) -> None:
+    def __init__(self, base: nn.Embedding, config: AdapterConfig, name: str, slot: CaptureSlot, gates: Gates) -> None:
         # A word reads one column of A, so a spread of 1 makes what B sees as large as behind a projection.
         super().__init__(base.weight.T, config, name, start_std=1.0)
         if base.max_norm is not None or base.scale_grad_by_freq:
             raise UnsupportedModule(f"{name} rescales its table by the words of a batch (max_norm, scale_grad_by_freq)")
-        self.base, self.lora_scaling, self.slot = base, config.lora_scaling, slot
+        self.base, self.lora_scaling, self.slot, self.gates = base, config.lora_scaling, slot, gates
 
     def forward(self, ids: Tensor) -> Tensor:
         """Looks up the base table and adds the low-rank product."""
-        return lora_embedding(ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector)
+        return lora_embedding(
+            ids, self.base.weight, self.lora_A, self.lora_B, self.lora_scaling, self.slot.collector,
+            gates_TR=self.gates.of(self, ids),
+        )  # fmt: skip
 
 
 class BankFactors(nn.Module):
@@ -77,7 +83,7 @@ class BankFactors(nn.Module):
 
     def forward(
         self, hidden: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, experts: Experts, lora_scaling: float,
-        slot: CaptureSlot,
+        slot: CaptureSlot, gates_TR: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Computes [.., D] from hidden states [.., D], expert ids and weights [.., K].
 
@@ -85,7 +91,7 @@ class BankFactors(nn.Module):
         sampler that repeats it.
         """
         factors = Factors(self.gate_up_A, self.gate_up_B, self.down_A, self.down_B)
-        lora, collector = LoRA(factors, lora_scaling), slot.collector
+        lora, collector = LoRA(factors, lora_scaling, gates_TR), slot.collector
         self.last_experts = (experts, lora) if self.training else None
         ids_TK = topk_ids.flatten(0, -2)
         if collector is None:
@@ -99,10 +105,13 @@ class BankFactors(nn.Module):
 class LoRAExperts(nn.Module):
     """An adapted bank of routed experts."""
 
-    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> None:
+    def __init__(
+        self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows, gates: Gates
+    ) -> None:
         super().__init__()
         self.factors = BankFactors(_bank(base, name), config, name)
         self.base, self.lora_scaling, self.slot, self.rows = base, config.lora_scaling, slot, rows
+        self.gates = gates
 
     @property
     def gate_up_proj(self) -> Pair:
@@ -128,7 +137,10 @@ class LoRAExperts(nn.Module):
         """[T, D], as the base bank, plus the low-rank products."""
         parts = (self.rows.apart(part) for part in (hidden_TD, topk_ids_TK, topk_weights_TK))
         experts = experts_of(self.base, hidden_TD.dtype)
-        out: Tensor = self.factors(*parts, experts=experts, lora_scaling=self.lora_scaling, slot=self.slot)
+        out: Tensor = self.factors(
+            *parts, experts=experts, lora_scaling=self.lora_scaling, slot=self.slot,
+            gates_TR=self.gates.of(self, hidden_TD),
+        )  # fmt: skip
         return out.view(hidden_TD.shape)
 
 
@@ -145,15 +157,17 @@ class AdaptedModel(nn.Module):
             plus `.lora_A` / `.lora_B`, a bank's `<bank>.gate_up_proj.lora_B` and so on, the head's `head.weight`.
         slot: where a clipper puts the collector of the microbatch in progress.
         rows: where `forward` tells the shape of its batch.
+        gates: where whoever stacks several adapters says which counts for which row of a batch.
         frozen_layers: how many decoder layers lie below everything that is trained; 0 if there are none, or it is not
             known. What they give for a record never changes, and can be kept (`entering`).
     """
 
     def __init__(
-        self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot, rows: Rows
+        self, model: Any, config: AdapterConfig, head: PooledHead | None, slot: CaptureSlot, rows: Rows, gates: Gates
     ) -> None:
         super().__init__()
         self.model, self.head, self.config, self.slot, self.rows = model, head, config, slot, rows
+        self.gates = gates
         if head is not None:
             head.slot = slot
         self.adapters: dict[str, Adapter] = {
@@ -268,7 +282,7 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
     if not config.targets and head is None:
         raise InvalidAdapter("no targets and no head: nothing to train")
     model.requires_grad_(False)
-    slot, rows = CaptureSlot(), Rows()
+    slot, rows, gates = CaptureSlot(), Rows(), Gates()
     places = [(name, module) for name, module in model.named_modules() if config.is_place(name)]
     missing = set(config.targets) - {name.rpartition(".")[2] for name, _ in places}
     if missing:
@@ -282,13 +296,13 @@ def attach(model: Any, config: AdapterConfig, head: PooledHead | None = None) ->
         raise TargetMissing(f"the backbone has no layer {', '.join(map(str, idle))} with a module of the targets")
     _refuse_passed_by(model, [name for name, _ in places])
     _refuse_unread(model, head, reached)
-    adapters = {name: _adapter_for(module, config, name, slot, rows) for name, module in places}
+    adapters = {name: _adapter_for(module, config, name, slot, rows, gates) for name, module in places}
     for name, adapter in adapters.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, adapter)
     adapted = {id(adapter.base) for adapter in adapters.values()}
     share_slot(model, [m for m in model.modules() if hasattr(m, "has_gate") and id(m) not in adapted], slot)
-    return AdaptedModel(model.eval(), config, head, slot, rows)
+    return AdaptedModel(model.eval(), config, head, slot, rows, gates)
 
 
 def _refuse_unread(model: Any, head: PooledHead | None, reached: set[int]) -> None:
@@ -310,15 +324,15 @@ def _refuse_passed_by(model: Any, places: list[str]) -> None:
             raise UnsupportedModule(f"{name} is read past its module by a state-space layer, which would skip adapters")
 
 
-def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> Adapter:
+def _adapter_for(module: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows, gates: Gates) -> Adapter:
     if type(module) in (nn.Linear, QuantisedLinear):  # a subclass may compute something else
-        return LoRALinear(module, config, name, slot)
+        return LoRALinear(module, config, name, slot, gates)
     if type(module) is nn.Embedding:
-        return LoRAEmbedding(module, config, name, slot)
+        return LoRAEmbedding(module, config, name, slot, gates)
     if type(module).__name__ in CHOICES:
-        return LoRARouter(module, config, name, slot, rows)
+        return LoRARouter(module, config, name, slot, rows, gates)
     if is_bank(module):
-        return LoRAExperts(module, config, name, slot, rows)
+        return LoRAExperts(module, config, name, slot, rows, gates)
     raise UnsupportedModule(f"{name} is a {type(module).__name__}, which no adapter fits")
 
 

@@ -8,6 +8,7 @@ from ..structure.inputs import is_joined
 from .card import CARD, HEAD_ALONE, ModelCard, attention_text, head_text
 from .lora import AdaptedModel, LoRAEmbedding
 from .peft_import import exported_head, released, save
+from .prototype import Prototype
 from .provenance import Provenance
 
 _PLAIN = """```python
@@ -30,12 +31,14 @@ model = PeftModel.from_pretrained(load_text(Path(backbone_directory)).model, ada
 """
 
 
-def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard) -> None:
+def export(
+    adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCard, prototype: Prototype | None = None
+) -> None:
     """Writes the adapter as it stands now; `directory` appears in one rename.
 
     Files: `adapter_config.json`, `adapter_model.safetensors` (`released` tells their format), `README.md` (the card),
-    `confide.json` (its facts for programs) and, if there is a head, `head.safetensors` with its weight and public
-    moments.
+    `confide.json` (its facts for programs); if there is a head, `head.safetensors` with its weight and public moments;
+    if there is a prototype, `prototype.safetensors`.
 
     Args:
         backbone: the directory that the model was loaded from; what earlier studies it holds is told with the adapter.
@@ -46,14 +49,14 @@ def export(adapted: AdaptedModel, backbone: Path, directory: Path, card: ModelCa
     """
     provenance = Provenance.of(card, backbone)
     with new_directory(directory) as partial:
-        save(released(adapted, provenance), partial)
-        (partial / CARD).write_text(_card_text(adapted, card, provenance), encoding="utf-8")
+        save(released(adapted, provenance, prototype), partial)
+        (partial / CARD).write_text(_card_text(adapted, card, provenance, prototype), encoding="utf-8")
 
 
-def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance) -> str:
+def _card_text(adapted: AdaptedModel, card: ModelCard, provenance: Provenance, prototype: Prototype | None) -> str:
     family = family_in(adapted.model)
     kind = family.model_class().__name__
-    head = head_text(*exported_head(adapted))
+    head = head_text(*exported_head(adapted)) + _prototype_text(prototype)
     attention = attention_text(card.segments, "model.get_base_model()" if adapted.adapters else "model")
     return f"""---
 library_name: peft
@@ -67,6 +70,21 @@ backbone: {adapted.layout.dim:,} numbers trained by {len(card.sites)} sites toge
 {card.table()}
 {_loading(adapted, kind) if adapted.adapters else HEAD_ALONE}{attention}{_merging(adapted)}{head}
 {provenance.earlier_studies()}{card.limits()}"""
+
+
+def _prototype_text(prototype: Prototype | None) -> str:
+    if prototype is None:
+        return ""
+    if prototype.direction is None:
+        found = "It is lost in its noise, so nothing can be told from it."
+    else:
+        found = "`coordinator adapter ask` chooses this adapter by it for requests that the backbone reads alike."
+    return f"""
+## Prototype
+`prototype.safetensors` says how the backbone reads the sites' records: the sum of a vector of length 1 for each unit,
+with noise of standard deviation {prototype.noise_std:.4g} in each of its {prototype.length} numbers. That release is in
+the epsilon above. {found}
+"""
 
 
 def _kind_text(adapted: AdaptedModel) -> str:

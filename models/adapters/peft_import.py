@@ -35,6 +35,7 @@ from ..heads.objectives import BinaryLabel
 from ..strict import one_line
 from .factors import Pair
 from .lora import AdaptedModel, LoRAEmbedding, LoRAExperts
+from .prototype import Prototype, read_prototype, save_prototype
 from .provenance import MAX_BYTES, Provenance, described, read_provenance, write_provenance
 from .routers import LoRARouter
 
@@ -60,6 +61,7 @@ class Released:
     head: Mapping[str, Tensor] | None  # center, whiten, weight, and of documents reads
     meaning: str  # of the head's outputs, for people; "" if there is none
     provenance: Provenance
+    prototype: Prototype | None = None
 
     @property
     def lora_scaling(self) -> float:
@@ -67,7 +69,7 @@ class Released:
         return self.alpha / self.rank
 
 
-def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
+def released(adapted: AdaptedModel, provenance: Provenance, prototype: Prototype | None = None) -> Released:
     """Takes the adapter as it stands now for an export; its tensors share memory with the model where they can."""
     pairs: dict[str, Pair] = {}
     modules: set[str] = set()
@@ -100,6 +102,7 @@ def released(adapted: AdaptedModel, provenance: Provenance) -> Released:
         head=head,
         meaning=meaning,
         provenance=provenance,
+        prototype=prototype,
     )
 
 
@@ -114,9 +117,10 @@ def exported_head(adapted: AdaptedModel) -> tuple[dict[str, Tensor] | None, str]
 
 
 def save(adapter: Released, directory: Path) -> None:
-    """Writes PEFT's two files, if there is an adapter, `confide.json` and, if there is a head, `head.safetensors`."""
+    """Writes PEFT's two files, if there is an adapter, `confide.json`, and head and prototype, if there are any."""
     write_provenance(adapter.provenance, directory)
     save_head(adapter.head, adapter.meaning, directory)
+    save_prototype(adapter.prototype, directory)
     if not adapter.pairs:  # of which PEFT knows no configuration
         return
     tensors: dict[str, Tensor] = {}
@@ -145,10 +149,10 @@ def read(directory: Path) -> Released:
     Raises:
         InvalidRelease: a file is missing, broken, too large or says anything else.
     """
-    provenance = read_provenance(directory)
+    provenance, prototype = read_provenance(directory), read_prototype(directory)
     head, meaning = _read_head(directory / HEAD) if (directory / HEAD).exists() else (None, "")
     if head is not None and not any((directory / name).exists() for name in (CONFIG, WEIGHTS)):
-        return _head_alone(head, meaning, provenance)
+        return _head_alone(head, meaning, provenance, prototype)
     config = _read_config(directory / CONFIG)
     tensors = _read_tensors(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
@@ -170,10 +174,13 @@ def read(directory: Path) -> Released:
         head=head,
         meaning=meaning,
         provenance=provenance,
+        prototype=prototype,
     )
 
 
-def _head_alone(head: Mapping[str, Tensor], meaning: str, provenance: Provenance) -> Released:
+def _head_alone(
+    head: Mapping[str, Tensor], meaning: str, provenance: Provenance, prototype: Prototype | None
+) -> Released:
     return Released(
         pairs={},
         rank=1,
@@ -183,6 +190,7 @@ def _head_alone(head: Mapping[str, Tensor], meaning: str, provenance: Provenance
         head=head,
         meaning=meaning,
         provenance=provenance,
+        prototype=prototype,
     )
 
 

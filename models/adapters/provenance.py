@@ -7,7 +7,7 @@ signed budget report.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic
 from pydantic import (
@@ -141,22 +141,55 @@ class Provenance(_Fact):
 
 def composition(sources: Sequence[Source]) -> str:
     """Adds up the guarantees of several studies for one person, unit by unit; a study counts once."""
-    distinct = tuple({source.study_hash: source for source in sources}.values())
+    distinct = _worst(sources)
     lines = [
         "Made of what these studies released and of nothing else, so all of it is post-processing: whoever took part "
         "in one of them keeps that study's guarantee."
     ]
     if bare := [source.study for source in distinct if source.mode == "none"]:
         lines.append(f"**Nothing bounds what it tells about the records of {', '.join(bare)}.**")
+    lines += [
+        f"For one {each.unit} who took part in several, epsilons and deltas add up (basic composition): at most "
+        f"epsilon {rounded_up(each.epsilon, 3)} at delta {each.delta:.3g} in all {each.studies}."
+        for each in added_up(sources)
+        if each.studies > 1
+    ]
+    return "\n".join(lines)
+
+
+def _worst(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Of each study the source that states least: what a later run of it spent includes what an earlier one did."""
+    found: dict[str, Source] = {}
+    for source in sources:
+        other = found.setdefault(source.study_hash, source)
+        if _badness(source) > _badness(other):
+            found[source.study_hash] = source
+    return tuple(found.values())
+
+
+def _badness(source: Source) -> tuple[float, float]:
+    return (source.epsilon, source.delta) if source.epsilon is not None and source.delta is not None else (math.inf, 2)
+
+
+class Spent(NamedTuple):
+    """The guarantee for one person who took part in all of several studies, by basic composition."""
+
+    unit: str
+    studies: int  # that protect such a unit; those without privacy are none of them
+    epsilon: float
+    delta: float
+
+
+def added_up(sources: Sequence[Source]) -> list[Spent]:
+    """Adds up the guarantees of several studies, unit by unit; of several runs of a study the worst counts."""
+    distinct = _worst(sources)
+    found = []
     for unit in sorted({source.unit for source in distinct}):
         bound = [source for source in distinct if source.unit == unit and source.mode != "none"]
-        if len(bound) > 1:
+        if bound:
             epsilon, delta = (sum(getattr(each, name) for each in bound) for name in ("epsilon", "delta"))
-            lines.append(
-                f"For one {unit} who took part in several, epsilons and deltas add up (basic composition): at most "
-                f"epsilon {rounded_up(epsilon, 3)} at delta {delta:.3g} in all {len(bound)}."
-            )
-    return "\n".join(lines)
+            found.append(Spent(unit, len(bound), epsilon, delta))
+    return found
 
 
 def write_provenance(provenance: Provenance, directory: Path) -> None:

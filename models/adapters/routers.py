@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...kernels.collect import CaptureSlot
 from ...kernels.lora import lora_linear
-from .factors import AdapterConfig, LoRAFactors, Rows
+from .factors import AdapterConfig, Gates, LoRAFactors, Rows
 
 Choose = Callable[[Any, Tensor], tuple[Tensor, Tensor]]  # (stock router, logits [T, E]) -> weights, ids [T, K]
 
@@ -92,18 +92,23 @@ class RouterFactors(LoRAFactors):
         super().__init__(weight, config, name)
         self.lora_scaling = config.lora_scaling
 
-    def forward(self, hidden: Tensor, *, weight: Tensor, slot: CaptureSlot) -> Tensor:
+    def forward(self, hidden: Tensor, *, weight: Tensor, slot: CaptureSlot, gates_TR: Tensor | None = None) -> Tensor:
         """Computes logits [.., E] of hidden states [.., D], with the low-rank product."""
-        return lora_linear(hidden, weight, None, self.lora_A, self.lora_B, self.lora_scaling, slot.collector)
+        return lora_linear(
+            hidden, weight, None, self.lora_A, self.lora_B, self.lora_scaling, slot.collector, gates_TR=gates_TR
+        )
 
 
 class LoRARouter(nn.Module):
     """An adapted token-choice router; a balance bias stays frozen, as it is a statistic of a batch."""
 
-    def __init__(self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows) -> None:
+    def __init__(
+        self, base: Any, config: AdapterConfig, name: str, slot: CaptureSlot, rows: Rows, gates: Gates | None = None
+    ) -> None:
         super().__init__()
         self.factors = RouterFactors(base.weight, config, name)
         self.base, self.lora_scaling, self.slot, self.rows = base, config.lora_scaling, slot, rows
+        self.gates = gates or Gates()
         self._choice = CHOICES[type(base).__name__]
 
     @property
@@ -126,7 +131,8 @@ class LoRARouter(nn.Module):
         if self._choice.in_float32:
             weight = weight.to(self.lora_B.dtype)
         hidden_TD = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
-        logits = self.factors(self.rows.apart(hidden_TD), weight=weight, slot=self.slot)
+        gates_TR = self.gates.of(self, hidden_TD)
+        logits = self.factors(self.rows.apart(hidden_TD), weight=weight, slot=self.slot, gates_TR=gates_TR)
         logits_TE = logits.view(len(hidden_TD), logits.shape[-1])
         return logits_TE, *self._choice.choose(self.base, logits_TE)
 

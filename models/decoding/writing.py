@@ -24,6 +24,7 @@ class Written(NamedTuple):
 
     text: str
     is_ended: bool  # False if it was cut
+    ids: tuple[int, ...] = ()  # its tokens; several may make one letter of the text
 
 
 @torch.no_grad()
@@ -71,8 +72,9 @@ def _together(
     model: Any, prompts: Sequence[Sequence[int]], words: Sequence[str], ends: Collection[int], longest: int,
     guide: Guide | None, is_fixed: bool, temperature: float, seed: int,
 ) -> list[Written]:  # fmt: skip
-    ids_RT = torch.tensor(prompts, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    ids_RT = torch.tensor(prompts, dtype=torch.int64, device=next(model.parameters()).device)
     texts, is_ended = [""] * len(prompts), [False] * len(prompts)
+    ids: list[list[int]] = [[] for _ in prompts]
     shown = ["".join(words[token] for token in prompt) for prompt in prompts]
     chance = [np.random.default_rng([seed, *prompt]) for prompt in prompts] if temperature else []
     cache, prefixes = None, Prefixes()
@@ -89,11 +91,13 @@ def _together(
         next_R = logits_RV.argmax(-1)
         for row, word in enumerate(next_R.tolist()):
             is_ended[row] |= word in ends
-            texts[row] += "" if is_ended[row] else words[word]  # with `is_fixed` others are written behind, unseen
+            if not is_ended[row]:  # with `is_fixed` others are written behind, unseen
+                texts[row] += words[word]
+                ids[row].append(word)
         if all(is_ended) and not is_fixed:
             break
         ids_RT = next_R[:, None]
-    return [Written(*each) for each in zip(texts, is_ended, strict=True)]
+    return [Written(text, ended, tuple(own)) for text, ended, own in zip(texts, is_ended, ids, strict=True)]
 
 
 def _refuse(logits_RV: Tensor, texts: Iterable[tuple[str, str]], guide: Guide) -> None:

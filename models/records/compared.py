@@ -59,9 +59,9 @@ class Comparison:
         ]
         written = write(model, shown, words, ends=self._control, longest=self._max_tokens, is_fixed=is_fixed)
         found = []
-        for (text, _), truth in zip(written, told, strict=True):
+        for each, truth in zip(written, told, strict=True):
             try:
-                found.append(is_equivalent(text.strip(), truth))
+                found.append(is_equivalent(each.text.strip(), truth))
             except AnswerRefused:
                 found.append(False)
         return found

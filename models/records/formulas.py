@@ -114,7 +114,7 @@ class FormulaEncoder:
             model, asked, self.texts, ends=(self.end,), longest=self._terms.max_written, guide=self._guide,
             is_fixed=is_fixed,
         )  # fmt: skip
-        return [text for text, _ in written]
+        return [each.text for each in written]
 
     @cached_property
     def _guide(self) -> "Arithmetic | None":

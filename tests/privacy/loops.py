@@ -82,7 +82,7 @@ def adapted_tiny(
     adapted = attach(model, config, head)
     if "gate" not in names:
         adapted.adapters["model.layers.1.mlp.gate"].requires_grad_(False)
-        adapted = AdaptedModel(model, config, head, adapted.slot, adapted.rows)
+        adapted = AdaptedModel(model, config, head, adapted.slot, adapted.rows, adapted.gates)
     adapted.load_state(np.random.default_rng(0).normal(size=adapted.layout.dim) * 0.2)
     return adapted
 

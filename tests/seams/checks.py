@@ -30,7 +30,8 @@ from confide.client_node.study import Study
 from confide.client_node.training.record_arrays import from_arrays, to_arrays
 from confide.client_node.training.study_model import load_study_model
 from confide.client_node.training.trainer import Trainer
-from confide.models.adapters import ModelCard, export, save_merged
+from confide.models.adapters import ModelCard, export
+from confide.models.adapters.merging import save_merged
 from confide.models.backbones.checkpoints import load_model, size
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.loading import build, describe, load, save

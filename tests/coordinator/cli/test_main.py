@@ -49,7 +49,7 @@ COMMANDS = (
     "run+rounds run+watch run+stop run+abandon run+resume run+metrics backbone+build backbone+import backbone+list "
     "backbone+moments "
     "backbone+routing backbone+show budget+report budget+verify budget+export adapter+export "
-    "adapter+merge adapter+combine adapter+evaluate adapter+routing audit+privacy demo"
+    "adapter+merge adapter+combine adapter+ask adapter+evaluate adapter+routing audit+privacy demo"
 )
 
 
@@ -600,6 +600,27 @@ def test_a_backbone_is_built_from_a_draft_and_named_by_its_hash(tmp_path, monkey
     printed = invoke("backbone", "build", tmp_path / "study.toml", tmp_path / "again").stdout
     assert f"load entropy {layer['entropy']:.3f}, max violation {layer['max_violation']:.2f}; none of 8" in printed
     assert printed.splitlines()[-1] == built["hash"]
+
+
+def test_a_backbone_of_several_drafts_has_the_columns_of_all(tmp_path, monkeypatch):
+    few = PretrainingConfig(steps=2, batch=8, questions=4, moment_records=32)
+    monkeypatch.setattr(pretraining, "PretrainingConfig", lambda: few)
+    other = (("TSH = [0.4, 4.0, 10.0]", "BMI = [18.5, 25.0]"), ('["sick"]', '["sick", "smoker"]'))
+    (tmp_path / "a.toml").write_text(STUDY_TOML)
+    (tmp_path / "b.toml").write_text(changed(STUDY_TOML, other))
+    (tmp_path / "c.toml").write_text(changed(STUDY_TOML, (('["F", "M"]', '["F", "M", "X"]'),)))
+    drafts = (tmp_path / "a.toml", tmp_path / "b.toml")
+    built = json.loads(invoke("backbone", "build", *drafts, tmp_path / "made", "--json").stdout)
+    assert built["hash"] == backbone_hash(tmp_path / "made")
+    assert [field.name for field in load(tmp_path / "made").schema.fields()] == [
+        "BMI", "TSH", "age", "sex", "sick", "smoker"
+    ]  # fmt: skip
+    result = invoke("backbone", "build", *drafts, tmp_path / "c.toml", tmp_path / "other", code=FAILED)
+    assert "sex: two studies describe it differently" in lined(result.stderr)
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "public.csv").write_text(PUBLIC)
+    words = ("backbone", "build", *drafts, tmp_path / "other", "--public", tmp_path / "public.csv")
+    assert "--public takes one study.toml" in lined(invoke(*words, code=USAGE).stderr)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "granitemoehybrid"])

@@ -1,7 +1,7 @@
 import pytest
 
 from confide.coordinator.errors import NotFound
-from confide.coordinator.results.ledger_export import export_ledger
+from confide.coordinator.results.reports import export_ledger
 from confide.coordinator.store.ledger_replica import LedgerReplica
 from confide.privacy.errors import LedgerFileInvalid
 from confide.privacy.ledger import backup

@@ -39,13 +39,14 @@ class Only:
 def test_what_is_written_is_what_transformers_generates(model):
     model = model()
     texts = write(model, PROMPTS, WORDS, ends=(1,), longest=12)
-    for prompt, (text, is_ended) in zip(PROMPTS, texts, strict=True):
+    for prompt, (text, is_ended, written) in zip(PROMPTS, texts, strict=True):
         ids = torch.tensor([prompt])
         found = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=1, pad_token_id=0
         )[0, len(prompt) :].tolist()
         assert text == "".join(WORDS[token] for token in found[: found.index(1) if 1 in found else None])
         assert is_ended is (1 in found)
+        assert list(written) == found[: found.index(1) if 1 in found else None]
 
 
 def test_texts_do_not_depend_on_those_beside_them():
@@ -56,16 +57,16 @@ def test_texts_do_not_depend_on_those_beside_them():
 
 def test_a_guide_has_the_last_word():
     texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=5, guide=Only(6))
-    assert texts == [("<6>" * 5, False)] * 4
+    assert texts == [("<6>" * 5, False, (6,) * 5)] * 4
 
 
 def test_a_text_ends_with_the_word_that_ends_it():
     texts = write(tiny_deepseek(), PROMPTS, WORDS, ends=(6,), longest=5, guide=Only(6))
-    assert texts == [("", True)] * 4
+    assert texts == [("", True, ())] * 4
 
 
 def test_words_without_text_are_written_and_not_seen():
-    assert write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=3, guide=Only(0)) == [("", False)] * 4
+    assert write(tiny_deepseek(), PROMPTS, WORDS, ends=(1,), longest=3, guide=Only(0)) == [("", False, (0, 0, 0))] * 4
 
 
 def test_nothing_is_written_behind_no_prompt():
@@ -87,7 +88,7 @@ def test_the_engine_writes_values_into_a_joined_model():
                 return np.array([word == begin[len(text)] for word in words])
             return super().allowed(prompt, text)
 
-    ((text, _),) = write(model, [tokenizer("x?")["input_ids"]], words, ends=(1,), longest=10, guide=Begun(words))
+    ((text, _, _),) = write(model, [tokenizer("x?")["input_ids"]], words, ends=(1,), longest=10, guide=Begun(words))
     assert text.replace(" ", "").startswith("12*12=144")
 
 
@@ -122,7 +123,7 @@ def test_words_are_drawn_by_their_probability():
     want = torch.softmax(logits / temperature, 0)[2:].numpy()
     drawn = dict.fromkeys(WORDS[2:], 0)
     for seed in range(count):
-        ((text, _),) = write(model, PROMPTS[:1], WORDS, ends=(1,), longest=1, temperature=temperature, seed=seed)
+        ((text, _, _),) = write(model, PROMPTS[:1], WORDS, ends=(1,), longest=1, temperature=temperature, seed=seed)
         if text:
             drawn[text] += 1
     share = np.array(list(drawn.values())) / count
@@ -144,4 +145,4 @@ def test_a_guide_has_the_last_word_at_any_temperature():
     model = tiny_deepseek()
     for temperature in (1e-40, 1e-4, 1.0, 1e4):
         (found,) = write(model, PROMPTS[:1], WORDS, ends=(1,), longest=4, guide=Only(6), temperature=temperature)
-        assert found == ("<6>" * 4, False)
+        assert found == ("<6>" * 4, False, (6,) * 4)

@@ -9,7 +9,8 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import DeepseekV3ForCausalLM
 
-from confide.models.adapters import AdapterConfig, ModelCard, attach, export, save_merged
+from confide.models.adapters import AdapterConfig, ModelCard, attach, export
+from confide.models.adapters.merging import save_merged
 from confide.models.backbones import checkpoints, importing, loading
 from confide.models.backbones.family import BackboneConfig
 from confide.models.backbones.text_pretraining import build_text

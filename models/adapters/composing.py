@@ -1,0 +1,316 @@
+"""Finished adapters of several studies composed anew for each request, without training and in one pass for all.
+
+The factors of all adapters stand side by side along the rank (`combining.stack`), and for each row of a batch a gate of
+each adapter multiplies what its factors add: W x + sum_k g_k s_k B_k A_k x. So a batch of unlike requests is one pass,
+and gates of zero give the backbone back. Post-processing of what was released: it costs no privacy. But it may bring
+together what several studies released of one and the same person; `Composition.spent` says what that adds up to.
+
+Who answers is chosen by one of these rules, none of which was trained:
+
+    prototypes  cosine of the request's signature with each study's prototype, a charged release (after LoraRetriever,
+                Zhao et al. 2024, arXiv:2402.09997); the backbone alone where none is near
+    arrow       in every adapted module, how far each adapter's strongest direction reacts to the state that enters it
+                (Ostapenko et al. 2024, arXiv:2405.11157)
+    fixed       the same weights for all requests: a uniform mean, or any other
+
+Legend: `R` rows (requests), `T` tokens, `K` adapters, `S` length of a signature, `I` inputs of a module.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.segments import Segments
+from ..backbones import loading
+from ..errors import CombinationRefused
+from ..heads import PooledHead, pooled
+from ..heads.signature import signatures
+from .combining import stack
+from .factors import LAYER, AdapterConfig, Pair
+from .lora import AdaptedModel, Adapter, LoRAEmbedding, LoRAExperts, attach
+from .peft_import import Released, read
+from .provenance import Spent as Spent
+from .provenance import added_up
+
+TEMPERATURE = 0.05  # of cosines: an adapter that is nearer by this counts e times as much
+FLOOR = 0.25  # cosine at which the backbone alone counts as much as an adapter
+_NAME = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.lora_(embedding_)?\{\}(\.weight)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A backbone with the adapters of several studies in place; as it stands, all gates are closed.
+
+    Attributes:
+        adapters: in the order of all weights and gates.
+        adapted: the backbone with all factors side by side; run it inside `answering`.
+        lens: a head on all states of which the backbone has public moments, for signatures; None if it has none.
+        head: reads a record for `classify`; None if the adapters have no heads.
+    """
+
+    adapters: tuple[Released, ...]
+    backbone: loading.RecordBackbone | loading.TextBackbone
+    adapted: AdaptedModel
+    lens: PooledHead | None
+    head: PooledHead | None
+    weights_K: Tensor | None  # [K, outputs, numbers that the head reads + 1]
+    directions: dict[nn.Module, Tensor]  # [K, I] of each module, of length 1 or 0, for the rule arrow
+    owners: dict[nn.Module, Tensor]  # [rank], whose component each is
+
+    @property
+    def spent(self) -> list[Spent]:
+        """The guarantee for one person in all of these studies, those in the backbone included, by unit."""
+        facts = [adapter.provenance for adapter in self.adapters]
+        return added_up([*facts[0].backbone_sources, *(source for each in facts for source in each.sources)])
+
+    @torch.no_grad()
+    def by_prototypes(self, ids_RT: Tensor, *, temperature: float = TEMPERATURE, floor: float = FLOOR) -> Tensor:
+        """[R, K] weights of requests by what their signatures are near to; what is missing to 1 is the backbone's.
+
+        A study whose prototype is lost in its noise is never chosen.
+
+        Args:
+            ids_RT: tokens of the requests, padded on the right with 0.
+            temperature: by which cosines are divided before the softmax.
+            floor: cosine of the backbone alone.
+
+        Raises:
+            CombinationRefused: the backbone has no public moments, an adapter has no prototype, their lengths differ,
+                or the floor is not finite.
+        """
+        if not math.isfinite(floor):
+            raise CombinationRefused(f"the floor is a finite likeness, about between 0 and 1, not {floor}")
+        prototypes = [adapter.prototype for adapter in self.adapters]
+        present = [prototype for prototype in prototypes if prototype is not None]
+        if self.lens is None or len(present) < len(prototypes) or len({each.length for each in present}) > 1:
+            raise CombinationRefused(
+                "adapters are chosen by prototypes of one length on a backbone with public moments; some have none, or "
+                "lengths differ: choose another rule, or run studies with a table [prototype]"
+            )
+        with self.answering(torch.zeros(len(ids_RT), len(self.adapters))):  # by the backbone alone
+            found_RS = signatures(self.adapted.model, self.lens, ids_RT, present[0].length)
+        cosines = [found_RS.new_full((len(ids_RT),), floor)]
+        for prototype in present:
+            direction = prototype.direction
+            lost = found_RS.new_full((len(ids_RT),), -torch.inf)
+            cosines.append(lost if direction is None else found_RS @ direction)
+        return torch.stack(cosines, dim=1).div(temperature).softmax(1)[:, 1:]
+
+    def fixed(self, rows: int, weights: Sequence[float] | None = None) -> Tensor:
+        """[R, K], the same weights for all requests, which are the adapters' as they stand; None: their mean.
+
+        Raises:
+            CombinationRefused: there is not one finite weight for each adapter.
+        """
+        count = len(self.adapters)
+        given = torch.tensor([1 / count] * count if weights is None else list(weights), dtype=torch.float32)
+        if len(given) != count or not bool(given.isfinite().all()):
+            raise CombinationRefused(f"{count} adapters need as many finite weights, got {len(given)}")
+        return given.expand(rows, count)
+
+    @contextmanager
+    def answering(self, weights_RK: Tensor | None) -> Iterator[AdaptedModel]:
+        """The model with the gates of a batch set; every pass inside must be of those rows, in that order.
+
+        Args:
+            weights_RK: of each request and adapter; None: by the rule arrow, which asks for no signature.
+
+        Raises:
+            CombinationRefused: from a pass of more or fewer rows.
+        """
+        rule = self._by_arrow if weights_RK is None else self._by_row(weights_RK)
+        gates = self.adapted.gates
+        before = gates.rule, gates.rows
+        gates.rule, gates.rows = rule, None if weights_RK is None else len(weights_RK)
+        handle = self.adapted.model.model.register_forward_pre_hook(self._refuse_other_rows, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                yield self.adapted
+        finally:
+            handle.remove()
+            gates.rule, gates.rows = before
+
+    def classify(self, ids_RT: Tensor, weights_RK: Tensor | None) -> Tensor:
+        """[R, outputs], what the adapters' heads give, each weighted as its adapter; by arrow, their mean.
+
+        Raises:
+            CombinationRefused: the adapters have no heads.
+        """
+        if self.head is None or self.weights_K is None:
+            raise CombinationRefused(
+                "the adapters have no heads that all learn the same, so there is nothing to answer"
+            )
+        counts_RK = self.fixed(len(ids_RT)) if weights_RK is None else weights_RK
+        with self.answering(weights_RK) as adapted:
+            inputs_RN = self.head.inputs(pooled(adapted.model, ids_RT, self.head.reads))
+            return torch.einsum("rk,kon,rn->ro", counts_RK.to(inputs_RN), self.weights_K.to(inputs_RN), inputs_RN)
+
+    def _refuse_other_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given, due = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), self.adapted.gates.rows
+        if due is not None and len(given) != due:
+            raise CombinationRefused(f"a pass of {len(given)} rows, where weights of {due} are set")
+
+    def _by_row(self, weights_RK: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
+        by_module = {module: weights_RK[:, owner] for module, owner in self.owners.items()}
+
+        def gates(module: nn.Module, x: Tensor) -> Tensor:
+            rows = by_module[module]
+            tokens = x.numel() if isinstance(module, LoRAEmbedding) else x.numel() // x.shape[-1]
+            return rows.repeat_interleave(tokens // len(rows), dim=0)
+
+        return gates
+
+    def _by_arrow(self, module: nn.Module, x: Tensor) -> Tensor:
+        owner, count = self.owners[module], len(self.adapters)
+        if isinstance(module, LoRAEmbedding):  # an id is no state that a direction could react to
+            return torch.full((x.numel(), len(owner)), 1 / count)
+        present = self.directions[module].any(dim=1)
+        if not present.any():
+            return torch.zeros(x.numel() // x.shape[-1], len(owner))
+        reacts = (x.reshape(-1, x.shape[-1]) @ self.directions[module].to(x).T).abs()
+        return reacts.masked_fill(~present, -torch.inf).softmax(1)[:, owner]
+
+
+def compose(backbone: Path, directories: Sequence[Path]) -> Composition:
+    """Loads a backbone and puts the adapters of several exports on it, to be chosen from for each request.
+
+    Raises:
+        InvalidRelease: a directory is not what an export wrote.
+        InvalidBackbone, BackboneMismatch: the backbone is broken, or not the one that the adapters are for.
+        CombinationRefused: the adapters do not fit together, or adapt modules that the backbone does not have.
+    """
+    if not directories:
+        raise CombinationRefused("one adapter or more is needed")
+    adapters = tuple(read(path) for path in directories)
+    whole = stack([replace(adapter, head=None) for adapter in adapters], [1.0] * len(adapters))
+    facts = adapters[0].provenance
+    sizes = facts.sources[0].segments
+    load = loading.load if loading.describe(backbone).reads == "records" else loading.load_text
+    loaded: loading.RecordBackbone | loading.TextBackbone = load(
+        backbone, expected_hash=facts.backbone_hash, segments=None if sizes is None else Segments(*sizes)
+    )
+    head, weights_K = _heads(adapters, loaded)
+    places = _places(whole)
+    adapted = _attached(loaded.model, whole, places, head)
+    owners: dict[nn.Module, Tensor] = {
+        adapted.adapters[name]: _owner(keys, adapters, whole.rank) for name, keys in places.items()
+    }
+    directions: dict[nn.Module, Tensor] = {
+        adapted.adapters[name]: _directions(keys[0], adapters)
+        for name, keys in places.items()
+        if not isinstance(adapted.adapters[name], LoRAEmbedding)
+    }
+    has_moments = isinstance(loaded, loading.RecordBackbone) or loaded.moments is not None
+    composition = Composition(
+        adapters, loaded, adapted, loaded.head() if has_moments else None, head, weights_K, directions, owners
+    )
+    adapted.gates.rule = composition._by_row(torch.zeros(1, len(adapters)))
+    return composition
+
+
+def _heads(
+    adapters: Sequence[Released], backbone: loading.RecordBackbone | loading.TextBackbone
+) -> tuple[PooledHead | None, Tensor | None]:
+    heads = [adapter.head for adapter in adapters]
+    first = heads[0]
+    if first is None or any(head is None for head in heads):
+        return None, None
+    moments = first.keys() - {"weight"}
+    is_one = all(
+        head is not None
+        and head.keys() == first.keys()
+        and head["weight"].shape == first["weight"].shape
+        and all(torch.equal(head[name], first[name]) for name in moments)
+        for head in heads
+    )
+    if not is_one or len({adapter.meaning for adapter in adapters}) > 1:
+        raise CombinationRefused("the adapters' heads do not learn the same, or do not read the same pooled states")
+    reads = tuple(int(number) for number in first["reads"]) if "reads" in first else None
+    head = backbone.head(None, reads)
+    if not torch.equal(head.center, first["center"]) or not torch.equal(head.whiten, first["whiten"]):
+        raise CombinationRefused("the adapters' heads do not read the pooled states of this backbone")
+    rows = [each["weight"].reshape(-1, each["weight"].shape[-1]) for each in heads if each is not None]
+    return head, torch.stack(rows)
+
+
+def _places(whole: Released) -> dict[str, list[str]]:
+    """Names of the pairs by the full name of the module that they adapt; of a bank gate_up_proj's first."""
+    places: dict[str, list[str]] = {}
+    for key in sorted(whole.pairs, key=lambda key: ".base_layer." not in key):
+        match = _NAME.fullmatch(key)
+        if match is None:
+            raise CombinationRefused(f"{key.format('*')} is no name that an adapted module has")
+        places.setdefault(match[1], []).append(key)
+    return places
+
+
+def _attached(model: Any, whole: Released, places: dict[str, list[str]], head: PooledHead | None) -> AdaptedModel:
+    """Puts the factors of all adapters into the model, and adapters nowhere else."""
+    layers = [LAYER.search(name) for name in places]
+    within = tuple(sorted({int(found[1]) for found in layers if found})) if all(layers) and layers else None
+    config = AdapterConfig(
+        rank=whole.rank,
+        alpha=whole.alpha,
+        targets=tuple(sorted({name.rpartition(".")[2] for name in places})),
+        seed="composed",
+        layers=within,
+    )
+    adapted = attach(model, config, head=None if places else head)  # heads alone adapt nothing
+    if missing := sorted(places.keys() - adapted.adapters.keys()):
+        raise CombinationRefused(f"the backbone has no {missing[0]} that could take an adapter")
+    for name, adapter in list(adapted.adapters.items()):
+        if name in places:
+            _fill(adapter, name, [whole.pairs[key] for key in places[name]])
+        else:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, adapter.base)
+            del adapted.adapters[name]
+    return adapted
+
+
+@torch.no_grad()
+def _fill(adapter: Adapter, name: str, pairs: Sequence[Pair]) -> None:
+    factors = list(adapter.named_factors().values())
+    given = [tensor for pair in pairs for tensor in pair]
+    is_bank = isinstance(adapter, LoRAExperts)
+    if len(pairs) != 1 + is_bank or any(a.shape != b.shape for a, b in zip(factors, given, strict=True)):
+        raise CombinationRefused(f"{name} of the backbone has another shape than the adapters are for")
+    for factor, tensor in zip(factors, given, strict=True):
+        factor.copy_(tensor)
+        factor.requires_grad_(False)
+
+
+def _owner(keys: Sequence[str], adapters: Sequence[Released], rank: int) -> Tensor:
+    """[rank], whose component each is; those that `stack` has filled up with zeros are anybody's."""
+    of_key = [[k for k, each in enumerate(adapters) if key in each.pairs for _ in range(each.rank)] for key in keys]
+    if any(owner != of_key[0] for owner in of_key):
+        raise CombinationRefused(f"{keys[0].format('*')}: an adapter adapts one projection of a bank alone")
+    return torch.tensor(of_key[0] + [0] * (rank - len(of_key[0])))
+
+
+def _directions(key: str, adapters: Sequence[Released]) -> Tensor:
+    """[K, I], the first right singular vector of each adapter's product; of a bank, of all experts' one upon another.
+
+    Zeros where an adapter leaves the module alone, or its product is zero.
+    """
+    found = []
+    for adapter in adapters:
+        pair = adapter.pairs.get(key)
+        found.append(None if pair is None else _strongest(pair))
+    width = next(pair.lora_A.shape[-1] for adapter in adapters if (pair := adapter.pairs.get(key)) is not None)
+    return torch.stack([torch.zeros(width) if each is None else each for each in found])
+
+
+def _strongest(pair: Pair) -> Tensor | None:
+    """[I]; of the Gram matrix of all rows of B A, which is as small as the rank."""
+    lora_A, lora_B = pair.lora_A.double(), pair.lora_B.double()
+    ranked = torch.linalg.qr(lora_B).R @ lora_A  # the same singular values and right vectors as B A
+    _, values, right = torch.linalg.svd(ranked.reshape(-1, ranked.shape[-1]), full_matrices=False)
+    return right[0].float() if values[0] > 0 else None

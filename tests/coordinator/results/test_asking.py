@@ -1,0 +1,183 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from confide.client_node.errors import DataInvalid
+from confide.coordinator.cli.main import app
+from confide.coordinator.errors import Conflict
+from confide.coordinator.results.asking import _ids, ask
+from confide.models.adapters.composing import compose
+from confide.models.adapters.lora import AdapterConfig, attach
+from confide.models.adapters.peft_export import export
+from confide.models.adapters.prototype import Prototype
+from confide.models.backbones.checkpoints import content_hash
+from confide.models.backbones.family import BackboneConfig
+from confide.models.backbones.loading import build, load, load_text, save
+from confide.models.backbones.moments import take_moments
+from confide.models.errors import CombinationRefused, InvalidBackbone
+from confide.models.records.fields import FlagField, NumericField, RecordSchema, united
+
+from ...models.adapters.test_combining import CARD, OTHER, backbone_dir
+from ...models.adapters.test_composing import exports, pair, places
+from ...models.tiny import save_text_backbone
+
+__all__ = ["backbone_dir", "exports", "pair", "places"]
+
+
+def table(folder, text):
+    path = folder / "requests.csv"
+    path.write_text(text)
+    return path
+
+
+def test_records_of_any_columns_are_answered_as_the_composition_answers_them(backbone_dir, exports, tmp_path):
+    requests = table(tmp_path, "sex,TSH,note\nF,0.5,left alone\nM,,\n,9.0,\n")
+    found = ask(backbone_dir, exports, requests)
+    composition = compose(backbone_dir, exports)
+    words = composition.backbone.schema.words()
+    lines = [["TSH=b01", "sex=F"], ["TSH=na", "sex=M"], ["TSH=b04", "sex=na"]]
+    ids = torch.tensor([[words.index(word) for word in line] for line in lines])
+    weights = composition.by_prototypes(ids)
+    want = composition.classify(ids, weights)
+    assert found.studies == ("thyroid", "loans")
+    torch.testing.assert_close(torch.tensor([each.weights for each in found.answers]), weights)
+    torch.testing.assert_close(torch.tensor([each.outputs for each in found.answers]), want)
+    assert found.meaning == "It gives the logit of label 1."
+
+
+def test_every_answer_says_what_epsilons_add_up_to(backbone_dir, exports, tmp_path):
+    plain = ask(backbone_dir, exports, table(tmp_path, "sex\nF\nM\n")).to_dict()
+    for answer in plain["answers"]:
+        (spent,) = answer["spent"]
+        assert spent == {"unit": "patient", "studies": 2, "epsilon": 2.914 + 1.5, "delta": 1e-5 + 1e-6}
+        assert sum(answer["weights"].values()) + answer["backbone"] == pytest.approx(1)
+    json.dumps(plain, allow_nan=False)
+
+
+def test_what_is_answered_does_not_depend_on_who_asks_beside(backbone_dir, exports, tmp_path):
+    rows = ["F,0.5", "M,", "F,9.0", ",2.5"]
+    together = ask(backbone_dir, exports, table(tmp_path, "\n".join(["sex,TSH", *rows]) + "\n"))
+    for row, answer in zip(rows, together.answers, strict=True):
+        (alone,) = ask(backbone_dir, exports, table(tmp_path, f"sex,TSH\n{row}\n")).answers
+        assert alone.outputs == pytest.approx(answer.outputs, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("colour\nred\n", Conflict, "none of the backbone's columns, which are TSH, sex, sick"),
+        ("sex\n", Conflict, "has 0 requests"),
+        ("sex\nX\n", DataInvalid, "line 2, column sex: expected one of 2 values, found text"),
+        ("TSH\nmuch\n", DataInvalid, "line 2, column TSH: expected a number, found text"),
+    ],
+)
+def test_a_table_that_holds_no_requests_is_refused(backbone_dir, exports, tmp_path, text, error, words):
+    with pytest.raises(error, match=words) as refused:
+        ask(backbone_dir, exports, table(tmp_path, text))
+    assert "much" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def text_parts(tmp_path_factory):
+    """A backbone that reads text, with moments, and two adapters that write."""
+    folder = tmp_path_factory.mktemp("text")
+    save_text_backbone(folder / "plain")
+    take_moments(folder / "plain", ["a fever", "a cough", "two legs", "nothing"], folder / "backbone", reads=(0, 2))
+    digest = content_hash(folder / "backbone")
+    for number, (name, card) in enumerate((("one", CARD), ("two", OTHER))):
+        model = load_text(folder / "backbone").model
+        adapted = attach(
+            model, AdapterConfig(rank=2, alpha=8.0, targets=("o_proj", "experts", "embed_tokens"), seed="s")
+        )
+        adapted.load_state(torch.randn(adapted.layout.dim, generator=torch.Generator().manual_seed(number)).numpy())
+        prototype = Prototype(100 * torch.randn(16, generator=torch.Generator().manual_seed(number + 9)), 1.0)
+        export(adapted, folder / "backbone", folder / name, replace(card, backbone_hash=digest), prototype)
+    return folder / "backbone", (folder / "one", folder / "two")
+
+
+def test_prompts_are_answered_with_text(text_parts, tmp_path):
+    backbone, adapters = text_parts
+    prompts = ["a cough", "no legs", "a fever"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in prompts))
+    found = {}
+    for rule, weights in (("prototypes", None), ("arrow", None), ("fixed", None), ("fixed", [1.0, 0.0])):
+        both = [
+            ask(backbone, adapters, tmp_path / name, rule=rule, weights=weights, longest=9)
+            for name in ("prompts.txt", "prompts.jsonl")
+        ]
+        assert both[0] == both[1]
+        found[rule, weights is None] = [each.text for each in both[0].answers]
+    assert len({tuple(texts) for texts in found.values()}) > 1
+    one = load_text(backbone)
+    alone = ask(backbone, adapters[:1], tmp_path / "prompts.txt", rule="fixed", weights=[1.0], longest=9)
+    assert [each.text for each in alone.answers] == found["fixed", False]
+    assert one.tokenizer.eos_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", "[1]\n"), ("a.jsonl", "{\n"), ("a.txt", b"\xff\n"), ("a.txt", "")]
+)
+def test_a_file_without_prompts_is_refused(text_parts, tmp_path, name, text):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Conflict):
+        ask(*text_parts, tmp_path / name)
+
+
+def invoke(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_the_command_prints_answers_and_what_they_cost(backbone_dir, exports, tmp_path):
+    requests = table(tmp_path, "sex,TSH\nF,0.5\nM,\n")
+    printed = invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests)
+    for words in ("thyroid", "loans", "backbone", "For one patient in all 2 studies, at most epsilon 4.414 at delta"):
+        assert words in printed
+    plain = json.loads(invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests, "--json"))
+    assert len(plain["answers"]) == 2
+    fixed = invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests, "--by", "fixed",
+                    "--weights", "1,0", "--json")  # fmt: skip
+    assert json.loads(fixed)["answers"][0]["weights"] == {"thyroid": 1.0, "loans": 0.0}
+
+
+def test_options_of_other_rules_are_refused(backbone_dir, exports, tmp_path):
+    requests = table(tmp_path, "sex\nF\n")
+    for options in (("--weights", "1,2"), ("--by", "arrow", "--floor", "0.1")):
+        invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests, *options, code=2)
+    with pytest.raises(CombinationRefused):
+        ask(backbone_dir, exports, requests, rule="fixed", weights=[1.0])
+
+
+def test_a_row_is_read_as_a_record_of_the_studies_that_its_cells_belong_to(tmp_path):
+    joints = RecordSchema((NumericField("age", (40,)), NumericField("pain", (5,))), (FlagField("swollen"),))
+    lungs = RecordSchema((NumericField("age", (40,)), NumericField("flow", (300,))))
+    whole = united([joints, lungs])
+    model = build(whole, BackboneConfig(hidden=32, experts=4))
+    save(model, whole, torch.zeros(64), torch.eye(64), tmp_path / "backbone", [joints, lungs])
+    backbone = load(tmp_path / "backbone")
+    assert backbone.parts == ({"age", "pain", "swollen"}, {"age", "flow"})
+    requests = table(tmp_path, "age,pain,flow,swollen\n50,7,,\n50,,200,\n,,,f\n50,,,\n,,,\n30,1,400,t\n")
+    words = whole.words()
+    found = [[words[token] for token in ids] for ids in _ids(backbone, requests)]
+    assert found == [
+        ["age=b01", "pain=b01"],
+        ["age=b01", "flow=b00"],
+        ["age=na", "pain=na"],  # a cell says that the joint is not swollen
+        ["age=b01", "flow=na"],  # of both, the study with fewer columns
+        ["<eos>"],
+        ["age=b00", "flow=b01", "pain=b00", "swollen"],
+    ]
+
+
+def test_a_list_of_columns_that_the_schema_does_not_have_is_refused(backbone_dir, tmp_path):
+    shutil.copytree(backbone_dir, tmp_path / "backbone")
+    for text in ('[["sex"]]', '[["sex"], ["other"]]', '[["sex"], []]', "{}", '[["sex"], 3]', "["):
+        (tmp_path / "backbone" / "parts.json").write_text(text)
+        with pytest.raises(InvalidBackbone):
+            load(tmp_path / "backbone")
