@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from ...client_node.errors import DictionaryInvalid
 from ...client_node.study.toml import MAX_BYTES, parse_json, read_toml
 from ...models.records.fields import Cuts, Values
+from ...models.records.tasks import MOST_TASKS
 from ...models.strict import FieldName, Label, StrictModel, Text, contradictions
 
-Kind = Literal["number", "category", "flag", "text", "label"]
+Kind = Literal["number", "category", "flag", "text", "label", "order"]
 
 BINS = 10  # of a number with a range
 _LISTS = ("cuts", "values")  # in CSV parted by |
@@ -28,7 +29,7 @@ _NUMBERS = ("low", "high")
 _OF_KIND: dict[str, tuple[str, ...]] = {
     "number": ("cuts", "low", "high"),
     "category": ("values",),
-    "label": ("values",),
+    "label": ("values", "low", "high"),
 }
 
 
@@ -36,9 +37,12 @@ class ColumnEntry(StrictModel):
     """One column of a table, as a dictionary describes it."""
 
     name: FieldName = Field(examples=['"age"'], description="the study's name for it; a site's own may differ")
-    kind: Kind = Field(examples=['"number"'], description="number, category, flag, text, or label: what is learned")
+    kind: Kind = Field(
+        examples=['"number"'],
+        description="number, category, flag, text; label: what is learned; order: of a person's rows",
+    )
     cuts: Cuts | None = None  # of a number: inner cut points
-    low: float | None = None  # or its range, which is cut into ten bins of one width
+    low: float | None = None  # or its range, which is cut into ten bins of one width; of a label, a scale to learn
     high: float | None = None
     values: Values | None = None  # of a category, and of a label that is no 0 or 1: every value that may occur
     measured_in: Label | None = None  # for people
@@ -57,11 +61,25 @@ class ColumnEntry(StrictModel):
             problems.append(f"{self.name}: values is missing; add every value that may occur, as a code list has them")
         if self.kind == "label" and self.values is not None and (len(self.values) < 2 or {*self.values} == {"0", "1"}):
             problems.append(f"{self.name}: values of a label are two classes or more; of 0 and 1, leave them out")
+        if self.kind == "label" and (self.low is not None or self.high is not None):
+            problems += self._scale_problems()
         if self.kind == "number":
             problems += self._range_problems()
         if problems:
             raise contradictions(problems)
         return self
+
+    @property
+    def is_written(self) -> bool:
+        """True if the label of a text has no values and no scale: a model writes it."""
+        return self.kind == "label" and self.values is None and self.low is None
+
+    def _scale_problems(self) -> list[str]:
+        if self.values is not None:
+            return [f"{self.name}: values and a range; keep one: a label is one of several classes, or a number"]
+        if self.low is None or self.high is None or not self.low < self.high:
+            return [f"{self.name}: a number that is learned has low and high, low below high"]
+        return []
 
     def _range_problems(self) -> list[str]:
         if self.cuts is not None and (self.low is not None or self.high is not None):
@@ -84,7 +102,7 @@ class ColumnEntry(StrictModel):
 
 
 class Dictionary(StrictModel):
-    """A table's columns: those of a record, and the one label."""
+    """A table's columns: those of a record, and what is learned."""
 
     columns: Annotated[tuple[ColumnEntry, ...], Field(max_length=2048)]
 
@@ -93,11 +111,27 @@ class Dictionary(StrictModel):
         names = [column.name for column in self.columns]
         problems = [f"{name} stands there more than once" for name in sorted({n for n in names if names.count(n) > 1})]
         labels = [column.name for column in self.columns if column.kind == "label"]
-        if len(labels) != 1:
-            problems.append(f"one column must have kind 'label', what is learned; found {', '.join(labels) or 'none'}")
-        if len(labels) == len(names):
+        if not labels:
+            problems.append("one column or more must have kind 'label', what is learned; found none")
+        if len(labels) > MOST_TASKS:
+            problems.append(
+                f"{len(labels)} columns have kind 'label'; a study learns at most {MOST_TASKS} things at once"
+            )
+        order = [column.name for column in self.columns if column.kind == "order"]
+        if len(order) > 1:
+            problems.append(
+                f"one column may have kind 'order', by which a person's rows are sorted; found {', '.join(order)}"
+            )
+        if len(labels) + len(order) == len(names):
             problems.append("there is no column to learn from")
-        kinds = {column.kind for column in self.columns} - {"label"}
+        kinds = {column.kind for column in self.columns} - {"label", "order"}
+        written = [column.name for column in self.labels if column.is_written]
+        if "text" in kinds and written and len(labels) > 1:
+            problems.append(
+                f"{', '.join(written)} would be written, and others told by a head; give it values, or keep one label"
+            )
+        if order and "text" in kinds:
+            problems.append("an order with text; remove it: histories are of published values")
         if "text" in kinds and kinds != {"text"}:
             problems.append("text beside other kinds; a study's records are free text or published values, not both")
         if problems:
@@ -105,9 +139,14 @@ class Dictionary(StrictModel):
         return self
 
     @property
-    def label(self) -> ColumnEntry:
-        """The column that is learned."""
-        return next(column for column in self.columns if column.kind == "label")
+    def labels(self) -> tuple[ColumnEntry, ...]:
+        """The columns that are learned."""
+        return self.of_kind("label")
+
+    @property
+    def order(self) -> ColumnEntry | None:
+        """The column by which a person's rows are sorted, if all of them make one record."""
+        return next(iter(self.of_kind("order")), None)
 
     @property
     def is_text(self) -> bool:
@@ -117,7 +156,7 @@ class Dictionary(StrictModel):
     @property
     def is_written(self) -> bool:
         """True if a model writes the label of free text; a label with values is told by a head."""
-        return self.is_text and self.label.values is None
+        return self.is_text and self.labels[0].is_written
 
     def of_kind(self, kind: Kind) -> tuple[ColumnEntry, ...]:
         """Columns of a kind, in the dictionary's order."""

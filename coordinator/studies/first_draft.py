@@ -22,6 +22,8 @@ from .dictionary import ColumnEntry, Dictionary
 _RATE = 0.2
 _LARGEST_BATCH = 10_000  # units of all sites: more costs time and hardly helps
 _DELTA = 1e-5  # or a tenth of one in the units, where that is less
+_NEAR = 10  # an answer on a scale is right within this part of its length
+_VISITS = 8  # of a history: as many as synthetic ones have
 _SPARE_FROM = 4  # sites, from which on one may be away
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -153,31 +155,65 @@ def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
         return [*lines, "max_tokens = 256 # of a record; longer texts are cut", "", *_texts(dictionary), ""]
     flags = dictionary.of_kind("flag")
     words = sum(len(dictionary.of_kind(kind)) for kind in ("number", "category", "flag"))
-    lines += [
-        f"max_tokens = {max(64, words)} # words of a record, one a column",
-        *_label(dictionary.label),
-    ]
+    place = "data"
+    if dictionary.order is not None:
+        place = "data.history"
+        lines = [
+            *lines[:2],  # a person is one record
+            f"max_tokens = {max(64, _VISITS * (words + 1))} # words: one a column, and one behind each visit",
+            "",
+            "[data.history] # all rows of a person are one record; what is learned is what the last one says",
+            f"order = {_text(dictionary.order.name)} # sorts them",
+            f"visits = {_VISITS} # the last ones",
+        ]
+    else:
+        lines.append(f"max_tokens = {max(64, words)} # words of a record, one a column")
+    tasks = dictionary.labels if len(dictionary.labels) > 1 else ()
+    if not tasks:
+        lines += _label(dictionary.labels[0])
     if flags:
         lines.append(f"flags = {_list([column.name for column in flags])}")
     for kind, table in (("number", "numeric"), ("category", "categorical")):
         if entries := dictionary.of_kind("number" if kind == "number" else "category"):
-            lines += ["", f"[data.{table}]", *(_column(entry) for entry in entries)]
-    return [*lines, ""]
+            lines += ["", f"[{place}.{table}]", *(_column(entry) for entry in entries)]
+    return [*lines, *_tasks(place, tasks), ""]
 
 
 def _texts(dictionary: Dictionary) -> list[str]:
     """Writes the table of what a model learns to write of texts, or of what a head tells of them."""
-    names, label = [column.name for column in dictionary.of_kind("text")], dictionary.label.name
+    names, label = [column.name for column in dictionary.of_kind("text")], dictionary.labels[0].name
     if not dictionary.is_written:
         text = f"{{{names[0]}}}" if len(names) == 1 else "\n".join(f"{name}: {{{name}}}" for name in names)
         template = f"text = {_text(text)} # the --template of `backbone moments`, too"
-        return ["[data.document] # names in braces are columns", template, *_label(dictionary.label)]
+        tasks = dictionary.labels if len(dictionary.labels) > 1 else ()
+        learned = _tasks("data.document", tasks) if tasks else _label(dictionary.labels[0])
+        return ["[data.document] # names in braces are columns", template, *learned]
     shown = "".join(f"{name}: {{{name}}}\n" for name in names)
     prompt, completion = _text(f"{shown}{label}:"), _text(f" {{{label}}}")
     return ["[data.text] # names in braces are columns", f"prompt = {prompt}", f"completion = {completion}"]
 
 
+def _tasks(place: str, entries: Sequence[ColumnEntry]) -> list[str]:
+    """Writes a table for each of several things that are learned at once."""
+    names = _task_names(entries)
+    return [
+        line
+        for name, entry in zip(names, entries, strict=True)
+        for line in ("", f"[{place}.tasks.{_key(name)}]", *_label(entry))
+    ]
+
+
+def _task_names(entries: Sequence[ColumnEntry]) -> list[str]:
+    """Makes names of tasks of the columns' names; two that would be one get a number."""
+    plain = [re.sub(r"[^a-z0-9._-]", "-", entry.name.lower()).lstrip("._-") or "task" for entry in entries]
+    return [f"{name}-{place}" if plain.count(name) > 1 else name for place, name in enumerate(plain, start=1)]
+
+
 def _label(entry: ColumnEntry) -> list[str]:
+    if entry.low is not None and entry.high is not None:
+        within = float(f"{(entry.high - entry.low) / _NEAR:.2g}")
+        ends = f"low = {entry.low!r}, high = {entry.high!r}, within = {within!r}"
+        return [f"number = {{ column = {_text(entry.name)}, {ends} }} # right if as near as that"]
     if entry.values is None:
         return [f"label = {_text(entry.name)} # 0 or 1"]
     return [f"label = {_text(entry.name)}", f"classes = {_list(entry.values)} # one of them, spelt so"]

@@ -56,7 +56,7 @@ def test_the_same_dictionary_in_three_formats(tmp_path):
     found = read(tmp_path, CSV)
     assert read(tmp_path, json.dumps(PLAIN), "json") == found == read(tmp_path, TOML, "toml")
     assert read(tmp_path, CSV.replace(",", ";")) == found == read(tmp_path, "\ufeff" + CSV)
-    assert found.label.name == "diagnosis"
+    assert [label.name for label in found.labels] == ["diagnosis"]
     assert not found.is_text
 
 
@@ -82,7 +82,11 @@ WRONG = {
     "values of 0 and 1": (("diagnosis,label,,,,", "diagnosis,label,,,,0|1"), "of 0 and 1, leave them out"),
     "one class": (("diagnosis,label,,,,", "diagnosis,label,,,,ill"), "two classes or more"),
     "no label": (("diagnosis,label", "diagnosis,flag"), "must have kind 'label', what is learned; found none"),
-    "two labels": (("sick,flag", "sick,label"), "found sick, diagnosis"),
+    "two orders": (
+        ("age,number,,0,90,,years\nTSH,number,0.4|4.0|10.0,,", "age,order,,,,,\nTSH,order,,,"), "found age, TSH",
+    ),
+    "a range and classes": (("diagnosis,label,,,,", "diagnosis,label,,0,9,a|b"), "values and a range; keep one"),
+    "a label of half a range": (("diagnosis,label,,,,", "diagnosis,label,,0,,"), "has low and high, low below high"),
     "a name twice": (("sick,", "age,"), "age stands there more than once"),
     "a name that is none": (("sick,", "is sick,"), "row 4 (is sick): name is \"is sick\"; it must be a letter or _"),
     "text beside numbers": (("sick,flag", "sick,text"), "text beside other kinds"),

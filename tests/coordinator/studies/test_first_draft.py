@@ -4,6 +4,7 @@ import pytest
 
 from confide.client_node.errors import StudyInvalid
 from confide.client_node.study.terms import load_draft
+from confide.client_node.study.toml import parse_json
 from confide.coordinator.errors import StudyRefused
 from confide.coordinator.federation.members import Member
 from confide.coordinator.studies.dictionary import Dictionary
@@ -99,3 +100,47 @@ def test_nothing_is_drafted_for_a_federation_that_is_too_small():
 def test_rate_and_delta_follow_from_the_units():
     assert [sample_rate_of(n) for n in (1, 50_000, 100_000, 3_000_000)] == [0.2, 0.2, 0.1, 0.0033]
     assert [delta_of(n) for n in (50, 6870, 10_000, 10_001, 3_000_000)] == [1e-5, 1e-5, 1e-5, 1e-6, 1e-8]
+
+
+LABELS = [
+    {"name": "Stay", "kind": "label"},
+    {"name": "next.visits", "kind": "label", "values": ["none", "some"]},
+    {"name": "cost", "kind": "label", "low": 0.0, "high": 4.0},
+    {"name": "COST", "kind": "label"},
+]
+
+
+def test_several_labels_are_tasks_of_one_study(tmp_path):
+    plain = {"columns": [*PLAIN["columns"][:-1], *LABELS]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    tasks = draft.data.tasks
+    assert set(tasks) == {"stay", "next.visits", "cost-3", "cost-4"}
+    assert (tasks["stay"].label, tasks["next.visits"].classes) == ("Stay", ("none", "some"))
+    assert tasks["cost-3"].number.model_dump() == {"column": "cost", "low": 0.0, "high": 4.0, "within": 0.4}
+
+
+def test_one_number_is_learned_as_a_point_of_its_scale(tmp_path):
+    plain = {"columns": [*PLAIN["columns"][:-1], LABELS[2]]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert (draft.data.label, draft.data.number.column, draft.data.number.within) == (None, "cost", 0.4)
+
+
+def test_documents_may_tell_several_things(tmp_path):
+    plain = {"columns": [{"name": "note", "kind": "text"}, *LABELS[1:3]]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert (draft.data.kind.name, set(draft.data.terms.tasks)) == ("document", {"next.visits", "cost"})
+    with pytest.raises(StudyInvalid, match="Stay would be written"):
+        parse_json(
+            json.dumps({"columns": [plain["columns"][0], *LABELS[:2]]}), Dictionary, error=StudyInvalid, source="d"
+        )
+
+
+@pytest.mark.parametrize("labels", [LABELS[:1], LABELS[1:3]])
+def test_an_order_makes_all_rows_of_a_person_one_record(tmp_path, labels):
+    plain = {"columns": [{"name": "day", "kind": "order"}, *PLAIN["columns"][:-1], *labels]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    terms = draft.data.terms
+    assert (draft.data.kind.name, terms.order, terms.visits) == ("history", "day", 8)
+    assert (draft.data.max_tokens, draft.data.max_records_per_unit) == (64, 1)
+    assert dict(terms.numeric)["TSH"] == (0.4, 4.0, 10.0)
+    assert len(terms.tasks or labels) == len(labels)
