@@ -117,7 +117,7 @@ def judged(
     flat = [each for family in asked for each in family]
     prompts = [encoder.prompt(each.question) for each in flat]
     written = writing.write(model, prompts, encoder.texts, ends=(encoder.end,), longest=LONGEST, guide=guide)
-    texts = [text for text, _ in written]
+    texts = [each.text for each in written]
     right = [encoder.is_answered(text, each.answer) for text, each in zip(texts, flat, strict=True)]
     by_family = np.array(right).reshape(len(asked), -1).mean(1)
     return {

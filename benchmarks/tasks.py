@@ -195,7 +195,7 @@ def judged(model: torch.nn.Module, task: str, part: str, count: int) -> float:
     prompts = [[number[word] for word in example(task, program, x, rng)[0]] for program, x in asked]
     texts = [f" {word}" for word in WORDS]
     written = writing.write(model, prompts, texts, ends=(number[END],), longest=LONGEST)
-    answers = [text.split() for text, _ in written]
+    answers = [each.text.split() for each in written]
     return sum(passes(task, answer, *case) for answer, case in zip(answers, asked, strict=True)) / count
 
 
