@@ -9,6 +9,16 @@ def rounded_up(bound: float, decimals: int = 2) -> str:
     return _rounded(bound, decimals, ROUND_CEILING)
 
 
+def figures_up(bound: float, figures: int = 3) -> str:
+    """Writes a small upper bound, such as a delta, with so many significant digits, rounded up at the last.
+
+    What stands behind the twelfth is the rounding of sums, and no part of it.
+    """
+    exact = Decimal(f"{bound:.12g}")
+    last = Decimal(1).scaleb(exact.adjusted() + 1 - figures)
+    return f"{float(exact.quantize(last, rounding=ROUND_CEILING)):.{figures}g}"
+
+
 def rounded_down(bound: float, decimals: int = 2) -> str:
     """Writes a lower bound, such as what is left of a budget or what an audit has shown, rounded down."""
     return _rounded(bound, decimals, ROUND_FLOOR)

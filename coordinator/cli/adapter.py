@@ -90,8 +90,8 @@ def adapter_ask(
     requests: Annotated[
         Path,
         typer.Option(
-            help="Table with columns of the backbone's schema, any of them; or, for a backbone that reads text, a "
-            "prompt a line, as the studies show it."
+            help="Table with columns of the backbone's schema, what is left out being missing; or, for a backbone that "
+            "reads text, a request a line."
         ),
     ],
     by: Annotated[
@@ -107,13 +107,18 @@ def adapter_ask(
     floor: Annotated[
         float | None, typer.Option(help="With --by prototypes: likeness at which the backbone alone is as good.")
     ] = None,
+    template: Annotated[
+        str, typer.Option(help="Of text: what the studies show around it, with one name in braces.")
+    ] = "{text}",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Of text: longer requests are cut.")] = 4096,
     longest: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that are written.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
     """Answer requests with the adapters of several studies, chosen or mixed for each request. Trains nothing.
 
-    Prototypes come from studies with a table [prototype]. For one person in several of the studies their epsilons add
-    up, and it says to what; asking costs nothing more, however often.
+    Prototypes come from studies with a table [prototype]. What is the backbone's share counts as 0 in what heads give:
+    even odds, or the middle of a scale. For one person in several of the studies their epsilons add up, and it says to
+    what; asking costs nothing more, however often.
     """
     from ...models.adapters.composing import FLOOR
     from ..results.asking import ask
@@ -125,7 +130,8 @@ def adapter_ask(
     with bar("Answering") as progress:
         found = ask(
             backbone, directories, requests, rule=by.value, weights=parse_weights(weights),
-            floor=FLOOR if floor is None else floor, longest=longest, progress=progress,
+            floor=FLOOR if floor is None else floor, template=template, max_tokens=max_tokens, longest=longest,
+            progress=progress,
         )  # fmt: skip
     show_answers(found, as_json)
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from ...client_node.cli.console import err, out, print_json, print_rows, show_page, table_of, tell
 from ...client_node.cli.tables import show_facts
 from ...models.errors import InvalidBackbone
-from ...models.rounding import rounded_up
+from ...models.rounding import figures_up, rounded_up
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ...models.adapters import ModelCard
@@ -233,11 +233,11 @@ def show_answers(found: "Answers", as_json: bool) -> None:
     rows = []
     for number, each in enumerate(found.answers, start=1):
         shares = {} if each.weights is None else dict(zip(found.studies, each.weights, strict=True))
-        row: dict[str, Any] = {"request": number, **{study: f"{share:.2f}" for study, share in shares.items()}}
+        row: dict[str, Any] = {"#": number, **{study: f"{share:.2f}" for study, share in shares.items()}}
         if each.weights is not None:
-            row["backbone"] = f"{max(0.0, 1 - sum(each.weights)):.2f}"
+            row["(backbone)"] = f"{max(0.0, 1 - sum(each.weights)):.2f}"
         outputs = "" if each.outputs is None else ", ".join(f"{value:.4g}" for value in each.outputs)
-        rows.append({**row, "answer": escape(each.text) if each.text is not None else outputs})
+        rows.append({**row, "(answer)": escape(each.text) if each.text is not None else outputs})
     out.print(table_of("Answers, and each study's share in them", rows))
     if found.meaning:
         out.print(found.meaning, highlight=False, markup=False)
@@ -246,7 +246,7 @@ def show_answers(found: "Answers", as_json: bool) -> None:
     for spent in found.spent:
         out.print(
             f"For one {spent.unit} in all {spent.studies} studies, at most epsilon {rounded_up(spent.epsilon, 3)} at "
-            f"delta {spent.delta:.3g}, for these answers and any others",
+            f"delta {figures_up(spent.delta)}, for these answers and any others",
             highlight=False,
         )
     if found.unbounded:

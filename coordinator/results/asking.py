@@ -14,7 +14,7 @@ from ...client_node.errors import DataInvalid
 from ...models.adapters.composing import FLOOR, Composition, Spent, compose
 from ...models.backbones.loading import RecordBackbone, TextBackbone
 from ...models.decoding.writing import write
-from ...models.records import RecordSchema, cells
+from ...models.records import RecordSchema, cells, documents
 from ...models.records.fields import AnyField, CategoricalField, NumericField
 from ...models.structure.inputs import words_of
 from ..errors import Conflict
@@ -38,7 +38,7 @@ class Answers:
     """The answers to all requests, in their order, and what they rest on."""
 
     studies: tuple[str, ...]  # by adapter; names of those that were combined, joined by +
-    lost: tuple[str, ...]  # studies whose prototypes are lost in their noise
+    lost: tuple[str, ...]  # studies that were never chosen, as their prototypes are lost in their noise
     spent: tuple[Spent, ...]  # for one person in all of the studies: holds for every answer, and for all together
     unbounded: tuple[str, ...]  # studies without privacy
     meaning: str  # of outputs
@@ -72,18 +72,22 @@ def ask(
     rule: Rule = "prototypes",
     weights: Sequence[float] | None = None,
     floor: float = FLOOR,
+    template: str = "{text}",
+    max_tokens: int = 4096,
     longest: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Answers the requests in a file with exported adapters of one backbone.
 
     Args:
-        requests: of a backbone that reads records, a CSV or Parquet table of columns of its schema, of which any may be
-            left out; of one that reads text, a UTF-8 file with a prompt a line, as the studies show it to the model, or
-            with `.jsonl` a JSON string a line.
+        requests: of a backbone that reads records, a CSV or Parquet table of columns of its schema; what is left out is
+            missing. Of one that reads text, a UTF-8 file with a request a line, or with `.jsonl` a JSON string a line;
+            blank lines are none.
         rule: who answers, see `composing`.
         weights: of the rule fixed; None: a uniform mean.
         floor: cosine at which the backbone alone counts as much as an adapter.
+        template: of text, what the studies show around it, with one name in braces; control words count here alone.
+        max_tokens: of text, longer requests are cut, as in the studies.
         longest: tokens that are written.
 
     Raises:
@@ -92,7 +96,7 @@ def ask(
         DataInvalid: a cell does not fit.
     """
     composition = compose(backbone, directories)
-    ids = _ids(composition.backbone, requests)
+    ids = _ids(composition.backbone, requests, template, max_tokens)
     if not 1 <= len(ids) <= MOST_REQUESTS:
         raise Conflict(f"{requests} has {len(ids):,} requests; from 1 to {MOST_REQUESTS:,} are answered")
     facts = [adapter.provenance for adapter in composition.adapters]
@@ -110,7 +114,7 @@ def ask(
         lost=tuple(
             adapter.provenance.sources[0].study
             for adapter in composition.adapters
-            if adapter.prototype is not None and adapter.prototype.direction is None
+            if rule == "prototypes" and adapter.prototype is not None and adapter.prototype.direction is None
         ),
         spent=tuple(composition.spent),
         unbounded=tuple(dict.fromkeys(source.study for source in sources if source.mode == "none")),
@@ -160,17 +164,18 @@ def _by_length(ids: Sequence[list[int]]) -> list[list[int]]:
     return [own[start : start + _ROWS] for own in lengths.values() for start in range(0, len(own), _ROWS)]
 
 
-def _ids(backbone: RecordBackbone | TextBackbone, requests: Path) -> list[list[int]]:
+def _ids(backbone: RecordBackbone | TextBackbone, requests: Path, template: str, max_tokens: int) -> list[list[int]]:
     if isinstance(backbone, RecordBackbone):
         return _of_records(backbone, requests)
-    return [backbone.tokenizer.encode(text, add_special_tokens=False) or [1] for text in _prompts(requests)]
+    ids = documents.encoded(template, _prompts(requests), backbone.tokenizer, max_tokens)
+    return [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in ids]
 
 
 def _prompts(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise Conflict(f"{path} is longer than {MOST_BYTES >> 20} MiB")
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         found = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else lines
         "".join(text for text in found if isinstance(text, str)).encode("utf-8")  # JSON can spell half a letter
     except (OSError, ValueError, RecursionError) as err:
@@ -181,7 +186,7 @@ def _prompts(path: Path) -> list[str]:
 
 
 def _of_records(backbone: RecordBackbone, path: Path) -> list[list[int]]:
-    """Token ids of each row, by the columns of the schema that the table has.
+    """Token ids of each row; a column that the table does not have is missing in all.
 
     Where the backbone was built for several studies, a row is read as a record of those that its filled cells belong
     to: an empty cell of theirs is a missing value, of another study nothing at all.
@@ -199,15 +204,18 @@ def _of_records(backbone: RecordBackbone, path: Path) -> list[list[int]]:
     for number, pattern in enumerate(patterns):
         rows = np.flatnonzero(which == number)
         filled = frozenset(field.name for field, is_there in zip(own, pattern, strict=True) if is_there)
-        names = _read_together(filled, backbone.parts) if backbone.parts else {field.name for field in own}
+        names = _read_together(filled, backbone.parts) if backbone.parts else {field.name for field in schema.fields()}
         lines = [""] * len(rows)
         if names:
             part = RecordSchema(
-                numeric=tuple(field for field in schema.numeric if field in own and field.name in names),
-                flags=tuple(field for field in schema.flags if field in own and field.name in names),
-                categorical=tuple(field for field in schema.categorical if field in own and field.name in names),
+                numeric=tuple(field for field in schema.numeric if field.name in names),
+                flags=tuple(field for field in schema.flags if field.name in names),
+                categorical=tuple(field for field in schema.categorical if field.name in names),
             )
-            lines = part.render({field.name: values[field.name][rows] for field in part.fields()})
+            absent = np.full(len(rows), None)
+            lines = part.render(
+                {field.name: values[field.name][rows] if field in own else absent for field in part.fields()}
+            )
         for row, tokens in zip(rows, schema.encode(lines), strict=True):
             ids[row] = tokens[tokens > 0].tolist()
     return ids

@@ -59,8 +59,8 @@ class ColumnEntry(StrictModel):
         ]
         if self.kind == "category" and self.values is None:
             problems.append(f"{self.name}: values is missing; add every value that may occur, as a code list has them")
-        if self.kind == "label" and self.values is not None and (len(self.values) < 2 or {*self.values} == {"0", "1"}):
-            problems.append(f"{self.name}: values of a label are two classes or more; of 0 and 1, leave them out")
+        if self.kind == "label" and self.values is not None and len(self.values) < 2:
+            problems.append(f"{self.name}: values of a label are two classes or more, or 0 and 1")
         if self.kind == "label" and (self.low is not None or self.high is not None):
             problems += self._scale_problems()
         if self.kind == "number":

@@ -4,6 +4,7 @@ Every setting that is not the operator's to say is computed from those, or is a 
 (docs/benchmarks/quality.md), with its reason beside it. No record is read, here or anywhere at the coordinator.
 """
 
+import itertools
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from ...client_node.errors import StudyInvalid
 from ...client_node.study import StudyDraft
-from ...client_node.study.terms import NUM_AGGREGATORS
+from ...client_node.study.terms import MOST_TOKENS_IN_FULL, NUM_AGGREGATORS
 from ...client_node.study.toml import parse_json
 from ..errors import StudyRefused
 from ..federation.members import Member
@@ -23,6 +24,7 @@ _RATE = 0.2
 _LARGEST_BATCH = 10_000  # units of all sites: more costs time and hardly helps
 _DELTA = 1e-5  # or a tenth of one in the units, where that is less
 _NEAR = 10  # an answer on a scale is right within this part of its length
+_LONGEST_TASK = 58  # of a task's name, which may get a number
 _VISITS = 8  # of a history: as many as synthetic ones have
 _SPARE_FROM = 4  # sites, from which on one may be away
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -158,13 +160,14 @@ def _data(dictionary: Dictionary, wishes: Wishes) -> list[str]:
     place = "data"
     if dictionary.order is not None:
         place = "data.history"
+        visits = max(1, min(_VISITS, MOST_TOKENS_IN_FULL // (words + 1)))
         lines = [
             *lines[:2],  # a person is one record
-            f"max_tokens = {max(64, _VISITS * (words + 1))} # words: one a column, and one behind each visit",
+            f"max_tokens = {max(64, visits * (words + 1))} # words: one a column, and one behind each visit",
             "",
             "[data.history] # all rows of a person are one record; what is learned is what the last one says",
             f"order = {_text(dictionary.order.name)} # sorts them",
-            f"visits = {_VISITS} # the last ones",
+            f"visits = {visits} # the last ones",
         ]
     else:
         lines.append(f"max_tokens = {max(64, words)} # words of a record, one a column")
@@ -204,9 +207,13 @@ def _tasks(place: str, entries: Sequence[ColumnEntry]) -> list[str]:
 
 
 def _task_names(entries: Sequence[ColumnEntry]) -> list[str]:
-    """Makes names of tasks of the columns' names; two that would be one get a number."""
-    plain = [re.sub(r"[^a-z0-9._-]", "-", entry.name.lower()).lstrip("._-") or "task" for entry in entries]
-    return [f"{name}-{place}" if plain.count(name) > 1 else name for place, name in enumerate(plain, start=1)]
+    """Makes names of tasks of the columns' names; one that is taken gets a number."""
+    names: list[str] = []
+    for entry in entries:
+        plain = re.sub(r"[^a-z0-9._-]", "-", entry.name.lower()).lstrip("._-")[:_LONGEST_TASK] or "task"
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([plain], numbered) if name not in names))
+    return names
 
 
 def _label(entry: ColumnEntry) -> list[str]:
@@ -214,7 +221,7 @@ def _label(entry: ColumnEntry) -> list[str]:
         within = float(f"{(entry.high - entry.low) / _NEAR:.2g}")
         ends = f"low = {entry.low!r}, high = {entry.high!r}, within = {within!r}"
         return [f"number = {{ column = {_text(entry.name)}, {ends} }} # right if as near as that"]
-    if entry.values is None:
+    if entry.values is None or {*entry.values} == {"0", "1"}:
         return [f"label = {_text(entry.name)} # 0 or 1"]
     return [f"label = {_text(entry.name)}", f"classes = {_list(entry.values)} # one of them, spelt so"]
 
@@ -260,7 +267,8 @@ def _rounds(wishes: Wishes, sites: int) -> list[str]:
         "deadline_s = 300 # that a round waits for a site that is away; if all answer, it goes on at once",
         f"batch_units = {max(1, round(rate * wishes.units))} # {rate:g} of {wishes.units:,} in all",
         "",
-        "# [prototype] # after the last round, by which the adapter is found for requests like the records",
+        "# [prototype] # after the last round, by which the adapter is found for requests like the records; of text it",
+        "# needs a backbone with moments: coordinator backbone moments",
         "# noise_multiplier = 40.0",
         "",
         "# [evaluation] # after the last round, on records that sites hold out (heldout_path in site.toml)",

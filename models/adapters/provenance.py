@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from ..errors import InvalidRelease
-from ..rounding import rounded_up
+from ..rounding import figures_up, rounded_up
 from .card import ModelCard, privacy_text
 
 FILE = "confide.json"
@@ -150,7 +150,7 @@ def composition(sources: Sequence[Source]) -> str:
         lines.append(f"**Nothing bounds what it tells about the records of {', '.join(bare)}.**")
     lines += [
         f"For one {each.unit} who took part in several, epsilons and deltas add up (basic composition): at most "
-        f"epsilon {rounded_up(each.epsilon, 3)} at delta {each.delta:.3g} in all {each.studies}."
+        f"epsilon {rounded_up(each.epsilon, 3)} at delta {figures_up(each.delta)} in all {each.studies}."
         for each in added_up(sources)
         if each.studies > 1
     ]

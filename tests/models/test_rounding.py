@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.models.rounding import rounded_down, rounded_up
+from confide.models.rounding import figures_up, rounded_down, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,20 @@ def test_no_digit_is_lost_on_the_wrong_side(bound, decimals):
     up, down = (Decimal(write(bound, decimals)) for write in (rounded_up, rounded_down))
     assert down <= Decimal(repr(bound)) <= up
     assert up - down <= Decimal(1).scaleb(-decimals)
+
+
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        (1.2349e-5, "1.24e-05"),
+        (1.1e-5, "1.1e-05"),
+        (1e-5 + 1e-6, "1.1e-05"),
+        (9.999e-6, "1e-05"),
+        (0.0, "0"),
+        (1e-3, "0.001"),
+        (0.12301, "0.124"),
+    ],
+)
+def test_a_small_bound_keeps_its_first_digits_and_never_shrinks(bound, text):
+    assert figures_up(bound) == text
+    assert float(text) >= bound * (1 - 1e-12)

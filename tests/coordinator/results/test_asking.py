@@ -16,9 +16,10 @@ from confide.models.adapters.peft_export import export
 from confide.models.adapters.prototype import Prototype
 from confide.models.backbones.checkpoints import content_hash
 from confide.models.backbones.family import BackboneConfig
-from confide.models.backbones.loading import build, load, load_text, save
+from confide.models.backbones.loading import backbone_hash, build, load, load_text, save
 from confide.models.backbones.moments import take_moments
 from confide.models.errors import CombinationRefused, InvalidBackbone
+from confide.models.records.documents import DocumentReader
 from confide.models.records.fields import FlagField, NumericField, RecordSchema, united
 
 from ...models.adapters.test_combining import CARD, OTHER, backbone_dir
@@ -35,7 +36,7 @@ def table(folder, text):
 
 
 def test_records_of_any_columns_are_answered_as_the_composition_answers_them(backbone_dir, exports, tmp_path):
-    requests = table(tmp_path, "sex,TSH,note\nF,0.5,left alone\nM,,\n,9.0,\n")
+    requests = table(tmp_path, "sex,TSH,note\nF,0.5,left alone\nM,,\n,9.0,\n")  # without sick: not set
     found = ask(backbone_dir, exports, requests)
     composition = compose(backbone_dir, exports)
     words = composition.backbone.schema.words()
@@ -137,7 +138,13 @@ def invoke(*words, code=0):
 def test_the_command_prints_answers_and_what_they_cost(backbone_dir, exports, tmp_path):
     requests = table(tmp_path, "sex,TSH\nF,0.5\nM,\n")
     printed = invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests)
-    for words in ("thyroid", "loans", "backbone", "For one patient in all 2 studies, at most epsilon 4.414 at delta"):
+    for words in (
+        "thyroid",
+        "loans",
+        "(backbone)",
+        "(answer)",
+        "For one patient in all 2 studies, at most epsilon 4.414 at delta",
+    ):
         assert words in printed
     plain = json.loads(invoke("adapter", "ask", backbone_dir, *exports, "--requests", requests, "--json"))
     assert len(plain["answers"]) == 2
@@ -164,7 +171,7 @@ def test_a_row_is_read_as_a_record_of_the_studies_that_its_cells_belong_to(tmp_p
     assert backbone.parts == ({"age", "pain", "swollen"}, {"age", "flow"})
     requests = table(tmp_path, "age,pain,flow,swollen\n50,7,,\n50,,200,\n,,,f\n50,,,\n,,,\n30,1,400,t\n")
     words = whole.words()
-    found = [[words[token] for token in ids] for ids in _ids(backbone, requests)]
+    found = [[words[token] for token in ids] for ids in _ids(backbone, requests, "{text}", 64)]
     assert found == [
         ["age=b01", "pain=b01"],
         ["age=b01", "flow=b00"],
@@ -181,3 +188,38 @@ def test_a_list_of_columns_that_the_schema_does_not_have_is_refused(backbone_dir
         (tmp_path / "backbone" / "parts.json").write_text(text)
         with pytest.raises(InvalidBackbone):
             load(tmp_path / "backbone")
+
+
+def test_a_column_that_a_table_does_not_have_is_missing(backbone_dir, tmp_path):
+    backbone = load(backbone_dir)
+    words = backbone.schema.words()
+    found = [
+        [words[token] for token in _ids(backbone, table(tmp_path, text), "{text}", 64)[0]]
+        for text in ("sex\nF\n", "sex,TSH,sick\nF,,\n")
+    ]
+    assert found[0] == found[1] == ["TSH=na", "sex=F"]
+
+
+def test_text_is_read_as_the_studies_read_it(text_parts, tmp_path):
+    backbone = load_text(text_parts[0])
+    template = "<|start|>{note}\n"
+    study = DocumentReader.of(template, backbone.tokenizer, 12)
+    texts = ["a cough", "ends <|end|> here", "a long letter about nothing"]
+    (tmp_path / "requests.txt").write_bytes(b"\xef\xbb\xbf" + "\n\n".join(texts).encode())
+    want = [row[row > 0].tolist() for row in study.encode({"note": texts})]
+    assert _ids(backbone, tmp_path / "requests.txt", template, 12) == want
+    end = backbone.tokenizer.eos_token_id
+    assert not any(end in row for row in want)  # a request does not end its own turn
+    assert max(map(len, want)) == 12
+
+
+def test_only_where_prototypes_choose_is_one_said_to_be_lost(backbone_dir, pair, exports, tmp_path):
+    card = replace(OTHER, study="lost", backbone_hash=backbone_hash(backbone_dir))
+    noise = 40 * torch.randn(16, generator=torch.Generator().manual_seed(3))
+    export(pair[1], tmp_path, tmp_path / "lost", card, Prototype(noise, 40.0))
+    requests = table(tmp_path, "sex\nF\n")
+    found = [
+        ask(backbone_dir, [exports[0], tmp_path / "lost"], requests, rule=rule) for rule in ("prototypes", "fixed")
+    ]
+    assert [each.lost for each in found] == [("lost",), ()]
+    assert found[1].answers[0].weights == (0.5, 0.5)

@@ -79,7 +79,6 @@ WRONG = {
     "no values": (("F|M", ""), "sex: values is missing; add every value that may occur"),
     "one value twice": (("F|M", "F|F"), "row 3 (sex): values is"),
     "values of a flag": (("sick,flag,,,,", "sick,flag,,,,t|f"), "sick: values with kind 'flag'; remove it"),
-    "values of 0 and 1": (("diagnosis,label,,,,", "diagnosis,label,,,,0|1"), "of 0 and 1, leave them out"),
     "one class": (("diagnosis,label,,,,", "diagnosis,label,,,,ill"), "two classes or more"),
     "no label": (("diagnosis,label", "diagnosis,flag"), "must have kind 'label', what is learned; found none"),
     "two orders": (

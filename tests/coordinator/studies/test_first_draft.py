@@ -114,9 +114,9 @@ def test_several_labels_are_tasks_of_one_study(tmp_path):
     plain = {"columns": [*PLAIN["columns"][:-1], *LABELS]}
     draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
     tasks = draft.data.tasks
-    assert set(tasks) == {"stay", "next.visits", "cost-3", "cost-4"}
+    assert set(tasks) == {"stay", "next.visits", "cost", "cost-2"}
     assert (tasks["stay"].label, tasks["next.visits"].classes) == ("Stay", ("none", "some"))
-    assert tasks["cost-3"].number.model_dump() == {"column": "cost", "low": 0.0, "high": 4.0, "within": 0.4}
+    assert tasks["cost"].number.model_dump() == {"column": "cost", "low": 0.0, "high": 4.0, "within": 0.4}
 
 
 def test_one_number_is_learned_as_a_point_of_its_scale(tmp_path):
@@ -144,3 +144,25 @@ def test_an_order_makes_all_rows_of_a_person_one_record(tmp_path, labels):
     assert (draft.data.max_tokens, draft.data.max_records_per_unit) == (64, 1)
     assert dict(terms.numeric)["TSH"] == (0.4, 4.0, 10.0)
     assert len(terms.tasks or labels) == len(labels)
+
+
+def test_names_of_tasks_are_short_and_none_is_taken_twice(tmp_path):
+    names = ["A", "a", "a-2", "x" * 64, "X" * 64]
+    plain = {"columns": [PLAIN["columns"][0], *({"name": name, "kind": "label"} for name in names)]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert set(draft.data.tasks) == {"a", "a-2", "a-2-2", "x" * 58, "x" * 58 + "-2"}
+
+
+def test_a_document_may_tell_a_label_of_0_and_1_beside_others(tmp_path):
+    stay = LABELS[0] | {"values": ["0", "1"]}
+    plain = {"columns": [{"name": "note", "kind": "text"}, stay, LABELS[2]]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert (draft.data.terms.tasks["stay"].label, draft.data.terms.tasks["stay"].classes) == ("Stay", None)
+
+
+@pytest.mark.parametrize(("columns", "visits"), [(300, 8), (600, 6), (1000, 4)])
+def test_a_history_of_many_columns_has_fewer_visits(tmp_path, columns, visits):
+    numbers = [{"name": f"n{i}", "kind": "number", "low": 0, "high": 9} for i in range(columns)]
+    plain = {"columns": [{"name": "day", "kind": "order"}, *numbers, LABELS[0]]}
+    draft = drafted(tmp_path, first_draft(dictionary(plain), members(3), Wishes(name="t", units=999)))
+    assert draft.data.terms.visits == visits
