@@ -52,6 +52,7 @@ def federate(
     scale_bits: int,
     seed: int,
     ready: Ready | None = None,
+    max_rows: int | None = None,
 ) -> None:
     """Trains `adapted` in place by the study's rounds, in `mode` instead of the study's own.
 
@@ -61,8 +62,9 @@ def federate(
 
     Args:
         ready: of an earlier call of `made_ready` for the same model, sites and mode; None: it is made here.
+        max_rows: that are computed at once, if they shall be fewer than usual: fewer are sooner probed.
     """
-    ready = ready or made_ready(draft, adapted, sites, mode=mode)
+    ready = ready or made_ready(draft, adapted, sites, mode=mode, max_rows=max_rows)
     layout = adapted.layout
     draft = with_rates(draft, layout.dim - layout.head_slice.stop)
     draft = draft.model_copy(update={"privacy": draft.privacy.model_copy(update={"mode": mode})})
@@ -72,7 +74,7 @@ def federate(
             mode,
             site_noise=noise_of(draft, mode, scale_bits),
             scale_bits=scale_bits,
-            max_rows=max(_ROWS_TRAINED, draft.data.max_records_per_unit),
+            max_rows=_rows_trained(draft, max_rows),
             site=name,
         )
         for name in sites
@@ -94,12 +96,19 @@ def federate(
     adapted.load_state(checkpoint.exported[: layout.dim])
 
 
-def made_ready(draft: StudyDraft, adapted: AdaptedModel, sites: Mapping[str, SiteArrays], *, mode: Mode) -> Ready:
+def made_ready(
+    draft: StudyDraft,
+    adapted: AdaptedModel,
+    sites: Mapping[str, SiteArrays],
+    *,
+    mode: Mode,
+    max_rows: int | None = None,
+) -> Ready:
     """Probes shapes of batches, and computes the frozen layers of all records, as sites do before a first round."""
     shapes = probed_shapes(
         adapted,
         max_tokens=draft.data.max_tokens,
-        max_rows=_ROWS_TRAINED,
+        max_rows=_rows_trained(draft, max_rows),
         max_records=draft.data.max_records_per_unit,
     )
     threads = 1 if mode == "none" else None  # of a step
@@ -107,6 +116,11 @@ def made_ready(draft: StudyDraft, adapted: AdaptedModel, sites: Mapping[str, Sit
         name: _entering(adapted, ids, labels, shapes, threads=threads) for name, (ids, labels, _) in sites.items()
     }
     return Ready(shapes, entering)
+
+
+def _rows_trained(draft: StudyDraft, most: int | None) -> int:
+    """Rows that are computed at once, those of one unit at least."""
+    return max(min(most or _ROWS_TRAINED, _ROWS_TRAINED), draft.data.max_records_per_unit)
 
 
 def _entering(

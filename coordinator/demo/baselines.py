@@ -32,12 +32,14 @@ def references(
     train: Sequence[SitePolicy],
     held_out: Sequence[SitePolicy],
     *,
+    max_rows: int,
     on_nonprivate: Callable[[AdaptedModel], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Computes AUC on all held-out records: `auc_before`, `auc_nonprivate`, `auc_head_only`, `auc_control`.
 
     Args:
         train: one policy a site, in the study's order.
+        max_rows: of the training without noise, computed at once.
         on_nonprivate: called with the model trained without noise.
     """
     draft, scale_bits = study.draft, study.scale_bits
@@ -55,7 +57,7 @@ def references(
     head_only = linear(lambda ids: head_inputs(adapted, ids), draft.optimizer.rates[1])
     control = linear(lambda ids: word_inputs(draft, ids), WORDS_LR)
     sites = dict(zip(study.site_names(), trained_on, strict=True))
-    federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0)
+    federate(draft, adapted, sites, mode="none", scale_bits=scale_bits, seed=0, max_rows=max_rows)
     on_nonprivate(adapted)
     nonprivate = [logits(adapted, ids) for ids, _, _ in tested_on]
     scores = {
@@ -69,13 +71,19 @@ def references(
 
 
 def answer_references(
-    study: Study, untouched: StudyModel, train: Sequence[SitePolicy], held_out: Sequence[SitePolicy]
+    study: Study,
+    untouched: StudyModel,
+    train: Sequence[SitePolicy],
+    held_out: Sequence[SitePolicy],
+    *,
+    max_rows: int,
 ) -> dict[str, Any]:
     """Computes every metric on all held-out records, of the backbone as it starts and of the study without noise.
 
     Args:
         untouched: the study's model as it starts; afterwards it is the one that was trained without noise.
         train: one policy a site, in the study's order, as are those of held-out records.
+        max_rows: of the training without noise, computed at once.
     """
     names = study.site_names()
     tested_on, trained_on = (
@@ -85,7 +93,7 @@ def answer_references(
     tables = [Examples(*arrays) for arrays in tested_on]
     before = untouched.evaluate(tables)
     sites = dict(zip(names, trained_on, strict=True))
-    federate(study.draft, untouched.adapted, sites, mode="none", scale_bits=study.scale_bits, seed=0)
+    federate(study.draft, untouched.adapted, sites, mode="none", scale_bits=study.scale_bits, seed=0, max_rows=max_rows)
     nonprivate = untouched.evaluate(tables)
     return {
         f"{metric}_{name}": estimate["value"]

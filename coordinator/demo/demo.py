@@ -44,6 +44,7 @@ _BUDGET = 4.0  # epsilon that each demo site guarantees for its data set
 _Rows = list[tuple[str, str, str]]  # name, figure, what it is
 _SMOKE_TOKENS, _SMOKE_PUBLIC = 20_000, 1000  # tokens to read of public records, and their number
 _SMOKE_WRITTEN = 12  # tokens
+_ROWS, _SMOKE_ROWS = 512, 16  # that a site computes at once; which shapes of batches are sound is probed up to there
 _SMOKE_ROUNDS, _SMOKE_RECORDS = 2, {"train": 40, "heldout": 10}  # of a site
 
 
@@ -53,6 +54,7 @@ class Workbench:
 
     root: Path
     tables: dict[str, dict[str, Any]]  # site -> train, heldout (paths), units, ...
+    rows: int = _ROWS  # that a site computes at once
 
     @property
     def backbone(self) -> Path:
@@ -135,7 +137,8 @@ def _workbench(
             if (public := directory / "data" / "public.csv").exists():
                 _keep_first(public, _SMOKE_PUBLIC)
         write_private(described, json.dumps(tables).encode())
-    bench = Workbench(root=directory, tables=json.loads(described.read_text()))
+    rows = max(_SMOKE_ROWS, draft.data.max_records_per_unit) if is_smoke else _ROWS
+    bench = Workbench(root=directory, tables=json.loads(described.read_text()), rows=rows)
     if bench.tables.keys() != set(draft.participants.sites):
         raise DemoFailed(f"{directory} holds the tables of another example; choose another folder with --dir")
     if not bench.backbone.exists():
@@ -334,6 +337,7 @@ def _quality(store: Store, bench: Workbench, study: Study, run_id: str, home: Pa
         attacked = [Attacked("the run's adapter", study.draft.privacy.mode, pool.confidences(model.adapted))]
         compared = references(
             study, bench.backbone, train, held_out,
+            max_rows=bench.rows,
             on_nonprivate=lambda model: attacked.append(
                 Attacked("the same study trained without noise", "none", pool.confidences(model))
             ),
@@ -373,7 +377,7 @@ def _answer_quality(
     with console.status("Training the same study without noise in this process, on as many texts again as the rounds"):
         untouched = load_study_model(study.draft, bench.backbone, expected_hash=study.backbone_hash)
         before = pool.confidences(untouched.adapted)
-        compared = answer_references(study, untouched, train, held_out)
+        compared = answer_references(study, untouched, train, held_out, max_rows=bench.rows)
         bare = Attacked("the same study trained without noise", "none", pool.confidences(untouched.adapted))
         attacks = attack_by_loss(store, run_id, study, pool, before, [*attacked, bare])
     measured = measurement(store, run_id).metrics.prevalence if study.draft.evaluation else None
@@ -598,7 +602,7 @@ directory = {json.dumps(str(bench.backbone))}
 
 [limits]
 threads = 1
-max_rows_per_batch = 512
+max_rows_per_batch = {bench.rows}
 """
 
 

@@ -188,7 +188,7 @@ def test_the_references_are_four_and_an_untrained_head_knows_nothing(federation)
     path = federation.home / "table.csv"
     path.write_text(TABLE)
     policy = held_out_policy(path, study, "patient_id")
-    found = references(study, federation.backbone, [policy] * 4, [policy] * 2)
+    found = references(study, federation.backbone, [policy] * 4, [policy] * 2, max_rows=256)
     assert set(found) == {"auc_before", "auc_nonprivate", "auc_head_only", "auc_control"}
     assert found["auc_before"] == 0.5
     assert all(0 <= value <= 1 for value in found.values())

@@ -100,7 +100,7 @@ def test_references_are_the_backbone_and_the_study_s_own_rounds_without_noise(de
     before = model.evaluate(tested)
     wanted = by_hand(study, model, train)
     model.adapted.load_state(start)
-    found = answer_references(study, model, train, held_out)
+    found = answer_references(study, model, train, held_out, max_rows=12)
     assert found["exact_match_before"] == before["exact_match"]["value"]
     assert found["perplexity_before"] == before["perplexity"]["value"]
     assert np.abs(wanted - start).max() > 0.01
@@ -115,7 +115,7 @@ def test_texts_learned_by_heart_are_found_and_an_untrained_model_tells_nothing(f
     pool = TextPool.read(model, study, train, held_out)
     assert (pool.is_member.sum(), (~pool.is_member).sum()) == (12, 12)
     before = pool.confidences(model.adapted)
-    answer_references(study, model, train, held_out)
+    answer_references(study, model, train, held_out, max_rows=12)
     attacked = [Attacked("learned", "none", pool.confidences(model.adapted)), Attacked("untouched", "local", before)]
     learned, untouched = attack_by_loss(federation.store, RUN, study, pool, before, attacked)
     assert learned.auc > 0.9
