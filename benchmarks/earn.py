@@ -88,8 +88,8 @@ class LetterModel(AdaptedModel):
     @classmethod
     def of(cls, model: DeepseekV3ForCausalLM, config: AdapterConfig, head: PooledHead) -> "LetterModel":
         """`model` with adapters in place."""
-        plain_model = attach(model, config, head)
-        return cls(plain_model.model, plain_model.config, plain_model.head, plain_model.slot, plain_model.rows)
+        plain = attach(model, config, head)
+        return cls(plain.model, plain.config, plain.head, plain.slot, plain.rows, plain.gates)
 
     def classify(self, ids_RT: Tensor) -> Tensor:
         """[R] logits."""

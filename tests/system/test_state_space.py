@@ -40,6 +40,7 @@ def private_study() -> str:
         "collusion = 0": "collusion = 1",
         "deadline_s = 9": "deadline_s = 60",
         "bins = 4": "bins = 4\nnoise_multiplier = 40.0",
+        "length = 16": "length = 16\nnoise_multiplier = 40.0",
         '["north", "south", "east", "west"]': json.dumps(SITES),
     }
     text = STUDY_TOML
