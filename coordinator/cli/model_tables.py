@@ -244,9 +244,10 @@ def show_answers(found: "Answers", as_json: bool) -> None:
     if found.lost:
         out.print(f"Never chosen, as their prototypes are lost in their noise: {', '.join(found.lost)}")
     for spent in found.spent:
+        studies = "this study" if spent.studies == 1 else f"all {spent.studies} studies"
         out.print(
-            f"For one {spent.unit} in all {spent.studies} studies, at most epsilon {rounded_up(spent.epsilon, 3)} at "
-            f"delta {figures_up(spent.delta)}, for these answers and any others",
+            f"For one {spent.unit} in {studies}, at most epsilon {rounded_up(spent.epsilon, 3)} at delta "
+            f"{figures_up(spent.delta)}, for these answers and any others",
             highlight=False,
         )
     if found.unbounded:
