@@ -1,6 +1,5 @@
 """The two factors of an adapted weight: where they are put, how they start, and the rows of their tokens."""
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -8,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ...kernels.formats import ExpertWeights
 from ...kernels.linear import PackedMatrix
 from ..errors import InvalidAdapter
+from ..public_numbers import public_uniform
 
+_LABEL = b"confide lora_A 1\0"
 LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
@@ -119,16 +118,8 @@ def start(
     std = 1 / math.sqrt(width_in) if std is None else std
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32  # no less: updates are small
     shape_A, shape_B = (*bank, config.rank, width_in), (*bank, width_out, config.rank)
-    start = torch.from_numpy(_public_uniform(f"{config.seed}\0{name}.lora_A", shape_A, std))
+    start = torch.from_numpy(public_uniform(_LABEL + f"{config.seed}\0{name}.lora_A".encode(), shape_A, std))
     return (
         nn.Parameter(start.to(weight.device, dtype), requires_grad=not config.freeze_a),
         nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device)),
     )
-
-
-def _public_uniform(label: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
-    """Uniform numbers of that standard deviation, expanded from `label` by SHAKE-256: equal on every machine."""
-    size = math.prod(shape)
-    digest = hashlib.shake_256(b"confide lora_A 1\0" + label.encode()).digest(4 * size)
-    unit = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1 + 2.0**-32
-    return (unit * (std * math.sqrt(3))).astype(np.float32).reshape(shape)

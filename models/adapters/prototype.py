@@ -1,9 +1,9 @@
 """The prototype of a study, beside its adapter: where its records lie, as one noised vector."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InvalidRelease
+from ..heads.signature import SCHEME
 
 PROTOTYPE = "prototype.safetensors"
 _LONGEST = 4096
@@ -20,6 +21,7 @@ _LONGEST = 4096
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    signature: Literal[1] = SCHEME
     noise_std: float = Field(ge=0, le=1e12)
 
 
@@ -53,7 +55,7 @@ class Prototype:
 def save_prototype(prototype: Prototype | None, directory: Path) -> None:
     """Writes `prototype.safetensors`, if there is a prototype."""
     if prototype is not None:
-        facts = json.dumps({"noise_std": prototype.noise_std})
+        facts = _Facts(noise_std=prototype.noise_std).model_dump_json()
         save_file({"total": prototype.total.contiguous()}, directory / PROTOTYPE, metadata={"facts": facts})
 
 

@@ -7,16 +7,18 @@ and one length can be compared, whichever study or request they are of: nothing 
 Legend: `R` rows (records), `T` tokens, `N` numbers that a head reads of a record, `S` length of a signature.
 """
 
-import hashlib
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import BackboneMismatch
+from ..public_numbers import public_uniform
 from .pooling import PooledHead, pooled
+
+SCHEME: Literal[1] = 1  # of signatures; prototypes of another cannot be compared
 
 
 def signatures(model: Any, head: PooledHead, ids_RT: Tensor, length: int) -> Tensor:
@@ -63,7 +65,6 @@ def _directions(numbers: int, length: int) -> np.ndarray:
     """[N, S] float32, orthonormal columns, equal on every machine up to rounding: whoever compares has the same."""
     if numbers == length:
         return np.eye(numbers, dtype=np.float32)
-    seed = hashlib.sha256(f"confide signature 1 {numbers} {length}".encode()).digest()
-    normal = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "big"))).standard_normal((numbers, length))
-    found, upper = np.linalg.qr(normal)
+    label = f"confide signature {SCHEME} {numbers} {length}".encode()
+    found, upper = np.linalg.qr(public_uniform(label, (numbers, length), 1.0).astype(np.float64))
     return (found * np.sign(np.diag(upper))).astype(np.float32)  # the one with positive diagonal is unique

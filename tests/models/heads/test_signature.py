@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -48,10 +50,9 @@ def test_the_directions_are_the_same_on_every_machine(model):
     ones = PooledHead(torch.zeros(64), torch.eye(64))
     found = signatures(model, ones, IDS[:1], 8)[0]
     state = pooled(model, IDS[:1])[0].double().numpy()
-    import hashlib
-
-    seed = int.from_bytes(hashlib.sha256(b"confide signature 1 64 8").digest(), "big")
-    basis = np.linalg.qr(np.random.Generator(np.random.PCG64(seed)).standard_normal((64, 8)))[0]
+    digest = hashlib.shake_256(b"confide signature 1 64 8").digest(4 * 64 * 8)
+    words = [int.from_bytes(digest[place : place + 4], "little") for place in range(0, len(digest), 4)]
+    basis = np.linalg.qr(np.array([word / 2**31 - 1 for word in words]).reshape(64, 8))[0]
     want = state @ basis
     np.testing.assert_allclose(np.abs(found.numpy()), np.abs(want / np.linalg.norm(want)), atol=1e-5)
 
