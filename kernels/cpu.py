@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector, RunCapture
-from .experts import Experts, LoRA, close
+from .experts import Experts, LoRA, apply_gates
 from .formats import trained_stack
 from .products import TILE, add_product, product
 from .routing import Plan
@@ -259,7 +259,7 @@ def _add_low_rank(
     for e, x_e, z_e, out_e, *gates_e in chunk.each(x, z, out, *gated):
         product(x_e, A[e].T, z_e)
         if gates_e:
-            close(z_e, *gates_e)
+            apply_gates(z_e, *gates_e)
         add_product(out_e, z_e, B[e].T, scaling=scaling)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector
-from .experts import close, gates_by_token
+from .experts import apply_gates, gates_by_token
 
 
 def lora_embedding(
@@ -62,7 +62,7 @@ class _LoRAEmbedding(Function):
         y = F.embedding(flat, weight)  # first: unlike index_select, it refuses an id out of range without showing it
         z = lora_A.to(weight.dtype).index_select(1, flat).T
         if gates is not None:
-            close(z, gates)
+            apply_gates(z, gates)
         y.addmm_(z, lora_B.T.to(weight.dtype), alpha=scaling)
         ctx.save_for_backward(flat, z, lora_A, lora_B)
         # Under checkpointing saved tensors come back as other objects than the Parameters, so these name the capture.

@@ -73,7 +73,7 @@ class LoRA:
             raise UnfitWeights(f"gates {tuple(gates.shape)} for factors of ranks {rank_1} and {rank_2}")
 
 
-def close(z: Tensor, gates: Tensor) -> None:
+def apply_gates(z: Tensor, gates: Tensor) -> None:
     """Multiplies rank-wide products by their gates, in place; what a gate of zero closes is zero, whatever it was."""
     z.mul_(gates).masked_fill_(gates == 0, 0)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .collect import Collector
-from .experts import close, gates_by_token
+from .experts import apply_gates, gates_by_token
 from .linear import PackedMatrix
 
 
@@ -94,7 +94,7 @@ class _LoRALinear(Function):
         flat = x.reshape(-1, x.shape[-1])
         z = flat @ lora_A.T.to(flat.dtype)
         if gates is not None:
-            close(z, gates)
+            apply_gates(z, gates)
         if isinstance(weight, PackedMatrix):
             y, packed, dense = weight.linear(flat, bias), weight, None
         else:

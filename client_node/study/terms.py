@@ -607,11 +607,7 @@ def _rate_problems(draft: StudyDraft) -> list[str]:
 
 def _privacy_problems(draft: StudyDraft) -> list[str]:
     privacy, rounds, sites = draft.privacy, draft.rounds, len(draft.participants.sites)
-    closing = {
-        name: terms.noise_multiplier
-        for name, terms in (("prototype", draft.prototype), ("evaluation", draft.evaluation))
-        if terms is not None
-    }
+    closing: dict[str, float] = {purpose: getattr(draft, purpose).noise_multiplier for purpose in draft.closing}
     sure = sites - privacy.max_dropouts
     problems = []
     if rounds.min_sites > sure:

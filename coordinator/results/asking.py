@@ -21,7 +21,7 @@ from ..errors import Conflict
 
 Rule = Literal["prototypes", "arrow", "fixed"]
 MOST_REQUESTS, MOST_BYTES = 100_000, 2**28
-_ROWS = 64  # answered together
+_ROWS, _ENCODED = 64, 1000  # answered together, and made into tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +97,14 @@ def ask(
     """
     composition = compose(backbone, directories)
     ids = _ids(composition.backbone, requests, template, max_tokens)
-    if not 1 <= len(ids) <= MOST_REQUESTS:
-        raise Conflict(f"{requests} has {len(ids):,} requests; from 1 to {MOST_REQUESTS:,} are answered")
+    words = words_of(composition.backbone.tokenizer) if isinstance(composition.backbone, TextBackbone) else ()
     facts = [adapter.provenance for adapter in composition.adapters]
     sources = [*facts[0].backbone_sources, *(source for each in facts for source in each.sources)]
     answers: list[Answer | None] = [None] * len(ids)
     done = 0
     for places in _by_length(ids):
         some = torch.tensor([ids[place] for place in places])
-        for place, answer in zip(places, _answer(composition, some, rule, weights, floor, longest), strict=True):
+        for place, answer in zip(places, _answer(composition, some, words, rule, weights, floor, longest), strict=True):
             answers[place] = answer
         done += len(places)
         progress(done, len(ids))
@@ -126,6 +125,7 @@ def ask(
 def _answer(
     composition: Composition,
     ids_RT: torch.Tensor,
+    words: Sequence[str],
     rule: Rule,
     weights: Sequence[float] | None,
     floor: float,
@@ -144,7 +144,7 @@ def _answer(
     backbone = composition.backbone
     if not isinstance(backbone, TextBackbone):
         raise Conflict("the adapters have no heads that all learn the same, and the backbone writes no text")
-    words, end = words_of(backbone.tokenizer), backbone.tokenizer.eos_token_id
+    end = backbone.tokenizer.eos_token_id
     with composition.answering(gates) as adapted:
         written = write(adapted.model, ids_RT.tolist(), words, ends=() if end is None else (end,), longest=longest)
     texts = backbone.tokenizer.batch_decode([list(each.ids) for each in written], skip_special_tokens=True)
@@ -167,11 +167,21 @@ def _by_length(ids: Sequence[list[int]]) -> list[list[int]]:
 def _ids(backbone: RecordBackbone | TextBackbone, requests: Path, template: str, max_tokens: int) -> list[list[int]]:
     if isinstance(backbone, RecordBackbone):
         return _of_records(backbone, requests)
-    ids = documents.encoded(template, _prompts(requests), backbone.tokenizer, max_tokens)
-    return [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in ids]
+    texts = _texts(requests)
+    _refuse_other_than_some(requests, len(texts))
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _ENCODED):  # a long one makes an array of all beside it as long
+        encoded = documents.encoded(template, texts[start : start + _ENCODED], backbone.tokenizer, max_tokens)
+        ids += [row[: max(1, int(np.flatnonzero(row).max(initial=0)) + 1)].tolist() for row in encoded]
+    return ids
 
 
-def _prompts(path: Path) -> list[str]:
+def _refuse_other_than_some(requests: Path, count: int) -> None:
+    if not 1 <= count <= MOST_REQUESTS:
+        raise Conflict(f"{requests} has {count:,} requests; from 1 to {MOST_REQUESTS:,} are answered")
+
+
+def _texts(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise Conflict(f"{path} is longer than {MOST_BYTES >> 20} MiB")
@@ -199,6 +209,7 @@ def _of_records(backbone: RecordBackbone, path: Path) -> list[list[int]]:
     if not own:
         raise Conflict(f"{path} has none of the backbone's columns, which are {_some(schema)}")
     values, is_filled = _cells(table, own)
+    _refuse_other_than_some(path, len(is_filled))
     patterns, which = np.unique(is_filled, axis=0, return_inverse=True)
     ids: list[list[int]] = [[]] * len(is_filled)
     for number, pattern in enumerate(patterns):

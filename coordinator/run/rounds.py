@@ -64,7 +64,7 @@ def drive_run(run: RunContext) -> None:
             checkpoint = one_round(run, prepared, checkpoint)
         for purpose in missing(run):
             run.stop_if_asked()
-            close(run, prepared, checkpoint, purpose)
+            closing_round(run, prepared, checkpoint, purpose)
     settle(run, final=True)
     closing = (run.store.prototype(run.id), run.store.evaluation(run.id))
     problems = [row.problem for row in closing if row is not None and row.problem is not None]
@@ -183,7 +183,7 @@ def largest(envelopes: Envelopes) -> int:
     return max((sum(incoming.size for incoming in sealed) for sealed in envelopes.values()), default=0)
 
 
-def close(run: RunContext, prepared: Prepared, checkpoint: Checkpoint, purpose: Closing) -> None:
+def closing_round(run: RunContext, prepared: Prepared, checkpoint: Checkpoint, purpose: Closing) -> None:
     """Opens a round after the last update: a mean of how the backbone reads the records, or a histogram of scores.
 
     If too few sites take part, too many refuse for good, or the total has not their tags, the reason is stored

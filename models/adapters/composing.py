@@ -192,7 +192,7 @@ def compose(backbone: Path, directories: Sequence[Path]) -> Composition:
     whole = stack([replace(adapter, head=None) for adapter in adapters], [1.0] * len(adapters))
     facts = adapters[0].provenance
     sizes = facts.sources[0].segments
-    load = loading.load if loading.describe(backbone).reads == "records" else loading.load_text
+    load = loading.load if loading.reads_records(backbone) else loading.load_text
     loaded: loading.RecordBackbone | loading.TextBackbone = load(
         backbone, expected_hash=facts.backbone_hash, segments=None if sizes is None else Segments(*sizes)
     )

@@ -188,6 +188,11 @@ def load(
     return RecordBackbone(family, model, schema, center, whiten, digest, parts)
 
 
+def reads_records(directory: Path) -> bool:
+    """True if a backbone reads records of a schema, False if it reads text; looks at no more than that."""
+    return (Path(directory) / _SCHEMA).exists()
+
+
 def read_schema(directory: Path) -> RecordSchema:
     """Reads the schema of a backbone that reads records; its words are the backbone's vocabulary.
 
@@ -261,7 +266,7 @@ def describe(directory: Path) -> Description:
         InvalidBackbone: the directory is neither, or a file of it is missing, broken or refused.
     """
     directory = Path(directory)
-    is_backbone = (directory / _SCHEMA).exists()
+    is_backbone = reads_records(directory)
     digest = backbone_hash(directory) if is_backbone else checkpoints.content_hash(directory)
     reads: Literal["records", "text"] = "records" if is_backbone else "text"
     size, origin = checkpoints.size(directory), checkpoints.load_origin(directory)

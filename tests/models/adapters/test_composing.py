@@ -18,21 +18,11 @@ from confide.models.backbones.loading import backbone_hash, load
 from confide.models.errors import BackboneMismatch, CombinationRefused, InvalidRelease
 from confide.models.heads.signature import signatures
 
-from .test_combining import ATTENTION, CARD, OTHER, backbone_dir, trained
+from .test_combining import CARD, OTHER, backbone_dir, pair, trained
 
-__all__ = ["backbone_dir"]
+__all__ = ["backbone_dir", "pair"]
 
 IDS = torch.tensor([[2, 3, 4, 5], [5, 6, 2, 0], [3, 3, 0, 0], [7, 2, 6, 4]])
-
-
-@pytest.fixture(scope="module")
-def pair(backbone_dir):
-    """Two adapters of different rank, scale, seed and parts; the second leaves the router and more alone."""
-    first = trained(backbone_dir, 1, rank=3, alpha=5.0)
-    second = trained(
-        backbone_dir, 2, rank=2, alpha=1.0, targets=(*ATTENTION, "experts", "embed_tokens"), freeze_a=False
-    )
-    return first, second
 
 
 @pytest.fixture(scope="module")
